@@ -1,0 +1,108 @@
+"""Reading settings from TOML files, with mistakes explained in one line each."""
+
+import difflib
+import json
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from babel_jax.config import Config, Settings
+from babel_jax.errors import BadInput
+
+S = TypeVar("S", bound=Settings)
+
+
+def load_config(path: Path | str, overrides: tuple[str, ...] = ()) -> Config:
+    """Reads a TOML file and applies overrides of the form `a.b=value` (value in TOML syntax; anything else is a string).
+
+    Raises BadInput with the file, the dotted key and the valid choices for whatever does not fit.
+    """
+    values = read_toml(Path(path))
+    for override in overrides:
+        _override(values, override)
+    return parse_settings(Config, values, str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The plain values of a TOML file. Raises BadInput when it is missing or cannot be parsed."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such config file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise BadInput(f"{path}: not a readable TOML file: {error}") from None
+
+
+def parse_settings(kind: type[S], values: dict[str, Any], where: str) -> S:
+    """Settings of one class from plain values; `where` stands in messages. Raises BadInput that names every mistake in one line."""
+    try:
+        # Through JSON, because strict validation then still takes lists for tuples and strings for enums, and nothing else.
+        return kind.model_validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        mistakes = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
+        raise BadInput(f"{where}: " + "; ".join(_explain(kind, mistake) for mistake in mistakes)) from None
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise BadInput(f"--set {override}: not of the form key=value, for example training.global_batch_size=16")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = (part.strip() for part in key.split("."))
+    place: Any = values
+    for part in parents:
+        place = _enter(place, part, override)
+    if isinstance(place, list):
+        place[_index(place, last, override)] = value
+    else:
+        place[last] = value
+
+
+def _enter(place: Any, part: str, override: str) -> Any:
+    below = place[_index(place, part, override)] if isinstance(place, list) else place.setdefault(part, {})
+    if not isinstance(below, dict | list):
+        raise BadInput(f"--set {override}: {part} is a single value, so it has no keys below it")
+    return below
+
+
+def _index(place: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(place):
+        raise BadInput(f"--set {override}: {part} must be a number from 0 to {len(place) - 1}")
+    return int(part)
+
+
+def _explain(kind: type[BaseModel], problem: ErrorDetails) -> str:
+    """One mistake as `key: what is wrong; valid choices`."""
+    location = problem["loc"]
+    key = ".".join(str(part) for part in location) or "config"
+    if problem["type"] == "extra_forbidden":
+        valid = sorted(_class_at(kind, location[:-1]).model_fields)
+        near = difflib.get_close_matches(str(location[-1]), valid, n=1)
+        return f"{key}: unknown key; " + (f"did you mean {near[0]}? " if near else "") + f"valid keys: {', '.join(valid)}"
+    if problem["type"] == "missing":
+        return f"{key}: missing; this key is needed"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}" + ("" if problem["type"] == "value_error" else f" (given: {problem['input']!r})")
+
+
+def _class_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
+    """The settings class that a location such as ("stages", 0, "schedule") leads to."""
+    for part in location:
+        if isinstance(part, int):
+            continue
+        kind = next(found for found in _classes_in(kind.model_fields[part].annotation))
+    return kind
+
+
+def _classes_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for argument in typing.get_args(annotation) for found in _classes_in(argument)]
