@@ -10,6 +10,7 @@ from pathlib import Path
 from babel_jax.errors import BadInput
 
 PARTIAL = ".partial"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def sync_folder(folder: Path) -> None:
@@ -63,7 +64,7 @@ def new_folder(final: Path) -> Iterator[Path]:
             sync_folder(partial)
             if final.exists():
                 final.rmdir()
-            os.rename(partial, final)
+            partial.rename(final)
             sync_folder(final.parent)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -75,9 +76,13 @@ def explain_os_errors(path: Path) -> Iterator[None]:
     """Turns a full disk and missing permission into BadInput that names `path`."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except BadInput:
+        raise
+    except Exception as error:
+        # Libraries that write through C++ or Rust raise types of their own; the system's words for a full disk are all they share.
+        number = getattr(error, "errno", None)
+        if number in _FULL or any(os.strerror(full) in str(error) for full in _FULL):
             raise BadInput(f"{path}: no space left on the disk; free some or choose another place") from error
-        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-            raise BadInput(f"{error.filename or path}: not permitted; check the owner and mode of the folder") from error
+        if isinstance(error, PermissionError) or number == errno.EROFS:
+            raise BadInput(f"{getattr(error, 'filename', None) or path}: not permitted; check the owner and mode of the folder") from error
         raise

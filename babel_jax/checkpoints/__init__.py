@@ -1,0 +1,1 @@
+"""Model folders: Hugging Face and Orbax, read, written and converted into each other bit for bit."""

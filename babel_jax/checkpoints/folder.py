@@ -1,0 +1,187 @@
+"""Model folders, which every command takes and gives: config.json and tokenizer files beside the parameters in one of two formats."""
+
+import dataclasses
+import json
+import math
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import traverse_util
+from jaxtyping import Array, PyTree
+
+from babel_jax.checkpoints.hf_config import read_hf_config
+from babel_jax.checkpoints.hf_params import load_hf_params, save_hf_params
+from babel_jax.checkpoints.layout import check_shapes, leaf_shapes
+from babel_jax.checkpoints.orbax_params import PARAMS, load_orbax_params, save_orbax_params
+from babel_jax.checkpoints.safetensors_files import SHARD_BYTES
+from babel_jax.checkpoints.tokenizer_files import check_vocabulary
+from babel_jax.config import ModelConfig
+from babel_jax.errors import BadInput
+from babel_jax.files import new_folder, write_text
+
+CONFIG = "config.json"
+# Weights of any framework and their indexes stay behind when a folder's other files are copied: they would go stale.
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".onnx", ".index.json")
+_FOLDERS_TO_COPY = ("additional_chat_templates",)
+
+
+class Format(StrEnum):
+    """Formats of a model folder: safetensors as Hugging Face lays them out, or an Orbax checkpoint under params/."""
+
+    HF = "hf"
+    ORBAX = "orbax"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFolder:
+    """A model folder whose config.json has been read; `hf_config` is that file as it stands, with the keys that `config` does not know."""
+
+    path: Path
+    format: Format
+    config: ModelConfig
+    hf_config: dict[str, Any]
+
+
+def open_folder(path: Path | str) -> ModelFolder:
+    """Reads config.json and tells the format by the contents; parameters are not looked at.
+
+    Raises BadInput for anything that is not a model folder of a supported architecture.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise BadInput(f"{path}: no such folder" if not path.exists() else f"{path}: a file; a model folder is needed")
+    try:
+        hf_config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no {CONFIG}, so this is not a model folder") from None
+    except (ValueError, OSError) as error:
+        raise BadInput(f"{path / CONFIG}: not a readable JSON file: {error}") from None
+    if not isinstance(hf_config, dict):
+        raise BadInput(f"{path / CONFIG}: not a JSON object")
+    config = read_hf_config(hf_config, str(path / CONFIG))
+    return ModelFolder(path, _format(path), config, hf_config)
+
+
+def load_params(
+    folder: ModelFolder, dtype: Any = None, shardings: PyTree[jax.sharding.Sharding] | jax.sharding.Sharding | None = None
+) -> PyTree[Array]:
+    """The parameter tree (layers stacked) as jax arrays.
+
+    `dtype` None keeps each tensor's own type. `shardings` is one for all leaves, a tree of them like the parameters', or None for the
+    default device. Raises BadInput for damaged, missing, unexpected or misshapen tensors.
+    """
+    if shardings is None:
+        shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    one = isinstance(shardings, jax.sharding.Sharding)
+    by_place = dict.fromkeys(leaf_shapes(folder.config), shardings) if one else traverse_util.flatten_dict(shardings)
+    load = load_hf_params if folder.format is Format.HF else load_orbax_params
+    return load(folder.path, folder.config, dtype, by_place)
+
+
+def save_folder(
+    path: Path | str,
+    format: Format,
+    params: PyTree[Array],
+    hf_config: dict[str, Any],
+    copy_files_from: Path | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> ModelFolder:
+    """Writes a model folder, whole or not at all: parameters in their own types, `hf_config` as config.json, and the files around them.
+
+    `copy_files_from` is a folder whose other files (tokenizer, generation settings, licence, ...) come along. The `dtype` in `hf_config`
+    is written as it is given: `write_hf_config` sets it. Raises BadInput when the folder exists, the disk is full, or `params` is not the
+    model that `hf_config` describes.
+    """
+    config = read_hf_config(hf_config, str(Path(path) / CONFIG))
+    found = {"/".join(place): tuple(leaf.shape) for place, leaf in traverse_util.flatten_dict(params).items()}
+    expected = {"/".join(place): shape for place, shape in leaf_shapes(config).items()}
+    check_shapes(found, expected, Path(path), lambda _: Path(path))
+
+    def write_parameters(partial: Path) -> None:
+        if format is Format.HF:
+            save_hf_params(partial, config, params, shard_bytes)
+        else:
+            save_orbax_params(partial, params)
+
+    return write_folder(path, format, hf_config, write_parameters, copy_files_from)
+
+
+def write_folder(
+    path: Path | str,
+    format: Format,
+    hf_config: dict[str, Any],
+    write_parameters: Callable[[Path], None],
+    copy_files_from: Path | None = None,
+) -> ModelFolder:
+    """`save_folder` for parameters that are no tree in memory: `write_parameters` is given the folder to write them into."""
+    path = Path(path)
+    config = read_hf_config(hf_config, str(path / CONFIG))
+    with new_folder(path) as partial:
+        if copy_files_from is not None:
+            copy_other_files(copy_files_from, partial)
+        write_text(partial / CONFIG, json.dumps(hf_config, indent=2) + "\n")
+        write_parameters(partial)
+    return ModelFolder(path, format, config, hf_config)
+
+
+def convert(source: Path | str, destination: Path | str, to: Format | None = None, shard_bytes: int = SHARD_BYTES) -> dict[str, Any]:
+    """A model folder in the other format, every tensor the same to the bit; gives the figures of `summary`.
+
+    Raises BadInput when the source is of the format `to` already, and as `open_folder`, `load_params` and `save_folder` do.
+    """
+    start = time.monotonic()
+    folder = open_folder(source)
+    to = to or (Format.ORBAX if folder.format is Format.HF else Format.HF)
+    if to is folder.format:
+        raise BadInput(f"{folder.path}: in the {to} format already; copy the folder, or give the other format")
+    check_vocabulary(folder.path, folder.config.vocab_size)
+    params = load_params(folder, shardings=host_sharding())
+    return summary(save_folder(destination, to, params, folder.hf_config, folder.path, shard_bytes), start)
+
+
+def summary(folder: ModelFolder, start: float) -> dict[str, Any]:
+    """What `--json` prints of a folder just written; `seconds` count from `start`, `peak_rss_bytes` is of the process."""
+    shapes = leaf_shapes(folder.config)
+    # The kernel counts kibibytes on Linux and bytes on macOS.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {
+        "path": str(folder.path),
+        "format": str(folder.format),
+        "layers": folder.config.num_hidden_layers,
+        "parameters": sum(math.prod(shape) for shape in shapes.values()),
+        "bytes_written": sum(file.stat().st_size for file in folder.path.rglob("*") if file.is_file()),
+        "seconds": time.monotonic() - start,
+        "peak_rss_bytes": peak,
+    }
+
+
+def host_sharding() -> jax.sharding.Sharding:
+    """Host memory: where parameters go that are only moved between folders, on machines with an accelerator too."""
+    return jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+
+
+def copy_other_files(source: Path, destination: Path) -> None:
+    """Copies what stands beside the parameters and config.json in a model folder: tokenizer, generation settings, licence, cards."""
+    for file in sorted(source.iterdir()):
+        if file.name.startswith(".") or file.name == CONFIG or file.name.endswith(_WEIGHT_SUFFIXES):
+            continue
+        if file.is_file():
+            shutil.copyfile(file, destination / file.name)
+        elif file.name in _FOLDERS_TO_COPY:
+            shutil.copytree(file, destination / file.name)
+
+
+def _format(path: Path) -> Format:
+    orbax, hf = (path / PARAMS).is_dir(), any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json"))
+    if orbax and hf:
+        raise BadInput(f"{path}: holds both safetensors files and {PARAMS}/; remove the one that does not count")
+    if not orbax and not hf:
+        raise BadInput(f"{path}: holds neither safetensors files nor an Orbax {PARAMS}/; other weight formats must be converted first")
+    return Format.ORBAX if orbax else Format.HF

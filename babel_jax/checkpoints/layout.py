@@ -1,0 +1,47 @@
+"""What a model folder must hold, from its config, and the comparison with what it does hold."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from flax import traverse_util
+
+from babel_jax.checkpoints.names import Place, is_stacked, tensor_name
+from babel_jax.config import ModelConfig
+from babel_jax.errors import BadInput
+from babel_jax.model.decoder import abstract_params
+
+Shape = tuple[int, ...]
+
+_SHOWN = 3
+
+
+def leaf_shapes(config: ModelConfig) -> dict[Place, Shape]:
+    """The shape of every leaf of the parameter tree by its place; those under the layers are stacked."""
+    return {place: leaf.shape for place, leaf in traverse_util.flatten_dict(abstract_params(config)).items()}
+
+
+def tensor_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """The shape of every tensor of an HF folder by its name: those outside of the layers, then layer after layer."""
+    leaves = leaf_shapes(config)
+    outside = {tensor_name(place, None): shape for place, shape in leaves.items() if not is_stacked(place)}
+    stacked = {place: shape for place, shape in leaves.items() if is_stacked(place)}
+    layers = range(config.num_hidden_layers)
+    return outside | {tensor_name(place, layer): shape[1:] for layer in layers for place, shape in stacked.items()}
+
+
+def check_shapes(found: Mapping[str, Shape], expected: Mapping[str, Shape], folder: Path, place_of: Callable[[str], Path]) -> None:
+    """Raises BadInput unless exactly the expected tensors are found, each in its shape. `place_of` gives the file that holds a tensor."""
+    missing = [name for name in expected if name not in found]
+    if missing:
+        raise BadInput(f"{folder}: missing {_several(missing)}, which config.json calls for; fetch the folder again or correct config.json")
+    unexpected = [name for name in found if name not in expected]
+    if unexpected:
+        raise BadInput(f"{place_of(unexpected[0])}: unexpected {_several(unexpected)}, which the model in config.json does not have")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise BadInput(f"{place_of(name)}: tensor {name} has shape {list(found[name])}; config.json calls for {list(shape)}")
+
+
+def _several(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return f"tensor {shown}" if len(names) == 1 else f"{len(names)} tensors ({shown})"

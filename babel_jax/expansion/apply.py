@@ -1,0 +1,142 @@
+"""A deeper model from a plan: parameters, config, and whole model folders."""
+
+import functools
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Array, Float, PyTree, UInt32
+
+from babel_jax import __version__
+from babel_jax.checkpoints.folder import Format, ModelFolder, host_sharding, load_params, open_folder, save_folder, summary, write_folder
+from babel_jax.checkpoints.hf_config import read_hf_config
+from babel_jax.checkpoints.hf_params import open_hf_tensors
+from babel_jax.checkpoints.layout import tensor_shapes
+from babel_jax.checkpoints.names import Place, is_stacked, tensor_name, tensor_place
+from babel_jax.checkpoints.safetensors_files import SHARD_BYTES, write_tensors
+from babel_jax.checkpoints.tokenizer_files import check_vocabulary
+from babel_jax.config import Init, LayerType, ModelConfig
+from babel_jax.expansion.plan import ExpansionPlan
+
+PROVENANCE = "babel_expansion"
+
+
+def expand_params(params: PyTree[Array], plan: ExpansionPlan) -> PyTree[Array]:
+    """The parameters of the deeper model: one gather along the layer axis for each leaf under the layers, then noise and zeros.
+
+    Every leaf keeps its type; the noise is drawn and added in float32. It depends on the layer's seed, the leaf's path and the layer's
+    position alone, so its bits are the same under any mesh. Pure: may run inside jit with shardings. Raises BadInput for a plan of another
+    depth.
+    """
+    leaves = traverse_util.flatten_dict(params)
+    for depth in {leaf.shape[0] for place, leaf in leaves.items() if is_stacked(place)}:
+        plan.check(depth, "plan")
+    return traverse_util.unflatten_dict(
+        {place: _expand_leaf(leaf, _path_hash(place), plan) if is_stacked(place) else leaf for place, leaf in leaves.items()}
+    )
+
+
+def expand_config(config: ModelConfig, plan: ExpansionPlan) -> ModelConfig:
+    """The config of the deeper model. Raises BadInput for a plan of another depth."""
+    plan.check(config.num_hidden_layers, "plan")
+    return config.with_layers(plan.source_layers)
+
+
+def expand_hf_config(hf: dict[str, Any], plan: ExpansionPlan, source_name: str) -> dict[str, Any]:
+    """config.json of the deeper model, with the plan and where it comes from under `babel_expansion`; all other keys are kept.
+
+    `max_window_layers` stays the number of leading layers with full attention. Where new layers break that pattern (full after sliding),
+    `layer_types` says the type of each.
+    """
+    config = expand_config(read_hf_config(hf, f"config.json of {source_name}"), plan)
+    deeper = {**hf, "num_hidden_layers": len(plan.layers)}
+    if hf.get("layer_types") is not None:
+        deeper["layer_types"] = [hf["layer_types"][source] for source in plan.source_layers]
+    elif LayerType.SLIDING in config.layer_types:
+        deeper["layer_types"] = [str(kind) for kind in config.layer_types]
+    if hf.get("max_window_layers") is not None:
+        sliding = [target for target, source in enumerate(plan.source_layers) if source >= hf["max_window_layers"]]
+        deeper["max_window_layers"] = sliding[0] if sliding else max(hf["max_window_layers"], len(plan.layers))
+    provenance = {"babel_jax": __version__, "source": source_name, "source_num_hidden_layers": plan.depth, **plan.model_dump()}
+    before = {"before": hf[PROVENANCE]} if PROVENANCE in hf else {}
+    return {**deeper, PROVENANCE: {**provenance, **before}}
+
+
+def expand_folder(source: Path | str, destination: Path | str, plan: ExpansionPlan, shard_bytes: int = SHARD_BYTES) -> dict[str, Any]:
+    """Writes the deeper model of a model folder in the same format; gives the figures of `summary` and `new_layers`.
+
+    Raises BadInput for a plan of another depth, and as `open_folder`, `load_params` and `save_folder` do.
+    """
+    start = time.monotonic()
+    folder = open_folder(source)
+    plan.check(folder.config.num_hidden_layers, str(folder.path))
+    check_vocabulary(folder.path, folder.config.vocab_size)
+    hf_config = expand_hf_config(folder.hf_config, plan, folder.path.resolve().name)
+    if folder.format is Format.HF:
+        write = functools.partial(_write_expanded_tensors, folder=folder, hf_config=hf_config, plan=plan, shard_bytes=shard_bytes)
+        deeper = write_folder(destination, folder.format, hf_config, write, copy_files_from=folder.path)
+    else:
+        params = expand_params(load_params(folder, shardings=host_sharding()), plan)
+        deeper = save_folder(destination, folder.format, params, hf_config, copy_files_from=folder.path)
+    return {**summary(deeper, start), "new_layers": list(plan.new_layers)}
+
+
+@functools.partial(jax.jit, static_argnames="plan")
+def _expand_leaf(
+    leaf: Float[Array, "source_layers ..."], path_hash: UInt32[Array, ""], plan: ExpansionPlan
+) -> Float[Array, "target_layers ..."]:
+    expanded = jnp.take(leaf, np.asarray(plan.source_layers), axis=0, mode="clip")
+    zero = [target for target, layer in enumerate(plan.layers) if layer.init is Init.ZERO]
+    noise = [target for target, layer in enumerate(plan.layers) if layer.init is Init.NOISE]
+    if zero:
+        expanded = expanded.at[np.asarray(zero)].set(0)
+    if noise:
+        drawn = [_noise_arguments(plan, target, path_hash) for target in noise]
+        noisy = jax.vmap(_with_noise)(expanded[np.asarray(noise)], *(jnp.stack(values) for values in zip(*drawn, strict=True)))
+        expanded = expanded.at[np.asarray(noise)].set(noisy)
+    return expanded
+
+
+def _path_hash(place: Place) -> UInt32[Array, ""]:
+    return jnp.uint32(zlib.crc32("/".join(place).encode()))
+
+
+def _noise_arguments(plan: ExpansionPlan, target: int, path_hash: UInt32[Array, ""]) -> tuple[Array, ...]:
+    layer = plan.layers[target]
+    return jnp.uint32(layer.seed), path_hash, jnp.uint32(target), jnp.float32(layer.noise_mean), jnp.float32(layer.noise_std)
+
+
+def _with_noise(values: Array, seed: Array, path_hash: Array, target: Array, mean: Array, std: Array) -> Array:
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), path_hash), target)
+    noise = mean + std * jax.random.normal(key, values.shape, jnp.float32)
+    return (values.astype(jnp.float32) + noise).astype(values.dtype)
+
+
+_with_noise_compiled = jax.jit(_with_noise)
+
+
+def _write_expanded_tensors(partial: Path, folder: ModelFolder, hf_config: dict[str, Any], plan: ExpansionPlan, shard_bytes: int) -> None:
+    """Tensor by tensor from the source's files: no stack is ever made."""
+    stored = open_hf_tensors(folder.path, folder.config)
+
+    def source_of(name: str) -> str:
+        place, target = tensor_place(name)
+        return name if target is None else tensor_name(place, plan.source_layers[target])
+
+    def read(name: str) -> np.ndarray:
+        place, target = tensor_place(name)
+        values = stored.read(source_of(name))
+        if target is None or plan.layers[target].init is Init.COPY:
+            return values
+        if plan.layers[target].init is Init.ZERO:
+            return np.zeros_like(values)
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            return np.asarray(_with_noise_compiled(values, *_noise_arguments(plan, target, _path_hash(place))))
+
+    shapes = tensor_shapes(read_hf_config(hf_config, str(partial)))
+    write_tensors(partial, {name: (shape, stored.dtype(source_of(name))) for name, shape in shapes.items()}, read, shard_bytes)

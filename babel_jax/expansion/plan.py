@@ -1,0 +1,161 @@
+"""The plan of a deeper model: for each of its layers the source layer and how a new one begins (Babel report, arXiv 2503.00865, section 3).
+
+A plan file is JSON, made by `save_plan` and open to editing:
+
+    {"layers": [{"source": 0, "init": "copy"},
+                {"source": 1, "init": "copy"},
+                {"source": 1, "init": "noise", "noise_mean": 0.0001, "noise_std": 0.0001, "seed": 0},
+                {"source": 2, "init": "copy"},
+                {"source": 2, "init": "zero"}]}
+
+One entry is one layer of the deeper model, from the input up; `source` counts the source model's layers from 0. The first `copy` of a
+source layer is that layer itself, kept; every other entry is a new layer. Source layers are kept all and in their order; new ones stand
+anywhere.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_serializer, model_validator
+
+from babel_jax.config import ExpansionSettings, Init, NonNegative, Settings
+from babel_jax.config_file import parse_settings
+from babel_jax.errors import BadInput
+from babel_jax.files import write_text
+
+# Depth of the source model, and the source layers that a new layer follows: Qwen2.5-7B and Qwen2.5-72B in the report.
+PRESETS: dict[str, tuple[int, tuple[int, ...]]] = {
+    "babel-9b": (28, tuple(range(14, 25, 2))),
+    "babel-83b": (80, tuple(range(40, 63, 2))),
+}
+
+
+class TargetLayer(Settings):
+    """One layer of the deeper model. The noise is N(noise_mean, noise_std) with `seed`, added to a copy; it counts for Init.NOISE alone."""
+
+    source: NonNegative
+    init: Init = Init.COPY
+    noise_mean: float = 0.0
+    noise_std: Annotated[float, Field(ge=0.0)] = 0.0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @model_validator(mode="after")
+    def _noise_alone(self) -> Self:
+        if self.init is not Init.NOISE and (self.noise_mean, self.noise_std, self.seed) != (0.0, 0.0, 0):
+            raise ValueError(f"init = {self.init}: noise_mean, noise_std and seed belong to init = {Init.NOISE}")
+        return self
+
+    @model_serializer
+    def _as_written(self) -> dict[str, Any]:
+        written = {"source": self.source, "init": str(self.init)}
+        noise = {"noise_mean": self.noise_mean, "noise_std": self.noise_std, "seed": self.seed}
+        return written | noise if self.init is Init.NOISE else written
+
+
+class ExpansionPlan(Settings):
+    """The layers of the deeper model, in order. Hashable, so it may be a static argument of jit."""
+
+    layers: Annotated[tuple[TargetLayer, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _keeps_the_source(self) -> Self:
+        kept = [self.layers[target].source for target in range(len(self.layers)) if target not in self.new_layers]
+        if kept != list(range(len(kept))):
+            raise ValueError(
+                f"layers: keep source layers {kept}; every source layer must be kept by an entry with init = copy, in order from 0"
+            )
+        absent = sorted({layer.source for layer in self.layers} - set(kept))
+        if absent:
+            raise ValueError(f"layers: source layers {absent} have new layers and no entry with init = copy that keeps them")
+        return self
+
+    @property
+    def source_layers(self) -> tuple[int, ...]:
+        """For each layer of the deeper model the source layer: the index of the gather along the layer axis."""
+        return tuple(layer.source for layer in self.layers)
+
+    @property
+    def new_layers(self) -> tuple[int, ...]:
+        """Positions in the deeper model, from 0, of the layers that are new."""
+        kept: set[int] = set()
+        new = []
+        for target, layer in enumerate(self.layers):
+            if layer.init is Init.COPY and layer.source not in kept:
+                kept.add(layer.source)
+            else:
+                new.append(target)
+        return tuple(new)
+
+    @property
+    def depth(self) -> int:
+        """Layers of the source model."""
+        return len(self.layers) - len(self.new_layers)
+
+    def check(self, num_layers: int, where: str) -> None:
+        """Raises BadInput unless the plan is for a source model of `num_layers` layers."""
+        beyond = sorted({source for source in self.source_layers if source >= num_layers})
+        if beyond:
+            raise BadInput(f"{where}: names source layers {beyond}, and the model has layers 0 to {num_layers - 1}")
+        if self.depth != num_layers:
+            raise BadInput(f"{where}: keeps {self.depth} layers, and the model has {num_layers}; the plan is for another model")
+
+
+def plan_from_settings(settings: ExpansionSettings, num_layers: int) -> ExpansionPlan:
+    """The plan for a model of `num_layers` layers.
+
+    `insert_after` puts a new layer behind each source layer that it names (once for every time it is named); `append` repeats the last
+    layers in their order behind the model. Raises BadInput for layers that are not there, a preset of another depth, and a plan file that
+    does not fit.
+    """
+    if settings.plan is not None:
+        plan = load_plan(Path(settings.plan))
+        plan.check(num_layers, settings.plan)
+        return plan
+    after = settings.insert_after
+    if settings.preset is not None:
+        if settings.preset not in PRESETS:
+            raise BadInput(f"preset {settings.preset!r} is not known; known presets: {', '.join(PRESETS)}")
+        depth, after = PRESETS[settings.preset]
+        if depth != num_layers:
+            raise BadInput(
+                f"preset {settings.preset} is for a model of {depth} layers; this one has {num_layers}: give insert_after or append"
+            )
+    beyond = [source for source in after if source >= num_layers]
+    if beyond:
+        raise BadInput(f"insert_after names layers {beyond}, and the model has layers 0 to {num_layers - 1}")
+    if settings.append > num_layers:
+        raise BadInput(f"append = {settings.append}: the model has {num_layers} layers to repeat")
+    noise = (
+        {"noise_mean": settings.noise_mean, "noise_std": settings.noise_std, "seed": settings.seed} if settings.init is Init.NOISE else {}
+    )
+    layers: list[dict[str, Any]] = []
+    for source in range(num_layers):
+        layers.append({"source": source})
+        layers += [{"source": source, "init": settings.init, **noise}] * after.count(source)
+    layers += [{"source": source, "init": settings.init, **noise} for source in range(num_layers - settings.append, num_layers)]
+    return parse_settings(ExpansionPlan, {"layers": layers}, "expansion")
+
+
+def load_plan(path: Path) -> ExpansionPlan:
+    """Reads a plan file. Raises BadInput that names the file and the entry for whatever does not fit."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such plan file") from None
+    except (ValueError, OSError) as error:
+        raise BadInput(f"{path}: not a readable JSON file: {error}") from None
+    return plan_from_json(values, str(path))
+
+
+def plan_from_json(values: Any, where: str) -> ExpansionPlan:
+    """The plan of plain JSON values, as `ExpansionPlan.model_dump` gives them. Raises BadInput."""
+    if not isinstance(values, dict):
+        raise BadInput(f'{where}: not a plan; it must be a JSON object with the key "layers"')
+    return parse_settings(ExpansionPlan, values, where)
+
+
+def save_plan(plan: ExpansionPlan, path: Path) -> None:
+    """Writes the plan, one layer a line, so that it is easy to edit."""
+    lines = ",\n  ".join(json.dumps(layer) for layer in plan.model_dump()["layers"])
+    write_text(path, f'{{"layers": [\n  {lines}\n]}}\n')
