@@ -176,7 +176,7 @@ def _windows(hf: dict[str, Any], family: Family, where: str) -> tuple[int | None
         if hf.get("max_window_layers") is None:
             raise BadInput(f"{where}: missing max_window_layers, which use_sliding_window = true needs")
         full = min(hf["max_window_layers"], layers)
-        types = [LayerType.FULL] * full + [LayerType.SLIDING] * (layers - full)
+        types = [str(LayerType.FULL)] * full + [str(LayerType.SLIDING)] * (layers - full)
     if types is None or (len(types) == layers and all(kind == LayerType.FULL for kind in types)):
         return None, []
     return window, types

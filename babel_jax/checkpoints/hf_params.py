@@ -49,7 +49,8 @@ def load_hf_params(folder: Path, config: ModelConfig, dtype: Any, shardings: dic
         if dtype is None and len(own) > 1:
             raise BadInput(f"{folder}: the layers of {'/'.join(place)} have different types ({', '.join(own)}); make them one type")
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             if is_stacked(place):
                 values = np.stack([stored.read(name, index[1:]) for name in names[index[0]]])
             else:

@@ -1,0 +1,195 @@
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from babel_jax.checkpoints.hf_config import read_hf_config, stored_eos_token_ids, write_hf_config
+from babel_jax.config import Family, LayerType, ModelConfig, RopeScaling, RopeType
+from babel_jax.errors import BadInput
+
+# The values of Qwen2.5-7B's config.json (transformers 4), and the same in transformers 5's spelling.
+QWEN_7B = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "initializer_range": 0.02,
+    "intermediate_size": 18944,
+    "max_position_embeddings": 131072,
+    "max_window_layers": 28,
+    "model_type": "qwen2",
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 131072,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.40.1",
+    "use_cache": True,
+    "use_mrope": False,
+    "use_sliding_window": False,
+    "vocab_size": 152064,
+}
+QWEN_7B_NEW = {key: value for key, value in QWEN_7B.items() if key not in ("rope_theta", "torch_dtype")} | {
+    "dtype": "bfloat16",
+    "layer_types": ["full_attention"] * 28,
+    "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
+    "sliding_window": None,
+    "transformers_version": "5.23.0",
+}
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+}
+
+
+def test_both_dialects_describe_the_same_model():
+    old, new = read_hf_config(QWEN_7B, "old"), read_hf_config(QWEN_7B_NEW, "new")
+    assert old == new
+    assert (old.head_dim, old.rope_theta, old.rms_norm_eps, old.qkv_bias, old.windows) == (128, 1e6, 1e-6, True, (None,) * 28)
+
+
+def test_llama_defaults_are_those_of_transformers():
+    config = read_hf_config(LLAMA, "config.json")
+    assert (config.num_key_value_heads, config.rope_theta, config.qkv_bias, config.tie_word_embeddings) == (4, 10000.0, False, False)
+    biased = read_hf_config({**LLAMA, "attention_bias": True, "mlp_bias": True, "head_dim": 16}, "config.json")
+    assert (biased.qkv_bias, biased.o_bias, biased.mlp_bias, biased.head_dim) == (True, True, True, 16)
+
+
+@pytest.mark.parametrize("key", ["type", "rope_type"])
+def test_rope_scaling_of_transformers_4(key):
+    linear = read_hf_config({**LLAMA, "rope_theta": 5e5, "rope_scaling": {key: "linear", "factor": 2}}, "config.json")
+    assert linear.rope_scaling == RopeScaling(rope_type=RopeType.LINEAR, factor=2.0)
+    assert linear.rope_theta == 5e5
+
+
+def test_sliding_window_of_transformers_4():
+    sliding = {**QWEN_7B, "use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 26}
+    assert read_hf_config(sliding, "config.json").windows == (None,) * 26 + (4096,) * 2
+
+
+def test_written_config_keeps_unknown_keys_and_names_the_end_of_text():
+    written = write_hf_config(read_hf_config(QWEN_7B, "x"), {**QWEN_7B, "of_mine": 1}, dtype="float32", eos_token_id=[7, 8])
+    assert written["of_mine"] == 1
+    assert written["bos_token_id"] == 151643
+    assert stored_eos_token_ids(written) == (7, 8)
+    assert written["dtype"] == written["torch_dtype"] == "float32"
+    assert stored_eos_token_ids(write_hf_config(read_hf_config(LLAMA, "x"))) == ()
+
+
+@st.composite
+def model_configs(draw):
+    family = draw(st.sampled_from(Family))
+    layers, key_value_heads = draw(st.integers(1, 6)), draw(st.integers(1, 4))
+    bias = family is Family.QWEN2 or draw(st.booleans())
+    rope_type = draw(st.sampled_from(RopeType))
+    factors = {"factor": draw(st.floats(1, 8))} if rope_type is not RopeType.DEFAULT else {}
+    if rope_type is RopeType.LLAMA3:
+        factors |= {"original_max_position_embeddings": draw(st.integers(1, 100)), "low_freq_factor": draw(st.floats(0.5, 2))}
+    types = draw(st.one_of(st.just([]), st.lists(st.sampled_from(LayerType), min_size=layers, max_size=layers)))
+    sliding = family is Family.QWEN2 and LayerType.SLIDING in types
+    return ModelConfig(
+        family=family,
+        vocab_size=draw(st.integers(1, 1000)),
+        hidden_size=draw(st.integers(1, 1000)),
+        intermediate_size=draw(st.integers(1, 1000)),
+        num_hidden_layers=layers,
+        num_attention_heads=key_value_heads * draw(st.integers(1, 7)),
+        num_key_value_heads=key_value_heads,
+        head_dim=2 * draw(st.integers(1, 64)),
+        max_position_embeddings=draw(st.integers(101, 100000)),
+        rope_theta=draw(st.floats(1, 1e7)),
+        rope_scaling=RopeScaling(rope_type=rope_type, **factors),
+        rms_norm_eps=draw(st.floats(1e-9, 1e-3)),
+        tie_word_embeddings=draw(st.booleans()),
+        qkv_bias=bias,
+        o_bias=bias and family is Family.LLAMA,
+        mlp_bias=family is Family.LLAMA and draw(st.booleans()),
+        sliding_window=draw(st.integers(1, 100)) if sliding else None,
+        layer_types=tuple(types) if sliding else (),
+    )
+
+
+@settings(max_examples=60)
+@given(config=model_configs())
+def test_writing_and_reading_gives_the_same_config(config):
+    assert read_hf_config(json.loads(json.dumps(write_hf_config(config))), "config.json") == config
+
+
+@settings(max_examples=20, deadline=None)
+@given(config=model_configs())
+def test_transformers_reads_the_written_config_as_meant(config):
+    transformers = pytest.importorskip("transformers")
+    if config.hidden_size % config.num_attention_heads:
+        return  # transformers refuses these for Llama whatever head_dim says
+    kind = {Family.QWEN2: transformers.Qwen2Config, Family.LLAMA: transformers.LlamaConfig}[config.family]
+    theirs = kind.from_dict(write_hf_config(config))
+    assert theirs.rope_parameters["rope_theta"] == config.rope_theta
+    assert theirs.rope_parameters["rope_type"] == config.rope_scaling.rope_type
+    assert theirs.rope_parameters.get("factor", 1.0) == config.rope_scaling.factor
+    assert theirs.tie_word_embeddings == config.tie_word_embeddings
+    assert theirs.head_dim == config.head_dim
+    if config.family is Family.QWEN2:
+        windows = tuple(theirs.sliding_window if kind == "sliding_attention" else None for kind in theirs.layer_types)
+        assert windows == config.windows
+
+
+def without(key):
+    return {name: value for name, value in QWEN_7B.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("hf", "words"),
+    [
+        (without("num_hidden_layers"), ["missing num_hidden_layers"]),
+        (without("rms_norm_eps"), ["missing rms_norm_eps"]),
+        (without("num_key_value_heads"), ["missing num_key_value_heads"]),
+        (without("model_type"), ["missing model_type", "qwen2", "llama"]),
+        ({**QWEN_7B, "model_type": "mixtral"}, ["'mixtral'", "qwen2", "llama"]),
+        ({**QWEN_7B, "architectures": ["Qwen2ForSequenceClassification"]}, ["Qwen2ForSequenceClassification", "Qwen2ForCausalLM"]),
+        ({**QWEN_7B, "quantization_config": {"quant_method": "gptq"}}, ["quantization_config"]),
+        ({**QWEN_7B, "hidden_act": "gelu"}, ["hidden_act = 'gelu'", "silu"]),
+        ({**QWEN_7B, "rope_scaling": {"type": "yarn", "factor": 4.0}}, ["rope_scaling", "'yarn'", "default, linear, llama3"]),
+        ({**QWEN_7B_NEW, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e6}}, ["rope_parameters", "'dynamic'"]),
+        ({**QWEN_7B, "rope_scaling": {"type": "linear"}}, ["missing factor"]),
+        ({**QWEN_7B, "rope_scaling": {"type": "linear", "factor": -1.0}}, ["factor"]),
+        ({**QWEN_7B, "rope_scaling": {"type": "default", "partial_rotary_factor": 0.5}}, ["partial_rotary_factor = 0.5"]),
+        ({**QWEN_7B, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, ["rope_theta", "10000.0", "1000000.0"]),
+        ({**QWEN_7B_NEW, "rope_scaling": {"type": "linear", "factor": 2.0}}, ["rope_scaling and rope_parameters differ"]),
+        ({**QWEN_7B_NEW, "rope_parameters": {"full_attention": {"rope_type": "default"}}}, ["rope_parameters", "by layer type"]),
+        ({**QWEN_7B, "num_key_value_heads": 5}, ["num_attention_heads = 28", "num_key_value_heads = 5"]),
+        ({**QWEN_7B, "hidden_size": "3584"}, ["hidden_size = '3584'", "not a number"]),
+        ({**QWEN_7B, "vocab_size": 0}, ["vocab_size"]),
+        ({**QWEN_7B_NEW, "layer_types": ["full_attention"] * 27}, ["layer_types", "27", "28"]),
+        ({**QWEN_7B_NEW, "layer_types": ["chunked_attention"] * 28}, ["layer_types", "chunked_attention"]),
+        ({**without("max_window_layers"), "use_sliding_window": True}, ["missing max_window_layers"]),
+        ({**LLAMA, "layer_types": ["sliding_attention"] * 4}, ["sliding_attention", "llama"]),
+    ],
+)
+def test_what_cannot_be_used_is_named(hf, words):
+    with pytest.raises(BadInput) as raised:
+        read_hf_config(hf, "some/config.json")
+    message = str(raised.value)
+    assert message.startswith("some/config.json: ")
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_a_model_that_the_family_cannot_express_is_refused(tiny_config):
+    with pytest.raises(BadInput, match="biases"):
+        write_hf_config(tiny_config.model_copy(update={"mlp_bias": True}))
+    with pytest.raises(BadInput, match="attention_bias"):
+        write_hf_config(tiny_config.model_copy(update={"family": Family.LLAMA}))
