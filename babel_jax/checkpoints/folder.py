@@ -16,7 +16,7 @@ import jax
 from flax import traverse_util
 from jaxtyping import Array, PyTree
 
-from babel_jax.checkpoints.hf_config import read_hf_config
+from babel_jax.checkpoints.hf_config import in_both_spellings, read_hf_config
 from babel_jax.checkpoints.hf_params import load_hf_params, save_hf_params
 from babel_jax.checkpoints.layout import check_shapes, leaf_shapes
 from babel_jax.checkpoints.orbax_params import PARAMS, load_orbax_params, save_orbax_params
@@ -93,7 +93,8 @@ def save_folder(
     copy_files_from: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> ModelFolder:
-    """Writes a model folder, whole or not at all: parameters in their own types, `hf_config` as config.json, and the files around them.
+    """Writes a model folder, whole or not at all: parameters in their own types, `hf_config` as config.json (in the spellings of
+    transformers 4 and 5), and the files around them.
 
     `copy_files_from` is a folder whose other files (tokenizer, generation settings, licence, ...) come along. The `dtype` in `hf_config`
     is written as it is given: `write_hf_config` sets it. Raises BadInput when the folder exists, the disk is full, or `params` is not the
@@ -123,6 +124,7 @@ def write_folder(
     """`save_folder` for parameters that are no tree in memory: `write_parameters` is given the folder to write them into."""
     path = Path(path)
     config = read_hf_config(hf_config, str(path / CONFIG))
+    hf_config = in_both_spellings(hf_config, str(path / CONFIG))
     with new_folder(path) as partial:
         if copy_files_from is not None:
             copy_other_files(copy_files_from, partial)

@@ -20,6 +20,7 @@ _NEEDED = (
     "max_position_embeddings",
     "rms_norm_eps",
 )
+_SPELLED_TWICE = ("rope_theta", "rope_scaling", "rope_parameters", "torch_dtype", "dtype")
 _TRANSFORMERS_ROPE_THETA = 10000.0  # transformers' own default, which the first Llama files rely on
 _ROPE_KEYS = {
     RopeType.DEFAULT: (),
@@ -71,7 +72,7 @@ def read_hf_config(hf: dict[str, Any], where: str) -> ModelConfig:
 def write_hf_config(
     config: ModelConfig,
     base: dict[str, Any] | None = None,
-    dtype: str = "float32",
+    dtype: str | None = "float32",
     *,
     eos_token_id: int | list[int] | None = None,
     bos_token_id: int | None = None,
@@ -110,6 +111,16 @@ def write_hf_config(
     hf |= {"use_sliding_window": sliding, "sliding_window": config.sliding_window if sliding else None}
     hf |= {"layer_types": [str(kind) for kind in types], "max_window_layers": types.index(LayerType.SLIDING) if sliding else len(types)}
     return hf
+
+
+def in_both_spellings(hf: dict[str, Any], where: str) -> dict[str, Any]:
+    """The same config.json with what only one of transformers 4 and 5 would find spelled for the other too; no value is changed.
+
+    Without it transformers 4 reads a folder of transformers 5 with a rotary theta of its own. Raises BadInput as `read_hf_config` does.
+    """
+    dtype = hf.get("dtype", hf.get("torch_dtype"))
+    written = write_hf_config(read_hf_config(hf, where), hf, dtype)
+    return {**hf, **{key: written[key] for key in _SPELLED_TWICE if hf.get(key) is None and written[key] is not None}}
 
 
 def stored_eos_token_ids(hf: dict[str, Any]) -> tuple[int, ...]:

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +73,39 @@ def test_params_load_in_their_own_type_in_another_and_sharded(tmp_path, write_mo
     for place, leaf in sharded.items():
         assert leaf.sharding == sharding
         assert np.asarray(leaf).tobytes() == np.asarray(own[place]).tobytes()
+
+
+LOAD_ON_A_MESH = """
+import sys
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from babel_jax.checkpoints.folder import load_params, open_folder
+
+assert jax.device_count() == 8
+mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
+for path in sys.argv[1:]:
+    folder = open_folder(path)
+    whole = load_params(folder)
+    split = lambda leaf: NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - 1), "fsdp"))
+    sharded = load_params(folder, shardings=jax.tree.map(split, whole))
+    assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(sharded))
+    same = jax.tree.map(lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), whole, sharded)
+    assert jax.tree.all(same), same
+"""
+
+
+def test_each_device_of_a_mesh_is_given_its_part(tmp_path, write_model):
+    source = write_model(tmp_path / "source")
+    convert(source, tmp_path / "orbax")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
+    command = [sys.executable, "-c", LOAD_ON_A_MESH, str(source), str(tmp_path / "orbax")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_saved_params_load_again_in_both_formats(tmp_path, write_model):
@@ -150,6 +186,10 @@ def test_transformers_folders_come_back_the_same(tmp_path, read_bits, family, op
     convert(tmp_path / "orbax", tmp_path / "back", shard_bytes=20_000)
 
     assert read_bits(tmp_path / "back") == read_bits(tmp_path / "source")
+    given, written = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("source", "back"))
+    assert {key: written[key] for key in given} == given
+    assert written["rope_theta"] == written["rope_parameters"]["rope_theta"]
+    assert (written["torch_dtype"], written["dtype"]) == (dtype, dtype)
     # Both from disk: casting a model in memory rounds its rotary frequencies too, which are no parameters.
     before, after = (
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name, local_files_only=True) for name in ("source", "back")

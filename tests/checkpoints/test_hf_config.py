@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from babel_jax.checkpoints.hf_config import read_hf_config, stored_eos_token_ids, write_hf_config
+from babel_jax.checkpoints.hf_config import in_both_spellings, read_hf_config, stored_eos_token_ids, write_hf_config
 from babel_jax.config import Family, LayerType, ModelConfig, RopeScaling, RopeType
 from babel_jax.errors import BadInput
 
@@ -193,3 +193,13 @@ def test_a_model_that_the_family_cannot_express_is_refused(tiny_config):
         write_hf_config(tiny_config.model_copy(update={"mlp_bias": True}))
     with pytest.raises(BadInput, match="attention_bias"):
         write_hf_config(tiny_config.model_copy(update={"family": Family.LLAMA}))
+
+
+@pytest.mark.parametrize("hf", [QWEN_7B, QWEN_7B_NEW, LLAMA, {**LLAMA, "rope_scaling": {"type": "linear", "factor": 2.0}}])
+def test_the_other_spelling_is_added_and_nothing_changed(hf):
+    both = in_both_spellings(hf, "config.json")
+    assert {key: both[key] for key in hf} == hf
+    assert read_hf_config(both, "config.json") == read_hf_config(hf, "config.json")
+    assert both["rope_theta"] == both["rope_parameters"]["rope_theta"]
+    assert both.get("dtype") == both.get("torch_dtype") == hf.get("dtype", hf.get("torch_dtype"))
+    assert in_both_spellings(both, "config.json") == both
