@@ -1,0 +1,1 @@
+"""The way of text: rows, tokenizers, packed windows, mixtures, batches."""

@@ -1,0 +1,136 @@
+"""Mixtures: what share of a stage's tokens each language and kind gets, and how often its text is then read."""
+
+import dataclasses
+from collections.abc import Hashable, Mapping
+from typing import Any, TypeVar
+
+from babel_jax.config import MixtureSettings, Strategy
+from babel_jax.errors import BadInput
+from babel_jax.languages import CODES, LANGUAGES, Resource
+
+CURATED, TEXTBOOK = "curated", "textbook"
+Key = TypeVar("Key", bound=Hashable)
+Dataset = tuple[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureRow:
+    """One dataset's part: tokens it has, its share of the stage's tokens, and the expected passes over it."""
+
+    language: str
+    kind: str
+    tokens: int
+    share: float
+    epochs: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """The rows of a stage, shares adding up to 1; `warnings` say what could not be kept."""
+
+    rows: tuple[MixtureRow, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def languages(self) -> dict[str, float]:
+        """The share of each language."""
+        return {
+            code: sum(row.share for row in self.rows if row.language == code) for code in dict.fromkeys(row.language for row in self.rows)
+        }
+
+    def table(self) -> str:
+        """The rows as aligned text, with the warnings below."""
+        width = max(len(row.kind) for row in self.rows)
+        lines = [f"language  {'kind':<{width}} {'tokens':>16} {'share %':>9} {'epochs':>8}"]
+        lines += [
+            f"{row.language:<8}  {row.kind:<{width}} {row.tokens:>16,} {100 * row.share:>9.4f} {row.epochs:>8.3f}" for row in self.rows
+        ]
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+
+    def to_json(self) -> dict[str, Any]:
+        """The rows and warnings as plain values."""
+        return {"rows": [dataclasses.asdict(row) for row in self.rows], "warnings": list(self.warnings)}
+
+
+def make_mixture(available: Mapping[Dataset, int], settings: MixtureSettings, budget_tokens: int) -> Mixture:
+    """Shares `budget_tokens` among the datasets of `available` (tokens by language and kind).
+
+    First each language of `settings.curated` gets its share of the whole, for its `curated` kind (`textbook` where it has none); such a
+    curated kind gets nothing else. The rest is shared among the languages by the strategy and, inside a language, in proportion to the
+    tokens of its kinds, both by water-filling: no dataset is read more than `max_epochs` times, and what it cannot take goes to the others.
+    When all together cannot take the budget, all are read equally often above the cap, and a warning says so.
+    Raises BadInput for a language without data and for a table of weights that does not fit `languages`.
+    """
+    supply = {key: available[key] for key in sorted(available, key=lambda key: (CODES.index(key[0]), key[1])) if available[key] > 0}
+    languages = _languages(supply, settings)
+    curated = {(code, CURATED if (code, CURATED) in supply else TEXTBOOK): share for code, share in settings.curated.items()}
+    missing = [code for code, kind in curated if (code, kind) not in supply]
+    if missing:
+        raise BadInput(f"mixture: curated names {', '.join(missing)}, which has no text of kind {CURATED} or {TEXTBOOK}")
+    base = [key for key in supply if key[0] in languages and not (key in curated and key[1] == CURATED)]
+    base = base or list(curated)
+
+    tokens = dict.fromkeys([*base, *curated], 0.0)
+    for key, share in curated.items():
+        tokens[key] = min(share * budget_tokens, settings.max_epochs * supply[key])
+    rest = budget_tokens - sum(tokens.values())
+    # As many passes over the base as it takes to spend the rest, where the cap does not allow for it.
+    passes = max(settings.max_epochs, (rest + sum(tokens[key] for key in base)) / sum(supply[key] for key in base))
+    room = {key: passes * supply[key] - tokens[key] for key in base}
+    kinds = {code: [key for key in base if key[0] == code] for code in dict.fromkeys(code for code, _ in base)}
+    weights = {code: _weight(code, sum(supply[key] for key in own), settings) for code, own in kinds.items()}
+    by_language = water_fill(rest, weights, {code: sum(room[key] for key in own) for code, own in kinds.items()})
+    for code, own in kinds.items():
+        own_weights = {key: supply[key] * (settings.textbook_multiplier if key[1] == TEXTBOOK else 1.0) for key in own}
+        for key, more in water_fill(by_language[code], own_weights, {key: room[key] for key in own}).items():
+            tokens[key] += more
+
+    spent = sum(tokens.values())
+    rows = tuple(
+        MixtureRow(*key, tokens=supply[key], share=tokens[key] / spent, epochs=tokens[key] / spent * budget_tokens / supply[key])
+        for key in supply
+        if tokens.get(key, 0.0) > 0
+    )
+    if passes <= settings.max_epochs:
+        return Mixture(rows)
+    return Mixture(
+        rows,
+        (f"there is too little text for {budget_tokens:,} tokens: it is read {passes:.2f} times, max_epochs = {settings.max_epochs:g}",),
+    )
+
+
+def water_fill(total: float, weights: Mapping[Key, float], capacities: Mapping[Key, float]) -> dict[Key, float]:
+    """Shares `total` in proportion to weights, none above its capacity; what the full ones leave goes to the others alike.
+
+    So there is a level L with share = min(L * weight, capacity). What exceeds all capacities together is not shared out.
+    """
+    shares = {}
+    left, weight_left = total, sum(weights.values())
+    for key in sorted(weights, key=lambda key: capacities[key] / weights[key]):
+        shares[key] = min(capacities[key], left * weights[key] / weight_left)
+        left -= shares[key]
+        weight_left -= weights[key]
+    return shares
+
+
+def _weight(code: str, tokens: int, settings: MixtureSettings) -> float:
+    weight = {
+        Strategy.EQUAL: lambda: 1.0,
+        Strategy.TEMPERATURE: lambda: tokens ** (1 / settings.temperature),
+        Strategy.WEIGHTS: lambda: settings.weights[code],
+    }[settings.strategy]()
+    return weight * (settings.low_resource_multiplier if LANGUAGES[code].resource is Resource.LOW else 1.0)
+
+
+def _languages(supply: Mapping[Dataset, int], settings: MixtureSettings) -> tuple[str, ...]:
+    """The languages that share the base of the mixture."""
+    with_data = tuple(dict.fromkeys(code for code, _ in supply))
+    missing = [code for code in dict.fromkeys([*settings.languages, *settings.weights, *settings.curated]) if code not in with_data]
+    if missing:
+        raise BadInput(f"mixture: no text for {', '.join(missing)}; there is text for {' '.join(with_data) or 'no language'}")
+    if settings.weights and settings.languages and set(settings.weights) != set(settings.languages):
+        differing = sorted(set(settings.weights) ^ set(settings.languages))
+        raise BadInput(f"mixture: languages and weights differ in {', '.join(differing)}; name the same in both, or leave languages out")
+    if not with_data:
+        raise BadInput("mixture: there is no prepared text")
+    return tuple(settings.weights) or settings.languages or with_data

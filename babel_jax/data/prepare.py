@@ -1,0 +1,193 @@
+"""Raw text to packed datasets: `prepare` reads, holds out, removes exact duplicates, tokenizes, packs and writes.
+
+Rows are read twice, first to decide what becomes of them (survey.py), then once for each kind to write it, so that memory does not hold
+the text. Each dataset appears whole under its final name; a `prepare` that was stopped goes on with the first one that is missing.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from babel_jax.config import BadRows, DataSettings
+from babel_jax.data.packing import Window, pack
+from babel_jax.data.prepared import COUNTS, REPORT, SETTINGS, dataset_folder, heldout_file, language_file, read_json
+from babel_jax.data.rows import Row, RowCounts, read_rows, source_files
+from babel_jax.data.survey import Survey, survey
+from babel_jax.data.tokenizers import Tokenizer, open_tokenizer
+from babel_jax.data.windows import write_windows
+from babel_jax.errors import BadInput
+from babel_jax.files import PARTIAL, explain_os_errors, new_folder, write_text
+from babel_jax.languages import CODES
+
+FORMAT = 1
+_BATCH_CHARACTERS = 1 << 20
+
+
+def prepare(settings: DataSettings, tokenizer: Path | str | None = None) -> dict[str, Any]:
+    """Makes, or goes on making, the datasets in `settings.folder`; `prepared.py` describes the folder.
+
+    `tokenizer` is where the tokenizer is when the settings do not say (the run's model folder). Returns what prepared.json holds:
+    {"seq_len", "tokenizer": {"fingerprint", "vocab_size", "eos_id"}, "languages": {code: {"rows", "bad", "empty", "located", "duplicates",
+    "overlaps", "reserved", "heldout_documents", "heldout_bytes", "kinds": {kind: {"tokens", "documents", "bytes", "windows"}}}}}.
+    Raises BadInput for unusable input, a language without usable text, a folder made with other settings, and a full disk.
+    """
+    folder = Path(settings.folder)
+    path = settings.tokenizer or tokenizer
+    if path is None:
+        raise BadInput("data.tokenizer is not set and there is no model folder to take one from; name a model folder or a tokenizer file")
+    if not settings.sources:
+        raise BadInput("data.sources is empty; name at least one source of text")
+    opened = open_tokenizer(path)
+    made_from = {
+        "format": FORMAT,
+        "tokenizer": opened.fingerprint,
+        "seq_len": settings.seq_len,
+        "heldout_fraction": settings.heldout_fraction,
+        "heldout_bytes": settings.heldout_bytes,
+    }
+    _claim(folder, made_from)
+    languages = [code for code in CODES if any(source.language == code for source in settings.sources)]
+    report = {
+        "seq_len": settings.seq_len,
+        "tokenizer": {"fingerprint": opened.fingerprint, "vocab_size": opened.vocab_size, "eos_id": opened.eos_id},
+        "languages": {
+            code: _prepare_language(settings, code, opened) for code in tqdm(languages, "prepare", unit=" languages", disable=None)
+        },
+    }
+    _write_json(folder / REPORT, report)
+    return report
+
+
+def _claim(folder: Path, made_from: dict[str, Any]) -> None:
+    """Writes what the folder is made from, or raises BadInput when it was begun from something else."""
+    if not (folder / SETTINGS).is_file():
+        with explain_os_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(path.suffix != PARTIAL for path in folder.iterdir()):
+                raise BadInput(f"{folder}: exists and is no folder of prepared data; give another data.folder or remove it first")
+        _write_json(folder / SETTINGS, made_from)
+        return
+    before = read_json(folder / SETTINGS)
+    changed = [f"{name} (then {before.get(name)}, now {value})" for name, value in made_from.items() if value != before.get(name)]
+    if changed:
+        raise BadInput(f"{folder}: prepared with another {' and another '.join(changed)}; give another data.folder or remove this one")
+
+
+def _prepare_language(settings: DataSettings, language: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Does what is missing of one language and returns its part of the report."""
+    folder = Path(settings.folder)
+    known = language_file(folder, language)
+    made_from = _made_from(settings, language)
+    surveyed = None
+    if not known.is_file():
+        surveyed, counts = _survey(settings, language)
+        _write_heldout(heldout_file(folder, language), surveyed.heldout)
+        _write_json(known, {**counts, "sources": made_from})
+    entry = read_json(known)
+    if entry["sources"] != made_from:
+        raise BadInput(
+            f"{folder}: {language} was prepared from other text than data.sources now names; give another data.folder or remove this one"
+        )
+    if entry["bad"] and settings.bad_rows is BadRows.REFUSE:
+        raise BadInput(f"{folder}: {language} was prepared with {entry['bad']} bad rows skipped: {entry['located'][0]}")
+    entry["kinds"] = {}
+    for kind in entry["training_documents"]:
+        dataset = dataset_folder(folder, language, kind)
+        if not (dataset / COUNTS).is_file():
+            surveyed = surveyed or _survey(settings, language)[0]
+            _write_dataset(dataset, settings, language, kind, surveyed, tokenizer)
+        entry["kinds"][kind] = read_json(dataset / COUNTS)
+    return entry
+
+
+def _made_from(settings: DataSettings, language: str) -> list[dict[str, Any]]:
+    """The sources of a language with the bytes of each file, so that text that has changed is not taken for the text that was read."""
+    described = []
+    for source in (source for source in settings.sources if source.language == language):
+        files = source_files(source) if source.path is not None else []
+        described.append({**source.model_dump(mode="json"), "bytes": {str(file): file.stat().st_size for file in files}})
+    return described
+
+
+def _survey(settings: DataSettings, language: str) -> tuple[Survey, dict[str, Any]]:
+    counts = RowCounts()
+    rows = tqdm(_rows(settings, language, counts), f"read {language}", unit=" rows", leave=False, disable=None)
+    surveyed = survey(rows, settings.heldout_fraction, settings.heldout_bytes)
+    if not surveyed.documents:
+        raise BadInput(
+            f"language {language}: no text to train on: of {counts.rows} rows {counts.bad} are bad, {counts.empty} empty, "
+            f"{surveyed.duplicates} duplicates and {len(surveyed.heldout) + surveyed.reserved} held out"
+            + "".join(f"; {place}" for place in counts.located[:1])
+        )
+    return surveyed, {
+        **dataclasses.asdict(counts),
+        "duplicates": surveyed.duplicates,
+        "overlaps": surveyed.overlaps,
+        "reserved": surveyed.reserved,
+        "heldout_documents": len(surveyed.heldout),
+        "heldout_bytes": sum(len(row.text.encode()) for row in surveyed.heldout),
+        "training_documents": surveyed.documents,
+    }
+
+
+def _rows(settings: DataSettings, language: str, counts: RowCounts) -> Iterator[Row]:
+    return itertools.chain.from_iterable(
+        read_rows(source, settings.bad_rows, counts) for source in settings.sources if source.language == language
+    )
+
+
+def _write_dataset(dataset: Path, settings: DataSettings, language: str, kind: str, surveyed: Survey, tokenizer: Tokenizer) -> None:
+    rows = surveyed.training_rows(_rows(settings, language, RowCounts()), kind)
+    counts = {"tokens": 0, "documents": 0, "bytes": 0, "windows": 0}
+    progress = tqdm(total=surveyed.documents[kind], desc=f"tokenize {language} {kind}", unit=" documents", leave=False, disable=None)
+    with progress, new_folder(dataset) as partial:
+        windows = pack(_tokenized(rows, tokenizer, counts, progress), settings.seq_len, tokenizer.eos_id)
+        write_windows(partial, dataset.name, _counted(windows, counts), settings.seq_len)
+        _write_json(partial / COUNTS, counts)
+
+
+def _tokenized(rows: Iterator[Row], tokenizer: Tokenizer, counts: dict[str, int], progress: tqdm) -> Iterator[list[int]]:
+    """The ids of each row's text, tokenized some at a time; counts them on the way."""
+    for texts in _batches(row.text for row in rows):
+        encoded = tokenizer.encode_batch(texts)
+        counts["documents"] += len(texts)
+        counts["bytes"] += sum(len(text.encode()) for text in texts)
+        counts["tokens"] += sum(map(len, encoded)) + len(encoded)
+        progress.update(len(texts))
+        yield from encoded
+
+
+def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _counted(windows: Iterator[Window], counts: dict[str, int]) -> Iterator[Window]:
+    for window in windows:
+        counts["windows"] += 1
+        yield window
+
+
+def _write_heldout(path: Path, rows: Sequence[Row]) -> None:
+    with explain_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in rows))
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    with explain_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,92 @@
+"""The layout of a folder of prepared data, and reading it.
+
+settings.json               what it was made from; other settings are refused on the same folder
+languages/xx.json           counts of a language's rows; written once they have been read
+heldout/xx.jsonl            text to evaluate on, with keys id, text and kind
+windows/xx-KIND/1.0.0/      TFDS dataset `windows/xx-KIND` of packed windows
+windows/xx-KIND/counts.json its tokens, documents, bytes of text and windows
+prepared.json               the report; written last, so a folder that has it is whole
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from babel_jax.data.rows import Row
+from babel_jax.errors import BadInput
+
+REPORT, SETTINGS, COUNTS = "prepared.json", "settings.json", "counts.json"
+
+
+def dataset_folder(folder: Path, language: str, kind: str) -> Path:
+    """Where the windows of a language and kind are."""
+    return folder / "windows" / f"{language}-{kind}"
+
+
+def language_file(folder: Path, language: str) -> Path:
+    """Where the counts of a language's rows are."""
+    return folder / "languages" / f"{language}.json"
+
+
+def heldout_file(folder: Path, language: str) -> Path:
+    """Where the held-out text of a language is."""
+    return folder / "heldout" / f"{language}.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedData:
+    """A finished folder. `report` is prepared.json: seq_len, tokenizer, and by language the counts of rows and of each kind's dataset."""
+
+    folder: Path
+    report: dict[str, Any]
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens in a window."""
+        return self.report["seq_len"]
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """`Tokenizer.fingerprint` of the tokenizer that made the windows."""
+        return self.report["tokenizer"]["fingerprint"]
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The languages, in the report's order."""
+        return tuple(self.report["languages"])
+
+    @property
+    def available(self) -> dict[tuple[str, str], int]:
+        """Tokens of each language and kind; document ends count, padding does not."""
+        return {
+            (language, kind): counts["tokens"]
+            for language, entry in self.report["languages"].items()
+            for kind, counts in entry["kinds"].items()
+        }
+
+    def heldout(self, language: str) -> list[Row]:
+        """The held-out rows of a language."""
+        with open(heldout_file(self.folder, language), encoding="utf-8") as lines:
+            return [Row(**json.loads(line)) for line in lines]
+
+
+def open_prepared(folder: Path | str) -> PreparedData:
+    """A folder that `prepare` finished. Raises BadInput when it is missing, unfinished or unreadable."""
+    folder = Path(folder)
+    if not (folder / REPORT).is_file():
+        state = "is not finished" if (folder / SETTINGS).is_file() else "is no folder of prepared data"
+        raise BadInput(f"{folder}: {state} (it has no {REPORT}); run `babel prepare`")
+    return PreparedData(folder, read_json(folder / REPORT))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises BadInput when it cannot be read."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict):
+            return values
+        problem = "not an object"
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    raise BadInput(f"{path}: not readable JSON ({problem}); remove the folder {path.parent} and run `babel prepare` again")

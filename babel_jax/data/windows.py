@@ -1,0 +1,81 @@
+"""Windows on disk: one TFDS dataset (ArrayRecord) for each language and kind, written and read without TensorFlow."""
+
+import contextlib
+import io
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from babel_jax.data.packing import Window
+
+DATASET = "windows"
+VERSION = "1.0.0"
+SPLIT = "train"
+
+
+class _WindowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Writes windows in the order in which they come."""
+
+    name = DATASET
+    VERSION = tfds.core.Version(VERSION)
+    # Nothing is downloaded. TFDS would look for checksums beside this module, with a package that it does not require.
+    url_infos: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, windows: Iterable[Window], seq_len: int, **settings: Any):
+        self._windows, self._seq_len = windows, seq_len
+        super().__init__(**settings)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        def ids() -> tfds.features.Tensor:
+            return tfds.features.Tensor(shape=(self._seq_len,), dtype=np.uint32, encoding="bytes")
+
+        features = tfds.features.FeaturesDict({"tokens": ids(), "segment_ids": ids()})
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {SPLIT: self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        for number, (tokens, segment_ids) in enumerate(self._windows):
+            yield number, {"tokens": tokens, "segment_ids": segment_ids}
+
+
+def write_windows(folder: Path, name: str, windows: Iterable[Window], seq_len: int) -> None:
+    """Writes version 1.0.0 of the TFDS dataset `windows/NAME` into `folder`, which belongs at `DATA_DIR/windows/NAME`.
+
+    From there `tfds.data_source("windows/NAME", split="train", data_dir=DATA_DIR)` reads it: each record is
+    {"tokens": uint32[seq_len], "segment_ids": uint32[seq_len]}.
+    """
+    build = folder / "build"
+    with _quiet():
+        builder = _WindowsBuilder(
+            windows, seq_len, config=tfds.core.BuilderConfig(name=name), data_dir=os.fspath(build), file_format="array_record"
+        )
+        builder.download_and_prepare()
+    (build / DATASET / name / VERSION).rename(folder / VERSION)
+    shutil.rmtree(build)
+
+
+def open_windows(folder: Path) -> Any:
+    """The random-access data source (`len`, `[index]`, `__getitems__`) of a dataset that `write_windows` wrote."""
+    with _quiet():
+        return tfds.builder_from_directory(os.fspath(folder / VERSION)).as_data_source(split=SPLIT)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps TFDS's banners, bars and warnings about names that it does not know off the terminal."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
