@@ -21,7 +21,22 @@ from babel_jax.files import write_bytes, write_text
 TOKENIZER_JSON, SENTENCEPIECE_MODEL, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 # Where the id that ends a document is looked for, in this order. generation_config.json comes first since it is what generation stops at.
 EOS_FILES = ("generation_config.json", "config.json", TOKENIZER_CONFIG)
-_FILES = (TOKENIZER_JSON, SENTENCEPIECE_MODEL, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
+_CODE_FILE = "tokenization_babel.py"
+_CODE = '''from transformers import PreTrainedTokenizerFast
+
+
+class BabelTokenizer(PreTrainedTokenizerFast):
+    """The tokenizer.json beside this file, as it is."""
+'''
+_OTHER_FILES = (
+    TOKENIZER_CONFIG,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    _CODE_FILE,
+)
 # Qwen marks <think> and <|fim_prefix|> as ordinary added tokens, though they steer a model as its special ones do.
 _CONTROL = re.compile(r"<[^\s<>]+>")
 
@@ -119,7 +134,7 @@ class HuggingFaceTokenizer:
 
     def save(self, folder: Path) -> None:
         """Copies the tokenizer's files; a tokenizer_config.json is written where there is none."""
-        for name in _FILES:
+        for name in (SENTENCEPIECE_MODEL, *_OTHER_FILES):
             if (self.path.parent / name).is_file():
                 write_bytes(folder / name, (self.path.parent / name).read_bytes())
         write_bytes(folder / TOKENIZER_JSON, self.path.read_bytes())
@@ -256,6 +271,16 @@ def _fingerprint(content: bytes, eos_id: int) -> str:
 
 
 def _write_config(folder: Path, special_tokens: Mapping[str, str | None]) -> None:
-    """The tokenizer_config.json with which transformers 4 and 5 take tokenizer.json as it is."""
-    values = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **special_tokens}
-    write_text(folder / TOKENIZER_CONFIG, json.dumps({key: value for key, value in values.items() if value is not None}, indent=2) + "\n")
+    """The tokenizer_config.json with which transformers 4 and 5 take tokenizer.json as it is.
+
+    transformers 5 puts Qwen's own tokenizer class in the place of whatever class a model of type qwen2 names, and so gives other ids,
+    unless the folder has code for a class of its own; whether it may run that code (trust_remote_code) makes no difference to the ids.
+    """
+    values = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "auto_map": {"AutoTokenizer": [None, f"{_CODE_FILE.removesuffix('.py')}.BabelTokenizer"]},
+        "clean_up_tokenization_spaces": False,
+        **{name: token for name, token in special_tokens.items() if token is not None},
+    }
+    write_text(folder / _CODE_FILE, _CODE)
+    write_text(folder / TOKENIZER_CONFIG, json.dumps(values, indent=2) + "\n")
