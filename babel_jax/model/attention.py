@@ -1,0 +1,90 @@
+"""Grouped-query attention (Ainslie et al. 2023) with a key-value cache, and who may see whom."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from babel_jax.config import ModelConfig
+from babel_jax.model.cache import Cache
+from babel_jax.model.layers import Linear, rotate
+
+
+def positions_of(segment_ids: Int[Array, "batch time"]) -> Int[Array, "batch time"]:
+    """Positions that count from the start of each segment, from 0; padding (segment 0) is at position 0."""
+    index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None]
+    previous = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    start = jax.lax.cummax(jnp.where(segment_ids != previous, index, 0), axis=1)
+    return jnp.where(segment_ids == 0, 0, index - start)
+
+
+def visible(
+    distance: Int[Array, "time source"], same: Bool[Array, "#batch #time source"] | None, windows: tuple[int | None, ...]
+) -> Bool[Array, "windows #batch time source"]:
+    """For each window, True where the token at `time` may attend to the one at `source`.
+
+    `distance` is how many places of the sequence the source stands before it (transformers counts windows so too: in places, not in
+    positions), `same` says whether both are of one segment; a token sees itself and `window - 1` before it, or all for None.
+    """
+    causal = (distance >= 0)[None] if same is None else (distance >= 0) & same
+    return jnp.stack([causal if window is None else causal & (distance < window) for window in windows])
+
+
+def masks(
+    segment_ids: Int[Array, "batch time"] | None, time: int, windows: tuple[int | None, ...]
+) -> Bool[Array, "windows #batch time time"]:
+    """`visible` for whole sequences. Padding counts as a segment of its own, so that every token sees one at least."""
+    place = jnp.arange(time, dtype=jnp.int32)
+    same = None if segment_ids is None else segment_ids[:, :, None] == segment_ids[:, None, :]
+    return visible(place[:, None] - place[None, :], same, windows)
+
+
+def attend(
+    query: Float[Array, "batch time heads head_dim"],
+    key: Float[Array, "batch source kv_heads head_dim"],
+    value: Float[Array, "batch source kv_heads head_dim"],
+    mask: Bool[Array, "#batch time source"],
+) -> Float[Array, "batch time heads*head_dim"]:
+    """softmax(query key^T / sqrt(head_dim)) value; scores and softmax in float32.
+
+    Heads i * heads / kv_heads and the following ones share key and value i, which are never repeated in memory.
+    """
+    batch, time, heads, head_dim = query.shape
+    kv_heads = key.shape[2]
+    grouped = query.reshape(batch, time, kv_heads, heads // kv_heads, head_dim)
+    scores = jnp.einsum("btkgd,bskd->bkgts", grouped * head_dim**-0.5, key, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum("bkgts,bskd->btkgd", weights, value).reshape(batch, time, heads * head_dim)
+
+
+class Attention(nnx.Module):
+    """Projections to queries, keys and values, rotary positions, attention, and the projection back."""
+
+    def __init__(self, config: ModelConfig):
+        hidden, std = config.hidden_size, config.initializer_range
+        query_size = config.num_attention_heads * config.head_dim
+        key_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = Linear(hidden, query_size, ("q_heads", "embed"), config.qkv_bias, std)
+        self.k_proj = Linear(hidden, key_size, ("kv_heads", "embed"), config.qkv_bias, std)
+        self.v_proj = Linear(hidden, key_size, ("kv_heads", "embed"), config.qkv_bias, std)
+        self.o_proj = Linear(query_size, hidden, ("embed", "q_heads"), config.o_bias, std)
+        self.head_dim = config.head_dim
+
+    def __call__(
+        self,
+        x: Float[Array, "batch time embed"],
+        rope: tuple[Float[Array, "#batch time half"], ...],
+        mask: Bool[Array, "#batch time source"],
+        layer: Int[Array, ""],
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "batch time embed"], Cache | None]:
+        """With a cache, keys and values go into its `layer` first, and attention is over all that it holds (`source` is its length)."""
+        query, key, value = (self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
+        query, key = rotate(query, *rope), rotate(key, *rope)
+        if cache is not None:
+            cache, key, value = cache.extended(layer, key, value)
+        return self.o_proj(attend(query, key, value, mask)), cache
+
+    def _heads(self, x: Float[Array, "batch time size"]) -> Float[Array, "batch time heads head_dim"]:
+        return x.reshape(*x.shape[:-1], -1, self.head_dim)

@@ -1,0 +1,204 @@
+"""The decoder: Qwen2 and Llama in one module (the family is data: biases, tying, rope scaling, windows), and the functions around it.
+
+The module is never filled eagerly. `forward` and its kin take the parameters as a plain nested dict, so a caller's step is a plain
+`jax.jit` over that dict. Layers are stacked and scanned: neither the trace nor the compile time grows with depth.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from babel_jax.config import ModelConfig, Remat
+from babel_jax.model.attention import Attention, masks, positions_of
+from babel_jax.model.cache import Cache
+from babel_jax.model.layers import GatedMLP, RMSNorm, rope_tables
+from babel_jax.model.parameters import bind, declare, descriptions, initialized, stack
+
+Rope = tuple[Float[Array, "#batch time half"], ...]
+
+
+class Embedding(nnx.Module):
+    """A table of vectors [vocab, embed], as input embedding and as output projection."""
+
+    def __init__(self, config: ModelConfig):
+        initializer = jax.nn.initializers.normal(config.initializer_range)
+        self.weight = declare((config.vocab_size, config.hidden_size), ("vocab", "embed"), initializer)
+
+    def __call__(self, tokens: Int[Array, "batch time"], dtype: DTypeLike) -> Float[Array, "batch time embed"]:
+        """Rows of the table; NaN for ids beyond it, so that a wrong vocabulary shows in the loss."""
+        return jnp.take(self.weight[...], tokens, axis=0).astype(dtype)
+
+    def project(self, hidden: Float[Array, "... embed"]) -> Float[Array, "... vocab"]:
+        """Products with every row, float32."""
+        return jnp.einsum("...d,vd->...v", hidden, self.weight[...].astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+class DecoderLayer(nnx.Module):
+    """x + attention(norm(x)), and to that + mlp(norm(.))."""
+
+    def __init__(self, config: ModelConfig):
+        self.input_layernorm = RMSNorm(config)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config)
+        self.mlp = GatedMLP(config)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch time embed"],
+        rope: Rope,
+        mask: Bool[Array, "#batch time source"],
+        layer: Int[Array, ""],
+        cache: Cache | None,
+    ) -> tuple[Float[Array, "batch time embed"], Cache | None]:
+        """The new residual stream; the cache, if any, with this layer's keys and values in it."""
+        with jax.named_scope("attention"):
+            attended, cache = self.self_attn(self.input_layernorm(x), rope, mask, layer, cache)
+            x = x + attended
+        with jax.named_scope("mlp"):
+            return x + self.mlp(self.post_attention_layernorm(x)), cache
+
+
+class DecoderStack(nnx.Module):
+    """Embedding, all layers, final norm: what Hugging Face calls `model`."""
+
+    def __init__(self, config: ModelConfig):
+        self.embed_tokens = Embedding(config)
+        self.layers = stack(DecoderLayer(config), config.num_hidden_layers)
+        self.norm = RMSNorm(config)
+        self.windows = config.windows
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch time"],
+        rope: Rope,
+        window_masks: Bool[Array, "windows #batch time source"],
+        compute_dtype: DTypeLike,
+        remat: Remat = Remat.NONE,
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "batch time embed"], Cache | None]:
+        """Hidden states after the final norm, and the cache with these tokens in it.
+
+        `window_masks` has one mask for each of `distinct_windows`.
+        """
+        graphdef, stacked = nnx.split(self.layers)
+        distinct = distinct_windows(self.windows)
+        which_mask = np.array([distinct.index(window) for window in self.windows], np.int32)
+
+        def run_layer(carry: tuple[Array, Cache | None], this: tuple[nnx.State, Array, Array]) -> tuple[tuple[Array, Cache | None], None]:
+            state, which, layer = this
+            x, cache = carry
+            mask = window_masks[0] if len(distinct) == 1 else window_masks[which]
+            return nnx.merge(graphdef, state)(x, rope, mask, layer, cache), None
+
+        x = self.embed_tokens(tokens, compute_dtype)
+        layers = np.arange(len(self.windows), dtype=np.int32)
+        (x, cache), _ = jax.lax.scan(rematerialized(run_layer, remat), (x, cache), (stacked, which_mask, layers))
+        if cache is not None:
+            cache = cache._replace(filled=cache.filled + tokens.shape[1])
+        return self.norm(x), cache
+
+
+class Decoder(nnx.Module):
+    """The abstract model: every parameter of `config` with its shape, logical axes and initializer. `bind` gives it arrays."""
+
+    def __init__(self, config: ModelConfig):
+        self.model = DecoderStack(config)
+        if not config.tie_word_embeddings:
+            self.lm_head = Embedding(config)
+        self.tied = config.tie_word_embeddings
+
+    def unembed(self, hidden: Float[Array, "... embed"]) -> Float[Array, "... vocab"]:
+        """Logits, float32."""
+        with jax.named_scope("unembed"):
+            return (self.model.embed_tokens if self.tied else self.lm_head).project(hidden)
+
+
+def distinct_windows(windows: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    """The different sliding windows of a model's layers, None (all) among them, in the order of their first layer."""
+    return tuple(dict.fromkeys(windows))
+
+
+def rematerialized(layer: Any, remat: Remat) -> Any:
+    """The layer function, with the backward pass computing again what `remat` says."""
+    if remat is Remat.NONE:
+        return layer
+    # Inside a scan forward and backward are separate loops, so nothing merges them back and the barriers of prevent_cse only cost.
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat is Remat.DOTS else None
+    return jax.checkpoint(layer, policy=policy, prevent_cse=False)
+
+
+# --- descriptions ------------------------------------------------------------------------------------------------------------
+
+
+def describe(config: ModelConfig) -> dict[str, Any]:
+    """Nested dict of `Parameter`: the one description that conversion, sharding, counts and initial values derive from."""
+    return descriptions(Decoder(config))
+
+
+def abstract_params(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> PyTree[jax.ShapeDtypeStruct]:
+    """The parameter tree as shapes, without memory."""
+    return jax.tree.map(lambda parameter: jax.ShapeDtypeStruct(parameter.shape, dtype), describe(config))
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """Number of parameters, without memory; tied embeddings count once."""
+    return sum(math.prod(parameter.shape) for parameter in jax.tree.leaves(describe(config)))
+
+
+def init_params(config: ModelConfig, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32) -> PyTree[Array]:
+    """Random initial parameters: normal matrices of std `initializer_range`, zero biases, norms of one. May be jitted and sharded."""
+    return initialized(describe(config), key, dtype)
+
+
+# --- the forward pass --------------------------------------------------------------------------------------------------------
+
+
+def hidden_states(
+    config: ModelConfig,
+    params: PyTree[Array],
+    tokens: Int[Array, "batch time"],
+    *,
+    segment_ids: Int[Array, "batch time"] | None = None,
+    positions: Int[Array, "batch time"] | None = None,
+    compute_dtype: DTypeLike = jnp.float32,
+    remat: Remat = Remat.NONE,
+) -> Float[Array, "batch time embed"]:
+    """Hidden states after the final norm, in `compute_dtype`.
+
+    segment_ids: 0 is padding, 1.. are the documents of a packed window; a token attends to earlier ones of its own segment. Without them a
+    window is one document. positions default to counting from each segment's start.
+    """
+    time = tokens.shape[1]
+    if positions is None:
+        positions = jnp.arange(time, dtype=jnp.int32)[None] if segment_ids is None else positions_of(segment_ids)
+    window_masks = masks(segment_ids, time, distinct_windows(config.windows))
+    decoder = bind(Decoder(config), params)
+    return decoder.model(tokens, rope_tables(config, positions), window_masks, compute_dtype, remat)[0]
+
+
+def unembed(
+    config: ModelConfig, params: PyTree[Array], hidden: Float[Array, "... embed"], compute_dtype: DTypeLike = jnp.float32
+) -> Float[Array, "... vocab"]:
+    """float32 logits of hidden states, with the products in `compute_dtype`."""
+    return bind(Decoder(config), params).unembed(hidden.astype(compute_dtype))
+
+
+def forward(
+    config: ModelConfig,
+    params: PyTree[Array],
+    tokens: Int[Array, "batch time"],
+    *,
+    segment_ids: Int[Array, "batch time"] | None = None,
+    positions: Int[Array, "batch time"] | None = None,
+    compute_dtype: DTypeLike = jnp.float32,
+    remat: Remat = Remat.NONE,
+) -> Float[Array, "batch time vocab"]:
+    """float32 logits; arguments as of `hidden_states`."""
+    hidden = hidden_states(config, params, tokens, segment_ids=segment_ids, positions=positions, compute_dtype=compute_dtype, remat=remat)
+    return unembed(config, params, hidden, compute_dtype)

@@ -1,0 +1,168 @@
+"""Text from a model: a prefill of the prompts, then one token at a time over a key-value cache, all in one compiled program.
+
+Prompts are padded on the left, and lengths rounded up to powers of two, so that few programs are compiled.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from babel_jax.config import ModelConfig
+from babel_jax.errors import BadInput
+from babel_jax.model.attention import visible
+from babel_jax.model.cache import Cache, empty_cache
+from babel_jax.model.decoder import Decoder, distinct_windows
+from babel_jax.model.layers import rope_tables
+from babel_jax.model.parameters import bind
+
+SMALLEST_BUCKET = 16
+
+
+class Sampling(NamedTuple):
+    """How the next token is drawn: temperature, then the `top_k` most likely, then the least number whose probability reaches `top_p`."""
+
+    temperature: Float[Array, ""]
+    top_k: Int[Array, ""]
+    top_p: Float[Array, ""]
+    keys: PRNGKeyArray
+
+
+class Decoding(NamedTuple):
+    """State of the loop over new tokens: how many there are, the tokens [batch, new], who is finished, the cache, the next logits."""
+
+    step: Int[Array, ""]
+    tokens: Int[Array, "batch new"]
+    finished: Bool[Array, "batch"]
+    cache: Cache
+    logits: Float[Array, "batch vocab"]
+
+
+def generate(
+    config: ModelConfig,
+    params: PyTree[Array],
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    eos_ids: Sequence[int] = (),
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    seed: int = 0,
+    compute_dtype: DTypeLike = jnp.float32,
+) -> list[list[int]]:
+    """New tokens for each prompt, all prompts in one batch; the first of `eos_ids`, where one comes, is the last token.
+
+    Temperature 0 takes the most likely token. Draws of a prompt depend on `seed` and its place in `prompts` alone. Raises BadInput for an
+    empty prompt, ids outside of the vocabulary, and lengths beyond the model's positions.
+    """
+    if not prompts or max_new_tokens < 1:
+        return [[] for _ in prompts]
+    _check(config, prompts, max_new_tokens)
+    if temperature < 0.0 or not 0.0 < top_p <= 1.0 or (top_k is not None and top_k < 1):
+        raise BadInput(f"temperature = {temperature}, top_p = {top_p}, top_k = {top_k}: need temperature >= 0, 0 < top_p <= 1, top_k >= 1")
+    rows, time = _bucket(len(prompts), 1), _bucket(max(len(prompt) for prompt in prompts), SMALLEST_BUCKET)
+    tokens = np.zeros((rows, time), np.int32)
+    padding = np.full(rows, time, np.int32)
+    for row, prompt in enumerate(prompts):
+        padding[row] = time - len(prompt)
+        tokens[row, padding[row] :] = prompt
+    sampling = None
+    if temperature > 0.0:
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(rows))
+        top_k = min(top_k or config.vocab_size, config.vocab_size)
+        sampling = Sampling(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p), keys)
+    new, length = _decode(
+        config, _bucket(max_new_tokens, SMALLEST_BUCKET), compute_dtype, params, tokens, padding, len(prompts), max_new_tokens,
+        np.array(eos_ids or [-1], np.int32), sampling,
+    )  # fmt: skip
+    return [row[:count].tolist() for row, count in zip(np.asarray(new), np.asarray(length)[: len(prompts)], strict=False)]
+
+
+def _bucket(size: int, smallest: int) -> int:
+    return max(smallest, 1 << (size - 1).bit_length())
+
+
+def _check(config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    for number, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise BadInput(f"prompt {number} is empty: give at least one token")
+        if min(prompt) < 0 or max(prompt) >= config.vocab_size:
+            raise BadInput(f"prompt {number} has a token id outside of the model's vocabulary, 0 to {config.vocab_size - 1}")
+        if len(prompt) + max_new_tokens > config.max_position_embeddings:
+            raise BadInput(
+                f"prompt {number} has {len(prompt)} tokens; with {max_new_tokens} new ones it exceeds the model's "
+                f"{config.max_position_embeddings} positions: shorten it or ask for fewer"
+            )
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _decode(
+    config: ModelConfig,
+    new_size: int,
+    compute_dtype: DTypeLike,
+    params: PyTree[Array],
+    tokens: Int[Array, "batch time"],
+    padding: Int[Array, "batch"],
+    rows: Int[Array, ""],
+    max_new_tokens: Int[Array, ""],
+    eos_ids: Int[Array, "eos"],
+    sampling: Sampling | None,
+) -> tuple[Int[Array, "batch new"], Int[Array, "batch"]]:
+    """The new tokens, and for each row how many count. The first `padding` tokens of a row are no tokens, nor are rows from `rows` on."""
+    batch, time = tokens.shape
+    decoder = bind(Decoder(config), params)
+    source = jnp.arange(time + new_size, dtype=jnp.int32)
+    real = source[None, None, :] >= padding[:, None, None]
+
+    def advance(tokens: Int[Array, "batch time"], cache: Cache) -> tuple[Float[Array, "batch vocab"], Cache]:
+        place = cache.filled + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+        rope = rope_tables(config, jnp.maximum(place[None, :] - padding[:, None], 0))
+        window_masks = visible(place[:, None] - source[None, :], real, distinct_windows(config.windows))
+        hidden, extended = decoder.model(tokens, rope, window_masks, compute_dtype, cache=cache)
+        assert extended is not None
+        return decoder.unembed(hidden[:, -1]), extended
+
+    def more(state: Decoding) -> Bool[Array, ""]:
+        return (state.step < max_new_tokens) & ~state.finished.all()
+
+    def one_more(state: Decoding) -> Decoding:
+        chosen = _choose(state.logits, sampling, state.step)
+        new = jax.lax.dynamic_update_slice(state.tokens, chosen[:, None], (0, state.step))
+        finished = state.finished | jnp.isin(chosen, eos_ids)
+        logits, cache = advance(chosen[:, None], state.cache)
+        return Decoding(state.step + 1, new, finished, cache, logits)
+
+    logits, cache = advance(tokens, empty_cache(config, batch, time + new_size, compute_dtype))
+    absent = jnp.arange(batch) >= rows
+    start = Decoding(jnp.zeros((), jnp.int32), jnp.zeros((batch, new_size), jnp.int32), absent, cache, logits)
+    final = jax.lax.while_loop(more, one_more, start)
+    ends = jnp.isin(final.tokens, eos_ids) & (jnp.arange(new_size) < final.step)
+    length = jnp.where(ends.any(axis=1), ends.argmax(axis=1) + 1, final.step)
+    return final.tokens, length
+
+
+def _choose(logits: Float[Array, "batch vocab"], sampling: Sampling | None, step: Int[Array, ""]) -> Int[Array, "batch"]:
+    if sampling is None:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    keys = jax.vmap(jax.random.fold_in, (0, None))(sampling.keys, step)
+    kept = likely(logits / sampling.temperature, sampling.top_k, sampling.top_p)
+    return jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
+
+
+def likely(logits: Float[Array, "batch vocab"], top_k: Int[Array, ""], top_p: Float[Array, ""]) -> Float[Array, "batch vocab"]:
+    """Logits with -inf for all but the `top_k` greatest, and of these all but the fewest whose probability reaches `top_p`.
+
+    The second is nucleus sampling (Holtzman et al. 2020).
+    """
+    descending = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
+    descending = jnp.where(jnp.arange(logits.shape[-1]) < top_k, descending, -jnp.inf)
+    probability = jax.nn.softmax(descending, axis=-1)
+    reached = jnp.cumsum(probability, axis=-1) - probability >= top_p
+    least = jnp.min(jnp.where(reached, jnp.inf, descending), axis=-1, keepdims=True, where=descending > -jnp.inf, initial=jnp.inf)
+    return jnp.where(logits >= least, logits, -jnp.inf)

@@ -1,0 +1,90 @@
+"""The parts of a decoder layer that look at one token: norm, linear map, gated MLP; and rotary positions.
+
+Weights are float32 masters, cast to the type of the activations where they are used.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from babel_jax.config import ModelConfig, RopeType
+from babel_jax.model.parameters import declare
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019), in float32, rounded once to the type of x."""
+
+    def __init__(self, config: ModelConfig):
+        self.weight = declare((config.hidden_size,), ("embed",), jax.nn.initializers.ones)
+        self.eps = config.rms_norm_eps
+
+    def __call__(self, x: Float[Array, "... embed"]) -> Float[Array, "... embed"]:
+        """Normalized x, in its type."""
+        wide = x.astype(jnp.float32)
+        scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        return (wide * scale * self.weight[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """x @ weight.T + bias. The weight is [out, in], as in Hugging Face checkpoints, so that conversion copies no element."""
+
+    def __init__(self, in_size: int, out_size: int, axes: tuple[str, str], bias: bool, std: float):
+        """`axes` are the logical names of the (out, in) axes; `std` is the standard deviation of initial weights."""
+        self.weight = declare((out_size, in_size), axes, jax.nn.initializers.normal(std))
+        if bias:
+            self.bias = declare((out_size,), axes[:1], jax.nn.initializers.zeros)
+        self.has_bias = bias
+
+    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        """The map, in the type of x."""
+        out = jnp.einsum("...i,oi->...o", x, self.weight[...].astype(x.dtype))
+        return out + self.bias[...].astype(x.dtype) if self.has_bias else out
+
+
+class GatedMLP(nnx.Module):
+    """down(silu(gate(x)) * up(x)): SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig):
+        hidden, inner, std = config.hidden_size, config.intermediate_size, config.initializer_range
+        self.gate_proj = Linear(hidden, inner, ("mlp", "embed"), config.mlp_bias, std)
+        self.up_proj = Linear(hidden, inner, ("mlp", "embed"), config.mlp_bias, std)
+        self.down_proj = Linear(inner, hidden, ("embed", "mlp"), config.mlp_bias, std)
+
+    def __call__(self, x: Float[Array, "batch time embed"]) -> Float[Array, "batch time embed"]:
+        """The MLP, in the type of x."""
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def rope_frequencies(config: ModelConfig) -> Float[np.ndarray, "half"]:
+    """Radians per position for each pair of a head's dimensions, float32 (Su et al. 2021; pairs are (i, i + head_dim / 2), as in GPT-NeoX).
+
+    `linear` divides all by the factor (Chen et al. 2023). `llama3` divides those of wavelengths over
+    original_max_position_embeddings / low_freq_factor, keeps those under original_max_position_embeddings / high_freq_factor and blends
+    in between (Llama 3.1 report, section 3.4).
+    """
+    frequencies = 1.0 / config.rope_theta ** (np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
+    scaling = config.rope_scaling
+    if scaling.rope_type is RopeType.LINEAR:
+        frequencies = frequencies / scaling.factor
+    elif scaling.rope_type is RopeType.LLAMA3:
+        turns = scaling.original_max_position_embeddings * frequencies / (2 * np.pi)
+        kept = np.clip((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor), 0.0, 1.0)
+        frequencies = kept * frequencies + (1.0 - kept) * frequencies / scaling.factor
+    return frequencies.astype(np.float32)
+
+
+def rope_tables(config: ModelConfig, positions: Int[Array, "batch time"]) -> tuple[Float[Array, "batch time half"], ...]:
+    """Cosines and sines of the rotation at each position, float32."""
+    angles = positions[..., None].astype(jnp.float32) * rope_frequencies(config)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+    x: Float[Array, "batch time heads head_dim"], cosine: Float[Array, "#batch time half"], sine: Float[Array, "#batch time half"]
+) -> Float[Array, "batch time heads head_dim"]:
+    """Turned x: each pair of dimensions by its position's angle; computed in float32, given back in the type of x."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cosine, sine = cosine[:, :, None, :], sine[:, :, None, :]
+    return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1).astype(x.dtype)
