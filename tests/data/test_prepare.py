@@ -1,0 +1,249 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tensorflow_datasets as tfds
+
+from babel_jax.config import BadRows, DataSettings, Source
+from babel_jax.data import prepare as prepare_module
+from babel_jax.data.prepare import prepare
+from babel_jax.data.prepared import dataset_folder, open_prepared
+from babel_jax.data.rows import RowCounts, read_rows
+from babel_jax.data.tokenizers import open_tokenizer
+from babel_jax.data.windows import open_windows
+from babel_jax.errors import BadInput
+
+
+def documents_of(folder, language, kind, tokenizer):
+    """The texts in a dataset of windows, put together again."""
+    texts, document = [], []
+    for window in open_windows(dataset_folder(Path(folder), language, kind)):
+        for token, segment in zip(window["tokens"].tolist(), window["segment_ids"].tolist(), strict=True):
+            if segment and token == tokenizer.eos_id:
+                texts.append(tokenizer.decode(document))
+                document = []
+            elif segment:
+                document.append(token)
+    assert not document
+    return texts
+
+
+def files_of(folder):
+    """The content of each file by name; of ArrayRecord files the records, since its threads lay out the same records differently."""
+    return {
+        str(path.relative_to(folder)): records_of(path.parent.parent) if ".array_record" in path.name else path.read_bytes()
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file()
+    }
+
+
+def records_of(dataset):
+    return [{key: value.tolist() for key, value in window.items()} for window in open_windows(dataset)]
+
+
+def test_windows_hold_the_training_text_and_heldout_files_the_rest(small_prepared, small_settings, small_model):
+    tokenizer = open_tokenizer(small_model)
+    prepared = open_prepared(small_prepared)
+    assert prepared.languages == ("en", "zh", "sw", "ha")
+    for source in small_settings.sources:
+        rows = list(read_rows(source, BadRows.REFUSE, RowCounts()))
+        heldout = prepared.heldout(source.language)
+        assert heldout
+        for kind in {row.kind for row in rows}:
+            trained = documents_of(small_prepared, source.language, kind, tokenizer)
+            assert trained == [row.text for row in rows if row.kind == kind and row not in heldout]
+
+
+def test_parallel_rows_are_held_out_together(small_prepared):
+    prepared = open_prepared(small_prepared)
+    ids = {language: [row.id for row in prepared.heldout(language)] for language in prepared.languages}
+    assert ids["en"] == ids["zh"] == ids["sw"]
+    assert set(ids["ha"]) <= set(ids["en"])
+
+
+def test_the_report_counts_what_is_there(small_prepared, small_model):
+    tokenizer = open_tokenizer(small_model)
+    prepared = open_prepared(small_prepared)
+    assert prepared.report == json.loads((Path(small_prepared) / "prepared.json").read_text())
+    assert prepared.seq_len == 64
+    assert prepared.tokenizer_fingerprint == tokenizer.fingerprint
+    assert set(prepared.available) == {(language, kind) for language in ("en", "zh", "sw") for kind in ("web", "textbook")} | {("ha", "web")}
+    for (language, kind), tokens in prepared.available.items():
+        counts = prepared.report["languages"][language]["kinds"][kind]
+        texts = documents_of(small_prepared, language, kind, tokenizer)
+        windows = tfds.data_source(f"windows/{language}-{kind}", split="train", data_dir=small_prepared)
+        assert counts == {
+            "tokens": tokens,
+            "documents": len(texts),
+            "bytes": sum(len(text.encode()) for text in texts),
+            "windows": len(windows),
+        }
+        assert tokens == sum(len(tokenizer.encode(text)) + 1 for text in texts)
+        assert sum(int((window["segment_ids"] > 0).sum()) for window in windows) == tokens
+    entry = prepared.report["languages"]["sw"]
+    heldout = prepared.heldout("sw")
+    assert (entry["rows"], entry["bad"], entry["duplicates"], entry["reserved"]) == (80, 0, 0, 0)
+    assert (entry["heldout_documents"], entry["heldout_bytes"]) == (len(heldout), sum(len(row.text.encode()) for row in heldout))
+
+
+def test_duplicates_and_heldout_text_are_not_trained_on(tmp_path, small_model, write_rows, rows_of):
+    rows = rows_of("sw", ("web",))
+    again = [{**row, "id": f"again-{row['id']}"} for row in rows]
+    path = write_rows(tmp_path / "sw.jsonl", rows + again)
+    folder = str(tmp_path / "data")
+    prepare(DataSettings(folder=folder, seq_len=64, heldout_fraction=0.2, sources=(Source(language="sw", path=str(path)),)), small_model)
+    trained = documents_of(folder, "sw", "web", open_tokenizer(small_model))
+    heldout = {row.text for row in open_prepared(folder).heldout("sw")}
+    assert len(trained) == len(set(trained))
+    assert heldout
+    assert not heldout & set(trained)
+    assert heldout | set(trained) == {row["text"] for row in rows}
+
+
+def test_done_again_nothing_is_written(small_settings, small_model, monkeypatch, tmp_path):
+    settings = small_settings.model_copy(update={"folder": str(tmp_path / "data")})
+    first = prepare(settings, small_model)
+    before = files_of(tmp_path)
+    monkeypatch.setattr(prepare_module, "write_windows", None)
+    monkeypatch.setattr(prepare_module, "survey", None)
+    assert prepare(settings, small_model) == first
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("stopped_by", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("after", [0, 3, 6])
+def test_stopped_it_goes_on_where_it_was(small_settings, small_prepared, small_model, monkeypatch, tmp_path, stopped_by, after):
+    settings = small_settings.model_copy(update={"folder": str(tmp_path / "data")})
+    written = []
+
+    def stop(folder, name, windows, seq_len):
+        if len(written) == after:
+            next(iter(windows))
+            raise stopped_by
+        write(folder, name, windows, seq_len)
+        written.append(name)
+
+    write = prepare_module.write_windows
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "write_windows", stop)
+        with pytest.raises(stopped_by):
+            prepare(settings, small_model)
+    with pytest.raises(BadInput, match=r"is not finished \(it has no prepared.json\); run `babel prepare`"):
+        open_prepared(settings.folder)
+    assert not [path for path in Path(settings.folder).rglob("*.partial")]
+    monkeypatch.setattr(prepare_module, "write_windows", lambda folder, name, *rest: (written.append(name), write(folder, name, *rest)))
+    prepare(settings, small_model)
+    assert len(written) == len(set(written)) == 7
+    assert files_of(settings.folder) == files_of(small_prepared)
+
+
+PREPARE = """
+import sys
+from babel_jax.config import DataSettings, Source
+from babel_jax.data import prepare as module
+folder, corpus, tokenizer = sys.argv[1:]
+sources = tuple(Source(language=code, path=f"{corpus}/{code}.jsonl") for code in ("en", "zh", "sw", "ha"))
+print("ready", flush=True)
+module.prepare(DataSettings(folder=folder, seq_len=64, heldout_fraction=0.1, sources=sources), tokenizer)
+"""
+
+
+def test_killed_at_any_moment_it_goes_on(small_settings, small_prepared, small_model, tmp_path):
+    settings = small_settings.model_copy(update={"folder": str(tmp_path / "data")})
+    corpus = str(Path(small_settings.sources[0].path).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", PREPARE, settings.folder, corpus, str(small_model)]
+    killed = 0
+    for seconds in (0.02, 0.05, 0.1, 0.15):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+    assert killed
+    prepare(settings, small_model)
+    assert files_of(settings.folder) == files_of(small_prepared)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seq_len": 32}, r"another seq_len \(then 64, now 32\)"),
+        ({"heldout_fraction": 0.2}, "another heldout_fraction"),
+        ({"heldout_bytes": 7}, "another heldout_bytes"),
+    ],
+)
+def test_other_settings_on_the_same_folder_are_refused(small_settings, small_prepared, small_model, change, message):
+    with pytest.raises(BadInput, match=message):
+        prepare(small_settings.model_copy(update=change), small_model)
+
+
+def test_another_tokenizer_or_other_text_on_the_same_folder_is_refused(small_settings, small_prepared, small_model, texts, tmp_path, write_rows):
+    model = tmp_path / "other"
+    model.mkdir()
+    open_tokenizer(small_model).save(model)
+    (model / "config.json").write_text('{"eos_token_id": 1}')
+    with pytest.raises(BadInput, match="another tokenizer"):
+        prepare(small_settings, model)
+    other = Source(language="ha", path=str(write_rows(tmp_path / "ha.jsonl", [{"text": texts["ha"]}])))
+    with pytest.raises(BadInput, match=r"ha was prepared from other text than data.sources now names"):
+        prepare(small_settings.model_copy(update={"sources": (*small_settings.sources, other)}), small_model)
+
+
+def test_languages_can_be_added(small_settings, small_prepared, small_model, tmp_path):
+    settings = small_settings.model_copy(update={"folder": str(tmp_path / "data")})
+    prepare(settings.model_copy(update={"sources": settings.sources[2:]}), small_model)
+    prepare(settings, small_model)
+    assert files_of(settings.folder) == files_of(small_prepared)
+
+
+def test_bad_rows_are_refused_or_reported(tmp_path, small_model, write_rows, rows_of):
+    path = write_rows(tmp_path / "sw.jsonl", [*rows_of("sw", ("web",), 10), {"id": "x"}])
+    settings = DataSettings(folder=str(tmp_path / "data"), seq_len=64, sources=(Source(language="sw", path=str(path)),))
+    with pytest.raises(BadInput, match=r"sw.jsonl:11: no 'text'"):
+        prepare(settings, small_model)
+    # The way out that the message names works on the same folder.
+    report = prepare(settings.model_copy(update={"bad_rows": BadRows.SKIP}), small_model)
+    assert report["languages"]["sw"]["bad"] == 1
+    assert report["languages"]["sw"]["located"][0].startswith(f"{path}:11: no 'text'")
+    with pytest.raises(BadInput, match="prepared with 1 bad rows skipped"):
+        prepare(settings, small_model)
+
+
+def test_unusable_input(tmp_path, small_model, small_settings, write_rows):
+    empty = Source(language="jv", path=str(write_rows(tmp_path / "jv.jsonl", [{"text": " "}, {"text": ""}])))
+    settings = DataSettings(folder=str(tmp_path / "data"), sources=(empty,))
+    with pytest.raises(BadInput, match=r"language jv: no text to train on: of 2 rows 0 are bad, 2 empty"):
+        prepare(settings, small_model)
+    with pytest.raises(BadInput, match=r"data.sources is empty"):
+        prepare(settings.model_copy(update={"sources": ()}), small_model)
+    with pytest.raises(BadInput, match=r"data.tokenizer is not set"):
+        prepare(settings)
+    with pytest.raises(BadInput, match="exists and is no folder of prepared data"):
+        prepare(settings.model_copy(update={"folder": str(tmp_path)}), small_model)
+    with pytest.raises(BadInput, match=r"is no folder of prepared data \(it has no prepared.json\)"):
+        open_prepared(tmp_path)
+
+
+@pytest.mark.parametrize("kilobytes", [4, 40, 120])
+def test_a_full_disk_is_named(tmp_path, small_settings, small_model, kilobytes, capfd):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        with pytest.raises(BadInput, match="no space left") as raised:
+            prepare(small_settings.model_copy(update={"folder": str(disk / "data")}), small_model)
+        assert "\n" not in str(raised.value)
+        assert not (disk / "data" / "prepared.json").exists()
+        for counts in (disk / "data").rglob("counts.json"):
+            assert len(open_windows(counts.parent)) == json.loads(counts.read_text())["windows"]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert "Traceback" not in capfd.readouterr().err

@@ -1,0 +1,190 @@
+import gzip
+import json
+import subprocess
+import sys
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from babel_jax.config import BadRows, Source
+from babel_jax.data.rows import MAX_LOCATED, Row, RowCounts, read_rows
+from babel_jax.errors import BadInput
+
+DOCUMENTS = [("a", "one\ntwo"), ("b", "  drei, vier "), ("c", "பின்னர்")]
+
+
+def read(path, bad_rows=BadRows.REFUSE, **settings):
+    counts = RowCounts()
+    return list(read_rows(Source(language="en", path=str(path), **settings), bad_rows, counts)), counts
+
+
+def as_jsonl(documents):
+    return "".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in documents).encode()
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"])
+def test_every_format_gives_the_same_rows(tmp_path, suffix):
+    path = tmp_path / f"en{suffix}"
+    content = as_jsonl(DOCUMENTS)
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"text": [text for _, text in DOCUMENTS], "id": [name for name, _ in DOCUMENTS]}), path)
+    else:
+        path.write_bytes({".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)(content))
+    rows, counts = read(path)
+    assert rows == [Row(name, text, "web") for name, text in DOCUMENTS]
+    assert (counts.rows, counts.bad, counts.empty) == (3, 0, 0)
+
+
+def test_compressed_files_of_several_members_are_read_whole(tmp_path):
+    (tmp_path / "en.jsonl.gz").write_bytes(b"".join(gzip.compress(as_jsonl([document])) for document in DOCUMENTS))
+    (tmp_path / "en.jsonl.zst").write_bytes(b"".join(zstandard.compress(as_jsonl([document])) for document in DOCUMENTS))
+    for path in tmp_path.iterdir():
+        assert [row.text for row in read(path)[0]] == [text for _, text in DOCUMENTS]
+
+
+def test_documents_of_plain_text_stand_between_blank_lines(tmp_path):
+    path = tmp_path / "en.txt"
+    path.write_bytes(b"\n\nfirst line\nsecond line\r\n \n\n\nother\n")
+    assert read(path)[0] == [Row("en.txt:3", "first line\nsecond line", "web"), Row("en.txt:8", "other", "web")]
+
+
+def test_files_of_a_glob_come_in_the_order_of_their_names(tmp_path):
+    for name in ("b.jsonl", "a.jsonl", "c.jsonl"):
+        (tmp_path / name).write_bytes(as_jsonl([(name, name)]))
+    assert [row.id for row in read(tmp_path / "*.jsonl")[0]] == ["a.jsonl", "b.jsonl", "c.jsonl"]
+
+
+def test_keys_kinds_and_ids_of_their_own(tmp_path):
+    path = tmp_path / "en.jsonl"
+    rows = [{"content": "x", "key": 7}, {"content": "y", "kind": "textbook"}, {"content": "z", "kind": None, "key": None}]
+    path.write_text("\ufeff" + "\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert read(path, text_key="content", id_key="key", kind="curated")[0] == [
+        Row("7", "x", "curated"),
+        Row("en.jsonl:2", "y", "textbook"),
+        Row("en.jsonl:3", "z", "curated"),
+    ]
+
+
+BAD_LINES = {
+    b'{"text": "cut': "not readable JSON",
+    b"[1, 2]": "a JSON object is needed, not list",
+    b'{"id": "x", "content": "y"}': "no 'text'; its keys are id, content",
+    b'{"text": null}': "no 'text'",
+    b'{"text": 5}': "'text' is not a string but int",
+    b'{"text": "caf\xe9"}': "not UTF-8",
+    b'{"text": "\\ud83d half a pair"}': "'text' is not UTF-8",
+    b'{"text": "x", "id": [1]}': "'id' is not a string but list",
+    b'{"text": "x", "kind": "../web"}': "kind '../web' is not of lower-case letters",
+    b"[" * 100_000: "not readable JSON",
+}
+
+
+@pytest.mark.parametrize(("line", "reason"), BAD_LINES.items(), ids=range(len(BAD_LINES)))
+def test_a_bad_row_is_located_and_refused_or_skipped(tmp_path, line, reason):
+    path = tmp_path / "en.jsonl"
+    path.write_bytes(as_jsonl(DOCUMENTS[:1]) + b"\n" + line + b"\n" + as_jsonl(DOCUMENTS[1:]))
+    with pytest.raises(BadInput) as raised:
+        read(path)
+    assert f"{path}:3: " in str(raised.value)
+    assert reason in str(raised.value)
+    assert 'data.bad_rows = "skip"' in str(raised.value)
+    assert "\n" not in str(raised.value)
+    rows, counts = read(path, BadRows.SKIP)
+    assert [row.id for row in rows] == ["a", "b", "c"]
+    assert (counts.rows, counts.bad) == (4, 1)
+    assert counts.located[0].startswith(f"{path}:3: ")
+
+
+def test_only_the_first_bad_rows_are_located(tmp_path):
+    path = tmp_path / "en.jsonl"
+    path.write_bytes(b"nonsense\n" * 100)
+    rows, counts = read(path, BadRows.SKIP)
+    assert (rows, counts.bad, len(counts.located)) == ([], 100, MAX_LOCATED)
+
+
+def test_empty_text_is_counted_and_not_bad(tmp_path):
+    path = tmp_path / "en.jsonl"
+    path.write_bytes(as_jsonl([("a", ""), ("b", " \n\t"), ("c", "x")]))
+    rows, counts = read(path)
+    assert [row.id for row in rows] == ["c"]
+    assert (counts.rows, counts.empty, counts.bad) == (3, 2, 0)
+
+
+def test_bad_values_of_parquet(tmp_path):
+    path = tmp_path / "en.parquet"
+    spoiled = pyarrow.Array.from_buffers(
+        pyarrow.string(), 3, [None, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), pyarrow.py_buffer(b"a\xffc")]
+    )
+    pyarrow.parquet.write_table(pyarrow.table({"text": spoiled}), path)
+    rows, counts = read(path, BadRows.SKIP)
+    assert [(row.id, row.text) for row in rows] == [("en.parquet:1", "a"), ("en.parquet:3", "c")]
+    assert "en.parquet:2: 'text' is not UTF-8" in counts.located[0]
+    with pytest.raises(BadInput, match=r"no column 'content'; set text_key to one of text"):
+        read(path, text_key="content")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl.zst"])
+@pytest.mark.parametrize("kept", [-1, 0.5, 3])
+def test_a_truncated_stream_is_named(tmp_path, suffix, kept):
+    path = tmp_path / f"en{suffix}"
+    content = {".gz": gzip.compress, ".zst": zstandard.compress}[path.suffix](
+        as_jsonl([(str(i), str(hash(str(i)))) for i in range(20_000)])
+    )
+    path.write_bytes(content[: int(len(content) * kept) if isinstance(kept, float) else kept])
+    with pytest.raises(BadInput, match=r"unreadable after line \d+.*corrupt or cut short") as raised:
+        read(path, BadRows.SKIP)
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["en.parquet", "en.jsonl.gz", "en.jsonl.zst"])
+def test_a_file_of_another_format_is_named(tmp_path, name):
+    (tmp_path / name).write_bytes(b"this is not what the name says" * 100)
+    with pytest.raises(BadInput, match=rf"{name}: unreadable"):
+        read(tmp_path / name)
+
+
+def test_files_that_are_not_there(tmp_path):
+    (tmp_path / "en.csv").write_text("x")
+    for path, message in {
+        tmp_path / "en.jsonl": "no such file",
+        tmp_path / "*.jsonl": "no file matches",
+        tmp_path: "a folder; name its files",
+        tmp_path / "en.csv": r"readable are \.jsonl, \.txt",
+    }.items():
+        with pytest.raises(BadInput, match=message) as raised:
+            read(path)
+        assert str(path) in str(raised.value)
+    with pytest.raises(BadInput, match="kind = 'Web page'"):
+        read(tmp_path / "en.csv", kind="Web page")
+
+
+WRITE_TFDS = """
+import sys
+import numpy as np
+import tensorflow_datasets as tfds
+
+class Prose(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    def _info(self):
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text(), "id": np.int64}))
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+    def _generate_examples(self):
+        for number in range(5):
+            yield number, {"text": f"Satz {number}: größer", "id": number}
+
+Prose(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
+"""
+
+
+def test_tfds_by_name(tmp_path):
+    (tmp_path / "prose.py").write_text(WRITE_TFDS)
+    subprocess.run([sys.executable, str(tmp_path / "prose.py"), str(tmp_path)], check=True, capture_output=True)
+    source = Source(language="de", tfds="prose", tfds_folder=str(tmp_path))
+    rows = list(read_rows(source, BadRows.REFUSE, RowCounts()))
+    assert sorted(rows, key=lambda row: row.id) == [Row(str(number), f"Satz {number}: größer", "web") for number in range(5)]
+    missing = Source(language="de", tfds="nowhere_to_be_found", tfds_folder=str(tmp_path))
+    with pytest.raises(BadInput, match=r"TFDS dataset nowhere_to_be_found \(split train\) cannot be read"):
+        list(read_rows(missing, BadRows.REFUSE, RowCounts()))
