@@ -7,7 +7,7 @@ import json
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -303,7 +303,7 @@ class Stage(Settings):
 
 
 class OptimizerRule(Settings):
-    """First rule whose `pattern` (a regular expression, searched in the parameter's path such as `layers/mlp/up_proj/weight`) matches wins."""
+    """The first rule wins whose `pattern`, a regular expression, is found in the parameter's path (model/layers/mlp/up_proj/weight)."""
 
     pattern: str
     rate: Annotated[float, Field(ge=0.0)] = 1.0
@@ -387,10 +387,8 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.model.shape is not None and self.data.seq_len > self.model.shape.max_position_embeddings:
-            raise ValueError(
-                f"data.seq_len = {self.data.seq_len} exceeds model.shape.max_position_embeddings = {self.model.shape.max_position_embeddings}"
-            )
+        if self.model.shape is not None and self.data.seq_len > (longest := self.model.shape.max_position_embeddings):
+            raise ValueError(f"data.seq_len = {self.data.seq_len} exceeds model.shape.max_position_embeddings = {longest}")
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stages: names must differ; given {', '.join(names)}")

@@ -1,0 +1,173 @@
+"""The `babel` command: parses, calls, prints. Exit status 0 on success, 2 on bad input, 130 on Ctrl-C.
+
+What a command needs is imported when it runs, so that `babel --help` answers at once.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from babel_jax import __version__
+from babel_jax.errors import BadInput
+
+Result = dict[str, Any]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and gives its exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.run is None:
+        parser.print_help()
+        return 0
+    try:
+        result = options.run(options)
+    except BadInput as error:
+        print(f"babel: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("babel: interrupted; the same command goes on where this can be resumed", file=sys.stderr)
+        return 130
+    if options.json:
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        print(result.get("summary") or "\n".join(f"{key}: {value}" for key, value in result.items()))
+    return 0
+
+
+# --- commands ----------------------------------------------------------------------------------------------------------------
+
+
+def _demo(options: argparse.Namespace) -> Result:
+    from babel_jax.demo import demo
+
+    return demo(Path(options.out), corpus=options.corpus, base=options.base)
+
+
+def _convert(options: argparse.Namespace) -> Result:
+    from babel_jax.checkpoints.folder import Format, convert
+
+    return convert(options.source, options.destination, Format(options.to) if options.to else None)
+
+
+def _expand(options: argparse.Namespace) -> Result:
+    from babel_jax.checkpoints.folder import open_folder
+    from babel_jax.config import ExpansionSettings
+    from babel_jax.config_file import parse_settings
+    from babel_jax.expansion.apply import expand_folder
+    from babel_jax.expansion.plan import plan_from_settings, save_plan
+
+    names = ("preset", "insert_after", "append", "plan", "init", "noise_mean", "noise_std", "seed")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    settings = parse_settings(ExpansionSettings, given, "babel expand")
+    plan = plan_from_settings(settings, open_folder(options.source).config.num_hidden_layers)
+    if options.save_plan:
+        save_plan(plan, Path(options.save_plan))
+    return expand_folder(options.source, options.destination, plan)
+
+
+def _prepare(options: argparse.Namespace) -> Result:
+    from babel_jax.config_file import load_config
+    from babel_jax.data.prepare import prepare
+
+    config = load_config(options.config, tuple(options.set))
+    report = prepare(config.data, config.model.folder)
+    kinds = [counts for entry in report["languages"].values() for counts in entry["kinds"].values()]
+    totals = {name: sum(counts[name] for counts in kinds) for name in ("documents", "bytes", "tokens", "windows")}
+    return {"folder": config.data.folder, **totals, **report} if options.json else {"folder": config.data.folder, **totals}
+
+
+def _train(options: argparse.Namespace) -> Result:
+    from babel_jax.config_file import load_config
+    from babel_jax.recipe import run_recipe
+
+    return run_recipe(load_config(options.config, tuple(options.set)))
+
+
+def _evaluate(options: argparse.Namespace) -> Result:
+    from babel_jax.recipe import evaluate_folder
+
+    return evaluate_folder(options.model, options.data, options.languages, options.max_bytes)
+
+
+def _generate(options: argparse.Namespace) -> Result:
+    from babel_jax.recipe import generate_text
+
+    return generate_text(options.model, options.prompt, options.max_new_tokens, options.temperature, options.top_p, options.seed)
+
+
+# --- the command line --------------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="babel", description="Grow a pretrained decoder and train it on in 25 languages.")
+    parser.add_argument("--version", action="version", version=f"babel-jax {__version__}")
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], Result], does: str, example: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(
+            name, help=does, description=does, epilog=f"example: {example}", formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        made.add_argument("--json", action="store_true", help="print the result as one JSON object")
+        made.set_defaults(run=run)
+        return made
+
+    demo = command("demo", _demo, "the whole recipe on CPU in minutes, on the text in the package", "babel demo --out runs/demo")
+    demo.add_argument("--out", default="runs/demo", help="run folder (default %(default)s)")
+    demo.add_argument("--corpus", help="folder of xx.jsonl, .gz or .zst text in place of the package's own")
+    demo.add_argument("--base", help="model folder to begin with in place of a model trained here")
+
+    convert = command("convert", _convert, "model folder of one format to the other", "babel convert Qwen2.5-7B qwen-orbax --to orbax")
+    convert.add_argument("source", metavar="SRC")
+    convert.add_argument("destination", metavar="DST")
+    convert.add_argument("--to", choices=["hf", "orbax"], help="format of DST (default: the one that SRC is not)")
+
+    expand = command("expand", _expand, "a deeper model folder, of the same format", "babel expand Qwen2.5-7B babel-9b --preset babel-9b")
+    expand.add_argument("source", metavar="SRC")
+    expand.add_argument("destination", metavar="DST")
+    expand.add_argument("--plan", help="plan file: for each layer its source and how it begins")
+    expand.add_argument("--preset", help="babel-9b (28 to 34 layers) or babel-83b (80 to 92)")
+    expand.add_argument("--insert-after", type=_integers, metavar="14,16", help="copy these layers, each behind itself")
+    expand.add_argument("--append", type=int, metavar="N", help="repeat the last N layers behind the model")
+    expand.add_argument("--init", choices=["copy", "noise", "zero"], help="how new layers begin (default copy)")
+    expand.add_argument("--noise-mean", type=float)
+    expand.add_argument("--noise-std", type=float)
+    expand.add_argument("--seed", type=int)
+    expand.add_argument("--save-plan", metavar="FILE", help="write the plan, to edit and apply with --plan")
+
+    prepare = command("prepare", _prepare, "raw text to packed datasets", "babel prepare configs/tiny.toml")
+    train = command("train", _train, "expand, train the stages, evaluate, export", "babel train configs/tiny.toml --set seed=1")
+    for with_config in (prepare, train):
+        with_config.add_argument("config", metavar="CONFIG")
+        with_config.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as seed=1")
+
+    evaluate = command("evaluate", _evaluate, "bits per byte by language", "babel evaluate runs/demo/hf --data text/")
+    evaluate.add_argument("model", metavar="MODEL")
+    evaluate.add_argument("--data", help="folder of xx.jsonl, .gz or .zst text (default: the package's own)")
+    evaluate.add_argument("--languages", type=_words, metavar="en,sw", help="only these (default: all that have text)")
+    evaluate.add_argument("--max-bytes", type=int, default=200_000, help="of text for each language (default %(default)s)")
+
+    generate = command("generate", _generate, "text from a model", 'babel generate runs/demo/hf "Every morning" --max-new-tokens 40')
+    generate.add_argument("model", metavar="MODEL")
+    generate.add_argument("prompt", metavar="PROMPT")
+    generate.add_argument("--max-new-tokens", type=int, default=64)
+    generate.add_argument("--temperature", type=float, default=0.0, help="0 (the default) takes the likeliest token")
+    generate.add_argument("--top-p", type=float, default=1.0)
+    generate.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def _integers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _words(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Held-out bits per byte by language: how many bits a model needs for a byte of UTF-8, comparable across tokenizers.
+
+    bits per byte = sum of -log2 p(token | tokens before it in its document) / bytes of those tokens
+
+The first token of a document has nothing to be predicted from, so neither it nor its bytes count. A document longer than a window goes on
+in the next one behind its last token.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PyTree
+from tqdm import tqdm
+
+from babel_jax.config import ModelConfig
+from babel_jax.data.tokenizers import Tokenizer
+from babel_jax.languages import Resource, codes_of
+from babel_jax.model.decoder import forward
+
+Window = tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageBits:
+    """What was measured of one language; `bits` in all, over `bytes` of `documents`, predicted as `tokens` tokens."""
+
+    bits: float
+    bytes: int
+    tokens: int
+    documents: int
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits for each byte; not a number where there is no text."""
+        return self.bits / self.bytes if self.bytes else float("nan")
+
+
+def bits_per_byte(
+    config: ModelConfig,
+    params: PyTree[Array],
+    tokenizer: Tokenizer,
+    texts: Mapping[str, Sequence[str]],
+    *,
+    seq_len: int,
+    batch_size: int,
+    compute_dtype: DTypeLike = jnp.float32,
+    max_bytes: int | None = None,
+) -> dict[str, LanguageBits]:
+    """Measures each language's documents, the first ones up to `max_bytes` of text. One compiled shape serves all."""
+    measured: dict[str, LanguageBits] = {}
+    for language, documents in tqdm(texts.items(), "bits per byte", unit=" languages", leave=False, disable=None):
+        chosen = _first_bytes(documents, max_bytes)
+        encoded = tokenizer.encode_batch(chosen)
+        firsts = sum(len(tokenizer.decode(ids[:1]).encode()) for ids in encoded if ids)
+        windows = list(_windows(encoded, seq_len))
+        nats = 0.0
+        for start in range(0, len(windows), batch_size):
+            batch = windows[start : start + batch_size]
+            empty = np.zeros(seq_len, np.int32)
+            batch += [(empty, empty)] * (batch_size - len(batch))
+            tokens, segment_ids = (np.stack(column) for column in zip(*batch, strict=True))
+            nats += float(_nats(config, jnp.dtype(compute_dtype), params, tokens, segment_ids))
+        measured[language] = LanguageBits(
+            bits=nats / float(np.log(2)),
+            bytes=max(0, sum(len(text.encode()) for text in chosen) - firsts),
+            tokens=sum(max(0, len(ids) - 1) for ids in encoded),
+            documents=len(chosen),
+        )
+    return measured
+
+
+def class_means(by_language: Mapping[str, float]) -> dict[str, float]:
+    """Unweighted means over all languages and over each resource class, of those that have a value."""
+    groups = {"all": tuple(by_language), "high": codes_of(Resource.HIGH), "low": codes_of(Resource.LOW)}
+    found = {name: [by_language[code] for code in codes if code in by_language] for name, codes in groups.items()}
+    return {name: float(np.mean(values)) if values else float("nan") for name, values in found.items()}
+
+
+def _first_bytes(documents: Sequence[str], max_bytes: int | None) -> list[str]:
+    chosen, left = [], max_bytes
+    for text in documents:
+        if left is not None:
+            if left <= 0:
+                break
+            left -= len(text.encode())
+        chosen.append(text)
+    return chosen
+
+
+def _windows(encoded: Sequence[Sequence[int]], seq_len: int) -> Iterator[Window]:
+    """Documents side by side in windows, each a segment; one that does not fit goes on in the next window, led by its last token."""
+    tokens, segment_ids, filled, segment = np.zeros(seq_len, np.int32), np.zeros(seq_len, np.int32), 0, 0
+    for ids in encoded:
+        place = 0
+        while place < len(ids) - 1:
+            if seq_len - filled < 2:
+                yield tokens, segment_ids
+                tokens, segment_ids, filled, segment = np.zeros(seq_len, np.int32), np.zeros(seq_len, np.int32), 0, 0
+            piece = ids[place : place + seq_len - filled]
+            segment += 1
+            tokens[filled : filled + len(piece)] = piece
+            segment_ids[filled : filled + len(piece)] = segment
+            filled += len(piece)
+            place += len(piece) - 1
+    if filled:
+        yield tokens, segment_ids
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _nats(
+    config: ModelConfig,
+    compute_dtype: np.dtype,
+    params: PyTree[Array],
+    tokens: Int[Array, "batch time"],
+    segment_ids: Int[Array, "batch time"],
+) -> Float[Array, ""]:
+    """The negative log-likelihood of every token that follows another of its segment, summed in float32."""
+    logits = forward(config, params, tokens, segment_ids=segment_ids, compute_dtype=compute_dtype)[:, :-1]
+    targets = tokens[:, 1:]
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    valid = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] > 0)
+    return jnp.sum(jnp.where(valid, jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0))

@@ -1,0 +1,62 @@
+"""Tables and plots of a measure by language at several points of the recipe."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from babel_jax.evaluation.bits_per_byte import class_means
+from babel_jax.files import explain_os_errors
+from babel_jax.languages import LANGUAGES
+
+Points = Mapping[str, Mapping[str, float]]
+
+
+def points_table(points: Points) -> str:
+    """Markdown: a row for each language and for the means, a column for each point, and the change from the first point to the last."""
+    names = list(points)
+    codes = [code for code in LANGUAGES if any(code in values for values in points.values())]
+    rows = [
+        (f"{LANGUAGES[code].name} ({code})", LANGUAGES[code].resource, {name: points[name].get(code) for name in names}) for code in codes
+    ]
+    means = {name: class_means(points[name]) for name in names}
+    labels = {"high": "mean, high-resource", "low": "mean, low-resource", "all": "mean, all"}
+    rows += [(f"**{label}**", "", {name: means[name][group] for name in names}) for group, label in labels.items()]
+    lines = ["| language | class | " + " | ".join(names) + " | change |", "| --- | --- |" + " ---: |" * (len(names) + 1)]
+    for label, resource, values in rows:
+        first, last = values[names[0]], values[names[-1]]
+        change = "" if first is None or last is None else f"{100 * (last / first - 1):+.1f}%"
+        cells = ["" if values[name] is None else f"{values[name]:.3f}" for name in names]
+        lines.append(f"| {label} | {resource} | " + " | ".join(cells) + f" | {change} |")
+    return "\n".join(lines)
+
+
+def plot_points(path: Path, points: Points, losses: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    """A PNG: bars of the measure by language at each point above, the training loss by step and stage below."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    codes = [code for code in LANGUAGES if any(code in values for values in points.values())]
+    figure, (bars, curves) = pyplot.subplots(2, 1, figsize=(13, 8.5), layout="constrained")
+    width = 0.8 / len(points)
+    for place, (name, values) in enumerate(points.items()):
+        centers = [number + (place - (len(points) - 1) / 2) * width for number in range(len(codes))]
+        bars.bar(centers, [values.get(code, float("nan")) for code in codes], width, label=name)
+    names = [f"{LANGUAGES[code].name}{'' if LANGUAGES[code].resource == 'high' else ' *'}" for code in codes]
+    bars.set_xticks(range(len(codes)), names, rotation=45, ha="right")
+    bars.set_ylabel("bits per byte, held out")
+    bars.set_title("Bits per byte by language at each point of the recipe (* low-resource)")
+    bars.legend(ncols=len(points))
+    for name, curve in losses.items():
+        curves.plot([step for step, _ in curve], [loss for _, loss in curve], label=name, linewidth=1)
+    curves.set_xlabel("step of the run")
+    curves.set_ylabel("loss, nats per token")
+    curves.set_title("Training loss by stage")
+    if losses:
+        curves.legend()
+    # Beside its final name first, like every other write.
+    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    with explain_os_errors(path):
+        figure.savefig(partial, dpi=110)
+        partial.replace(path)
+    pyplot.close(figure)
