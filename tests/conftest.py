@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from hypothesis import settings
 
 from babel_jax.config import Family, LayerType, ModelConfig, RopeType
 from babel_jax.model.decoder import init_params
@@ -17,6 +18,10 @@ from babel_jax.model.decoder import init_params
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+# The first example of a property compiles, so a deadline for each says nothing.
+settings.register_profile("compiled", deadline=None)
+settings.load_profile("compiled")
 
 
 @pytest.fixture(scope="session")
