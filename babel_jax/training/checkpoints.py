@@ -1,0 +1,81 @@
+"""Checkpoints of a run by Orbax, written while training goes on: the train state, by step."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from babel_jax.files import explain_os_errors
+from babel_jax.training.step import TrainState
+
+log = logging.getLogger("babel")
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run folder; the newest `keep` steps stay. Use as a context manager: leaving waits for the last write."""
+
+    def __init__(self, folder: Path, keep: int):
+        self._folder = folder.absolute()
+        with explain_os_errors(folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with explain_os_errors(self._folder):
+            self._manager.close()
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Begins to write the state after `step` steps; a state that stands there already is left alone."""
+        if self._manager.latest_step() == step:
+            return
+        with explain_os_errors(self._folder):
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+
+    def wait(self) -> None:
+        """Returns when what was begun is on disk."""
+        with explain_os_errors(self._folder):
+            self._manager.wait_until_finished()
+
+    def restore(self, abstract: PyTree[jax.ShapeDtypeStruct]) -> tuple[int, TrainState] | None:
+        """The newest readable checkpoint and its step, placed by the shardings in `abstract`; None where there is none.
+
+        One that cannot be read is set aside, with a warning, and the one before it is taken.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return step, self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+            except Exception as error:  # Orbax and TensorStore raise what they like for damaged files
+                first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                log.warning("checkpoint %d cannot be read and is set aside: %s", step, first_line)
+                aside = self._folder / f"{step}.damaged"
+                shutil.rmtree(aside, ignore_errors=True)
+                (self._folder / str(step)).rename(aside)
+                self._manager.reload()
+        return None
+
+
+def abstract_state(state: TrainState, shardings: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes, types and shardings of a state, for `restore`."""
+    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON lines file; a last line that was cut off is left out."""
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found

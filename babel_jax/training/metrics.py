@@ -1,0 +1,124 @@
+"""What a run says of itself: a line of metrics for each step, to JSON lines, to TensorBoard and to the terminal."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from babel_jax.config import ModelConfig
+from babel_jax.files import write_text
+from babel_jax.languages import CODES
+from babel_jax.model.decoder import count_parameters
+from babel_jax.training.checkpoints import read_json_lines
+
+log = logging.getLogger("babel")
+
+# Dense bfloat16 peaks in FLOP/s for one JAX device, from the vendors' data sheets; v4 and older and tpu7x count two devices to a chip
+# where jax does.
+_PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def flops_per_token(config: ModelConfig, seq_len: int) -> float:
+    """Model FLOPs to train on one token: 6 for each parameter but the input embedding, and causal attention at half, forward and backward."""
+    embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+    attention = 6 * config.num_hidden_layers * seq_len * config.num_attention_heads * config.head_dim
+    return 6 * (count_parameters(config) - embedding) + attention
+
+
+def peak_flops() -> float | None:
+    """The dense bfloat16 peak of all devices together, or None where it is not known (CPU)."""
+    kind = jax.devices()[0].device_kind
+    known = [peak for name, peak in _PEAK_FLOPS.items() if kind.startswith(name)]
+    return known[-1] * jax.device_count() if known else None
+
+
+class Metrics:
+    """Writes `metrics.jsonl` and `tensorboard/` in a run folder, and shows progress on a terminal.
+
+    Values are taken one step late, so that the device never waits for the host.
+    """
+
+    def __init__(self, folder: Path, config: ModelConfig, seq_len: int, available: Mapping[str, int], start_step: int, total_steps: int):
+        """`available` is the tokens that each language has; lines of steps from `start_step` on are of a run that was cut off, and go."""
+        self._path = folder / "metrics.jsonl"
+        kept = [line for line in read_json_lines(self._path) if line["step"] < start_step]
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
+        self._bar = tqdm(total=total_steps, initial=start_step, desc="train", unit=" steps", disable=None)
+        self._seq_len, self._available = seq_len, available
+        self._flops, self._peak = flops_per_token(config, seq_len), peak_flops()
+        self._waiting: tuple[dict[str, Any], dict[str, Array]] | None = None
+        self._last_time = time.monotonic()
+
+    def log(self, step: int, stage: str, rate: float, tokens: int, values: dict[str, Array]) -> int:
+        """Takes the metrics of a step and writes those of the step before; gives how many updates in a row that one had skipped."""
+        skipped = self.flush()
+        self._waiting = ({"step": step, "stage": stage, "rate": rate, "tokens": tokens}, values)
+        return skipped
+
+    def flush(self) -> int:
+        """Writes what waits; gives how many updates in a row had been skipped by then."""
+        if self._waiting is None:
+            return 0
+        line, values = self._waiting
+        self._waiting = None
+        host = {name: np.asarray(value) for name, value in values.items()}
+        now = time.monotonic()
+        seconds, self._last_time = now - self._last_time, now
+        line |= {"loss": float(host["loss"]), "gradient_norm": float(host["gradient_norm"]), "skipped": int(host["skipped"])}
+        line["tokens_per_second"] = line["tokens"] / seconds
+        if self._peak is not None:
+            line["model_flop_utilization"] = line["tokens_per_second"] * self._flops / self._peak
+        targets, nats, seen = host["targets"], host["nats"], host["windows_seen"]
+        line["loss_by_language"] = {code: float(nats[i] / targets[i]) for i, code in enumerate(CODES) if targets[i]}
+        line["tokens_by_language"] = {code: int(seen[i]) * self._seq_len for i, code in enumerate(CODES) if seen[i]}
+        line["epochs_by_language"] = {
+            code: tokens / self._available[code] for code, tokens in line["tokens_by_language"].items() if code in self._available
+        }
+        # JSON knows no NaN: a loss that is not finite is null.
+        self._file.write(json.dumps(_finite(line)) + "\n")
+        self._file.flush()
+        self._to_board(line)
+        self._bar.set_postfix_str(f"{line['stage']} loss {line['loss']:.4f} {line['tokens_per_second']:,.0f} tokens/s", refresh=False)
+        self._bar.update()
+        return line["skipped"]
+
+    def close(self) -> None:
+        """Writes what waits and closes the files."""
+        self.flush()
+        self._file.close()
+        self._board.close()
+        self._bar.close()
+
+    def _to_board(self, line: dict[str, Any]) -> None:
+        step = line["step"]
+        for name, value in line.items():
+            if isinstance(value, int | float) and name != "step":
+                self._board.add_scalar(f"train/{name}", value, step)
+            elif isinstance(value, dict):
+                for code, one in value.items():
+                    self._board.add_scalar(f"{name}/{code}", one, step)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

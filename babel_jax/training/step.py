@@ -1,0 +1,110 @@
+"""The train step: one pure function over a plain dict of state, jitted once for all stages."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, PyTree
+
+from babel_jax.config import ModelConfig, OptimizerSettings, TrainingSettings
+from babel_jax.languages import CODES
+from babel_jax.model.decoder import abstract_params
+from babel_jax.training.loss import WindowLosses, summed_loss
+from babel_jax.training.mesh import batch_sharding, param_shardings, replicated
+from babel_jax.training.optimizer import AdamW
+
+# params, opt_state; step: int32[], updates tried; skipped: int32[], skipped in a row; windows_seen: int32[25], by language.
+TrainState = dict[str, Any]
+Step = Callable[[TrainState, dict[str, Array], Float[Array, ""]], tuple[TrainState, dict[str, Array]]]
+
+
+def initial_state(optimizer: AdamW, params: PyTree[Array]) -> TrainState:
+    """The state before the first step."""
+    step, skipped, windows_seen = (jnp.zeros(shape, jnp.int32) for shape in ((), (), (len(CODES),)))
+    return {"params": params, "opt_state": optimizer.init(params), "step": step, "skipped": skipped, "windows_seen": windows_seen}
+
+
+def state_shardings(config: ModelConfig, optimizer: AdamW, mesh: Mesh) -> TrainState:
+    """A sharding for each leaf of the state."""
+    params, everywhere = param_shardings(config, mesh), replicated(mesh)
+    opt_state = optimizer.shardings(abstract_params(config), params, everywhere)
+    return {"params": params, "opt_state": opt_state, "step": everywhere, "skipped": everywhere, "windows_seen": everywhere}
+
+
+def train_step(
+    config: ModelConfig,
+    optimizer: AdamW,
+    training: TrainingSettings,
+    z_loss: float,
+    state: TrainState,
+    batch: dict[str, Array],
+    rate: Float[Array, ""],
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update, and its metrics: loss, gradient_norm, skipped, and nats, targets and windows seen by language.
+
+    A loss or gradient that is not finite leaves parameters and moments as they are, to the bit.
+    """
+
+    def gradient_of(params: PyTree[Array], micro: dict[str, Array]) -> tuple[tuple[Array, WindowLosses], PyTree[Array]]:
+        def loss(params: PyTree[Array]) -> tuple[Array, WindowLosses]:
+            return summed_loss(config, params, micro, jnp.dtype(training.compute_dtype), training.remat, z_loss)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    params = state["params"]
+    if training.gradient_accumulation == 1:
+        (total, windows), gradients = gradient_of(params, batch)
+    else:
+        micro_batches = jax.tree.map(lambda rows: rows.reshape(training.gradient_accumulation, -1, *rows.shape[1:]), batch)
+
+        def add(so_far: tuple[Array, PyTree[Array]], micro: dict[str, Array]) -> tuple[tuple[Array, PyTree[Array]], WindowLosses]:
+            (total, windows), gradients = gradient_of(params, micro)
+            return (so_far[0] + total, jax.tree.map(jnp.add, so_far[1], gradients)), windows
+
+        start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        (total, gradients), windows = jax.lax.scan(add, start, micro_batches)
+        windows = jax.tree.map(lambda rows: rows.reshape(-1), windows)
+
+    # Sums become means by one factor, which also clips: no pass over the gradients of its own.
+    targets = jnp.maximum(jnp.sum(windows.targets), 1).astype(jnp.float32)
+    norm = optimizer.norm(gradients) / targets
+    factor = jnp.minimum(1.0, optimizer.clip_norm / (norm + 1e-12)) / targets
+    finite = jnp.isfinite(norm) & jnp.isfinite(total)
+    gradients = jax.tree.map(lambda gradient: gradient * factor, gradients)
+    updated = optimizer.update(gradients, state["opt_state"], params, rate)
+    kept = (params, state["opt_state"])
+    params, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, kept)
+
+    def by_language(values: Array) -> Array:
+        return jax.ops.segment_sum(values, batch["language"], num_segments=len(CODES))
+
+    skipped = jnp.where(finite, 0, state["skipped"] + 1)
+    windows_seen = state["windows_seen"] + by_language(jnp.ones_like(batch["language"]))
+    metrics = {
+        "loss": jnp.sum(windows.nats) / targets,
+        "gradient_norm": norm,
+        "skipped": skipped,
+        "nats": by_language(windows.nats),
+        "targets": by_language(windows.targets),
+        "windows_seen": windows_seen,
+    }
+    new_state = {"params": params, "opt_state": opt_state, "step": state["step"] + 1, "skipped": skipped, "windows_seen": windows_seen}
+    return new_state, metrics
+
+
+def compiled_step(config: ModelConfig, optimizer: AdamW, settings: OptimizerSettings, training: TrainingSettings, mesh: Mesh) -> Step:
+    """`train_step` jitted for a mesh, with the state donated. States must come with `state_shardings`, so that it compiles once."""
+
+    def step(state: TrainState, batch: dict[str, Array], rate: Float[Array, ""]) -> tuple[TrainState, dict[str, Array]]:
+        return train_step(config, optimizer, training, settings.z_loss, state, batch, rate)
+
+    shardings = state_shardings(config, optimizer, mesh)
+    everywhere = replicated(mesh)
+    return jax.jit(
+        step,
+        in_shardings=(shardings, batch_sharding(mesh), everywhere),
+        out_shardings=(shardings, everywhere),
+        donate_argnums=0,
+    )
