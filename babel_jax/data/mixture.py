@@ -1,6 +1,7 @@
 """Mixtures: what share of a stage's tokens each language and kind gets, and how often its text is then read."""
 
 import dataclasses
+import itertools
 from collections.abc import Hashable, Mapping
 from typing import Any, TypeVar
 
@@ -9,6 +10,7 @@ from babel_jax.errors import BadInput
 from babel_jax.languages import CODES, LANGUAGES, Resource
 
 CURATED, TEXTBOOK = "curated", "textbook"
+_LEAST_WEIGHT = 1e-100  # what a temperature near 0 leaves of all but the largest; 0 could not be divided by
 Key = TypeVar("Key", bound=Hashable)
 Dataset = tuple[str, str]
 
@@ -68,7 +70,7 @@ def make_mixture(available: Mapping[Dataset, int], settings: MixtureSettings, bu
     if missing:
         raise BadInput(f"mixture: curated names {', '.join(missing)}, which has no text of kind {CURATED} or {TEXTBOOK}")
     base = [key for key in supply if key[0] in languages and not (key in curated and key[1] == CURATED)]
-    base = base or list(curated)
+    base = base or [key for key in supply if key[0] in languages]
 
     tokens = dict.fromkeys([*base, *curated], 0.0)
     for key, share in curated.items():
@@ -78,7 +80,7 @@ def make_mixture(available: Mapping[Dataset, int], settings: MixtureSettings, bu
     passes = max(settings.max_epochs, (rest + sum(tokens[key] for key in base)) / sum(supply[key] for key in base))
     room = {key: passes * supply[key] - tokens[key] for key in base}
     kinds = {code: [key for key in base if key[0] == code] for code in dict.fromkeys(code for code, _ in base)}
-    weights = {code: _weight(code, sum(supply[key] for key in own), settings) for code, own in kinds.items()}
+    weights = _weights({code: sum(supply[key] for key in own) for code, own in kinds.items()}, settings)
     by_language = water_fill(rest, weights, {code: sum(room[key] for key in own) for code, own in kinds.items()})
     for code, own in kinds.items():
         own_weights = {key: supply[key] * (settings.textbook_multiplier if key[1] == TEXTBOOK else 1.0) for key in own}
@@ -91,7 +93,7 @@ def make_mixture(available: Mapping[Dataset, int], settings: MixtureSettings, bu
         for key in supply
         if tokens.get(key, 0.0) > 0
     )
-    if passes <= settings.max_epochs:
+    if passes <= settings.max_epochs * (1 + 1e-9):
         return Mixture(rows)
     return Mixture(
         rows,
@@ -104,22 +106,29 @@ def water_fill(total: float, weights: Mapping[Key, float], capacities: Mapping[K
 
     So there is a level L with share = min(L * weight, capacity). What exceeds all capacities together is not shared out.
     """
+    order = sorted(weights, key=lambda key: capacities[key] / weights[key])
+    # Summed from the end: to subtract from the whole would lose small weights beside large ones.
+    weights_left = list(itertools.accumulate(weights[key] for key in reversed(order)))[::-1]
     shares = {}
-    left, weight_left = total, sum(weights.values())
-    for key in sorted(weights, key=lambda key: capacities[key] / weights[key]):
-        shares[key] = min(capacities[key], left * weights[key] / weight_left)
-        left -= shares[key]
-        weight_left -= weights[key]
+    left = total
+    for key, weight_left in zip(order, weights_left, strict=True):
+        shares[key] = min(capacities[key], left * (weights[key] / weight_left))
+        left = max(0.0, left - shares[key])
     return shares
 
 
-def _weight(code: str, tokens: int, settings: MixtureSettings) -> float:
-    weight = {
-        Strategy.EQUAL: lambda: 1.0,
-        Strategy.TEMPERATURE: lambda: tokens ** (1 / settings.temperature),
-        Strategy.WEIGHTS: lambda: settings.weights[code],
-    }[settings.strategy]()
-    return weight * (settings.low_resource_multiplier if LANGUAGES[code].resource is Resource.LOW else 1.0)
+def _weights(tokens: Mapping[str, int], settings: MixtureSettings) -> dict[str, float]:
+    """The weight of each language; only their proportions count."""
+    match settings.strategy:
+        case Strategy.EQUAL:
+            weights = dict.fromkeys(tokens, 1.0)
+        case Strategy.TEMPERATURE:
+            most = max(tokens.values())
+            weights = {code: max((own / most) ** (1 / settings.temperature), _LEAST_WEIGHT) for code, own in tokens.items()}
+        case Strategy.WEIGHTS:
+            weights = {code: settings.weights[code] for code in tokens}
+    low = settings.low_resource_multiplier
+    return {code: weight * (low if LANGUAGES[code].resource is Resource.LOW else 1.0) for code, weight in weights.items()}
 
 
 def _languages(supply: Mapping[Dataset, int], settings: MixtureSettings) -> tuple[str, ...]:

@@ -72,7 +72,9 @@ def test_the_report_counts_what_is_there(small_prepared, small_model):
     assert prepared.report == json.loads((Path(small_prepared) / "prepared.json").read_text())
     assert prepared.seq_len == 64
     assert prepared.tokenizer_fingerprint == tokenizer.fingerprint
-    assert set(prepared.available) == {(language, kind) for language in ("en", "zh", "sw") for kind in ("web", "textbook")} | {("ha", "web")}
+    assert set(prepared.available) == {(language, kind) for language in ("en", "zh", "sw") for kind in ("web", "textbook")} | {
+        ("ha", "web")
+    }
     for (language, kind), tokens in prepared.available.items():
         counts = prepared.report["languages"][language]["kinds"][kind]
         texts = documents_of(small_prepared, language, kind, tokenizer)
@@ -135,7 +137,7 @@ def test_stopped_it_goes_on_where_it_was(small_settings, small_prepared, small_m
             prepare(settings, small_model)
     with pytest.raises(BadInput, match=r"is not finished \(it has no prepared.json\); run `babel prepare`"):
         open_prepared(settings.folder)
-    assert not [path for path in Path(settings.folder).rglob("*.partial")]
+    assert not list(Path(settings.folder).rglob("*.partial"))
     monkeypatch.setattr(prepare_module, "write_windows", lambda folder, name, *rest: (written.append(name), write(folder, name, *rest)))
     prepare(settings, small_model)
     assert len(written) == len(set(written)) == 7
@@ -183,7 +185,9 @@ def test_other_settings_on_the_same_folder_are_refused(small_settings, small_pre
         prepare(small_settings.model_copy(update=change), small_model)
 
 
-def test_another_tokenizer_or_other_text_on_the_same_folder_is_refused(small_settings, small_prepared, small_model, texts, tmp_path, write_rows):
+def test_another_tokenizer_or_other_text_on_the_same_folder_is_refused(
+    small_settings, small_prepared, small_model, texts, tmp_path, write_rows
+):
     model = tmp_path / "other"
     model.mkdir()
     open_tokenizer(small_model).save(model)

@@ -1,0 +1,193 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from babel_jax.config import MixtureSettings, Strategy
+from babel_jax.data.mixture import make_mixture, water_fill
+from babel_jax.errors import BadInput
+from babel_jax.languages import CODES, LANGUAGES, Resource
+
+supplies = st.dictionaries(
+    st.tuples(st.sampled_from(CODES), st.sampled_from(["web", "textbook", "curated"])), st.integers(1, 10**12), min_size=1, max_size=40
+)
+multipliers = st.floats(0.1, 10)
+
+
+def level(total, weights, capacities):
+    """The water level by bisection: the L at which min(L * weight, capacity) add up to the total."""
+    low, high = 0.0, total / weights.min()
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.minimum(middle * weights, capacities).sum() < total else (low, middle)
+    return low
+
+
+def by_bisection(available, settings, budget):
+    """Tokens of each dataset by the definition of the mixture, for settings without curated shares and enough supply at the cap."""
+    codes = sorted({code for code, _ in available})
+    supply = np.array([sum(tokens for (own, _), tokens in available.items() if own == code) for code in codes], float)
+    weights = {
+        Strategy.EQUAL: np.ones(len(codes)),
+        Strategy.TEMPERATURE: np.exp(np.log(supply) / settings.temperature),
+        Strategy.WEIGHTS: np.array([settings.weights.get(code, 0) for code in codes]),
+    }[settings.strategy]
+    weights = weights * np.array([settings.low_resource_multiplier if LANGUAGES[code].resource is Resource.LOW else 1 for code in codes])
+    capacities = settings.max_epochs * supply
+    tokens = {}
+    for code, own in zip(codes, np.minimum(level(budget, weights, capacities) * weights, capacities), strict=True):
+        kinds = [key for key in available if key[0] == code]
+        sizes = np.array([available[key] for key in kinds], float)
+        wanted = sizes * np.array([settings.textbook_multiplier if kind == "textbook" else 1 for _, kind in kinds])
+        shares = np.minimum(level(own, wanted, settings.max_epochs * sizes) * wanted, settings.max_epochs * sizes)
+        tokens |= dict(zip(kinds, shares, strict=True))
+    return tokens
+
+
+@given(
+    st.lists(st.tuples(st.floats(1e-3, 1e3), st.floats(0, 1e9)), min_size=1, max_size=30),
+    st.floats(1e-3, 1),
+)
+def test_water_filling_finds_the_level(parts, fraction):
+    weights, capacities = (np.array(column) for column in zip(*parts, strict=True))
+    total = fraction * capacities.sum()
+    assume(total > 0)
+    shares = water_fill(total, dict(enumerate(weights)), dict(enumerate(capacities)))
+    expected = np.minimum(level(total, weights, capacities) * weights, capacities)
+    np.testing.assert_allclose([shares[number] for number in range(len(parts))], expected, rtol=1e-6, atol=1e-9 * total)
+
+
+@given(
+    supplies,
+    st.sampled_from(Strategy),
+    st.floats(0.3, 10),
+    multipliers,
+    multipliers,
+    st.floats(0.01, 0.999),
+    st.floats(0.5, 10),
+    st.randoms(),
+)
+def test_mixtures_are_those_of_the_definition(available, strategy, temperature, low, textbook, used, max_epochs, random):
+    weights = {code: random.uniform(0.1, 5) for code in {code for code, _ in available}} if strategy is Strategy.WEIGHTS else {}
+    settings = MixtureSettings(
+        strategy=strategy,
+        temperature=temperature,
+        weights=weights,
+        low_resource_multiplier=low,
+        textbook_multiplier=textbook,
+        max_epochs=max_epochs,
+    )
+    budget = max(1, int(used * max_epochs * sum(available.values())))
+    assume(budget <= max_epochs * sum(available.values()))
+    mixture = make_mixture(available, settings, budget)
+    assert abs(sum(row.share for row in mixture.rows) - 1) < 1e-9
+    assert not mixture.warnings
+    expected = by_bisection(available, settings, budget)
+    given_tokens = {(row.language, row.kind): row.share * budget for row in mixture.rows}
+    for key, tokens in expected.items():
+        assert given_tokens.get(key, 0.0) == pytest.approx(tokens, rel=1e-5, abs=1e-6 * budget)
+    for row in mixture.rows:
+        assert row.tokens == available[row.language, row.kind]
+        assert row.epochs == pytest.approx(row.share * budget / row.tokens)
+        assert row.epochs <= max_epochs * (1 + 1e-6)
+
+
+@given(supplies, st.integers(1, 10**15), st.dictionaries(st.sampled_from(CODES), st.floats(0, 0.03)), st.floats(0.5, 10))
+def test_shares_always_add_up_and_only_a_warning_breaks_the_cap(available, budget, curated, max_epochs):
+    with_data = {code for code, kind in available if kind != "web"}
+    curated = {code: share for code, share in curated.items() if code in with_data}
+    mixture = make_mixture(available, MixtureSettings(curated=curated, max_epochs=max_epochs), budget)
+    assert abs(sum(row.share for row in mixture.rows) - 1) < 1e-9
+    assert all(row.share > 0 for row in mixture.rows)
+    most = max(row.epochs for row in mixture.rows)
+    assert most <= max_epochs * (1 + 1e-6) or mixture.warnings
+
+
+def test_equal_as_supply_allows():
+    available = {("en", "web"): 1000, ("zh", "web"): 1000, ("sw", "web"): 50, ("ha", "web"): 10}
+    mixture = make_mixture(available, MixtureSettings(max_epochs=2), 1000)
+    # 250 each would be 5 and 25 epochs of the two small ones: they give 100 and 20, and 880 is left for the others.
+    assert {row.language: round(row.share, 12) for row in mixture.rows} == {"en": 0.44, "zh": 0.44, "sw": 0.1, "ha": 0.02}
+    assert [round(row.epochs, 9) for row in mixture.rows] == [0.44, 0.44, 2, 2]
+
+
+def test_curated_shares_come_on_top():
+    available = {("en", "web"): 1000, ("en", "curated"): 1000, ("zh", "web"): 1000, ("zh", "textbook"): 1000, ("sw", "web"): 1000}
+    mixture = make_mixture(available, MixtureSettings(curated={"en": 0.3, "zh": 0.1}), 1000)
+    shares = {(row.language, row.kind): round(row.share, 12) for row in mixture.rows}
+    assert shares == {("en", "curated"): 0.3, ("en", "web"): 0.2, ("zh", "textbook"): 0.2, ("zh", "web"): 0.1, ("sw", "web"): 0.2}
+    assert {code: round(share, 12) for code, share in mixture.languages.items()} == {"en": 0.5, "zh": 0.3, "sw": 0.2}
+
+
+def test_a_curated_share_beyond_the_cap_goes_to_the_base():
+    available = {("en", "curated"): 10, ("en", "web"): 1000, ("sw", "web"): 1000}
+    mixture = make_mixture(available, MixtureSettings(curated={"en": 0.5}, max_epochs=4), 1000)
+    assert {(row.language, row.kind): round(row.share, 12) for row in mixture.rows} == {
+        ("en", "curated"): 0.04,
+        ("en", "web"): 0.48,
+        ("sw", "web"): 0.48,
+    }
+
+
+def test_without_a_curated_share_the_kind_is_like_any_other():
+    mixture = make_mixture({("en", "curated"): 300, ("en", "web"): 100}, MixtureSettings(), 100)
+    assert [(row.kind, row.share) for row in mixture.rows] == [("curated", 0.75), ("web", 0.25)]
+
+
+def test_weights_and_languages_choose_who_takes_part():
+    available = {(code, "web"): 10_000 for code in ("en", "zh", "sw", "ha")}
+    weighted = make_mixture(
+        available, MixtureSettings(strategy=Strategy.WEIGHTS, weights={"en": 1, "sw": 1, "ha": 1}, low_resource_multiplier=2.0), 1000
+    )
+    assert {row.language: round(row.share, 12) for row in weighted.rows} == {"en": 0.2, "sw": 0.4, "ha": 0.4}
+    some = make_mixture(available, MixtureSettings(languages=("sw", "en")), 1000)
+    assert [(row.language, row.share) for row in some.rows] == [("en", 0.5), ("sw", 0.5)]
+
+
+def test_too_little_text_is_read_more_often_with_a_warning():
+    mixture = make_mixture({("en", "web"): 100, ("sw", "web"): 50}, MixtureSettings(max_epochs=2), 900)
+    assert [row.epochs for row in mixture.rows] == pytest.approx([6, 6])
+    assert mixture.warnings == ("there is too little text for 900 tokens: it is read 6.00 times, max_epochs = 2",)
+    assert mixture.table().endswith(f"warning: {mixture.warnings[0]}")
+
+
+def test_temperature_goes_from_the_largest_alone_to_equal():
+    available = {("en", "web"): 10**9, ("sw", "web"): 10**6}
+    for temperature, share in ((0.001, 0.0), (1.0, 1 / 1001), (1000.0, 0.5)):
+        mixture = make_mixture(available, MixtureSettings(strategy=Strategy.TEMPERATURE, temperature=temperature), 1000)
+        assert mixture.languages.get("sw", 0.0) == pytest.approx(share, abs=0.002)
+
+
+def test_the_table_and_the_json():
+    mixture = make_mixture({("en", "web"): 1_234_567, ("sw", "textbook"): 890}, MixtureSettings(), 10_000)
+    assert mixture.table().splitlines() == [
+        "language  kind               tokens   share %   epochs",
+        "en        web             1,234,567   64.4000    0.005",
+        "sw        textbook              890   35.6000    4.000",
+    ]
+    assert json.loads(json.dumps(mixture.to_json()))["rows"][1] == {
+        "language": "sw",
+        "kind": "textbook",
+        "tokens": 890,
+        "share": pytest.approx(0.356),
+        "epochs": pytest.approx(4.0),
+    }
+
+
+def test_languages_without_data_are_named_with_those_that_have():
+    available = {("en", "web"): 100, ("sw", "web"): 100, ("ha", "web"): 0}
+    for settings in (
+        MixtureSettings(languages=("en", "ha")),
+        MixtureSettings(strategy=Strategy.WEIGHTS, weights={"ha": 1.0}),
+        MixtureSettings(curated={"ha": 0.1}),
+    ):
+        with pytest.raises(BadInput, match="no text for ha; there is text for en sw"):
+            make_mixture(available, settings, 100)
+    with pytest.raises(BadInput, match="curated names sw, which has no text of kind curated or textbook"):
+        make_mixture(available, MixtureSettings(curated={"sw": 0.1}), 100)
+    with pytest.raises(BadInput, match="languages and weights differ in sw"):
+        make_mixture(available, MixtureSettings(strategy=Strategy.WEIGHTS, weights={"en": 1.0}, languages=("en", "sw")), 100)
+    with pytest.raises(BadInput, match="there is no prepared text"):
+        make_mixture({}, MixtureSettings(), 100)
