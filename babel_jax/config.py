@@ -349,10 +349,8 @@ class TrainingSettings(Settings):
     remat: Remat = Remat.NONE
     mesh: dict[str, int] = {"data": 1, "fsdp": -1, "tensor": 1}
     max_skipped_steps: Positive = 10
-    log_every: Positive = 1
     checkpoint_every: Positive = 500
     keep_checkpoints: Positive = 2
-    profile: str | None = None
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -369,7 +367,6 @@ class EvaluationSettings(Settings):
 
     batch_size: Positive = 8
     max_bytes: Positive = 200_000
-    seq_len: Positive | None = None
 
 
 class Config(Settings):
@@ -383,6 +380,7 @@ class Config(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    export_dtype: ComputeType = ComputeType.BFLOAT16
     stages: tuple[Stage, ...] = ()
 
     @model_validator(mode="after")

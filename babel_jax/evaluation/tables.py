@@ -14,7 +14,7 @@ def points_table(points: Points) -> str:
     """Markdown: a row for each language and for the means, a column for each point, and the change from the first point to the last."""
     names = list(points)
     codes = [code for code in LANGUAGES if any(code in values for values in points.values())]
-    rows = [
+    rows: list[tuple[str, str, dict[str, float | None]]] = [
         (f"{LANGUAGES[code].name} ({code})", LANGUAGES[code].resource, {name: points[name].get(code) for name in names}) for code in codes
     ]
     means = {name: class_means(points[name]) for name in names}

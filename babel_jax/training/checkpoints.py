@@ -17,7 +17,7 @@ log = logging.getLogger("babel")
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run folder; the newest `keep` steps stay. Use as a context manager: leaving waits for the last write."""
+    """The folder `checkpoints/` of a run folder; the newest `keep` steps stay. As a context manager it waits for the last write."""
 
     def __init__(self, folder: Path, keep: int):
         self._folder = folder.absolute()

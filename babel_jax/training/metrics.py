@@ -36,7 +36,7 @@ _PEAK_FLOPS = {
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> float:
-    """Model FLOPs to train on one token: 6 for each parameter but the input embedding, and causal attention at half, forward and backward."""
+    """Model FLOPs to train on one token: 6 for each parameter but the input embedding's, and half of full attention, both ways."""
     embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     attention = 6 * config.num_hidden_layers * seq_len * config.num_attention_heads * config.head_dim
     return 6 * (count_parameters(config) - embedding) + attention

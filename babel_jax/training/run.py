@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from babel_jax.config import Config, ModelConfig, Stage
@@ -85,7 +85,7 @@ def train_stages(
                 batches = _batches(config, plan, number).iterate(max(start, plan.start) - plan.start) if start < plan.end else iter(())
                 for now, batch in zip(range(max(start, plan.start), plan.end), batches, strict=False):
                     rate = learning_rate(plan.stage.schedule, now - plan.start, plan.end - plan.start)
-                    state, values = step(state, global_batch(batch, mesh), np.float32(rate))
+                    state, values = step(state, global_batch(batch, mesh), jnp.float32(rate))
                     skipped = metrics.log(now, plan.stage.name, rate, config.training.global_batch_size * config.data.seq_len, values)
                     if skipped >= config.training.max_skipped_steps:
                         checkpoints.save(now + 1, state)
@@ -109,7 +109,7 @@ def train_stages(
 
 @contextlib.contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """Holds Ctrl-C back: gives a function that says whether it was pressed, so that the run stops between steps. A second one stops at once."""
+    """Holds Ctrl-C back and gives a function that says whether it was pressed, to stop between steps. A second one stops at once."""
     pressed: list[int] = []
 
     def note(number: int, _: object) -> None:

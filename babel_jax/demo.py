@@ -1,0 +1,75 @@
+"""The whole recipe on a CPU in minutes: tokenizer, base model, expansion, two stages, evaluation, export."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import babel_jax
+from babel_jax.config import BadRows, Config
+from babel_jax.config_file import parse_settings, read_toml
+from babel_jax.data.corpus import corpus_sources, embedded_folder
+from babel_jax.data.rows import RowCounts, read_rows
+from babel_jax.data.tokenizers import train_sentencepiece
+from babel_jax.files import explain_os_errors, new_folder
+from babel_jax.recipe import run_recipe
+
+log = logging.getLogger("babel")
+
+_TOKENIZER_BYTES = 400_000
+
+
+def configs_folder() -> Path:
+    """The shipped configs: beside the package in a clone, inside it where it was installed from a wheel."""
+    package = Path(babel_jax.__file__).parent
+    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
+
+
+def demo(out: Path, corpus: str | None = None, base: str | None = None) -> dict[str, Any]:
+    """Runs or resumes the recipe in `out`: tokenizer/, data/, base/ (a run) and run/ (the recipe's own); gives `run_recipe`'s result.
+
+    `corpus` is a folder of xx.jsonl text in place of the package's own; `base` a model folder in place of a model trained here.
+    """
+    with explain_os_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    sources = [source.model_dump(mode="json", exclude_none=True) for source in corpus_sources(corpus or embedded_folder())]
+    if base is None:
+        tokenizer = _tokenizer(out / "tokenizer", corpus)
+        made = {"out": str(out / "base"), "data": {"folder": str(out / "data"), "tokenizer": str(tokenizer), "sources": sources}}
+        log.info("training the base model")
+        base = run_recipe(_config("tiny-base.toml", made))["hf"]
+    else:
+        tokenizer = Path(base)
+    made = {
+        "out": str(out / "run"),
+        "model": {"folder": base},
+        "data": {"folder": str(out / "data"), "tokenizer": str(tokenizer), "sources": sources},
+    }
+    config = _config("tiny.toml", made)
+    result = run_recipe(config)
+    for name in ("summary.md", "summary.json", "summary.png"):
+        shutil.copyfile(out / "run" / name, out / name)
+    return {**result, "out": str(out)}
+
+
+def _config(name: str, made: dict[str, Any]) -> Config:
+    values = read_toml(configs_folder() / name)
+    for key, value in made.items():
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+    return parse_settings(Config, values, name)
+
+
+def _tokenizer(folder: Path, corpus: str | None) -> Path:
+    """A SentencePiece model of 4,096 pieces, trained on the same amount of text of every language, as far as there is."""
+    if not folder.is_dir():
+        texts = []
+        for source in corpus_sources(corpus or embedded_folder()):
+            left = _TOKENIZER_BYTES // 4
+            for row in read_rows(source, BadRows.REFUSE, RowCounts()):
+                if left <= 0:
+                    break
+                left -= len(row.text.encode())
+                texts.append(row.text)
+        with new_folder(folder) as partial:
+            train_sentencepiece(texts, 4096, partial / "tokenizer.model")
+    return folder

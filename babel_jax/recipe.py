@@ -1,0 +1,265 @@
+"""The recipe as one function: a model, expanded, trained through the stages, measured at each point, exported.
+
+It alone sees all the parts. What it writes into the run folder:
+
+config.toml        the resolved config; alone it makes the run again
+checkpoints/       the train state, by step
+metrics.jsonl      a line for each step; the same in tensorboard/
+mixture.json       tokens, shares and epochs of each stage
+evaluation/X.json  bits per byte at the point X: base, expanded, and the result of each stage
+hf/                the trained model as a Hugging Face folder
+summary.*          table (.md), figures (.json) and plot (.png)
+"""
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from babel_jax.checkpoints.folder import Format, ModelFolder, load_params, open_folder, save_folder
+from babel_jax.checkpoints.hf_config import stored_eos_token_ids, write_hf_config
+from babel_jax.checkpoints.tokenizer_files import check_vocabulary
+from babel_jax.config import BadRows, Config, ModelConfig, Stage
+from babel_jax.config_file import parse_settings, read_toml
+from babel_jax.data.corpus import corpus_sources, embedded_folder
+from babel_jax.data.prepare import prepare
+from babel_jax.data.prepared import REPORT, open_prepared
+from babel_jax.data.rows import RowCounts, read_rows
+from babel_jax.data.tokenizers import Tokenizer, open_tokenizer
+from babel_jax.errors import BadInput
+from babel_jax.evaluation.bits_per_byte import bits_per_byte, class_means
+from babel_jax.evaluation.tables import plot_points, points_table
+from babel_jax.expansion.apply import expand_config, expand_hf_config, expand_params
+from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
+from babel_jax.files import explain_os_errors, write_text
+from babel_jax.languages import language
+from babel_jax.model.decoder import count_parameters, forward, init_params
+from babel_jax.model.generation import generate
+from babel_jax.training.checkpoints import read_json_lines
+from babel_jax.training.run import train_stages
+
+log = logging.getLogger("babel")
+
+
+def run_recipe(config: Config) -> dict[str, Any]:
+    """Runs or resumes the run folder `config.out`; a finished one is answered from its summary.
+
+    Returns {"out", "hf", "bits_per_byte": {point: {language: value}}, "means", "parameters", "layers", "summary"}.
+    """
+    run_folder = Path(config.out)
+    _claim(run_folder, config)
+    if (run_folder / "summary.json").is_file():
+        return json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
+    folder = open_folder(config.model.folder) if config.model.folder is not None else None
+    if not (Path(config.data.folder) / REPORT).is_file() and config.data.sources:
+        prepare(config.data, config.model.folder)
+    tokenizer = _tokenizer(config, folder)
+    base_config = folder.config if folder is not None else config.model.shape
+    assert base_config is not None
+    _check_fit(config, base_config, tokenizer)
+    plan = plan_from_settings(config.expansion, base_config.num_hidden_layers) if config.expansion is not None else None
+    model_config = expand_config(base_config, plan) if plan is not None else base_config
+
+    def begin() -> PyTree[Array]:
+        if folder is None:
+            return jax.jit(init_params, static_argnums=0)(base_config, jax.random.key(config.seed))
+        params = load_params(folder, dtype=jnp.float32)
+        _measure(config, "base", base_config, params, tokenizer)
+        if plan is not None:
+            params = jax.jit(expand_params, static_argnums=1)(params, plan)
+            _measure(config, "expanded", model_config, params, tokenizer)
+        return params
+
+    def measure_stage(stage: Stage, params: PyTree[Array]) -> None:
+        _measure(config, stage.result, model_config, params, tokenizer)
+
+    params = train_stages(config, model_config, begin, run_folder, measure_stage)
+    if not (run_folder / "hf").is_dir():
+        _export(run_folder / "hf", config, model_config, folder, plan, params, tokenizer)
+    return _summarize(config, run_folder, model_config)
+
+
+def evaluate_folder(model: str, data: str | None, languages: list[str] | None, max_bytes: int) -> dict[str, Any]:
+    """Bits per byte of a model folder on a folder of text, or on the package's own (which the demo trains on)."""
+    folder = open_folder(model)
+    tokenizer = open_tokenizer(folder.path)
+    check_vocabulary(folder.path, folder.config.vocab_size)
+    sources = corpus_sources(data or embedded_folder())
+    wanted = [language(code).code for code in languages] if languages else [source.language for source in sources]
+    missing = sorted(set(wanted) - {source.language for source in sources})
+    if missing:
+        raise BadInput(f"{data or embedded_folder()}: no text for {', '.join(missing)}")
+    texts = {
+        source.language: [row.text for row in read_rows(source, BadRows.REFUSE, RowCounts())]
+        for source in sources
+        if source.language in wanted
+    }
+    params = load_params(folder, dtype=jnp.float32)
+    seq_len = min(512, folder.config.max_position_embeddings)
+    measured = bits_per_byte(folder.config, params, tokenizer, texts, seq_len=seq_len, batch_size=4, max_bytes=max_bytes)
+    values = {code: bits.bits_per_byte for code, bits in measured.items()}
+    scores = {code: {"score": bits.bits_per_byte, "stderr": None, "n": bits.documents} for code, bits in measured.items()}
+    return {"tasks": {"bits_per_byte": scores}, "means": class_means(values), "summary": points_table({"bits per byte": values})}
+
+
+def generate_text(model: str, prompt: str, max_new_tokens: int, temperature: float, top_p: float, seed: int) -> dict[str, Any]:
+    """What a model folder writes after a prompt."""
+    folder = open_folder(model)
+    tokenizer = open_tokenizer(folder.path)
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        raise BadInput("babel generate: the prompt is empty; give some text to go on from")
+    eos_ids = sorted({*stored_eos_token_ids(folder.hf_config), tokenizer.eos_id})
+    params = load_params(folder, dtype=jnp.float32)
+    new = generate(folder.config, params, [ids], max_new_tokens, eos_ids, temperature=temperature, top_p=top_p, seed=seed)[0]
+    text = tokenizer.decode([token for token in new if token not in eos_ids])
+    return {"prompt": prompt, "text": text, "tokens": new, "summary": prompt + text}
+
+
+def compare_export(hf: Path, params: PyTree[Array], config: ModelConfig) -> float:
+    """The largest difference between the logits of `params` and those of the exported folder, on fixed tokens."""
+    reloaded = load_params(open_folder(hf), dtype=jnp.float32)
+    tokens = np.arange(64, dtype=np.int32)[None] * 37 % config.vocab_size
+    logits = jax.jit(forward, static_argnums=0)
+    return float(jnp.max(jnp.abs(logits(config, params, tokens) - logits(config, reloaded, tokens))))
+
+
+# --- the parts ---------------------------------------------------------------------------------------------------------------
+
+
+def _claim(run_folder: Path, config: Config) -> None:
+    """Writes the resolved config into the run folder, or checks it against the one that stands there."""
+    path = run_folder / "config.toml"
+    if not path.is_file():
+        with explain_os_errors(run_folder):
+            run_folder.mkdir(parents=True, exist_ok=True)
+        if any(run_folder.iterdir()):
+            raise BadInput(f"{run_folder}: not empty and not a run folder (it has no config.toml); give another out")
+        config.save(path)
+        return
+    before = parse_settings(Config, {**read_toml(path), "out": config.out}, str(path))
+    if before != config:
+        changed = _differences(before.model_dump(mode="json"), config.model_dump(mode="json"))
+        raise BadInput(f"{run_folder}: begun with another {', '.join(changed)}; give another out, or the settings of {path}")
+
+
+def _differences(before: Any, now: Any, key: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted({*before, *now})
+        return [found for name in names for found in _differences(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))]
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = enumerate(zip(before, now, strict=True))
+        return [found for number, (one, other) in pairs for found in _differences(one, other, f"{key}.{number}")]
+    return [] if before == now else [key]
+
+
+def _tokenizer(config: Config, folder: ModelFolder | None) -> Tokenizer:
+    path = config.data.tokenizer or (folder.path if folder is not None else None)
+    if path is None:
+        raise BadInput("data.tokenizer is not set and there is no model folder to take one from")
+    return open_tokenizer(path)
+
+
+def _check_fit(config: Config, model_config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """What only shows once model, tokenizer and data are all there."""
+    prepared = open_prepared(config.data.folder)
+    if prepared.tokenizer_fingerprint != tokenizer.fingerprint:
+        raise BadInput(f"{config.data.folder}: prepared with another tokenizer than the model's; prepare another folder with this one")
+    if tokenizer.vocab_size > model_config.vocab_size:
+        raise BadInput(
+            f"the tokenizer has {tokenizer.vocab_size} entries, and the model's embedding vocab_size = {model_config.vocab_size}"
+        )
+    if config.data.seq_len > model_config.max_position_embeddings:
+        raise BadInput(
+            f"data.seq_len = {config.data.seq_len} exceeds the model's max_position_embeddings = {model_config.max_position_embeddings}"
+        )
+
+
+def _measure(config: Config, point: str, model_config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer) -> None:
+    """Bits per byte on the held-out text, written as the point's file; one that is there already stays."""
+    path = Path(config.out) / "evaluation" / f"{point}.json"
+    if path.is_file():
+        return
+    prepared = open_prepared(config.data.folder)
+    texts = {code: [row.text for row in prepared.heldout(code)] for code in prepared.languages}
+    measured = bits_per_byte(
+        model_config,
+        params,
+        tokenizer,
+        {code: documents for code, documents in texts.items() if documents},
+        seq_len=config.data.seq_len,
+        batch_size=config.evaluation.batch_size,
+        compute_dtype=jnp.dtype(config.training.compute_dtype),
+        max_bytes=config.evaluation.max_bytes,
+    )
+    values = {code: bits.bits_per_byte for code, bits in measured.items()}
+    means = class_means(values)
+    log.info("bits per byte, %s: all %.3f, high-resource %.3f, low-resource %.3f", point, means["all"], means["high"], means["low"])
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def _export(
+    path: Path,
+    config: Config,
+    model_config: ModelConfig,
+    folder: ModelFolder | None,
+    plan: ExpansionPlan | None,
+    params: PyTree[Array],
+    tokenizer: Tokenizer,
+) -> None:
+    base = folder.hf_config if folder is not None else None
+    if base is not None and plan is not None and folder is not None:
+        base = expand_hf_config(base, plan, folder.path.name)
+    eos = None if base is not None and stored_eos_token_ids(base) else tokenizer.eos_id
+    hf_config = write_hf_config(model_config, base, str(config.export_dtype), eos_token_id=eos, pad_token_id=tokenizer.pad_id)
+    exported = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(config.export_dtype)), params)
+    if folder is not None:
+        save_folder(path, Format.HF, exported, hf_config, folder.path)
+        return
+    with tempfile.TemporaryDirectory() as files:
+        tokenizer.save(Path(files))
+        save_folder(path, Format.HF, exported, hf_config, Path(files))
+
+
+def _summarize(config: Config, run_folder: Path, model_config: ModelConfig) -> dict[str, Any]:
+    names = ["base", "expanded", *(stage.result for stage in config.stages)]
+    found = {name: run_folder / "evaluation" / f"{name}.json" for name in names}
+    points = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in found.items() if path.is_file()}
+    losses = {
+        stage.name: [
+            (line["step"], line["loss"])
+            for line in read_json_lines(run_folder / "metrics.jsonl")
+            if line["stage"] == stage.name and line["loss"] is not None
+        ]
+        for stage in config.stages
+    }
+    text = "\n".join(
+        [
+            "# Bits per byte on held-out text, by language (lower is better)",
+            "",
+            points_table(points),
+            "",
+            f"{count_parameters(model_config):,} parameters in {model_config.num_hidden_layers} layers. Model: {run_folder / 'hf'}",
+            f"Plot: {run_folder / 'summary.png'}",
+        ]
+    )
+    plot_points(run_folder / "summary.png", points, losses)
+    write_text(run_folder / "summary.md", text + "\n")
+    result = {
+        "out": str(run_folder),
+        "hf": str(run_folder / "hf"),
+        "layers": model_config.num_hidden_layers,
+        "parameters": count_parameters(model_config),
+        "bits_per_byte": points,
+        "means": {name: class_means(values) for name, values in points.items()},
+        "summary": text,
+    }
+    write_text(run_folder / "summary.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    return result
