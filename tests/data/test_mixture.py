@@ -47,7 +47,7 @@ def by_bisection(available, settings, budget):
 
 
 @given(
-    st.lists(st.tuples(st.floats(1e-3, 1e3), st.floats(0, 1e9)), min_size=1, max_size=30),
+    st.lists(st.tuples(st.floats(1e-3, 1e3), st.just(0.0) | st.floats(1e-3, 1e9)), min_size=1, max_size=30),
     st.floats(1e-3, 1),
 )
 def test_water_filling_finds_the_level(parts, fraction):
