@@ -234,7 +234,7 @@ class MixtureSettings(Settings):
 
     languages: those that take part; empty means all that have data. `weights` maps a language to its weight (strategy `weights`).
     max_epochs: cap on passes over one dataset; the surplus goes to the others. `curated` maps a language to the share of the whole
-    that its `curated` kind (its `textbook` kind where it has no curated one) gets on top of its own. The multipliers raise the weight of
+    that its `curated` kind (else its `textbook` kind, else any) gets on top of its own. The multipliers raise the weight of
     low-resource languages, and of the kind `textbook` within every language.
     """
 

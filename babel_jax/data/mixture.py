@@ -57,7 +57,7 @@ class Mixture:
 def make_mixture(available: Mapping[Dataset, int], settings: MixtureSettings, budget_tokens: int) -> Mixture:
     """Shares `budget_tokens` among the datasets of `available` (tokens by language and kind).
 
-    First each language of `settings.curated` gets its share of the whole, for its `curated` kind (`textbook` where it has none); such a
+    First each language of `settings.curated` gets its share of the whole, for its `curated` kind (else `textbook`, else any); such a
     curated kind gets nothing else. The rest is shared among the languages by the strategy and, inside a language, in proportion to the
     tokens of its kinds, both by water-filling: no dataset is read more than `max_epochs` times, and what it cannot take goes to the others.
     When all together cannot take the budget, all are read equally often above the cap, and a warning says so.
@@ -65,10 +65,7 @@ def make_mixture(available: Mapping[Dataset, int], settings: MixtureSettings, bu
     """
     supply = {key: available[key] for key in sorted(available, key=lambda key: (CODES.index(key[0]), key[1])) if available[key] > 0}
     languages = _languages(supply, settings)
-    curated = {(code, CURATED if (code, CURATED) in supply else TEXTBOOK): share for code, share in settings.curated.items()}
-    missing = [code for code, kind in curated if (code, kind) not in supply]
-    if missing:
-        raise BadInput(f"mixture: curated names {', '.join(missing)}, which has no text of kind {CURATED} or {TEXTBOOK}")
+    curated = {_curated(code, supply): share for code, share in settings.curated.items()}
     base = [key for key in supply if key[0] in languages and not (key in curated and key[1] == CURATED)]
     base = base or [key for key in supply if key[0] in languages]
 
@@ -115,6 +112,12 @@ def water_fill(total: float, weights: Mapping[Key, float], capacities: Mapping[K
         shares[key] = min(capacities[key], left * (weights[key] / weight_left))
         left = max(0.0, left - shares[key])
     return shares
+
+
+def _curated(code: str, supply: Mapping[Dataset, int]) -> Dataset:
+    """The dataset that stands for a language's curated text: of kind curated, else textbook, else the first that there is."""
+    kinds = [kind for language, kind in supply if language == code]
+    return code, next((kind for kind in (CURATED, TEXTBOOK) if kind in kinds), kinds[0])
 
 
 def _weights(tokens: Mapping[str, int], settings: MixtureSettings) -> dict[str, float]:
