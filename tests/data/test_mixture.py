@@ -96,7 +96,7 @@ def test_mixtures_are_those_of_the_definition(available, strategy, temperature, 
 
 @given(supplies, st.integers(1, 10**15), st.dictionaries(st.sampled_from(CODES), st.floats(0, 0.03)), st.floats(0.5, 10))
 def test_shares_always_add_up_and_only_a_warning_breaks_the_cap(available, budget, curated, max_epochs):
-    with_data = {code for code, kind in available if kind != "web"}
+    with_data = {code for code, _ in available}
     curated = {code: share for code, share in curated.items() if code in with_data}
     mixture = make_mixture(available, MixtureSettings(curated=curated, max_epochs=max_epochs), budget)
     assert abs(sum(row.share for row in mixture.rows) - 1) < 1e-9
@@ -119,6 +119,13 @@ def test_curated_shares_come_on_top():
     shares = {(row.language, row.kind): round(row.share, 12) for row in mixture.rows}
     assert shares == {("en", "curated"): 0.3, ("en", "web"): 0.2, ("zh", "textbook"): 0.2, ("zh", "web"): 0.1, ("sw", "web"): 0.2}
     assert {code: round(share, 12) for code, share in mixture.languages.items()} == {"en": 0.5, "zh": 0.3, "sw": 0.2}
+
+
+def test_ordinary_text_stands_in_for_curated_text_that_is_not_there():
+    available = {("en", "web"): 1000, ("zh", "news"): 1000, ("zh", "web"): 1000, ("sw", "web"): 1000}
+    mixture = make_mixture(available, MixtureSettings(curated={"en": 0.3, "zh": 0.1}), 1000)
+    shares = {(row.language, row.kind): round(row.share, 12) for row in mixture.rows}
+    assert shares == {("en", "web"): 0.5, ("zh", "news"): 0.2, ("zh", "web"): 0.1, ("sw", "web"): 0.2}
 
 
 def test_a_curated_share_beyond_the_cap_goes_to_the_base():
@@ -176,6 +183,12 @@ def test_the_table_and_the_json():
     }
 
 
+def test_web_text_takes_the_curated_share_where_there_is_nothing_better():
+    available = {("en", "web"): 1000, ("sw", "web"): 1000}
+    mixture = make_mixture(available, MixtureSettings(curated={"en": 0.2}), 1000)
+    assert mixture.languages == {"en": pytest.approx(0.6), "sw": pytest.approx(0.4)}
+
+
 def test_languages_without_data_are_named_with_those_that_have():
     available = {("en", "web"): 100, ("sw", "web"): 100, ("ha", "web"): 0}
     for settings in (
@@ -185,8 +198,6 @@ def test_languages_without_data_are_named_with_those_that_have():
     ):
         with pytest.raises(BadInput, match="no text for ha; there is text for en sw"):
             make_mixture(available, settings, 100)
-    with pytest.raises(BadInput, match="curated names sw, which has no text of kind curated or textbook"):
-        make_mixture(available, MixtureSettings(curated={"sw": 0.1}), 100)
     with pytest.raises(BadInput, match="languages and weights differ in sw"):
         make_mixture(available, MixtureSettings(strategy=Strategy.WEIGHTS, weights={"en": 1.0}, languages=("en", "sw")), 100)
     with pytest.raises(BadInput, match="there is no prepared text"):
