@@ -46,9 +46,8 @@ class AdamW:
     def shardings(self, params: PyTree[Array], param_shardings: PyTree, other: jax.sharding.Sharding) -> PyTree:
         """A sharding for each part of the state: a moment has that of its parameter, the rest has `other`."""
         state = jax.eval_shape(self.init, params)
-        return optax.tree_map_params(
-            self._moments, lambda _, sharding: sharding, state, param_shardings, transform_non_params=lambda _: other
-        )
+        with_moments = jax.tree.map(lambda sharding, trained: sharding if trained else optax.MaskedNode(), param_shardings, self.trained)
+        return optax.tree_map_params(self._moments, lambda _, sharding: sharding, state, with_moments, transform_non_params=lambda _: other)
 
     def norm(self, gradients: PyTree[Array]) -> Float[Array, ""]:
         """The global norm of the gradients of parameters that are trained."""
