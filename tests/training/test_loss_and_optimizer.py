@@ -139,7 +139,7 @@ def test_bfloat16_compute_keeps_float32_parameters_and_moments(tiny_config, tiny
 def test_every_parameter_needs_a_rule_and_the_first_one_wins(tiny_config):
     params = abstract_params(tiny_config)
     rules = (OptimizerRule(pattern="bias", rate=2.0), OptimizerRule(pattern="q_proj", rate=3.0), OptimizerRule(pattern="layers|norm"))
-    with pytest.raises(BadInput, match="none matches the parameter (lm_head|model/embed_tokens)/weight"):
+    with pytest.raises(BadInput, match=r"none matches the parameter (lm_head|model/embed_tokens)/weight"):
         rule_of_each(OptimizerSettings(rules=rules), params)
     found = traverse_util.flatten_dict(rule_of_each(OptimizerSettings(rules=(*rules, OptimizerRule(pattern="."))), params), sep="/")
     assert found["model/layers/self_attn/q_proj/bias"].rate == 2.0
