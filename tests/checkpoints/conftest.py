@@ -40,7 +40,7 @@ def write_model(tiny_config):
             kind = np.dtype(TYPES[dtype or kinds[sum(map(ord, name.rsplit(".", 2)[-2])) % 3]])
             size = int(np.prod(shape)) * kind.itemsize
             tensors[name] = np.frombuffer(random.bytes(size), kind).reshape(shape)
-        names = list(tensors)
+        names = sorted(tensors, key=lambda name: (name == "lm_head.weight", name))
         weight_map = {}
         for shard in range(shards):
             file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors" if shards > 1 else "model.safetensors"
