@@ -1,0 +1,97 @@
+"""Settings: what is refused, in which words, and that the resolved config says everything."""
+
+import pytest
+
+from babel_jax.config import Config, ModelConfig
+from babel_jax.config_file import load_config, parse_settings, read_toml
+from babel_jax.demo import configs_folder
+from babel_jax.errors import BadInput
+
+TOML = """
+out = "run"
+[model.shape]
+vocab_size = 512
+hidden_size = 64
+intermediate_size = 128
+num_hidden_layers = 2
+num_attention_heads = 4
+num_key_value_heads = 2
+max_position_embeddings = 256
+[data]
+folder = "data"
+seq_len = 128
+sources = [{ language = "en", path = "en.jsonl" }, { language = "sw", path = "sw.jsonl" }]
+[[stages]]
+name = "recovery"
+result = "recovered"
+steps = 10
+schedule = { kind = "wsd", peak = 1e-3 }
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(TOML)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.remta='full'", "training.remta: unknown key; did you mean remat. valid keys: checkpoint_every, compute_dtype"),
+        ("stages.0.schedule.pek=1.0", "stages.0.schedule.pek: unknown key; did you mean peak."),
+        ("training.global_batch_size='many'", "training.global_batch_size: Input should be a valid integer"),
+        ("training.global_batch_size=0", "training.global_batch_size: Input should be greater than 0"),
+        ("training.remat=most", "training.remat: Input should be 'none', 'dots' or 'full'"),
+        ("model.shape.num_key_value_heads=3", "num_attention_heads = 4 is not divisible by num_key_value_heads = 3; valid.* .1, 2, 4"),
+        ("data.seq_len=512", "data.seq_len = 512 exceeds model.shape.max_position_embeddings = 256"),
+        ("stages.0.mixture.languages=['en','sv']", "unknown language 'sv'.* did you mean.* sw"),
+        ("stages.0.mixture.languages=['th']", "mixture of 'recovery' names th, which data.sources has no source for; there are.* en sw"),
+        ("stages.0.tokens=5", "give exactly one of tokens and steps"),
+        ("training.gradient_accumulation=3", "global_batch_size = 8 is not divisible by gradient_accumulation = 3; valid"),
+        ("model.folder=x", "give exactly one of folder .* and shape"),
+        ("seed", "--set seed: not of the form key=value"),
+        ("stages.4.steps=1", "4 must be a number from 0 to 0"),
+        ("seed.x=1", "(seed is a single value|seed: Input should be a valid integer)"),
+    ],
+)
+def test_what_does_not_fit_is_named(path, override, words):
+    overrides = ("seed=0", override) if override.startswith("seed.") else (override,)
+    with pytest.raises(BadInput, match=words) as raised:
+        load_config(path, overrides)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path):
+    with pytest.raises(BadInput, match="none.toml: no such config file"):
+        load_config(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("out = ")
+    with pytest.raises(BadInput, match="bad.toml: not a readable TOML file: .*at end of document"):
+        load_config(tmp_path / "bad.toml")
+
+
+def test_a_missing_key_is_named(path):
+    path.write_text(TOML.replace("vocab_size = 512\n", ""))
+    with pytest.raises(BadInput, match=r"run.toml: model.shape.vocab_size: missing; this key is needed$"):
+        load_config(path)
+
+
+def test_the_resolved_config_gives_itself_back(path, tmp_path):
+    config = load_config(path, ("training.mesh={data=2, fsdp=-1}", "seed=7", "stages.0.mixture.curated={en=0.1}"))
+    config.save(tmp_path / "resolved.toml")
+    assert load_config(tmp_path / "resolved.toml") == config
+    assert config.seed == 7
+    assert config.data.folder.startswith("/")
+
+
+@pytest.mark.parametrize("name", ["tiny-base.toml", "tiny.toml"])
+def test_shipped_configs_are_valid(name):
+    assert parse_settings(Config, read_toml(configs_folder() / name), name).stages
+
+
+def test_a_model_config_can_be_a_static_argument(path):
+    shape = load_config(path).model.shape
+    assert isinstance(shape, ModelConfig)
+    assert hash(shape) == hash(shape.model_copy())
+    assert shape.with_layers((0, 0, 1)).num_hidden_layers == 3
