@@ -10,6 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from babel_jax.errors import BadInput
 from babel_jax.files import explain_os_errors
 from babel_jax.training.step import TrainState
 
@@ -23,7 +24,7 @@ class Checkpoints:
         self._folder = folder.absolute()
         with explain_os_errors(folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -33,12 +34,12 @@ class Checkpoints:
         with explain_os_errors(self._folder):
             self._manager.close()
 
-    def save(self, step: int, state: TrainState) -> None:
-        """Begins to write the state after `step` steps; a state that stands there already is left alone."""
+    def save(self, step: int, state: TrainState, stage: str) -> None:
+        """Begins to write the state after `step` steps, with the name of the stage; a state that stands there already is left alone."""
         if self._manager.latest_step() == step:
             return
         with explain_os_errors(self._folder):
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+            self._manager.save(step, args=ocp.args.StandardSave(state), custom_metadata={"stage": stage})
 
     def wait(self) -> None:
         """Returns when what was begun is on disk."""
@@ -48,19 +49,30 @@ class Checkpoints:
     def restore(self, abstract: PyTree[jax.ShapeDtypeStruct]) -> tuple[int, TrainState] | None:
         """The newest readable checkpoint and its step, placed by the shardings in `abstract`; None where there is none.
 
-        One that cannot be read is set aside, with a warning, and the one before it is taken.
+        Newer ones that cannot be read are set aside as STEP.damaged, with a warning. Raises BadInput, and moves nothing, when none can be
+        read: to begin anew would throw the run away for what may be a full memory or a missing disk.
         """
+        unreadable: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return step, self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+                state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
             except Exception as error:  # Orbax and TensorStore raise what they like for damaged files
-                first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                log.warning("checkpoint %d cannot be read and is set aside: %s", step, first_line)
-                aside = self._folder / f"{step}.damaged"
-                shutil.rmtree(aside, ignore_errors=True)
-                (self._folder / str(step)).rename(aside)
-                self._manager.reload()
+                unreadable[step] = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                continue
+            for damaged, reason in unreadable.items():
+                log.warning("checkpoint %d cannot be read (%s); it is set aside, and step %d is taken", damaged, reason, step)
+                self._set_aside(damaged)
+            return step, state
+        if unreadable:
+            steps, reason = ", ".join(str(step) for step in unreadable), next(iter(unreadable.values()))
+            raise BadInput(f"{self._folder}: no checkpoint can be read (steps {steps}: {reason}); remove the run folder to begin anew")
         return None
+
+    def _set_aside(self, step: int) -> None:
+        aside = self._folder / f"{step}.damaged"
+        shutil.rmtree(aside, ignore_errors=True)
+        (self._folder / str(step)).rename(aside)
+        self._manager.reload()
 
 
 def abstract_state(state: TrainState, shardings: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:

@@ -61,6 +61,16 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> PyTree[NamedSharding]:
     return jax.tree.map(sharding, describe(config))
 
 
+def check_batch(mesh: Mesh, global_batch_size: int, gradient_accumulation: int) -> None:
+    """Raises BadInput where the windows of a micro-batch cannot be spread evenly over the mesh."""
+    groups, windows = mesh.shape["data"] * mesh.shape["fsdp"], global_batch_size // gradient_accumulation
+    if windows % groups:
+        raise BadInput(
+            f"training.global_batch_size = {global_batch_size}: micro-batches of {windows} windows do not divide by the {groups} devices "
+            f"of data x fsdp; give a multiple of {groups * gradient_accumulation}, or another training.mesh"
+        )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jaxtyping import Array
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -22,17 +21,24 @@ from babel_jax.training.checkpoints import read_json_lines
 
 log = logging.getLogger("babel")
 
-# Dense bfloat16 peaks in FLOP/s for one JAX device, from the vendors' data sheets; v4 and older and tpu7x count two devices to a chip
-# where jax does.
+# Dense bfloat16 peaks in FLOP/s of one JAX device, by the longest name that its `device_kind` begins with. TPU: the pages of each version
+# in Google Cloud's documentation (a tpu7x chip of 2307 TFLOP/s is two devices). GPU: NVIDIA's data sheets, without sparsity.
 _PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
 }
+
+_SECONDS_BETWEEN_LINES = 30.0
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> float:
@@ -42,17 +48,17 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
     return 6 * (count_parameters(config) - embedding) + attention
 
 
-def peak_flops() -> float | None:
+def peak_flops(device_kind: str, devices: int) -> float | None:
     """The dense bfloat16 peak of all devices together, or None where it is not known (CPU)."""
-    kind = jax.devices()[0].device_kind
-    known = [peak for name, peak in _PEAK_FLOPS.items() if kind.startswith(name)]
-    return known[-1] * jax.device_count() if known else None
+    known = [name for name in _PEAK_FLOPS if device_kind.startswith(name)]
+    return _PEAK_FLOPS[max(known, key=len)] * devices if known else None
 
 
 class Metrics:
     """Writes `metrics.jsonl` and `tensorboard/` in a run folder, and shows progress on a terminal.
 
-    Values are taken one step late, so that the device never waits for the host.
+    Where there is no terminal, progress is a line of the log every half minute. Values are taken one step late, so that the device never
+    waits for the host.
     """
 
     def __init__(self, folder: Path, config: ModelConfig, seq_len: int, available: Mapping[str, int], start_step: int, total_steps: int):
@@ -64,8 +70,18 @@ class Metrics:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
         self._bar = tqdm(total=total_steps, initial=start_step, desc="train", unit=" steps", disable=None)
         self._seq_len, self._available = seq_len, available
-        self._flops, self._peak = flops_per_token(config, seq_len), peak_flops()
+        self._flops, self._peak = flops_per_token(config, seq_len), peak_flops(jax.devices()[0].device_kind, jax.device_count())
         self._waiting: tuple[dict[str, Any], dict[str, Array]] | None = None
+        self._last_time = self._last_said = time.monotonic()
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def restart_clock(self) -> None:
+        """Leaves the time since the last step, in which something else was done, out of the next step's."""
         self._last_time = time.monotonic()
 
     def log(self, step: int, stage: str, rate: float, tokens: int, values: dict[str, Array]) -> int:
@@ -80,7 +96,7 @@ class Metrics:
             return 0
         line, values = self._waiting
         self._waiting = None
-        host = {name: np.asarray(value) for name, value in values.items()}
+        host = jax.device_get(values)
         now = time.monotonic()
         seconds, self._last_time = now - self._last_time, now
         line |= {"loss": float(host["loss"]), "gradient_norm": float(host["gradient_norm"]), "skipped": int(host["skipped"])}
@@ -97,8 +113,13 @@ class Metrics:
         self._file.write(json.dumps(_finite(line)) + "\n")
         self._file.flush()
         self._to_board(line)
-        self._bar.set_postfix_str(f"{line['stage']} loss {line['loss']:.4f} {line['tokens_per_second']:,.0f} tokens/s", refresh=False)
+        words = f"{line['stage']} loss {line['loss']:.4f} {line['tokens_per_second']:,.0f} tokens/s"
+        self._bar.set_postfix_str(words, refresh=False)
         self._bar.update()
+        if self._bar.disable and now - self._last_said >= _SECONDS_BETWEEN_LINES:
+            self._last_said = now
+            left = tqdm.format_interval((self._bar.total - line["step"] - 1) * seconds)
+            log.info("step %d of %d: %s, %s left", line["step"] + 1, self._bar.total, words, left)
         return line["skipped"]
 
     def close(self) -> None:

@@ -14,7 +14,15 @@ from babel_jax.errors import BadInput
 
 
 def rule_of_each(settings: OptimizerSettings, params: PyTree[Array]) -> PyTree[OptimizerRule]:
-    """The first rule whose pattern is found in each parameter's path. Raises BadInput for a parameter that no rule covers."""
+    """The first rule whose pattern is found in each parameter's path.
+
+    Raises BadInput for a pattern that is no regular expression, and for a parameter that no rule covers.
+    """
+    for number, rule in enumerate(settings.rules):
+        try:
+            re.compile(rule.pattern)
+        except re.error as error:
+            raise BadInput(f"optimizer.rules.{number}.pattern: {rule.pattern!r} is no regular expression: {error}") from None
 
     def first(path: str) -> OptimizerRule:
         for rule in settings.rules:
@@ -36,8 +44,22 @@ class AdamW:
     def __init__(self, settings: OptimizerSettings, params: PyTree[Array]):
         self.rules = rule_of_each(settings, params)
         self.trained = jax.tree.map(lambda rule: not rule.freeze, self.rules, is_leaf=lambda rule: isinstance(rule, OptimizerRule))
+        if not any(jax.tree.leaves(self.trained)):
+            raise BadInput("optimizer.rules: every parameter is frozen; leave at least one to train")
         self.clip_norm = settings.clip_norm
+        self._settings = settings
         self._moments = optax.masked(optax.scale_by_adam(settings.b1, settings.b2, settings.eps), self.trained)
+
+    def table(self) -> str:
+        """What each parameter is given, a line for each, and below them the patterns that win for none."""
+        flat = traverse_util.flatten_dict(self.rules, sep="/")
+        width = max(len(path) for path in flat)
+        lines = [f"{'parameter':<{width}} {'rate':>8} {'decay':>8}  pattern"]
+        for path, rule in flat.items():
+            rate, decay = ("frozen", "") if rule.freeze else (f"{rule.rate:g}", f"{rule.weight_decay:g}")
+            lines.append(f"{path:<{width}} {rate:>8} {decay:>8}  {rule.pattern}")
+        idle = [rule.pattern for rule in self._settings.rules if rule not in flat.values()]
+        return "\n".join([*lines, *(f"warning: the pattern {pattern} wins for no parameter" for pattern in idle)])
 
     def init(self, params: PyTree[Array]) -> optax.OptState:
         """Zero moments."""

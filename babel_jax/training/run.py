@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from babel_jax.config import Config, ModelConfig, Stage
@@ -20,10 +21,10 @@ from babel_jax.errors import BadInput
 from babel_jax.files import write_text
 from babel_jax.model.decoder import abstract_params
 from babel_jax.training.checkpoints import Checkpoints, abstract_state
-from babel_jax.training.mesh import global_batch, make_mesh
+from babel_jax.training.mesh import check_batch, global_batch, make_mesh, replicated
 from babel_jax.training.metrics import Metrics
 from babel_jax.training.optimizer import AdamW, learning_rate
-from babel_jax.training.step import compiled_step, initial_state, state_shardings
+from babel_jax.training.step import Step, TrainState, compiled_step, initial_state, placed_state, state_shardings
 
 log = logging.getLogger("babel")
 StageEnd = Callable[[Stage, PyTree[Array]], None]
@@ -65,46 +66,71 @@ def train_stages(
         log.info("stage %s: steps %d to %d\n%s", plan.stage.name, plan.start, plan.end - 1, plan.mixture.table())
 
     mesh = make_mesh(config.training.mesh)
+    check_batch(mesh, config.training.global_batch_size, config.training.gradient_accumulation)
     optimizer = AdamW(config.optimizer, abstract_params(model_config))
+    log.info("optimizer\n%s", optimizer.table())
     shardings = state_shardings(model_config, optimizer, mesh)
     abstract = abstract_state(jax.eval_shape(lambda params: initial_state(optimizer, params), abstract_params(model_config)), shardings)
     step = compiled_step(model_config, optimizer, config.optimizer, config.training, mesh)
 
-    with Checkpoints(run_folder / "checkpoints", config.training.keep_checkpoints) as checkpoints, interrupts() as interrupted:
+    with Checkpoints(run_folder / "checkpoints", config.training.keep_checkpoints) as checkpoints:
         restored = checkpoints.restore(abstract)
         if restored is None:
-            start, state = 0, jax.device_put(initial_state(optimizer, make_params()), shardings)
+            start, state = 0, placed_state(optimizer, make_params(), shardings)
         else:
             start, state = restored
             log.info("resuming at step %d of %d", start, stages[-1].end)
-        metrics = Metrics(run_folder, model_config, config.data.seq_len, _tokens_by_language(config), start, stages[-1].end)
-        try:
+        with Metrics(run_folder, model_config, config.data.seq_len, _tokens_by_language(config), start, stages[-1].end) as metrics:
             for number, plan in enumerate(stages):
+                # A run that stands right at the end of a stage may have been stopped in on_stage_end, so that is called again.
                 if start > plan.end:
                     continue
-                batches = _batches(config, plan, number).iterate(max(start, plan.start) - plan.start) if start < plan.end else iter(())
-                for now, batch in zip(range(max(start, plan.start), plan.end), batches, strict=False):
-                    rate = learning_rate(plan.stage.schedule, now - plan.start, plan.end - plan.start)
-                    state, values = step(state, global_batch(batch, mesh), jnp.float32(rate))
-                    skipped = metrics.log(now, plan.stage.name, rate, config.training.global_batch_size * config.data.seq_len, values)
-                    if skipped >= config.training.max_skipped_steps:
-                        checkpoints.save(now + 1, state)
-                        raise BadInput(
-                            f"{run_folder}: loss or gradient was not finite for {skipped} steps in a row, up to step {now - 1}; lower the "
-                            "peak rate of the stage or look at its data. Parameters as before those steps are in the last checkpoint"
-                        )
-                    if interrupted():
-                        checkpoints.save(now + 1, state)
-                        raise KeyboardInterrupt
-                    if (now + 1) % config.training.checkpoint_every == 0:
-                        checkpoints.save(now + 1, state)
-                metrics.flush()
-                checkpoints.save(plan.end, state)
-                checkpoints.wait()
+                if start < plan.end:
+                    state = _train_stage(config, plan, number, max(start, plan.start), mesh, step, state, checkpoints, metrics)
                 on_stage_end(plan.stage, state["params"])
-        finally:
-            metrics.close()
     return state["params"]
+
+
+def _train_stage(
+    config: Config,
+    plan: PlannedStage,
+    number: int,
+    start: int,
+    mesh: Mesh,
+    step: Step,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    metrics: Metrics,
+) -> TrainState:
+    """The state after the steps `start` to `plan.end - 1` of the run, on disk when this returns.
+
+    Raises BadInput when too many updates in a row were skipped, KeyboardInterrupt between two steps after Ctrl-C; both leave a checkpoint.
+    """
+    training, tokens_per_step = config.training, config.training.global_batch_size * config.data.seq_len
+    batches = _batches(config, plan, number).iterate(start - plan.start)
+    metrics.restart_clock()
+    with interrupts() as interrupted:
+        for now in range(start, plan.end):
+            rate = learning_rate(plan.stage.schedule, now - plan.start, plan.end - plan.start)
+            inputs = global_batch(next(batches), mesh), jax.device_put(np.float32(rate), replicated(mesh))
+            with jax.transfer_guard("disallow"):
+                state, values = step(state, *inputs)
+            skipped = metrics.log(now, plan.stage.name, rate, tokens_per_step, values)
+            if now + 1 == plan.end:
+                skipped = metrics.flush()
+            # Saved are: every so many steps, the end of a stage, and where the run stops before its time.
+            stuck = skipped >= training.max_skipped_steps
+            if stuck or interrupted() or (now + 1) % training.checkpoint_every == 0 or now + 1 == plan.end:
+                checkpoints.save(now + 1, state, plan.stage.name)
+            if stuck:
+                raise BadInput(
+                    f"stage {plan.stage.name}: loss or gradient was not finite for {skipped} steps in a row, up to step {now}; "
+                    f"lower the peak rate or look at the data; {config.out}/checkpoints/{now + 1} has the parameters of before"
+                )
+            if interrupted():
+                raise KeyboardInterrupt
+    checkpoints.wait()
+    return state
 
 
 @contextlib.contextmanager

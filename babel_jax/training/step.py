@@ -1,6 +1,7 @@
 """The train step: one pure function over a plain dict of state, jitted once for all stages."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ Step = Callable[[TrainState, dict[str, Array], Float[Array, ""]], tuple[TrainSta
 
 
 def initial_state(optimizer: AdamW, params: PyTree[Array]) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step; may be traced."""
     step, skipped, windows_seen = (jnp.zeros(shape, jnp.int32) for shape in ((), (), (len(CODES),)))
     return {"params": params, "opt_state": optimizer.init(params), "step": step, "skipped": skipped, "windows_seen": windows_seen}
 
@@ -57,7 +58,8 @@ def train_step(
     if training.gradient_accumulation == 1:
         (total, windows), gradients = gradient_of(params, batch)
     else:
-        micro_batches = jax.tree.map(lambda rows: rows.reshape(training.gradient_accumulation, -1, *rows.shape[1:]), batch)
+        # Micro-batch i has the rows i, i + n, i + 2n ..: each device then has its share of every one, and no row has to move.
+        micro_batches = jax.tree.map(lambda rows: _interleaved(rows, training.gradient_accumulation), batch)
 
         def add(so_far: tuple[Array, PyTree[Array]], micro: dict[str, Array]) -> tuple[tuple[Array, PyTree[Array]], WindowLosses]:
             (total, windows), gradients = gradient_of(params, micro)
@@ -65,7 +67,7 @@ def train_step(
 
         start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
         (total, gradients), windows = jax.lax.scan(add, start, micro_batches)
-        windows = jax.tree.map(lambda rows: rows.reshape(-1), windows)
+        windows = jax.tree.map(lambda rows: rows.swapaxes(0, 1).reshape(-1), windows)
 
     # Sums become means by one factor, which also clips: no pass over the gradients of its own.
     targets = jnp.maximum(jnp.sum(windows.targets), 1).astype(jnp.float32)
@@ -92,6 +94,16 @@ def train_step(
     }
     new_state = {"params": params, "opt_state": opt_state, "step": state["step"] + 1, "skipped": skipped, "windows_seen": windows_seen}
     return new_state, metrics
+
+
+def _interleaved(rows: Array, parts: int) -> Array:
+    return rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1)
+
+
+def placed_state(optimizer: AdamW, params: PyTree[Array], shardings: TrainState) -> TrainState:
+    """`initial_state` on the mesh: no device ever holds more of the moments than its part. Takes the arrays of `params` over."""
+    params = jax.device_put(params, shardings["params"])
+    return jax.jit(partial(initial_state, optimizer), out_shardings=shardings, donate_argnums=0)(params)
 
 
 def compiled_step(config: ModelConfig, optimizer: AdamW, settings: OptimizerSettings, training: TrainingSettings, mesh: Mesh) -> Step:
