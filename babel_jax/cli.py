@@ -4,9 +4,11 @@ What a command needs is imported when it runs, so that `babel --help` answers at
 """
 
 import argparse
+import contextlib
 import json
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        result = options.run(options)
+        with _log_shown():
+            result = options.run(options)
     except BadInput as error:
         print(f"babel: {error}", file=sys.stderr)
         return 2
@@ -36,6 +39,17 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         print(result.get("summary") or "\n".join(f"{key}: {value}" for key, value in result.items()))
     return 0
+
+
+@contextlib.contextmanager
+def _log_shown() -> Iterator[None]:
+    """What the project logs goes to standard error, above any progress bar; of other packages only warnings do."""
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("babel").setLevel(logging.INFO)
+    with logging_redirect_tqdm():
+        yield
 
 
 # --- commands ----------------------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def demo(out: Path, corpus: str | None = None, base: str | None = None) -> dict[
         "data": {"folder": str(out / "data"), "tokenizer": str(tokenizer), "sources": sources},
     }
     config = _config("tiny.toml", made)
-    result = run_recipe(config)
+    result = run_recipe(config, compare_export=True)
     for name in ("summary.md", "summary.json", "summary.png"):
         shutil.copyfile(out / "run" / name, out / name)
     return {**result, "out": str(out)}

@@ -34,7 +34,7 @@ from babel_jax.data.rows import RowCounts, read_rows
 from babel_jax.data.tokenizers import Tokenizer, open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.bits_per_byte import bits_per_byte, class_means
-from babel_jax.evaluation.tables import plot_points, points_table
+from babel_jax.evaluation.tables import findings, plot_points, points_table
 from babel_jax.expansion.apply import expand_config, expand_hf_config, expand_params
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
 from babel_jax.files import explain_os_errors, write_text
@@ -47,10 +47,11 @@ from babel_jax.training.run import train_stages
 log = logging.getLogger("babel")
 
 
-def run_recipe(config: Config) -> dict[str, Any]:
+def run_recipe(config: Config, compare_export: bool = False) -> dict[str, Any]:
     """Runs or resumes the run folder `config.out`; a finished one is answered from its summary.
 
-    Returns {"out", "hf", "bits_per_byte": {point: {language: value}}, "means", "parameters", "layers", "summary"}.
+    Returns {"out", "hf", "bits_per_byte": {point: {language: value}}, "means", "parameters", "layers", "summary"}, and with
+    `compare_export`, for models that one device holds twice, "export_difference": see `export_difference`.
     """
     run_folder = Path(config.out)
     _claim(run_folder, config)
@@ -82,7 +83,8 @@ def run_recipe(config: Config) -> dict[str, Any]:
     params = train_stages(config, model_config, begin, run_folder, measure_stage)
     if not (run_folder / "hf").is_dir():
         _export(run_folder / "hf", config, model_config, folder, plan, params, tokenizer)
-    return _summarize(config, run_folder, model_config)
+    difference = export_difference(run_folder / "hf", params, model_config) if compare_export else None
+    return _summarize(config, run_folder, model_config, difference)
 
 
 def evaluate_folder(model: str, data: str | None, languages: list[str] | None, max_bytes: int) -> dict[str, Any]:
@@ -122,8 +124,8 @@ def generate_text(model: str, prompt: str, max_new_tokens: int, temperature: flo
     return {"prompt": prompt, "text": text, "tokens": new, "summary": prompt + text}
 
 
-def compare_export(hf: Path, params: PyTree[Array], config: ModelConfig) -> float:
-    """The largest difference between the logits of `params` and those of the exported folder, on fixed tokens."""
+def export_difference(hf: Path, params: PyTree[Array], config: ModelConfig) -> float:
+    """The largest difference between the logits of `params` and those of the exported folder, read again, on fixed tokens."""
     reloaded = load_params(open_folder(hf), dtype=jnp.float32)
     tokens = np.arange(64, dtype=np.int32)[None] * 37 % config.vocab_size
     logits = jax.jit(forward, static_argnums=0)
@@ -199,8 +201,8 @@ def _measure(config: Config, point: str, model_config: ModelConfig, params: PyTr
         max_bytes=config.evaluation.max_bytes,
     )
     values = {code: bits.bits_per_byte for code, bits in measured.items()}
-    means = class_means(values)
-    log.info("bits per byte, %s: all %.3f, high-resource %.3f, low-resource %.3f", point, means["all"], means["high"], means["low"])
+    means = {group: mean for group, mean in class_means(values).items() if mean is not None}
+    log.info("bits per byte, %s: %s", point, ", ".join(f"{group} {mean:.3f}" for group, mean in means.items()))
     path.parent.mkdir(exist_ok=True)
     write_text(path, json.dumps(values, indent=2) + "\n")
 
@@ -228,7 +230,7 @@ def _export(
         save_folder(path, Format.HF, exported, hf_config, Path(files))
 
 
-def _summarize(config: Config, run_folder: Path, model_config: ModelConfig) -> dict[str, Any]:
+def _summarize(config: Config, run_folder: Path, model_config: ModelConfig, export_difference: float | None) -> dict[str, Any]:
     names = ["base", "expanded", *(stage.result for stage in config.stages)]
     found = {name: run_folder / "evaluation" / f"{name}.json" for name in names}
     points = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in found.items() if path.is_file()}
@@ -246,10 +248,14 @@ def _summarize(config: Config, run_folder: Path, model_config: ModelConfig) -> d
             "",
             points_table(points),
             "",
+            *findings(points),
+            "",
             f"{count_parameters(model_config):,} parameters in {model_config.num_hidden_layers} layers. Model: {run_folder / 'hf'}",
             f"Plot: {run_folder / 'summary.png'}",
         ]
     )
+    if export_difference is not None:
+        text += f"\nThe exported model, read again, gives logits that differ by at most {export_difference:.1e}."
     plot_points(run_folder / "summary.png", points, losses)
     write_text(run_folder / "summary.md", text + "\n")
     result = {
@@ -259,6 +265,7 @@ def _summarize(config: Config, run_folder: Path, model_config: ModelConfig) -> d
         "parameters": count_parameters(model_config),
         "bits_per_byte": points,
         "means": {name: class_means(values) for name, values in points.items()},
+        **({} if export_difference is None else {"export_difference": export_difference}),
         "summary": text,
     }
     write_text(run_folder / "summary.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")

@@ -74,11 +74,11 @@ def bits_per_byte(
     return measured
 
 
-def class_means(by_language: Mapping[str, float]) -> dict[str, float]:
-    """Unweighted means over all languages and over each resource class, of those that have a value."""
+def class_means(by_language: Mapping[str, float]) -> dict[str, float | None]:
+    """Unweighted means over all languages and over each resource class, of those that have a value; None where none has."""
     groups = {"all": tuple(by_language), "high": codes_of(Resource.HIGH), "low": codes_of(Resource.LOW)}
     found = {name: [by_language[code] for code in codes if code in by_language] for name, codes in groups.items()}
-    return {name: float(np.mean(values)) if values else float("nan") for name, values in found.items()}
+    return {name: float(np.mean(values)) if values else None for name, values in found.items()}
 
 
 def _first_bytes(documents: Sequence[str], max_bytes: int | None) -> list[str]:

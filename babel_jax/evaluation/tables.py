@@ -29,6 +29,45 @@ def points_table(points: Points) -> str:
     return "\n".join(lines)
 
 
+def findings(points: Points) -> list[str]:
+    """What the recipe claims, from `base` over `expanded` and the first stage to the last one, and whether these points show it.
+
+    Empty where there is no base, no expansion or no stage.
+    """
+    if [*points][:2] != ["base", "expanded"] or len(points) < 3:
+        return []
+    recovered, last = [*points][2], [*points][-1]
+    means = {name: class_means(values) for name, values in points.items()}
+
+    def change(since: str, until: str, group: str) -> float:
+        first, second = means[since][group], means[until][group]
+        return float("nan") if first is None or second is None else 100 * (second / first - 1)
+
+    cost, kept = change("base", "expanded", "all"), change("base", recovered, "high")
+    low, high = change("base", last, "low"), change("base", last, "high")
+    worse = {code: 100 * (points[last][code] / value - 1) for code, value in points["base"].items() if points[last][code] > value}
+    claims = [
+        (cost < 5, f"Expansion costs little: {cost:+.1f}% bits per byte over all languages."),
+        (
+            kept <= 0,
+            f"Recovery wins it back where the base was strong: {recovered} {kept:+.1f}% against base over high-resource languages.",
+        ),
+        (low < high, f"Low-resource languages gain most: {last} {low:+.1f}% against base, high-resource {high:+.1f}%."),
+        (
+            not worse,
+            "No language ends worse than it began: "
+            + (", ".join(f"{LANGUAGES[code].name} {more:+.1f}%" for code, more in worse.items()) or "none")
+            + ".",
+        ),
+    ]
+    if len(points) > 3:
+        low, high = change(recovered, last, "low"), change(recovered, last, "high")
+        claims.insert(
+            3, (low < high, f"The last stage helps them most: low-resource {low:+.1f}% against {recovered}, high-resource {high:+.1f}%.")
+        )
+    return [f"- {'shown' if true else 'NOT shown'}: {claim}" for true, claim in claims]
+
+
 def plot_points(path: Path, points: Points, losses: Mapping[str, Sequence[tuple[int, float]]]) -> None:
     """A PNG: bars of the measure by language at each point above, the training loss by step and stage below."""
     import matplotlib
