@@ -1,5 +1,7 @@
 """Grouped-query attention (Ainslie et al. 2023) with a key-value cache, and who may see whom."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -39,23 +41,29 @@ def masks(
     return visible(place[:, None] - place[None, :], same, windows)
 
 
+@partial(jax.checkpoint, prevent_cse=False)
 def attend(
     query: Float[Array, "batch time heads head_dim"],
     key: Float[Array, "batch source kv_heads head_dim"],
     value: Float[Array, "batch source kv_heads head_dim"],
     mask: Bool[Array, "#batch time source"],
 ) -> Float[Array, "batch time heads*head_dim"]:
-    """softmax(query key^T / sqrt(head_dim)) value; scores and softmax in float32.
+    """softmax(query key^T / sqrt(head_dim)) value; scores and softmax in float32, computed again in the backward pass.
 
     Heads i * heads / kv_heads and the following ones share key and value i, which are never repeated in memory.
     """
     batch, time, heads, head_dim = query.shape
     kv_heads = key.shape[2]
-    grouped = query.reshape(batch, time, kv_heads, heads // kv_heads, head_dim)
-    scores = jnp.einsum("btkgd,bskd->bkgts", grouped * head_dim**-0.5, key, preferred_element_type=jnp.float32)
+    group = heads // kv_heads
+    # The heads of a group are further rows of one matrix product, so queries are transposed here and the far larger scores never.
+    rows = (query * head_dim**-0.5).reshape(batch, time, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
+    rows = rows.reshape(batch, kv_heads, group * time, head_dim)
+    scores = jnp.einsum("bkrd,bksd->bkrs", rows, key.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, kv_heads, group, time, -1)
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bkgts,bskd->btkgd", weights, value).reshape(batch, time, heads * head_dim)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype).reshape(batch, kv_heads, group * time, -1)
+    out = jnp.einsum("bkrs,bksd->bkrd", weights, value.transpose(0, 2, 1, 3))
+    return out.reshape(batch, kv_heads, group, time, head_dim).transpose(0, 3, 1, 2, 4).reshape(batch, time, heads * head_dim)
 
 
 class Attention(nnx.Module):

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from babel_jax.config import ModelConfig, Remat
 from babel_jax.model.attention import Attention, masks, positions_of
 from babel_jax.model.cache import Cache
-from babel_jax.model.layers import GatedMLP, RMSNorm, rope_tables
+from babel_jax.model.layers import GatedMLP, RMSNorm, product, rope_tables
 from babel_jax.model.parameters import bind, declare, descriptions, initialized, stack
 
 Rope = tuple[Float[Array, "#batch time half"], ...]
@@ -36,7 +36,7 @@ class Embedding(nnx.Module):
 
     def project(self, hidden: Float[Array, "... embed"]) -> Float[Array, "... vocab"]:
         """Products with every row, float32."""
-        return jnp.einsum("...d,vd->...v", hidden, self.weight[...].astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return product(hidden, self.weight[...].astype(hidden.dtype), jnp.float32)
 
 
 class DecoderLayer(nnx.Module):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from babel_jax.config import ModelConfig, RopeType
@@ -27,6 +28,14 @@ class RMSNorm(nnx.Module):
         return (wide * scale * self.weight[...].astype(jnp.float32)).astype(x.dtype)
 
 
+def product(x: Float[Array, "*batch in"], weight: Float[Array, "out in"], dtype: DTypeLike | None = None) -> Float[Array, "*batch out"]:
+    """x @ weight.T, given and summed in `dtype` where it is set.
+
+    As a product of two matrices: with several axes to sum over, XLA copies the transposed activations for the gradient of the weight.
+    """
+    return jnp.einsum("ni,oi->no", x.reshape(-1, x.shape[-1]), weight, preferred_element_type=dtype).reshape(*x.shape[:-1], -1)
+
+
 class Linear(nnx.Module):
     """x @ weight.T + bias. The weight is [out, in], as in Hugging Face checkpoints, so that conversion copies no element."""
 
@@ -39,7 +48,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         """The map, in the type of x."""
-        out = jnp.einsum("...i,oi->...o", x, self.weight[...].astype(x.dtype))
+        out = product(x, self.weight[...].astype(x.dtype))
         return out + self.bias[...].astype(x.dtype) if self.has_bias else out
 
 
