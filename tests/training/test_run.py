@@ -1,0 +1,177 @@
+"""The staged run: stopped anywhere, it goes on to the same bits; what goes wrong is said and loses nothing."""
+
+import json
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from babel_jax.errors import BadInput
+from babel_jax.training import run
+from babel_jax.training.checkpoints import read_json_lines
+from babel_jax.training.metrics import Metrics
+from babel_jax.training.run import plan_stages, train_stages
+
+
+@pytest.fixture
+def train(run_config, begin):
+    """Runs a folder to its end, or until something is raised; gives the parameters and the stages whose end was seen."""
+
+    def go(folder, params=None, **changes):
+        config = run_config(folder, **changes)
+        ended = []
+        shape = config.model.shape
+        last = train_stages(config, shape, lambda: params or begin(shape), folder, lambda stage, _: ended.append(stage.name))
+        return last, ended
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def undisturbed(run_config, begin, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    config = run_config(folder)
+    params = train_stages(config, config.model.shape, lambda: begin(config.model.shape), folder, lambda *_: None)
+    return folder, jax.device_get(params)
+
+
+def losses(folder):
+    return [(line["step"], line["stage"], line["loss"], line["rate"]) for line in read_json_lines(folder / "metrics.jsonl")]
+
+
+def test_metrics_of_every_step(undisturbed):
+    folder, _ = undisturbed
+    lines = list(read_json_lines(folder / "metrics.jsonl"))
+    assert [(line["step"], line["stage"]) for line in lines] == [(step, "first" if step < 6 else "second") for step in range(10)]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    for line in lines:
+        assert line["tokens"] == 4 * 64
+        assert sum(line["tokens_by_language"].values()) == (line["step"] + 1) * 4 * 64
+        assert set(line["loss_by_language"]) <= {"en", "zh", "sw", "ha"}
+        assert line["gradient_norm"] > 0
+        assert line["skipped"] == 0
+    assert list((folder / "tensorboard").iterdir())
+    assert set(json.loads((folder / "mixture.json").read_text())) == {"first", "second"}
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 4, 6, 9])
+def test_a_run_cut_off_goes_on_to_the_same_bits(undisturbed, train, tmp_path, monkeypatch, stop):
+    """As after kill -9: nothing is saved or closed on the way out, but the checkpoints of every third step are there."""
+    folder, params = undisturbed
+
+    def cut(self, step, *rest, log=Metrics.log):
+        if step == stop:
+            raise RuntimeError("killed")
+        return log(self, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Metrics, "log", cut)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(tmp_path)
+    again, ended = train(tmp_path)
+    assert losses(tmp_path) == losses(folder)
+    assert ended == (["first", "second"] if stop <= 6 else ["second"])
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), params)
+
+
+def test_control_c_saves_between_two_steps(undisturbed, train, tmp_path, monkeypatch):
+    folder, _ = undisturbed
+
+    def press(self, step, *rest, log=Metrics.log):
+        if step == 4:
+            signal.raise_signal(signal.SIGINT)
+        return log(self, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Metrics, "log", press)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path)
+    assert (tmp_path / "checkpoints" / "5").is_dir()
+    train(tmp_path)
+    assert losses(tmp_path) == losses(folder)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(undisturbed, train, tmp_path):
+    folder, params = undisturbed
+    again, _ = train(tmp_path, training={"gradient_accumulation": 2})
+    np.testing.assert_allclose([line[2] for line in losses(tmp_path)], [line[2] for line in losses(folder)], rtol=1e-4)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=2e-3), jax.device_get(again), params)
+
+
+def test_a_loss_that_stays_not_finite_stops_the_run_with_the_parameters_of_before(train, begin, run_config, tmp_path):
+    shape = run_config(tmp_path).model.shape
+    params = begin(shape)
+    params["model"]["norm"]["weight"] = params["model"]["norm"]["weight"].at[0].set(jnp.nan)
+    before = jax.device_get(params)
+    with pytest.raises(
+        BadInput, match=r"stage first: loss or gradient was not finite for 3 steps in a row, up to step \d; lower the peak rate"
+    ):
+        train(tmp_path, params)
+    lines = list(read_json_lines(tmp_path / "metrics.jsonl"))
+    assert [line["skipped"] for line in lines[:3]] == [1, 2, 3]
+    assert all(line["loss"] is None for line in lines)
+    stopped = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+    saved = {}
+
+    def keep(*arguments, restore=run.Checkpoints.restore):
+        saved["step"], saved["state"] = restore(*arguments)
+        raise RuntimeError("enough")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.Checkpoints, "restore", keep)
+        with pytest.raises(RuntimeError, match="enough"):
+            train(tmp_path)
+    assert saved["step"] == stopped
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(saved["state"]["params"]), before)
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside(undisturbed, train, tmp_path, caplog):
+    folder, params = undisturbed
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    newest = tmp_path / "checkpoints" / "10"
+    for file in newest.rglob("*"):
+        if file.is_file() and "d" in file.parts[-2:-1]:
+            file.write_bytes(file.read_bytes()[:10])
+    again, ended = train(tmp_path)
+    assert "checkpoint 10 cannot be read" in caplog.text
+    assert (tmp_path / "checkpoints" / "10.damaged").is_dir()
+    assert ended == ["second"]
+    assert losses(tmp_path) == losses(folder)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), params)
+
+
+def test_no_readable_checkpoint_is_refused_and_nothing_is_moved(undisturbed, train, tmp_path):
+    folder, _ = undisturbed
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    for file in (tmp_path / "checkpoints").rglob("*"):
+        if file.is_file() and file.name != "_CHECKPOINT_METADATA":
+            file.write_bytes(file.read_bytes()[:10])
+    before = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    with pytest.raises(BadInput, match="no checkpoint can be read"):
+        train(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == before
+
+
+def test_frozen_parameters_stay_to_the_bit(train, begin, run_config, tmp_path):
+    before = jax.device_get(begin(run_config(tmp_path).model.shape))
+    rules = [{"pattern": "self_attn", "freeze": True}, {"pattern": "."}]
+    after, _ = train(tmp_path, optimizer={"rules": rules})
+    old, new = before["model"]["layers"], jax.device_get(after)["model"]["layers"]
+    jax.tree.map(np.testing.assert_array_equal, new["self_attn"], old["self_attn"])
+    assert not np.array_equal(new["mlp"]["up_proj"]["weight"], old["mlp"]["up_proj"]["weight"])
+
+
+def test_budgets_in_tokens_become_steps(run_config, tmp_path):
+    stage = {"name": "only", "tokens": 4 * 64 * 7 + 100, "schedule": {"peak": 1e-3}, "mixture": {"max_epochs": 1000.0}}
+    (plan,) = plan_stages(run_config(tmp_path, stages=[stage]))
+    assert (plan.start, plan.end) == (0, 7)
+
+
+def test_a_mesh_that_does_not_fit(train, tmp_path):
+    with pytest.raises(BadInput, match=r"data = 3, fsdp = 1, tensor = 1 does not fit 1 devices"):
+        train(tmp_path, training={"mesh": {"data": 3}})
+    with pytest.raises(BadInput, match=r"unknown axis rows; valid axes: data, fsdp, tensor"):
+        train(tmp_path, training={"mesh": {"rows": 1}})
