@@ -136,13 +136,17 @@ def export_difference(hf: Path, params: PyTree[Array], config: ModelConfig) -> f
 
 
 def _claim(run_folder: Path, config: Config) -> None:
-    """Writes the resolved config into the run folder, or checks it against the one that stands there."""
+    """Writes the resolved config into the run folder, or checks it against the one that stands there.
+
+    One from which nothing was computed yet, as after a mistake in it, is replaced.
+    """
     path = run_folder / "config.toml"
     if not path.is_file():
         with explain_os_errors(run_folder):
             run_folder.mkdir(parents=True, exist_ok=True)
         if any(run_folder.iterdir()):
             raise BadInput(f"{run_folder}: not empty and not a run folder (it has no config.toml); give another out")
+    if not any((run_folder / name).exists() for name in ("evaluation", "metrics.jsonl", "summary.json")):
         config.save(path)
         return
     before = parse_settings(Config, {**read_toml(path), "out": config.out}, str(path))

@@ -56,7 +56,7 @@ def open_folder(path: Path | str) -> ModelFolder:
     """
     path = Path(path)
     if not path.is_dir():
-        raise BadInput(f"{path}: no such folder" if not path.exists() else f"{path}: a file; a model folder is needed")
+        raise BadInput(f"{path}: no such model folder" if not path.exists() else f"{path}: a file; a model folder is needed")
     try:
         hf_config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:

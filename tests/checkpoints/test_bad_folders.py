@@ -173,7 +173,7 @@ def test_params_that_are_not_the_model_of_the_config_are_not_saved(tmp_path, wri
 
 
 def test_no_folder_a_file_and_the_same_format_are_refused(tmp_path, write_model):
-    with pytest.raises(BadInput, match="no such folder"):
+    with pytest.raises(BadInput, match="no such model folder"):
         open_folder(tmp_path / "nothing")
     (tmp_path / "file").write_text("x")
     with pytest.raises(BadInput, match="a model folder is needed"):

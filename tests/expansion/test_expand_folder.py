@@ -147,7 +147,7 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, write_small_m
     with pytest.raises(BadInput, match="keeps 3 layers, and the model has 4"):
         expand_folder(source, tmp_path / "out", plan_from_settings(ExpansionSettings(append=1), 3))
     plan = plan_from_settings(AMONG, 4)
-    with pytest.raises(BadInput, match="no such folder"):
+    with pytest.raises(BadInput, match="no such model folder"):
         expand_folder(tmp_path / "nothing", tmp_path / "out", plan)
     (source / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes()[:-9])
     with pytest.raises(BadInput, match="truncated"):

@@ -1,0 +1,203 @@
+"""The `babel` command as a user meets it: exit status, one line for a mistake, one JSON object."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from babel_jax.cli import main
+from babel_jax.data.rows import RowCounts, read_rows
+from babel_jax.training.metrics import Metrics
+
+
+@pytest.fixture
+def babel(capsys):
+    """Runs a command; gives its exit status, standard output and standard error."""
+
+    def run(*arguments):
+        status = main([str(argument) for argument in arguments])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def config_file(small_settings, small_model, tmp_path_factory):
+    """A config of two steps from random weights, with its own data folder, and its run folder."""
+    folder = tmp_path_factory.mktemp("cli")
+    sources = "\n".join(f'[[data.sources]]\nlanguage = "{source.language}"\npath = "{source.path}"' for source in small_settings.sources)
+    path = folder / "config.toml"
+    path.write_text(f"""
+out = "{folder / "run"}"
+export_dtype = "float32"
+[model.shape]
+vocab_size = 1280
+hidden_size = 32
+intermediate_size = 48
+num_hidden_layers = 2
+num_attention_heads = 2
+max_position_embeddings = 128
+[training]
+global_batch_size = 4
+compute_dtype = "float32"
+[[stages]]
+name = "only"
+steps = 4
+schedule = {{ peak = 1e-3 }}
+mixture = {{ max_epochs = 1000.0 }}
+[data]
+folder = "{folder / "data"}"
+tokenizer = "{small_model}"
+seq_len = 64
+heldout_fraction = 0.1
+{sources}
+""")
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(config_file):
+    """The run folder of the config, trained by the command."""
+    assert main(["train", str(config_file), "--json"]) == 0
+    return config_file.parent / "run"
+
+
+def test_without_a_command_it_says_what_there_is(babel):
+    status, out, _ = babel()
+    assert status == 0
+    assert all(name in out for name in ("demo", "convert", "expand", "prepare", "train", "evaluate", "generate"))
+
+
+def test_help_needs_no_jax():
+    code = "import sys, babel_jax.cli as c\ntry: c.main(['train', '--help'])\nexcept SystemExit: pass\nprint('jax' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.endswith("False\n")
+    assert "example: babel train" in found.stdout
+
+
+def test_prepare(babel, config_file):
+    status, out, _ = babel("prepare", config_file, "--json", "--set", f"data.folder={config_file.parent / 'other'}")
+    found = json.loads(out)
+    assert status == 0
+    assert found["windows"] > 0
+    assert found["tokens"] > 0
+    assert set(found["languages"]) == {"en", "zh", "sw", "ha"}
+
+
+def test_train_and_its_result(babel, config_file, trained):
+    status, out, _ = babel("train", config_file, "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert found["out"] == str(trained)
+    assert found["hf"] == str(trained / "hf")
+    assert set(found["bits_per_byte"]["only"]) == {"en", "zh", "sw", "ha"}
+
+
+def test_progress_and_the_mixture_go_to_standard_error(config_file, trained, tmp_path):
+    command = [sys.executable, "-m", "babel_jax.cli", "train", str(config_file), "--set", f"out={tmp_path / 'run'}"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "stage only: steps 0 to 3\nlanguage  kind" in found.stderr
+    assert "bits per byte, only: all" in found.stderr
+    assert "Traceback" not in found.stderr
+    assert found.stdout.startswith("# Bits per byte on held-out text")
+
+
+def test_control_c_is_130_and_the_same_command_goes_on(babel, config_file, trained, tmp_path, monkeypatch):
+    def press(self, step, *rest, log=Metrics.log):
+        if step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return log(self, step, *rest)
+
+    command = ("train", config_file, "--set", f"out={tmp_path / 'run'}", "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr(Metrics, "log", press)
+        status, out, err = babel(*command)
+    assert (status, out) == (130, "")
+    assert "babel: interrupted" in err
+    status, out, _ = babel(*command)
+    assert status == 0
+    assert json.loads(out)["bits_per_byte"] == json.loads((trained / "summary.json").read_text(encoding="utf-8"))["bits_per_byte"]
+
+
+def test_convert_expand_and_generate(babel, trained, tmp_path):
+    status, out, _ = babel("convert", trained / "hf", tmp_path / "orbax", "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert found["layers"] == 2
+    assert found["bytes_written"] >= 4 * found["parameters"]
+    assert set(found) >= {"seconds", "peak_rss_bytes"}
+
+    plan = tmp_path / "plan.json"
+    status, out, _ = babel("expand", tmp_path / "orbax", tmp_path / "deep", "--append", 2, "--init", "zero", "--save-plan", plan, "--json")
+    assert status == 0
+    assert json.loads(out)["layers"] == 4
+    status, out, _ = babel("expand", trained / "hf", tmp_path / "deep-hf", "--plan", plan, "--json")
+    assert status == 0
+    assert json.loads(out)["layers"] == 4
+
+    texts = []
+    for folder in (trained / "hf", tmp_path / "orbax", tmp_path / "deep", tmp_path / "deep-hf"):
+        status, out, _ = babel("generate", folder, "All human beings", "--max-new-tokens", 8, "--json")
+        found = json.loads(out)
+        assert status == 0
+        assert found["prompt"] == "All human beings"
+        assert 1 <= len(found["tokens"]) <= 8
+        texts.append((found["text"], found["tokens"]))
+    assert texts == texts[:1] * 4
+
+
+def test_evaluate(babel, trained, small_settings, tmp_path):
+    texts = tmp_path / "text"
+    texts.mkdir()
+    for source in small_settings.sources:
+        rows = read_rows(source, "refuse", RowCounts())
+        (texts / f"{source.language}.jsonl").write_text("".join(json.dumps({"text": row.text}) + "\n" for row in rows))
+    status, out, _ = babel("evaluate", trained / "hf", "--data", texts, "--languages", "sw,en", "--json")
+    found = json.loads(out)
+    assert status == 0
+    scores = found["tasks"]["bits_per_byte"]
+    assert set(scores) == {"sw", "en"}
+    assert set(scores["sw"]) == {"score", "stderr", "n"}
+    assert found["means"]["low"] == pytest.approx(scores["sw"]["score"])
+    assert found["means"]["high"] == pytest.approx(scores["en"]["score"])
+
+    status, out, _ = babel("evaluate", trained / "hf", "--data", texts, "--languages", "sw", "--json")
+    assert json.loads(out)["means"]["high"] is None
+
+    status, out, err = babel("evaluate", trained / "hf", "--data", texts, "--languages", "th")
+    assert (status, err) == (2, f"babel: {texts}: no text for th\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("train", "missing.toml"), "missing.toml: no such config file"),
+        (("train", "CONFIG", "--set", "trainning.remat=full"), "trainning: unknown key; did you mean training"),
+        (("train", "CONFIG", "--set", "data.seq_len=4096"), "seq_len = 4096 exceeds"),
+        (("convert", "missing", "DST"), "missing: no such model folder"),
+        (("expand", "MODEL", "DST", "--preset", "babel-7b"), "babel-9b"),
+        (("expand", "MODEL", "DST", "--preset", "babel-9b"), "28"),
+        (("expand", "MODEL", "DST"), "give exactly one of preset, insert_after, append and plan"),
+        (("convert", "MODEL", "MODEL"), "exists"),
+        (("generate", "MODEL", ""), "the prompt is empty"),
+        (("generate", "MODEL", "x", "--temperature", "-1"), "temperature"),
+        (("evaluate", "MODEL", "--languages", "xx"), "xx"),
+        (("demo", "--out", "DST", "--base", "missing"), "missing: no such model folder"),
+        (("demo", "--out", "DST", "--corpus", "missing"), "missing: no such folder of text"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(babel, config_file, trained, tmp_path, arguments, says):
+    places = {"CONFIG": config_file, "MODEL": trained / "hf", "DST": tmp_path / "out"}
+    status, out, err = babel(*(places.get(argument, argument) for argument in arguments))
+    assert (status, out) == (2, "")
+    assert err.startswith("babel: ")
+    assert err.count("\n") == 1
+    assert says in err
+
+
+def test_a_prompt_that_is_not_in_the_vocabulary_of_options(babel):
+    with pytest.raises(SystemExit) as stopped:
+        babel("convert", "a", "b", "--to", "gguf")
+    assert stopped.value.code == 2

@@ -1,0 +1,153 @@
+"""The recipe from a random base to an exported, deeper model, and what stands in its run folder."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from babel_jax.checkpoints.folder import load_params, open_folder
+from babel_jax.config import Config
+from babel_jax.config_file import load_config, parse_settings
+from babel_jax.data.tokenizers import open_tokenizer
+from babel_jax.errors import BadInput
+from babel_jax.model.decoder import forward
+from babel_jax.recipe import run_recipe
+from babel_jax.training.checkpoints import read_json_lines
+
+
+def recipe_config(out, small_settings, small_model, model, **changes):
+    stage = {"schedule": {"peak": 5e-3}, "mixture": {"max_epochs": 1000.0}, "steps": 4}
+    values = {
+        "out": str(out),
+        "model": model,
+        "data": small_settings.model_dump(mode="json", exclude_none=True) | {"tokenizer": str(small_model)},
+        "training": {"global_batch_size": 4, "compute_dtype": "float32", "checkpoint_every": 2},
+        "evaluation": {"batch_size": 4, "max_bytes": 2000},
+        "export_dtype": "float32",
+        "stages": [stage | {"name": "recovery", "result": "recovered"}, stage | {"name": "continued"}],
+    } | changes
+    return parse_settings(Config, values, "test")
+
+
+SHAPE = {
+    "vocab_size": 1280,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+
+
+@pytest.fixture(scope="session")
+def base(small_settings, small_prepared, small_model, tmp_path_factory):
+    """The result of a run from random weights, of one stage and without expansion."""
+    stage = {"name": "pretraining", "result": "base", "steps": 4, "schedule": {"peak": 5e-3}, "mixture": {"max_epochs": 1000.0}}
+    out = tmp_path_factory.mktemp("runs") / "base"
+    return run_recipe(recipe_config(out, small_settings, small_model, {"shape": SHAPE}, stages=[stage]))
+
+
+@pytest.fixture(scope="session")
+def config(base, small_settings, small_model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "grown"
+    expansion = {"insert_after": [1, 3], "init": "zero"}
+    return recipe_config(out, small_settings, small_model, {"folder": base["hf"]}, expansion=expansion)
+
+
+@pytest.fixture(scope="session")
+def grown(config):
+    return run_recipe(config, compare_export=True)
+
+
+def test_it_measures_every_point_and_zero_layers_cost_nothing(base, grown):
+    assert list(base["bits_per_byte"]) == ["base"]
+    points = grown["bits_per_byte"]
+    assert list(points) == ["base", "expanded", "recovered", "continued"]
+    assert all(set(values) == {"en", "zh", "sw", "ha"} for values in points.values())
+    assert points["base"] == base["bits_per_byte"]["base"]
+    assert points["expanded"] == points["base"]
+    assert grown["means"]["continued"]["all"] < grown["means"]["base"]["all"]
+    assert grown["layers"] == 6
+
+
+def test_the_exported_folder_alone_loads_in_transformers(grown):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    model = transformers.AutoModelForCausalLM.from_pretrained(grown["hf"], dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(grown["hf"])
+    text = "All human beings are born free, watu wote."
+    ids = open_tokenizer(grown["hf"]).encode(text)
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids
+    folder = open_folder(grown["hf"])
+    ours = forward(folder.config, load_params(folder), np.array([ids]))
+    with torch.no_grad():
+        theirs = model(torch.tensor([ids])).logits.numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert model.config.num_hidden_layers == 6
+    assert sum(parameter.numel() for parameter in model.parameters()) == grown["parameters"]
+
+
+def test_what_is_in_the_run_folder(config, grown, tmp_path):
+    run = open_folder(grown["hf"]).path.parent
+    names = {path.name for path in run.iterdir()}
+    assert names >= {"config.toml", "checkpoints", "metrics.jsonl", "tensorboard", "mixture.json", "evaluation", "hf"}
+    assert names >= {"summary.md", "summary.json", "summary.png"}
+    assert grown["export_difference"] == 0.0
+    assert json.loads((run / "summary.json").read_text(encoding="utf-8")) == grown
+    summary = (run / "summary.md").read_text(encoding="utf-8")
+    assert "| Swahili (sw) | low |" in summary
+    assert "shown: Expansion costs little: +0.0%" in summary
+    assert (run / "summary.png").read_bytes().startswith(b"\x89PNG")
+    assert load_config(run / "config.toml") == config
+
+
+def test_the_saved_config_alone_repeats_the_run(grown, tmp_path):
+    run = open_folder(grown["hf"]).path.parent
+    again = run_recipe(load_config(run / "config.toml", (f"out={tmp_path / 'again'}",)))
+
+    def losses(folder):
+        return [line["loss"] for line in read_json_lines(folder / "metrics.jsonl")]
+
+    assert losses(tmp_path / "again") == losses(run)
+    assert again["bits_per_byte"] == grown["bits_per_byte"]
+    jax.tree.map(np.testing.assert_array_equal, load_params(open_folder(again["hf"])), load_params(open_folder(grown["hf"])))
+
+
+def test_a_finished_run_is_answered_from_its_summary(config, grown, monkeypatch):
+    monkeypatch.setattr("babel_jax.recipe.train_stages", lambda *_: pytest.fail("trained again"))
+    assert run_recipe(config) == grown
+
+
+def test_a_run_folder_of_other_settings_is_refused(config, grown):
+    changed = config.model_copy(update={"seed": 5, "training": config.training.model_copy(update={"global_batch_size": 8})})
+    with pytest.raises(BadInput, match=r"begun with another seed, training.global_batch_size; give another out"):
+        run_recipe(changed)
+
+
+def test_a_folder_that_is_no_run_folder_is_left_alone(config, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(BadInput, match="not empty and not a run folder"):
+        run_recipe(config.model_copy(update={"out": str(tmp_path)}))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_model_tokenizer_and_data_must_fit(small_settings, small_prepared, small_model, tmp_path):
+    with pytest.raises(BadInput, match=r"the tokenizer has \d+ entries, and the model's embedding vocab_size = 100"):
+        run_recipe(recipe_config(tmp_path / "small", small_settings, small_model, {"shape": SHAPE | {"vocab_size": 100}}))
+    stage = {"name": "one", "steps": 1, "schedule": {"peak": 1e-3}, "mixture": {"languages": ["th"]}}
+    without = small_settings.model_copy(update={"sources": ()})
+    with pytest.raises(BadInput, match=r"no text for th; there is text for en zh sw ha"):
+        run_recipe(recipe_config(tmp_path / "thai", without, small_model, {"shape": SHAPE}, stages=[stage]))
+    with pytest.raises(BadInput, match=r"nothing: no such model folder"):
+        run_recipe(recipe_config(tmp_path / "no-model", small_settings, small_model, {"folder": str(tmp_path / "nothing")}))
+
+
+def test_after_a_mistake_the_corrected_config_takes_the_folder(base, small_settings, small_model, tmp_path):
+    stage = {"name": "one", "steps": 1, "schedule": {"peak": 1e-3}, "mixture": {"max_epochs": 1000.0}}
+    wrong = recipe_config(tmp_path, small_settings, small_model, {"folder": str(tmp_path / "nothing")}, stages=[stage])
+    with pytest.raises(BadInput, match="no such model folder"):
+        run_recipe(wrong)
+    right = wrong.model_copy(update={"model": wrong.model.model_copy(update={"folder": base["hf"]})})
+    assert run_recipe(right)["layers"] == 4
