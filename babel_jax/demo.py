@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import babel_jax
+from babel_jax.checkpoints.folder import open_folder
 from babel_jax.config import BadRows, Config
 from babel_jax.config_file import parse_settings, read_toml
 from babel_jax.data.corpus import corpus_sources, embedded_folder
@@ -38,14 +39,17 @@ def demo(out: Path, corpus: str | None = None, base: str | None = None) -> dict[
         made = {"out": str(out / "base"), "data": {"folder": str(out / "data"), "tokenizer": str(tokenizer), "sources": sources}}
         log.info("training the base model")
         base = run_recipe(_config("tiny-base.toml", made))["hf"]
+        config = _config("tiny.toml", {**made, "out": str(out / "run"), "model": {"folder": base}})
     else:
-        tokenizer = Path(base)
-    made = {
-        "out": str(out / "run"),
-        "model": {"folder": base},
-        "data": {"folder": str(out / "data"), "tokenizer": str(tokenizer), "sources": sources},
-    }
-    config = _config("tiny.toml", made)
+        layers = open_folder(base).config.num_hidden_layers
+        made = {
+            "out": str(out / "run"),
+            "model": {"folder": base},
+            # As in Babel-9B: 28 layers get copies behind 14, 16 .. 24.
+            "expansion": {"insert_after": list(range(layers // 2, layers - 2, 2)) or [layers - 1]},
+            "data": {"folder": str(out / "data"), "tokenizer": base, "sources": sources},
+        }
+        config = _config("tiny-from-base.toml", made)
     result = run_recipe(config, compare_export=True)
     for name in ("summary.md", "summary.json", "summary.png"):
         shutil.copyfile(out / "run" / name, out / name)
