@@ -64,7 +64,7 @@ def _demo(options: argparse.Namespace) -> Result:
 def _convert(options: argparse.Namespace) -> Result:
     from babel_jax.checkpoints.folder import Format, convert
 
-    return convert(options.source, options.destination, Format(options.to) if options.to else None)
+    return convert(options.source, options.destination, Format(options.to) if options.to else None, **_transfer_options(options))
 
 
 def _expand(options: argparse.Namespace) -> Result:
@@ -80,7 +80,11 @@ def _expand(options: argparse.Namespace) -> Result:
     plan = plan_from_settings(settings, open_folder(options.source).config.num_hidden_layers)
     if options.save_plan:
         save_plan(plan, Path(options.save_plan))
-    return expand_folder(options.source, options.destination, plan)
+    return expand_folder(options.source, options.destination, plan, **_transfer_options(options))
+
+
+def _transfer_options(options: argparse.Namespace) -> dict[str, Any]:
+    return {"memory_limit": int(options.memory_limit * 2**30), "verify": options.verify}
 
 
 def _prepare(options: argparse.Namespace) -> Result:
@@ -152,6 +156,12 @@ def _parser() -> argparse.ArgumentParser:
     expand.add_argument("--noise-std", type=float)
     expand.add_argument("--seed", type=int)
     expand.add_argument("--save-plan", metavar="FILE", help="write the plan, to edit and apply with --plan")
+
+    for between_folders in (convert, expand):
+        between_folders.add_argument(
+            "--memory-limit", type=float, default=4.0, metavar="GIB", help="most memory to use (default %(default)s)"
+        )
+        between_folders.add_argument("--verify", action="store_true", help="read all back and compare the sha256 of every tensor")
 
     prepare = command("prepare", _prepare, "raw text to packed datasets", "babel prepare configs/tiny.toml")
     train = command("train", _train, "expand, train the stages, evaluate, export", "babel train configs/tiny.toml --set seed=1")

@@ -286,12 +286,16 @@ class Schedule(Settings):
 
 
 class Stage(Settings):
-    """One stage of a run: its budget in `tokens` or in `steps`, its rate and its mixture. `result` names the model after it in tables."""
+    """One stage of a run: its budget in `tokens` or in `steps`, its rate and its mixture. `result` names the model after it in tables.
+
+    `max_passes` cuts the budget to so many passes over all the prepared text, so that little text is not learned by heart.
+    """
 
     name: str
     result: str = Field(default_factory=lambda known: known["name"])
     tokens: Positive | None = None
     steps: Positive | None = None
+    max_passes: PositiveFloat | None = None
     schedule: Schedule
     mixture: MixtureSettings = MixtureSettings()
 

@@ -2,9 +2,10 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from babel_jax.errors import BadInput
@@ -47,28 +48,107 @@ def new_folder(final: Path) -> Iterator[Path]:
     Raises BadInput when `final` exists already, or when the disk is full or not writable.
     """
     final = Path(final)
-    if final.exists() and not (final.is_dir() and not any(final.iterdir())):
-        raise BadInput(f"{final}: exists already; give another output folder or remove it first")
+    check_free(final)
     partial = final.with_name(final.name + PARTIAL)
     with explain_os_errors(final):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
             yield partial
-            for file in sorted(partial.rglob("*")):
-                if file.is_file():
-                    with open(file, "rb") as handle:
-                        os.fsync(handle.fileno())
-                else:
-                    sync_folder(file)
-            sync_folder(partial)
-            if final.exists():
-                final.rmdir()
-            partial.rename(final)
-            sync_folder(final.parent)
+            _move_into_place(partial, final)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+def check_free(final: Path) -> None:
+    """Raises BadInput when there is something under the name of a folder to be made."""
+    if final.exists() and not (final.is_dir() and not any(final.iterdir())):
+        raise BadInput(f"{final}: exists already; give another output folder or remove it first")
+
+
+def _move_into_place(partial: Path, final: Path) -> None:
+    for file in sorted(partial.rglob("*")):
+        if file.is_file():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+        else:
+            sync_folder(file)
+    sync_folder(partial)
+    if final.exists():
+        final.rmdir()
+    partial.rename(final)
+    sync_folder(final.parent)
+
+
+class Progress:
+    """Which parts of a folder being made are on disk, in a file inside it."""
+
+    NAME = "progress.jsonl"
+
+    def __init__(self, folder: Path, fingerprint: str):
+        """Goes on with a folder that was begun with the same fingerprint; otherwise it is emptied. Raises BadInput when another process
+        is at work in it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = open(folder / self.NAME, "a+", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise BadInput(f"{folder}: another process is writing it; wait for that one") from None
+        self._file.seek(0)
+        lines = self._file.read().splitlines(keepends=True)
+        begun, *done = [line[:-1] for line in lines if line.endswith("\n")] or [""]
+        self.done = set(done)
+        if begun != fingerprint or not all(line.endswith("\n") for line in lines):
+            self._restart(folder, fingerprint, done if begun == fingerprint else [])
+
+    def _restart(self, folder: Path, fingerprint: str, done: list[str]) -> None:
+        """Without the line that was being written when the process was killed; without all else, where nothing of it counts."""
+        self.done = set(done)
+        if not done:
+            for path in folder.iterdir():
+                if path.name != self.NAME:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self._file.truncate(0)
+        self.add([fingerprint, *done])
+        self.done.discard(fingerprint)
+
+    def add(self, parts: Iterable[str]) -> None:
+        """Notes parts that are on disk."""
+        parts = list(parts)
+        self._file.write("".join(f"{part}\n" for part in parts))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.done.update(parts)
+
+    def close(self) -> None:
+        """Lets the folder go."""
+        self._file.close()
+
+
+@contextlib.contextmanager
+def resumable_folder(final: Path, fingerprint: str) -> Iterator[tuple[Path, Progress]]:
+    """As `new_folder`, for long work: after Ctrl-C, a kill or a full disk, the next call of the same fingerprint goes on.
+
+    What was done stands in NAME.partial, with a list of its parts. It is removed when nothing is done yet or the source turns out to be
+    bad.
+    """
+    final = Path(final)
+    check_free(final)
+    partial = final.with_name(final.name + PARTIAL)
+    with explain_os_errors(final):
+        progress = Progress(partial, fingerprint)
+        try:
+            yield partial, progress
+            (partial / Progress.NAME).unlink()
+            _move_into_place(partial, final)
+        except BaseException as error:
+            if isinstance(error, BadInput) or not progress.done:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        finally:
+            progress.close()
 
 
 @contextlib.contextmanager

@@ -259,7 +259,7 @@ def _summarize(config: Config, run_folder: Path, model_config: ModelConfig, expo
         ]
     )
     if export_difference is not None:
-        text += f"\nThe exported model, read again, gives logits that differ by at most {export_difference:.1e}."
+        text += f"\nThe exported model ({config.export_dtype}), read again, gives logits that differ by at most {export_difference:.1e}."
     plot_points(run_folder / "summary.png", points, losses)
     write_text(run_folder / "summary.md", text + "\n")
     result = {

@@ -1,6 +1,7 @@
 """Model folders, which every command takes and gives: config.json and tokenizer files beside the parameters in one of two formats."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import resource
@@ -13,20 +14,35 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, PyTree
 
+from babel_jax import __version__
 from babel_jax.checkpoints.hf_config import in_both_spellings, read_hf_config
-from babel_jax.checkpoints.hf_params import load_hf_params, save_hf_params
-from babel_jax.checkpoints.layout import check_shapes, leaf_shapes
-from babel_jax.checkpoints.orbax_params import PARAMS, load_orbax_params, save_orbax_params
-from babel_jax.checkpoints.safetensors_files import SHARD_BYTES
+from babel_jax.checkpoints.hf_params import load_hf_params, open_hf_tensors, save_hf_params
+from babel_jax.checkpoints.layout import check_shapes, leaf_shapes, tensor_shapes
+from babel_jax.checkpoints.names import Place, tensor_place
+from babel_jax.checkpoints.orbax_params import PARAMS, LeafFiles, StoredLeaves, load_orbax_params, save_orbax_params
+from babel_jax.checkpoints.safetensors_files import SHARD_BYTES, Specs, TensorFiles
+from babel_jax.checkpoints.streaming import (
+    Piece,
+    Source,
+    check_unchanged,
+    digests,
+    files_now,
+    fingerprint,
+    rows_of_piece,
+    stream,
+    workers_within,
+)
 from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.config import ModelConfig
 from babel_jax.errors import BadInput
-from babel_jax.files import new_folder, write_text
+from babel_jax.files import check_free, new_folder, resumable_folder, write_text
 
 CONFIG = "config.json"
+MEMORY_LIMIT = 4 * 2**30
 # Weights of any framework and their indexes stay behind when a folder's other files are copied: they would go stale.
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".onnx", ".index.json")
 _FOLDERS_TO_COPY = ("additional_chat_templates",)
@@ -105,47 +121,88 @@ def save_folder(
     expected = {"/".join(place): shape for place, shape in leaf_shapes(config).items()}
     check_shapes(found, expected, Path(path), lambda _: Path(path))
 
-    def write_parameters(partial: Path) -> None:
-        if format is Format.HF:
-            save_hf_params(partial, config, params, shard_bytes)
-        else:
-            save_orbax_params(partial, params)
-
-    return write_folder(path, format, hf_config, write_parameters, copy_files_from)
-
-
-def write_folder(
-    path: Path | str,
-    format: Format,
-    hf_config: dict[str, Any],
-    write_parameters: Callable[[Path], None],
-    copy_files_from: Path | None = None,
-) -> ModelFolder:
-    """`save_folder` for parameters that are no tree in memory: `write_parameters` is given the folder to write them into."""
     path = Path(path)
-    config = read_hf_config(hf_config, str(path / CONFIG))
     hf_config = in_both_spellings(hf_config, str(path / CONFIG))
     with new_folder(path) as partial:
         if copy_files_from is not None:
             copy_other_files(copy_files_from, partial)
         write_text(partial / CONFIG, json.dumps(hf_config, indent=2) + "\n")
-        write_parameters(partial)
+        if format is Format.HF:
+            save_hf_params(partial, config, params, shard_bytes)
+        else:
+            save_orbax_params(partial, params)
     return ModelFolder(path, format, config, hf_config)
 
 
-def convert(source: Path | str, destination: Path | str, to: Format | None = None, shard_bytes: int = SHARD_BYTES) -> dict[str, Any]:
-    """A model folder in the other format, every tensor the same to the bit; gives the figures of `summary`.
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """What becomes of the tensors between two folders. `values` gives a piece of the new model; it may read the old one's.
 
-    Raises BadInput when the source is of the format `to` already, and as `open_folder`, `load_params` and `save_folder` do.
+    `description` has all that `values` depends on: it tells whether a folder that was begun can be gone on with.
+    """
+
+    description: str
+    source_of: Callable[[str], str]
+    values: Callable[[Piece, Source], np.ndarray]
+
+
+SAME = Change("same", lambda name: name, lambda piece, source: source.read_rows(*piece))
+
+
+def transfer(
+    source: ModelFolder,
+    destination: Path | str,
+    to: Format,
+    hf_config: dict[str, Any],
+    change: Change = SAME,
+    *,
+    memory_limit: int = MEMORY_LIMIT,
+    shard_bytes: int = SHARD_BYTES,
+    verify: bool = False,
+) -> dict[str, Any]:
+    """Writes the model folder that `change` makes of `source`, in pieces; gives the figures of `summary`.
+
+    Stopped or killed, the same call goes on where it was. `verify` reads all back and compares sha256 of every tensor with what it should
+    be, before the folder gets its name. Raises BadInput when the source is damaged or changes meanwhile, the destination exists, the disk
+    is full, or the memory does not suffice for one piece.
     """
     start = time.monotonic()
+    path = Path(destination)
+    check_free(path)
+    workers_within(memory_limit)
+    config = read_hf_config(hf_config, str(path / CONFIG))
+    hf_config = in_both_spellings(hf_config, str(path / CONFIG))
+    check_vocabulary(source.path, source.config.vocab_size)
+    before = files_now(source.path)
+    stored = _stored(source)
+    specs = {name: (shape, stored.dtype(change.source_of(name))) for name, shape in tensor_shapes(config).items()}
+    if to is Format.ORBAX:
+        _check_types(source.path, specs)
+    mark = fingerprint(version=__version__, source=before, config=hf_config, to=to, change=change.description, shard_bytes=shard_bytes)
+
+    def read(piece: Piece) -> np.ndarray:
+        return change.values(piece, stored)
+
+    with resumable_folder(path, mark) as (partial, progress):
+        copy_other_files(source.path, partial)
+        write_text(partial / CONFIG, json.dumps(hf_config, indent=2) + "\n")
+        sink = TensorFiles(partial, specs, shard_bytes) if to is Format.HF else LeafFiles(partial, specs, rows_of_piece)
+        stream(specs, read, sink, progress, memory_limit)
+        sink.close()
+        written = ModelFolder(partial, to, config, hf_config)
+        verified = {"verified": _verified(written, specs, read, memory_limit)} if verify else {}
+        check_unchanged(source.path, before)
+    return {**summary(dataclasses.replace(written, path=path), start), **verified}
+
+
+def convert(source: Path | str, destination: Path | str, to: Format | None = None, **options: Any) -> dict[str, Any]:
+    """A model folder in the other format (or, where `to` says so, written anew in its own), every tensor the same to the bit.
+
+    `options` are those of `transfer`. Raises BadInput as `open_folder` and `transfer` do.
+    """
     folder = open_folder(source)
     to = to or (Format.ORBAX if folder.format is Format.HF else Format.HF)
-    if to is folder.format:
-        raise BadInput(f"{folder.path}: in the {to} format already; copy the folder, or give the other format")
-    check_vocabulary(folder.path, folder.config.vocab_size)
-    params = load_params(folder, shardings=host_sharding())
-    return summary(save_folder(destination, to, params, folder.hf_config, folder.path, shard_bytes), start)
+    return transfer(folder, destination, to, folder.hf_config, **options)
 
 
 def summary(folder: ModelFolder, start: float) -> dict[str, Any]:
@@ -178,6 +235,31 @@ def copy_other_files(source: Path, destination: Path) -> None:
             shutil.copyfile(file, destination / file.name)
         elif file.name in _FOLDERS_TO_COPY:
             shutil.copytree(file, destination / file.name)
+
+
+def _stored(folder: ModelFolder) -> Source:
+    return open_hf_tensors(folder.path, folder.config) if folder.format is Format.HF else StoredLeaves(folder.path, folder.config)
+
+
+def _check_types(path: Path, specs: Specs) -> None:
+    types: dict[Place, set[str]] = {}
+    for name, (_, dtype) in specs.items():
+        types.setdefault(tensor_place(name)[0], set()).add(str(dtype))
+    for place, own in types.items():
+        if len(own) > 1:
+            raise BadInput(f"{path}: the layers of {'/'.join(place)} have different types ({', '.join(sorted(own))}); make them one type")
+
+
+def _verified(written: ModelFolder, specs: Specs, read: Callable[[Piece], np.ndarray], memory_limit: int) -> dict[str, Any]:
+    stored = _stored(written)
+    expected = digests(specs, read, memory_limit)
+    found = digests(specs, lambda piece: stored.read_rows(*piece), memory_limit)
+    wrong = [name for name in specs if found[name] != expected[name]]
+    if wrong:
+        raise BadInput(
+            f"{written.path}: {len(wrong)} tensors read back differ from their source ({wrong[0]}); the disk or memory is faulty"
+        )
+    return {"tensors": len(found), "sha256": hashlib.sha256("".join(found.values()).encode()).hexdigest()}
 
 
 def _format(path: Path) -> Format:

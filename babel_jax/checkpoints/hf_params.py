@@ -7,10 +7,12 @@ import jax
 import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, PyTree
+from tqdm import tqdm
 
 from babel_jax.checkpoints.layout import check_shapes, leaf_shapes, tensor_shapes
 from babel_jax.checkpoints.names import Place, is_stacked, tensor_names, tensor_place
-from babel_jax.checkpoints.safetensors_files import SHARD_BYTES, StoredTensors, write_tensors
+from babel_jax.checkpoints.safetensors_files import SHARD_BYTES, StoredTensors, TensorFiles
+from babel_jax.checkpoints.streaming import pieces
 from babel_jax.config import ModelConfig
 from babel_jax.errors import BadInput
 
@@ -26,7 +28,7 @@ def open_hf_tensors(folder: Path, config: ModelConfig) -> StoredTensors:
     stored = StoredTensors(folder)
     found = {name: stored.shape(name) for name in stored.file_of if not name.endswith("rotary_emb.inv_freq")}
     if config.tie_word_embeddings and _OUTPUT in found and _EMBEDDING in found:
-        if stored.read(_OUTPUT).tobytes() != stored.read(_EMBEDDING).tobytes():
+        if not _equal(stored, _OUTPUT, _EMBEDDING):
             raise BadInput(
                 f"{folder}: config.json ties the embeddings (tie_word_embeddings), and {_OUTPUT} differs from {_EMBEDDING}; "
                 "set tie_word_embeddings to false or remove the tensor"
@@ -34,6 +36,16 @@ def open_hf_tensors(folder: Path, config: ModelConfig) -> StoredTensors:
         del found[_OUTPUT]
     check_shapes(found, tensor_shapes(config), folder, stored.file_of.__getitem__)
     return stored
+
+
+def _equal(stored: StoredTensors, one: str, other: str) -> bool:
+    shape, dtype = stored.shape(one), stored.dtype(one)
+    if (shape, dtype) != (stored.shape(other), stored.dtype(other)):
+        return False
+    return all(
+        stored.read_rows(one, start, stop).tobytes() == stored.read_rows(other, start, stop).tobytes()
+        for _, start, stop in pieces(one, shape, dtype)
+    )
 
 
 def load_hf_params(folder: Path, config: ModelConfig, dtype: Any, shardings: dict[Place, jax.sharding.Sharding]) -> PyTree[Array]:
@@ -65,11 +77,9 @@ def load_hf_params(folder: Path, config: ModelConfig, dtype: Any, shardings: dic
 def save_hf_params(folder: Path, config: ModelConfig, params: PyTree[Array], shard_bytes: int = SHARD_BYTES) -> None:
     """Writes the safetensors files of a parameter tree that has the shapes of `config`."""
     leaves = traverse_util.flatten_dict(params)
-
-    def read(name: str) -> np.ndarray:
-        place, layer = tensor_place(name)
-        leaf = np.asarray(leaves[place])
-        return leaf if layer is None else leaf[layer]
-
     specs = {name: (shape, np.dtype(leaves[tensor_place(name)[0]].dtype)) for name, shape in tensor_shapes(config).items()}
-    write_tensors(folder, specs, read, shard_bytes)
+    files = TensorFiles(folder, specs, shard_bytes)
+    for name in tqdm(specs, "write tensors", unit=" tensors", leave=False, disable=None):
+        place, layer = tensor_place(name)
+        files.write(name, 0, np.asarray(leaves[place] if layer is None else leaves[place][layer]))
+    files.close()

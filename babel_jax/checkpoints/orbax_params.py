@@ -1,21 +1,24 @@
 """The parameter tree in an Orbax checkpoint: the same nested tree, layers stacked, every leaf in its own type."""
 
 import contextlib
-import gc
 import json
 import logging
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+import tensorstore
 from absl import logging as absl_logging
 from flax import traverse_util
 from jaxtyping import Array, PyTree
 from orbax.checkpoint import v1 as ocp
 
-from babel_jax.checkpoints.layout import check_shapes, leaf_shapes
-from babel_jax.checkpoints.names import Place
+from babel_jax.checkpoints.layout import Shape, check_shapes, leaf_shapes, tensor_shapes
+from babel_jax.checkpoints.names import Place, tensor_place
+from babel_jax.checkpoints.safetensors_files import Specs
 from babel_jax.config import ModelConfig
 from babel_jax.errors import BadInput
 from babel_jax.files import write_text
@@ -23,6 +26,8 @@ from babel_jax.files import write_text
 PARAMS = "params"
 # Names and sizes of the files that Orbax wrote: it does not miss a truncated file before it reads that part, and then prints tracebacks.
 FILES = "files.json"
+_NO_CACHE = {"cache_pool": {"total_bytes_limit": 0}}
+_ITEM = "state"  # the folder into which Orbax's v1 API puts a tree
 
 
 def load_orbax_params(folder: Path, config: ModelConfig, dtype: Any, shardings: dict[Place, jax.sharding.Sharding]) -> PyTree[Array]:
@@ -31,21 +36,25 @@ def load_orbax_params(folder: Path, config: ModelConfig, dtype: Any, shardings: 
     Raises BadInput when params/ is damaged or does not hold the model of the config.
     """
     path = folder / PARAMS
-    _check_files(path)
-    with _explain(path):
-        stored = traverse_util.flatten_dict(ocp.metadata(path).metadata)
-    shapes = leaf_shapes(config)
-    check_shapes(
-        {"/".join(place): tuple(leaf.shape) for place, leaf in stored.items()},
-        {"/".join(place): shape for place, shape in shapes.items()},
-        path,
-        lambda _: path,
-    )
     wanted = {
-        place: jax.ShapeDtypeStruct(shape, dtype or stored[place].dtype, sharding=shardings[place]) for place, shape in shapes.items()
+        place: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=shardings[place])
+        for place, leaf in _checked_metadata(path, config).items()
     }
     with _explain(path):
         return ocp.load(path, traverse_util.unflatten_dict(wanted))
+
+
+def _checked_metadata(path: Path, config: ModelConfig) -> dict[Place, Any]:
+    _check_files(path)
+    with _explain(path):
+        stored = traverse_util.flatten_dict(ocp.metadata(path).metadata)
+    check_shapes(
+        {"/".join(place): tuple(leaf.shape) for place, leaf in stored.items()},
+        {"/".join(place): shape for place, shape in leaf_shapes(config).items()},
+        path,
+        lambda _: path,
+    )
+    return stored
 
 
 def save_orbax_params(folder: Path, params: PyTree[Array]) -> None:
@@ -53,8 +62,106 @@ def save_orbax_params(folder: Path, params: PyTree[Array]) -> None:
     path = folder / PARAMS
     with _quiet():
         ocp.save(path, params)
+    _list_files(path)
+
+
+def _list_files(path: Path) -> None:
     sizes = {str(file.relative_to(path)): file.stat().st_size for file in sorted(path.rglob("*")) if file.is_file()}
     write_text(path / FILES, json.dumps(sizes, indent=2) + "\n")
+
+
+class StoredLeaves:
+    """The leaves of params/ as tensors by their Hugging Face names, read in pieces. Threads may share it."""
+
+    def __init__(self, folder: Path, config: ModelConfig):
+        """Raises BadInput as `load_orbax_params` does."""
+        self._path = folder / PARAMS
+        stored = _checked_metadata(self._path, config)
+        self._shapes = tensor_shapes(config)
+        with _explain(self._path):
+            context = tensorstore.Context(_NO_CACHE)
+            arrays = {place: _open_leaf(context, self._path, place) for place in stored}
+            self._arrays = {place: array.result() for place, array in arrays.items()}
+
+    def dtype(self, name: str) -> np.dtype:
+        """The type of a tensor."""
+        return np.dtype(self._arrays[tensor_place(name)[0]].dtype.numpy_dtype)
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop` of a tensor."""
+        place, layer = tensor_place(name)
+        array = self._arrays[place]
+        with _explain(self._path):
+            return (array[start:stop] if layer is None else array[layer, start:stop]).read(order="C").result()
+
+
+class LeafFiles:
+    """params/ being written: tensors by their Hugging Face names, in pieces, into stacked leaves.
+
+    Orbax itself writes the tree, with leaves of one element, so that names and metadata are as it wants them; TensorStore then makes each
+    leaf anew (zarr 3 in OCDBT, like Orbax) in chunks of one piece, uncompressed, with a checksum (crc32c) that every reader verifies.
+    """
+
+    def __init__(self, folder: Path, specs: Specs, rows_of_piece: Callable[[Shape, np.dtype], int]):
+        """`specs` are shape and type of each tensor by its name; rows of different tensors of a leaf are of one type."""
+        self._path = folder / PARAMS
+        leaves: dict[Place, tuple[Shape, np.dtype, int]] = {}
+        for name, (shape, dtype) in specs.items():
+            place, layer = tensor_place(name)
+            layers = leaves[place][2] + 1 if place in leaves else 1
+            leaves[place] = (shape, dtype, 0 if layer is None else layers)
+        if not (self._path / "orbax.checkpoint").is_file():
+            shutil.rmtree(self._path, ignore_errors=True)
+            with _quiet():
+                ocp.save(self._path, traverse_util.unflatten_dict({place: np.zeros(1, dtype) for place, (_, dtype, _) in leaves.items()}))
+        context, opened = tensorstore.Context(_NO_CACHE), {}
+        for place, (shape, dtype, layers) in leaves.items():
+            chunk = (rows_of_piece(shape, dtype), *shape[1:])
+            opened[place] = _open_leaf(
+                context, self._path, place, (layers, *shape) if layers else shape, (1, *chunk) if layers else chunk, dtype
+            )
+        self._arrays = {place: array.result() for place, array in opened.items()}
+
+    def write(self, name: str, start: int, values: np.ndarray) -> None:
+        """Writes rows of a tensor from the row `start` on, which begins a piece."""
+        place, layer = tensor_place(name)
+        rows = slice(start, start + len(values))
+        array = self._arrays[place]
+        (array[rows] if layer is None else array[layer, rows]).write(values).result()
+
+    def sync(self) -> None:
+        """Returns when all that was written is on disk: TensorStore syncs every write."""
+
+    def close(self) -> None:
+        """Writes the list of files."""
+        _list_files(self._path)
+
+
+def _open_leaf(
+    context: tensorstore.Context, path: Path, place: Place, shape: Shape | None = None, chunk: Shape | None = None, dtype: Any = None
+) -> Any:
+    """The leaf as a TensorStore array, a future; made anew with `shape`, unless it is there in that shape already."""
+    spec: dict[str, Any] = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "ocdbt", "base": f"file://{path.absolute()}/{_ITEM}/", "path": ".".join(place) + "/"},
+        "recheck_cached_data": False,
+        # As Orbax reads: a chunk that is not there is damage. So chunks of zeros have to be there.
+        "fill_missing_data_reads": False,
+        "store_data_equal_to_fill_value": True,
+    }
+    if shape is None or chunk is None:
+        return tensorstore.open(spec, context=context, open=True)
+    spec["metadata"] = {
+        "shape": shape,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+        "data_type": str(np.dtype(dtype)),
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+    }
+    try:
+        tensorstore.open(spec, context=context, open=True).result()
+    except ValueError:
+        spec |= {"create": True, "delete_existing": True}
+    return tensorstore.open(spec, context=context)
 
 
 def _check_files(path: Path) -> None:
@@ -82,15 +189,14 @@ def _explain(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax and asyncio log tracebacks of errors that are also raised; one line is enough for them."""
-    verbosity, asyncio_logger = absl_logging.get_verbosity(), logging.getLogger("asyncio")
+    """Orbax logs tracebacks of errors that it also raises; one line is enough for them."""
+    verbosity = absl_logging.get_verbosity()
     absl_logging.set_verbosity(absl_logging.FATAL)
-    asyncio_logger.disabled = True
     try:
         yield
-    except BaseException:
-        gc.collect()  # asyncio reports failed tasks when they are collected, which must be before the log comes back
-        raise
     finally:
-        asyncio_logger.disabled = False
         absl_logging.set_verbosity(verbosity)
+
+
+# So does asyncio, of Orbax's tasks that failed beside the first one, whenever they are collected.
+logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())

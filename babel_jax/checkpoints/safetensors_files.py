@@ -2,15 +2,16 @@
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+import math
+import os
+import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-from tqdm import tqdm
 
 from babel_jax.errors import BadInput
 from babel_jax.files import write_text
@@ -20,17 +21,20 @@ INDEX = "model.safetensors.index.json"
 # The default of transformers and huggingface_hub: large enough for few files, small enough to fetch again after a broken download.
 SHARD_BYTES = 5_000_000_000
 
+Specs = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 DTYPES: dict[str, np.dtype] = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class StoredTensors:
-    """The tensors of a folder's safetensors files: names, shapes and types at once, values when asked for."""
+    """The tensors of a folder's safetensors files: names, shapes and types at once, values when asked for. Threads may share it."""
 
     def __init__(self, folder: Path):
         """Opens every file and reads its header. Raises BadInput for files that are missing, damaged, or not as the index says."""
         self.folder = folder
         self.file_of: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
+        self._begins: dict[Path, dict[str, int]] = {}
         index = _read_index(folder)
         for file in sorted({folder / name for name in index.values()}) if index else [_single_file(folder)]:
             with _explain(file):
@@ -57,42 +61,110 @@ class StoredTensors:
         with _explain(self.file_of[name]):
             return self._slice(name)[index] if index else self._open[self.file_of[name]].get_tensor(name)
 
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows `start` to `stop` of a tensor, read without a map of the file, so that memory holds those rows and nothing else."""
+        file = self.file_of[name]
+        shape, dtype = self.shape(name), self.dtype(name)
+        values = np.empty((stop - start, *shape[1:]), dtype)
+        with _explain(file), open(file, "rb", buffering=0) as handle:
+            if file not in self._begins:
+                (length,) = struct.unpack("<Q", handle.read(8))
+                header = json.loads(handle.read(length))
+                self._begins[file] = {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items() if "dtype" in entry}
+            handle.seek(self._begins[file][name] + start * math.prod(shape[1:]) * dtype.itemsize)
+            data = values.reshape(-1).view(np.uint8).data
+            while data:
+                count = handle.readinto(data)
+                if not count:
+                    raise OSError("it ends too early")
+                data = data[count:]
+        return values
+
     def _slice(self, name: str) -> Any:
         return self._open[self.file_of[name]].get_slice(name)
 
 
-def write_tensors(
-    folder: Path,
-    specs: dict[str, tuple[tuple[int, ...], np.dtype]],
-    read: Callable[[str], np.ndarray],
-    shard_bytes: int = SHARD_BYTES,
-) -> None:
-    """Writes the tensors named in `specs` (shape, type), in that order, into shards of at most `shard_bytes` each.
+class TensorFiles:
+    """Safetensors files being written: every header first, then the values of any tensor, in any order and in pieces.
 
-    `read` gives a tensor's values; one shard's tensors are held at a time. A tensor larger than `shard_bytes` gets a shard of its own.
+    Format: https://huggingface.co/docs/safetensors, a little-endian u64 with the length of a JSON header, the header, the bytes.
     """
-    sizes = {name: int(np.prod(shape)) * dtype.itemsize for name, (shape, dtype) in specs.items()}
+
+    def __init__(self, folder: Path, specs: Specs, shard_bytes: int = SHARD_BYTES):
+        """Plans shards of at most `shard_bytes` for the tensors of `specs`, in that order, and lays out their files; those that are there
+        already, from a run that was cut off, are gone on with. A tensor larger than `shard_bytes` gets a shard of its own."""
+        self._folder, self._specs = folder, specs
+        self._shards = _plan_shards(specs, shard_bytes)
+        self._place: dict[str, tuple[Path, int]] = {}
+        for file, names in self._shards.items():
+            self._lay_out(folder / file, names)
+
+    def write(self, name: str, start: int, values: np.ndarray) -> None:
+        """Writes rows of a tensor from the row `start` on."""
+        file, offset = self._place[name]
+        shape, dtype = self._specs[name]
+        assert values.dtype == dtype, (name, values.dtype, dtype)
+        row_bytes = math.prod(shape[1:]) * dtype.itemsize
+        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+        offset += start * row_bytes
+        with open(file, "r+b", buffering=0) as handle:
+            handle.seek(offset)
+            while data:
+                data = data[handle.write(data) :]
+
+    def sync(self) -> None:
+        """Returns when all that was written is on disk."""
+        for file in self._shards:
+            with open(self._folder / file, "rb") as handle:
+                os.fsync(handle.fileno())
+
+    def close(self) -> None:
+        """Writes the index, where there are several files."""
+        if len(self._shards) > 1:
+            weight_map = {name: file for file, names in self._shards.items() for name in names}
+            index = {
+                "metadata": {"total_size": sum(_size(*spec) for spec in self._specs.values())},
+                "weight_map": dict(sorted(weight_map.items())),
+            }
+            write_text(self._folder / INDEX, json.dumps(index, indent=2) + "\n")
+
+    def _lay_out(self, file: Path, names: list[str]) -> None:
+        # transformers refuses files whose metadata does not name the framework's format.
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for name in names:
+            shape, dtype = self._specs[name]
+            size = _size(shape, dtype)
+            header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+            offset += size
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # values begin aligned
+        with open(file, "ab"):
+            pass
+        with open(file, "r+b") as handle:
+            handle.write(struct.pack("<Q", len(text)) + text)
+            # A full disk shows here, and not hours later.
+            os.posix_fallocate(handle.fileno(), 0, 8 + len(text) + offset)
+        for name in names:
+            self._place[name] = (file, 8 + len(text) + header[name]["data_offsets"][0])
+
+
+def _plan_shards(specs: Specs, shard_bytes: int) -> dict[str, list[str]]:
     shards: list[list[str]] = [[]]
     filled = 0
-    for name, size in sizes.items():
+    for name, spec in specs.items():
+        size = _size(*spec)
         if shards[-1] and filled + size > shard_bytes:
             shards.append([])
             filled = 0
         shards[-1].append(name)
         filled += size
     files = [SINGLE] if len(shards) == 1 else [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    with tqdm(total=sum(sizes.values()), desc="write tensors", unit="B", unit_scale=True, disable=None) as progress:
-        for file, names in zip(files, shards, strict=True):
-            tensors = {name: np.ascontiguousarray(read(name)) for name in names}
-            for name, tensor in tensors.items():
-                assert (tensor.shape, tensor.dtype) == specs[name], (name, tensor.shape, tensor.dtype)
-            # transformers refuses files whose metadata does not name the framework's format.
-            save_file(tensors, folder / file, metadata={"format": "pt"})
-            progress.update(sum(sizes[name] for name in names))
-    if len(shards) > 1:
-        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
-        write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
+    return dict(zip(files, shards, strict=True))
+
+
+def _size(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    return math.prod(shape) * dtype.itemsize
 
 
 def _read_index(folder: Path) -> dict[str, str]:

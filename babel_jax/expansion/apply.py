@@ -1,7 +1,7 @@
 """A deeper model from a plan: parameters, config, and whole model folders."""
 
 import functools
-import time
+import threading
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,10 @@ from flax import traverse_util
 from jaxtyping import Array, Float, PyTree, UInt32
 
 from babel_jax import __version__
-from babel_jax.checkpoints.folder import Format, ModelFolder, host_sharding, load_params, open_folder, save_folder, summary, write_folder
+from babel_jax.checkpoints.folder import Change, open_folder, transfer
 from babel_jax.checkpoints.hf_config import read_hf_config
-from babel_jax.checkpoints.hf_params import open_hf_tensors
-from babel_jax.checkpoints.layout import tensor_shapes
 from babel_jax.checkpoints.names import Place, is_stacked, tensor_name, tensor_place
-from babel_jax.checkpoints.safetensors_files import SHARD_BYTES, write_tensors
-from babel_jax.checkpoints.tokenizer_files import check_vocabulary
+from babel_jax.checkpoints.streaming import Piece, Source
 from babel_jax.config import Init, LayerType, ModelConfig
 from babel_jax.expansion.plan import ExpansionPlan
 
@@ -67,23 +64,16 @@ def expand_hf_config(hf: dict[str, Any], plan: ExpansionPlan, source_name: str) 
     return {**deeper, PROVENANCE: {**provenance, **before}}
 
 
-def expand_folder(source: Path | str, destination: Path | str, plan: ExpansionPlan, shard_bytes: int = SHARD_BYTES) -> dict[str, Any]:
+def expand_folder(source: Path | str, destination: Path | str, plan: ExpansionPlan, **options: Any) -> dict[str, Any]:
     """Writes the deeper model of a model folder in the same format; gives the figures of `summary` and `new_layers`.
 
-    Raises BadInput for a plan of another depth, and as `open_folder`, `load_params` and `save_folder` do.
+    `options` are those of `transfer`. Raises BadInput for a plan of another depth, and as `open_folder` and `transfer` do.
     """
-    start = time.monotonic()
     folder = open_folder(source)
     plan.check(folder.config.num_hidden_layers, str(folder.path))
-    check_vocabulary(folder.path, folder.config.vocab_size)
     hf_config = expand_hf_config(folder.hf_config, plan, folder.path.resolve().name)
-    if folder.format is Format.HF:
-        write = functools.partial(_write_expanded_tensors, folder=folder, hf_config=hf_config, plan=plan, shard_bytes=shard_bytes)
-        deeper = write_folder(destination, folder.format, hf_config, write, copy_files_from=folder.path)
-    else:
-        params = expand_params(load_params(folder, shardings=host_sharding()), plan)
-        deeper = save_folder(destination, folder.format, params, hf_config, copy_files_from=folder.path)
-    return {**summary(deeper, start), "new_layers": list(plan.new_layers)}
+    written = transfer(folder, destination, folder.format, hf_config, _change(plan), **options)
+    return {**written, "new_layers": list(plan.new_layers)}
 
 
 @functools.partial(jax.jit, static_argnames="plan")
@@ -111,32 +101,38 @@ def _noise_arguments(plan: ExpansionPlan, target: int, path_hash: UInt32[Array, 
     return jnp.uint32(layer.seed), path_hash, jnp.uint32(target), jnp.float32(layer.noise_mean), jnp.float32(layer.noise_std)
 
 
-def _with_noise(values: Array, seed: Array, path_hash: Array, target: Array, mean: Array, std: Array) -> Array:
+def _with_noise(
+    values: Float[Array, "rows ..."], seed: Array, path_hash: Array, target: Array, mean: Array, std: Array, first: Array | int = 0
+) -> Float[Array, "rows ..."]:
+    """`values` are the rows from `first` on: each row has a random stream of its own, so that pieces get the noise of the whole."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), path_hash), target)
-    noise = mean + std * jax.random.normal(key, values.shape, jnp.float32)
-    return (values.astype(jnp.float32) + noise).astype(values.dtype)
+
+    def noisy(row: Array, number: Array) -> Array:
+        noise = mean + std * jax.random.normal(jax.random.fold_in(key, number), row.shape, jnp.float32)
+        return (row.astype(jnp.float32) + noise).astype(row.dtype)
+
+    return jax.vmap(noisy)(values, first + jnp.arange(len(values), dtype=jnp.uint32))
 
 
 _with_noise_compiled = jax.jit(_with_noise)
 
 
-def _write_expanded_tensors(partial: Path, folder: ModelFolder, hf_config: dict[str, Any], plan: ExpansionPlan, shard_bytes: int) -> None:
-    """Tensor by tensor from the source's files: no stack is ever made."""
-    stored = open_hf_tensors(folder.path, folder.config)
+def _change(plan: ExpansionPlan) -> Change:
+    one_at_a_time = threading.Lock()  # drawing noise takes all cores, and more memory than anything else
 
     def source_of(name: str) -> str:
         place, target = tensor_place(name)
         return name if target is None else tensor_name(place, plan.source_layers[target])
 
-    def read(name: str) -> np.ndarray:
-        place, target = tensor_place(name)
-        values = stored.read(source_of(name))
+    def values(piece: Piece, source: Source) -> np.ndarray:
+        place, target = tensor_place(piece.name)
+        read = source.read_rows(source_of(piece.name), piece.start, piece.stop)
         if target is None or plan.layers[target].init is Init.COPY:
-            return values
+            return read
         if plan.layers[target].init is Init.ZERO:
-            return np.zeros_like(values)
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            return np.asarray(_with_noise_compiled(values, *_noise_arguments(plan, target, _path_hash(place))))
+            return np.zeros_like(read)
+        with one_at_a_time, jax.default_device(jax.local_devices(backend="cpu")[0]):
+            arguments = _noise_arguments(plan, target, _path_hash(place))
+            return np.asarray(_with_noise_compiled(read, *arguments, jnp.uint32(piece.start)))
 
-    shapes = tensor_shapes(read_hf_config(hf_config, str(partial)))
-    write_tensors(partial, {name: (shape, stored.dtype(source_of(name))) for name, shape in shapes.items()}, read, shard_bytes)
+    return Change(plan.model_dump_json(), source_of, values)

@@ -46,6 +46,8 @@ def plan_stages(config: Config) -> list[PlannedStage]:
     planned, start = [], 0
     for stage in config.stages:
         steps = stage.steps or max(1, round((stage.tokens or 0) / tokens_per_step))
+        if stage.max_passes is not None:
+            steps = min(steps, max(1, round(stage.max_passes * sum(available.values()) / tokens_per_step)))
         planned.append(PlannedStage(stage, start, start + steps, make_mixture(available, stage.mixture, steps * tokens_per_step)))
         start += steps
     return planned

@@ -1,15 +1,21 @@
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from babel_jax.checkpoints.folder import Format, convert, load_params, open_folder, save_folder
+from babel_jax.checkpoints.layout import tensor_shapes
+from babel_jax.checkpoints.orbax_params import LeafFiles
+from babel_jax.checkpoints.safetensors_files import TensorFiles
 from babel_jax.errors import BadInput
+from babel_jax.files import resumable_folder
 
 # Once ready, converts again and again under new names until it is killed.
 CONVERT_FOREVER = """
@@ -103,14 +109,109 @@ def bits_of(folder: Path, scratch: Path, read_bits):
     return read_bits(scratch)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_exception_leaves_nothing_and_goes_on(tmp_path, write_model, monkeypatch, error):
+@pytest.mark.parametrize("format", Format)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_stopped_midway_the_same_command_goes_on(tmp_path, write_model, read_bits, monkeypatch, error, format):
+    """Tensors that were noted as done are not written again."""
+    source = write_model(tmp_path / "hf")
+    bits = read_bits(source)
+    if format is Format.HF:
+        convert(source, tmp_path / "orbax")
+        source = tmp_path / "orbax"
+    sink = TensorFiles if format is Format.HF else LeafFiles
+    monkeypatch.setattr("babel_jax.checkpoints.streaming._BYTES_BETWEEN_SYNCS", 1)
+    written = []
+
+    def fail_at_tenth(self, name, start, values, write=sink.write):
+        written.append(name)
+        if len(written) == 10:
+            raise error
+        write(self, name, start, values)
+
+    monkeypatch.setattr(sink, "write", fail_at_tenth)
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else BadInput):
+        convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out.partial").is_dir()
+    convert(source, tmp_path / "out")
+    assert written[:9] + written[10:] == list(tensor_shapes(open_folder(source).config))
+    assert not (tmp_path / "out.partial").exists()
+    assert bits_of(tmp_path / "out", tmp_path / "again", read_bits) == bits
+
+
+def test_what_was_begun_for_another_source_or_cut_in_its_list_does_not_count(tmp_path, write_model, read_bits, monkeypatch):
+    source = write_model(tmp_path / "source")
+    monkeypatch.setattr("babel_jax.checkpoints.streaming._BYTES_BETWEEN_SYNCS", 1)
+    partial = tmp_path / "out.partial"
+
+    def stop(self, write_all=LeafFiles.close):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LeafFiles, "close", stop)
+        with pytest.raises(KeyboardInterrupt):
+            convert(source, tmp_path / "out")
+    lines = (partial / "progress.jsonl").read_text().splitlines()
+    (partial / "progress.jsonl").write_text("\n".join(lines[:-3]) + "\nmodel.layers.2.ml")
+    convert(source, tmp_path / "out")
+    assert bits_of(tmp_path / "out", tmp_path / "again", read_bits) == read_bits(source)
+
+    shutil.rmtree(tmp_path / "out")
+    partial.mkdir()
+    (partial / "progress.jsonl").write_text("\n".join(["of another source", *lines[1:]]) + "\n")
+    (partial / "stale").write_text("stale")
+    convert(source, tmp_path / "out")
+    assert not (tmp_path / "out" / "stale").exists()
+    assert bits_of(tmp_path / "out", tmp_path / "twice", read_bits) == read_bits(source)
+
+
+def test_a_source_that_changes_while_it_is_read_is_named(tmp_path, write_model, monkeypatch):
     source = write_model(tmp_path / "source")
 
-    def interrupt(*_):
-        raise error
+    def touch(self, close=LeafFiles.close):
+        os.utime(source / "model-00001-of-00002.safetensors", (1, 1))
+        close(self)
 
-    monkeypatch.setattr("babel_jax.checkpoints.folder.save_orbax_params", interrupt)
-    with pytest.raises(error):
+    monkeypatch.setattr(LeafFiles, "close", touch)
+    with pytest.raises(BadInput, match=r"source: model-00001-of-00002.safetensors changed while it was read"):
         convert(source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_two_processes_at_one_output(tmp_path, write_model):
+    source = write_model(tmp_path / "source")
+    with resumable_folder(tmp_path / "out", "mine"), pytest.raises(BadInput, match="another process is writing it"):
+        convert(source, tmp_path / "out")
+
+
+def test_verify_finds_a_bit_that_changed_on_the_way(tmp_path, write_model, monkeypatch):
+    source = write_model(tmp_path / "source")
+    assert convert(source, tmp_path / "good", verify=True)["verified"]["tensors"] == len(tensor_shapes(open_folder(source).config))
+
+    def flip(self, name, start, values, write=LeafFiles.write):
+        if name == "model.norm.weight":
+            values = values.copy()
+            values.view(np.uint16)[3] ^= 1
+        write(self, name, start, values)
+
+    monkeypatch.setattr(LeafFiles, "write", flip)
+    with pytest.raises(BadInput, match=r"1 tensors read back differ from their source \(model.norm.weight\)"):
+        convert(source, tmp_path / "bad", verify=True)
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_flipped_bit_on_disk_is_found_when_read(tmp_path, write_model, large_config):
+    convert(write_model(tmp_path / "source", large_config), tmp_path / "orbax")
+    largest = max((tmp_path / "orbax" / "params").rglob("*"), key=lambda file: file.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    with pytest.raises(BadInput, match="damaged Orbax parameters"):
+        convert(tmp_path / "orbax", tmp_path / "out")
+    with pytest.raises(BadInput, match="damaged Orbax parameters"):
+        load_params(open_folder(tmp_path / "orbax"))
+
+
+def test_too_little_memory_is_refused(tmp_path, write_model):
+    with pytest.raises(BadInput, match=r"--memory-limit 0.50 GiB is too little; give at least 1.03"):
+        convert(write_model(tmp_path / "source"), tmp_path / "out", memory_limit=2**29)

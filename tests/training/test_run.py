@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from babel_jax.data.prepared import open_prepared
 from babel_jax.errors import BadInput
 from babel_jax.training import run
 from babel_jax.training.checkpoints import read_json_lines
@@ -168,6 +169,14 @@ def test_budgets_in_tokens_become_steps(run_config, tmp_path):
     stage = {"name": "only", "tokens": 4 * 64 * 7 + 100, "schedule": {"peak": 1e-3}, "mixture": {"max_epochs": 1000.0}}
     (plan,) = plan_stages(run_config(tmp_path, stages=[stage]))
     assert (plan.start, plan.end) == (0, 7)
+
+
+def test_passes_over_all_text_cut_a_budget(run_config, small_prepared, tmp_path):
+    stage = {"name": "only", "steps": 10_000, "max_passes": 2.0, "schedule": {"peak": 1e-3}, "mixture": {"max_epochs": 1000.0}}
+    (plan,) = plan_stages(run_config(tmp_path, stages=[stage]))
+    assert plan.end == round(2 * sum(open_prepared(small_prepared).available.values()) / (4 * 64))
+    (plan,) = plan_stages(run_config(tmp_path, stages=[stage | {"steps": 3}]))
+    assert plan.end == 3
 
 
 def test_a_mesh_that_does_not_fit(train, tmp_path):
