@@ -44,7 +44,9 @@ class Family(StrEnum):
     """Supported architectures; the values are the `model_type` of config.json."""
 
     QWEN2 = "qwen2"
+    QWEN3 = "qwen3"
     LLAMA = "llama"
+    MISTRAL = "mistral"
 
 
 class LayerType(StrEnum):
@@ -89,6 +91,7 @@ class ModelConfig(Settings):
     rms_norm_eps: PositiveFloat = 1e-6
     tie_word_embeddings: bool = False
     qkv_bias: bool = Field(default_factory=lambda known: known["family"] is Family.QWEN2)
+    qk_norm: bool = Field(default_factory=lambda known: known["family"] is Family.QWEN3)
     o_bias: bool = False
     mlp_bias: bool = False
     sliding_window: Positive | None = None

@@ -84,15 +84,16 @@ def reference_model() -> Callable[..., Any]:
                 "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings",
             }
         )  # fmt: skip
-        if config.family is Family.QWEN2:
-            types = [str(LayerType.FULL if window is None else LayerType.SLIDING) for window in config.windows]
-            hf_config = transformers.Qwen2Config(
-                **same, rope_parameters=rope, layer_types=types, use_sliding_window=True, sliding_window=config.sliding_window or 4096
-            )
-            kind = transformers.Qwen2ForCausalLM
-        else:
-            hf_config = transformers.LlamaConfig(**same, rope_parameters=rope, attention_bias=config.qkv_bias, mlp_bias=config.mlp_bias)
-            kind = transformers.LlamaForCausalLM
+        types = [str(LayerType.FULL if window is None else LayerType.SLIDING) for window in config.windows]
+        by_layer = {"layer_types": types, "use_sliding_window": True, "sliding_window": config.sliding_window or 4096}
+        name, own = {
+            Family.QWEN2: ("Qwen2", by_layer),
+            Family.QWEN3: ("Qwen3", by_layer | {"attention_bias": config.qkv_bias}),
+            Family.LLAMA: ("Llama", {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}),
+            Family.MISTRAL: ("Mistral", {"sliding_window": config.sliding_window}),
+        }[config.family]
+        hf_config = getattr(transformers, f"{name}Config")(**same, rope_parameters=rope, **own)
+        kind = getattr(transformers, f"{name}ForCausalLM")
         hf_config._attn_implementation = "eager"
         model = kind(hf_config).eval()
         generator = torch.Generator().manual_seed(seed)

@@ -3,13 +3,46 @@
 transformers 4 writes `rope_theta`, `rope_scaling` and `torch_dtype`; transformers 5 `rope_parameters`, `dtype` and `layer_types`.
 """
 
-from typing import Any
+from enum import Enum
+from typing import Any, NamedTuple
 
 from babel_jax.config import Family, LayerType, ModelConfig, RopeScaling, RopeType
 from babel_jax.config_file import parse_settings
 from babel_jax.errors import BadInput
 
-ARCHITECTURES = {Family.QWEN2: "Qwen2ForCausalLM", Family.LLAMA: "LlamaForCausalLM"}
+
+class Biases(Enum):
+    """Which projections of attention have biases: q, k and v; all four where `attention_bias` says so; none."""
+
+    QKV = "qkv"
+    ATTENTION_BIAS = "attention_bias"
+    NONE = "none"
+
+
+class Windows(Enum):
+    """Which layers have the sliding window: those that `use_sliding_window` and `layer_types` or `max_window_layers` name; all; none."""
+
+    BY_LAYER = "by layer"
+    ALL = "all"
+    NONE = "none"
+
+
+class Traits(NamedTuple):
+    """How a family's config.json differs from another's. What is not here is the same in all."""
+
+    architecture: str
+    biases: Biases
+    windows: Windows
+    mlp_bias: bool = False  # whether there is such a key
+    qk_norm: bool = False
+
+
+FAMILIES = {
+    Family.QWEN2: Traits("Qwen2ForCausalLM", Biases.QKV, Windows.BY_LAYER),
+    Family.QWEN3: Traits("Qwen3ForCausalLM", Biases.ATTENTION_BIAS, Windows.BY_LAYER, qk_norm=True),
+    Family.LLAMA: Traits("LlamaForCausalLM", Biases.ATTENTION_BIAS, Windows.NONE, mlp_bias=True),
+    Family.MISTRAL: Traits("MistralForCausalLM", Biases.NONE, Windows.ALL),
+}
 
 _NEEDED = (
     "vocab_size",
@@ -36,7 +69,11 @@ def read_hf_config(hf: dict[str, Any], where: str) -> ModelConfig:
     anything that would make the model compute something else than this decoder does (quantization, other activations or rotary types).
     """
     family = _family(hf, where)
-    needed = (*_NEEDED, "num_key_value_heads") if family is Family.QWEN2 else _NEEDED
+    traits = FAMILIES[family]
+    # transformers' defaults for these two are sizes of its own choice; Llama's default is one key head for each query head.
+    needed = {Family.LLAMA: _NEEDED, Family.QWEN3: (*_NEEDED, "num_key_value_heads", "head_dim")}.get(
+        family, (*_NEEDED, "num_key_value_heads")
+    )
     missing = [key for key in needed if hf.get(key) is None]
     if missing:
         raise BadInput(f"{where}: missing {', '.join(missing)}; without it the model's shape is not known")
@@ -48,8 +85,8 @@ def read_hf_config(hf: dict[str, Any], where: str) -> ModelConfig:
     if hf.get("hidden_act", "silu") != "silu":
         raise BadInput(f"{where}: hidden_act = {hf['hidden_act']!r} is not supported; supported: silu")
     theta, scaling = _rope(hf, where)
-    window, layer_types = _windows(hf, family, where)
-    llama_bias = family is Family.LLAMA and hf.get("attention_bias", False)
+    window, layer_types = _windows(hf, traits.windows, where)
+    biases = traits.biases is Biases.ATTENTION_BIAS and hf.get("attention_bias", False)
     values = {key: hf[key] for key in (*needed, "num_key_value_heads", "head_dim", "initializer_range") if hf.get(key) is not None}
     return parse_settings(
         ModelConfig,
@@ -59,9 +96,10 @@ def read_hf_config(hf: dict[str, Any], where: str) -> ModelConfig:
             "rope_theta": theta,
             "rope_scaling": scaling.model_dump(mode="json"),
             "tie_word_embeddings": hf.get("tie_word_embeddings", False),
-            "qkv_bias": family is Family.QWEN2 or llama_bias,
-            "o_bias": llama_bias,
-            "mlp_bias": family is Family.LLAMA and hf.get("mlp_bias", False),
+            "qkv_bias": traits.biases is Biases.QKV or biases,
+            "qk_norm": traits.qk_norm,
+            "o_bias": biases,
+            "mlp_bias": traits.mlp_bias and hf.get("mlp_bias", False),
             "sliding_window": window,
             "layer_types": layer_types,
         },
@@ -89,7 +127,7 @@ def write_hf_config(
     hf |= {key: hf.get(key) if value is None else value for key, value in given.items()}
     shape_keys = (*_NEEDED, "num_key_value_heads", "head_dim", "initializer_range", "tie_word_embeddings")
     hf |= {key: getattr(config, key) for key in shape_keys}
-    hf |= {"architectures": [ARCHITECTURES[config.family]], "model_type": str(config.family), "hidden_act": "silu"}
+    hf |= {"architectures": [FAMILIES[config.family].architecture], "model_type": str(config.family), "hidden_act": "silu"}
     hf |= {"torch_dtype": dtype, "dtype": dtype}
 
     scaling = {key: getattr(config.rope_scaling, key) for key in _ROPE_KEYS[config.rope_scaling.rope_type]}
@@ -97,20 +135,40 @@ def write_hf_config(
     hf |= {"rope_theta": config.rope_theta, "rope_parameters": {**typed, "rope_theta": config.rope_theta}}
     hf["rope_scaling"] = {**typed, "type": typed["rope_type"]} if scaling else None
 
-    if config.family is Family.LLAMA:
-        if config.o_bias != config.qkv_bias or config.layer_types.count(LayerType.SLIDING):
-            raise BadInput("a llama config.json has one attention_bias for q, k, v and o, and no sliding window; this model differs")
-        hf |= {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
-        if "layer_types" in hf:
-            hf["layer_types"] = [str(LayerType.FULL)] * config.num_hidden_layers
-        return hf
-    if not config.qkv_bias or config.o_bias or config.mlp_bias:
-        raise BadInput("a qwen2 config.json means biases on q, k and v and on nothing else; this model differs")
+    traits = FAMILIES[config.family]
     types = config.layer_types or (LayerType.FULL,) * config.num_hidden_layers
     sliding = LayerType.SLIDING in types
-    hf |= {"use_sliding_window": sliding, "sliding_window": config.sliding_window if sliding else None}
-    hf |= {"layer_types": [str(kind) for kind in types], "max_window_layers": types.index(LayerType.SLIDING) if sliding else len(types)}
+    _check_expressible(config, traits, types)
+    if traits.biases is Biases.ATTENTION_BIAS:
+        hf["attention_bias"] = config.qkv_bias
+    if traits.mlp_bias:
+        hf["mlp_bias"] = config.mlp_bias
+    if traits.windows is not Windows.NONE:
+        hf["sliding_window"] = config.sliding_window if sliding else None
+    if traits.windows is Windows.BY_LAYER:
+        hf |= {"use_sliding_window": sliding, "max_window_layers": types.index(LayerType.SLIDING) if sliding else len(types)}
+        hf["layer_types"] = [str(kind) for kind in types]
+    elif "layer_types" in hf:
+        hf["layer_types"] = [str(kind) for kind in types]
     return hf
+
+
+def _check_expressible(config: ModelConfig, traits: Traits, types: tuple[LayerType, ...]) -> None:
+    attention = (config.qkv_bias, config.o_bias)
+    possible = {Biases.QKV: ((True, False),), Biases.ATTENTION_BIAS: ((True, True), (False, False)), Biases.NONE: ((False, False),)}
+    windows = {
+        Windows.BY_LAYER: True,
+        Windows.ALL: len(set(types)) == 1,
+        Windows.NONE: LayerType.SLIDING not in types,
+    }
+    wrong = [
+        *(() if attention in possible[traits.biases] else ("qkv_bias, o_bias",)),
+        *(() if traits.mlp_bias or not config.mlp_bias else ("mlp_bias",)),
+        *(() if traits.qk_norm == config.qk_norm else ("qk_norm",)),
+        *(() if windows[traits.windows] else ("layer_types",)),
+    ]
+    if wrong:
+        raise BadInput(f"a config.json of {config.family} cannot express this model's {', '.join(wrong)}")
 
 
 def in_both_spellings(hf: dict[str, Any], where: str) -> dict[str, Any]:
@@ -130,14 +188,14 @@ def stored_eos_token_ids(hf: dict[str, Any]) -> tuple[int, ...]:
 
 
 def _family(hf: dict[str, Any], where: str) -> Family:
-    supported = ", ".join(f"{family} ({ARCHITECTURES[family]})" for family in Family)
+    supported = ", ".join(f"{family} ({FAMILIES[family].architecture})" for family in Family)
     if not hf.get("model_type"):
         raise BadInput(f"{where}: missing model_type; supported: {supported}")
     if hf["model_type"] not in list(Family):
         raise BadInput(f"{where}: model_type = {hf['model_type']!r} is not supported; supported: {supported}")
     family = Family(hf["model_type"])
-    architectures = hf.get("architectures") or [ARCHITECTURES[family]]
-    if architectures != [ARCHITECTURES[family]]:
+    architectures = hf.get("architectures") or [FAMILIES[family].architecture]
+    if architectures != [FAMILIES[family].architecture]:
         raise BadInput(f"{where}: architectures = {architectures} is not supported; supported: {supported}")
     return family
 
@@ -172,16 +230,19 @@ def _rope_scaling(table: dict[str, Any], name: str, hf: dict[str, Any], where: s
     return parse_settings(RopeScaling, {"rope_type": rope_type, **{key: known[key] for key in keys}}, f"{where}: {name}")
 
 
-def _windows(hf: dict[str, Any], family: Family, where: str) -> tuple[int | None, list[str]]:
+def _windows(hf: dict[str, Any], windows: Windows, where: str) -> tuple[int | None, list[str]]:
     """The sliding window and the type of each layer; a window that no layer uses is None, and `layer_types` is then empty."""
     layers = hf["num_hidden_layers"]
     types = hf.get("layer_types")
     if not isinstance(types, list | None):
         raise BadInput(f"{where}: layer_types must be a list with one entry for each layer")
-    if family is Family.LLAMA:
+    if windows is Windows.NONE:
         if types and LayerType.SLIDING in types:
-            raise BadInput(f"{where}: layer_types names {LayerType.SLIDING}, which a llama model does not have")
+            raise BadInput(f"{where}: layer_types names {LayerType.SLIDING}, which a {hf['model_type']} model does not have")
         return None, []
+    if windows is Windows.ALL:
+        window = hf.get("sliding_window")
+        return (None, []) if window is None else (window, [str(LayerType.SLIDING)] * layers)
     window = hf.get("sliding_window") if hf.get("use_sliding_window", False) else None
     if types is None and window is not None:
         if hf.get("max_window_layers") is None:

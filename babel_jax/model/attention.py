@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from babel_jax.config import ModelConfig
 from babel_jax.model.cache import Cache
-from babel_jax.model.layers import Linear, rotate
+from babel_jax.model.layers import Linear, RMSNorm, rotate
 
 
 def positions_of(segment_ids: Int[Array, "batch time"]) -> Int[Array, "batch time"]:
@@ -67,7 +67,7 @@ def attend(
 
 
 class Attention(nnx.Module):
-    """Projections to queries, keys and values, rotary positions, attention, and the projection back."""
+    """Projections to queries, keys and values, their norms in each head (Qwen3), rotary positions, attention, and the projection back."""
 
     def __init__(self, config: ModelConfig):
         hidden, std = config.hidden_size, config.initializer_range
@@ -78,6 +78,10 @@ class Attention(nnx.Module):
         self.v_proj = Linear(hidden, key_size, ("kv_heads", "embed"), config.qkv_bias, std)
         self.o_proj = Linear(query_size, hidden, ("embed", "q_heads"), config.o_bias, std)
         self.head_dim = config.head_dim
+        self.has_norm = config.qk_norm
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, None, config.rms_norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, None, config.rms_norm_eps)
 
     def __call__(
         self,
@@ -89,6 +93,8 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "batch time embed"], Cache | None]:
         """With a cache, keys and values go into its `layer` first, and attention is over all that it holds (`source` is its length)."""
         query, key, value = (self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
+        if self.has_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
         query, key = rotate(query, *rope), rotate(key, *rope)
         if cache is not None:
             cache, key, value = cache.extended(layer, key, value)

@@ -43,9 +43,9 @@ class DecoderLayer(nnx.Module):
     """x + attention(norm(x)), and to that + mlp(norm(.))."""
 
     def __init__(self, config: ModelConfig):
-        self.input_layernorm = RMSNorm(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps)
         self.mlp = GatedMLP(config)
 
     def __call__(
@@ -70,7 +70,7 @@ class DecoderStack(nnx.Module):
     def __init__(self, config: ModelConfig):
         self.embed_tokens = Embedding(config)
         self.layers = stack(DecoderLayer(config), config.num_hidden_layers)
-        self.norm = RMSNorm(config)
+        self.norm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps)
         self.windows = config.windows
 
     def __call__(

@@ -17,11 +17,12 @@ from babel_jax.model.parameters import declare
 class RMSNorm(nnx.Module):
     """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019), in float32, rounded once to the type of x."""
 
-    def __init__(self, config: ModelConfig):
-        self.weight = declare((config.hidden_size,), ("embed",), jax.nn.initializers.ones)
-        self.eps = config.rms_norm_eps
+    def __init__(self, size: int, axis: str | None, eps: float):
+        """Over the last axis, of `size` and with the logical name `axis`."""
+        self.weight = declare((size,), (axis,), jax.nn.initializers.ones)
+        self.eps = eps
 
-    def __call__(self, x: Float[Array, "... embed"]) -> Float[Array, "... embed"]:
+    def __call__(self, x: Float[Array, "... size"]) -> Float[Array, "... size"]:
         """Normalized x, in its type."""
         wide = x.astype(jnp.float32)
         scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)

@@ -138,6 +138,10 @@ CASES = [
     ("qwen2", {"tie_word_embeddings": True}, "float32"),
     ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "float32"),
     ("llama", {"tie_word_embeddings": True}, "float16"),
+    ("qwen3", {"head_dim": 16}, "bfloat16"),
+    ("qwen3", {"head_dim": 8, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1, "attention_bias": True}, "float32"),
+    ("mistral", {"sliding_window": 6}, "bfloat16"),
+    ("mistral", {"sliding_window": None, "head_dim": 16}, "float32"),
     ("llama", {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True, "head_dim": 16}, "bfloat16"),
     (
         "llama",
@@ -162,7 +166,9 @@ def test_transformers_folders_come_back_the_same(tmp_path, read_bits, family, op
     transformers = pytest.importorskip("transformers")
     kinds = {
         Family.QWEN2: (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
+        Family.QWEN3: (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
         Family.LLAMA: (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+        Family.MISTRAL: (transformers.MistralConfig, transformers.MistralForCausalLM),
     }
     shape = {
         "vocab_size": 96,

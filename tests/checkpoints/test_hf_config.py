@@ -93,13 +93,16 @@ def test_written_config_keeps_unknown_keys_and_names_the_end_of_text():
 def model_configs(draw):
     family = draw(st.sampled_from(Family))
     layers, key_value_heads = draw(st.integers(1, 6)), draw(st.integers(1, 4))
-    bias = family is Family.QWEN2 or draw(st.booleans())
+    has_bias_key = family in (Family.LLAMA, Family.QWEN3)
+    bias = family is Family.QWEN2 or (has_bias_key and draw(st.booleans()))
     rope_type = draw(st.sampled_from(RopeType))
     factors = {"factor": draw(st.floats(1, 8))} if rope_type is not RopeType.DEFAULT else {}
     if rope_type is RopeType.LLAMA3:
         factors |= {"original_max_position_embeddings": draw(st.integers(1, 100)), "low_freq_factor": draw(st.floats(0.5, 2))}
     types = draw(st.one_of(st.just([]), st.lists(st.sampled_from(LayerType), min_size=layers, max_size=layers)))
-    sliding = family is Family.QWEN2 and LayerType.SLIDING in types
+    if family is Family.MISTRAL and LayerType.SLIDING in types:
+        types = [LayerType.SLIDING] * layers
+    sliding = family is not Family.LLAMA and LayerType.SLIDING in types
     return ModelConfig(
         family=family,
         vocab_size=draw(st.integers(1, 1000)),
@@ -115,7 +118,7 @@ def model_configs(draw):
         rms_norm_eps=draw(st.floats(1e-9, 1e-3)),
         tie_word_embeddings=draw(st.booleans()),
         qkv_bias=bias,
-        o_bias=bias and family is Family.LLAMA,
+        o_bias=bias and has_bias_key,
         mlp_bias=family is Family.LLAMA and draw(st.booleans()),
         sliding_window=draw(st.integers(1, 100)) if sliding else None,
         layer_types=tuple(types) if sliding else (),
@@ -134,14 +137,15 @@ def test_transformers_reads_the_written_config_as_meant(config):
     transformers = pytest.importorskip("transformers")
     if config.hidden_size % config.num_attention_heads:
         return  # transformers refuses these for Llama whatever head_dim says
-    kind = {Family.QWEN2: transformers.Qwen2Config, Family.LLAMA: transformers.LlamaConfig}[config.family]
-    theirs = kind.from_dict(write_hf_config(config))
+    theirs = getattr(transformers, f"{config.family.capitalize()}Config").from_dict(write_hf_config(config))
     assert theirs.rope_parameters["rope_theta"] == config.rope_theta
     assert theirs.rope_parameters["rope_type"] == config.rope_scaling.rope_type
     assert theirs.rope_parameters.get("factor", 1.0) == config.rope_scaling.factor
     assert theirs.tie_word_embeddings == config.tie_word_embeddings
     assert theirs.head_dim == config.head_dim
-    if config.family is Family.QWEN2:
+    if config.family is Family.MISTRAL:
+        assert (theirs.sliding_window,) * config.num_hidden_layers == config.windows
+    elif config.family is not Family.LLAMA:
         windows = tuple(theirs.sliding_window if kind == "sliding_attention" else None for kind in theirs.layer_types)
         assert windows == config.windows
 
@@ -189,10 +193,16 @@ def test_what_cannot_be_used_is_named(hf, words):
 
 
 def test_a_model_that_the_family_cannot_express_is_refused(tiny_config):
-    with pytest.raises(BadInput, match="biases"):
-        write_hf_config(tiny_config.model_copy(update={"mlp_bias": True}))
-    with pytest.raises(BadInput, match="attention_bias"):
-        write_hf_config(tiny_config.model_copy(update={"family": Family.LLAMA}))
+    half_sliding = {"sliding_window": 4, "layer_types": (LayerType.FULL, LayerType.SLIDING, LayerType.FULL)}
+    for changes, named in (
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"qk_norm": True}, "qk_norm"),
+        ({"family": Family.LLAMA}, "qkv_bias, o_bias"),
+        ({"family": Family.LLAMA, "qkv_bias": False, **half_sliding}, "layer_types"),
+        ({"family": Family.MISTRAL, "qkv_bias": False, **half_sliding}, "layer_types"),
+    ):
+        with pytest.raises(BadInput, match=f"cannot express this model's {named}$"):
+            write_hf_config(tiny_config.model_copy(update=changes))
 
 
 @pytest.mark.parametrize("hf", [QWEN_7B, QWEN_7B_NEW, LLAMA, {**LLAMA, "rope_scaling": {"type": "linear", "factor": 2.0}}])

@@ -24,7 +24,7 @@ def wide(x):
 
 def test_norms_are_rounded_once(tiny_config):
     x, weight = bfloat16(3, 5, 64, scale=30.0), np.random.default_rng(1).normal(size=64).astype(np.float32)
-    found = bind(RMSNorm(tiny_config), {"weight": jnp.asarray(weight)})(jnp.asarray(x))
+    found = bind(RMSNorm(64, "embed", tiny_config.rms_norm_eps), {"weight": jnp.asarray(weight)})(jnp.asarray(x))
     expected = wide(x) / np.sqrt(np.mean(wide(x) ** 2, -1, keepdims=True) + tiny_config.rms_norm_eps) * weight
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(wide(found), expected, rtol=1.01 * HALF_STEP)

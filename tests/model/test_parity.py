@@ -52,6 +52,22 @@ CONFIGS = {
         mlp_bias=True,
         rope_scaling=RopeScaling(rope_type=RopeType.LINEAR, factor=4.0),
     ),
+    "qwen3": ModelConfig(**BASE, family=Family.QWEN3, num_attention_heads=4, num_key_value_heads=2, head_dim=24),
+    "qwen3_biases_sliding": ModelConfig(
+        **BASE,
+        family=Family.QWEN3,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        qkv_bias=True,
+        o_bias=True,
+        tie_word_embeddings=True,
+        sliding_window=6,
+        layer_types=(FULL, SLIDING, FULL),
+    ),
+    "mistral": ModelConfig(**BASE, family=Family.MISTRAL, num_attention_heads=8, num_key_value_heads=2, rope_theta=1e6),
+    "mistral_sliding": ModelConfig(
+        **BASE, family=Family.MISTRAL, num_attention_heads=4, num_key_value_heads=2, sliding_window=9, layer_types=(SLIDING,) * 3
+    ),
 }
 
 
