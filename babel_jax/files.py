@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -51,13 +52,13 @@ def new_folder(final: Path) -> Iterator[Path]:
     check_free(final)
     partial = final.with_name(final.name + PARTIAL)
     with explain_os_errors(final):
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
         partial.mkdir(parents=True)
         try:
             yield partial
             _move_into_place(partial, final)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
             raise
 
 
@@ -65,6 +66,15 @@ def check_free(final: Path) -> None:
     """Raises BadInput when there is something under the name of a folder to be made."""
     if final.exists() and not (final.is_dir() and not any(final.iterdir())):
         raise BadInput(f"{final}: exists already; give another output folder or remove it first")
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder in which threads of Orbax and TensorStore may still be writing after one of them has raised an error."""
+    for _ in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.01)
 
 
 def _move_into_place(partial: Path, final: Path) -> None:
@@ -145,7 +155,7 @@ def resumable_folder(final: Path, fingerprint: str) -> Iterator[tuple[Path, Prog
             _move_into_place(partial, final)
         except BaseException as error:
             if isinstance(error, BadInput) or not progress.done:
-                shutil.rmtree(partial, ignore_errors=True)
+                _remove(partial)
             raise
         finally:
             progress.close()

@@ -1,6 +1,7 @@
 """A deeper model from a plan: parameters, config, and whole model folders."""
 
 import functools
+import statistics
 import threading
 import zlib
 from pathlib import Path
@@ -26,9 +27,9 @@ PROVENANCE = "babel_expansion"
 def expand_params(params: PyTree[Array], plan: ExpansionPlan) -> PyTree[Array]:
     """The parameters of the deeper model: one gather along the layer axis for each leaf under the layers, then noise and zeros.
 
-    Every leaf keeps its type; the noise is drawn and added in float32. It depends on the layer's seed, the leaf's path and the layer's
-    position alone, so its bits are the same under any mesh. Pure: may run inside jit with shardings. Raises BadInput for a plan of another
-    depth.
+    Every leaf keeps its type; the noise is drawn from a table and added in float32. It depends on the layer's seed, the leaf's path and
+    the layer's position alone, so its bits are the same under any mesh. Pure: may run inside jit with shardings. Raises BadInput for a
+    plan of another depth.
     """
     leaves = traverse_util.flatten_dict(params)
     for depth in {leaf.shape[0] for place, leaf in leaves.items() if is_stacked(place)}:
@@ -96,20 +97,37 @@ def _path_hash(place: Place) -> UInt32[Array, ""]:
     return jnp.uint32(zlib.crc32("/".join(place).encode()))
 
 
+@functools.cache
+def _quantiles() -> Float[np.ndarray, "65536"]:
+    """Equally likely values of a normal distribution, with mean 0 and deviation 1.
+
+    The noise is drawn from this table, as functions such as erf_inv differ in their last bit between shapes, back ends and versions.
+    """
+    normal = statistics.NormalDist()
+    values = np.array([normal.inv_cdf((number + 0.5) / 2**16) for number in range(2**16)])
+    return values / values.std()
+
+
 def _noise_arguments(plan: ExpansionPlan, target: int, path_hash: UInt32[Array, ""]) -> tuple[Array, ...]:
     layer = plan.layers[target]
-    return jnp.uint32(layer.seed), path_hash, jnp.uint32(target), jnp.float32(layer.noise_mean), jnp.float32(layer.noise_std)
+    table = (layer.noise_mean + layer.noise_std * _quantiles()).astype(np.float32)
+    return jnp.uint32(layer.seed), path_hash, jnp.uint32(target), jnp.asarray(table)
 
 
 def _with_noise(
-    values: Float[Array, "rows ..."], seed: Array, path_hash: Array, target: Array, mean: Array, std: Array, first: Array | int = 0
+    values: Float[Array, "rows ..."],
+    seed: UInt32[Array, ""],
+    path_hash: UInt32[Array, ""],
+    target: UInt32[Array, ""],
+    table: Float[Array, "65536"],
+    first: UInt32[Array, ""] | int = 0,
 ) -> Float[Array, "rows ..."]:
     """`values` are the rows from `first` on: each row has a random stream of its own, so that pieces get the noise of the whole."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), path_hash), target)
 
     def noisy(row: Array, number: Array) -> Array:
-        noise = mean + std * jax.random.normal(jax.random.fold_in(key, number), row.shape, jnp.float32)
-        return (row.astype(jnp.float32) + noise).astype(row.dtype)
+        drawn = jax.random.bits(jax.random.fold_in(key, number), row.shape, jnp.uint16)
+        return (row.astype(jnp.float32) + table[drawn]).astype(row.dtype)
 
     return jax.vmap(noisy)(values, first + jnp.arange(len(values), dtype=jnp.uint32))
 
