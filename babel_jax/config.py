@@ -7,7 +7,7 @@ import json
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -47,6 +47,14 @@ class Family(StrEnum):
     QWEN3 = "qwen3"
     LLAMA = "llama"
     MISTRAL = "mistral"
+    GEMMA2 = "gemma2"
+
+
+class Activation(StrEnum):
+    """The function on the gate of the MLP, named as in config.json; the second is GELU by its tanh approximation."""
+
+    SILU = "silu"
+    GELU = "gelu_pytorch_tanh"
 
 
 class LayerType(StrEnum):
@@ -74,8 +82,17 @@ class RopeScaling(Settings):
     original_max_position_embeddings: Positive = 8192
 
 
+def _gemma2(known: dict[str, Any]) -> bool:
+    return known["family"] is Family.GEMMA2
+
+
 class ModelConfig(Settings):
-    """Shape and variant of a decoder; names are those of config.json. Hashable, so it may be a static argument of jit."""
+    """Shape and variant of a decoder; names are those of config.json. Hashable, so it may be a static argument of jit.
+
+    What config.json leaves to the family has a name of ours: `qk_norm` (a norm on the queries and keys of each head), `post_norms` (a norm
+    on what attention and MLP give), `norm_offset` (added to the weights of norms), `scaled_embeddings` (by sqrt(hidden_size)).
+    Attention scores are scaled by 1 / sqrt(query_pre_attn_scalar), and x is soft-capped to cap * tanh(x / cap).
+    """
 
     family: Family = Family.QWEN2
     vocab_size: Positive
@@ -94,6 +111,13 @@ class ModelConfig(Settings):
     qk_norm: bool = Field(default_factory=lambda known: known["family"] is Family.QWEN3)
     o_bias: bool = False
     mlp_bias: bool = False
+    hidden_act: Activation = Field(default_factory=lambda known: Activation.GELU if _gemma2(known) else Activation.SILU)
+    query_pre_attn_scalar: Positive = Field(default_factory=lambda known: known["head_dim"])
+    attn_logit_softcapping: PositiveFloat | None = None
+    final_logit_softcapping: PositiveFloat | None = None
+    post_norms: bool = Field(default_factory=_gemma2)
+    norm_offset: float = Field(default_factory=lambda known: 1.0 if _gemma2(known) else 0.0)
+    scaled_embeddings: bool = Field(default_factory=_gemma2)
     sliding_window: Positive | None = None
     layer_types: tuple[LayerType, ...] = ()
     initializer_range: PositiveFloat = 0.02

@@ -91,6 +91,17 @@ def reference_model() -> Callable[..., Any]:
             Family.QWEN3: ("Qwen3", by_layer | {"attention_bias": config.qkv_bias}),
             Family.LLAMA: ("Llama", {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}),
             Family.MISTRAL: ("Mistral", {"sliding_window": config.sliding_window}),
+            Family.GEMMA2: (
+                "Gemma2",
+                {
+                    "attention_bias": config.qkv_bias,
+                    "layer_types": types,
+                    "sliding_window": config.sliding_window,
+                    "query_pre_attn_scalar": config.query_pre_attn_scalar,
+                    "attn_logit_softcapping": config.attn_logit_softcapping,
+                    "final_logit_softcapping": config.final_logit_softcapping,
+                },
+            ),
         }[config.family]
         hf_config = getattr(transformers, f"{name}Config")(**same, rope_parameters=rope, **own)
         kind = getattr(transformers, f"{name}ForCausalLM")
@@ -99,7 +110,8 @@ def reference_model() -> Callable[..., Any]:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std + ("norm" in name))
+                center = 1.0 - config.norm_offset if "norm" in name else 0.0
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * std + center)
         return model
 
     return build

@@ -6,7 +6,7 @@ transformers 4 writes `rope_theta`, `rope_scaling` and `torch_dtype`; transforme
 from enum import Enum
 from typing import Any, NamedTuple
 
-from babel_jax.config import Family, LayerType, ModelConfig, RopeScaling, RopeType
+from babel_jax.config import Activation, Family, LayerType, ModelConfig, RopeScaling, RopeType
 from babel_jax.config_file import parse_settings
 from babel_jax.errors import BadInput
 
@@ -20,9 +20,11 @@ class Biases(Enum):
 
 
 class Windows(Enum):
-    """Which layers have the sliding window: those that `use_sliding_window` and `layer_types` or `max_window_layers` name; all; none."""
+    """Which layers have the sliding window: those that `use_sliding_window` and `layer_types` or `max_window_layers` name; those that
+    `layer_types` names, or every other one from the first on; all; none."""
 
     BY_LAYER = "by layer"
+    ALTERNATING = "alternating"
     ALL = "all"
     NONE = "none"
 
@@ -35,6 +37,10 @@ class Traits(NamedTuple):
     windows: Windows
     mlp_bias: bool = False  # whether there is such a key
     qk_norm: bool = False
+    activation_key: str = "hidden_act"
+    activation: Activation = Activation.SILU
+    tied: bool = False  # where tie_word_embeddings is not there
+    gemma2: bool = False  # soft caps, norms after attention and MLP, weights of norms around 0, scaled embeddings
 
 
 FAMILIES = {
@@ -42,6 +48,15 @@ FAMILIES = {
     Family.QWEN3: Traits("Qwen3ForCausalLM", Biases.ATTENTION_BIAS, Windows.BY_LAYER, qk_norm=True),
     Family.LLAMA: Traits("LlamaForCausalLM", Biases.ATTENTION_BIAS, Windows.NONE, mlp_bias=True),
     Family.MISTRAL: Traits("MistralForCausalLM", Biases.NONE, Windows.ALL),
+    Family.GEMMA2: Traits(
+        "Gemma2ForCausalLM",
+        Biases.ATTENTION_BIAS,
+        Windows.ALTERNATING,
+        activation_key="hidden_activation",
+        activation=Activation.GELU,
+        tied=True,
+        gemma2=True,
+    ),
 }
 
 _NEEDED = (
@@ -53,6 +68,8 @@ _NEEDED = (
     "max_position_embeddings",
     "rms_norm_eps",
 )
+# What transformers takes for each where the key is not there; null is no cap.
+_SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 _SPELLED_TWICE = ("rope_theta", "rope_scaling", "rope_parameters", "torch_dtype", "dtype")
 _TRANSFORMERS_ROPE_THETA = 10000.0  # transformers' own default, which the first Llama files rely on
 _ROPE_KEYS = {
@@ -71,9 +88,11 @@ def read_hf_config(hf: dict[str, Any], where: str) -> ModelConfig:
     family = _family(hf, where)
     traits = FAMILIES[family]
     # transformers' defaults for these two are sizes of its own choice; Llama's default is one key head for each query head.
-    needed = {Family.LLAMA: _NEEDED, Family.QWEN3: (*_NEEDED, "num_key_value_heads", "head_dim")}.get(
-        family, (*_NEEDED, "num_key_value_heads")
-    )
+    needed = {
+        Family.LLAMA: _NEEDED,
+        Family.QWEN3: (*_NEEDED, "num_key_value_heads", "head_dim"),
+        Family.GEMMA2: (*_NEEDED, "num_key_value_heads", "head_dim", "query_pre_attn_scalar"),
+    }.get(family, (*_NEEDED, "num_key_value_heads"))
     missing = [key for key in needed if hf.get(key) is None]
     if missing:
         raise BadInput(f"{where}: missing {', '.join(missing)}; without it the model's shape is not known")
@@ -82,12 +101,19 @@ def read_hf_config(hf: dict[str, Any], where: str) -> ModelConfig:
         raise BadInput(f"{where}: {', '.join(f'{key} = {hf[key]!r}' for key in wrong)}: not a number")
     if hf.get("quantization_config"):
         raise BadInput(f"{where}: quantization_config: quantized weights are not supported; give the model in bfloat16, float16 or float32")
-    if hf.get("hidden_act", "silu") != "silu":
-        raise BadInput(f"{where}: hidden_act = {hf['hidden_act']!r} is not supported; supported: silu")
+    if hf.get(traits.activation_key, traits.activation) != traits.activation:
+        given = f"{traits.activation_key} = {hf[traits.activation_key]!r}"
+        raise BadInput(f"{where}: {given} is not supported in a model of type {family}; supported: {traits.activation}")
+    if hf.get("use_bidirectional_attention"):
+        raise BadInput(f"{where}: use_bidirectional_attention is not supported; this is a causal decoder")
     theta, scaling = _rope(hf, where)
     window, layer_types = _windows(hf, traits.windows, where)
     biases = traits.biases is Biases.ATTENTION_BIAS and hf.get("attention_bias", False)
-    values = {key: hf[key] for key in (*needed, "num_key_value_heads", "head_dim", "initializer_range") if hf.get(key) is not None}
+    shape_keys = (*_NEEDED, "num_key_value_heads", "head_dim", "initializer_range")
+    values = {key: hf[key] for key in shape_keys if hf.get(key) is not None}
+    if traits.gemma2:
+        values |= {key: hf.get(key, default) for key, default in _SOFTCAPS.items()}
+        values["query_pre_attn_scalar"] = hf["query_pre_attn_scalar"]
     return parse_settings(
         ModelConfig,
         {
@@ -95,7 +121,7 @@ def read_hf_config(hf: dict[str, Any], where: str) -> ModelConfig:
             "family": family,
             "rope_theta": theta,
             "rope_scaling": scaling.model_dump(mode="json"),
-            "tie_word_embeddings": hf.get("tie_word_embeddings", False),
+            "tie_word_embeddings": hf.get("tie_word_embeddings", traits.tied),
             "qkv_bias": traits.biases is Biases.QKV or biases,
             "qk_norm": traits.qk_norm,
             "o_bias": biases,
@@ -127,7 +153,7 @@ def write_hf_config(
     hf |= {key: hf.get(key) if value is None else value for key, value in given.items()}
     shape_keys = (*_NEEDED, "num_key_value_heads", "head_dim", "initializer_range", "tie_word_embeddings")
     hf |= {key: getattr(config, key) for key in shape_keys}
-    hf |= {"architectures": [FAMILIES[config.family].architecture], "model_type": str(config.family), "hidden_act": "silu"}
+    hf |= {"architectures": [FAMILIES[config.family].architecture], "model_type": str(config.family)}
     hf |= {"torch_dtype": dtype, "dtype": dtype}
 
     scaling = {key: getattr(config.rope_scaling, key) for key in _ROPE_KEYS[config.rope_scaling.rope_type]}
@@ -136,6 +162,9 @@ def write_hf_config(
     hf["rope_scaling"] = {**typed, "type": typed["rope_type"]} if scaling else None
 
     traits = FAMILIES[config.family]
+    hf[traits.activation_key] = str(config.hidden_act)
+    if traits.gemma2:
+        hf |= {key: getattr(config, key) for key in (*_SOFTCAPS, "query_pre_attn_scalar")}
     types = config.layer_types or (LayerType.FULL,) * config.num_hidden_layers
     sliding = LayerType.SLIDING in types
     _check_expressible(config, traits, types)
@@ -148,7 +177,7 @@ def write_hf_config(
     if traits.windows is Windows.BY_LAYER:
         hf |= {"use_sliding_window": sliding, "max_window_layers": types.index(LayerType.SLIDING) if sliding else len(types)}
         hf["layer_types"] = [str(kind) for kind in types]
-    elif "layer_types" in hf:
+    elif traits.windows is Windows.ALTERNATING or "layer_types" in hf:
         hf["layer_types"] = [str(kind) for kind in types]
     return hf
 
@@ -158,6 +187,7 @@ def _check_expressible(config: ModelConfig, traits: Traits, types: tuple[LayerTy
     possible = {Biases.QKV: ((True, False),), Biases.ATTENTION_BIAS: ((True, True), (False, False)), Biases.NONE: ((False, False),)}
     windows = {
         Windows.BY_LAYER: True,
+        Windows.ALTERNATING: True,
         Windows.ALL: len(set(types)) == 1,
         Windows.NONE: LayerType.SLIDING not in types,
     }
@@ -165,10 +195,17 @@ def _check_expressible(config: ModelConfig, traits: Traits, types: tuple[LayerTy
         *(() if attention in possible[traits.biases] else ("qkv_bias, o_bias",)),
         *(() if traits.mlp_bias or not config.mlp_bias else ("mlp_bias",)),
         *(() if traits.qk_norm == config.qk_norm else ("qk_norm",)),
+        *(() if config.hidden_act is traits.activation else ("hidden_act",)),
+        *(() if {config.post_norms, config.scaled_embeddings, config.norm_offset == 1.0} == {traits.gemma2} else ("norms",)),
+        *(() if traits.gemma2 or not _has_softcaps(config) else ("soft caps",)),
         *(() if windows[traits.windows] else ("layer_types",)),
     ]
     if wrong:
         raise BadInput(f"a config.json of {config.family} cannot express this model's {', '.join(wrong)}")
+
+
+def _has_softcaps(config: ModelConfig) -> bool:
+    return any(getattr(config, key) is not None for key in _SOFTCAPS) or config.query_pre_attn_scalar != config.head_dim
 
 
 def in_both_spellings(hf: dict[str, Any], where: str) -> dict[str, Any]:
@@ -243,6 +280,9 @@ def _windows(hf: dict[str, Any], windows: Windows, where: str) -> tuple[int | No
     if windows is Windows.ALL:
         window = hf.get("sliding_window")
         return (None, []) if window is None else (window, [str(LayerType.SLIDING)] * layers)
+    if windows is Windows.ALTERNATING:
+        types = types or [str(LayerType.FULL if layer % 2 else LayerType.SLIDING) for layer in range(layers)]
+        return (hf.get("sliding_window"), types) if LayerType.SLIDING in types else (None, [])
     window = hf.get("sliding_window") if hf.get("use_sliding_window", False) else None
     if types is None and window is not None:
         if hf.get("max_window_layers") is None:

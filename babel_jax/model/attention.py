@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from babel_jax.config import ModelConfig
 from babel_jax.model.cache import Cache
-from babel_jax.model.layers import Linear, RMSNorm, rotate
+from babel_jax.model.layers import Linear, RMSNorm, rotate, softcapped
 
 
 def positions_of(segment_ids: Int[Array, "batch time"]) -> Int[Array, "batch time"]:
@@ -41,14 +41,16 @@ def masks(
     return visible(place[:, None] - place[None, :], same, windows)
 
 
-@partial(jax.checkpoint, prevent_cse=False)
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=(4, 5))
 def attend(
     query: Float[Array, "batch time heads head_dim"],
     key: Float[Array, "batch source kv_heads head_dim"],
     value: Float[Array, "batch source kv_heads head_dim"],
     mask: Bool[Array, "#batch time source"],
+    scale: float,
+    softcap: float | None,
 ) -> Float[Array, "batch time heads*head_dim"]:
-    """softmax(query key^T / sqrt(head_dim)) value; scores and softmax in float32, computed again in the backward pass.
+    """softmax(query key^T * scale) value; scores (soft-capped, where asked) and softmax in float32, computed again in the backward pass.
 
     Heads i * heads / kv_heads and the following ones share key and value i, which are never repeated in memory.
     """
@@ -56,10 +58,11 @@ def attend(
     kv_heads = key.shape[2]
     group = heads // kv_heads
     # The heads of a group are further rows of one matrix product, so queries are transposed here and the far larger scores never.
-    rows = (query * head_dim**-0.5).reshape(batch, time, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
+    rows = (query * scale).reshape(batch, time, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
     rows = rows.reshape(batch, kv_heads, group * time, head_dim)
     scores = jnp.einsum("bkrd,bksd->bkrs", rows, key.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, kv_heads, group, time, -1)
+    scores = softcapped(scores, softcap)
     scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype).reshape(batch, kv_heads, group * time, -1)
     out = jnp.einsum("bkrs,bksd->bkrd", weights, value.transpose(0, 2, 1, 3))
@@ -78,10 +81,11 @@ class Attention(nnx.Module):
         self.v_proj = Linear(hidden, key_size, ("kv_heads", "embed"), config.qkv_bias, std)
         self.o_proj = Linear(query_size, hidden, ("embed", "q_heads"), config.o_bias, std)
         self.head_dim = config.head_dim
+        self.scale, self.softcap = config.query_pre_attn_scalar**-0.5, config.attn_logit_softcapping
         self.has_norm = config.qk_norm
         if config.qk_norm:
-            self.q_norm = RMSNorm(config.head_dim, None, config.rms_norm_eps)
-            self.k_norm = RMSNorm(config.head_dim, None, config.rms_norm_eps)
+            self.q_norm = RMSNorm(config.head_dim, None, config)
+            self.k_norm = RMSNorm(config.head_dim, None, config)
 
     def __call__(
         self,
@@ -98,7 +102,7 @@ class Attention(nnx.Module):
         query, key = rotate(query, *rope), rotate(key, *rope)
         if cache is not None:
             cache, key, value = cache.extended(layer, key, value)
-        return self.o_proj(attend(query, key, value, mask)), cache
+        return self.o_proj(attend(query, key, value, mask, self.scale, self.softcap)), cache
 
     def _heads(self, x: Float[Array, "batch time size"]) -> Float[Array, "batch time heads head_dim"]:
         return x.reshape(*x.shape[:-1], -1, self.head_dim)

@@ -1,4 +1,4 @@
-"""The decoder: Qwen2 and Llama in one module (the family is data: biases, tying, rope scaling, windows), and the functions around it.
+"""The decoder: one module for all families (a family is data: biases, norms, tying, rope scaling, windows), and the functions around it.
 
 The module is never filled eagerly. `forward` and its kin take the parameters as a plain nested dict, so a caller's step is a plain
 `jax.jit` over that dict. Layers are stacked and scanned: neither the trace nor the compile time grows with depth.
@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from babel_jax.config import ModelConfig, Remat
 from babel_jax.model.attention import Attention, masks, positions_of
 from babel_jax.model.cache import Cache
-from babel_jax.model.layers import GatedMLP, RMSNorm, product, rope_tables
+from babel_jax.model.layers import GatedMLP, RMSNorm, product, rope_tables, softcapped
 from babel_jax.model.parameters import bind, declare, descriptions, initialized, stack
 
 Rope = tuple[Float[Array, "#batch time half"], ...]
@@ -40,13 +40,20 @@ class Embedding(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
-    """x + attention(norm(x)), and to that + mlp(norm(.))."""
+    """x + attention(norm(x)), and to that + mlp(norm(.)); with `post_norms` what attention and MLP give is normalized too.
+
+    The names are Hugging Face's: without post norms, `post_attention_layernorm` is the one before the MLP.
+    """
 
     def __init__(self, config: ModelConfig):
-        self.input_layernorm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, "embed", config)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, "embed", config)
         self.mlp = GatedMLP(config)
+        self.post_norms = config.post_norms
+        if config.post_norms:
+            self.pre_feedforward_layernorm = RMSNorm(config.hidden_size, "embed", config)
+            self.post_feedforward_layernorm = RMSNorm(config.hidden_size, "embed", config)
 
     def __call__(
         self,
@@ -59,8 +66,10 @@ class DecoderLayer(nnx.Module):
         """The new residual stream; the cache, if any, with this layer's keys and values in it."""
         with jax.named_scope("attention"):
             attended, cache = self.self_attn(self.input_layernorm(x), rope, mask, layer, cache)
-            x = x + attended
+            x = x + (self.post_attention_layernorm(attended) if self.post_norms else attended)
         with jax.named_scope("mlp"):
+            if self.post_norms:
+                return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))), cache
             return x + self.mlp(self.post_attention_layernorm(x)), cache
 
 
@@ -70,8 +79,9 @@ class DecoderStack(nnx.Module):
     def __init__(self, config: ModelConfig):
         self.embed_tokens = Embedding(config)
         self.layers = stack(DecoderLayer(config), config.num_hidden_layers)
-        self.norm = RMSNorm(config.hidden_size, "embed", config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, "embed", config)
         self.windows = config.windows
+        self.embedding_scale = config.hidden_size**0.5 if config.scaled_embeddings else None
 
     def __call__(
         self,
@@ -97,6 +107,8 @@ class DecoderStack(nnx.Module):
             return nnx.merge(graphdef, state)(x, rope, mask, layer, cache), None
 
         x = self.embed_tokens(tokens, compute_dtype)
+        if self.embedding_scale is not None:
+            x = x * jnp.asarray(self.embedding_scale, compute_dtype)
         layers = np.arange(len(self.windows), dtype=np.int32)
         (x, cache), _ = jax.lax.scan(rematerialized(run_layer, remat), (x, cache), (stacked, which_mask, layers))
         if cache is not None:
@@ -111,12 +123,12 @@ class Decoder(nnx.Module):
         self.model = DecoderStack(config)
         if not config.tie_word_embeddings:
             self.lm_head = Embedding(config)
-        self.tied = config.tie_word_embeddings
+        self.tied, self.softcap = config.tie_word_embeddings, config.final_logit_softcapping
 
     def unembed(self, hidden: Float[Array, "... embed"]) -> Float[Array, "... vocab"]:
         """Logits, float32."""
         with jax.named_scope("unembed"):
-            return (self.model.embed_tokens if self.tied else self.lm_head).project(hidden)
+            return softcapped((self.model.embed_tokens if self.tied else self.lm_head).project(hidden), self.softcap)
 
 
 def distinct_windows(windows: tuple[int | None, ...]) -> tuple[int | None, ...]:

@@ -3,6 +3,9 @@
 Weights are float32 masters, cast to the type of the activations where they are used.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,23 +13,28 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from babel_jax.config import ModelConfig, RopeType
+from babel_jax.config import Activation, ModelConfig, RopeType
 from babel_jax.model.parameters import declare
+
+ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
+    Activation.SILU: jax.nn.silu,
+    Activation.GELU: partial(jax.nn.gelu, approximate=True),
+}
 
 
 class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019), in float32, rounded once to the type of x."""
+    """x / sqrt(mean(x^2) + eps) * (offset + weight) (Zhang and Sennrich 2019), in float32, rounded once to the type of x."""
 
-    def __init__(self, size: int, axis: str | None, eps: float):
+    def __init__(self, size: int, axis: str | None, config: ModelConfig):
         """Over the last axis, of `size` and with the logical name `axis`."""
-        self.weight = declare((size,), (axis,), jax.nn.initializers.ones)
-        self.eps = eps
+        self.weight = declare((size,), (axis,), jax.nn.initializers.constant(1.0 - config.norm_offset))
+        self.eps, self.offset = config.rms_norm_eps, config.norm_offset
 
     def __call__(self, x: Float[Array, "... size"]) -> Float[Array, "... size"]:
         """Normalized x, in its type."""
         wide = x.astype(jnp.float32)
         scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
-        return (wide * scale * self.weight[...].astype(jnp.float32)).astype(x.dtype)
+        return (wide * scale * (self.offset + self.weight[...].astype(jnp.float32))).astype(x.dtype)
 
 
 def product(x: Float[Array, "*batch in"], weight: Float[Array, "out in"], dtype: DTypeLike | None = None) -> Float[Array, "*batch out"]:
@@ -54,17 +62,23 @@ class Linear(nnx.Module):
 
 
 class GatedMLP(nnx.Module):
-    """down(silu(gate(x)) * up(x)): SwiGLU (Shazeer 2020)."""
+    """down(silu(gate(x)) * up(x)): SwiGLU, or GEGLU with another activation (Shazeer 2020)."""
 
     def __init__(self, config: ModelConfig):
         hidden, inner, std = config.hidden_size, config.intermediate_size, config.initializer_range
         self.gate_proj = Linear(hidden, inner, ("mlp", "embed"), config.mlp_bias, std)
         self.up_proj = Linear(hidden, inner, ("mlp", "embed"), config.mlp_bias, std)
         self.down_proj = Linear(inner, hidden, ("embed", "mlp"), config.mlp_bias, std)
+        self.activation = config.hidden_act
 
     def __call__(self, x: Float[Array, "batch time embed"]) -> Float[Array, "batch time embed"]:
         """The MLP, in the type of x."""
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(ACTIVATIONS[self.activation](self.gate_proj(x)) * self.up_proj(x))
+
+
+def softcapped(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
+    """cap * tanh(x / cap): as x near 0, and never beyond the cap (Gemma 2 report, section 2); x itself for None."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def rope_frequencies(config: ModelConfig) -> Float[np.ndarray, "half"]:

@@ -142,6 +142,8 @@ CASES = [
     ("qwen3", {"head_dim": 8, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1, "attention_bias": True}, "float32"),
     ("mistral", {"sliding_window": 6}, "bfloat16"),
     ("mistral", {"sliding_window": None, "head_dim": 16}, "float32"),
+    ("gemma2", {"head_dim": 8, "query_pre_attn_scalar": 16, "sliding_window": 6, "attn_logit_softcapping": 2.0}, "bfloat16"),
+    ("gemma2", {"head_dim": 16, "sliding_window": 6, "final_logit_softcapping": None, "tie_word_embeddings": False}, "float32"),
     ("llama", {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True, "head_dim": 16}, "bfloat16"),
     (
         "llama",
@@ -169,6 +171,7 @@ def test_transformers_folders_come_back_the_same(tmp_path, read_bits, family, op
         Family.QWEN3: (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
         Family.LLAMA: (transformers.LlamaConfig, transformers.LlamaForCausalLM),
         Family.MISTRAL: (transformers.MistralConfig, transformers.MistralForCausalLM),
+        Family.GEMMA2: (transformers.Gemma2Config, transformers.Gemma2ForCausalLM),
     }
     shape = {
         "vocab_size": 96,

@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from babel_jax.checkpoints.hf_config import in_both_spellings, read_hf_config, stored_eos_token_ids, write_hf_config
-from babel_jax.config import Family, LayerType, ModelConfig, RopeScaling, RopeType
+from babel_jax.config import Activation, Family, LayerType, ModelConfig, RopeScaling, RopeType
 from babel_jax.errors import BadInput
+from babel_jax.model.decoder import count_parameters
 
 # The values of Qwen2.5-7B's config.json (transformers 4), and the same in transformers 5's spelling.
 QWEN_7B = {
@@ -54,6 +55,30 @@ LLAMA = {
     "rms_norm_eps": 1e-5,
 }
 
+# config.json of google/gemma-2-9b, as far as it describes the decoder; its model card gives 9.24 B parameters.
+GEMMA_9B = {
+    "architectures": ["Gemma2ForCausalLM"],
+    "model_type": "gemma2",
+    "attention_bias": False,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "head_dim": 256,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 3584,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 8192,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 42,
+    "num_key_value_heads": 8,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "vocab_size": 256000,
+}
+
 
 def test_both_dialects_describe_the_same_model():
     old, new = read_hf_config(QWEN_7B, "old"), read_hf_config(QWEN_7B_NEW, "new")
@@ -75,6 +100,14 @@ def test_rope_scaling_of_transformers_4(key):
     assert linear.rope_theta == 5e5
 
 
+def test_gemma2_has_the_published_parameters():
+    config = read_hf_config(GEMMA_9B, "config.json")
+    assert count_parameters(config) == 9_241_705_984
+    assert config.tie_word_embeddings
+    assert config.windows == (4096, None) * 21
+    assert (config.attn_logit_softcapping, config.final_logit_softcapping) == (50.0, 30.0)
+
+
 def test_sliding_window_of_transformers_4():
     sliding = {**QWEN_7B, "use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 26}
     assert read_hf_config(sliding, "config.json").windows == (None,) * 26 + (4096,) * 2
@@ -93,7 +126,7 @@ def test_written_config_keeps_unknown_keys_and_names_the_end_of_text():
 def model_configs(draw):
     family = draw(st.sampled_from(Family))
     layers, key_value_heads = draw(st.integers(1, 6)), draw(st.integers(1, 4))
-    has_bias_key = family in (Family.LLAMA, Family.QWEN3)
+    has_bias_key = family in (Family.LLAMA, Family.QWEN3, Family.GEMMA2)
     bias = family is Family.QWEN2 or (has_bias_key and draw(st.booleans()))
     rope_type = draw(st.sampled_from(RopeType))
     factors = {"factor": draw(st.floats(1, 8))} if rope_type is not RopeType.DEFAULT else {}
@@ -103,7 +136,14 @@ def model_configs(draw):
     if family is Family.MISTRAL and LayerType.SLIDING in types:
         types = [LayerType.SLIDING] * layers
     sliding = family is not Family.LLAMA and LayerType.SLIDING in types
+    caps = st.none() | st.floats(1, 100)
+    gemma2 = {
+        "attn_logit_softcapping": draw(caps),
+        "final_logit_softcapping": draw(caps),
+        "query_pre_attn_scalar": draw(st.integers(1, 99)),
+    }
     return ModelConfig(
+        **(gemma2 if family is Family.GEMMA2 else {}),
         family=family,
         vocab_size=draw(st.integers(1, 1000)),
         hidden_size=draw(st.integers(1, 1000)),
@@ -136,13 +176,16 @@ def test_writing_and_reading_gives_the_same_config(config):
 def test_transformers_reads_the_written_config_as_meant(config):
     transformers = pytest.importorskip("transformers")
     if config.hidden_size % config.num_attention_heads:
-        return  # transformers refuses these for Llama whatever head_dim says
+        return  # transformers refuses these for Llama and Gemma 2 whatever head_dim says
     theirs = getattr(transformers, f"{config.family.capitalize()}Config").from_dict(write_hf_config(config))
     assert theirs.rope_parameters["rope_theta"] == config.rope_theta
     assert theirs.rope_parameters["rope_type"] == config.rope_scaling.rope_type
     assert theirs.rope_parameters.get("factor", 1.0) == config.rope_scaling.factor
     assert theirs.tie_word_embeddings == config.tie_word_embeddings
     assert theirs.head_dim == config.head_dim
+    if config.family is Family.GEMMA2:
+        for key in ("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"):
+            assert getattr(theirs, key) == getattr(config, key)
     if config.family is Family.MISTRAL:
         assert (theirs.sliding_window,) * config.num_hidden_layers == config.windows
     elif config.family is not Family.LLAMA:
@@ -179,6 +222,10 @@ def without(key):
         ({**QWEN_7B_NEW, "layer_types": ["full_attention"] * 27}, ["layer_types", "27", "28"]),
         ({**QWEN_7B_NEW, "layer_types": ["chunked_attention"] * 28}, ["layer_types", "chunked_attention"]),
         ({**without("max_window_layers"), "use_sliding_window": True}, ["missing max_window_layers"]),
+        ({**GEMMA_9B, "hidden_activation": "gelu"}, ["hidden_activation = 'gelu'", "gelu_pytorch_tanh"]),
+        ({**GEMMA_9B, "query_pre_attn_scalar": None}, ["missing query_pre_attn_scalar"]),
+        ({**GEMMA_9B, "sliding_window": None}, ["sliding_window is not set"]),
+        ({**GEMMA_9B, "use_bidirectional_attention": True}, ["use_bidirectional_attention"]),
         ({**LLAMA, "layer_types": ["sliding_attention"] * 4}, ["sliding_attention", "llama"]),
     ],
 )
@@ -197,6 +244,9 @@ def test_a_model_that_the_family_cannot_express_is_refused(tiny_config):
     for changes, named in (
         ({"mlp_bias": True}, "mlp_bias"),
         ({"qk_norm": True}, "qk_norm"),
+        ({"norm_offset": 1.0}, "norms"),
+        ({"final_logit_softcapping": 30.0}, "soft caps"),
+        ({"hidden_act": Activation.GELU}, "hidden_act"),
         ({"family": Family.LLAMA}, "qkv_bias, o_bias"),
         ({"family": Family.LLAMA, "qkv_bias": False, **half_sliding}, "layer_types"),
         ({"family": Family.MISTRAL, "qkv_bias": False, **half_sliding}, "layer_types"),

@@ -24,7 +24,7 @@ def wide(x):
 
 def test_norms_are_rounded_once(tiny_config):
     x, weight = bfloat16(3, 5, 64, scale=30.0), np.random.default_rng(1).normal(size=64).astype(np.float32)
-    found = bind(RMSNorm(64, "embed", tiny_config.rms_norm_eps), {"weight": jnp.asarray(weight)})(jnp.asarray(x))
+    found = bind(RMSNorm(64, "embed", tiny_config), {"weight": jnp.asarray(weight)})(jnp.asarray(x))
     expected = wide(x) / np.sqrt(np.mean(wide(x) ** 2, -1, keepdims=True) + tiny_config.rms_norm_eps) * weight
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(wide(found), expected, rtol=1.01 * HALF_STEP)
@@ -36,7 +36,7 @@ def test_scores_and_softmax_do_not_pass_through_bfloat16():
     key = bfloat16(1, 4, 1, 16, seed=1, scale=0.05) + ml_dtypes.bfloat16(3.5)
     value = bfloat16(1, 4, 1, 16, seed=2)
     mask = np.tril(np.ones((4, 4), bool))[None]
-    found = attend(*map(jnp.asarray, (query, key, value)), mask)
+    found = attend(*map(jnp.asarray, (query, key, value)), mask, query.shape[-1] ** -0.5, None)
     scores = np.einsum("bthd,bsd->bhts", wide(query * ml_dtypes.bfloat16(0.25)), wide(key)[:, :, 0])
     assert 190 < scores.mean() < 210
     scores = np.where(mask[:, None], scores, -np.inf)

@@ -68,6 +68,24 @@ CONFIGS = {
     "mistral_sliding": ModelConfig(
         **BASE, family=Family.MISTRAL, num_attention_heads=4, num_key_value_heads=2, sliding_window=9, layer_types=(SLIDING,) * 3
     ),
+    # Soft caps low enough to bend the scores and logits of so small a model.
+    "gemma2": ModelConfig(
+        **(BASE | {"num_hidden_layers": 4}),
+        family=Family.GEMMA2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=24,
+        query_pre_attn_scalar=16,
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=3.0,
+        tie_word_embeddings=True,
+        sliding_window=7,
+        layer_types=(SLIDING, FULL, SLIDING, FULL),
+        rope_theta=10_000.0,
+    ),
+    "gemma2_uncapped_untied": ModelConfig(
+        **BASE, family=Family.GEMMA2, num_attention_heads=4, num_key_value_heads=4, sliding_window=9, layer_types=(SLIDING, FULL, FULL)
+    ),
 }
 
 
