@@ -17,6 +17,8 @@ from babel_jax.errors import BadInput
 
 Result = dict[str, Any]
 
+_INITS = ("copy", "noise", "zero", "average", "identity", "scaled")  # those of config.Init, whose import costs more than the help
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and gives its exit status."""
@@ -151,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     expand.add_argument("--preset", help="babel-9b (28 to 34 layers) or babel-83b (80 to 92)")
     expand.add_argument("--insert-after", type=_integers, metavar="14,16", help="copy these layers, each behind itself")
     expand.add_argument("--append", type=int, metavar="N", help="repeat the last N layers behind the model")
-    expand.add_argument("--init", choices=["copy", "noise", "zero"], help="how new layers begin (default copy)")
+    expand.add_argument("--init", choices=_INITS, help="how new layers begin (default copy)")
     expand.add_argument("--noise-mean", type=float)
     expand.add_argument("--noise-std", type=float)
     expand.add_argument("--seed", type=int)

@@ -168,11 +168,19 @@ class ModelSource(Settings):
 
 
 class Init(StrEnum):
-    """How a new layer begins: an exact copy of its source, the copy plus Gaussian noise, or all zeros."""
+    """How a new layer begins. The first three are those of the Babel report: an exact copy of its source, the copy plus Gaussian noise,
+    all zeros.
+
+    Beyond it: `average` is the mean of its source and the layer behind that; `identity` a copy that adds nothing at first, as its output
+    projections are zero (LLaMA Pro, Wu et al. 2024); `scaled` a copy that shares the residual update with its source, each giving half.
+    """
 
     COPY = "copy"
     NOISE = "noise"
     ZERO = "zero"
+    AVERAGE = "average"
+    IDENTITY = "identity"
+    SCALED = "scaled"
 
 
 class ExpansionSettings(Settings):

@@ -19,13 +19,14 @@ from babel_jax.checkpoints.hf_config import read_hf_config
 from babel_jax.checkpoints.names import Place, is_stacked, tensor_name, tensor_place
 from babel_jax.checkpoints.streaming import Piece, Source
 from babel_jax.config import Init, LayerType, ModelConfig
+from babel_jax.errors import BadInput
 from babel_jax.expansion.plan import ExpansionPlan
 
 PROVENANCE = "babel_expansion"
 
 
 def expand_params(params: PyTree[Array], plan: ExpansionPlan) -> PyTree[Array]:
-    """The parameters of the deeper model: one gather along the layer axis for each leaf under the layers, then noise and zeros.
+    """The parameters of the deeper model: one gather along the layer axis for each leaf under the layers, then what is new in it.
 
     Every leaf keeps its type; the noise is drawn from a table and added in float32. It depends on the layer's seed, the leaf's path and
     the layer's position alone, so its bits are the same under any mesh. Pure: may run inside jit with shardings. Raises BadInput for a
@@ -35,13 +36,18 @@ def expand_params(params: PyTree[Array], plan: ExpansionPlan) -> PyTree[Array]:
     for depth in {leaf.shape[0] for place, leaf in leaves.items() if is_stacked(place)}:
         plan.check(depth, "plan")
     return traverse_util.unflatten_dict(
-        {place: _expand_leaf(leaf, _path_hash(place), plan) if is_stacked(place) else leaf for place, leaf in leaves.items()}
+        {
+            place: _expand_leaf(leaf, _path_hash(place), plan, _is_output(place)) if is_stacked(place) else leaf
+            for place, leaf in leaves.items()
+        }
     )
 
 
 def expand_config(config: ModelConfig, plan: ExpansionPlan) -> ModelConfig:
-    """The config of the deeper model. Raises BadInput for a plan of another depth."""
+    """The config of the deeper model. Raises BadInput for a plan of another depth, and for an output scale that would have no effect."""
     plan.check(config.num_hidden_layers, "plan")
+    if config.post_norms and any(layer.output_scale not in (0.0, 1.0) for layer in plan.layers):
+        raise BadInput(f"plan: output_scale must be 0 or 1 in a {config.family} model, whose norms behind attention and MLP undo any other")
     return config.with_layers(plan.source_layers)
 
 
@@ -77,20 +83,47 @@ def expand_folder(source: Path | str, destination: Path | str, plan: ExpansionPl
     return {**written, "new_layers": list(plan.new_layers)}
 
 
-@functools.partial(jax.jit, static_argnames="plan")
+@functools.partial(jax.jit, static_argnames=("plan", "is_output"))
 def _expand_leaf(
-    leaf: Float[Array, "source_layers ..."], path_hash: UInt32[Array, ""], plan: ExpansionPlan
+    leaf: Float[Array, "source_layers ..."], path_hash: UInt32[Array, ""], plan: ExpansionPlan, is_output: bool
 ) -> Float[Array, "target_layers ..."]:
     expanded = jnp.take(leaf, np.asarray(plan.source_layers), axis=0, mode="clip")
-    zero = [target for target, layer in enumerate(plan.layers) if layer.init is Init.ZERO]
-    noise = [target for target, layer in enumerate(plan.layers) if layer.init is Init.NOISE]
+    zero, average, noise = (
+        [target for target, layer in enumerate(plan.layers) if layer.init is init] for init in (Init.ZERO, Init.AVERAGE, Init.NOISE)
+    )
     if zero:
         expanded = expanded.at[np.asarray(zero)].set(0)
+    if average:
+        behind = leaf[np.asarray([_layer_behind(plan, target) for target in average])]
+        expanded = expanded.at[np.asarray(average)].set(_mean(expanded[np.asarray(average)], behind))
     if noise:
         drawn = [_noise_arguments(plan, target, path_hash) for target in noise]
         noisy = jax.vmap(_with_noise)(expanded[np.asarray(noise)], *(jnp.stack(values) for values in zip(*drawn, strict=True)))
         expanded = expanded.at[np.asarray(noise)].set(noisy)
+    scaled = [target for target, layer in enumerate(plan.layers) if is_output and layer.output_scale != 1.0]
+    if scaled:
+        scale = jnp.asarray([plan.layers[target].output_scale for target in scaled], jnp.float32)
+        expanded = expanded.at[np.asarray(scaled)].set(jax.vmap(_scaled)(expanded[np.asarray(scaled)], scale))
     return expanded
+
+
+def _is_output(place: Place) -> bool:
+    """Whether a leaf belongs to the last map of attention or MLP, whose result is added to the residual stream."""
+    return place[-2] in ("o_proj", "down_proj")
+
+
+def _layer_behind(plan: ExpansionPlan, target: int) -> int:
+    return min(plan.source_layers[target] + 1, plan.depth - 1)
+
+
+@jax.jit
+def _mean(one: Float[Array, "..."], other: Float[Array, "..."]) -> Float[Array, "..."]:
+    return (0.5 * (one.astype(jnp.float32) + other.astype(jnp.float32))).astype(one.dtype)
+
+
+@jax.jit
+def _scaled(values: Float[Array, "..."], scale: Float[Array, ""]) -> Float[Array, "..."]:
+    return (values.astype(jnp.float32) * scale).astype(values.dtype)
 
 
 def _path_hash(place: Place) -> UInt32[Array, ""]:
@@ -136,7 +169,7 @@ _with_noise_compiled = jax.jit(_with_noise)
 
 
 def _change(plan: ExpansionPlan) -> Change:
-    one_at_a_time = threading.Lock()  # drawing noise takes all cores, and more memory than anything else
+    one_at_a_time = threading.Lock()  # changes take all cores, and more memory than anything else
 
     def source_of(name: str) -> str:
         place, target = tensor_place(name)
@@ -145,12 +178,19 @@ def _change(plan: ExpansionPlan) -> Change:
     def values(piece: Piece, source: Source) -> np.ndarray:
         place, target = tensor_place(piece.name)
         read = source.read_rows(source_of(piece.name), piece.start, piece.stop)
-        if target is None or plan.layers[target].init is Init.COPY:
+        if target is None:
             return read
-        if plan.layers[target].init is Init.ZERO:
+        layer = plan.layers[target]
+        if layer.init is Init.ZERO:
             return np.zeros_like(read)
         with one_at_a_time, jax.default_device(jax.local_devices(backend="cpu")[0]):
-            arguments = _noise_arguments(plan, target, _path_hash(place))
-            return np.asarray(_with_noise_compiled(read, *arguments, jnp.uint32(piece.start)))
+            if layer.init is Init.NOISE:
+                read = np.asarray(_with_noise_compiled(read, *_noise_arguments(plan, target, _path_hash(place)), jnp.uint32(piece.start)))
+            if layer.init is Init.AVERAGE:
+                behind = tensor_name(place, _layer_behind(plan, target))
+                read = np.asarray(_mean(read, source.read_rows(behind, piece.start, piece.stop)))
+            if layer.output_scale != 1.0 and _is_output(place):
+                read = np.asarray(_scaled(read, jnp.float32(layer.output_scale)))
+        return read
 
     return Change(plan.model_dump_json(), source_of, values)

@@ -6,11 +6,13 @@ A plan file is JSON, made by `save_plan` and open to editing:
                 {"source": 1, "init": "copy"},
                 {"source": 1, "init": "noise", "noise_mean": 0.0001, "noise_std": 0.0001, "seed": 0},
                 {"source": 2, "init": "copy"},
-                {"source": 2, "init": "zero"}]}
+                {"source": 2, "init": "zero"},
+                {"source": 3, "init": "copy"},
+                {"source": 3, "init": "copy", "output_scale": 0.5}]}
 
 One entry is one layer of the deeper model, from the input up; `source` counts the source model's layers from 0. The first `copy` of a
 source layer is that layer itself, kept; every other entry is a new layer. Source layers are kept all and in their order; new ones stand
-anywhere.
+anywhere, as many as are wanted. `output_scale` is a factor on the output projections of attention and MLP, so on what the layer adds.
 """
 
 import json
@@ -32,16 +34,22 @@ PRESETS: dict[str, tuple[int, tuple[int, ...]]] = {
 
 
 class TargetLayer(Settings):
-    """One layer of the deeper model. The noise is N(noise_mean, noise_std) with `seed`, added to a copy; it counts for Init.NOISE alone."""
+    """One layer of the deeper model. The noise is N(noise_mean, noise_std) with `seed`, added to a copy; it counts for Init.NOISE alone.
+
+    Init.IDENTITY and Init.SCALED are written as copies with an `output_scale`.
+    """
 
     source: NonNegative
     init: Init = Init.COPY
     noise_mean: float = 0.0
     noise_std: Annotated[float, Field(ge=0.0)] = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    output_scale: float = 1.0
 
     @model_validator(mode="after")
-    def _noise_alone(self) -> Self:
+    def _possible(self) -> Self:
+        if self.init in (Init.IDENTITY, Init.SCALED):
+            raise ValueError(f"init = {self.init}: in a plan this is init = copy with an output_scale of 0 or 0.5")
         if self.init is not Init.NOISE and (self.noise_mean, self.noise_std, self.seed) != (0.0, 0.0, 0):
             raise ValueError(f"init = {self.init}: noise_mean, noise_std and seed belong to init = {Init.NOISE}")
         return self
@@ -50,7 +58,8 @@ class TargetLayer(Settings):
     def _as_written(self) -> dict[str, Any]:
         written = {"source": self.source, "init": str(self.init)}
         noise = {"noise_mean": self.noise_mean, "noise_std": self.noise_std, "seed": self.seed}
-        return written | noise if self.init is Init.NOISE else written
+        scale = {"output_scale": self.output_scale} if self.output_scale != 1.0 else {}
+        return {**written, **(noise if self.init is Init.NOISE else {}), **scale}
 
 
 class ExpansionPlan(Settings):
@@ -126,15 +135,29 @@ def plan_from_settings(settings: ExpansionSettings, num_layers: int) -> Expansio
         raise BadInput(f"insert_after names layers {beyond}, and the model has layers 0 to {num_layers - 1}")
     if settings.append > num_layers:
         raise BadInput(f"append = {settings.append}: the model has {num_layers} layers to repeat")
-    noise = (
-        {"noise_mean": settings.noise_mean, "noise_std": settings.noise_std, "seed": settings.seed} if settings.init is Init.NOISE else {}
-    )
+    appended = range(num_layers - settings.append, num_layers)
     layers: list[dict[str, Any]] = []
     for source in range(num_layers):
-        layers.append({"source": source})
-        layers += [{"source": source, "init": settings.init, **noise}] * after.count(source)
-    layers += [{"source": source, "init": settings.init, **noise} for source in range(num_layers - settings.append, num_layers)]
+        copies = after.count(source) + (source in appended)
+        layers.append({"source": source, **_shared_output(settings.init, copies)})
+        layers += [_new_layer(settings, source, copies)] * after.count(source)
+    layers += [_new_layer(settings, source, 1) for source in appended]
     return parse_settings(ExpansionPlan, {"layers": layers}, "expansion")
+
+
+def _new_layer(settings: ExpansionSettings, source: int, copies: int) -> dict[str, Any]:
+    if settings.init is Init.NOISE:
+        noise = {"noise_mean": settings.noise_mean, "noise_std": settings.noise_std, "seed": settings.seed}
+        return {"source": source, "init": Init.NOISE, **noise}
+    if settings.init is Init.IDENTITY:
+        return {"source": source, "output_scale": 0.0}
+    if settings.init is Init.SCALED:
+        return {"source": source, **_shared_output(settings.init, copies)}
+    return {"source": source, "init": settings.init}
+
+
+def _shared_output(init: Init, copies: int) -> dict[str, Any]:
+    return {"output_scale": 1.0 / (1 + copies)} if init is Init.SCALED and copies else {}
 
 
 def load_plan(path: Path) -> ExpansionPlan:

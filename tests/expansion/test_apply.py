@@ -11,7 +11,7 @@ import pytest
 from flax import traverse_util
 from scipy import stats
 
-from babel_jax.config import ExpansionSettings, Family, Init, LayerType
+from babel_jax.config import ExpansionSettings, Family, Init, LayerType, ModelConfig
 from babel_jax.errors import BadInput
 from babel_jax.expansion.apply import expand_config, expand_params
 from babel_jax.expansion.plan import ExpansionPlan, TargetLayer, plan_from_settings
@@ -58,18 +58,45 @@ def test_copies_are_bit_equal_to_their_sources(small_config, dtype, position):
 @pytest.mark.parametrize("compute_dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("position", [{"insert_after": (0, 2)}, {"append": 3}])
 @pytest.mark.parametrize("family", Family)
-def test_zero_layers_leave_the_logits_unchanged_to_the_bit(small_config, family, position, compute_dtype):
-    config = small_config.model_copy(update={"family": family, "qkv_bias": family is Family.QWEN2, "tie_word_embeddings": True})
+@pytest.mark.parametrize("init", [Init.ZERO, Init.IDENTITY])
+def test_zero_and_identity_leave_the_logits_unchanged_to_the_bit(small_config, init, family, position, compute_dtype):
+    shape = small_config.model_dump(include={"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"})
+    config = ModelConfig(family=family, tie_word_embeddings=True, **shape)
     params = random_params(config)
-    plan = plan_from_settings(ExpansionSettings(**position, init=Init.ZERO), 4)
+    plan = plan_from_settings(ExpansionSettings(**position, init=init), 4)
     deeper, expanded = expand_config(config, plan), expand_params(params, plan)
-    for leaf in layer_leaves(expanded).values():
-        assert not np.asarray(leaf)[np.asarray(plan.new_layers)].any()
+    for path, leaf in layer_leaves(expanded).items():
+        is_zero = init is Init.ZERO or path.split("/")[-2] in ("o_proj", "down_proj")
+        assert np.asarray(leaf)[np.asarray(plan.new_layers)].any() != is_zero
     tokens = jnp.arange(24).reshape(2, 12) % config.vocab_size
     run = jax.jit(forward, static_argnames=("config", "compute_dtype"))
     before = run(config, params, tokens, compute_dtype=compute_dtype)
     assert np.isfinite(before).all()
     assert bits(run(deeper, expanded, tokens, compute_dtype=compute_dtype)) == bits(before)
+
+
+def test_average_is_the_mean_of_two_neighbours(small_config):
+    params = random_params(small_config, jnp.bfloat16)
+    plan = plan_from_settings(ExpansionSettings(insert_after=(1, 3), init=Init.AVERAGE), 4)
+    before = layer_leaves(params)
+    for path, leaf in layer_leaves(expand_params(params, plan)).items():
+        wide = np.asarray(before[path], np.float32)
+        expected = ((wide[1] + wide[2]) / 2).astype(jnp.bfloat16)
+        assert [bits(leaf[target]) for target in (0, 1, 3, 4)] == [bits(before[path][source]) for source in range(4)]
+        assert bits(leaf[2]) == bits(expected)
+        assert bits(leaf[5]) == bits(before[path][3])  # nothing stands behind the last layer
+
+
+def test_scaled_layers_share_one_residual_update(small_config):
+    params = random_params(small_config)
+    plan = plan_from_settings(ExpansionSettings(insert_after=(1, 2, 2), init=Init.SCALED), 4)
+    before, factors = layer_leaves(params), [1, 1 / 2, 1 / 2, 1 / 3, 1 / 3, 1 / 3, 1]
+    for path, leaf in layer_leaves(expand_params(params, plan)).items():
+        is_output = path.split("/")[-2] in ("o_proj", "down_proj")
+        for target, (source, factor) in enumerate(zip(plan.source_layers, factors, strict=True)):
+            np.testing.assert_allclose(leaf[target], before[path][source] * (factor if is_output else 1.0), rtol=1e-7)
+    with pytest.raises(BadInput, match="output_scale must be 0 or 1 in a gemma2"):
+        expand_config(small_config.model_copy(update={"family": Family.GEMMA2, "post_norms": True}), plan)
 
 
 def test_noise_has_the_asked_mean_and_deviation(small_config):

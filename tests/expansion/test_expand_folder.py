@@ -10,16 +10,29 @@ import babel_jax
 from babel_jax.checkpoints.folder import convert, load_params, open_folder
 from babel_jax.config import ExpansionSettings, Family, Init, LayerType
 from babel_jax.errors import BadInput
-from babel_jax.expansion.apply import expand_folder, expand_hf_config
+from babel_jax.expansion.apply import expand_folder, expand_hf_config, expand_params
 from babel_jax.expansion.plan import plan_from_json, plan_from_settings
 from babel_jax.model.decoder import forward
 
 AMONG = ExpansionSettings(insert_after=(1, 2))
 
 
+def layer_bits(params):
+    return jax.tree.map(lambda leaf: np.asarray(leaf).tobytes(), params["model"]["layers"])
+
+
 @pytest.mark.parametrize(
     ("init", "dtype"),
-    [(Init.COPY, "bfloat16"), (Init.COPY, "float32"), (Init.NOISE, "bfloat16"), (Init.NOISE, "float16"), (Init.ZERO, "float16")],
+    [
+        (Init.COPY, "bfloat16"),
+        (Init.COPY, "float32"),
+        (Init.NOISE, "bfloat16"),
+        (Init.NOISE, "float16"),
+        (Init.ZERO, "float16"),
+        (Init.AVERAGE, "bfloat16"),
+        (Init.IDENTITY, "bfloat16"),
+        (Init.SCALED, "float16"),
+    ],
 )
 def test_both_formats_give_the_same_bits(tmp_path, write_small_model, read_tensors, init, dtype):
     source = write_small_model(tmp_path / "source", dtype=dtype)
@@ -35,12 +48,20 @@ def test_both_formats_give_the_same_bits(tmp_path, write_small_model, read_tenso
         name: (value.dtype, value.tobytes()) for name, value in same.items()
     }
     assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 1
+    whole = layer_bits(expand_params(load_params(open_folder(source)), plan))
+    assert whole == layer_bits(load_params(open_folder(tmp_path / "orbax_deeper")))
     for name, value in after.items():
         *head, layer, rest = name.split(".", 3) if name.startswith("model.layers.") else (name, None, None)
         source_name = name if layer is None else ".".join((*head, str(plan.source_layers[int(layer)]), rest))
-        copied = value.tobytes() == before[source_name].tobytes()
-        assert copied == (layer is None or int(layer) not in plan.new_layers or init is Init.COPY)
-        assert value.any() == (layer is None or int(layer) not in plan.new_layers or init is not Init.ZERO)
+        if layer is None or (int(layer) not in plan.new_layers and init is not Init.SCALED) or init is Init.COPY:
+            assert value.tobytes() == before[source_name].tobytes()
+        elif init is not Init.ZERO and init is not Init.NOISE:
+            changed = init is Init.AVERAGE or rest in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+            untouched = init is Init.SCALED and plan.layers[int(layer)].output_scale == 1.0
+            assert (value.tobytes() != before[source_name].tobytes()) == (changed and not untouched)
+        else:
+            assert value.tobytes() != before[source_name].tobytes()
+            assert value.any() == (init is not Init.ZERO)
     for result, format in ((hf, "hf"), (orbax, "orbax")):
         assert result.keys() >= {"layers", "parameters", "bytes_written", "seconds", "peak_rss_bytes"}
         assert (result["format"], result["layers"], result["new_layers"]) == (format, 6, [2, 4])

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from babel_jax import cli
 from babel_jax.config import ExpansionSettings, Init, ModelConfig
 from babel_jax.errors import BadInput
 from babel_jax.expansion.apply import expand_config
@@ -84,9 +85,25 @@ def test_plans_keep_the_model_and_add_what_was_asked(drawn):
     if settings.insert_after:
         assert list(plan.source_layers) == sorted(plan.source_layers)
     for target, layer in enumerate(plan.layers):
-        assert layer.init is (settings.init if target in plan.new_layers else Init.COPY)
+        written_as_copy = settings.init in (Init.IDENTITY, Init.SCALED)
+        assert layer.init is (settings.init if target in plan.new_layers and not written_as_copy else Init.COPY)
         if layer.init is Init.NOISE:
             assert (layer.noise_mean, layer.noise_std, layer.seed) == (settings.noise_mean, settings.noise_std, settings.seed)
+
+
+@given(settings_and_depth)
+def test_output_scales(drawn):
+    settings, depth = drawn
+    plan = plan_from_settings(settings, depth)
+    shared = dict.fromkeys(range(depth), 0.0)
+    for target, layer in enumerate(plan.layers):
+        shared[layer.source] += layer.output_scale
+        if settings.init is Init.IDENTITY:
+            assert layer.output_scale == (0.0 if target in plan.new_layers else 1.0)
+    if settings.init in (Init.IDENTITY, Init.SCALED):
+        assert all(abs(total - 1.0) < 1e-12 for total in shared.values())
+    else:
+        assert {layer.output_scale for layer in plan.layers} == {1.0}
 
 
 @given(settings_and_depth)
@@ -123,7 +140,8 @@ def copies(*sources):
         ({"layers": [{}]}, ["layers.0.source", "missing"]),
         ({"layers": [{"source": -1}]}, ["layers.0.source", "-1"]),
         ({"layers": [{"source": 0.5}]}, ["layers.0.source", "0.5"]),
-        ({"layers": [{"source": 0, "init": "random"}]}, ["layers.0.init", "'copy', 'noise' or 'zero'"]),
+        ({"layers": [{"source": 0, "init": "random"}]}, ["layers.0.init", "'copy', 'noise', 'zero'"]),
+        ({"layers": [{"source": 0}, {"source": 0, "init": "scaled"}]}, ["layers.1", "init = copy with an output_scale of 0 or 0.5"]),
         ({"layers": [{"source": 0}, {"source": 0, "init": "noise", "noise_std": -1.0}]}, ["layers.1.noise_std", "-1.0"]),
         ({"layers": [{"source": 0}, {"source": 0, "init": "noise", "seed": 2**32}]}, ["layers.1.seed"]),
         ({"layers": [{"source": 0}, {"source": 0, "init": "zero", "noise_std": 1.0}]}, ["layers.1", "init = zero"]),
@@ -168,3 +186,7 @@ def test_settings_that_do_not_fit_the_model(settings, words):
 
 def test_a_plan_is_hashable():
     assert hash(plan_from_settings(ExpansionSettings(append=1), 2)) == hash(ExpansionPlan.model_validate_json(json.dumps(copies(0, 1, 1))))
+
+
+def test_the_command_line_offers_every_init():
+    assert list(cli._INITS) == list(Init)
