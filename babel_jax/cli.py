@@ -78,6 +78,12 @@ def _expand(options: argparse.Namespace) -> Result:
 
     names = ("preset", "insert_after", "append", "plan", "init", "noise_mean", "noise_std", "seed")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if options.auto is not None:
+        from babel_jax.study import layers_by_sensitivity
+
+        if given.keys() & {"preset", "insert_after", "append", "plan"}:
+            raise BadInput("babel expand: --auto chooses the layers; leave out --preset, --insert-after, --append and --plan")
+        given["insert_after"] = layers_by_sensitivity(options.source, options.auto, options.data, options.languages, options.max_bytes)
     settings = parse_settings(ExpansionSettings, given, "babel expand")
     plan = plan_from_settings(settings, open_folder(options.source).config.num_hidden_layers)
     if options.save_plan:
@@ -119,6 +125,27 @@ def _generate(options: argparse.Namespace) -> Result:
     return generate_text(options.model, options.prompt, options.max_new_tokens, options.temperature, options.top_p, options.seed)
 
 
+def _sensitivity(options: argparse.Namespace) -> Result:
+    from babel_jax.study import sensitivity_report
+
+    return sensitivity_report(options.model, options.data, options.languages, options.max_bytes, Path(options.out))
+
+
+def _ablate(options: argparse.Namespace) -> Result:
+    from babel_jax.ablation import DEFAULT, ablate
+
+    return ablate(
+        options.model,
+        options.data,
+        Path(options.out),
+        variants=options.variants or DEFAULT,
+        new_layers=options.new_layers,
+        tokens=options.tokens,
+        seeds=options.seeds,
+        overrides=tuple(options.set),
+    )
+
+
 # --- the command line --------------------------------------------------------------------------------------------------------
 
 
@@ -157,6 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     expand.add_argument("--noise-mean", type=float)
     expand.add_argument("--noise-std", type=float)
     expand.add_argument("--seed", type=int)
+    expand.add_argument("--auto", type=int, metavar="N", help="copy the N layers that cost least when passed twice (see sensitivity)")
     expand.add_argument("--save-plan", metavar="FILE", help="write the plan, to edit and apply with --plan")
 
     for between_folders in (convert, expand):
@@ -170,6 +198,31 @@ def _parser() -> argparse.ArgumentParser:
     for with_config in (prepare, train):
         with_config.add_argument("config", metavar="CONFIG")
         with_config.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as seed=1")
+
+    sensitivity = command(
+        "sensitivity", _sensitivity, "how much each layer matters", "babel sensitivity Qwen2.5-0.5B --data text/ --out runs/sensitivity"
+    )
+    sensitivity.add_argument("model", metavar="MODEL")
+    sensitivity.add_argument("--out", default="runs/sensitivity", help="folder for table, plot and JSON (default %(default)s)")
+    for with_text in (sensitivity, expand):
+        with_text.add_argument("--data", help="folder of xx.jsonl, .gz or .zst text to measure on (default: the package's own)")
+        with_text.add_argument("--languages", type=_words, metavar="en,sw", help="only these (default: all that have text)")
+        with_text.add_argument("--max-bytes", type=int, default=4_000, help="of text for each language (default %(default)s)")
+
+    ablate = command(
+        "ablate",
+        _ablate,
+        "positions and initializations of new layers, compared",
+        "babel ablate runs/demo/base/hf --tokens 200000 --seeds 0,1",
+    )
+    ablate.add_argument("model", metavar="MODEL")
+    ablate.add_argument("--data", help="folder of xx.jsonl, .gz or .zst text (default: the package's own)")
+    ablate.add_argument("--out", default="runs/ablation", help="folder; the same command goes on in it (default %(default)s)")
+    ablate.add_argument("--tokens", type=int, default=0, help="budget of recovery for each variant (default: none)")
+    ablate.add_argument("--seeds", type=_integers, default=[0], metavar="0,1,2")
+    ablate.add_argument("--new-layers", type=int, metavar="N", help="how many (default: as Babel-9B, about a fifth of the depth)")
+    ablate.add_argument("--variants", type=_words, metavar="among:copy,parent", help="default: the report's table and more")
+    ablate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of configs/ablation.toml")
 
     evaluate = command("evaluate", _evaluate, "bits per byte by language", "babel evaluate runs/demo/hf --data text/")
     evaluate.add_argument("model", metavar="MODEL")

@@ -28,6 +28,22 @@ def load_config(path: Path | str, overrides: tuple[str, ...] = ()) -> Config:
     return parse_settings(Config, values, str(path))
 
 
+def configs_folder() -> Path:
+    """The shipped configs: beside the package in a clone, inside it where it was installed from a wheel."""
+    package = Path(__file__).parent
+    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
+
+
+def shipped_config(name: str, made: dict[str, Any], overrides: tuple[str, ...] = ()) -> Config:
+    """One of the shipped configs, with the values of `made` in place of its own (merged into tables), and then the overrides."""
+    values = read_toml(configs_folder() / name)
+    for key, value in made.items():
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+    for override in overrides:
+        _override(values, override)
+    return parse_settings(Config, values, name)
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The plain values of a TOML file. Raises BadInput when it is missing or cannot be parsed."""
     try:

@@ -5,10 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import babel_jax
 from babel_jax.checkpoints.folder import open_folder
-from babel_jax.config import BadRows, Config
-from babel_jax.config_file import parse_settings, read_toml
+from babel_jax.config import BadRows
+from babel_jax.config_file import shipped_config
 from babel_jax.data.corpus import corpus_sources, embedded_folder
 from babel_jax.data.rows import RowCounts, read_rows
 from babel_jax.data.tokenizers import train_sentencepiece
@@ -18,12 +17,6 @@ from babel_jax.recipe import run_recipe
 log = logging.getLogger("babel")
 
 _TOKENIZER_BYTES = 400_000
-
-
-def configs_folder() -> Path:
-    """The shipped configs: beside the package in a clone, inside it where it was installed from a wheel."""
-    package = Path(babel_jax.__file__).parent
-    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
 
 
 def demo(out: Path, corpus: str | None = None, base: str | None = None) -> dict[str, Any]:
@@ -38,8 +31,8 @@ def demo(out: Path, corpus: str | None = None, base: str | None = None) -> dict[
         tokenizer = _tokenizer(out / "tokenizer", corpus)
         made = {"out": str(out / "base"), "data": {"folder": str(out / "data"), "tokenizer": str(tokenizer), "sources": sources}}
         log.info("training the base model")
-        base = run_recipe(_config("tiny-base.toml", made))["hf"]
-        config = _config("tiny.toml", {**made, "out": str(out / "run"), "model": {"folder": base}})
+        base = run_recipe(shipped_config("tiny-base.toml", made))["hf"]
+        config = shipped_config("tiny.toml", {**made, "out": str(out / "run"), "model": {"folder": base}})
     else:
         layers = open_folder(base).config.num_hidden_layers
         made = {
@@ -49,18 +42,11 @@ def demo(out: Path, corpus: str | None = None, base: str | None = None) -> dict[
             "expansion": {"insert_after": list(range(layers // 2, layers - 2, 2)) or [layers - 1]},
             "data": {"folder": str(out / "data"), "tokenizer": base, "sources": sources},
         }
-        config = _config("tiny-from-base.toml", made)
+        config = shipped_config("tiny-from-base.toml", made)
     result = run_recipe(config, compare_export=True)
     for name in ("summary.md", "summary.json", "summary.png"):
         shutil.copyfile(out / "run" / name, out / name)
     return {**result, "out": str(out)}
-
-
-def _config(name: str, made: dict[str, Any]) -> Config:
-    values = read_toml(configs_folder() / name)
-    for key, value in made.items():
-        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
-    return parse_settings(Config, values, name)
 
 
 def _tokenizer(folder: Path, corpus: str | None) -> Path:

@@ -25,20 +25,17 @@ from jaxtyping import Array, PyTree
 from babel_jax.checkpoints.folder import Format, ModelFolder, load_params, open_folder, save_folder
 from babel_jax.checkpoints.hf_config import stored_eos_token_ids, write_hf_config
 from babel_jax.checkpoints.tokenizer_files import check_vocabulary
-from babel_jax.config import BadRows, Config, ModelConfig, Stage
+from babel_jax.config import Config, ModelConfig, Stage
 from babel_jax.config_file import parse_settings, read_toml
-from babel_jax.data.corpus import corpus_sources, embedded_folder
 from babel_jax.data.prepare import prepare
 from babel_jax.data.prepared import REPORT, open_prepared
-from babel_jax.data.rows import RowCounts, read_rows
 from babel_jax.data.tokenizers import Tokenizer, open_tokenizer
 from babel_jax.errors import BadInput
-from babel_jax.evaluation.bits_per_byte import bits_per_byte, class_means
+from babel_jax.evaluation.bits_per_byte import bits_per_byte, class_means, encode
 from babel_jax.evaluation.tables import findings, plot_points, points_table
 from babel_jax.expansion.apply import expand_config, expand_hf_config, expand_params
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
 from babel_jax.files import explain_os_errors, write_text
-from babel_jax.languages import language
 from babel_jax.model.decoder import count_parameters, forward, init_params
 from babel_jax.model.generation import generate
 from babel_jax.training.checkpoints import read_json_lines
@@ -92,19 +89,11 @@ def evaluate_folder(model: str, data: str | None, languages: list[str] | None, m
     folder = open_folder(model)
     tokenizer = open_tokenizer(folder.path)
     check_vocabulary(folder.path, folder.config.vocab_size)
-    sources = corpus_sources(data or embedded_folder())
-    wanted = [language(code).code for code in languages] if languages else [source.language for source in sources]
-    missing = sorted(set(wanted) - {source.language for source in sources})
-    if missing:
-        raise BadInput(f"{data or embedded_folder()}: no text for {', '.join(missing)}")
-    texts = {
-        source.language: [row.text for row in read_rows(source, BadRows.REFUSE, RowCounts())]
-        for source in sources
-        if source.language in wanted
-    }
+    texts = read_texts(data, languages)
     params = load_params(folder, dtype=jnp.float32)
     seq_len = min(512, folder.config.max_position_embeddings)
-    measured = bits_per_byte(folder.config, params, tokenizer, texts, seq_len=seq_len, batch_size=4, max_bytes=max_bytes)
+    encoded = encode(tokenizer, texts, seq_len=seq_len, batch_size=4, max_bytes=max_bytes)
+    measured = bits_per_byte(folder.config, params, encoded)
     values = {code: bits.bits_per_byte for code, bits in measured.items()}
     scores = {code: {"score": bits.bits_per_byte, "stderr": None, "n": bits.documents} for code, bits in measured.items()}
     return {"tasks": {"bits_per_byte": scores}, "means": class_means(values), "summary": points_table({"bits per byte": values})}
@@ -194,16 +183,14 @@ def _measure(config: Config, point: str, model_config: ModelConfig, params: PyTr
         return
     prepared = open_prepared(config.data.folder)
     texts = {code: [row.text for row in prepared.heldout(code)] for code in prepared.languages}
-    measured = bits_per_byte(
-        model_config,
-        params,
+    encoded = encode(
         tokenizer,
         {code: documents for code, documents in texts.items() if documents},
         seq_len=config.data.seq_len,
         batch_size=config.evaluation.batch_size,
-        compute_dtype=jnp.dtype(config.training.compute_dtype),
         max_bytes=config.evaluation.max_bytes,
     )
+    measured = bits_per_byte(model_config, params, encoded, jnp.dtype(config.training.compute_dtype))
     values = {code: bits.bits_per_byte for code, bits in measured.items()}
     means = {group: mean for group, mean in class_means(values).items() if mean is not None}
     log.info("bits per byte, %s: %s", point, ", ".join(f"{group} {mean:.3f}" for group, mean in means.items()))

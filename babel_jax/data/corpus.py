@@ -1,12 +1,13 @@
 """The corpus inside the package, and folders with one file of rows for each language."""
 
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
 from babel_jax.config import BadRows, Source
 from babel_jax.data.rows import Row, RowCounts, read_rows
 from babel_jax.errors import BadInput
-from babel_jax.languages import CODES
+from babel_jax.languages import CODES, language
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 
@@ -38,3 +39,16 @@ def corpus_sources(folder: Path | str) -> tuple[Source, ...]:
     if not sources:
         raise BadInput(f"{folder}: no file named by a language, such as en{_SUFFIXES[0]} or sw{_SUFFIXES[1]}")
     return tuple(sources)
+
+
+def read_texts(folder: Path | str | None, languages: Sequence[str] | None = None) -> dict[str, list[str]]:
+    """The texts of a folder, or of the embedded corpus without one, by language: all that it has, or those that are named.
+
+    Raises BadInput as `corpus_sources` does, for rows that cannot be read, and for a named language without a file.
+    """
+    sources = {source.language: source for source in corpus_sources(folder or embedded_folder())}
+    wanted = [language(code).code for code in languages] if languages else list(sources)
+    missing = sorted(set(wanted) - set(sources))
+    if missing:
+        raise BadInput(f"{folder or 'the embedded corpus'}: no text for {', '.join(missing)}")
+    return {code: [row.text for row in read_rows(sources[code], BadRows.REFUSE, RowCounts())] for code in wanted}

@@ -22,7 +22,7 @@ from babel_jax.data.tokenizers import Tokenizer
 from babel_jax.languages import Resource, codes_of
 from babel_jax.model.decoder import forward
 
-Window = tuple[np.ndarray, np.ndarray]
+Window = tuple[np.ndarray, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,37 +40,47 @@ class LanguageBits:
         return self.bits / self.bytes if self.bytes else float("nan")
 
 
-def bits_per_byte(
-    config: ModelConfig,
-    params: PyTree[Array],
-    tokenizer: Tokenizer,
-    texts: Mapping[str, Sequence[str]],
-    *,
-    seq_len: int,
-    batch_size: int,
-    compute_dtype: DTypeLike = jnp.float32,
-    max_bytes: int | None = None,
-) -> dict[str, LanguageBits]:
-    """Measures each language's documents, the first ones up to `max_bytes` of text. One compiled shape serves all."""
-    measured: dict[str, LanguageBits] = {}
-    for language, documents in tqdm(texts.items(), "bits per byte", unit=" languages", leave=False, disable=None):
+@dataclasses.dataclass(frozen=True)
+class EncodedText:
+    """The chosen documents of one language as batches of (tokens, segment_ids), each int32 [batch_size, seq_len]."""
+
+    batches: list[Window]
+    bytes: int
+    tokens: int
+    documents: int
+
+
+def encode(
+    tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]], *, seq_len: int, batch_size: int, max_bytes: int | None = None
+) -> dict[str, EncodedText]:
+    """Each language's documents, the first ones up to `max_bytes` of text, as batches that all have one shape."""
+
+    def one_language(documents: Sequence[str]) -> EncodedText:
         chosen = _first_bytes(documents, max_bytes)
         encoded = tokenizer.encode_batch(chosen)
         firsts = sum(len(tokenizer.decode(ids[:1]).encode()) for ids in encoded if ids)
         windows = list(_windows(encoded, seq_len))
-        nats = 0.0
-        for start in range(0, len(windows), batch_size):
-            batch = windows[start : start + batch_size]
-            empty = np.zeros(seq_len, np.int32)
-            batch += [(empty, empty)] * (batch_size - len(batch))
-            tokens, segment_ids = (np.stack(column) for column in zip(*batch, strict=True))
-            nats += float(_nats(config, jnp.dtype(compute_dtype), params, tokens, segment_ids))
-        measured[language] = LanguageBits(
-            bits=nats / float(np.log(2)),
+        windows += [(np.zeros(seq_len, np.int32),) * 2] * (-len(windows) % batch_size)
+        starts = range(0, len(windows), batch_size)
+        batches = [tuple(np.stack(column) for column in zip(*windows[start : start + batch_size], strict=True)) for start in starts]
+        return EncodedText(
+            batches,
             bytes=max(0, sum(len(text.encode()) for text in chosen) - firsts),
             tokens=sum(max(0, len(ids) - 1) for ids in encoded),
             documents=len(chosen),
         )
+
+    return {language: one_language(documents) for language, documents in texts.items()}
+
+
+def bits_per_byte(
+    config: ModelConfig, params: PyTree[Array], texts: Mapping[str, EncodedText], compute_dtype: DTypeLike = jnp.float32
+) -> dict[str, LanguageBits]:
+    """Measures each language's text, as `encode` gives it. One compiled shape serves all."""
+    dtype, measured = jnp.dtype(compute_dtype), {}
+    for language, text in tqdm(texts.items(), "bits per byte", unit=" languages", leave=False, disable=None):
+        nats = sum(float(_nats(config, dtype, params, *batch)) for batch in text.batches)
+        measured[language] = LanguageBits(nats / float(np.log(2)), text.bytes, text.tokens, text.documents)
     return measured
 
 
@@ -119,9 +129,14 @@ def _nats(
     tokens: Int[Array, "batch time"],
     segment_ids: Int[Array, "batch time"],
 ) -> Float[Array, ""]:
+    return summed_nats(forward(config, params, tokens, segment_ids=segment_ids, compute_dtype=compute_dtype), tokens, segment_ids)
+
+
+def summed_nats(
+    logits: Float[Array, "batch time vocab"], tokens: Int[Array, "batch time"], segment_ids: Int[Array, "batch time"]
+) -> Float[Array, ""]:
     """The negative log-likelihood of every token that follows another of its segment, summed in float32."""
-    logits = forward(config, params, tokens, segment_ids=segment_ids, compute_dtype=compute_dtype)[:, :-1]
-    targets = tokens[:, 1:]
+    logits, targets = logits[:, :-1], tokens[:, 1:]
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     valid = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] > 0)
     return jnp.sum(jnp.where(valid, jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0))

@@ -1,7 +1,9 @@
 """Tables and plots of a measure by language at several points of the recipe."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.files import explain_os_errors
@@ -68,34 +70,43 @@ def findings(points: Points) -> list[str]:
     return [f"- {'shown' if true else 'NOT shown'}: {claim}" for true, claim in claims]
 
 
-def plot_points(path: Path, points: Points, losses: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-    """A PNG: bars of the measure by language at each point above, the training loss by step and stage below."""
+@contextlib.contextmanager
+def saved_figure(path: Path, rows: int, size: tuple[float, float]) -> Iterator[Any]:
+    """The axes of a figure of `size` inches with that many rows, to draw on; then it is written as a PNG, in one step."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    figure, axes = pyplot.subplots(rows, 1, figsize=size, layout="constrained")
+    try:
+        yield axes
+        # Beside its final name first, like every other write.
+        partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+        with explain_os_errors(path):
+            figure.savefig(partial, dpi=110)
+            partial.replace(path)
+    finally:
+        pyplot.close(figure)
+
+
+def plot_points(path: Path, points: Points, losses: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    """A PNG: bars of the measure by language at each point above, the training loss by step and stage below."""
     codes = [code for code in LANGUAGES if any(code in values for values in points.values())]
-    figure, (bars, curves) = pyplot.subplots(2, 1, figsize=(13, 8.5), layout="constrained")
     width = 0.8 / len(points)
-    for place, (name, values) in enumerate(points.items()):
-        centers = [number + (place - (len(points) - 1) / 2) * width for number in range(len(codes))]
-        bars.bar(centers, [values.get(code, float("nan")) for code in codes], width, label=name)
-    names = [f"{LANGUAGES[code].name}{'' if LANGUAGES[code].resource == 'high' else ' *'}" for code in codes]
-    bars.set_xticks(range(len(codes)), names, rotation=45, ha="right")
-    bars.set_ylabel("bits per byte, held out")
-    bars.set_title("Bits per byte by language at each point of the recipe (* low-resource)")
-    bars.legend(ncols=len(points))
-    for name, curve in losses.items():
-        curves.plot([step for step, _ in curve], [loss for _, loss in curve], label=name, linewidth=1)
-    curves.set_xlabel("step of the run")
-    curves.set_ylabel("loss, nats per token")
-    curves.set_title("Training loss by stage")
-    if losses:
-        curves.legend()
-    # Beside its final name first, like every other write.
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    with explain_os_errors(path):
-        figure.savefig(partial, dpi=110)
-        partial.replace(path)
-    pyplot.close(figure)
+    with saved_figure(path, 2, (13, 8.5)) as (bars, curves):
+        for place, (name, values) in enumerate(points.items()):
+            centers = [number + (place - (len(points) - 1) / 2) * width for number in range(len(codes))]
+            bars.bar(centers, [values.get(code, float("nan")) for code in codes], width, label=name)
+        names = [f"{LANGUAGES[code].name}{'' if LANGUAGES[code].resource == 'high' else ' *'}" for code in codes]
+        bars.set_xticks(range(len(codes)), names, rotation=45, ha="right")
+        bars.set_ylabel("bits per byte, held out")
+        bars.set_title("Bits per byte by language at each point of the recipe (* low-resource)")
+        bars.legend(ncols=len(points))
+        for name, curve in losses.items():
+            curves.plot([step for step, _ in curve], [loss for _, loss in curve], label=name, linewidth=1)
+        curves.set_xlabel("step of the run")
+        curves.set_ylabel("loss, nats per token")
+        curves.set_title("Training loss by stage")
+        if losses:
+            curves.legend()

@@ -106,14 +106,48 @@ class DecoderStack(nnx.Module):
             mask = window_masks[0] if len(distinct) == 1 else window_masks[which]
             return nnx.merge(graphdef, state)(x, rope, mask, layer, cache), None
 
-        x = self.embed_tokens(tokens, compute_dtype)
-        if self.embedding_scale is not None:
-            x = x * jnp.asarray(self.embedding_scale, compute_dtype)
+        x = self._embedded(tokens, compute_dtype)
         layers = np.arange(len(self.windows), dtype=np.int32)
         (x, cache), _ = jax.lax.scan(rematerialized(run_layer, remat), (x, cache), (stacked, which_mask, layers))
         if cache is not None:
             cache = cache._replace(filled=cache.filled + tokens.shape[1])
         return self.norm(x), cache
+
+    def in_order(
+        self,
+        order: Int[Array, "steps"],
+        tokens: Int[Array, "batch time"],
+        rope: Rope,
+        window_masks: Bool[Array, "windows #batch time source"],
+        compute_dtype: DTypeLike,
+    ) -> tuple[Float[Array, "batch time embed"], Float[Array, "steps batch time"]]:
+        """As `__call__`, but through the layers that `order` names, one after the other; a negative entry passes the stream on as it is.
+
+        The second value is the cosine similarity (float32) of the residual stream before and behind each entry. As the order is data, one
+        program serves every removal, repetition and exchange of layers.
+        """
+        graphdef, stacked = nnx.split(self.layers)
+        distinct = distinct_windows(self.windows)
+        which_mask = jnp.asarray([distinct.index(window) for window in self.windows])
+
+        def run_layer(x: Array, layer: Int[Array, ""]) -> tuple[Array, Array]:
+            def through(x: Array) -> Array:
+                state = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), stacked)
+                return nnx.merge(graphdef, state)(x, rope, window_masks[which_mask[layer]], layer, None)[0]
+
+            behind = jax.lax.cond(layer < 0, lambda x: x, through, x)
+            return behind, _cosine(x.astype(jnp.float32), behind.astype(jnp.float32))
+
+        x, cosines = jax.lax.scan(run_layer, self._embedded(tokens, compute_dtype), order)
+        return self.norm(x), cosines
+
+    def _embedded(self, tokens: Int[Array, "batch time"], compute_dtype: DTypeLike) -> Float[Array, "batch time embed"]:
+        x = self.embed_tokens(tokens, compute_dtype)
+        return x if self.embedding_scale is None else x * jnp.asarray(self.embedding_scale, compute_dtype)
+
+
+def _cosine(one: Float[Array, "*rows embed"], other: Float[Array, "*rows embed"]) -> Float[Array, "*rows"]:
+    return jnp.sum(one * other, -1) / (jnp.linalg.norm(one, axis=-1) * jnp.linalg.norm(other, axis=-1) + 1e-30)
 
 
 class Decoder(nnx.Module):
@@ -192,6 +226,24 @@ def hidden_states(
     window_masks = masks(segment_ids, time, distinct_windows(config.windows))
     decoder = bind(Decoder(config), params)
     return decoder.model(tokens, rope_tables(config, positions), window_masks, compute_dtype, remat)[0]
+
+
+def forward_in_order(
+    config: ModelConfig,
+    params: PyTree[Array],
+    order: Int[Array, "steps"],
+    tokens: Int[Array, "batch time"],
+    segment_ids: Int[Array, "batch time"],
+    compute_dtype: DTypeLike = jnp.float32,
+) -> tuple[Float[Array, "batch time vocab"], Float[Array, "steps batch time"]]:
+    """float32 logits of the model whose layers are run as `order` says, and the cosines of `DecoderStack.in_order`."""
+    decoder = bind(Decoder(config), params)
+    rope, window_masks = (
+        rope_tables(config, positions_of(segment_ids)),
+        masks(segment_ids, tokens.shape[1], distinct_windows(config.windows)),
+    )
+    hidden, cosines = decoder.model.in_order(order, tokens, rope, window_masks, compute_dtype)
+    return decoder.unembed(hidden), cosines
 
 
 def unembed(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from babel_jax.config import ModelConfig
-from babel_jax.evaluation.bits_per_byte import bits_per_byte, class_means
+from babel_jax.evaluation.bits_per_byte import bits_per_byte, class_means, encode
 from babel_jax.evaluation.tables import plot_points, points_table
 from babel_jax.model.decoder import forward, init_params
 
@@ -33,7 +33,7 @@ def model():
 def test_packed_windows_give_the_bits_of_documents_alone(model):
     config, params = model
     texts = {"en": ["a short one", "another text, a bit longer", "x", ""], "sw": ["habari ya asubuhi"]}
-    found = bits_per_byte(config, params, Bytes(), texts, seq_len=32, batch_size=2)
+    found = bits_per_byte(config, params, encode(Bytes(), texts, seq_len=32, batch_size=2))
     for language, documents in texts.items():
         bits, count = 0.0, 0
         for text in documents:
@@ -51,10 +51,9 @@ def test_packed_windows_give_the_bits_of_documents_alone(model):
 
 def test_a_cut_document_counts_every_token_but_the_first_once(model):
     config, params = model
-    found = bits_per_byte(config, params, Bytes(), {"en": ["0123456789" * 20]}, seq_len=16, batch_size=4)["en"]
-    uniform = bits_per_byte(
-        config, jax.tree.map(lambda leaf: leaf * 0, params), Bytes(), {"en": ["0123456789" * 20]}, seq_len=16, batch_size=4
-    )["en"]
+    texts = encode(Bytes(), {"en": ["0123456789" * 20]}, seq_len=16, batch_size=4)
+    found = bits_per_byte(config, params, texts)["en"]
+    uniform = bits_per_byte(config, jax.tree.map(lambda leaf: leaf * 0, params), texts)["en"]
     assert found.tokens == 199
     assert uniform.bits == pytest.approx(199 * 8)
 

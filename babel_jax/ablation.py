@@ -1,0 +1,277 @@
+"""The ablation of the Babel report (arXiv 2503.00865, table of positions and initializations): new layers of every kind, before training
+and after a given budget of it, against the unexpanded parent with as many tokens and with as much compute.
+
+What it writes into its folder:
+
+data/              the prepared text, with the model's tokenizer
+runs/              the run folder of the variant that is being trained
+results/X-S.json   what was found of the variant X with the seed S; one that is there is not measured again
+ablation.*         table (.md), figures (.json) and plot (.png)
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from babel_jax.checkpoints.folder import load_params, open_folder
+from babel_jax.checkpoints.tokenizer_files import check_vocabulary
+from babel_jax.config import Config, ExpansionSettings, Init, ModelConfig, Stage
+from babel_jax.config_file import shipped_config
+from babel_jax.data.corpus import corpus_sources, embedded_folder
+from babel_jax.data.prepare import prepare
+from babel_jax.data.prepared import REPORT, open_prepared
+from babel_jax.data.tokenizers import Tokenizer, open_tokenizer
+from babel_jax.errors import BadInput
+from babel_jax.evaluation.bits_per_byte import EncodedText, bits_per_byte, class_means, encode
+from babel_jax.evaluation.sensitivity import layers_to_double, sensitivity
+from babel_jax.evaluation.tables import saved_figure
+from babel_jax.expansion.apply import expand_config, expand_params
+from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
+from babel_jax.files import explain_os_errors, write_text
+from babel_jax.training.metrics import flops_per_token
+from babel_jax.training.run import train_stages
+
+log = logging.getLogger("babel")
+
+PARENT = "parent"
+# The report gives the mean of its noise and no deviation; here both are the same.
+INITS: dict[str, dict[str, Any]] = {
+    "copy": {"init": Init.COPY},
+    "noise-small": {"init": Init.NOISE, "noise_mean": 1e-4, "noise_std": 1e-4},
+    "noise-large": {"init": Init.NOISE, "noise_mean": 1e-2, "noise_std": 1e-2},
+    "zero": {"init": Init.ZERO},
+    "identity": {"init": Init.IDENTITY},
+    "scaled": {"init": Init.SCALED},
+    "average": {"init": Init.AVERAGE},
+}
+POSITIONS = ("among", "after", "auto")
+DEFAULT = (
+    *(f"{position}:{init}" for position in ("among", "after") for init in ("copy", "noise-small", "noise-large")),
+    *("among:zero", "among:identity", "among:scaled", "among:average", "auto:copy", PARENT, f"{PARENT}:compute"),
+)
+
+
+class Study(NamedTuple):
+    """What all variants share."""
+
+    config: Config
+    model_config: ModelConfig
+    params: PyTree[Array]
+    tokenizer: Tokenizer
+    heldout: dict[str, EncodedText]
+    new_layers: int
+
+
+def ablate(
+    model: str,
+    data: str | None,
+    out: Path,
+    *,
+    variants: Sequence[str] = DEFAULT,
+    new_layers: int | None = None,
+    tokens: int = 0,
+    seeds: Sequence[int] = (0,),
+    overrides: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Measures every variant with every seed, before training and, for `tokens` > 0, after so many of them; goes on where it was stopped.
+
+    A variant is `position:init` (POSITIONS and INITS), `parent` (the model as it is, trained on as many tokens) or `parent:compute` (on as
+    many FLOPs). Without `new_layers` there is one for every other layer of the second half but the last two, as in Babel-9B. `overrides`
+    are settings of configs/ablation.toml. Raises BadInput for what does not fit.
+    """
+    for variant in variants:
+        _check(variant)
+    study = _prepared(model, data, out, new_layers, overrides)
+    _claim(
+        out, {"model": str(Path(model).resolve()), "data": data, "new_layers": study.new_layers, "tokens": tokens, "set": list(overrides)}
+    )
+    # Every variant of one depth compiles the same train step.
+    jax.config.update("jax_compilation_cache_dir", str((out / "compiled").absolute()))
+    base = _measured(study, study.model_config, study.params)
+    results: list[dict[str, Any]] = []
+    for seed in seeds:
+        for variant in variants:
+            path = out / "results" / f"{variant.replace(':', '-')}-{seed}.json"
+            if not path.is_file():
+                log.info("variant %s, seed %d", variant, seed)
+                path.parent.mkdir(exist_ok=True)
+                write_text(path, json.dumps(_result(study, variant, seed, tokens, out / "runs"), indent=2) + "\n")
+            results.append(json.loads(path.read_text(encoding="utf-8")))
+    return _summarized(model, study, base, results, tokens, out)
+
+
+def _check(variant: str) -> None:
+    position, _, init = variant.partition(":")
+    if position == PARENT and init in ("", "compute"):
+        return
+    if position not in POSITIONS or init not in INITS:
+        known = f"POSITION:INIT with a position of {', '.join(POSITIONS)} and an init of {', '.join(INITS)}"
+        raise BadInput(f"variant {variant!r} is not known; give {PARENT}, {PARENT}:compute or {known}")
+
+
+def _prepared(model: str, data: str | None, out: Path, new_layers: int | None, overrides: tuple[str, ...]) -> Study:
+    folder = open_folder(model)
+    check_vocabulary(folder.path, folder.config.vocab_size)
+    sources = [source.model_dump(mode="json", exclude_none=True) for source in corpus_sources(data or embedded_folder())]
+    made = {"out": str(out), "model": {"folder": model}, "data": {"folder": str(out / "data"), "tokenizer": model, "sources": sources}}
+    config = shipped_config("ablation.toml", made, overrides)
+    depth = folder.config.num_hidden_layers
+    new_layers = new_layers or len(range(depth // 2, depth - 2, 2)) or 1
+    if new_layers > depth:
+        raise BadInput(f"--new-layers {new_layers}: the model has {depth} layers to copy")
+    if config.data.seq_len > folder.config.max_position_embeddings:
+        raise BadInput(f"data.seq_len = {config.data.seq_len} exceeds the model's {folder.config.max_position_embeddings} positions")
+    with explain_os_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    if not (Path(config.data.folder) / REPORT).is_file():
+        prepare(config.data, config.model.folder)
+    tokenizer, prepared = open_tokenizer(folder.path), open_prepared(config.data.folder)
+    texts = {code: [row.text for row in prepared.heldout(code)] for code in prepared.languages}
+    heldout = encode(
+        tokenizer, texts, seq_len=config.data.seq_len, batch_size=config.evaluation.batch_size, max_bytes=config.evaluation.max_bytes
+    )
+    heldout = {code: text for code, text in heldout.items() if text.bytes}
+    return Study(config, folder.config, load_params(folder, dtype=jnp.float32), tokenizer, heldout, new_layers)
+
+
+def _claim(out: Path, settings: dict[str, Any]) -> None:
+    path = out / "settings.json"
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != settings:
+        raise BadInput(f"{out}: begun with other settings (see {path}); give another --out")
+    write_text(path, json.dumps(settings, indent=2) + "\n")
+
+
+def _result(study: Study, variant: str, seed: int, tokens: int, runs: Path) -> dict[str, Any]:
+    plan = _plan(study, variant, seed)
+    deeper = expand_config(study.model_config, plan) if plan is not None else study.model_config
+
+    def params() -> PyTree[Array]:
+        # Training takes its arrays over.
+        return jax.tree.map(jnp.copy, study.params) if plan is None else jax.jit(expand_params, static_argnums=1)(study.params, plan)
+
+    found: dict[str, Any] = {"variant": variant, "seed": seed, "before": _measured(study, deeper, params())}
+    if plan is not None:
+        found["layers"] = list(plan.source_layers)
+    if tokens:
+        steps = max(1, round(tokens / study.config.training.global_batch_size / study.config.data.seq_len))
+        if variant == f"{PARENT}:compute":
+            steps = round(steps * _relative_flops(study))
+        stages = tuple(stage.model_copy(update={"steps": steps, "tokens": None}) for stage in study.config.stages[:1])
+        run_folder = runs / f"{variant.replace(':', '-')}-{seed}"
+        run_folder.mkdir(parents=True, exist_ok=True)
+        config = study.config.model_copy(update={"out": str(run_folder), "seed": seed, "stages": stages})
+
+        def measure(_: Stage, trained: PyTree[Array]) -> None:
+            found["after"] = _measured(study, deeper, trained)
+
+        train_stages(config, deeper, params, run_folder, measure)
+        found["steps"] = steps
+        found["losses"] = [line["loss"] for line in map(json.loads, (run_folder / "metrics.jsonl").read_text().splitlines())]
+        shutil.rmtree(run_folder)
+    return found
+
+
+def _plan(study: Study, variant: str, seed: int) -> ExpansionPlan | None:
+    position, _, init = variant.partition(":")
+    if position == PARENT:
+        return None
+    depth, count = study.model_config.num_hidden_layers, study.new_layers
+    if position == "after":
+        where: dict[str, Any] = {"append": count}
+    elif position == "auto":
+        where = {"insert_after": layers_to_double(sensitivity(study.model_config, study.params, study.heldout), count)}
+    else:
+        where = {"insert_after": _every_other(depth, count)}
+    seeded = {"seed": seed} if INITS[init]["init"] is Init.NOISE else {}
+    return plan_from_settings(ExpansionSettings(**{**where, **INITS[init], **seeded}), depth)
+
+
+def _every_other(depth: int, count: int) -> tuple[int, ...]:
+    """Every other layer from the middle on, as in Babel-9B; for more new layers than these, spread over the whole model."""
+    from_the_middle = range(depth // 2, depth, 2)
+    return tuple(from_the_middle[:count] if count <= len(from_the_middle) else (place * depth // count for place in range(count)))
+
+
+def _relative_flops(study: Study) -> float:
+    depth, seq_len = study.model_config.num_hidden_layers + study.new_layers, study.config.data.seq_len
+    deeper = study.model_config.model_copy(update={"num_hidden_layers": depth, "layer_types": ()})
+    return flops_per_token(deeper, seq_len) / flops_per_token(study.model_config, seq_len)
+
+
+def _measured(study: Study, config: ModelConfig, params: PyTree[Array]) -> dict[str, float]:
+    found = bits_per_byte(config, params, study.heldout, jnp.dtype(study.config.training.compute_dtype))
+    return {language: bits.bits_per_byte for language, bits in found.items()}
+
+
+def _summarized(model: str, study: Study, base: dict[str, float], results: list[dict[str, Any]], tokens: int, out: Path) -> dict[str, Any]:
+    text = "\n".join(
+        [
+            f"# {study.new_layers} new layers in {Path(model).resolve().name} ({study.model_config.num_hidden_layers} layers)",
+            "",
+            "Held-out bits per byte, unweighted means over languages; lower is better."
+            + (f" After {tokens:,} tokens of recovery; +- is the deviation over seeds." if tokens else ""),
+            "",
+            ablation_table(base, results),
+            "",
+            f"Plot: {out / 'ablation.png'}",
+        ]
+    )
+    _plot(out / "ablation.png", base, results)
+    write_text(out / "ablation.md", text + "\n")
+    result = {"model": model, "new_layers": study.new_layers, "tokens": tokens, "base": base, "results": results}
+    write_text(out / "ablation.json", json.dumps(result, indent=2) + "\n")
+    return {**result, "out": str(out), "summary": text}
+
+
+def ablation_table(base: dict[str, float], results: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a row for each variant; means over languages and seeds, the change from the base, and the deviation over seeds."""
+    groups = [group for group, mean in class_means(base).items() if mean is not None]
+    points = ["before", "after"] if all("after" in result for result in results) else ["before"]
+    heads = [f"{point} training, {group}" for point in points for group in groups]
+    lines = ["| variant | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(heads)]
+    whole = [f"{class_means(base)[group]:.3f}" for group in groups]
+    lines.append("| the model as it is | " + " | ".join(whole + [""] * (len(heads) - len(groups))) + " |")
+    for variant in dict.fromkeys(result["variant"] for result in results):
+        cells = []
+        for point in points:
+            for group in groups:
+                values = _over_seeds(results, variant, point, group)
+                spread = f" +- {values.std(ddof=1):.3f}" if len(values) > 1 else ""
+                cells.append(f"{values.mean():.3f}{spread} ({100 * (values.mean() / _mean(base, group) - 1):+.1f}%)")
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _over_seeds(results: Sequence[dict[str, Any]], variant: str, point: str, group: str) -> np.ndarray:
+    return np.array([_mean(result[point], group) for result in results if result["variant"] == variant])
+
+
+def _mean(by_language: dict[str, float], group: str) -> float:
+    mean = class_means(by_language)[group]
+    return float("nan") if mean is None else mean
+
+
+def _plot(path: Path, base: dict[str, float], results: Sequence[dict[str, Any]]) -> None:
+    variants = list(dict.fromkeys(result["variant"] for result in results))
+    points = [point for point in ("before", "after") if any(point in result for result in results)]
+    with saved_figure(path, len(points), (10, 1.5 + 3.2 * len(points))) as axes:
+        for point, ax in zip(points, np.atleast_1d(axes), strict=True):
+            for place, variant in enumerate(variants):
+                values = [_mean(result[point], "all") for result in results if result["variant"] == variant and point in result]
+                ax.barh(place, np.mean(values) if values else np.nan, color="tab:blue" if point == "before" else "tab:green", alpha=0.6)
+                ax.plot(values, [place] * len(values), "k.", markersize=5)
+            ax.axvline(_mean(base, "all"), color="k", linestyle="--", linewidth=1)
+            ax.set_yticks(range(len(variants)), variants)
+            ax.invert_yaxis()
+            ax.set_xlabel("bits per byte, mean over languages (dots: seeds; dashed: the model as it is)")
+            ax.set_title("Before training" if point == "before" else "After recovery")
+            low = min([_mean(base, "all")] + [_mean(result[point], "all") for result in results if point in result])
+            ax.set_xlim(left=0.9 * low)

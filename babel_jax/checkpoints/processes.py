@@ -1,0 +1,66 @@
+"""Several JAX processes that write one folder or read one model: all succeed, or all fail with one message."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from babel_jax.errors import BadInput
+from babel_jax.files import PARTIAL, new_folder
+
+_MESSAGE_BYTES = 1000
+
+
+@contextlib.contextmanager
+def agreed() -> Iterator[None]:
+    """Ends on all processes when each has come to the end of the block.
+
+    Where one raises an error in it, the others raise BadInput with its message, so that none waits for one that has gone. The block may
+    hold no collective operation that a process which failed would miss.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    try:
+        yield
+    except Exception as error:
+        _exchange(" ".join(str(error).split()) or type(error).__name__)
+        raise
+    failed = {process: message for process, message in enumerate(_exchange("")) if message}
+    if failed:
+        process, message = next(iter(failed.items()))
+        raise BadInput(f"{message} (process {process} of {jax.process_count()})")
+
+
+def _exchange(message: str) -> list[str]:
+    data = np.zeros(_MESSAGE_BYTES, np.uint8)
+    encoded = np.frombuffer(message.encode()[:_MESSAGE_BYTES], np.uint8)
+    data[: len(encoded)] = encoded
+    return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in multihost_utils.process_allgather(data)]
+
+
+@contextlib.contextmanager
+def new_folder_of_all(final: Path) -> Iterator[Path]:
+    """`new_folder`, made and renamed by process 0, filled by all. Raises BadInput on all of them where one fails."""
+    with contextlib.ExitStack() as made:
+        with agreed():
+            partial = made.enter_context(new_folder(final)) if jax.process_index() == 0 else final.with_name(final.name + PARTIAL)
+        with agreed():
+            if not partial.is_dir():
+                raise BadInput(f"{partial}: not seen by all processes; give a folder on a disk that they share")
+        yield partial
+        with agreed():
+            made.close()
+
+
+def shared_out(sizes: Mapping[str, int]) -> dict[str, int]:
+    """A process for each of several things, so that each process gets about as much: each goes to the one that has least so far."""
+    loads = [0] * jax.process_count()
+    owners = {}
+    for name, size in sizes.items():
+        owners[name] = loads.index(min(loads))
+        loads[owners[name]] += size
+    return owners

@@ -1,0 +1,114 @@
+"""How a leaf lies on the devices while it is read or written, and how it moves from there to where it is wanted.
+
+Files hold tensors row by row, and training shards their columns as well. Read as they are wanted, a tensor's columns are strided bytes that
+every process reads around. So a leaf is first spread over all devices by rows (and layers), each byte read by one device, and then moved
+over the interconnect, which is faster than any disk.
+
+All is said on the wanted mesh itself with its axes split into their prime factors, so that a leaf whose rows do not divide by a whole axis
+divides by part of it. Each move takes axes from the end of one dimension to the end of another (an all-to-all) or drops them (an
+all-gather): XLA has a collective for those. Between unrelated layouts it would gather the whole leaf on every device.
+"""
+
+import math
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+from jaxtyping import Array
+
+Shape = tuple[int, ...]
+
+
+def reading_steps(wanted: Sharding, shape: Shape, stacked: bool) -> list[Sharding]:
+    """The shardings of a leaf from the one to read it by to `wanted`.
+
+    Read by the first, each device has whole rows: contiguous bytes of every tensor of the leaf (`stacked`: one a layer). Devices hold
+    copies only where neither rows nor layers divide. One device, and shardings that have no mesh, are read as they are.
+    """
+    if not isinstance(wanted, NamedSharding) or wanted.mesh.size == 1:
+        return [wanted]
+    mesh, ends = _split(wanted, len(shape))
+    by_bytes = (1, 0) if stacked else (0,)  # rows first: they divide by more than layers do
+    used = {axis for axes in ends for axis in axes}
+    spread = _filled([axis for axis in mesh.axis_names if axis not in used], ends, by_bytes, mesh, shape)
+    across = [(axis, dimension) for dimension, axes in enumerate(ends) if dimension not in by_bytes for axis in axes]
+    rows_alone = [axes if dimension in by_bytes else [] for dimension, axes in enumerate(spread)]
+    read = _filled([axis for axis, _ in across], rows_alone, by_bytes, mesh, shape)
+    steps = [read]
+    for source in by_bytes:
+        moved = [(axis, dimension) for axis, dimension in across if axis in read[source]]
+        leaving = {axis for axis, _ in moved}
+        steps.append(
+            [
+                [axis for axis in axes if axis not in leaving] + [axis for axis, goal in moved if goal == dimension]
+                for dimension, axes in enumerate(steps[-1])
+            ]
+        )
+    steps.append(spread)
+    return [*(NamedSharding(mesh, PartitionSpec(*map(tuple, step))) for step in steps), wanted]
+
+
+def moved(values: Array, steps: list[Sharding]) -> Array:
+    """An array that lies as the first of `steps` says, moved to the last by way of the others."""
+    if values.sharding.is_equivalent_to(steps[-1], values.ndim):
+        return jax.device_put(values, steps[-1])
+
+    def move(values: Array) -> Array:
+        for step in steps[1:-1]:
+            values = jax.lax.with_sharding_constraint(values, step)
+        return values
+
+    return jax.jit(move, out_shardings=steps[-1])(values)
+
+
+def within_processes(wanted: Sharding, dimensions: int) -> Sharding:
+    """`wanted` without the mesh axes that cross processes: each process has all values, spread over its own devices."""
+    if not isinstance(wanted, NamedSharding) or wanted.is_fully_addressable:
+        return wanted
+    mesh, ends = _split(wanted, dimensions)
+    process = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
+    inside = {name for axis, name in enumerate(mesh.axis_names) if (process == process.take([0], axis)).all()}
+    return NamedSharding(mesh, PartitionSpec(*(tuple(axis for axis in axes if axis in inside) for axes in ends)))
+
+
+def host_values(values: Array) -> np.ndarray:
+    """The values of an array of which this process has all parts."""
+    if values.is_fully_addressable:
+        return np.asarray(values)
+    found = np.empty(values.shape, values.dtype)
+    for shard in {str(shard.index): shard for shard in values.addressable_shards}.values():
+        found[shard.index] = shard.data
+    return found
+
+
+def _split(sharding: NamedSharding, dimensions: int) -> tuple[Mesh, list[list[str]]]:
+    """The mesh with its axes split into prime factors, and the names of those that shard each dimension."""
+    mesh = sharding.mesh
+    factors = {name: [(f"{name}.{number}", factor) for number, factor in enumerate(_primes(size))] for name, size in mesh.shape.items()}
+    split = [factor for name in mesh.axis_names for factor in factors[name]]
+    names = tuple(name for name, _ in split)
+    fine = Mesh(mesh.devices.reshape([size for _, size in split]), names, axis_types=(AxisType.Auto,) * len(names))
+    spec = [*sharding.spec, *[None] * (dimensions - len(sharding.spec))]
+    wholes = [() if entry is None else (entry,) if isinstance(entry, str) else entry for entry in spec]
+    return fine, [[name for whole in entry for name, _ in factors[whole]] for entry in wholes]
+
+
+def _filled(axes: list[str], ends: list[list[str]], order: tuple[int, ...], mesh: Mesh, shape: Shape) -> list[list[str]]:
+    """`ends` with each of `axes` added to the first dimension of `order` that it divides, where there is one."""
+    filled = [list(axes) for axes in ends]
+    for axis in axes:
+        for dimension in order:
+            if shape[dimension] % math.prod(mesh.shape[name] for name in (*filled[dimension], axis)) == 0:
+                filled[dimension].append(axis)
+                break
+    return filled
+
+
+def _primes(number: int) -> Iterator[int]:
+    factor = 2
+    while number > 1:
+        while number % factor == 0:
+            yield factor
+            number //= factor
+        factor += 1

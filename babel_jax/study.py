@@ -1,0 +1,63 @@
+"""The study of one model's depth: which of its layers matter, and so which are best copied."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from babel_jax.checkpoints.folder import load_params, open_folder
+from babel_jax.checkpoints.tokenizer_files import check_vocabulary
+from babel_jax.data.corpus import read_texts
+from babel_jax.data.tokenizers import open_tokenizer
+from babel_jax.errors import BadInput
+from babel_jax.evaluation.bits_per_byte import class_means, encode
+from babel_jax.evaluation.sensitivity import Sensitivity, layers_to_double, plot_sensitivity, sensitivity, sensitivity_table
+from babel_jax.files import explain_os_errors, write_text
+
+
+def measure_sensitivity(model: str, data: str | None, languages: list[str] | None, max_bytes: int) -> Sensitivity:
+    """The sensitivity of a model folder's layers on a folder of text, or on the package's own."""
+    folder = open_folder(model)
+    tokenizer = open_tokenizer(folder.path)
+    check_vocabulary(folder.path, folder.config.vocab_size)
+    seq_len = min(512, folder.config.max_position_embeddings)
+    texts = encode(tokenizer, read_texts(data, languages), seq_len=seq_len, batch_size=4, max_bytes=max_bytes)
+    texts = {language: text for language, text in texts.items() if text.bytes}
+    if not texts:
+        raise BadInput(f"{data}: no text of two tokens or more")
+    return sensitivity(folder.config, load_params(folder, dtype=jnp.float32), texts)
+
+
+def sensitivity_report(model: str, data: str | None, languages: list[str] | None, max_bytes: int, out: Path) -> dict[str, Any]:
+    """Measures, and writes sensitivity.md, .json and .png into the folder `out`."""
+    with explain_os_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    found = measure_sensitivity(model, data, languages, max_bytes)
+    means = {group: mean for group, mean in class_means(found.model).items() if mean is not None}
+    text = "\n".join(
+        [
+            f"# Sensitivity of the layers of {Path(model).resolve().name}",
+            "",
+            "Cosine similarity of the residual stream before and behind each layer, and the change of bits per byte with it removed or "
+            "passed twice. Bits per byte of the whole model: " + ", ".join(f"{group} {mean:.3f}" for group, mean in means.items()) + ".",
+            "",
+            sensitivity_table(found),
+            "",
+            f"Plot: {out / 'sensitivity.png'}",
+        ]
+    )
+    plot_sensitivity(out / "sensitivity.png", found)
+    write_text(out / "sensitivity.md", text + "\n")
+    result = {"model": str(model), "layers": len(found.cosine), **dataclasses.asdict(found)}
+    write_text(out / "sensitivity.json", json.dumps(result, indent=2) + "\n")
+    return {**result, "out": str(out), "summary": text}
+
+
+def layers_by_sensitivity(model: str, count: int, data: str | None, languages: list[str] | None, max_bytes: int) -> tuple[int, ...]:
+    """The layers of a model folder that cost least when passed twice. Raises BadInput for more of them than there are."""
+    depth = open_folder(model).config.num_hidden_layers
+    if not 0 < count <= depth:
+        raise BadInput(f"--auto {count}: the model has {depth} layers to choose from; give 1 to {depth}")
+    return layers_to_double(measure_sensitivity(model, data, languages, max_bytes), count)

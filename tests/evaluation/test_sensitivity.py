@@ -1,0 +1,98 @@
+"""Sensitivities against models whose layers are really taken out or put in twice, by `transformers` and by hand."""
+
+import jax
+import numpy as np
+import pytest
+
+from babel_jax.config import ExpansionSettings, Family, LayerType, ModelConfig
+from babel_jax.evaluation.bits_per_byte import bits_per_byte, encode
+from babel_jax.evaluation.sensitivity import layers_to_double, plot_sensitivity, sensitivity, sensitivity_table
+from babel_jax.expansion.apply import expand_config, expand_params
+from babel_jax.expansion.plan import plan_from_settings
+from babel_jax.model.decoder import init_params
+
+TEXTS = {"en": ["a short one", "another text, a bit longer, in two pieces"], "sw": ["habari ya asubuhi"]}
+
+
+class Bytes:
+    """A tokenizer whose tokens are bytes."""
+
+    def encode_batch(self, texts):
+        return [list(text.encode()) for text in texts]
+
+    def decode(self, ids):
+        return bytes(ids).decode(errors="replace")
+
+
+@pytest.fixture(scope="module", params=[Family.QWEN2, Family.GEMMA2], ids=str)
+def model(request):
+    config = ModelConfig(
+        family=request.param, vocab_size=256, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        max_position_embeddings=256, sliding_window=5, layer_types=(LayerType.SLIDING, LayerType.FULL, LayerType.SLIDING),
+    )  # fmt: skip
+    params = init_params(config.model_copy(update={"initializer_range": 0.3}), jax.random.key(0))
+    texts = encode(Bytes(), TEXTS, seq_len=48, batch_size=2)
+    return config, params, texts, sensitivity(config, params, texts)
+
+
+def values(measured):
+    return {language: bits.bits_per_byte for language, bits in measured.items()}
+
+
+def without_layer(params, removed):
+    kept = np.array([layer for layer in range(3) if layer != removed])
+    layers = jax.tree.map(lambda leaf: leaf[kept], params["model"]["layers"])
+    return {**params, "model": {**params["model"], "layers": layers}}, kept
+
+
+def test_the_model_itself(model):
+    config, params, texts, found = model
+    assert found.model == pytest.approx(values(bits_per_byte(config, params, texts)), rel=1e-5)
+
+
+@pytest.mark.parametrize("layer", range(3))
+def test_removed_and_doubled_layers_give_the_loss_of_such_models(model, layer):
+    config, params, texts, found = model
+    shallow, kept = without_layer(params, layer)
+    assert found.removed[layer] == pytest.approx(values(bits_per_byte(config.with_layers(tuple(kept)), shallow, texts)), rel=1e-5)
+    plan = plan_from_settings(ExpansionSettings(insert_after=(layer,)), 3)
+    deeper = bits_per_byte(expand_config(config, plan), expand_params(params, plan), texts)
+    assert found.doubled[layer] == pytest.approx(values(deeper), rel=1e-5)
+    assert found.removed[layer] != pytest.approx(found.model, rel=1e-3)
+
+
+def test_cosines_against_transformers(reference_model, stacked_tree):
+    torch = pytest.importorskip("torch")
+    config = ModelConfig(vocab_size=256, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4)
+    reference = reference_model(config)
+    texts = {"en": ["one text alone"]}
+    found = sensitivity(config, stacked_tree(dict(reference.named_parameters())), encode(Bytes(), texts, seq_len=16, batch_size=2))
+    streams = []
+    hooks = [layer.register_forward_hook(lambda _, inputs, output: streams.append((inputs[0], output))) for layer in reference.model.layers]
+    with torch.no_grad():
+        reference(torch.tensor([list(texts["en"][0].encode())]))
+    for hook in hooks:
+        hook.remove()
+    for layer, (before, behind) in enumerate(streams):
+        behind = behind[0] if isinstance(behind, tuple) else behind
+        expected = torch.nn.functional.cosine_similarity(before, behind, dim=-1).mean().item()
+        assert found.cosine[layer]["en"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_layers_to_double_are_those_that_cost_least(model):
+    *_, found = model
+    costs = [np.mean(list(by_language.values())) for by_language in found.doubled]
+    assert layers_to_double(found, 1) == (int(np.argmin(costs)),)
+    assert layers_to_double(found, 3) == (0, 1, 2)
+    with pytest.raises(ValueError, match="4 layers of 3"):
+        layers_to_double(found, 4)
+
+
+def test_table_and_plot(model, tmp_path):
+    *_, found = model
+    table = sensitivity_table(found).splitlines()
+    assert len(table) == 2 + 3
+    change = 100 * (np.mean(list(found.removed[1].values())) / np.mean(list(found.model.values())) - 1)
+    assert f"{change:+.1f}%" in table[3]
+    plot_sensitivity(tmp_path / "plot.png", found)
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
