@@ -214,7 +214,7 @@ def _measured(study: Study, config: ModelConfig, params: PyTree[Array]) -> dict[
 def _summarized(model: str, study: Study, base: dict[str, float], results: list[dict[str, Any]], tokens: int, out: Path) -> dict[str, Any]:
     text = "\n".join(
         [
-            f"# {study.new_layers} new layers in {Path(model).resolve().name} ({study.model_config.num_hidden_layers} layers)",
+            f"# {study.new_layers} new layers in {model} ({study.model_config.num_hidden_layers} layers)",
             "",
             "Held-out bits per byte, unweighted means over languages; lower is better."
             + (f" After {tokens:,} tokens of recovery; +- is the deviation over seeds." if tokens else ""),

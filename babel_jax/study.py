@@ -38,7 +38,7 @@ def sensitivity_report(model: str, data: str | None, languages: list[str] | None
     means = {group: mean for group, mean in class_means(found.model).items() if mean is not None}
     text = "\n".join(
         [
-            f"# Sensitivity of the layers of {Path(model).resolve().name}",
+            f"# Sensitivity of the layers of {model}",
             "",
             "Cosine similarity of the residual stream before and behind each layer, and the change of bits per byte with it removed or "
             "passed twice. Bits per byte of the whole model: " + ", ".join(f"{group} {mean:.3f}" for group, mean in means.items()) + ".",

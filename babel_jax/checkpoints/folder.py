@@ -21,9 +21,11 @@ from jaxtyping import Array, PyTree
 from babel_jax import __version__
 from babel_jax.checkpoints.hf_config import in_both_spellings, read_hf_config
 from babel_jax.checkpoints.hf_params import load_hf_params, open_hf_tensors, save_hf_params
-from babel_jax.checkpoints.layout import check_shapes, leaf_shapes, tensor_shapes
+from babel_jax.checkpoints.layout import FOLDERS_BESIDE, WEIGHT_SUFFIXES, check_shapes, leaf_shapes, tensor_shapes
 from babel_jax.checkpoints.names import Place, tensor_place
+from babel_jax.checkpoints.object_storage import is_url, stand_in
 from babel_jax.checkpoints.orbax_params import PARAMS, LeafFiles, StoredLeaves, load_orbax_params, save_orbax_params
+from babel_jax.checkpoints.processes import agreed, new_folder_of_all
 from babel_jax.checkpoints.safetensors_files import SHARD_BYTES, Specs, TensorFiles
 from babel_jax.checkpoints.streaming import (
     Piece,
@@ -39,13 +41,10 @@ from babel_jax.checkpoints.streaming import (
 from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.config import ModelConfig
 from babel_jax.errors import BadInput
-from babel_jax.files import check_free, new_folder, resumable_folder, write_text
+from babel_jax.files import check_free, resumable_folder, write_text
 
 CONFIG = "config.json"
 MEMORY_LIMIT = 4 * 2**30
-# Weights of any framework and their indexes stay behind when a folder's other files are copied: they would go stale.
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".onnx", ".index.json")
-_FOLDERS_TO_COPY = ("additional_chat_templates",)
 
 
 class Format(StrEnum):
@@ -68,9 +67,10 @@ class ModelFolder:
 def open_folder(path: Path | str) -> ModelFolder:
     """Reads config.json and tells the format by the contents; parameters are not looked at.
 
+    An HF folder may be on object storage, named by its URL (gs://bucket/name): `path` is then a local folder that stands in for it.
     Raises BadInput for anything that is not a model folder of a supported architecture.
     """
-    path = Path(path)
+    path = stand_in(str(path)) if is_url(path) else Path(path)
     if not path.is_dir():
         raise BadInput(f"{path}: no such model folder" if not path.exists() else f"{path}: a file; a model folder is needed")
     try:
@@ -91,7 +91,8 @@ def load_params(
     """The parameter tree (layers stacked) as jax arrays.
 
     `dtype` None keeps each tensor's own type. `shardings` is one for all leaves, a tree of them like the parameters', or None for the
-    default device. Raises BadInput for damaged, missing, unexpected or misshapen tensors.
+    default device. Of several processes each reads its share of an HF folder: together they read it once. Raises BadInput, on all
+    processes, for damaged, missing, unexpected or misshapen tensors.
     """
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -113,7 +114,8 @@ def save_folder(
     transformers 4 and 5), and the files around them.
 
     `copy_files_from` is a folder whose other files (tokenizer, generation settings, licence, ...) come along. The `dtype` in `hf_config`
-    is written as it is given: `write_hf_config` sets it. Raises BadInput when the folder exists, the disk is full, or `params` is not the
+    is written as it is given: `write_hf_config` sets it. Where there are several processes, all call this, with the same arguments and a
+    path on a disk that they share; each writes files of its own. Raises BadInput, on all of them, when the folder exists, the disk is full, or `params` is not the
     model that `hf_config` describes.
     """
     config = read_hf_config(hf_config, str(Path(path) / CONFIG))
@@ -123,10 +125,12 @@ def save_folder(
 
     path = Path(path)
     hf_config = in_both_spellings(hf_config, str(path / CONFIG))
-    with new_folder(path) as partial:
-        if copy_files_from is not None:
-            copy_other_files(copy_files_from, partial)
-        write_text(partial / CONFIG, json.dumps(hf_config, indent=2) + "\n")
+    with new_folder_of_all(path) as partial:
+        with agreed():
+            if jax.process_index() == 0:
+                if copy_files_from is not None:
+                    copy_other_files(copy_files_from, partial)
+                write_text(partial / CONFIG, json.dumps(hf_config, indent=2) + "\n")
         if format is Format.HF:
             save_hf_params(partial, config, params, shard_bytes)
         else:
@@ -229,11 +233,11 @@ def host_sharding() -> jax.sharding.Sharding:
 def copy_other_files(source: Path, destination: Path) -> None:
     """Copies what stands beside the parameters and config.json in a model folder: tokenizer, generation settings, licence, cards."""
     for file in sorted(source.iterdir()):
-        if file.name.startswith(".") or file.name == CONFIG or file.name.endswith(_WEIGHT_SUFFIXES):
+        if file.name.startswith(".") or file.name == CONFIG or file.name.endswith(WEIGHT_SUFFIXES):
             continue
         if file.is_file():
             shutil.copyfile(file, destination / file.name)
-        elif file.name in _FOLDERS_TO_COPY:
+        elif file.name in FOLDERS_BESIDE:
             shutil.copytree(file, destination / file.name)
 
 

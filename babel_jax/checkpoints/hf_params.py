@@ -1,5 +1,8 @@
 """The parameter tree in Hugging Face's safetensors files, bit for bit in both directions."""
 
+import logging
+import math
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +12,33 @@ from flax import traverse_util
 from jaxtyping import Array, PyTree
 from tqdm import tqdm
 
-from babel_jax.checkpoints.layout import check_shapes, leaf_shapes, tensor_shapes
+from babel_jax.checkpoints.layout import Shape, check_shapes, leaf_shapes, tensor_shapes
 from babel_jax.checkpoints.names import Place, is_stacked, tensor_names, tensor_place
-from babel_jax.checkpoints.safetensors_files import SHARD_BYTES, StoredTensors, TensorFiles
+from babel_jax.checkpoints.processes import agreed, shared_out
+from babel_jax.checkpoints.resharding import gathered, host_values, moved, reading_steps
+from babel_jax.checkpoints.safetensors_files import SHARD_BYTES, Specs, StoredTensors, TensorFiles
 from babel_jax.checkpoints.streaming import pieces
 from babel_jax.config import ModelConfig
 from babel_jax.errors import BadInput
+from babel_jax.files import explain_os_errors
 
+log = logging.getLogger("babel")
+
+# Ranges read at once: requests to object storage wait long and a disk likes a queue.
+_READERS = 16
 _EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def open_hf_tensors(folder: Path, config: ModelConfig) -> StoredTensors:
+def open_hf_tensors(folder: Path, config: ModelConfig, compare_copy: bool = True) -> StoredTensors:
     """The folder's tensors, checked against the config. Raises BadInput for missing, unexpected and misshapen ones.
 
     Two things that old files hold beside the parameters are passed over: buffers of rotary frequencies, and in a tied model a second copy
-    of the embedding under the name of the output layer.
+    of the embedding under the name of the output layer. `compare_copy` says whether to read both and see that they are the same.
     """
     stored = StoredTensors(folder)
     found = {name: stored.shape(name) for name in stored.file_of if not name.endswith("rotary_emb.inv_freq")}
     if config.tie_word_embeddings and _OUTPUT in found and _EMBEDDING in found:
-        if not _equal(stored, _OUTPUT, _EMBEDDING):
+        if compare_copy and not _equal(stored, _OUTPUT, _EMBEDDING):
             raise BadInput(
                 f"{folder}: config.json ties the embeddings (tie_word_embeddings), and {_OUTPUT} differs from {_EMBEDDING}; "
                 "set tie_word_embeddings to false or remove the tensor"
@@ -49,37 +59,106 @@ def _equal(stored: StoredTensors, one: str, other: str) -> bool:
 
 
 def load_hf_params(folder: Path, config: ModelConfig, dtype: Any, shardings: dict[Place, jax.sharding.Sharding]) -> PyTree[Array]:
-    """The parameter tree of an HF folder; each device is given its part of a leaf, read from the files when it is needed.
+    """The parameter tree of an HF folder, leaf after leaf: each device reads rows of it, and they move to where `shardings` wants them.
 
-    `dtype` None keeps every tensor's own type. Raises BadInput as `open_hf_tensors` does, and where the layers' types differ within a leaf.
+    So all processes together read every byte about once, and beside the parameters there is memory for one leaf's share.
+    `dtype` None keeps every tensor's own type. Raises BadInput, on all processes, as `open_hf_tensors` does, and where the layers' types
+    differ within a leaf.
     """
-    stored = open_hf_tensors(folder, config)
+    with agreed():
+        stored = open_hf_tensors(folder, config, compare_copy=jax.process_index() == 0)
+    params = {}
+    with ThreadPoolExecutor(_READERS) as readers:
+        for place, shape in tqdm(leaf_shapes(config).items(), "read tensors", unit=" leaves", leave=False, disable=_drawn_by_first()):
+            steps = reading_steps(shardings[place], shape, is_stacked(place))
+            with agreed():
+                read = _read_leaf(stored, place, shape, config.num_hidden_layers, dtype, steps[0], readers)
+            params[place] = jax.block_until_ready(moved(read, steps))
+    # Of one process nobody wants to know.
+    level = logging.INFO if jax.process_count() > 1 else logging.DEBUG
+    log.log(level, "%s: process %d of %d read %d bytes", folder, jax.process_index(), jax.process_count(), stored.bytes_read)
+    return traverse_util.unflatten_dict(params)
 
-    def load(place: Place, shape: tuple[int, ...]) -> Array:
-        names = tensor_names(place, config.num_hidden_layers)
-        own = sorted({str(stored.dtype(name)) for name in names})
-        if dtype is None and len(own) > 1:
-            raise BadInput(f"{folder}: the layers of {'/'.join(place)} have different types ({', '.join(own)}); make them one type")
 
-        def part(index: tuple[slice, ...] | None) -> np.ndarray:
-            assert index is not None
-            if is_stacked(place):
-                values = np.stack([stored.read(name, index[1:]) for name in names[index[0]]])
-            else:
-                values = stored.read(names[0], index)
-            return values if dtype is None else values.astype(dtype)
+def _read_leaf(
+    stored: StoredTensors,
+    place: Place,
+    shape: Shape,
+    layers: int,
+    dtype: Any,
+    sharding: jax.sharding.Sharding,
+    readers: ThreadPoolExecutor,
+) -> Array:
+    """A leaf whose parts are read as `sharding` says; a part that several devices of this process have, once."""
+    names = tensor_names(place, layers)
+    own = sorted({str(stored.dtype(name)) for name in names})
+    if dtype is None and len(own) > 1:
+        raise BadInput(f"{stored.folder}: the layers of {'/'.join(place)} have different types ({', '.join(own)}); make them one type")
+    parts: dict[str, np.ndarray] = {}
 
-        return jax.make_array_from_callback(shape, shardings[place], part)
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
+        if str(index) not in parts:
+            of_tensor, chosen = (index[1:], names[index[0]]) if is_stacked(place) else (index, names)
+            start, stop, _ = of_tensor[0].indices(stored.shape(names[0])[0])
+            sizes = [len(range(*one.indices(size))) for one, size in zip(of_tensor, stored.shape(names[0]), strict=True)]
+            values = np.empty((len(chosen), *sizes), dtype or stored.dtype(names[0]))
 
-    return traverse_util.unflatten_dict({place: load(place, shape) for place, shape in leaf_shapes(config).items()})
+            def read(number: int) -> None:
+                values[number] = stored.read_rows(chosen[number], start, stop)[:, *of_tensor[1:]]
+
+            list(readers.map(read, range(len(chosen))))
+            parts[str(index)] = values if is_stacked(place) else values[0]
+        return parts[str(index)]
+
+    return jax.make_array_from_callback(shape, sharding, part)
 
 
 def save_hf_params(folder: Path, config: ModelConfig, params: PyTree[Array], shard_bytes: int = SHARD_BYTES) -> None:
-    """Writes the safetensors files of a parameter tree that has the shapes of `config`."""
+    """Writes the safetensors files of a parameter tree that has the shapes of `config`.
+
+    Of several processes each writes whole layers, and the tensors outside of them, about as much as the others. A tensor is gathered on
+    the devices of every process, one after the other, and the process that it is for takes it to the host and writes it while the next
+    ones are gathered: the memory needed is a tensor's share on a device, and a layer on the host. Raises BadInput, on all processes, when
+    one cannot write.
+    """
     leaves = traverse_util.flatten_dict(params)
     specs = {name: (shape, np.dtype(leaves[tensor_place(name)[0]].dtype)) for name, shape in tensor_shapes(config).items()}
-    files = TensorFiles(folder, specs, shard_bytes)
-    for name in tqdm(specs, "write tensors", unit=" tensors", leave=False, disable=None):
-        place, layer = tensor_place(name)
-        files.write(name, 0, np.asarray(leaves[place] if layer is None else leaves[place][layer]))
-    files.close()
+    owners = _owners(specs)
+    with agreed(), explain_os_errors(folder):
+        files = TensorFiles(folder, specs, shard_bytes, owners, jax.process_index())
+    with agreed(), explain_os_errors(folder), ThreadPoolExecutor(1) as writer:
+        # Errors of writing are raised behind the loop, so that a process that cannot write still takes part in the gathering.
+        writing: list[Future[None]] = []
+        before: int | None = None
+        for name in tqdm(specs, "write tensors", unit=" tensors", leave=False, disable=_drawn_by_first()):
+            place, layer = tensor_place(name)
+            values = jax.block_until_ready(gathered(leaves[place], layer))
+            if owners[name] == jax.process_index():
+                if layer is None or layer != before:
+                    wait(writing)
+                before = layer
+                writing.append(writer.submit(files.write, name, 0, host_values(values)))
+        for written in writing:
+            written.result()
+        files.sync()
+    with agreed(), explain_os_errors(folder):
+        if jax.process_index() == 0:
+            files.close()
+
+
+def _owners(specs: Specs) -> dict[str, int]:
+    """The process that writes each tensor; a layer's tensors have the same."""
+    units: dict[str, list[str]] = {}
+    for name in specs:
+        layer = tensor_place(name)[1]
+        units.setdefault(name if layer is None else str(layer), []).append(name)
+    by_unit = shared_out(
+        {unit: sum(math.prod(specs[name][0]) * specs[name][1].itemsize for name in names) for unit, names in units.items()}
+    )
+    return {name: by_unit[unit] for unit, names in units.items() for name in names}
+
+
+def _drawn_by_first() -> bool | None:
+    """What tqdm is to have as `disable`: one bar, whatever the number of processes, and none where there is no terminal."""
+    return None if jax.process_index() == 0 else True

@@ -12,6 +12,9 @@ from babel_jax.model.decoder import abstract_params
 
 Shape = tuple[int, ...]
 
+# Weights of any framework and their indexes. No other file of a model folder is large, and all others say the same of a changed model.
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".onnx", ".index.json")
+FOLDERS_BESIDE = ("additional_chat_templates",)
 _SHOWN = 3
 
 

@@ -62,19 +62,24 @@ def moved(values: Array, steps: list[Sharding]) -> Array:
     return jax.jit(move, out_shardings=steps[-1])(values)
 
 
-def within_processes(wanted: Sharding, dimensions: int) -> Sharding:
-    """`wanted` without the mesh axes that cross processes: each process has all values, spread over its own devices."""
-    if not isinstance(wanted, NamedSharding) or wanted.is_fully_addressable:
-        return wanted
-    mesh, ends = _split(wanted, dimensions)
+def gathered(leaf: Array, layer: int | None) -> Array:
+    """A leaf, or one layer of it, such that the devices of each process have all of it: spread over them by the mesh axes that do not
+    cross processes, gathered along those that do."""
+    values = leaf if layer is None else leaf[layer]
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return values
+    if not isinstance(leaf.sharding, NamedSharding):
+        raise TypeError(f"arrays of several processes need a NamedSharding; this has {leaf.sharding}")
+    mesh, ends = _split(leaf.sharding, leaf.ndim)
     process = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
     inside = {name for axis, name in enumerate(mesh.axis_names) if (process == process.take([0], axis)).all()}
-    return NamedSharding(mesh, PartitionSpec(*(tuple(axis for axis in axes if axis in inside) for axes in ends)))
+    kept = [tuple(axis for axis in axes if axis in inside) for axes in ends]
+    return jax.device_put(values, NamedSharding(mesh, PartitionSpec(*(kept if layer is None else kept[1:]))))
 
 
 def host_values(values: Array) -> np.ndarray:
     """The values of an array of which this process has all parts."""
-    if values.is_fully_addressable:
+    if not isinstance(values, jax.Array) or values.is_fully_addressable:
         return np.asarray(values)
     found = np.empty(values.shape, values.dtype)
     for shard in {str(shard.index): shard for shard in values.addressable_shards}.values():

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import struct
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from babel_jax.checkpoints.object_storage import remote_of
 from babel_jax.errors import BadInput
 from babel_jax.files import write_text
 
@@ -27,14 +29,20 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class StoredTensors:
-    """The tensors of a folder's safetensors files: names, shapes and types at once, values when asked for. Threads may share it."""
+    """The tensors of a folder's safetensors files: names, shapes and types at once, values when asked for. Threads may share it.
+
+    `bytes_read` counts the bytes of values that were read.
+    """
 
     def __init__(self, folder: Path):
         """Opens every file and reads its header. Raises BadInput for files that are missing, damaged, or not as the index says."""
         self.folder = folder
         self.file_of: dict[str, Path] = {}
+        self.bytes_read = 0
+        self._counting = threading.Lock()
         self._open: dict[Path, Any] = {}
         self._begins: dict[Path, dict[str, int]] = {}
+        self._remote = remote_of(folder)
         index = _read_index(folder)
         for file in sorted({folder / name for name in index.values()}) if index else [_single_file(folder)]:
             with _explain(file):
@@ -56,29 +64,30 @@ class StoredTensors:
             raise BadInput(f"{self.file_of[name]}: tensor {name} has type {stored}; supported: {', '.join(DTYPES)}")
         return DTYPES[stored]
 
-    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """The values of a tensor, or of the part of it that `index` selects (one slice an axis); only that part is read."""
-        with _explain(self.file_of[name]):
-            return self._slice(name)[index] if index else self._open[self.file_of[name]].get_tensor(name)
-
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop` of a tensor, read without a map of the file, so that memory holds those rows and nothing else."""
         file = self.file_of[name]
         shape, dtype = self.shape(name), self.dtype(name)
         values = np.empty((stop - start, *shape[1:]), dtype)
-        with _explain(file), open(file, "rb", buffering=0) as handle:
-            if file not in self._begins:
+        with _explain(file):
+            offset = self._begin(file, name) + start * math.prod(shape[1:]) * dtype.itemsize
+            data = values.reshape(-1).view(np.uint8).data
+            if self._remote is not None:
+                data[:] = self._remote.read(file.name, offset, offset + values.nbytes)
+            else:
+                _read_into(data, file, offset)
+        with self._counting:
+            self.bytes_read += values.nbytes
+        return values
+
+    def _begin(self, file: Path, name: str) -> int:
+        """The offset in `file` of a tensor's first byte."""
+        if file not in self._begins:
+            with open(file, "rb") as handle:
                 (length,) = struct.unpack("<Q", handle.read(8))
                 header = json.loads(handle.read(length))
-                self._begins[file] = {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items() if "dtype" in entry}
-            handle.seek(self._begins[file][name] + start * math.prod(shape[1:]) * dtype.itemsize)
-            data = values.reshape(-1).view(np.uint8).data
-            while data:
-                count = handle.readinto(data)
-                if not count:
-                    raise OSError("it ends too early")
-                data = data[count:]
-        return values
+            self._begins[file] = {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items() if "dtype" in entry}
+        return self._begins[file][name]
 
     def _slice(self, name: str) -> Any:
         return self._open[self.file_of[name]].get_slice(name)
@@ -90,14 +99,22 @@ class TensorFiles:
     Format: https://huggingface.co/docs/safetensors, a little-endian u64 with the length of a JSON header, the header, the bytes.
     """
 
-    def __init__(self, folder: Path, specs: Specs, shard_bytes: int = SHARD_BYTES):
+    def __init__(
+        self, folder: Path, specs: Specs, shard_bytes: int = SHARD_BYTES, owners: Mapping[str, int] | None = None, process: int = 0
+    ):
         """Plans shards of at most `shard_bytes` for the tensors of `specs`, in that order, and lays out their files; those that are there
-        already, from a run that was cut off, are gone on with. A tensor larger than `shard_bytes` gets a shard of its own."""
+        already, from a run that was cut off, are gone on with. A tensor larger than `shard_bytes` gets a shard of its own.
+
+        Where several processes write one folder, `owners` has the process of each tensor: no file has tensors of two, all processes plan
+        the same files, and this one lays out and writes its own.
+        """
         self._folder, self._specs = folder, specs
-        self._shards = _plan_shards(specs, shard_bytes)
+        owners = owners or dict.fromkeys(specs, 0)
+        self._shards = _plan_shards(specs, shard_bytes, owners)
+        self._own = [file for file, names in self._shards.items() if owners[names[0]] == process]
         self._place: dict[str, tuple[Path, int]] = {}
-        for file, names in self._shards.items():
-            self._lay_out(folder / file, names)
+        for file in self._own:
+            self._lay_out(folder / file, self._shards[file])
 
     def write(self, name: str, start: int, values: np.ndarray) -> None:
         """Writes rows of a tensor from the row `start` on."""
@@ -114,12 +131,18 @@ class TensorFiles:
 
     def sync(self) -> None:
         """Returns when all that was written is on disk."""
-        for file in self._shards:
+        for file in self._own:
             with open(self._folder / file, "rb") as handle:
                 os.fsync(handle.fileno())
 
     def close(self) -> None:
-        """Writes the index, where there are several files."""
+        """Writes the index, where there are several files; of several processes, one calls this, when all have written and synced.
+
+        Raises BadInput when a file of another process is not there.
+        """
+        missing = [file for file in self._shards if not (self._folder / file).is_file()]
+        if missing:
+            raise BadInput(f"{self._folder}: {missing[0]} is not there; give a folder on a disk that all processes share")
         if len(self._shards) > 1:
             weight_map = {name: file for file, names in self._shards.items() for name in names}
             index = {
@@ -149,16 +172,17 @@ class TensorFiles:
             self._place[name] = (file, 8 + len(text) + header[name]["data_offsets"][0])
 
 
-def _plan_shards(specs: Specs, shard_bytes: int) -> dict[str, list[str]]:
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, spec in specs.items():
-        size = _size(*spec)
-        if shards[-1] and filled + size > shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
+def _plan_shards(specs: Specs, shard_bytes: int, owners: Mapping[str, int]) -> dict[str, list[str]]:
+    shards: list[list[str]] = []
+    for owner in sorted(set(owners.values())):
+        filled = shard_bytes + 1
+        for name in (name for name in specs if owners[name] == owner):
+            size = _size(*specs[name])
+            if filled + size > shard_bytes:
+                shards.append([])
+                filled = 0
+            shards[-1].append(name)
+            filled += size
     files = [SINGLE] if len(shards) == 1 else [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     return dict(zip(files, shards, strict=True))
 
@@ -193,6 +217,16 @@ def _single_file(folder: Path) -> Path:
     if not found:
         raise BadInput(f"{folder}: no safetensors files; other weight formats must be converted to safetensors first")
     return found[0]
+
+
+def _read_into(data: memoryview, file: Path, offset: int) -> None:
+    with open(file, "rb", buffering=0) as handle:
+        handle.seek(offset)
+        while data:
+            count = handle.readinto(data)
+            if not count:
+                raise OSError("it ends too early")
+            data = data[count:]
 
 
 @contextlib.contextmanager

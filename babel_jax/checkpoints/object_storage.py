@@ -1,0 +1,103 @@
+"""Model folders on object storage (gs://, s3://, ...), read in place through fsspec: any system that it has a package for.
+
+A folder there is stood in for by a local one, so that all other code deals with files: small files are copies, and of each safetensors
+file there is the header, followed by a hole as long as the values. `.remote` in it says where the values are; `StoredTensors` reads its
+byte ranges there.
+"""
+
+import atexit
+import contextlib
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from babel_jax.checkpoints.layout import FOLDERS_BESIDE, WEIGHT_SUFFIXES
+from babel_jax.errors import BadInput
+
+REMOTE = ".remote"
+_SHARD, _INDEX = ".safetensors", ".safetensors.index.json"
+
+
+def is_url(path: Path | str) -> bool:
+    """Whether this names a folder on object storage."""
+    return isinstance(path, str) and "://" in path
+
+
+def stand_in(url: str) -> Path:
+    """A local folder for the Hugging Face model folder at `url`, removed when the program ends.
+
+    Raises BadInput when there is no folder, it cannot be read, or fsspec lacks the package for such URLs.
+    """
+    url = url.rstrip("/")
+    with explain(url):
+        system, root = fsspec.core.url_to_fs(url)
+        if not system.isdir(root):
+            raise BadInput(f"{url}: no such model folder")
+        entries = {str(entry["name"]): entry for entry in system.ls(root, detail=True)}
+        parent = Path(tempfile.mkdtemp(prefix="babel-"))
+        atexit.register(shutil.rmtree, parent, ignore_errors=True)
+        local = parent / url.rsplit("/", 1)[-1]
+        local.mkdir()
+        shards = {}
+        for name, entry in entries.items():
+            file = local / name.rstrip("/").rsplit("/", 1)[-1]
+            if entry["type"] == "directory":
+                if file.name in FOLDERS_BESIDE:
+                    system.get(name, str(file), recursive=True)
+            elif file.suffix == _SHARD:
+                shards[name] = file
+            elif not file.name.endswith(WEIGHT_SUFFIXES) or file.name.endswith(_INDEX):
+                system.get_file(name, str(file))
+        lengths = [struct.unpack("<Q", data)[0] for data in system.cat_ranges(list(shards), 0, 8, on_error="raise")]
+        for file, size, length in zip(shards.values(), (entries[name]["size"] for name in shards), lengths, strict=True):
+            if 8 + length > size:
+                raise BadInput(f"{url}/{file.name}: truncated or damaged, or not a safetensors file; copy it there again")
+        headers = system.cat_ranges(list(shards), 0, [8 + length for length in lengths], on_error="raise")
+        for (name, file), header in zip(shards.items(), headers, strict=True):
+            with open(file, "wb") as handle:
+                handle.write(header)
+                handle.truncate(entries[name]["size"])
+        (local / REMOTE).write_text(url, encoding="utf-8")
+    return local
+
+
+class RemoteFiles:
+    """The files that a local folder stands in for. Threads may share it."""
+
+    def __init__(self, url: str):
+        self.url = url
+        with explain(url):
+            self._system, self._root = fsspec.core.url_to_fs(url)
+
+    def read(self, name: str, start: int, stop: int) -> bytes:
+        """The bytes `start` to `stop` of a file."""
+        with explain(f"{self.url}/{name}"):
+            data = self._system.cat_file(f"{self._root}/{name}", start, stop)
+            if len(data) != stop - start:
+                raise BadInput(f"{self.url}/{name}: shorter than when it was opened; run the command again when nothing writes there")
+        return data
+
+
+def remote_of(folder: Path) -> RemoteFiles | None:
+    """Where the values are of a folder that stands in for another; None for any other folder."""
+    path = folder / REMOTE
+    return RemoteFiles(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+@contextlib.contextmanager
+def explain(url: str) -> Iterator[None]:
+    """Turns whatever the packages behind fsspec raise into BadInput that names `url`."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        reason: Any = " ".join(str(error).split())[:200] or type(error).__name__
+        raise BadInput(
+            f"{url}: cannot be read ({reason}); check the name, the rights and that the package for such URLs is there"
+        ) from error
