@@ -115,8 +115,8 @@ def save_folder(
 
     `copy_files_from` is a folder whose other files (tokenizer, generation settings, licence, ...) come along. The `dtype` in `hf_config`
     is written as it is given: `write_hf_config` sets it. Where there are several processes, all call this, with the same arguments and a
-    path on a disk that they share; each writes files of its own. Raises BadInput, on all of them, when the folder exists, the disk is full, or `params` is not the
-    model that `hf_config` describes.
+    path on a disk that they share; each writes files of its own. Raises BadInput, on all of them, when the folder exists, the disk is
+    full, or `params` is not the model that `hf_config` describes.
     """
     config = read_hf_config(hf_config, str(Path(path) / CONFIG))
     found = {"/".join(place): tuple(leaf.shape) for place, leaf in traverse_util.flatten_dict(params).items()}

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array
@@ -54,10 +55,15 @@ def moved(values: Array, steps: list[Sharding]) -> Array:
     if values.sharding.is_equivalent_to(steps[-1], values.ndim):
         return jax.device_put(values, steps[-1])
 
+    # As bits: XLA may take bfloat16 for float32 on the way, on CPU in collectives too, which changes NaNs. The barriers keep it from
+    # taking the two conversions for none.
+    bits = jnp.dtype(f"uint{8 * values.dtype.itemsize}")
+
     def move(values: Array) -> Array:
-        for step in steps[1:-1]:
-            values = jax.lax.with_sharding_constraint(values, step)
-        return values
+        moving = jax.lax.optimization_barrier(jax.lax.bitcast_convert_type(values, bits))
+        for step in steps[1:]:
+            moving = jax.lax.with_sharding_constraint(moving, step)
+        return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(moving), values.dtype)
 
     return jax.jit(move, out_shardings=steps[-1])(values)
 
@@ -74,7 +80,7 @@ def gathered(leaf: Array, layer: int | None) -> Array:
     process = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
     inside = {name for axis, name in enumerate(mesh.axis_names) if (process == process.take([0], axis)).all()}
     kept = [tuple(axis for axis in axes if axis in inside) for axes in ends]
-    return jax.device_put(values, NamedSharding(mesh, PartitionSpec(*(kept if layer is None else kept[1:]))))
+    return moved(values, [values.sharding, NamedSharding(mesh, PartitionSpec(*(kept if layer is None else kept[1:])))])
 
 
 def host_values(values: Array) -> np.ndarray:
