@@ -35,7 +35,7 @@ from babel_jax.evaluation.sensitivity import layers_to_double, sensitivity
 from babel_jax.evaluation.tables import saved_figure
 from babel_jax.expansion.apply import expand_config, expand_params
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
-from babel_jax.files import explain_os_errors, write_text
+from babel_jax.files import make_folder, write_text
 from babel_jax.training.metrics import flops_per_token
 from babel_jax.training.run import train_stages
 
@@ -129,8 +129,7 @@ def _prepared(model: str, data: str | None, out: Path, new_layers: int | None, o
         raise BadInput(f"--new-layers {new_layers}: the model has {depth} layers to copy")
     if config.data.seq_len > folder.config.max_position_embeddings:
         raise BadInput(f"data.seq_len = {config.data.seq_len} exceeds the model's {folder.config.max_position_embeddings} positions")
-    with explain_os_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     if not (Path(config.data.folder) / REPORT).is_file():
         prepare(config.data, config.model.folder)
     tokenizer, prepared = open_tokenizer(folder.path), open_prepared(config.data.folder)

@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("babel: interrupted; the same command goes on where this can be resumed", file=sys.stderr)
         return 130
     if options.json:
-        print(json.dumps(result, ensure_ascii=False))
+        print(json.dumps(result, ensure_ascii=False, allow_nan=False))
     else:
         print(result.get("summary") or "\n".join(f"{key}: {value}" for key, value in result.items()))
     return 0
@@ -78,6 +78,9 @@ def _expand(options: argparse.Namespace) -> Result:
 
     names = ("preset", "insert_after", "append", "plan", "init", "noise_mean", "noise_std", "seed")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    noise = sorted(given.keys() & {"noise_mean", "noise_std", "seed"})
+    if noise and given.get("init") != "noise" and not given.get("plan"):
+        raise BadInput(f"babel expand: --{noise[0].replace('_', '-')} has no effect without --init noise; add it or leave the other out")
     if options.auto is not None:
         from babel_jax.study import layers_by_sensitivity
 
@@ -179,17 +182,17 @@ def _parser() -> argparse.ArgumentParser:
     expand.add_argument("--plan", help="plan file: for each layer its source and how it begins")
     expand.add_argument("--preset", help="babel-9b (28 to 34 layers) or babel-83b (80 to 92)")
     expand.add_argument("--insert-after", type=_integers, metavar="14,16", help="copy these layers, each behind itself")
-    expand.add_argument("--append", type=int, metavar="N", help="repeat the last N layers behind the model")
+    expand.add_argument("--append", type=_positive, metavar="N", help="repeat the last N layers behind the model")
     expand.add_argument("--init", choices=_INITS, help="how new layers begin (default copy)")
     expand.add_argument("--noise-mean", type=float)
     expand.add_argument("--noise-std", type=float)
-    expand.add_argument("--seed", type=int)
+    expand.add_argument("--seed", type=_seed)
     expand.add_argument("--auto", type=int, metavar="N", help="copy the N layers that cost least when passed twice (see sensitivity)")
     expand.add_argument("--save-plan", metavar="FILE", help="write the plan, to edit and apply with --plan")
 
     for between_folders in (convert, expand):
         between_folders.add_argument(
-            "--memory-limit", type=float, default=4.0, metavar="GIB", help="most memory to use (default %(default)s)"
+            "--memory-limit", type=_gib, default=4.0, metavar="GIB", help="most memory to use (default %(default)s)"
         )
         between_folders.add_argument("--verify", action="store_true", help="read all back and compare the sha256 of every tensor")
 
@@ -207,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     for with_text in (sensitivity, expand):
         with_text.add_argument("--data", help="folder of xx.jsonl, .gz or .zst text to measure on (default: the package's own)")
         with_text.add_argument("--languages", type=_words, metavar="en,sw", help="only these (default: all that have text)")
-        with_text.add_argument("--max-bytes", type=int, default=4_000, help="of text for each language (default %(default)s)")
+        with_text.add_argument("--max-bytes", type=_positive, default=4_000, help="of text for each language (default %(default)s)")
 
     ablate = command(
         "ablate",
@@ -220,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     ablate.add_argument("--out", default="runs/ablation", help="folder; the same command goes on in it (default %(default)s)")
     ablate.add_argument("--tokens", type=int, default=0, help="budget of recovery for each variant (default: none)")
     ablate.add_argument("--seeds", type=_integers, default=[0], metavar="0,1,2")
-    ablate.add_argument("--new-layers", type=int, metavar="N", help="how many (default: as Babel-9B, about a fifth of the depth)")
+    ablate.add_argument("--new-layers", type=_positive, metavar="N", help="how many (default: as Babel-9B, about a fifth of the depth)")
     ablate.add_argument("--variants", type=_words, metavar="among:copy,parent", help="default: the report's table and more")
     ablate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of configs/ablation.toml")
 
@@ -228,20 +231,45 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("model", metavar="MODEL")
     evaluate.add_argument("--data", help="folder of xx.jsonl, .gz or .zst text (default: the package's own)")
     evaluate.add_argument("--languages", type=_words, metavar="en,sw", help="only these (default: all that have text)")
-    evaluate.add_argument("--max-bytes", type=int, default=200_000, help="of text for each language (default %(default)s)")
+    evaluate.add_argument("--max-bytes", type=_positive, default=200_000, help="of text for each language (default %(default)s)")
 
     generate = command("generate", _generate, "text from a model", 'babel generate runs/demo/hf "Every morning" --max-new-tokens 40')
     generate.add_argument("model", metavar="MODEL")
     generate.add_argument("prompt", metavar="PROMPT")
-    generate.add_argument("--max-new-tokens", type=int, default=64)
+    generate.add_argument("--max-new-tokens", type=_positive, default=64)
     generate.add_argument("--temperature", type=float, default=0.0, help="0 (the default) takes the likeliest token")
     generate.add_argument("--top-p", type=float, default=1.0)
-    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--seed", type=_seed, default=0)
     return parser
 
 
 def _integers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers, such as 14,16") from None
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
+def _gib(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0.0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of GiB, such as 4")
+    return number
 
 
 def _words(text: str) -> list[str]:

@@ -28,6 +28,9 @@ LocalPath = Annotated[str, AfterValidator(_absolute)]
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 
 
@@ -129,8 +132,8 @@ class ModelConfig(Settings):
                 f"num_attention_heads = {self.num_attention_heads} is not divisible by num_key_value_heads = {self.num_key_value_heads}; "
                 f"valid num_key_value_heads: {_divisors(self.num_attention_heads)}"
             )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim = {self.head_dim} is odd; rotary positions need an even one")
+        if self.head_dim % 2 or self.head_dim < 2:
+            raise ValueError(f"head_dim = {self.head_dim}; rotary positions need an even one of 2 or more")
         if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
             raise ValueError(
                 f"layer_types has {len(self.layer_types)} entries; it needs one for each of num_hidden_layers = {self.num_hidden_layers}"
@@ -193,7 +196,7 @@ class ExpansionSettings(Settings):
     init: Init = Init.COPY
     noise_mean: float = 0.0001
     noise_std: Annotated[float, Field(ge=0.0)] = 0.0001
-    seed: NonNegative = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -326,8 +329,8 @@ class Stage(Settings):
     `max_passes` cuts the budget to so many passes over all the prepared text, so that little text is not learned by heart.
     """
 
-    name: str
-    result: str = Field(default_factory=lambda known: known["name"])
+    name: FileName
+    result: FileName = Field(default_factory=lambda known: known["name"])
     tokens: Positive | None = None
     steps: Positive | None = None
     max_passes: PositiveFloat | None = None
@@ -353,8 +356,8 @@ class OptimizerRule(Settings):
 class OptimizerSettings(Settings):
     """AdamW with decoupled weight decay (Loshchilov and Hutter 2019). The rules are ordered and must cover every parameter."""
 
-    b1: Fraction = 0.9
-    b2: Fraction = 0.95
+    b1: BelowOne = 0.9
+    b2: BelowOne = 0.95
     eps: PositiveFloat = 1e-8
     clip_norm: PositiveFloat = 1.0
     z_loss: Annotated[float, Field(ge=0.0)] = 0.0
@@ -412,7 +415,7 @@ class Config(Settings):
     """One run. `out` is the run folder. Relative paths are taken from the working directory."""
 
     out: LocalPath
-    seed: NonNegative = 0
+    seed: Seed = 0
     model: ModelSource
     expansion: ExpansionSettings | None = None
     data: DataSettings
@@ -429,6 +432,9 @@ class Config(Settings):
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stages: names must differ; given {', '.join(names)}")
+        points = [*(("base", "expanded") if self.model.folder is not None else ()), *(stage.result for stage in self.stages)]
+        if len(set(points)) != len(points):
+            raise ValueError(f"stages: results must differ, also from base and expanded; given {', '.join(s.result for s in self.stages)}")
         with_sources = {source.language for source in self.data.sources}
         for stage in self.stages:
             named = (*stage.mixture.languages, *stage.mixture.weights, *stage.mixture.curated)

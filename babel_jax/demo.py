@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from babel_jax.checkpoints.folder import open_folder
-from babel_jax.config import BadRows
+from babel_jax.config import BadRows, Config, MixtureSettings, Strategy
 from babel_jax.config_file import shipped_config
 from babel_jax.data.corpus import corpus_sources, embedded_folder
 from babel_jax.data.rows import RowCounts, read_rows
 from babel_jax.data.tokenizers import train_sentencepiece
-from babel_jax.files import explain_os_errors, new_folder
+from babel_jax.files import make_folder, new_folder
 from babel_jax.recipe import run_recipe
 
 log = logging.getLogger("babel")
@@ -24,14 +24,14 @@ def demo(out: Path, corpus: str | None = None, base: str | None = None) -> dict[
 
     `corpus` is a folder of xx.jsonl text in place of the package's own; `base` a model folder in place of a model trained here.
     """
-    with explain_os_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     sources = [source.model_dump(mode="json", exclude_none=True) for source in corpus_sources(corpus or embedded_folder())]
+    languages = {source["language"] for source in sources}
     if base is None:
         tokenizer = _tokenizer(out / "tokenizer", corpus)
         made = {"out": str(out / "base"), "data": {"folder": str(out / "data"), "tokenizer": str(tokenizer), "sources": sources}}
         log.info("training the base model")
-        base = run_recipe(shipped_config("tiny-base.toml", made))["hf"]
+        base = run_recipe(_for_languages(shipped_config("tiny-base.toml", made), languages))["hf"]
         config = shipped_config("tiny.toml", {**made, "out": str(out / "run"), "model": {"folder": base}})
     else:
         layers = open_folder(base).config.num_hidden_layers
@@ -43,10 +43,24 @@ def demo(out: Path, corpus: str | None = None, base: str | None = None) -> dict[
             "data": {"folder": str(out / "data"), "tokenizer": base, "sources": sources},
         }
         config = shipped_config("tiny-from-base.toml", made)
+    config = _for_languages(config, languages)
     result = run_recipe(config, compare_export=True)
     for name in ("summary.md", "summary.json", "summary.png"):
         shutil.copyfile(out / "run" / name, out / name)
     return {**result, "out": str(out)}
+
+
+def _for_languages(config: Config, languages: set[str]) -> Config:
+    """The config with the shares of languages that the corpus does not have left out of its mixtures."""
+
+    def fitting(mixture: MixtureSettings) -> MixtureSettings:
+        weights = {code: weight for code, weight in mixture.weights.items() if code in languages}
+        strategy = Strategy.EQUAL if mixture.weights and not weights else mixture.strategy
+        curated = {code: share for code, share in mixture.curated.items() if code in languages}
+        return mixture.model_copy(update={"strategy": strategy, "weights": weights, "curated": curated})
+
+    stages = tuple(stage.model_copy(update={"mixture": fitting(stage.mixture)}) for stage in config.stages)
+    return config.model_copy(update={"stages": stages})
 
 
 def _tokenizer(folder: Path, corpus: str | None) -> Path:

@@ -32,6 +32,8 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, data: bytes) -> None:
     """Replaces `path` by `data` in one step."""
     partial = path.with_name(path.name + PARTIAL)
+    if path.is_dir() or not path.parent.is_dir():
+        raise BadInput(f"{path}: " + ("a folder; give the name of a file" if path.is_dir() else f"there is no folder {path.parent}"))
     with explain_os_errors(path):
         with open(partial, "wb") as file:
             file.write(data)
@@ -51,9 +53,10 @@ def new_folder(final: Path) -> Iterator[Path]:
     final = Path(final)
     check_free(final)
     partial = final.with_name(final.name + PARTIAL)
+    make_folder(final.parent)
     with explain_os_errors(final):
         _remove(partial)
-        partial.mkdir(parents=True)
+        partial.mkdir()
         try:
             yield partial
             _move_into_place(partial, final)
@@ -99,7 +102,7 @@ class Progress:
     def __init__(self, folder: Path, fingerprint: str):
         """Goes on with a folder that was begun with the same fingerprint; otherwise it is emptied. Raises BadInput when another process
         is at work in it."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._file = open(folder / self.NAME, "a+", encoding="utf-8")  # noqa: SIM115 - closed by close()
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -159,6 +162,17 @@ def resumable_folder(final: Path, fingerprint: str) -> Iterator[tuple[Path, Prog
             raise
         finally:
             progress.close()
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, where they are not there yet. Raises BadInput where that cannot be done."""
+    with explain_os_errors(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if isinstance(error, PermissionError) or error.errno in (*_FULL, errno.EROFS):
+                raise
+            raise BadInput(f"{path}: no folder can be made here ({error.strerror}); give another place") from None
 
 
 @contextlib.contextmanager

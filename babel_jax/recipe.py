@@ -27,15 +27,16 @@ from babel_jax.checkpoints.hf_config import stored_eos_token_ids, write_hf_confi
 from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.config import Config, ModelConfig, Stage
 from babel_jax.config_file import parse_settings, read_toml
+from babel_jax.data.corpus import read_texts
 from babel_jax.data.prepare import prepare
-from babel_jax.data.prepared import REPORT, open_prepared
+from babel_jax.data.prepared import open_prepared
 from babel_jax.data.tokenizers import Tokenizer, open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.bits_per_byte import bits_per_byte, class_means, encode
 from babel_jax.evaluation.tables import findings, plot_points, points_table
 from babel_jax.expansion.apply import expand_config, expand_hf_config, expand_params
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
-from babel_jax.files import explain_os_errors, write_text
+from babel_jax.files import PARTIAL, make_folder, write_text
 from babel_jax.model.decoder import count_parameters, forward, init_params
 from babel_jax.model.generation import generate
 from babel_jax.training.checkpoints import read_json_lines
@@ -55,8 +56,8 @@ def run_recipe(config: Config, compare_export: bool = False) -> dict[str, Any]:
     if (run_folder / "summary.json").is_file():
         return json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
     folder = open_folder(config.model.folder) if config.model.folder is not None else None
-    if not (Path(config.data.folder) / REPORT).is_file() and config.data.sources:
-        prepare(config.data, config.model.folder)
+    if config.data.sources:
+        prepare(config.data, config.model.folder)  # at once where it is done; raises where it was done with other settings
     tokenizer = _tokenizer(config, folder)
     base_config = folder.config if folder is not None else config.model.shape
     assert base_config is not None
@@ -66,11 +67,13 @@ def run_recipe(config: Config, compare_export: bool = False) -> dict[str, Any]:
 
     def begin() -> PyTree[Array]:
         if folder is None:
-            return jax.jit(init_params, static_argnums=0)(base_config, jax.random.key(config.seed))
-        params = load_params(folder, dtype=jnp.float32)
-        _measure(config, "base", base_config, params, tokenizer)
+            params = jax.jit(init_params, static_argnums=0)(base_config, jax.random.key(config.seed))
+        else:
+            params = load_params(folder, dtype=jnp.float32)
+            _measure(config, "base", base_config, params, tokenizer)
         if plan is not None:
             params = jax.jit(expand_params, static_argnums=1)(params, plan)
+        if plan is not None and folder is not None:
             _measure(config, "expanded", model_config, params, tokenizer)
         return params
 
@@ -93,6 +96,9 @@ def evaluate_folder(model: str, data: str | None, languages: list[str] | None, m
     params = load_params(folder, dtype=jnp.float32)
     seq_len = min(512, folder.config.max_position_embeddings)
     encoded = encode(tokenizer, texts, seq_len=seq_len, batch_size=4, max_bytes=max_bytes)
+    empty = [code for code, text in encoded.items() if not text.bytes]
+    if empty:
+        raise BadInput(f"{data or 'the embedded corpus'}: no text of two tokens or more in {', '.join(empty)}; name other --languages")
     measured = bits_per_byte(folder.config, params, encoded)
     values = {code: bits.bits_per_byte for code, bits in measured.items()}
     scores = {code: {"score": bits.bits_per_byte, "stderr": None, "n": bits.documents} for code, bits in measured.items()}
@@ -131,9 +137,8 @@ def _claim(run_folder: Path, config: Config) -> None:
     """
     path = run_folder / "config.toml"
     if not path.is_file():
-        with explain_os_errors(run_folder):
-            run_folder.mkdir(parents=True, exist_ok=True)
-        if any(run_folder.iterdir()):
+        make_folder(run_folder)
+        if any(not file.name.endswith(PARTIAL) for file in run_folder.iterdir()):
             raise BadInput(f"{run_folder}: not empty and not a run folder (it has no config.toml); give another out")
     if not any((run_folder / name).exists() for name in ("evaluation", "metrics.jsonl", "summary.json")):
         config.save(path)
@@ -185,11 +190,14 @@ def _measure(config: Config, point: str, model_config: ModelConfig, params: PyTr
     texts = {code: [row.text for row in prepared.heldout(code)] for code in prepared.languages}
     encoded = encode(
         tokenizer,
-        {code: documents for code, documents in texts.items() if documents},
+        texts,
         seq_len=config.data.seq_len,
         batch_size=config.evaluation.batch_size,
         max_bytes=config.evaluation.max_bytes,
     )
+    encoded = {code: text for code, text in encoded.items() if text.bytes}
+    if not encoded and config.data.heldout_fraction > 0:
+        raise BadInput(f"{config.data.folder}: too little text to hold any out; give more text, or data.heldout_fraction = 0")
     measured = bits_per_byte(model_config, params, encoded, jnp.dtype(config.training.compute_dtype))
     values = {code: bits.bits_per_byte for code, bits in measured.items()}
     means = {group: mean for group, mean in class_means(values).items() if mean is not None}

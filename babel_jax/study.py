@@ -14,7 +14,7 @@ from babel_jax.data.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.bits_per_byte import class_means, encode
 from babel_jax.evaluation.sensitivity import Sensitivity, layers_to_double, plot_sensitivity, sensitivity, sensitivity_table
-from babel_jax.files import explain_os_errors, write_text
+from babel_jax.files import make_folder, write_text
 
 
 def measure_sensitivity(model: str, data: str | None, languages: list[str] | None, max_bytes: int) -> Sensitivity:
@@ -32,8 +32,7 @@ def measure_sensitivity(model: str, data: str | None, languages: list[str] | Non
 
 def sensitivity_report(model: str, data: str | None, languages: list[str] | None, max_bytes: int, out: Path) -> dict[str, Any]:
     """Measures, and writes sensitivity.md, .json and .png into the folder `out`."""
-    with explain_os_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     found = measure_sensitivity(model, data, languages, max_bytes)
     means = {group: mean for group, mean in class_means(found.model).items() if mean is not None}
     text = "\n".join(

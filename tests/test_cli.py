@@ -1,6 +1,7 @@
 """The `babel` command as a user meets it: exit status, one line for a mistake, one JSON object."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -184,17 +185,108 @@ def test_evaluate(babel, trained, small_settings, tmp_path):
         (("generate", "MODEL", ""), "the prompt is empty"),
         (("generate", "MODEL", "x", "--temperature", "-1"), "temperature"),
         (("evaluate", "MODEL", "--languages", "xx"), "xx"),
+        (("generate", "MODEL", "x", "--temperature", "nan"), "temperature"),
+        (("expand", "MODEL", "DST", "--append", "1", "--noise-std", "3"), "--noise-std has no effect without --init noise"),
+        (("expand", "MODEL", "DST", "--auto", "1", "--append", "1"), "--auto chooses the layers"),
+        (("expand", "MODEL", "DST", "--auto", "3"), "--auto 3: the model has 2 layers"),
+        (("expand", "MODEL", "DST", "--append", "1", "--save-plan", "FILE/plan.json"), "plan.json: there is no folder"),
+        (("ablate", "MODEL", "--out", "DST", "--variants", "among:copies"), "variant 'among:copies' is not known"),
+        (("sensitivity", "MODEL", "--out", "FILE"), "no folder can be made here (File exists)"),
+        (("convert", "MODEL", "FILE/x"), "no folder can be made here"),
+        (("train", "CONFIG", "--set", "out=FILE"), "no folder can be made here (File exists)"),
+        (("train", "CONFIG", "--set", "out=FILE/run"), "no folder can be made here (Not a directory)"),
+        (("prepare", "CONFIG", "--set", "data.folder=FILE"), "no folder can be made here (File exists)"),
+        (
+            ("train", "CONFIG", "--set", "out=DST", "--set", "data.heldout_fraction=0.3"),
+            "prepared with another heldout_fraction (then 0.1, now 0.3)",
+        ),
+        (("evaluate", "MODEL", "--data", "EMPTY"), "no text of two tokens or more in sw"),
+        (("demo", "--out", "FILE"), "no folder can be made here (File exists)"),
         (("demo", "--out", "DST", "--base", "missing"), "missing: no such model folder"),
         (("demo", "--out", "DST", "--corpus", "missing"), "missing: no such folder of text"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(babel, config_file, trained, tmp_path, arguments, says):
-    places = {"CONFIG": config_file, "MODEL": trained / "hf", "DST": tmp_path / "out"}
-    status, out, err = babel(*(places.get(argument, argument) for argument in arguments))
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "sw.jsonl").write_text('{"text": "a"}\n')
+    places = {
+        "CONFIG": config_file,
+        "MODEL": trained / "hf",
+        "DST": tmp_path / "out",
+        "FILE": tmp_path / "file",
+        "EMPTY": tmp_path / "empty",
+    }
+    pattern = re.compile("|".join(places))
+    status, out, err = babel(*(pattern.sub(lambda found: str(places[found[0]]), argument) for argument in arguments))
     assert (status, out) == (2, "")
     assert err.startswith("babel: ")
     assert err.count("\n") == 1
     assert says in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("convert", "a", "b", "--memory-limit", "nan"), "'nan' is not a number of GiB, such as 4"),
+        (("expand", "a", "b", "--insert-after", "1,x"), "'1,x' is not a list of whole numbers, such as 14,16"),
+        (("expand", "a", "b", "--append", "0"), "'0' is not a whole number of 1 or more"),
+        (("generate", "a", "b", "--seed", "99999999999"), "'99999999999' is not a whole number from 0 to 4294967295"),
+        (("generate", "a", "b", "--max-new-tokens", "-3"), "'-3' is not a whole number of 1 or more"),
+        (("evaluate", "a", "--max-bytes", "0"), "'0' is not a whole number of 1 or more"),
+    ],
+)
+def test_an_option_of_the_wrong_kind_is_named(babel, capsys, arguments, says):
+    with pytest.raises(SystemExit) as stopped:
+        babel(*arguments)
+    assert stopped.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_sensitivity_ablate_and_auto(babel, trained, small_settings, tmp_path):
+    texts = tmp_path / "text"
+    texts.mkdir()
+    for source in small_settings.sources:
+        rows = read_rows(source, "refuse", RowCounts())
+        (texts / f"{source.language}.jsonl").write_text("".join(json.dumps({"text": row.text}) + "\n" for row in rows))
+    data = ("--data", texts)
+    status, out, _ = babel("sensitivity", trained / "hf", *data, "--out", tmp_path / "sensitivity", "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert len(found["cosine"]) == len(found["removed"]) == len(found["doubled"]) == found["layers"] == 2
+    assert set(found["model"]) == {"en", "zh", "sw", "ha"}
+    assert {path.name for path in (tmp_path / "sensitivity").iterdir()} == {f"sensitivity.{kind}" for kind in ("md", "json", "png")}
+
+    best = min(range(2), key=lambda layer: sum(found["doubled"][layer].values()))
+    status, out, _ = babel("expand", trained / "hf", tmp_path / "auto", "--auto", 1, *data, "--save-plan", tmp_path / "plan.json", "--json")
+    assert status == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert [layer["source"] for layer in plan["layers"]] == sorted([0, 1, best])
+
+    command = ("ablate", trained / "hf", *data, "--out", tmp_path / "ablation", "--tokens", 512, "--seeds", "0,1", "--json")
+    small = (
+        "--set",
+        "data.seq_len=32",
+        "--set",
+        "training.global_batch_size=4",
+        "--variants",
+        "among:copy,after:zero,auto:scaled,parent:compute",
+    )
+    status, out, _ = babel(*command, *small)
+    found = json.loads(out)
+    assert status == 0
+    assert [(result["variant"], result["seed"]) for result in found["results"][:2]] == [("among:copy", 0), ("after:zero", 0)]
+    by_name = {(result["variant"], result["seed"]): result for result in found["results"]}
+    assert len(by_name) == 8
+    assert by_name["after:zero", 1]["before"] == pytest.approx(found["base"])
+    assert by_name["among:copy", 0]["steps"] == 4 < by_name["parent:compute", 0]["steps"]
+    assert by_name["among:copy", 0]["after"] != by_name["among:copy", 1]["after"]
+    assert (tmp_path / "ablation" / "ablation.png").read_bytes().startswith(b"\x89PNG")
+    assert "| parent:compute |" in (tmp_path / "ablation" / "ablation.md").read_text()
+    again = babel(*command, *small)
+    assert json.loads(again[1]) == found
+    status, _, err = babel(*command[:-1], *small, "--set", "evaluation.max_bytes=5")
+    assert (status, "begun with other settings" in err) == (2, True)
 
 
 def test_a_prompt_that_is_not_in_the_vocabulary_of_options(babel):

@@ -50,6 +50,10 @@ def path(tmp_path):
         ("stages.0.tokens=5", "give exactly one of tokens and steps"),
         ("training.gradient_accumulation=3", "global_batch_size = 8 is not divisible by gradient_accumulation = 3; valid"),
         ("model.folder=x", "give exactly one of folder .* and shape"),
+        ("seed=4294967296", "seed: Input should be less than 4294967296"),
+        ("optimizer.b2=1.0", "optimizer.b2: Input should be less than 1"),
+        ("model.shape.hidden_size=2", "head_dim = 0; rotary positions need an even one of 2 or more"),
+        ("stages.0.result='a/b'", "stages.0.result: String should match pattern"),
         ("seed", "--set seed: not of the form key=value"),
         ("stages.4.steps=1", "4 must be a number from 0 to 0"),
         ("seed.x=1", "(seed is a single value|seed: Input should be a valid integer)"),
@@ -84,9 +88,16 @@ def test_the_resolved_config_gives_itself_back(path, tmp_path):
     assert config.data.folder.startswith("/")
 
 
-@pytest.mark.parametrize("name", ["tiny-base.toml", "tiny.toml"])
+@pytest.mark.parametrize("name", [path.name for path in sorted(configs_folder().glob("*.toml"))])
 def test_shipped_configs_are_valid(name):
     assert parse_settings(Config, read_toml(configs_folder() / name), name).stages
+
+
+def test_points_of_a_run_have_different_names(path):
+    path.write_text(TOML[: TOML.index("[model.shape]")] + '[model]\nfolder = "x"\n' + TOML[TOML.index("[data]") :])
+    assert load_config(path).stages[0].result == "recovered"
+    with pytest.raises(BadInput, match="results must differ, also from base and expanded; given base"):
+        load_config(path, ("stages.0.result=base",))
 
 
 def test_a_model_config_can_be_a_static_argument(path):

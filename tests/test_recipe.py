@@ -144,6 +144,20 @@ def test_model_tokenizer_and_data_must_fit(small_settings, small_prepared, small
         run_recipe(recipe_config(tmp_path / "no-model", small_settings, small_model, {"folder": str(tmp_path / "nothing")}))
 
 
+def test_a_run_from_a_shape_may_be_expanded_and_have_no_stages(small_settings, small_model, small_prepared, tmp_path):
+    expansion = {"insert_after": [1, 3], "init": "zero"}
+    config = recipe_config(tmp_path / "run", small_settings, small_model, {"shape": SHAPE}, expansion=expansion, stages=[])
+    found = run_recipe(config)
+    assert (found["layers"], found["bits_per_byte"]) == (6, {})
+    assert open_folder(found["hf"]).config.num_hidden_layers == 6
+
+
+def test_a_folder_of_a_run_that_was_killed_at_once_is_taken(base, small_settings, small_model, tmp_path):
+    (tmp_path / "config.toml.partial").write_text("ou")
+    stage = {"name": "one", "steps": 1, "schedule": {"peak": 1e-3}, "mixture": {"max_epochs": 1000.0}}
+    assert run_recipe(recipe_config(tmp_path, small_settings, small_model, {"folder": base["hf"]}, stages=[stage]))["layers"] == 4
+
+
 def test_after_a_mistake_the_corrected_config_takes_the_folder(base, small_settings, small_model, tmp_path):
     stage = {"name": "one", "steps": 1, "schedule": {"peak": 1e-3}, "mixture": {"max_epochs": 1000.0}}
     wrong = recipe_config(tmp_path, small_settings, small_model, {"folder": str(tmp_path / "nothing")}, stages=[stage])

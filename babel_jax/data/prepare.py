@@ -21,7 +21,7 @@ from babel_jax.data.survey import Survey, survey
 from babel_jax.data.tokenizers import Tokenizer, open_tokenizer
 from babel_jax.data.windows import write_windows
 from babel_jax.errors import BadInput
-from babel_jax.files import PARTIAL, explain_os_errors, new_folder, write_text
+from babel_jax.files import PARTIAL, explain_os_errors, make_folder, new_folder, write_text
 from babel_jax.languages import CODES
 
 FORMAT = 1
@@ -67,7 +67,7 @@ def _claim(folder: Path, made_from: dict[str, Any]) -> None:
     """Writes what the folder is made from, or raises BadInput when it was begun from something else."""
     if not (folder / SETTINGS).is_file():
         with explain_os_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             if any(path.suffix != PARTIAL for path in folder.iterdir()):
                 raise BadInput(f"{folder}: exists and is no folder of prepared data; give another data.folder or remove it first")
         _write_json(folder / SETTINGS, made_from)

@@ -60,7 +60,7 @@ def read_rows(source: Source, bad_rows: BadRows, counts: RowCounts) -> Iterator[
             row = _row(record, place, source)
         except _BadRowError as problem:
             if bad_rows is BadRows.REFUSE:
-                raise BadInput(f'{place}: {problem}; repair the row, or set data.bad_rows = "skip"') from None
+                raise BadInput(f'{place}: {problem}; repair or remove the row (a run may skip such rows: data.bad_rows = "skip")') from None
             counts.bad += 1
             if len(counts.located) < MAX_LOCATED:
                 counts.located.append(f"{place}: {problem}")

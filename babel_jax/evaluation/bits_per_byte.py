@@ -58,7 +58,7 @@ def encode(
     def one_language(documents: Sequence[str]) -> EncodedText:
         chosen = _first_bytes(documents, max_bytes)
         encoded = tokenizer.encode_batch(chosen)
-        firsts = sum(len(tokenizer.decode(ids[:1]).encode()) for ids in encoded if ids)
+        firsts = sum(_bytes_of_first(tokenizer, text, ids) for text, ids in zip(chosen, encoded, strict=True) if ids)
         windows = list(_windows(encoded, seq_len))
         windows += [(np.zeros(seq_len, np.int32),) * 2] * (-len(windows) % batch_size)
         starts = range(0, len(windows), batch_size)
@@ -100,6 +100,15 @@ def _first_bytes(documents: Sequence[str], max_bytes: int | None) -> list[str]:
             left -= len(text.encode())
         chosen.append(text)
     return chosen
+
+
+def _bytes_of_first(tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> int:
+    """Bytes of a text's first token. The tokens of a character that is cut, which alone decode to no text, share its bytes."""
+    for count in range(1, min(len(ids), 8) + 1):
+        decoded = tokenizer.decode(ids[:count])
+        if text.startswith(decoded):
+            return round(len(decoded.encode()) / count)
+    return len(tokenizer.decode(ids[:1]).encode())
 
 
 def _windows(encoded: Sequence[Sequence[int]], seq_len: int) -> Iterator[Window]:

@@ -15,6 +15,8 @@ Points = Mapping[str, Mapping[str, float]]
 def points_table(points: Points) -> str:
     """Markdown: a row for each language and for the means, a column for each point, and the change from the first point to the last."""
     names = list(points)
+    if not names:
+        return "Nothing was measured."
     codes = [code for code in LANGUAGES if any(code in values for values in points.values())]
     rows: list[tuple[str, str, dict[str, float | None]]] = [
         (f"{LANGUAGES[code].name} ({code})", LANGUAGES[code].resource, {name: points[name].get(code) for name in names}) for code in codes
@@ -34,9 +36,9 @@ def points_table(points: Points) -> str:
 def findings(points: Points) -> list[str]:
     """What the recipe claims, from `base` over `expanded` and the first stage to the last one, and whether these points show it.
 
-    Empty where there is no base, no expansion or no stage.
+    Empty where there is no base, no expansion, no stage or nothing that was measured.
     """
-    if [*points][:2] != ["base", "expanded"] or len(points) < 3:
+    if [*points][:2] != ["base", "expanded"] or len(points) < 3 or not points["base"]:
         return []
     recovered, last = [*points][2], [*points][-1]
     means = {name: class_means(values) for name, values in points.items()}
@@ -93,7 +95,7 @@ def saved_figure(path: Path, rows: int, size: tuple[float, float]) -> Iterator[A
 def plot_points(path: Path, points: Points, losses: Mapping[str, Sequence[tuple[int, float]]]) -> None:
     """A PNG: bars of the measure by language at each point above, the training loss by step and stage below."""
     codes = [code for code in LANGUAGES if any(code in values for values in points.values())]
-    width = 0.8 / len(points)
+    width = 0.8 / max(1, len(points))
     with saved_figure(path, 2, (13, 8.5)) as (bars, curves):
         for place, (name, values) in enumerate(points.items()):
             centers = [number + (place - (len(points) - 1) / 2) * width for number in range(len(codes))]
@@ -102,7 +104,8 @@ def plot_points(path: Path, points: Points, losses: Mapping[str, Sequence[tuple[
         bars.set_xticks(range(len(codes)), names, rotation=45, ha="right")
         bars.set_ylabel("bits per byte, held out")
         bars.set_title("Bits per byte by language at each point of the recipe (* low-resource)")
-        bars.legend(ncols=len(points))
+        if points:
+            bars.legend(ncols=len(points))
         for name, curve in losses.items():
             curves.plot([step for step, _ in curve], [loss for _, loss in curve], label=name, linewidth=1)
         curves.set_xlabel("step of the run")

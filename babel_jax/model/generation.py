@@ -64,7 +64,7 @@ def generate(
     if not prompts or max_new_tokens < 1:
         return [[] for _ in prompts]
     _check(config, prompts, max_new_tokens)
-    if temperature < 0.0 or not 0.0 < top_p <= 1.0 or (top_k is not None and top_k < 1):
+    if not 0.0 <= temperature < float("inf") or not 0.0 < top_p <= 1.0 or (top_k is not None and top_k < 1):
         raise BadInput(f"temperature = {temperature}, top_p = {top_p}, top_k = {top_k}: need temperature >= 0, 0 < top_p <= 1, top_k >= 1")
     rows, time = _bucket(len(prompts), 1), _bucket(max(len(prompt) for prompt in prompts), SMALLEST_BUCKET)
     tokens = np.zeros((rows, time), np.int32)

@@ -67,6 +67,8 @@ def train_stages(
     for plan in stages:
         log.info("stage %s: steps %d to %d\n%s", plan.stage.name, plan.start, plan.end - 1, plan.mixture.table())
 
+    if not stages:
+        return make_params()
     mesh = make_mesh(config.training.mesh)
     check_batch(mesh, config.training.global_batch_size, config.training.gradient_accumulation)
     optimizer = AdamW(config.optimizer, abstract_params(model_config))

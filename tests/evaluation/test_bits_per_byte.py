@@ -6,7 +6,7 @@ import pytest
 
 from babel_jax.config import ModelConfig
 from babel_jax.evaluation.bits_per_byte import bits_per_byte, class_means, encode
-from babel_jax.evaluation.tables import plot_points, points_table
+from babel_jax.evaluation.tables import findings, plot_points, points_table
 from babel_jax.model.decoder import forward, init_params
 
 
@@ -56,6 +56,16 @@ def test_a_cut_document_counts_every_token_but_the_first_once(model):
     uniform = bits_per_byte(config, jax.tree.map(lambda leaf: leaf * 0, params), texts)["en"]
     assert found.tokens == 199
     assert uniform.bits == pytest.approx(199 * 8)
+
+
+def test_the_bytes_of_a_cut_first_character_are_counted_once():
+    # A tokenizer of bytes cuts every Burmese letter in three; the first of them is not predicted, two are.
+    texts = encode(Bytes(), {"my": ["\u1000\u1001", "ab"]}, seq_len=16, batch_size=1)
+    assert (texts["my"].bytes, texts["my"].tokens) == (5 + 1, 5 + 1)
+
+
+def test_nothing_is_claimed_of_nothing():
+    assert findings({"base": {}, "expanded": {}, "recovered": {}}) == []
 
 
 def test_means_and_table():
