@@ -196,8 +196,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         between_folders.add_argument("--verify", action="store_true", help="read all back and compare the sha256 of every tensor")
 
-    prepare = command("prepare", _prepare, "raw text to packed datasets", "babel prepare configs/tiny.toml")
-    train = command("train", _train, "expand, train the stages, evaluate, export", "babel train configs/tiny.toml --set seed=1")
+    prepare = command("prepare", _prepare, "raw text to packed datasets", "babel prepare my-run.toml")
+    train = command("train", _train, "expand, train the stages, evaluate, export", "babel train my-run.toml --set seed=1")
     for with_config in (prepare, train):
         with_config.add_argument("config", metavar="CONFIG")
         with_config.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as seed=1")

@@ -176,6 +176,22 @@ def make_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
+def only_process_in(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Keeps other processes of this host out of a folder; the lock goes with the process. Raises BadInput, or waits, where one is in it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise BadInput(f"{folder}: another process is at work in it; wait for that one, or give another folder") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
     """Turns a full disk and missing permission into BadInput that names `path`."""
     try:

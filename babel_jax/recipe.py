@@ -11,6 +11,7 @@ hf/                the trained model as a Hugging Face folder
 summary.*          table (.md), figures (.json) and plot (.png)
 """
 
+import contextlib
 import json
 import logging
 import tempfile
@@ -36,7 +37,7 @@ from babel_jax.evaluation.bits_per_byte import bits_per_byte, class_means, encod
 from babel_jax.evaluation.tables import findings, plot_points, points_table
 from babel_jax.expansion.apply import expand_config, expand_hf_config, expand_params
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
-from babel_jax.files import PARTIAL, make_folder, write_text
+from babel_jax.files import PARTIAL, make_folder, only_process_in, write_text
 from babel_jax.model.decoder import count_parameters, forward, init_params
 from babel_jax.model.generation import generate
 from babel_jax.training.checkpoints import read_json_lines
@@ -52,8 +53,15 @@ def run_recipe(config: Config, compare_export: bool = False) -> dict[str, Any]:
     `compare_export`, for models that one device holds twice, "export_difference": see `export_difference`.
     """
     run_folder = Path(config.out)
+    make_folder(run_folder)
+    # Of several processes of one run, the first speaks for all.
+    with only_process_in(run_folder) if jax.process_index() == 0 else contextlib.nullcontext():
+        return _run(config, run_folder, compare_export)
+
+
+def _run(config: Config, run_folder: Path, compare_export: bool) -> dict[str, Any]:
     _claim(run_folder, config)
-    if (run_folder / "summary.json").is_file():
+    with contextlib.suppress(FileNotFoundError, ValueError):
         return json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
     folder = open_folder(config.model.folder) if config.model.folder is not None else None
     if config.data.sources:
@@ -109,6 +117,10 @@ def generate_text(model: str, prompt: str, max_new_tokens: int, temperature: flo
     """What a model folder writes after a prompt."""
     folder = open_folder(model)
     tokenizer = open_tokenizer(folder.path)
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise BadInput("babel generate: the prompt is not UTF-8; check the terminal's encoding") from None
     ids = tokenizer.encode(prompt)
     if not ids:
         raise BadInput("babel generate: the prompt is empty; give some text to go on from")
@@ -136,10 +148,8 @@ def _claim(run_folder: Path, config: Config) -> None:
     One from which nothing was computed yet, as after a mistake in it, is replaced.
     """
     path = run_folder / "config.toml"
-    if not path.is_file():
-        make_folder(run_folder)
-        if any(not file.name.endswith(PARTIAL) for file in run_folder.iterdir()):
-            raise BadInput(f"{run_folder}: not empty and not a run folder (it has no config.toml); give another out")
+    if not path.is_file() and any(not file.name.endswith(PARTIAL) for file in run_folder.iterdir()):
+        raise BadInput(f"{run_folder}: not empty and not a run folder (it has no config.toml); give another out")
     if not any((run_folder / name).exists() for name in ("evaluation", "metrics.jsonl", "summary.json")):
         config.save(path)
         return

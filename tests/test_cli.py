@@ -149,6 +149,24 @@ def test_convert_expand_and_generate(babel, trained, tmp_path):
     assert texts == texts[:1] * 4
 
 
+def test_relative_folders_of_both_formats(babel, trained, tmp_path, monkeypatch):
+    (tmp_path / "hf").symlink_to(trained / "hf")
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        ("convert", "hf", "orbax", "--verify"),
+        ("expand", "orbax", "deeper", "--append", 1),
+        ("convert", "deeper", "back"),
+        ("generate", "deeper", "All human beings", "--max-new-tokens", 2),
+    ):
+        status, _, err = babel(*command)
+        assert (status, err) == (0, "")
+
+
+def test_a_prompt_that_is_not_utf8(babel, trained):
+    status, _, err = babel("generate", trained / "hf", "caf\udce9")
+    assert (status, "the prompt is not UTF-8" in err) == (2, True)
+
+
 def test_evaluate(babel, trained, small_settings, tmp_path):
     texts = tmp_path / "text"
     texts.mkdir()

@@ -11,6 +11,7 @@ from babel_jax.config import Config
 from babel_jax.config_file import load_config, parse_settings
 from babel_jax.data.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
+from babel_jax.files import only_process_in
 from babel_jax.model.decoder import forward
 from babel_jax.recipe import run_recipe
 from babel_jax.training.checkpoints import read_json_lines
@@ -124,6 +125,18 @@ def test_a_run_folder_of_other_settings_is_refused(config, grown):
     changed = config.model_copy(update={"seed": 5, "training": config.training.model_copy(update={"global_batch_size": 8})})
     with pytest.raises(BadInput, match=r"begun with another seed, training.global_batch_size; give another out"):
         run_recipe(changed)
+
+
+def test_a_second_process_in_the_same_run_folder_is_refused(config, grown):
+    run = open_folder(grown["hf"]).path.parent
+    with only_process_in(run), pytest.raises(BadInput, match="another process is at work in it"):
+        run_recipe(config)
+
+
+def test_a_summary_that_was_cut_is_made_again(config, grown):
+    path = open_folder(grown["hf"]).path.parent / "summary.json"
+    path.write_text(path.read_text()[:100])
+    assert run_recipe(config, compare_export=True) == grown
 
 
 def test_a_folder_that_is_no_run_folder_is_left_alone(config, tmp_path):

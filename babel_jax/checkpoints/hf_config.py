@@ -96,9 +96,13 @@ def read_hf_config(hf: dict[str, Any], where: str) -> ModelConfig:
     missing = [key for key in needed if hf.get(key) is None]
     if missing:
         raise BadInput(f"{where}: missing {', '.join(missing)}; without it the model's shape is not known")
-    wrong = [key for key in (*needed, "max_window_layers") if not isinstance(hf.get(key, 0), int | float | None)]
+    wrong = [key for key in (*needed, "rope_theta") if not isinstance(hf.get(key, 0), int | float | None)]
+    wrong += [key for key in ("num_hidden_layers", "max_window_layers") if not isinstance(hf.get(key, 0), int | None)]
     if wrong:
-        raise BadInput(f"{where}: {', '.join(f'{key} = {hf[key]!r}' for key in wrong)}: not a number")
+        raise BadInput(f"{where}: {', '.join(f'{key} = {hf[key]!r}' for key in wrong)}: not a number, or not a whole one")
+    ids = hf.get("eos_token_id")
+    if not all(isinstance(one, int) for one in (ids if isinstance(ids, list) else [ids]) if one is not None):
+        raise BadInput(f"{where}: eos_token_id = {ids!r}: not a token id or a list of them")
     if hf.get("quantization_config"):
         raise BadInput(f"{where}: quantization_config: quantized weights are not supported; give the model in bfloat16, float16 or float32")
     if hf.get(traits.activation_key, traits.activation) != traits.activation:
@@ -243,7 +247,10 @@ def _rope(hf: dict[str, Any], where: str) -> tuple[float, RopeScaling]:
     for name, table in tables.items():
         if not isinstance(table, dict) or any(isinstance(value, dict) for value in table.values()):
             raise BadInput(f"{where}: {name} must be one table for all layers; rotary parameters by layer type are not supported")
-    thetas = {table["rope_theta"] for table in (hf, *tables.values()) if table.get("rope_theta") is not None}
+    given = [table["rope_theta"] for table in (hf, *tables.values()) if table.get("rope_theta") is not None]
+    if not all(isinstance(theta, int | float) for theta in given):
+        raise BadInput(f"{where}: rope_theta = {given[0]!r}: not a number")
+    thetas = set(given)
     if len(thetas) > 1:
         raise BadInput(f"{where}: rope_theta is given as {' and as '.join(sorted(map(str, thetas)))}; keep the one that holds")
     scalings = {_rope_scaling(table, name, hf, where) for name, table in tables.items()}

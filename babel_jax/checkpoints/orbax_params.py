@@ -35,7 +35,7 @@ def load_orbax_params(folder: Path, config: ModelConfig, dtype: Any, shardings: 
 
     Raises BadInput when params/ is damaged or does not hold the model of the config.
     """
-    path = folder / PARAMS
+    path = (folder / PARAMS).absolute()
     wanted = {
         place: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=shardings[place])
         for place, leaf in _checked_metadata(path, config).items()
@@ -59,7 +59,7 @@ def _checked_metadata(path: Path, config: ModelConfig) -> dict[Place, Any]:
 
 def save_orbax_params(folder: Path, params: PyTree[Array]) -> None:
     """Writes params/ into `folder`."""
-    path = folder / PARAMS
+    path = (folder / PARAMS).absolute()
     with _quiet():
         ocp.save(path, params)
     _list_files(path)
@@ -75,7 +75,7 @@ class StoredLeaves:
 
     def __init__(self, folder: Path, config: ModelConfig):
         """Raises BadInput as `load_orbax_params` does."""
-        self._path = folder / PARAMS
+        self._path = (folder / PARAMS).absolute()
         stored = _checked_metadata(self._path, config)
         self._shapes = tensor_shapes(config)
         with _explain(self._path):
@@ -104,7 +104,7 @@ class LeafFiles:
 
     def __init__(self, folder: Path, specs: Specs, rows_of_piece: Callable[[Shape, np.dtype], int]):
         """`specs` are shape and type of each tensor by its name; rows of different tensors of a leaf are of one type."""
-        self._path = folder / PARAMS
+        self._path = (folder / PARAMS).absolute()
         leaves: dict[Place, tuple[Shape, np.dtype, int]] = {}
         for name, (shape, dtype) in specs.items():
             place, layer = tensor_place(name)

@@ -21,7 +21,7 @@ from babel_jax.data.survey import Survey, survey
 from babel_jax.data.tokenizers import Tokenizer, open_tokenizer
 from babel_jax.data.windows import write_windows
 from babel_jax.errors import BadInput
-from babel_jax.files import PARTIAL, explain_os_errors, make_folder, new_folder, write_text
+from babel_jax.files import PARTIAL, explain_os_errors, make_folder, new_folder, only_process_in, write_text
 from babel_jax.languages import CODES
 
 FORMAT = 1
@@ -50,6 +50,12 @@ def prepare(settings: DataSettings, tokenizer: Path | str | None = None) -> dict
         "heldout_fraction": settings.heldout_fraction,
         "heldout_bytes": settings.heldout_bytes,
     }
+    make_folder(folder)
+    with only_process_in(folder, wait=True):
+        return _prepared(settings, folder, opened, made_from)
+
+
+def _prepared(settings: DataSettings, folder: Path, opened: Tokenizer, made_from: dict[str, Any]) -> dict[str, Any]:
     _claim(folder, made_from)
     languages = [code for code in CODES if any(source.language == code for source in settings.sources)]
     report = {
@@ -67,7 +73,6 @@ def _claim(folder: Path, made_from: dict[str, Any]) -> None:
     """Writes what the folder is made from, or raises BadInput when it was begun from something else."""
     if not (folder / SETTINGS).is_file():
         with explain_os_errors(folder):
-            make_folder(folder)
             if any(path.suffix != PARTIAL for path in folder.iterdir()):
                 raise BadInput(f"{folder}: exists and is no folder of prepared data; give another data.folder or remove it first")
         _write_json(folder / SETTINGS, made_from)

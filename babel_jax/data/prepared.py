@@ -77,7 +77,18 @@ def open_prepared(folder: Path | str) -> PreparedData:
     if not (folder / REPORT).is_file():
         state = "is not finished" if (folder / SETTINGS).is_file() else "is no folder of prepared data"
         raise BadInput(f"{folder}: {state} (it has no {REPORT}); run `babel prepare`")
-    return PreparedData(folder, read_json(folder / REPORT))
+    prepared = PreparedData(folder, read_json(folder / REPORT))
+    try:
+        needed = [dataset_folder(folder, *dataset) for dataset in prepared.available]
+        complete = bool(prepared.seq_len and prepared.tokenizer_fingerprint)
+    except (KeyError, TypeError, AttributeError):
+        complete = False
+    if not complete:
+        raise BadInput(f"{folder / REPORT}: damaged; remove the folder {folder} and run `babel prepare` again")
+    absent = [path for path in [*needed, *(heldout_file(folder, language) for language in prepared.languages)] if not path.exists()]
+    if absent:
+        raise BadInput(f"{absent[0]}: missing; remove the folder {folder} and run `babel prepare` again")
+    return prepared
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -251,3 +252,20 @@ def test_a_full_disk_is_named(tmp_path, small_settings, small_model, kilobytes, 
     finally:
         subprocess.run(["umount", str(disk)], check=True)
     assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: (folder / "prepared.json").write_text("{}"), r"prepared.json: damaged; remove the folder"),
+        (lambda folder: (folder / "prepared.json").write_text("["), r"prepared.json: not readable JSON"),
+        (lambda folder: shutil.rmtree(folder / "windows" / "sw-web"), r"sw-web: missing; remove the folder"),
+        (lambda folder: (folder / "heldout" / "en.jsonl").unlink(), r"en.jsonl: missing; remove the folder"),
+    ],
+)
+def test_damaged_folders_are_named(small_prepared, tmp_path, damage, says):
+    folder = tmp_path / "data"
+    shutil.copytree(small_prepared, folder)
+    damage(folder)
+    with pytest.raises(BadInput, match=says):
+        open_prepared(folder)
