@@ -194,9 +194,9 @@ def _plan(study: Study, variant: str, seed: int) -> ExpansionPlan | None:
 
 
 def _every_other(depth: int, count: int) -> tuple[int, ...]:
-    """Every other layer from the middle on, as in Babel-9B; for more new layers than these, spread over the whole model."""
-    from_the_middle = range(depth // 2, depth, 2)
-    return tuple(from_the_middle[:count] if count <= len(from_the_middle) else (place * depth // count for place in range(count)))
+    """Every other layer from the middle on, as in Babel-9B; from before it where these are too few, and then all over the model."""
+    start = min(depth // 2, depth - 2 * count + 1)
+    return tuple(range(start, start + 2 * count, 2)) if start >= 0 else tuple(place * depth // count for place in range(count))
 
 
 def _relative_flops(study: Study) -> float:
