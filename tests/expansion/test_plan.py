@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babel_jax import cli
+from babel_jax.ablation import _every_other
 from babel_jax.config import ExpansionSettings, Init, ModelConfig
 from babel_jax.errors import BadInput
 from babel_jax.expansion.apply import expand_config
@@ -186,6 +187,21 @@ def test_settings_that_do_not_fit_the_model(settings, words):
 
 def test_a_plan_is_hashable():
     assert hash(plan_from_settings(ExpansionSettings(append=1), 2)) == hash(ExpansionPlan.model_validate_json(json.dumps(copies(0, 1, 1))))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_ablations_place_new_layers_as_the_presets(preset):
+    depth, after = PRESETS[preset]
+    assert _every_other(depth, len(after)) == after
+
+
+@given(st.integers(1, 100).flatmap(lambda depth: st.tuples(st.just(depth), st.integers(1, depth))))
+def test_ablations_place_every_number_of_layers(drawn):
+    depth, count = drawn
+    layers = _every_other(depth, count)
+    assert len(layers) == count == len(set(layers))
+    assert sorted(layers) == list(layers)
+    assert 0 <= min(layers) <= max(layers) < depth
 
 
 def test_the_command_line_offers_every_init():
