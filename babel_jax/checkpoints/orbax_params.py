@@ -18,6 +18,7 @@ from orbax.checkpoint import v1 as ocp
 
 from babel_jax.checkpoints.layout import Shape, check_shapes, leaf_shapes, tensor_shapes
 from babel_jax.checkpoints.names import Place, tensor_place
+from babel_jax.checkpoints.processes import agreed
 from babel_jax.checkpoints.safetensors_files import Specs
 from babel_jax.config import ModelConfig
 from babel_jax.errors import BadInput
@@ -58,11 +59,13 @@ def _checked_metadata(path: Path, config: ModelConfig) -> dict[Place, Any]:
 
 
 def save_orbax_params(folder: Path, params: PyTree[Array]) -> None:
-    """Writes params/ into `folder`."""
+    """Writes params/ into `folder`; of several processes, all call this."""
     path = (folder / PARAMS).absolute()
     with _quiet():
         ocp.save(path, params)
-    _list_files(path)
+    with agreed():
+        if jax.process_index() == 0:
+            _list_files(path)
 
 
 def _list_files(path: Path) -> None:

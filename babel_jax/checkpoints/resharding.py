@@ -9,8 +9,9 @@ divides by part of it. Each move takes axes from the end of one dimension to the
 all-gather): XLA has a collective for those. Between unrelated layouts it would gather the whole leaf on every device.
 """
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -55,17 +56,22 @@ def moved(values: Array, steps: list[Sharding]) -> Array:
     if values.sharding.is_equivalent_to(steps[-1], values.ndim):
         return jax.device_put(values, steps[-1])
 
+    return _mover(tuple(steps[1:]), values.dtype)(values)
+
+
+@functools.cache
+def _mover(steps: tuple[Sharding, ...], dtype: np.dtype) -> Callable[[Array], Array]:
     # As bits: XLA may take bfloat16 for float32 on the way, on CPU in collectives too, which changes NaNs. The barriers keep it from
     # taking the two conversions for none.
-    bits = jnp.dtype(f"uint{8 * values.dtype.itemsize}")
+    bits = jnp.dtype(f"uint{8 * dtype.itemsize}")
 
     def move(values: Array) -> Array:
         moving = jax.lax.optimization_barrier(jax.lax.bitcast_convert_type(values, bits))
-        for step in steps[1:]:
+        for step in steps:
             moving = jax.lax.with_sharding_constraint(moving, step)
-        return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(moving), values.dtype)
+        return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(moving), dtype)
 
-    return jax.jit(move, out_shardings=steps[-1])(values)
+    return jax.jit(move, out_shardings=steps[-1])
 
 
 def gathered(leaf: Array, layer: int | None) -> Array:

@@ -13,8 +13,8 @@ from babel_jax.config import ModelConfig
 TYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 
 
-@pytest.fixture
-def tiny_config() -> ModelConfig:
+@pytest.fixture(scope="session")
+def tiny_model_config() -> ModelConfig:
     return ModelConfig(
         vocab_size=48,
         hidden_size=16,
@@ -27,10 +27,20 @@ def tiny_config() -> ModelConfig:
 
 
 @pytest.fixture
-def write_model(tiny_config):
+def tiny_config(tiny_model_config) -> ModelConfig:
+    return tiny_model_config
+
+
+@pytest.fixture
+def write_model(write_model_of):
+    return write_model_of
+
+
+@pytest.fixture(scope="session")
+def write_model_of(tiny_model_config):
     """Writes an HF folder without any of the code under test except config.json's: every bit of every tensor is random, NaNs among them."""
 
-    def write(path: Path, config: ModelConfig = tiny_config, dtype: str | None = "bfloat16", shards: int = 2) -> Path:
+    def write(path: Path, config: ModelConfig = tiny_model_config, dtype: str | None = "bfloat16", shards: int = 2) -> Path:
         path.mkdir(parents=True)
         random = np.random.default_rng(0)
         kinds = list(TYPES)
