@@ -39,6 +39,8 @@ def stand_in(url: str) -> Path:
         if not system.isdir(root):
             raise BadInput(f"{url}: no such model folder")
         entries = {str(entry["name"]): entry for entry in system.ls(root, detail=True)}
+        if not any(name.endswith(_SHARD) for name in entries):
+            raise BadInput(f"{url}: holds no safetensors files; only Hugging Face folders can be read there, so convert the model first")
         parent = Path(tempfile.mkdtemp(prefix="babel-"))
         atexit.register(shutil.rmtree, parent, ignore_errors=True)
         local = parent / url.rsplit("/", 1)[-1]
