@@ -323,6 +323,13 @@ class Schedule(Settings):
         return self
 
 
+class Trained(StrEnum):
+    """What a stage trains: all parameters, or those of the layers that expansion added (so that the others stay as they are)."""
+
+    ALL = "all"
+    NEW_LAYERS = "new_layers"
+
+
 class Stage(Settings):
     """One stage of a run: its budget in `tokens` or in `steps`, its rate and its mixture. `result` names the model after it in tables.
 
@@ -334,6 +341,7 @@ class Stage(Settings):
     tokens: Positive | None = None
     steps: Positive | None = None
     max_passes: PositiveFloat | None = None
+    train: Trained = Trained.ALL
     schedule: Schedule
     mixture: MixtureSettings = MixtureSettings()
 
@@ -354,13 +362,17 @@ class OptimizerRule(Settings):
 
 
 class OptimizerSettings(Settings):
-    """AdamW with decoupled weight decay (Loshchilov and Hutter 2019). The rules are ordered and must cover every parameter."""
+    """AdamW with decoupled weight decay (Loshchilov and Hutter 2019). The rules are ordered and must cover every parameter.
+
+    `new_layers_rate` is a factor on the rate of the layers that expansion added.
+    """
 
     b1: BelowOne = 0.9
     b2: BelowOne = 0.95
     eps: PositiveFloat = 1e-8
     clip_norm: PositiveFloat = 1.0
     z_loss: Annotated[float, Field(ge=0.0)] = 0.0
+    new_layers_rate: Annotated[float, Field(ge=0.0)] = 1.0
     rules: tuple[OptimizerRule, ...] = (
         OptimizerRule(pattern=r"(norm|bias)"),
         OptimizerRule(pattern=r"(embed_tokens|lm_head|_proj)/weight$", weight_decay=0.1),

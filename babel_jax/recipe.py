@@ -25,6 +25,7 @@ from jaxtyping import Array, PyTree
 
 from babel_jax.checkpoints.folder import Format, ModelFolder, load_params, open_folder, save_folder
 from babel_jax.checkpoints.hf_config import stored_eos_token_ids, write_hf_config
+from babel_jax.checkpoints.processes import agreed, first_says
 from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.config import Config, ModelConfig, Stage
 from babel_jax.config_file import parse_settings, read_toml
@@ -35,12 +36,13 @@ from babel_jax.data.tokenizers import Tokenizer, open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.bits_per_byte import bits_per_byte, class_means, encode
 from babel_jax.evaluation.tables import findings, plot_points, points_table
-from babel_jax.expansion.apply import expand_config, expand_hf_config, expand_params
+from babel_jax.expansion.apply import expand_config, expand_hf_config, expand_params, new_layers_of
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
 from babel_jax.files import PARTIAL, make_folder, only_process_in, write_text
 from babel_jax.model.decoder import count_parameters, forward, init_params
 from babel_jax.model.generation import generate
 from babel_jax.training.checkpoints import read_json_lines
+from babel_jax.training.mesh import make_mesh, param_shardings
 from babel_jax.training.run import train_stages
 
 log = logging.getLogger("babel")
@@ -60,12 +62,17 @@ def run_recipe(config: Config, compare_export: bool = False) -> dict[str, Any]:
 
 
 def _run(config: Config, run_folder: Path, compare_export: bool) -> dict[str, Any]:
-    _claim(run_folder, config)
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        return json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
+    first = jax.process_index() == 0
+    with agreed():
+        if first:
+            _claim(run_folder, config)
+    if (finished := _finished(run_folder)) is not None:
+        return finished
     folder = open_folder(config.model.folder) if config.model.folder is not None else None
-    if config.data.sources:
-        prepare(config.data, config.model.folder)  # at once where it is done; raises where it was done with other settings
+    with agreed():
+        if config.data.sources and first:
+            # At once where it is done; raises where it was done with other settings.
+            prepare(config.data, folder.path if folder is not None else None)
     tokenizer = _tokenizer(config, folder)
     base_config = folder.config if folder is not None else config.model.shape
     assert base_config is not None
@@ -74,13 +81,16 @@ def _run(config: Config, run_folder: Path, compare_export: bool) -> dict[str, An
     model_config = expand_config(base_config, plan) if plan is not None else base_config
 
     def begin() -> PyTree[Array]:
+        mesh = make_mesh(config.training.mesh)
+        shardings = param_shardings(base_config, mesh)
         if folder is None:
-            params = jax.jit(init_params, static_argnums=0)(base_config, jax.random.key(config.seed))
+            params = jax.jit(init_params, static_argnums=0, out_shardings=shardings)(base_config, jax.random.key(config.seed))
         else:
-            params = load_params(folder, dtype=jnp.float32)
+            params = load_params(folder, dtype=jnp.float32, shardings=shardings)
             _measure(config, "base", base_config, params, tokenizer)
         if plan is not None:
-            params = jax.jit(expand_params, static_argnums=1)(params, plan)
+            deeper = param_shardings(model_config, mesh)
+            params = jax.jit(expand_params, static_argnums=1, out_shardings=deeper)(params, plan)
         if plan is not None and folder is not None:
             _measure(config, "expanded", model_config, params, tokenizer)
         return params
@@ -88,11 +98,25 @@ def _run(config: Config, run_folder: Path, compare_export: bool) -> dict[str, An
     def measure_stage(stage: Stage, params: PyTree[Array]) -> None:
         _measure(config, stage.result, model_config, params, tokenizer)
 
-    params = train_stages(config, model_config, begin, run_folder, measure_stage)
-    if not (run_folder / "hf").is_dir():
+    new_layers = plan.new_layers if plan is not None else new_layers_of(folder.hf_config) if folder is not None else ()
+    params = train_stages(config, model_config, begin, run_folder, measure_stage, new_layers)
+    if first_says(not (run_folder / "hf").is_dir()):
         _export(run_folder / "hf", config, model_config, folder, plan, params, tokenizer)
     difference = export_difference(run_folder / "hf", params, model_config) if compare_export else None
-    return _summarize(config, run_folder, model_config, difference)
+    with agreed():
+        if first:
+            _summarize(config, run_folder, model_config, difference)
+    finished = _finished(run_folder)
+    assert finished is not None
+    return finished
+
+
+def _finished(run_folder: Path) -> dict[str, Any] | None:
+    """The summary of a run folder, where its run is over."""
+    found = None
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        found = json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
+    return found if first_says(found is not None) else None
 
 
 def evaluate_folder(model: str, data: str | None, languages: list[str] | None, max_bytes: int) -> dict[str, Any]:
@@ -133,7 +157,7 @@ def generate_text(model: str, prompt: str, max_new_tokens: int, temperature: flo
 
 def export_difference(hf: Path, params: PyTree[Array], config: ModelConfig) -> float:
     """The largest difference between the logits of `params` and those of the exported folder, read again, on fixed tokens."""
-    reloaded = load_params(open_folder(hf), dtype=jnp.float32)
+    reloaded = load_params(open_folder(hf), dtype=jnp.float32, shardings=jax.tree.map(lambda leaf: leaf.sharding, params))
     tokens = np.arange(64, dtype=np.int32)[None] * 37 % config.vocab_size
     logits = jax.jit(forward, static_argnums=0)
     return float(jnp.max(jnp.abs(logits(config, params, tokens) - logits(config, reloaded, tokens))))
@@ -194,7 +218,7 @@ def _check_fit(config: Config, model_config: ModelConfig, tokenizer: Tokenizer) 
 def _measure(config: Config, point: str, model_config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer) -> None:
     """Bits per byte on the held-out text, written as the point's file; one that is there already stays."""
     path = Path(config.out) / "evaluation" / f"{point}.json"
-    if path.is_file():
+    if first_says(path.is_file()):
         return
     prepared = open_prepared(config.data.folder)
     texts = {code: [row.text for row in prepared.heldout(code)] for code in prepared.languages}
@@ -212,8 +236,10 @@ def _measure(config: Config, point: str, model_config: ModelConfig, params: PyTr
     values = {code: bits.bits_per_byte for code, bits in measured.items()}
     means = {group: mean for group, mean in class_means(values).items() if mean is not None}
     log.info("bits per byte, %s: %s", point, ", ".join(f"{group} {mean:.3f}" for group, mean in means.items()))
-    path.parent.mkdir(exist_ok=True)
-    write_text(path, json.dumps(values, indent=2) + "\n")
+    with agreed():
+        if jax.process_index() == 0:
+            path.parent.mkdir(exist_ok=True)
+            write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def _export(
@@ -239,7 +265,7 @@ def _export(
         save_folder(path, Format.HF, exported, hf_config, Path(files))
 
 
-def _summarize(config: Config, run_folder: Path, model_config: ModelConfig, export_difference: float | None) -> dict[str, Any]:
+def _summarize(config: Config, run_folder: Path, model_config: ModelConfig, export_difference: float | None) -> None:
     names = ["base", "expanded", *(stage.result for stage in config.stages)]
     found = {name: run_folder / "evaluation" / f"{name}.json" for name in names}
     points = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in found.items() if path.is_file()}
@@ -278,4 +304,3 @@ def _summarize(config: Config, run_folder: Path, model_config: ModelConfig, expo
         "summary": text,
     }
     write_text(run_folder / "summary.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    return result

@@ -42,6 +42,11 @@ def _exchange(message: str) -> list[str]:
     return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in multihost_utils.process_allgather(data)]
 
 
+def first_says(yes: bool) -> bool:
+    """What process 0 says to a question that others may see another answer to, such as whether a file is there already."""
+    return yes if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.asarray(yes)))
+
+
 @contextlib.contextmanager
 def new_folder_of_all(final: Path) -> Iterator[Path]:
     """`new_folder`, made and renamed by process 0, filled by all. Raises BadInput on all of them where one fails."""

@@ -20,7 +20,7 @@ from babel_jax.checkpoints.names import Place, is_stacked, tensor_name, tensor_p
 from babel_jax.checkpoints.streaming import Piece, Source
 from babel_jax.config import Init, LayerType, ModelConfig
 from babel_jax.errors import BadInput
-from babel_jax.expansion.plan import ExpansionPlan
+from babel_jax.expansion.plan import ExpansionPlan, plan_from_json
 
 PROVENANCE = "babel_expansion"
 
@@ -69,6 +69,21 @@ def expand_hf_config(hf: dict[str, Any], plan: ExpansionPlan, source_name: str) 
     provenance = {"babel_jax": __version__, "source": source_name, "source_num_hidden_layers": plan.depth, **plan.model_dump()}
     before = {"before": hf[PROVENANCE]} if PROVENANCE in hf else {}
     return {**deeper, PROVENANCE: {**provenance, **before}}
+
+
+def new_layers_of(hf: dict[str, Any]) -> tuple[int, ...]:
+    """Positions of the layers that the last expansion added, from the `babel_expansion` of a config.json; empty without one.
+
+    Raises BadInput when that is no plan, or one of another depth than the model's.
+    """
+    if PROVENANCE not in hf:
+        return ()
+    provenance = hf[PROVENANCE]
+    where = f"config.json: {PROVENANCE}"
+    plan = plan_from_json({"layers": provenance.get("layers")} if isinstance(provenance, dict) else provenance, where)
+    if len(plan.layers) != hf.get("num_hidden_layers"):
+        raise BadInput(f"{where}: a plan of {len(plan.layers)} layers in a model of {hf.get('num_hidden_layers')}; remove it")
+    return plan.new_layers
 
 
 def expand_folder(source: Path | str, destination: Path | str, plan: ExpansionPlan, **options: Any) -> dict[str, Any]:

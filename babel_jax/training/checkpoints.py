@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
+from babel_jax.checkpoints.processes import agreed
 from babel_jax.errors import BadInput
 from babel_jax.files import explain_os_errors
 from babel_jax.training.step import TrainState
@@ -46,23 +48,25 @@ class Checkpoints:
         with explain_os_errors(self._folder):
             self._manager.wait_until_finished()
 
-    def restore(self, abstract: PyTree[jax.ShapeDtypeStruct]) -> tuple[int, TrainState] | None:
-        """The newest readable checkpoint and its step, placed by the shardings in `abstract`; None where there is none.
+    def restore(self, abstract: Callable[[str], PyTree[jax.ShapeDtypeStruct]]) -> tuple[int, str, TrainState] | None:
+        """The newest readable checkpoint: its step, the name of its stage, and the state; None where there is none.
 
+        `abstract` gives shapes, types and shardings of the state in a stage, which depend on what the stage trains.
         Newer ones that cannot be read are set aside as STEP.damaged, with a warning. Raises BadInput, and moves nothing, when none can be
         read: to begin anew would throw the run away for what may be a full memory or a missing disk.
         """
         unreadable: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+                stage = self._manager.metadata(step).custom_metadata["stage"]
+                state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract(stage)))
             except Exception as error:  # Orbax and TensorStore raise what they like for damaged files
                 unreadable[step] = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 continue
             for damaged, reason in unreadable.items():
                 log.warning("checkpoint %d cannot be read (%s); it is set aside, and step %d is taken", damaged, reason, step)
                 self._set_aside(damaged)
-            return step, state
+            return step, stage, state
         if unreadable:
             steps, reason = ", ".join(str(step) for step in unreadable), next(iter(unreadable.values()))
             raise BadInput(f"{self._folder}: no checkpoint can be read (steps {steps}: {reason}); remove the run folder to begin anew")
@@ -70,8 +74,10 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         aside = self._folder / f"{step}.damaged"
-        shutil.rmtree(aside, ignore_errors=True)
-        (self._folder / str(step)).rename(aside)
+        with agreed():
+            if jax.process_index() == 0:
+                shutil.rmtree(aside, ignore_errors=True)
+                (self._folder / str(step)).rename(aside)
         self._manager.reload()
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -79,6 +80,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Windows of a batch spread over the axes that hold different data."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def everywhere(value: np.generic, mesh: Mesh) -> jax.Array:
+    """A number that all processes have, on every device. `jax.device_put` would have the processes compare it first, every time."""
+    return jax.make_array_from_callback((), replicated(mesh), lambda _: np.asarray(value))
 
 
 def global_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,11 +65,13 @@ class Metrics:
     def __init__(self, folder: Path, config: ModelConfig, seq_len: int, available: Mapping[str, int], start_step: int, total_steps: int):
         """`available` is the tokens that each language has; lines of steps from `start_step` on are of a run that was cut off, and go."""
         self._path = folder / "metrics.jsonl"
-        kept = [line for line in read_json_lines(self._path) if line["step"] < start_step]
-        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
-        self._bar = tqdm(total=total_steps, initial=start_step, desc="train", unit=" steps", disable=None)
+        writes = jax.process_index() == 0  # all processes see the same values
+        if writes:
+            kept = [line for line in read_json_lines(self._path) if line["step"] < start_step]
+            write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = open(self._path if writes else os.devnull, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step, write_to_disk=writes)
+        self._bar = tqdm(total=total_steps, initial=start_step, desc="train", unit=" steps", disable=None if writes else True)
         self._seq_len, self._available = seq_len, available
         self._flops, self._peak = flops_per_token(config, seq_len), peak_flops(jax.devices()[0].device_kind, jax.device_count())
         self._waiting: tuple[dict[str, Any], dict[str, Array]] | None = None

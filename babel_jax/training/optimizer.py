@@ -2,14 +2,17 @@
 
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import traverse_util
 from jaxtyping import Array, Float, PyTree
 
-from babel_jax.config import OptimizerRule, OptimizerSettings, Schedule, ScheduleKind
+from babel_jax.checkpoints.names import is_stacked
+from babel_jax.config import OptimizerRule, OptimizerSettings, Schedule, ScheduleKind, Trained
 from babel_jax.errors import BadInput
 
 
@@ -38,17 +41,45 @@ class AdamW:
     """Decoupled weight decay (Loshchilov and Hutter 2019) with a rate, decay and freezing for each parameter.
 
     p <- p - rate * rule.rate * (m / (sqrt(v) + eps) + rule.weight_decay * p), with bias-corrected float32 moments m and v.
-    Frozen parameters hold no moments.
+    Frozen parameters hold no moments. With Trained.NEW_LAYERS only the rows `new_layers` of the leaves under the layers are trained, and
+    only these rows have moments: [new layers, ...].
     """
 
-    def __init__(self, settings: OptimizerSettings, params: PyTree[Array]):
+    def __init__(
+        self, settings: OptimizerSettings, params: PyTree[Array], trained: Trained = Trained.ALL, new_layers: tuple[int, ...] = ()
+    ):
         self.rules = rule_of_each(settings, params)
-        self.trained = jax.tree.map(lambda rule: not rule.freeze, self.rules, is_leaf=lambda rule: isinstance(rule, OptimizerRule))
+        stacked = traverse_util.path_aware_map(lambda path, _: is_stacked(tuple(map(str, path))), params)
+        self._rows = np.asarray(new_layers) if trained is Trained.NEW_LAYERS else None
+        self.trained = jax.tree.map(
+            lambda under_layers, rule: not rule.freeze and (self._rows is None or under_layers), stacked, self.rules
+        )
         if not any(jax.tree.leaves(self.trained)):
             raise BadInput("optimizer.rules: every parameter is frozen; leave at least one to train")
         self.clip_norm = settings.clip_norm
         self._settings = settings
         self._moments = optax.masked(optax.scale_by_adam(settings.b1, settings.b2, settings.eps), self.trained)
+        self._rates = jax.tree.map(
+            lambda param, under_layers, rule: rule.rate * (self._factors(param, new_layers) if under_layers else 1.0),
+            params,
+            stacked,
+            self.rules,
+        )
+
+    def _factors(self, param: Array, new_layers: tuple[int, ...]) -> np.ndarray | float:
+        """What the rate of each row of a stacked leaf is multiplied with; one number where it is the same for all."""
+        factor = self._settings.new_layers_rate
+        if self._rows is not None or factor == 1.0 or not new_layers:
+            return factor if self._rows is not None else 1.0
+        factors = np.ones((param.shape[0], *[1] * (param.ndim - 1)), np.float32)
+        factors[np.asarray(new_layers)] = factor
+        return factors
+
+    def _chosen(self, tree: PyTree[Array]) -> PyTree[Array]:
+        """The rows that are trained, of the leaves that are."""
+        if self._rows is None:
+            return tree
+        return jax.tree.map(lambda leaf, trained: leaf[self._rows] if trained else leaf, tree, self.trained)
 
     def table(self) -> str:
         """What each parameter is given, a line for each, and below them the patterns that win for none."""
@@ -63,7 +94,27 @@ class AdamW:
 
     def init(self, params: PyTree[Array]) -> optax.OptState:
         """Zero moments."""
-        return self._moments.init(params)
+        return self._moments.init(self._chosen(params))
+
+    def carried_over(self, state: optax.OptState, before: "AdamW", params: PyTree[Array]) -> optax.OptState:
+        """The moments that the optimizer `before` left, for what both train, and zeros for what only this one does. May be traced."""
+        rows, rows_before = self._rows, before._rows
+
+        def carried(fresh: Array, old: Array) -> Array:
+            if rows is None and rows_before is not None:
+                return fresh.at[rows_before].set(old)
+            return old if rows is None or rows_before is not None else old[rows]
+
+        def is_masked(leaf: Any) -> bool:
+            return isinstance(leaf, optax.MaskedNode)
+
+        def moments(fresh: PyTree, old: PyTree) -> PyTree:
+            return jax.tree.map(
+                lambda new, was: new if is_masked(new) or is_masked(was) else carried(new, was), fresh, old, is_leaf=is_masked
+            )
+
+        fresh, old = self.init(params).inner_state, state.inner_state
+        return optax.MaskedState(optax.ScaleByAdamState(old.count, moments(fresh.mu, old.mu), moments(fresh.nu, old.nu)))
 
     def shardings(self, params: PyTree[Array], param_shardings: PyTree, other: jax.sharding.Sharding) -> PyTree:
         """A sharding for each part of the state: a moment has that of its parameter, the rest has `other`."""
@@ -72,9 +123,9 @@ class AdamW:
         return optax.tree_map_params(self._moments, lambda _, sharding: sharding, state, with_moments, transform_non_params=lambda _: other)
 
     def norm(self, gradients: PyTree[Array]) -> Float[Array, ""]:
-        """The global norm of the gradients of parameters that are trained."""
+        """The global norm of the gradients of what is trained."""
         squares = jax.tree.map(
-            lambda gradient, trained: jnp.sum(jnp.square(gradient)) if trained else jnp.zeros(()), gradients, self.trained
+            lambda gradient, trained: jnp.sum(jnp.square(gradient)) if trained else jnp.zeros(()), self._chosen(gradients), self.trained
         )
         return jnp.sqrt(sum(jax.tree.leaves(squares)))
 
@@ -82,12 +133,16 @@ class AdamW:
         self, gradients: PyTree[Array], state: optax.OptState, params: PyTree[Array], rate: Float[Array, ""]
     ) -> tuple[PyTree[Array], optax.OptState]:
         """New parameters and moments."""
-        directions, state = self._moments.update(gradients, state, params)
+        chosen = self._chosen(params)
+        directions, state = self._moments.update(self._chosen(gradients), state, chosen)
 
-        def moved(param: Array, direction: Array, rule: OptimizerRule) -> Array:
-            return param if rule.freeze else param - rate * rule.rate * (direction + rule.weight_decay * param)
+        def moved(param: Array, part: Array, direction: Array, rule: OptimizerRule, factor: np.ndarray | float, trained: bool) -> Array:
+            if not trained:
+                return param
+            part = part - rate * factor * (direction + rule.weight_decay * part)
+            return part if self._rows is None else param.at[self._rows].set(part)
 
-        return jax.tree.map(moved, params, directions, self.rules), state
+        return jax.tree.map(moved, params, chosen, directions, self.rules, self._rates, self.trained), state
 
 
 def learning_rate(schedule: Schedule, step: int, steps: int) -> float:

@@ -1,6 +1,7 @@
 """The staged run: from a config and parameters through a list of stages, resumable at any step."""
 
 import contextlib
+import functools
 import json
 import logging
 import signal
@@ -13,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from babel_jax.config import Config, ModelConfig, Stage
+from babel_jax.config import Config, ModelConfig, Stage, Trained
 from babel_jax.data.loading import Batches
 from babel_jax.data.mixture import Mixture, make_mixture
 from babel_jax.data.prepared import open_prepared
@@ -21,7 +22,7 @@ from babel_jax.errors import BadInput
 from babel_jax.files import write_text
 from babel_jax.model.decoder import abstract_params
 from babel_jax.training.checkpoints import Checkpoints, abstract_state
-from babel_jax.training.mesh import check_batch, global_batch, make_mesh, replicated
+from babel_jax.training.mesh import check_batch, everywhere, global_batch, make_mesh
 from babel_jax.training.metrics import Metrics
 from babel_jax.training.optimizer import AdamW, learning_rate
 from babel_jax.training.step import Step, TrainState, compiled_step, initial_state, placed_state, state_shardings
@@ -53,36 +54,61 @@ def plan_stages(config: Config) -> list[PlannedStage]:
     return planned
 
 
+class Setup(NamedTuple):
+    """What a step needs, for one choice of what is trained; `abstract` is the state as shapes, types and shardings."""
+
+    optimizer: AdamW
+    shardings: TrainState
+    abstract: TrainState
+    step: Step
+
+
 def train_stages(
-    config: Config, model_config: ModelConfig, make_params: Callable[[], PyTree[Array]], run_folder: Path, on_stage_end: StageEnd
+    config: Config,
+    model_config: ModelConfig,
+    make_params: Callable[[], PyTree[Array]],
+    run_folder: Path,
+    on_stage_end: StageEnd,
+    new_layers: tuple[int, ...] = (),
 ) -> PyTree[Array]:
     """Trains all stages and gives the parameters after the last.
 
     `make_params` gives the parameters to begin with, and is called where no checkpoint is found; its arrays are taken over. Moments are
     kept from stage to stage, the schedule begins anew. `on_stage_end` is called before anything of the next stage is saved; a run that was
-    stopped in it calls it again. Raises BadInput where settings and data do not fit, and when too many updates in a row were skipped.
+    stopped in it calls it again. `new_layers` are those that expansion added. Raises BadInput where settings and data do not fit, and when
+    too many updates in a row were skipped.
     """
     stages = plan_stages(config)
-    write_text(run_folder / "mixture.json", json.dumps({plan.stage.name: plan.mixture.to_json() for plan in stages}, indent=2) + "\n")
+    if jax.process_index() == 0:
+        write_text(run_folder / "mixture.json", json.dumps({plan.stage.name: plan.mixture.to_json() for plan in stages}, indent=2) + "\n")
     for plan in stages:
+        if plan.stage.train is Trained.NEW_LAYERS and not new_layers:
+            raise BadInput(f'stage {plan.stage.name}: train = "{plan.stage.train}", and the model has no new layers; expand it first')
         log.info("stage %s: steps %d to %d\n%s", plan.stage.name, plan.start, plan.end - 1, plan.mixture.table())
 
     if not stages:
         return make_params()
     mesh = make_mesh(config.training.mesh)
     check_batch(mesh, config.training.global_batch_size, config.training.gradient_accumulation)
-    optimizer = AdamW(config.optimizer, abstract_params(model_config))
-    log.info("optimizer\n%s", optimizer.table())
-    shardings = state_shardings(model_config, optimizer, mesh)
-    abstract = abstract_state(jax.eval_shape(lambda params: initial_state(optimizer, params), abstract_params(model_config)), shardings)
-    step = compiled_step(model_config, optimizer, config.optimizer, config.training, mesh)
 
+    @functools.cache
+    def setup(trained: Trained) -> Setup:
+        params = abstract_params(model_config)
+        optimizer = AdamW(config.optimizer, params, trained, new_layers)
+        log.info("optimizer, training %s\n%s", trained, optimizer.table())
+        shardings = state_shardings(model_config, optimizer, mesh)
+        abstract = abstract_state(jax.eval_shape(lambda params: initial_state(optimizer, params), params), shardings)
+        return Setup(optimizer, shardings, abstract, compiled_step(model_config, optimizer, config.optimizer, config.training, mesh))
+
+    trained_in = {stage.name: stage.train for stage in config.stages}
     with Checkpoints(run_folder / "checkpoints", config.training.keep_checkpoints) as checkpoints:
-        restored = checkpoints.restore(abstract)
+        restored = checkpoints.restore(lambda stage: setup(trained_in[stage]).abstract)
         if restored is None:
-            start, state = 0, placed_state(optimizer, make_params(), shardings)
+            start, current = 0, setup(stages[0].stage.train)
+            state = placed_state(current.optimizer, make_params(), current.shardings)
         else:
-            start, state = restored
+            start, stage, state = restored
+            current = setup(trained_in[stage])
             log.info("resuming at step %d of %d", start, stages[-1].end)
         with Metrics(run_folder, model_config, config.data.seq_len, _tokens_by_language(config), start, stages[-1].end) as metrics:
             for number, plan in enumerate(stages):
@@ -90,9 +116,21 @@ def train_stages(
                 if start > plan.end:
                     continue
                 if start < plan.end:
-                    state = _train_stage(config, plan, number, max(start, plan.start), mesh, step, state, checkpoints, metrics)
+                    before, current = current, setup(plan.stage.train)
+                    if before is not current:
+                        state = _carried_over(state, before, current)
+                    state = _train_stage(config, plan, number, max(start, plan.start), mesh, current.step, state, checkpoints, metrics)
                 on_stage_end(plan.stage, state["params"])
     return state["params"]
+
+
+def _carried_over(state: TrainState, before: Setup, after: Setup) -> TrainState:
+    """The state with the moments of another choice of what is trained."""
+    convert = jax.jit(
+        lambda opt_state, params: after.optimizer.carried_over(opt_state, before.optimizer, params),
+        out_shardings=after.shardings["opt_state"],
+    )
+    return {**state, "opt_state": convert(state["opt_state"], state["params"])}
 
 
 def _train_stage(
@@ -116,7 +154,7 @@ def _train_stage(
     with interrupts() as interrupted:
         for now in range(start, plan.end):
             rate = learning_rate(plan.stage.schedule, now - plan.start, plan.end - plan.start)
-            inputs = global_batch(next(batches), mesh), jax.device_put(np.float32(rate), replicated(mesh))
+            inputs = global_batch(next(batches), mesh), everywhere(np.float32(rate), mesh)
             with jax.transfer_guard("disallow"):
                 state, values = step(state, *inputs)
             skipped = metrics.log(now, plan.stage.name, rate, tokens_per_step, values)

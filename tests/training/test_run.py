@@ -118,7 +118,7 @@ def test_a_loss_that_stays_not_finite_stops_the_run_with_the_parameters_of_befor
     saved = {}
 
     def keep(*arguments, restore=run.Checkpoints.restore):
-        saved["step"], saved["state"] = restore(*arguments)
+        saved["step"], _, saved["state"] = restore(*arguments)
         raise RuntimeError("enough")
 
     with pytest.MonkeyPatch.context() as patch:
