@@ -24,7 +24,7 @@ from jaxtyping import Array, PyTree
 from babel_jax.checkpoints.folder import load_params, open_folder
 from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.config import Config, ExpansionSettings, Init, ModelConfig, Stage
-from babel_jax.config_file import shipped_config
+from babel_jax.config.file import shipped_config
 from babel_jax.data.corpus import corpus_sources, embedded_folder
 from babel_jax.data.prepare import prepare
 from babel_jax.data.prepared import REPORT, open_prepared

@@ -7,7 +7,7 @@ from typing import Any
 
 from babel_jax.checkpoints.folder import open_folder
 from babel_jax.config import BadRows, Config, MixtureSettings, Strategy
-from babel_jax.config_file import shipped_config
+from babel_jax.config.file import shipped_config
 from babel_jax.data.corpus import corpus_sources, embedded_folder
 from babel_jax.data.rows import RowCounts, read_rows
 from babel_jax.data.tokenizers import train_sentencepiece

@@ -28,7 +28,7 @@ from babel_jax.checkpoints.hf_config import stored_eos_token_ids, write_hf_confi
 from babel_jax.checkpoints.processes import agreed, first_says
 from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.config import Config, ModelConfig, Stage
-from babel_jax.config_file import parse_settings, read_toml
+from babel_jax.config.file import parse_settings, read_toml
 from babel_jax.data.corpus import read_texts
 from babel_jax.data.prepare import prepare
 from babel_jax.data.prepared import open_prepared

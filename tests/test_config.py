@@ -3,7 +3,7 @@
 import pytest
 
 from babel_jax.config import Config, ModelConfig
-from babel_jax.config_file import configs_folder, load_config, parse_settings, read_toml
+from babel_jax.config.file import configs_folder, load_config, parse_settings, read_toml
 from babel_jax.errors import BadInput
 
 TOML = """

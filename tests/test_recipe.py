@@ -8,7 +8,7 @@ import pytest
 
 from babel_jax.checkpoints.folder import load_params, open_folder
 from babel_jax.config import Config
-from babel_jax.config_file import load_config, parse_settings
+from babel_jax.config.file import load_config, parse_settings
 from babel_jax.data.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.files import only_process_in

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from babel_jax.config import Activation, Family, LayerType, ModelConfig, RopeScaling, RopeType
-from babel_jax.config_file import parse_settings
+from babel_jax.config.file import parse_settings
 from babel_jax.errors import BadInput
 
 

@@ -21,8 +21,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_serializer, model_validator
 
-from babel_jax.config import ExpansionSettings, Init, NonNegative, Settings
-from babel_jax.config_file import parse_settings
+from babel_jax.config import ExpansionSettings, Init, Settings
+from babel_jax.config.file import parse_settings
+from babel_jax.config.settings import NonNegative
 from babel_jax.errors import BadInput
 from babel_jax.files import write_text
 

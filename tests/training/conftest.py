@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from babel_jax.config import Config, ModelConfig
-from babel_jax.config_file import parse_settings
+from babel_jax.config.file import parse_settings
 from babel_jax.model.decoder import init_params
 
 

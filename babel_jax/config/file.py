@@ -30,7 +30,7 @@ def load_config(path: Path | str, overrides: tuple[str, ...] = ()) -> Config:
 
 def configs_folder() -> Path:
     """The shipped configs: beside the package in a clone, inside it where it was installed from a wheel."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
 
 

@@ -1,0 +1,119 @@
+"""Model folders: convert, expand, sensitivity, ablate."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from babel_jax.commands.parsing import Commands, Result, gib, integers, positive, seed, words
+from babel_jax.errors import BadInput
+
+_INITS = ("copy", "noise", "zero", "average", "identity", "scaled")  # those of config.Init, whose import costs more than the help
+
+
+def _convert(options: argparse.Namespace) -> Result:
+    from babel_jax.checkpoints.folder import Format, convert
+
+    return convert(options.source, options.destination, Format(options.to) if options.to else None, **_transfer_options(options))
+
+
+def _expand(options: argparse.Namespace) -> Result:
+    from babel_jax.checkpoints.folder import open_folder
+    from babel_jax.config import ExpansionSettings
+    from babel_jax.config.file import parse_settings
+    from babel_jax.expansion.apply import expand_folder
+    from babel_jax.expansion.plan import plan_from_settings, save_plan
+
+    names = ("preset", "insert_after", "append", "plan", "init", "noise_mean", "noise_std", "seed")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    noise = sorted(given.keys() & {"noise_mean", "noise_std", "seed"})
+    if noise and given.get("init") != "noise" and not given.get("plan"):
+        raise BadInput(f"babel expand: --{noise[0].replace('_', '-')} has no effect without --init noise; add it or leave the other out")
+    if options.auto is not None:
+        from babel_jax.study import layers_by_sensitivity
+
+        if given.keys() & {"preset", "insert_after", "append", "plan"}:
+            raise BadInput("babel expand: --auto chooses the layers; leave out --preset, --insert-after, --append and --plan")
+        given["insert_after"] = layers_by_sensitivity(options.source, options.auto, options.data, options.languages, options.max_bytes)
+    settings = parse_settings(ExpansionSettings, given, "babel expand")
+    plan = plan_from_settings(settings, open_folder(options.source).config.num_hidden_layers)
+    if options.save_plan:
+        save_plan(plan, Path(options.save_plan))
+    return expand_folder(options.source, options.destination, plan, **_transfer_options(options))
+
+
+def _transfer_options(options: argparse.Namespace) -> dict[str, Any]:
+    return {"memory_limit": int(options.memory_limit * 2**30), "verify": options.verify}
+
+
+def _sensitivity(options: argparse.Namespace) -> Result:
+    from babel_jax.study import sensitivity_report
+
+    return sensitivity_report(options.model, options.data, options.languages, options.max_bytes, Path(options.out))
+
+
+def _ablate(options: argparse.Namespace) -> Result:
+    from babel_jax.ablation import DEFAULT, ablate
+
+    return ablate(
+        options.model,
+        options.data,
+        Path(options.out),
+        variants=options.variants or DEFAULT,
+        new_layers=options.new_layers,
+        tokens=options.tokens,
+        seeds=options.seeds,
+        overrides=tuple(options.set),
+    )
+
+
+def declare(command: Commands) -> None:
+    """Adds the commands of this file."""
+    convert = command("convert", _convert, "model folder of one format to the other", "babel convert Qwen2.5-7B qwen-orbax --to orbax")
+    convert.add_argument("source", metavar="SRC")
+    convert.add_argument("destination", metavar="DST")
+    convert.add_argument("--to", choices=["hf", "orbax"], help="format of DST (default: the one that SRC is not)")
+
+    expand = command("expand", _expand, "a deeper model folder, of the same format", "babel expand Qwen2.5-7B babel-9b --preset babel-9b")
+    expand.add_argument("source", metavar="SRC")
+    expand.add_argument("destination", metavar="DST")
+    expand.add_argument("--plan", help="plan file: for each layer its source and how it begins")
+    expand.add_argument("--preset", help="babel-9b (28 to 34 layers) or babel-83b (80 to 92)")
+    expand.add_argument("--insert-after", type=integers, metavar="14,16", help="copy these layers, each behind itself")
+    expand.add_argument("--append", type=positive, metavar="N", help="repeat the last N layers behind the model")
+    expand.add_argument("--init", choices=_INITS, help="how new layers begin (default copy)")
+    expand.add_argument("--noise-mean", type=float)
+    expand.add_argument("--noise-std", type=float)
+    expand.add_argument("--seed", type=seed)
+    expand.add_argument("--auto", type=int, metavar="N", help="copy the N layers that cost least when passed twice (see sensitivity)")
+    expand.add_argument("--save-plan", metavar="FILE", help="write the plan, to edit and apply with --plan")
+
+    for between_folders in (convert, expand):
+        between_folders.add_argument(
+            "--memory-limit", type=gib, default=4.0, metavar="GIB", help="most memory to use (default %(default)s)"
+        )
+        between_folders.add_argument("--verify", action="store_true", help="read all back and compare the sha256 of every tensor")
+
+    sensitivity = command(
+        "sensitivity", _sensitivity, "how much each layer matters", "babel sensitivity Qwen2.5-0.5B --data text/ --out runs/sensitivity"
+    )
+    sensitivity.add_argument("model", metavar="MODEL")
+    sensitivity.add_argument("--out", default="runs/sensitivity", help="folder for table, plot and JSON (default %(default)s)")
+    for with_text in (sensitivity, expand):
+        with_text.add_argument("--data", help="folder of xx.jsonl, .gz or .zst text to measure on (default: the package's own)")
+        with_text.add_argument("--languages", type=words, metavar="en,sw", help="only these (default: all that have text)")
+        with_text.add_argument("--max-bytes", type=positive, default=4_000, help="of text for each language (default %(default)s)")
+
+    ablate = command(
+        "ablate",
+        _ablate,
+        "positions and initializations of new layers, compared",
+        "babel ablate runs/demo/base/hf --tokens 200000 --seeds 0,1",
+    )
+    ablate.add_argument("model", metavar="MODEL")
+    ablate.add_argument("--data", help="folder of xx.jsonl, .gz or .zst text (default: the package's own)")
+    ablate.add_argument("--out", default="runs/ablation", help="folder; the same command goes on in it (default %(default)s)")
+    ablate.add_argument("--tokens", type=int, default=0, help="budget of recovery for each variant (default: none)")
+    ablate.add_argument("--seeds", type=integers, default=[0], metavar="0,1,2")
+    ablate.add_argument("--new-layers", type=positive, metavar="N", help="how many (default: as Babel-9B, about a fifth of the depth)")
+    ablate.add_argument("--variants", type=words, metavar="among:copy,parent", help="default: the report's table and more")
+    ablate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of configs/ablation.toml")

@@ -1,0 +1,52 @@
+"""How arguments are read; each type raises argparse.ArgumentTypeError with what would be right."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any, Protocol
+
+Result = dict[str, Any]
+Run = Callable[[argparse.Namespace], Result]
+
+
+class Commands(Protocol):
+    """Declares a command and gives its parser; every command takes --json."""
+
+    def __call__(self, name: str, run: Run, does: str, example: str) -> argparse.ArgumentParser: ...
+
+
+def integers(text: str) -> list[int]:
+    """"14,16" to [14, 16]."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers, such as 14,16") from None
+
+
+def positive(text: str) -> int:
+    """A whole number of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """A whole number that a seed can be."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
+def gib(text: str) -> float:
+    """A positive number of GiB."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0.0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of GiB, such as 4")
+    return number
+
+
+def words(text: str) -> list[str]:
+    """"en,sw" to ["en", "sw"]."""
+    return [part.strip() for part in text.split(",") if part.strip()]

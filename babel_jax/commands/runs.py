@@ -1,0 +1,44 @@
+"""Runs: demo, prepare, train."""
+
+import argparse
+from pathlib import Path
+
+from babel_jax.commands.parsing import Commands, Result
+
+
+def _demo(options: argparse.Namespace) -> Result:
+    from babel_jax.demo import demo
+
+    return demo(Path(options.out), corpus=options.corpus, base=options.base)
+
+
+def _prepare(options: argparse.Namespace) -> Result:
+    from babel_jax.config.file import load_config
+    from babel_jax.data.prepare import prepare
+
+    config = load_config(options.config, tuple(options.set))
+    report = prepare(config.data, config.model.folder)
+    kinds = [counts for entry in report["languages"].values() for counts in entry["kinds"].values()]
+    totals = {name: sum(counts[name] for counts in kinds) for name in ("documents", "bytes", "tokens", "windows")}
+    return {"folder": config.data.folder, **totals, **report} if options.json else {"folder": config.data.folder, **totals}
+
+
+def _train(options: argparse.Namespace) -> Result:
+    from babel_jax.config.file import load_config
+    from babel_jax.recipe import run_recipe
+
+    return run_recipe(load_config(options.config, tuple(options.set)))
+
+
+def declare(command: Commands) -> None:
+    """Adds the commands of this file."""
+    demo = command("demo", _demo, "the whole recipe on CPU in minutes, on the text in the package", "babel demo --out runs/demo")
+    demo.add_argument("--out", default="runs/demo", help="run folder (default %(default)s)")
+    demo.add_argument("--corpus", help="folder of xx.jsonl, .gz or .zst text in place of the package's own")
+    demo.add_argument("--base", help="model folder to begin with in place of a model trained here")
+
+    prepare = command("prepare", _prepare, "raw text to packed datasets", "babel prepare my-run.toml")
+    train = command("train", _train, "expand, train the stages, evaluate, export", "babel train my-run.toml --set seed=1")
+    for with_config in (prepare, train):
+        with_config.add_argument("config", metavar="CONFIG")
+        with_config.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as seed=1")

@@ -1,0 +1,50 @@
+"""Every setting of the project: typed, validated and frozen. `config.file.load_config` reads them from TOML.
+
+The resolved config (`Config.to_toml`) written into a run folder reproduces the run alone: its local paths are absolute.
+"""
+
+from babel_jax.config.data import BadRows, DataSettings, MixtureSettings, Source, Strategy
+from babel_jax.config.expansion import ExpansionSettings, Init
+from babel_jax.config.model import Activation, Family, LayerType, ModelConfig, ModelSource, RopeScaling, RopeType
+from babel_jax.config.run import Config, EvaluationSettings
+from babel_jax.config.settings import Settings
+from babel_jax.config.training import (
+    ComputeType,
+    OptimizerRule,
+    OptimizerSettings,
+    Remat,
+    Schedule,
+    ScheduleKind,
+    Stage,
+    Trained,
+    TrainingSettings,
+)
+
+__all__ = [
+    "Activation",
+    "BadRows",
+    "ComputeType",
+    "Config",
+    "DataSettings",
+    "EvaluationSettings",
+    "ExpansionSettings",
+    "Family",
+    "Init",
+    "LayerType",
+    "MixtureSettings",
+    "ModelConfig",
+    "ModelSource",
+    "OptimizerRule",
+    "OptimizerSettings",
+    "Remat",
+    "RopeScaling",
+    "RopeType",
+    "Schedule",
+    "ScheduleKind",
+    "Settings",
+    "Source",
+    "Stage",
+    "Strategy",
+    "Trained",
+    "TrainingSettings",
+]

@@ -1,0 +1,96 @@
+"""The text, the prepared datasets, and how a stage mixes them."""
+
+from enum import StrEnum
+from typing import Self
+
+from pydantic import field_validator, model_validator
+
+from babel_jax.config.settings import Fraction, LocalPath, Positive, PositiveFloat, Settings
+from babel_jax.languages import language
+
+
+class BadRows(StrEnum):
+    """What to do with a text row that cannot be read: stop at it, or count it and go on."""
+
+    REFUSE = "refuse"
+    SKIP = "skip"
+
+
+class Source(Settings):
+    """Text rows of one language: files (`path`, globs allowed) or a TFDS dataset by name.
+
+    Files: .jsonl or .txt (plain or .gz or .zst) and .parquet. `kind` holds for rows that have no `kind` of their own.
+    """
+
+    language: str
+    path: LocalPath | None = None
+    tfds: str | None = None
+    tfds_split: str = "train"
+    tfds_folder: LocalPath | None = None
+    kind: str = "web"
+    text_key: str = "text"
+    id_key: str = "id"
+
+    @field_validator("language")
+    @classmethod
+    def _known(cls, code: str) -> str:
+        return language(code).code
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.path is None) == (self.tfds is None):
+            raise ValueError("give exactly one of path and tfds")
+        return self
+
+
+class DataSettings(Settings):
+    """The prepared datasets: where they are, and how `babel prepare` makes them.
+
+    `tokenizer` is a model folder, a tokenizer.json or a SentencePiece .model file; without it the run's model folder has it.
+    """
+
+    folder: LocalPath
+    tokenizer: LocalPath | None = None
+    seq_len: Positive = 4096
+    bad_rows: BadRows = BadRows.REFUSE
+    heldout_fraction: Fraction = 0.02
+    heldout_bytes: Positive = 200_000
+    sources: tuple[Source, ...] = ()
+
+
+class Strategy(StrEnum):
+    """How a mixture shares its tokens among languages: as equal as supply allows (water-filling), in proportion to
+    supply ** (1 / temperature), or by explicit weights."""
+
+    EQUAL = "equal"
+    TEMPERATURE = "temperature"
+    WEIGHTS = "weights"
+
+
+class MixtureSettings(Settings):
+    """Shares of a stage, in tokens.
+
+    languages: those that take part; empty means all that have data. `weights` maps a language to its weight (strategy `weights`).
+    max_epochs: cap on passes over one dataset; the surplus goes to the others. `curated` maps a language to the share of the whole
+    that its `curated` kind (else its `textbook` kind, else any) gets on top of its own. The multipliers raise the weight of
+    low-resource languages, and of the kind `textbook` within every language.
+    """
+
+    strategy: Strategy = Strategy.EQUAL
+    temperature: PositiveFloat = 1.0
+    languages: tuple[str, ...] = ()
+    weights: dict[str, PositiveFloat] = {}
+    max_epochs: PositiveFloat = 4.0
+    curated: dict[str, Fraction] = {}
+    low_resource_multiplier: PositiveFloat = 1.0
+    textbook_multiplier: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        for code in (*self.languages, *self.weights, *self.curated):
+            language(code)
+        if (self.strategy is Strategy.WEIGHTS) != bool(self.weights):
+            raise ValueError('strategy = "weights" and a table of weights go together')
+        if sum(self.curated.values()) >= 1.0:
+            raise ValueError(f"the shares of curated add up to {sum(self.curated.values()):g}; they must stay below 1")
+        return self

@@ -1,0 +1,44 @@
+"""The plan of new layers."""
+
+from enum import StrEnum
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from babel_jax.config.settings import LocalPath, NonNegative, Seed, Settings
+
+
+class Init(StrEnum):
+    """How a new layer begins. The first three are those of the Babel report: an exact copy of its source, the copy plus Gaussian noise,
+    all zeros.
+
+    Beyond it: `average` is the mean of its source and the layer behind that; `identity` a copy that adds nothing at first, as its output
+    projections are zero (LLaMA Pro, Wu et al. 2024); `scaled` a copy that shares the residual update with its source, each giving half.
+    """
+
+    COPY = "copy"
+    NOISE = "noise"
+    ZERO = "zero"
+    AVERAGE = "average"
+    IDENTITY = "identity"
+    SCALED = "scaled"
+
+
+class ExpansionSettings(Settings):
+    """The plan of new layers: one of `preset`, `insert_after`, `append` and `plan` (a plan file)."""
+
+    preset: str | None = None
+    insert_after: tuple[NonNegative, ...] = ()
+    append: NonNegative = 0
+    plan: LocalPath | None = None
+    init: Init = Init.COPY
+    noise_mean: float = 0.0001
+    noise_std: Annotated[float, Field(ge=0.0)] = 0.0001
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        given = [name for name in ("preset", "insert_after", "append", "plan") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of preset, insert_after, append and plan; given: {', '.join(given) or 'none'}")
+        return self

@@ -1,0 +1,132 @@
+"""The model: its shape and variant, and where a run takes it from."""
+
+from enum import StrEnum
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from babel_jax.config.settings import LocalPath, Positive, PositiveFloat, Settings, divisors
+
+
+class Family(StrEnum):
+    """Supported architectures; the values are the `model_type` of config.json."""
+
+    QWEN2 = "qwen2"
+    QWEN3 = "qwen3"
+    LLAMA = "llama"
+    MISTRAL = "mistral"
+    GEMMA2 = "gemma2"
+
+
+class Activation(StrEnum):
+    """The function on the gate of the MLP, named as in config.json; the second is GELU by its tanh approximation."""
+
+    SILU = "silu"
+    GELU = "gelu_pytorch_tanh"
+
+
+class LayerType(StrEnum):
+    """What a layer attends to; names as in the `layer_types` of config.json (transformers 5)."""
+
+    FULL = "full_attention"
+    SLIDING = "sliding_attention"
+
+
+class RopeType(StrEnum):
+    """Position scaling of rotary embeddings, named as in config.json."""
+
+    DEFAULT = "default"
+    LINEAR = "linear"
+    LLAMA3 = "llama3"
+
+
+class RopeScaling(Settings):
+    """Rotary scaling; the frequency factors matter for `llama3` alone (Llama 3.1 report, section 3.4; key names of config.json)."""
+
+    rope_type: RopeType = RopeType.DEFAULT
+    factor: PositiveFloat = 1.0
+    low_freq_factor: PositiveFloat = 1.0
+    high_freq_factor: PositiveFloat = 4.0
+    original_max_position_embeddings: Positive = 8192
+
+
+def _gemma2(known: dict[str, Any]) -> bool:
+    return known["family"] is Family.GEMMA2
+
+
+class ModelConfig(Settings):
+    """Shape and variant of a decoder; names are those of config.json. Hashable, so it may be a static argument of jit.
+
+    What config.json leaves to the family has a name of ours: `qk_norm` (a norm on the queries and keys of each head), `post_norms` (a norm
+    on what attention and MLP give), `norm_offset` (added to the weights of norms), `scaled_embeddings` (by sqrt(hidden_size)).
+    Attention scores are scaled by 1 / sqrt(query_pre_attn_scalar), and x is soft-capped to cap * tanh(x / cap).
+    """
+
+    family: Family = Family.QWEN2
+    vocab_size: Positive
+    hidden_size: Positive
+    intermediate_size: Positive
+    num_hidden_layers: Positive
+    num_attention_heads: Positive
+    num_key_value_heads: Positive = Field(default_factory=lambda known: known["num_attention_heads"])
+    head_dim: Positive = Field(default_factory=lambda known: known["hidden_size"] // known["num_attention_heads"])
+    max_position_embeddings: Positive = 32768
+    rope_theta: PositiveFloat = 1_000_000.0
+    rope_scaling: RopeScaling = RopeScaling()
+    rms_norm_eps: PositiveFloat = 1e-6
+    tie_word_embeddings: bool = False
+    qkv_bias: bool = Field(default_factory=lambda known: known["family"] is Family.QWEN2)
+    qk_norm: bool = Field(default_factory=lambda known: known["family"] is Family.QWEN3)
+    o_bias: bool = False
+    mlp_bias: bool = False
+    hidden_act: Activation = Field(default_factory=lambda known: Activation.GELU if _gemma2(known) else Activation.SILU)
+    query_pre_attn_scalar: Positive = Field(default_factory=lambda known: known["head_dim"])
+    attn_logit_softcapping: PositiveFloat | None = None
+    final_logit_softcapping: PositiveFloat | None = None
+    post_norms: bool = Field(default_factory=_gemma2)
+    norm_offset: float = Field(default_factory=lambda known: 1.0 if _gemma2(known) else 0.0)
+    scaled_embeddings: bool = Field(default_factory=_gemma2)
+    sliding_window: Positive | None = None
+    layer_types: tuple[LayerType, ...] = ()
+    initializer_range: PositiveFloat = 0.02
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads = {self.num_attention_heads} is not divisible by num_key_value_heads = {self.num_key_value_heads}; "
+                f"valid num_key_value_heads: {divisors(self.num_attention_heads)}"
+            )
+        if self.head_dim % 2 or self.head_dim < 2:
+            raise ValueError(f"head_dim = {self.head_dim}; rotary positions need an even one of 2 or more")
+        if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError(
+                f"layer_types has {len(self.layer_types)} entries; it needs one for each of num_hidden_layers = {self.num_hidden_layers}"
+            )
+        if LayerType.SLIDING in self.layer_types and self.sliding_window is None:
+            raise ValueError("layer_types names sliding_attention and sliding_window is not set")
+        return self
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """For each layer how many positions back it attends, itself included; None is all."""
+        types = self.layer_types or (LayerType.FULL,) * self.num_hidden_layers
+        return tuple(self.sliding_window if kind is LayerType.SLIDING else None for kind in types)
+
+    def with_layers(self, source_layers: tuple[int, ...]) -> Self:
+        """The config of the model whose layer i is this model's layer `source_layers[i]`."""
+        types = tuple(self.layer_types[source] for source in source_layers) if self.layer_types else ()
+        return self.model_copy(update={"num_hidden_layers": len(source_layers), "layer_types": types})
+
+
+class ModelSource(Settings):
+    """Where a run's model comes from: a model folder of either format, or `shape` with random initial weights."""
+
+    folder: LocalPath | None = None
+    shape: ModelConfig | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.folder is None) == (self.shape is None):
+            raise ValueError("give exactly one of folder (a model folder) and shape (a table of the model's sizes)")
+        return self

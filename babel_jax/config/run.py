@@ -1,0 +1,66 @@
+"""One run: all of its settings."""
+
+import json
+from pathlib import Path
+from typing import Self
+
+import tomli_w
+from pydantic import model_validator
+
+from babel_jax.config.data import DataSettings
+from babel_jax.config.expansion import ExpansionSettings
+from babel_jax.config.model import ModelSource
+from babel_jax.config.settings import LocalPath, Positive, Seed, Settings
+from babel_jax.config.training import ComputeType, OptimizerSettings, Stage, TrainingSettings
+from babel_jax.files import write_text
+
+
+class EvaluationSettings(Settings):
+    """Bits per byte on held-out text: windows a batch, and the most bytes of text for each language."""
+
+    batch_size: Positive = 8
+    max_bytes: Positive = 200_000
+
+
+class Config(Settings):
+    """One run. `out` is the run folder. Relative paths are taken from the working directory."""
+
+    out: LocalPath
+    seed: Seed = 0
+    model: ModelSource
+    expansion: ExpansionSettings | None = None
+    data: DataSettings
+    optimizer: OptimizerSettings = OptimizerSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    export_dtype: ComputeType = ComputeType.BFLOAT16
+    stages: tuple[Stage, ...] = ()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.model.shape is not None and self.data.seq_len > (longest := self.model.shape.max_position_embeddings):
+            raise ValueError(f"data.seq_len = {self.data.seq_len} exceeds model.shape.max_position_embeddings = {longest}")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stages: names must differ; given {', '.join(names)}")
+        points = [*(("base", "expanded") if self.model.folder is not None else ()), *(stage.result for stage in self.stages)]
+        if len(set(points)) != len(points):
+            raise ValueError(f"stages: results must differ, also from base and expanded; given {', '.join(s.result for s in self.stages)}")
+        with_sources = {source.language for source in self.data.sources}
+        for stage in self.stages:
+            named = (*stage.mixture.languages, *stage.mixture.weights, *stage.mixture.curated)
+            missing = [code for code in named if with_sources and code not in with_sources]
+            if missing:
+                raise ValueError(
+                    f"stages: the mixture of {stage.name!r} names {', '.join(missing)}, which data.sources has no source for; "
+                    f"there are sources for {' '.join(sorted(with_sources))}"
+                )
+        return self
+
+    def to_toml(self) -> str:
+        """The resolved config as TOML; `load_config` on it gives this config back."""
+        return tomli_w.dumps(json.loads(self.model_dump_json(exclude_none=True)))
+
+    def save(self, path: Path) -> None:
+        """Writes `to_toml` to `path` in one step."""
+        write_text(path, self.to_toml())

@@ -1,0 +1,31 @@
+"""What all settings share: the base class, and the types of values."""
+
+import os
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def divisors(number: int) -> list[int]:
+    """All that divide `number`, ascending: the valid choices that messages name."""
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+
+
+LocalPath = Annotated[str, AfterValidator(_absolute)]
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, strict about types, and closed to keys that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

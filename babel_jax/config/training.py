@@ -1,0 +1,126 @@
+"""Stages, optimizer, and how a step is computed."""
+
+from enum import StrEnum
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from babel_jax.config.data import MixtureSettings
+from babel_jax.config.settings import BelowOne, FileName, Fraction, Positive, PositiveFloat, Settings, divisors
+
+
+class ScheduleKind(StrEnum):
+    """Learning-rate schedules: warmup-stable-decay, cosine decay, constant; each after a linear warmup."""
+
+    WSD = "wsd"
+    COSINE = "cosine"
+    CONSTANT = "constant"
+
+
+class Schedule(Settings):
+    """Learning rate of a stage. Warmup and decay are fractions of the stage's steps; the final rate is a fraction of the peak."""
+
+    kind: ScheduleKind = ScheduleKind.WSD
+    peak: PositiveFloat
+    warmup_fraction: Fraction = 0.02
+    decay_fraction: Fraction = 0.2
+    final_fraction: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.kind is ScheduleKind.WSD and self.warmup_fraction + self.decay_fraction > 1.0:
+            raise ValueError("warmup_fraction + decay_fraction exceed 1")
+        return self
+
+
+class Trained(StrEnum):
+    """What a stage trains: all parameters, or those of the layers that expansion added (so that the others stay as they are)."""
+
+    ALL = "all"
+    NEW_LAYERS = "new_layers"
+
+
+class Stage(Settings):
+    """One stage of a run: its budget in `tokens` or in `steps`, its rate and its mixture. `result` names the model after it in tables.
+
+    `max_passes` cuts the budget to so many passes over all the prepared text, so that little text is not learned by heart.
+    """
+
+    name: FileName
+    result: FileName = Field(default_factory=lambda known: known["name"])
+    tokens: Positive | None = None
+    steps: Positive | None = None
+    max_passes: PositiveFloat | None = None
+    train: Trained = Trained.ALL
+    schedule: Schedule
+    mixture: MixtureSettings = MixtureSettings()
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.tokens is None) == (self.steps is None):
+            raise ValueError("give exactly one of tokens and steps")
+        return self
+
+
+class OptimizerRule(Settings):
+    """The first rule wins whose `pattern`, a regular expression, is found in the parameter's path (model/layers/mlp/up_proj/weight)."""
+
+    pattern: str
+    rate: Annotated[float, Field(ge=0.0)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    freeze: bool = False
+
+
+class OptimizerSettings(Settings):
+    """AdamW with decoupled weight decay (Loshchilov and Hutter 2019). The rules are ordered and must cover every parameter.
+
+    `new_layers_rate` is a factor on the rate of the layers that expansion added.
+    """
+
+    b1: BelowOne = 0.9
+    b2: BelowOne = 0.95
+    eps: PositiveFloat = 1e-8
+    clip_norm: PositiveFloat = 1.0
+    z_loss: Annotated[float, Field(ge=0.0)] = 0.0
+    new_layers_rate: Annotated[float, Field(ge=0.0)] = 1.0
+    rules: tuple[OptimizerRule, ...] = (
+        OptimizerRule(pattern=r"(norm|bias)"),
+        OptimizerRule(pattern=r"(embed_tokens|lm_head|_proj)/weight$", weight_decay=0.1),
+    )
+
+
+class Remat(StrEnum):
+    """What the backward pass computes again: nothing, what is not a matrix product with weights, or whole layers."""
+
+    NONE = "none"
+    DOTS = "dots"
+    FULL = "full"
+
+
+class ComputeType(StrEnum):
+    """Type of activations and of the weights in matrix products; master weights, norms, softmax and loss are float32."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class TrainingSettings(Settings):
+    """How a step is computed. `global_batch_size` counts windows; `mesh` gives sizes of mesh axes, -1 for what is left."""
+
+    global_batch_size: Positive = 8
+    gradient_accumulation: Positive = 1
+    compute_dtype: ComputeType = ComputeType.BFLOAT16
+    remat: Remat = Remat.NONE
+    mesh: dict[str, int] = {"data": 1, "fsdp": -1, "tensor": 1}
+    max_skipped_steps: Positive = 10
+    checkpoint_every: Positive = 500
+    keep_checkpoints: Positive = 2
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.global_batch_size % self.gradient_accumulation:
+            raise ValueError(
+                f"global_batch_size = {self.global_batch_size} is not divisible by gradient_accumulation = {self.gradient_accumulation}; "
+                f"valid: {divisors(self.global_batch_size)}"
+            )
+        return self
