@@ -15,7 +15,7 @@ class Commands(Protocol):
 
 
 def integers(text: str) -> list[int]:
-    """"14,16" to [14, 16]."""
+    """Whole numbers: 14,16 to [14, 16]."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
@@ -48,5 +48,5 @@ def gib(text: str) -> float:
 
 
 def words(text: str) -> list[str]:
-    """"en,sw" to ["en", "sw"]."""
+    """Words: en,sw to ["en", "sw"]."""
     return [part.strip() for part in text.split(",") if part.strip()]
