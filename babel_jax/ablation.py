@@ -23,7 +23,7 @@ from jaxtyping import Array, PyTree
 
 from babel_jax.checkpoints.folder import load_params, open_folder
 from babel_jax.checkpoints.tokenizer_files import check_vocabulary
-from babel_jax.config import Config, ExpansionSettings, Init, ModelConfig, Stage
+from babel_jax.config import Config, ExpansionSettings, Init, ModelConfig, ScheduleKind, Stage, Trained
 from babel_jax.config.file import shipped_config
 from babel_jax.data.corpus import corpus_sources, embedded_folder
 from babel_jax.data.prepare import prepare
@@ -53,9 +53,15 @@ INITS: dict[str, dict[str, Any]] = {
     "average": {"init": Init.AVERAGE},
 }
 POSITIONS = ("among", "after", "auto")
+NEW_FIRST, NEW_RATE = "new-first", "new-rate"
+TRAININGS = (NEW_FIRST, NEW_RATE)
+_NEW_FIRST_FRACTION = 0.25
+_NEW_RATE_FACTOR = 3.0
 DEFAULT = (
     *(f"{position}:{init}" for position in ("among", "after") for init in ("copy", "noise-small", "noise-large")),
-    *("among:zero", "among:identity", "among:scaled", "among:average", "auto:copy", PARENT, f"{PARENT}:compute"),
+    *("among:zero", "among:identity", "among:scaled", "among:average", "auto:copy"),
+    *(f"among:{init}:{training}" for init in ("copy", "identity") for training in TRAININGS),
+    *(PARENT, f"{PARENT}:compute"),
 )
 
 
@@ -83,9 +89,10 @@ def ablate(
 ) -> dict[str, Any]:
     """Measures every variant with every seed, before training and, for `tokens` > 0, after so many of them; goes on where it was stopped.
 
-    A variant is `position:init` (POSITIONS and INITS), `parent` (the model as it is, trained on as many tokens) or `parent:compute` (on as
-    many FLOPs). Without `new_layers` there is one for every other layer of the second half but the last two, as in Babel-9B. `overrides`
-    are settings of configs/ablation.toml. Raises BadInput for what does not fit.
+    A variant is `position:init` (POSITIONS and INITS), the same with `:new-first` (only the new layers are trained for the first quarter of
+    the steps) or `:new-rate` (they have three times the rate of the others), `parent` (the model as it is, trained on as many tokens) or
+    `parent:compute` (on as many FLOPs). Without `new_layers` there is one for every other layer of the second half but the last two, as in
+    Babel-9B. `overrides` are settings of configs/ablation.toml. Raises BadInput for what does not fit.
     """
     for variant in variants:
         _check(variant)
@@ -109,12 +116,22 @@ def ablate(
 
 
 def _check(variant: str) -> None:
-    position, _, init = variant.partition(":")
-    if position == PARENT and init in ("", "compute"):
+    if variant in (PARENT, f"{PARENT}:compute"):
         return
-    if position not in POSITIONS or init not in INITS:
-        known = f"POSITION:INIT with a position of {', '.join(POSITIONS)} and an init of {', '.join(INITS)}"
+    position, init, training = _parts(variant)
+    if position not in POSITIONS or init not in INITS or training not in ("", *TRAININGS):
+        known = (
+            f"POSITION:INIT with a position of {', '.join(POSITIONS)} and an init of {', '.join(INITS)}, "
+            f"and behind that :{' or :'.join(TRAININGS)}"
+        )
         raise BadInput(f"variant {variant!r} is not known; give {PARENT}, {PARENT}:compute or {known}")
+
+
+def _parts(variant: str) -> tuple[str, str, str]:
+    """Position, init and training of a variant, the last empty where it is not named."""
+    position, _, rest = variant.partition(":")
+    init, _, training = rest.partition(":")
+    return position, init, training
 
 
 def _prepared(model: str, data: str | None, out: Path, new_layers: int | None, overrides: tuple[str, ...]) -> Study:
@@ -163,23 +180,49 @@ def _result(study: Study, variant: str, seed: int, tokens: int, runs: Path) -> d
         steps = max(1, round(tokens / study.config.training.global_batch_size / study.config.data.seq_len))
         if variant == f"{PARENT}:compute":
             steps = round(steps * _relative_flops(study))
-        stages = tuple(stage.model_copy(update={"steps": steps, "tokens": None}) for stage in study.config.stages[:1])
+        training = _parts(variant)[2]
+        rate = {"new_layers_rate": _NEW_RATE_FACTOR} if training == NEW_RATE else {}
         run_folder = runs / f"{variant.replace(':', '-')}-{seed}"
         run_folder.mkdir(parents=True, exist_ok=True)
-        config = study.config.model_copy(update={"out": str(run_folder), "seed": seed, "stages": stages})
+        config = study.config.model_copy(
+            update={
+                "out": str(run_folder),
+                "seed": seed,
+                "stages": _stages(study.config.stages[0], steps, training == NEW_FIRST),
+                "optimizer": study.config.optimizer.model_copy(update=rate),
+            }
+        )
 
         def measure(_: Stage, trained: PyTree[Array]) -> None:
             found["after"] = _measured(study, deeper, trained)
 
-        train_stages(config, deeper, params, run_folder, measure)
+        train_stages(config, deeper, params, run_folder, measure, plan.new_layers if plan is not None else ())
         found["steps"] = steps
         found["losses"] = [line["loss"] for line in map(json.loads, (run_folder / "metrics.jsonl").read_text().splitlines())]
         shutil.rmtree(run_folder)
     return found
 
 
+def _stages(stage: Stage, steps: int, new_first: bool) -> tuple[Stage, ...]:
+    """The stage over so many steps; with `new_first` the new layers alone are trained before, at its peak rate, for a part of them."""
+    alone = round(_NEW_FIRST_FRACTION * steps) if new_first else 0
+    stages = (stage.model_copy(update={"steps": steps - alone, "tokens": None}),)
+    if not alone:
+        return stages
+    schedule = stage.schedule.model_copy(update={"kind": ScheduleKind.CONSTANT})
+    before = {
+        "name": "new-layers",
+        "result": "new-layers",
+        "steps": alone,
+        "tokens": None,
+        "train": Trained.NEW_LAYERS,
+        "schedule": schedule,
+    }
+    return (stage.model_copy(update=before), *stages)
+
+
 def _plan(study: Study, variant: str, seed: int) -> ExpansionPlan | None:
-    position, _, init = variant.partition(":")
+    position, init, _ = _parts(variant)
     if position == PARENT:
         return None
     depth, count = study.model_config.num_hidden_layers, study.new_layers

@@ -209,6 +209,7 @@ def test_evaluate(babel, trained, small_settings, tmp_path):
         (("expand", "MODEL", "DST", "--auto", "3"), "--auto 3: the model has 2 layers"),
         (("expand", "MODEL", "DST", "--append", "1", "--save-plan", "FILE/plan.json"), "plan.json: there is no folder"),
         (("ablate", "MODEL", "--out", "DST", "--variants", "among:copies"), "variant 'among:copies' is not known"),
+        (("ablate", "MODEL", "--out", "DST", "--variants", "after:copy:slow"), "variant 'after:copy:slow' is not known"),
         (("sensitivity", "MODEL", "--out", "FILE"), "no folder can be made here (File exists)"),
         (("convert", "MODEL", "FILE/x"), "no folder can be made here"),
         (("train", "CONFIG", "--set", "out=FILE"), "no folder can be made here (File exists)"),
@@ -288,17 +289,22 @@ def test_sensitivity_ablate_and_auto(babel, trained, small_settings, tmp_path):
         "--set",
         "training.global_batch_size=4",
         "--variants",
-        "among:copy,after:zero,auto:scaled,parent:compute",
+        "among:copy,after:zero,auto:scaled,among:copy:new-first,among:copy:new-rate,parent:compute",
     )
     status, out, _ = babel(*command, *small)
     found = json.loads(out)
     assert status == 0
     assert [(result["variant"], result["seed"]) for result in found["results"][:2]] == [("among:copy", 0), ("after:zero", 0)]
     by_name = {(result["variant"], result["seed"]): result for result in found["results"]}
-    assert len(by_name) == 8
+    assert len(by_name) == 12
     assert by_name["after:zero", 1]["before"] == pytest.approx(found["base"])
     assert by_name["among:copy", 0]["steps"] == 4 < by_name["parent:compute", 0]["steps"]
     assert by_name["among:copy", 0]["after"] != by_name["among:copy", 1]["after"]
+    # Trained otherwise from the same beginning, for as many steps.
+    for training in ("new-first", "new-rate"):
+        same, other = by_name["among:copy", 0], by_name[f"among:copy:{training}", 0]
+        assert (other["before"], other["layers"], len(other["losses"])) == (same["before"], same["layers"], len(same["losses"]))
+        assert other["after"] != same["after"]
     assert (tmp_path / "ablation" / "ablation.png").read_bytes().startswith(b"\x89PNG")
     assert "| parent:compute |" in (tmp_path / "ablation" / "ablation.md").read_text()
     again = babel(*command, *small)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babel_jax import cli
+from babel_jax.commands import models
 from babel_jax.ablation import _every_other
 from babel_jax.config import ExpansionSettings, Init, ModelConfig
 from babel_jax.errors import BadInput
@@ -205,4 +205,4 @@ def test_ablations_place_every_number_of_layers(drawn):
 
 
 def test_the_command_line_offers_every_init():
-    assert list(cli._INITS) == list(Init)
+    assert list(models._INITS) == list(Init)
