@@ -36,6 +36,7 @@ from babel_jax.evaluation.tables import saved_figure
 from babel_jax.expansion.apply import expand_config, expand_params
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
 from babel_jax.files import make_folder, write_text
+from babel_jax.training.deepening import Depth
 from babel_jax.training.metrics import flops_per_token
 from babel_jax.training.run import train_stages
 
@@ -193,10 +194,11 @@ def _result(study: Study, variant: str, seed: int, tokens: int, runs: Path) -> d
             }
         )
 
-        def measure(_: Stage, trained: PyTree[Array]) -> None:
+        def measure(_: Stage, __: ModelConfig, trained: PyTree[Array]) -> None:
             found["after"] = _measured(study, deeper, trained)
 
-        train_stages(config, deeper, params, run_folder, measure, plan.new_layers if plan is not None else ())
+        models = [Depth(0, deeper, plan.new_layers if plan is not None else ())]
+        train_stages(config, models, params, run_folder, measure)
         found["steps"] = steps
         found["losses"] = [line["loss"] for line in map(json.loads, (run_folder / "metrics.jsonl").read_text().splitlines())]
         shutil.rmtree(run_folder)

@@ -12,9 +12,11 @@ summary.*          table (.md), figures (.json) and plot (.png)
 """
 
 import contextlib
+import functools
 import json
 import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,8 @@ from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
 from babel_jax.files import PARTIAL, make_folder, only_process_in, write_text
 from babel_jax.model.decoder import count_parameters, forward, init_params
 from babel_jax.model.generation import generate
-from babel_jax.training.checkpoints import read_json_lines
+from babel_jax.training.checkpoints import newest_step, read_json_lines
+from babel_jax.training.deepening import depths
 from babel_jax.training.mesh import make_mesh, param_shardings
 from babel_jax.training.run import train_stages
 
@@ -95,13 +98,15 @@ def _run(config: Config, run_folder: Path, compare_export: bool) -> dict[str, An
             _measure(config, "expanded", model_config, params, tokenizer)
         return params
 
-    def measure_stage(stage: Stage, params: PyTree[Array]) -> None:
+    def measure_stage(stage: Stage, model_config: ModelConfig, params: PyTree[Array]) -> None:
         _measure(config, stage.result, model_config, params, tokenizer)
 
     new_layers = plan.new_layers if plan is not None else new_layers_of(folder.hf_config) if folder is not None else ()
-    params = train_stages(config, model_config, begin, run_folder, measure_stage, new_layers)
+    models = depths(model_config, new_layers, config.deepen)
+    params = train_stages(config, models, begin, run_folder, measure_stage)
+    model_config, plans = models[-1].config, [applied for applied in (plan, *(model.plan for model in models)) if applied is not None]
     if first_says(not (run_folder / "hf").is_dir()):
-        _export(run_folder / "hf", config, model_config, folder, plan, params, tokenizer)
+        _export(run_folder / "hf", config, model_config, folder, plans, params, tokenizer)
     difference = export_difference(run_folder / "hf", params, model_config) if compare_export else None
     with agreed():
         if first:
@@ -169,7 +174,8 @@ def export_difference(hf: Path, params: PyTree[Array], config: ModelConfig) -> f
 def _claim(run_folder: Path, config: Config) -> None:
     """Writes the resolved config into the run folder, or checks it against the one that stands there.
 
-    One from which nothing was computed yet, as after a mistake in it, is replaced.
+    One from which nothing was computed yet, as after a mistake in it, is replaced, and so is one that deepens the model at other steps
+    than those that were taken.
     """
     path = run_folder / "config.toml"
     if not path.is_file() and any(not file.name.endswith(PARTIAL) for file in run_folder.iterdir()):
@@ -178,9 +184,17 @@ def _claim(run_folder: Path, config: Config) -> None:
         config.save(path)
         return
     before = parse_settings(Config, {**read_toml(path), "out": config.out}, str(path))
-    if before != config:
+    newest = newest_step(run_folder / "checkpoints")
+    if before != config and _until(before, newest) == _until(config, newest) and not (run_folder / "summary.json").is_file():
+        config.save(path)
+    elif before != config:
         changed = _differences(before.model_dump(mode="json"), config.model_dump(mode="json"))
         raise BadInput(f"{run_folder}: begun with another {', '.join(changed)}; give another out, or the settings of {path}")
+
+
+def _until(config: Config, step: int) -> Config:
+    """The config without the deepenings that a run of so many steps has not come to."""
+    return config.model_copy(update={"deepen": tuple(deepening for deepening in config.deepen if deepening.step < step)})
 
 
 def _differences(before: Any, now: Any, key: str = "") -> list[str]:
@@ -247,13 +261,13 @@ def _export(
     config: Config,
     model_config: ModelConfig,
     folder: ModelFolder | None,
-    plan: ExpansionPlan | None,
+    plans: Sequence[ExpansionPlan],
     params: PyTree[Array],
     tokenizer: Tokenizer,
 ) -> None:
-    base = folder.hf_config if folder is not None else None
-    if base is not None and plan is not None and folder is not None:
-        base = expand_hf_config(base, plan, folder.path.name)
+    base = None
+    if folder is not None:
+        base = functools.reduce(lambda hf, plan: expand_hf_config(hf, plan, folder.path.name), plans, folder.hf_config)
     eos = None if base is not None and stored_eos_token_ids(base) else tokenizer.eos_id
     hf_config = write_hf_config(model_config, base, str(config.export_dtype), eos_token_id=eos, pad_token_id=tokenizer.pad_id)
     exported = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(config.export_dtype)), params)

@@ -4,7 +4,7 @@ The resolved config (`Config.to_toml`) written into a run folder reproduces the 
 """
 
 from babel_jax.config.data import BadRows, DataSettings, MixtureSettings, Source, Strategy
-from babel_jax.config.expansion import ExpansionSettings, Init
+from babel_jax.config.expansion import Deepening, ExpansionSettings, Init, Moments
 from babel_jax.config.model import Activation, Family, LayerType, ModelConfig, ModelSource, RopeScaling, RopeType
 from babel_jax.config.run import Config, EvaluationSettings
 from babel_jax.config.settings import Settings
@@ -26,6 +26,7 @@ __all__ = [
     "ComputeType",
     "Config",
     "DataSettings",
+    "Deepening",
     "EvaluationSettings",
     "ExpansionSettings",
     "Family",
@@ -34,6 +35,7 @@ __all__ = [
     "MixtureSettings",
     "ModelConfig",
     "ModelSource",
+    "Moments",
     "OptimizerRule",
     "OptimizerSettings",
     "Remat",

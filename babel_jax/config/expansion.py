@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from babel_jax.config.settings import LocalPath, NonNegative, Seed, Settings
+from babel_jax.config.settings import LocalPath, NonNegative, Positive, Seed, Settings
 
 
 class Init(StrEnum):
@@ -42,3 +42,18 @@ class ExpansionSettings(Settings):
         if len(given) != 1:
             raise ValueError(f"give exactly one of preset, insert_after, append and plan; given: {', '.join(given) or 'none'}")
         return self
+
+
+class Moments(StrEnum):
+    """What the Adam moments of a new layer begin with: those of its source layer, or zeros."""
+
+    COPY = "copy"
+    ZERO = "zero"
+
+
+class Deepening(Settings):
+    """An expansion in the middle of a run, before it takes the step `step` (counted over all stages, from 0)."""
+
+    step: Positive
+    expansion: ExpansionSettings
+    moments: Moments = Moments.COPY

@@ -1,5 +1,6 @@
 """One run: all of its settings."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Self
@@ -8,7 +9,7 @@ import tomli_w
 from pydantic import model_validator
 
 from babel_jax.config.data import DataSettings
-from babel_jax.config.expansion import ExpansionSettings
+from babel_jax.config.expansion import Deepening, ExpansionSettings
 from babel_jax.config.model import ModelSource
 from babel_jax.config.settings import LocalPath, Positive, Seed, Settings
 from babel_jax.config.training import ComputeType, OptimizerSettings, Stage, TrainingSettings
@@ -23,7 +24,10 @@ class EvaluationSettings(Settings):
 
 
 class Config(Settings):
-    """One run. `out` is the run folder. Relative paths are taken from the working directory."""
+    """One run. `out` is the run folder. Relative paths are taken from the working directory.
+
+    `expansion` is applied before the first step, `deepen` in the middle; entries may be added while the run has not come to their steps.
+    """
 
     out: LocalPath
     seed: Seed = 0
@@ -33,6 +37,7 @@ class Config(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    deepen: tuple[Deepening, ...] = ()
     export_dtype: ComputeType = ComputeType.BFLOAT16
     stages: tuple[Stage, ...] = ()
 
@@ -46,6 +51,9 @@ class Config(Settings):
         points = [*(("base", "expanded") if self.model.folder is not None else ()), *(stage.result for stage in self.stages)]
         if len(set(points)) != len(points):
             raise ValueError(f"stages: results must differ, also from base and expanded; given {', '.join(s.result for s in self.stages)}")
+        steps = [deepening.step for deepening in self.deepen]
+        if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
+            raise ValueError(f"deepen: the steps must ascend; given {', '.join(map(str, steps))}")
         with_sources = {source.language for source in self.data.sources}
         for stage in self.stages:
             named = (*stage.mixture.languages, *stage.mixture.weights, *stage.mixture.curated)

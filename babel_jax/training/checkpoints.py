@@ -48,10 +48,10 @@ class Checkpoints:
         with explain_os_errors(self._folder):
             self._manager.wait_until_finished()
 
-    def restore(self, abstract: Callable[[str], PyTree[jax.ShapeDtypeStruct]]) -> tuple[int, str, TrainState] | None:
+    def restore(self, abstract: Callable[[int, str], PyTree[jax.ShapeDtypeStruct]]) -> tuple[int, str, TrainState] | None:
         """The newest readable checkpoint: its step, the name of its stage, and the state; None where there is none.
 
-        `abstract` gives shapes, types and shardings of the state in a stage, which depend on what the stage trains.
+        `abstract` gives shapes, types and shardings of the state after so many steps, in a stage.
         Newer ones that cannot be read are set aside as STEP.damaged, with a warning. Raises BadInput, and moves nothing, when none can be
         read: to begin anew would throw the run away for what may be a full memory or a missing disk.
         """
@@ -59,7 +59,7 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 stage = self._manager.metadata(step).custom_metadata["stage"]
-                state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract(stage)))
+                state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract(step, stage)))
             except Exception as error:  # Orbax and TensorStore raise what they like for damaged files
                 unreadable[step] = (str(error).splitlines() or [type(error).__name__])[0][:200]
                 continue
@@ -84,6 +84,11 @@ class Checkpoints:
 def abstract_state(state: TrainState, shardings: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:
     """Shapes, types and shardings of a state, for `restore`."""
     return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings)
+
+
+def newest_step(folder: Path) -> int:
+    """The step of the newest checkpoint in a folder, 0 where there is none."""
+    return max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=0)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -62,7 +62,7 @@ class Metrics:
     waits for the host.
     """
 
-    def __init__(self, folder: Path, config: ModelConfig, seq_len: int, available: Mapping[str, int], start_step: int, total_steps: int):
+    def __init__(self, folder: Path, seq_len: int, available: Mapping[str, int], start_step: int, total_steps: int):
         """`available` is the tokens that each language has; lines of steps from `start_step` on are of a run that was cut off, and go."""
         self._path = folder / "metrics.jsonl"
         writes = jax.process_index() == 0  # all processes see the same values
@@ -73,7 +73,7 @@ class Metrics:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step, write_to_disk=writes)
         self._bar = tqdm(total=total_steps, initial=start_step, desc="train", unit=" steps", disable=None if writes else True)
         self._seq_len, self._available = seq_len, available
-        self._flops, self._peak = flops_per_token(config, seq_len), peak_flops(jax.devices()[0].device_kind, jax.device_count())
+        self._flops, self._peak = 0.0, peak_flops(jax.devices()[0].device_kind, jax.device_count())
         self._waiting: tuple[dict[str, Any], dict[str, Array]] | None = None
         self._last_time = self._last_said = time.monotonic()
 
@@ -82,6 +82,11 @@ class Metrics:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def of(self, config: ModelConfig) -> None:
+        """Says which model the steps from now on are of, for its FLOPs."""
+        self.flush()
+        self._flops = flops_per_token(config, self._seq_len)
 
     def restart_clock(self) -> None:
         """Leaves the time since the last step, in which something else was done, out of the next step's."""

@@ -2,10 +2,11 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from babel_jax.config import Config, ModelConfig, Stage, Trained
+from babel_jax.config import Config, ModelConfig, OptimizerSettings, Stage, Trained
 from babel_jax.data.loading import Batches
 from babel_jax.data.mixture import Mixture, make_mixture
 from babel_jax.data.prepared import open_prepared
@@ -22,13 +23,14 @@ from babel_jax.errors import BadInput
 from babel_jax.files import write_text
 from babel_jax.model.decoder import abstract_params
 from babel_jax.training.checkpoints import Checkpoints, abstract_state
+from babel_jax.training.deepening import Depth, depth_at, expand_state
 from babel_jax.training.mesh import check_batch, everywhere, global_batch, make_mesh
 from babel_jax.training.metrics import Metrics
 from babel_jax.training.optimizer import AdamW, learning_rate
 from babel_jax.training.step import Step, TrainState, compiled_step, initial_state, placed_state, state_shardings
 
 log = logging.getLogger("babel")
-StageEnd = Callable[[Stage, PyTree[Array]], None]
+StageEnd = Callable[[Stage, ModelConfig, PyTree[Array]], None]
 
 
 class PlannedStage(NamedTuple):
@@ -55,8 +57,9 @@ def plan_stages(config: Config) -> list[PlannedStage]:
 
 
 class Setup(NamedTuple):
-    """What a step needs, for one choice of what is trained; `abstract` is the state as shapes, types and shardings."""
+    """What a step needs, for one model and one choice of what is trained; `abstract` is the state as shapes, types and shardings."""
 
+    model: Depth
     optimizer: AdamW
     shardings: TrainState
     abstract: TrainState
@@ -64,26 +67,20 @@ class Setup(NamedTuple):
 
 
 def train_stages(
-    config: Config,
-    model_config: ModelConfig,
-    make_params: Callable[[], PyTree[Array]],
-    run_folder: Path,
-    on_stage_end: StageEnd,
-    new_layers: tuple[int, ...] = (),
+    config: Config, models: Sequence[Depth], make_params: Callable[[], PyTree[Array]], run_folder: Path, on_stage_end: StageEnd
 ) -> PyTree[Array]:
     """Trains all stages and gives the parameters after the last.
 
-    `make_params` gives the parameters to begin with, and is called where no checkpoint is found; its arrays are taken over. Moments are
-    kept from stage to stage, the schedule begins anew. `on_stage_end` is called before anything of the next stage is saved; a run that was
-    stopped in it calls it again. `new_layers` are those that expansion added. Raises BadInput where settings and data do not fit, and when
-    too many updates in a row were skipped.
+    `models` are those of `depths`, the first of which `make_params` gives the parameters of; it is called where no checkpoint is found, and
+    its arrays are taken over. Moments are kept from stage to stage, the schedule begins anew. `on_stage_end` is called before anything of
+    the next stage is saved; a run that was stopped in it calls it again. Raises BadInput where settings and data do not fit, and when too
+    many updates in a row were skipped.
     """
     stages = plan_stages(config)
     if jax.process_index() == 0:
         write_text(run_folder / "mixture.json", json.dumps({plan.stage.name: plan.mixture.to_json() for plan in stages}, indent=2) + "\n")
+    _check_models(stages, models)
     for plan in stages:
-        if plan.stage.train is Trained.NEW_LAYERS and not new_layers:
-            raise BadInput(f'stage {plan.stage.name}: train = "{plan.stage.train}", and the model has no new layers; expand it first')
         log.info("stage %s: steps %d to %d\n%s", plan.stage.name, plan.start, plan.end - 1, plan.mixture.table())
 
     if not stages:
@@ -92,77 +89,108 @@ def train_stages(
     check_batch(mesh, config.training.global_batch_size, config.training.gradient_accumulation)
 
     @functools.cache
-    def setup(trained: Trained) -> Setup:
-        params = abstract_params(model_config)
-        optimizer = AdamW(config.optimizer, params, trained, new_layers)
-        log.info("optimizer, training %s\n%s", trained, optimizer.table())
-        shardings = state_shardings(model_config, optimizer, mesh)
+    def setup(step: int, trained: Trained) -> Setup:
+        model = depth_at(models, step)
+        params = abstract_params(model.config)
+        optimizer = AdamW(config.optimizer, params, trained, model.new_layers)
+        log.info("optimizer, training %s of %d layers\n%s", trained, model.config.num_hidden_layers, optimizer.table())
+        shardings = state_shardings(model.config, optimizer, mesh)
         abstract = abstract_state(jax.eval_shape(lambda params: initial_state(optimizer, params), params), shardings)
-        return Setup(optimizer, shardings, abstract, compiled_step(model_config, optimizer, config.optimizer, config.training, mesh))
+        return Setup(model, optimizer, shardings, abstract, compiled_step(model.config, optimizer, config.optimizer, config.training, mesh))
+
+    def setup_at(step: int, trained: Trained) -> Setup:
+        return setup(depth_at(models, step).start, trained)
 
     trained_in = {stage.name: stage.train for stage in config.stages}
     with Checkpoints(run_folder / "checkpoints", config.training.keep_checkpoints) as checkpoints:
-        restored = checkpoints.restore(lambda stage: setup(trained_in[stage]).abstract)
+        restored = checkpoints.restore(lambda step, stage: setup_at(step - 1, trained_in[stage]).abstract)
         if restored is None:
-            start, current = 0, setup(stages[0].stage.train)
+            start, current = 0, setup_at(0, stages[0].stage.train)
             state = placed_state(current.optimizer, make_params(), current.shardings)
         else:
             start, stage, state = restored
-            current = setup(trained_in[stage])
+            current = setup_at(start - 1, trained_in[stage])
             log.info("resuming at step %d of %d", start, stages[-1].end)
-        with Metrics(run_folder, model_config, config.data.seq_len, _tokens_by_language(config), start, stages[-1].end) as metrics:
+        with Metrics(run_folder, config.data.seq_len, _tokens_by_language(config), start, stages[-1].end) as metrics:
             for number, plan in enumerate(stages):
                 # A run that stands right at the end of a stage may have been stopped in on_stage_end, so that is called again.
                 if start > plan.end:
                     continue
-                if start < plan.end:
-                    before, current = current, setup(plan.stage.train)
+                for first, last in _parts(plan, models):
+                    if start >= last:
+                        continue
+                    before, current = current, setup_at(first, plan.stage.train)
                     if before is not current:
-                        state = _carried_over(state, before, current)
-                    state = _train_stage(config, plan, number, max(start, plan.start), mesh, current.step, state, checkpoints, metrics)
-                on_stage_end(plan.stage, state["params"])
+                        state = _carried_over(state, before, current, config.optimizer)
+                    metrics.of(current.model.config)
+                    part = range(max(start, first), last)
+                    state = _train_stage(config, plan, number, part, mesh, current.step, state, checkpoints, metrics)
+                on_stage_end(plan.stage, current.model.config, state["params"])
     return state["params"]
 
 
-def _carried_over(state: TrainState, before: Setup, after: Setup) -> TrainState:
-    """The state with the moments of another choice of what is trained."""
-    convert = jax.jit(
-        lambda opt_state, params: after.optimizer.carried_over(opt_state, before.optimizer, params),
-        out_shardings=after.shardings["opt_state"],
-    )
-    return {**state, "opt_state": convert(state["opt_state"], state["params"])}
+def _check_models(stages: Sequence[PlannedStage], models: Sequence[Depth]) -> None:
+    for plan in stages:
+        if plan.stage.train is Trained.NEW_LAYERS and any(not depth_at(models, first).new_layers for first, _ in _parts(plan, models)):
+            raise BadInput(f'stage {plan.stage.name}: train = "{plan.stage.train}", and the model has no new layers; expand it first')
+    steps = stages[-1].end if stages else 0
+    for model in models[1:]:
+        if model.start >= steps:
+            raise BadInput(f"deepen: there is no step {model.start}; the run has the steps 0 to {steps - 1}")
+
+
+def _parts(plan: PlannedStage, models: Sequence[Depth]) -> list[tuple[int, int]]:
+    """The steps of a stage, cut where the model is deepened: pairs of the first step and the one after the last."""
+    cuts = [plan.start, *(model.start for model in models if plan.start < model.start < plan.end), plan.end]
+    return list(itertools.pairwise(cuts))
+
+
+def _carried_over(state: TrainState, before: Setup, after: Setup, settings: OptimizerSettings) -> TrainState:
+    """The state of a deeper model, or with the moments of another choice of what is trained."""
+
+    def convert(params: PyTree[Array], opt_state: PyTree[Array]) -> tuple[PyTree[Array], PyTree[Array]]:
+        if before.model is after.model:
+            return params, after.optimizer.carried_over(opt_state, before.optimizer, params)
+        # Every layer has moments of its own only where all are trained.
+        whole, deeper = (AdamW(settings, abstract_params(setup.model.config)) for setup in (before, after))
+        params, opt_state = expand_state(params, whole.carried_over(opt_state, before.optimizer, params), after.model)
+        return params, after.optimizer.carried_over(opt_state, deeper, params)
+
+    shardings = after.shardings["params"], after.shardings["opt_state"]
+    params, opt_state = jax.jit(convert, out_shardings=shardings)(state["params"], state["opt_state"])
+    return {**state, "params": params, "opt_state": opt_state}
 
 
 def _train_stage(
     config: Config,
     plan: PlannedStage,
     number: int,
-    start: int,
+    steps: range,
     mesh: Mesh,
     step: Step,
     state: TrainState,
     checkpoints: Checkpoints,
     metrics: Metrics,
 ) -> TrainState:
-    """The state after the steps `start` to `plan.end - 1` of the run, on disk when this returns.
+    """The state after these steps of the stage (counted over the run), on disk when this returns.
 
     Raises BadInput when too many updates in a row were skipped, KeyboardInterrupt between two steps after Ctrl-C; both leave a checkpoint.
     """
     training, tokens_per_step = config.training, config.training.global_batch_size * config.data.seq_len
-    batches = _batches(config, plan, number).iterate(start - plan.start)
+    batches = _batches(config, plan, number).iterate(steps.start - plan.start)
     metrics.restart_clock()
     with interrupts() as interrupted:
-        for now in range(start, plan.end):
+        for now in steps:
             rate = learning_rate(plan.stage.schedule, now - plan.start, plan.end - plan.start)
             inputs = global_batch(next(batches), mesh), everywhere(np.float32(rate), mesh)
             with jax.transfer_guard("disallow"):
                 state, values = step(state, *inputs)
             skipped = metrics.log(now, plan.stage.name, rate, tokens_per_step, values)
-            if now + 1 == plan.end:
+            if now + 1 == steps.stop:
                 skipped = metrics.flush()
-            # Saved are: every so many steps, the end of a stage, and where the run stops before its time.
+            # Saved are: every so many steps, the end of a stage and of a depth, and where the run stops before its time.
             stuck = skipped >= training.max_skipped_steps
-            if stuck or interrupted() or (now + 1) % training.checkpoint_every == 0 or now + 1 == plan.end:
+            if stuck or interrupted() or (now + 1) % training.checkpoint_every == 0 or now + 1 == steps.stop:
                 checkpoints.save(now + 1, state, plan.stage.name)
             if stuck:
                 raise BadInput(

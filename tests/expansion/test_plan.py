@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babel_jax.commands import models
 from babel_jax.ablation import _every_other
+from babel_jax.commands import models
 from babel_jax.config import ExpansionSettings, Init, ModelConfig
 from babel_jax.errors import BadInput
 from babel_jax.expansion.apply import expand_config

@@ -13,6 +13,7 @@ from babel_jax.errors import BadInput
 from babel_jax.expansion.apply import expand_hf_config, new_layers_of
 from babel_jax.expansion.plan import plan_from_settings
 from babel_jax.model.decoder import abstract_params
+from babel_jax.training.deepening import Depth
 from babel_jax.training.metrics import Metrics
 from babel_jax.training.optimizer import AdamW
 from babel_jax.training.run import train_stages
@@ -35,7 +36,7 @@ def train(run_config, begin):
         folder.mkdir(exist_ok=True)
         config = run_config(folder, **changes)
         shape = config.model.shape
-        return train_stages(config, shape, lambda: begin(shape), folder, lambda *_: None, new_layers)
+        return train_stages(config, [Depth(0, shape, new_layers)], lambda: begin(shape), folder, lambda *_: None)
 
     return go
 

@@ -13,6 +13,7 @@ from babel_jax.data.prepared import open_prepared
 from babel_jax.errors import BadInput
 from babel_jax.training import run
 from babel_jax.training.checkpoints import read_json_lines
+from babel_jax.training.deepening import Depth
 from babel_jax.training.metrics import Metrics
 from babel_jax.training.run import plan_stages, train_stages
 
@@ -25,7 +26,9 @@ def train(run_config, begin):
         config = run_config(folder, **changes)
         ended = []
         shape = config.model.shape
-        last = train_stages(config, shape, lambda: params or begin(shape), folder, lambda stage, _: ended.append(stage.name))
+        last = train_stages(
+            config, [Depth(0, shape, ())], lambda: params or begin(shape), folder, lambda stage, *_: ended.append(stage.name)
+        )
         return last, ended
 
     return go
@@ -35,7 +38,7 @@ def train(run_config, begin):
 def undisturbed(run_config, begin, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     config = run_config(folder)
-    params = train_stages(config, config.model.shape, lambda: begin(config.model.shape), folder, lambda *_: None)
+    params = train_stages(config, [Depth(0, config.model.shape, ())], lambda: begin(config.model.shape), folder, lambda *_: None)
     return folder, jax.device_get(params)
 
 
