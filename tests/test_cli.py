@@ -9,8 +9,12 @@ import sys
 import pytest
 
 from babel_jax.cli import main
+from babel_jax.config import ExpansionSettings, Init
 from babel_jax.data.rows import RowCounts, read_rows
+from babel_jax.errors import BadInput
+from babel_jax.expansion.plan import plan_from_settings
 from babel_jax.training.metrics import Metrics
+from babel_jax.verification import logits_difference
 
 
 @pytest.fixture
@@ -154,12 +158,25 @@ def test_relative_folders_of_both_formats(babel, trained, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     for command in (
         ("convert", "hf", "orbax", "--verify"),
-        ("expand", "orbax", "deeper", "--append", 1),
+        ("expand", "orbax", "deeper", "--append", 1, "--init", "noise", "--verify"),
         ("convert", "deeper", "back"),
         ("generate", "deeper", "All human beings", "--max-new-tokens", 2),
     ):
         status, _, err = babel(*command)
         assert (status, err) == (0, "")
+
+
+def test_verify_compares_logits_where_the_model_fits(babel, trained, tmp_path):
+    command = ("expand", trained / "hf", tmp_path / "same", "--append", 1, "--init", "noise", "--verify", "--json")
+    status, out, _ = babel(*command)
+    assert (status, json.loads(out)["verified"]["logits_difference"]) == (0, 0.0)
+    # Found out where the folder that was written is another model.
+    other = tmp_path / "other"
+    assert babel("expand", trained / "hf", other, "--append", 1, "--init", "noise", "--noise-std", "1.0")[0] == 0
+    plan = plan_from_settings(ExpansionSettings(append=1, init=Init.NOISE), 2)
+    with pytest.raises(BadInput, match="its logits differ by"):
+        logits_difference(str(trained / "hf"), str(other), plan, 2**31)
+    assert logits_difference(str(trained / "hf"), str(other), plan, 1000) is None
 
 
 def test_a_prompt_that_is_not_utf8(babel, trained):

@@ -26,9 +26,10 @@ from babel_jax.checkpoints.names import Place, tensor_place
 from babel_jax.checkpoints.object_storage import is_url, stand_in
 from babel_jax.checkpoints.orbax_params import PARAMS, LeafFiles, StoredLeaves, load_orbax_params, save_orbax_params
 from babel_jax.checkpoints.processes import agreed, new_folder_of_all
-from babel_jax.checkpoints.safetensors_files import SHARD_BYTES, Specs, TensorFiles
+from babel_jax.checkpoints.safetensors_files import SHARD_BYTES, Specs, StoredTensors, TensorFiles
 from babel_jax.checkpoints.streaming import (
     Piece,
+    Sink,
     Source,
     check_unchanged,
     digests,
@@ -142,15 +143,17 @@ def save_folder(
 class Change:
     """What becomes of the tensors between two folders. `values` gives a piece of the new model; it may read the old one's.
 
-    `description` has all that `values` depends on: it tells whether a folder that was begun can be gone on with.
+    `kept` says of which tensors of the new model are the old one's of the same name, as they are. `description` has all that `values`
+    depends on: it tells whether a folder that was begun can be gone on with.
     """
 
     description: str
     source_of: Callable[[str], str]
+    kept: Callable[[str], bool]
     values: Callable[[Piece, Source], np.ndarray]
 
 
-SAME = Change("same", lambda name: name, lambda piece, source: source.read_rows(*piece))
+SAME = Change("same", lambda name: name, lambda _: True, lambda piece, source: source.read_rows(*piece))
 
 
 def transfer(
@@ -163,8 +166,11 @@ def transfer(
     memory_limit: int = MEMORY_LIMIT,
     shard_bytes: int = SHARD_BYTES,
     verify: bool = False,
+    share: bool = True,
 ) -> dict[str, Any]:
     """Writes the model folder that `change` makes of `source`, in pieces; gives the figures of `summary`.
+
+    `share` lets safetensors files all of whose tensors stay as they are be clones or hard links of the source's, where the disk can.
 
     Stopped or killed, the same call goes on where it was. `verify` reads all back and compares sha256 of every tensor with what it should
     be, before the folder gets its name. Raises BadInput when the source is damaged or changes meanwhile, the destination exists, the disk
@@ -182,7 +188,11 @@ def transfer(
     specs = {name: (shape, stored.dtype(change.source_of(name))) for name, shape in tensor_shapes(config).items()}
     if to is Format.ORBAX:
         _check_types(source.path, specs)
-    mark = fingerprint(version=__version__, source=before, config=hf_config, to=to, change=change.description, shard_bytes=shard_bytes)
+    whole_files = {}
+    if share and to is Format.HF and isinstance(stored, StoredTensors):
+        whole_files = stored.whole_files(lambda name: name in specs and change.kept(name))
+    layout = {"shard_bytes": shard_bytes, "whole_files": [file.name for file in whole_files]}
+    mark = fingerprint(version=__version__, source=before, config=hf_config, to=to, change=change.description, layout=layout)
 
     def read(piece: Piece) -> np.ndarray:
         return change.values(piece, stored)
@@ -190,7 +200,12 @@ def transfer(
     with resumable_folder(path, mark) as (partial, progress):
         copy_other_files(source.path, partial)
         write_text(partial / CONFIG, json.dumps(hf_config, indent=2) + "\n")
-        sink = TensorFiles(partial, specs, shard_bytes) if to is Format.HF else LeafFiles(partial, specs, rows_of_piece)
+        sink: Sink
+        if to is Format.HF:
+            sink = files = TensorFiles(partial, specs, shard_bytes, whole_files=whole_files)
+            progress.add(files.share(progress.done))
+        else:
+            sink = LeafFiles(partial, specs, rows_of_piece)
         stream(specs, read, sink, progress, memory_limit)
         sink.close()
         written = ModelFolder(partial, to, config, hf_config)

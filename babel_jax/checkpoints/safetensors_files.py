@@ -6,7 +6,7 @@ import math
 import os
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from babel_jax.checkpoints.object_storage import remote_of
 from babel_jax.errors import BadInput
-from babel_jax.files import write_text
+from babel_jax.files import share_file, write_text
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -25,6 +25,7 @@ SHARD_BYTES = 5_000_000_000
 
 Specs = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 DTYPES: dict[str, np.dtype] = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
+_FORMAT = "pt"
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -80,6 +81,17 @@ class StoredTensors:
             self.bytes_read += values.nbytes
         return values
 
+    def whole_files(self, kept: Callable[[str], bool]) -> dict[Path, list[str]]:
+        """The local files all of whose tensors are `kept`, with these; transformers can read each as it is."""
+        names: dict[Path, list[str]] = {}
+        for name, file in self.file_of.items():
+            names.setdefault(file, []).append(name)
+        return {
+            file: names[file]
+            for file in names
+            if self._remote is None and all(map(kept, names[file])) and (self._open[file].metadata() or {}).get("format") == _FORMAT
+        }
+
     def _begin(self, file: Path, name: str) -> int:
         """The offset in `file` of a tensor's first byte."""
         if file not in self._begins:
@@ -100,21 +112,48 @@ class TensorFiles:
     """
 
     def __init__(
-        self, folder: Path, specs: Specs, shard_bytes: int = SHARD_BYTES, owners: Mapping[str, int] | None = None, process: int = 0
+        self,
+        folder: Path,
+        specs: Specs,
+        shard_bytes: int = SHARD_BYTES,
+        owners: Mapping[str, int] | None = None,
+        process: int = 0,
+        whole_files: Mapping[Path, list[str]] | None = None,
     ):
         """Plans shards of at most `shard_bytes` for the tensors of `specs`, in that order, and lays out their files; those that are there
         already, from a run that was cut off, are gone on with. A tensor larger than `shard_bytes` gets a shard of its own.
 
+        `whole_files` are files of another folder that are to be shards of this one as they are: see `share`.
         Where several processes write one folder, `owners` has the process of each tensor: no file has tensors of two, all processes plan
         the same files, and this one lays out and writes its own.
         """
         self._folder, self._specs = folder, specs
         owners = owners or dict.fromkeys(specs, 0)
-        self._shards = _plan_shards(specs, shard_bytes, owners)
+        whole_files = whole_files or {}
+        self._shards = _plan_shards(specs, shard_bytes, owners, list(whole_files.values()))
         self._own = [file for file, names in self._shards.items() if owners[names[0]] == process]
+        self._whole = dict(zip(self._shards, whole_files, strict=False))
         self._place: dict[str, tuple[Path, int]] = {}
         for file in self._own:
-            self._lay_out(folder / file, self._shards[file])
+            if file not in self._whole:
+                self._lay_out(folder / file, self._shards[file])
+
+    def share(self, done: set[str]) -> list[str]:
+        """Clones or links the whole files, where the disk can; the others are laid out to be written. `done` has the tensors that are on
+        disk already. Gives the tensors that need no writing any more."""
+        shared = []
+        for file, source in self._whole.items():
+            target, names = self._folder / file, self._shards[file]
+            if done.issuperset(names) and target.is_file():
+                continue
+            if done.isdisjoint(names):
+                # What stands here may be a link to the source, which must not be written to.
+                target.unlink(missing_ok=True)
+                if share_file(source, target):
+                    shared += names
+                    continue
+            self._lay_out(target, names)
+        return shared
 
     def write(self, name: str, start: int, values: np.ndarray) -> None:
         """Writes rows of a tensor from the row `start` on."""
@@ -153,7 +192,7 @@ class TensorFiles:
 
     def _lay_out(self, file: Path, names: list[str]) -> None:
         # transformers refuses files whose metadata does not name the framework's format.
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        header: dict[str, Any] = {"__metadata__": {"format": _FORMAT}}
         offset = 0
         for name in names:
             shape, dtype = self._specs[name]
@@ -172,11 +211,13 @@ class TensorFiles:
             self._place[name] = (file, 8 + len(text) + header[name]["data_offsets"][0])
 
 
-def _plan_shards(specs: Specs, shard_bytes: int, owners: Mapping[str, int]) -> dict[str, list[str]]:
-    shards: list[list[str]] = []
+def _plan_shards(specs: Specs, shard_bytes: int, owners: Mapping[str, int], whole: list[list[str]]) -> dict[str, list[str]]:
+    """The tensors of each file; `whole` are the first ones."""
+    shards = list(whole)
+    planned = {name for names in whole for name in names}
     for owner in sorted(set(owners.values())):
         filled = shard_bytes + 1
-        for name in (name for name in specs if owners[name] == owner):
+        for name in (name for name in specs if owners[name] == owner and name not in planned):
             size = _size(*specs[name])
             if filled + size > shard_bytes:
                 shards.append([])

@@ -2,10 +2,13 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from babel_jax.commands.parsing import Commands, Result, gib, integers, positive, seed, words
 from babel_jax.errors import BadInput
+
+if TYPE_CHECKING:
+    from babel_jax.expansion.plan import ExpansionPlan
 
 _INITS = ("copy", "noise", "zero", "average", "identity", "scaled")  # those of config.Init, whose import costs more than the help
 
@@ -13,7 +16,8 @@ _INITS = ("copy", "noise", "zero", "average", "identity", "scaled")  # those of 
 def _convert(options: argparse.Namespace) -> Result:
     from babel_jax.checkpoints.folder import Format, convert
 
-    return convert(options.source, options.destination, Format(options.to) if options.to else None, **_transfer_options(options))
+    written = convert(options.source, options.destination, Format(options.to) if options.to else None, **_transfer_options(options))
+    return _compared(options, written, None)
 
 
 def _expand(options: argparse.Namespace) -> Result:
@@ -38,11 +42,21 @@ def _expand(options: argparse.Namespace) -> Result:
     plan = plan_from_settings(settings, open_folder(options.source).config.num_hidden_layers)
     if options.save_plan:
         save_plan(plan, Path(options.save_plan))
-    return expand_folder(options.source, options.destination, plan, **_transfer_options(options))
+    return _compared(options, expand_folder(options.source, options.destination, plan, **_transfer_options(options)), plan)
+
+
+def _compared(options: argparse.Namespace, written: Result, plan: "ExpansionPlan | None") -> Result:
+    """With --verify, the logits too where the model fits."""
+    if options.verify:
+        from babel_jax.verification import logits_difference
+
+        difference = logits_difference(options.source, options.destination, plan, int(options.memory_limit * 2**30))
+        written["verified"]["logits_difference"] = "not compared: the model exceeds the memory limit" if difference is None else difference
+    return written
 
 
 def _transfer_options(options: argparse.Namespace) -> dict[str, Any]:
-    return {"memory_limit": int(options.memory_limit * 2**30), "verify": options.verify}
+    return {"memory_limit": int(options.memory_limit * 2**30), "verify": options.verify, "share": not options.no_links}
 
 
 def _sensitivity(options: argparse.Namespace) -> Result:
@@ -91,7 +105,12 @@ def declare(command: Commands) -> None:
         between_folders.add_argument(
             "--memory-limit", type=gib, default=4.0, metavar="GIB", help="most memory to use (default %(default)s)"
         )
-        between_folders.add_argument("--verify", action="store_true", help="read all back and compare the sha256 of every tensor")
+        between_folders.add_argument(
+            "--verify", action="store_true", help="read all back; compare every tensor's sha256, and logits where the model fits"
+        )
+        between_folders.add_argument(
+            "--no-links", action="store_true", help="copy safetensors files that stay as they are; else they are clones or hard links"
+        )
 
     sensitivity = command(
         "sensitivity", _sensitivity, "how much each layer matters", "babel sensitivity Qwen2.5-0.5B --data text/ --out runs/sensitivity"

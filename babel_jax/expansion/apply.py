@@ -190,6 +190,14 @@ def _change(plan: ExpansionPlan) -> Change:
         place, target = tensor_place(name)
         return name if target is None else tensor_name(place, plan.source_layers[target])
 
+    new = set(plan.new_layers)
+
+    def kept(name: str) -> bool:
+        place, target = tensor_place(name)
+        if target is None:
+            return True
+        return target not in new and source_of(name) == name and (plan.layers[target].output_scale == 1.0 or not _is_output(place))
+
     def values(piece: Piece, source: Source) -> np.ndarray:
         place, target = tensor_place(piece.name)
         read = source.read_rows(source_of(piece.name), piece.start, piece.stop)
@@ -208,4 +216,4 @@ def _change(plan: ExpansionPlan) -> Change:
                 read = np.asarray(_scaled(read, jnp.float32(layer.output_scale)))
         return read
 
-    return Change(plan.model_dump_json(), source_of, values)
+    return Change(plan.model_dump_json(), source_of, kept, values)
