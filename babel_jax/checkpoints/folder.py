@@ -77,7 +77,8 @@ def open_folder(path: Path | str) -> ModelFolder:
     try:
         hf_config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BadInput(f"{path}: no {CONFIG}, so this is not a model folder") from None
+        run = "; it is a run folder: its model is in hf/, and [[deepen]] in its settings deepens it midway"
+        raise BadInput(f"{path}: no {CONFIG}, so this is not a model folder{run if (path / 'config.toml').is_file() else ''}") from None
     except (ValueError, OSError) as error:
         raise BadInput(f"{path / CONFIG}: not a readable JSON file: {error}") from None
     if not isinstance(hf_config, dict):
