@@ -8,6 +8,7 @@ Memory is the process's peak resident set; mergekit takes part where the command
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -96,7 +97,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as temporary:
         scratch = Path(temporary)
         source, orbax, out = scratch / "source", scratch / "orbax", scratch / "out"
-        write_model(source, config)
+        # In a process of its own: what this one has had resident counts, over fork and exec, as its children's peak.
+        writer = multiprocessing.get_context("spawn").Process(target=write_model, args=(source, config))
+        writer.start()
+        writer.join()
         size = sum(file.stat().st_size for file in source.iterdir())
         babel = [sys.executable, "-m", "babel_jax.cli"]
         limit = ["--memory-limit", arguments.memory_limit]
