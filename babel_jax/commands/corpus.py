@@ -1,0 +1,26 @@
+"""The corpus: mixture."""
+
+import argparse
+from pathlib import Path
+
+from babel_jax.commands.parsing import Commands, Result
+
+
+def _mixture(options: argparse.Namespace) -> Result:
+    from babel_jax.config.file import load_config
+    from babel_jax.mixtures import mixture_report
+
+    return mixture_report(load_config(options.config, tuple(options.set)), Path(options.out))
+
+
+def declare(command: Commands) -> None:
+    """Adds the commands of this file."""
+    mixture = command(
+        "mixture",
+        _mixture,
+        "tokens, shares and epochs of each language and kind in all stages, without training",
+        "babel mixture configs/babel-9b.toml --out runs/mixture",
+    )
+    mixture.add_argument("config", metavar="CONFIG")
+    mixture.add_argument("--out", default="runs/mixture", help="folder for table, plot, CSV and JSON (default %(default)s)")
+    mixture.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as data.folder=data/mine")
