@@ -112,9 +112,11 @@ def test_the_shipped_stages_follow_the_report(prepared, name):
     assert {"es", "ar", "hi", "ko"} <= set(full)
     np.testing.assert_allclose([shares[code] for code in full], max(shares.values()), rtol=1e-6)
     assert recovery.parts["en", "curated"].share > recovery.parts["zh", "curated"].share > 0
-    # Continued training: textbooks weigh more beside the same language's web text; no language is left without its part.
-    assert continued.share(textbooks) > 1.3 * recovery.share(textbooks)
-    assert continued.share(low) > 1.5 * sum(supply[key] for key in low) / sum(supply.values())
+    # Continued training: textbooks weigh more beside the same language's web text; low-resource languages
+    # get more, and English keeps its part.
+    assert continued.share(textbooks) > 3 * recovery.share(textbooks)
+    assert continued.share(low) > 1.25 * recovery.share(low)
+    assert continued.share([key for key in supply if key[0] == "en"]) > 0.1
     assert all(part.epochs <= 4 * (1 + 1e-6) for stage in (recovery, continued) for part in stage.parts.values())
 
 
