@@ -57,7 +57,10 @@ def stage_mixtures(config: Config) -> list[StageMixture]:
         settings, budget = plan.stage.mixture, (plan.end - plan.start) * tokens_per_step
         uncapped = make_mixture(available, settings.model_copy(update={"max_epochs": _WITHOUT_CAP}), budget)
         wanted = {(row.language, row.kind): row.share for row in uncapped.rows}
-        parts = {(row.language, row.kind): _part(row, wanted.get((row.language, row.kind), 0.0), settings.max_epochs) for row in plan.mixture.rows}
+        parts = {
+            (row.language, row.kind): _part(row, wanted.get((row.language, row.kind), 0.0), settings.max_epochs)
+            for row in plan.mixture.rows
+        }
         stages.append(StageMixture(plan.stage.name, budget, settings.max_epochs, parts, plan.mixture.warnings))
     return [dataclasses.replace(stage, warnings=(*stage.warnings, *_short(stage))) for stage in stages]
 

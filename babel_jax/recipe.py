@@ -25,18 +25,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from babel_jax.checkpoints.folder import Format, ModelFolder, load_params, open_folder, save_folder
+from babel_jax.checkpoints.folder import Format, ModelFolder, copy_other_files, load_params, open_folder, save_folder
 from babel_jax.checkpoints.hf_config import stored_eos_token_ids, write_hf_config
 from babel_jax.checkpoints.processes import agreed, first_says
 from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.config import Config, ModelConfig, Stage
 from babel_jax.config.file import parse_settings, read_toml
+from babel_jax.data.chat_format import open_chat_format, write_chat_files
 from babel_jax.data.corpus import read_texts
 from babel_jax.data.prepare import prepare
 from babel_jax.data.prepared import open_prepared
 from babel_jax.data.tokenizers import Tokenizer, open_tokenizer
 from babel_jax.errors import BadInput
-from babel_jax.evaluation.bits_per_byte import bits_per_byte, class_means, encode
+from babel_jax.evaluation.bits_per_byte import bits_per_byte, class_means, encode, encode_conversations
 from babel_jax.evaluation.tables import findings, plot_points, points_table
 from babel_jax.expansion.apply import expand_config, expand_hf_config, expand_params, new_layers_of
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
@@ -236,13 +237,15 @@ def _measure(config: Config, point: str, model_config: ModelConfig, params: PyTr
         return
     prepared = open_prepared(config.data.folder)
     texts = {code: [row.text for row in prepared.heldout(code)] for code in prepared.languages}
-    encoded = encode(
-        tokenizer,
-        texts,
-        seq_len=config.data.seq_len,
-        batch_size=config.evaluation.batch_size,
-        max_bytes=config.evaluation.max_bytes,
-    )
+    limits = {
+        "seq_len": config.data.seq_len,
+        "batch_size": config.evaluation.batch_size,
+        "max_bytes": config.evaluation.max_bytes,
+    }
+    if config.data.conversations:
+        encoded = encode_conversations(open_chat_format(tokenizer.path, config.data.chat_template), texts, **limits)
+    else:
+        encoded = encode(tokenizer, texts, **limits)
     encoded = {code: text for code, text in encoded.items() if text.bytes}
     if not encoded and config.data.heldout_fraction > 0:
         raise BadInput(f"{config.data.folder}: too little text to hold any out; give more text, or data.heldout_fraction = 0")
@@ -268,14 +271,20 @@ def _export(
     base = None
     if folder is not None:
         base = functools.reduce(lambda hf, plan: expand_hf_config(hf, plan, folder.path.name), plans, folder.hf_config)
-    eos = None if base is not None and stored_eos_token_ids(base) else tokenizer.eos_id
+    stored = stored_eos_token_ids(base or {})
+    chat = open_chat_format(tokenizer.path, config.data.chat_template) if config.data.conversations else None
+    # What ends an assistant's turn comes first: some readers take one id alone.
+    chat_eos = list(dict.fromkeys([chat.end_id, *stored, tokenizer.eos_id])) if chat is not None else []
+    eos = chat_eos or (None if stored else tokenizer.eos_id)
     hf_config = write_hf_config(model_config, base, str(config.export_dtype), eos_token_id=eos, pad_token_id=tokenizer.pad_id)
     exported = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(config.export_dtype)), params)
-    if folder is not None:
-        save_folder(path, Format.HF, exported, hf_config, folder.path)
-        return
     with tempfile.TemporaryDirectory() as files:
-        tokenizer.save(Path(files))
+        if folder is not None:
+            copy_other_files(folder.path, Path(files))
+        else:
+            tokenizer.save(Path(files))
+        if chat is not None:
+            write_chat_files(Path(files), chat, chat_eos)
         save_folder(path, Format.HF, exported, hf_config, Path(files))
 
 

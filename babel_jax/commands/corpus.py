@@ -23,4 +23,4 @@ def declare(command: Commands) -> None:
     )
     mixture.add_argument("config", metavar="CONFIG")
     mixture.add_argument("--out", default="runs/mixture", help="folder for table, plot, CSV and JSON (default %(default)s)")
-    mixture.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as data.folder=data/mine")
+    mixture.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as seed=1")

@@ -8,6 +8,9 @@ from pydantic import field_validator, model_validator
 from babel_jax.config.settings import Fraction, LocalPath, Positive, PositiveFloat, Settings
 from babel_jax.languages import language
 
+# A source whose text stands under one of these has conversations: lists of messages.
+CONVERSATION_KEYS = ("messages", "conversations")
+
 
 class BadRows(StrEnum):
     """What to do with a text row that cannot be read: stop at it, or count it and go on."""
@@ -47,6 +50,8 @@ class DataSettings(Settings):
     """The prepared datasets: where they are, and how `babel prepare` makes them.
 
     `tokenizer` is a model folder, a tokenizer.json or a SentencePiece .model file; without it the run's model folder has it.
+    With `conversations` the sources hold lists of messages (text_key "messages", or "conversations"), which become text by the chat
+    template of the tokenizer's folder or by the file `chat_template`.
     """
 
     folder: LocalPath
@@ -55,7 +60,19 @@ class DataSettings(Settings):
     bad_rows: BadRows = BadRows.REFUSE
     heldout_fraction: Fraction = 0.02
     heldout_bytes: Positive = 200_000
+    conversations: bool = False
+    chat_template: LocalPath | None = None
     sources: tuple[Source, ...] = ()
+
+    @model_validator(mode="after")
+    def _of_one_form(self) -> Self:
+        for source in self.sources:
+            if (source.text_key in CONVERSATION_KEYS) != self.conversations:
+                raise ValueError(
+                    f"conversations = {str(self.conversations).lower()} and a source with text_key = {source.text_key!r}: "
+                    f"conversations are read from {' or '.join(CONVERSATION_KEYS)}, text from anything else"
+                )
+        return self
 
 
 class Strategy(StrEnum):

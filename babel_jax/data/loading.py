@@ -66,7 +66,10 @@ class Batches:
         self._batches = batches.slice(slice(process_index, None, process_count))
 
     def __getitem__(self, step: int) -> Batch:
-        """The process's rows of a step: "tokens" and "segment_ids" int32[rows, seq_len], "language" int32[rows], an index into CODES."""
+        """The process's rows of a step: "tokens" and "segment_ids" int32[rows, seq_len], "language" int32[rows], an index into CODES.
+
+        Windows of conversations have "loss_mask" int32[rows, seq_len] besides.
+        """
         return self._batches[step]
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
@@ -144,6 +147,6 @@ def _source(folder: Path, language: str, kind: str) -> grain.MapDataset:
     code = np.int32(CODES.index(language))
 
     def as_int32(window: dict[str, np.ndarray]) -> dict[str, Any]:
-        return {"tokens": window["tokens"].view(np.int32), "segment_ids": window["segment_ids"].view(np.int32), "language": code}
+        return {**{field: values.view(np.int32) for field, values in window.items()}, "language": code}
 
     return grain.MapDataset.source(open_windows(dataset_folder(folder, language, kind))).map(as_int32)

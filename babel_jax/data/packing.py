@@ -1,5 +1,9 @@
-"""Documents to windows of fixed length: concatenate, then split, so that no token is dropped and only the last window is padded."""
+"""Documents to windows of fixed length.
 
+`pack` concatenates, then splits: no token is dropped and only the last window is padded. `best_fit` keeps documents whole.
+"""
+
+import bisect
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -35,6 +39,24 @@ def pack(documents: Iterable[Sequence[int]], seq_len: int, eos_id: int) -> Itera
     tokens = np.concatenate([tokens, np.full(padding, eos_id, np.uint32)])
     owners = np.concatenate([owners, np.full(padding, -1)])
     yield from _windows(tokens, owners, seq_len)
+
+
+def best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Which documents share a window of `size` tokens, none of them cut: each in turn, the longest first, goes where it leaves least room.
+
+    The numbers inside of a window ascend, and so do the first numbers of the windows. Lengths must not exceed `size`.
+    """
+    windows: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # what is left in each window that is not full, and its place in `windows`; sorted
+    for number in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
+        found = bisect.bisect_left(rooms, (lengths[number], -1))
+        room, place = rooms.pop(found) if found < len(rooms) else (size, len(windows))
+        if place == len(windows):
+            windows.append([])
+        windows[place].append(number)
+        if room > lengths[number]:
+            bisect.insort(rooms, (room - lengths[number], place))
+    return sorted(sorted(window) for window in windows)
 
 
 def _append(

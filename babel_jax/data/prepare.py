@@ -11,15 +11,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from babel_jax.config import BadRows, DataSettings
-from babel_jax.data.packing import Window, pack
+from babel_jax.data.chat_format import ChatFormat, open_chat_format
+from babel_jax.data.conversations import conversation_windows
+from babel_jax.data.packing import pack
 from babel_jax.data.prepared import COUNTS, REPORT, SETTINGS, dataset_folder, heldout_file, language_file, read_json
 from babel_jax.data.rows import Row, RowCounts, read_rows, source_files
 from babel_jax.data.survey import Survey, survey
 from babel_jax.data.tokenizers import Tokenizer, open_tokenizer
-from babel_jax.data.windows import write_windows
+from babel_jax.data.windows import FIELDS, MASKED_FIELDS, write_windows
 from babel_jax.errors import BadInput
 from babel_jax.files import PARTIAL, explain_os_errors, make_folder, new_folder, only_process_in, write_text
 from babel_jax.languages import CODES
@@ -49,6 +52,7 @@ def prepare(settings: DataSettings, tokenizer: Path | str | None = None) -> dict
         "seq_len": settings.seq_len,
         "heldout_fraction": settings.heldout_fraction,
         "heldout_bytes": settings.heldout_bytes,
+        **({"chat_template": _chat_format(settings, opened).fingerprint} if settings.conversations else {}),
     }
     make_folder(folder)
     with only_process_in(folder, wait=True):
@@ -151,8 +155,14 @@ def _write_dataset(dataset: Path, settings: DataSettings, language: str, kind: s
     counts = {"tokens": 0, "documents": 0, "bytes": 0, "windows": 0}
     progress = tqdm(total=surveyed.documents[kind], desc=f"tokenize {language} {kind}", unit=" documents", leave=False, disable=None)
     with progress, new_folder(dataset) as partial:
-        windows = pack(_tokenized(rows, tokenizer, counts, progress), settings.seq_len, tokenizer.eos_id)
-        write_windows(partial, dataset.name, _counted(windows, counts), settings.seq_len)
+        windows: Iterator[tuple[np.ndarray, ...]]
+        if settings.conversations:
+            texts = (row.text for row in _watched(rows, progress))
+            windows = conversation_windows(texts, _chat_format(settings, tokenizer), settings.seq_len, counts)
+        else:
+            windows = pack(_tokenized(rows, tokenizer, counts, progress), settings.seq_len, tokenizer.eos_id)
+        fields = MASKED_FIELDS if settings.conversations else FIELDS
+        write_windows(partial, dataset.name, _counted(windows, counts), settings.seq_len, fields)
         _write_json(partial / COUNTS, counts)
 
 
@@ -180,7 +190,17 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _counted(windows: Iterator[Window], counts: dict[str, int]) -> Iterator[Window]:
+def _chat_format(settings: DataSettings, tokenizer: Tokenizer) -> ChatFormat:
+    return open_chat_format(tokenizer.path, settings.chat_template)
+
+
+def _watched(rows: Iterator[Row], progress: tqdm) -> Iterator[Row]:
+    for row in rows:
+        yield row
+        progress.update()
+
+
+def _counted(windows: Iterator[tuple[np.ndarray, ...]], counts: dict[str, int]) -> Iterator[tuple[np.ndarray, ...]]:
     for window in windows:
         counts["windows"] += 1
         yield window

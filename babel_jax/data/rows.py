@@ -13,6 +13,8 @@ import pyarrow
 import pyarrow.parquet
 
 from babel_jax.config import BadRows, Source
+from babel_jax.config.data import CONVERSATION_KEYS
+from babel_jax.data.conversations import conversation_text
 from babel_jax.errors import BadInput
 
 KIND_KEY = "kind"
@@ -194,7 +196,13 @@ def _row(record: Any, place: str, source: Source) -> Row:
     kind = source.kind if kind is None else _string(kind, KIND_KEY)
     if not _KIND.fullmatch(kind):
         raise _BadRowError(f"{KIND_KEY} {kind!r} is not of lower-case letters, digits and _")
-    return Row(_string(identifier, source.id_key), _string(record[source.text_key], source.text_key), kind)
+    text = record[source.text_key]
+    if source.text_key in CONVERSATION_KEYS:
+        try:
+            text = conversation_text(text)
+        except ValueError as problem:
+            raise _BadRowError(str(problem)) from None
+    return Row(_string(identifier, source.id_key), _string(text, source.text_key), kind)
 
 
 def _string(value: Any, key: str) -> str:

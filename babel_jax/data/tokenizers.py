@@ -45,6 +45,10 @@ class Tokenizer(Protocol):
     """What the rest of the project knows of a tokenizer."""
 
     @property
+    def path(self) -> Path:
+        """The file that it is read from."""
+
+    @property
     def vocab_size(self) -> int:
         """One more than the highest id."""
 
@@ -93,6 +97,11 @@ def open_tokenizer(path: Path | str) -> Tokenizer:
     raise BadInput(f"{path}: not a tokenizer file; give a model folder, a {TOKENIZER_JSON} or a SentencePiece .model file")
 
 
+def is_control(token: str) -> bool:
+    """Whether an added token is written like one that steers a model: <name>."""
+    return bool(_CONTROL.fullmatch(token))
+
+
 class HuggingFaceTokenizer:
     """A tokenizer.json, run by the `tokenizers` library; what its folder's configs say of eos and pad goes with it."""
 
@@ -104,7 +113,7 @@ class HuggingFaceTokenizer:
             added = description.get("added_tokens", [])
             self._special_ids = frozenset(token["id"] for token in added if token["special"])
             for token in added:
-                token["special"] = token["special"] or bool(_CONTROL.fullmatch(token["content"]))
+                token["special"] = token["special"] or is_control(token["content"])
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
         except Exception as error:  # the library raises bare exceptions
             raise BadInput(f"{path}: not a readable tokenizer: {' '.join(str(error).split())[:200]}") from error

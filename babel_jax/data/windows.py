@@ -12,11 +12,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from babel_jax.data.packing import Window
-
 DATASET = "windows"
 VERSION = "1.0.0"
 SPLIT = "train"
+FIELDS = ("tokens", "segment_ids")
+MASKED_FIELDS = (*FIELDS, "loss_mask")
 
 
 class _LocalInfo(tfds.core.DatasetInfo):
@@ -34,35 +34,38 @@ class _WindowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
     # Nothing is downloaded. TFDS would look for checksums beside this module, with a package that it does not require.
     url_infos: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, windows: Iterable[Window], seq_len: int, **settings: Any):
-        self._windows, self._seq_len = windows, seq_len
+    def __init__(self, windows: Iterable[tuple[np.ndarray, ...]], seq_len: int, fields: tuple[str, ...], **settings: Any):
+        self._windows, self._seq_len, self._fields = windows, seq_len, fields
         super().__init__(**settings)
 
     def _info(self) -> tfds.core.DatasetInfo:
         def ids() -> tfds.features.Tensor:
             return tfds.features.Tensor(shape=(self._seq_len,), dtype=np.uint32, encoding="bytes")
 
-        features = tfds.features.FeaturesDict({"tokens": ids(), "segment_ids": ids()})
+        features = tfds.features.FeaturesDict({field: ids() for field in self._fields})
         return _LocalInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         return {SPLIT: self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        for number, (tokens, segment_ids) in enumerate(self._windows):
-            yield number, {"tokens": tokens, "segment_ids": segment_ids}
+        for number, window in enumerate(self._windows):
+            yield number, dict(zip(self._fields, window, strict=True))
 
 
-def write_windows(folder: Path, name: str, windows: Iterable[Window], seq_len: int) -> None:
+def write_windows(
+    folder: Path, name: str, windows: Iterable[tuple[np.ndarray, ...]], seq_len: int, fields: tuple[str, ...] = FIELDS
+) -> None:
     """Writes version 1.0.0 of the TFDS dataset `windows/NAME` into `folder`, which belongs at `DATA_DIR/windows/NAME`.
 
-    From there `tfds.data_source("windows/NAME", split="train", data_dir=DATA_DIR)` reads it: each record is
-    {"tokens": uint32[seq_len], "segment_ids": uint32[seq_len]}.
+    From there `tfds.data_source("windows/NAME", split="train", data_dir=DATA_DIR)` reads it: each record has its `fields`,
+    {"tokens": uint32[seq_len], "segment_ids": uint32[seq_len]}; windows of conversations have "loss_mask" besides, 1 where a token
+    is to be predicted.
     """
     build = folder / "build"
     with _quiet():
         builder = _WindowsBuilder(
-            windows, seq_len, config=tfds.core.BuilderConfig(name=name), data_dir=os.fspath(build), file_format="array_record"
+            windows, seq_len, fields, config=tfds.core.BuilderConfig(name=name), data_dir=os.fspath(build), file_format="array_record"
         )
         builder.download_and_prepare()
     (build / DATASET / name / VERSION).rename(folder / VERSION)

@@ -3,7 +3,7 @@
     bits per byte = sum of -log2 p(token | tokens before it in its document) / bytes of those tokens
 
 The first token of a document has nothing to be predicted from, so neither it nor its bytes count. A document longer than a window goes on
-in the next one behind its last token.
+in the next one behind its last token. Of conversations only what the assistant says is measured, given all that was said before.
 """
 
 import dataclasses
@@ -18,6 +18,8 @@ from jaxtyping import Array, Float, Int, PyTree
 from tqdm import tqdm
 
 from babel_jax.config import ModelConfig
+from babel_jax.data.chat_format import ChatFormat
+from babel_jax.data.conversations import conversation_windows
 from babel_jax.data.tokenizers import Tokenizer
 from babel_jax.languages import Resource, codes_of
 from babel_jax.model.decoder import forward
@@ -59,18 +61,29 @@ def encode(
         chosen = _first_bytes(documents, max_bytes)
         encoded = tokenizer.encode_batch(chosen)
         firsts = sum(_bytes_of_first(tokenizer, text, ids) for text, ids in zip(chosen, encoded, strict=True) if ids)
-        windows = list(_windows(encoded, seq_len))
-        windows += [(np.zeros(seq_len, np.int32),) * 2] * (-len(windows) % batch_size)
-        starts = range(0, len(windows), batch_size)
-        batches = [tuple(np.stack(column) for column in zip(*windows[start : start + batch_size], strict=True)) for start in starts]
         return EncodedText(
-            batches,
+            _batches(list(_windows(encoded, seq_len)), seq_len, batch_size),
             bytes=max(0, sum(len(text.encode()) for text in chosen) - firsts),
             tokens=sum(max(0, len(ids) - 1) for ids in encoded),
             documents=len(chosen),
         )
 
     return {language: one_language(documents) for language, documents in texts.items()}
+
+
+def encode_conversations(
+    format: ChatFormat, texts: Mapping[str, Sequence[str]], *, seq_len: int, batch_size: int, max_bytes: int | None = None
+) -> dict[str, EncodedText]:
+    """As `encode`, for conversations as `conversation_text` gives them; batches have the mask of the assistant's tokens besides."""
+
+    def one_language(conversations: Sequence[str]) -> EncodedText:
+        counts = dict.fromkeys(("tokens", "documents", "bytes"), 0)
+        windows = list(conversation_windows(_first_bytes(conversations, max_bytes), format, seq_len, counts))
+        said = sum(len(format.decode(tokens[mask > 0].tolist()).encode()) for tokens, _, mask in windows)
+        batches = _batches([tuple(field.view(np.int32) for field in window) for window in windows], seq_len, batch_size)
+        return EncodedText(batches, bytes=said, tokens=counts["targets"], documents=counts["documents"])
+
+    return {language: one_language(conversations) for language, conversations in texts.items()}
 
 
 def bits_per_byte(
@@ -100,6 +113,14 @@ def _first_bytes(documents: Sequence[str], max_bytes: int | None) -> list[str]:
             left -= len(text.encode())
         chosen.append(text)
     return chosen
+
+
+def _batches(windows: list[Window], seq_len: int, batch_size: int) -> list[Window]:
+    """Whole batches; the last is filled with windows of padding."""
+    if windows:
+        windows = windows + [(np.zeros(seq_len, np.int32),) * len(windows[0])] * (-len(windows) % batch_size)
+    starts = range(0, len(windows), batch_size)
+    return [tuple(np.stack(column) for column in zip(*windows[start : start + batch_size], strict=True)) for start in starts]
 
 
 def _bytes_of_first(tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> int:
@@ -137,15 +158,22 @@ def _nats(
     params: PyTree[Array],
     tokens: Int[Array, "batch time"],
     segment_ids: Int[Array, "batch time"],
+    loss_mask: Int[Array, "batch time"] | None = None,
 ) -> Float[Array, ""]:
-    return summed_nats(forward(config, params, tokens, segment_ids=segment_ids, compute_dtype=compute_dtype), tokens, segment_ids)
+    logits = forward(config, params, tokens, segment_ids=segment_ids, compute_dtype=compute_dtype)
+    return summed_nats(logits, tokens, segment_ids, loss_mask)
 
 
 def summed_nats(
-    logits: Float[Array, "batch time vocab"], tokens: Int[Array, "batch time"], segment_ids: Int[Array, "batch time"]
+    logits: Float[Array, "batch time vocab"],
+    tokens: Int[Array, "batch time"],
+    segment_ids: Int[Array, "batch time"],
+    loss_mask: Int[Array, "batch time"] | None = None,
 ) -> Float[Array, ""]:
-    """The negative log-likelihood of every token that follows another of its segment, summed in float32."""
+    """The negative log-likelihood, summed in float32, of every token that follows another of its segment and, with a mask, has 1 there."""
     logits, targets = logits[:, :-1], tokens[:, 1:]
     chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     valid = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] > 0)
+    if loss_mask is not None:
+        valid &= loss_mask[:, 1:] > 0
     return jnp.sum(jnp.where(valid, jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0))

@@ -19,9 +19,10 @@ class WindowLosses(NamedTuple):
     targets: Int[Array, "batch"]
 
 
-def target_mask(segment_ids: Int[Array, "batch time"]) -> Bool[Array, "batch time-1"]:
-    """True where the next token belongs to the same document and is no padding."""
-    return (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] > 0)
+def target_mask(segment_ids: Int[Array, "batch time"], loss_mask: Int[Array, "batch time"] | None = None) -> Bool[Array, "batch time-1"]:
+    """True where the next token belongs to the same document and is no padding; with `loss_mask` only where that has 1 for it."""
+    mask = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] > 0)
+    return mask if loss_mask is None else mask & (loss_mask[:, 1:] > 0)
 
 
 def summed_loss(
@@ -38,7 +39,7 @@ def summed_loss(
     # All positions go through the head and the last is masked: a slice of length T - 1 would break the tiling of the matrix product.
     logits = unembed(config, params, hidden, compute_dtype)
     targets = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
-    mask = jnp.pad(target_mask(segment_ids), ((0, 0), (0, 1)))
+    mask = jnp.pad(target_mask(segment_ids, batch.get("loss_mask")), ((0, 0), (0, 1)))
     log_z = jax.nn.logsumexp(logits, axis=-1)
     nats = jnp.where(mask, log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0], 0.0)
     total = jnp.sum(nats)
