@@ -18,6 +18,11 @@ S = TypeVar("S", bound=Settings)
 
 
 def load_config(path: Path | str, overrides: tuple[str, ...] = ()) -> Config:
+    """The run that a TOML file describes; see `load_settings`."""
+    return load_settings(Config, path, overrides)
+
+
+def load_settings(kind: type[S], path: Path | str, overrides: tuple[str, ...] = ()) -> S:
     """Reads a TOML file and applies overrides of the form `a.b=value` (value in TOML syntax; anything else is a string).
 
     Raises BadInput with the file, the dotted key and the valid choices for whatever does not fit.
@@ -25,7 +30,7 @@ def load_config(path: Path | str, overrides: tuple[str, ...] = ()) -> Config:
     values = read_toml(Path(path))
     for override in overrides:
         _override(values, override)
-    return parse_settings(Config, values, str(path))
+    return parse_settings(kind, values, str(path))
 
 
 def configs_folder() -> Path:

@@ -1,0 +1,1 @@
+"""Quality of text: a judge's scores of a sample, and a small model that learns them and scores the rest."""

@@ -1,0 +1,223 @@
+"""The classifier's folder: trained on judged documents, measured on those held out, and used to score text.
+
+hf/           the decoder, a model folder (without an output projection of its own)
+quality.json  the head, the scale, what scores of each language mean, and the agreement with the judge; written last
+agreement.md  the agreement as a table
+scored/xx.jsonl  rows with their `score`
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from tqdm import tqdm
+
+from babel_jax.checkpoints.folder import Format, load_params, open_folder, save_folder
+from babel_jax.checkpoints.hf_config import write_hf_config
+from babel_jax.checkpoints.tokenizer_files import check_vocabulary
+from babel_jax.config.quality import Calibration, QualityConfig
+from babel_jax.data.rows import Row, RowCounts, read_rows
+from babel_jax.data.survey import unit_hash
+from babel_jax.data.tokenizers import open_tokenizer
+from babel_jax.errors import BadInput
+from babel_jax.files import PARTIAL, explain_os_errors, make_folder, new_folder, only_process_in, write_text
+from babel_jax.languages import CODES, LANGUAGES
+from babel_jax.quality.agreement import quantile_grid, quantile_of, roc_auc, spearman
+from babel_jax.quality.judge import JUDGED, Judged, read_judged
+from babel_jax.quality.regressor import HEAD, Regressor, with_head
+
+CLASSIFIER, QUALITY, SCORED = "classifier", "quality.json", "scored"
+ALL = "all"
+
+log = logging.getLogger("babel")
+
+
+def train_classifier(config: QualityConfig) -> dict[str, Any]:
+    """Trains on OUT/judged.jsonl and writes OUT/classifier, whole or not at all.
+
+    Returns {"out", "classifier", "documents", "losses": {"first", "last"}, "agreement": {code or "all": {"n", "spearman", "roc_auc",
+    "error"}}, "summary"}. Raises BadInput where nothing was judged, or all would be held out.
+    """
+    out, settings = Path(config.out), config.classifier
+    make_folder(out)
+    with only_process_in(out), new_folder(out / CLASSIFIER) as partial:
+        judged = read_judged(out / JUDGED, config.judge.dimensions)
+        heldout = [document for document in judged if unit_hash(document["id"]) < settings.heldout_fraction]
+        trained = [document for document in judged if unit_hash(document["id"]) >= settings.heldout_fraction]
+        if not trained:
+            raise BadInput(f"{out / JUDGED}: all {len(judged)} documents are held out; judge more, or lower classifier.heldout_fraction")
+        folder = open_folder(settings.model)
+        check_vocabulary(folder.path, folder.config.vocab_size)
+        tied = folder.config.model_copy(update={"tie_word_embeddings": True})
+        params = with_head(load_params(folder, dtype=jnp.float32), tied.hidden_size, len(config.judge.dimensions))
+        regressor = Regressor(tied, params, open_tokenizer(folder.path), settings)
+        losses = regressor.train([document["text"] for document in trained], _targets(trained, config), config.seed)
+
+        raw = _raw_scores(regressor, [document["text"] for document in judged])
+        grids = _grids([document["language"] for document in judged], raw)
+        places = [number for number, document in enumerate(judged) if unit_hash(document["id"]) < settings.heldout_fraction]
+        agreement = _agreement(heldout, raw[places], config)
+        hf_config = write_hf_config(tied, folder.hf_config, "float32")
+        save_folder(partial / "hf", Format.HF, {"model": regressor.params["model"]}, hf_config, folder.path)
+        head = {name: np.asarray(value).tolist() for name, value in regressor.params[HEAD].items()}
+        quality = {
+            "dimensions": list(config.judge.dimensions),
+            "scale": [config.judge.lowest, config.judge.highest],
+            HEAD: head,
+            "grids": grids,
+            "agreement": agreement,
+        }
+        table = agreement_table(agreement, settings.good)
+        write_text(partial / "agreement.md", table + "\n")
+        write_text(partial / QUALITY, json.dumps(quality) + "\n")
+    return {
+        "out": str(out),
+        "classifier": str(out / CLASSIFIER),
+        "documents": len(trained),
+        "losses": {"first": losses[0], "last": float(np.mean(losses[-10:]))},
+        "agreement": agreement,
+        "summary": table,
+    }
+
+
+def score_sources(config: QualityConfig, languages: Sequence[str] | None = None) -> dict[str, Any]:
+    """Writes OUT/scored/xx.jsonl for each language of the sources: rows {"id", "text", "kind", "score", "raw_score"}, in their order.
+
+    `score` is what `classifier.calibration` makes of the raw score, the mean of the dimensions as a part of the judge's scale. A language
+    that is done already is left. Returns {"out", "languages": {code: {"documents", "tokens", "seconds", "mean_raw_score"}},
+    "tokens_per_second", "summary"}.
+    """
+    out = Path(config.out)
+    regressor, quality = open_classifier(config)
+    make_folder(out / SCORED)
+    counted: dict[str, dict[str, float]] = {}
+    with only_process_in(out):
+        for code in CODES:
+            own = [source for source in config.sources if source.language == code and (languages is None or code in languages)]
+            if not own or (out / SCORED / f"{code}.jsonl").is_file():
+                continue
+            rows = (row for source in own for row in read_rows(source, config.bad_rows, RowCounts()))
+            counted[code] = _score_language(rows, out / SCORED / f"{code}.jsonl", code, regressor, quality["grids"], config)
+    tokens, seconds = (sum(entry[name] for entry in counted.values()) for name in ("tokens", "seconds"))
+    rate = tokens / seconds if seconds else None
+    lines = [f"{code}: {entry['documents']:,} documents, mean raw score {entry['mean_raw_score']:.3f}" for code, entry in counted.items()]
+    return {
+        "out": str(out / SCORED),
+        "languages": counted,
+        "tokens_per_second": rate,
+        "summary": "\n".join([*(lines or ["nothing left to score"]), *([f"{rate:,.0f} tokens/s"] if rate else []), str(out / SCORED)]),
+    }
+
+
+def open_classifier(config: QualityConfig) -> tuple[Regressor, dict[str, Any]]:
+    """The trained classifier and its quality.json. Raises BadInput where there is none, or one of other dimensions."""
+    place = Path(config.out) / CLASSIFIER
+    try:
+        quality = json.loads((place / QUALITY).read_text(encoding="utf-8"))
+        head = {name: jnp.asarray(quality[HEAD][name], jnp.float32) for name in ("weight", "bias")}
+    except FileNotFoundError:
+        raise BadInput(f"{place}: no classifier; run `babel classifier` first") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{place / QUALITY}: damaged ({error}); remove the folder {place} and run `babel classifier` again") from None
+    folder = open_folder(place / "hf")
+    params = {"model": load_params(folder, dtype=jnp.float32)["model"], HEAD: head}
+    return Regressor(folder.config, params, open_tokenizer(folder.path), config.classifier), quality
+
+
+def calibrated(raw: Float[np.ndarray, "n"], language: str, grids: dict[str, list[float]], by: Calibration) -> Float[np.ndarray, "n"]:
+    """Raw scores as what a threshold is compared with; a language that was not judged has the meaning of all together."""
+    if by is Calibration.NONE:
+        return np.clip(raw, 0.0, 1.0)
+    return quantile_of(raw, grids[language if by is Calibration.LANGUAGE and language in grids else ALL])
+
+
+def agreement_table(agreement: dict[str, dict[str, Any]], good: float) -> str:
+    """Markdown: a row for each language with held-out documents, and for all."""
+    lines = [
+        f"# Agreement with the judge on held-out documents (a mean score of {good:g} or more counts as good)",
+        "",
+        "| language | documents | good % | Spearman | area under ROC | mean squared error |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for code, entry in agreement.items():
+        name = f"{LANGUAGES[code].name} ({code})" if code in LANGUAGES else "**all**"
+        values = ["" if entry[key] is None else f"{entry[key]:.3f}" for key in ("spearman", "roc_auc", "error")]
+        lines.append(f"| {name} | {entry['n']} | {100 * entry['good']:.0f} | {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+def _score_language(
+    rows: Iterator[Any], path: Path, code: str, regressor: Regressor, quality: dict[str, Any], config: QualityConfig
+) -> Any:
+    """Writes the scored rows beside the final name, then moves them there."""
+    partial = path.with_name(path.name + PARTIAL)
+    total = {"documents": 0, "tokens": 0, "seconds": 0.0, "mean_raw_score": 0.0}
+    waiting: list[Row] = []
+
+    def texts() -> Iterator[str]:
+        for row in rows:
+            waiting.append(row)
+            yield row.text[: config.judge.max_characters]
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(explain_os_errors(path))
+        file = stack.enter_context(open(partial, "w", encoding="utf-8"))
+        progress = stack.enter_context(tqdm(desc=f"score {code}", unit=" documents", leave=False, disable=None))
+        for scores, speed in regressor.score(texts()):
+            raw = scores.mean(axis=1)
+            parts = calibrated(raw, code, grids, config.classifier.calibration)
+            block, waiting[:] = waiting[: len(raw)], waiting[len(raw) :]
+            for row, score, raw_score in zip(block, parts, raw, strict=True):
+                values = {**dataclasses.asdict(row), "score": round(float(score), 4), "raw_score": round(float(raw_score), 4)}
+                file.write(json.dumps(values, ensure_ascii=False) + "\n")
+            total["documents"] += speed.documents
+            total["tokens"] += speed.tokens
+            total["seconds"] += speed.seconds
+            total["mean_raw_score"] += float(raw.sum())
+            progress.update(len(raw))
+            progress.set_postfix_str(f"{speed.tokens_per_second:,.0f} tokens/s", refresh=False)
+    total["mean_raw_score"] /= max(1, total["documents"])
+    partial.replace(path)
+    return total
+
+
+def _targets(documents: Sequence[Judged], config: QualityConfig) -> Float[np.ndarray, "documents dimensions"]:
+    """The judge's scores as parts of the scale."""
+    low, high = config.judge.lowest, config.judge.highest
+    given = [[document["scores"][name] for name in config.judge.dimensions] for document in documents]
+    return (np.array(given, np.float32).reshape(len(documents), -1) - low) / (high - low)
+
+
+def _raw_scores(regressor: Regressor, texts: Sequence[str]) -> Float[np.ndarray, "documents"]:
+    return np.concatenate([scores.mean(axis=1) for scores, _ in regressor.score(texts)])
+
+
+def _grids(languages: Sequence[str], raw: Float[np.ndarray, "documents"]) -> dict[str, list[float]]:
+    own = np.array(languages)
+    return {code: quantile_grid(raw[own == code]) for code in dict.fromkeys(languages)} | {ALL: quantile_grid(raw)}
+
+
+def _agreement(heldout: Sequence[Judged], raw: Float[np.ndarray, "documents"], config: QualityConfig) -> dict[str, dict[str, Any]]:
+    languages = np.array([document["language"] for document in heldout])
+    given = _targets(heldout, config).mean(axis=1) if heldout else np.zeros(0)
+    good = np.array([document["score"] for document in heldout]) >= config.classifier.good
+    chosen = {code: languages == code for code in CODES if code in languages} | {ALL: np.ones(len(heldout), bool)}
+    found = {}
+    for code, own in chosen.items():
+        if own.any():
+            values = {
+                "spearman": spearman(raw[own], given[own]),
+                "roc_auc": roc_auc(raw[own], good[own]),
+                "error": float(np.mean((raw[own] - given[own]) ** 2)),
+            }
+            # JSON knows no NaN.
+            known = {name: value if np.isfinite(value) else None for name, value in values.items()}
+            found[code] = {"n": int(own.sum()), "good": float(good[own].mean()), **known}
+    return found

@@ -1,0 +1,233 @@
+"""Scores of a sample of documents by a judge: prompts out, replies in, by files or through an OpenAI-compatible server.
+
+prompts.jsonl  requests in the form of OpenAI's batch files, which other servers (vLLM's run_batch) take too
+replies.jsonl  the answers, in the form of batch results; from a server they are added one by one, so that a stopped command goes on
+judged.jsonl   {"id", "language", "text", "scores": {dimension: number}, "score": their mean} of each reply that can be read
+"""
+
+import concurrent.futures
+import heapq
+import json
+import os
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypedDict
+
+from tqdm import tqdm
+
+from babel_jax.config.quality import JudgeSettings, QualityConfig
+from babel_jax.data.rows import Row, RowCounts, read_rows
+from babel_jax.data.survey import unit_hash
+from babel_jax.errors import BadInput
+from babel_jax.files import make_folder, only_process_in, write_text
+from babel_jax.languages import CODES, LANGUAGES
+
+PROMPTS, REPLIES, JUDGED = "prompts.jsonl", "replies.jsonl", "judged.jsonl"
+_RETRIED = (408, 409, 429, 500, 502, 503, 504)
+_FIRST_PAUSE_SECONDS = 1.0
+
+
+class Judged(TypedDict):
+    """A document with the judge's scores."""
+
+    id: str
+    language: str
+    text: str
+    scores: dict[str, float]
+    score: float
+
+
+def judge(config: QualityConfig, replies: Path | None = None) -> dict[str, Any]:
+    """Does what can be done: writes the prompts, asks the server where one is named, and reads what replies there are.
+
+    `replies` is a file of answers from elsewhere, in the place of OUT/replies.jsonl. Returns {"out", "prompts", "replies", "judged",
+    "unreadable": {reason: count}, "languages": {code: {"documents", "mean"}}, "summary"}. Raises BadInput for sources without text, a
+    server that refuses, and a folder in which other text was sampled.
+    """
+    out = Path(config.out)
+    make_folder(out)
+    with only_process_in(out):
+        sample = dict(_sample(config))
+        requests = {name: _request(config.judge, *document) for name, document in sample.items()}
+        _write_prompts(out / PROMPTS, requests)
+        if config.judge.endpoint is not None:
+            _ask(config.judge, requests, out / REPLIES)
+        return _read(config, sample, replies or out / REPLIES)
+
+
+def parse_reply(content: str, settings: JudgeSettings) -> dict[str, float]:
+    """The scores in a reply: of its first JSON object that has a number on the scale for each dimension.
+
+    Raises ValueError with the reason where there is none.
+    """
+    problem = "no JSON object"
+    for start, letter in enumerate(content):
+        if letter != "{":
+            continue
+        try:
+            found, _ = json.JSONDecoder().raw_decode(content, start)
+        except (ValueError, RecursionError):
+            continue
+        scores = {name: found.get(name) for name in settings.dimensions}
+        numbers = {name: float(value) for name, value in scores.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+        if len(numbers) < len(scores):
+            problem = "a dimension without a number"
+        elif not all(settings.lowest <= value <= settings.highest for value in numbers.values()):
+            problem = "a score outside of the scale"
+        else:
+            return numbers
+    raise ValueError(problem)
+
+
+def read_judged(path: Path, dimensions: Iterable[str]) -> list[Judged]:
+    """The judged documents of a file. Raises BadInput where it is missing or was made for other dimensions."""
+    if not path.is_file():
+        raise BadInput(f"{path}: no judged documents; run `babel judge` first")
+    judged: list[Judged] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if not judged:
+        raise BadInput(f"{path}: no document was judged; look at the replies beside it")
+    if set(judged[0]["scores"]) != set(dimensions):
+        raise BadInput(f"{path}: judged on {', '.join(judged[0]['scores'])}, not on judge.dimensions; run `babel judge` again")
+    return judged
+
+
+def _sample(config: QualityConfig) -> Iterator[tuple[str, tuple[str, Row]]]:
+    """Of each language the documents with the lowest hashes of their ids: pairs of a name for the request, and (language, row)."""
+    for code in CODES:
+        sources = [source for source in config.sources if source.language == code]
+        rows = (row for source in sources for row in read_rows(source, config.bad_rows, RowCounts()))
+        chosen = heapq.nsmallest(config.judge.documents, tqdm(rows, f"sample {code}", leave=False, disable=None), key=_place)
+        if sources and not chosen:
+            raise BadInput(f"sources: no text in {code}")
+        for number, row in enumerate(chosen):
+            yield f"{code}-{number}", (code, row)
+
+
+def _place(row: Row) -> tuple[float, str]:
+    return unit_hash(row.id), row.id
+
+
+def _request(settings: JudgeSettings, language: str, row: Row) -> dict[str, Any]:
+    prompt = settings.prompt.format(
+        language=LANGUAGES[language].name,
+        dimensions="\n".join(f"- {name}: {question}" for name, question in settings.dimensions.items()),
+        names=", ".join(settings.dimensions),
+        lowest=f"{settings.lowest:g}",
+        highest=f"{settings.highest:g}",
+        text=row.text[: settings.max_characters],
+    )
+    return {"model": settings.model, "messages": [{"role": "user", "content": prompt}], "temperature": 0.0}
+
+
+def _write_prompts(path: Path, requests: dict[str, dict[str, Any]]) -> None:
+    text = "".join(
+        json.dumps({"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}, ensure_ascii=False) + "\n"
+        for name, body in requests.items()
+    )
+    if path.is_file() and path.with_name(REPLIES).is_file() and path.read_text(encoding="utf-8") != text:
+        raise BadInput(f"{path}: there are replies to other prompts in this folder; give another out, or remove {REPLIES}")
+    write_text(path, text)
+
+
+def _ask(settings: JudgeSettings, requests: dict[str, dict[str, Any]], path: Path) -> None:
+    """Adds the answers that are missing to the file of replies."""
+    answered = {name for name, _ in _replies(path)} if path.is_file() else set()
+    waiting = [name for name in requests if name not in answered]
+    lock = threading.Lock()
+    with open(path, "a", encoding="utf-8") as file, concurrent.futures.ThreadPoolExecutor(settings.parallel) as pool:
+
+        def answer(name: str) -> None:
+            line = json.dumps({"custom_id": name, "response": {"status_code": 200, "body": _post(settings, requests[name])}})
+            with lock:
+                file.write(line + "\n")
+                file.flush()
+
+        asked = [pool.submit(answer, name) for name in waiting]
+        try:
+            for done in tqdm(concurrent.futures.as_completed(asked), "judge", total=len(asked), unit=" documents", disable=None):
+                done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _post(settings: JudgeSettings, body: dict[str, Any]) -> Any:
+    """The server's answer; asked again, after pauses that double, where it was busy or did not answer."""
+    url = f"{(settings.endpoint or '').rstrip('/')}/chat/completions"
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get(settings.key_variable):
+        headers["Authorization"] = f"Bearer {key}"
+    problem = ""
+    for attempt in range(settings.retries + 1):
+        if attempt:
+            time.sleep(_FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
+        try:
+            request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+            with urllib.request.urlopen(request, timeout=settings.timeout_seconds) as response:
+                return json.loads(response.read())
+        except urllib.error.HTTPError as error:
+            problem = f"status {error.code}: {' '.join(error.read(300).decode(errors='replace').split())}"
+            if error.code not in _RETRIED:
+                break
+        except (OSError, ValueError) as error:
+            problem = str(error)
+    raise BadInput(f"judge.endpoint: {url} does not serve ({problem}); what was answered is kept, and the same command goes on")
+
+
+def _replies(path: Path) -> Iterator[tuple[str, str | None]]:
+    """Pairs of a request's name and the text of the answer, None where the answer has no text; a line that was cut off is passed over."""
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                reply = json.loads(line)
+                name = reply["custom_id"]
+            except (ValueError, KeyError, TypeError):
+                continue
+            try:
+                yield name, str(reply["response"]["body"]["choices"][0]["message"]["content"])
+            except (KeyError, TypeError, IndexError):
+                yield name, None
+
+
+def _read(config: QualityConfig, sample: dict[str, tuple[str, Row]], path: Path) -> dict[str, Any]:
+    out = Path(config.out)
+    judged: dict[str, Judged] = {}
+    unreadable: dict[str, int] = {}
+    answered = list(_replies(path)) if path.is_file() else []
+    if not answered and path != out / REPLIES:
+        raise BadInput(f"{path}: no replies in it; each line is a batch result with custom_id and response")
+    for name, content in answered:
+        language, row = sample.get(name, (None, None))
+        try:
+            if language is None or row is None:
+                raise ValueError("not asked for")
+            scores = parse_reply(content or "", config.judge)
+        except ValueError as problem:
+            unreadable[str(problem)] = unreadable.get(str(problem), 0) + 1
+            continue
+        text = row.text[: config.judge.max_characters]
+        mean = sum(scores.values()) / len(scores)
+        judged[name] = {"id": row.id, "language": language, "text": text, "scores": scores, "score": mean}
+    write_text(out / JUDGED, "".join(json.dumps(judged[name], ensure_ascii=False) + "\n" for name in sample if name in judged))
+    languages = {}
+    for code in dict.fromkeys(language for language, _ in sample.values()):
+        own = [document["score"] for document in judged.values() if document["language"] == code]
+        languages[code] = {"documents": len(own), "mean": sum(own) / len(own) if own else None}
+    missing = len(sample) - len(judged)
+    summary = [f"{len(sample)} prompts in {out / PROMPTS}, {len(judged)} judged in {out / JUDGED}"]
+    summary += [f"{count} replies left out: {reason}" for reason, count in unreadable.items()]
+    if missing and config.judge.endpoint is None:
+        summary.append(f"{missing} wait for replies: run the prompts as a batch, and give its results with --replies FILE")
+    return {
+        "out": str(out),
+        "prompts": len(sample),
+        "replies": len(answered),
+        "judged": len(judged),
+        "unreadable": unreadable,
+        "languages": languages,
+        "summary": "\n".join(summary),
+    }

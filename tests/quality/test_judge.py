@@ -1,0 +1,174 @@
+"""The judge: prompts out and replies in, by files and by a stand-in server on this machine."""
+
+import http.server
+import json
+import threading
+
+import pytest
+
+from babel_jax.cli import main
+from babel_jax.config.file import load_settings, parse_settings
+from babel_jax.config.quality import JudgeSettings, QualityConfig
+from babel_jax.errors import BadInput
+from babel_jax.quality import judge as judging
+from babel_jax.quality.judge import judge, parse_reply, read_judged
+
+DIMENSIONS = {"fluency": "Is it?", "substance": "Has it?"}
+
+
+@pytest.fixture
+def config_file(write_rows, rows_of, tmp_path):
+    """A config with 8 documents of each of two languages to judge; texts have 10 rows."""
+    for language in ("en", "ha"):
+        write_rows(tmp_path / f"{language}.jsonl", rows_of(language, ("web",), 10))
+    path = tmp_path / "quality.toml"
+    sources = "\n".join(f'[[sources]]\nlanguage = "{code}"\npath = "{tmp_path / code}.jsonl"' for code in ("en", "ha"))
+    path.write_text(
+        f'out = "{tmp_path / "out"}"\n[judge]\nmodel = "big"\ndocuments = 8\nmax_characters = 50\nretries = 2\n[judge.dimensions]\n'
+        + "\n".join(f'{name} = "{question}"' for name, question in DIMENSIONS.items())
+        + f'\n[classifier]\nmodel = "x"\n{sources}\n'
+    )
+    return path
+
+
+def reply(name, content):
+    return json.dumps({"custom_id": name, "response": {"body": {"choices": [{"message": {"content": content}}]}}}) + "\n"
+
+
+@pytest.fixture
+def server():
+    """A stand-in for a server: `answers` is a function of the prompt giving (status, content); `seen` are the requests."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):  # noqa: N802 - the library's name
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.server.seen.append((self.path, self.headers.get("Authorization"), body))
+            status, content = self.server.answers(body["messages"][0]["content"])
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps({"choices": [{"message": {"content": content}}]}).encode())
+
+        def log_message(self, *_):
+            pass
+
+    made = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    made.seen, made.answers = [], lambda prompt: (200, '{"fluency": 4, "substance": 2}')
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+def test_by_files(config_file, tmp_path, capsys):
+    assert main(["judge", str(config_file), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["prompts"], found["replies"], found["judged"]) == (16, 0, 0)
+    prompts = [json.loads(line) for line in (tmp_path / "out" / "prompts.jsonl").read_text().splitlines()]
+    assert len({prompt["custom_id"] for prompt in prompts}) == 16
+    first = prompts[0]
+    assert (first["method"], first["url"], first["body"]["model"]) == ("POST", "/v1/chat/completions", "big")
+    (message,) = first["body"]["messages"]
+    assert "meant to be in English" in message["content"]
+    assert "- substance: Has it?" in message["content"]
+    assert message["content"].rstrip("\n").endswith("All human beings are born free and equal in dignit")
+
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(
+        reply("en-0", 'Sure! ```json\n{"fluency": 5, "substance": 1.5}\n```')
+        + reply("en-1", "no idea {")
+        + reply("ha-3", '{"fluency": 9, "substance": 1}')
+        + reply("ha-4", '{"note": {"a": 1}} {"fluency": 0, "substance": 1}')
+        + reply("nobody", '{"fluency": 0, "substance": 1}')
+        + json.dumps({"custom_id": "ha-5", "response": {"status_code": 500}})
+        + '\n{"custom_id": "ha-6", "resp'
+    )
+    assert main(["judge", str(config_file), "--replies", str(answers), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["unreadable"] == {"no JSON object": 2, "a score outside of the scale": 1, "not asked for": 1}
+    judged = read_judged(tmp_path / "out" / "judged.jsonl", DIMENSIONS)
+    assert [(row["language"], row["scores"], row["score"]) for row in judged] == [
+        ("en", {"fluency": 5.0, "substance": 1.5}, 3.25),
+        ("ha", {"fluency": 0.0, "substance": 1.0}, 0.5),
+    ]
+    assert found["languages"]["ha"] == {"documents": 1, "mean": 0.5}
+
+
+def test_a_server_is_asked_once_for_each_document(config_file, server, monkeypatch, tmp_path):
+    monkeypatch.setattr(judging, "_FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    failures = iter([503, 429])
+
+    def sometimes_busy(prompt):
+        return next(failures, 200), '{"fluency": 4, "substance": %d}' % (5 if "English" in prompt else 1)
+
+    server.answers = sometimes_busy
+    settings = load_settings(QualityConfig, config_file, (f"judge.endpoint=http://127.0.0.1:{server.server_port}/v1",))
+    found = judge(settings)
+    assert (found["judged"], found["unreadable"]) == (16, {})
+    assert len(server.seen) == 18
+    assert {(path, key) for path, key, _ in server.seen} == {("/v1/chat/completions", "Bearer secret")}
+    assert found["languages"] == {"en": {"documents": 8, "mean": 4.5}, "ha": {"documents": 8, "mean": 2.5}}
+    judge(settings)
+    assert len(server.seen) == 18
+
+
+def test_a_server_that_fails_loses_nothing(config_file, server, monkeypatch, tmp_path):
+    monkeypatch.setattr(judging, "_FIRST_PAUSE_SECONDS", 0.0)
+    answered = []
+
+    def fails_after_five(prompt):
+        answered.append(prompt)
+        return (200 if len(answered) <= 5 else 400), '{"fluency": 4, "substance": 2}'
+
+    server.answers = fails_after_five
+    overrides = (f"judge.endpoint=http://127.0.0.1:{server.server_port}/v1", "judge.parallel=1")
+    settings = load_settings(QualityConfig, config_file, overrides)
+    with pytest.raises(BadInput, match=r"does not serve \(status 400"):
+        judge(settings)
+    server.answers = lambda prompt: (200, '{"fluency": 4, "substance": 2}')
+    before = len(server.seen)
+    assert judge(settings)["judged"] == 16
+    assert len(server.seen) - before == 11
+    with pytest.raises(BadInput, match="replies to other prompts"):
+        judge(load_settings(QualityConfig, config_file, (*overrides, "judge.max_characters=10")))
+
+
+def test_no_server_at_all(config_file, monkeypatch):
+    monkeypatch.setattr(judging, "_FIRST_PAUSE_SECONDS", 0.0)
+    with pytest.raises(BadInput, match=r"judge\.endpoint: http://127\.0\.0\.1:1/v1/chat/completions does not serve"):
+        judge(load_settings(QualityConfig, config_file, ("judge.endpoint=http://127.0.0.1:1/v1", "judge.retries=0")))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "no JSON object"),
+        ("[1, 2]", "no JSON object"),
+        ('{"fluency": 3}', "a dimension without a number"),
+        ('{"fluency": 3, "substance": true}', "a dimension without a number"),
+        ('{"fluency": 3, "substance": "4"}', "a dimension without a number"),
+        ('{"fluency": 3, "substance": NaN}', "a score outside of the scale"),
+        ('{"fluency": -1, "substance": 3}', "a score outside of the scale"),
+    ],
+)
+def test_replies_that_are_no_scores(content, problem):
+    with pytest.raises(ValueError, match=problem):
+        parse_reply(content, JudgeSettings(dimensions=DIMENSIONS))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"prompt": "Rate {text}"}, "must hold {text} and {dimensions}"),
+        ({"prompt": "{text} {dimensions} {tone}"}, "of names in braces only"),
+        ({"prompt": "{text} {dimensions} }"}, "write {{ and }} for braces"),
+        ({"dimensions": {}}, "dimensions is empty"),
+        ({"lowest": 5.0}, "lowest = 5 is not below highest = 5"),
+    ],
+)
+def test_settings_that_cannot_be(changes, says):
+    with pytest.raises(BadInput) as mistake:
+        parse_settings(JudgeSettings, changes, "test")
+    assert says in str(mistake.value)
