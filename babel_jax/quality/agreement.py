@@ -33,8 +33,10 @@ def quantile_grid(values: Float[np.ndarray, "n"], points: int = 101) -> list[flo
 
 
 def quantile_of(values: Float[np.ndarray, "n"], grid: list[float]) -> Float[np.ndarray, "n"]:
-    """Which part of the values that made the grid is below each value: from 0 to 1."""
-    # Equal values in the grid (few different scores) stand for the middle of their span, not for its end.
-    edges, places = np.unique(grid, return_inverse=True)
-    parts = np.bincount(places, np.linspace(0.0, 1.0, len(grid))) / np.bincount(places)
-    return np.interp(values, edges, parts)
+    """Which part of the values that made the grid is below each value, from 0 to 1; of those equal to it half counts."""
+    made = np.asarray(grid)
+    left, right = np.searchsorted(made, values, "left"), np.searchsorted(made, values, "right")
+    below, above = np.clip(left - 1, 0, len(made) - 1), np.clip(left, 0, len(made) - 1)
+    span = made[above] - made[below]
+    between = below + np.divide(values - made[below], span, out=np.zeros(len(values)), where=span > 0)
+    return np.where(right > left, (left + right - 1) / 2, between) / (len(made) - 1)

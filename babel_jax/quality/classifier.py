@@ -154,8 +154,8 @@ def agreement_table(agreement: dict[str, dict[str, Any]], good: float) -> str:
 
 
 def _score_language(
-    rows: Iterator[Any], path: Path, code: str, regressor: Regressor, quality: dict[str, Any], config: QualityConfig
-) -> Any:
+    rows: Iterator[Row], path: Path, code: str, regressor: Regressor, grids: dict[str, list[float]], config: QualityConfig
+) -> dict[str, float]:
     """Writes the scored rows beside the final name, then moves them there."""
     partial = path.with_name(path.name + PARTIAL)
     total = {"documents": 0, "tokens": 0, "seconds": 0.0, "mean_raw_score": 0.0}

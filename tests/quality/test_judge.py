@@ -40,7 +40,7 @@ def server():
     """A stand-in for a server: `answers` is a function of the prompt giving (status, content); `seen` are the requests."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):  # noqa: N802 - the library's name
+        def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             self.server.seen.append((self.path, self.headers.get("Authorization"), body))
             status, content = self.server.answers(body["messages"][0]["content"])
@@ -101,7 +101,7 @@ def test_a_server_is_asked_once_for_each_document(config_file, server, monkeypat
     failures = iter([503, 429])
 
     def sometimes_busy(prompt):
-        return next(failures, 200), '{"fluency": 4, "substance": %d}' % (5 if "English" in prompt else 1)
+        return next(failures, 200), json.dumps({"fluency": 4, "substance": 5 if "English" in prompt else 1})
 
     server.answers = sometimes_busy
     settings = load_settings(QualityConfig, config_file, (f"judge.endpoint=http://127.0.0.1:{server.server_port}/v1",))

@@ -1,0 +1,149 @@
+"""The small model: its scores against torch, what it learns of planted quality, and the rows that it scores."""
+
+import json
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from babel_jax.checkpoints.folder import Format, save_folder
+from babel_jax.checkpoints.hf_config import write_hf_config
+from babel_jax.cli import main
+from babel_jax.config import ComputeType, ModelConfig
+from babel_jax.config.quality import ClassifierSettings
+from babel_jax.data.tokenizers import open_tokenizer
+from babel_jax.model.decoder import init_params
+from babel_jax.quality.regressor import Regressor, pack_documents, with_head
+
+SHAPE = {"vocab_size": 640, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.fixture(scope="module")
+def base(chat_tokenizer, tmp_path_factory):
+    """A model folder with random weights and an output projection of its own."""
+    config = ModelConfig(**SHAPE, max_position_embeddings=256)
+    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+    folder = tmp_path_factory.mktemp("base") / "hf"
+    save_folder(folder, Format.HF, params, write_hf_config(config, eos_token_id=0), chat_tokenizer)
+    return folder
+
+
+def test_scores_are_those_of_torch_whatever_shares_the_window(chat_tokenizer, reference_model, stacked_tree, texts, base):
+    torch = pytest.importorskip("torch")
+    config = ModelConfig(**SHAPE, max_position_embeddings=256, tie_word_embeddings=True)
+    model = reference_model(config)
+    tokenizer = open_tokenizer(chat_tokenizer)
+    params = with_head(stacked_tree(dict(model.named_parameters())), 32, 2)
+    head = np.random.default_rng(0).normal(size=(2, 32)).astype(np.float32)
+    params["head"] = {"weight": jnp.asarray(head), "bias": jnp.asarray([0.25, -1.0])}
+    settings = ClassifierSettings(model=str(base), seq_len=64, batch_size=4, compute_dtype=ComputeType.FLOAT32)
+    documents = [text[:length] for text in texts.values() for length in (10, 30, 400)]
+    ((scores, speed),) = Regressor(config, params, tokenizer, settings).score(documents)
+    for document, score in zip(documents, scores, strict=True):
+        ids = torch.tensor([[*tokenizer.encode(document)[:63], 0]])
+        with torch.no_grad():
+            hidden = model.model(ids).last_hidden_state[0, -1].numpy()
+        np.testing.assert_allclose(score, head @ hidden + [0.25, -1.0], atol=1e-4)
+    assert speed.documents == len(documents)
+    assert speed.tokens == sum(min(64, len(tokenizer.encode(document)) + 1) for document in documents)
+
+
+def test_packing_documents(chat_tokenizer, texts):
+    tokenizer = open_tokenizer(chat_tokenizer)
+    windows = pack_documents([*texts.values(), ""], tokenizer, 64)
+    assert len(windows.tokens) < len(texts)
+    for document, (window, end) in zip([*texts.values(), ""], zip(windows.window, windows.end, strict=True), strict=True):
+        own = windows.segment_ids[window] == windows.segment_ids[window, end]
+        assert windows.tokens[window][own].tolist() == [*tokenizer.encode(document)[:63], 0]
+        assert np.flatnonzero(own)[-1] == end
+
+
+@pytest.fixture(scope="module")
+def config_file(base, texts, tmp_path_factory):
+    """Planted quality: of each text some copies have a part of their letters replaced by signs, and are judged by how many."""
+    folder = tmp_path_factory.mktemp("quality")
+    draw = random.Random(0)
+    rows, judged = {"en": [], "ha": []}, []
+    for language in rows:
+        for number in range(120):
+            spoiled = draw.choice([0, 1, 2, 3, 4, 5]) / 5 * (1.0 if language == "en" else 0.6)
+            words = texts[language].split()
+            draw.shuffle(words)
+            text = "".join("#" if letter.isalpha() and draw.random() < spoiled else letter for letter in " ".join(words))
+            rows[language].append({"id": f"{language}{number}", "text": text})
+            scores = {"fluency": 5 - 5 * spoiled, "substance": 5 - 4 * spoiled}
+            judged.append({"id": f"{language}{number}", "language": language, "text": text, "scores": scores, "score": 5 - 4.5 * spoiled})
+        (folder / f"{language}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[language]))
+    (folder / "out").mkdir()
+    (folder / "out" / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged))
+    path = folder / "quality.toml"
+    sources = "\n".join(f'[[sources]]\nlanguage = "{code}"\npath = "{folder / code}.jsonl"' for code in rows)
+    path.write_text(f"""
+out = "{folder / "out"}"
+[judge]
+dimensions = {{ fluency = "a", substance = "b" }}
+[classifier]
+model = "{base}"
+seq_len = 64
+batch_size = 8
+epochs = 12.0
+schedule = {{ peak = 3e-3, warmup_fraction = 0.1 }}
+heldout_fraction = 0.25
+compute_dtype = "float32"
+{sources}
+""")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(config_file):
+    assert main(["classifier", str(config_file), "--json"]) == 0
+    return config_file.parent / "out"
+
+
+def test_it_learns_the_judges_scores(trained):
+    quality = json.loads((trained / "classifier" / "quality.json").read_text())
+    assert list(quality["agreement"]) == ["en", "ha", "all"]
+    assert quality["agreement"]["all"]["n"] == sum(quality["agreement"][code]["n"] for code in ("en", "ha")) > 30
+    assert quality["agreement"]["all"]["spearman"] > 0.8
+    assert quality["agreement"]["all"]["roc_auc"] > 0.9
+    assert quality["agreement"]["all"]["error"] < 0.03
+    assert "| Hausa (ha) |" in (trained / "classifier" / "agreement.md").read_text()
+
+
+def test_rows_get_scores_that_compare_within_their_language(config_file, trained, capsys):
+    assert main(["score", str(config_file), "--languages", "ha", "--json"]) == 0
+    capsys.readouterr()
+    assert not (trained / "scored" / "en.jsonl").exists()
+    assert main(["score", str(config_file), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["languages"]) == ["en"]
+    assert found["tokens_per_second"] > 0
+    for language in ("en", "ha"):
+        rows = [json.loads(line) for line in (trained / "scored" / f"{language}.jsonl").read_text().splitlines()]
+        given = [json.loads(line) for line in (config_file.parent / f"{language}.jsonl").read_text().splitlines()]
+        assert [(row["id"], row["text"]) for row in rows] == [(row["id"], row["text"]) for row in given]
+        assert np.mean([row["score"] >= 0.3 for row in rows]) == pytest.approx(0.7, abs=0.05)
+        clean = [row["raw_score"] for row in rows if "#" not in row["text"]]
+        assert np.mean(clean) > np.mean([row["raw_score"] for row in rows]) + 0.1
+        order = np.argsort([row["raw_score"] for row in rows])
+        assert (np.diff([rows[place]["score"] for place in order]) >= -1e-4).all()
+
+
+def test_what_is_missing_is_said(config_file, trained, tmp_path, capsys):
+    for command, out, says in (
+        ("classifier", trained, "exists already"),
+        ("classifier", tmp_path / "new", "run `babel judge` first"),
+        ("score", tmp_path / "new", "run `babel classifier` first"),
+    ):
+        assert main([command, str(config_file), "--set", f"out={out}"]) == 2
+        error = capsys.readouterr().err
+        assert says in error
+        assert error.count("\n") == 1
+    assert main(["classifier", str(config_file), "--set", 'judge.dimensions={tone = "x"}', "--set", "out=" + str(tmp_path / "old")]) == 2
+    capsys.readouterr()
+    (tmp_path / "old" / "judged.jsonl").write_bytes((trained / "judged.jsonl").read_bytes())
+    assert main(["classifier", str(config_file), "--set", 'judge.dimensions={tone = "x"}', "--set", "out=" + str(tmp_path / "old")]) == 2
+    assert "judged on fluency, substance, not on judge.dimensions" in capsys.readouterr().err
