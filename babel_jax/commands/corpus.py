@@ -1,4 +1,4 @@
-"""The corpus: mixture."""
+"""The corpus: mixture, statistics."""
 
 import argparse
 from pathlib import Path
@@ -13,6 +13,12 @@ def _mixture(options: argparse.Namespace) -> Result:
     return mixture_report(load_config(options.config, tuple(options.set)), Path(options.out))
 
 
+def _statistics(options: argparse.Namespace) -> Result:
+    from babel_jax.data.statistics import write_statistics
+
+    return write_statistics(options.data)
+
+
 def declare(command: Commands) -> None:
     """Adds the commands of this file."""
     mixture = command(
@@ -24,3 +30,8 @@ def declare(command: Commands) -> None:
     mixture.add_argument("config", metavar="CONFIG")
     mixture.add_argument("--out", default="runs/mixture", help="folder for table, plot, CSV and JSON (default %(default)s)")
     mixture.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as seed=1")
+
+    statistics = command(
+        "statistics", _statistics, "a page of figures and a dataset card of prepared data", "babel statistics data/qwen2.5"
+    )
+    statistics.add_argument("data", metavar="DATA", help="a folder that babel prepare made; both are written into it")

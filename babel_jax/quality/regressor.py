@@ -125,7 +125,7 @@ class Regressor:
             in_shardings=(self._shardings, abstract_moments, batch_sharding(self._mesh), replicated(self._mesh)),
             out_shardings=(self._shardings, abstract_moments, replicated(self._mesh)),
         )
-        losses = []
+        losses: list[Array | float] = []
         order = _order(count, seed)
         for now in tqdm(range(steps), "train", unit=" steps", disable=None):
             chosen = np.fromiter(itertools.islice(order, settings.batch_size), np.int64)

@@ -1,0 +1,129 @@
+"""The page and the card of prepared data, read by parsers that this project did not write."""
+
+import html.parser
+import json
+import shutil
+
+import pytest
+
+from babel_jax.cli import main
+from babel_jax.data.prepared import open_prepared
+from babel_jax.data.statistics import language_statistics, write_statistics
+
+
+class Reader(html.parser.HTMLParser):
+    """Tags that are open, links, the tables' cells, quotations with their direction, and what would need the network."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.cells, self.quotes, self.links, self.ids, self.outside = [], [], [], [], set(), []
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.outside += [value for name, value in attributes.items() if name in ("src", "href") and not value.startswith("#")]
+        if tag in ("script", "link", "img", "iframe"):
+            self.outside.append(tag)
+        if tag == "a":
+            self.links.append(attributes["href"])
+        if "id" in attributes:
+            self.ids.add(attributes["id"])
+        if tag == "tr":
+            self.cells.append([])
+        if tag in ("td", "th"):
+            self.cells[-1].append("")
+        if tag == "blockquote":
+            self.quotes.append([attributes["lang"], attributes["dir"], ""])
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "td" in self.open or "th" in self.open:
+            self.cells[-1][-1] += data
+        if "blockquote" in self.open:
+            self.quotes[-1][2] += data
+
+
+@pytest.fixture
+def folder(small_prepared, tmp_path):
+    """The small prepared corpus with one language turned Arabic, rows that have scores, and what cleaning would report."""
+    shutil.copytree(small_prepared, tmp_path / "data")
+    folder = tmp_path / "data"
+    report = json.loads((folder / "prepared.json").read_text())
+    report["languages"]["ar"] = report["languages"].pop("ha")
+    for path in list(folder.rglob("*ha*")):
+        if path.name in ("ha.jsonl", "ha-web"):
+            path.rename(path.with_name(path.name.replace("ha", "ar")))
+    rows = [{"id": str(number), "text": f"<b>نص {number}</b> & {'x' * 500}", "kind": "web"} for number in range(4)]
+    (folder / "heldout" / "ar.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report["languages"]["ar"]["cleaning"] = {
+        "wiki <1>": {
+            "licence": "CC-BY-SA-4.0",
+            "documents": 100,
+            "kept": 80,
+            "dropped": {"digits": 7, "short": 10},
+            "duplicates": {"exact": 2, "near": 1},
+        },
+        "web": {"licence": None, "documents": 10, "kept": 5, "dropped": {"short": 5}, "duplicates": {"exact": 0, "near": 0}},
+    }
+    (folder / "prepared.json").write_text(json.dumps(report))
+    return folder
+
+
+def test_the_page(folder, capsys):
+    assert main(["statistics", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    reader = Reader()
+    reader.feed((folder / "statistics.html").read_text(encoding="utf-8"))
+    assert reader.open == []
+    assert reader.outside == []
+    assert {link[1:] for link in reader.links} == reader.ids == {"en", "zh", "sw", "ar"}
+    prepared = open_prepared(folder)
+    english = next(row for row in reader.cells if row[0] == "English")
+    tokens = sum(count for (code, _), count in prepared.available.items() if code == "en")
+    assert english[3] == f"{tokens:,}"
+    assert found["languages"]["en"]["kinds"].keys() == {"web", "textbook"}
+    assert found["tokens"] == sum(prepared.available.values())
+    assert ["rule: short", "15", "", f"{100 * 15 / prepared.report['languages']['ar']['rows']:.2f}%"] in reader.cells
+    assert ["wiki <1>", "100", "80", "2", "1", "digits 7, short 10"] in reader.cells
+    arabic = [quote for quote in reader.quotes if quote[0] == "ar"]
+    assert len(arabic) == 3
+    assert arabic[0][1] == "rtl"
+    assert arabic[0][2].startswith("<b>نص 0</b> & xxx")
+    assert all(len(text) < 420 for *_, text in reader.quotes)
+    assert {direction for code, direction, _ in reader.quotes if code != "ar"} == {"ltr"}
+
+
+def test_the_card(folder):
+    yaml = pytest.importorskip("yaml")
+    write_statistics(folder)
+    _, front, body = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    values = yaml.safe_load(front)
+    assert values["language"] == ["en", "zh", "sw", "ar"]
+    assert values["size_categories"] == ["n<1K"]
+    assert values["license"] == "other"
+    assert "| Arabic (ar) |" in body
+    assert "Named are: CC-BY-SA-4.0." in body
+    assert "- ar: wiki <1> (CC-BY-SA-4.0)" in body
+    assert '"seq_len": 64' in body
+
+
+def test_fertility_and_quality(folder, monkeypatch):
+    prepared = open_prepared(folder)
+    own = language_statistics(prepared, "zh")
+    heldout = prepared.heldout("zh")
+    bytes_per_character = sum(len(row.text.encode()) for row in heldout) / sum(len(row.text) for row in heldout)
+    assert own.tokens_per_character == pytest.approx(bytes_per_character / own.bytes_per_token)
+    assert own.scores == []
+
+    class Scored:
+        text, scores = "x", iter([0.0, 0.05, 0.95, 1.0, 1.5, -1.0, 0.5])
+
+        def __init__(self):
+            self.score = next(Scored.scores)
+
+    rows = [Scored() for _ in range(7)]
+    monkeypatch.setattr(type(prepared), "heldout", lambda *_: rows)
+    assert language_statistics(prepared, "zh").scores == [3, 0, 0, 0, 0, 1, 0, 0, 0, 3]
