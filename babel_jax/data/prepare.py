@@ -22,7 +22,7 @@ from babel_jax.data.prepared import COUNTS, REPORT, SETTINGS, dataset_folder, he
 from babel_jax.data.rows import Row, RowCounts, read_rows, source_files
 from babel_jax.data.survey import Survey, survey
 from babel_jax.data.tokenizers import Tokenizer, open_tokenizer
-from babel_jax.data.windows import FIELDS, MASKED_FIELDS, write_windows
+from babel_jax.data.windows import MASKED_FIELDS, write_windows
 from babel_jax.errors import BadInput
 from babel_jax.files import PARTIAL, explain_os_errors, make_folder, new_folder, only_process_in, write_text
 from babel_jax.languages import CODES
@@ -155,14 +155,13 @@ def _write_dataset(dataset: Path, settings: DataSettings, language: str, kind: s
     counts = {"tokens": 0, "documents": 0, "bytes": 0, "windows": 0}
     progress = tqdm(total=surveyed.documents[kind], desc=f"tokenize {language} {kind}", unit=" documents", leave=False, disable=None)
     with progress, new_folder(dataset) as partial:
-        windows: Iterator[tuple[np.ndarray, ...]]
         if settings.conversations:
             texts = (row.text for row in _watched(rows, progress))
-            windows = conversation_windows(texts, _chat_format(settings, tokenizer), settings.seq_len, counts)
+            masked = conversation_windows(texts, _chat_format(settings, tokenizer), settings.seq_len, counts)
+            write_windows(partial, dataset.name, _counted(masked, counts), settings.seq_len, MASKED_FIELDS)
         else:
             windows = pack(_tokenized(rows, tokenizer, counts, progress), settings.seq_len, tokenizer.eos_id)
-        fields = MASKED_FIELDS if settings.conversations else FIELDS
-        write_windows(partial, dataset.name, _counted(windows, counts), settings.seq_len, fields)
+            write_windows(partial, dataset.name, _counted(windows, counts), settings.seq_len)
         _write_json(partial / COUNTS, counts)
 
 
