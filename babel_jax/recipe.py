@@ -220,6 +220,11 @@ def _check_fit(config: Config, model_config: ModelConfig, tokenizer: Tokenizer) 
     prepared = open_prepared(config.data.folder)
     if prepared.tokenizer_fingerprint != tokenizer.fingerprint:
         raise BadInput(f"{config.data.folder}: prepared with another tokenizer than the model's; prepare another folder with this one")
+    chat = open_chat_format(tokenizer.path, config.data.chat_template) if config.data.conversations else None
+    if prepared.chat_template != (chat.fingerprint if chat is not None else None):
+        as_other = "as the other of text and conversations"
+        other = f"with another chat template than {chat.where}" if chat and prepared.chat_template else as_other
+        raise BadInput(f"{config.data.folder}: prepared {other}; prepare another folder, or set data.conversations as it was then")
     if tokenizer.vocab_size > model_config.vocab_size:
         raise BadInput(
             f"the tokenizer has {tokenizer.vocab_size} entries, and the model's embedding vocab_size = {model_config.vocab_size}"

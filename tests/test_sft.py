@@ -167,6 +167,17 @@ def test_from_a_model_folder_whose_files_stay(tuned, config_file, tmp_path):
     assert list(points) == ["base", "chat"]
 
 
+def test_prepared_data_of_another_kind(tuned, config_file, tmp_path, capsys):
+    """Without sources what lies in data.folder is taken, if it is what the settings say."""
+    template = tmp_path / "other.jinja"
+    template.write_text("{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}")
+    common = [str(config_file), "--set", f"out={tmp_path / 'run'}", "--set", "data.sources=[]"]
+    assert main(["sft", *common, "--set", f"data.chat_template={template}"]) == 2
+    assert f"prepared with another chat template than {template}" in capsys.readouterr().err
+    assert main(["train", *common, "--set", "data.conversations=false"]) == 2
+    assert "prepared as the other of text and conversations" in capsys.readouterr().err
+
+
 def test_text_is_refused_and_the_shipped_configs_are_chat(tmp_path, capsys, config_file):
     assert main(["sft", str(config_file), "--set", "data.conversations=false", "--set", "data.sources=[]"]) == 2
     assert "data.conversations is not true" in capsys.readouterr().err

@@ -73,7 +73,7 @@ class ChatFormat:
         """
         self.template = template
         self.fingerprint = hashlib.sha256(template.encode()).hexdigest()
-        self._where = where
+        self.where = where
         self._raw = HuggingFaceTokenizer(tokenizer_json)
         self._tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_json))
         self._tokenizer.no_padding()
@@ -124,7 +124,7 @@ class ChatFormat:
         try:
             return self._compiled.render(messages=safe, add_generation_prompt=add_generation_prompt, **self._special_tokens)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise BadInput(f"{self._where}: the template refuses a conversation: {' '.join(str(error).split())[:200]}") from None
+            raise BadInput(f"{self.where}: the template refuses a conversation: {' '.join(str(error).split())[:200]}") from None
 
     def _mark(self, control: re.Match[str]) -> str:
         return _CONTROL + chr(_FIRST_NUMBER + self._controls.index(control[0]))
@@ -143,7 +143,7 @@ class ChatFormat:
             after = self._written(conversation[: turn + 1]).rstrip()
             if not (after.startswith(before.rstrip()) and text.startswith(after)):
                 raise BadInput(
-                    f"{self._where}: the template writes a turn in another way once others follow; give a template that puts "
+                    f"{self.where}: the template writes a turn in another way once others follow; give a template that puts "
                     "{% generation %} and {% endgeneration %} around what is to be trained on"
                 )
             spans.append((min(len(before), len(after)), len(after)))

@@ -52,6 +52,11 @@ class PreparedData:
         return self.report["tokenizer"]["fingerprint"]
 
     @property
+    def chat_template(self) -> str | None:
+        """`ChatFormat.fingerprint` of the chat template by which conversations became windows; None where they are of text."""
+        return read_json(self.folder / SETTINGS).get("chat_template")
+
+    @property
     def languages(self) -> tuple[str, ...]:
         """The languages, in the report's order."""
         return tuple(self.report["languages"])

@@ -3,7 +3,7 @@
 hf/           the decoder, a model folder (without an output projection of its own)
 quality.json  the head, the scale, what scores of each language mean, and the agreement with the judge; written last
 agreement.md  the agreement as a table
-scored/xx.jsonl  rows with their `score`
+scored/xx.jsonl  rows with their `score`; what they were made from and how long it took is in xx.json, written last
 """
 
 import contextlib
@@ -21,9 +21,11 @@ from tqdm import tqdm
 
 from babel_jax.checkpoints.folder import Format, load_params, open_folder, save_folder
 from babel_jax.checkpoints.hf_config import write_hf_config
+from babel_jax.checkpoints.streaming import fingerprint
 from babel_jax.checkpoints.tokenizer_files import check_vocabulary
+from babel_jax.config import Source
 from babel_jax.config.quality import Calibration, QualityConfig
-from babel_jax.data.rows import Row, RowCounts, read_rows
+from babel_jax.data.rows import Row, RowCounts, read_rows, source_files
 from babel_jax.data.survey import unit_hash
 from babel_jax.data.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
@@ -91,8 +93,8 @@ def score_sources(config: QualityConfig, languages: Sequence[str] | None = None)
     """Writes OUT/scored/xx.jsonl for each language of the sources: rows {"id", "text", "kind", "score", "raw_score"}, in their order.
 
     `score` is what `classifier.calibration` makes of the raw score, the mean of the dimensions as a part of the judge's scale. A language
-    that is done already is left. Returns {"out", "languages": {code: {"documents", "tokens", "seconds", "mean_raw_score"}},
-    "tokens_per_second", "summary"}.
+    that was done with the same classifier and text is left as it is. Returns {"out", "languages": {code: {"documents", "tokens",
+    "seconds", "mean_raw_score"}}, "tokens_per_second", "summary"}.
     """
     out = Path(config.out)
     regressor, quality = open_classifier(config)
@@ -101,19 +103,23 @@ def score_sources(config: QualityConfig, languages: Sequence[str] | None = None)
     with only_process_in(out):
         for code in CODES:
             own = [source for source in config.sources if source.language == code and (languages is None or code in languages)]
-            if not own or (out / SCORED / f"{code}.jsonl").is_file():
+            if not own:
+                continue
+            known = out / SCORED / f"{code}.json"
+            settings = config.classifier.model_dump(mode="json")
+            made = fingerprint(quality=quality, settings=settings, characters=config.judge.max_characters, text=_text(own))
+            if known.is_file() and (before := json.loads(known.read_text(encoding="utf-8")))["made"] == made:
+                counted[code] = {name: value for name, value in before.items() if name != "made"}
                 continue
             rows = (row for source in own for row in read_rows(source, config.bad_rows, RowCounts()))
             counted[code] = _score_language(rows, out / SCORED / f"{code}.jsonl", code, regressor, quality["grids"], config)
+            write_text(known, json.dumps({"made": made, **counted[code]}) + "\n")
     tokens, seconds = (sum(entry[name] for entry in counted.values()) for name in ("tokens", "seconds"))
     rate = tokens / seconds if seconds else None
     lines = [f"{code}: {entry['documents']:,} documents, mean raw score {entry['mean_raw_score']:.3f}" for code, entry in counted.items()]
-    return {
-        "out": str(out / SCORED),
-        "languages": counted,
-        "tokens_per_second": rate,
-        "summary": "\n".join([*(lines or ["nothing left to score"]), *([f"{rate:,.0f} tokens/s"] if rate else []), str(out / SCORED)]),
-    }
+    lines = lines or ["no source is of these languages"]
+    lines += [f"{rate:,.0f} tokens/s"] if rate else []
+    return {"out": str(out / SCORED), "languages": counted, "tokens_per_second": rate, "summary": "\n".join([*lines, str(out / SCORED)])}
 
 
 def open_classifier(config: QualityConfig) -> tuple[Regressor, dict[str, Any]]:
@@ -151,6 +157,12 @@ def agreement_table(agreement: dict[str, dict[str, Any]], good: float) -> str:
         values = ["" if entry[key] is None else f"{entry[key]:.3f}" for key in ("spearman", "roc_auc", "error")]
         lines.append(f"| {name} | {entry['n']} | {100 * entry['good']:.0f} | {' | '.join(values)} |")
     return "\n".join(lines)
+
+
+def _text(sources: Sequence[Source]) -> list[Any]:
+    """The sources with the bytes of their files, which tell text that has changed."""
+    files = [[(str(path), path.stat().st_size) for path in source_files(source)] if source.path else [] for source in sources]
+    return [[source.model_dump(mode="json"), own] for source, own in zip(sources, files, strict=True)]
 
 
 def _score_language(

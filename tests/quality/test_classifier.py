@@ -119,8 +119,18 @@ def test_rows_get_scores_that_compare_within_their_language(config_file, trained
     assert not (trained / "scored" / "en.jsonl").exists()
     assert main(["score", str(config_file), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert list(found["languages"]) == ["en"]
+    assert list(found["languages"]) == ["en", "ha"]
     assert found["tokens_per_second"] > 0
+    before = {path.name: path.stat().st_mtime_ns for path in (trained / "scored").iterdir()}
+    assert main(["score", str(config_file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert {path.name: path.stat().st_mtime_ns for path in (trained / "scored").iterdir()} == before
+    # Scored before by something else, it is scored anew.
+    other = json.loads((trained / "scored" / "ha.json").read_text()) | {"made": "something else"}
+    (trained / "scored" / "ha.json").write_text(json.dumps(other))
+    assert main(["score", str(config_file), "--json"]) == 0
+    capsys.readouterr()
+    assert json.loads((trained / "scored" / "ha.json").read_text())["made"] != "something else"
     for language in ("en", "ha"):
         rows = [json.loads(line) for line in (trained / "scored" / f"{language}.jsonl").read_text().splitlines()]
         given = [json.loads(line) for line in (config_file.parent / f"{language}.jsonl").read_text().splitlines()]
