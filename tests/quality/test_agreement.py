@@ -45,6 +45,12 @@ def test_parts_are_between_those_below_and_those_up_to(made, value):
     assert part <= np.mean(made <= value) + 0.02 + 1 / len(made)
 
 
+def test_equal_scores_stand_in_the_middle_of_their_span():
+    made = np.array([0.0] * 50 + [1.0] * 50)
+    parts = quantile_of(np.array([-1.0, 0.0, 0.5, 1.0, 2.0]), quantile_grid(made))
+    np.testing.assert_allclose(parts, [0.0, 0.25, 0.5, 0.75, 1.0], atol=0.011)
+
+
 def test_one_threshold_keeps_the_same_share_of_every_language_unless_told_otherwise():
     random = np.random.default_rng(0)
     raw = {"en": random.normal(0.7, 0.1, 4000), "ha": random.normal(0.3, 0.05, 4000)}
