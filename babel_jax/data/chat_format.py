@@ -22,7 +22,7 @@ from babel_jax.data.tokenizers import TOKENIZER_CONFIG, TOKENIZER_JSON, HuggingF
 from babel_jax.errors import BadInput
 from babel_jax.files import write_text
 
-TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_FILE, SPECIAL_TOKENS = "chat_template.jinja", "special_tokens_map.json"
 # ChatML as Qwen writes it, without a system message of its own.
 CHATML = """{%- for message in messages %}
     {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
@@ -207,6 +207,9 @@ def write_chat_files(folder: Path, format: ChatFormat, eos_ids: Sequence[int]) -
     config = _read_json(folder / TOKENIZER_CONFIG)
     config.pop("chat_template", None)
     write_text(folder / TOKENIZER_CONFIG, json.dumps({**config, "eos_token": format.end_token}, indent=2, ensure_ascii=False) + "\n")
+    if (folder / SPECIAL_TOKENS).is_file():  # older readers take this before the config
+        special = {**_read_json(folder / SPECIAL_TOKENS), "eos_token": format.end_token}
+        write_text(folder / SPECIAL_TOKENS, json.dumps(special, indent=2, ensure_ascii=False) + "\n")
     generation = _read_json(folder / "generation_config.json")
     write_text(folder / "generation_config.json", json.dumps({**generation, "eos_token_id": list(eos_ids)}, indent=2) + "\n")
 

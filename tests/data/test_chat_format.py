@@ -142,10 +142,13 @@ def test_where_the_template_comes_from(chat_tokenizer, tmp_path):
 def test_the_files_of_a_chat_model(chat_tokenizer, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "old", "eos_token": "<|endoftext|>", "kept": 1}))
     (tmp_path / "generation_config.json").write_text(json.dumps({"top_p": 0.8, "eos_token_id": 0}))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}))
     format = open_chat_format(chat_tokenizer)
     write_chat_files(tmp_path, format, [format.end_id, 0])
     assert (tmp_path / "chat_template.jinja").read_text() == CHATML
     assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {"eos_token": "<|im_end|>", "kept": 1}
+    special = json.loads((tmp_path / "special_tokens_map.json").read_text())
+    assert special == {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     assert json.loads((tmp_path / "generation_config.json").read_text()) == {"top_p": 0.8, "eos_token_id": [2, 0]}
 
 
