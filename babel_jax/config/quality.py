@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from babel_jax.config.data import BadRows, Source
 from babel_jax.config.settings import Fraction, LocalPath, NonNegative, Positive, PositiveFloat, Seed, Settings
 from babel_jax.config.training import ComputeType, Schedule
+from babel_jax.languages import language
 
 PROMPT = """You rate texts that a language model is to be trained on. The text below is meant to be in {language}.
 Rate it on each of these dimensions from {lowest} (useless) to {highest} (excellent), as an educated reader of {language} would, \
@@ -78,7 +79,8 @@ class ClassifierSettings(Settings):
     """The small model: a decoder from the model folder `model` with one linear map from its last state to the dimensions.
 
     Documents are cut to `seq_len` - 1 tokens. `good` is the mean score, on the judge's scale, from which on a text counts as good (for the
-    area under the ROC curve). Held-out documents are chosen by the hash of their ids.
+    area under the ROC curve). Held-out documents are chosen by the hash of their ids. Rows with a score below `threshold`, or that of their
+    language in `thresholds`, are left out of what `babel score` writes.
     """
 
     model: LocalPath
@@ -90,7 +92,15 @@ class ClassifierSettings(Settings):
     heldout_fraction: Fraction = 0.1
     good: float = 3.0
     calibration: Calibration = Calibration.LANGUAGE
+    threshold: Fraction = 0.0
+    thresholds: dict[str, Fraction] = {}
     compute_dtype: ComputeType = ComputeType.BFLOAT16
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        for code in self.thresholds:
+            language(code)
+        return self
 
 
 class QualityConfig(Settings):

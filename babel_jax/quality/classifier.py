@@ -93,8 +93,8 @@ def score_sources(config: QualityConfig, languages: Sequence[str] | None = None)
     """Writes OUT/scored/xx.jsonl for each language of the sources: rows {"id", "text", "kind", "score", "raw_score"}, in their order.
 
     `score` is what `classifier.calibration` makes of the raw score, the mean of the dimensions as a part of the judge's scale. A language
-    that was done with the same classifier and text is left as it is. Returns {"out", "languages": {code: {"documents", "tokens",
-    "seconds", "mean_raw_score"}}, "tokens_per_second", "summary"}.
+    that was done with the same classifier and text is left as it is. Rows below the threshold are left out. Returns {"out",
+    "languages": {code: {"documents", "kept", "tokens", "seconds", "mean_raw_score"}}, "tokens_per_second", "summary"}.
     """
     out = Path(config.out)
     regressor, quality = open_classifier(config)
@@ -116,7 +116,10 @@ def score_sources(config: QualityConfig, languages: Sequence[str] | None = None)
             write_text(known, json.dumps({"made": made, **counted[code]}) + "\n")
     tokens, seconds = (sum(entry[name] for entry in counted.values()) for name in ("tokens", "seconds"))
     rate = tokens / seconds if seconds else None
-    lines = [f"{code}: {entry['documents']:,} documents, mean raw score {entry['mean_raw_score']:.3f}" for code, entry in counted.items()]
+    lines = [
+        f"{code}: {entry['kept']:,} of {entry['documents']:,} documents kept, mean raw score {entry['mean_raw_score']:.3f}"
+        for code, entry in counted.items()
+    ]
     lines = lines or ["no source is of these languages"]
     lines += [f"{rate:,.0f} tokens/s"] if rate else []
     return {"out": str(out / SCORED), "languages": counted, "tokens_per_second": rate, "summary": "\n".join([*lines, str(out / SCORED)])}
@@ -170,7 +173,8 @@ def _score_language(
 ) -> dict[str, float]:
     """Writes the scored rows beside the final name, then moves them there."""
     partial = path.with_name(path.name + PARTIAL)
-    total = {"documents": 0, "tokens": 0, "seconds": 0.0, "mean_raw_score": 0.0}
+    total = {"documents": 0, "kept": 0, "tokens": 0, "seconds": 0.0, "mean_raw_score": 0.0}
+    threshold = config.classifier.thresholds.get(code, config.classifier.threshold)
     waiting: list[Row] = []
 
     def texts() -> Iterator[str]:
@@ -187,6 +191,9 @@ def _score_language(
             parts = calibrated(raw, code, grids, config.classifier.calibration)
             block, waiting[:] = waiting[: len(raw)], waiting[len(raw) :]
             for row, score, raw_score in zip(block, parts, raw, strict=True):
+                if score < threshold:
+                    continue
+                total["kept"] += 1
                 values = {**dataclasses.asdict(row), "score": round(float(score), 4), "raw_score": round(float(raw_score), 4)}
                 file.write(json.dumps(values, ensure_ascii=False) + "\n")
             total["documents"] += speed.documents

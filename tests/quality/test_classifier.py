@@ -142,6 +142,21 @@ def test_rows_get_scores_that_compare_within_their_language(config_file, trained
         assert (np.diff([rows[place]["score"] for place in order]) >= -1e-4).all()
 
 
+def test_a_threshold_keeps_the_same_share_of_each_language(config_file, trained, capsys):
+    def kept(*changes):
+        assert main(["score", str(config_file), "--json", *(part for change in changes for part in ("--set", change))]) == 0
+        languages = json.loads(capsys.readouterr().out)["languages"]
+        for code, entry in languages.items():
+            assert len((trained / "scored" / f"{code}.jsonl").read_text().splitlines()) == entry["kept"]
+        return {code: entry["kept"] / entry["documents"] for code, entry in languages.items()}
+
+    assert kept("classifier.threshold=0.4") == {"en": pytest.approx(0.6, abs=0.05), "ha": pytest.approx(0.6, abs=0.05)}
+    assert kept("classifier.threshold=0.4", "classifier.thresholds={ha=0.0}") == {"en": pytest.approx(0.6, abs=0.05), "ha": 1.0}
+    # On the judge's own scale English, of which more is spoiled, loses more.
+    shares = kept("classifier.threshold=0.6", 'classifier.calibration="none"')
+    assert shares["en"] < shares["ha"] - 0.1
+
+
 def test_what_is_missing_is_said(config_file, trained, tmp_path, capsys):
     for command, out, says in (
         ("classifier", trained, "exists already"),
