@@ -6,6 +6,7 @@ hold the text. Each dataset appears whole under its final name; a `prepare` that
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections import Counter
@@ -15,8 +16,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from babel_jax.config import BadRows, DataSettings, Engine, Settings
-from babel_jax.data.engines import run_tasks
+from babel_jax.config import BadRows, DataSettings, Settings
+from babel_jax.data.engines import open_workers
 from babel_jax.data.packing import Window, pack
 from babel_jax.data.prepared import COUNTS, REPORT, SETTINGS, dataset_folder, heldout_file, language_file, read_json
 from babel_jax.data.records import file_bytes, source_files
@@ -48,7 +49,8 @@ def prepare(settings: DataSettings, tokenizer: Path | str | None = None) -> dict
         raise BadInput("data.tokenizer is not set and there is no model folder to take one from; name a model folder or a tokenizer file")
     if not settings.sources:
         raise BadInput("data.sources is empty; name at least one source of text")
-    opened = open_tokenizer(path)
+    _opened.cache_clear()  # what lies at the path may have changed
+    opened = _opened(str(path))
     settings = settings.model_copy(update={"tokenizer": str(path)})
     made_from = {
         "format": FORMAT,
@@ -63,6 +65,12 @@ def prepare(settings: DataSettings, tokenizer: Path | str | None = None) -> dict
         return _prepared(settings, folder, opened, made_from)
 
 
+@functools.lru_cache(maxsize=1)
+def _opened(path: str) -> Tokenizer:
+    """A tokenizer, opened once for all languages of a process."""
+    return open_tokenizer(path)
+
+
 def _dumped(settings: Settings | None) -> dict[str, Any] | None:
     return None if settings is None else settings.model_dump(mode="json")
 
@@ -74,14 +82,13 @@ def _is_refined(settings: DataSettings) -> bool:
 def _prepared(settings: DataSettings, folder: Path, opened: Tokenizer, made_from: dict[str, Any]) -> dict[str, Any]:
     _claim(folder, made_from)
     languages = [code for code in CODES if any(source.language == code for source in settings.sources)]
-    if _is_refined(settings):
-        refine(settings, [code for code in languages if not language_file(folder, code).is_file()])
-    tasks = [
-        _LanguageTask(settings, code, opened if settings.workers == 1 and settings.engine is Engine.LOCAL else None) for code in languages
-    ]
     entries = {}
-    for task, entry in tqdm(run_tasks(_prepare_language, tasks, settings), "prepare", len(tasks), unit=" languages", disable=None):
-        entries[task.language] = entry
+    with open_workers(settings.engine, settings.workers) as workers:
+        if _is_refined(settings):
+            refine(settings, [code for code in languages if not language_file(folder, code).is_file()], workers)
+        tasks = [_LanguageTask(settings, code) for code in languages]
+        for task, entry in tqdm(workers.run(_prepare_language, tasks), "prepare", len(tasks), unit=" languages", disable=None):
+            entries[task.language] = entry
     report = {
         "seq_len": settings.seq_len,
         "tokenizer": {"fingerprint": opened.fingerprint, "vocab_size": opened.vocab_size, "eos_id": opened.eos_id},
@@ -107,18 +114,17 @@ def _claim(folder: Path, made_from: dict[str, Any]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _LanguageTask:
-    """One language; in a process of its own the tokenizer is opened anew."""
+    """One language to hold out from, tokenize and pack; `settings.tokenizer` is set."""
 
     settings: DataSettings
     language: str
-    tokenizer: Tokenizer | None
 
 
 def _prepare_language(task: _LanguageTask) -> dict[str, Any]:
     """Does what is missing of one language and returns its part of the report."""
     settings, language = task.settings, task.language
     assert settings.tokenizer is not None
-    tokenizer = task.tokenizer or open_tokenizer(settings.tokenizer)
+    tokenizer = _opened(settings.tokenizer)
     folder = Path(settings.folder)
     known = language_file(folder, language)
     made_from = _made_from(settings, language)

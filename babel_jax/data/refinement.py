@@ -27,7 +27,7 @@ from babel_jax.config import DataSettings, Rule, Source
 from babel_jax.data.cleaning import Cleaner
 from babel_jax.data.decontamination import evaluation_text
 from babel_jax.data.deduplication import components, links_in_band, survivors
-from babel_jax.data.engines import run_tasks
+from babel_jax.data.engines import Workers
 from babel_jax.data.records import parts
 from babel_jax.data.rows import Row, RowCounts, read_rows
 from babel_jax.data.shards import SKETCHES, ShardWriter, part_counts, shards_of, write_array, write_file
@@ -87,7 +87,7 @@ class RemovalTask:
         return cleaned_folder(self.settings, self.language) / DUPLICATES
 
 
-def refine(settings: DataSettings, languages: Sequence[str]) -> None:
+def refine(settings: DataSettings, languages: Sequence[str], workers: Workers) -> None:
     """Cleans and deduplicates the text of some languages, as far as that is not done yet.
 
     Raises BadInput for text that cannot be read, a full disk, and worker processes that are killed again and again.
@@ -99,13 +99,13 @@ def refine(settings: DataSettings, languages: Sequence[str]) -> None:
     if settings.decontamination is not None:
         evaluation_text(settings.decontamination)  # what is wrong with the files is told before any work is done
     cleaning = [task for code in languages for task in _cleaning_tasks(settings, code)]
-    _run(clean_part, cleaning, settings, "clean", "parts")
+    _run(clean_part, cleaning, workers, "clean", "parts")
     if settings.deduplication is None:
         return
     left = [code for code in languages if not RemovalTask(settings, code).done.is_file()]
     pairing = [task for code in left for task in _pairing_tasks(settings, code)]
-    _run(pair_bucket, pairing, settings, "find duplicates", "buckets")
-    _run(remove_duplicates, [RemovalTask(settings, code) for code in left], settings, "remove duplicates", "languages")
+    _run(pair_bucket, pairing, workers, "find duplicates", "buckets")
+    _run(remove_duplicates, [RemovalTask(settings, code) for code in left], workers, "remove duplicates", "languages")
     for code in languages:
         shutil.rmtree(folder / "links" / code, ignore_errors=True)
         for shard in shards_of(cleaned_folder(settings, code)):
@@ -158,10 +158,10 @@ def _sources(settings: DataSettings, language: str) -> list[Source]:
     return [source for source in settings.sources if source.language == language]
 
 
-def _run(function: Any, tasks: Sequence[Any], settings: DataSettings, label: str, unit: str) -> None:
+def _run(function: Any, tasks: Sequence[Any], workers: Workers, label: str, unit: str) -> None:
     left = [task for task in tasks if not task.done.is_file()]
     with tqdm(total=len(tasks), initial=len(tasks) - len(left), desc=label, unit=f" {unit}", disable=None) as progress:
-        for _ in run_tasks(function, left, settings):
+        for _ in workers.run(function, left):
             progress.update()
 
 
