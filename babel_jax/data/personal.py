@@ -4,13 +4,14 @@ import re
 from collections import Counter
 
 _EMAIL = re.compile(r"[\w.+%-]{1,64}@(?:[\w-]{1,63}\.){1,8}[^\W\d_]{2,24}")
+_ZERO = "[0٠۰०০௦๐၀０]"
 _SEPARATED = r"[ .\-\u2010-\u2013\u00a0]"
 # 13 to 19 digits in groups; the first digit says who issued it (ISO/IEC 7812), and the last is Luhn's check digit.
 _CARD = re.compile(r"(?<![\w.,+-])\d(?:[ -]?\d){12,18}(?![\w-])")
 # International with +, or with an area code in parentheses or behind a 0, in at least two groups: 7 to 15 digits (ITU-T E.164).
 _PHONE = re.compile(
-    rf"(?<![\w.,/=-])(?:\+\d{{1,3}}(?:{_SEPARATED}?\(?\d{{1,4}}\)?){{2,5}}|\(0?\d{{1,4}}\){_SEPARATED}?\d{{3,4}}(?:{_SEPARATED}\d{{2,4}}){{1,2}}"
-    rf"|0\d{{1,4}}(?:{_SEPARATED}\d{{2,4}}){{2,3}}|\d{{3}}[-.]\d{{3}}[-.]\d{{4}})(?![\w/-]|[.,]\d)"
+    rf"(?<![\w.,/=-])(?:\+\d{{1,3}}(?:{_SEPARATED}?\(?\d{{1,4}}\)?){{2,5}}|\({_ZERO}?\d{{1,4}}\){_SEPARATED}?\d{{3,4}}(?:{_SEPARATED}\d{{2,4}}){{1,2}}"
+    rf"|{_ZERO}\d{{1,4}}(?:{_SEPARATED}\d{{2,4}}){{2,3}}|\d{{3}}[-.]\d{{3}}[-.]\d{{4}})(?![\w/-]|[.,]\d)"
 )
 _ISSUERS = (2, 3, 4, 5, 6)
 
