@@ -183,7 +183,7 @@ def _warc_records(path: str, source: Source) -> Iterator[Record]:
     with _explained(path, lambda: f"record {number}"), _opened(path) as file:
         stream = pyarrow.input_stream(file, compression=_COMPRESSION.get(Path(path).suffix))
         kinds = warc.WarcRecordType.conversion | warc.WarcRecordType.response
-        for record in warc.ArchiveIterator(io.BufferedReader(stream), record_types=kinds, parse_http=True):
+        for record in warc.ArchiveIterator(_Told(stream), record_types=kinds, parse_http=True):
             number += 1
             place, page = f"{path}:{number}", {source.id_key: record.headers.get("WARC-Target-URI")}
             content = record.reader.read(MAX_DOCUMENT_BYTES)
@@ -194,6 +194,24 @@ def _warc_records(path: str, source: Source) -> Iterator[Record]:
             elif "html" in (record.http_content_type or ""):
                 html = detect.bytes_to_str(content, record.http_charset or detect.detect_encoding(content))
                 yield place, {**page, source.text_key: html2text.extract_plain_text(html, main_content=True)}
+
+
+class _Told(io.RawIOBase):
+    """A stream that says where it is, which the WARC parser asks and Arrow's decompressing streams do not say."""
+
+    def __init__(self, stream: Any):
+        self._stream, self._place = stream, 0
+
+    def read(self, size: int = -1) -> bytes:
+        found = self._stream.read(size)
+        self._place += len(found)
+        return found
+
+    def tell(self) -> int:
+        return self._place
+
+    def readable(self) -> bool:
+        return True
 
 
 def _import(module: str, wanted_by: str, extra: str) -> Any:

@@ -116,7 +116,10 @@ def page(body, charset="utf-8", content_type="text/html"):
 
 def test_web_archives(tmp_path):
     pytest.importorskip("fastwarc")
-    html = "<html><head><title>x</title><script>var a;</script></head><body><nav><a href='/'>Home</a></nav><article><p>{}</p></article></body></html>"
+    html = (
+        "<html><head><title>x</title><script>var a;</script></head>"
+        "<body><nav><a href='/'>Home</a></nav><article><p>{}</p></article></body></html>"
+    )
     archive = [
         warc("warcinfo", "i", b"software: x", "application/warc-fields"),
         warc("request", "http://a/1", b"GET / HTTP/1.1\r\n\r\n", "application/http; msgtype=request"),
