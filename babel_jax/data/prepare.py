@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from babel_jax.config import BadRows, DataSettings, Settings
+from babel_jax.config import BadRows, DataSettings, Engine, Settings
 from babel_jax.data.engines import open_workers
 from babel_jax.data.packing import Window, pack
 from babel_jax.data.prepared import COUNTS, REPORT, SETTINGS, dataset_folder, heldout_file, language_file, read_json
@@ -83,7 +83,8 @@ def _prepared(settings: DataSettings, folder: Path, opened: Tokenizer, made_from
     _claim(folder, made_from)
     languages = [code for code in CODES if any(source.language == code for source in settings.sources)]
     entries = {}
-    with open_workers(settings.engine, settings.workers) as workers:
+    left = not (folder / REPORT).is_file() or not all(language_file(folder, code).is_file() for code in languages)
+    with open_workers(*((settings.engine, settings.workers) if left else (Engine.LOCAL, 1))) as workers:
         if _is_refined(settings):
             refine(settings, [code for code in languages if not language_file(folder, code).is_file()], workers)
         tasks = [_LanguageTask(settings, code) for code in languages]
@@ -107,9 +108,22 @@ def _claim(folder: Path, made_from: dict[str, Any]) -> None:
         _write_json(folder / SETTINGS, made_from)
         return
     before = read_json(folder / SETTINGS)
-    changed = [f"{name} (then {before.get(name)}, now {value})" for name, value in made_from.items() if value != before.get(name)]
+    changed = _changes(before, made_from)
     if changed:
         raise BadInput(f"{folder}: prepared with another {' and another '.join(changed)}; give another data.folder or remove this one")
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any], within: str = "") -> list[str]:
+    """The settings that differ, each with both values."""
+    found = []
+    for name, value in now.items():
+        earlier = before.get(name)
+        if isinstance(value, dict) and isinstance(earlier, dict):
+            found += _changes(earlier, value, f"{name}.")
+        elif value != earlier:
+            then, this = ("on" if isinstance(one, dict) else "off" if one is None else one for one in (earlier, value))
+            found.append(f"{within}{name} (then {then}, now {this})")
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -306,9 +306,9 @@ def test_stopped_in_the_midst_of_a_part_nothing_of_it_counts(corpus, small_model
 
 def test_other_rules_on_the_same_folder_are_refused(corpus, small_model):
     prepare(corpus, small_model)
-    with pytest.raises(BadInput, match="another cleaning"):
+    with pytest.raises(BadInput, match=r"another cleaning \(then on, now off\)"):
         prepare(corpus.model_copy(update={"cleaning": None}), small_model)
-    with pytest.raises(BadInput, match="another deduplication"):
+    with pytest.raises(BadInput, match=r"another deduplication.similarity \(then 0.8, now 0.7\)"):
         prepare(corpus.model_copy(update={"deduplication": DeduplicationSettings(similarity=0.7)}), small_model)
     assert prepare(corpus.model_copy(update={"workers": 2, "shard_documents": 3}), small_model)
 
