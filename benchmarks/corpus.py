@@ -6,8 +6,8 @@
 
 Documents of about 1,000 characters in the 25 languages, made of words of the package's own text, one in ten a copy with a few letters
 changed. Rates of `peers` are per core: documents by second of processor time of all threads, which other work on the machine hardly
-changes. Peers: datasketch 2 and gaoya 0.2 (near-duplicates, the same shingles, bands and rows), rensa fed with shingles as strings, and
-`datasets.map` with the same tokenizer, batched, into Arrow files (tokens alone, not packed).
+changes. Peers: datasketch 2 (its candidates as they are) and gaoya 0.2, for near-duplicates by the same shingles, bands and rows; rensa fed
+with shingles as strings; and `datasets.map` with the same tokenizer, batched, into Arrow files (tokens alone, not packed).
 """
 
 import argparse
@@ -115,6 +115,7 @@ def rensa_alone(texts: list[str]) -> int:
     values = SETTINGS.bands * SETTINGS.rows
     matrix = RMinHash.digest_matrix_from_token_sets([list(shingles(text)) for text in texts], values, 42)
     index = RMinHashLSH(SETTINGS.similarity, values, SETTINGS.bands)
+    # It flags both documents of a pair, so that it says about twice as many.
     return sum(index.insert_matrix_and_query_duplicate_flags(matrix, 0))
 
 
