@@ -20,6 +20,10 @@ def _prepare(options: argparse.Namespace) -> Result:
     report = prepare(config.data, config.model.folder)
     kinds = [counts for entry in report["languages"].values() for counts in entry["kinds"].values()]
     totals = {name: sum(counts[name] for counts in kinds) for name in ("documents", "bytes", "tokens", "windows")}
+    cleaned = [source for entry in report["languages"].values() for source in entry.get("cleaning", {}).values()]
+    if cleaned:
+        totals["dropped"] = sum(sum(source["dropped"].values()) for source in cleaned)
+    totals["duplicates"] = sum(entry["duplicates"] for entry in report["languages"].values())
     return {"folder": config.data.folder, **totals, **report} if options.json else {"folder": config.data.folder, **totals}
 
 

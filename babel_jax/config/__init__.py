@@ -3,6 +3,7 @@
 The resolved config (`Config.to_toml`) written into a run folder reproduces the run alone: its local paths are absolute.
 """
 
+from babel_jax.config.cleaning import CleaningSettings, DecontaminationSettings, DeduplicationSettings, Engine, Rule
 from babel_jax.config.data import BadRows, DataSettings, MixtureSettings, Source, Strategy
 from babel_jax.config.expansion import Deepening, ExpansionSettings, Init, Moments
 from babel_jax.config.model import Activation, Family, LayerType, ModelConfig, ModelSource, RopeScaling, RopeType
@@ -23,10 +24,14 @@ from babel_jax.config.training import (
 __all__ = [
     "Activation",
     "BadRows",
+    "CleaningSettings",
     "ComputeType",
     "Config",
     "DataSettings",
+    "DecontaminationSettings",
+    "DeduplicationSettings",
     "Deepening",
+    "Engine",
     "EvaluationSettings",
     "ExpansionSettings",
     "Family",
@@ -41,6 +46,7 @@ __all__ = [
     "Remat",
     "RopeScaling",
     "RopeType",
+    "Rule",
     "Schedule",
     "ScheduleKind",
     "Settings",

@@ -1,11 +1,13 @@
 """The text, the prepared datasets, and how a stage mixes them."""
 
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 from pydantic import field_validator, model_validator
 
-from babel_jax.config.settings import Fraction, LocalPath, Positive, PositiveFloat, Settings
+from babel_jax.config.catalogue import expand
+from babel_jax.config.cleaning import CleaningSettings, DecontaminationSettings, DeduplicationSettings, Engine
+from babel_jax.config.settings import Fraction, LocalPath, NonNegative, Positive, PositiveFloat, Settings
 from babel_jax.languages import language
 
 # A source whose text stands under one of these has conversations: lists of messages.
@@ -20,9 +22,13 @@ class BadRows(StrEnum):
 
 
 class Source(Settings):
-    """Text rows of one language: files (`path`, globs allowed) or a TFDS dataset by name.
+    """Text rows of one language: files (`path`, globs allowed), a TFDS dataset or a Hugging Face dataset by name.
 
-    Files: .jsonl or .txt (plain or .gz or .zst) and .parquet. `kind` holds for rows that have no `kind` of their own.
+    Files: .jsonl or .txt (plain or .gz or .zst), .parquet, and .warc or .wet (plain or .gz), on a disk or wherever fsspec reads
+    (gs://, s3://, hf://). `kind` holds for rows that have no `kind` of their own. `name` stands in reports (default: where the text
+    is), `licence` beside it. `where` passes over rows in which a key has another value, as where one file holds many languages.
+    Of duplicates in several sources the copy of the source with the highest `weight` stays.
+    `catalogue = "madlad-400"` in the place of all this stands for the sources of that name that the package knows; see catalogue.toml.
     """
 
     language: str
@@ -30,9 +36,17 @@ class Source(Settings):
     tfds: str | None = None
     tfds_split: str = "train"
     tfds_folder: LocalPath | None = None
+    huggingface: str | None = None
+    huggingface_config: str | None = None
+    huggingface_split: str = "train"
     kind: str = "web"
     text_key: str = "text"
     id_key: str = "id"
+    score_key: str = "score"
+    name: str | None = None
+    licence: str | None = None
+    weight: PositiveFloat = 1.0
+    where: dict[str, str] = {}
 
     @field_validator("language")
     @classmethod
@@ -41,9 +55,15 @@ class Source(Settings):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if (self.path is None) == (self.tfds is None):
-            raise ValueError("give exactly one of path and tfds")
+        if sum(place is not None for place in (self.path, self.tfds, self.huggingface)) != 1:
+            raise ValueError("give exactly one of path, tfds and huggingface")
         return self
+
+    @property
+    def label(self) -> str:
+        """What reports call it."""
+        dataset = self.tfds or "/".join(filter(None, (self.huggingface, self.huggingface_config)))
+        return self.name or self.path or dataset
 
 
 class DataSettings(Settings):
@@ -52,6 +72,9 @@ class DataSettings(Settings):
     `tokenizer` is a model folder, a tokenizer.json or a SentencePiece .model file; without it the run's model folder has it.
     With `conversations` the sources hold lists of messages (text_key "messages", or "conversations"), which become text by the chat
     template of the tokenizer's folder or by the file `chat_template`.
+    Without `cleaning` text stays as it is, without `deduplication` only rows of equal text are dropped. `workers` processes (0: one for
+    each core; on Ray as many as it has) work at a time; the result does not depend on their number. `shard_documents` bounds the
+    documents of a cleaned shard, and with them the memory that a worker takes.
     """
 
     folder: LocalPath
@@ -62,7 +85,18 @@ class DataSettings(Settings):
     heldout_bytes: Positive = 200_000
     conversations: bool = False
     chat_template: LocalPath | None = None
+    cleaning: CleaningSettings | None = None
+    decontamination: DecontaminationSettings | None = None
+    deduplication: DeduplicationSettings | None = None
+    engine: Engine = Engine.LOCAL
+    workers: NonNegative = 1
+    shard_documents: Positive = 100_000
     sources: tuple[Source, ...] = ()
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _expanded(cls, sources: Any) -> Any:
+        return tuple(source for given in sources for source in expand(given)) if isinstance(sources, list) else sources
 
     @model_validator(mode="after")
     def _of_one_form(self) -> Self:

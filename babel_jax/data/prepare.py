@@ -1,12 +1,15 @@
-"""Raw text to packed datasets: `prepare` reads, holds out, removes exact duplicates, tokenizes, packs and writes.
+"""Raw text to packed datasets: `prepare` cleans, removes duplicates, holds out, tokenizes, packs and writes.
 
-Rows are read twice, first to decide what becomes of them (survey.py), then once for each kind to write it, so that memory does not hold
-the text. Each dataset appears whole under its final name; a `prepare` that was stopped goes on with the first one that is missing.
+Where the settings ask for cleaning or deduplication, refinement.py first turns the sources into cleaned shards, which are read in their
+place. Rows are read twice, first to decide what becomes of them (survey.py), then once for each kind to write it, so that memory does not
+hold the text. Each dataset appears whole under its final name; a `prepare` that was stopped goes on with what is missing.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from babel_jax.config import BadRows, DataSettings
+from babel_jax.config import BadRows, DataSettings, Engine, Settings
 from babel_jax.data.chat_format import ChatFormat, open_chat_format
 from babel_jax.data.conversations import conversation_windows
+from babel_jax.data.engines import open_workers
 from babel_jax.data.packing import pack
 from babel_jax.data.prepared import COUNTS, REPORT, SETTINGS, dataset_folder, heldout_file, language_file, read_json
-from babel_jax.data.rows import Row, RowCounts, read_rows, source_files
+from babel_jax.data.records import file_bytes, source_files
+from babel_jax.data.refinement import refine, refined_counts, refined_rows
+from babel_jax.data.rows import Row, RowCounts, read_rows
 from babel_jax.data.survey import Survey, survey
 from babel_jax.data.tokenizers import Tokenizer, open_tokenizer
 from babel_jax.data.windows import MASKED_FIELDS, write_windows
@@ -36,7 +42,8 @@ def prepare(settings: DataSettings, tokenizer: Path | str | None = None) -> dict
 
     `tokenizer` is where the tokenizer is when the settings do not say (the run's model folder). Returns what prepared.json holds:
     {"seq_len", "tokenizer": {"fingerprint", "vocab_size", "eos_id"}, "languages": {code: {"rows", "bad", "empty", "located", "duplicates",
-    "overlaps", "reserved", "heldout_documents", "heldout_bytes", "kinds": {kind: {"tokens", "documents", "bytes", "windows"}}}}}.
+    "overlaps", "reserved", "heldout_documents", "heldout_bytes", "kinds": {kind: {"tokens", "documents", "bytes", "windows"}}}}}, and
+    where text was refined "cleaning" in each language, what became of the documents of each source (see `refined_counts`).
     Raises BadInput for unusable input, a language without usable text, a folder made with other settings, and a full disk.
     """
     folder = Path(settings.folder)
@@ -45,7 +52,9 @@ def prepare(settings: DataSettings, tokenizer: Path | str | None = None) -> dict
         raise BadInput("data.tokenizer is not set and there is no model folder to take one from; name a model folder or a tokenizer file")
     if not settings.sources:
         raise BadInput("data.sources is empty; name at least one source of text")
-    opened = open_tokenizer(path)
+    _opened.cache_clear()  # what lies at the path may have changed
+    opened = _opened(str(path))
+    settings = settings.model_copy(update={"tokenizer": str(path)})
     made_from = {
         "format": FORMAT,
         "tokenizer": opened.fingerprint,
@@ -53,21 +62,42 @@ def prepare(settings: DataSettings, tokenizer: Path | str | None = None) -> dict
         "heldout_fraction": settings.heldout_fraction,
         "heldout_bytes": settings.heldout_bytes,
         **({"chat_template": _chat_format(settings, opened).fingerprint} if settings.conversations else {}),
+        **{name: _dumped(getattr(settings, name)) for name in ("cleaning", "decontamination", "deduplication")},
     }
     make_folder(folder)
     with only_process_in(folder, wait=True):
         return _prepared(settings, folder, opened, made_from)
 
 
+@functools.lru_cache(maxsize=1)
+def _opened(path: str) -> Tokenizer:
+    """A tokenizer, opened once for all languages of a process."""
+    return open_tokenizer(path)
+
+
+def _dumped(settings: Settings | None) -> dict[str, Any] | None:
+    return None if settings is None else settings.model_dump(mode="json")
+
+
+def _is_refined(settings: DataSettings) -> bool:
+    return any(stage is not None for stage in (settings.cleaning, settings.decontamination, settings.deduplication))
+
+
 def _prepared(settings: DataSettings, folder: Path, opened: Tokenizer, made_from: dict[str, Any]) -> dict[str, Any]:
     _claim(folder, made_from)
     languages = [code for code in CODES if any(source.language == code for source in settings.sources)]
+    entries = {}
+    left = not (folder / REPORT).is_file() or not all(language_file(folder, code).is_file() for code in languages)
+    with open_workers(*((settings.engine, settings.workers) if left else (Engine.LOCAL, 1))) as workers:
+        if _is_refined(settings):
+            refine(settings, [code for code in languages if not language_file(folder, code).is_file()], workers)
+        tasks = [_LanguageTask(settings, code) for code in languages]
+        for task, entry in tqdm(workers.run(_prepare_language, tasks), "prepare", len(tasks), unit=" languages", disable=None):
+            entries[task.language] = entry
     report = {
         "seq_len": settings.seq_len,
         "tokenizer": {"fingerprint": opened.fingerprint, "vocab_size": opened.vocab_size, "eos_id": opened.eos_id},
-        "languages": {
-            code: _prepare_language(settings, code, opened) for code in tqdm(languages, "prepare", unit=" languages", disable=None)
-        },
+        "languages": {code: entries[code] for code in languages},
     }
     _write_json(folder / REPORT, report)
     return report
@@ -82,13 +112,37 @@ def _claim(folder: Path, made_from: dict[str, Any]) -> None:
         _write_json(folder / SETTINGS, made_from)
         return
     before = read_json(folder / SETTINGS)
-    changed = [f"{name} (then {before.get(name)}, now {value})" for name, value in made_from.items() if value != before.get(name)]
+    changed = _changes(before, made_from)
     if changed:
         raise BadInput(f"{folder}: prepared with another {' and another '.join(changed)}; give another data.folder or remove this one")
 
 
-def _prepare_language(settings: DataSettings, language: str, tokenizer: Tokenizer) -> dict[str, Any]:
+def _changes(before: dict[str, Any], now: dict[str, Any], within: str = "") -> list[str]:
+    """The settings that differ, each with both values."""
+    found = []
+    for name, value in now.items():
+        earlier = before.get(name)
+        if isinstance(value, dict) and isinstance(earlier, dict):
+            found += _changes(earlier, value, f"{name}.")
+        elif value != earlier:
+            then, this = ("on" if isinstance(one, dict) else "off" if one is None else one for one in (earlier, value))
+            found.append(f"{within}{name} (then {then}, now {this})")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _LanguageTask:
+    """One language to hold out from, tokenize and pack; `settings.tokenizer` is set."""
+
+    settings: DataSettings
+    language: str
+
+
+def _prepare_language(task: _LanguageTask) -> dict[str, Any]:
     """Does what is missing of one language and returns its part of the report."""
+    settings, language = task.settings, task.language
+    assert settings.tokenizer is not None
+    tokenizer = _opened(settings.tokenizer)
     folder = Path(settings.folder)
     known = language_file(folder, language)
     made_from = _made_from(settings, language)
@@ -119,32 +173,45 @@ def _made_from(settings: DataSettings, language: str) -> list[dict[str, Any]]:
     described = []
     for source in (source for source in settings.sources if source.language == language):
         files = source_files(source) if source.path is not None else []
-        described.append({**source.model_dump(mode="json"), "bytes": {str(file): file.stat().st_size for file in files}})
+        described.append({**source.model_dump(mode="json"), "bytes": {file: file_bytes(file) for file in files}})
     return described
 
 
 def _survey(settings: DataSettings, language: str) -> tuple[Survey, dict[str, Any]]:
     counts = RowCounts()
     rows = tqdm(_rows(settings, language, counts), f"read {language}", unit=" rows", leave=False, disable=None)
-    surveyed = survey(rows, settings.heldout_fraction, settings.heldout_bytes)
+    surveyed = survey(rows, settings.heldout_fraction, settings.heldout_bytes, are_distinct=settings.deduplication is not None)
+    duplicates = surveyed.duplicates
+    cleaning: dict[str, dict[str, Any]] = {}
+    dropped = ""
+    if _is_refined(settings):
+        counts, cleaning, removed = refined_counts(settings, language)
+        duplicates += removed
+        reasons = sum((Counter(found["dropped"]) for found in cleaning.values()), Counter[str]())
+        dropped = f", {reasons.total()} dropped in cleaning" + "".join(
+            f", {number} of them by {rule}" for rule, number in reasons.most_common(1)
+        )
     if not surveyed.documents:
         raise BadInput(
-            f"language {language}: no text to train on: of {counts.rows} rows {counts.bad} are bad, {counts.empty} empty, "
-            f"{surveyed.duplicates} duplicates and {len(surveyed.heldout) + surveyed.reserved} held out"
+            f"language {language}: no text to train on: of {counts.rows} rows {counts.bad} are bad, {counts.empty} empty{dropped}, "
+            f"{duplicates} duplicates and {len(surveyed.heldout) + surveyed.reserved} held out"
             + "".join(f"; {place}" for place in counts.located[:1])
         )
     return surveyed, {
         **dataclasses.asdict(counts),
-        "duplicates": surveyed.duplicates,
+        "duplicates": duplicates,
         "overlaps": surveyed.overlaps,
         "reserved": surveyed.reserved,
         "heldout_documents": len(surveyed.heldout),
         "heldout_bytes": sum(len(row.text.encode()) for row in surveyed.heldout),
         "training_documents": surveyed.documents,
+        **({"cleaning": cleaning} if cleaning else {}),
     }
 
 
 def _rows(settings: DataSettings, language: str, counts: RowCounts) -> Iterator[Row]:
+    if _is_refined(settings):
+        return refined_rows(settings, language)
     return itertools.chain.from_iterable(
         read_rows(source, settings.bad_rows, counts) for source in settings.sources if source.language == language
     )
@@ -208,7 +275,8 @@ def _counted(windows: Iterator[tuple[np.ndarray, ...]], counts: dict[str, int]) 
 def _write_heldout(path: Path, rows: Sequence[Row]) -> None:
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n" for row in rows))
+    kept = [{"id": row.id, "text": row.text, "kind": row.kind} for row in rows]
+    write_text(path, "".join(json.dumps(values, ensure_ascii=False) + "\n" for values in kept))
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

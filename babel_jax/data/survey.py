@@ -44,11 +44,12 @@ class Survey:
                 yield row
 
 
-def survey(rows: Iterable[Row], heldout_fraction: float, heldout_bytes: int) -> Survey:
+def survey(rows: Iterable[Row], heldout_fraction: float, heldout_bytes: int, are_distinct: bool = False) -> Survey:
     """Chooses held-out rows by the hash of a row's id alone, so that the same parallel row is chosen in every language.
 
     Of the chosen rows those with the lowest hashes become the held-out text, until it has `heldout_bytes` of UTF-8; where the fraction
-    chooses none of several rows, the one with the lowest hash is taken. Memory: a digest for each row, and the held-out text.
+    chooses none of several rows, the one with the lowest hash is taken. Memory: a digest for each row, and the held-out text; of rows that
+    `are_distinct`, as deduplication leaves them, a byte for each.
     """
     kinds: dict[str, int] = {}
     fates = bytearray()
@@ -56,9 +57,10 @@ def survey(rows: Iterable[Row], heldout_fraction: float, heldout_bytes: int) -> 
     heldout = _Lowest(heldout_bytes)
     heldout_texts: set[bytes] = set()
     lowest: tuple[float, int, Row] | None = None
-    duplicates = 0
+    duplicates = training = 0
     for number, row in enumerate(rows):
-        text, place = _digest(row.text), unit_hash(row.id)
+        place = unit_hash(row.id)
+        text = number.to_bytes(8, "big") if are_distinct else _digest(row.text)
         fates.append(_LEFT_OUT)
         is_heldout = place < heldout_fraction
         if text in (heldout_texts if is_heldout else first_seen):
@@ -67,11 +69,13 @@ def survey(rows: Iterable[Row], heldout_fraction: float, heldout_bytes: int) -> 
             heldout_texts.add(text)
             heldout.add(place, number, row)
         else:
-            first_seen[text] = number
+            training += 1
+            if not are_distinct:
+                first_seen[text] = number
             fates[number] = kinds.setdefault(row.kind, len(kinds) + 1)
             if lowest is None or (place, number) < lowest[:2]:
                 lowest = place, number, row
-    if heldout_fraction > 0 and not heldout_texts and lowest is not None and len(first_seen) > 1:
+    if heldout_fraction > 0 and not heldout_texts and lowest is not None and training > 1:
         heldout.add(*lowest)
         fates[lowest[1]] = _LEFT_OUT
     overlaps = [first_seen[text] for text in heldout_texts & first_seen.keys()]

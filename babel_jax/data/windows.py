@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from tensorflow_datasets.core import example_serializer
 
 DATASET = "windows"
 VERSION = "1.0.0"
@@ -63,7 +64,7 @@ def write_windows(
     is to be predicted.
     """
     build = folder / "build"
-    with _quiet():
+    with _quiet(), _same_bytes():
         builder = _WindowsBuilder(
             windows, seq_len, fields, config=tfds.core.BuilderConfig(name=name), data_dir=os.fspath(build), file_format="array_record"
         )
@@ -76,6 +77,22 @@ def open_windows(folder: Path) -> Any:
     """The random-access data source (`len`, `[index]`, `__getitems__`) of a dataset that `write_windows` wrote."""
     with _quiet():
         return tfds.builder_from_directory(os.fspath(folder / VERSION)).as_data_source(split=SPLIT)
+
+
+@contextlib.contextmanager
+def _same_bytes() -> Iterator[None]:
+    """Protobuf writes the features of an example in an order that differs from process to process, unless it is asked not to."""
+
+    def serialize(self: Any, example: Any) -> bytes:
+        return self.get_tf_example(example).SerializeToString(deterministic=True)
+
+    serializer: Any = example_serializer.ExampleSerializer
+    before = serializer.serialize_example
+    serializer.serialize_example = serialize
+    try:
+        yield
+    finally:
+        serializer.serialize_example = before
 
 
 @contextlib.contextmanager

@@ -35,16 +35,8 @@ def documents_of(folder, language, kind, tokenizer):
 
 
 def files_of(folder):
-    """The content of each file by name; of ArrayRecord files the records, since its threads lay out the same records differently."""
-    return {
-        str(path.relative_to(folder)): records_of(path.parent.parent) if ".array_record" in path.name else path.read_bytes()
-        for path in sorted(Path(folder).rglob("*"))
-        if path.is_file()
-    }
-
-
-def records_of(dataset):
-    return [{key: value.tolist() for key, value in window.items()} for window in open_windows(dataset)]
+    """The bytes of each file by name."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
 
 
 def test_windows_hold_the_training_text_and_heldout_files_the_rest(small_prepared, small_settings, small_model):

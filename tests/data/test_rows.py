@@ -151,7 +151,7 @@ def test_files_that_are_not_there(tmp_path):
         tmp_path / "en.jsonl": "no such file",
         tmp_path / "*.jsonl": "no file matches",
         tmp_path: "a folder; name its files",
-        tmp_path / "en.csv": r"readable are \.jsonl, \.txt",
+        tmp_path / "en.csv": r"readable are \.jsonl, \.json, \.txt",
     }.items():
         with pytest.raises(BadInput, match=message) as raised:
             read(path)

@@ -1,0 +1,47 @@
+"""The catalogue: the corpora that the report names, where each lives and what it has in each of the 25 languages (catalogue.toml)."""
+
+import functools
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from babel_jax.languages import CODES, language
+
+
+@functools.cache
+def catalogue() -> dict[str, dict[str, Any]]:
+    """The entries by name; catalogue.toml describes their keys."""
+    return tomllib.loads((Path(__file__).parent / "catalogue.toml").read_text(encoding="utf-8"))
+
+
+def expand(given: Any) -> list[Any]:
+    """The sources that one of a config stands for: itself, or those of the catalogue that it names.
+
+    `{"catalogue": NAME, "language": "sw"}` is that language's, without `language` all that the corpus has; other keys replace those of
+    the catalogue. Raises ValueError for an unknown name and for a language that the corpus does not have.
+    """
+    if not isinstance(given, dict) or "catalogue" not in given:
+        return [given]
+    name = given["catalogue"]
+    if name not in catalogue():
+        raise ValueError(f"no corpus {name!r} in the catalogue; it has {', '.join(catalogue())}")
+    entry = catalogue()[name]
+    configurations = entry["configurations"]
+    wanted = [language(given["language"]).code] if "language" in given else [code for code in CODES if code in configurations]
+    missing = [code for code in wanted if code not in configurations]
+    if missing:
+        raise ValueError(f"{name} has no text in {', '.join(missing)}; it has {' '.join(configurations)}")
+    own = {key: value for key, value in given.items() if key not in ("catalogue", "language")}
+    sources = []
+    for code in wanted:
+        found = configurations[code]
+        for configuration in [found] if isinstance(found, str) else found:
+            source = {key: _filled(value, configuration) for key, value in entry["source"].items()}
+            sources.append({"name": name, "licence": entry["licence"], **source, **own, "language": code})
+    return sources
+
+
+def _filled(value: Any, configuration: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _filled(inner, configuration) for key, inner in value.items()}
+    return value.replace("{configuration}", configuration) if isinstance(value, str) else value

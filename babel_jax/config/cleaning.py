@@ -1,0 +1,98 @@
+"""What `babel prepare` does to raw text before it is tokenized: cleaning, decontamination, deduplication, and on which machines."""
+
+from enum import StrEnum
+from typing import Self
+
+from pydantic import model_validator
+
+from babel_jax.config.settings import Fraction, LocalPath, NonNegative, Positive, Settings
+
+
+class Rule(StrEnum):
+    """Why a document is dropped. Each is a threshold of `CleaningSettings`; data/cleaning.py says where each comes from."""
+
+    CHARACTERS = "characters"
+    ENCODING = "encoding"
+    DIGITS = "digits"
+    LETTERS = "letters"
+    WORDS = "words"
+    SYMBOLS = "symbols"
+    BULLETS = "bullets"
+    ELLIPSES = "ellipses"
+    PLACEHOLDER = "placeholder"
+    LINES = "lines"
+    PARAGRAPHS = "paragraphs"
+    REPETITION = "repetition"
+    LANGUAGE = "language"
+    EVALUATION = "evaluation"
+
+
+class CleaningSettings(Settings):
+    """The rules that drop documents, and what is done to the text of those that stay. `off` names rules that do not apply.
+
+    Text is brought to NFC and loses its control characters; then a document is dropped that has fewer than `min_characters` characters,
+    more than these fractions of digits (the report's two rules), of lines that begin with a bullet or end in an ellipsis, of characters
+    in repeated lines, paragraphs and word n-grams (for n = 2, 3, 4 the commonest n-gram, for 5 to 10 all that occur twice), fewer
+    letters, or that is less likely than `min_language_probability` in its language. `mask_personal_data` replaces e-mail addresses, phone
+    and card numbers by what they are. `keep_dropped` writes the dropped documents to `dropped/` with the reason.
+    """
+
+    off: tuple[Rule, ...] = ()
+    min_characters: NonNegative = 100
+    max_damaged_fraction: Fraction = 0.002
+    max_digit_fraction: Fraction = 0.3
+    min_letter_fraction: Fraction = 0.6
+    min_word_fraction: Fraction = 0.8
+    max_symbols_per_word: Fraction = 0.1
+    max_bullet_lines: Fraction = 0.9
+    max_ellipsis_lines: Fraction = 0.3
+    max_repeated_lines: Fraction = 0.3
+    max_repeated_line_characters: Fraction = 0.2
+    max_repeated_paragraphs: Fraction = 0.3
+    max_repeated_paragraph_characters: Fraction = 0.2
+    max_commonest_ngram: tuple[Fraction, Fraction, Fraction] = (0.20, 0.18, 0.16)
+    max_repeated_ngrams: tuple[Fraction, Fraction, Fraction, Fraction, Fraction, Fraction] = (0.15, 0.14, 0.13, 0.12, 0.11, 0.10)
+    min_language_probability: Fraction = 0.1
+    mask_personal_data: bool = True
+    keep_dropped: bool = False
+
+
+class DecontaminationSettings(Settings):
+    """Files of evaluation items (.jsonl, .txt or .parquet); documents that share a run of this many letters and digits are dropped.
+
+    `characters` counts letters and digits without the space and punctuation between them; of Chinese, Japanese and Korean, where a
+    character says more, `dense_characters` are enough.
+    """
+
+    paths: tuple[LocalPath, ...]
+    characters: Positive = 50
+    dense_characters: Positive = 20
+
+
+class DeduplicationSettings(Settings):
+    """Of documents of one language with the same text, or by MinHash at least `similarity` of the same shingles, one stays.
+
+    It is the one of the heaviest source, then of the highest score, then the longest, then the first. A shingle is `shingle` characters;
+    `bands` of `rows` MinHash values each find the pairs, all bands * rows values verify them. `near = false` leaves only equal text.
+    `bucket_documents` bounds the documents that one pairing task holds.
+    """
+
+    near: bool = True
+    similarity: Fraction = 0.8
+    shingle: Positive = 5
+    bands: Positive = 20
+    rows: Positive = 6
+    bucket_documents: Positive = 4_000_000
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.near and self.similarity == 0:
+            raise ValueError("similarity = 0 would make all documents duplicates; give a number above 0, or near = false")
+        return self
+
+
+class Engine(StrEnum):
+    """Where the tasks of `babel prepare` run: in processes of this machine, or on a Ray cluster that shares its file system."""
+
+    LOCAL = "local"
+    RAY = "ray"

@@ -1,0 +1,109 @@
+"""Finding documents that hold evaluation items: a run of letters and digits in common, as long as a sentence, in any script.
+
+GPT-3 (Brown et al. 2020, appendix C) took 13 words in common for an overlap; languages without spaces have no words to count.
+"""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, UInt64
+
+from babel_jax.config import DecontaminationSettings, Source
+from babel_jax.data.characters import CodePoints, Kind, code_points, kinds, ngrams
+from babel_jax.data.records import parts, read_records
+from babel_jax.errors import BadInput
+
+_DENSE = ("zh", "ja", "ko")
+_FILTER_BITS = 24
+
+
+class EvaluationText:
+    """The n-grams of evaluation files, to look documents up in."""
+
+    def __init__(self, settings: DecontaminationSettings):
+        """Reads the files: of JSON lines and parquet rows every string, of text every paragraph. Raises BadInput as `read_records` does."""
+        self._sizes = {False: settings.characters, True: settings.dense_characters}
+        found: dict[bool, list[UInt64[np.ndarray, "ngrams"]]] = {False: [], True: []}
+        files: dict[bool, list[int]] = {False: [], True: []}
+        self.files: list[str] = []
+        for path in settings.paths:
+            for part in parts(Source(language="en", path=path)):
+                before = sum(map(len, found.values()))
+                for text in _strings_of(part):
+                    folded = fold(text)
+                    for dense, size in self._sizes.items():
+                        if len(folded) >= size:
+                            found[dense].append(ngrams(folded.astype(np.uint64), size))
+                            files[dense].append(len(self.files))
+                if sum(map(len, found.values())) == before:
+                    raise BadInput(f"{part}: no text of {min(self._sizes.values())} letters or more; name files of evaluation items")
+                self.files.append(part)
+        self._tables = {dense: _Table.of(found[dense], files[dense]) for dense in found}
+
+    def file_of(self, text: str, language: str) -> str | None:
+        """The first evaluation file with which a document has a run in common."""
+        dense = language in _DENSE
+        number = self._tables[dense].first_file(ngrams(fold(text).astype(np.uint64), self._sizes[dense]))
+        return None if number is None else self.files[number]
+
+
+class _Table:
+    """n-grams and the file of each, sorted; a bit for the first bits of each says at once that most n-grams are not among them."""
+
+    def __init__(self, hashes: UInt64[np.ndarray, "n"], files: np.ndarray):
+        self._hashes, self._files = hashes, files
+        self._filter: Bool[np.ndarray, "16777216"] = np.zeros(1 << _FILTER_BITS, bool)
+        self._filter[hashes >> np.uint64(64 - _FILTER_BITS)] = True
+
+    @classmethod
+    def of(cls, found: list[UInt64[np.ndarray, "n"]], files: list[int]) -> "_Table":
+        hashes = np.concatenate([np.empty(0, np.uint64), *found])
+        owners = np.repeat(np.array(files, np.int64), [len(one) for one in found])
+        hashes, first = np.unique(hashes, return_index=True)
+        return cls(hashes, owners[first])
+
+    def first_file(self, hashes: UInt64[np.ndarray, "n"]) -> int | None:
+        possible = hashes[self._filter[hashes >> np.uint64(64 - _FILTER_BITS)]]
+        if not len(possible) or not len(self._hashes):
+            return None
+        places = np.minimum(np.searchsorted(self._hashes, possible), len(self._hashes) - 1)
+        same = self._hashes[places] == possible
+        return int(self._files[places[same]].min()) if same.any() else None
+
+
+def fold(text: str) -> CodePoints:
+    """The letters, marks and digits of a text in small letters, as code points: spacing and punctuation make no difference."""
+    points = code_points(text.casefold())
+    of = kinds(points)
+    return points[(of == Kind.LETTER) | (of == Kind.MARK) | (of == Kind.DIGIT)]
+
+
+@functools.lru_cache(maxsize=1)
+def evaluation_text(settings: DecontaminationSettings) -> EvaluationText:
+    """`EvaluationText` of settings, read once for all the documents of a process."""
+    return EvaluationText(settings)
+
+
+def _strings_of(part: str) -> Iterator[str]:
+    if Path(part).suffix == ".parquet":
+        import pyarrow.parquet
+
+        with pyarrow.parquet.ParquetFile(part) as file:
+            for batch in file.iter_batches():
+                yield from _strings(batch.to_pylist())
+        return
+    for _, record in read_records(Source(language="en", path=part), part):
+        yield from _strings(record)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, bytes):
+        yield value.decode("utf-8", "replace")
+    elif isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)

@@ -1,0 +1,137 @@
+"""Where tasks run: here, in processes of this machine, or on a Ray cluster. A task is a function of one argument that writes files.
+
+Each task leaves its result on disk in one step and is a function of its argument alone, so that one whose process was killed is done
+again, and the order in which they finish makes no difference.
+"""
+
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, Protocol, TypeVar
+
+from babel_jax.config import Engine
+from babel_jax.errors import BadInput
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+_ATTEMPTS = 3
+
+
+class Workers(Protocol):
+    """Runs tasks."""
+
+    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
+        """Runs `function` (of a module, so that other processes find it) on each task; gives the tasks with their results as they finish.
+
+        Raises what a task raises, and BadInput when its process is killed again and again.
+        """
+
+
+@contextlib.contextmanager
+def open_workers(engine: Engine, number: int) -> Iterator[Workers]:
+    """Workers of an engine; `number` 0 is one for each core, and on Ray as many as the cluster has in any case."""
+    if engine is Engine.RAY:
+        yield _RayWorkers()
+        return
+    number = number or os.cpu_count() or 1
+    if number == 1:
+        yield _NoWorkers()
+        return
+    processes = _Processes(number)
+    try:
+        yield processes
+    finally:
+        processes.close()
+
+
+class _NoWorkers:
+    """The process that asks."""
+
+    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
+        for task in tasks:
+            yield task, function(task)
+
+
+class _Processes:
+    """Processes of this machine, started with the first task and again when one of them was killed."""
+
+    def __init__(self, number: int):
+        self._number = number
+        self._pool: ProcessPoolExecutor | None = None
+
+    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
+        left = dict(enumerate(tasks))
+        fruitless = 0
+        while left:
+            before = len(left)
+            # Forked processes would inherit the locks of the threads of JAX, Arrow and the tokenizers.
+            self._pool = self._pool or ProcessPoolExecutor(self._number, multiprocessing.get_context("spawn"))
+            with _quiet():
+                futures = {self._pool.submit(function, task): number for number, task in left.items()}
+            try:
+                for future in as_completed(futures):
+                    result = future.result()
+                    number = futures.pop(future)
+                    yield left.pop(number), result
+            except BrokenProcessPool:
+                self.close()
+                fruitless = 0 if len(left) < before else fruitless + 1
+                if fruitless == _ATTEMPTS:
+                    raise BadInput(
+                        f"worker processes were killed {_ATTEMPTS} times, likely for want of memory; "
+                        "set data.workers or data.shard_documents lower"
+                    ) from None
+
+    def close(self) -> None:
+        """Waits for the tasks that have begun, and ends the processes."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Processes started meanwhile draw no progress bars of their own."""
+    name = "TQDM_DISABLE"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+
+
+class _RayWorkers:
+    """The Ray cluster of RAY_ADDRESS, else one that is started on this machine. Ray itself does killed tasks again."""
+
+    def __init__(self) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise BadInput("data.engine = \"ray\" needs the package ray; pip install 'babel-jax[ray]'") from None
+        self._ray = ray
+        if not ray.is_initialized():
+            ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+
+    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
+        remote: Any = self._ray.remote(max_retries=_ATTEMPTS)(function)
+        waiting = {remote.remote(task): task for task in tasks}
+        try:
+            while waiting:
+                (done,), _ = self._ray.wait(list(waiting), num_returns=1)
+                try:
+                    result = self._ray.get(done)
+                except self._ray.exceptions.RayTaskError as error:
+                    raise error.cause or error from None
+                except self._ray.exceptions.RayError as error:
+                    raise BadInput(f"a task was lost on Ray: {' '.join(str(error).split())[:200]}") from error
+                yield waiting.pop(done), result
+        finally:
+            for reference in waiting:
+                self._ray.cancel(reference, force=True)
