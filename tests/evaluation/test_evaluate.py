@@ -78,7 +78,7 @@ def test_an_interrupted_evaluation_goes_on(compared, tiny_folder, benchmarks, tm
         asked.append(arguments)
         return score_rows(*arguments)
 
-    def interrupt(*arguments):
+    def interrupt(*arguments, **settings):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(scoring, "_score_rows", counted)
