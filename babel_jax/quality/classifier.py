@@ -25,7 +25,7 @@ from babel_jax.checkpoints.streaming import fingerprint
 from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.config import Source
 from babel_jax.config.quality import Calibration, QualityConfig
-from babel_jax.data.records import source_files
+from babel_jax.data.records import file_bytes, source_files
 from babel_jax.data.rows import Row, RowCounts, read_rows
 from babel_jax.data.survey import unit_hash
 from babel_jax.data.tokenizers import open_tokenizer
@@ -165,7 +165,7 @@ def agreement_table(agreement: dict[str, dict[str, Any]], good: float) -> str:
 
 def _text(sources: Sequence[Source]) -> list[Any]:
     """The sources with the bytes of their files, which tell text that has changed."""
-    files = [[(str(path), path.stat().st_size) for path in source_files(source)] if source.path else [] for source in sources]
+    files = [[(path, file_bytes(path)) for path in source_files(source)] if source.path else [] for source in sources]
     return [[source.model_dump(mode="json"), own] for source, own in zip(sources, files, strict=True)]
 
 
