@@ -67,3 +67,9 @@ def test_text_that_changes_between_the_readings_is_noticed():
     for changed in (rows[:4], [*rows, rows[0]]):
         with pytest.raises(BadInput, match="changed between its first and its second reading"):
             list(surveyed.training_rows(changed, "web"))
+
+
+@given(st.lists(st.text(max_size=8), max_size=40, unique=True), st.sampled_from([0.0, 0.1, 0.5]), st.sampled_from([1, 20, 10_000]))
+def test_of_distinct_rows_nothing_need_be_remembered(texts, fraction, wanted):
+    rows = [Row(f"id {number % 30}", text, "web" if number % 3 else "textbook") for number, text in enumerate(texts)]
+    assert survey(rows, fraction, wanted, are_distinct=True) == survey(rows, fraction, wanted)
