@@ -21,7 +21,7 @@ def positions_of(segment_ids: Int[Array, "batch time"]) -> Int[Array, "batch tim
 
 
 def visible(
-    distance: Int[Array, "time source"], same: Bool[Array, "#batch #time source"] | None, windows: tuple[int | None, ...]
+    distance: Int[Array, "*#batch time source"], same: Bool[Array, "#batch #time source"] | None, windows: tuple[int | None, ...]
 ) -> Bool[Array, "windows #batch time source"]:
     """For each window, True where the token at `time` may attend to the one at `source`.
 
@@ -39,6 +39,18 @@ def masks(
     place = jnp.arange(time, dtype=jnp.int32)
     same = None if segment_ids is None else segment_ids[:, :, None] == segment_ids[:, None, :]
     return visible(place[:, None] - place[None, :], same, windows)
+
+
+def tree_masks(
+    ends: Int[Array, "batch time"], positions: Int[Array, "batch time"], windows: tuple[int | None, ...]
+) -> Bool[Array, "windows batch time time"]:
+    """`visible` for rows of prefix trees, written out depth first: the tokens below the one at place j are at the places j + 1 to ends[j] - 1.
+
+    A token sees itself and those above it. Distances are counted along the branch, in positions.
+    """
+    place = jnp.arange(ends.shape[1], dtype=jnp.int32)
+    above = (place[None, :, None] >= place[None, None, :]) & (place[None, :, None] < ends[:, None, :])
+    return visible(positions[:, :, None] - positions[:, None, :], above, windows)
 
 
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=(4, 5))

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from babel_jax.config import ModelConfig, Remat
-from babel_jax.model.attention import Attention, masks, positions_of
+from babel_jax.model.attention import Attention, masks, positions_of, tree_masks
 from babel_jax.model.cache import Cache
 from babel_jax.model.layers import GatedMLP, RMSNorm, product, rope_tables, softcapped
 from babel_jax.model.parameters import bind, declare, descriptions, initialized, stack
@@ -212,18 +212,22 @@ def hidden_states(
     *,
     segment_ids: Int[Array, "batch time"] | None = None,
     positions: Int[Array, "batch time"] | None = None,
+    ends: Int[Array, "batch time"] | None = None,
     compute_dtype: DTypeLike = jnp.float32,
     remat: Remat = Remat.NONE,
 ) -> Float[Array, "batch time embed"]:
     """Hidden states after the final norm, in `compute_dtype`.
 
     segment_ids: 0 is padding, 1.. are the documents of a packed window; a token attends to earlier ones of its own segment. Without them a
-    window is one document. positions default to counting from each segment's start.
+    window is one document. positions default to counting from each segment's start. With `ends` (and positions) the rows hold prefix
+    trees, as `tree_masks` says, in place of segments.
     """
     time = tokens.shape[1]
     if positions is None:
+        assert ends is None
         positions = jnp.arange(time, dtype=jnp.int32)[None] if segment_ids is None else positions_of(segment_ids)
-    window_masks = masks(segment_ids, time, distinct_windows(config.windows))
+    windows = distinct_windows(config.windows)
+    window_masks = masks(segment_ids, time, windows) if ends is None else tree_masks(ends, positions, windows)
     decoder = bind(Decoder(config), params)
     return decoder.model(tokens, rope_tables(config, positions), window_masks, compute_dtype, remat)[0]
 

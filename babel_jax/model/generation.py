@@ -1,4 +1,4 @@
-"""Text from a model: a prefill of the prompts, then one token at a time over a key-value cache, all in one compiled program.
+"""Text from a model: a prefill of the prompts, then one token at a time over a key-value cache, each in one compiled program.
 
 Prompts are padded on the left, and lengths rounded up to powers of two, so that few programs are compiled.
 """
@@ -66,25 +66,36 @@ def generate(
     _check(config, prompts, max_new_tokens)
     if not 0.0 <= temperature < float("inf") or not 0.0 < top_p <= 1.0 or (top_k is not None and top_k < 1):
         raise BadInput(f"temperature = {temperature}, top_p = {top_p}, top_k = {top_k}: need temperature >= 0, 0 < top_p <= 1, top_k >= 1")
-    rows, time = _bucket(len(prompts), 1), _bucket(max(len(prompt) for prompt in prompts), SMALLEST_BUCKET)
-    tokens = np.zeros((rows, time), np.int32)
-    padding = np.full(rows, time, np.int32)
-    for row, prompt in enumerate(prompts):
-        padding[row] = time - len(prompt)
-        tokens[row, padding[row] :] = prompt
+    rows, time = bucket(len(prompts), 1), bucket(max(len(prompt) for prompt in prompts), SMALLEST_BUCKET)
+    tokens, padding = padded_left(prompts, rows, time)
     sampling = None
     if temperature > 0.0:
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(rows))
         top_k = min(top_k or config.vocab_size, config.vocab_size)
         sampling = Sampling(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p), keys)
-    new, length = _decode(
-        config, _bucket(max_new_tokens, SMALLEST_BUCKET), compute_dtype, params, tokens, padding, len(prompts), max_new_tokens,
-        np.array(eos_ids or [-1], np.int32), sampling,
-    )  # fmt: skip
-    return [row[:count].tolist() for row, count in zip(np.asarray(new), np.asarray(length)[: len(prompts)], strict=False)]
+    new_size, eos = bucket(max_new_tokens, SMALLEST_BUCKET), np.array(eos_ids or [-1], np.int32)
+    state = prefill(config, new_size, compute_dtype, params, tokens, padding, len(prompts))
+    state = extend(config, compute_dtype, params, state, padding, max_new_tokens, eos, sampling)
+    new = np.asarray(state.tokens)[: len(prompts), : int(state.step)]
+    return [until_first(row, eos_ids) for row in new.tolist()]
 
 
-def _bucket(size: int, smallest: int) -> int:
+def until_first(tokens: list[int], eos_ids: Sequence[int]) -> list[int]:
+    """The tokens up to the first of `eos_ids`, with it; all where there is none."""
+    return tokens[: next((place + 1 for place, token in enumerate(tokens) if token in eos_ids), len(tokens))]
+
+
+def padded_left(prompts: Sequence[Sequence[int]], rows: int, time: int) -> tuple[Int[np.ndarray, "rows time"], Int[np.ndarray, "rows"]]:
+    """Prompts at the right end of `rows` rows of `time` tokens, and how many places before each are none of its tokens."""
+    tokens, padding = np.zeros((rows, time), np.int32), np.full(rows, time, np.int32)
+    for row, prompt in enumerate(prompts):
+        padding[row] = time - len(prompt)
+        tokens[row, padding[row] :] = prompt
+    return tokens, padding
+
+
+def bucket(size: int, smallest: int) -> int:
+    """The power of two at or above `size`, and `smallest` at least."""
     return max(smallest, 1 << (size - 1).bit_length())
 
 
@@ -102,7 +113,7 @@ def _check(config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _decode(
+def prefill(
     config: ModelConfig,
     new_size: int,
     compute_dtype: DTypeLike,
@@ -110,41 +121,58 @@ def _decode(
     tokens: Int[Array, "batch time"],
     padding: Int[Array, "batch"],
     rows: Int[Array, ""],
-    max_new_tokens: Int[Array, ""],
+) -> Decoding:
+    """The state before the first of at most `new_size` new tokens. The first `padding` tokens of a row are no tokens, nor are rows from
+    `rows` on."""
+    batch, time = tokens.shape
+    logits, cache = _advance(config, params, tokens, padding, empty_cache(config, batch, time + new_size, compute_dtype), compute_dtype)
+    return Decoding(jnp.zeros((), jnp.int32), jnp.zeros((batch, new_size), jnp.int32), jnp.arange(batch) >= rows, cache, logits)
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def extend(
+    config: ModelConfig,
+    compute_dtype: DTypeLike,
+    params: PyTree[Array],
+    state: Decoding,
+    padding: Int[Array, "batch"],
+    until: Int[Array, ""],
     eos_ids: Int[Array, "eos"],
     sampling: Sampling | None,
-) -> tuple[Int[Array, "batch new"], Int[Array, "batch"]]:
-    """The new tokens, and for each row how many count. The first `padding` tokens of a row are no tokens, nor are rows from `rows` on."""
-    batch, time = tokens.shape
-    decoder = bind(Decoder(config), params)
-    source = jnp.arange(time + new_size, dtype=jnp.int32)
-    real = source[None, None, :] >= padding[:, None, None]
-
-    def advance(tokens: Int[Array, "batch time"], cache: Cache) -> tuple[Float[Array, "batch vocab"], Cache]:
-        place = cache.filled + jnp.arange(tokens.shape[1], dtype=jnp.int32)
-        rope = rope_tables(config, jnp.maximum(place[None, :] - padding[:, None], 0))
-        window_masks = visible(place[:, None] - source[None, :], real, distinct_windows(config.windows))
-        hidden, extended = decoder.model(tokens, rope, window_masks, compute_dtype, cache=cache)
-        assert extended is not None
-        return decoder.unembed(hidden[:, -1]), extended
+) -> Decoding:
+    """The state with further tokens: until every row is finished (by one of `eos_ids`) or has `until` new tokens in all."""
 
     def more(state: Decoding) -> Bool[Array, ""]:
-        return (state.step < max_new_tokens) & ~state.finished.all()
+        return (state.step < until) & ~state.finished.all()
 
     def one_more(state: Decoding) -> Decoding:
         chosen = _choose(state.logits, sampling, state.step)
         new = jax.lax.dynamic_update_slice(state.tokens, chosen[:, None], (0, state.step))
         finished = state.finished | jnp.isin(chosen, eos_ids)
-        logits, cache = advance(chosen[:, None], state.cache)
+        logits, cache = _advance(config, params, chosen[:, None], padding, state.cache, compute_dtype)
         return Decoding(state.step + 1, new, finished, cache, logits)
 
-    logits, cache = advance(tokens, empty_cache(config, batch, time + new_size, compute_dtype))
-    absent = jnp.arange(batch) >= rows
-    start = Decoding(jnp.zeros((), jnp.int32), jnp.zeros((batch, new_size), jnp.int32), absent, cache, logits)
-    final = jax.lax.while_loop(more, one_more, start)
-    ends = jnp.isin(final.tokens, eos_ids) & (jnp.arange(new_size) < final.step)
-    length = jnp.where(ends.any(axis=1), ends.argmax(axis=1) + 1, final.step)
-    return final.tokens, length
+    return jax.lax.while_loop(more, one_more, state)
+
+
+def _advance(
+    config: ModelConfig,
+    params: PyTree[Array],
+    tokens: Int[Array, "batch time"],
+    padding: Int[Array, "batch"],
+    cache: Cache,
+    compute_dtype: DTypeLike,
+) -> tuple[Float[Array, "batch vocab"], Cache]:
+    """The logits behind the last of `tokens`, which follow those in the cache, and the cache with them in it."""
+    decoder = bind(Decoder(config), params)
+    source = jnp.arange(cache.keys.shape[2], dtype=jnp.int32)
+    real = source[None, None, :] >= padding[:, None, None]
+    place = cache.filled + jnp.arange(tokens.shape[1], dtype=jnp.int32)
+    rope = rope_tables(config, jnp.maximum(place[None, :] - padding[:, None], 0))
+    window_masks = visible(place[:, None] - source[None, :], real, distinct_windows(config.windows))
+    hidden, extended = decoder.model(tokens, rope, window_masks, compute_dtype, cache=cache)
+    assert extended is not None
+    return decoder.unembed(hidden[:, -1]), extended
 
 
 def _choose(logits: Float[Array, "batch vocab"], sampling: Sampling | None, step: Int[Array, ""]) -> Int[Array, "batch"]:

@@ -1,0 +1,92 @@
+"""Rows of prefix trees against each sequence alone."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from babel_jax.config import Family, LayerType, ModelConfig
+from babel_jax.evaluation.prefix_trees import Scored, planned_rows
+from babel_jax.evaluation.scoring import score
+from babel_jax.model.decoder import forward, init_params
+from babel_jax.training.mesh import make_mesh
+
+SHAPE = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+CONFIGS = {
+    "qwen2": ModelConfig(**SHAPE, num_key_value_heads=2),
+    "gemma2": ModelConfig(
+        **SHAPE,
+        family=Family.GEMMA2,
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=9.0,
+        sliding_window=6,
+        layer_types=(LayerType.SLIDING, LayerType.FULL),
+    ),
+}
+
+
+def random_sequences(random, number):
+    """Questions of a few examples, with choices; some the same, some of one token, some that share nothing."""
+    examples = [random.integers(0, 61, size) for size in random.integers(1, 60, 3)]
+    sequences = []
+    for _ in range(number):
+        context = np.concatenate([examples[random.integers(3)], random.integers(0, 61, random.integers(0, 20))])
+        for _ in range(random.integers(1, 5)):
+            choice = random.integers(0, 61, random.integers(1, 9))
+            whole = np.concatenate([context, choice])
+            sequences.append(Scored(whole[:-1].astype(np.int32), whole[-len(choice) :].astype(np.int32)))
+    return sequences
+
+
+def alone(config, params, sequence):
+    logits = np.asarray(forward(config, params, sequence.tokens[None]), np.float64)[0][-len(sequence.targets) :]
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    taken = log_p[np.arange(len(sequence.targets)), sequence.targets]
+    return taken.sum(), bool((logits.argmax(-1) == sequence.targets).all())
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_scores_are_those_of_each_sequence_alone(family):
+    config = CONFIGS[family]
+    params = init_params(config.model_copy(update={"initializer_range": 0.3}), jax.random.key(0))
+    sequences = random_sequences(np.random.default_rng(0), 14)
+    told = {}
+    found = score(config, params, sequences, make_mesh({}), 512, done=told.update)
+    assert told == dict(enumerate(found))
+    for sequence, (log_p, greedy) in zip(sequences, found, strict=True):
+        expected, likeliest = alone(config, params, sequence)
+        assert log_p == pytest.approx(expected, abs=1e-4)
+        assert greedy == likeliest
+
+
+@given(st.integers(0, 10_000), st.integers(1, 30))
+@settings(max_examples=60)
+def test_every_token_sees_its_own_branch_and_nothing_else(seed, number):
+    sequences = random_sequences(np.random.default_rng(seed), number)
+    planned = planned_rows(sequences, (128, 256), lambda rows, length: rows * length)
+    seen = []
+    for length, rows in planned.items():
+        for row in rows:
+            assert row.tokens.shape == row.ends.shape == (length,)
+            entry = 0
+            for owner, count in row.owners:
+                sequence = sequences[owner]
+                last = row.places[entry + count - 1]
+                above = [place for place in range(last + 1) if row.ends[place] > last]
+                np.testing.assert_array_equal(row.tokens[above], sequence.tokens)
+                np.testing.assert_array_equal(row.positions[above], np.arange(len(above)))
+                np.testing.assert_array_equal(row.places[entry : entry + count], above[-count:])
+                np.testing.assert_array_equal(row.targets[entry : entry + count], sequence.targets)
+                entry += count
+                seen.append(owner)
+    assert sorted(seen) == list(range(len(sequences)))
+
+
+def test_a_shared_prefix_is_there_once():
+    context = np.arange(100, dtype=np.int32)
+    ends = [np.append(context, [200 + choice, 300]).astype(np.int32) for choice in range(4)]
+    sequences = [Scored(end[:-1], end[-2:]) for end in ends]
+    (rows,) = planned_rows(sequences, (128, 256), lambda rows, length: rows * length).values()
+    assert len(rows) == 1
+    assert np.count_nonzero(rows[0].tokens) == 99 + 4
