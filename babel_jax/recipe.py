@@ -28,10 +28,8 @@ from jaxtyping import Array, PyTree
 from babel_jax.checkpoints.folder import Format, ModelFolder, load_params, open_folder, save_folder
 from babel_jax.checkpoints.hf_config import stored_eos_token_ids, write_hf_config
 from babel_jax.checkpoints.processes import agreed, first_says
-from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.config import Config, ModelConfig, Stage
 from babel_jax.config.file import parse_settings, read_toml
-from babel_jax.data.corpus import read_texts
 from babel_jax.data.prepare import prepare
 from babel_jax.data.prepared import open_prepared
 from babel_jax.data.tokenizers import Tokenizer, open_tokenizer
@@ -122,24 +120,6 @@ def _finished(run_folder: Path) -> dict[str, Any] | None:
     with contextlib.suppress(FileNotFoundError, ValueError):
         found = json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
     return found if first_says(found is not None) else None
-
-
-def evaluate_folder(model: str, data: str | None, languages: list[str] | None, max_bytes: int) -> dict[str, Any]:
-    """Bits per byte of a model folder on a folder of text, or on the package's own (which the demo trains on)."""
-    folder = open_folder(model)
-    tokenizer = open_tokenizer(folder.path)
-    check_vocabulary(folder.path, folder.config.vocab_size)
-    texts = read_texts(data, languages)
-    params = load_params(folder, dtype=jnp.float32)
-    seq_len = min(512, folder.config.max_position_embeddings)
-    encoded = encode(tokenizer, texts, seq_len=seq_len, batch_size=4, max_bytes=max_bytes)
-    empty = [code for code, text in encoded.items() if not text.bytes]
-    if empty:
-        raise BadInput(f"{data or 'the embedded corpus'}: no text of two tokens or more in {', '.join(empty)}; name other --languages")
-    measured = bits_per_byte(folder.config, params, encoded)
-    values = {code: bits.bits_per_byte for code, bits in measured.items()}
-    scores = {code: {"score": bits.bits_per_byte, "stderr": None, "n": bits.documents} for code, bits in measured.items()}
-    return {"tasks": {"bits_per_byte": scores}, "means": class_means(values), "summary": points_table({"bits per byte": values})}
 
 
 def generate_text(model: str, prompt: str, max_new_tokens: int, temperature: float, top_p: float, seed: int) -> dict[str, Any]:

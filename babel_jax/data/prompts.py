@@ -62,7 +62,9 @@ class PromptTokenizer:
         Raises BadInput where the folder has no chat template, or it fails.
         """
         if self.chat_template is None:
-            raise BadInput(f"{self.folder}: no chat template ({CHAT_TEMPLATE}, or chat_template in {TOKENIZER_CONFIG}); add the model's own")
+            raise BadInput(
+                f"{self.folder}: no chat template ({CHAT_TEMPLATE}, or chat_template in {TOKENIZER_CONFIG}); add the model's own"
+            )
         names = ("bos_token", "eos_token", "pad_token", "unk_token")
         try:
             rendered = _environment().from_string(self.chat_template).render(

@@ -56,9 +56,9 @@ def encode(
     """Each language's documents, the first ones up to `max_bytes` of text, as batches that all have one shape."""
 
     def one_language(documents: Sequence[str]) -> EncodedText:
-        chosen = _first_bytes(documents, max_bytes)
+        chosen = first_bytes(documents, max_bytes)
         encoded = tokenizer.encode_batch(chosen)
-        firsts = sum(_bytes_of_first(tokenizer, text, ids) for text, ids in zip(chosen, encoded, strict=True) if ids)
+        firsts = sum(bytes_of_first(tokenizer, text, ids) for text, ids in zip(chosen, encoded, strict=True) if ids)
         windows = list(_windows(encoded, seq_len))
         windows += [(np.zeros(seq_len, np.int32),) * 2] * (-len(windows) % batch_size)
         starts = range(0, len(windows), batch_size)
@@ -91,7 +91,8 @@ def class_means(by_language: Mapping[str, float]) -> dict[str, float | None]:
     return {name: float(np.mean(values)) if values else None for name, values in found.items()}
 
 
-def _first_bytes(documents: Sequence[str], max_bytes: int | None) -> list[str]:
+def first_bytes(documents: Sequence[str], max_bytes: int | None) -> list[str]:
+    """The first documents, until there are `max_bytes` of text or more."""
     chosen, left = [], max_bytes
     for text in documents:
         if left is not None:
@@ -102,7 +103,7 @@ def _first_bytes(documents: Sequence[str], max_bytes: int | None) -> list[str]:
     return chosen
 
 
-def _bytes_of_first(tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> int:
+def bytes_of_first(tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> int:
     """Bytes of a text's first token. The tokens of a character that is cut, which alone decode to no text, share its bytes."""
     for count in range(1, min(len(ids), 8) + 1):
         decoded = tokenizer.decode(ids[:count])

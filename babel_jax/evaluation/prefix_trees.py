@@ -6,6 +6,7 @@ sequences that share nothing are simply packed. Attention goes along branches (`
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -59,7 +60,7 @@ def planned_rows(sequences: Sequence[Scored], lengths: Sequence[int], cost: Call
 def _shared(ordered: Sequence[np.ndarray]) -> list[int]:
     """How many first tokens each sequence shares with the one before it."""
     shared = [0]
-    for before, now in zip(ordered, ordered[1:], strict=False):
+    for before, now in itertools.pairwise(ordered):
         common = min(len(before), len(now))
         differ = before[:common] != now[:common]
         shared.append(int(differ.argmax()) if differ.any() else common)
@@ -81,9 +82,8 @@ def _runs(sizes: Sequence[int], shared: Sequence[int], counts: Sequence[int], le
 
 def empty_row(length: int) -> Row:
     """A row without sequences, whose tokens see themselves alone."""
-    row = Row(*(np.zeros(length, np.int32) for _ in range(5)))
-    row.ends[:] = np.arange(1, length + 1)
-    return row
+    tokens, positions, places, targets = np.zeros((4, length), np.int32)
+    return Row(tokens, positions, np.arange(1, length + 1, dtype=np.int32), places, targets)
 
 
 def _row(sequences: Sequence[Scored], members: Sequence[int], shared: Sequence[int], length: int) -> Row:

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
+from tqdm import tqdm
 
 from babel_jax.config import ModelConfig
 from babel_jax.evaluation.prefix_trees import LONGEST_PACKED, SHORTEST, Row, Scored, empty_row, planned_rows
@@ -31,8 +32,9 @@ def score(
     batch_tokens: int,
     compute_dtype: DTypeLike = jnp.float32,
     done: Callable[[dict[int, Score]], None] = lambda scores: None,
+    what: str = "scoring",
 ) -> list[Score]:
-    """Scores of all sequences; `done` is told of those of each batch.
+    """Scores of all sequences; `done` is told of those of each batch, and a progress bar says `what` is being done.
 
     A batch has `batch_tokens` tokens or one row for each device. At most six shapes are compiled: rows of 256 to 4,096 tokens, and one
     length for all that are longer.
@@ -45,19 +47,25 @@ def score(
         size = rows_of_batch(length, batch_tokens, mesh)
         return -(-rows // size) * size * length * _cost_of_token(config, length)
 
-    for block in _blocks(sequences):
-        for length, rows in planned_rows([sequences[number] for number in block], lengths, cost).items():
-            for batch in _batches(rows, length, rows_of_batch(length, batch_tokens, mesh)):
-                log_p, greedy = _score_rows(mesh, config, jnp.dtype(compute_dtype), params, batch)
-                found: dict[int, Score] = {}
-                for row, row_log_p, row_greedy in zip(batch, log_p, greedy, strict=True):
-                    stops = np.cumsum([count for _, count in row.owners], dtype=int)
-                    for (owner, count), stop in zip(row.owners, stops, strict=True):
-                        own = slice(stop - count, stop)
-                        found[block[owner]] = float(row_log_p[own].astype(np.float64).sum()), bool(row_greedy[own].all())
-                scores |= found
-                done(found)
+    with tqdm(total=len(sequences), desc=what, unit=" sequences", leave=False, disable=None) as progress:
+        for block in _blocks(sequences):
+            for length, rows in planned_rows([sequences[number] for number in block], lengths, cost).items():
+                for batch in _batches(rows, length, rows_of_batch(length, batch_tokens, mesh)):
+                    log_p, greedy = _score_rows(mesh, config, jnp.dtype(compute_dtype), params, batch)
+                    found = {block[number]: one for number, one in _by_owner(batch, log_p, greedy)}
+                    scores |= found
+                    done(found)
+                    progress.update(len(found))
     return [scores[number] for number in range(len(sequences))]
+
+
+def _by_owner(rows: Sequence[Row], log_p: np.ndarray, greedy: np.ndarray) -> Iterator[tuple[int, Score]]:
+    """The score of each sequence of a batch, by its number."""
+    for row, row_log_p, row_greedy in zip(rows, log_p, greedy, strict=True):
+        stop = 0
+        for number, count in row.owners:
+            own = slice(stop, stop := stop + count)
+            yield number, (float(row_log_p[own].astype(np.float64).sum()), bool(row_greedy[own].all()))
 
 
 def rows_of_batch(length: int, batch_tokens: int, mesh: Mesh) -> int:
@@ -73,7 +81,7 @@ def on_mesh(mesh: Mesh, rows: np.ndarray) -> jax.Array:
 
 def compilations() -> int:
     """How many programs the scoring of sequences has compiled in this process."""
-    return _log_likelihoods._cache_size()
+    return _log_likelihoods._cache_size()  # type: ignore[attr-defined]
 
 
 def _cost_of_token(config: ModelConfig, length: int) -> float:

@@ -44,7 +44,7 @@ def masks(
 def tree_masks(
     ends: Int[Array, "batch time"], positions: Int[Array, "batch time"], windows: tuple[int | None, ...]
 ) -> Bool[Array, "windows batch time time"]:
-    """`visible` for rows of prefix trees, written out depth first: the tokens below the one at place j are at the places j + 1 to ends[j] - 1.
+    """`visible` for rows of prefix trees, written out depth first: below the token at place j are those at j + 1 to ends[j] - 1.
 
     A token sees itself and those above it. Distances are counted along the branch, in positions.
     """

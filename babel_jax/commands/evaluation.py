@@ -1,0 +1,51 @@
+"""What a model knows: evaluate."""
+
+import argparse
+from pathlib import Path
+
+from babel_jax.commands.parsing import Commands, Result, positive, words
+
+
+def _evaluate(options: argparse.Namespace) -> Result:
+    from babel_jax.evaluate import Request, evaluate
+
+    request = Request(
+        tasks=tuple(options.tasks),
+        languages=tuple(options.languages) if options.languages else None,
+        data=Path(options.data) if options.data else None,
+        few_shot=options.few_shot,
+        limit=options.limit,
+        max_bytes=options.max_bytes,
+        chat=options.chat,
+    )
+    benchmarks = request.tasks != ("bits_per_byte",)
+    out = Path(options.out) if options.out else Path("runs/evaluation") if benchmarks else None
+    return evaluate(options.model, options.baseline, request, out)
+
+
+def declare(command: Commands) -> None:
+    """Adds the commands of this file."""
+    evaluate = command(
+        "evaluate",
+        _evaluate,
+        "benchmarks and bits per byte by language",
+        "babel evaluate runs/demo/hf --baseline runs/demo/base/hf --tasks xcopa,xnli",
+    )
+    evaluate.add_argument("model", metavar="MODEL")
+    evaluate.add_argument("--baseline", action="append", default=[], metavar="MODEL", help="compare with this one; may be repeated")
+    evaluate.add_argument(
+        "--tasks",
+        type=words,
+        default=["bits_per_byte"],
+        metavar="xcopa,xnli",
+        help="all, or of mmmlu m3exam xcopa mgsm xnli flores200 bits_per_byte (default bits_per_byte)",
+    )
+    evaluate.add_argument("--languages", type=words, metavar="en,sw", help="only these (default: all that have data)")
+    evaluate.add_argument(
+        "--data", metavar="DIR", help="folder with xx.jsonl text and xcopa/id.test.jsonl ... (default: the package's text, the hub's items)"
+    )
+    evaluate.add_argument("--few-shot", type=int, metavar="N", help="examples in each prompt (default: as the task says)")
+    evaluate.add_argument("--limit", type=positive, metavar="N", help="only the first items of each task and language")
+    evaluate.add_argument("--max-bytes", type=positive, default=200_000, help="of text for each language (default %(default)s)")
+    evaluate.add_argument("--chat", action="store_true", help="ask by the model's chat template")
+    evaluate.add_argument("--out", metavar="DIR", help="folder for tables, plots and answers (default for benchmarks: runs/evaluation)")

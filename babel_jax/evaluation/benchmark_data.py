@@ -1,0 +1,295 @@
+"""The rows of the six benchmarks, from a folder of the user's or from the Hugging Face hub, checked before anything is computed.
+
+A folder has BENCHMARK/LANGUAGE.SPLIT.jsonl (mmmlu/sw.test.jsonl) with the keys that the data sets have on the hub. Flores-200 is
+laid out as its archive unpacks: flores200/devtest/swh_Latn.devtest, a sentence a line.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from babel_jax.errors import BadInput
+from babel_jax.languages import CODES, LANGUAGES, language
+
+Item = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the rows of a benchmark are, and what each must have.
+
+    `hub` is the data set, `configs` its configuration for each of our languages; `splits` are those that are read, the evaluated one
+    first. `check` gives what is wrong with a row, or None.
+    """
+
+    hub: str
+    configs: Mapping[str, str]
+    splits: tuple[str, ...]
+    keys: tuple[str, ...]
+    check: Callable[[Item], str | None]
+
+
+def _mmmlu(row: Item) -> str | None:
+    empty = [letter for letter in "ABCD" if not str(row[letter]).strip()]
+    if empty:
+        return f"choice {empty[0]} is empty"
+    return None if row["Answer"] in tuple("ABCD") else f"Answer is {row['Answer']!r}, not A, B, C or D"
+
+
+def _m3exam(row: Item) -> str | None:
+    if not isinstance(row["options"], list) or not row["options"] or not all(str(option).strip() for option in row["options"]):
+        return "options is empty, or one of them is"
+    labels = option_labels(row["options"])
+    return None if str(row["answer_text"]).strip() in labels else f"answer_text is {row['answer_text']!r}, none of {', '.join(labels)}"
+
+
+def _xcopa(row: Item) -> str | None:
+    empty = [key for key in ("premise", "choice1", "choice2") if not str(row[key]).strip()]
+    if empty:
+        return f"{empty[0]} is empty"
+    if row["question"] not in ("cause", "effect"):
+        return f"question is {row['question']!r}, neither cause nor effect"
+    return None if row["label"] in (0, 1) else f"label is {row['label']!r}, neither 0 nor 1"
+
+
+def _mgsm(row: Item) -> str | None:
+    number = isinstance(row["answer_number"], int | float) and not isinstance(row["answer_number"], bool)
+    return None if number else f"answer_number is {row['answer_number']!r}, no number"
+
+
+def _xnli(row: Item) -> str | None:
+    empty = [key for key in ("premise", "hypothesis") if not str(row[key]).strip()]
+    if empty:
+        return f"{empty[0]} is empty"
+    return None if row["label"] in (0, 1, 2) else f"label is {row['label']!r}, not 0, 1 or 2"
+
+
+def _translation(row: Item) -> str | None:
+    return next((f"the {key} is empty" for key in ("source", "target") if not row[key].strip()), None)
+
+
+def _same(*codes: str) -> dict[str, str]:
+    return {code: code for code in codes}
+
+
+SOURCES = {
+    "mmmlu": Source(
+        "openai/MMMLU",
+        {
+            "ar": "AR_XY", "bn": "BN_BD", "de": "DE_DE", "es": "ES_LA", "fr": "FR_FR", "hi": "HI_IN", "id": "ID_ID", "it": "IT_IT",
+            "ja": "JA_JP", "ko": "KO_KR", "pt": "PT_BR", "sw": "SW_KE", "zh": "ZH_CN",
+        },
+        ("test",),
+        ("Question", "A", "B", "C", "D", "Answer", "Subject"),
+        _mmmlu,
+    ),
+    "m3exam": Source(
+        "chiayewken/m3exam",
+        {
+            "en": "english", "zh": "chinese", "pt": "portuguese", "sw": "swahili", "vi": "vietnamese", "it": "italian", "jv": "javanese",
+            "th": "thai",
+        },
+        ("test", "dev"),
+        ("question_text", "background_description", "options", "answer_text", "level", "subject_category"),
+        _m3exam,
+    ),
+    "xcopa": Source(
+        "cambridgeltl/xcopa",
+        _same("zh", "id", "sw", "ta", "vi", "tr", "it", "th"),
+        ("test", "validation"),
+        ("premise", "choice1", "choice2", "question", "label"),
+        _xcopa,
+    ),
+    "mgsm": Source(
+        "juletxara/mgsm",
+        _same("en", "zh", "es", "fr", "bn", "ru", "de", "ja", "sw", "th"),
+        ("test", "train"),
+        ("question", "answer", "answer_number"),
+        _mgsm,
+    ),
+    "xnli": Source(
+        "facebook/xnli",
+        _same("en", "zh", "hi", "es", "ar", "fr", "ru", "ur", "de", "sw", "vi", "tr", "th"),
+        ("validation",),
+        ("premise", "hypothesis", "label"),
+        _xnli,
+    ),
+    "flores200": Source(
+        "openlanguagedata/flores_plus",
+        {code: language.flores for code, language in LANGUAGES.items() if code != "en"},
+        ("devtest", "dev"),
+        ("source", "target"),
+        _translation,
+    ),
+}  # fmt: skip
+BITS_PER_BYTE = "bits_per_byte"  # a measure of its own, on text
+TASKS = (*SOURCES, BITS_PER_BYTE)
+# MMLU itself is English's MMMLU.
+_MMLU = ("cais/mmlu", "all")
+
+
+def option_labels(options: Sequence[str]) -> list[str]:
+    """The labels that stand before the options of a question of M3Exam: "(1) ..." and "1. ..." give 1; A, B, ... where there are none."""
+    found = [re.match(r"\W*(\w)(?=[\W_])", str(option)) for option in options]
+    labels = [match.group(1) for match in found if match]
+    if len(set(labels)) == len(options):
+        return labels
+    return [chr(ord("A") + number) for number in range(len(options))]
+
+
+def chosen_tasks(names: Sequence[str]) -> list[str]:
+    """Task names, `all` standing for the six benchmarks. Raises BadInput with the near names for an unknown one."""
+    chosen: list[str] = []
+    for name in names:
+        if name != "all" and name not in TASKS:
+            near = difflib.get_close_matches(name.lower(), TASKS, n=3, cutoff=0.4)
+            hint = f"did you mean {', '.join(near)}? " if near else ""
+            raise BadInput(f"unknown task {name!r}: {hint}there are all {' '.join(TASKS)}")
+        chosen += SOURCES if name == "all" else [name]
+    return list(dict.fromkeys(chosen))
+
+
+def languages_of(benchmark: str, languages: Sequence[str] | None, folder: Path | None) -> tuple[list[str], list[str]]:
+    """Of all languages, or of those that are named, the ones that a benchmark has data of, and the ones that it lacks.
+
+    MMMLU, M3Exam and Flores-200 have prompts for every language, so a folder may add translations. Raises BadInput for an unknown one.
+    """
+    wanted = {language(code).code for code in languages} if languages else set(CODES)
+    if folder is None:
+        available = {*SOURCES[benchmark].configs, *(["en"] if benchmark == "mmmlu" else [])}
+    else:
+        translated = CODES if benchmark in ("mmmlu", "m3exam", "flores200") else SOURCES[benchmark].configs
+        available = {code for code in translated if all(file.is_file() for file in files_of(benchmark, code, folder))}
+    of_english = {"en"} if benchmark == "flores200" else set()  # the other side of every pair
+    wanted -= of_english
+    return [code for code in CODES if code in wanted & available], [code for code in CODES if code in wanted - available]
+
+
+def lacks(benchmark: str, codes: Sequence[str], folder: Path | None) -> str:
+    """What to say of a benchmark that has data for none of the languages `codes` that were asked for."""
+    known = " ".join(code for code in CODES if code in SOURCES[benchmark].configs)
+    if folder is None or not codes:
+        return f"{benchmark}: no data for {' '.join(codes) or 'en'}; {SOURCES[benchmark].hub} has {known}"
+    files = ", ".join(str(file) for file in files_of(benchmark, codes[0], folder))
+    return f"{benchmark}: no data for {' '.join(codes)} in {folder}; for {codes[0]} it needs {files} (from {SOURCES[benchmark].hub})"
+
+
+def files_of(benchmark: str, language: str, folder: Path) -> list[Path]:
+    """The files of one language, the evaluated split first."""
+    splits = SOURCES[benchmark].splits
+    if benchmark == "flores200":
+        return [folder / benchmark / split / f"{LANGUAGES[code].flores}.{split}" for split in splits for code in (language, "en")]
+    return [folder / benchmark / f"{language}.{split}.jsonl" for split in splits]
+
+
+def read_rows(benchmark: str, language: str, folder: Path | None) -> dict[str, list[Item]]:
+    """The rows of each split. For Flores-200 pairs of sentences, `source` that of the language and `target` in English.
+
+    Raises BadInput for what is missing (with where to put it), cannot be read, or is no row of the benchmark.
+    """
+    source = SOURCES[benchmark]
+    found = _from_folder(benchmark, language, folder) if folder is not None else _from_hub(benchmark, language)
+    for split, rows in found.items():
+        if not rows:
+            raise BadInput(f"{benchmark}, {language}: the split {split} has no rows")
+        for number, row in enumerate(rows, 1):
+            where = f"{_named(benchmark, language, split, folder)}:{number}"
+            missing = [key for key in source.keys if key not in row]
+            if missing:
+                raise BadInput(f"{where}: no {', '.join(missing)}; a row of {benchmark} has {', '.join(source.keys)}")
+            problem = source.check(row)
+            if problem:
+                raise BadInput(f"{where}: {problem}; correct or remove the row")
+    return found
+
+
+def _named(benchmark: str, language: str, split: str, folder: Path | None) -> str:
+    if folder is None:
+        return f"{SOURCES[benchmark].hub} {language} {split}"
+    return str(next(file for file in files_of(benchmark, language, folder) if split in file.name))
+
+
+def _from_folder(benchmark: str, language: str, folder: Path) -> dict[str, list[Item]]:
+    files = files_of(benchmark, language, folder)
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        raise BadInput(f"{benchmark}, {language}: no {' and no '.join(missing)}; put it there, or leave --data out to take the hub's")
+    splits = SOURCES[benchmark].splits
+    if benchmark == "flores200":
+        texts = [_lines(file) for file in files]
+        pairs = dict(zip(splits, zip(texts[::2], texts[1::2], strict=True), strict=True))
+        for split, (own, english) in pairs.items():
+            if len(own) != len(english):
+                raise BadInput(f"flores200, {language}: {split} has {len(own)} sentences and {len(english)} English ones; take one release")
+        return {split: _pairs(own, english) for split, (own, english) in pairs.items()}
+    return {split: _json_lines(file) for split, file in zip(splits, files, strict=True)}
+
+
+def _pairs(own: Sequence[str], english: Sequence[str]) -> list[Item]:
+    return [{"source": one, "target": other} for one, other in zip(own, english, strict=True)]
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").split("\n")[: -1 if file.read_bytes().endswith(b"\n") else None]
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{file}: not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def _json_lines(file: Path) -> list[Item]:
+    rows = []
+    for number, line in enumerate(_lines(file), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise BadInput(f"{file}:{number}: not readable JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise BadInput(f"{file}:{number}: not a JSON object")
+        rows.append(row)
+    return rows
+
+
+def _from_hub(benchmark: str, language: str) -> dict[str, list[Item]]:
+    source = SOURCES[benchmark]
+    if benchmark == "mmmlu" and language == "en":
+        rows = _hub_rows(benchmark, language, *_MMLU, "test")
+        return {"test": [_as_mmmlu(row) for row in rows]}
+    if language not in source.configs:
+        raise BadInput(lacks(benchmark, [language], None))
+    found = {split: _hub_rows(benchmark, language, source.hub, source.configs[language], split) for split in source.splits}
+    if benchmark != "flores200":
+        return found
+    english = {split: _hub_rows(benchmark, language, source.hub, LANGUAGES["en"].flores, split) for split in source.splits}
+    return {split: _pairs(*([row["text"] for row in side[split]] for side in (found, english))) for split in source.splits}
+
+
+def _as_mmmlu(row: Item) -> Item:
+    letters = dict(zip("ABCD", row["choices"], strict=True))
+    return {"Question": row["question"], **letters, "Answer": "ABCD"[row["answer"]], "Subject": row["subject"]}
+
+
+def _hub_rows(benchmark: str, language: str, path: str, config: str, split: str) -> list[Item]:
+    import datasets
+
+    try:
+        with _quiet():
+            return list(datasets.load_dataset(path, config, split=split))
+    except Exception as error:  # the library raises errors of its own, of the network's and of the file system's
+        files = ", ".join(str(file) for file in files_of(benchmark, language, Path("DIR")))
+        raise BadInput(
+            f"{path} ({config}) cannot be had from the hub: {' '.join(str(error).split())[:150]}; on a machine without network, give "
+            f"--data DIR with {files}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    """Nothing of the library's on standard output, where --json prints."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield

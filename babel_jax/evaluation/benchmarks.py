@@ -1,0 +1,198 @@
+"""The six benchmarks of the technical report as tasks of lm-evaluation-harness, in every language that has data.
+
+XCOPA, XNLI and MGSM are the harness's own tasks (prompts, metrics, splits); the others are configured here. Few-shot examples are always
+the first ones, the same for every item, so that they are computed once.
+"""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lm_eval.api.task
+import lm_eval.tasks
+from lm_eval.api.samplers import ContextSampler
+from lm_eval.api.task import Task
+from tqdm import tqdm
+
+from babel_jax.errors import BadInput
+from babel_jax.evaluation.benchmark_data import Item, option_labels, read_rows
+from babel_jax.evaluation.numbers import last_number
+from babel_jax.languages import LANGUAGES
+
+# The harness tells of every step of its own, and warns of settings that are meant; its bars are shown where ours are.
+logging.getLogger("lm_eval").setLevel(logging.ERROR)
+lm_eval.api.task.tqdm = functools.partial(tqdm, desc="prompts", leave=False, disable=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """One benchmark: its title in tables, the metric its score is (in percent), and how many examples a prompt has if nothing is said."""
+
+    title: str
+    metric: str
+    few_shot: int
+    configs: Callable[[str], dict[str, dict[str, Any]]]
+    """For a language, the config of each of its tasks by their names; the names of the harness's own stand for its configs."""
+
+
+class _SameKind(ContextSampler):
+    """The first examples that agree with the item in some fields, and are not the item itself."""
+
+    fields: tuple[str, ...]
+
+    def sample(self, n: int, eval_doc: Item | None = None, df: Any = None, **_: Any) -> list[Item]:
+        assert eval_doc is not None
+        same = [row for row in self.df if all(row[field] == eval_doc[field] for field in self.fields)]
+        return [row for row in same if row != eval_doc][:n]
+
+
+class _SameSubject(_SameKind):
+    fields = ("Subject",)
+
+
+class _SameExam(_SameKind):
+    fields = ("level", "subject_category")
+
+
+def _mean_of(metric: str) -> list[dict[str, Any]]:
+    return [{"metric": metric, "aggregation": "mean", "higher_is_better": True}]
+
+
+def _mmmlu(code: str) -> dict[str, dict[str, Any]]:
+    # The prompts of the harness's mmmlu tasks, which are one for each subject.
+    name = {"pt": "Brazilian Portuguese", "zh": "Simplified Chinese"}.get(code, LANGUAGES[code].name)
+    return {
+        f"mmmlu_{code}": {
+            "output_type": "multiple_choice",
+            "test_split": "test",
+            "fewshot_split": "test",
+            "fewshot_config": {"sampler": _SameSubject},
+            "description": "The following are multiple choice questions (with answers) about "
+            f"{{{{Subject.split('_test')[0].replace('_', ' ')}}}} ({name}).\n\n",
+            "doc_to_text": "{{Question.strip()}}\nA. {{A}}\nB. {{B}}\nC. {{C}}\nD. {{D}}\nAnswer:",
+            "doc_to_choice": ["A", "B", "C", "D"],
+            "doc_to_target": "Answer",
+            "metric_list": _mean_of("acc"),
+        }
+    }
+
+
+# "Answer" in the languages of M3Exam.
+_ANSWER = {
+    "en": "Answer:",
+    "zh": "答案：",
+    "pt": "Resposta:",
+    "sw": "Jibu:",
+    "vi": "Câu trả lời:",
+    "it": "Risposta:",
+    "jv": "Wangsulan:",
+    "th": "คำตอบ:",
+}
+
+
+def _m3exam(code: str) -> dict[str, dict[str, Any]]:
+    answer = _ANSWER.get(code, _ANSWER["en"])
+
+    def text(row: Item) -> str:
+        return "\n".join([*row["background_description"], row["question_text"], *map(str, row["options"]), answer])
+
+    return {
+        f"m3exam_{code}": {
+            "output_type": "multiple_choice",
+            "test_split": "test",
+            # The sampler is told of the item only where examples are said to come from its own split; they are those of `dev`.
+            "fewshot_split": "test",
+            "fewshot_config": {"sampler": _SameExam, "process_docs": None},
+            "doc_to_text": text,
+            "doc_to_choice": lambda row: option_labels(row["options"]),
+            "doc_to_target": lambda row: option_labels(row["options"]).index(str(row["answer_text"]).strip()),
+            "metric_list": _mean_of("acc"),
+        }
+    }
+
+
+def _first(split: str) -> dict[str, Any]:
+    return {"fewshot_split": split, "fewshot_config": {"sampler": "first_n"}}
+
+
+def _xcopa(code: str) -> dict[str, dict[str, Any]]:
+    return {f"xcopa_{code}": _first("validation")}
+
+
+def _mgsm(code: str) -> dict[str, dict[str, Any]]:
+    take = [{"name": "none", "filter": [{"function": "take_first"}]}]
+    own = {"process_results": _same_number, "metric_list": _mean_of("exact_match"), "filter_list": take}
+    return {f"mgsm_native_cot_{code}": {**_first("train"), **own}}
+
+
+def _same_number(row: Item, results: Sequence[str]) -> dict[str, float]:
+    return {"exact_match": float(last_number(results[0]) == row["answer_number"])}
+
+
+def _xnli(code: str) -> dict[str, dict[str, Any]]:
+    # The harness evaluates on the validation split; as the test split, examples from it leave out the item itself.
+    splits = {"training_split": None, "validation_split": None, "test_split": "validation"}
+    return {f"xnli_{code}": {**_first("validation"), **splits}}
+
+
+def _flores(code: str) -> dict[str, dict[str, Any]]:
+    def direction(name: str, source: str, target: str, source_key: str, target_key: str) -> dict[str, dict[str, Any]]:
+        config = {
+            "output_type": "generate_until",
+            "test_split": "devtest",
+            "doc_to_text": f"{source}: {{{{{source_key}}}}}\n{target}:",
+            "doc_to_target": target_key,
+            "generation_kwargs": {"until": ["\n"], "do_sample": False, "max_gen_toks": 256},
+            "metric_list": [{"metric": "chrf++", "aggregation": "chrf++", "higher_is_better": True}],
+            **_first("dev"),
+        }
+        return {f"flores200_{name}": config}
+
+    own, english = LANGUAGES[code].name, LANGUAGES["en"].name
+    to_english = direction(f"{code}_to_en", own, english, "source", "target")
+    return to_english | direction(f"en_to_{code}", english, own, "target", "source")
+
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "mmmlu": Benchmark("MMMLU", "acc", 5, _mmmlu),
+    "m3exam": Benchmark("M3Exam", "acc", 3, _m3exam),
+    "xcopa": Benchmark("XCOPA", "acc", 0, _xcopa),
+    "mgsm": Benchmark("MGSM", "exact_match", 8, _mgsm),
+    "xnli": Benchmark("XNLI", "acc", 0, _xnli),
+    "flores200": Benchmark("Flores-200", "chrf++", 5, _flores),
+}
+
+
+def load_tasks(benchmark: str, code: str, folder: Path | None, few_shot: int | None = None) -> dict[str, Task]:
+    """The harness's tasks of a benchmark in a language, with their rows. Raises BadInput for rows that are missing or wrong."""
+    rows = read_rows(benchmark, code, folder)
+    shots = BENCHMARKS[benchmark].few_shot if few_shot is None else few_shot
+    configs = BENCHMARKS[benchmark].configs(code)
+    for config in configs.values():
+        if "process_docs" in config.get("fewshot_config", {}):
+            config["fewshot_config"]["process_docs"] = lambda _, dev=rows["dev"]: dev
+        elif config["fewshot_config"]["sampler"] == "first_n":
+            examples = len(rows[config["fewshot_split"]]) - (config["fewshot_split"] == config.get("test_split"))
+            if shots > examples:
+                raise BadInput(f"{benchmark}, {code}: {shots} examples are asked for and there are {examples}; give a smaller --few-shot")
+        config |= {"custom_dataset": lambda **_: _as_datasets(rows), "num_fewshot": shots}
+    manager = _manager()
+    named = [{"task": name, **config} for name, config in configs.items()]
+    # Only as members of a group are the harness's own tasks taken with settings of ours.
+    own = all(name in manager.all_subtasks for name in configs)
+    return manager.load([{"group": benchmark, "task": named}] if own else named)["tasks"]
+
+
+def _as_datasets(rows: Mapping[str, list[Item]]) -> dict[str, Any]:
+    import datasets
+
+    return {split: datasets.Dataset.from_list(own) for split, own in rows.items()}
+
+
+def _manager() -> lm_eval.tasks.TaskManager:
+    """The harness's own tasks that are used here, and no others: reading all of them takes ten seconds."""
+    bundled = Path(lm_eval.tasks.__file__).parent
+    return lm_eval.tasks.TaskManager(include_path=[bundled / name for name in ("xcopa", "xnli", "mgsm/native_cot")], include_defaults=False)

@@ -1,0 +1,66 @@
+"""What a model answered, by request, on disk: an evaluation that was stopped goes on with what is missing."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from babel_jax.checkpoints.streaming import fingerprint
+from babel_jax.files import explain_os_errors
+
+
+class Responses:
+    """Answers by request, of one model (`mark` tells it from others); a JSON line for each where a file is given.
+
+    Of several processes, which ask for the same in the same order, the first reads and writes the file.
+    """
+
+    def __init__(self, mark: str, path: Path | None = None):
+        self._mark, self._path = mark, path
+        self._known: dict[str, Any] = {}
+        for line in _read_by_first(path).splitlines(keepends=True):
+            if line.endswith("\n"):  # the last one may have been cut by a kill
+                entry = json.loads(line)
+                self._known[entry["request"]] = entry["response"]
+
+    def key(self, kind: str, arguments: Iterable[Any]) -> str:
+        """The name of a request."""
+        return fingerprint(model=self._mark, kind=kind, arguments=list(arguments))[:32]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._known
+
+    def __getitem__(self, key: str) -> Any:
+        return self._known[key]
+
+    def add(self, responses: Mapping[str, Any]) -> None:
+        """Keeps answers, on disk at once."""
+        self._known.update(responses)
+        if self._path is None or jax.process_index() != 0 or not responses:
+            return
+        lines = [json.dumps({"request": key, "response": response}, ensure_ascii=False) + "\n" for key, response in responses.items()]
+        with explain_os_errors(self._path), open(self._path, "a", encoding="utf-8") as file:
+            if file.tell() and not _ends_a_line(self._path):
+                file.write("\n")
+            file.writelines(lines)
+
+
+def _ends_a_line(path: Path) -> bool:
+    with open(path, "rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) == b"\n"
+
+
+def _read_by_first(path: Path | None) -> str:
+    found = b""
+    if path is not None and jax.process_index() == 0 and path.is_file():
+        found = path.read_bytes()
+    if path is not None and jax.process_count() > 1:
+        size = int(multihost_utils.broadcast_one_to_all(np.int32(len(found))))
+        padded = np.frombuffer(found.ljust(size, b"\0")[:size], np.uint8)
+        found = np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()
+    return found.decode("utf-8", errors="replace")

@@ -1,0 +1,73 @@
+"""Our model in lm-evaluation-harness against the harness's own Hugging Face backend: the same requests, the same answers."""
+
+import pytest
+
+from babel_jax.evaluation.benchmarks import load_tasks
+
+BENCHMARKS = {"mmmlu": "sw", "m3exam": "th", "xcopa": "id", "mgsm": "sw", "xnli": "sw", "flores200": "sw"}
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """The harness's Hugging Face backend on a folder, float32 on the CPU."""
+    torch = pytest.importorskip("torch")
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+
+    def make(folder, batch_size):
+        return huggingface.HFLM(pretrained=str(folder), dtype=torch.float32, device="cpu", batch_size=batch_size)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def tasks(benchmarks):
+    loaded = {}
+    for benchmark, code in BENCHMARKS.items():
+        loaded |= load_tasks(benchmark, code, benchmarks, few_shot=2 if benchmark in ("mgsm", "mmmlu", "m3exam") else 1)
+    for task in loaded.values():
+        if task.OUTPUT_TYPE == "generate_until":
+            task.config.generation_kwargs["max_gen_toks"] = 24
+    return loaded
+
+
+def evaluated(model, tasks, **options):
+    from lm_eval.evaluator import evaluate
+
+    return evaluate(model, {"tasks": tasks}, bootstrap_iters=0, **options)
+
+
+def responses_of(found):
+    return {
+        (name, sample["doc_id"]): [response[0] for response in sample["resps"]]
+        for name, samples in found["samples"].items()
+        for sample in samples
+    }
+
+
+def assert_same(ours, theirs):
+    first, second = responses_of(ours), responses_of(theirs)
+    assert first.keys() == second.keys()
+    for key, answers in first.items():
+        for answer, expected in zip(answers, second[key], strict=True):
+            if isinstance(answer, str):
+                assert answer == expected, key
+            else:
+                assert answer[0] == pytest.approx(expected[0], abs=1e-3), key
+                assert answer[1] == expected[1], key
+    metrics = {
+        name: {metric: value for metric, value in own.items() if not isinstance(value, str)} for name, own in theirs["results"].items()
+    }
+    for name, own in metrics.items():
+        for metric, value in own.items():
+            assert ours["results"][name][metric] == pytest.approx(value), (name, metric)
+
+
+@pytest.mark.parametrize("variant", ["qwen2", "gemma2"])
+def test_every_answer_and_score_is_that_of_the_hugging_face_backend(variant, tiny_folder, our_model, reference, tasks):
+    folder = tiny_folder(variant)
+    ours = evaluated(our_model(folder), tasks)
+    # Batches of several requests pad: on the right to score, on the left to generate. Of one request there is no padding.
+    for batch_size in (1, 4):
+        assert_same(ours, evaluated(reference(folder, batch_size), tasks))
+    generated = [answer for answers in responses_of(ours).values() for answer in answers if isinstance(answer, str)]
+    assert any(len(text) > 3 for text in generated)
