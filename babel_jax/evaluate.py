@@ -79,7 +79,8 @@ def evaluate(model: str, baselines: Sequence[str], request: Request, out: Path |
     with only_process_in(out) if out is not None and first else contextlib.nullcontext():
         measured, details = {}, {}
         for name, folder in folders.items():
-            log.info("evaluating %s", name)
+            if len(folders) > 1:
+                log.info("evaluating %s", name)
             measured[name], details[name] = _measured(folder, tasks, texts, request, out)
         result = _result(model, measured, details, missing)
         result |= {} if out is None else {"out": str(out)}

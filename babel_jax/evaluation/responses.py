@@ -1,5 +1,6 @@
 """What a model answered, by request, on disk: an evaluation that was stopped goes on with what is missing."""
 
+import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,8 +23,8 @@ class Responses:
     def __init__(self, mark: str, path: Path | None = None):
         self._mark, self._path = mark, path
         self._known: dict[str, Any] = {}
-        for line in _read_by_first(path).splitlines(keepends=True):
-            if line.endswith("\n"):  # the last one may have been cut by a kill
+        for line in _read_by_first(path).split("\n"):
+            with contextlib.suppress(ValueError):  # a line may have been cut by a kill
                 entry = json.loads(line)
                 self._known[entry["request"]] = entry["response"]
 

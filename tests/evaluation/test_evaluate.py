@@ -1,24 +1,200 @@
-"""`evaluate` on the items of the fixtures: what it gives and writes."""
+"""`evaluate` on the items of the fixtures: what it gives, what it writes, how it goes on, and what it refuses."""
 
 import csv
 import json
+import re
 
+import numpy as np
 import pytest
 
+from babel_jax.errors import BadInput
 from babel_jax.evaluate import Request, evaluate
+from babel_jax.evaluation import scoring
+from babel_jax.model import generation
 
 TASKS = ("mmmlu", "m3exam", "xcopa", "mgsm", "xnli", "flores200")
 
 
+def compilations():
+    return scoring.compilations() + generation.prefill._cache_size() + generation.extend._cache_size()
+
+
 @pytest.fixture(scope="module")
 def compared(tiny_folder, benchmarks, tmp_path_factory):
-    out = tmp_path_factory.mktemp("evaluation")
-    request = Request(tasks=("all",), data=benchmarks, few_shot=1)
-    return evaluate(str(tiny_folder()), [str(tiny_folder(seed=1))], request, out), out
+    out = tmp_path_factory.mktemp("evaluation") / "out"
+    before = compilations()
+    found = evaluate(str(tiny_folder()), [str(tiny_folder(seed=1))], Request(tasks=("all",), data=benchmarks, few_shot=1), out)
+    return found, out, compilations() - before
 
 
-def test_all_benchmarks_and_a_baseline(compared, tiny_folder):
-    found, out = compared
+def test_all_benchmarks_in_both_models(compared, tiny_folder):
+    found, _, _ = compared
     assert tuple(found["tasks"]) == TASKS
-    print(found["summary"])
-    assert found["tasks"]["mmmlu"].keys() == {"sw"}
+    assert {task: set(by_language) for task, by_language in found["tasks"].items()} == {
+        "mmmlu": {"sw"}, "m3exam": {"th"}, "xcopa": {"id"}, "mgsm": {"sw"}, "xnli": {"sw"}, "flores200": {"sw"},
+    }  # fmt: skip
+    assert found["tasks"]["mmmlu"]["sw"]["n"] == 5
+    assert found["tasks"]["flores200"]["sw"]["n"] == 6
+    assert set(found["tasks"]["xcopa"]["id"]) == {"score", "stderr", "n"}
+    scores = {task: next(iter(by_language.values()))["score"] for task, by_language in found["tasks"].items()}
+    assert found["means"]["high"] == pytest.approx(scores["xcopa"])
+    assert found["means"]["low"] == pytest.approx(np.mean([scores[task] for task in TASKS if task != "xcopa"]))
+    assert found["means"]["all"] == pytest.approx(np.mean(list(scores.values())))
+    other = found["baselines"][str(tiny_folder(seed=1))]
+    for task, by_language in other["tasks"].items():
+        for code, score in by_language.items():
+            change = other["differences"][task][code]
+            assert change["difference"] == pytest.approx(found["tasks"][task][code]["score"] - score["score"])
+            assert change["low"] <= change["difference"] <= change["high"]
+
+
+def test_what_is_written(compared, tiny_folder):
+    found, out, _ = compared
+    assert json.loads((out / "evaluation.json").read_text(encoding="utf-8")) == found
+    tables = (out / "tables.md").read_text(encoding="utf-8")
+    assert "| Babel-9B (published) | all | 59.4 | 61.3 | 89.2 | 43.4 | 71.9 | 55.1 | 63.4 |" in tables
+    assert "| Qwen2.5-7B (published) | all | 56.7 | 58.8 | 81.1 | 41.1 | 70.3 | 45.5 | 58.9 |" in tables
+    assert "No data for en, zh, hi" in tables
+    rows = list(csv.DictReader((out / "scores.csv").read_text(encoding="utf-8").splitlines()))
+    assert len(rows) == 12
+    row = next(row for row in rows if row["task"] == "xnli" and row["model"] == "qwen2-0")
+    assert float(row["score"]) == found["tasks"]["xnli"]["sw"]["score"]
+    assert float(row["difference"]) == found["baselines"][str(tiny_folder(seed=1))]["differences"]["xnli"]["sw"]["difference"]
+    assert all((out / f"{task}.png").read_bytes().startswith(b"\x89PNG") for task in TASKS)
+
+
+def test_few_programs_are_compiled(compared):
+    # Both models have the same shapes, so the second compiles nothing.
+    assert 0 < compared[2] <= 12
+
+
+def test_an_interrupted_evaluation_goes_on(compared, tiny_folder, benchmarks, tmp_path, monkeypatch):
+    found, out, _ = compared
+    request = Request(tasks=("xcopa", "mgsm"), data=benchmarks, few_shot=1)
+    asked = []
+    score_rows = scoring._score_rows
+
+    def counted(*arguments):
+        asked.append(arguments)
+        return score_rows(*arguments)
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scoring, "_score_rows", counted)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("babel_jax.evaluation.harness.prefill", interrupt)
+        evaluate(str(tiny_folder()), [], request, tmp_path)
+    assert len(asked) == 1
+    (responses,) = (tmp_path / "responses").iterdir()
+    whole = responses.read_text(encoding="utf-8")
+    responses.write_text(whole + whole.splitlines()[0][:40], encoding="utf-8")  # a line that a kill has cut
+    again = evaluate(str(tiny_folder()), [], request, tmp_path)
+    assert len(asked) == 1
+    assert again["tasks"] == {task: found["tasks"][task] for task in ("xcopa", "mgsm")}
+    monkeypatch.setattr("babel_jax.evaluation.harness.prefill", interrupt)
+    assert evaluate(str(tiny_folder()), [], request, tmp_path)["tasks"] == again["tasks"]
+
+
+def test_bits_per_byte_and_fertility(tiny_folder, tmp_path, write_rows):
+    texts = ["Habari ya asubuhi, rafiki yangu.", "Maji ni uhai " * 150]
+    write_rows(tmp_path / "sw.jsonl", [{"text": text} for text in texts])
+    found = evaluate(str(tiny_folder()), [str(tiny_folder(seed=1))], Request(data=tmp_path))
+    score = found["tasks"]["bits_per_byte"]["sw"]
+    assert score["n"] == 2
+    assert found["means"] == {"all": pytest.approx(score["score"]), "high": None, "low": pytest.approx(score["score"])}
+    assert 0.1 < found["fertility"]["sw"] < 1
+    assert "| Swahili (sw) | low | 2 | " in found["summary"]
+    assert "published" not in found["summary"]
+
+
+def test_a_chat_template_is_used_and_needed(tiny_folder, benchmarks):
+    request = Request(tasks=("xcopa",), data=benchmarks, chat=True)
+    assert evaluate(str(tiny_folder(chat=True)), [], request)["tasks"]["xcopa"]["id"]["n"] == 3
+    with pytest.raises(BadInput, match=r"no chat template \(chat_template.jinja, or chat_template in tokenizer_config.json\)"):
+        evaluate(str(tiny_folder()), [], request)
+
+
+def test_items_that_are_too_long_lose_their_beginning_and_are_counted(tiny_folder, tmp_path, write_rows):
+    premise = "Hujan turun deras sekali pada malam itu " * 60
+    row = {"premise": premise, "choice1": "Jalanan basah.", "choice2": "Anak tidur.", "question": "effect", "label": 0}
+    for split in ("test", "validation"):
+        write_rows(tmp_path / f"xcopa/id.{split}.jsonl", [row])
+    found = evaluate(str(tiny_folder()), [], Request(tasks=("xcopa",), data=tmp_path))
+    assert found["truncated"] == 2
+    assert "qwen2-0: 2 requests were longer than the model's positions; their beginnings were cut." in found["summary"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        (Request(tasks=("xcop",)), "unknown task 'xcop': did you mean xcopa? there are all mmmlu m3exam"),
+        (Request(tasks=("xcopa",), languages=("idn",)), "unknown language 'idn': did you mean id"),
+        (Request(tasks=("xcopa",), languages=("en",)), "xcopa: no data for en; cambridgeltl/xcopa has zh id"),
+        (
+            Request(tasks=("mmmlu",), languages=("ta",)),
+            "mmmlu: no data for ta in DIR; for ta it needs DIR/mmmlu/ta.test.jsonl (from openai/MMMLU)",
+        ),
+        (Request(tasks=("xnli",), few_shot=9), "xnli, sw: 9 examples are asked for and there are 2; give a smaller --few-shot"),
+    ],
+)
+def test_bad_requests(request_, says, tiny_folder, benchmarks):
+    folder = None if "cambridgeltl" in says else benchmarks
+    request_ = Request(**{**vars(request_), "data": folder})
+    with pytest.raises(BadInput, match=re.escape(says.replace("DIR", str(benchmarks)))):
+        evaluate(str(tiny_folder()), [], request_)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("xcopa/id.test.jsonl", {"choice2": " "}, "xcopa/id.test.jsonl:1: choice2 is empty; correct or remove the row"),
+        ("xcopa/id.test.jsonl", {"label": 4}, "xcopa/id.test.jsonl:1: label is 4, neither 0 nor 1"),
+        ("mmmlu/sw.test.jsonl", {"B": ""}, "mmmlu/sw.test.jsonl:1: choice B is empty"),
+        ("mmmlu/sw.test.jsonl", {"Answer": "E"}, "Answer is 'E', not A, B, C or D"),
+        ("m3exam/th.test.jsonl", {"options": []}, "m3exam/th.test.jsonl:1: options is empty, or one of them is"),
+        ("m3exam/th.dev.jsonl", {"answer_text": "9"}, "m3exam/th.dev.jsonl:1: answer_text is '9', none of 1, 2, 3, 4"),
+        ("mgsm/sw.test.jsonl", {"answer_number": "x"}, "mgsm/sw.test.jsonl:1: answer_number is 'x', no number"),
+        (
+            "xnli/sw.validation.jsonl",
+            {"premise": None},
+            "xnli/sw.validation.jsonl:1: no premise; a row of xnli has premise, hypothesis, label",
+        ),
+    ],
+)
+def test_bad_rows_are_named(name, change, says, tiny_folder, benchmarks, tmp_path):
+    for file in (path for path in benchmarks.rglob("*") if path.is_file()):
+        (tmp_path / file.relative_to(benchmarks)).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file.relative_to(benchmarks)).write_bytes(file.read_bytes())
+    first, *rest = (tmp_path / name).read_text(encoding="utf-8").splitlines()
+    row = {key: value for key, value in {**json.loads(first), **change}.items() if value is not None or key not in change}
+    (tmp_path / name).write_text("\n".join([json.dumps(row), *rest]) + "\n", encoding="utf-8")
+    with pytest.raises(BadInput, match=re.escape(says)):
+        evaluate(str(tiny_folder()), [], Request(tasks=(name.split("/")[0],), data=tmp_path))
+
+
+def test_damaged_files_are_named(tiny_folder, tmp_path):
+    for split in ("test", "validation"):
+        (tmp_path / "xcopa").mkdir(exist_ok=True)
+        (tmp_path / f"xcopa/id.{split}.jsonl").write_text("{}\n{nothing\n")
+    with pytest.raises(BadInput, match=r"xcopa/id.test.jsonl:2: not readable JSON"):
+        evaluate(str(tiny_folder()), [], Request(tasks=("xcopa",), data=tmp_path))
+
+
+def test_without_network_it_says_which_files_to_give(tiny_folder, monkeypatch):
+    import datasets
+
+    def offline(*_, **__):
+        raise ConnectionError("Couldn't reach the hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    says = r"cambridgeltl/xcopa \(id\) cannot be had from the hub: Couldn't reach the hub; .* --data DIR with DIR/xcopa/id.test.jsonl, DIR/"
+    with pytest.raises(BadInput, match=says):
+        evaluate(str(tiny_folder()), [], Request(tasks=("xcopa",), languages=("id",)))
+
+
+def test_a_model_without_tokenizer(tiny_folder, benchmarks, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((tiny_folder() / name).read_bytes())
+    with pytest.raises(BadInput, match=r"no tokenizer \(tokenizer.json or tokenizer.model\); copy the model's tokenizer files there"):
+        evaluate(str(tmp_path), [], Request(tasks=("xcopa",), data=benchmarks))

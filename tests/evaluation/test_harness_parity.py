@@ -62,7 +62,7 @@ def assert_same(ours, theirs):
             assert ours["results"][name][metric] == pytest.approx(value), (name, metric)
 
 
-@pytest.mark.parametrize("variant", ["qwen2", "gemma2"])
+@pytest.mark.parametrize("variant", ["qwen2", pytest.param("gemma2", marks=pytest.mark.slow)])
 def test_every_answer_and_score_is_that_of_the_hugging_face_backend(variant, tiny_folder, our_model, reference, tasks):
     folder = tiny_folder(variant)
     ours = evaluated(our_model(folder), tasks)

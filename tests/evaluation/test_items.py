@@ -1,0 +1,124 @@
+"""Scores and their intervals against sacrebleu, SciPy and exact counts; numbers in many scripts; the prompts of the harness's MMMLU."""
+
+from decimal import Decimal
+
+import numpy as np
+import pytest
+import sacrebleu
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from babel_jax.evaluation.benchmark_data import option_labels
+from babel_jax.evaluation.benchmarks import load_tasks
+from babel_jax.evaluation.items import accuracy, bits_per_byte_of, chrf_plus_plus, differences, means_of, scores_of
+from babel_jax.evaluation.numbers import last_number
+
+REFERENCES = ["The children play ball.", "Water is life.", "Good morning to you all."]
+TRANSLATIONS = ["The children play.", "Water is a life", "Morning good"]
+
+
+def test_chrf_is_sacrebleu_s():
+    found = chrf_plus_plus(REFERENCES, TRANSLATIONS)
+    assert found.score == pytest.approx(sacrebleu.corpus_chrf(TRANSLATIONS, [REFERENCES], word_order=2).score)
+    one = chrf_plus_plus(REFERENCES[:1], TRANSLATIONS[:1])
+    np.testing.assert_allclose(one.resampled("x"), one.score)
+
+
+def test_the_standard_error_of_an_accuracy():
+    right = [1.0] * 30 + [0.0] * 70
+    found = scores_of({"xcopa": {"id": [accuracy(right)]}})["xcopa"]["id"]
+    assert found["score"] == pytest.approx(30)
+    assert found["n"] == 100
+    assert found["stderr"] == pytest.approx(100 * np.sqrt(0.3 * 0.7 / 100), rel=0.1)
+
+
+def test_the_interval_of_a_paired_difference_is_scipy_s():
+    random = np.random.default_rng(0)
+    theirs = random.random(200) < 0.5
+    ours = np.where(random.random(200) < 0.8, theirs, random.random(200) < 0.7)
+    found = differences({"xnli": {"sw": [accuracy(ours)]}}, {"xnli": {"sw": [accuracy(theirs)]}})["xnli"]["sw"]
+    reference = stats.bootstrap(
+        (100.0 * ours - 100.0 * theirs,), np.mean, n_resamples=5000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert found["difference"] == pytest.approx(100 * (ours.mean() - theirs.mean()))
+    assert found["low"] == pytest.approx(reference.low, abs=0.8)
+    assert found["high"] == pytest.approx(reference.high, abs=0.8)
+    # Drawn independently, two models that answer alike would seem to differ by chance.
+    assert differences({"xnli": {"sw": [accuracy(ours)]}}, {"xnli": {"sw": [accuracy(ours)]}})["xnli"]["sw"]["high"] == 0
+
+
+def test_means_are_of_languages_then_of_tasks():
+    scores = {"one": {"en": 1.0, "sw": 3.0, "ha": 5.0}, "two": {"sw": 10.0}}
+    assert means_of(scores) == {"all": (3 + 10) / 2, "high": 1.0, "low": (4 + 10) / 2}
+    items = {task: {code: [accuracy([value / 10, value / 10])] for code, value in own.items()} for task, own in scores.items()}
+    found = differences(items, {task: {code: [accuracy([0.0, 0.0])] for code in own} for task, own in scores.items()})
+    assert found["one"]["low"]["difference"] == pytest.approx(40)
+    assert found["all"]["low"] == {key: pytest.approx((40 + 100) / 2) for key in ("difference", "low", "high")}
+    assert "high" not in found["two"]
+
+
+def test_bits_per_byte_weighs_documents_by_their_bytes():
+    assert bits_per_byte_of([10.0, 2.0], [10, 40]).score == pytest.approx(12 / 50)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("Jibu ni 5.", 5),
+        ("3 + 2 = 5, so 1,250.50 dollars", Decimal("1250.5")),
+        ("উত্তর হল ২৪।", 24),
+        ("คำตอบคือ ๑๒", 12),
+        ("الجواب ١٬٢٣٤", 1234),
+        ("جواب ۷۵ است", 75),
+        ("答案是１８。", 18),
+        ("အဖြေမှာ ၄၅", 45),
+        ("उत्तर १,००० है", 1000),
+        ("Die Antwort lautet 1.000.", 1000),
+        ("la réponse est 2,5", Decimal("2.5")),
+        ("It is -7", -7),
+        ("$18.00", 18),
+        ("no number", None),
+    ],
+)
+def test_numbers_in_the_digits_of_any_script(text, number):
+    assert last_number(text) == number
+
+
+@given(st.integers(-(10**9), 10**9), st.sampled_from(["", ",", ".", "'", "\u202f"]), st.sampled_from("0٠०০๐၀０"))
+def test_any_number_is_read_as_it_was_written(number, separator, zero):
+    written = f"{number:,}".replace(",", separator)
+    written = "".join(chr(ord(zero) + int(letter)) if letter.isdecimal() else letter for letter in written)
+    assert last_number(f"= {written}.") == number
+
+
+@pytest.mark.parametrize(
+    ("options", "labels"),
+    [
+        (["(1) a", "(2) b"], ["1", "2"]),
+        (["A. x", "B. y", "C. z"], ["A", "B", "C"]),
+        (["yes", "no"], ["A", "B"]),
+        (["A cat", "A dog"], ["A", "B"]),
+    ],
+)
+def test_labels_of_options(options, labels):
+    assert option_labels(options) == labels
+
+
+def test_mmmlu_has_the_prompts_of_the_harness_s_own_tasks(benchmarks):
+    import datasets
+    import lm_eval.tasks
+
+    folder = lm_eval.tasks.__path__[0]
+    manager = lm_eval.tasks.TaskManager(include_path=f"{folder}/openai-mmmlu/default", include_defaults=False)
+    (ours,) = load_tasks("mmmlu", "sw", benchmarks, 1).values()
+    ours.build_all_requests()
+    rows = datasets.Dataset.from_list(list(ours.eval_docs))
+    expected = []
+    for subject in ("high_school_geography", "elementary_mathematics"):
+        task = {"task": f"mmmlu_sw_ke_{subject}", "custom_dataset": lambda **_: {"test": rows}, "num_fewshot": 1}
+        (theirs,) = manager.load([{"group": "g", "task": [task]}])["tasks"].values()
+        theirs.set_fewshot_seed(0)
+        theirs.build_all_requests()
+        expected += [instance.args for instance in theirs.instances]
+    assert [instance.args for instance in ours.instances] == expected
