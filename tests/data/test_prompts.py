@@ -12,7 +12,8 @@ CHATML = (
     "{%- if messages[0].role == 'system' %}\n{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}\n{%- endif %}\n"
     "{%- for message in messages %}\n    {%- if loop.index0 > 50 %}{% break %}{% endif %}\n"
     "    {%- if message.role not in ('user', 'assistant', 'system') %}{{ raise_exception('unknown role ' + message.role) }}{% endif %}\n"
-    "    {%- if message.role != 'system' %}\n        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}\n"
+    "    {%- if message.role != 'system' %}\n"
+    "        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}\n"
     "    {%- endif %}\n{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n"
 )
 TALK = [

@@ -69,7 +69,7 @@ def test_few_programs_are_compiled(compared):
 
 
 def test_an_interrupted_evaluation_goes_on(compared, tiny_folder, benchmarks, tmp_path, monkeypatch):
-    found, out, _ = compared
+    found, _, _ = compared
     request = Request(tasks=("xcopa", "mgsm"), data=benchmarks, few_shot=1)
     asked = []
     score_rows = scoring._score_rows
@@ -82,9 +82,10 @@ def test_an_interrupted_evaluation_goes_on(compared, tiny_folder, benchmarks, tm
         raise KeyboardInterrupt
 
     monkeypatch.setattr(scoring, "_score_rows", counted)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("babel_jax.evaluation.harness.prefill", interrupt)
-        evaluate(str(tiny_folder()), [], request, tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(str(tiny_folder()), [], request, tmp_path)
     assert len(asked) == 1
     (responses,) = (tmp_path / "responses").iterdir()
     whole = responses.read_text(encoding="utf-8")
