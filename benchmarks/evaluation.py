@@ -98,9 +98,8 @@ def main() -> None:
         theirs = HFLM(pretrained=str(hf), dtype=torch.float32, device="cpu", batch_size=options.batch_size)
         mesh, tokenizer = make_mesh({}), PromptTokenizer(hf)
         params = load_params(open_folder(hf), shardings=param_shardings(config, mesh))
-    print(
-        f"{count_parameters(config):,} parameters, vocabulary {config.vocab_size}, {options.items} items, float32, {torch.get_num_threads()} threads"
-    )
+    sizes = f"{count_parameters(config):,} parameters, vocabulary {config.vocab_size}, {options.items} items"
+    print(f"{sizes}, float32, {torch.get_num_threads()} threads")
     print(f"{'requests':24} {'number':>6} {'compile s':>9} {'ours s':>8} {'theirs s':>8} {'ratio':>6} {'largest difference':>19}")
     for name, arguments in forms(options.items).items():
         kind = "generate_until" if isinstance(arguments[0][1], dict) else "loglikelihood"
