@@ -24,7 +24,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from babel_jax.checkpoints.folder import ModelFolder, load_params, open_folder
-from babel_jax.checkpoints.hf_config import stored_eos_token_ids
 from babel_jax.checkpoints.processes import agreed
 from babel_jax.checkpoints.streaming import files_now, fingerprint
 from babel_jax.checkpoints.tokenizer_files import check_vocabulary
@@ -172,9 +171,7 @@ def _benchmarks(
 
     from babel_jax.evaluation.harness import DecoderLM
 
-    tokenizer = PromptTokenizer(folder.path)
-    eos_ids = sorted({*stored_eos_token_ids(folder.hf_config), tokenizer.eos_id})
-    model = DecoderLM(folder.config, params, tokenizer, eos_ids, responses, mesh, batch_tokens, dtype)
+    model = DecoderLM(folder.config, params, PromptTokenizer(folder.path), responses, mesh, batch_tokens, dtype)
     found = run_harness(
         model,
         {"tasks": {name: part.task for name, part in parts.items()}},

@@ -107,7 +107,7 @@ def main() -> None:
         seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
         answers = {}
         for _ in range(options.rounds + 1):
-            ours = DecoderLM(config, params, tokenizer, [tokenizer.eos_id], Responses("benchmark"), mesh, 2048, np.float32)
+            ours = DecoderLM(config, params, tokenizer, Responses("benchmark"), mesh, 2048, np.float32)
             for who, model in (("ours", ours), ("theirs", theirs)):
                 start = time.perf_counter()
                 answers[who] = getattr(model, kind)(requests, disable_tqdm=True)

@@ -1,6 +1,7 @@
-"""What a model makes of text: generate."""
+"""What a model makes of text: generate, chat."""
 
 import argparse
+import sys
 
 from babel_jax.commands.parsing import Commands, Result, positive, seed
 
@@ -11,12 +12,34 @@ def _generate(options: argparse.Namespace) -> Result:
     return generate_text(options.model, options.prompt, options.max_new_tokens, options.temperature, options.top_p, options.seed)
 
 
+def _chat(options: argparse.Namespace) -> Result:
+    from babel_jax.chat import Conversation, talk
+
+    sampling = {"temperature": options.temperature, "top_p": options.top_p, "seed": options.seed}
+    conversation = Conversation(options.model, options.system, options.max_new_tokens, **sampling)
+    if sys.stdin.isatty() and not options.json:
+        return talk(conversation)
+    found = conversation.answer(sys.stdin.read().rstrip("\n"))
+    return {**found, "messages": conversation.messages, "summary": found["text"]}
+
+
 def declare(command: Commands) -> None:
     """Adds the commands of this file."""
     generate = command("generate", _generate, "text from a model", 'babel generate runs/demo/hf "Every morning" --max-new-tokens 40')
     generate.add_argument("model", metavar="MODEL")
     generate.add_argument("prompt", metavar="PROMPT")
     generate.add_argument("--max-new-tokens", type=positive, default=64)
-    generate.add_argument("--temperature", type=float, default=0.0, help="0 (the default) takes the likeliest token")
-    generate.add_argument("--top-p", type=float, default=1.0)
-    generate.add_argument("--seed", type=seed, default=0)
+
+    chat = command(
+        "chat",
+        _chat,
+        "answers from a model, on the terminal or of one turn from standard input",
+        'echo "Habari?" | babel chat runs/chat/hf',
+    )
+    chat.add_argument("model", metavar="MODEL")
+    chat.add_argument("--system", metavar="TEXT", help="what the model is told before the first turn")
+    chat.add_argument("--max-new-tokens", type=positive, default=256)
+    for writes in (generate, chat):
+        writes.add_argument("--temperature", type=float, default=0.0, help="0 (the default) takes the likeliest token")
+        writes.add_argument("--top-p", type=float, default=1.0)
+        writes.add_argument("--seed", type=seed, default=0)

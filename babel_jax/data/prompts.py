@@ -28,7 +28,7 @@ class PromptTokenizer:
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
-        self.eos_id = open_tokenizer(self.folder).eos_id
+        eos_of_folder = open_tokenizer(self.folder).eos_id
         path = self.folder / TOKENIZER_JSON
         try:
             text = path.read_text(encoding="utf-8") if path.is_file() else self._from_sentencepiece()
@@ -39,10 +39,12 @@ class PromptTokenizer:
             raise BadInput(f"{path}: not a readable tokenizer: {' '.join(str(error).split())[:200]}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        config = self.folder / TOKENIZER_CONFIG
-        self._config = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-        bos = self._special("bos_token")
-        self.bos_id = None if bos is None else self._tokenizer.token_to_id(bos)
+        self._config = self._json(TOKENIZER_CONFIG)
+        self.bos_id, eos_id = self._special_id("bos_token"), self._special_id("eos_token")
+        self.eos_id = eos_of_folder if eos_id is None else eos_id
+        stored = {**self._json("config.json"), **self._json("generation_config.json")}.get("eos_token_id")
+        # Any of these ends what the model writes.
+        self.end_ids = tuple(sorted({self.eos_id, eos_of_folder, *(stored if isinstance(stored, list) else [])}))
         # What a text without anything before it follows.
         self.first_id = self.eos_id if self.bos_id is None else self.bos_id
         self.chat_template = self._chat_template()
@@ -78,6 +80,14 @@ class PromptTokenizer:
             return rendered
         last = messages[-1]["content"].strip()
         return rendered[: rendered.rindex(last) + len(last)]
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def _special_id(self, name: str) -> int | None:
+        token = self._special(name)
+        return None if token is None else self._tokenizer.token_to_id(token)
 
     def _special(self, name: str) -> str | None:
         token = self._config.get(name)

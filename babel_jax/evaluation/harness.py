@@ -45,15 +45,14 @@ class DecoderLM(TemplateLM):
         config: ModelConfig,
         params: PyTree[Array],
         tokenizer: PromptTokenizer,
-        eos_ids: Sequence[int],
         responses: Responses,
         mesh: Mesh,
         batch_tokens: int,
         compute_dtype: DTypeLike,
     ):
-        """`params` lie on `mesh`. A batch has about `batch_tokens` tokens. The first of `eos_ids` that comes ends a generated text."""
+        """`params` lie on `mesh`. A batch has about `batch_tokens` tokens."""
         super().__init__()
-        self.config, self.params, self.tokens, self.eos_ids = config, params, tokenizer, tuple(eos_ids)
+        self.config, self.params, self.tokens = config, params, tokenizer
         self.responses, self.mesh, self.batch_tokens, self.compute_dtype = responses, mesh, batch_tokens, np.dtype(compute_dtype)
         self.truncated = 0
 
@@ -186,14 +185,14 @@ class DecoderLM(TemplateLM):
     ) -> list[str]:
         tokens, padding = (on_mesh(self.mesh, column) for column in padded_left(prompts, size, length))
         state = prefill(self.config, new_size, self.compute_dtype, self.params, tokens, padding, np.int32(len(prompts)))
-        eos, step, texts, finished = np.array(self.eos_ids, np.int32), 0, [""] * len(prompts), np.zeros(size, bool)
+        eos, step, texts, finished = np.array(self.tokens.end_ids, np.int32), 0, [""] * len(prompts), np.zeros(size, bool)
         while step < max(most for _, most in limits) and not finished.all():
             until_step = np.int32(min(step + STEPS, new_size))
             state = extend(self.config, self.compute_dtype, self.params, state, padding, until_step, eos, None)
             step, new = int(_on_host(state.step)), _on_host(state.tokens)[: len(prompts)]
             finished = _on_host(state.finished).copy()
             for row, (until, most) in enumerate(limits):
-                ids = until_first(new[row, : min(step, most)].tolist(), self.eos_ids)
+                ids = until_first(new[row, : min(step, most)].tolist(), self.tokens.end_ids)
                 texts[row], stopped = _stopped(self.tokens.decode(ids), until)
                 finished[row] |= stopped or step >= most
             state = state._replace(finished=on_mesh(self.mesh, finished))

@@ -155,7 +155,6 @@ def our_model():
         tokenizer = PromptTokenizer(path)
         mesh = make_mesh({"fsdp": -1})
         params = load_params(folder, shardings=param_shardings(folder.config, mesh))
-        eos_ids = [tokenizer.eos_id]
-        return DecoderLM(folder.config, params, tokenizer, eos_ids, responses or Responses("test"), mesh, batch_tokens, np.float32)
+        return DecoderLM(folder.config, params, tokenizer, responses or Responses("test"), mesh, batch_tokens, np.float32)
 
     return make
