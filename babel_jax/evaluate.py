@@ -32,7 +32,8 @@ from babel_jax.data.prompts import PromptTokenizer
 from babel_jax.data.tokenizers import fertility, open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.benchmark_data import BITS_PER_BYTE, chosen_tasks, lacks, languages_of
-from babel_jax.evaluation.benchmark_tables import as_csv, plot_task, report_text
+from babel_jax.evaluation.benchmark_tables import TITLES, as_csv, plot_task, report_text
+from babel_jax.evaluation.contamination import contamination
 from babel_jax.evaluation.items import Items, accuracy, chrf_plus_plus, differences, means_of, scores_of
 from babel_jax.evaluation.responses import Responses
 from babel_jax.evaluation.scoring import score
@@ -49,7 +50,8 @@ log = logging.getLogger("babel")
 @dataclasses.dataclass(frozen=True)
 class Request:
     """What to measure. `data` is a folder of text (xx.jsonl) and benchmarks (see `benchmark_data`), None for the package's text and the
-    hub; `few_shot` None takes each benchmark's own number of examples, `limit` the first items of each task."""
+    hub; `few_shot` None takes each benchmark's own number of examples, `limit` the first items of each task.
+    `trained_in` is a run folder, in whose windows the items are looked for."""
 
     tasks: tuple[str, ...] = (BITS_PER_BYTE,)
     languages: tuple[str, ...] | None = None
@@ -58,6 +60,7 @@ class Request:
     limit: int | None = None
     max_bytes: int = 200_000
     chat: bool = False
+    trained_in: Path | None = None
 
 
 def evaluate(model: str, baselines: Sequence[str], request: Request, out: Path | None = None) -> dict[str, Any]:
@@ -81,7 +84,8 @@ def evaluate(model: str, baselines: Sequence[str], request: Request, out: Path |
             if len(folders) > 1:
                 log.info("evaluating %s", name)
             measured[name], details[name] = _measured(folder, tasks, texts, request, out)
-        result = _result(model, measured, details, missing)
+        found = {} if request.trained_in is None else {"contamination": contamination(request.trained_in, _items(tasks, request.limit))}
+        result = _result(model, measured, {**details, model: {**details[model], **found}}, missing)
         result |= {} if out is None else {"out": str(out)}
         if out is not None:
             with agreed():
@@ -127,6 +131,14 @@ def _tasks(request: Request) -> tuple[dict[str, _Part], dict[str, list[str]]]:
             loaded = load_tasks(benchmark, code, request.data, request.few_shot)
             parts |= {name: _Part(benchmark, code, task) for name, task in loaded.items()}
     return parts, {task: without for task, (codes, without) in found.items() if without}
+
+
+def _items(parts: dict[str, _Part], limit: int | None) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """The rows by task and language; both directions of a translation have the same ones."""
+    items: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for part in parts.values():
+        items.setdefault(part.benchmark, {})[part.language] = list(part.task.eval_docs)[:limit]
+    return items
 
 
 def _measured(
@@ -199,6 +211,12 @@ def _result(
         f"{label[name]}: {count} requests were longer than the model's positions; their beginnings were cut."
         for name, own in details.items()
         if (count := own.get("truncated"))
+    ]
+    notes += [
+        f"{TITLES[task]}, {code}: {counts['overlapping']} of {counts['items']} items share 13 tokens in a row with the training windows "
+        f"({counts['long_enough']} are long enough to)."
+        for task, by_language in details[model].get("contamination", {}).items()
+        for code, counts in by_language.items()
     ]
     others = {
         name: {"tasks": scores[name], "means": _means(scores[name]), "differences": changes[name], **details[name]} for name in changes

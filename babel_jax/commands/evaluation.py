@@ -17,6 +17,7 @@ def _evaluate(options: argparse.Namespace) -> Result:
         limit=options.limit,
         max_bytes=options.max_bytes,
         chat=options.chat,
+        trained_in=Path(options.contamination) if options.contamination else None,
     )
     benchmarks = request.tasks != ("bits_per_byte",)
     out = Path(options.out) if options.out else Path("runs/evaluation") if benchmarks else None
@@ -48,4 +49,5 @@ def declare(command: Commands) -> None:
     evaluate.add_argument("--limit", type=positive, metavar="N", help="only the first items of each task and language")
     evaluate.add_argument("--max-bytes", type=positive, default=200_000, help="of text for each language (default %(default)s)")
     evaluate.add_argument("--chat", action="store_true", help="ask by the model's chat template")
+    evaluate.add_argument("--contamination", metavar="RUN", help="look for the items in the training windows of this run folder")
     evaluate.add_argument("--out", metavar="DIR", help="folder for tables, plots and answers (default for benchmarks: runs/evaluation)")

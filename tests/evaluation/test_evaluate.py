@@ -199,3 +199,16 @@ def test_a_model_without_tokenizer(tiny_folder, benchmarks, tmp_path):
         (tmp_path / name).write_bytes((tiny_folder() / name).read_bytes())
     with pytest.raises(BadInput, match=r"no tokenizer \(tokenizer.json or tokenizer.model\); copy the model's tokenizer files there"):
         evaluate(str(tmp_path), [], Request(tasks=("xcopa",), data=benchmarks))
+
+
+def test_items_are_looked_for_in_a_run_s_windows(tiny_folder, benchmarks, tmp_path, monkeypatch):
+    def looked_for(run, items):
+        return {
+            task: {code: {"items": len(rows), "long_enough": 2, "overlapping": 1} for code, rows in own.items()}
+            for task, own in items.items()
+        }
+
+    monkeypatch.setattr("babel_jax.evaluate.contamination", looked_for)
+    found = evaluate(str(tiny_folder()), [], Request(tasks=("xcopa",), data=benchmarks, limit=2, trained_in=tmp_path))
+    assert found["contamination"] == {"xcopa": {"id": {"items": 2, "long_enough": 2, "overlapping": 1}}}
+    assert "XCOPA, id: 1 of 2 items share 13 tokens in a row with the training windows (2 are long enough to)." in found["summary"]
