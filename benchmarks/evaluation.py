@@ -66,8 +66,9 @@ def forms(items: int) -> dict[str, list[tuple]]:
 
     examples = "".join(f"{question()} {letter}\n\n" for letter in "ABCDA")
     exams = [examples + question() for _ in range(items)]
-    causes = [some(10) for _ in range(items)]
-    premises = [some(20) for _ in range(items)]
+    # Short ones are many in the benchmarks: 500 of XCOPA and 2,490 of XNLI in each language.
+    causes = [some(10) for _ in range(8 * items)]
+    premises = [some(20) for _ in range(4 * items)]
     steps = "".join(f"Question: {some(40)}\nStep-by-Step Answer: {some(40)}\n\n" for _ in range(4))
     pairs = "".join(f"English: {some(20)}\nSwahili: {some(20)}\n\n" for _ in range(5))
     return {

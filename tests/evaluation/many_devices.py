@@ -4,10 +4,12 @@ import json
 import sys
 from pathlib import Path
 
-import jax
+sys.modules |= {"torch": None, "transformers": None}  # what a user need not have; to import them fails
 
-from babel_jax.evaluate import Request, evaluate
-from babel_jax.evaluation import scoring
+import jax  # noqa: E402
+
+from babel_jax.evaluate import Request, evaluate  # noqa: E402
+from babel_jax.evaluation import scoring  # noqa: E402
 
 
 def main(model: str, benchmarks: str, out: str) -> dict:
