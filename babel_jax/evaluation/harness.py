@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 from lm_eval.api.instance import Instance
@@ -27,7 +27,9 @@ from babel_jax.errors import BadInput
 from babel_jax.evaluation.prefix_trees import Scored
 from babel_jax.evaluation.responses import Responses
 from babel_jax.evaluation.scoring import Score, on_mesh, rows_of_batch, score
-from babel_jax.model.generation import SMALLEST_BUCKET, bucket, extend, padded_left, prefill, until_first
+from babel_jax.model.cache import Cache
+from babel_jax.model.generation import SMALLEST_BUCKET, Decoding, bucket, extend, padded_left, prefill, until_first
+from babel_jax.training.mesh import batch_sharding, replicated
 
 PROMPT_LENGTHS, SHORTEST_PROMPT = 3, 64  # how many padded lengths of prompts are compiled at most, and the least of them
 STEPS = 32  # new tokens between two looks for stop strings
@@ -183,19 +185,22 @@ class DecoderLM(TemplateLM):
     def _generated(
         self, prompts: Sequence[list[int]], limits: Sequence[tuple[list[str], int]], size: int, length: int, new_size: int
     ) -> list[str]:
+        placement = _by_rows(self.mesh)
         tokens, padding = (on_mesh(self.mesh, column) for column in padded_left(prompts, size, length))
-        state = prefill(self.config, new_size, self.compute_dtype, self.params, tokens, padding, np.int32(len(prompts)))
-        eos, step, texts, finished = np.array(self.tokens.end_ids, np.int32), 0, [""] * len(prompts), np.zeros(size, bool)
+        state = prefill(
+            self.config, new_size, self.compute_dtype, self.params, tokens, padding, np.int32(len(prompts)), placement=placement
+        )
+        eos, step, texts, finished = np.array(self.tokens.end_ids, np.int32), 0, [""] * len(prompts), np.arange(size) >= len(prompts)
         while step < max(most for _, most in limits) and not finished.all():
             until_step = np.int32(min(step + STEPS, new_size))
-            state = extend(self.config, self.compute_dtype, self.params, state, padding, until_step, eos, None)
+            state = state._replace(finished=on_mesh(self.mesh, finished))
+            state = extend(self.config, self.compute_dtype, self.params, state, padding, until_step, eos, None, placement=placement)
             step, new = int(_on_host(state.step)), _on_host(state.tokens)[: len(prompts)]
             finished = _on_host(state.finished).copy()
             for row, (until, most) in enumerate(limits):
                 ids = until_first(new[row, : min(step, most)].tolist(), self.tokens.end_ids)
                 texts[row], stopped = _stopped(self.tokens.decode(ids), until)
                 finished[row] |= stopped or step >= most
-            state = state._replace(finished=on_mesh(self.mesh, finished))
         return texts
 
     # --- answers that are there already --------------------------------------------------------------------------------------
@@ -207,6 +212,14 @@ class DecoderLM(TemplateLM):
 
     def _answers(self, kind: str, requests: Iterable[Instance]) -> list[Any]:
         return [self.responses[self.responses.key(kind, request.args)] for request in requests]
+
+
+def _by_rows(mesh: Mesh) -> Decoding:
+    """The shardings of a state whose rows are spread over a mesh; without them XLA may keep the whole cache on every device."""
+    rows: Any = batch_sharding(mesh)
+    same: Any = replicated(mesh)
+    by_layer: Any = NamedSharding(mesh, PartitionSpec(None, *rows.spec))
+    return Decoding(same, rows, rows, Cache(by_layer, by_layer, same), rows)
 
 
 def _by_length(prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[int]]]:

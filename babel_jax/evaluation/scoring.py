@@ -140,6 +140,7 @@ def _log_likelihoods(
     The results are the same on every device, so that every process has them all.
     """
     hidden = hidden_states(config, params, tokens, positions=positions, ends=ends, compute_dtype=compute_dtype)
+    hidden = jax.lax.with_sharding_constraint(hidden, batch_sharding(mesh))
 
     def one_chunk(number: Int[Array, ""], found: tuple[Array, Array]) -> tuple[Array, Array]:
         at, wanted = (jax.lax.dynamic_slice_in_dim(column, number * CHUNK, CHUNK, axis=1) for column in (places, targets))

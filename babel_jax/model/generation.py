@@ -112,7 +112,7 @@ def _check(config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens
             )
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="placement")
 def prefill(
     config: ModelConfig,
     new_size: int,
@@ -121,15 +121,17 @@ def prefill(
     tokens: Int[Array, "batch time"],
     padding: Int[Array, "batch"],
     rows: Int[Array, ""],
+    placement: Decoding | None = None,
 ) -> Decoding:
     """The state before the first of at most `new_size` new tokens. The first `padding` tokens of a row are no tokens, nor are rows from
-    `rows` on."""
+    `rows` on. `placement` is a sharding for each part of the state, where its rows are spread over a mesh."""
     batch, time = tokens.shape
     logits, cache = _advance(config, params, tokens, padding, empty_cache(config, batch, time + new_size, compute_dtype), compute_dtype)
-    return Decoding(jnp.zeros((), jnp.int32), jnp.zeros((batch, new_size), jnp.int32), jnp.arange(batch) >= rows, cache, logits)
+    state = Decoding(jnp.zeros((), jnp.int32), jnp.zeros((batch, new_size), jnp.int32), jnp.arange(batch) >= rows, cache, logits)
+    return state if placement is None else jax.lax.with_sharding_constraint(state, placement)
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+@partial(jax.jit, static_argnums=(0, 1), static_argnames="placement", donate_argnums=3)
 def extend(
     config: ModelConfig,
     compute_dtype: DTypeLike,
@@ -139,6 +141,7 @@ def extend(
     until: Int[Array, ""],
     eos_ids: Int[Array, "eos"],
     sampling: Sampling | None,
+    placement: Decoding | None = None,
 ) -> Decoding:
     """The state with further tokens: until every row is finished (by one of `eos_ids`) or has `until` new tokens in all."""
 
@@ -152,7 +155,8 @@ def extend(
         logits, cache = _advance(config, params, chosen[:, None], padding, state.cache, compute_dtype)
         return Decoding(state.step + 1, new, finished, cache, logits)
 
-    return jax.lax.while_loop(more, one_more, state)
+    state = jax.lax.while_loop(more, one_more, state)
+    return state if placement is None else jax.lax.with_sharding_constraint(state, placement)
 
 
 def _advance(
