@@ -6,9 +6,12 @@ config.toml        the resolved config; alone it makes the run again
 checkpoints/       the train state, by step
 metrics.jsonl      a line for each step; the same in tensorboard/
 mixture.json       tokens, shares and epochs of each stage
-evaluation/X.json  bits per byte at the point X: base, expanded, and the result of each stage
+evaluation/X.json  bits per byte and the offline suite at the point X: base, expanded, and the result of each stage
+evaluation/        during.jsonl and best.json: the same between steps, and the best of them (training/watch.py)
 hf/                the trained model as a Hugging Face folder
+samples.json       what the trained model writes in each language
 summary.*          table (.md), figures (.json) and plot (.png)
+report.html        all of it on one page
 """
 
 import contextlib
@@ -29,23 +32,30 @@ from babel_jax.checkpoints.folder import Format, ModelFolder, copy_other_files, 
 from babel_jax.checkpoints.hf_config import stored_eos_token_ids, write_hf_config
 from babel_jax.checkpoints.processes import agreed, first_says
 from babel_jax.config import Config, ModelConfig, Stage
-from babel_jax.config.file import parse_settings, read_toml
+from babel_jax.config.file import load_config, parse_settings, read_toml
 from babel_jax.data.chat_format import open_chat_format, write_chat_files
 from babel_jax.data.prepare import prepare
 from babel_jax.data.prepared import open_prepared
 from babel_jax.data.tokenizers import Tokenizer, open_tokenizer
 from babel_jax.errors import BadInput
-from babel_jax.evaluation.bits_per_byte import bits_per_byte, class_means, encode, encode_conversations
-from babel_jax.evaluation.tables import findings, plot_points, points_table
+from babel_jax.evaluation.bits_per_byte import class_means
+from babel_jax.evaluation.points import BITS_PER_BYTE, measure, point_file, point_names, read_points, scores_of, write_point
+from babel_jax.evaluation.tables import findings, plot_points, points_table, suite_table
 from babel_jax.expansion.apply import expand_config, expand_hf_config, expand_params, new_layers_of
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
 from babel_jax.files import PARTIAL, make_folder, only_process_in, write_text
 from babel_jax.model.decoder import count_parameters, forward, init_params
 from babel_jax.model.generation import generate
+from babel_jax.report.card import run_card
+from babel_jax.report.gate import gate_words
+from babel_jax.report.page import PAGE, write_report
+from babel_jax.report.record import SAMPLES, run_folder_of, versions
+from babel_jax.report.samples import write_samples
 from babel_jax.training.checkpoints import newest_step, read_json_lines
 from babel_jax.training.deepening import depths
 from babel_jax.training.mesh import make_mesh, param_shardings
 from babel_jax.training.run import train_stages
+from babel_jax.training.watch import BEST, Watch
 
 log = logging.getLogger("babel")
 
@@ -102,14 +112,21 @@ def _run(config: Config, run_folder: Path, compare_export: bool) -> dict[str, An
 
     new_layers = plan.new_layers if plan is not None else new_layers_of(folder.hf_config) if folder is not None else ()
     models = depths(model_config, new_layers, config.deepen)
-    params = train_stages(config, models, begin, run_folder, measure_stage)
+    watch = Watch(
+        run_folder,
+        config.evaluation.every,
+        lambda step, model_config, params: measure(config, f"after {step} steps", model_config, params, tokenizer),
+    )
+    params = train_stages(config, models, begin, run_folder, measure_stage, watch)
     model_config, plans = models[-1].config, [applied for applied in (plan, *(model.plan for model in models)) if applied is not None]
     if first_says(not (run_folder / "hf").is_dir()):
         _export(run_folder / "hf", config, model_config, folder, plans, params, tokenizer)
     difference = export_difference(run_folder / "hf", params, model_config) if compare_export else None
+    write_samples(run_folder, model_config, params, tokenizer, open_prepared(config.data.folder))
     with agreed():
         if first:
             _summarize(config, run_folder, model_config, difference)
+            write_report(run_folder, run_folder / PAGE)
     finished = _finished(run_folder)
     assert finished is not None
     return finished
@@ -121,6 +138,16 @@ def _finished(run_folder: Path) -> dict[str, Any] | None:
     with contextlib.suppress(FileNotFoundError, ValueError):
         found = json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
     return found if first_says(found is not None) else None
+
+
+def report_run(path: Path, out: Path | None = None, tolerance: float = 0.0) -> dict[str, Any]:
+    """Writes the page of a run folder, or of a demo's; gives {"path", "gate", "summary"}. Samples that are missing are made first."""
+    run_folder = run_folder_of(path)
+    if (run_folder / "hf").is_dir() and not (run_folder / SAMPLES).is_file():
+        folder, data = open_folder(run_folder / "hf"), load_config(run_folder / "config.toml").data.folder
+        write_samples(run_folder, folder.config, load_params(folder, dtype=jnp.float32), open_tokenizer(folder.path), open_prepared(data))
+    found = write_report(run_folder, out or path / PAGE, tolerance)
+    return {**found, "summary": f"{gate_words(found['gate'])}\nReport: {found['path']}"}
 
 
 def generate_text(model: str, prompt: str, max_new_tokens: int, temperature: float, top_p: float, seed: int) -> dict[str, Any]:
@@ -216,32 +243,13 @@ def _check_fit(config: Config, model_config: ModelConfig, tokenizer: Tokenizer) 
 
 
 def _measure(config: Config, point: str, model_config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer) -> None:
-    """Bits per byte on the held-out text, written as the point's file; one that is there already stays."""
-    path = Path(config.out) / "evaluation" / f"{point}.json"
-    if first_says(path.is_file()):
+    """Measures on the held-out text and writes the point's file; one that is there already stays."""
+    if first_says(point_file(Path(config.out), point).is_file()):
         return
-    prepared = open_prepared(config.data.folder)
-    texts = {code: [row.text for row in prepared.heldout(code)] for code in prepared.languages}
-    limits = {
-        "seq_len": config.data.seq_len,
-        "batch_size": config.evaluation.batch_size,
-        "max_bytes": config.evaluation.max_bytes,
-    }
-    if config.data.conversations:
-        encoded = encode_conversations(open_chat_format(tokenizer.path, config.data.chat_template), texts, **limits)
-    else:
-        encoded = encode(tokenizer, texts, **limits)
-    encoded = {code: text for code, text in encoded.items() if text.bytes}
-    if not encoded and config.data.heldout_fraction > 0:
-        raise BadInput(f"{config.data.folder}: too little text to hold any out; give more text, or data.heldout_fraction = 0")
-    measured = bits_per_byte(model_config, params, encoded, jnp.dtype(config.training.compute_dtype))
-    values = {code: bits.bits_per_byte for code, bits in measured.items()}
-    means = {group: mean for group, mean in class_means(values).items() if mean is not None}
-    log.info("bits per byte, %s: %s", point, ", ".join(f"{group} {mean:.3f}" for group, mean in means.items()))
+    results = measure(config, point, model_config, params, tokenizer)
     with agreed():
         if jax.process_index() == 0:
-            path.parent.mkdir(exist_ok=True)
-            write_text(path, json.dumps(values, indent=2) + "\n")
+            write_point(Path(config.out), point, results)
 
 
 def _export(
@@ -263,6 +271,9 @@ def _export(
     eos = chat_eos or (None if stored else tokenizer.eos_id)
     hf_config = write_hf_config(model_config, base, str(config.export_dtype), eos_token_id=eos, pad_token_id=tokenizer.pad_id)
     exported = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(config.export_dtype)), params)
+    mixture = Path(config.out) / "mixture.json"
+    mixtures = json.loads(mixture.read_text(encoding="utf-8")) if mixture.is_file() else {}
+    card = run_card(config, hf_config, folder.path if folder is not None else None, mixtures)
     with tempfile.TemporaryDirectory() as files:
         if folder is not None:
             copy_other_files(folder.path, Path(files))
@@ -270,13 +281,12 @@ def _export(
             tokenizer.save(Path(files))
         if chat is not None:
             write_chat_files(Path(files), chat, chat_eos)
-        save_folder(path, Format.HF, exported, hf_config, Path(files))
+        save_folder(path, Format.HF, exported, hf_config, Path(files), texts=card)
 
 
 def _summarize(config: Config, run_folder: Path, model_config: ModelConfig, export_difference: float | None) -> None:
-    names = ["base", "expanded", *(stage.result for stage in config.stages)]
-    found = {name: run_folder / "evaluation" / f"{name}.json" for name in names}
-    points = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in found.items() if path.is_file()}
+    results, best = read_points(run_folder, point_names(config)), run_folder / "evaluation" / BEST
+    points = {name: scores_of(tasks, BITS_PER_BYTE) for name, tasks in results.items()}
     losses = {
         stage.name: [
             (line["step"], line["loss"])
@@ -293,8 +303,9 @@ def _summarize(config: Config, run_folder: Path, model_config: ModelConfig, expo
             "",
             *findings(points),
             "",
+            *suite_table(results),
             f"{count_parameters(model_config):,} parameters in {model_config.num_hidden_layers} layers. Model: {run_folder / 'hf'}",
-            f"Plot: {run_folder / 'summary.png'}",
+            f"Plot: {run_folder / 'summary.png'}. Report: {run_folder / PAGE}",
         ]
     )
     if export_difference is not None:
@@ -308,6 +319,10 @@ def _summarize(config: Config, run_folder: Path, model_config: ModelConfig, expo
         "parameters": count_parameters(model_config),
         "bits_per_byte": points,
         "means": {name: class_means(values) for name, values in points.items()},
+        "tasks": results,
+        **({"best": json.loads(best.read_text(encoding="utf-8"))} if best.is_file() else {}),
+        "report": str(run_folder / PAGE),
+        "versions": versions(),
         **({} if export_difference is None else {"export_difference": export_difference}),
         "summary": text,
     }
