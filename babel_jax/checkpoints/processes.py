@@ -1,6 +1,7 @@
 """Several JAX processes that write one folder or read one model: all succeed, or all fail with one message."""
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -45,6 +46,23 @@ def _exchange(message: str) -> list[str]:
 def first_says(yes: bool) -> bool:
     """What process 0 says to a question that others may see another answer to, such as whether a file is there already."""
     return yes if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.asarray(yes)))
+
+
+def first_text(text: str) -> str:
+    """The text of process 0, on all."""
+    if jax.process_count() == 1:
+        return text
+    data = np.frombuffer(text.encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    return bytes(multihost_utils.broadcast_one_to_all(np.resize(data, length))).decode()
+
+
+def same_on_all(text: str) -> bool:
+    """Whether all processes give the same text, by its hash."""
+    if jax.process_count() == 1:
+        return True
+    digests = multihost_utils.process_allgather(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8))
+    return bool((digests == digests[0]).all())
 
 
 @contextlib.contextmanager

@@ -1,0 +1,89 @@
+"""`babel train` by several real processes: what one process gives, and one end for all."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from babel_jax.training.checkpoints import read_json_lines
+
+pytestmark = pytest.mark.slow
+SCRIPT = Path(__file__).with_name("one_of_several.py")
+
+
+def train(config, count, devices=4, orders="", overrides=(), of_each=None):
+    """Runs the config by `count` processes with `devices` among them; gives (exit status, output, errors) of each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    started = []
+    for number in range(count):
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // count}",
+            "BABEL_HEARTBEAT_SECONDS": "10",
+            "TEST_ORDERS": orders,
+        }
+        if count > 1:
+            environment |= {
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_NUM_PROCESSES": str(count),
+                "JAX_PROCESS_ID": str(number),
+            }
+        settings = [*overrides, *(of_each(number) if of_each else ())]
+        command = [sys.executable, SCRIPT, "train", config, "--json", *(part for one in settings for part in ("--set", one))]
+        started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    try:
+        ended = [process.communicate(timeout=240) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [(process.returncode, *output) for process, output in zip(started, ended, strict=True)]
+
+
+def losses(folder):
+    return {line["step"]: line["loss"] for line in read_json_lines(folder / "metrics.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def config(run_config, tmp_path_factory):
+    """The path of the config of a run of 6 + 4 steps, whose mesh is for four devices."""
+    folder = tmp_path_factory.mktemp("several")
+    path = folder / "run.toml"
+    evaluation = {"batch_size": 4, "max_bytes": 500}
+    run_config(folder / "run", training={"mesh": {"fsdp": 2, "data": 2}}, evaluation=evaluation, export_dtype="float32").save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(config):
+    """The run folder and the result of one process."""
+    folder = config.with_name("alone")
+    ((status, output, errors),) = train(config, 1, overrides=[f"out={folder}"])
+    assert status == 0, errors[-3000:]
+    return folder, json.loads(output)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_give_what_one_does(config, alone, count):
+    folder, expected = alone
+    out = config.with_name(f"by-{count}")
+    ended = train(config, count, overrides=[f"out={out}"])
+    assert [status for status, _, _ in ended] == [0] * count, "\n".join(errors[-2000:] for _, _, errors in ended)
+    assert [output != "" for _, output, _ in ended] == [number == 0 for number in range(count)]
+    found = json.loads(ended[0][1])
+    print({s: losses(out)[s]-losses(folder)[s] for s in losses(out)})
+    np.testing.assert_allclose(list(losses(out).values()), list(losses(folder).values()), rtol=1e-6)
+    assert list(losses(out)) == list(losses(folder)) == list(range(10))
+    for point, values in expected["bits_per_byte"].items():
+        assert found["bits_per_byte"][point] == pytest.approx(values, rel=1e-5)
+    assert {path.name for path in out.iterdir()} == {path.name for path in folder.iterdir()}
+    # The log is of process 0 alone; the others may only warn.
+    assert "stage first: steps 0 to 5" in ended[0][2]
+    assert all("stage first" not in errors for _, _, errors in ended[1:])
