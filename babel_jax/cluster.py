@@ -62,6 +62,10 @@ def join() -> None:
         raise BadInput(f"the processes of the job cannot be joined: {_first_line(error)}") from None
     finally:
         late.cancel()
+    # Gloo prints to standard output, where a command's result alone is to stand.
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
     if jax.process_index() != 0:
         log.setLevel(logging.WARNING)
     log.info("%d processes, %d devices", jax.process_count(), jax.device_count())

@@ -18,6 +18,7 @@ import contextlib
 import functools
 import json
 import logging
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ from babel_jax.checkpoints.folder import Format, ModelFolder, load_params, open_
 from babel_jax.checkpoints.hf_config import stored_eos_token_ids, write_hf_config
 from babel_jax.checkpoints.processes import agreed, first_says, first_text, same_on_all
 from babel_jax.checkpoints.tokenizer_files import check_vocabulary
-from babel_jax.config import Config, ModelConfig, Stage
+from babel_jax.config import CHANGEABLE, Config, ModelConfig, Stage
 from babel_jax.config.file import parse_settings, read_toml
 from babel_jax.data.corpus import read_texts
 from babel_jax.data.prepare import prepare
@@ -203,7 +204,7 @@ def _claim(run_folder: Path, config: Config) -> None:
     """Writes the resolved config into the run folder, or checks it against the one that stands there.
 
     One from which nothing was computed yet, as after a mistake in it, is replaced, and so is one that deepens the model at other steps
-    than those that were taken.
+    than those that were taken, or has another mesh.
     """
     path = run_folder / "config.toml"
     if not path.is_file() and any(not file.name.endswith((PARTIAL, LEASE)) for file in run_folder.iterdir()):
@@ -212,17 +213,21 @@ def _claim(run_folder: Path, config: Config) -> None:
         config.save(path)
         return
     before = parse_settings(Config, {**read_toml(path), "out": config.out}, str(path))
-    newest = newest_step(run_folder / "checkpoints")
-    if before != config and _until(before, newest) == _until(config, newest) and not (run_folder / "summary.json").is_file():
-        config.save(path)
-    elif before != config:
+    finished = (run_folder / "summary.json").is_file()
+    steps = sys.maxsize if finished else newest_step(run_folder / "checkpoints")
+    if _until(before, steps) == _until(config, steps):
+        if before != config and not finished:
+            config.save(path)
+    else:
         changed = _differences(before.model_dump(mode="json"), config.model_dump(mode="json"))
         raise BadInput(f"{run_folder}: begun with another {', '.join(changed)}; give another out, or the settings of {path}")
 
 
 def _until(config: Config, step: int) -> Config:
-    """The config without the deepenings that a run of so many steps has not come to."""
-    return config.model_copy(update={"deepen": tuple(deepening for deepening in config.deepen if deepening.step < step)})
+    """The config without the deepenings that a run of so many steps has not come to, nor what may change from one start to the next."""
+    training = config.training.model_copy(update=dict.fromkeys(CHANGEABLE))
+    deepen = tuple(deepening for deepening in config.deepen if deepening.step < step)
+    return config.model_copy(update={"training": training, "deepen": deepen})
 
 
 def _differences(before: Any, now: Any, key: str = "") -> list[str]:

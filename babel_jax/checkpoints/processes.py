@@ -2,17 +2,21 @@
 
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax._src import distributed  # the barrier of the coordination service has no public name
 from jax.experimental import multihost_utils
 
 from babel_jax.errors import BadInput
 from babel_jax.files import PARTIAL, new_folder
 
 _MESSAGE_BYTES = 1000
+_LONGEST_WAIT_MS = 7 * 24 * 3600 * 1000
+_meetings = itertools.count()
 
 
 @contextlib.contextmanager
@@ -36,7 +40,17 @@ def agreed() -> Iterator[None]:
         raise BadInput(f"{message} (process {process} of {jax.process_count()})")
 
 
+def meet() -> None:
+    """Waits until all processes are here, however long one of them compiles or prepares.
+
+    Collective operations would wait only so long (Gloo 30 s to connect). A process that has died ends the others also here.
+    """
+    if (client := distributed.global_state.client) is not None:
+        client.wait_at_barrier(f"babel {next(_meetings)}", _LONGEST_WAIT_MS)
+
+
 def _exchange(message: str) -> list[str]:
+    meet()
     data = np.zeros(_MESSAGE_BYTES, np.uint8)
     encoded = np.frombuffer(message.encode()[:_MESSAGE_BYTES], np.uint8)
     data[: len(encoded)] = encoded

@@ -104,6 +104,10 @@ class ComputeType(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+# Settings of TrainingSettings that a run may be resumed with others of: they change its results by rounding at most.
+CHANGEABLE = ("mesh", "remat", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_every", "compilation_cache")
+
+
 class TrainingSettings(Settings):
     """How a step is computed. `global_batch_size` counts windows; `mesh` gives sizes of mesh axes, -1 for what is left.
 

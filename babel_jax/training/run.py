@@ -7,14 +7,14 @@ import logging
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from babel_jax.checkpoints.processes import agreed
+from babel_jax.checkpoints.processes import agreed, meet
 from babel_jax.config import Config, ModelConfig, OptimizerSettings, Stage, Trained
 from babel_jax.data.loading import Batches
 from babel_jax.data.mixture import Mixture, make_mixture
@@ -131,7 +131,7 @@ def train_stages(
             log.info("resuming at step %d of %d", start, stages[-1].end)
         available = _tokens_by_language(config)
         with Metrics(run_folder, config.data.seq_len, available, start, stages[-1].end, goodput) as metrics:
-            loop = Loop(config, mesh, checkpoints, metrics, goodput, traced)
+            loop = Loop(config, mesh, checkpoints, metrics, goodput, traced, {})
             for number, plan in enumerate(stages):
                 # A run that stands right at the end of a stage may have been stopped in on_stage_end, so that is called again.
                 if start > plan.end:
@@ -184,7 +184,7 @@ def _carried_over(state: TrainState, before: Setup, after: Setup, settings: Opti
 
 
 class Loop(NamedTuple):
-    """What the loops of all stages share."""
+    """What the loops of all stages share; `programs` are the steps compiled."""
 
     config: Config
     mesh: Mesh
@@ -192,6 +192,16 @@ class Loop(NamedTuple):
     metrics: Metrics
     goodput: Goodput
     traced: Profile
+    programs: dict[Step, Step]
+
+
+def _program(loop: Loop, step: Step, *arguments: Any) -> Step:
+    """The step compiled, on all processes: no device waits in a collective operation for a host that compiles."""
+    if step not in loop.programs:
+        with loop.goodput.spent(Spent.COMPILE):
+            loop.programs[step] = cast(jax.stages.Wrapped, step).lower(*arguments).compile()
+            meet()
+    return loop.programs[step]
 
 
 def _train_stage(loop: Loop, plan: PlannedStage, number: int, steps: range, step: Step, state: TrainState) -> TrainState:
@@ -200,7 +210,7 @@ def _train_stage(loop: Loop, plan: PlannedStage, number: int, steps: range, step
     Raises BadInput when too many updates in a row were skipped, and between two steps KeyboardInterrupt after Ctrl-C and Preempted after
     SIGTERM; all leave a checkpoint.
     """
-    config, mesh, checkpoints, metrics, goodput, traced = loop
+    config, mesh, checkpoints, metrics, goodput, traced, _ = loop
     training, tokens_per_step = config.training, config.training.global_batch_size * config.data.seq_len
     with agreed():
         batches = _batches(config, plan, number).iterate(steps.start - plan.start)
@@ -212,13 +222,13 @@ def _train_stage(loop: Loop, plan: PlannedStage, number: int, steps: range, step
             with goodput.spent(Spent.DATA):
                 inputs = global_batch(next(batches), mesh), everywhere(np.float32(rate), mesh)
             traced.before(now)
-            # A first call compiles, and returns when that is done.
+            program = _program(loop, step, state, *inputs)
             with (
-                goodput.spent(Spent.COMPILE if now == steps.start else Spent.STEP),
+                goodput.spent(Spent.STEP),
                 jax.profiler.StepTraceAnnotation("train", step_num=now),
                 jax.transfer_guard("disallow"),
             ):
-                state, values = step(state, *inputs)
+                state, values = program(state, *inputs)
             traced.after(now, values)
             with goodput.spent(Spent.STEP):
                 skipped = metrics.log(now, plan.stage.name, rate, tokens_per_step, values)

@@ -27,6 +27,7 @@ def train(config, count, devices=4, orders="", overrides=(), of_each=None):
             "PYTHONPATH": os.pathsep.join(sys.path),
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // count}",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "BABEL_HEARTBEAT_SECONDS": "10",
             "TEST_ORDERS": orders,
         }
@@ -57,7 +58,7 @@ def config(run_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("several")
     path = folder / "run.toml"
     evaluation = {"batch_size": 4, "max_bytes": 500}
-    run_config(folder / "run", training={"mesh": {"fsdp": 2, "data": 2}}, evaluation=evaluation, export_dtype="float32").save(path)
+    run_config(folder / "run", training={"mesh": {"fsdp": 4}}, evaluation=evaluation, export_dtype="float32").save(path)
     return path
 
 
@@ -75,10 +76,9 @@ def test_several_processes_give_what_one_does(config, alone, count):
     folder, expected = alone
     out = config.with_name(f"by-{count}")
     ended = train(config, count, overrides=[f"out={out}"])
-    assert [status for status, _, _ in ended] == [0] * count, "\n".join(errors[-2000:] for _, _, errors in ended)
+    assert [status for status, _, _ in ended] == [0] * count, "\n".join(errors[:4000] for _, _, errors in ended)
     assert [output != "" for _, output, _ in ended] == [number == 0 for number in range(count)]
     found = json.loads(ended[0][1])
-    print({s: losses(out)[s]-losses(folder)[s] for s in losses(out)})
     np.testing.assert_allclose(list(losses(out).values()), list(losses(folder).values()), rtol=1e-6)
     assert list(losses(out)) == list(losses(folder)) == list(range(10))
     for point, values in expected["bits_per_byte"].items():
@@ -87,3 +87,39 @@ def test_several_processes_give_what_one_does(config, alone, count):
     # The log is of process 0 alone; the others may only warn.
     assert "stage first: steps 0 to 5" in ended[0][2]
     assert all("stage first" not in errors for _, _, errors in ended[1:])
+
+
+def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on_by_another_number(config, alone):
+    folder, _ = alone
+    out = config.with_name("killed")
+    (first, _, said), (second, _, _) = train(config, 2, orders="KILL:1:4", overrides=[f"out={out}"])
+    assert (first, second) == (1, -9)
+    assert "process 0 of 2 lost another one of the job" in said
+    assert "goes on at the last checkpoint" in said
+    assert "Traceback" not in said
+    # Another number of processes, of devices, and another mesh.
+    ((status, _, errors),) = train(config, 1, devices=2, overrides=[f"out={out}", "training.mesh={data=2}"])
+    assert status == 0, errors[-3000:]
+    assert "resuming at step 3 of 10" in errors
+    np.testing.assert_allclose(list(losses(out).values()), list(losses(folder).values()), rtol=1e-5)
+
+
+def test_sigterm_of_one_process_stops_all_at_one_step_with_a_checkpoint(config):
+    out, steps = config.with_name("preempted"), "stages.0.steps=2000"
+    ended = train(config, 2, orders="TERM:1:3", overrides=[f"out={out}", steps])
+    assert [status for status, _, _ in ended] == [0, 0], "\n".join(errors[-3000:] for _, _, errors in ended)
+    result = json.loads(ended[0][1])
+    assert result["preempted"] is True
+    assert result["summary"].endswith("resume with the same command")
+    (newest,) = sorted(int(path.name) for path in (out / "checkpoints").iterdir())[-1:]
+    assert f"after step {newest - 1}, with a checkpoint" in result["summary"]
+    assert list(losses(out)) == list(range(newest))
+    assert not (out / "lease.json").exists()
+
+
+def test_processes_of_different_configs_are_refused_before_anything_is_written(config):
+    out = config.with_name("different")
+    ended = train(config, 2, overrides=[f"out={out}"], of_each=lambda number: [f"optimizer.b1=0.{8 + number}", f"seed={number}"])
+    assert [status for status, _, _ in ended] == [2, 2]
+    assert all("not as in process 0 is optimizer.b1, seed" in errors for _, _, errors in ended)
+    assert not out.exists()
