@@ -16,9 +16,7 @@ KILLS = 20
 
 @pytest.mark.slow
 def test_twenty_random_kills(run_config, tmp_path):
-    stages = [
-        {"name": name, "steps": 200, "schedule": {"peak": 1e-3}, "mixture": {"max_epochs": 100000.0}} for name in ("first", "second")
-    ]
+    stages = [{"name": name, "steps": 200, "schedule": {"peak": 1e-3}, "mixture": {"max_epochs": 100000.0}} for name in ("first", "second")]
     config = run_config(
         tmp_path / "undisturbed",
         stages=stages,
