@@ -41,7 +41,10 @@ def train(config, count, devices=4, orders="", overrides=(), of_each=None):
         command = [sys.executable, SCRIPT, "train", config, "--json", *(part for one in settings for part in ("--set", one))]
         started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
     try:
-        ended = [process.communicate(timeout=240) for process in started]
+        ended = [started[0].communicate(timeout=240)]
+        if "STOP" in orders:
+            started[1].kill()
+        ended += [process.communicate(timeout=240) for process in started[1:]]
     finally:
         for process in started:
             process.kill()
@@ -102,6 +105,13 @@ def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on_by_another
     assert status == 0, errors[-3000:]
     assert "resuming at step 3 of 10" in errors
     np.testing.assert_allclose(list(losses(out).values()), list(losses(folder).values()), rtol=1e-5)
+
+
+def test_a_process_that_hangs_ends_the_others(config):
+    """Stopped, it neither answers nor ends; only the missing heartbeats show it."""
+    (first, _, said), _ = train(config, 2, orders="STOP:1:4", overrides=[f"out={config.with_name('hangs')}"])
+    assert first not in (0, None)
+    assert "stopped sending heartbeats" in said
 
 
 def test_sigterm_of_one_process_stops_all_at_one_step_with_a_checkpoint(config):
