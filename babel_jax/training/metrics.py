@@ -118,6 +118,7 @@ class Metrics:
         seconds, self._last_time = now - self._last_time, now
         line |= {"loss": float(host["loss"]), "gradient_norm": float(host["gradient_norm"]), "skipped": int(host["skipped"])}
         line |= {"seconds": seconds, "tokens_per_second": line["tokens"] / seconds, "goodput": self._goodput.fraction()}
+        line["time_spent"] = {str(on): round(spent, 3) for on, spent in self._goodput.seconds.items()}
         if self._peak is not None:
             line["model_flop_utilization"] = line["tokens_per_second"] * self._flops / self._peak
         line |= _device_memory() | self._stragglers(line["step"])

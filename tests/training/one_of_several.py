@@ -5,6 +5,7 @@ import signal
 import sys
 
 from babel_jax.cli import main
+from babel_jax.training import metrics
 from babel_jax.training.metrics import Metrics
 
 
@@ -22,6 +23,7 @@ def at_step(step, act):
 
 
 if __name__ == "__main__":
+    metrics._STEPS_BETWEEN_COMPARISONS = 5
     number = int(os.environ.get("JAX_PROCESS_ID", "0"))
     for order in os.environ.get("TEST_ORDERS", "").split():
         name, process, step = order.split(":")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -74,10 +75,9 @@ def alone(config):
     return folder, json.loads(output)
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_several_processes_give_what_one_does(config, alone, count):
+def test_four_processes_give_what_one_does(config, alone):
     folder, expected = alone
-    out = config.with_name(f"by-{count}")
+    out, count = config.with_name("by-4"), 4
     ended = train(config, count, overrides=[f"out={out}"])
     assert [status for status, _, _ in ended] == [0] * count, "\n".join(errors[:4000] for _, _, errors in ended)
     assert [output != "" for _, output, _ in ended] == [number == 0 for number in range(count)]
@@ -87,6 +87,12 @@ def test_several_processes_give_what_one_does(config, alone, count):
     for point, values in expected["bits_per_byte"].items():
         assert found["bits_per_byte"][point] == pytest.approx(values, rel=1e-5)
     assert {path.name for path in out.iterdir()} == {path.name for path in folder.iterdir()}
+    compared = [line for line in read_json_lines(out / "metrics.jsonl") if "slowest_process" in line]
+    assert [line["step"] for line in compared] == [4, 9]
+    for line in compared:
+        assert line["slowest_process"] in range(count)
+        assert line["seconds"] > 0
+        assert line["slowest_process_seconds"] >= line["median_process_seconds"] > 0
     # The log is of process 0 alone; the others may only warn.
     assert "stage first: steps 0 to 5" in ended[0][2]
     assert all("stage first" not in errors for _, _, errors in ended[1:])
@@ -105,6 +111,23 @@ def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on_by_another
     assert status == 0, errors[-3000:]
     assert "resuming at step 3 of 10" in errors
     np.testing.assert_allclose(list(losses(out).values()), list(losses(folder).values()), rtol=1e-5)
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside_by_all(config, alone):
+    """One of two processes would find it whole: what it needs of it is."""
+    folder, _ = alone
+    out = config.with_name("damaged")
+    shutil.copytree(folder, out)
+    (out / "summary.json").unlink()
+    shutil.rmtree(out / "hf")
+    for file in (out / "checkpoints" / "10").rglob("*"):
+        if file.is_file() and "d" in file.parts[-2:-1]:
+            file.write_bytes(file.read_bytes()[:10])
+    ended = train(config, 2, overrides=[f"out={out}"])
+    assert [status for status, _, _ in ended] == [0, 0], "\n".join(errors[:4000] for _, _, errors in ended)
+    assert "checkpoint 10 cannot be read" in ended[0][2]
+    assert (out / "checkpoints" / "10.damaged").is_dir()
+    np.testing.assert_allclose(list(losses(out).values()), list(losses(folder).values()), rtol=1e-6)
 
 
 def test_a_process_that_hangs_ends_the_others(config):

@@ -1,5 +1,6 @@
 """The staged run: stopped anywhere, it goes on to the same bits; what goes wrong is said and loses nothing."""
 
+import itertools
 import json
 import shutil
 import signal
@@ -237,6 +238,9 @@ def test_lines_say_where_the_time_went(undisturbed):
     folder, _ = undisturbed
     lines = read_json_lines(folder / "metrics.jsonl")
     assert all(0 < line["goodput"] < 1 and line["seconds"] > 0 for line in lines)
+    for before, after in itertools.pairwise(lines):
+        assert after["time_spent"]["step"] > before["time_spent"]["step"]
+    assert lines[-1]["goodput"] == pytest.approx(lines[-1]["time_spent"]["step"] / sum(lines[-1]["time_spent"].values()), abs=1e-3)
     parts = goodput_of(folder / "goodput.json")
     assert sum(parts.values()) == pytest.approx(1)
     assert all(parts[name] > 0 for name in ("step", "compile", "data", "checkpoint", "setup"))
