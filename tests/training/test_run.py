@@ -245,3 +245,21 @@ def test_lines_say_where_the_time_went(undisturbed):
     assert sum(parts.values()) == pytest.approx(1)
     assert all(parts[name] > 0 for name in ("step", "compile", "data", "checkpoint", "setup"))
     assert parts["lost"] == parts["down"] == 0
+
+
+def test_killed_when_a_save_is_on_disk_no_line_is_missing(undisturbed, train, tmp_path, monkeypatch):
+    folder, _ = undisturbed
+
+    def save_and_die(self, *arguments, save=run.Checkpoints.save):
+        save(self, *arguments)
+        self.wait()
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Checkpoints, "save", save_and_die)
+        patch.setattr(Metrics, "close", lambda _: None)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(tmp_path)
+    assert (tmp_path / "checkpoints" / "3").is_dir()
+    train(tmp_path)
+    assert losses(tmp_path) == losses(folder)
