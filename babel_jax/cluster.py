@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -59,7 +60,7 @@ def join() -> None:
             shutdown_timeout_seconds=heartbeat,
         )
     except Exception as error:  # whatever the cluster's own libraries raise
-        raise BadInput(f"the processes of the job cannot be joined: {_first_line(error)}") from None
+        raise BadInput(f"the processes of the job cannot be joined: {_one_line(error)}") from None
     finally:
         late.cancel()
     # Gloo prints to standard output, where a command's result alone is to stand.
@@ -112,7 +113,7 @@ def lost_process(error: Exception) -> str | None:
     jax = _jax()
     return (
         f"process {jax.process_index()} of {jax.process_count()} lost another one of the job, whose own output says why "
-        f"({_first_line(error)}); start all again with the same command, which goes on at the last checkpoint"
+        f"({_one_line(error)}); start all again with the same command, which goes on at the last checkpoint"
     )
 
 
@@ -137,16 +138,27 @@ def _by_hand(environment: Mapping[str, str]) -> dict[str, Any] | None:
 
 def _cluster_of_several() -> bool:
     """Whether JAX sees a cluster of several processes. Raises BadInput where there are signs of one that JAX cannot read."""
-    from jax._src.clusters import ClusterEnv  # what `jax.distributed.initialize()` asks; it has no public form
+    from jax._src.clusters import ClusterEnv, K8sCluster  # what `jax.distributed.initialize()` asks; it has no public form
 
     _check_signs(os.environ)
+    # Only in an indexed Job does a pod have a number.
+    kinds = [kind for kind in ClusterEnv._cluster_types if kind is not K8sCluster or "JOB_COMPLETION_INDEX" in os.environ]
     try:
-        found = next((kind for kind in ClusterEnv._cluster_types if not kind.opt_in_only_method and kind.is_env_present()), None)
+        found = next((kind for kind in kinds if not kind.opt_in_only_method and _is_present(kind)), None)
         return found is not None and found.get_process_count() > 1
     except Exception as error:  # metadata servers and Kubernetes
         raise BadInput(
-            f"environment: signs of a cluster, but its size cannot be learned: {_first_line(error)}; JAX_NUM_PROCESSES=1 is for one process"
+            f"environment: signs of a cluster, but its size cannot be learned: {_one_line(error)}; JAX_NUM_PROCESSES=1 is for one process"
         ) from None
+
+
+def _is_present(kind: Any) -> bool:
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        present = kind.is_env_present()
+    if warned and not present:  # Kubernetes, without the package that asks it
+        raise ValueError(str(warned[0].message))
+    return bool(present)
 
 
 def _check_signs(environment: Mapping[str, str]) -> None:
@@ -174,8 +186,8 @@ def _number(environment: Mapping[str, str], name: str, default: int, least: int)
     return int(text)
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def joined() -> bool:

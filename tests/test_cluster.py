@@ -7,7 +7,7 @@ from jax._src.clusters import ClusterEnv
 from babel_jax import cluster
 from babel_jax.errors import BadInput
 
-SIGNS = ("JAX_", "BABEL_", "SLURM_", "TPU_", "MEGASCALE_", "OMPI_", "KUBERNETES_")
+SIGNS = ("JAX_", "BABEL_", "SLURM_", "TPU_", "MEGASCALE_", "OMPI_", "KUBERNETES_", "JOB_")
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "node[03-04]"}
 
 
@@ -33,7 +33,7 @@ def joined(monkeypatch):
         try:
             cluster.join()
         except BadInput as error:
-            if str(error) != "the processes of the job cannot be joined: enough":
+            if str(error) != "the processes of the job cannot be joined: enough of this":
                 raise
         return handed[0] if handed else None
 
@@ -46,6 +46,10 @@ def test_one_process_is_not_joined(joined):
 
 def test_one_task_of_slurm_is_not_joined(joined):
     assert joined(**SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}) is None
+
+
+def test_a_pod_that_is_none_of_a_job_is_not_joined(joined):
+    assert joined(KUBERNETES_SERVICE_HOST="10.0.0.1") is None
 
 
 def test_processes_started_by_hand(joined):
@@ -82,6 +86,7 @@ def test_one_process_by_hand_keeps_jax_from_looking(joined):
             "JAX_COORDINATOR_ADDRESS = a is not of the form",
         ),
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}, "no SLURM_STEP_NODELIST with the hostnames; start.* with srun"),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}, "signs of a cluster.*Kubernetes.*JAX_NUM_PROCESSES=1"),
         ({"TPU_WORKER_ID": "3"}, "TPU_WORKER_ID = 3, but no TPU_WORKER_HOSTNAMES; set it to the hostnames of all workers"),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, "hostnames of several TPU workers, but no TPU_WORKER_ID"),
         ({"MEGASCALE_NUM_SLICES": "2"}, "MEGASCALE_NUM_SLICES = 2, but no MEGASCALE_COORDINATOR_ADDRESS"),
