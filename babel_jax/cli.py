@@ -1,4 +1,4 @@
-"""The `babel` command: parses, calls, prints. Exit status 0 on success, 2 on bad input, 130 on Ctrl-C.
+"""The `babel` command: parses, calls, prints. Exit status 0 on success and on SIGTERM, 2 on bad input, 130 on Ctrl-C.
 
 The commands stand in commands/. What one needs is imported when it runs, so that `babel --help` answers at once.
 """
@@ -8,12 +8,13 @@ import contextlib
 import json
 import logging
 import sys
+import traceback
 from collections.abc import Iterator
 
-from babel_jax import __version__
+from babel_jax import __version__, cluster
 from babel_jax.commands import chat, corpus, evaluation, models, quality, report, runs, text
 from babel_jax.commands.parsing import Run
-from babel_jax.errors import BadInput
+from babel_jax.errors import BadInput, Preempted
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,10 +29,22 @@ def main(arguments: list[str] | None = None) -> int:
             result = options.run(options)
     except BadInput as error:
         print(f"babel: {error}", file=sys.stderr)
-        return 2
+        return cluster.leave(2)
     except KeyboardInterrupt:
         print("babel: interrupted; the same command goes on where this can be resumed", file=sys.stderr)
-        return 130
+        return cluster.leave(130)
+    except Preempted as stopped:
+        result = {"preempted": True, "summary": f"{stopped}; resume with the same command"}
+    except Exception as error:
+        if not cluster.joined():
+            raise
+        if (lost := cluster.lost_process(error)) is not None:
+            print(f"babel: {lost}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        return cluster.leave(1)
+    if not cluster.speaks():
+        return 0
     if options.json:
         print(json.dumps(result, ensure_ascii=False, allow_nan=False))
     else:

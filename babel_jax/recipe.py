@@ -5,6 +5,9 @@ It alone sees all the parts. What it writes into the run folder:
 config.toml        the resolved config; alone it makes the run again
 checkpoints/       the train state, by step
 metrics.jsonl      a line for each step; the same in tensorboard/
+goodput.json       where the wall time went, over all restarts
+compiled/          compiled programs, for restarts
+lease.json         the job that is at work in the folder
 mixture.json       tokens, shares and epochs of each stage
 evaluation/X.json  bits per byte and the offline suite at the point X: base, expanded, and the result of each stage
 evaluation/        during.jsonl and best.json: the same between steps, and the best of them (training/watch.py)
@@ -18,6 +21,7 @@ import contextlib
 import functools
 import json
 import logging
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,8 +34,8 @@ from jaxtyping import Array, PyTree
 
 from babel_jax.checkpoints.folder import Format, ModelFolder, copy_other_files, load_params, open_folder, save_folder
 from babel_jax.checkpoints.hf_config import stored_eos_token_ids, write_hf_config
-from babel_jax.checkpoints.processes import agreed, first_says
-from babel_jax.config import Config, ModelConfig, Stage
+from babel_jax.checkpoints.processes import agreed, first_says, first_text, same_on_all
+from babel_jax.config import CHANGEABLE, Config, ModelConfig, Stage
 from babel_jax.config.file import load_config, parse_settings, read_toml
 from babel_jax.data.chat_format import open_chat_format, write_chat_files
 from babel_jax.data.prepare import prepare
@@ -43,7 +47,9 @@ from babel_jax.evaluation.points import BITS_PER_BYTE, measure, point_file, poin
 from babel_jax.evaluation.tables import findings, plot_points, points_table, suite_table
 from babel_jax.expansion.apply import expand_config, expand_hf_config, expand_params, new_layers_of
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
-from babel_jax.files import PARTIAL, make_folder, only_process_in, write_text
+from babel_jax.files import PARTIAL, make_folder, write_text
+from babel_jax.lease import NAME as LEASE
+from babel_jax.lease import leased
 from babel_jax.model.decoder import count_parameters, forward, init_params
 from babel_jax.model.generation import generate
 from babel_jax.report.card import run_card
@@ -52,7 +58,9 @@ from babel_jax.report.page import PAGE, write_report
 from babel_jax.report.record import SAMPLES, run_folder_of, versions
 from babel_jax.report.samples import write_samples
 from babel_jax.training.checkpoints import newest_step, read_json_lines
+from babel_jax.training.compilation import compiled_in
 from babel_jax.training.deepening import depths
+from babel_jax.training.goodput import goodput_of
 from babel_jax.training.mesh import make_mesh, param_shardings
 from babel_jax.training.run import train_stages
 from babel_jax.training.watch import BEST, Watch
@@ -60,35 +68,43 @@ from babel_jax.training.watch import BEST, Watch
 log = logging.getLogger("babel")
 
 
-def run_recipe(config: Config, compare_export: bool = False) -> dict[str, Any]:
+def run_recipe(config: Config, compare_export: bool = False, profile: range | None = None) -> dict[str, Any]:
     """Runs or resumes the run folder `config.out`; a finished one is answered from its summary.
 
     Returns {"out", "hf", "bits_per_byte": {point: {language: value}}, "means", "parameters", "layers", "summary"}, and with
-    `compare_export`, for models that one device holds twice, "export_difference": see `export_difference`.
+    `compare_export`, for models that one device holds twice, "export_difference": see `export_difference`. `profile` says which steps to
+    trace.
     """
     run_folder = Path(config.out)
-    make_folder(run_folder)
+    _check_same(config)
     # Of several processes of one run, the first speaks for all.
-    with only_process_in(run_folder) if jax.process_index() == 0 else contextlib.nullcontext():
-        return _run(config, run_folder, compare_export)
+    with contextlib.ExitStack() as held:
+        with agreed():
+            make_folder(run_folder)
+            if jax.process_index() == 0:
+                held.enter_context(leased(run_folder))
+        if config.training.compilation_cache:
+            held.enter_context(compiled_in(run_folder / "compiled"))
+        return _run(config, run_folder, compare_export, profile)
 
 
-def _run(config: Config, run_folder: Path, compare_export: bool) -> dict[str, Any]:
+def _run(config: Config, run_folder: Path, compare_export: bool, profile: range | None) -> dict[str, Any]:
     first = jax.process_index() == 0
     with agreed():
         if first:
             _claim(run_folder, config)
     if (finished := _finished(run_folder)) is not None:
         return finished
-    folder = open_folder(config.model.folder) if config.model.folder is not None else None
     with agreed():
+        folder = open_folder(config.model.folder) if config.model.folder is not None else None
         if config.data.sources and first:
             # At once where it is done; raises where it was done with other settings.
             prepare(config.data, folder.path if folder is not None else None)
-    tokenizer = _tokenizer(config, folder)
-    base_config = folder.config if folder is not None else config.model.shape
-    assert base_config is not None
-    _check_fit(config, base_config, tokenizer)
+    with agreed():
+        tokenizer = _tokenizer(config, folder)
+        base_config = folder.config if folder is not None else config.model.shape
+        assert base_config is not None
+        _check_fit(config, base_config, tokenizer)
     plan = plan_from_settings(config.expansion, base_config.num_hidden_layers) if config.expansion is not None else None
     model_config = expand_config(base_config, plan) if plan is not None else base_config
 
@@ -117,7 +133,7 @@ def _run(config: Config, run_folder: Path, compare_export: bool) -> dict[str, An
         config.evaluation.every,
         lambda step, model_config, params: measure(config, f"after {step} steps", model_config, params, tokenizer),
     )
-    params = train_stages(config, models, begin, run_folder, measure_stage, watch)
+    params = train_stages(config, models, begin, run_folder, measure_stage, watch, profile)
     model_config, plans = models[-1].config, [applied for applied in (plan, *(model.plan for model in models)) if applied is not None]
     if first_says(not (run_folder / "hf").is_dir()):
         _export(run_folder / "hf", config, model_config, folder, plans, params, tokenizer)
@@ -134,10 +150,10 @@ def _run(config: Config, run_folder: Path, compare_export: bool) -> dict[str, An
 
 def _finished(run_folder: Path) -> dict[str, Any] | None:
     """The summary of a run folder, where its run is over."""
-    found = None
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        found = json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
-    return found if first_says(found is not None) else None
+    path = run_folder / "summary.json"
+    with contextlib.suppress(ValueError):
+        return json.loads(first_text(path.read_text(encoding="utf-8") if jax.process_index() == 0 and path.is_file() else ""))
+    return None
 
 
 def report_run(path: Path, out: Path | None = None, tolerance: float = 0.0) -> dict[str, Any]:
@@ -179,30 +195,47 @@ def export_difference(hf: Path, params: PyTree[Array], config: ModelConfig) -> f
 # --- the parts ---------------------------------------------------------------------------------------------------------------
 
 
+def _check_same(config: Config) -> None:
+    """Raises BadInput on all processes where one was started with another config than process 0: they would wait for ever."""
+    mine = config.model_dump(mode="json")
+    if same_on_all(json.dumps(mine)):
+        return
+    first = json.loads(first_text(json.dumps(mine)))
+    with agreed():
+        if changed := _differences(first, mine):
+            raise BadInput(
+                f"the processes were started with different configs: not as in process 0 is {', '.join(changed)}; give all the same"
+            )
+
+
 def _claim(run_folder: Path, config: Config) -> None:
     """Writes the resolved config into the run folder, or checks it against the one that stands there.
 
     One from which nothing was computed yet, as after a mistake in it, is replaced, and so is one that deepens the model at other steps
-    than those that were taken.
+    than those that were taken, or has another mesh.
     """
     path = run_folder / "config.toml"
-    if not path.is_file() and any(not file.name.endswith(PARTIAL) for file in run_folder.iterdir()):
+    if not path.is_file() and any(not file.name.endswith((PARTIAL, LEASE)) for file in run_folder.iterdir()):
         raise BadInput(f"{run_folder}: not empty and not a run folder (it has no config.toml); give another out")
     if not any((run_folder / name).exists() for name in ("evaluation", "metrics.jsonl", "summary.json")):
         config.save(path)
         return
     before = parse_settings(Config, {**read_toml(path), "out": config.out}, str(path))
-    newest = newest_step(run_folder / "checkpoints")
-    if before != config and _until(before, newest) == _until(config, newest) and not (run_folder / "summary.json").is_file():
-        config.save(path)
-    elif before != config:
+    finished = (run_folder / "summary.json").is_file()
+    steps = sys.maxsize if finished else newest_step(run_folder / "checkpoints")
+    if _until(before, steps) == _until(config, steps):
+        if before != config and not finished:
+            config.save(path)
+    else:
         changed = _differences(before.model_dump(mode="json"), config.model_dump(mode="json"))
         raise BadInput(f"{run_folder}: begun with another {', '.join(changed)}; give another out, or the settings of {path}")
 
 
 def _until(config: Config, step: int) -> Config:
-    """The config without the deepenings that a run of so many steps has not come to."""
-    return config.model_copy(update={"deepen": tuple(deepening for deepening in config.deepen if deepening.step < step)})
+    """The config without the deepenings that a run of so many steps has not come to, nor what may change from one start to the next."""
+    training = config.training.model_copy(update=dict.fromkeys(CHANGEABLE))
+    deepen = tuple(deepening for deepening in config.deepen if deepening.step < step)
+    return config.model_copy(update={"training": training, "deepen": deepen})
 
 
 def _differences(before: Any, now: Any, key: str = "") -> list[str]:
@@ -295,6 +328,7 @@ def _summarize(config: Config, run_folder: Path, model_config: ModelConfig, expo
         ]
         for stage in config.stages
     }
+    goodput = goodput_of(run_folder / "goodput.json")
     text = "\n".join(
         [
             "# Bits per byte on held-out text, by language (lower is better)",
@@ -306,6 +340,7 @@ def _summarize(config: Config, run_folder: Path, model_config: ModelConfig, expo
             *suite_table(results),
             f"{count_parameters(model_config):,} parameters in {model_config.num_hidden_layers} layers. Model: {run_folder / 'hf'}",
             f"Plot: {run_folder / 'summary.png'}. Report: {run_folder / PAGE}",
+            *_goodput_line(goodput),
         ]
     )
     if export_difference is not None:
@@ -323,7 +358,17 @@ def _summarize(config: Config, run_folder: Path, model_config: ModelConfig, expo
         **({"best": json.loads(best.read_text(encoding="utf-8"))} if best.is_file() else {}),
         "report": str(run_folder / PAGE),
         "versions": versions(),
+        **({} if goodput is None else {"goodput": goodput}),
         **({} if export_difference is None else {"export_difference": export_difference}),
         "summary": text,
     }
     write_text(run_folder / "summary.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+
+
+def _goodput_line(parts: dict[str, float] | None) -> list[str]:
+    if parts is None:
+        return []
+    rest = ", ".join(
+        f"{name} {part:.1%}" for name, part in sorted(parts.items(), key=lambda item: -item[1]) if name != "step" and part >= 0.001
+    )
+    return [f"Goodput {parts['step']:.1%} of the wall time of training; the rest: {rest}."]

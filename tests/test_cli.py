@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from babel_jax import recipe
 from babel_jax.cli import main
 from babel_jax.config import ExpansionSettings, Init
 from babel_jax.data.rows import RowCounts, read_rows
@@ -121,6 +122,27 @@ def test_control_c_is_130_and_the_same_command_goes_on(babel, config_file, train
         status, out, err = babel(*command)
     assert (status, out) == (130, "")
     assert "babel: interrupted" in err
+    status, out, _ = babel(*command)
+    assert status == 0
+    assert json.loads(out)["bits_per_byte"] == json.loads((trained / "summary.json").read_text(encoding="utf-8"))["bits_per_byte"]
+
+
+@pytest.mark.parametrize("where", ["between two steps", "in an evaluation"])
+def test_sigterm_is_0_and_the_same_command_goes_on(babel, config_file, trained, tmp_path, monkeypatch, where):
+    def warn(*arguments, **names):
+        signal.raise_signal(signal.SIGTERM)
+        return original(*arguments, **names)
+
+    place = (Metrics, "log") if where == "between two steps" else (recipe, "_measure")
+    original = getattr(*place)
+    command = ("train", config_file, "--set", f"out={tmp_path / 'run'}", "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, warn)
+        status, out, _ = babel(*command)
+    stopped = json.loads(out)
+    assert (status, stopped["preempted"]) == (0, True)
+    assert stopped["summary"].startswith("stopped by SIGTERM")
+    assert stopped["summary"].endswith("; resume with the same command")
     status, out, _ = babel(*command)
     assert status == 0
     assert json.loads(out)["bits_per_byte"] == json.loads((trained / "summary.json").read_text(encoding="utf-8"))["bits_per_byte"]
@@ -285,6 +307,7 @@ def test_a_mistake_is_one_line_and_status_2(babel, config_file, trained, tmp_pat
         (("generate", "a", "b", "--seed", "99999999999"), "'99999999999' is not a whole number from 0 to 4294967295"),
         (("generate", "a", "b", "--max-new-tokens", "-3"), "'-3' is not a whole number of 1 or more"),
         (("report", "a", "--tolerance", "-1"), "'-1' is not a percentage of 0 or more, such as 0.5"),
+        (("train", "a", "--profile", "13:10"), "'13:10' is not a range of steps, such as 10:13 for the steps 10, 11 and 12"),
         (("evaluate", "a", "--max-bytes", "0"), "'0' is not a whole number of 1 or more"),
     ],
 )

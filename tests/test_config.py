@@ -39,7 +39,7 @@ def path(tmp_path):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("training.remta='full'", "training.remta: unknown key; did you mean remat. valid keys: checkpoint_every, compute_dtype"),
+        ("training.remta='full'", "training.remta: unknown key; did you mean remat. valid keys: checkpoint_every, checkpoint_minutes"),
         ("stages.0.schedule.pek=1.0", "stages.0.schedule.pek: unknown key; did you mean peak."),
         ("training.global_batch_size='many'", "training.global_batch_size: Input should be a valid integer"),
         ("training.global_batch_size=0", "training.global_batch_size: Input should be greater than 0"),
@@ -51,6 +51,7 @@ def path(tmp_path):
         ("stages.0.tokens=5", "give exactly one of tokens and steps"),
         ("training.gradient_accumulation=3", "global_batch_size = 8 is not divisible by gradient_accumulation = 3; valid"),
         ("model.folder=x", "give exactly one of folder .* and shape"),
+        ("training.keep_every=700", "keep_every = 700 is not a multiple of checkpoint_every = 500"),
         ("seed=4294967296", "seed: Input should be less than 4294967296"),
         ("optimizer.b2=1.0", "optimizer.b2: Input should be less than 1"),
         ("model.shape.hidden_size=2", "head_dim = 0; rotary positions need an even one of 2 or more"),

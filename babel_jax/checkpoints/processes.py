@@ -1,17 +1,22 @@
 """Several JAX processes that write one folder or read one model: all succeed, or all fail with one message."""
 
 import contextlib
+import hashlib
+import itertools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax._src import distributed  # the barrier of the coordination service has no public name
 from jax.experimental import multihost_utils
 
 from babel_jax.errors import BadInput
 from babel_jax.files import PARTIAL, new_folder
 
 _MESSAGE_BYTES = 1000
+_LONGEST_WAIT_MS = 7 * 24 * 3600 * 1000
+_meetings = itertools.count()
 
 
 @contextlib.contextmanager
@@ -35,7 +40,17 @@ def agreed() -> Iterator[None]:
         raise BadInput(f"{message} (process {process} of {jax.process_count()})")
 
 
+def meet() -> None:
+    """Waits until all processes are here, however long one of them compiles or prepares.
+
+    Collective operations would wait only so long (Gloo 30 s to connect). A process that has died ends the others also here.
+    """
+    if (client := distributed.global_state.client) is not None:
+        client.wait_at_barrier(f"babel {next(_meetings)}", _LONGEST_WAIT_MS)
+
+
 def _exchange(message: str) -> list[str]:
+    meet()
     data = np.zeros(_MESSAGE_BYTES, np.uint8)
     encoded = np.frombuffer(message.encode()[:_MESSAGE_BYTES], np.uint8)
     data[: len(encoded)] = encoded
@@ -45,6 +60,23 @@ def _exchange(message: str) -> list[str]:
 def first_says(yes: bool) -> bool:
     """What process 0 says to a question that others may see another answer to, such as whether a file is there already."""
     return yes if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.asarray(yes)))
+
+
+def first_text(text: str) -> str:
+    """The text of process 0, on all."""
+    if jax.process_count() == 1:
+        return text
+    data = np.frombuffer(text.encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    return bytes(multihost_utils.broadcast_one_to_all(np.resize(data, length))).decode()
+
+
+def same_on_all(text: str) -> bool:
+    """Whether all processes give the same text, by its hash."""
+    if jax.process_count() == 1:
+        return True
+    digests = multihost_utils.process_allgather(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8))
+    return bool((digests == digests[0]).all())
 
 
 @contextlib.contextmanager

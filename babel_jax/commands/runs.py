@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from babel_jax.commands.parsing import Commands, Result
+from babel_jax.commands.parsing import Commands, Result, steps
 
 
 def _demo(options: argparse.Namespace) -> Result:
@@ -28,10 +28,15 @@ def _prepare(options: argparse.Namespace) -> Result:
 
 
 def _train(options: argparse.Namespace) -> Result:
+    from babel_jax import cluster
     from babel_jax.config.file import load_config
     from babel_jax.recipe import run_recipe
+    from babel_jax.training.stopping import preempted_by_sigterm
 
-    return run_recipe(load_config(options.config, tuple(options.set)))
+    config = load_config(options.config, tuple(options.set))
+    cluster.join()
+    with preempted_by_sigterm():
+        return run_recipe(config, profile=options.profile)
 
 
 def declare(command: Commands) -> None:
@@ -43,6 +48,7 @@ def declare(command: Commands) -> None:
 
     prepare = command("prepare", _prepare, "raw text to packed datasets", "babel prepare my-run.toml")
     train = command("train", _train, "expand, train the stages, evaluate, export", "babel train my-run.toml --set seed=1")
+    train.add_argument("--profile", type=steps, metavar="FROM:TO", help="trace these steps, such as 10:13, for TensorBoard's profiler")
     for with_config in (prepare, train):
         with_config.add_argument("config", metavar="CONFIG")
         with_config.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as seed=1")

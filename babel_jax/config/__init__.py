@@ -10,6 +10,7 @@ from babel_jax.config.model import Activation, Family, LayerType, ModelConfig, M
 from babel_jax.config.run import Config, EvaluationSettings
 from babel_jax.config.settings import Settings
 from babel_jax.config.training import (
+    CHANGEABLE,
     ComputeType,
     OptimizerRule,
     OptimizerSettings,
@@ -22,6 +23,7 @@ from babel_jax.config.training import (
 )
 
 __all__ = [
+    "CHANGEABLE",
     "Activation",
     "BadRows",
     "CleaningSettings",

@@ -104,8 +104,17 @@ class ComputeType(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+# Settings of TrainingSettings that a run may be resumed with others of: they change its results by rounding at most.
+CHANGEABLE = ("mesh", "remat", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_every", "compilation_cache")
+
+
 class TrainingSettings(Settings):
-    """How a step is computed. `global_batch_size` counts windows; `mesh` gives sizes of mesh axes, -1 for what is left."""
+    """How a step is computed. `global_batch_size` counts windows; `mesh` gives sizes of mesh axes, -1 for what is left.
+
+    Checkpoints are saved after every `checkpoint_every` steps, when `checkpoint_minutes` have gone by, at the end of a stage, and where the
+    run is stopped. The newest `keep_checkpoints` stay, and those whose step `keep_every` divides. `compilation_cache` keeps compiled
+    programs in the run folder, unless JAX_COMPILATION_CACHE_DIR names another, so that a run which goes on compiles nothing again.
+    """
 
     global_batch_size: Positive = 8
     gradient_accumulation: Positive = 1
@@ -114,7 +123,10 @@ class TrainingSettings(Settings):
     mesh: dict[str, int] = {"data": 1, "fsdp": -1, "tensor": 1}
     max_skipped_steps: Positive = 10
     checkpoint_every: Positive = 500
+    checkpoint_minutes: PositiveFloat | None = None
     keep_checkpoints: Positive = 2
+    keep_every: Positive | None = None
+    compilation_cache: bool = True
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -123,4 +135,6 @@ class TrainingSettings(Settings):
                 f"global_batch_size = {self.global_batch_size} is not divisible by gradient_accumulation = {self.gradient_accumulation}; "
                 f"valid: {divisors(self.global_batch_size)}"
             )
+        if self.keep_every is not None and self.keep_every % self.checkpoint_every:
+            raise ValueError(f"keep_every = {self.keep_every} is not a multiple of checkpoint_every = {self.checkpoint_every}")
         return self

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
+    EveryNSteps,
     LatestN,
     PolicyCheckpointInfo,
     PreservationContext,
@@ -20,6 +21,7 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 
 from babel_jax.checkpoints.processes import agreed
+from babel_jax.config import ModelConfig
 from babel_jax.errors import BadInput
 from babel_jax.files import explain_os_errors
 from babel_jax.training.step import TrainState
@@ -30,12 +32,24 @@ log = logging.getLogger("babel")
 class Checkpoints:
     """The folder `checkpoints/` of a run folder. As a context manager it waits for the last write."""
 
-    def __init__(self, folder: Path, keep: int, best_step: Callable[[], int | None] = lambda: None):
-        """The newest `keep` steps stay, and the one that `best_step` names when others are removed."""
-        self._folder = folder.absolute()
-        with explain_os_errors(folder):
+    def __init__(
+        self,
+        folder: Path,
+        model_after: Callable[[int], ModelConfig],
+        keep: int,
+        keep_every: int | None,
+        best_step: Callable[[], int | None] = lambda: None,
+    ):
+        """The newest `keep` steps stay, those that `keep_every` divides, and the one that `best_step` names when others are removed.
+
+        `model_after` gives the model after so many steps.
+        """
+        self._folder, self._model_after = folder.absolute(), model_after
+        with agreed(), explain_os_errors(folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         kept: list[PreservationPolicy] = [LatestN(keep), _Named(best_step)]
+        if keep_every is not None:
+            kept.append(EveryNSteps(keep_every))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(kept), enable_async_checkpointing=True, cleanup_tmp_directories=True
         )
@@ -53,7 +67,7 @@ class Checkpoints:
         if self._manager.latest_step() == step:
             return
         with explain_os_errors(self._folder):
-            self._manager.save(step, args=ocp.args.StandardSave(state), custom_metadata={"stage": stage})
+            self._manager.save(step, args=ocp.args.StandardSave(state), custom_metadata={"stage": stage, "model": self._model(step)})
 
     def wait(self) -> None:
         """Returns when what was begun is on disk."""
@@ -63,17 +77,31 @@ class Checkpoints:
     def restore(self, abstract: Callable[[int, str], PyTree[jax.ShapeDtypeStruct]]) -> tuple[int, str, TrainState] | None:
         """The newest readable checkpoint: its step, the name of its stage, and the state; None where there is none.
 
-        `abstract` gives shapes, types and shardings of the state after so many steps, in a stage.
-        Newer ones that cannot be read are set aside as STEP.damaged, with a warning. Raises BadInput, and moves nothing, when none can be
-        read: to begin anew would throw the run away for what may be a full memory or a missing disk.
+        `abstract` gives shapes, types and shardings of the state after so many steps, in a stage. They may be of another mesh, and of
+        another number of processes, than the state was saved by.
+        Newer ones that one of the processes cannot read are set aside as STEP.damaged, with a warning. Raises BadInput, and moves nothing,
+        when none can be read: to begin anew would throw the run away for what may be a full memory or a missing disk. Raises it also for a
+        checkpoint of another model.
         """
         unreadable: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                stage = self._manager.metadata(step).custom_metadata["stage"]
-                state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract(step, stage)))
+                with agreed():
+                    about = self._manager.metadata(step).custom_metadata
+                    stage, model = about["stage"], about.get("model", {})
             except Exception as error:  # Orbax and TensorStore raise what they like for damaged files
-                unreadable[step] = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                unreadable[step] = _first_line(error)
+                continue
+            ours = self._model(step)
+            if changed := [name for name, value in model.items() if value != ours.get(name)]:
+                differences = ", ".join(f"{name} {model[name]}, here {ours.get(name)}" for name in changed)
+                raise BadInput(f"{self._folder / str(step)}: a checkpoint of another model ({differences}); give another out")
+            wanted = abstract(step, stage)
+            try:
+                with agreed():
+                    state = self._read(step, wanted)
+            except Exception as error:
+                unreadable[step] = _first_line(error)
                 continue
             for damaged, reason in unreadable.items():
                 log.warning("checkpoint %d cannot be read (%s); it is set aside, and step %d is taken", damaged, reason, step)
@@ -83,6 +111,18 @@ class Checkpoints:
             steps, reason = ", ".join(str(step) for step in unreadable), next(iter(unreadable.values()))
             raise BadInput(f"{self._folder}: no checkpoint can be read (steps {steps}: {reason}); remove the run folder to begin anew")
         return None
+
+    def _model(self, step: int) -> dict[str, Any]:
+        return self._model_after(step).model_dump(mode="json")
+
+    def _read(self, step: int, abstract: PyTree[jax.ShapeDtypeStruct]) -> TrainState:
+        """The state, read by this process alone: Orbax would otherwise wait for others, which may have found their part damaged."""
+        process = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"restore-{process}"
+        )
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone) as reader:
+            return reader.restore(self._folder / str(step) / "default", args=ocp.args.StandardRestore(abstract))
 
     def _set_aside(self, step: int) -> None:
         aside = self._folder / f"{step}.damaged"
@@ -102,6 +142,10 @@ class _Named(PreservationPolicy):
     def should_preserve(self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext) -> Sequence[bool]:
         named = self.step()
         return [checkpoint.step == named for checkpoint in checkpoints]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def abstract_state(state: TrainState, shardings: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:

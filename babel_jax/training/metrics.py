@@ -11,6 +11,8 @@ from statistics import fmean
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Array
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -20,6 +22,7 @@ from babel_jax.files import write_text
 from babel_jax.languages import CODES
 from babel_jax.model.decoder import count_parameters
 from babel_jax.training.checkpoints import read_json_lines
+from babel_jax.training.goodput import Goodput
 
 log = logging.getLogger("babel")
 
@@ -41,6 +44,7 @@ _PEAK_FLOPS = {
 }
 
 _SECONDS_BETWEEN_LINES = 30.0
+_STEPS_BETWEEN_COMPARISONS = 100
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> float:
@@ -63,13 +67,14 @@ class Metrics:
     waits for the host.
     """
 
-    def __init__(self, folder: Path, seq_len: int, available: Mapping[str, int], start_step: int, total_steps: int):
+    def __init__(self, folder: Path, seq_len: int, available: Mapping[str, int], start_step: int, total_steps: int, goodput: Goodput):
         """`available` is the tokens that each language has; lines of steps from `start_step` on are of a run that was cut off, and go."""
-        self._path = folder / "metrics.jsonl"
-        writes = jax.process_index() == 0  # all processes see the same values
+        self._path, self._goodput = folder / "metrics.jsonl", goodput
+        self._writes = writes = jax.process_index() == 0  # all processes see the same values
         if writes:
-            kept = [line for line in read_json_lines(self._path) if line["step"] < start_step]
-            write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+            lines = read_json_lines(self._path)
+            write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] < start_step))
+            goodput.lose({line["step"]: line.get("seconds", 0.0) for line in lines if line["step"] >= start_step})
         self._file = open(self._path if writes else os.devnull, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step, write_to_disk=writes)
         self._bar = tqdm(total=total_steps, initial=start_step, desc="train", unit=" steps", disable=None if writes else True)
@@ -77,6 +82,7 @@ class Metrics:
         self._flops, self._peak = 0.0, peak_flops(jax.devices()[0].device_kind, jax.device_count())
         self._waiting: tuple[dict[str, Any], dict[str, Array]] | None = None
         self._last_time = self._last_said = time.monotonic()
+        self._own_seconds, self._own_steps = 0.0, 0
 
     def __enter__(self) -> "Metrics":
         return self
@@ -105,13 +111,18 @@ class Metrics:
             return 0
         line, values = self._waiting
         self._waiting = None
+        asked = time.monotonic()
         host = jax.device_get(values)
         now = time.monotonic()
+        # What this process had to do itself; in the rest it waited for devices, and so for the slowest process.
+        self._own_seconds, self._own_steps = self._own_seconds + asked - self._last_time, self._own_steps + 1
         seconds, self._last_time = now - self._last_time, now
         line |= {"loss": float(host["loss"]), "gradient_norm": float(host["gradient_norm"]), "skipped": int(host["skipped"])}
-        line["tokens_per_second"] = line["tokens"] / seconds
+        line |= {"seconds": seconds, "tokens_per_second": line["tokens"] / seconds, "goodput": self._goodput.fraction()}
+        line["time_spent"] = {str(on): round(spent, 3) for on, spent in self._goodput.seconds.items()}
         if self._peak is not None:
             line["model_flop_utilization"] = line["tokens_per_second"] * self._flops / self._peak
+        line |= _device_memory() | self._stragglers(line["step"])
         targets, nats, seen = host["targets"], host["nats"], host["windows_seen"]
         line["loss_by_language"] = {code: float(nats[i] / targets[i]) for i, code in enumerate(CODES) if targets[i]}
         line["tokens_by_language"] = {code: int(seen[i]) * self._seq_len for i, code in enumerate(CODES) if seen[i]}
@@ -122,6 +133,8 @@ class Metrics:
         self._file.write(json.dumps(_finite(line)) + "\n")
         self._file.flush()
         self._to_board(line)
+        if self._writes:
+            self._goodput.save(line["step"], at_most_every=_SECONDS_BETWEEN_LINES)
         words = f"{line['stage']} loss {line['loss']:.4f} {line['tokens_per_second']:,.0f} tokens/s"
         self._bar.set_postfix_str(words, refresh=False)
         self._bar.update()
@@ -139,9 +152,33 @@ class Metrics:
             if by_language:
                 self._board.add_scalar(f"evaluation/{task}/mean", fmean(result["score"] for result in by_language.values()), step)
 
+    def sync(self) -> int:
+        """As `flush`, and to the disk: a run that goes on from a checkpoint needs the lines of all steps before it."""
+        last = None if self._waiting is None else self._waiting[0]["step"]
+        skipped = self.flush()
+        if self._writes and last is not None:
+            os.fsync(self._file.fileno())
+            self._goodput.save(last)
+        return skipped
+
+    def _stragglers(self, step: int) -> dict[str, Any]:
+        """Once in a while, of several processes: how long each took on its own for a step; the slowest, and the one in the middle.
+
+        Seen so are slow hosts and disks. A slow device makes all wait alike: a trace (`--profile`) shows that.
+        """
+        if jax.process_count() == 1 or (step + 1) % _STEPS_BETWEEN_COMPARISONS:
+            return {}
+        own = multihost_utils.process_allgather(np.float32(self._own_seconds / self._own_steps))
+        self._own_seconds, self._own_steps = 0.0, 0
+        return {
+            "slowest_process": int(own.argmax()),
+            "slowest_process_seconds": float(own.max()),
+            "median_process_seconds": float(np.median(own)),
+        }
+
     def close(self) -> None:
         """Writes what waits and closes the files."""
-        self.flush()
+        self.sync()
         self._file.close()
         self._board.close()
         self._bar.close()
@@ -154,6 +191,15 @@ class Metrics:
             elif isinstance(value, dict):
                 for code, one in value.items():
                     self._board.add_scalar(f"{name}/{code}", one, step)
+
+
+def _device_memory() -> dict[str, float]:
+    """Memory of this process's devices, GiB, the fullest of them, where the backend says it (CPU does not)."""
+    found = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    names = {"bytes_in_use": "device_memory_gib", "peak_bytes_in_use": "device_memory_peak_gib", "bytes_limit": "device_memory_limit_gib"}
+    return {
+        ours: max(stats[theirs] for stats in found) / 2**30 for theirs, ours in names.items() if all(theirs in s for s in found) and found
+    }
 
 
 def _finite(value: Any) -> Any:

@@ -1,33 +1,36 @@
 """The staged run: from a config and parameters through a list of stages, resumable at any step."""
 
-import contextlib
 import functools
 import itertools
 import json
 import logging
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
+from babel_jax.checkpoints.processes import agreed, meet
 from babel_jax.config import Config, ModelConfig, OptimizerSettings, Stage, Trained
 from babel_jax.data.loading import Batches
 from babel_jax.data.mixture import Mixture, make_mixture
 from babel_jax.data.prepared import open_prepared
-from babel_jax.errors import BadInput
+from babel_jax.errors import BadInput, Preempted
 from babel_jax.files import write_text
 from babel_jax.model.decoder import abstract_params
 from babel_jax.training.checkpoints import Checkpoints, abstract_state
+from babel_jax.training.compilation import Profile
 from babel_jax.training.deepening import Depth, depth_at, expand_state
+from babel_jax.training.goodput import Goodput, Spent
 from babel_jax.training.mesh import check_batch, everywhere, global_batch, make_mesh
 from babel_jax.training.metrics import Metrics
 from babel_jax.training.optimizer import AdamW, learning_rate
 from babel_jax.training.step import Step, TrainState, compiled_step, initial_state, placed_state, state_shardings
+from babel_jax.training.stopping import SaveTimes, stop_requests
 from babel_jax.training.watch import Watch
 
 log = logging.getLogger("babel")
@@ -74,17 +77,21 @@ def train_stages(
     run_folder: Path,
     on_stage_end: StageEnd,
     watch: Watch | None = None,
+    profile: range | None = None,
 ) -> PyTree[Array]:
     """Trains all stages and gives the parameters after the last.
 
     `models` are those of `depths`, the first of which `make_params` gives the parameters of; it is called where no checkpoint is found, and
     its arrays are taken over. Moments are kept from stage to stage, the schedule begins anew. `on_stage_end` is called before anything of
-    the next stage is saved; a run that was stopped in it calls it again. `watch` measures between steps. Raises BadInput where settings and
-    data do not fit, and when too many updates in a row were skipped.
+    the next stage is saved; a run that was stopped in it calls it again. `watch` measures between steps, and `profile` says which steps to
+    trace. Raises BadInput where settings and data do not fit, and when too many updates in a row were skipped.
     """
-    stages = plan_stages(config)
-    if jax.process_index() == 0:
-        write_text(run_folder / "mixture.json", json.dumps({plan.stage.name: plan.mixture.to_json() for plan in stages}, indent=2) + "\n")
+    goodput = Goodput(run_folder / "goodput.json")
+    with agreed():
+        stages = plan_stages(config)
+        if jax.process_index() == 0:
+            mixtures = {plan.stage.name: plan.mixture.to_json() for plan in stages}
+            write_text(run_folder / "mixture.json", json.dumps(mixtures, indent=2) + "\n")
     _check_models(stages, models)
     for plan in stages:
         log.info("stage %s: steps %d to %d\n%s", plan.stage.name, plan.start, plan.end - 1, plan.mixture.table())
@@ -107,9 +114,18 @@ def train_stages(
     def setup_at(step: int, trained: Trained) -> Setup:
         return setup(depth_at(models, step).start, trained)
 
+    def model_after(steps: int) -> ModelConfig:
+        return depth_at(models, steps - 1).config
+
     trained_in = {stage.name: stage.train for stage in config.stages}
     watch = watch or Watch(run_folder, None, lambda *_: {})
-    with Checkpoints(run_folder / "checkpoints", config.training.keep_checkpoints, lambda: watch.best_step) as checkpoints:
+    training = config.training
+    with (
+        Checkpoints(
+            run_folder / "checkpoints", model_after, training.keep_checkpoints, training.keep_every, lambda: watch.best_step
+        ) as checkpoints,
+        Profile(run_folder / "tensorboard", profile) as traced,
+    ):
         restored = checkpoints.restore(lambda step, stage: setup_at(step - 1, trained_in[stage]).abstract)
         if restored is None:
             start, current = 0, setup_at(0, stages[0].stage.train)
@@ -119,7 +135,9 @@ def train_stages(
             current = setup_at(start - 1, trained_in[stage])
             log.info("resuming at step %d of %d", start, stages[-1].end)
         watch.resume_at(start)
-        with Metrics(run_folder, config.data.seq_len, _tokens_by_language(config), start, stages[-1].end) as metrics:
+        available = _tokens_by_language(config)
+        with Metrics(run_folder, config.data.seq_len, available, start, stages[-1].end, goodput) as metrics:
+            loop = Loop(config, mesh, checkpoints, metrics, goodput, traced, watch, {})
             for number, plan in enumerate(stages):
                 # A run that stands right at the end of a stage may have been stopped in on_stage_end, so that is called again.
                 if start > plan.end:
@@ -131,9 +149,11 @@ def train_stages(
                     if before is not current:
                         state = _carried_over(state, before, current, config.optimizer)
                     metrics.of(current.model.config)
-                    part = range(max(start, first), last)
-                    state = _train_stage(config, plan, number, part, mesh, current, state, checkpoints, metrics, watch)
-                on_stage_end(plan.stage, current.model.config, state["params"])
+                    state = _train_stage(loop, plan, number, range(max(start, first), last), current, state)
+                with goodput.spent(Spent.EVALUATION):
+                    on_stage_end(plan.stage, current.model.config, state["params"])
+            if start < stages[-1].end and jax.process_index() == 0:
+                goodput.save(stages[-1].end - 1)
     return state["params"]
 
 
@@ -169,72 +189,83 @@ def _carried_over(state: TrainState, before: Setup, after: Setup, settings: Opti
     return {**state, "params": params, "opt_state": opt_state}
 
 
-def _train_stage(
-    config: Config,
-    plan: PlannedStage,
-    number: int,
-    steps: range,
-    mesh: Mesh,
-    current: Setup,
-    state: TrainState,
-    checkpoints: Checkpoints,
-    metrics: Metrics,
-    watch: Watch,
-) -> TrainState:
+class Loop(NamedTuple):
+    """What the loops of all stages share; `programs` are the steps compiled."""
+
+    config: Config
+    mesh: Mesh
+    checkpoints: Checkpoints
+    metrics: Metrics
+    goodput: Goodput
+    traced: Profile
+    watch: Watch
+    programs: dict[Step, Step]
+
+
+def _program(loop: Loop, step: Step, *arguments: Any) -> Step:
+    """The step compiled, on all processes: no device waits in a collective operation for a host that compiles."""
+    if step not in loop.programs:
+        with loop.goodput.spent(Spent.COMPILE):
+            loop.programs[step] = cast(jax.stages.Wrapped, step).lower(*arguments).compile()
+            meet()
+    return loop.programs[step]
+
+
+def _train_stage(loop: Loop, plan: PlannedStage, number: int, steps: range, current: Setup, state: TrainState) -> TrainState:
     """The state after these steps of the stage (counted over the run), on disk when this returns.
 
-    Raises BadInput when too many updates in a row were skipped, KeyboardInterrupt between two steps after Ctrl-C; both leave a checkpoint.
+    Raises BadInput when too many updates in a row were skipped, and between two steps KeyboardInterrupt after Ctrl-C and Preempted after
+    SIGTERM; all leave a checkpoint.
     """
+    config, mesh, checkpoints, metrics, goodput, traced, watch, _ = loop
     training, tokens_per_step = config.training, config.training.global_batch_size * config.data.seq_len
-    batches = _batches(config, plan, number).iterate(steps.start - plan.start)
+    with agreed():
+        batches = _batches(config, plan, number).iterate(steps.start - plan.start)
+    save_times = SaveTimes(steps.start, training.checkpoint_every, training.checkpoint_minutes)
     metrics.restart_clock()
-    with interrupts() as interrupted:
+    with stop_requests() as stopped:
         for now in steps:
             rate = learning_rate(plan.stage.schedule, now - plan.start, plan.end - plan.start)
-            inputs = global_batch(next(batches), mesh), everywhere(np.float32(rate), mesh)
-            with jax.transfer_guard("disallow"):
-                state, values = current.step(state, *inputs)
-            skipped = metrics.log(now, plan.stage.name, rate, tokens_per_step, values)
-            if now + 1 == steps.stop:
-                skipped = metrics.flush()
+            with goodput.spent(Spent.DATA):
+                inputs = global_batch(next(batches), mesh), everywhere(np.float32(rate), mesh)
+            traced.before(now)
+            program = _program(loop, current.step, state, *inputs)
+            with (
+                goodput.spent(Spent.STEP),
+                jax.profiler.StepTraceAnnotation("train", step_num=now),
+                jax.transfer_guard("disallow"),
+            ):
+                state, values = program(state, *inputs)
+            traced.after(now, values)
+            with goodput.spent(Spent.STEP):
+                skipped = metrics.log(now, plan.stage.name, rate, tokens_per_step, values)
+                signalled = stopped(now + 1)
+                if watch.due(now + 1):
+                    skipped = metrics.flush()
             if watch.due(now + 1):
-                skipped = metrics.flush()
-                metrics.log_evaluation(now + 1, watch.measured(now + 1, current.model.config, state["params"]))
+                with goodput.spent(Spent.EVALUATION):
+                    metrics.log_evaluation(now + 1, watch.measured(now + 1, current.model.config, state["params"]))
                 metrics.restart_clock()
-            # Saved are: the best so far, every so many steps, the end of a stage and of a depth, and where the run stops before its time.
-            stuck, best = skipped >= training.max_skipped_steps, watch.best_step == now + 1
-            if best or stuck or interrupted() or (now + 1) % training.checkpoint_every == 0 or now + 1 == steps.stop:
-                checkpoints.save(now + 1, state, plan.stage.name)
-            if stuck:
+            # Saved are: the best so far, every so many steps or minutes, the end of a stage and of a depth, and where the run stops before
+            # its time.
+            last = signalled or now + 1 == steps.stop or skipped >= training.max_skipped_steps
+            if save_times.due(now + 1) or last or watch.best_step == now + 1:
+                with goodput.spent(Spent.STEP):
+                    skipped = metrics.sync()
+                with goodput.spent(Spent.CHECKPOINT):
+                    checkpoints.save(now + 1, state, plan.stage.name)
+            if skipped >= training.max_skipped_steps:
                 raise BadInput(
                     f"stage {plan.stage.name}: loss or gradient was not finite for {skipped} steps in a row, up to step {now}; "
                     f"lower the peak rate or look at the data; {config.out}/checkpoints/{now + 1} has the parameters of before"
                 )
-            if interrupted():
+            if signalled is signal.SIGTERM:
+                raise Preempted(f"stopped by SIGTERM after step {now}, with a checkpoint")
+            if signalled:
                 raise KeyboardInterrupt
-    checkpoints.wait()
+    with goodput.spent(Spent.CHECKPOINT):
+        checkpoints.wait()
     return state
-
-
-@contextlib.contextmanager
-def interrupts() -> Iterator[Callable[[], bool]]:
-    """Holds Ctrl-C back and gives a function that says whether it was pressed, to stop between steps. A second one stops at once."""
-    pressed: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-
-    try:
-        before = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not the main thread: signals do not come here
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _batches(config: Config, plan: PlannedStage, number: int) -> Batches:

@@ -1,5 +1,6 @@
 """The staged run: stopped anywhere, it goes on to the same bits; what goes wrong is said and loses nothing."""
 
+import itertools
 import json
 import shutil
 import signal
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 
 from babel_jax.data.prepared import open_prepared
-from babel_jax.errors import BadInput
+from babel_jax.errors import BadInput, Preempted
 from babel_jax.training import run
 from babel_jax.training.checkpoints import read_json_lines
-from babel_jax.training.deepening import Depth
+from babel_jax.training.deepening import Depth, depths
+from babel_jax.training.goodput import goodput_of
 from babel_jax.training.metrics import Metrics
 from babel_jax.training.run import plan_stages, train_stages
 
@@ -187,3 +189,77 @@ def test_a_mesh_that_does_not_fit(train, tmp_path):
         train(tmp_path, training={"mesh": {"data": 3}})
     with pytest.raises(BadInput, match=r"unknown axis rows; valid axes: data, fsdp, tensor"):
         train(tmp_path, training={"mesh": {"rows": 1}})
+
+
+def test_sigterm_leaves_a_checkpoint_and_the_run_goes_on(undisturbed, train, tmp_path, monkeypatch):
+    folder, _ = undisturbed
+
+    def warn(self, step, *rest, log=Metrics.log):
+        if step == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return log(self, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Metrics, "log", warn)
+        with pytest.raises(Preempted, match="stopped by SIGTERM after step 4, with a checkpoint"):
+            train(tmp_path)
+    assert (tmp_path / "checkpoints" / "5").is_dir()
+    train(tmp_path)
+    assert losses(tmp_path) == losses(folder)
+
+
+def test_the_newest_checkpoints_stay_and_some_for_good(train, tmp_path):
+    train(tmp_path, training={"checkpoint_every": 2, "keep_checkpoints": 1, "keep_every": 4})
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"4", "8", "10"}
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_stays(undisturbed, train, tmp_path):
+    folder, _ = undisturbed
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    shape = {"vocab_size": 1280, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    with pytest.raises(
+        BadInput, match=r"checkpoints/10: a checkpoint of another model \(intermediate_size 48, here 64\); give another out"
+    ):
+        train(tmp_path, model={"shape": shape})
+    assert (tmp_path / "checkpoints" / "10").is_dir()
+
+
+def test_steps_are_traced_on_request(run_config, begin, tmp_path, caplog):
+    config = run_config(tmp_path)
+    shape = config.model.shape
+    train_stages(config, depths(shape, (), ()), lambda: begin(shape), tmp_path, lambda *_: None, range(2, 4))
+    (trace,) = (tmp_path / "tensorboard").glob("plugins/profile/*/*.xplane.pb")
+    assert trace.stat().st_size > 1000
+    train_stages(config, depths(shape, (), ()), lambda: begin(shape), tmp_path, lambda *_: None, range(2, 4))
+    assert "none of these steps was done" in caplog.text
+
+
+def test_lines_say_where_the_time_went(undisturbed):
+    folder, _ = undisturbed
+    lines = read_json_lines(folder / "metrics.jsonl")
+    assert all(0 < line["goodput"] < 1 and line["seconds"] > 0 for line in lines)
+    for before, after in itertools.pairwise(lines):
+        assert after["time_spent"]["step"] > before["time_spent"]["step"]
+    assert lines[-1]["goodput"] == pytest.approx(lines[-1]["time_spent"]["step"] / sum(lines[-1]["time_spent"].values()), abs=1e-3)
+    parts = goodput_of(folder / "goodput.json")
+    assert sum(parts.values()) == pytest.approx(1)
+    assert all(parts[name] > 0 for name in ("step", "compile", "data", "checkpoint", "setup"))
+    assert parts["lost"] == parts["down"] == 0
+
+
+def test_killed_when_a_save_is_on_disk_no_line_is_missing(undisturbed, train, tmp_path, monkeypatch):
+    folder, _ = undisturbed
+
+    def save_and_die(self, *arguments, save=run.Checkpoints.save):
+        save(self, *arguments)
+        self.wait()
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Checkpoints, "save", save_and_die)
+        patch.setattr(Metrics, "close", lambda _: None)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(tmp_path)
+    assert (tmp_path / "checkpoints" / "3").is_dir()
+    train(tmp_path)
+    assert losses(tmp_path) == losses(folder)

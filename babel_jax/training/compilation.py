@@ -1,0 +1,57 @@
+"""Compiled programs kept on disk from one start of a run to the next, and traces of steps."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+from jaxtyping import Array, PyTree
+
+log = logging.getLogger("babel")
+
+
+@contextlib.contextmanager
+def compiled_in(folder: Path) -> Iterator[None]:
+    """Keeps what is compiled in the block in `folder`, unless the user has named a folder to JAX."""
+    if jax.config.values["jax_compilation_cache_dir"]:
+        yield
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
+
+
+class Profile:
+    """Traces some steps into a folder, for TensorBoard's profile plugin or xprof; every process writes a file of its own."""
+
+    def __init__(self, folder: Path, steps: range | None):
+        self._folder, self._steps, self._running = folder, steps or range(0), False
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+        elif self._steps:
+            log.warning("--profile %d:%d: none of these steps was done", self._steps.start, self._steps.stop)
+
+    def before(self, step: int) -> None:
+        """To be called before a step."""
+        if step in self._steps and not self._running:
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+
+    def after(self, step: int, values: PyTree[Array]) -> None:
+        """To be called after a step, with what it gave."""
+        if self._running and step >= self._steps.stop - 1:
+            jax.block_until_ready(values)
+            jax.profiler.stop_trace()
+            self._running, self._steps = False, range(0)
+            log.info("trace in %s: see it with TensorBoard's profile plugin", self._folder)

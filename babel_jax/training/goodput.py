@@ -1,0 +1,84 @@
+"""Goodput: which part of a run's wall time was spent in steps that count, and where the rest went, over all restarts."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from pathlib import Path
+
+from babel_jax.files import write_text
+
+
+class Spent(StrEnum):
+    """What wall time goes to; a step repeated after a restart counts as lost when it was done first, a stopped run as down."""
+
+    STEP = "step"
+    COMPILE = "compile"
+    DATA = "data"
+    CHECKPOINT = "checkpoint"
+    EVALUATION = "evaluation"
+    SETUP = "setup"
+    LOST = "lost"
+    DOWN = "down"
+
+
+class Goodput:
+    """Seconds by what they went to; every moment goes to one thing. Kept in a file, so that a restarted run goes on counting."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time):
+        """Goes on with the file at `path` where there is one. `clock` gives seconds since the epoch."""
+        self._path, self._clock, self._now = path, clock, Spent.SETUP
+        self.seconds = dict.fromkeys(Spent, 0.0)
+        self._since = self._written = clock()
+        self._last_step = -1
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+            before = json.loads(path.read_text(encoding="utf-8"))
+            self.seconds |= {Spent(name): seconds for name, seconds in before["seconds"].items()}
+            self._last_step = before["last_step"]
+            self.seconds[Spent.DOWN] += max(0.0, self._since - before["until"])
+
+    @contextlib.contextmanager
+    def spent(self, on: Spent) -> Iterator[None]:
+        """The time of the block goes to `on`, less that of blocks inside it."""
+        before = self._turn(on)
+        try:
+            yield
+        finally:
+            self._turn(before)
+
+    def lose(self, seconds: dict[int, float]) -> None:
+        """Steps that a run had done and does again, with what each took."""
+        lost = sum(time for step, time in seconds.items() if step <= self._last_step)
+        lost = min(lost, self.seconds[Spent.STEP])
+        self.seconds[Spent.STEP] -= lost
+        self.seconds[Spent.LOST] += lost
+
+    def fraction(self) -> float:
+        """The part of the time so far that went to steps that count."""
+        self._turn(self._now)
+        return self.seconds[Spent.STEP] / max(sum(self.seconds.values()), 1e-9)
+
+    def save(self, last_step: int, at_most_every: float = 0.0) -> None:
+        """Writes the file, unless that was done less than `at_most_every` seconds ago. Steps up to `last_step` are in it."""
+        self._turn(self._now)
+        if self._since - self._written >= at_most_every:
+            self._written, self._last_step = self._since, last_step
+            kept = {"seconds": {str(name): seconds for name, seconds in self.seconds.items()}, "until": self._since, "last_step": last_step}
+            write_text(self._path, json.dumps(kept, indent=2) + "\n")
+
+    def _turn(self, on: Spent) -> Spent:
+        before, now = self._now, self._clock()
+        self.seconds[before] += max(0.0, now - self._since)  # a clock may be set back
+        self._since, self._now = now, on
+        return before
+
+
+def goodput_of(path: Path) -> dict[str, float] | None:
+    """The parts of a run's wall time by what they went to, from its file; None where there is none."""
+    try:
+        seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"]
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    total = sum(seconds.values())
+    return {name: value / total for name, value in seconds.items()} if total > 0 else None

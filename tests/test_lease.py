@@ -1,0 +1,83 @@
+"""A run folder belongs to one job, also where hosts share the disk. Hosts are told apart by what `_machine` gives."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from babel_jax import lease
+from babel_jax.errors import BadInput
+from babel_jax.lease import leased
+
+BEAT = 0.02
+# Holds a folder as another host would, with a lock that this one does not see, until its input ends or it is killed.
+HOLDER = """
+import contextlib, sys
+from pathlib import Path
+from babel_jax import lease
+lease._machine = lambda: "another machine"
+lease.only_process_in = lambda folder: contextlib.nullcontext()
+with lease.leased(Path(sys.argv[1]), float(sys.argv[2])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def held(tmp_path):
+    """A folder that a job on another host holds, and its process."""
+    command = [sys.executable, "-c", HOLDER, tmp_path, str(BEAT)]
+    environment = {"PYTHONPATH": ":".join(sys.path)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+        assert process.stdout.readline() == "held\n"
+        yield tmp_path, process
+        process.kill()
+
+
+def test_a_job_on_another_host_is_refused_while_the_first_is_alive(held):
+    folder, process = held
+    # Patient enough for a loaded machine: the answer comes with the first beat that is seen.
+    with pytest.raises(BadInput, match=rf"{folder}: another job is at work in it \(process {process.pid} on "), leased(folder, 1.0):
+        pass
+    assert process.poll() is None
+    process.communicate()
+    assert process.returncode == 0
+    assert not (folder / lease.NAME).exists()
+
+
+def test_the_lease_of_a_killed_job_is_taken_over(held, caplog):
+    folder, process = held
+    process.kill()
+    process.wait()
+    with caplog.at_level("INFO", "babel"), leased(folder, BEAT):
+        assert "waiting" in caplog.text
+        assert json.loads((folder / lease.NAME).read_text())["machine"] == lease._machine()
+    assert not (folder / lease.NAME).exists()
+
+
+def test_a_holder_that_was_replaced_ends(held):
+    folder, process = held
+    other = json.loads((folder / lease.NAME).read_text()) | {"holder": "someone", "host": "elsewhere"}
+    lease.write_text(folder / lease.NAME, json.dumps(other))
+    _, errors = process.communicate(timeout=60) if process.wait(60) else ("", "")
+    assert process.returncode == 2
+    assert "taken over by a job on elsewhere; this one ends" in errors
+
+
+def test_on_the_same_host_nothing_is_waited_for(tmp_path, monkeypatch):
+    with leased(tmp_path), pytest.raises(BadInput, match="another process is at work in it"), leased(tmp_path):
+        pass
+    # Killed here: the lock is gone, the file is not.
+    lease._write(tmp_path / lease.NAME, "killed", 3)
+    monkeypatch.setattr(lease, "_wait_for_silence", lambda *_: pytest.fail("waited"))
+    with leased(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+def test_a_file_that_is_no_lease_stands_in_nobodys_way(tmp_path, text):
+    (tmp_path / lease.NAME).write_text(text)
+    with leased(tmp_path):
+        pass

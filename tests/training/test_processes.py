@@ -1,0 +1,158 @@
+"""`babel train` by several real processes: what one process gives, and one end for all."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from babel_jax.training.checkpoints import read_json_lines
+
+pytestmark = pytest.mark.slow
+SCRIPT = Path(__file__).with_name("one_of_several.py")
+
+
+def train(config, count, devices=4, orders="", overrides=(), of_each=None):
+    """Runs the config by `count` processes with `devices` among them; gives (exit status, output, errors) of each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    started = []
+    for number in range(count):
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // count}",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "BABEL_HEARTBEAT_SECONDS": "10",
+            "TEST_ORDERS": orders,
+        }
+        if count > 1:
+            environment |= {
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_NUM_PROCESSES": str(count),
+                "JAX_PROCESS_ID": str(number),
+            }
+        settings = [*overrides, *(of_each(number) if of_each else ())]
+        command = [sys.executable, SCRIPT, "train", config, "--json", *(part for one in settings for part in ("--set", one))]
+        started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    try:
+        ended = [started[0].communicate(timeout=240)]
+        if "STOP" in orders:
+            started[1].kill()
+        ended += [process.communicate(timeout=240) for process in started[1:]]
+    finally:
+        for process in started:
+            process.kill()
+    return [(process.returncode, *output) for process, output in zip(started, ended, strict=True)]
+
+
+def losses(folder):
+    return {line["step"]: line["loss"] for line in read_json_lines(folder / "metrics.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def config(run_config, tmp_path_factory):
+    """The path of the config of a run of 6 + 4 steps, whose mesh is for four devices."""
+    folder = tmp_path_factory.mktemp("several")
+    path = folder / "run.toml"
+    evaluation = {"batch_size": 4, "max_bytes": 500}
+    run_config(folder / "run", training={"mesh": {"fsdp": 4}}, evaluation=evaluation, export_dtype="float32").save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(config):
+    """The run folder and the result of one process."""
+    folder = config.with_name("alone")
+    ((status, output, errors),) = train(config, 1, overrides=[f"out={folder}"])
+    assert status == 0, errors[-3000:]
+    return folder, json.loads(output)
+
+
+def test_four_processes_give_what_one_does(config, alone):
+    folder, expected = alone
+    out, count = config.with_name("by-4"), 4
+    ended = train(config, count, overrides=[f"out={out}"])
+    assert [status for status, _, _ in ended] == [0] * count, "\n".join(errors[:4000] for _, _, errors in ended)
+    assert [output != "" for _, output, _ in ended] == [number == 0 for number in range(count)]
+    found = json.loads(ended[0][1])
+    np.testing.assert_allclose(list(losses(out).values()), list(losses(folder).values()), rtol=1e-6)
+    assert list(losses(out)) == list(losses(folder)) == list(range(10))
+    for point, values in expected["bits_per_byte"].items():
+        assert found["bits_per_byte"][point] == pytest.approx(values, rel=1e-5)
+    assert {path.name for path in out.iterdir()} == {path.name for path in folder.iterdir()}
+    compared = [line for line in read_json_lines(out / "metrics.jsonl") if "slowest_process" in line]
+    assert [line["step"] for line in compared] == [4, 9]
+    for line in compared:
+        assert line["slowest_process"] in range(count)
+        assert line["seconds"] > 0
+        assert line["slowest_process_seconds"] >= line["median_process_seconds"] > 0
+    # The log is of process 0 alone; the others may only warn.
+    assert "stage first: steps 0 to 5" in ended[0][2]
+    assert all("stage first" not in errors for _, _, errors in ended[1:])
+
+
+def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on_by_another_number(config, alone):
+    folder, _ = alone
+    out = config.with_name("killed")
+    (first, _, said), (second, _, _) = train(config, 2, orders="KILL:1:4", overrides=[f"out={out}"])
+    assert (first, second) == (1, -9)
+    assert "process 0 of 2 lost another one of the job" in said
+    assert "goes on at the last checkpoint" in said
+    assert "Traceback" not in said
+    # Another number of processes, of devices, and another mesh.
+    ((status, _, errors),) = train(config, 1, devices=2, overrides=[f"out={out}", "training.mesh={data=2}"])
+    assert status == 0, errors[-3000:]
+    assert "resuming at step 3 of 10" in errors
+    np.testing.assert_allclose(list(losses(out).values()), list(losses(folder).values()), rtol=1e-5)
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside_by_all(config, alone):
+    """One of two processes would find it whole: what it needs of it is."""
+    folder, _ = alone
+    out = config.with_name("damaged")
+    shutil.copytree(folder, out)
+    (out / "summary.json").unlink()
+    shutil.rmtree(out / "hf")
+    for file in (out / "checkpoints" / "10").rglob("*"):
+        if file.is_file() and "d" in file.parts[-2:-1]:
+            file.write_bytes(file.read_bytes()[:10])
+    ended = train(config, 2, overrides=[f"out={out}"])
+    assert [status for status, _, _ in ended] == [0, 0], "\n".join(errors[:4000] for _, _, errors in ended)
+    assert "checkpoint 10 cannot be read" in ended[0][2]
+    assert (out / "checkpoints" / "10.damaged").is_dir()
+    np.testing.assert_allclose(list(losses(out).values()), list(losses(folder).values()), rtol=1e-6)
+
+
+def test_a_process_that_hangs_ends_the_others(config):
+    """Stopped, it neither answers nor ends; only the missing heartbeats show it."""
+    (first, _, said), _ = train(config, 2, orders="STOP:1:4", overrides=[f"out={config.with_name('hangs')}"])
+    assert first not in (0, None)
+    assert "stopped sending heartbeats" in said
+
+
+def test_sigterm_of_one_process_stops_all_at_one_step_with_a_checkpoint(config):
+    out, steps = config.with_name("preempted"), "stages.0.steps=2000"
+    ended = train(config, 2, orders="TERM:1:3", overrides=[f"out={out}", steps])
+    assert [status for status, _, _ in ended] == [0, 0], "\n".join(errors[-3000:] for _, _, errors in ended)
+    result = json.loads(ended[0][1])
+    assert result["preempted"] is True
+    assert result["summary"].endswith("resume with the same command")
+    (newest,) = sorted(int(path.name) for path in (out / "checkpoints").iterdir())[-1:]
+    assert f"after step {newest - 1}, with a checkpoint" in result["summary"]
+    assert list(losses(out)) == list(range(newest))
+    assert not (out / "lease.json").exists()
+
+
+def test_processes_of_different_configs_are_refused_before_anything_is_written(config):
+    out = config.with_name("different")
+    ended = train(config, 2, overrides=[f"out={out}"], of_each=lambda number: [f"optimizer.b1=0.{8 + number}", f"seed={number}"])
+    assert [status for status, _, _ in ended] == [2, 2]
+    assert all("not as in process 0 is optimizer.b1, seed" in errors for _, _, errors in ended)
+    assert not out.exists()

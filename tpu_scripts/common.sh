@@ -1,0 +1,60 @@
+# What the scripts here share: reading options, printing or running commands, and the record of what was created. To be sourced.
+# shellcheck shell=bash
+
+dry_run=false
+record=${BABEL_RECORD:-${XDG_STATE_HOME:-$HOME/.local/state}/babel-jax/created}
+
+die() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 2
+}
+
+# The command, quoted so that a shell reads it back.
+quoted() {
+    local words
+    printf -v words '%q ' "$@"
+    printf '%s' "${words% }"
+}
+
+# Runs a command that changes something; --dry-run prints it.
+change() {
+    if $dry_run; then
+        printf '%s\n' "$(quoted "$@")"
+    else
+        "$@"
+    fi
+}
+
+need() {
+    local option
+    for option in "$@"; do
+        [[ -n ${!option:-} ]] || die "--${option//_/-} is needed; see --help"
+    done
+}
+
+# Names of Google Cloud and Kubernetes: 1 to 40 lower-case letters, digits and hyphens, a letter first.
+check_name() {
+    [[ $1 =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] || die "--name $1: give lower-case letters, digits and hyphens, a letter first"
+}
+
+check_number() {
+    [[ $2 =~ ^[1-9][0-9]*$ ]] || die "--$1 $2: give a whole number of 1 or more"
+}
+
+# The record has a line for each thing that these scripts created: its kind, place and name.
+remember() {
+    $dry_run && return
+    mkdir -p "${record%/*}"
+    printf '%s\n' "$*" >>"$record"
+}
+
+created_here() {
+    [[ -f $record ]] && grep -qxF -- "$*" "$record"
+}
+
+forget() {
+    $dry_run && return
+    local rest
+    rest=$(grep -vxF -- "$*" "$record" || true)
+    printf '%s' "${rest:+$rest$'\n'}" >"$record"
+}

@@ -1,0 +1,137 @@
+#!/usr/bin/env bash
+# A run on TPU slices of a GKE cluster, as a JobSet (https://jobset.sigs.k8s.io), which starts all pods again when one ends.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+usage() {
+    cat <<'HELP'
+gke.sh COMMAND OPTIONS [-- MORE ARGUMENTS OF babel train]
+
+  create    makes the JobSet, which trains, and begins again after a preemption until the run is finished
+  log       follows the log of the first pod
+  delete    the JobSet, if this script created it
+
+  --name NAME --context CONTEXT                 the JobSet, and the cluster as kubectl names it (all commands)
+  --namespace NAMESPACE                         (default)
+  --image IMAGE                                 a container image with babel on its PATH
+  --accelerator KIND --topology TOPOLOGY        tpu-v5p-slice and 4x4x4, for example
+  --chips N --hosts N --slices N                chips of a host, hosts of a slice, slices (1)
+  --claim NAME                                  a PersistentVolumeClaim that all pods mount at /data
+  --config FILE --out FOLDER                    config and run folder, below /data
+  --restarts N                                  at most (100)
+  --dry-run                                     print the commands and the manifest
+HELP
+}
+
+name='' context='' namespace=default image='' accelerator='' topology='' chips='' hosts='' slices=1 claim='' config='' out='' restarts=100
+[[ $# -gt 0 ]] || { usage && exit 2; }
+[[ $1 != --help ]] || { usage && exit; }
+command=$1 && shift
+while [[ $# -gt 0 ]]; do
+    case $1 in
+    --name | --context | --namespace | --image | --accelerator | --topology | --chips | --hosts | --slices | --claim | --config | --out | --restarts)
+        [[ $# -gt 1 ]] || die "$1 needs a value"
+        printf -v "${1#--}" '%s' "$2" && shift 2
+        ;;
+    --dry-run) dry_run=true && shift ;;
+    --help) usage && exit ;;
+    --) shift && break ;;
+    *) die "unknown option $1; see --help" ;;
+    esac
+done
+arguments=("$@")
+need name context
+check_name "$name"
+kubectl=(kubectl --context="$context" --namespace="$namespace")
+label=app.kubernetes.io/managed-by
+creator="babel-jax-scripts"
+
+# A string of YAML (which reads JSON's double-quoted ones).
+yaml() {
+    local text=${1//\\/\\\\}
+    text=${text//\"/\\\"}
+    [[ $text != *$'\n'* ]] || die "line breaks in $1"
+    printf '"%s"' "$text"
+}
+
+manifest() {
+    # A pod that SIGTERM stopped ends with 0; it counts as done only with the summary of a finished run.
+    local train
+    train="$(quoted babel train "$config" --set "out=$out" ${arguments[@]+"${arguments[@]}"}) && test -s $(quoted "$out/summary.json")"
+    cat <<YAML
+apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata:
+  name: $name
+  labels:
+    $label: $creator
+  annotations:
+    alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
+spec:
+  failurePolicy:
+    maxRestarts: $restarts
+  replicatedJobs:
+  - name: slice
+    replicas: $slices
+    template:
+      spec:
+        backoffLimit: 0
+        completionMode: Indexed
+        parallelism: $hosts
+        completions: $hosts
+        template:
+          spec:
+            restartPolicy: Never
+            terminationGracePeriodSeconds: 120
+            nodeSelector:
+              cloud.google.com/gke-tpu-accelerator: $(yaml "$accelerator")
+              cloud.google.com/gke-tpu-topology: $(yaml "$topology")
+            containers:
+            - name: train
+              image: $(yaml "$image")
+              command: [bash, -c, $(yaml "$train")]
+              ports:
+              - containerPort: 8471
+              - containerPort: 8482
+              resources:
+                limits:
+                  google.com/tpu: $chips
+              volumeMounts:
+              - name: data
+                mountPath: /data
+            volumes:
+            - name: data
+              persistentVolumeClaim:
+                claimName: $(yaml "$claim")
+YAML
+}
+
+create() {
+    need image accelerator topology chips hosts claim config out
+    for number in chips hosts slices restarts; do check_number "$number" "${!number}"; done
+    local text
+    text=$(manifest)
+    if $dry_run; then
+        printf '%s\n%s\n' "$(quoted "${kubectl[@]}" create --filename=-)" "$text"
+    else
+        "${kubectl[@]}" create --filename=- <<<"$text"
+    fi
+}
+
+follow() {
+    local first="jobset.sigs.k8s.io/jobset-name=$name,jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
+    change "${kubectl[@]}" logs --follow --tail=100 --selector="$first"
+}
+
+delete() {
+    local found
+    found=$("${kubectl[@]}" get jobset "$name" --output="jsonpath={.metadata.labels['app\.kubernetes\.io/managed-by']}") || die "no JobSet $name"
+    [[ $found == "$creator" ]] || die "JobSet $name was not created by this script (no label $label=$creator); delete it with kubectl"
+    change "${kubectl[@]}" delete jobset "$name"
+}
+
+case $command in
+create | delete) "$command" ;;
+log) follow ;;
+*) die "unknown command $command; see --help" ;;
+esac

@@ -1,0 +1,192 @@
+#!/usr/bin/env bash
+# TPU VMs with gcloud, from creation to deletion.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+usage() {
+    cat <<'HELP'
+tpu_vm.sh COMMAND OPTIONS [-- MORE ARGUMENTS OF babel train]
+
+  create    a TPU VM (--spot: one that may be taken away; --queued or --slices N: a queued resource)
+  install   babel-jax from the archive of this commit, on all workers
+  launch    babel train CONFIG on all workers, in the background
+  log       follows the log of worker 0
+  resume    watches the run, and creates, installs and launches again after a preemption, until the run is finished
+  delete    what was created here, and nothing else
+
+  --name NAME --project PROJECT --zone ZONE     which (all commands)
+  --type TYPE --runtime VERSION                 v5p-128 and v2-alpha-tpuv5, for example (create, resume)
+  --config FILE --out FOLDER                    config and run folder, on a disk that all workers share (launch, resume)
+  --mount COMMAND                               run on every worker before anything else, to mount that disk (install, resume)
+  --spot, --queued, --slices N                  see create
+  --poll SECONDS                                between two looks (resume; 60)
+  --dry-run                                     print the commands
+HELP
+}
+
+name='' project='' zone='' type='' runtime='' config='' out='' mount='' spot=false queued=false slices=1 poll=60
+[[ $# -gt 0 ]] || { usage && exit 2; }
+[[ $1 != --help ]] || { usage && exit; }
+command=$1 && shift
+while [[ $# -gt 0 ]]; do
+    case $1 in
+    --name | --project | --zone | --type | --runtime | --config | --out | --mount | --slices | --poll)
+        [[ $# -gt 1 ]] || die "$1 needs a value"
+        printf -v "${1#--}" '%s' "$2" && shift 2
+        ;;
+    --spot) spot=true && shift ;;
+    --queued) queued=true && shift ;;
+    --dry-run) dry_run=true && shift ;;
+    --help) usage && exit ;;
+    --) shift && break ;;
+    *) die "unknown option $1; see --help" ;;
+    esac
+done
+arguments=("$@")
+need name project zone
+check_name "$name"
+check_number slices "$slices"
+((slices == 1)) || queued=true
+place=(--project="$project" --zone="$zone")
+if $queued; then kind="queued-resources"; else kind="tpu-vm"; fi
+thing="$kind $project $zone $name"
+tpus=(gcloud compute tpus "$kind")
+
+create() {
+    need type runtime
+    local options=("${place[@]}" --accelerator-type="$type")
+    if $spot; then options+=(--spot); fi
+    if ! $queued; then
+        options+=(--version="$runtime")
+    elif ((slices == 1)); then
+        options+=(--runtime-version="$runtime" --node-id="$name")
+    else
+        options+=(--runtime-version="$runtime" --node-count="$slices" --node-prefix="$name")
+    fi
+    change "${tpus[@]}" create "$name" "${options[@]}" || return
+    created_here "$thing" || remember "$thing"
+}
+
+# READY or ACTIVE when it can be used, GONE when there is none.
+state() {
+    local field=state
+    if $queued; then field=state.state; fi
+    "${tpus[@]}" describe "$name" "${place[@]}" --format="value($field)" 2>/dev/null || echo GONE
+}
+
+# Waits until it can be used; fails where that will not come.
+ready() {
+    while true; do
+        case $(state) in
+        READY | ACTIVE) return ;;
+        PREEMPTED | TERMINATED | SUSPENDED | FAILED | GONE) return 1 ;;
+        esac
+        sleep "$poll"
+    done
+}
+
+on_all() {
+    if $queued; then
+        change "${tpus[@]}" ssh "$name" "${place[@]}" --node=all --worker=all --command="$1"
+    else
+        change "${tpus[@]}" ssh "$name" "${place[@]}" --worker=all --command="$1"
+    fi
+}
+
+on_first() {
+    if $queued; then
+        "${tpus[@]}" ssh "$name" "${place[@]}" --node=0 --worker=0 --command="$1"
+    else
+        "${tpus[@]}" ssh "$name" "${place[@]}" --worker=0 --command="$1"
+    fi
+}
+
+install() {
+    local archive root
+    $dry_run || ready || die "$name is not there any more"
+    root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+    archive=$(mktemp -u "${TMPDIR:-/tmp}/babel-jax-XXXXXX.tar.gz")
+    change git -C "$root" archive --prefix=babel-jax/ --output="$archive" HEAD
+    if $queued; then
+        change "${tpus[@]}" scp "$archive" "$name:babel-jax.tar.gz" "${place[@]}" --node=all --worker=all
+    else
+        change "${tpus[@]}" scp "$archive" "$name:babel-jax.tar.gz" "${place[@]}" --worker=all
+    fi
+    change rm -f "$archive"
+    [[ -z $mount ]] || on_all "$mount"
+    on_all 'tar -xzf babel-jax.tar.gz && cd babel-jax && python3 -m venv .venv && .venv/bin/pip install --quiet --constraint constraints.txt ".[tpu]"'
+}
+
+launch() {
+    need config out
+    # The status of the last start: empty while it runs. A preempted run ends with 0, and without a summary.
+    local train
+    train=$(quoted babel-jax/.venv/bin/babel train "$config" --set "out=$out" ${arguments[@]+"${arguments[@]}"})
+    on_all "rm -f babel.status; nohup setsid bash -c $(quoted "$train >>babel.log 2>&1; echo \$? >babel.status") >/dev/null 2>&1 </dev/null &"
+}
+
+follow() {
+    if $dry_run; then
+        printf '%s\n' "$(quoted "${tpus[@]}" ssh "$name" "${place[@]}" --worker=0 --command='tail -n 100 -F babel.log')"
+    else
+        on_first 'tail -n 100 -F babel.log'
+    fi
+}
+
+delete() {
+    created_here "$thing" || die "$name was not created by these scripts from here (no line '$thing' in $record); delete it with gcloud"
+    local options=("${place[@]}" --quiet)
+    if $queued; then options+=(--force); fi
+    change "${tpus[@]}" delete "$name" "${options[@]}"
+    forget "$thing"
+}
+
+again() {
+    [[ $1 == GONE ]] || delete
+    # Where there is no capacity, or what there was is taken away at once, the loop tries again. A subshell stops at its first failure.
+    (create) || return 0
+    $dry_run || ready || return 0
+    (install) && (launch) || return 0
+}
+
+# What worker 0 says of the run: finished, running, or the exit status of a start that ended.
+progress() {
+    local look
+    look="if test -s $(quoted "$out/summary.json"); then echo finished; elif test -f babel.status; then cat babel.status;"
+    look+=" elif pgrep -f 'bin/[b]abel train' >/dev/null; then echo running; else echo lost; fi"
+    on_first "$look" 2>/dev/null || echo unreachable
+}
+
+resume() {
+    need config out type runtime
+    local now found
+    if $dry_run; then
+        if created_here "$thing"; then again PREEMPTED; else again GONE; fi
+        return
+    fi
+    while true; do
+        now=$(state)
+        case $now in
+        READY | ACTIVE)
+            found=$(progress)
+            case $found in
+            finished) printf 'finished: %s\n' "$out" && return ;;
+            running | unreachable) ;;
+            2) die "babel train refuses the config: tpu_vm.sh log shows why" ;;
+            *) printf 'ended with status %s, and starts again\n' "$found" && launch ;;
+            esac
+            ;;
+        PREEMPTED | TERMINATED | SUSPENDED | FAILED | GONE)
+            printf '%s is %s, and is created again\n' "$name" "$now"
+            again "$now"
+            ;;
+        esac
+        sleep "$poll"
+    done
+}
+
+case $command in
+create | install | launch | resume | delete) "$command" ;;
+log) follow ;;
+*) die "unknown command $command; see --help" ;;
+esac
