@@ -9,6 +9,7 @@ from babel_jax.config.model import Activation, Family, LayerType, ModelConfig, M
 from babel_jax.config.run import Config, EvaluationSettings
 from babel_jax.config.settings import Settings
 from babel_jax.config.training import (
+    AttentionKernel,
     ComputeType,
     OptimizerRule,
     OptimizerSettings,
@@ -22,6 +23,7 @@ from babel_jax.config.training import (
 
 __all__ = [
     "Activation",
+    "AttentionKernel",
     "BadRows",
     "ComputeType",
     "Config",

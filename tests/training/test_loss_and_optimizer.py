@@ -162,5 +162,5 @@ def test_schedules_rise_stay_and_fall():
 def test_a_mesh_that_does_not_fit_is_refused():
     with pytest.raises(BadInput, match="does not fit 1 devices"):
         make_mesh({"fsdp": 3})
-    with pytest.raises(BadInput, match="unknown axis fdsp; valid axes: data, fsdp, tensor"):
+    with pytest.raises(BadInput, match="unknown axis fdsp; valid axes: data, fsdp, ring, context, tensor"):
         make_mesh({"fdsp": 1})
