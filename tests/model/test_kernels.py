@@ -9,7 +9,7 @@ from babel_jax.config import AttentionKernel, ModelConfig
 from babel_jax.model import vocabulary
 from babel_jax.model.attention_kernels import attention_over, kernel_for
 from babel_jax.model.layers import softcapped
-from babel_jax.model.placement import ALONE
+from babel_jax.model.placement import ALONE, Placement
 from babel_jax.model.vocabulary import target_logits
 
 BATCH, TIME = 2, 256
@@ -54,6 +54,23 @@ def test_a_kernel_gives_what_plain_attention_gives(inputs, kernel, windows, whic
     assert float(found) == pytest.approx(float(expected), rel=1e-3, abs=1e-2)
     for one, other in zip(of_found, of_expected, strict=True):
         assert float(jnp.linalg.norm(one - other) / jnp.linalg.norm(other)) < 1e-4
+
+
+@pytest.mark.parametrize("kernel", [AttentionKernel.XLA, AttentionKernel.SPLASH])
+@pytest.mark.parametrize("window", [None, 70])
+def test_parts_of_a_window_see_what_the_whole_sees(inputs, kernel, window):
+    """Two devices of the context axis, here the lanes of a vmap with that name: each has half of the queries and all keys."""
+    query, key, value, _, segment_ids = inputs
+    placement = Placement(sizes=(("context", 2),))
+
+    def part(query, key, value):
+        attend = attention_over(SHAPE, (window,), kernel, segment_ids, TIME, placement)
+        own = [placement.own_places(rows) for rows in (query, key, value)]
+        return attend(jnp.int32(0), own[0], placement.all_places(own[1]), placement.all_places(own[2]))
+
+    parts = jax.jit(jax.vmap(part, in_axes=None, axis_name="context", axis_size=2))(query, key, value)
+    expected = plain(query, key, value, segment_ids, window, None)
+    np.testing.assert_allclose(jnp.concatenate(list(parts), axis=1), expected, atol=2e-5)
 
 
 def test_auto_is_the_kernel_that_a_platform_has():
