@@ -87,7 +87,7 @@ def _ring(devices: Sequence[Any], sizes: dict[str, int]) -> int:
 def placement_on(mesh: Mesh) -> Placement:
     """The part of each device of the mesh.
 
-    XLA for TPU has no gather over three dimensions of a torus and no scatter over two: these go in stages.
+    XLA for TPU has no gather over three dimensions of a torus, and no scatter over all of one: these go in stages.
     """
     sizes = {axis: mesh.shape[axis] for axis in AXES if mesh.shape[axis] > 1}
     platform = mesh.devices.flat[0].platform
