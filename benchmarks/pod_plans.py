@@ -17,21 +17,20 @@ from babel_jax.errors import BadInput
 from babel_jax.files import write_text
 from babel_jax.tpu.plan import plan
 
-# model, topology, slices, settings. The first of each pair of model and topology has MaxText's settings, where there are its figures.
+# Model, topology, slices, settings; those that stand for all of MaxText's are without remat and seq_len.
 LONG = ("data.seq_len=32768",)
 PLANS: list[tuple[str, str, int, tuple[str, ...]]] = [
     ("babel-9b", "v5e:16x16", 1, ("training.global_batch_size=256",)),
     ("babel-83b", "v5p:8x8x8", 1, ("training.global_batch_size=512",)),
+    ("babel-83b", "v5e:16x16", 16, ("training.global_batch_size=2048", "training.mesh={fsdp=-1, context=2}")),
     ("babel-9b", "v5p:4x4x4", 1, ("training.global_batch_size=64",)),
-    ("babel-83b", "v5p:8x8x8", 1, ("training.global_batch_size=512", "training.remat=mlp")),
-    ("babel-9b", "v5p:4x4x4", 1, ("training.global_batch_size=64", "training.remat=mlp")),
-    ("babel-9b", "v5e:16x16", 1, ("training.global_batch_size=256", "training.remat=gate")),
     ("babel-9b", "v6e:8x8", 1, ("training.global_batch_size=64", "training.remat=mlp")),
     ("babel-83b", "v6e:16x16", 1, ("training.global_batch_size=256",)),
-    ("babel-83b", "v5e:16x16", 16, ("training.global_batch_size=2048", "training.mesh={fsdp=-1, context=2}")),
     ("babel-9b", "v5p:4x4x4", 1, ("training.global_batch_size=8", "training.mesh={fsdp=-1, context=8}", *LONG)),
+    ("babel-83b", "v5p:8x8x8", 1, ("training.global_batch_size=512", "training.remat=mlp")),
+    ("babel-9b", "v5e:16x16", 1, ("training.global_batch_size=256", "training.remat=gate")),
     ("babel-83b", "v5p:8x8x8", 1, ("training.global_batch_size=64", "training.mesh={fsdp=-1, context=8}", *LONG)),
-    ("babel-9b", "v6e:8x8", 1, ("training.global_batch_size=64",)),
+    ("babel-9b", "v5p:4x4x4", 1, ("training.global_batch_size=64", "training.remat=mlp")),
     ("babel-9b", "v5e:16x16", 1, ("training.global_batch_size=16", "training.mesh={fsdp=-1, context=16}", *LONG)),
 ]
 MAXTEXT = {  # GiB of arguments and temporaries, GB on the wire
