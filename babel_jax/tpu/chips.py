@@ -14,7 +14,7 @@ class Chip:
 
     Source: the pages of cloud.google.com/tpu/docs for v4, v5e, v5p, v6e and tpu7x; ici of v5e and v6e is half of the bidirectional figure
     there; dcn is that of the pod by its chips (v5e 6.4 and v6e 25.6 Tbps by 256), else of a 200 Gbps host by 4 chips, of tpu7x 100 Gbps.
-    Capacity: what libtpu 0.0.42 says when it runs out.
+    Capacity: what libtpu 0.0.42 says when it runs out; of tpu7x, where that was not seen, the 192 GB published.
     """
 
     name: str
@@ -34,7 +34,7 @@ CHIPS = {
         Chip("v5e", 197e12, 819e9, 200e9, 3.125e9, 15.75),
         Chip("v5p", 459e12, 2765e9, 600e9, 6.25e9, 95.74, 1, 3),
         Chip("v6e", 918e12, 1638e9, 400e9, 12.5e9, 31.25),
-        Chip("tpu7x", 2307e12, 7380e9, 1200e9, 12.5e9, 189.0, 2, 3),
+        Chip("tpu7x", 2307e12, 7380e9, 1200e9, 12.5e9, 178.8, 2, 3),
     )
 }
 _LARGEST = {"v4": (16, 16, 16), "v5e": (16, 16), "v5p": (16, 16, 24), "v6e": (16, 16), "tpu7x": (16, 16, 36)}

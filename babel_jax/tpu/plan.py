@@ -1,6 +1,8 @@
 """`babel plan`: what a run's train step would need, move and take on a TPU pod, from the program compiled for it."""
 
+import importlib.util
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from babel_jax.model.placement import WEIGHT_AXES
 from babel_jax.tpu.chips import Chip, chip_of
 from babel_jax.tpu.flops import model_flops_per_token
 
+log = logging.getLogger("babel")
 _GIB = 2**30
 _DAY = 86_400
 
@@ -53,6 +56,9 @@ def planned_shape(config: Config) -> ModelConfig:
 
 def _compiled(config: Config, shape: ModelConfig, topology: str, slices: int) -> dict[str, Any]:
     """What `tpu.worker` finds. The compiler is asked in a process of its own, which needs neither TPU nor network."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise BadInput("babel plan compiles with libtpu, which is not installed: pip install 'babel-jax[tpu]'")
+    log.info("compiling the step for %s; a large model takes minutes", topology if slices == 1 else f"{slices} slices of {topology}")
     request = {"config": _plain(config), "shape": _plain(shape), "topology": topology, "slices": slices}
     here = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     here["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -60,8 +66,6 @@ def _compiled(config: Config, shape: ModelConfig, topology: str, slices: int) ->
     command = [sys.executable, "-m", "babel_jax.tpu.worker"]
     answer = subprocess.run(command, input=json.dumps(request), env=environment, capture_output=True, text=True)
     if answer.returncode:
-        if "libtpu" in answer.stderr and "No module" in answer.stderr:
-            raise BadInput("babel plan compiles with libtpu, which is not installed: pip install 'babel-jax[tpu]'")
         raise RuntimeError(f"the compiler stopped with status {answer.returncode}:\n{answer.stderr[-4000:]}")
     found: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
     if "bad_input" in found:

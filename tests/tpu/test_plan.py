@@ -69,6 +69,12 @@ def test_a_plan_of_the_real_step(tiny_toml, capsys):
     assert found["chip_hours"] == pytest.approx(stage["steps"] * found["step_seconds_bound"] * 4 / 3600)
 
 
+def test_without_libtpu_a_line_says_what_to_install(tiny_toml, monkeypatch):
+    monkeypatch.setattr(plan_module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BadInput, match=r"libtpu, which is not installed: pip install 'babel-jax\[tpu\]'"):
+        plan_module.plan(load_config(tiny_toml), "v5e:2x2")
+
+
 def test_the_shipped_configs_need_no_checkpoint():
     for name, parameters in (("babel-9b", 9_013_963_264), ("babel-83b", 83_238_420_480)):
         assert count_parameters(planned_shape(load_config(configs_folder() / f"{name}.toml"))) == parameters
