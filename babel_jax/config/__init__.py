@@ -11,6 +11,7 @@ from babel_jax.config.run import Config, EvaluationSettings
 from babel_jax.config.settings import Settings
 from babel_jax.config.training import (
     CHANGEABLE,
+    AttentionKernel,
     ComputeType,
     OptimizerRule,
     OptimizerSettings,
@@ -25,6 +26,7 @@ from babel_jax.config.training import (
 __all__ = [
     "CHANGEABLE",
     "Activation",
+    "AttentionKernel",
     "BadRows",
     "CleaningSettings",
     "ComputeType",

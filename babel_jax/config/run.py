@@ -11,7 +11,7 @@ from pydantic import model_validator
 from babel_jax.config.data import DataSettings
 from babel_jax.config.expansion import Deepening, ExpansionSettings
 from babel_jax.config.model import ModelSource
-from babel_jax.config.settings import LocalPath, NonNegative, Positive, Seed, Settings
+from babel_jax.config.settings import LocalPath, NonNegative, Positive, PositiveFloat, Seed, Settings
 from babel_jax.config.training import ComputeType, OptimizerSettings, Stage, TrainingSettings
 from babel_jax.files import write_text
 
@@ -32,6 +32,7 @@ class Config(Settings):
     """One run. `out` is the run folder. Relative paths are taken from the working directory.
 
     `expansion` is applied before the first step, `deepen` in the middle; entries may be added while the run has not come to their steps.
+    `prices` are those of an hour of a chip, by its name (v4, v5e, v5p, v6e, tpu7x), in any currency; `babel plan` reckons with them.
     """
 
     out: LocalPath
@@ -45,6 +46,7 @@ class Config(Settings):
     deepen: tuple[Deepening, ...] = ()
     export_dtype: ComputeType = ComputeType.BFLOAT16
     stages: tuple[Stage, ...] = ()
+    prices: dict[str, PositiveFloat] = {}
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

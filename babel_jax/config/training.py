@@ -62,6 +62,14 @@ class Stage(Settings):
         return self
 
 
+class ComputeType(StrEnum):
+    """A floating-point type. That of computing is the type of activations and of the weights in matrix products; master weights, norms,
+    softmax and loss are float32."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 class OptimizerRule(Settings):
     """The first rule wins whose `pattern`, a regular expression, is found in the parameter's path (model/layers/mlp/up_proj/weight)."""
 
@@ -74,13 +82,14 @@ class OptimizerRule(Settings):
 class OptimizerSettings(Settings):
     """AdamW with decoupled weight decay (Loshchilov and Hutter 2019). The rules are ordered and must cover every parameter.
 
-    `new_layers_rate` is a factor on the rate of the layers that expansion added.
+    `new_layers_rate` is a factor on the rate of the layers that expansion added. `first_moment` is the type that m is kept in.
     """
 
     b1: BelowOne = 0.9
     b2: BelowOne = 0.95
     eps: PositiveFloat = 1e-8
     clip_norm: PositiveFloat = 1.0
+    first_moment: ComputeType = ComputeType.FLOAT32
     z_loss: Annotated[float, Field(ge=0.0)] = 0.0
     new_layers_rate: Annotated[float, Field(ge=0.0)] = 1.0
     rules: tuple[OptimizerRule, ...] = (
@@ -90,26 +99,40 @@ class OptimizerSettings(Settings):
 
 
 class Remat(StrEnum):
-    """What the backward pass computes again: nothing, what is not a matrix product with weights, or whole layers."""
+    """What the backward pass computes again, from the least to the most; what it keeps of a layer, beside the residual stream:
+
+    none: all. dots: the products with weights. mlp: queries, keys, values, what attention gives, the stream between attention and MLP, and
+    both inner parts of the MLP. gate: of these two one. projections: none of the two. attention: what attention gives. full: nothing.
+    """
 
     NONE = "none"
     DOTS = "dots"
+    MLP = "mlp"
+    GATE = "gate"
+    PROJECTIONS = "projections"
+    ATTENTION = "attention"
     FULL = "full"
 
 
-class ComputeType(StrEnum):
-    """Type of activations and of the weights in matrix products; master weights, norms, softmax and loss are float32."""
+class AttentionKernel(StrEnum):
+    """What computes attention in training: `auto` is splash attention on TPU, cuDNN on GPU where it can, XLA elsewhere."""
 
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
+    AUTO = "auto"
+    XLA = "xla"
+    SPLASH = "splash"
+    CUDNN = "cudnn"
 
 
 # Settings of TrainingSettings that a run may be resumed with others of: they change its results by rounding at most.
-CHANGEABLE = ("mesh", "remat", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_every", "compilation_cache")
+CHANGEABLE = ("mesh", "remat", "attention", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_every", "compilation_cache")
 
 
 class TrainingSettings(Settings):
-    """How a step is computed. `global_batch_size` counts windows; `mesh` gives sizes of mesh axes, -1 for what is left.
+    """How a step is computed. `global_batch_size` counts windows.
+
+    `mesh` gives sizes of mesh axes, -1 for what is left: data (replicas; not named, one for each slice of a pod), fsdp (windows, and
+    parameters), context (parts of each window, and parameters), tensor (features); see training.mesh. Gradients pass between devices in
+    `compute_dtype`.
 
     Checkpoints are saved after every `checkpoint_every` steps, when `checkpoint_minutes` have gone by, at the end of a stage, and where the
     run is stopped. The newest `keep_checkpoints` stay, and those whose step `keep_every` divides. `compilation_cache` keeps compiled
@@ -120,7 +143,8 @@ class TrainingSettings(Settings):
     gradient_accumulation: Positive = 1
     compute_dtype: ComputeType = ComputeType.BFLOAT16
     remat: Remat = Remat.NONE
-    mesh: dict[str, int] = {"data": 1, "fsdp": -1, "tensor": 1}
+    attention: AttentionKernel = AttentionKernel.AUTO
+    mesh: dict[str, int] = {"fsdp": -1}
     max_skipped_steps: Positive = 10
     checkpoint_every: Positive = 500
     checkpoint_minutes: PositiveFloat | None = None

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_serializer, model_validator
 
-from babel_jax.config import ExpansionSettings, Init, Settings
+from babel_jax.config import ExpansionSettings, Init, ModelConfig, Settings
 from babel_jax.config.file import parse_settings
 from babel_jax.config.settings import NonNegative
 from babel_jax.errors import BadInput
@@ -33,6 +33,22 @@ PROVENANCE = "babel_expansion"  # the key of config.json under which an expanded
 PRESETS: dict[str, tuple[int, tuple[int, ...]]] = {
     "babel-9b": (28, tuple(range(14, 25, 2))),
     "babel-83b": (80, tuple(range(40, 63, 2))),
+}
+
+# The shapes of the two source models, for plans and runs without a checkpoint (their config.json at huggingface.co/Qwen).
+_QWEN = ModelConfig(
+    vocab_size=152064,
+    hidden_size=3584,
+    intermediate_size=18944,
+    num_hidden_layers=28,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    max_position_embeddings=131072,
+)
+_LARGER = {"hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8}
+PRESET_SOURCES: dict[str | None, ModelConfig] = {
+    "babel-9b": _QWEN,
+    "babel-83b": _QWEN.model_copy(update={**_LARGER, "rms_norm_eps": 1e-5}),
 }
 
 

@@ -1,15 +1,21 @@
 """Grouped-query attention (Ainslie et al. 2023) with a key-value cache, and who may see whom."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from babel_jax.config import ModelConfig
 from babel_jax.model.cache import Cache
 from babel_jax.model.layers import Linear, RMSNorm, rotate, softcapped
+from babel_jax.model.placement import ALONE, Placement
+
+# (which of the model's distinct windows, query, key, value) to what each token takes from those that it sees, [batch time heads*head_dim].
+Attend = Callable[[Int[Array, ""], Array, Array, Array], Float[Array, "batch time size"]]
 
 
 def positions_of(segment_ids: Int[Array, "batch time"]) -> Int[Array, "batch time"]:
@@ -33,12 +39,13 @@ def visible(
 
 
 def masks(
-    segment_ids: Int[Array, "batch time"] | None, time: int, windows: tuple[int | None, ...]
-) -> Bool[Array, "windows #batch time time"]:
-    """`visible` for whole sequences. Padding counts as a segment of its own, so that every token sees one at least."""
-    place = jnp.arange(time, dtype=jnp.int32)
-    same = None if segment_ids is None else segment_ids[:, :, None] == segment_ids[:, None, :]
-    return visible(place[:, None] - place[None, :], same, windows)
+    segment_ids: Int[Array, "batch source"] | None, source: int, windows: tuple[int | None, ...], placement: Placement = ALONE
+) -> Bool[Array, "windows #batch time source"]:
+    """`visible` for whole sequences, or for this device's part of each. Padding is a segment of its own: every token sees one at least."""
+    place = jnp.arange(source, dtype=jnp.int32)
+    own = placement.own_places(place[None])[0]
+    same = None if segment_ids is None else placement.own_places(segment_ids)[:, :, None] == segment_ids[:, None, :]
+    return visible(own[:, None] - place[None, :], same, windows)
 
 
 def tree_masks(
@@ -81,6 +88,17 @@ def attend(
     return out.reshape(batch, kv_heads, group, time, head_dim).transpose(0, 3, 1, 2, 4).reshape(batch, time, heads * head_dim)
 
 
+def attend_by_masks(config: ModelConfig, window_masks: Bool[Array, "windows #batch time source"]) -> Attend:
+    """`attend` with one of these masks."""
+    scale, softcap = config.query_pre_attn_scalar**-0.5, config.attn_logit_softcapping
+
+    def masked(which: Int[Array, ""], query: Array, key: Array, value: Array) -> Array:
+        mask = window_masks[0] if window_masks.shape[0] == 1 else window_masks[which]
+        return checkpoint_name(attend(query, key, value, mask, scale, softcap), "attended")
+
+    return masked
+
+
 class Attention(nnx.Module):
     """Projections to queries, keys and values, their norms in each head (Qwen3), rotary positions, attention, and the projection back."""
 
@@ -93,7 +111,6 @@ class Attention(nnx.Module):
         self.v_proj = Linear(hidden, key_size, ("kv_heads", "embed"), config.qkv_bias, std)
         self.o_proj = Linear(query_size, hidden, ("embed", "q_heads"), config.o_bias, std)
         self.head_dim = config.head_dim
-        self.scale, self.softcap = config.query_pre_attn_scalar**-0.5, config.attn_logit_softcapping
         self.has_norm = config.qk_norm
         if config.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, None, config)
@@ -103,18 +120,23 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "batch time embed"],
         rope: tuple[Float[Array, "#batch time half"], ...],
-        mask: Bool[Array, "#batch time source"],
+        attend: Attend,
+        which: Int[Array, ""],
         layer: Int[Array, ""],
         cache: Cache | None = None,
+        placement: Placement = ALONE,
     ) -> tuple[Float[Array, "batch time embed"], Cache | None]:
-        """With a cache, keys and values go into its `layer` first, and attention is over all that it holds (`source` is its length)."""
+        """With a cache, keys and values go into its `layer` first, and attention is over all that it holds."""
+        x = placement.into_features(x)
         query, key, value = (self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
         if self.has_norm:
-            query, key = self.q_norm(query), self.k_norm(key)
+            query, key = self.q_norm(query, placement), self.k_norm(key, placement)
         query, key = rotate(query, *rope), rotate(key, *rope)
         if cache is not None:
             cache, key, value = cache.extended(layer, key, value)
-        return self.o_proj(attend(query, key, value, mask, self.scale, self.softcap)), cache
+        query, key, value = (checkpoint_name(part, "heads") for part in (query, key, value))
+        attended = attend(which, query, placement.all_places(key), placement.all_places(value))
+        return self.o_proj(attended, placement), cache
 
     def _heads(self, x: Float[Array, "batch time size"]) -> Float[Array, "batch time heads head_dim"]:
         return x.reshape(*x.shape[:-1], -1, self.head_dim)

@@ -11,14 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from babel_jax.config import ModelConfig, Remat
-from babel_jax.model.attention import Attention, masks, positions_of, tree_masks
+from babel_jax.config import AttentionKernel, ModelConfig, Remat
+from babel_jax.model.attention import Attend, Attention, attend_by_masks, masks, positions_of, tree_masks
+from babel_jax.model.attention_kernels import attention_over
 from babel_jax.model.cache import Cache
 from babel_jax.model.layers import GatedMLP, RMSNorm, product, rope_tables, softcapped
 from babel_jax.model.parameters import bind, declare, descriptions, initialized, stack
+from babel_jax.model.placement import ALONE, GATHERED, Placement
+from babel_jax.model.vocabulary import looked_up
 
 Rope = tuple[Float[Array, "#batch time half"], ...]
 
@@ -29,10 +33,15 @@ class Embedding(nnx.Module):
     def __init__(self, config: ModelConfig):
         initializer = jax.nn.initializers.normal(config.initializer_range)
         self.weight = declare((config.vocab_size, config.hidden_size), ("vocab", "embed"), initializer)
+        self.vocab_size = config.vocab_size
 
-    def __call__(self, tokens: Int[Array, "batch time"], dtype: DTypeLike) -> Float[Array, "batch time embed"]:
+    def __call__(
+        self, tokens: Int[Array, "batch time"], dtype: DTypeLike, placement: Placement = ALONE
+    ) -> Float[Array, "batch time embed"]:
         """Rows of the table; NaN for ids beyond it, so that a wrong vocabulary shows in the loss."""
-        return jnp.take(self.weight[...], tokens, axis=0).astype(dtype)
+        if placement == ALONE:
+            return jnp.take(self.weight[...], tokens, axis=0).astype(dtype)
+        return looked_up(self.weight[...], tokens, self.vocab_size, dtype, placement)
 
     def project(self, hidden: Float[Array, "... embed"]) -> Float[Array, "... vocab"]:
         """Products with every row, float32."""
@@ -59,18 +68,20 @@ class DecoderLayer(nnx.Module):
         self,
         x: Float[Array, "batch time embed"],
         rope: Rope,
-        mask: Bool[Array, "#batch time source"],
+        attend: Attend,
+        which: Int[Array, ""],
         layer: Int[Array, ""],
         cache: Cache | None,
+        placement: Placement = ALONE,
     ) -> tuple[Float[Array, "batch time embed"], Cache | None]:
         """The new residual stream; the cache, if any, with this layer's keys and values in it."""
         with jax.named_scope("attention"):
-            attended, cache = self.self_attn(self.input_layernorm(x), rope, mask, layer, cache)
-            x = x + (self.post_attention_layernorm(attended) if self.post_norms else attended)
+            attended, cache = self.self_attn(self.input_layernorm(x), rope, attend, which, layer, cache, placement)
+            x = checkpoint_name(x + (self.post_attention_layernorm(attended) if self.post_norms else attended), "between")
         with jax.named_scope("mlp"):
             if self.post_norms:
-                return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))), cache
-            return x + self.mlp(self.post_attention_layernorm(x)), cache
+                return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x), placement)), cache
+            return x + self.mlp(self.post_attention_layernorm(x), placement), cache
 
 
 class DecoderStack(nnx.Module):
@@ -87,28 +98,24 @@ class DecoderStack(nnx.Module):
         self,
         tokens: Int[Array, "batch time"],
         rope: Rope,
-        window_masks: Bool[Array, "windows #batch time source"],
+        attend: Attend,
         compute_dtype: DTypeLike,
         remat: Remat = Remat.NONE,
         cache: Cache | None = None,
+        placement: Placement = ALONE,
     ) -> tuple[Float[Array, "batch time embed"], Cache | None]:
-        """Hidden states after the final norm, and the cache with these tokens in it.
-
-        `window_masks` has one mask for each of `distinct_windows`.
-        """
+        """Hidden states after the final norm, and the cache with these tokens in it."""
         graphdef, stacked = nnx.split(self.layers)
-        distinct = distinct_windows(self.windows)
-        which_mask = np.array([distinct.index(window) for window in self.windows], np.int32)
 
         def run_layer(carry: tuple[Array, Cache | None], this: tuple[nnx.State, Array, Array]) -> tuple[tuple[Array, Cache | None], None]:
             state, which, layer = this
             x, cache = carry
-            mask = window_masks[0] if len(distinct) == 1 else window_masks[which]
-            return nnx.merge(graphdef, state)(x, rope, mask, layer, cache), None
+            decoder_layer = nnx.merge(graphdef, placement.state(state, compute_dtype))
+            return decoder_layer(x, rope, attend, which, layer, cache, placement), None
 
-        x = self._embedded(tokens, compute_dtype)
+        x = self._embedded(tokens, compute_dtype, placement)
         layers = np.arange(len(self.windows), dtype=np.int32)
-        (x, cache), _ = jax.lax.scan(rematerialized(run_layer, remat), (x, cache), (stacked, which_mask, layers))
+        (x, cache), _ = jax.lax.scan(rematerialized(run_layer, remat, placement), (x, cache), (stacked, self._which_window(), layers))
         if cache is not None:
             cache = cache._replace(filled=cache.filled + tokens.shape[1])
         return self.norm(x), cache
@@ -118,7 +125,7 @@ class DecoderStack(nnx.Module):
         order: Int[Array, "steps"],
         tokens: Int[Array, "batch time"],
         rope: Rope,
-        window_masks: Bool[Array, "windows #batch time source"],
+        attend: Attend,
         compute_dtype: DTypeLike,
     ) -> tuple[Float[Array, "batch time embed"], Float[Array, "steps batch time"]]:
         """As `__call__`, but through the layers that `order` names, one after the other; a negative entry passes the stream on as it is.
@@ -127,13 +134,12 @@ class DecoderStack(nnx.Module):
         program serves every removal, repetition and exchange of layers.
         """
         graphdef, stacked = nnx.split(self.layers)
-        distinct = distinct_windows(self.windows)
-        which_mask = jnp.asarray([distinct.index(window) for window in self.windows])
+        which = jnp.asarray(self._which_window())
 
         def run_layer(x: Array, layer: Int[Array, ""]) -> tuple[Array, Array]:
             def through(x: Array) -> Array:
                 state = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), stacked)
-                return nnx.merge(graphdef, state)(x, rope, window_masks[which_mask[layer]], layer, None)[0]
+                return nnx.merge(graphdef, state)(x, rope, attend, which[layer], layer, None)[0]
 
             behind = jax.lax.cond(layer < 0, lambda x: x, through, x)
             return behind, _cosine(x.astype(jnp.float32), behind.astype(jnp.float32))
@@ -141,8 +147,14 @@ class DecoderStack(nnx.Module):
         x, cosines = jax.lax.scan(run_layer, self._embedded(tokens, compute_dtype), order)
         return self.norm(x), cosines
 
-    def _embedded(self, tokens: Int[Array, "batch time"], compute_dtype: DTypeLike) -> Float[Array, "batch time embed"]:
-        x = self.embed_tokens(tokens, compute_dtype)
+    def _which_window(self) -> Int[np.ndarray, "layers"]:
+        distinct = distinct_windows(self.windows)
+        return np.array([distinct.index(window) for window in self.windows], np.int32)
+
+    def _embedded(
+        self, tokens: Int[Array, "batch time"], compute_dtype: DTypeLike, placement: Placement = ALONE
+    ) -> Float[Array, "batch time embed"]:
+        x = self.embed_tokens(tokens, compute_dtype, placement)
         return x if self.embedding_scale is None else x * jnp.asarray(self.embedding_scale, compute_dtype)
 
 
@@ -170,12 +182,28 @@ def distinct_windows(windows: tuple[int | None, ...]) -> tuple[int | None, ...]:
     return tuple(dict.fromkeys(windows))
 
 
-def rematerialized(layer: Any, remat: Remat) -> Any:
+# What each policy keeps for the backward pass, by the names given with `checkpoint_name`; gathered weights never stay.
+_KEPT = {
+    Remat.FULL: (),
+    Remat.ATTENTION: ("attended",),
+    Remat.PROJECTIONS: ("attended", "heads", "between"),
+    Remat.GATE: ("attended", "heads", "between", "gate"),
+    Remat.MLP: ("attended", "heads", "between", "gate", "up"),
+}
+
+
+def rematerialized(layer: Any, remat: Remat, placement: Placement) -> Any:
     """The layer function, with the backward pass computing again what `remat` says."""
+    policies = jax.checkpoint_policies
     if remat is Remat.NONE:
-        return layer
+        if placement == ALONE:
+            return layer
+        policy = policies.save_anything_except_these_names(GATHERED)
+    elif remat is Remat.DOTS:
+        policy = policies.dots_with_no_batch_dims_saveable
+    else:
+        policy = policies.save_only_these_names(*_KEPT[remat])
     # Inside a scan forward and backward are separate loops, so nothing merges them back and the barriers of prevent_cse only cost.
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat is Remat.DOTS else None
     return jax.checkpoint(layer, policy=policy, prevent_cse=False)
 
 
@@ -215,8 +243,10 @@ def hidden_states(
     ends: Int[Array, "batch time"] | None = None,
     compute_dtype: DTypeLike = jnp.float32,
     remat: Remat = Remat.NONE,
+    kernel: AttentionKernel = AttentionKernel.XLA,
+    placement: Placement = ALONE,
 ) -> Float[Array, "batch time embed"]:
-    """Hidden states after the final norm, in `compute_dtype`.
+    """Hidden states after the final norm, in `compute_dtype`; with a placement, those of this device's part of each window.
 
     segment_ids: 0 is padding, 1.. are the documents of a packed window; a token attends to earlier ones of its own segment. Without them a
     window is one document. positions default to counting from each segment's start. With `ends` (and positions) the rows hold prefix
@@ -227,9 +257,13 @@ def hidden_states(
         assert ends is None
         positions = jnp.arange(time, dtype=jnp.int32)[None] if segment_ids is None else positions_of(segment_ids)
     windows = distinct_windows(config.windows)
-    window_masks = masks(segment_ids, time, windows) if ends is None else tree_masks(ends, positions, windows)
+    if ends is None:
+        attend = attention_over(config, windows, kernel, segment_ids, time, placement)
+    else:
+        attend = attend_by_masks(config, tree_masks(ends, positions, windows))
+    rope = rope_tables(config, placement.own_places(positions))
     decoder = bind(Decoder(config), params)
-    return decoder.model(tokens, rope_tables(config, positions), window_masks, compute_dtype, remat)[0]
+    return decoder.model(placement.own_places(tokens), rope, attend, compute_dtype, remat, placement=placement)[0]
 
 
 def forward_in_order(
@@ -242,12 +276,14 @@ def forward_in_order(
 ) -> tuple[Float[Array, "batch time vocab"], Float[Array, "steps batch time"]]:
     """float32 logits of the model whose layers are run as `order` says, and the cosines of `DecoderStack.in_order`."""
     decoder = bind(Decoder(config), params)
-    rope, window_masks = (
-        rope_tables(config, positions_of(segment_ids)),
-        masks(segment_ids, tokens.shape[1], distinct_windows(config.windows)),
-    )
-    hidden, cosines = decoder.model.in_order(order, tokens, rope, window_masks, compute_dtype)
+    attend = attend_by_masks(config, masks(segment_ids, tokens.shape[1], distinct_windows(config.windows)))
+    hidden, cosines = decoder.model.in_order(order, tokens, rope_tables(config, positions_of(segment_ids)), attend, compute_dtype)
     return decoder.unembed(hidden), cosines
+
+
+def output_table(config: ModelConfig, params: PyTree[Array]) -> Float[Array, "vocab embed"]:
+    """The rows that hidden states are multiplied with to give logits: the input embedding, where they are tied."""
+    return params["model"]["embed_tokens"]["weight"] if config.tie_word_embeddings else params["lm_head"]["weight"]
 
 
 def unembed(

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from babel_jax.config import ModelConfig
 from babel_jax.errors import BadInput
-from babel_jax.model.attention import visible
+from babel_jax.model.attention import attend_by_masks, visible
 from babel_jax.model.cache import Cache, empty_cache
 from babel_jax.model.decoder import Decoder, distinct_windows
 from babel_jax.model.layers import rope_tables
@@ -174,7 +174,7 @@ def _advance(
     place = cache.filled + jnp.arange(tokens.shape[1], dtype=jnp.int32)
     rope = rope_tables(config, jnp.maximum(place[None, :] - padding[:, None], 0))
     window_masks = visible(place[:, None] - source[None, :], real, distinct_windows(config.windows))
-    hidden, extended = decoder.model(tokens, rope, window_masks, compute_dtype, cache=cache)
+    hidden, extended = decoder.model(tokens, rope, attend_by_masks(config, window_masks), compute_dtype, cache=cache)
     assert extended is not None
     return decoder.unembed(hidden[:, -1]), extended
 

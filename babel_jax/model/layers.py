@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from babel_jax.config import Activation, ModelConfig, RopeType
 from babel_jax.model.parameters import declare
+from babel_jax.model.placement import ALONE, Placement
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
     Activation.SILU: jax.nn.silu,
@@ -30,11 +32,11 @@ class RMSNorm(nnx.Module):
         self.weight = declare((size,), (axis,), jax.nn.initializers.constant(1.0 - config.norm_offset))
         self.eps, self.offset = config.rms_norm_eps, config.norm_offset
 
-    def __call__(self, x: Float[Array, "... size"]) -> Float[Array, "... size"]:
-        """Normalized x, in its type."""
+    def __call__(self, x: Float[Array, "... size"], features: Placement = ALONE) -> Float[Array, "... size"]:
+        """Normalized x, in its type; `features` is given where x differs between the devices of the tensor axis."""
         wide = x.astype(jnp.float32)
         scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
-        return (wide * scale * (self.offset + self.weight[...].astype(jnp.float32))).astype(x.dtype)
+        return (wide * scale * (self.offset + features.into_features(self.weight[...]).astype(jnp.float32))).astype(x.dtype)
 
 
 def product(x: Float[Array, "*batch in"], weight: Float[Array, "out in"], dtype: DTypeLike | None = None) -> Float[Array, "*batch out"]:
@@ -55,9 +57,9 @@ class Linear(nnx.Module):
             self.bias = declare((out_size,), axes[:1], jax.nn.initializers.zeros)
         self.has_bias = bias
 
-    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        """The map, in the type of x."""
-        out = product(x, self.weight[...].astype(x.dtype))
+    def __call__(self, x: Float[Array, "... in"], summed: Placement = ALONE) -> Float[Array, "... out"]:
+        """The map, in the type of x; `summed` is given where each device of the tensor axis has a part of `in`."""
+        out = summed.from_features(product(x, self.weight[...].astype(x.dtype)))
         return out + self.bias[...].astype(x.dtype) if self.has_bias else out
 
 
@@ -71,9 +73,11 @@ class GatedMLP(nnx.Module):
         self.down_proj = Linear(inner, hidden, ("embed", "mlp"), config.mlp_bias, std)
         self.activation = config.hidden_act
 
-    def __call__(self, x: Float[Array, "batch time embed"]) -> Float[Array, "batch time embed"]:
+    def __call__(self, x: Float[Array, "batch time embed"], placement: Placement = ALONE) -> Float[Array, "batch time embed"]:
         """The MLP, in the type of x."""
-        return self.down_proj(ACTIVATIONS[self.activation](self.gate_proj(x)) * self.up_proj(x))
+        x = placement.into_features(x)
+        gate, up = checkpoint_name(self.gate_proj(x), "gate"), checkpoint_name(self.up_proj(x), "up")
+        return self.down_proj(ACTIVATIONS[self.activation](gate) * up, placement)
 
 
 def softcapped(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:

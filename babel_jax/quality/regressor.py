@@ -94,7 +94,7 @@ class Regressor:
         """`params` are as `with_head` gives them; their arrays are taken over. Raises BadInput where a batch cannot be shared."""
         self.config, self._tokenizer, self._settings = config, tokenizer, settings
         self._mesh = make_mesh({"data": -1})
-        check_batch(self._mesh, settings.batch_size, 1)
+        check_batch(self._mesh, settings.batch_size, 1, settings.seq_len)
         self._shardings = _shardings(config, self._mesh)
         self.params = jax.device_put(params, self._shardings)
         compute_dtype = str(settings.compute_dtype)

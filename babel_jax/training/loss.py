@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from babel_jax.config import ModelConfig, Remat
-from babel_jax.model.decoder import hidden_states, unembed
+from babel_jax.config import AttentionKernel, ModelConfig, Remat
+from babel_jax.model.decoder import hidden_states, output_table
+from babel_jax.model.placement import ALONE, Placement
+from babel_jax.model.vocabulary import target_logits
 
 
 class WindowLosses(NamedTuple):
@@ -32,16 +33,25 @@ def summed_loss(
     compute_dtype: DTypeLike = jnp.float32,
     remat: Remat = Remat.NONE,
     z_loss: float = 0.0,
+    kernel: AttentionKernel = AttentionKernel.XLA,
+    placement: Placement = ALONE,
 ) -> tuple[Float[Array, ""], WindowLosses]:
-    """The sum over all targets of -log p, plus `z_loss` * log(Z)^2 (PaLM, section 5), to be divided by the number of targets."""
+    """The sum over all targets of -log p, plus `z_loss` * log(Z)^2 (PaLM, section 5), to be divided by the number of targets.
+
+    With a placement, the sums over the targets of this device's part of each window.
+    """
     tokens, segment_ids = batch["tokens"], batch["segment_ids"]
-    hidden = hidden_states(config, params, tokens, segment_ids=segment_ids, compute_dtype=compute_dtype, remat=remat)
+    hidden = hidden_states(
+        config, params, tokens, segment_ids=segment_ids, compute_dtype=compute_dtype, remat=remat, kernel=kernel, placement=placement
+    )
     # All positions go through the head and the last is masked: a slice of length T - 1 would break the tiling of the matrix product.
-    logits = unembed(config, params, hidden, compute_dtype)
-    targets = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)))
-    mask = jnp.pad(target_mask(segment_ids, batch.get("loss_mask")), ((0, 0), (0, 1)))
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    nats = jnp.where(mask, log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0], 0.0)
+    targets = placement.own_places(jnp.pad(tokens[:, 1:], ((0, 0), (0, 1))))
+    mask = placement.own_places(jnp.pad(target_mask(segment_ids, batch.get("loss_mask")), ((0, 0), (0, 1))))
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    table = output_table(config, params)
+    picked, log_z = target_logits(rows, table, targets.reshape(-1), config.final_logit_softcapping, placement)
+    picked, log_z = picked.reshape(mask.shape), log_z.reshape(mask.shape)
+    nats = jnp.where(mask, log_z - picked, 0.0)
     total = jnp.sum(nats)
     if z_loss:
         total = total + z_loss * jnp.sum(jnp.where(mask, jnp.square(log_z), 0.0))

@@ -1,74 +1,139 @@
-"""The device mesh, and the one table from logical axes of parameters to its axes."""
+"""The device mesh, and where parameters and batches lie on it; the table from logical axes to mesh axes is `model.placement.RULES`."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from babel_jax.config import ModelConfig
+from babel_jax.config.settings import divisors
 from babel_jax.errors import BadInput
 from babel_jax.model.decoder import describe
-from babel_jax.model.parameters import Parameter
-
-AXES = ("data", "fsdp", "tensor")
-
-# Every matrix has one axis of features inside a layer (sharded for tensor parallelism) and `embed` (sharded to spread memory).
-RULES: dict[str | None, str | None] = {
-    "layers": None,
-    "vocab": "tensor",
-    "embed": "fsdp",
-    "q_heads": "tensor",
-    "kv_heads": "tensor",
-    "mlp": "tensor",
-    None: None,
-}
+from babel_jax.model.placement import AXES, CONTEXT, DATA, FSDP, RING, TENSOR, WINDOW_AXES, Placement, mesh_axes
 
 
-def make_mesh(sizes: Mapping[str, int]) -> Mesh:
-    """A mesh over all devices. `sizes` gives each of AXES its size, 1 if not named, -1 for what is left.
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh over all devices, or those given. `sizes` gives each of AXES its size, 1 if not named, -1 for what is left.
 
+    `data` not named is the number of slices, between which only the sums of gradients pass; named, it is a multiple of that. `ring` is the
+    part of `fsdp` that lies along one dimension of the torus (see `Placement`); not named, it is read off the devices' coordinates.
     Raises BadInput when the sizes do not multiply to the number of devices.
     """
+    devices = jax.devices() if devices is None else devices
     unknown = set(sizes) - set(AXES)
     if unknown:
         raise BadInput(f"training.mesh: unknown axis {', '.join(sorted(unknown))}; valid axes: {', '.join(AXES)}")
-    wanted = [sizes.get(axis, 1) for axis in AXES]
-    devices = jax.device_count()
-    known = math.prod(size for size in wanted if size != -1)
-    if wanted.count(-1) > 1 or min(wanted) < -1 or 0 in wanted or devices % known or (-1 not in wanted and known != devices):
-        given = ", ".join(f"{axis} = {size}" for axis, size in zip(AXES, wanted, strict=True))
-        raise BadInput(f"training.mesh: {given} does not fit {devices} devices; the sizes must multiply to it, one of them may be -1")
-    shape = tuple(devices // known if size == -1 else size for size in wanted)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    wanted = {axis: sizes.get(axis, 1) for axis in (DATA, FSDP, CONTEXT, TENSOR)}
+    wanted[DATA] = sizes.get(DATA, slices)
+    fitted = _fitted(wanted, len(devices))
+    if fitted[DATA] % slices:
+        raise BadInput(f"training.mesh: data = {fitted[DATA]} with {slices} slices; leave it out, or give a multiple of {slices}")
+    ring = sizes.get(RING, 0) or _ring(devices, fitted)
+    if ring < 1 or fitted[FSDP] % ring:
+        raise BadInput(f"training.mesh: ring = {ring} is a part of fsdp = {fitted[FSDP]}; sizes that divide it: {divisors(fitted[FSDP])}")
+    shape = (fitted[DATA], fitted[FSDP] // ring, ring, fitted[CONTEXT], fitted[TENSOR])
+    if slices > 1:
+        between = (slices, *[1] * (len(AXES) - 1))
+        within = (shape[0] // slices, *shape[1:])
+        placed = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+    else:
+        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _fitted(wanted: dict[str, int], devices: int) -> dict[str, int]:
+    known = math.prod(size for size in wanted.values() if size != -1)
+    values = list(wanted.values())
+    given = ", ".join(f"{axis} = {size}" for axis, size in wanted.items())
+    if values.count(-1) > 1 or min(values) < -1 or 0 in values:
+        raise BadInput(f"training.mesh: {given} does not fit {devices} devices; sizes are 1 or more, one of them may be -1")
+    if devices % known or (-1 not in values and known != devices):
+        fits = []
+        for axis, size in wanted.items():
+            rest = known // size if size > 1 else known
+            if size > 1 and devices % rest == 0:
+                near = [devices // rest] if -1 not in values else sorted(divisors(devices // rest), key=lambda d: abs(d - size))[:2]
+                fits.append(f"{axis} = {' or '.join(map(str, near))}")
+        raise BadInput(
+            f"training.mesh: {given} does not fit {devices} devices; the sizes must multiply to it, one of them may be -1"
+            + (f"; with the others as they are, {', or '.join(fits)} would" if fits else "")
+        )
+    return {axis: devices // known if size == -1 else size for axis, size in wanted.items()}
+
+
+def _torus(devices: Sequence[Any]) -> tuple[int, ...]:
+    """The extents of the torus that TPU devices form, those over 1; empty for other devices."""
+    coordinates = np.array([device.coords for device in devices if hasattr(device, "coords")])
+    if not coordinates.size:
+        return ()
+    return tuple(int(extent) for extent in coordinates.max(0) - coordinates.min(0) + 1 if extent > 1)
+
+
+def _ring(devices: Sequence[Any], sizes: dict[str, int]) -> int:
+    """What the axes for sequence and features leave of one dimension of the torus; 1 without a torus, or where fsdp is within it."""
+    torus = _torus(devices)
+    if len(torus) < 2:
+        return 1
+    left = torus[-1] // math.gcd(torus[-1], sizes[CONTEXT] * sizes[TENSOR])
+    return left if sizes[FSDP] % left == 0 and sizes[FSDP] > left else 1
+
+
+def placement_on(mesh: Mesh) -> Placement:
+    """The part of each device of the mesh.
+
+    XLA for TPU has no gather over three dimensions of a torus, and no scatter over all of one: these go in stages.
+    """
+    sizes = {axis: mesh.shape[axis] for axis in AXES if mesh.shape[axis] > 1}
+    platform = mesh.devices.flat[0].platform
+    one, ring = (tuple(axis for axis in axes if axis in sizes) for axes in ((FSDP,), (RING, CONTEXT)))
+    scatters = tuple(axes for axes in (one, ring) if axes)
+    gathers = tuple(reversed(scatters)) if len(_torus(list(mesh.devices.flat))) > 2 else tuple(filter(None, (one + ring,)))
+    if len(sizes) == 0 and platform == "cpu":
+        return Placement()
+    return Placement(tuple(sizes.items()), gathers, scatters, platform)
+
+
+def param_specs(config: ModelConfig) -> PyTree[PartitionSpec]:
+    """The mesh axes of each parameter."""
+    return jax.tree.map(lambda parameter: PartitionSpec(*mesh_axes(parameter.logical_axes)), describe(config))
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> PyTree[NamedSharding]:
-    """A sharding for each parameter. Raises BadInput where a mesh axis does not divide the axis of a parameter."""
-
-    def sharding(parameter: Parameter) -> NamedSharding:
-        axes = [RULES[name] for name in parameter.logical_axes]
-        for size, name, axis in zip(parameter.shape, parameter.logical_axes, axes, strict=True):
-            if axis is not None and size % mesh.shape[axis]:
+    """A sharding for each parameter. Raises BadInput where mesh axes do not divide the axis of a parameter."""
+    described = describe(config)
+    for parameter in jax.tree.leaves(described):
+        for size, name, axes in zip(parameter.shape, parameter.logical_axes, mesh_axes(parameter.logical_axes), strict=True):
+            parts = math.prod(mesh.shape[axis] for axis in axes)
+            whole = size // config.head_dim if name in ("q_heads", "kv_heads") else size
+            if whole % parts:
+                used = " x ".join(axis for axis in axes if mesh.shape[axis] > 1)
                 raise BadInput(
-                    f"training.mesh: {axis} = {mesh.shape[axis]} does not divide the model's {name} = {size}; "
-                    f"sizes that do: {[divisor for divisor in range(1, jax.device_count() + 1) if size % divisor == 0]}"
+                    f"training.mesh: {used} = {parts} does not divide the model's {name} = {whole}; "
+                    f"sizes that do: {[divisor for divisor in divisors(whole) if divisor <= 2 * parts]}"
                 )
-        return NamedSharding(mesh, PartitionSpec(*axes))
-
-    return jax.tree.map(sharding, describe(config))
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), param_specs(config))
 
 
-def check_batch(mesh: Mesh, global_batch_size: int, gradient_accumulation: int) -> None:
-    """Raises BadInput where the windows of a micro-batch cannot be spread evenly over the mesh."""
-    groups, windows = mesh.shape["data"] * mesh.shape["fsdp"], global_batch_size // gradient_accumulation
+def check_batch(mesh: Mesh, global_batch_size: int, gradient_accumulation: int, seq_len: int) -> None:
+    """Raises BadInput where the windows of a micro-batch, or the tokens of a window, cannot be spread evenly over the mesh."""
+    groups, windows = math.prod(mesh.shape[axis] for axis in WINDOW_AXES), global_batch_size // gradient_accumulation
     if windows % groups:
+        unit = groups * gradient_accumulation
+        near = [size for size in (global_batch_size // unit * unit, (global_batch_size // unit + 1) * unit) if size]
         raise BadInput(
             f"training.global_batch_size = {global_batch_size}: micro-batches of {windows} windows do not divide by the {groups} devices "
-            f"of data x fsdp; give a multiple of {groups * gradient_accumulation}, or another training.mesh"
+            f"of data x fsdp; give a multiple of {unit}, such as {' or '.join(map(str, near))}, or another training.mesh"
+        )
+    if seq_len % mesh.shape[CONTEXT]:
+        raise BadInput(
+            f"training.mesh: context = {mesh.shape[CONTEXT]} does not divide data.seq_len = {seq_len}; "
+            f"sizes that do: {[divisor for divisor in divisors(seq_len) if divisor <= 2 * mesh.shape[CONTEXT]]}"
         )
 
 
@@ -78,8 +143,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Windows of a batch spread over the axes that hold different data."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    """Windows of a batch spread over the axes that hold different windows. Their tokens are whole on each: `Placement.own_places` cuts."""
+    return NamedSharding(mesh, PartitionSpec(WINDOW_AXES))
 
 
 def everywhere(value: np.generic, mesh: Mesh) -> jax.Array:

@@ -40,7 +40,7 @@ def rule_of_each(settings: OptimizerSettings, params: PyTree[Array]) -> PyTree[O
 class AdamW:
     """Decoupled weight decay (Loshchilov and Hutter 2019) with a rate, decay and freezing for each parameter.
 
-    p <- p - rate * rule.rate * (m / (sqrt(v) + eps) + rule.weight_decay * p), with bias-corrected float32 moments m and v.
+    p <- p - rate * rule.rate * (m / (sqrt(v) + eps) + rule.weight_decay * p), with bias-corrected moments m and v (v float32).
     Frozen parameters hold no moments. With Trained.NEW_LAYERS only the rows `new_layers` of the leaves under the layers are trained, and
     only these rows have moments: [new layers, ...].
     """
@@ -58,7 +58,9 @@ class AdamW:
             raise BadInput("optimizer.rules: every parameter is frozen; leave at least one to train")
         self.clip_norm = settings.clip_norm
         self._settings = settings
-        self._moments = optax.masked(optax.scale_by_adam(settings.b1, settings.b2, settings.eps), self.trained)
+        self._moments = optax.masked(
+            optax.scale_by_adam(settings.b1, settings.b2, settings.eps, mu_dtype=jnp.dtype(settings.first_moment)), self.trained
+        )
         self._rates = jax.tree.map(
             lambda param, under_layers, rule: rule.rate * (self._factors(param, new_layers) if under_layers else 1.0),
             params,

@@ -99,7 +99,7 @@ def train_stages(
     if not stages:
         return make_params()
     mesh = make_mesh(config.training.mesh)
-    check_batch(mesh, config.training.global_batch_size, config.training.gradient_accumulation)
+    check_batch(mesh, config.training.global_batch_size, config.training.gradient_accumulation, config.data.seq_len)
 
     @functools.cache
     def setup(step: int, trained: Trained) -> Setup:

@@ -6,18 +6,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
 from babel_jax.config import ModelConfig, OptimizerSettings, TrainingSettings
 from babel_jax.languages import CODES
-from babel_jax.model.decoder import abstract_params
+from babel_jax.model.attention_kernels import kernel_for
+from babel_jax.model.decoder import abstract_params, describe
+from babel_jax.model.parameters import Parameter
+from babel_jax.model.placement import ALONE, CONTEXT, WINDOW_AXES, mesh_axes
 from babel_jax.training.loss import WindowLosses, summed_loss
-from babel_jax.training.mesh import batch_sharding, param_shardings, replicated
+from babel_jax.training.mesh import batch_sharding, param_shardings, param_specs, placement_on, replicated
 from babel_jax.training.optimizer import AdamW
 
 # params, opt_state; step: int32[], updates tried; skipped: int32[], skipped in a row; windows_seen: int32[25], by language.
 TrainState = dict[str, Any]
+SummedGradients = Callable[[PyTree[Array], dict[str, Array]], tuple[Array, WindowLosses, PyTree[Array]]]
 Step = Callable[[TrainState, dict[str, Array], Float[Array, ""]], tuple[TrainState, dict[str, Array]]]
 
 
@@ -34,41 +38,58 @@ def state_shardings(config: ModelConfig, optimizer: AdamW, mesh: Mesh) -> TrainS
     return {"params": params, "opt_state": opt_state, "step": everywhere, "skipped": everywhere, "windows_seen": everywhere}
 
 
+def summed_gradients(config: ModelConfig, training: TrainingSettings, z_loss: float, mesh: Mesh) -> SummedGradients:
+    """A function of parameters and batch that gives the loss, the losses of each window, and the gradients, summed over all targets.
+
+    It runs under `shard_map`: each device works through its own windows, and its own part of each, in `gradient_accumulation` pieces.
+    """
+    placement, specs = placement_on(mesh), param_specs(config)
+    tokens_apart = (*WINDOW_AXES, CONTEXT)
+
+    def of_one(params: PyTree[Array], micro: dict[str, Array]) -> tuple[tuple[Array, WindowLosses], PyTree[Array]]:
+        kernel = kernel_for(training.attention, config, micro["tokens"].shape[1] // placement.size(CONTEXT), placement.platform)
+
+        def loss(params: PyTree[Array]) -> tuple[Array, WindowLosses]:
+            return summed_loss(config, params, micro, jnp.dtype(training.compute_dtype), training.remat, z_loss, kernel, placement)
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    def of_own_windows(params: PyTree[Array], batch: dict[str, Array]) -> tuple[Array, WindowLosses, PyTree[Array]]:
+        if training.gradient_accumulation == 1:
+            (total, windows), gradients = of_one(params, batch)
+        else:
+            micro_batches = jax.tree.map(lambda rows: _interleaved(rows, training.gradient_accumulation), batch)
+
+            def add(so_far: tuple[Array, PyTree[Array]], micro: dict[str, Array]) -> tuple[tuple[Array, PyTree[Array]], WindowLosses]:
+                (total, windows), gradients = of_one(params, micro)
+                return (so_far[0] + total, jax.tree.map(jnp.add, so_far[1], gradients)), windows
+
+            start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+            (total, gradients), windows = jax.lax.scan(add, start, micro_batches)
+            windows = jax.tree.map(lambda rows: rows.swapaxes(0, 1).reshape(-1), windows)
+
+        def of_all(gradient: Array, parameter: Parameter) -> Array:
+            split = {axis for axes in mesh_axes(parameter.logical_axes) for axis in axes}
+            return placement.summed(gradient, tuple(axis for axis in tokens_apart if axis not in split))
+
+        windows = jax.tree.map(lambda rows: placement.summed(rows, (CONTEXT,)), windows)
+        return placement.summed(total, tokens_apart), windows, jax.tree.map(of_all, gradients, describe(config))
+
+    if placement == ALONE:
+        return of_own_windows
+    windows = PartitionSpec(WINDOW_AXES)
+    return jax.shard_map(of_own_windows, mesh=mesh, in_specs=(specs, windows), out_specs=(PartitionSpec(), windows, specs), check_vma=False)
+
+
 def train_step(
-    config: ModelConfig,
-    optimizer: AdamW,
-    training: TrainingSettings,
-    z_loss: float,
-    state: TrainState,
-    batch: dict[str, Array],
-    rate: Float[Array, ""],
+    optimizer: AdamW, gradients_of: SummedGradients, state: TrainState, batch: dict[str, Array], rate: Float[Array, ""]
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update, and its metrics: loss, gradient_norm, skipped, and nats, targets and windows seen by language.
 
     A loss or gradient that is not finite leaves parameters and moments as they are, to the bit.
     """
-
-    def gradient_of(params: PyTree[Array], micro: dict[str, Array]) -> tuple[tuple[Array, WindowLosses], PyTree[Array]]:
-        def loss(params: PyTree[Array]) -> tuple[Array, WindowLosses]:
-            return summed_loss(config, params, micro, jnp.dtype(training.compute_dtype), training.remat, z_loss)
-
-        return jax.value_and_grad(loss, has_aux=True)(params)
-
     params = state["params"]
-    if training.gradient_accumulation == 1:
-        (total, windows), gradients = gradient_of(params, batch)
-    else:
-        # Micro-batch i has the rows i, i + n, i + 2n ..: each device then has its share of every one, and no row has to move.
-        micro_batches = jax.tree.map(lambda rows: _interleaved(rows, training.gradient_accumulation), batch)
-
-        def add(so_far: tuple[Array, PyTree[Array]], micro: dict[str, Array]) -> tuple[tuple[Array, PyTree[Array]], WindowLosses]:
-            (total, windows), gradients = gradient_of(params, micro)
-            return (so_far[0] + total, jax.tree.map(jnp.add, so_far[1], gradients)), windows
-
-        start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-        (total, gradients), windows = jax.lax.scan(add, start, micro_batches)
-        windows = jax.tree.map(lambda rows: rows.swapaxes(0, 1).reshape(-1), windows)
-
+    total, windows, gradients = gradients_of(params, batch)
     # Sums become means by one factor, which also clips: no pass over the gradients of its own.
     targets = jnp.maximum(jnp.sum(windows.targets), 1).astype(jnp.float32)
     norm = optimizer.norm(gradients) / targets
@@ -110,8 +131,9 @@ def compiled_step(config: ModelConfig, optimizer: AdamW, settings: OptimizerSett
     """`train_step` jitted for a mesh, with the state donated. States must come with `state_shardings`, so that it compiles once."""
 
     def step(state: TrainState, batch: dict[str, Array], rate: Float[Array, ""]) -> tuple[TrainState, dict[str, Array]]:
-        return train_step(config, optimizer, training, settings.z_loss, state, batch, rate)
+        return train_step(optimizer, gradients_of, state, batch, rate)
 
+    gradients_of = summed_gradients(config, training, settings.z_loss, mesh)
     shardings = state_shardings(config, optimizer, mesh)
     everywhere = replicated(mesh)
     return jax.jit(

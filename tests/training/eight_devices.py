@@ -1,4 +1,4 @@
-"""Run by test_devices.py in a process of its own: prints the losses and final parameters' sums of a run on each mesh of eight devices."""
+"""Run by test_devices.py in a process of its own: prints the losses, and more, of a run on each of several meshes of eight devices."""
 
 import json
 import sys
@@ -7,22 +7,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from babel_jax.config import ComputeType, ModelConfig, OptimizerSettings, TrainingSettings
+from babel_jax.config import Family, ModelConfig, OptimizerSettings, TrainingSettings
+from babel_jax.config.file import parse_settings
+from babel_jax.model import vocabulary
 from babel_jax.model.decoder import abstract_params, init_params
 from babel_jax.training.mesh import global_batch, make_mesh
 from babel_jax.training.optimizer import AdamW
 from babel_jax.training.step import compiled_step, placed_state, state_shardings
 
 CONFIG = ModelConfig(
-    vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=8
+    family=Family.QWEN3,  # its norms of heads, whose gradients the devices of the tensor axis share
+    vocab_size=96,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    qkv_bias=True,
+    o_bias=True,
+    mlp_bias=True,
+    final_logit_softcapping=5.0,
 )
 
 
-def run(mesh_sizes: dict[str, int], accumulation: int) -> dict[str, object]:
-    """Losses of four steps, and the largest share of the moments that one device holds."""
-    mesh = make_mesh(mesh_sizes)
-    settings = OptimizerSettings()
-    training = TrainingSettings(global_batch_size=16, gradient_accumulation=accumulation, compute_dtype=ComputeType.FLOAT32)
+def run(mesh_sizes: dict[str, int], **settings: object) -> dict[str, object]:
+    """Losses of three steps, the last norm of gradients, and the largest share of a moment that one device holds."""
+    mesh = make_mesh(mesh_sizes, jax.devices()[: settings.pop("devices", None)])
+    training = parse_settings(TrainingSettings, {"global_batch_size": 16, "compute_dtype": "float32", **settings}, "test")
+    settings = OptimizerSettings(z_loss=1e-3)
     optimizer = AdamW(settings, abstract_params(CONFIG))
     shardings = state_shardings(CONFIG, optimizer, mesh)
     params = jax.jit(init_params, static_argnums=0, out_shardings=shardings["params"])(CONFIG, jax.random.key(0))
@@ -30,7 +43,7 @@ def run(mesh_sizes: dict[str, int], accumulation: int) -> dict[str, object]:
     step = compiled_step(CONFIG, optimizer, settings, training, mesh)
     random = np.random.default_rng(0)
     losses = []
-    for _ in range(4):
+    for _ in range(3):
         lengths = random.integers(5, 30, (16, 1))
         segment_ids = np.where(np.arange(32) < lengths, 1, 2).astype(np.int32)
         tokens = random.integers(0, CONFIG.vocab_size, (16, 32), dtype=np.int32)
@@ -43,4 +56,5 @@ def run(mesh_sizes: dict[str, int], accumulation: int) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps([run(sizes, accumulation) for sizes, accumulation in json.loads(sys.argv[1])]))
+    vocabulary._LARGEST_PIECE = 2**10  # several pieces of the vocabulary on all meshes, one device included
+    print(json.dumps([run(sizes, **settings) for sizes, settings in json.loads(sys.argv[1])]))

@@ -136,6 +136,17 @@ def test_bfloat16_compute_keeps_float32_parameters_and_moments(tiny_config, tiny
     assert np.isfinite(metrics["loss"])
 
 
+def test_a_bfloat16_first_moment_changes_the_update_by_its_rounding_alone(tiny_config, tiny_params):
+    batches = [packed_batch(seed=seed) for seed in range(2)]
+    whole, _ = run_steps(tiny_config, tiny_params, batches)[-1]
+    short, _ = run_steps(tiny_config, tiny_params, batches, OptimizerSettings(first_moment=ComputeType.BFLOAT16))[-1]
+    moments = short["opt_state"].inner_state
+    assert {leaf.dtype for leaf in jax.tree.leaves(moments.mu)} == {np.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(moments.nu)} == {np.dtype(np.float32)}
+    for one, other, before in zip(*(jax.tree.leaves(tree["params"]) for tree in (whole, short)), jax.tree.leaves(tiny_params), strict=True):
+        assert np.linalg.norm(one - other) <= 2**-7 * np.linalg.norm(one - np.asarray(before))
+
+
 def test_every_parameter_needs_a_rule_and_the_first_one_wins(tiny_config):
     params = abstract_params(tiny_config)
     rules = (OptimizerRule(pattern="bias", rate=2.0), OptimizerRule(pattern="q_proj", rate=3.0), OptimizerRule(pattern="layers|norm"))
@@ -162,5 +173,5 @@ def test_schedules_rise_stay_and_fall():
 def test_a_mesh_that_does_not_fit_is_refused():
     with pytest.raises(BadInput, match="does not fit 1 devices"):
         make_mesh({"fsdp": 3})
-    with pytest.raises(BadInput, match="unknown axis fdsp; valid axes: data, fsdp, tensor"):
+    with pytest.raises(BadInput, match="unknown axis fdsp; valid axes: data, fsdp, ring, context, tensor"):
         make_mesh({"fdsp": 1})

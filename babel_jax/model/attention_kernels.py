@@ -1,0 +1,107 @@
+"""What computes attention over whole sequences: XLA, splash attention on TPU, cuDNN on GPU; one function, `attention_over`, chooses.
+
+All give what `attention.attend` gives, to rounding: packed segments, grouped heads, sliding windows; soft-capped scores but for cuDNN.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Int
+
+from babel_jax.config import AttentionKernel, ModelConfig
+from babel_jax.model.attention import Attend, attend_by_masks, masks
+from babel_jax.model.placement import CONTEXT, Placement
+
+_LANES = 128
+_BLOCK = 1024  # the largest; not tuned on hardware
+
+
+def kernel_for(kernel: AttentionKernel, config: ModelConfig, time: int, platform: str) -> AttentionKernel:
+    """What `auto` means on a platform (cpu, gpu, tpu) for windows of which each device has `time` tokens; any other choice is kept."""
+    if kernel is not AttentionKernel.AUTO:
+        return kernel
+    if platform == "tpu" and time % _LANES == 0 and config.head_dim % _LANES == 0:
+        return AttentionKernel.SPLASH
+    if platform in ("gpu", "cuda") and config.attn_logit_softcapping is None and config.head_dim <= _LANES:
+        return AttentionKernel.CUDNN
+    return AttentionKernel.XLA
+
+
+def attention_over(
+    config: ModelConfig,
+    windows: tuple[int | None, ...],
+    kernel: AttentionKernel,
+    segment_ids: Int[Array, "batch source"] | None,
+    source: int,
+    placement: Placement,
+) -> Attend:
+    """Attention of this device's part of sequences of `source` tokens, whose `segment_ids` come in full, as keys and values do."""
+    if kernel is AttentionKernel.SPLASH:
+        return _splash(config, windows, segment_ids, source, placement)
+    window_masks = masks(segment_ids, source, windows, placement)
+    if kernel is AttentionKernel.CUDNN:
+        return _cudnn(config, window_masks)
+    return attend_by_masks(config, window_masks)
+
+
+def _splash(
+    config: ModelConfig, windows: tuple[int | None, ...], segment_ids: Int[Array, "batch source"] | None, source: int, placement: Placement
+) -> Attend:
+    """The Pallas kernel of jax.experimental; blocks that no query sees are not computed. Off TPU it is interpreted, for tests.
+
+    Masks of the kernel are fixed when it is compiled, and where a device's queries stand is not. So the keys are turned round until the
+    device's own ones come last: what is then ahead of the queries is hidden by the causal mask, and what follows them in truth, and was
+    turned to the front, by a segment that is nobody's.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_masks
+
+    time = source // placement.size(CONTEXT)
+    behind = source - time
+    scale, softcap = config.query_pre_attn_scalar**-0.5, config.attn_logit_softcapping
+    interpret = placement.platform != "tpu"
+    block_q, block_kv = (_LANES * math.gcd(size // _LANES, _BLOCK // _LANES) for size in (time, source))
+    blocks = splash.BlockSizes(
+        block_q=block_q, block_kv=block_kv, block_kv_compute=min(block_kv, 512),
+        block_q_dkv=block_q, block_kv_dkv=block_kv, block_kv_dkv_compute=min(block_kv, 512), use_fused_bwd_kernel=True,
+    )  # fmt: skip
+
+    def turned(rows: Array) -> Array:
+        return rows if behind == 0 else jnp.roll(rows, behind - placement.first_place(time), axis=1)
+
+    ids = jnp.ones((1, source), jnp.int32) if segment_ids is None else segment_ids
+    own, place = placement.own_places(ids), jnp.arange(source, dtype=jnp.int32)[None]
+    others = turned(jnp.where(place < placement.first_place(time) + time, ids, -1))
+
+    def in_window(window: int | None, query: Array, key: Array, value: Array) -> Array:
+        shape = (time, source)
+        mask = splash_masks.CausalMask(shape, behind) if window is None else splash_masks.LocalMask(shape, (window - 1, 0), behind)
+        kernel = splash.make_splash_mha(
+            splash_masks.MultiHeadMask([mask] * query.shape[1]), block_sizes=blocks, attn_logits_soft_cap=softcap, head_shards=1,
+            q_seq_shards=1, residual_checkpoint_name="attended", interpret=interpret,
+        )  # fmt: skip
+        segments = splash.SegmentIds(*(jnp.broadcast_to(rows, (query.shape[0], rows.shape[1])) for rows in (own, others)))
+        return jax.vmap(kernel)(query, key, value, segments)
+
+    def attend(which: Int[Array, ""], query: Array, key: Array, value: Array) -> Array:
+        heads = [(query * scale).swapaxes(1, 2), turned(key).swapaxes(1, 2), turned(value).swapaxes(1, 2)]
+        choices = [partial(in_window, window) for window in windows]
+        out = choices[0](*heads) if len(choices) == 1 else jax.lax.switch(which, choices, *heads)
+        return out.swapaxes(1, 2).reshape(*query.shape[:2], -1)
+
+    return attend
+
+
+def _cudnn(config: ModelConfig, window_masks: Array) -> Attend:
+    """cuDNN's fused attention. Its masks are a matrix of each window, so segments cost memory by the square of the sequence."""
+    scale = config.query_pre_attn_scalar**-0.5
+
+    def attend(which: Int[Array, ""], query: Array, key: Array, value: Array) -> Array:
+        mask = window_masks[0] if window_masks.shape[0] == 1 else window_masks[which]
+        out = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], scale=scale, implementation="cudnn")
+        return checkpoint_name(out.reshape(*query.shape[:2], -1), "attended")
+
+    return attend

@@ -1,0 +1,124 @@
+"""Looking up tokens, and the cross-entropy over them, a piece of the vocabulary at a time: neither whole table nor logits need to exist.
+
+The tables are [vocab, embed], as this device holds them under its `Placement`. A piece is gathered, used, and its gradient complete and
+scattered before the next one: nothing adds up over pieces but what has the size of the activations.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from babel_jax.config.settings import divisors
+from babel_jax.model.layers import product, softcapped
+from babel_jax.model.placement import Placement
+
+_AXES = ("vocab", "embed")
+_LARGEST_PIECE = 2**26  # elements of a piece's logits, or of its part of the table where that is more
+
+
+def pieces(rows: int, tokens: int, embed: int) -> int:
+    """Into how many pieces to cut a table of so many rows: the fewest of equal size whose logits are not too large."""
+    return next(count for count in divisors(rows) if rows // count * max(tokens, embed) <= _LARGEST_PIECE or count == rows)
+
+
+def looked_up(
+    weight: Float[Array, "rows part"], tokens: Int[Array, "batch time"], vocab: int, dtype: DTypeLike, placement: Placement
+) -> Float[Array, "batch time embed"]:
+    """Rows of the table; NaN for ids beyond it. The gradients of one row's many tokens are summed in float32."""
+    rows = weight.shape[0]
+    count = pieces(rows, tokens.size, weight.shape[1] * placement.weight_parts)
+    first, size = placement.own_features(rows), rows // count
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def add(x: Array, piece: tuple[Array, Array]) -> tuple[Array, None]:
+        start, part = piece
+        table = placement.weights(part, _AXES, dtype).astype(jnp.float32)
+        place = tokens - (first + start)
+        here = (place >= 0) & (place < size)
+        return x + jnp.where(here[..., None], jnp.take(table, jnp.where(here, place, 0), axis=0), 0.0), None
+
+    x = jnp.zeros((*tokens.shape, weight.shape[1] * placement.weight_parts), jnp.float32)
+    starts = jnp.arange(count, dtype=jnp.int32) * size
+    x, _ = jax.lax.scan(add, x, (starts, weight.reshape(count, size, -1)))
+    known = (tokens >= 0) & (tokens < vocab)
+    return jnp.where(known[..., None], placement.from_features(x), jnp.nan).astype(dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def target_logits(
+    hidden: Float[Array, "tokens embed"],
+    weight: Float[Array, "rows part"],
+    targets: Int[Array, "tokens"],
+    softcap: float | None,
+    placement: Placement,
+) -> tuple[Float[Array, "tokens"], Float[Array, "tokens"]]:
+    """The logit of each target and the logarithm of the softmax's normalizer, float32: all that a cross-entropy needs of the logits.
+
+    Products are in the type of `hidden`. The backward pass computes the logits again, unless one piece holds them all.
+    """
+    return _forward(hidden, weight, targets, softcap, placement)[0]
+
+
+def _forward(hidden: Array, weight: Array, targets: Array, softcap: float | None, placement: Placement):  # type: ignore[no-untyped-def]
+    starts, parts = _parts(hidden, weight, placement)
+    size = parts.shape[1]
+
+    def add(carry: tuple[Array, Array, Array], piece: tuple[Array, Array]):  # type: ignore[no-untyped-def]
+        largest, total, picked = carry
+        start, part = piece
+        logits = softcapped(product(hidden, _table(part, hidden.dtype, placement), jnp.float32), softcap)
+        new_largest = jnp.maximum(largest, logits.max(axis=-1))
+        total = total * jnp.exp(largest - new_largest) + jnp.exp(logits - new_largest[:, None]).sum(axis=-1)
+        place = targets - start
+        here = (place >= 0) & (place < size)
+        found = jnp.take_along_axis(logits, jnp.where(here, place, 0)[:, None], axis=-1)[:, 0]
+        return (new_largest, total, jnp.where(here, found, picked)), logits if len(parts) == 1 else None
+
+    tokens = hidden.shape[:1]
+    carry = (jnp.full(tokens, jnp.finfo(jnp.float32).min), jnp.zeros(tokens), jnp.zeros(tokens))
+    (largest, total, picked), logits = jax.lax.scan(add, carry, (starts, parts))
+    overall = placement.largest_of_features(largest)
+    log_z = overall + jnp.log(placement.summed(total * jnp.exp(largest - overall), ("tensor",)))
+    return (placement.summed(picked, ("tensor",)), log_z), (hidden, weight, targets, log_z, logits)
+
+
+def _backward(softcap: float | None, placement: Placement, saved, gradients):  # type: ignore[no-untyped-def]
+    hidden, weight, targets, log_z, kept = saved
+    of_picked, of_log_z = gradients
+    starts, parts = _parts(hidden, weight, placement)
+
+    def add(of_hidden: Array, piece: tuple[Array, Array, Array | None]) -> tuple[Array, Array]:
+        start, part, logits = piece
+        table, to_part = jax.vjp(lambda part: _table(part, hidden.dtype, placement), part)
+        if logits is None:
+            logits = softcapped(product(hidden, table, jnp.float32), softcap)
+        chosen = jnp.arange(logits.shape[1], dtype=jnp.int32) == (targets - start)[:, None]
+        of_logits = jnp.exp(logits - log_z[:, None]) * of_log_z[:, None] + jnp.where(chosen, of_picked[:, None], 0.0)
+        if softcap is not None:
+            of_logits = of_logits * (1.0 - jnp.square(logits / softcap))
+        of_logits = of_logits.astype(hidden.dtype)
+        of_table = jnp.einsum("nv,ne->ve", of_logits, hidden)
+        of_hidden = of_hidden + jnp.einsum("nv,ve->ne", of_logits, table, preferred_element_type=jnp.float32)
+        return of_hidden, to_part(of_table)[0]
+
+    of_hidden, of_parts = jax.lax.scan(add, jnp.zeros(hidden.shape, jnp.float32), (starts, parts, kept))
+    of_hidden = placement.summed(of_hidden, ("tensor",)).astype(hidden.dtype)
+    return of_hidden, of_parts.reshape(weight.shape), None
+
+
+target_logits.defvjp(_forward, _backward)
+
+
+def _parts(hidden: Array, weight: Array, placement: Placement) -> tuple[Int[Array, "count"], Float[Array, "count size part"]]:
+    """The table in pieces, and the token id that each begins with."""
+    rows = weight.shape[0]
+    count = pieces(rows, *hidden.shape)
+    starts = placement.own_features(rows) + jnp.arange(count, dtype=jnp.int32) * (rows // count)
+    return starts, weight.reshape(count, rows // count, -1)
+
+
+def _table(part: Array, dtype: DTypeLike, placement: Placement) -> Float[Array, "size embed"]:
+    return placement.weights(part, _AXES, dtype).astype(dtype)

@@ -1,0 +1,78 @@
+"""FLOPs of a step: those of the model, as utilization counts them, and those that the traced program runs, recomputation included."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+
+from babel_jax.config import ModelConfig
+from babel_jax.model.decoder import count_parameters
+
+
+def model_flops_per_token(config: ModelConfig, seq_len: int) -> float:
+    """6 for each parameter but the input embedding, and causal attention at half (or at its window), forward and backward.
+
+    Recomputation is excluded, and sequences count as one document each.
+    """
+    embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+    heads = config.num_attention_heads * config.head_dim
+    seen = sum(_mean_seen(window, seq_len) for window in config.windows)
+    return 6.0 * (count_parameters(config) - embedding) + 3 * 4.0 * heads * seen
+
+
+def _mean_seen(window: int | None, seq_len: int) -> float:
+    """How many tokens one sees, on average; of causal attention by half of the square, as is the custom."""
+    if window is None or window >= seq_len:
+        return seq_len / 2
+    return window - window**2 / 2 / seq_len
+
+
+def program_flops(jaxpr: Any, config: ModelConfig) -> float:
+    """Products of matrices in a jaxpr, times the lengths of its scans; inside `shard_map` shapes are those of one device.
+
+    Pallas kernels are those of splash attention, and count the blocks that they do not skip.
+    """
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+        elif name == "pallas_call":
+            total += _splash_flops(equation, config)
+        elif name == "cond":
+            total += max(program_flops(branch.jaxpr, config) for branch in equation.params["branches"])
+        else:
+            times = equation.params["length"] if name == "scan" else 1
+            total += times * sum(program_flops(inner, config) for inner in _inner(equation.params))
+    return total
+
+
+def _inner(params: dict[str, Any]) -> Iterator[Any]:
+    for value in params.values():
+        for one in value if isinstance(value, tuple | list) else (value,):
+            jaxpr = getattr(one, "jaxpr", one)
+            if hasattr(jaxpr, "eqns"):
+                yield jaxpr
+
+
+def _splash_flops(equation: Any, config: ModelConfig) -> float:
+    """Forward two products of each visible block of scores with the heads, backward (one kernel) five."""
+    query, key = [variable.aval.shape for variable in equation.invars if jnp.issubdtype(variable.aval.dtype, jnp.floating)][:2]
+    (*batch, heads, time, head_dim), source = query, key[-2]
+    blocks = sorted({math.gcd(time, 1024), math.gcd(source, 1024)})
+    products = 5 if "dkv" in equation.params["name"] else 2
+    seen = [_visible_area(window, time, source, blocks[0], blocks[-1]) for window in config.windows]
+    return 2.0 * products * math.prod(batch) * heads * head_dim * sum(seen) / len(seen)
+
+
+def _visible_area(window: int | None, time: int, source: int, block_q: int, block_kv: int) -> int:
+    """Scores in the blocks that hold any visible one, of queries at the end of the source."""
+    area, behind = 0, source - time
+    for first in range(0, time, block_q):
+        last = behind + first + block_q - 1
+        begin = 0 if window is None else max(0, behind + first - window + 1)
+        area += (last // block_kv - begin // block_kv + 1) * block_q * block_kv
+    return area

@@ -1,0 +1,218 @@
+"""What a compiled program moves, read from its text: every instruction times how often it runs.
+
+XLA's own cost analysis counts the body of a loop once, and a layer is one pass of a loop.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8, "u64": 8, "f64": 8}
+_ARRAY = re.compile(r"\b(" + "|".join(_BYTES) + r")\[([\d,]*)\](\{[^}]*\})?")
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# Instructions that move nothing themselves.
+_FREE = {
+    "parameter",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "constant",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "partition-id",
+    "iota",
+}
+
+
+class Instruction(NamedTuple):
+    """One line: `shape` is the result's type, `rest` all from the first operand on."""
+
+    name: str
+    shape: str
+    operation: str
+    rest: str
+
+
+class Collective(NamedTuple):
+    """A collective that runs `times` a step, among the devices of `group` (and others alike); `bytes` is what one run counts.
+
+    A gather counts its result and a scatter its operand once, an all-reduce its operand twice.
+    """
+
+    kind: str
+    bytes: int
+    times: int
+    group: tuple[int, ...]
+
+
+class Program:
+    """The computations of a compiled module, and how often each runs."""
+
+    def __init__(self, text: str):
+        self.computations: dict[str, list[Instruction]] = {}
+        current, entry = None, ""
+        for line in text.splitlines():
+            if header := _HEADER.match(line):
+                current = header.group(2)
+                self.computations[current] = []
+                entry = current if header.group(1) else entry
+            elif current is not None and (found := _INSTRUCTION.match(line)):
+                self.computations[current].append(Instruction(*found.groups()))
+        self.times: dict[str, int] = defaultdict(int)
+        self._fused: set[str] = set()
+        self._count(entry, 1)
+
+    def _count(self, name: str, times: int) -> None:
+        self.times[name] += times
+        for instruction in self.computations[name]:
+            if instruction.operation == "while":
+                body, condition = (_called(instruction.rest, key)[0] for key in ("body", "condition"))
+                self._count(body, times * self._trips(condition))
+                continue
+            if instruction.operation in ("async-done", "async-update"):
+                continue
+            for called in _called(instruction.rest, "calls|to_apply|branch_computations|true_computation|false_computation"):
+                if called in self.computations:
+                    if instruction.operation == "fusion":
+                        self._fused.add(called)
+                    if instruction.operation not in ("all-reduce", "reduce-scatter", "reduce", "scatter", "sort", "all-reduce-start"):
+                        self._count(called, times)
+
+    def _trips(self, condition: str) -> int:
+        """The bound that a loop counts to: the largest constant of its condition."""
+        constants, waiting = [1], [condition]
+        while waiting:
+            for instruction in self.computations[waiting.pop()]:
+                if instruction.operation == "constant" and (value := re.match(r"(\d+)\)", instruction.rest)):
+                    constants.append(int(value.group(1)))
+                waiting += [called for called in _called(instruction.rest, "calls") if called in self.computations]
+        return max(constants)
+
+    def collectives(self) -> list[Collective]:
+        """All that pass between devices. The parts of an asynchronous one count once, where it starts."""
+        return [found for name, times in self.times.items() for found in self._collectives_in(name, times)]
+
+    def _collectives_in(self, name: str, times: int) -> Iterator[Collective]:
+        instructions = self.computations[name]
+        if name.startswith("async_collective_fusion") or any('"AsyncCollectiveDone"' in instruction.rest for instruction in instructions):
+            return
+        shapes = {instruction.name: instruction.shape for instruction in instructions}
+        for instruction in instructions:
+            kind = instruction.operation.removesuffix("-start")
+            if kind not in _COLLECTIVES:
+                continue
+            operands = [shapes.get(operand, "") for operand in _operands(instruction.rest)]
+            moved = sum(map(array_bytes, operands))
+            if kind == "all-gather":
+                kind, moved = "all-gather", max([array_bytes(part) for part in _split(instruction.shape)], default=0)
+                if not instruction.shape.startswith("("):
+                    moved = array_bytes(instruction.shape)
+            elif kind == "all-reduce":
+                # A scatter that XLA fused: all of a ring's sums are formed on their way, and each device keeps its part.
+                fused = name.startswith("all-reduce-scatter")
+                kind, moved = ("reduce-scatter", moved) if fused else (kind, 2 * moved)
+            yield Collective(kind, moved, times, _group(instruction.rest))
+
+    def hbm_bytes(self) -> int:
+        """What instructions read from and write to HBM, if nothing but what fusions keep inside stayed on the chip."""
+        total = 0
+        for name, times in self.times.items():
+            if name in self._fused:
+                continue
+            shapes = {instruction.name: instruction.shape for instruction in self.computations[name]}
+            for instruction in self.computations[name]:
+                if instruction.operation in _FREE or instruction.operation.endswith("-done"):
+                    continue
+                total += times * self._moved(instruction, shapes)
+        return total
+
+    def _moved(self, instruction: Instruction, shapes: dict[str, str]) -> int:
+        operands = [shapes.get(operand, "") for operand in _operands(instruction.rest)]
+        if instruction.operation == "dynamic-update-slice":
+            return 2 * _in_hbm(operands[1])
+        if instruction.operation == "dynamic-slice":
+            return 2 * _in_hbm(instruction.shape)
+        if instruction.operation != "fusion":
+            return _in_hbm(instruction.shape) + sum(map(_in_hbm, operands))
+        inside = self.computations.get((_called(instruction.rest, "calls") or [""])[0], [])
+        parameters = {one.name: int(one.rest.split(")")[0]) for one in inside if one.operation == "parameter"}
+        part = {}  # of operands that are only sliced or written into in part: that part
+        users: dict[int, list[int | None]] = defaultdict(list)
+        for one in inside:
+            for place, operand in enumerate(_operands(one.rest)):
+                if operand in parameters:
+                    size = None
+                    if one.operation == "dynamic-slice" and place == 0:
+                        size = array_bytes(one.shape)
+                    elif one.operation == "dynamic-update-slice" and place == 0:
+                        size = 0
+                    users[parameters[operand]].append(size)
+        for number, sizes in users.items():
+            if all(size is not None for size in sizes):
+                part[number] = sum(size or 0 for size in sizes)
+        written = _in_hbm(instruction.shape)
+        updates = [one for one in inside if one.operation == "dynamic-update-slice"]
+        if updates:
+            inner = {one.name: one.shape for one in inside}
+            whole = sum(array_bytes(one.shape) for one in updates)
+            written = max(0, written - whole) + sum(array_bytes(inner.get(_operands(one.rest)[1], "")) for one in updates)
+        read = sum(min(_in_hbm(shape), part.get(number, _in_hbm(shape))) for number, shape in enumerate(operands))
+        return written + read
+
+
+def array_bytes(shape: str) -> int:
+    """Bytes of an array type, or of all in a tuple of them."""
+    return sum(_BYTES[kind] * math.prod(int(size) for size in sizes.split(",") if size) for kind, sizes, _ in _ARRAY.findall(shape))
+
+
+def _in_hbm(shape: str) -> int:
+    """`array_bytes` without what the compiler placed in on-chip memory, S(1) and up."""
+    return sum(
+        _BYTES[kind] * math.prod(int(size) for size in sizes.split(",") if size)
+        for kind, sizes, layout in _ARRAY.findall(shape)
+        if "S(" not in layout
+    )
+
+
+def _split(shape: str) -> list[str]:
+    return [match.group(0) for match in _ARRAY.finditer(shape)]
+
+
+def _operands(rest: str) -> list[str]:
+    depth, end = 1, len(rest)
+    for place, letter in enumerate(rest):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            end = place
+            break
+    return re.findall(r"%([\w.\-]+)", rest[:end])
+
+
+def _called(rest: str, keys: str) -> list[str]:
+    found = re.findall(rf"\b(?:{keys})=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", rest)
+    return [name.strip().lstrip("%") for several, one in found for name in (several.split(",") if several else [one])]
+
+
+def _group(rest: str) -> tuple[int, ...]:
+    """The first group of devices that a collective runs among; of a permutation, the first pair that differs."""
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
+        for one, other in re.findall(r"\{(\d+),(\d+)", pairs.group(1) + "}"):
+            if one != other:
+                return int(one), int(other)
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+        return tuple(map(int, found.group(1).split(",")))
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
+        import numpy as np
+
+        groups, size, dims, order = int(found[1]), int(found[2]), [int(n) for n in found[3].split(",")], found[4]
+        ids = np.arange(math.prod(dims)).reshape(dims)
+        if order:
+            ids = ids.transpose([int(n) for n in order.split(",")])
+        return tuple(ids.reshape(groups, size)[0].tolist())
+    return ()

@@ -1,0 +1,120 @@
+"""Attention kernels and the cross-entropy in pieces, against the plain ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from babel_jax.config import AttentionKernel, ModelConfig
+from babel_jax.model import vocabulary
+from babel_jax.model.attention_kernels import attention_over, kernel_for
+from babel_jax.model.layers import softcapped
+from babel_jax.model.placement import ALONE, Placement
+from babel_jax.model.vocabulary import target_logits
+
+BATCH, TIME = 2, 256
+SHAPE = ModelConfig(
+    vocab_size=64, hidden_size=512, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=128
+)
+
+
+def plain(query, key, value, segment_ids, window, softcap):
+    """Scores of every pair, masked, softmax, in NumPy's way of saying it."""
+    heads = query.shape[2] // key.shape[2]
+    key, value = jnp.repeat(key, heads, 2), jnp.repeat(value, heads, 2)
+    scores = softcapped(jnp.einsum("bthd,bshd->bhts", query, key) * query.shape[-1] ** -0.5, softcap)
+    distance = np.arange(query.shape[1])[:, None] - np.arange(key.shape[1])
+    seen = (distance >= 0) & (distance < (window or 10**9)) & (segment_ids[:, :, None] == segment_ids[:, None, :])
+    weights = jax.nn.softmax(jnp.where(seen[:, None], scores, -1e30), axis=-1)
+    return jnp.einsum("bhts,bshd->bthd", weights, value).reshape(*query.shape[:2], -1)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    keys = jax.random.split(jax.random.key(0), 4)
+    query, key, value, weight = (jax.random.normal(k, (BATCH, TIME, h, 128)) for k, h in zip(keys, (4, 2, 2, 4), strict=True))
+    segment_ids = np.stack([np.repeat([1, 2, 0], [100, 120, 36]), np.repeat([1, 2, 3], [60, 4, 192])])
+    return query, key, value, weight.reshape(BATCH, TIME, -1), jnp.asarray(segment_ids, jnp.int32)
+
+
+@pytest.mark.parametrize("kernel", [AttentionKernel.XLA, AttentionKernel.SPLASH])
+@pytest.mark.parametrize(("windows", "which", "softcap"), [((None,), 0, None), ((None, 70), 1, 20.0)], ids=["full", "window and softcap"])
+def test_a_kernel_gives_what_plain_attention_gives(inputs, kernel, windows, which, softcap):
+    query, key, value, weight, segment_ids = inputs
+    config = SHAPE.model_copy(update={"attn_logit_softcapping": softcap})
+
+    def through(attend):
+        return jax.jit(jax.value_and_grad(lambda q, k, v: (attend(q, k, v) * weight).sum(), argnums=(0, 1, 2)))(query, key, value)
+
+    def ours(query, key, value):
+        return attention_over(config, windows, kernel, segment_ids, TIME, ALONE)(jnp.int32(which), query, key, value)
+
+    expected, of_expected = through(lambda q, k, v: plain(q, k, v, segment_ids, windows[which], softcap))
+    found, of_found = through(ours)
+    assert float(found) == pytest.approx(float(expected), rel=1e-3, abs=1e-2)
+    for one, other in zip(of_found, of_expected, strict=True):
+        assert float(jnp.linalg.norm(one - other) / jnp.linalg.norm(other)) < 1e-4
+
+
+@pytest.mark.parametrize("kernel", [AttentionKernel.XLA, AttentionKernel.SPLASH])
+@pytest.mark.parametrize("window", [None, 70])
+def test_parts_of_a_window_see_what_the_whole_sees(inputs, kernel, window):
+    """Two devices of the context axis, here the lanes of a vmap with that name: each has half of the queries and all keys."""
+    query, key, value, _, segment_ids = inputs
+    placement = Placement(sizes=(("context", 2),))
+
+    def part(query, key, value):
+        attend = attention_over(SHAPE, (window,), kernel, segment_ids, TIME, placement)
+        own = [placement.own_places(rows) for rows in (query, key, value)]
+        return attend(jnp.int32(0), own[0], placement.all_places(own[1]), placement.all_places(own[2]))
+
+    parts = jax.jit(jax.vmap(part, in_axes=None, axis_name="context", axis_size=2))(query, key, value)
+    expected = plain(query, key, value, segment_ids, window, None)
+    np.testing.assert_allclose(jnp.concatenate(list(parts), axis=1), expected, atol=2e-5)
+
+
+def test_auto_is_the_kernel_that_a_platform_has():
+    assert kernel_for(AttentionKernel.AUTO, SHAPE, 4096, "tpu") is AttentionKernel.SPLASH
+    assert kernel_for(AttentionKernel.AUTO, SHAPE, 100, "tpu") is AttentionKernel.XLA
+    assert kernel_for(AttentionKernel.AUTO, SHAPE, 4096, "gpu") is AttentionKernel.CUDNN
+    assert kernel_for(AttentionKernel.AUTO, SHAPE.model_copy(update={"attn_logit_softcapping": 5.0}), 64, "gpu") is AttentionKernel.XLA
+    assert kernel_for(AttentionKernel.AUTO, SHAPE, 4096, "cpu") is AttentionKernel.XLA
+    assert kernel_for(AttentionKernel.XLA, SHAPE, 4096, "tpu") is AttentionKernel.XLA
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("largest", [2**20, 2**10], ids=["one piece", "pieces"])
+def test_the_cross_entropy_in_pieces_is_the_plain_one(monkeypatch, softcap, largest):
+    monkeypatch.setattr(vocabulary, "_LARGEST_PIECE", largest)
+    keys = jax.random.split(jax.random.key(1), 3)
+    hidden, table = jax.random.normal(keys[0], (24, 16)), jax.random.normal(keys[1], (210, 16))
+    targets = jax.random.randint(keys[2], (24,), 0, 210)
+    mask = np.arange(24) % 5 > 0
+    assert vocabulary.pieces(210, 24, 16) == (1 if largest == 2**20 else 5)
+
+    def loss(pair):
+        picked, log_z = pair
+        return jnp.where(mask, log_z - picked, 0.0).sum() + 0.1 * jnp.where(mask, log_z**2, 0.0).sum()
+
+    def full(hidden, table):
+        logits = softcapped(hidden @ table.T, softcap)
+        return jnp.take_along_axis(logits, targets[:, None], 1)[:, 0], jax.nn.logsumexp(logits, axis=1)
+
+    expected = jax.value_and_grad(lambda h, t: loss(full(h, t)), argnums=(0, 1))(hidden, table)
+    found = jax.value_and_grad(lambda h, t: loss(target_logits(h, t, targets, softcap, ALONE)), argnums=(0, 1))(hidden, table)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-5)
+
+
+def test_the_logits_of_a_large_vocabulary_never_exist_whole():
+    """At the shape of Babel-9B, no array of the loss's own program has the size of the logits, or of the table in bfloat16."""
+    hidden, table = jax.ShapeDtypeStruct((4096, 3584), jnp.bfloat16), jax.ShapeDtypeStruct((152064, 3584), jnp.float32)
+    targets = jax.ShapeDtypeStruct((4096,), jnp.int32)
+
+    def loss(hidden, table, targets):
+        picked, log_z = target_logits(hidden, table, targets, None, ALONE)
+        return (log_z - picked).sum()
+
+    text = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(hidden, table, targets))
+    assert "4096,152064]" not in text
+    assert "bf16[152064,3584]" not in text

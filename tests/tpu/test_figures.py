@@ -1,0 +1,135 @@
+"""Topologies, FLOPs and what a program moves, on inputs whose answers are known otherwise."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from babel_jax.config import LayerType, ModelConfig
+from babel_jax.errors import BadInput
+from babel_jax.model.decoder import abstract_params, count_parameters
+from babel_jax.tpu.chips import chip_of
+from babel_jax.tpu.flops import model_flops_per_token, program_flops
+from babel_jax.tpu.hlo import Program
+from babel_jax.training.loss import summed_loss
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [
+        ("v5x:8x8", "no chip is named 'v5x'; near: v5e, v5p"),
+        ("7x:4x4x4", "no chip is named '7x'; near: tpu7x"),
+        ("v5p:8x8", "v5p has 3 extents; near: v5p:"),
+        ("v5p:3x3x3", "no such slice of v5p; near: v5p:2x4x4"),
+        ("v5e:32x32", "no such slice of v5e; near: v5e:16x16"),
+        ("v6e", "v6e has 2 extents"),
+        ("v5e:16x", "v5e has 2 extents"),
+    ],
+)
+def test_a_topology_that_does_not_exist_is_refused_with_the_near_ones(topology, message):
+    with pytest.raises(BadInput, match=message):
+        chip_of(topology)
+
+
+def test_the_rates_are_those_published():
+    assert (chip_of("v5p:8x8x8").bf16, chip_of("v5e:16x16").hbm, chip_of("v6e:8x8").ici) == (459e12, 819e9, 400e9)
+
+
+# What XLA for TPU writes, in the forms that matter: a loop of 5 with a gather in two parts, a scatter that is called an all-reduce, an
+# all-reduce that is one, and a permutation.
+HLO = """\
+HloModule step
+
+%add (a: bf16[], b: bf16[]) -> bf16[] {
+  %a = bf16[] parameter(0)
+  %b = bf16[] parameter(1)
+  ROOT %sum = bf16[] add(%a, %b)
+}
+
+%start (p: bf16[8,128]) -> (bf16[8,128], bf16[32,128]) {
+  %p = bf16[8,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %all-gather.1 = bf16[32,128]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %custom-call.1 = (bf16[8,128]{1,0}, bf16[32,128]{1,0}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%done (q: bf16[8,128]) -> bf16[32,128] {
+  %q = bf16[8,128]{1,0} parameter(0)
+  %all-gather.2 = bf16[32,128]{1,0} all-gather(%q), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}
+  ROOT %custom-call.2 = bf16[32,128]{1,0} custom-call(%all-gather.2), custom_call_target="AsyncCollectiveDone"
+}
+
+%all-reduce-scatter.7 (input: bf16[32,128]) -> bf16[8,128] {
+  %input = bf16[32,128]{1,0} parameter(0)
+  %all-reduce.3 = bf16[32,128]{1,0} all-reduce(%input), channel_id=3, replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %cut = bf16[8,128]{1,0} dynamic-slice(%all-reduce.3, %input), dynamic_slice_sizes={8,128}
+}
+
+%body (state: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {
+  %state = (s32[], bf16[8,128]{1,0}) parameter(0)
+  %mine = bf16[8,128]{1,0} get-tuple-element(%state), index=1
+  %begun = (bf16[8,128]{1,0}, bf16[32,128]{1,0}) fusion(%mine), kind=kCustom, calls=%start
+  %whole = bf16[32,128]{1,0} fusion(%mine), kind=kCustom, calls=%done
+  %kept = bf16[8,128]{1,0} fusion(%whole), kind=kCustom, calls=%all-reduce-scatter.7
+  ROOT %next = (s32[], bf16[8,128]{1,0}) tuple(%mine, %kept)
+}
+
+%condition (state.1: (s32[], bf16[8,128])) -> pred[] {
+  %state.1 = (s32[], bf16[8,128]{1,0}) parameter(0)
+  %limit = s32[] constant(5)
+  ROOT %less = pred[] compare(%state.1, %limit), direction=LT
+}
+
+ENTRY %main (x: bf16[8,128]) -> f32[16] {
+  %x = bf16[8,128]{1,0} parameter(0)
+  %loop = (s32[], bf16[8,128]{1,0}) while(%x), condition=%condition, body=%body
+  %norm = f32[16]{0} constant({...})
+  %moved = f32[16]{0} collective-permute(%norm), channel_id=5, source_target_pairs={{0,0},{1,3}}
+  ROOT %total = f32[16]{0} all-reduce(%moved), channel_id=4, replica_groups={{0,2},{1,3}}, to_apply=%add
+}
+"""
+
+
+def test_collectives_count_by_their_kind_and_how_often_they_run():
+    found = {(one.kind, one.bytes, one.times, one.group) for one in Program(HLO).collectives()}
+    assert found == {
+        ("all-gather", 32 * 128 * 2, 5, (0, 1, 2, 3)),
+        ("reduce-scatter", 32 * 128 * 2, 5, (0, 1, 2, 3)),
+        ("collective-permute", 16 * 4, 1, (1, 3)),
+        ("all-reduce", 2 * 16 * 4, 1, (0, 2)),
+    }
+
+
+def test_what_a_program_of_xla_moves_is_what_it_must(tmp_path):
+    """A loop that adds a row of a matrix to a vector, on CPU: the rows alone are read, not the matrix each time."""
+
+    def run(matrix):
+        return jax.lax.scan(lambda total, row: (jnp.sin(total) + row, None), jnp.zeros(4096), matrix)[0]
+
+    text = jax.jit(run).lower(jax.ShapeDtypeStruct((50, 4096), jnp.float32)).compile().as_text()
+    vector = 4096 * 4
+    assert 50 * 3 * vector <= Program(text).hbm_bytes() <= 50 * 8 * vector
+
+
+def test_flops_of_a_step_are_those_of_its_products():
+    """Counted by hand for the forward pass; backward is twice that, and the causal half is not skipped by XLA's attention."""
+    config = ModelConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2
+    )
+    batch, time = 2, 16
+    tokens = {name: jax.ShapeDtypeStruct((batch, time), jnp.int32) for name in ("tokens", "segment_ids")}
+    jaxpr = jax.make_jaxpr(lambda params, batch: summed_loss(config, params, batch)[0])(abstract_params(config), tokens)
+    matrices = 3 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 80) + 96 * 32
+    scores = 3 * 2 * time * 32
+    assert program_flops(jaxpr.jaxpr, config) == 2 * batch * time * (matrices + scores)
+    norms_and_biases = count_parameters(config) - matrices - 96 * 32
+    assert model_flops_per_token(config, time) == 3 * (2 * (matrices + norms_and_biases) + scores)
+
+
+def test_model_flops_of_a_window_count_what_it_sees():
+    config = ModelConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4, sliding_window=8,
+        layer_types=(LayerType.FULL, LayerType.SLIDING),
+    )  # fmt: skip
+    whole = config.model_copy(update={"layer_types": ()})
+    saved = model_flops_per_token(whole, 1024) - model_flops_per_token(config, 1024)
+    seen = sum(min(place + 1, 8) for place in range(1024)) / 1024
+    assert saved == pytest.approx(12 * 32 * (512 - seen), rel=0.01)

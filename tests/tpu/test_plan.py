@@ -1,0 +1,150 @@
+"""`babel plan` on tiny models: the step is compiled for real topologies, once in the suite."""
+
+import json
+
+import pytest
+
+from babel_jax.cli import main
+from babel_jax.config.file import configs_folder, load_config
+from babel_jax.errors import BadInput
+from babel_jax.model.decoder import count_parameters
+from babel_jax.tpu import plan as plan_module
+from babel_jax.tpu import search as search_module
+from babel_jax.tpu.chips import chip_of
+from babel_jax.tpu.plan import described, planned_shape
+
+KEYS = {
+    "parameters", "chips", "fits", "hbm_gib", "model_flops", "hardware_flops", "wire_bytes", "wire_bytes_minimum", "step_seconds_bound",
+    "mfu_bound", "tokens_per_day", "chip_hours",
+}  # fmt: skip
+
+
+@pytest.fixture
+def tiny_toml(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(
+        """
+        out = "run"
+        prices = { v5e = 2.0 }
+        [model.shape]
+        vocab_size = 512
+        hidden_size = 256
+        intermediate_size = 512
+        num_hidden_layers = 3
+        num_attention_heads = 2
+        head_dim = 128
+        [data]
+        folder = "data"
+        seq_len = 256
+        [training]
+        global_batch_size = 4
+        remat = "full"
+        [[stages]]
+        name = "one"
+        tokens = 1_000_000_000
+        schedule = { peak = 1e-3 }
+        """
+    )
+    return path
+
+
+@pytest.mark.slow
+def test_a_plan_of_the_real_step(tiny_toml, capsys):
+    assert main(["plan", str(tiny_toml), "--topology", "v5e:2x2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found.keys() >= KEYS
+    shape = planned_shape(load_config(tiny_toml))
+    assert found["parameters"] == count_parameters(shape)
+    assert (found["chips"], found["fits"], found["mesh"]["fsdp"] * found["mesh"]["ring"]) == (4, True, 4)
+    assert found["hbm_gib"].keys() >= {"arguments", "temporaries", "capacity"}
+    # Float32 parameters and two moments, a quarter on each chip; vectors are whole everywhere, and tiles are padded.
+    assert 12 * found["parameters"] / 4 <= found["hbm_gib"]["arguments"] * 2**30 <= 1.3 * 12 * found["parameters"] / 4
+    assert found["wire_bytes_minimum"] == 6 * found["parameters"]
+    assert 0.9 < found["wire_bytes"] / found["wire_bytes_minimum"] < 1.6  # a ring of two: gathers in one stage, scatters in two
+    assert 1.0 < found["hardware_flops"] / found["model_flops"] < 1.7
+    kinds = {one["kind"] for one in found["collectives"]}
+    assert kinds >= {"all-gather", "reduce-scatter"} or kinds >= {"all-gather", "all-reduce"}
+    (stage,) = found["stages"]
+    assert stage["cost"] == pytest.approx(2 * found["chip_hours"])
+    assert found["chip_hours"] == pytest.approx(stage["steps"] * found["step_seconds_bound"] * 4 / 3600)
+
+
+def test_without_libtpu_a_line_says_what_to_install(tiny_toml, monkeypatch):
+    monkeypatch.setattr(plan_module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BadInput, match=r"libtpu, which is not installed: pip install 'babel-jax\[tpu\]'"):
+        plan_module.plan(load_config(tiny_toml), "v5e:2x2")
+
+
+def test_the_shipped_configs_need_no_checkpoint():
+    for name, parameters in (("babel-9b", 9_013_963_264), ("babel-83b", 83_238_420_480)):
+        assert count_parameters(planned_shape(load_config(configs_folder() / f"{name}.toml"))) == parameters
+
+
+MEASURED = {
+    "mesh": {"data": 1, "fsdp": 2, "ring": 2, "context": 1, "tensor": 1}, "hardware_flops": 197e12, "compile_seconds": 1.0,
+    "arguments": 2**30,     "temporaries": 2**31, "peak": 2**31, "hbm_bytes": 819e9 / 4,
+    "collectives": [
+        {"kind": "all-gather", "bytes": 50e9, "times": 2, "axes": ["fsdp", "ring"], "dimensions": 2, "slices": False},
+        {"kind": "reduce-scatter", "bytes": 150e9, "times": 1, "axes": ["ring"], "dimensions": 1, "slices": False},
+        {"kind": "all-reduce", "bytes": 3.125e9 / 2, "times": 1, "axes": ["data"], "dimensions": 0, "slices": True},
+    ],
+}  # fmt: skip
+
+
+def test_the_bound_is_what_takes_longest(tiny_toml):
+    config = load_config(tiny_toml)
+    found = described(config, planned_shape(config), "v5e:2x2", 1, chip_of("v5e:2x2"), MEASURED)
+    assert found["seconds"] == pytest.approx({"compute": 1.0, "hbm": 0.25, "ici": 100 / 200 + 150 / 100, "dcn": 0.5})
+    assert (found["bound_by"], found["step_seconds_bound"], found["fits"]) == ("ici", 2.0, True)
+    assert found["tokens_per_day"] == 4 * 256 / 2.0 * 86400
+    assert "ici binds" in found["summary"]
+
+
+def test_what_does_not_fit_says_what_to_try(tiny_toml):
+    config = load_config(tiny_toml, ("training.remat=mlp", "training.global_batch_size=16"))
+    short = {"mesh": MEASURED["mesh"], "hardware_flops": 1e12, "compile_seconds": 1.0, "out_of_memory": {"needs": 31.55, "has": 15.75}}
+    found = described(config, planned_shape(config), "v5e:2x2", 1, chip_of("v5e:2x2"), short)
+    assert found.keys() >= KEYS
+    assert not found["fits"]
+    assert 'needs 31.6 of 15.8 GiB: try training.remat = "full", training.gradient_accumulation = 2' in found["summary"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_search_ranks_what_fits(tiny_toml, monkeypatch):
+    """With a stand-in for the compiler: only full remat fits, context makes it faster, and tensor does not divide."""
+
+    def compiled(config, shape, topology, slices):
+        mesh, training = config.training.mesh, config.training
+        if "tensor" in mesh:
+            raise BadInput("tensor does not divide")
+        if training.remat != "full":
+            return {
+                "mesh": MEASURED["mesh"],
+                "hardware_flops": 1e12,
+                "compile_seconds": 1.0,
+                "out_of_memory": {"needs": 20.0, "has": 15.75},
+            }
+        return MEASURED | {"hardware_flops": 500e12 / mesh.get("context", 1), "hbm_bytes": 1, "collectives": []}
+
+    monkeypatch.setattr(plan_module, "_compiled", compiled)
+    found = search_module.search(load_config(tiny_toml), "v5e:2x2")
+    fits = [one for one in found["candidates"] if one["fits"]]
+    assert [one["mesh"].get("context", 1) for one in fits[:3]] == [4, 4, 4]
+    assert all(one["remat"] == "full" for one in fits)
+    assert {one["why"] for one in found["candidates"] if not one["fits"] and "tensor" in one["mesh"]} == {"tensor does not divide"}
+    assert found["mesh"] == MEASURED["mesh"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--topology", "v5q:8x8x8"], "no chip is named 'v5q'; near: v5e, v5p"),
+        (["--topology", "v5e:2x2", "--set", "data.seq_len=1000000"], "exceeds model.shape.max_position_embeddings"),
+        (["--topology", "v5e:2x2", "--set", "model.shape.max_layers=3"], "unknown key"),
+    ],
+)
+def test_bad_input_is_one_line(tiny_toml, capsys, arguments, message):
+    assert main(["plan", str(tiny_toml), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
