@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 
 from babel_jax import __version__, cluster
-from babel_jax.commands import chat, corpus, evaluation, models, pods, quality, report, runs, text
+from babel_jax.commands import corpus, evaluation, models, pods, quality, report, runs, text
 from babel_jax.commands.parsing import Run
 from babel_jax.errors import BadInput, Preempted
 
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    for group in (runs, chat, corpus, quality, models, evaluation, text, report, pods):
+    for group in (runs, corpus, quality, models, evaluation, text, report, pods):
         group.declare(command)
     return parser
 

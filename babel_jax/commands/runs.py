@@ -1,9 +1,14 @@
-"""Runs: demo, prepare, train."""
+"""Runs: demo, prepare, train, sft."""
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from babel_jax.commands.parsing import Commands, Result, steps
+from babel_jax.errors import BadInput
+
+if TYPE_CHECKING:
+    from babel_jax.config import Config
 
 
 def _demo(options: argparse.Namespace) -> Result:
@@ -13,10 +18,9 @@ def _demo(options: argparse.Namespace) -> Result:
 
 
 def _prepare(options: argparse.Namespace) -> Result:
-    from babel_jax.config.file import load_config
     from babel_jax.data.prepare import prepare
 
-    config = load_config(options.config, tuple(options.set))
+    config = _config(options)
     report = prepare(config.data, config.model.folder)
     kinds = [counts for entry in report["languages"].values() for counts in entry["kinds"].values()]
     totals = {name: sum(counts[name] for counts in kinds) for name in ("documents", "bytes", "tokens", "windows")}
@@ -28,15 +32,30 @@ def _prepare(options: argparse.Namespace) -> Result:
 
 
 def _train(options: argparse.Namespace) -> Result:
-    from babel_jax import cluster
+    return _run(_config(options), options.profile)
+
+
+def _sft(options: argparse.Namespace) -> Result:
+    config = _config(options)
+    if not config.data.conversations:
+        raise BadInput(f"{options.config}: data.conversations is not true; `babel sft` trains on conversations, `babel train` on text")
+    return _run(config, options.profile)
+
+
+def _config(options: argparse.Namespace) -> "Config":
     from babel_jax.config.file import load_config
+
+    return load_config(options.config, tuple(options.set))
+
+
+def _run(config: "Config", profile: range | None) -> Result:
+    from babel_jax import cluster
     from babel_jax.recipe import run_recipe
     from babel_jax.training.stopping import preempted_by_sigterm
 
-    config = load_config(options.config, tuple(options.set))
     cluster.join()
     with preempted_by_sigterm():
-        return run_recipe(config, profile=options.profile)
+        return run_recipe(config, profile=profile)
 
 
 def declare(command: Commands) -> None:
@@ -48,7 +67,11 @@ def declare(command: Commands) -> None:
 
     prepare = command("prepare", _prepare, "raw text to packed datasets", "babel prepare my-run.toml")
     train = command("train", _train, "expand, train the stages, evaluate, export", "babel train my-run.toml --set seed=1")
-    train.add_argument("--profile", type=steps, metavar="FROM:TO", help="trace these steps, such as 10:13, for TensorBoard's profiler")
-    for with_config in (prepare, train):
+    sft = command(
+        "sft", _sft, "chat fine-tuning: conversations, with the loss on the assistant's words", "babel sft configs/babel-9b-chat.toml"
+    )
+    for trains in (train, sft):
+        trains.add_argument("--profile", type=steps, metavar="FROM:TO", help="trace these steps, such as 10:13, for TensorBoard's profiler")
+    for with_config in (prepare, train, sft):
         with_config.add_argument("config", metavar="CONFIG")
         with_config.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as seed=1")
