@@ -106,6 +106,8 @@ class DataSettings(Settings):
                     f"conversations = {str(self.conversations).lower()} and a source with text_key = {source.text_key!r}: "
                     f"conversations are read from {' or '.join(CONVERSATION_KEYS)}, text from anything else"
                 )
+        if self.conversations and (self.cleaning or self.decontamination or self.deduplication):
+            raise ValueError("cleaning, decontamination and deduplication are of text; leave them out with conversations = true")
         return self
 
 
