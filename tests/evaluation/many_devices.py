@@ -4,12 +4,10 @@ import json
 import sys
 from pathlib import Path
 
-sys.modules |= {"torch": None, "transformers": None}  # what a user need not have; to import them fails
+import jax
 
-import jax  # noqa: E402
-
-from babel_jax.evaluate import Request, evaluate  # noqa: E402
-from babel_jax.evaluation import scoring  # noqa: E402
+from babel_jax.evaluate import Request, evaluate
+from babel_jax.evaluation import scoring
 
 
 def main(model: str, benchmarks: str, out: str) -> dict:
