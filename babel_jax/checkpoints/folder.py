@@ -8,9 +8,10 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -111,11 +112,13 @@ def save_folder(
     hf_config: dict[str, Any],
     copy_files_from: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
+    texts: Mapping[str, str] = MappingProxyType({}),
 ) -> ModelFolder:
     """Writes a model folder, whole or not at all: parameters in their own types, `hf_config` as config.json (in the spellings of
     transformers 4 and 5), and the files around them.
 
-    `copy_files_from` is a folder whose other files (tokenizer, generation settings, licence, ...) come along. The `dtype` in `hf_config`
+    `copy_files_from` is a folder whose other files (tokenizer, generation settings, licence, ...) come along; `texts` are more by name,
+    and take the place of such files. The `dtype` in `hf_config`
     is written as it is given: `write_hf_config` sets it. Where there are several processes, all call this, with the same arguments and a
     path on a disk that they share; each writes files of its own. Raises BadInput, on all of them, when the folder exists, the disk is
     full, or `params` is not the model that `hf_config` describes.
@@ -132,7 +135,8 @@ def save_folder(
             if jax.process_index() == 0:
                 if copy_files_from is not None:
                     copy_other_files(copy_files_from, partial)
-                write_text(partial / CONFIG, json.dumps(hf_config, indent=2) + "\n")
+                for name, text in {**texts, CONFIG: json.dumps(hf_config, indent=2) + "\n"}.items():
+                    write_text(partial / name, text)
         if format is Format.HF:
             save_hf_params(partial, config, params, shard_bytes)
         else:
@@ -168,10 +172,12 @@ def transfer(
     shard_bytes: int = SHARD_BYTES,
     verify: bool = False,
     share: bool = True,
+    texts: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Writes the model folder that `change` makes of `source`, in pieces; gives the figures of `summary`.
 
     `share` lets safetensors files all of whose tensors stay as they are be clones or hard links of the source's, where the disk can.
+    `texts` are files by name that take the place of the source's.
 
     Stopped or killed, the same call goes on where it was. `verify` reads all back and compares sha256 of every tensor with what it should
     be, before the folder gets its name. Raises BadInput when the source is damaged or changes meanwhile, the destination exists, the disk
@@ -200,7 +206,8 @@ def transfer(
 
     with resumable_folder(path, mark) as (partial, progress):
         copy_other_files(source.path, partial)
-        write_text(partial / CONFIG, json.dumps(hf_config, indent=2) + "\n")
+        for name, text in {**texts, CONFIG: json.dumps(hf_config, indent=2) + "\n"}.items():
+            write_text(partial / name, text)
         sink: Sink
         if to is Format.HF:
             sink = files = TensorFiles(partial, specs, shard_bytes, whole_files=whole_files)

@@ -16,13 +16,13 @@ from jaxtyping import Array, Float, PyTree, UInt32
 from babel_jax import __version__
 from babel_jax.checkpoints.folder import Change, open_folder, transfer
 from babel_jax.checkpoints.hf_config import read_hf_config
+from babel_jax.checkpoints.model_card import card_files
 from babel_jax.checkpoints.names import Place, is_stacked, tensor_name, tensor_place
 from babel_jax.checkpoints.streaming import Piece, Source
 from babel_jax.config import Init, LayerType, ModelConfig
 from babel_jax.errors import BadInput
-from babel_jax.expansion.plan import ExpansionPlan, plan_from_json
-
-PROVENANCE = "babel_expansion"
+from babel_jax.expansion.card import TAG, expansion_section
+from babel_jax.expansion.plan import PROVENANCE, ExpansionPlan, plan_from_json
 
 
 def expand_params(params: PyTree[Array], plan: ExpansionPlan) -> PyTree[Array]:
@@ -87,14 +87,15 @@ def new_layers_of(hf: dict[str, Any]) -> tuple[int, ...]:
 
 
 def expand_folder(source: Path | str, destination: Path | str, plan: ExpansionPlan, **options: Any) -> dict[str, Any]:
-    """Writes the deeper model of a model folder in the same format; gives the figures of `summary` and `new_layers`.
+    """Writes the deeper model of a model folder in the same format, with its own card; gives the figures of `summary` and `new_layers`.
 
     `options` are those of `transfer`. Raises BadInput for a plan of another depth, and as `open_folder` and `transfer` do.
     """
     folder = open_folder(source)
     plan.check(folder.config.num_hidden_layers, str(folder.path))
     hf_config = expand_hf_config(folder.hf_config, plan, folder.path.resolve().name)
-    written = transfer(folder, destination, folder.format, hf_config, _change(plan), **options)
+    card = card_files(hf_config, folder.path, [expansion_section(hf_config)], tags=[TAG])
+    written = transfer(folder, destination, folder.format, hf_config, _change(plan), texts=card, **options)
     return {**written, "new_layers": list(plan.new_layers)}
 
 

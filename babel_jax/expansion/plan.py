@@ -27,6 +27,8 @@ from babel_jax.config.settings import NonNegative
 from babel_jax.errors import BadInput
 from babel_jax.files import write_text
 
+PROVENANCE = "babel_expansion"  # the key of config.json under which an expanded model keeps its plan
+
 # Depth of the source model, and the source layers that a new layer follows: Qwen2.5-7B and Qwen2.5-72B in the report.
 PRESETS: dict[str, tuple[int, tuple[int, ...]]] = {
     "babel-9b": (28, tuple(range(14, 25, 2))),

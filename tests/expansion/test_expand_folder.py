@@ -4,6 +4,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from safetensors.numpy import save_file
 
 import babel_jax
@@ -178,3 +179,24 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, write_small_m
     (tmp_path / "full" / "mine").write_text("mine")
     with pytest.raises(BadInput, match="exists already"):
         expand_folder(source, tmp_path / "full", plan)
+
+
+@pytest.mark.parametrize("orbax", [False, True])
+def test_a_deeper_model_has_a_card_of_its_own(tmp_path, write_small_model, orbax):
+    source = write_small_model(tmp_path / "Small")
+    (source / "README.md").write_text("---\nlicense: mit\n---\n# Small\n")
+    if orbax:
+        convert(source, tmp_path / "converted")
+        source = (tmp_path / "converted").rename(tmp_path / "Small-orbax")
+        assert (source / "README.md").read_text() == "---\nlicense: mit\n---\n# Small\n"
+    noisy = AMONG.model_copy(update={"init": Init.NOISE, "noise_mean": 0.25, "noise_std": 0.5})
+    expand_folder(source, tmp_path / "deeper", plan_from_settings(noisy, 4))
+    card = ModelCard.load(tmp_path / "deeper" / "README.md")
+    assert (card.data.license, card.data.base_model) == ("mit", source.name)
+    assert card.data.tags == ["babel-jax", "depth-expansion"]
+    assert "of 4 layers became 6 layers" in card.text
+    assert "| 2 | 1 | copy and noise N(0.25, 0.5) |\n| 4 | 2 | copy" in card.text
+    assert (tmp_path / "deeper" / "README.base.md").read_text() == "---\nlicense: mit\n---\n# Small\n"
+    expand_folder(tmp_path / "deeper", tmp_path / "deepest", plan_from_settings(ExpansionSettings(append=1), 6))
+    text = (tmp_path / "deepest" / "README.md").read_text()
+    assert text.index("of 4 layers became 6 layers") < text.index("of 6 layers became 7 layers")

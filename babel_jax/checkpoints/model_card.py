@@ -1,0 +1,89 @@
+"""The card of a model folder: README.md, front matter for the hub above what is known of the model.
+
+A card speaks of one model, so a folder with new parameters gets a new one. The card of a foreign base stays beside it as README.base.md,
+also through further steps; one that this project wrote says nothing that the next does not.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.repocard import metadata_load
+
+from babel_jax import __version__
+from babel_jax.languages import CODES
+
+CARD, BASE_CARD = "README.md", "README.base.md"
+TAG = "babel-jax"
+_LICENCE_KEYS = ("license", "license_name", "license_link")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def card_files(
+    hf_config: Mapping[str, Any],
+    source: Path | None,
+    sections: Sequence[str],
+    *,
+    languages: Sequence[str] = (),
+    tags: Sequence[str] = (),
+    results: Sequence[EvalResult] = (),
+) -> dict[str, str]:
+    """The texts of README.md, and of README.base.md where there is a foreign card, for a model of `hf_config` made of the folder `source`
+    (None: of random weights).
+
+    Licence, base model and languages are the source's, `languages` being added; `sections` are Markdown.
+    """
+    before = _front_matter(source) if source is not None else {}
+    ours = TAG in _several(before.get("tags"))
+    base = before.get("base_model") if ours else None if source is None else _name(source, hf_config)
+    named = f"`{base}`" if base else "a model that babel-jax trained from random weights" if ours else "random weights"
+    spoken = {*_several(before.get("language")), *languages}
+    data = ModelCardData(
+        base_model=base,
+        language=sorted(spoken, key=lambda code: (CODES.index(code) if code in CODES else len(CODES), code)) or None,
+        library_name="transformers",
+        pipeline_tag=before.get("pipeline_tag", "text-generation"),
+        tags=[TAG, *tags],
+        # The hub reads a name as part of the results alone.
+        model_name=f"{TAG} model of {hf_config['num_hidden_layers']} layers" if results else None,
+        eval_results=list(results) or None,
+        **{key: before.get(key) for key in _LICENCE_KEYS},
+    )
+    licence = before.get("license_name") or before.get("license")
+    foreign = _foreign_card(source, ours)
+    body = [
+        f"# A model of {hf_config['num_hidden_layers']} layers ({hf_config.get('model_type', 'decoder')})",
+        f"Made by babel-jax {__version__} from {named}; it loads in `transformers` as it is."
+        + (f" The card of the base is kept in `{BASE_CARD}`." if foreign is not None else ""),
+        f"Licence of the base: {licence}." if licence else "No licence is named by what it was made from." if source is not None else "",
+        *sections,
+    ]
+    card = f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(part for part in body if part) + "\n"
+    return {CARD: card} | ({BASE_CARD: foreign.read_text(encoding="utf-8", errors="replace")} if foreign is not None else {})
+
+
+def _foreign_card(source: Path | None, ours: bool) -> Path | None:
+    names = (BASE_CARD,) if ours else (CARD,)
+    return next((source / name for name in names if (source / name).is_file()), None) if source is not None else None
+
+
+def _front_matter(folder: Path) -> dict[str, Any]:
+    """The metadata of a folder's card; empty where there is none that can be read."""
+    try:
+        return metadata_load(folder / CARD) or {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+
+
+def _name(source: Path, hf_config: Mapping[str, Any]) -> str:
+    """The hub's ID of the source, where its config.json has kept it, or else the folder's name."""
+    kept = hf_config.get("_name_or_path")
+    return kept if isinstance(kept, str) and _HUB_ID.fullmatch(kept) else source.resolve().name
+
+
+def _several(value: Any) -> list[str]:
+    """What the hub lets be written as one string or as a list."""
+    return [value] if isinstance(value, str) else [str(one) for one in value or []]

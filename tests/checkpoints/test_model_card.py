@@ -1,0 +1,93 @@
+"""The card of a folder, read by the hub's own library."""
+
+import pytest
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.repocard import metadata_load
+
+from babel_jax.checkpoints.model_card import BASE_CARD, CARD, card_files
+
+BASE = """---
+license: other
+license_name: qwen
+license_link: LICENSE
+language:
+- sw
+- en
+pipeline_tag: text-generation
+tags:
+- chat
+---
+# The base
+"""
+CONFIG = {"num_hidden_layers": 6, "model_type": "qwen2"}
+
+
+@pytest.fixture
+def base(tmp_path):
+    folder = tmp_path / "Qwen2.5-Tiny"
+    folder.mkdir()
+    (folder / CARD).write_text(BASE, encoding="utf-8")
+    return folder
+
+
+def written(folder, files):
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_the_front_matter_is_what_the_hub_reads(base, tmp_path):
+    results = [EvalResult("text-generation", "held-out", "held-out text", "bits_per_byte", 1.25, dataset_config="sw")]
+    files = card_files(CONFIG, base, ["## More\n\nwords"], languages=["fil", "th", "en"], tags=["depth-expansion"], results=results)
+    data = metadata_load(written(tmp_path / "new", files) / CARD)
+    assert {key: value for key, value in data.items() if key != "model-index"} == {
+        "base_model": "Qwen2.5-Tiny",
+        "language": ["en", "sw", "th", "fil"],
+        "library_name": "transformers",
+        "license": "other",
+        "license_name": "qwen",
+        "license_link": "LICENSE",
+        "pipeline_tag": "text-generation",
+        "tags": ["babel-jax", "depth-expansion"],
+    }
+    card = ModelCard(files[CARD])
+    assert isinstance(card.data, ModelCardData)
+    assert card.data.eval_results == results
+    assert "from `Qwen2.5-Tiny`" in card.text
+    assert card.text.endswith("## More\n\nwords\n")
+    assert files[BASE_CARD] == BASE
+
+
+def test_the_hubs_id_of_the_base_is_taken_where_it_is_kept(base):
+    assert ModelCard(card_files(CONFIG | {"_name_or_path": "Qwen/Qwen2.5-7B"}, base, [])[CARD]).data.base_model == "Qwen/Qwen2.5-7B"
+    assert ModelCard(card_files(CONFIG | {"_name_or_path": "/home/me/model"}, base, [])[CARD]).data.base_model == "Qwen2.5-Tiny"
+
+
+def test_licence_base_and_its_card_go_through_several_steps(base, tmp_path):
+    first = written(tmp_path / "first", card_files(CONFIG, base, ["first"]))
+    second = card_files(CONFIG, first, ["second"], languages=["th"])
+    data = ModelCard(second[CARD]).data
+    assert (data.base_model, data.license_name, data.language) == ("Qwen2.5-Tiny", "qwen", ["en", "sw", "th"])
+    assert second[BASE_CARD] == BASE
+    assert "first" not in second[CARD]
+
+
+def test_without_a_base_nothing_is_claimed(tmp_path):
+    files = card_files(CONFIG, None, [], languages=["sw"])
+    assert set(files) == {CARD}
+    assert "from random weights" in files[CARD]
+    data = ModelCard(files[CARD]).data
+    assert (data.base_model, data.license) == (None, None)
+    again = card_files(CONFIG, written(tmp_path / "made", files), [])
+    assert ModelCard(again[CARD]).data.base_model is None
+    assert "a model that babel-jax trained" in again[CARD]
+
+
+@pytest.mark.parametrize("text", ["no front matter", "---\n- a list\n---\n", "---\n{: broken\n---\n", "\xff"])
+def test_a_card_that_cannot_be_read_is_kept_and_nothing_is_taken_from_it(base, text):
+    (base / CARD).write_bytes(text.encode("latin-1"))
+    files = card_files(CONFIG, base, [])
+    assert ModelCard(files[CARD]).data.license is None
+    assert "No licence is named" in files[CARD]
+    assert files[BASE_CARD] == text.encode("latin-1").decode("utf-8", "replace")
