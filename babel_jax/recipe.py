@@ -6,7 +6,7 @@ config.toml        the resolved config; alone it makes the run again
 checkpoints/       the train state, by step
 metrics.jsonl      a line for each step; the same in tensorboard/
 mixture.json       tokens, shares and epochs of each stage
-evaluation/X.json  bits per byte at the point X: base, expanded, and the result of each stage
+evaluation/X.json  bits per byte and the offline suite at the point X: base, expanded, and the result of each stage
 hf/                the trained model as a Hugging Face folder
 summary.*          table (.md), figures (.json) and plot (.png)
 """
@@ -35,7 +35,8 @@ from babel_jax.data.prepared import open_prepared
 from babel_jax.data.tokenizers import Tokenizer, open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.bits_per_byte import bits_per_byte, class_means, encode
-from babel_jax.evaluation.tables import findings, plot_points, points_table
+from babel_jax.evaluation.points import BITS_PER_BYTE, measure, point_file, point_names, read_points, scores_of, write_point
+from babel_jax.evaluation.tables import findings, plot_points, points_table, suite_table
 from babel_jax.expansion.apply import expand_config, expand_hf_config, expand_params, new_layers_of
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
 from babel_jax.files import PARTIAL, make_folder, only_process_in, write_text
@@ -210,30 +211,13 @@ def _check_fit(config: Config, model_config: ModelConfig, tokenizer: Tokenizer) 
 
 
 def _measure(config: Config, point: str, model_config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer) -> None:
-    """Bits per byte on the held-out text, written as the point's file; one that is there already stays."""
-    path = Path(config.out) / "evaluation" / f"{point}.json"
-    if first_says(path.is_file()):
+    """Measures on the held-out text and writes the point's file; one that is there already stays."""
+    if first_says(point_file(Path(config.out), point).is_file()):
         return
-    prepared = open_prepared(config.data.folder)
-    texts = {code: [row.text for row in prepared.heldout(code)] for code in prepared.languages}
-    encoded = encode(
-        tokenizer,
-        texts,
-        seq_len=config.data.seq_len,
-        batch_size=config.evaluation.batch_size,
-        max_bytes=config.evaluation.max_bytes,
-    )
-    encoded = {code: text for code, text in encoded.items() if text.bytes}
-    if not encoded and config.data.heldout_fraction > 0:
-        raise BadInput(f"{config.data.folder}: too little text to hold any out; give more text, or data.heldout_fraction = 0")
-    measured = bits_per_byte(model_config, params, encoded, jnp.dtype(config.training.compute_dtype))
-    values = {code: bits.bits_per_byte for code, bits in measured.items()}
-    means = {group: mean for group, mean in class_means(values).items() if mean is not None}
-    log.info("bits per byte, %s: %s", point, ", ".join(f"{group} {mean:.3f}" for group, mean in means.items()))
+    results = measure(config, point, model_config, params, tokenizer)
     with agreed():
         if jax.process_index() == 0:
-            path.parent.mkdir(exist_ok=True)
-            write_text(path, json.dumps(values, indent=2) + "\n")
+            write_point(Path(config.out), point, results)
 
 
 def _export(
@@ -260,9 +244,8 @@ def _export(
 
 
 def _summarize(config: Config, run_folder: Path, model_config: ModelConfig, export_difference: float | None) -> None:
-    names = ["base", "expanded", *(stage.result for stage in config.stages)]
-    found = {name: run_folder / "evaluation" / f"{name}.json" for name in names}
-    points = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in found.items() if path.is_file()}
+    results = read_points(run_folder, point_names(config))
+    points = {name: scores_of(tasks, BITS_PER_BYTE) for name, tasks in results.items()}
     losses = {
         stage.name: [
             (line["step"], line["loss"])
@@ -279,6 +262,7 @@ def _summarize(config: Config, run_folder: Path, model_config: ModelConfig, expo
             "",
             *findings(points),
             "",
+            *suite_table(results),
             f"{count_parameters(model_config):,} parameters in {model_config.num_hidden_layers} layers. Model: {run_folder / 'hf'}",
             f"Plot: {run_folder / 'summary.png'}",
         ]
@@ -294,6 +278,7 @@ def _summarize(config: Config, run_folder: Path, model_config: ModelConfig, expo
         "parameters": count_parameters(model_config),
         "bits_per_byte": points,
         "means": {name: class_means(values) for name, values in points.items()},
+        "tasks": results,
         **({} if export_difference is None else {"export_difference": export_difference}),
         "summary": text,
     }

@@ -18,7 +18,6 @@ from babel_jax.languages import CODES
 
 CARD, BASE_CARD = "README.md", "README.base.md"
 TAG = "babel-jax"
-_LICENCE_KEYS = ("license", "license_name", "license_link")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -50,7 +49,9 @@ def card_files(
         # The hub reads a name as part of the results alone.
         model_name=f"{TAG} model of {hf_config['num_hidden_layers']} layers" if results else None,
         eval_results=list(results) or None,
-        **{key: before.get(key) for key in _LICENCE_KEYS},
+        license=before.get("license"),
+        license_name=before.get("license_name"),
+        license_link=before.get("license_link"),
     )
     licence = before.get("license_name") or before.get("license")
     foreign = _foreign_card(source, ours)

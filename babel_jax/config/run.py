@@ -11,16 +11,18 @@ from pydantic import model_validator
 from babel_jax.config.data import DataSettings
 from babel_jax.config.expansion import Deepening, ExpansionSettings
 from babel_jax.config.model import ModelSource
-from babel_jax.config.settings import LocalPath, Positive, Seed, Settings
+from babel_jax.config.settings import LocalPath, NonNegative, Positive, Seed, Settings
 from babel_jax.config.training import ComputeType, OptimizerSettings, Stage, TrainingSettings
 from babel_jax.files import write_text
 
 
 class EvaluationSettings(Settings):
-    """Bits per byte on held-out text: windows a batch, and the most bytes of text for each language."""
+    """What is measured on held-out text: for bits per byte windows a batch and the most bytes of each language; `suite_items` of each task
+    and language of the offline suite (evaluation/suite.py), 0 leaving it out."""
 
     batch_size: Positive = 8
     max_bytes: Positive = 200_000
+    suite_items: NonNegative = 0
 
 
 class Config(Settings):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from babel_jax.evaluation.bits_per_byte import class_means
+from babel_jax.evaluation.suite import CHANCE, CHOICE_TASKS, TRANSLATION_TASKS
 from babel_jax.files import explain_os_errors
 from babel_jax.languages import LANGUAGES
 
@@ -70,6 +71,26 @@ def findings(points: Points) -> list[str]:
             3, (low < high, f"The last stage helps them most: low-resource {low:+.1f}% against {recovered}, high-resource {high:+.1f}%.")
         )
     return [f"- {'shown' if true else 'NOT shown'}: {claim}" for true, claim in claims]
+
+
+def suite_table(results: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]) -> list[str]:
+    """Markdown lines: means of each task of the offline suite at each point, over both resource classes; none where it was not run."""
+    tasks = [task for task in (*CHOICE_TASKS, *TRANSLATION_TASKS) if any(task in of_point for of_point in results.values())]
+    if not tasks:
+        return []
+    lines = ["# Offline suite on held-out text (higher is better)", "", "| task | class | items | " + " | ".join(results) + " |"]
+    lines.append("| --- | --- | ---: |" + " ---: |" * len(results))
+    for task in tasks:
+        name = task.replace("_", " ") + (", accuracy %" if task in CHOICE_TASKS else ", chrF++")
+        chance = f" (chance {100 * CHANCE[task]:.0f})" if task in CHANCE else ""
+        factor = 100 if task in CHOICE_TASKS else 1
+        scores = [{code: value["score"] for code, value in of_point.get(task, {}).items()} for of_point in results.values()]
+        items = sum(value["n"] for value in next(of_point[task] for of_point in results.values() if task in of_point).values())
+        for group in ("high", "low", "all"):
+            means = [class_means(by_language)[group] for by_language in scores]
+            cells = ["" if mean is None else f"{factor * mean:.1f}" for mean in means]
+            lines.append(f"| {name}{chance} | {group} | {items if group == 'all' else ''} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 @contextlib.contextmanager

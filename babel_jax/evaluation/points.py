@@ -1,0 +1,83 @@
+"""What is measured at each point of a run, and its file `evaluation/POINT.json`:
+
+    {"tasks": {"bits_per_byte": {"en": {"score": 1.02, "stderr": null, "n": 12}, ...}, "cloze": ...}}
+
+The text is the run's own held-out text, which no stage trains on.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from babel_jax.config import Config, ModelConfig
+from babel_jax.data.prepared import open_prepared
+from babel_jax.data.tokenizers import Tokenizer
+from babel_jax.errors import BadInput
+from babel_jax.evaluation.bits_per_byte import bits_per_byte, class_means, encode
+from babel_jax.evaluation.suite import Results, run_suite
+from babel_jax.files import make_folder, write_text
+from babel_jax.training.mesh import make_mesh
+
+log = logging.getLogger("babel")
+
+BITS_PER_BYTE = "bits_per_byte"
+LOWER_IS_BETTER = (BITS_PER_BYTE,)
+
+
+def measure(config: Config, point: str, model_config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer) -> Results:
+    """Bits per byte by language, and the offline suite where the config asks for it, on the held-out text; `point` is for the log.
+
+    Raises BadInput where there is none though the config holds some out.
+    """
+    settings, dtype = config.evaluation, jnp.dtype(config.training.compute_dtype)
+    prepared = open_prepared(config.data.folder)
+    heldout = {code: prepared.heldout(code) for code in prepared.languages}
+    texts = {code: [row.text for row in rows] for code, rows in heldout.items()}
+    encoded = encode(tokenizer, texts, seq_len=config.data.seq_len, batch_size=settings.batch_size, max_bytes=settings.max_bytes)
+    encoded = {code: text for code, text in encoded.items() if text.bytes}
+    if not encoded and config.data.heldout_fraction > 0:
+        raise BadInput(f"{config.data.folder}: too little text to hold any out; give more text, or data.heldout_fraction = 0")
+    measured = bits_per_byte(model_config, params, encoded, dtype)
+    results: Results = {
+        BITS_PER_BYTE: {code: {"score": bits.bits_per_byte, "stderr": None, "n": bits.documents} for code, bits in measured.items()}
+    }
+    if settings.suite_items:
+        mesh = make_mesh(config.training.mesh)
+        results |= run_suite(model_config, params, tokenizer, heldout, settings.suite_items, mesh, dtype)
+    for task, values in results.items():
+        means = {group: mean for group, mean in class_means(scores_of(results, task)).items() if mean is not None}
+        if values:
+            log.info("%s, %s: %s", task.replace("_", " "), point, ", ".join(f"{group} {mean:.3f}" for group, mean in means.items()))
+    return results
+
+
+def scores_of(results: Results, task: str) -> dict[str, float]:
+    """The score of each language in a task."""
+    return {code: value["score"] for code, value in results.get(task, {}).items()}
+
+
+def point_file(run_folder: Path, point: str) -> Path:
+    """Where the results of a point are."""
+    return run_folder / "evaluation" / f"{point}.json"
+
+
+def write_point(run_folder: Path, point: str, results: Results) -> None:
+    """Writes the file of a point."""
+    path = point_file(run_folder, point)
+    make_folder(path.parent)
+    write_text(path, json.dumps({"tasks": results}, indent=2) + "\n")
+
+
+def read_points(run_folder: Path, names: Sequence[str]) -> dict[str, Results]:
+    """The results of those points that have been measured, in the order of `names`."""
+    found = {name: point_file(run_folder, name) for name in names}
+    return {name: json.loads(path.read_text(encoding="utf-8"))["tasks"] for name, path in found.items() if path.is_file()}
+
+
+def point_names(config: Config) -> list[str]:
+    """The points of a run, in order."""
+    return ["base", "expanded", *(stage.result for stage in config.stages)]
