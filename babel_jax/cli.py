@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 
 from babel_jax import __version__
-from babel_jax.commands import evaluation, models, runs, text
+from babel_jax.commands import evaluation, models, report, runs, text
 from babel_jax.commands.parsing import Run
 from babel_jax.errors import BadInput
 
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    for group in (runs, models, evaluation, text):
+    for group in (runs, models, evaluation, text, report):
         group.declare(command)
     return parser
 

@@ -13,6 +13,7 @@ from babel_jax.data.rows import RowCounts, read_rows
 from babel_jax.data.tokenizers import train_sentencepiece
 from babel_jax.files import make_folder, new_folder
 from babel_jax.recipe import run_recipe
+from babel_jax.report.page import PAGE
 
 log = logging.getLogger("babel")
 
@@ -45,9 +46,9 @@ def demo(out: Path, corpus: str | None = None, base: str | None = None) -> dict[
         config = shipped_config("tiny-from-base.toml", made)
     config = _for_languages(config, languages)
     result = run_recipe(config, compare_export=True)
-    for name in ("summary.md", "summary.json", "summary.png"):
+    for name in ("summary.md", "summary.json", "summary.png", PAGE):
         shutil.copyfile(out / "run" / name, out / name)
-    return {**result, "out": str(out)}
+    return {**result, "out": str(out), "report": str(out / PAGE)}
 
 
 def _for_languages(config: Config, languages: set[str]) -> Config:

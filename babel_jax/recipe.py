@@ -8,7 +8,9 @@ metrics.jsonl      a line for each step; the same in tensorboard/
 mixture.json       tokens, shares and epochs of each stage
 evaluation/X.json  bits per byte and the offline suite at the point X: base, expanded, and the result of each stage
 hf/                the trained model as a Hugging Face folder
+samples.json       what the trained model writes in each language
 summary.*          table (.md), figures (.json) and plot (.png)
+report.html        all of it on one page
 """
 
 import contextlib
@@ -29,7 +31,7 @@ from babel_jax.checkpoints.folder import Format, ModelFolder, load_params, open_
 from babel_jax.checkpoints.hf_config import stored_eos_token_ids, write_hf_config
 from babel_jax.checkpoints.processes import agreed, first_says
 from babel_jax.config import Config, ModelConfig, Stage
-from babel_jax.config.file import parse_settings, read_toml
+from babel_jax.config.file import load_config, parse_settings, read_toml
 from babel_jax.data.prepare import prepare
 from babel_jax.data.prepared import open_prepared
 from babel_jax.data.tokenizers import Tokenizer, open_tokenizer
@@ -42,6 +44,11 @@ from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
 from babel_jax.files import PARTIAL, make_folder, only_process_in, write_text
 from babel_jax.model.decoder import count_parameters, forward, init_params
 from babel_jax.model.generation import generate
+from babel_jax.report.card import run_card
+from babel_jax.report.gate import gate_words
+from babel_jax.report.page import PAGE, write_report
+from babel_jax.report.record import SAMPLES, run_folder_of, versions
+from babel_jax.report.samples import write_samples
 from babel_jax.training.checkpoints import newest_step, read_json_lines
 from babel_jax.training.deepening import depths
 from babel_jax.training.mesh import make_mesh, param_shardings
@@ -107,9 +114,11 @@ def _run(config: Config, run_folder: Path, compare_export: bool) -> dict[str, An
     if first_says(not (run_folder / "hf").is_dir()):
         _export(run_folder / "hf", config, model_config, folder, plans, params, tokenizer)
     difference = export_difference(run_folder / "hf", params, model_config) if compare_export else None
+    write_samples(run_folder, model_config, params, tokenizer, open_prepared(config.data.folder))
     with agreed():
         if first:
             _summarize(config, run_folder, model_config, difference)
+            write_report(run_folder, run_folder / PAGE)
     finished = _finished(run_folder)
     assert finished is not None
     return finished
@@ -121,6 +130,16 @@ def _finished(run_folder: Path) -> dict[str, Any] | None:
     with contextlib.suppress(FileNotFoundError, ValueError):
         found = json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
     return found if first_says(found is not None) else None
+
+
+def report_run(path: Path, out: Path | None = None, tolerance: float = 0.0) -> dict[str, Any]:
+    """Writes the page of a run folder, or of a demo's; gives {"path", "gate", "summary"}. Samples that are missing are made first."""
+    run_folder = run_folder_of(path)
+    if (run_folder / "hf").is_dir() and not (run_folder / SAMPLES).is_file():
+        folder, data = open_folder(run_folder / "hf"), load_config(run_folder / "config.toml").data.folder
+        write_samples(run_folder, folder.config, load_params(folder, dtype=jnp.float32), open_tokenizer(folder.path), open_prepared(data))
+    found = write_report(run_folder, out or path / PAGE, tolerance)
+    return {**found, "summary": f"{gate_words(found['gate'])}\nReport: {found['path']}"}
 
 
 def generate_text(model: str, prompt: str, max_new_tokens: int, temperature: float, top_p: float, seed: int) -> dict[str, Any]:
@@ -235,12 +254,15 @@ def _export(
     eos = None if base is not None and stored_eos_token_ids(base) else tokenizer.eos_id
     hf_config = write_hf_config(model_config, base, str(config.export_dtype), eos_token_id=eos, pad_token_id=tokenizer.pad_id)
     exported = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(config.export_dtype)), params)
+    mixture = Path(config.out) / "mixture.json"
+    mixtures = json.loads(mixture.read_text(encoding="utf-8")) if mixture.is_file() else {}
+    card = run_card(config, hf_config, folder.path if folder is not None else None, mixtures)
     if folder is not None:
-        save_folder(path, Format.HF, exported, hf_config, folder.path)
+        save_folder(path, Format.HF, exported, hf_config, folder.path, texts=card)
         return
     with tempfile.TemporaryDirectory() as files:
         tokenizer.save(Path(files))
-        save_folder(path, Format.HF, exported, hf_config, Path(files))
+        save_folder(path, Format.HF, exported, hf_config, Path(files), texts=card)
 
 
 def _summarize(config: Config, run_folder: Path, model_config: ModelConfig, export_difference: float | None) -> None:
@@ -264,7 +286,7 @@ def _summarize(config: Config, run_folder: Path, model_config: ModelConfig, expo
             "",
             *suite_table(results),
             f"{count_parameters(model_config):,} parameters in {model_config.num_hidden_layers} layers. Model: {run_folder / 'hf'}",
-            f"Plot: {run_folder / 'summary.png'}",
+            f"Plot: {run_folder / 'summary.png'}. Report: {run_folder / PAGE}",
         ]
     )
     if export_difference is not None:
@@ -279,6 +301,8 @@ def _summarize(config: Config, run_folder: Path, model_config: ModelConfig, expo
         "bits_per_byte": points,
         "means": {name: class_means(values) for name, values in points.items()},
         "tasks": results,
+        "report": str(run_folder / PAGE),
+        "versions": versions(),
         **({} if export_difference is None else {"export_difference": export_difference}),
         "summary": text,
     }

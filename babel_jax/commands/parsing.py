@@ -47,6 +47,17 @@ def gib(text: str) -> float:
     return number
 
 
+def percent(text: str) -> float:
+    """A percentage of 0 or more."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0.0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage of 0 or more, such as 0.5")
+    return number
+
+
 def words(text: str) -> list[str]:
     """Words: en,sw to ["en", "sw"]."""
     return [part.strip() for part in text.split(",") if part.strip()]

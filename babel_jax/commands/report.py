@@ -1,0 +1,20 @@
+"""What a run says of itself: report."""
+
+import argparse
+from pathlib import Path
+
+from babel_jax.commands.parsing import Commands, Result, percent
+
+
+def _report(options: argparse.Namespace) -> Result:
+    from babel_jax.recipe import report_run
+
+    return report_run(Path(options.run_folder), Path(options.out) if options.out else None, options.tolerance)
+
+
+def declare(command: Commands) -> None:
+    """Adds the commands of this file."""
+    report = command("report", _report, "one HTML page on a run, and whether a language got worse", "babel report runs/demo")
+    report.add_argument("run_folder", metavar="RUN", help="a run folder, or a demo's")
+    report.add_argument("--out", metavar="FILE", help="where to write the page (default: report.html in RUN)")
+    report.add_argument("--tolerance", type=percent, default=0.0, metavar="PERCENT", help="how much worse a language may be (default 0)")

@@ -1,0 +1,261 @@
+"""Charts as inline SVG, drawn for a width of 480 units, so that a phone shows them legibly and a desktop two side by side.
+
+Colours are classes (s0, s1, ...) that the page's style sheet sets for light and dark; shapes differ too, so that colour is not needed.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from markupsafe import Markup, escape
+
+WIDTH = 480
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 22, 34
+_HEAD, _LABELS = 28, 94  # height of a group's head, width of the labels of rows
+Curve = Sequence[tuple[float, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table: heads, and rows whose first cell is a head too."""
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A chart: its title, a sentence that says what it shows, the same as a table, and its series by name with their numbers, which are
+    their colours and marks. Of several small `drawings` each has a label and a note."""
+
+    name: str
+    title: str
+    words: str
+    drawings: Sequence[tuple[str, str, Markup]]
+    table: Table
+    legend: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    open_table: bool = False
+
+
+def number(value: float) -> str:
+    """A number for people: three figures or so, thousands with k, M, G."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if unit == 'k' else size):.3g}{unit}"
+    return f"{value:,.0f}" if value == int(value) else f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers from at most `low` to at least `high`: steps of 1, 2 or 5 times a power of ten, some `count` of them."""
+    if not high > low:
+        low, high = low - 0.5, high + 0.5
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(step * power for step in (1, 2, 5, 10) if step * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(place * step, 12) for place in range(first, last + 1)]
+
+
+def averaged(curve: Curve, most: int) -> list[tuple[float, float]]:
+    """A curve as at most `most` points, each the mean of its neighbours."""
+    size = max(1, math.ceil(len(curve) / most))
+    groups = [curve[start : start + size] for start in range(0, len(curve), size)]
+    return [tuple(sum(values) / len(group) for values in zip(*group, strict=True)) for group in groups]  # type: ignore[misc]
+
+
+def lines(
+    curves: Mapping[str, Curve], series: Mapping[str, int], x_label: str, y_label: str, raw: Mapping[str, Curve] = MappingProxyType({})
+) -> Markup:
+    """Curves over one axis; `raw` are drawn thin behind them."""
+    height = 280
+    points = [point for curve in curves.values() for point in curve]
+    xs, ys = ticks(0, max(x for x, _ in points)), ticks(min(y for _, y in points), max(y for _, y in points))
+    plot = _Plot((xs[0], max(x for x, _ in points) or 1), (ys[0], ys[-1]), height)
+    parts = [plot.grid(xs, ys, x_label, y_label)]
+    for name, curve in raw.items():
+        parts.append(f'<polyline class="raw s{series[name]}" points="{plot.path(curve)}"/>')
+    for name, curve in curves.items():
+        parts.append(f'<polyline class="line s{series[name]}" points="{plot.path(curve)}"><title>{escape(name)}</title></polyline>')
+    return _svg("".join(parts), WIDTH, height)
+
+
+def spark(curve: Curve, width: int = 150, height: int = 44) -> Markup:
+    """A curve without axes."""
+    low, high = min(y for _, y in curve), max(y for _, y in curve)
+    last = max(x for x, _ in curve) or 1
+    span = (high - low) or 1
+
+    def at(x: float, y: float) -> str:
+        return f"{2 + (width - 6) * x / last:.1f},{3 + (height - 6) * (high - y) / span:.1f}"
+
+    end = at(*curve[-1]).split(",")
+    path = " ".join(at(x, y) for x, y in curve)
+    return _svg(f'<polyline class="line s3" points="{path}"/><circle class="dot s3" cx="{end[0]}" cy="{end[1]}" r="2.5"/>', width, height)
+
+
+def dots(
+    groups: Mapping[str, Mapping[str, Sequence[float | None]]], series: Mapping[str, int], unit: str, marks: Mapping[str, float]
+) -> Markup:
+    """For each row a dot of each series on one axis, joined by a line; rows stand in groups. `marks` are vertical lines by their labels."""
+    values = [value for rows in groups.values() for row in rows.values() for value in row if value is not None] + [*marks.values()]
+    table = _Rows(groups, 20, ticks(min(values), max(values)), unit)
+    parts = [table.grid()]
+    for label, value in marks.items():
+        place, title = table.at(value), f"<title>{escape(label)}</title>"
+        parts.append(f'<line class="mark" x1="{place:.1f}" x2="{place:.1f}" y1="4" y2="{table.bottom}">{title}</line>')
+    for label, row, middle in table.rows():
+        there = [(table.at(value), value, name) for name, value in zip(series, row, strict=True) if value is not None]
+        if there:
+            parts.append(f'<line class="join" x1="{min(there)[0]:.1f}" x2="{max(there)[0]:.1f}" y1="{middle}" y2="{middle}"/>')
+        # The first on top: it is a ring, through which one sees the others.
+        parts += [shape(series[name], x, middle, f"{label}, {name}: {value:.4g}") for x, value, name in reversed(there)]
+    return _svg("".join(parts), WIDTH, table.height)
+
+
+def shape(place: int, x: float, y: float, says: str = "") -> str:
+    """The mark of a series: ring, diamond, square or disc."""
+    title = f"<title>{escape(says)}</title>" if says else ""
+    kind = f'class="dot s{place}"'
+    match place % 4:
+        case 0:
+            return f'<circle class="ring s{place}" cx="{x:.1f}" cy="{y:.1f}" r="5">{title}</circle>'
+        case 1:
+            return f'<path {kind} d="M{x:.1f} {y - 5:.1f}l5 5l-5 5l-5 -5z">{title}</path>'
+        case 2:
+            return f'<rect {kind} x="{x - 3.7:.1f}" y="{y - 3.7:.1f}" width="7.4" height="7.4">{title}</rect>'
+        case _:
+            return f'<circle {kind} cx="{x:.1f}" cy="{y:.1f}" r="4.6">{title}</circle>'
+
+
+def bars(groups: Mapping[str, Mapping[str, Sequence[float]]], series: Mapping[str, int], unit: str) -> Markup:
+    """For each row a horizontal bar of each series from zero; rows stand in groups."""
+    thick = 8
+    highest = max((value for rows in groups.values() for row in rows.values() for value in row), default=0.0) or 1.0
+    table = _Rows(groups, max(18, thick * len(series) + 6), ticks(0, highest), unit)
+    parts = [table.grid()]
+    for label, row, middle in table.rows():
+        for place, (name, value) in enumerate(zip(series, row, strict=True)):
+            top, width = middle + (place - len(series) / 2) * thick, max(0.0, table.at(value) - table.at(0))
+            title = f"<title>{escape(f'{label}, {name}: {value:.4g}')}</title>"
+            size = f'x="{table.at(0)}" y="{top:.1f}" width="{width:.1f}" height="{thick - 1}"'
+            parts.append(f'<rect class="bar s{series[name]}" {size}>{title}</rect>')
+    return _svg("".join(parts), WIDTH, table.height)
+
+
+def layers(sources: Sequence[int], new: Mapping[int, str], depth: int) -> Markup:
+    """A deeper model beside the one that it was made of, the input at the bottom: the source of each layer, and a word on each new one."""
+    count = len(sources)
+    pitch = 20 if count <= 48 else 10
+    height = count * pitch + 46
+    offset = (count - depth) * pitch / 2
+    bottom = height - 22
+
+    def box(x: float, layer: int, kind: str, lift: float = 0.0) -> str:
+        top = bottom - (layer + 1) * pitch - lift + 2
+        return f'<rect class="layer {kind}" x="{x}" y="{top:.1f}" width="100" height="{pitch - 4}" rx="3"/>'
+
+    def middle(layer: int, lift: float = 0.0) -> float:
+        return bottom - (layer + 0.5) * pitch - lift
+
+    parts = [f'<text class="axis" x="10" y="12">before: {depth}</text>', f'<text class="axis" x="230" y="12">after: {count}</text>']
+    parts += [f'<text class="tick" x="{x}" y="{height - 6}" text-anchor="middle">input</text>' for x in (60, 280)]
+    every = 1 if pitch == 20 else 10
+    for layer in range(depth):
+        parts.append(box(10, layer, "kept", offset))
+        if layer % every == 0:
+            parts.append(f'<text class="tick" x="60" y="{middle(layer, offset) + 4:.1f}" text-anchor="middle">{layer}</text>')
+    for target, source in enumerate(sources):
+        start, end, kind = middle(source, offset), middle(target), "new" if target in new else "kept"
+        parts.append(f'<path class="from {kind}" d="M110 {start:.1f}C170 {start:.1f} 170 {end:.1f} 226 {end:.1f}"/>')
+        parts.append(f'<path class="tip {kind}" d="M230 {end:.1f}l-7 -3.5v7z"/>')
+        parts.append(box(230, target, kind))
+        if target in new:
+            parts.append(f'<text class="label" x="338" y="{end + 4:.1f}">{escape(new[target])}</text>')
+        if target % every == 0 or (target in new and every == 1):
+            parts.append(f'<text class="tick {kind}" x="280" y="{end + 4:.1f}" text-anchor="middle">{target}</text>')
+    return _svg("".join(parts), WIDTH, height)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Rows in groups, one below the other, over a common horizontal axis."""
+
+    groups: Mapping[str, Mapping[str, Any]]
+    pitch: int
+    xs: Sequence[float]
+    unit: str
+
+    @property
+    def height(self) -> int:
+        return sum(_HEAD + self.pitch * len(rows) for rows in self.groups.values()) + _BOTTOM
+
+    @property
+    def bottom(self) -> int:
+        return self.height - _BOTTOM + 4
+
+    def at(self, value: float) -> float:
+        return _LABELS + (value - self.xs[0]) * (WIDTH - _LABELS - 16) / ((self.xs[-1] - self.xs[0]) or 1)
+
+    def rows(self) -> Iterator[tuple[str, Any, float]]:
+        """Each row's label and values, and the height of its middle."""
+        y = 0.0
+        for rows in self.groups.values():
+            y += _HEAD
+            for label, row in rows.items():
+                yield label, row, y + self.pitch / 2
+                y += self.pitch
+
+    def grid(self) -> str:
+        parts = [f'<line class="grid" x1="{self.at(x):.1f}" x2="{self.at(x):.1f}" y1="4" y2="{self.bottom}"/>' for x in self.xs]
+        parts += [
+            f'<text class="tick" x="{self.at(x):.1f}" y="{self.bottom + 14}" text-anchor="middle">{number(x)}</text>' for x in self.xs
+        ]
+        center = (_LABELS + WIDTH) / 2
+        parts.append(f'<text class="axis" x="{center:.0f}" y="{self.height - 3}" text-anchor="middle">{escape(self.unit)}</text>')
+        y = 0
+        for group, rows in self.groups.items():
+            parts.append(f'<text class="group" x="0" y="{y + _HEAD - 9}">{escape(group)}</text>')
+            y += _HEAD + self.pitch * len(rows)
+        for label, _, middle in self.rows():
+            parts.append(f'<text class="label" x="{_LABELS - 9}" y="{middle + 4}" text-anchor="end">{escape(label)}</text>')
+        return "".join(parts)
+
+
+def _svg(inside: str, width: int, height: float) -> Markup:
+    # The table below says the same to those who do not see it.
+    return Markup(f'<svg viewBox="0 0 {width} {height:.0f}" aria-hidden="true" focusable="false">{inside}</svg>')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plot:
+    """A plot area: what x and y go over, and its height."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    height: int
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        across, up = (x - self.x[0]) / ((self.x[1] - self.x[0]) or 1), (y - self.y[0]) / ((self.y[1] - self.y[0]) or 1)
+        high = self.height - _TOP - _BOTTOM
+        return _LEFT + across * (WIDTH - _LEFT - _RIGHT), _TOP + (1 - min(max(up, 0.0), 1.0)) * high
+
+    def path(self, curve: Curve) -> str:
+        return " ".join("{:.1f},{:.1f}".format(*self.at(x, y)) for x, y in curve)
+
+    def grid(self, xs: Sequence[float], ys: Sequence[float], x_label: str, y_label: str) -> str:
+        bottom = self.height - _BOTTOM
+        parts = []
+        for y in ys:
+            height = self.at(self.x[0], y)[1]
+            parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
+            parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{height + 4:.1f}" text-anchor="end">{number(y)}</text>')
+        for x in xs:
+            if x <= self.x[1]:
+                across = self.at(x, self.y[0])[0]
+                parts.append(f'<text class="tick" x="{across:.1f}" y="{bottom + 14}" text-anchor="middle">{number(x)}</text>')
+        center = (_LEFT + WIDTH) / 2
+        parts.append(f'<text class="axis" x="{center:.0f}" y="{self.height - 3}" text-anchor="middle">{escape(x_label)}</text>')
+        parts.append(f'<text class="axis" x="4" y="12">{escape(y_label)}</text>')
+        return "".join(parts)

@@ -1,0 +1,95 @@
+"""What stands in a run folder, read once for all that is said about it. A run that is under way has less of it."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from babel_jax.checkpoints.folder import CONFIG
+from babel_jax.config import Config
+from babel_jax.config.file import load_config
+from babel_jax.errors import BadInput
+from babel_jax.evaluation.points import point_names, read_points
+from babel_jax.evaluation.suite import Results
+from babel_jax.expansion.card import plans_of
+from babel_jax.expansion.plan import ExpansionPlan
+from babel_jax.languages import CODES
+from babel_jax.training.checkpoints import read_json_lines
+
+SAMPLES = "samples.json"
+_PACKAGES = ("babel-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """A run folder. `steps` are the lines of metrics.jsonl, `mixtures` by stage, `plans` the expansions with what each was made from,
+    `samples` {language: {"prompt", "text"}}, `goodput` seconds by what they went to."""
+
+    folder: Path
+    config: Config
+    points: dict[str, Results]
+    steps: list[dict[str, Any]]
+    mixtures: dict[str, dict[str, Any]]
+    plans: list[tuple[str, ExpansionPlan]]
+    samples: dict[str, dict[str, str]]
+    goodput: dict[str, float]
+    summary: dict[str, Any]
+
+    @property
+    def languages(self) -> list[str]:
+        """The languages that it was trained or measured in, in the report's order."""
+        trained = {row["language"] for mixture in self.mixtures.values() for row in mixture["rows"]}
+        measured = {code for results in self.points.values() for scores in results.values() for code in scores}
+        return [code for code in CODES if code in trained | measured]
+
+
+def run_folder_of(path: Path | str) -> Path:
+    """The run folder itself, or the one in a demo's folder. Raises BadInput for anything else."""
+    path = Path(path)
+    for folder in (path, path / "run"):
+        if (folder / "config.toml").is_file():
+            return folder
+    raise BadInput(f"{path}: not a run folder (it has no config.toml), nor a demo's; name the `out` of a run")
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Reads a run folder. Raises BadInput for a config that cannot be read."""
+    config = load_config(folder / "config.toml")
+    # Beside the run's own points, any other file of that form: benchmarks that were evaluated later.
+    names = point_names(config)
+    others = sorted(path.stem for path in (folder / "evaluation").glob("*.json") if path.stem not in names and "tasks" in _json(path))
+    return RunRecord(
+        folder,
+        config,
+        read_points(folder, [*names, *others]),
+        read_json_lines(folder / "metrics.jsonl"),
+        _json(folder / "mixture.json"),
+        plans_of(_json(folder / "hf" / CONFIG)),
+        _json(folder / SAMPLES),
+        _json(folder / "goodput.json").get("seconds", {}),
+        _json(folder / "summary.json"),
+    )
+
+
+def versions() -> dict[str, str]:
+    """What this process runs on: versions of packages, and the devices."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {**found, "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}", "processes": str(jax.process_count())}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a file; empty where there is none, as in a run that is under way."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

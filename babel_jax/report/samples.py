@@ -1,0 +1,46 @@
+"""What the trained model writes in every language, after the beginning of a held-out passage."""
+
+import json
+from pathlib import Path
+
+import jax
+from jaxtyping import Array, PyTree
+
+from babel_jax.checkpoints.processes import agreed, first_says
+from babel_jax.config import ModelConfig
+from babel_jax.data.prepared import PreparedData
+from babel_jax.data.tokenizers import Tokenizer
+from babel_jax.evaluation.suite import decoded, sentences, words
+from babel_jax.files import write_text
+from babel_jax.model.generation import generate
+from babel_jax.report.record import SAMPLES
+
+_PROMPT_WORDS, _PROMPT_TOKENS, _NEW_TOKENS = 8, 64, 48
+
+
+def write_samples(run_folder: Path, config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer, data: PreparedData) -> None:
+    """Writes samples.json, unless it is there: {language: {"prompt", "text"}}, drawn at temperature 0.7 from the likeliest 90%.
+
+    All processes of a run call it.
+    """
+    if first_says((run_folder / SAMPLES).is_file()):
+        return
+    prompts = {code: prompt for code in data.languages for row in data.heldout(code)[:1] if (prompt := beginning(row.text, code))}
+    new = min(_NEW_TOKENS, config.max_position_embeddings // 2)
+    longest = min(_PROMPT_TOKENS, config.max_position_embeddings - new)
+    encoded = {code: ids[:longest] for code, prompt in prompts.items() if (ids := tokenizer.encode(prompt))}
+    written = generate(config, params, list(encoded.values()), new, [tokenizer.eos_id], temperature=0.7, top_p=0.9)
+    samples = {
+        code: {"prompt": decoded(tokenizer, encoded[code]), "text": decoded(tokenizer, ids)}
+        for code, ids in zip(encoded, written, strict=True)
+    }
+    with agreed():
+        if jax.process_index() == 0:
+            write_text(run_folder / SAMPLES, json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
+
+
+def beginning(text: str, language: str) -> str:
+    """The first words of a passage, at most its first sentence."""
+    first = sentences(text)[0] if text.strip() else ""
+    places = words(first, language)
+    return first[: places[min(_PROMPT_WORDS, len(places)) - 1][1]] if places else ""
