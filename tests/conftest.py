@@ -13,10 +13,12 @@ import pytest
 from flax import traverse_util
 from hypothesis import settings
 
-from babel_jax.config import DataSettings, Family, LayerType, ModelConfig, RopeType, Source
+from babel_jax.config import Config, DataSettings, Family, LayerType, ModelConfig, RopeType, Source
+from babel_jax.config.file import parse_settings
 from babel_jax.data.prepare import prepare
 from babel_jax.data.tokenizers import train_sentencepiece
 from babel_jax.model.decoder import init_params
+from babel_jax.recipe import run_recipe
 
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
@@ -212,3 +214,64 @@ def small_prepared(small_settings, small_model):
     """The folder of the small corpus, prepared; to be read only."""
     prepare(small_settings, small_model)
     return small_settings.folder
+
+
+def _recipe_config(out, small_settings, small_model, model, **changes):
+    stage = {"schedule": {"peak": 5e-3}, "mixture": {"max_epochs": 1000.0}, "steps": 4}
+    values = {
+        "out": str(out),
+        "model": model,
+        "data": small_settings.model_dump(mode="json", exclude_none=True) | {"tokenizer": str(small_model)},
+        "training": {"global_batch_size": 4, "compute_dtype": "float32", "checkpoint_every": 2},
+        "evaluation": {"batch_size": 4, "max_bytes": 2000},
+        "export_dtype": "float32",
+        "stages": [stage | {"name": "recovery", "result": "recovered"}, stage | {"name": "continued"}],
+    } | changes
+    return parse_settings(Config, values, "test")
+
+
+_SHAPE = {
+    "vocab_size": 1280,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+
+
+@pytest.fixture(scope="session")
+def recipe_config():
+    """Makes the config of a run of two stages of 4 steps on the small corpus: (out, settings, tokenizer, model, **changes)."""
+    return _recipe_config
+
+
+@pytest.fixture(scope="session")
+def shape():
+    """Sizes of a model for the small tokenizer."""
+    return _SHAPE
+
+
+@pytest.fixture(scope="session")
+def base(small_settings, small_prepared, small_model, tmp_path_factory):
+    """The result of a run from random weights, of one stage and without expansion."""
+    stage = {"name": "pretraining", "result": "base", "steps": 4, "schedule": {"peak": 5e-3}, "mixture": {"max_epochs": 1000.0}}
+    out = tmp_path_factory.mktemp("runs") / "base"
+    return run_recipe(_recipe_config(out, small_settings, small_model, {"shape": _SHAPE}, stages=[stage]))
+
+
+@pytest.fixture(scope="session")
+def recipe_of_grown(base, small_settings, small_model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "grown"
+    changes = {
+        "expansion": {"insert_after": [1, 3], "init": "zero"},
+        "evaluation": {"batch_size": 4, "max_bytes": 2000, "suite_items": 2},
+    }
+    return _recipe_config(out, small_settings, small_model, {"folder": base["hf"]}, **changes)
+
+
+@pytest.fixture(scope="session")
+def grown(recipe_of_grown):
+    """A run that expands the base by two layers of zeros and trains it through two stages."""
+    return run_recipe(recipe_of_grown, compare_export=True)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from babel_jax.checkpoints.folder import load_params, open_folder
-from babel_jax.config import Config
-from babel_jax.config.file import load_config, parse_settings
+from babel_jax.config.file import load_config
 from babel_jax.data.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.files import only_process_in
@@ -17,49 +16,9 @@ from babel_jax.recipe import run_recipe
 from babel_jax.training.checkpoints import read_json_lines
 
 
-def recipe_config(out, small_settings, small_model, model, **changes):
-    stage = {"schedule": {"peak": 5e-3}, "mixture": {"max_epochs": 1000.0}, "steps": 4}
-    values = {
-        "out": str(out),
-        "model": model,
-        "data": small_settings.model_dump(mode="json", exclude_none=True) | {"tokenizer": str(small_model)},
-        "training": {"global_batch_size": 4, "compute_dtype": "float32", "checkpoint_every": 2},
-        "evaluation": {"batch_size": 4, "max_bytes": 2000},
-        "export_dtype": "float32",
-        "stages": [stage | {"name": "recovery", "result": "recovered"}, stage | {"name": "continued"}],
-    } | changes
-    return parse_settings(Config, values, "test")
-
-
-SHAPE = {
-    "vocab_size": 1280,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-}
-
-
 @pytest.fixture(scope="session")
-def base(small_settings, small_prepared, small_model, tmp_path_factory):
-    """The result of a run from random weights, of one stage and without expansion."""
-    stage = {"name": "pretraining", "result": "base", "steps": 4, "schedule": {"peak": 5e-3}, "mixture": {"max_epochs": 1000.0}}
-    out = tmp_path_factory.mktemp("runs") / "base"
-    return run_recipe(recipe_config(out, small_settings, small_model, {"shape": SHAPE}, stages=[stage]))
-
-
-@pytest.fixture(scope="session")
-def config(base, small_settings, small_model, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "grown"
-    expansion = {"insert_after": [1, 3], "init": "zero"}
-    return recipe_config(out, small_settings, small_model, {"folder": base["hf"]}, expansion=expansion)
-
-
-@pytest.fixture(scope="session")
-def grown(config):
-    return run_recipe(config, compare_export=True)
+def config(recipe_of_grown):
+    return recipe_of_grown
 
 
 def test_it_measures_every_point_and_zero_layers_cost_nothing(base, grown):
@@ -71,6 +30,8 @@ def test_it_measures_every_point_and_zero_layers_cost_nothing(base, grown):
     assert points["expanded"] == points["base"]
     assert grown["means"]["continued"]["all"] < grown["means"]["base"]["all"]
     assert grown["layers"] == 6
+    assert list(grown["tasks"]["base"]) == ["bits_per_byte", "continuation", "cloze", "to_english", "from_english"]
+    assert grown["tasks"]["expanded"] == grown["tasks"]["base"]
 
 
 def test_the_exported_folder_alone_loads_in_transformers(grown):
@@ -94,12 +55,13 @@ def test_what_is_in_the_run_folder(config, grown, tmp_path):
     run = open_folder(grown["hf"]).path.parent
     names = {path.name for path in run.iterdir()}
     assert names >= {"config.toml", "checkpoints", "metrics.jsonl", "tensorboard", "mixture.json", "evaluation", "hf"}
-    assert names >= {"summary.md", "summary.json", "summary.png"}
+    assert names >= {"summary.md", "summary.json", "summary.png", "samples.json", "report.html"}
     assert grown["export_difference"] == 0.0
     assert json.loads((run / "summary.json").read_text(encoding="utf-8")) == grown
     summary = (run / "summary.md").read_text(encoding="utf-8")
     assert "| Swahili (sw) | low |" in summary
     assert "shown: Expansion costs little: +0.0%" in summary
+    assert "| continuation, accuracy % (chance 25) | all |" in summary
     assert (run / "summary.png").read_bytes().startswith(b"\x89PNG")
     assert load_config(run / "config.toml") == config
 
@@ -146,32 +108,32 @@ def test_a_folder_that_is_no_run_folder_is_left_alone(config, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_model_tokenizer_and_data_must_fit(small_settings, small_prepared, small_model, tmp_path):
+def test_model_tokenizer_and_data_must_fit(small_settings, small_prepared, small_model, tmp_path, recipe_config, shape):
     with pytest.raises(BadInput, match=r"the tokenizer has \d+ entries, and the model's embedding vocab_size = 100"):
-        run_recipe(recipe_config(tmp_path / "small", small_settings, small_model, {"shape": SHAPE | {"vocab_size": 100}}))
+        run_recipe(recipe_config(tmp_path / "small", small_settings, small_model, {"shape": shape | {"vocab_size": 100}}))
     stage = {"name": "one", "steps": 1, "schedule": {"peak": 1e-3}, "mixture": {"languages": ["th"]}}
     without = small_settings.model_copy(update={"sources": ()})
     with pytest.raises(BadInput, match=r"no text for th; there is text for en zh sw ha"):
-        run_recipe(recipe_config(tmp_path / "thai", without, small_model, {"shape": SHAPE}, stages=[stage]))
+        run_recipe(recipe_config(tmp_path / "thai", without, small_model, {"shape": shape}, stages=[stage]))
     with pytest.raises(BadInput, match=r"nothing: no such model folder"):
         run_recipe(recipe_config(tmp_path / "no-model", small_settings, small_model, {"folder": str(tmp_path / "nothing")}))
 
 
-def test_a_run_from_a_shape_may_be_expanded_and_have_no_stages(small_settings, small_model, small_prepared, tmp_path):
+def test_a_run_from_a_shape_may_be_expanded_and_have_no_stages(small_settings, small_model, small_prepared, tmp_path, recipe_config, shape):
     expansion = {"insert_after": [1, 3], "init": "zero"}
-    config = recipe_config(tmp_path / "run", small_settings, small_model, {"shape": SHAPE}, expansion=expansion, stages=[])
+    config = recipe_config(tmp_path / "run", small_settings, small_model, {"shape": shape}, expansion=expansion, stages=[])
     found = run_recipe(config)
     assert (found["layers"], found["bits_per_byte"]) == (6, {})
     assert open_folder(found["hf"]).config.num_hidden_layers == 6
 
 
-def test_a_folder_of_a_run_that_was_killed_at_once_is_taken(base, small_settings, small_model, tmp_path):
+def test_a_folder_of_a_run_that_was_killed_at_once_is_taken(base, small_settings, small_model, tmp_path, recipe_config):
     (tmp_path / "config.toml.partial").write_text("ou")
     stage = {"name": "one", "steps": 1, "schedule": {"peak": 1e-3}, "mixture": {"max_epochs": 1000.0}}
     assert run_recipe(recipe_config(tmp_path, small_settings, small_model, {"folder": base["hf"]}, stages=[stage]))["layers"] == 4
 
 
-def test_after_a_mistake_the_corrected_config_takes_the_folder(base, small_settings, small_model, tmp_path):
+def test_after_a_mistake_the_corrected_config_takes_the_folder(base, small_settings, small_model, tmp_path, recipe_config):
     stage = {"name": "one", "steps": 1, "schedule": {"peak": 1e-3}, "mixture": {"max_epochs": 1000.0}}
     wrong = recipe_config(tmp_path, small_settings, small_model, {"folder": str(tmp_path / "nothing")}, stages=[stage])
     with pytest.raises(BadInput, match="no such model folder"):

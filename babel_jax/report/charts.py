@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 WIDTH = 480
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 22, 34
-_HEAD, _LABELS = 28, 94  # height of a group's head, width of the labels of rows
+_HEAD, _LABELS = 28, 108  # height of a group's head, width of the labels of rows
 Curve = Sequence[tuple[float, float]]
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from babel_jax.config import Init
 from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.evaluation.points import BITS_PER_BYTE, LOWER_IS_BETTER, scores_of
 from babel_jax.evaluation.suite import CHANCE, CHOICE_TASKS, TRANSLATION_TASKS, Results
@@ -15,6 +16,7 @@ _MEANS = "Means"
 GROUPS = {Resource.HIGH: "High-resource", Resource.LOW: "Low-resource"}
 # Base and expanded come before the results of the stages, which have the colours of their results.
 _STAGES = 2
+_IN_SHORT = {Init.COPY: "copy of {}", Init.NOISE: "{} with noise", Init.ZERO: "zeros", Init.AVERAGE: "mean of {} and next"}
 _TASKS = {
     BITS_PER_BYTE: ("Bits per byte", "bits to predict a byte of held-out text; fewer are better"),
     "continuation": ("Continuation", "which of four sentences goes on a held-out passage, % right"),
@@ -181,7 +183,7 @@ def expansion_figures(record: RunRecord) -> Iterator[Figure]:
     """Each expansion drawn as layers."""
     for place, (_, plan) in enumerate(record.plans):
         new = {target: how_it_begins(plan, target) for target in plan.new_layers}
-        drawn = {target: f"{plan.layers[target].init} of layer {plan.layers[target].source}" for target in new}
+        drawn = {target: _IN_SHORT[plan.layers[target].init].format(plan.layers[target].source) for target in new}
         begins = f" New layers are filled; they begin as {' or '.join(dict.fromkeys(new.values()))}." if new else ""
         yield Figure(
             f"expansion-{place}",

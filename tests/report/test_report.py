@@ -1,0 +1,224 @@
+"""The page of a run: well formed, alone, legible to a screen reader; the gate and the samples behind it."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from babel_jax.errors import BadInput
+from babel_jax.recipe import report_run
+from babel_jax.report.charts import averaged, layers, number, ticks
+from babel_jax.report.gate import gate_words, regression_gate
+from babel_jax.report.page import write_report
+
+_VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Page(HTMLParser):
+    """The elements of a page, with what each stands in; fails on tags that do not match."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self._open = [], []
+        self.feed(text)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag, attributes):
+        element = {"tag": tag, **dict(attributes), "inside": list(self._open), "text": ""}
+        self.elements.append(element)
+        if tag not in _VOID:
+            self._open.append(element)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append({"tag": tag, **dict(attributes), "inside": list(self._open), "text": ""})
+
+    def handle_endtag(self, tag):
+        assert self._open[-1]["tag"] == tag, f"{tag} closes {self._open[-1]['tag']}"
+        self._open.pop()
+
+    def handle_data(self, data):
+        for element in self._open:
+            element["text"] += data
+
+    def all(self, tag, inside=None):
+        return [
+            element
+            for element in self.elements
+            if element["tag"] == tag and (inside is None or any(outer is inside for outer in element["inside"]))
+        ]
+
+
+@pytest.fixture
+def run_folder(grown, tmp_path):
+    return Path(shutil.copytree(grown["out"], tmp_path / "grown", ignore=shutil.ignore_patterns("checkpoints", "tensorboard")))
+
+
+@pytest.fixture
+def page(grown):
+    return Page((Path(grown["out"]) / "report.html").read_text(encoding="utf-8"))
+
+
+def test_the_page_is_whole_and_needs_nothing_else(page):
+    assert [element["tag"] for element in page.elements[:2]] == ["html", "head"]
+    assert len(page.all("title", page.elements[1])) == len(page.all("h1")) == len(page.all("main")) == 1
+    for element in page.elements:
+        for name, value in element.items():
+            if name in ("src", "href", "data", "poster", "srcset", "action"):
+                assert value.startswith(("#", "data:")), value
+    assert not page.all("script")
+    assert "url(" not in page.all("style")[0]["text"]
+    assert "@import" not in page.all("style")[0]["text"]
+    ids = [element["id"] for element in page.elements if "id" in element]
+    assert len(ids) == len(set(ids))
+    targets = [element["href"][1:] for element in page.all("a")]
+    assert targets
+    assert set(targets) <= set(ids)
+
+
+def test_every_chart_has_its_caption_and_its_table(page):
+    figures = page.all("figure")
+    assert len(figures) >= 9
+    for figure in figures:
+        (caption,) = page.all("figcaption", figure)
+        assert figure["aria-labelledby"] == caption["id"]
+        (table,) = page.all("table", figure)
+        heads = [head for head in page.all("th", table) if head.get("scope") == "col"]
+        rows = page.all("tr", table)[1:]
+        assert rows
+        for row in rows:
+            assert len(page.all("td", row)) + len(page.all("th", row)) == len(heads)
+        drawings = page.all("svg", figure)
+        assert drawings
+        for drawing in drawings:
+            assert any(outer.get("aria-hidden") == "true" for outer in [drawing, *drawing["inside"]])
+
+
+def test_the_table_says_what_was_measured(page, grown):
+    table = next(table for table in page.all("table") if any(outer.get("id") == "figure-bits_per_byte" for outer in table["inside"]))
+    rows = {row["text"].split("\n")[0]: [cell["text"] for cell in page.all("td", row)] for row in page.all("tr", table)[1:]}
+    swahili = next(cells for text, cells in rows.items() if text.startswith("Swahili"))
+    measured = [grown["bits_per_byte"][point]["sw"] for point in ("base", "expanded", "recovered", "continued")]
+    assert swahili[:5] == ["low", *(f"{value:.3f}" for value in measured)]
+    assert swahili[5] == f"{100 * (measured[-1] / measured[0] - 1):+.1f}%"
+
+
+def test_samples_are_in_their_language_and_direction(run_folder, grown):
+    samples = json.loads((run_folder / "samples.json").read_text(encoding="utf-8"))
+    assert set(samples) == {"en", "zh", "sw", "ha"}
+    assert samples["sw"]["prompt"] in "Watu wote wamezaliwa huru, hadhi na haki zao ni sawa."
+    samples["ur"] = {"prompt": "تمام <b>", "text": "انسان"}
+    (run_folder / "samples.json").write_text(json.dumps(samples))
+    write_report(run_folder, run_folder / "again.html")
+    page = Page((run_folder / "again.html").read_text(encoding="utf-8"))
+    found = {element["lang"]: element for element in page.all("p") if "lang" in element}
+    assert {code: element["dir"] for code, element in found.items()} == {"en": "ltr", "zh": "ltr", "sw": "ltr", "ha": "ltr", "ur": "rtl"}
+    assert found["ur"]["text"].startswith("تمام <b> انسان")
+
+
+def test_what_is_missing_is_left_out_and_samples_are_made_anew(run_folder):
+    before = json.loads((run_folder / "samples.json").read_text(encoding="utf-8"))
+    for name in ("samples.json", "summary.json", "metrics.jsonl", "mixture.json"):
+        (run_folder / name).unlink()
+    shutil.rmtree(run_folder / "evaluation")
+    found = report_run(run_folder)
+    assert found["gate"] is None
+    assert found["summary"].startswith("There is no parent model to compare with.\nReport: ")
+    again = json.loads((run_folder / "samples.json").read_text(encoding="utf-8"))
+    assert {code: sample["prompt"] for code, sample in again.items()} == {code: sample["prompt"] for code, sample in before.items()}
+    page = Page((run_folder / "report.html").read_text(encoding="utf-8"))
+    assert {figure["id"] for figure in page.all("figure")} == {"figure-expansion-0"}
+    assert "under way" in page.all("header")[0]["text"]
+
+
+def test_a_demo_folder_and_a_benchmark_beside_the_points(run_folder, tmp_path):
+    scores = {"xnli": {"sw": {"score": 0.5, "stderr": 0.1, "n": 100}}}
+    (run_folder / "evaluation" / "benchmarks.json").write_text(json.dumps({"tasks": scores}))
+    (run_folder / "evaluation" / "other.json").write_text("[]")
+    (tmp_path / "demo").mkdir()
+    run_folder.rename(tmp_path / "demo" / "run")
+    found = report_run(tmp_path / "demo")
+    assert found["path"] == str(tmp_path / "demo" / "report.html")
+    page = Page((tmp_path / "demo" / "report.html").read_text(encoding="utf-8"))
+    assert page.all("h1")[0]["text"] == "demo"
+    (figure,) = [figure for figure in page.all("figure") if figure["id"] == "figure-xnli"]
+    assert "Swahili" in page.all("table", figure)[0]["text"]
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(BadInput, match=r"not a run folder \(it has no config.toml\), nor a demo's"):
+        report_run(tmp_path)
+
+
+def scores(**by_language):
+    return {code: {"score": value, "stderr": None, "n": 3} for code, value in by_language.items()}
+
+
+def test_the_gate_names_the_languages_that_got_worse():
+    points = {"base": {"bits_per_byte": scores(en=2.0, sw=4.0, th=1.0)}, "continued": {"bits_per_byte": scores(en=2.1, sw=3.0, th=1.01)}}
+    gate = regression_gate(points, "continued")
+    assert gate["worse"] == {"en": pytest.approx(5.0), "th": pytest.approx(1.0)}
+    assert list(gate["worse"]) == ["en", "th"]
+    assert gate["changes"]["sw"] == pytest.approx(-25.0)
+    assert not gate["passed"]
+    assert gate_words(gate) == "Regression gate NOT passed (continued against base): worse in bits per byte: English +5.0%, Thai +1.0%."
+    assert list(regression_gate(points, "continued", 1.5)["worse"]) == ["en"]
+    assert regression_gate(points, "continued", 5.5)["passed"]
+    assert regression_gate(points, "base") is None
+    assert regression_gate({"continued": points["continued"]}, "continued") is None
+
+
+def test_a_task_is_worse_beyond_two_standard_errors_of_the_difference():
+    def point(score, stderr):
+        return {"bits_per_byte": scores(sw=1.0), "xnli": {"sw": {"score": score, "stderr": stderr, "n": 100}}}
+
+    def gate(before, after):
+        return regression_gate({"base": point(*before), "continued": point(*after)}, "continued")
+
+    assert gate((0.6, 0.03), (0.49, 0.04))["tasks"] == {"xnli": {"sw": pytest.approx(-0.11)}}
+    assert not gate((0.6, 0.03), (0.49, 0.04))["passed"]
+    assert gate((0.6, 0.03), (0.51, 0.04))["passed"]
+    assert gate((0.6, 0.03), (0.8, 0.04))["passed"]
+    assert gate((0.6, None), (0.1, 0.01))["passed"]
+
+
+def test_ticks_are_round_and_enclose():
+    assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+    assert ticks(1.24, 4.43) == [1, 2, 3, 4, 5]
+    assert ticks(-0.3, 0.3)[0] <= -0.3
+    assert len(ticks(3.0, 3.0)) > 1
+    assert [number(value) for value in (0.25, 3.0, 1234.5, 27_000, 9_013_963_264)] == ["0.25", "3", "1,234", "27k", "9.01G"]
+
+
+def test_averages_keep_the_mean():
+    curve = [(float(step), float(step % 7)) for step in range(1000)]
+    few = averaged(curve, 40)
+    assert len(few) == 40
+    assert sum(y for _, y in few) / 40 == pytest.approx(sum(y for _, y in curve) / 1000)
+
+
+def test_layers_are_joined_to_their_sources():
+    drawing = str(layers([0, 1, 1, 2], {2: "copy of 1"}, 3))
+    assert drawing.count('class="layer new"') == 1
+    assert drawing.count('class="layer kept"') == 3 + 3
+    starts = [float(start) for start in re.findall(r'd="M110 ([\d.]+)C', drawing)]
+    assert starts[1] == starts[2]
+    assert starts[0] > starts[1] > starts[3]
+
+
+def test_the_exported_model_has_a_card(grown):
+    card = ModelCard.load(Path(grown["hf"]) / "README.md")
+    assert card.data.language == ["en", "zh", "sw", "ha"]
+    assert card.data.tags == ["babel-jax", "multilingual", "depth-expansion"]
+    assert card.data.base_model is None
+    assert "from a model that babel-jax trained from random weights" in card.text
+    means = {result.dataset_config: result.metric_value for result in card.data.eval_results if result.metric_type == "bits_per_byte"}
+    assert means == {group: pytest.approx(mean, abs=1e-4) for group, mean in grown["means"]["continued"].items()}
+    assert "| Swahili (sw) | low |" in card.text
+    assert "| 2 | 1 | zeros |" in card.text
+    assert "| recovery | Hausa | web |" in card.text
+    assert "to english, chrF++" in card.text
