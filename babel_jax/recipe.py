@@ -7,6 +7,7 @@ checkpoints/       the train state, by step
 metrics.jsonl      a line for each step; the same in tensorboard/
 mixture.json       tokens, shares and epochs of each stage
 evaluation/X.json  bits per byte and the offline suite at the point X: base, expanded, and the result of each stage
+evaluation/        during.jsonl and best.json: the same between steps, and the best of them (training/watch.py)
 hf/                the trained model as a Hugging Face folder
 samples.json       what the trained model writes in each language
 summary.*          table (.md), figures (.json) and plot (.png)
@@ -53,6 +54,7 @@ from babel_jax.training.checkpoints import newest_step, read_json_lines
 from babel_jax.training.deepening import depths
 from babel_jax.training.mesh import make_mesh, param_shardings
 from babel_jax.training.run import train_stages
+from babel_jax.training.watch import Watch
 
 log = logging.getLogger("babel")
 
@@ -109,7 +111,12 @@ def _run(config: Config, run_folder: Path, compare_export: bool) -> dict[str, An
 
     new_layers = plan.new_layers if plan is not None else new_layers_of(folder.hf_config) if folder is not None else ()
     models = depths(model_config, new_layers, config.deepen)
-    params = train_stages(config, models, begin, run_folder, measure_stage)
+    watch = Watch(
+        run_folder,
+        config.evaluation.every,
+        lambda step, model_config, params: measure(config, f"after {step} steps", model_config, params, tokenizer),
+    )
+    params = train_stages(config, models, begin, run_folder, measure_stage, watch)
     model_config, plans = models[-1].config, [applied for applied in (plan, *(model.plan for model in models)) if applied is not None]
     if first_says(not (run_folder / "hf").is_dir()):
         _export(run_folder / "hf", config, model_config, folder, plans, params, tokenizer)

@@ -18,11 +18,13 @@ from babel_jax.files import write_text
 
 class EvaluationSettings(Settings):
     """What is measured on held-out text: for bits per byte windows a batch and the most bytes of each language; `suite_items` of each task
-    and language of the offline suite (evaluation/suite.py), 0 leaving it out."""
+    and language of the offline suite (evaluation/suite.py), 0 leaving it out. `every` so many steps it is measured during training too; None is at the
+    ends of stages alone."""
 
     batch_size: Positive = 8
     max_bytes: Positive = 200_000
     suite_items: NonNegative = 0
+    every: Positive | None = None
 
 
 class Config(Settings):

@@ -1,15 +1,23 @@
 """Checkpoints of a run by Orbax, written while training goes on: the train state, by step."""
 
+import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
+from orbax.checkpoint.checkpoint_managers import (
+    AnyPreservationPolicy,
+    LatestN,
+    PolicyCheckpointInfo,
+    PreservationContext,
+    PreservationPolicy,
+)
 
 from babel_jax.checkpoints.processes import agreed
 from babel_jax.errors import BadInput
@@ -20,13 +28,17 @@ log = logging.getLogger("babel")
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run folder; the newest `keep` steps stay. As a context manager it waits for the last write."""
+    """The folder `checkpoints/` of a run folder. As a context manager it waits for the last write."""
 
-    def __init__(self, folder: Path, keep: int):
+    def __init__(self, folder: Path, keep: int, best_step: Callable[[], int | None] = lambda: None):
+        """The newest `keep` steps stay, and the one that `best_step` names when others are removed."""
         self._folder = folder.absolute()
         with explain_os_errors(folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, cleanup_tmp_directories=True)
+        kept: list[PreservationPolicy] = [LatestN(keep), _Named(best_step)]
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy(kept), enable_async_checkpointing=True, cleanup_tmp_directories=True
+        )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -79,6 +91,17 @@ class Checkpoints:
                 shutil.rmtree(aside, ignore_errors=True)
                 (self._folder / str(step)).rename(aside)
         self._manager.reload()
+
+
+@dataclasses.dataclass
+class _Named(PreservationPolicy):
+    """Keeps the step that is named at the time."""
+
+    step: Callable[[], int | None]
+
+    def should_preserve(self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext) -> Sequence[bool]:
+        named = self.step()
+        return [checkpoint.step == named for checkpoint in checkpoints]
 
 
 def abstract_state(state: TrainState, shardings: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:

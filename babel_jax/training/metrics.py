@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import jax
@@ -129,6 +130,14 @@ class Metrics:
             left = tqdm.format_interval((self._bar.total - line["step"] - 1) * seconds)
             log.info("step %d of %d: %s, %s left", line["step"] + 1, self._bar.total, words, left)
         return line["skipped"]
+
+    def log_evaluation(self, step: int, results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+        """Scores by task and language, measured after so many steps, to TensorBoard."""
+        for task, by_language in results.items():
+            for code, result in by_language.items():
+                self._board.add_scalar(f"evaluation/{task}/{code}", result["score"], step)
+            if by_language:
+                self._board.add_scalar(f"evaluation/{task}/mean", fmean(result["score"] for result in by_language.values()), step)
 
     def close(self) -> None:
         """Writes what waits and closes the files."""

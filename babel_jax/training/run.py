@@ -28,6 +28,7 @@ from babel_jax.training.mesh import check_batch, everywhere, global_batch, make_
 from babel_jax.training.metrics import Metrics
 from babel_jax.training.optimizer import AdamW, learning_rate
 from babel_jax.training.step import Step, TrainState, compiled_step, initial_state, placed_state, state_shardings
+from babel_jax.training.watch import Watch
 
 log = logging.getLogger("babel")
 StageEnd = Callable[[Stage, ModelConfig, PyTree[Array]], None]
@@ -67,14 +68,19 @@ class Setup(NamedTuple):
 
 
 def train_stages(
-    config: Config, models: Sequence[Depth], make_params: Callable[[], PyTree[Array]], run_folder: Path, on_stage_end: StageEnd
+    config: Config,
+    models: Sequence[Depth],
+    make_params: Callable[[], PyTree[Array]],
+    run_folder: Path,
+    on_stage_end: StageEnd,
+    watch: Watch | None = None,
 ) -> PyTree[Array]:
     """Trains all stages and gives the parameters after the last.
 
     `models` are those of `depths`, the first of which `make_params` gives the parameters of; it is called where no checkpoint is found, and
     its arrays are taken over. Moments are kept from stage to stage, the schedule begins anew. `on_stage_end` is called before anything of
-    the next stage is saved; a run that was stopped in it calls it again. Raises BadInput where settings and data do not fit, and when too
-    many updates in a row were skipped.
+    the next stage is saved; a run that was stopped in it calls it again. `watch` measures between steps. Raises BadInput where settings and
+    data do not fit, and when too many updates in a row were skipped.
     """
     stages = plan_stages(config)
     if jax.process_index() == 0:
@@ -102,7 +108,8 @@ def train_stages(
         return setup(depth_at(models, step).start, trained)
 
     trained_in = {stage.name: stage.train for stage in config.stages}
-    with Checkpoints(run_folder / "checkpoints", config.training.keep_checkpoints) as checkpoints:
+    watch = watch or Watch(run_folder, None, lambda *_: {})
+    with Checkpoints(run_folder / "checkpoints", config.training.keep_checkpoints, lambda: watch.best_step) as checkpoints:
         restored = checkpoints.restore(lambda step, stage: setup_at(step - 1, trained_in[stage]).abstract)
         if restored is None:
             start, current = 0, setup_at(0, stages[0].stage.train)
@@ -111,6 +118,7 @@ def train_stages(
             start, stage, state = restored
             current = setup_at(start - 1, trained_in[stage])
             log.info("resuming at step %d of %d", start, stages[-1].end)
+        watch.resume_at(start)
         with Metrics(run_folder, config.data.seq_len, _tokens_by_language(config), start, stages[-1].end) as metrics:
             for number, plan in enumerate(stages):
                 # A run that stands right at the end of a stage may have been stopped in on_stage_end, so that is called again.
@@ -124,7 +132,7 @@ def train_stages(
                         state = _carried_over(state, before, current, config.optimizer)
                     metrics.of(current.model.config)
                     part = range(max(start, first), last)
-                    state = _train_stage(config, plan, number, part, mesh, current.step, state, checkpoints, metrics)
+                    state = _train_stage(config, plan, number, part, mesh, current, state, checkpoints, metrics, watch)
                 on_stage_end(plan.stage, current.model.config, state["params"])
     return state["params"]
 
@@ -167,10 +175,11 @@ def _train_stage(
     number: int,
     steps: range,
     mesh: Mesh,
-    step: Step,
+    current: Setup,
     state: TrainState,
     checkpoints: Checkpoints,
     metrics: Metrics,
+    watch: Watch,
 ) -> TrainState:
     """The state after these steps of the stage (counted over the run), on disk when this returns.
 
@@ -184,13 +193,17 @@ def _train_stage(
             rate = learning_rate(plan.stage.schedule, now - plan.start, plan.end - plan.start)
             inputs = global_batch(next(batches), mesh), everywhere(np.float32(rate), mesh)
             with jax.transfer_guard("disallow"):
-                state, values = step(state, *inputs)
+                state, values = current.step(state, *inputs)
             skipped = metrics.log(now, plan.stage.name, rate, tokens_per_step, values)
             if now + 1 == steps.stop:
                 skipped = metrics.flush()
-            # Saved are: every so many steps, the end of a stage and of a depth, and where the run stops before its time.
-            stuck = skipped >= training.max_skipped_steps
-            if stuck or interrupted() or (now + 1) % training.checkpoint_every == 0 or now + 1 == steps.stop:
+            if watch.due(now + 1):
+                skipped = metrics.flush()
+                metrics.log_evaluation(now + 1, watch.measured(now + 1, current.model.config, state["params"]))
+                metrics.restart_clock()
+            # Saved are: the best so far, every so many steps, the end of a stage and of a depth, and where the run stops before its time.
+            stuck, best = skipped >= training.max_skipped_steps, watch.best_step == now + 1
+            if best or stuck or interrupted() or (now + 1) % training.checkpoint_every == 0 or now + 1 == steps.stop:
                 checkpoints.save(now + 1, state, plan.stage.name)
             if stuck:
                 raise BadInput(
