@@ -54,7 +54,7 @@ from babel_jax.training.checkpoints import newest_step, read_json_lines
 from babel_jax.training.deepening import depths
 from babel_jax.training.mesh import make_mesh, param_shardings
 from babel_jax.training.run import train_stages
-from babel_jax.training.watch import Watch
+from babel_jax.training.watch import BEST, Watch
 
 log = logging.getLogger("babel")
 
@@ -273,7 +273,7 @@ def _export(
 
 
 def _summarize(config: Config, run_folder: Path, model_config: ModelConfig, export_difference: float | None) -> None:
-    results = read_points(run_folder, point_names(config))
+    results, best = read_points(run_folder, point_names(config)), run_folder / "evaluation" / BEST
     points = {name: scores_of(tasks, BITS_PER_BYTE) for name, tasks in results.items()}
     losses = {
         stage.name: [
@@ -308,6 +308,7 @@ def _summarize(config: Config, run_folder: Path, model_config: ModelConfig, expo
         "bits_per_byte": points,
         "means": {name: class_means(values) for name, values in points.items()},
         "tasks": results,
+        **({"best": json.loads(best.read_text(encoding="utf-8"))} if best.is_file() else {}),
         "report": str(run_folder / PAGE),
         "versions": versions(),
         **({} if export_difference is None else {"export_difference": export_difference}),

@@ -266,7 +266,7 @@ def recipe_of_grown(base, small_settings, small_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "grown"
     changes = {
         "expansion": {"insert_after": [1, 3], "init": "zero"},
-        "evaluation": {"batch_size": 4, "max_bytes": 2000, "suite_items": 2},
+        "evaluation": {"batch_size": 4, "max_bytes": 2000, "suite_items": 2, "every": 3},
     }
     return _recipe_config(out, small_settings, small_model, {"folder": base["hf"]}, **changes)
 

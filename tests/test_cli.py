@@ -179,6 +179,16 @@ def test_verify_compares_logits_where_the_model_fits(babel, trained, tmp_path):
     assert logits_difference(str(trained / "hf"), str(other), plan, 1000) is None
 
 
+def test_report(babel, trained, tmp_path):
+    status, out, err = babel("report", trained, "--out", tmp_path / "page.html", "--json")
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert found["path"] == str(tmp_path / "page.html")
+    assert found["gate"] is None
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert (trained / "report.html").is_file()
+
+
 def test_a_prompt_that_is_not_utf8(babel, trained):
     status, _, err = babel("generate", trained / "hf", "caf\udce9")
     assert (status, "the prompt is not UTF-8" in err) == (2, True)
@@ -240,6 +250,8 @@ def test_evaluate(babel, trained, small_settings, tmp_path):
         (("evaluate", "MODEL", "--tasks", "xcop"), "unknown task 'xcop': did you mean xcopa"),
         (("evaluate", "MODEL", "--baseline", "missing"), "missing: no such model folder"),
         (("evaluate", "MODEL", "--tasks", "xcopa", "--data", "EMPTY", "--languages", "id"), "for id it needs"),
+        (("report", "EMPTY"), "not a run folder (it has no config.toml), nor a demo's"),
+        (("report", "MODEL/..", "--out", "EMPTY"), "a folder; give the name of a file"),
         (("demo", "--out", "FILE"), "no folder can be made here (File exists)"),
         (("demo", "--out", "DST", "--base", "missing"), "missing: no such model folder"),
         (("demo", "--out", "DST", "--corpus", "missing"), "missing: no such folder of text"),
@@ -272,6 +284,7 @@ def test_a_mistake_is_one_line_and_status_2(babel, config_file, trained, tmp_pat
         (("expand", "a", "b", "--append", "0"), "'0' is not a whole number of 1 or more"),
         (("generate", "a", "b", "--seed", "99999999999"), "'99999999999' is not a whole number from 0 to 4294967295"),
         (("generate", "a", "b", "--max-new-tokens", "-3"), "'-3' is not a whole number of 1 or more"),
+        (("report", "a", "--tolerance", "-1"), "'-1' is not a percentage of 0 or more, such as 0.5"),
         (("evaluate", "a", "--max-bytes", "0"), "'0' is not a whole number of 1 or more"),
     ],
 )

@@ -18,8 +18,9 @@ from babel_jax.files import write_text
 
 class EvaluationSettings(Settings):
     """What is measured on held-out text: for bits per byte windows a batch and the most bytes of each language; `suite_items` of each task
-    and language of the offline suite (evaluation/suite.py), 0 leaving it out. `every` so many steps it is measured during training too; None is at the
-    ends of stages alone."""
+    and language of the offline suite (evaluation/suite.py), 0 leaving it out. With `every`, a number of steps, it is measured in between
+    too, and not only at the ends of stages.
+    """
 
     batch_size: Positive = 8
     max_bytes: Positive = 200_000

@@ -34,7 +34,7 @@ from babel_jax.model.generation import generate
 _CONTINUATION, _CLOZE, _TO_ENGLISH, _FROM_ENGLISH = "continuation", "cloze", "to_english", "from_english"
 CHOICE_TASKS, TRANSLATION_TASKS = (_CONTINUATION, _CLOZE), (_TO_ENGLISH, _FROM_ENGLISH)
 _CHOICES = 4
-CHANCE = dict.fromkeys(CHOICE_TASKS, 1 / _CHOICES)
+CHANCE = dict.fromkeys(CHOICE_TASKS, 100 / _CHOICES)
 # {task: {language: {"score", "stderr", "n"}}}
 Results = dict[str, dict[str, dict[str, Any]]]
 
@@ -104,17 +104,17 @@ def run_suite(
 ) -> Results:
     """Scores on at most `items` items of each task and language; a language without items of a task is left out of it.
 
-    Accuracies are fractions, chrF++ goes from 0 to 100. `stderr` is that of a mean over items, None for one item and for chrF++.
+    Accuracies are percentages, chrF++ goes from 0 to 100. `stderr` is that of a mean over items, None for one item and for chrF++.
     """
     results: Results = {}
     questions = choices(texts, items)
     sequences = [_scored(tokenizer, question, option, config) for question in questions for option in question.options]
     likelihoods = iter(score(config, params, sequences, mesh, _BATCH_TOKENS, compute_dtype))
-    right: dict[tuple[str, str], list[bool]] = {}
+    right: dict[tuple[str, str], list[float]] = {}
     for question in questions:
         lengths = [len(option[len(question.context) :].encode()) if question.by_byte else 1 for option in question.options]
         values = [next(likelihoods)[0] / length for length in lengths]
-        right.setdefault((question.task, question.language), []).append(values[0] > max(values[1:]))
+        right.setdefault((question.task, question.language), []).append(100.0 * (values[0] > max(values[1:])))
     for (task, language), hits in right.items():
         stderr = float(np.std(hits, ddof=1) / np.sqrt(len(hits))) if len(hits) > 1 else None
         results.setdefault(task, {})[language] = {"score": float(np.mean(hits)), "stderr": stderr, "n": len(hits)}

@@ -82,13 +82,12 @@ def suite_table(results: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any
     lines.append("| --- | --- | ---: |" + " ---: |" * len(results))
     for task in tasks:
         name = task.replace("_", " ") + (", accuracy %" if task in CHOICE_TASKS else ", chrF++")
-        chance = f" (chance {100 * CHANCE[task]:.0f})" if task in CHANCE else ""
-        factor = 100 if task in CHOICE_TASKS else 1
+        chance = f" (chance {CHANCE[task]:.0f})" if task in CHANCE else ""
         scores = [{code: value["score"] for code, value in of_point.get(task, {}).items()} for of_point in results.values()]
         items = sum(value["n"] for value in next(of_point[task] for of_point in results.values() if task in of_point).values())
         for group in ("high", "low", "all"):
             means = [class_means(by_language)[group] for by_language in scores]
-            cells = ["" if mean is None else f"{factor * mean:.1f}" for mean in means]
+            cells = ["" if mean is None else f"{mean:.1f}" for mean in means]
             lines.append(f"| {name}{chance} | {group} | {items if group == 'all' else ''} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from babel_jax.config import Init
 from babel_jax.evaluation.bits_per_byte import class_means
-from babel_jax.evaluation.points import BITS_PER_BYTE, LOWER_IS_BETTER, scores_of
+from babel_jax.evaluation.points import BITS_PER_BYTE, LOWER_IS_BETTER, point_names, scores_of
 from babel_jax.evaluation.suite import CHANCE, CHOICE_TASKS, TRANSLATION_TASKS, Results
 from babel_jax.expansion.card import how_it_begins
 from babel_jax.languages import CODES, LANGUAGES, Resource
@@ -33,14 +33,15 @@ def evaluation_figures(record: RunRecord) -> list[Figure]:
     for task in tasks:
         points = {name: results for name, results in record.points.items() if results.get(task)}
         if points:
-            found.append(_task_figure(task, points, {name: [*record.points].index(name) for name in points}))
+            series = {name: [*record.points].index(name) for name in points}
+            found.append(_task_figure(task, points, series, point_names(record.config)))
     return found
 
 
-def _task_figure(task: str, points: Mapping[str, Results], series: Mapping[str, int]) -> Figure:
+def _task_figure(task: str, points: Mapping[str, Results], series: Mapping[str, int], run: Sequence[str]) -> Figure:
+    """`run` are the points of the run itself, over which a change is given."""
     title, words = _TASKS.get(task, (task, "score; more is better"))
-    factor = 100.0 if task in CHOICE_TASKS else 1.0
-    scores = {name: {code: factor * value for code, value in scores_of(results, task).items()} for name, results in points.items()}
+    scores = {name: scores_of(results, task) for name, results in points.items()}
     means = {name: class_means(values) for name, values in scores.items()}
     names = list(points)
     codes = [code for code in CODES if any(code in values for values in scores.values())]
@@ -52,11 +53,12 @@ def _task_figure(task: str, points: Mapping[str, Results], series: Mapping[str, 
         if own:
             groups[label] = own
     groups[_MEANS] = {label: row for label, row in groups[_MEANS].items() if any(value is not None for value in row)}
-    marks = {"chance": factor * CHANCE[task]} if task in CHANCE else {}
+    marks = {"chance": CHANCE[task]} if task in CHANCE else {}
     items = {code: result["n"] for code, result in next(iter(points.values()))[task].items()}
     percent = task in LOWER_IS_BETTER
 
     def change(row: Sequence[float | None]) -> str:
+        row = [value for name, value in zip(names, row, strict=True) if name in run]
         if len(row) < 2 or row[0] is None or row[-1] is None:
             return ""
         if percent:
@@ -82,7 +84,7 @@ def _task_figure(task: str, points: Mapping[str, Results], series: Mapping[str, 
     return Figure(
         task,
         title,
-        words[0].upper() + words[1:] + (f". The dashed line is chance ({factor * CHANCE[task]:.0f}%)." if marks else "."),
+        words[0].upper() + words[1:] + (f". The dashed line is chance ({CHANCE[task]:.0f}%)." if marks else "."),
         [("", "", dots(groups, series, words.rsplit(", ", 1)[-1] if not percent else "bits per byte", marks))],
         Table(["Language", "Class", *names, "Change", "Items"], rows),
         series,
@@ -108,6 +110,27 @@ def loss_figure(record: RunRecord) -> Figure | None:
         "Nats per token of each step's batch, thin, and its running mean. Stages read other mixtures, so that their losses do not compare.",
         [("", "", lines(smooth, series, "step", "nats per token", shown))],
         Table(["Stage", "Step (mean of a sixth)", "Loss"], rows),
+        series,
+    )
+
+
+def during_figure(record: RunRecord) -> Figure | None:
+    """Bits per byte measured between steps, in the mean."""
+    measured = [(line["step"], class_means(scores_of(line["tasks"], BITS_PER_BYTE))) for line in record.during]
+    labels = {"all": "all languages", "high": "high-resource", "low": "low-resource"}
+    curves = {label: [(step, mean) for step, means in measured if (mean := means[group]) is not None] for group, label in labels.items()}
+    curves = {label: curve for label, curve in curves.items() if len(curve) > 1}
+    if not curves:
+        return None
+    series = {label: place for place, label in enumerate(curves, _STAGES)}
+    best = f" The best is after step {record.best['step']}: {record.best['bits_per_byte']:.3f}." if record.best else ""
+    rows = [[f"{step}", *("" if means[group] is None else f"{means[group]:.3f}" for group in labels)] for step, means in measured]
+    return Figure(
+        "during",
+        "Bits per byte during training",
+        f"Means over languages, on held-out text.{best}",
+        [("", "", lines(curves, series, "steps", "bits per byte"))],
+        Table(["Steps", *labels.values()], rows),
         series,
     )
 

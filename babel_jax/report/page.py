@@ -13,6 +13,7 @@ from babel_jax.files import write_text
 from babel_jax.languages import LANGUAGES
 from babel_jax.report.charts import Figure, number, shape
 from babel_jax.report.figures import (
+    during_figure,
     evaluation_figures,
     expansion_figures,
     goodput_figure,
@@ -74,7 +75,7 @@ def _sections(record: RunRecord) -> list[dict[str, Any]]:
         section(
             "training",
             "Expansion and training" if record.plans else "Training",
-            [*expansion_figures(record), loss_figure(record), language_loss_figure(record), goodput_figure(record)],
+            [*expansion_figures(record), loss_figure(record), during_figure(record), goodput_figure(record), language_loss_figure(record)],
         ),
         section("mixture", "Mixture", list(mixture_figures(record))),
     ]

@@ -19,6 +19,7 @@ from babel_jax.expansion.card import plans_of
 from babel_jax.expansion.plan import ExpansionPlan
 from babel_jax.languages import CODES
 from babel_jax.training.checkpoints import read_json_lines
+from babel_jax.training.watch import BEST, DURING
 
 SAMPLES = "samples.json"
 _PACKAGES = ("babel-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
@@ -26,13 +27,18 @@ _PACKAGES = ("babel-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", 
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """A run folder. `steps` are the lines of metrics.jsonl, `mixtures` by stage, `plans` the expansions with what each was made from,
-    `samples` {language: {"prompt", "text"}}, `goodput` seconds by what they went to."""
+    """A run folder. `steps` are the lines of metrics.jsonl, `during` those of evaluation/during.jsonl, `best` the best of these.
+
+    `mixtures` are by stage, `plans` the expansions with what each was made from, `samples` {language: {"prompt", "text"}}, `goodput`
+    seconds by what they went to.
+    """
 
     folder: Path
     config: Config
     points: dict[str, Results]
     steps: list[dict[str, Any]]
+    during: list[dict[str, Any]]
+    best: dict[str, Any]
     mixtures: dict[str, dict[str, Any]]
     plans: list[tuple[str, ExpansionPlan]]
     samples: dict[str, dict[str, str]]
@@ -59,14 +65,20 @@ def run_folder_of(path: Path | str) -> Path:
 def read_run(folder: Path) -> RunRecord:
     """Reads a run folder. Raises BadInput for a config that cannot be read."""
     config = load_config(folder / "config.toml")
-    # Beside the run's own points, any other file of that form: benchmarks that were evaluated later.
-    names = point_names(config)
-    others = sorted(path.stem for path in (folder / "evaluation").glob("*.json") if path.stem not in names and "tasks" in _json(path))
+    points = read_points(folder, point_names(config))
+    # Beside the run's own points, any other file of that form: benchmarks that `babel evaluate` wrote there, with those of baselines.
+    for path in sorted((folder / "evaluation").glob("*.json")):
+        found = _json(path)
+        if path.stem not in points and "tasks" in found:
+            others = {path.stem: found, **found.get("baselines", {})}
+            points |= {name: other["tasks"] for name, other in others.items() if name not in points}
     return RunRecord(
         folder,
         config,
-        read_points(folder, [*names, *others]),
+        points,
         read_json_lines(folder / "metrics.jsonl"),
+        read_json_lines(folder / "evaluation" / DURING),
+        _json(folder / "evaluation" / BEST),
         _json(folder / "mixture.json"),
         plans_of(_json(folder / "hf" / CONFIG)),
         _json(folder / SAMPLES),

@@ -113,7 +113,7 @@ def test_scores_are_those_of_each_item_alone(tiny_config, passages, small_model)
         if question.task == "continuation":
             lengths = [len(option.removeprefix(question.context).encode()) for option in question.options]
             values = [value / length for value, length in zip(values, lengths, strict=True)]
-        hits.setdefault((question.task, question.language), []).append(int(np.argmax(values)) == 0)
+        hits.setdefault((question.task, question.language), []).append(100 * (int(np.argmax(values)) == 0))
     for (task, language), own in hits.items():
         expected = {"score": np.mean(own), "stderr": pytest.approx(np.std(own) / np.sqrt(len(own) - 1)), "n": 3}
         assert found[task][language] == expected

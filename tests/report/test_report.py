@@ -6,6 +6,7 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
@@ -98,6 +99,20 @@ def test_every_chart_has_its_caption_and_its_table(page):
             assert any(outer.get("aria-hidden") == "true" for outer in [drawing, *drawing["inside"]])
 
 
+def test_what_was_measured_between_steps(page, grown):
+    lines = (Path(grown["out"]) / "evaluation" / "during.jsonl").read_text().splitlines()
+    measured = [json.loads(line) for line in lines]
+    assert [line["step"] for line in measured] == [3, 6]
+    assert list(measured[0]["tasks"]) == list(grown["tasks"]["base"])
+    best = json.loads((Path(grown["out"]) / "evaluation" / "best.json").read_text())
+    means = {line["step"]: np.mean([result["score"] for result in line["tasks"]["bits_per_byte"].values()]) for line in measured}
+    assert best["step"] == min(means, key=means.get)
+    assert best["bits_per_byte"] == pytest.approx(min(means.values()))
+    assert grown["best"] == best
+    (figure,) = [figure for figure in page.all("figure") if figure["id"] == "figure-during"]
+    assert f"after step {best['step']}: {best['bits_per_byte']:.3f}" in figure["text"]
+
+
 def test_the_table_says_what_was_measured(page, grown):
     table = next(table for table in page.all("table") if any(outer.get("id") == "figure-bits_per_byte" for outer in table["inside"]))
     rows = {row["text"].split("\n")[0]: [cell["text"] for cell in page.all("td", row)] for row in page.all("tr", table)[1:]}
@@ -136,8 +151,9 @@ def test_what_is_missing_is_left_out_and_samples_are_made_anew(run_folder):
 
 
 def test_a_demo_folder_and_a_benchmark_beside_the_points(run_folder, tmp_path):
-    scores = {"xnli": {"sw": {"score": 0.5, "stderr": 0.1, "n": 100}}}
-    (run_folder / "evaluation" / "benchmarks.json").write_text(json.dumps({"tasks": scores}))
+    scores = {"xnli": {"sw": {"score": 53.5, "stderr": 1.0, "n": 100}}}
+    both = {"tasks": scores, "baselines": {"Qwen": {"tasks": {"xnli": {"sw": {"score": 41.5, "stderr": 1.0, "n": 100}}}}}}
+    (run_folder / "evaluation" / "benchmarks.json").write_text(json.dumps(both))
     (run_folder / "evaluation" / "other.json").write_text("[]")
     (tmp_path / "demo").mkdir()
     run_folder.rename(tmp_path / "demo" / "run")
@@ -146,7 +162,8 @@ def test_a_demo_folder_and_a_benchmark_beside_the_points(run_folder, tmp_path):
     page = Page((tmp_path / "demo" / "report.html").read_text(encoding="utf-8"))
     assert page.all("h1")[0]["text"] == "demo"
     (figure,) = [figure for figure in page.all("figure") if figure["id"] == "figure-xnli"]
-    assert "Swahili" in page.all("table", figure)[0]["text"]
+    (row,) = [row for row in page.all("tr", figure) if row["text"].startswith("Swahili")]
+    assert [cell["text"] for cell in page.all("td", row)] == ["low", "53.5", "41.5", "", "100"]
 
 
 def test_a_folder_that_is_no_run(tmp_path):
