@@ -37,7 +37,7 @@ from babel_jax.data.prepare import prepare
 from babel_jax.data.prepared import open_prepared
 from babel_jax.data.tokenizers import Tokenizer, open_tokenizer
 from babel_jax.errors import BadInput
-from babel_jax.evaluation.bits_per_byte import bits_per_byte, class_means, encode
+from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.evaluation.points import BITS_PER_BYTE, measure, point_file, point_names, read_points, scores_of, write_point
 from babel_jax.evaluation.tables import findings, plot_points, points_table, suite_table
 from babel_jax.expansion.apply import expand_config, expand_hf_config, expand_params, new_layers_of
