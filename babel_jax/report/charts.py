@@ -50,7 +50,7 @@ def number(value: float) -> str:
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers from at most `low` to at least `high`: steps of 1, 2 or 5 times a power of ten, some `count` of them."""
     if not high > low:
-        low, high = low - 0.5, high + 0.5
+        high = low + 1.0
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(step * power for step in (1, 2, 5, 10) if step * power >= rough * (1 - 1e-9))

@@ -155,12 +155,15 @@ def test_a_demo_folder_and_a_benchmark_beside_the_points(run_folder, tmp_path):
     both = {"tasks": scores, "baselines": {"Qwen": {"tasks": {"xnli": {"sw": {"score": 41.5, "stderr": 1.0, "n": 100}}}}}}
     (run_folder / "evaluation" / "benchmarks.json").write_text(json.dumps(both))
     (run_folder / "evaluation" / "other.json").write_text("[]")
+    (run_folder / "goodput.json").write_text(json.dumps({"seconds": {"step": 75.0, "compile": 25.0}}))
     (tmp_path / "demo").mkdir()
     run_folder.rename(tmp_path / "demo" / "run")
     found = report_run(tmp_path / "demo")
     assert found["path"] == str(tmp_path / "demo" / "report.html")
     page = Page((tmp_path / "demo" / "report.html").read_text(encoding="utf-8"))
     assert page.all("h1")[0]["text"] == "demo"
+    (figure,) = [figure for figure in page.all("figure") if figure["id"] == "figure-goodput"]
+    assert "75.0% of 100 s" in figure["text"]
     (figure,) = [figure for figure in page.all("figure") if figure["id"] == "figure-xnli"]
     (row,) = [row for row in page.all("tr", figure) if row["text"].startswith("Swahili")]
     assert [cell["text"] for cell in page.all("td", row)] == ["low", "53.5", "41.5", "", "100"]
@@ -207,7 +210,8 @@ def test_ticks_are_round_and_enclose():
     assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
     assert ticks(1.24, 4.43) == [1, 2, 3, 4, 5]
     assert ticks(-0.3, 0.3)[0] <= -0.3
-    assert len(ticks(3.0, 3.0)) > 1
+    assert ticks(0.0, 0.0)[0] == 0.0
+    assert ticks(0.0, 0.0)[-1] > 0.0
     assert [number(value) for value in (0.25, 3.0, 1234.5, 27_000, 9_013_963_264)] == ["0.25", "3", "1,234", "27k", "9.01G"]
 
 
