@@ -1,7 +1,7 @@
 """A run's report in a real browser: screenshots for desktop and phone, light and dark, what the console says, and what is too wide.
 
     apt-get install chromium
-    python benchmarks/report_in_browser.py runs/demo/report.html --out /tmp/shots
+    python benchmarks/report_in_browser.py runs/demo/report.html --out runs/shots
 
 Exit status 1 when the console has a message, anything is asked of the network, or the page is wider than the screen.
 """
@@ -75,7 +75,7 @@ class Browser:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("/tmp/report-shots"))
+    parser.add_argument("--out", type=Path, default=Path("runs/shots"))
     parser.add_argument("--chromium", default="chromium")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
