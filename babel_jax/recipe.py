@@ -180,7 +180,7 @@ def generate_text(model: str, prompt: str, max_new_tokens: int, temperature: flo
     eos_ids = sorted({*stored_eos_token_ids(folder.hf_config), tokenizer.eos_id})
     params = load_params(folder, dtype=jnp.float32)
     new = generate(folder.config, params, [ids], max_new_tokens, eos_ids, temperature=temperature, top_p=top_p, seed=seed)[0]
-    text = tokenizer.decode([token for token in new if token not in eos_ids])
+    text = tokenizer.decode([token for token in new if token not in eos_ids and token < tokenizer.vocab_size])
     return {"prompt": prompt, "text": text, "tokens": new, "summary": prompt + text}
 
 
