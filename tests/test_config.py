@@ -38,7 +38,7 @@ def path(tmp_path):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("training.remta='full'", "training.remta: unknown key; did you mean remat. valid keys: checkpoint_every, compute_dtype"),
+        ("training.remta='full'", "training.remta: unknown key; did you mean remat. valid keys: attention, checkpoint_every, compute_dtype"),
         ("stages.0.schedule.pek=1.0", "stages.0.schedule.pek: unknown key; did you mean peak."),
         ("training.global_batch_size='many'", "training.global_batch_size: Input should be a valid integer"),
         ("training.global_batch_size=0", "training.global_batch_size: Input should be greater than 0"),
