@@ -39,11 +39,14 @@ def path(tmp_path):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("training.remta='full'", "training.remta: unknown key; did you mean remat. valid keys: checkpoint_every, checkpoint_minutes"),
+        (
+            "training.remta='full'",
+            "training.remta: unknown key; did you mean remat. valid keys: attention, checkpoint_every, checkpoint_minutes",
+        ),
         ("stages.0.schedule.pek=1.0", "stages.0.schedule.pek: unknown key; did you mean peak."),
         ("training.global_batch_size='many'", "training.global_batch_size: Input should be a valid integer"),
         ("training.global_batch_size=0", "training.global_batch_size: Input should be greater than 0"),
-        ("training.remat=most", "training.remat: Input should be 'none', 'dots' or 'full'"),
+        ("training.remat=most", "training.remat: Input should be 'none', 'dots', 'mlp', 'gate', 'projections', 'attention' or 'full'"),
         ("model.shape.num_key_value_heads=3", "num_attention_heads = 4 is not divisible by num_key_value_heads = 3; valid.* .1, 2, 4"),
         ("data.seq_len=512", "data.seq_len = 512 exceeds model.shape.max_position_embeddings = 256"),
         ("stages.0.mixture.languages=['en','sv']", "unknown language 'sv'.* did you mean.* sw"),

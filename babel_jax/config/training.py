@@ -131,8 +131,8 @@ class TrainingSettings(Settings):
     """How a step is computed. `global_batch_size` counts windows.
 
     `mesh` gives sizes of mesh axes, -1 for what is left: data (replicas; not named, one for each slice of a pod), fsdp (windows, and
-    parameters), context (parts of each window, and parameters), tensor (features); see training.mesh. Gradients pass between devices in
-    `compute_dtype`.
+    parameters), context (parts of each window, and parameters), tensor (features); see training.mesh. Weights are gathered, and gradients
+    scattered, in `compute_dtype`; sums over data are float32.
 
     Checkpoints are saved after every `checkpoint_every` steps, when `checkpoint_minutes` have gone by, at the end of a stage, and where the
     run is stopped. The newest `keep_checkpoints` stay, and those whose step `keep_every` divides. `compilation_cache` keeps compiled

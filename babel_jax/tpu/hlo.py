@@ -42,7 +42,8 @@ class Instruction(NamedTuple):
 class Collective(NamedTuple):
     """A collective that runs `times` a step, among the devices of `group` (and others alike); `bytes` is what one run counts.
 
-    A gather counts its result and a scatter its operand once, an all-reduce its operand twice.
+    A gather counts its result and a scatter its operand once, an all-reduce its operand twice. One between slices has no group: it goes
+    through the hosts, and each device takes part with its fellows of the other slices.
     """
 
     kind: str
@@ -105,6 +106,11 @@ class Program:
         shapes = {instruction.name: instruction.shape for instruction in instructions}
         for instruction in instructions:
             kind = instruction.operation.removesuffix("-start")
+            if kind == "send" and (between := re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)):
+                kind = between.group(1).lower().replace("_", "-")
+                sent = array_bytes(_split(instruction.shape)[0])
+                yield Collective(kind, 2 * sent if kind == "all-reduce" else sent, times, ())
+                continue
             if kind not in _COLLECTIVES:
                 continue
             operands = [shapes.get(operand, "") for operand in _operands(instruction.rest)]

@@ -81,6 +81,8 @@ def measured(config: Config, shape: ModelConfig, topology: str, slices: int, kee
 
 def _spans(group: list[int], coordinates: dict[int, tuple[int, tuple[int, ...]]], mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """Which mesh axes the devices of a group differ in, in how many dimensions of the torus, and whether they are of several slices."""
+    if not group:
+        return {"axes": ["data"], "dimensions": 0, "slices": True}
     places = {device.id: index for index, device in zip(_indices(mesh), mesh.devices.flat, strict=True)}
     axes = [axis for number, axis in enumerate(mesh.axis_names) if len({places[one][number] for one in group}) > 1]
     within = [coordinates[one][1] for one in group]

@@ -35,7 +35,7 @@ def test_the_rates_are_those_published():
 
 
 # What XLA for TPU writes, in the forms that matter: a loop of 5 with a gather in two parts, a scatter that is called an all-reduce, an
-# all-reduce that is one, and a permutation.
+# all-reduce that is one, one between slices, and a permutation.
 HLO = """\
 HloModule step
 
@@ -83,6 +83,8 @@ ENTRY %main (x: bf16[8,128]) -> f32[16] {
   %loop = (s32[], bf16[8,128]{1,0}) while(%x), condition=%condition, body=%body
   %norm = f32[16]{0} constant({...})
   %moved = f32[16]{0} collective-permute(%norm), channel_id=5, source_target_pairs={{0,0},{1,3}}
+  %sent = (f32[8,16]{1,0}, u32[], token[]) send(%x, %x), channel_id=2, is_host_transfer=true, frontend_attributes={\
+_xla_host_transfer_rendezvous="psum.1_0",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
   ROOT %total = f32[16]{0} all-reduce(%moved), channel_id=4, replica_groups={{0,2},{1,3}}, to_apply=%add
 }
 """
@@ -95,6 +97,7 @@ def test_collectives_count_by_their_kind_and_how_often_they_run():
         ("reduce-scatter", 32 * 128 * 2, 5, (0, 1, 2, 3)),
         ("collective-permute", 16 * 4, 1, (1, 3)),
         ("all-reduce", 2 * 16 * 4, 1, (0, 2)),
+        ("all-reduce", 2 * 8 * 16 * 4, 1, ()),
     }
 
 

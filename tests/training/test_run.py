@@ -185,9 +185,9 @@ def test_passes_over_all_text_cut_a_budget(run_config, small_prepared, tmp_path)
 
 
 def test_a_mesh_that_does_not_fit(train, tmp_path):
-    with pytest.raises(BadInput, match=r"data = 3, fsdp = 1, tensor = 1 does not fit 1 devices"):
+    with pytest.raises(BadInput, match=r"data = 3, fsdp = 1, context = 1, tensor = 1 does not fit 1 devices"):
         train(tmp_path, training={"mesh": {"data": 3}})
-    with pytest.raises(BadInput, match=r"unknown axis rows; valid axes: data, fsdp, tensor"):
+    with pytest.raises(BadInput, match=r"unknown axis rows; valid axes: data, fsdp, ring, context, tensor"):
         train(tmp_path, training={"mesh": {"rows": 1}})
 
 
