@@ -162,6 +162,9 @@ def _is_present(kind: Any) -> bool:
 
 
 def _check_signs(environment: Mapping[str, str]) -> None:
+    # Where there is no TPU, libtpu writes such words into the environment, which the processes that are started from there inherit.
+    environment = {name: value for name, value in environment.items() if not value.startswith("WARNING: could not determine")}
+
     def several(name: str) -> bool:
         return environment.get(name, "").isdecimal() and int(environment[name]) > 1
 

@@ -78,7 +78,7 @@ def encode_conversations(
 
     def one_language(conversations: Sequence[str]) -> EncodedText:
         counts = dict.fromkeys(("tokens", "documents", "bytes"), 0)
-        windows = list(conversation_windows(_first_bytes(conversations, max_bytes), format, seq_len, counts))
+        windows = list(conversation_windows(first_bytes(conversations, max_bytes), format, seq_len, counts))
         said = sum(len(format.decode(tokens[mask > 0].tolist()).encode()) for tokens, _, mask in windows)
         batches = _batches([tuple(field.view(np.int32) for field in window) for window in windows], seq_len, batch_size)
         return EncodedText(batches, bytes=said, tokens=counts["targets"], documents=counts["documents"])

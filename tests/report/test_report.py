@@ -137,7 +137,7 @@ def test_samples_are_in_their_language_and_direction(run_folder, grown):
 
 def test_what_is_missing_is_left_out_and_samples_are_made_anew(run_folder):
     before = json.loads((run_folder / "samples.json").read_text(encoding="utf-8"))
-    for name in ("samples.json", "summary.json", "metrics.jsonl", "mixture.json"):
+    for name in ("samples.json", "summary.json", "metrics.jsonl", "mixture.json", "goodput.json"):
         (run_folder / name).unlink()
     shutil.rmtree(run_folder / "evaluation")
     found = report_run(run_folder)

@@ -227,10 +227,10 @@ def test_a_checkpoint_of_another_model_is_refused_and_stays(undisturbed, train, 
 def test_steps_are_traced_on_request(run_config, begin, tmp_path, caplog):
     config = run_config(tmp_path)
     shape = config.model.shape
-    train_stages(config, depths(shape, (), ()), lambda: begin(shape), tmp_path, lambda *_: None, range(2, 4))
+    train_stages(config, depths(shape, (), ()), lambda: begin(shape), tmp_path, lambda *_: None, profile=range(2, 4))
     (trace,) = (tmp_path / "tensorboard").glob("plugins/profile/*/*.xplane.pb")
     assert trace.stat().st_size > 1000
-    train_stages(config, depths(shape, (), ()), lambda: begin(shape), tmp_path, lambda *_: None, range(2, 4))
+    train_stages(config, depths(shape, (), ()), lambda: begin(shape), tmp_path, lambda *_: None, profile=range(2, 4))
     assert "none of these steps was done" in caplog.text
 
 

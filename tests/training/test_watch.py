@@ -47,11 +47,12 @@ def kept(folder):
 
 
 def test_the_best_state_is_named_and_kept_and_training_is_the_same(watched, tmp_path, monkeypatch):
-    compiled = []
-    monkeypatch.setattr(run, "compiled_step", lambda *arguments, make=run.compiled_step: compiled.append(make(*arguments)) or compiled[-1])
+    programs = []
+    monkeypatch.setattr(run, "_program", lambda *arguments, make=run._program: programs.append(make(*arguments)) or programs[-1])
     params, measured = watched(tmp_path / "watched")
     assert [step for step, _ in measured] == list(SCORES)
-    assert compiled[0]._cache_size() == 1
+    assert len(programs) == 10
+    assert len(set(map(id, programs))) == 1
     assert json.loads((tmp_path / "watched/evaluation/best.json").read_text()) == {
         "step": 4,
         "bits_per_byte": 1.0,
