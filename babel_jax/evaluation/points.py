@@ -78,9 +78,16 @@ def write_point(run_folder: Path, point: str, results: Results) -> None:
 
 
 def read_points(run_folder: Path, names: Sequence[str]) -> dict[str, Results]:
-    """The results of those points that have been measured, in the order of `names`."""
+    """The results of those points that have been measured, in the order of `names`. Raises BadInput for a file of something else."""
     found = {name: point_file(run_folder, name) for name in names}
-    return {name: json.loads(path.read_text(encoding="utf-8"))["tasks"] for name, path in found.items() if path.is_file()}
+    return {name: _read_point(path) for name, path in found.items() if path.is_file()}
+
+
+def _read_point(path: Path) -> Results:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["tasks"]
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(f'{path}: damaged, or of an older version (it has no "tasks"); remove it') from None
 
 
 def point_names(config: Config) -> list[str]:

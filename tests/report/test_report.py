@@ -150,6 +150,12 @@ def test_what_is_missing_is_left_out_and_samples_are_made_anew(run_folder):
     assert "under way" in page.all("header")[0]["text"]
 
 
+def test_a_point_that_is_no_file_of_results_is_named(run_folder):
+    (run_folder / "evaluation" / "base.json").write_text('{"en": 3.0}')
+    with pytest.raises(BadInput, match=r"base.json: damaged, or of an older version"):
+        report_run(run_folder)
+
+
 def test_a_demo_folder_and_a_benchmark_beside_the_points(run_folder, tmp_path):
     scores = {"xnli": {"sw": {"score": 53.5, "stderr": 1.0, "n": 100}}}
     both = {"tasks": scores, "baselines": {"Qwen": {"tasks": {"xnli": {"sw": {"score": 41.5, "stderr": 1.0, "n": 100}}}}}}
