@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from babel_jax.config import Config, ModelConfig
 from babel_jax.config.file import parse_settings
 from babel_jax.model.decoder import init_params
+from babel_jax.training.metrics import Metrics
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +45,21 @@ def begin():
         return jax.tree.map(jnp.copy, jax.jit(init_params, static_argnums=0)(shape, jax.random.key(0)))
 
     return make
+
+
+@pytest.fixture
+def cut_off(monkeypatch):
+    """Calls a function that trains, as if the process were killed when a step has been taken."""
+
+    def run(step: int, train: Callable[[], Any]) -> None:
+        def cut(self: Metrics, now: int, *rest: Any, log: Any = Metrics.log) -> int:
+            if now == step:
+                raise RuntimeError("killed")
+            return log(self, now, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Metrics, "log", cut)
+            with pytest.raises(RuntimeError, match="killed"):
+                train()
+
+    return run

@@ -9,7 +9,6 @@ from babel_jax.errors import BadInput
 from babel_jax.recipe import _claim
 from babel_jax.training.checkpoints import read_json_lines
 from babel_jax.training.deepening import depth_at, depths, expand_state
-from babel_jax.training.metrics import Metrics
 from babel_jax.training.optimizer import AdamW
 from babel_jax.training.run import train_stages
 
@@ -50,19 +49,10 @@ def test_step_and_data_stay_and_layers_of_zeros_change_no_loss(train, tmp_path):
 
 
 @pytest.mark.parametrize("stop", [3, 4, 5, 7])
-def test_cut_off_anywhere_it_goes_on_to_the_same_bits(train, tmp_path, monkeypatch, stop):
+def test_cut_off_anywhere_it_goes_on_to_the_same_bits(train, tmp_path, cut_off, stop):
     changes = {"deepen": [deepen(4, init="noise"), deepen(6, "zero")], "training": {"checkpoint_every": 2}}
     whole, _, losses = train(tmp_path / "whole", **changes)
-
-    def cut(self, step, *rest, log=Metrics.log):
-        if step == stop:
-            raise RuntimeError("killed")
-        return log(self, step, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Metrics, "log", cut)
-        with pytest.raises(RuntimeError, match="killed"):
-            train(tmp_path / "cut", **changes)
+    cut_off(stop, lambda: train(tmp_path / "cut", **changes))
     again, _, same = train(tmp_path / "cut", **changes)
     assert same == losses
     jax.tree.map(np.testing.assert_array_equal, again, whole)

@@ -14,7 +14,6 @@ from babel_jax.expansion.apply import expand_hf_config, new_layers_of
 from babel_jax.expansion.plan import plan_from_settings
 from babel_jax.model.decoder import abstract_params
 from babel_jax.training.deepening import Depth
-from babel_jax.training.metrics import Metrics
 from babel_jax.training.optimizer import AdamW
 from babel_jax.training.run import train_stages
 
@@ -65,19 +64,10 @@ def test_a_rate_of_zero_for_new_layers_keeps_them(train, begin, run_config, tmp_
 
 
 @pytest.mark.parametrize("stop", [2, 4, 6, 8, 10])
-def test_cut_off_anywhere_it_goes_on_to_the_same_bits(train, tmp_path, monkeypatch, stop):
+def test_cut_off_anywhere_it_goes_on_to_the_same_bits(train, tmp_path, cut_off, stop):
     changes = {"stages": stages("new_layers", "all", "new_layers"), "training": {"checkpoint_every": 2}}
     whole = leaves(train(tmp_path / "whole", **changes))
-
-    def cut(self, step, *rest, log=Metrics.log):
-        if step == stop:
-            raise RuntimeError("killed")
-        return log(self, step, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Metrics, "log", cut)
-        with pytest.raises(RuntimeError, match="killed"):
-            train(tmp_path / "cut", **changes)
+    cut_off(stop, lambda: train(tmp_path / "cut", **changes))
     again = leaves(train(tmp_path / "cut", **changes))
     for path, leaf in whole.items():
         np.testing.assert_array_equal(again[path], leaf, err_msg=path)
