@@ -146,8 +146,8 @@ class TensorFiles:
             target, names = self._folder / file, self._shards[file]
             if done.issuperset(names) and target.is_file():
                 continue
-            if done.isdisjoint(names):
-                # What stands here may be a link to the source, which must not be written to.
+            # A link to the source must not be written to; a kill may have noted a part of its tensors.
+            if done.isdisjoint(names) or (target.is_file() and target.samefile(source)):
                 target.unlink(missing_ok=True)
                 if share_file(source, target):
                     shared += names

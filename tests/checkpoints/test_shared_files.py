@@ -90,11 +90,31 @@ def test_going_on_after_a_kill_never_writes_into_the_source(tmp_path, source, re
                 return found
 
             patch.setattr(safetensors_files.TensorFiles, "share", share)
+            patch.setattr("babel_jax.files._remove", lambda _: None)  # a kill removes nothing
             with pytest.raises(KeyboardInterrupt):
                 expand_folder(source, final, plan(0, 1, 1, 2))
         expand_folder(source, final, plan(0, 1, 1, 2), verify=True)
         assert read_bits(final)["model.layers.3.mlp.up_proj.weight"] == read_bits(source)["model.layers.2.mlp.up_proj.weight"]
     assert {file.name: file.read_bytes() for file in source.iterdir()} == before
+
+
+def test_links_of_which_a_kill_noted_a_part_are_made_anew(tmp_path, source, read_bits, clones_unsupported, monkeypatch):
+    before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in source.iterdir()}
+    with monkeypatch.context() as patch:
+        real = safetensors_files.TensorFiles.share
+
+        def share(self, done):
+            real(self, done)
+            raise KeyboardInterrupt
+
+        patch.setattr(safetensors_files.TensorFiles, "share", share)
+        patch.setattr("babel_jax.files._remove", lambda _: None)  # a kill removes nothing
+        with pytest.raises(KeyboardInterrupt):
+            expand_folder(source, tmp_path / "deeper", plan(0, 1, 1, 2))
+    with open(tmp_path / "deeper.partial" / "progress.jsonl", "a") as progress:
+        progress.write("model.layers.0.mlp.up_proj.weight\n")
+    expand_folder(source, tmp_path / "deeper", plan(0, 1, 1, 2), verify=True)
+    assert {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in source.iterdir()} == before
 
 
 def test_a_file_without_the_format_that_transformers_wants_is_written_anew(tmp_path, source, clones_unsupported):
