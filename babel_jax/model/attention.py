@@ -1,7 +1,6 @@
 """Grouped-query attention (Ainslie et al. 2023) with a key-value cache, and who may see whom."""
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +9,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from babel_jax.config import ModelConfig
+from babel_jax.model.attend import attend
 from babel_jax.model.cache import Cache
-from babel_jax.model.layers import Linear, RMSNorm, rotate, softcapped
+from babel_jax.model.layers import Linear, RMSNorm, rotate
 from babel_jax.model.placement import ALONE, Placement
 
 # (which of the model's distinct windows, query, key, value) to what each token takes from those that it sees, [batch time heads*head_dim].
@@ -60,41 +60,13 @@ def tree_masks(
     return visible(positions[:, :, None] - positions[:, None, :], above, windows)
 
 
-@partial(jax.checkpoint, prevent_cse=False, static_argnums=(4, 5))
-def attend(
-    query: Float[Array, "batch time heads head_dim"],
-    key: Float[Array, "batch source kv_heads head_dim"],
-    value: Float[Array, "batch source kv_heads head_dim"],
-    mask: Bool[Array, "#batch time source"],
-    scale: float,
-    softcap: float | None,
-) -> Float[Array, "batch time heads*head_dim"]:
-    """softmax(query key^T * scale) value; scores (soft-capped, where asked) and softmax in float32, computed again in the backward pass.
-
-    Heads i * heads / kv_heads and the following ones share key and value i, which are never repeated in memory.
-    """
-    batch, time, heads, head_dim = query.shape
-    kv_heads = key.shape[2]
-    group = heads // kv_heads
-    # The heads of a group are further rows of one matrix product, so queries are transposed here and the far larger scores never.
-    rows = (query * scale).reshape(batch, time, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
-    rows = rows.reshape(batch, kv_heads, group * time, head_dim)
-    scores = jnp.einsum("bkrd,bksd->bkrs", rows, key.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, kv_heads, group, time, -1)
-    scores = softcapped(scores, softcap)
-    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype).reshape(batch, kv_heads, group * time, -1)
-    out = jnp.einsum("bkrs,bksd->bkrd", weights, value.transpose(0, 2, 1, 3))
-    return out.reshape(batch, kv_heads, group, time, head_dim).transpose(0, 3, 1, 2, 4).reshape(batch, time, heads * head_dim)
-
-
 def attend_by_masks(config: ModelConfig, window_masks: Bool[Array, "windows #batch time source"]) -> Attend:
-    """`attend` with one of these masks."""
+    """`attend.attend` with one of these masks."""
     scale, softcap = config.query_pre_attn_scalar**-0.5, config.attn_logit_softcapping
 
     def masked(which: Int[Array, ""], query: Array, key: Array, value: Array) -> Array:
         mask = window_masks[0] if window_masks.shape[0] == 1 else window_masks[which]
-        return checkpoint_name(attend(query, key, value, mask, scale, softcap), "attended")
+        return attend(query, key, value, mask, scale, softcap)
 
     return masked
 

@@ -1,6 +1,6 @@
 """What computes attention over whole sequences: XLA, splash attention on TPU, cuDNN on GPU; one function, `attention_over`, chooses.
 
-All give what `attention.attend` gives, to rounding: packed segments, grouped heads, sliding windows; soft-capped scores but for cuDNN.
+All give what `attend.attend` gives, to rounding: packed segments, grouped heads, sliding windows; soft-capped scores but for cuDNN.
 """
 
 import math

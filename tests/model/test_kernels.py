@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from babel_jax.config import AttentionKernel, ModelConfig
+from babel_jax.model import attend as plain_attention
 from babel_jax.model import vocabulary
 from babel_jax.model.attention_kernels import attention_over, kernel_for
 from babel_jax.model.layers import softcapped
@@ -54,6 +55,25 @@ def test_a_kernel_gives_what_plain_attention_gives(inputs, kernel, windows, whic
     assert float(found) == pytest.approx(float(expected), rel=1e-3, abs=1e-2)
     for one, other in zip(of_found, of_expected, strict=True):
         assert float(jnp.linalg.norm(one - other) / jnp.linalg.norm(other)) < 1e-4
+
+
+@pytest.mark.parametrize("together", [1, 2])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_attention_a_few_windows_at_a_time(inputs, monkeypatch, together, dtype):
+    """Three windows, one after the other or two and one; as all at once, and in bfloat16 within its precision."""
+    query, key, value, weight, segment_ids = (jnp.concatenate([rows, rows[:1, ::-1]]) for rows in inputs)
+
+    def gradients(dtype):
+        def loss(q, k, v):
+            attend = attention_over(SHAPE, (None,), AttentionKernel.XLA, segment_ids, TIME, ALONE)
+            return (attend(jnp.int32(0), *(rows.astype(dtype) for rows in (q, k, v))) * weight).sum()
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(query, key, value)
+
+    at_once = gradients(jnp.float32)
+    monkeypatch.setattr(plain_attention, "_SCORE_BYTES", together * 4 * query.shape[2] * TIME * TIME)
+    for one, other in zip(gradients(dtype), at_once, strict=True):
+        assert float(jnp.linalg.norm(one - other) / jnp.linalg.norm(other)) < (1e-6 if dtype == jnp.float32 else 2e-2)
 
 
 @pytest.mark.parametrize("kernel", [AttentionKernel.XLA, AttentionKernel.SPLASH])
