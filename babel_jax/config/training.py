@@ -101,8 +101,8 @@ class OptimizerSettings(Settings):
 class Remat(StrEnum):
     """What the backward pass computes again, from the least to the most; what it keeps of a layer, beside the residual stream:
 
-    none: all. dots: the products with weights. mlp: queries, keys, values, what attention gives, the stream between attention and MLP, and
-    both inner parts of the MLP. gate: of these two one. projections: none of the two. attention: what attention gives. full: nothing.
+    none: all. dots: the products with weights. mlp, the default: queries, keys, values, what attention gives, the stream between attention
+    and MLP, and both inner parts of the MLP, so that no product of matrices is done twice. gate: of these two one. projections: none of the two. attention: what attention gives. full: nothing.
     """
 
     NONE = "none"
@@ -142,7 +142,7 @@ class TrainingSettings(Settings):
     global_batch_size: Positive = 8
     gradient_accumulation: Positive = 1
     compute_dtype: ComputeType = ComputeType.BFLOAT16
-    remat: Remat = Remat.NONE
+    remat: Remat = Remat.MLP
     attention: AttentionKernel = AttentionKernel.AUTO
     mesh: dict[str, int] = {"fsdp": -1}
     max_skipped_steps: Positive = 10
