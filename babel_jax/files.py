@@ -16,6 +16,12 @@ _FICLONE = 0x40049409  # Linux, ioctl_ficlone(2): XFS, Btrfs and others
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+def sync_file(file: Path) -> None:
+    """Returns when the content of a file is on disk."""
+    with open(file, "rb") as handle:
+        os.fsync(handle.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Makes the names inside `folder` durable (POSIX: a rename survives a power cut only after the folder's fsync)."""
     handle = os.open(folder, os.O_RDONLY)
@@ -84,8 +90,7 @@ def _remove(folder: Path) -> None:
 def _move_into_place(partial: Path, final: Path) -> None:
     for file in sorted(partial.rglob("*")):
         if file.is_file():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
+            sync_file(file)
         else:
             sync_folder(file)
     sync_folder(partial)

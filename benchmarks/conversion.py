@@ -3,7 +3,8 @@
     python benchmarks/conversion.py [--shape 0.5b] [--rounds 3] [--scratch DIR]
 
 Each command runs in a process of its own, all in turn, on the same random Qwen2 folder (bfloat16), with the source in the page cache.
-Memory is the process's peak resident set; mergekit takes part where the command `mergekit-yaml` is installed.
+babel returns when all is on disk, as the second `cp` does; the others leave that to the kernel. Memory is the process's peak resident
+set; mergekit takes part where `mergekit-yaml` is installed (0.1.4 with transformers 4.57: later ones refuse more layers).
 """
 
 import argparse
@@ -60,7 +61,9 @@ def write_model(folder: Path, config: ModelConfig) -> None:
     for name, (shape, dtype) in specs.items():
         files.write(name, 0, (0.02 * random.standard_normal(shape, np.float32)).astype(dtype))
     files.close()
-    (folder / "config.json").write_text(json.dumps(write_hf_config(config, dtype="bfloat16")))
+    values = write_hf_config(config, dtype="bfloat16")
+    del values["layer_types"]  # as published configs of Qwen2.5; mergekit would not lengthen it
+    (folder / "config.json").write_text(json.dumps(values))
 
 
 def mergekit_plan(path: Path, source: Path, insert_after: list[int], layers: int) -> None:
@@ -108,6 +111,7 @@ def main() -> None:
         run([*babel, "convert", str(source), str(orbax), *limit])
         commands = {
             "cp": ["cp", "-r", str(source), str(out)],
+            "cp, and on disk": ["sh", "-c", 'cp -r "$0" "$1" && sync -f "$1"', str(source), str(out)],
             "convert hf to orbax": [*babel, "convert", str(source), str(out), *limit],
             "convert orbax to hf": [*babel, "convert", str(orbax), str(out), *limit],
             "expand hf, copy": [*babel, "expand", str(source), str(out), *among],
@@ -118,7 +122,7 @@ def main() -> None:
             commands["transformers load, save"] = [sys.executable, "-c", TRANSFORMERS, str(source), str(out)]
             if shutil.which("mergekit-yaml"):
                 mergekit_plan(scratch / "merge.yml", source, insert_after, layers)
-                commands["mergekit, copy"] = ["mergekit-yaml", str(scratch / "merge.yml"), str(out)]
+                commands["mergekit, copy"] = ["mergekit-yaml", "--no-copy-tokenizer", str(scratch / "merge.yml"), str(out)]
         found: dict[str, list[tuple[float, int, int]]] = {name: [] for name in commands}
         for _ in range(arguments.rounds):
             for name, command in commands.items():

@@ -21,7 +21,7 @@ from babel_jax.config import MixtureSettings
 from babel_jax.data.loading import Batches
 from babel_jax.data.mixture import make_mixture
 from babel_jax.data.packing import pack
-from babel_jax.data.prepared import REPORT, dataset_folder, open_prepared
+from babel_jax.data.prepared import REPORT, dataset_folder, heldout_file, open_prepared
 from babel_jax.data.windows import open_windows, write_windows
 from babel_jax.languages import CODES
 
@@ -42,7 +42,9 @@ def write_datasets(folder: Path, windows: int, seq_len: int) -> None:
         place.mkdir(parents=True)
         write_windows(place, place.name, pack(documents, seq_len, eos_id=0), seq_len)
         languages[code] = {"kinds": {"web": {"tokens": int(np.sum(lengths + 1)), "windows": len(open_windows(place))}}}
-    (folder / REPORT).write_text(json.dumps({"seq_len": seq_len, "languages": languages}))
+        heldout_file(folder, code).parent.mkdir(parents=True, exist_ok=True)
+        heldout_file(folder, code).touch()
+    (folder / REPORT).write_text(json.dumps({"seq_len": seq_len, "tokenizer": {"fingerprint": "none"}, "languages": languages}))
 
 
 def measure(contestants: dict[str, tuple[int, Callable[[int], None]]], rounds: int) -> dict[str, list[float]]:

@@ -22,12 +22,14 @@ from babel_jax.checkpoints.processes import agreed
 from babel_jax.checkpoints.safetensors_files import Specs
 from babel_jax.config import ModelConfig
 from babel_jax.errors import BadInput
-from babel_jax.files import write_text
+from babel_jax.files import sync_file, sync_folder, write_text
 
 PARAMS = "params"
 # Names and sizes of the files that Orbax wrote: it does not miss a truncated file before it reads that part, and then prints tracebacks.
 FILES = "files.json"
 _NO_CACHE = {"cache_pool": {"total_bytes_limit": 0}}
+# TensorStore would wait for the disk after every piece, and pieces for each other.
+_NO_SYNC = {"file_io_sync": False}
 _ITEM = "state"  # the folder into which Orbax's v1 API puts a tree
 
 
@@ -117,7 +119,8 @@ class LeafFiles:
             shutil.rmtree(self._path, ignore_errors=True)
             with _quiet():
                 ocp.save(self._path, traverse_util.unflatten_dict({place: np.zeros(1, dtype) for place, (_, dtype, _) in leaves.items()}))
-        context, opened = tensorstore.Context(_NO_CACHE), {}
+        self._synced: set[Path] = set()
+        context, opened = tensorstore.Context(_NO_CACHE | _NO_SYNC), {}
         for place, (shape, dtype, layers) in leaves.items():
             chunk = (rows_of_piece(shape, dtype), *shape[1:])
             opened[place] = _open_leaf(
@@ -133,7 +136,13 @@ class LeafFiles:
         (array[rows] if layer is None else array[layer, rows]).write(values).result()
 
     def sync(self) -> None:
-        """Returns when all that was written is on disk: TensorStore syncs every write."""
+        """Returns when all that was written is on disk. Files of values are written once; only the manifests are written again."""
+        found = {path for path in self._path.rglob("*") if path.is_file()}
+        for file in sorted(found - self._synced):
+            sync_file(file)
+        for folder in sorted({file.parent for file in found - self._synced}):
+            sync_folder(folder)
+        self._synced |= {file for file in found if not file.name.startswith("manifest")}
 
     def close(self) -> None:
         """Writes the list of files."""

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from babel_jax.checkpoints.object_storage import remote_of
 from babel_jax.errors import BadInput
-from babel_jax.files import share_file, write_text
+from babel_jax.files import share_file, sync_file, write_text
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -171,8 +171,7 @@ class TensorFiles:
     def sync(self) -> None:
         """Returns when all that was written is on disk."""
         for file in self._own:
-            with open(self._folder / file, "rb") as handle:
-                os.fsync(handle.fileno())
+            sync_file(self._folder / file)
 
     def close(self) -> None:
         """Writes the index, where there are several files; of several processes, one calls this, when all have written and synced.
