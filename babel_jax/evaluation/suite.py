@@ -21,11 +21,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
-from sacrebleu import CHRF
 
 from babel_jax.config import ModelConfig
 from babel_jax.data.rows import Row
 from babel_jax.data.tokenizers import Tokenizer
+from babel_jax.evaluation.items import chrf_plus_plus
 from babel_jax.evaluation.prefix_trees import Scored
 from babel_jax.evaluation.scoring import score
 from babel_jax.languages import LANGUAGES
@@ -126,7 +126,7 @@ def run_suite(
         hypotheses.append(text.split("\n")[0].strip())
         references.append(item.reference)
     for (task, language), (hypotheses, references) in written.items():
-        chrf = CHRF(word_order=2).corpus_score(hypotheses, [references]).score
+        chrf = chrf_plus_plus(references, hypotheses).score
         results.setdefault(task, {})[language] = {"score": chrf, "stderr": None, "n": len(hypotheses)}
     return {task: results[task] for task in (*CHOICE_TASKS, *TRANSLATION_TASKS) if task in results}
 
