@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -51,9 +52,13 @@ class Sink(Protocol):
 
 
 def rows_of_piece(shape: Shape, dtype: np.dtype) -> int:
-    """How many rows of a tensor make a piece: at least one, and at most about PIECE_BYTES."""
+    """How many rows of a tensor make a piece: at least one, at most about PIECE_BYTES, and the last piece hardly less than the others.
+
+    A chunk of an Orbax folder takes its full size on the disk, however few rows are left for it.
+    """
     row_bytes = max(1, int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize)
-    return min(shape[0], max(1, PIECE_BYTES // row_bytes))
+    number = math.ceil(shape[0] / max(1, PIECE_BYTES // row_bytes))
+    return math.ceil(shape[0] / number)
 
 
 def pieces(name: str, shape: Shape, dtype: np.dtype) -> list[Piece]:

@@ -1,0 +1,29 @@
+"""How tensors are cut for streaming, which is also how an Orbax folder stores them."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from babel_jax.checkpoints.streaming import PIECE_BYTES, pieces, rows_of_piece
+
+
+@given(
+    rows=st.integers(1, 200_000),
+    columns=st.lists(st.integers(1, 40_000), max_size=1),
+    dtype=st.sampled_from([np.dtype(np.float32), np.dtype(np.float16)]),
+)
+def test_pieces_are_all_of_a_tensor_and_of_one_size(rows, columns, dtype):
+    shape = (rows, *columns)
+    cut = pieces("name", shape, dtype)
+    assert [piece.start for piece in cut] == [0, *(piece.stop for piece in cut[:-1])]
+    assert cut[-1].stop == rows
+    chunk = rows_of_piece(shape, dtype)
+    row_bytes = int(np.prod(columns)) * dtype.itemsize
+    assert chunk == 1 or chunk * row_bytes <= PIECE_BYTES
+    assert len(cut) * chunk < rows + len(cut), "a chunk is stored whole: the last one may not be mostly air"
+
+
+def test_qwen2_7b_is_stored_with_next_to_no_air():
+    for shape in ((18944, 3584), (3584, 18944), (152064, 3584), (3584, 3584), (512, 3584), (3584,)):
+        chunk = rows_of_piece(shape, np.dtype(np.float16))
+        assert len(pieces("name", shape, np.dtype(np.float16))) * chunk < 1.01 * shape[0]
