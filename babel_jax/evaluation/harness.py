@@ -31,7 +31,8 @@ from babel_jax.model.cache import Cache
 from babel_jax.model.generation import SMALLEST_BUCKET, Decoding, bucket, extend, padded_left, prefill, until_first
 from babel_jax.training.mesh import batch_sharding, replicated
 
-PROMPT_LENGTHS, SHORTEST_PROMPT = 3, 64  # how many padded lengths of prompts are compiled at most, and the least of them
+PROMPT_LENGTHS, SHORTEST_PROMPT = 2, 64  # how many padded lengths of prompts are compiled at most, and the least of them
+ROWS = 16  # prompts continued together at least, where there are so many: a step reads all weights, for however few of them
 STEPS = 32  # new tokens between two looks for stop strings
 Request = tuple[Any, list[int], list[int]]
 
@@ -155,8 +156,10 @@ class DecoderLM(TemplateLM):
         new_size = bucket(max((most for _, _, most in todo), default=1), SMALLEST_BUCKET)
         with tqdm(total=len(todo), desc="generating", unit=" requests", leave=False, disable=None) as progress:
             for length, numbers in _by_length(prompts):
-                size = rows_of_batch(length + new_size, self.batch_tokens, self.mesh)
-                size = max(size, rows_of_batch(1, 4, self.mesh))
+                groups = rows_of_batch(1, 1, self.mesh)
+                most_rows = max(rows_of_batch(length + new_size, self.batch_tokens, self.mesh), groups * -(-ROWS // groups))
+                batches = -(-len(numbers) // most_rows)
+                size = groups * -(-len(numbers) // (batches * groups))  # of one size, with hardly an empty row
                 for start in range(0, len(numbers), size):
                     batch = numbers[start : start + size]
                     texts = self._generated(
@@ -225,11 +228,17 @@ def _by_rows(mesh: Mesh) -> Decoding:
 def _by_length(prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[int]]]:
     """Padded lengths, the shortest first, and the numbers of the prompts that each is for; the shortest prompts go with longer ones
     where there would be too many lengths."""
-    own = [bucket(len(prompt), SHORTEST_PROMPT) for prompt in prompts]
+    own = [_padded_length(len(prompt)) for prompt in prompts]
     lengths = sorted(set(own))[-PROMPT_LENGTHS:]
     for shorter, length in zip([0, *lengths], lengths, strict=False):
         numbers = [number for number, least in enumerate(own) if shorter < least <= length]
         yield length, sorted(numbers, key=lambda number: len(prompts[number]))
+
+
+def _padded_length(size: int) -> int:
+    """The power of two at or above `size`, or three quarters of it where that is enough: padding costs as much as tokens."""
+    power = bucket(size, SHORTEST_PROMPT)
+    return max(SHORTEST_PROMPT, 3 * power // 4 if size <= 3 * power // 4 else power)
 
 
 def _stopped(text: str, until: Sequence[str]) -> tuple[str, bool]:

@@ -25,14 +25,18 @@ class Scored:
 
 @dataclasses.dataclass
 class Row:
-    """One row of prefix trees: what `tree_masks` needs of each token, and for each entry to be scored its place, target and owner."""
+    """One row of prefix trees: what `tree_masks` needs of each token, and of each entry to be scored the place and target.
+
+    Sequences that are scored on a prefix that they share have its entries in common.
+    """
 
     tokens: Int[np.ndarray, "time"]
     positions: Int[np.ndarray, "time"]
     ends: Int[np.ndarray, "time"]
     places: Int[np.ndarray, "time"]
     targets: Int[np.ndarray, "time"]
-    owners: list[tuple[int, int]] = dataclasses.field(default_factory=list)  # (sequence, number of its entries), in order
+    owners: list[tuple[int, Int[np.ndarray, "scored"]]] = dataclasses.field(default_factory=list)  # sequence, and its entries in order
+    entries: int = 0
 
 
 def planned_rows(sequences: Sequence[Scored], lengths: Sequence[int], cost: Callable[[int, int], float]) -> dict[int, list[Row]]:
@@ -69,13 +73,17 @@ def _shared(ordered: Sequence[np.ndarray]) -> list[int]:
 
 def _runs(sizes: Sequence[int], shared: Sequence[int], counts: Sequence[int], length: int) -> Iterator[tuple[int, int]]:
     """Runs of sequences that fit rows of `length`, as (first, one behind the last)."""
-    start, filled, entries = 0, 0, 0
+    start, filled, entries, first_before = 0, 0, 0, 0
     for number, (size, common, count) in enumerate(zip(sizes, shared, counts, strict=True)):
-        if number > start and (filled + size - common > length or entries + count > length):
+        first = size - count
+        # Of the shared tokens only the last can have another target; the entries of the others are there, if all were scored before.
+        new = min(count, size - common + 1) if first_before <= first else count
+        if number > start and (filled + size - common > length or entries + new > length):
             yield start, number
             start, filled, entries = number, 0, 0
         filled += size - (common if number > start else 0)
-        entries += count
+        entries += new if number > start else count
+        first_before = first
     if sizes:
         yield start, len(sizes)
 
@@ -87,7 +95,8 @@ def empty_row(length: int) -> Row:
 
 
 def _row(sequences: Sequence[Scored], members: Sequence[int], shared: Sequence[int], length: int) -> Row:
-    row, branch, filled, entries = empty_row(length), np.zeros(0, np.int32), 0, 0
+    row, branch, filled = empty_row(length), np.zeros(0, np.int32), 0
+    entry_of: dict[tuple[int, int], int] = {}
     for first, number, common in zip([True] + [False] * len(members), members, shared, strict=False):
         tokens, targets = sequences[number].tokens, sequences[number].targets
         common = 0 if first else common
@@ -97,9 +106,9 @@ def _row(sequences: Sequence[Scored], members: Sequence[int], shared: Sequence[i
         row.positions[filled : filled + more] = np.arange(common, len(tokens))
         branch = np.concatenate([branch[:common], np.arange(filled, filled + more, dtype=np.int32)])
         filled += more
-        row.places[entries : entries + len(targets)] = branch[len(branch) - len(targets) :]
-        row.targets[entries : entries + len(targets)] = targets
-        entries += len(targets)
-        row.owners.append((number, len(targets)))
+        wanted = zip(branch[len(branch) - len(targets) :].tolist(), targets.tolist(), strict=True)
+        row.owners.append((number, np.array([entry_of.setdefault(entry, len(entry_of)) for entry in wanted], np.int32)))
     row.ends[branch] = filled
+    row.entries = len(entry_of)
+    row.places[: row.entries], row.targets[: row.entries] = np.array(list(entry_of), np.int32).reshape(-1, 2).T
     return row

@@ -62,9 +62,7 @@ def score(
 def _by_owner(rows: Sequence[Row], log_p: np.ndarray, greedy: np.ndarray) -> Iterator[tuple[int, Score]]:
     """The score of each sequence of a batch, by its number."""
     for row, row_log_p, row_greedy in zip(rows, log_p, greedy, strict=True):
-        stop = 0
-        for number, count in row.owners:
-            own = slice(stop, stop := stop + count)
+        for number, own in row.owners:
             yield number, (float(row_log_p[own].astype(np.float64).sum()), bool(row_greedy[own].all()))
 
 
@@ -117,7 +115,7 @@ def _score_rows(
 ) -> tuple[Float[np.ndarray, "batch time"], Bool[np.ndarray, "batch time"]]:
     names = ("tokens", "positions", "ends", "places", "targets")
     columns = [on_mesh(mesh, np.stack([getattr(row, name) for row in rows])) for name in names]
-    entries = max(sum(count for _, count in row.owners) for row in rows)
+    entries = max(row.entries for row in rows)
     log_p, greedy = _log_likelihoods(mesh, config, compute_dtype, params, *columns, np.int32(-(-entries // CHUNK)))
     return np.asarray(log_p), np.asarray(greedy)
 

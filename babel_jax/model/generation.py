@@ -169,7 +169,7 @@ def _advance(
 ) -> tuple[Float[Array, "batch vocab"], Cache]:
     """The logits behind the last of `tokens`, which follow those in the cache, and the cache with them in it."""
     decoder = bind(Decoder(config), params)
-    source = jnp.arange(cache.keys.shape[2], dtype=jnp.int32)
+    source = jnp.arange(cache.keys.shape[3], dtype=jnp.int32)
     real = source[None, None, :] >= padding[:, None, None]
     place = cache.filled + jnp.arange(tokens.shape[1], dtype=jnp.int32)
     rope = rope_tables(config, jnp.maximum(place[None, :] - padding[:, None], 0))

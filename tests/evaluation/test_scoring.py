@@ -27,7 +27,7 @@ CONFIGS = {
 
 
 def random_sequences(random, number):
-    """Questions of a few examples, with choices; some the same, some of one token, some that share nothing."""
+    """Questions of a few examples, with choices; some the same, some of one token, some that share nothing, some scored as a whole."""
     examples = [random.integers(0, 61, size) for size in random.integers(1, 60, 3)]
     sequences = []
     for _ in range(number):
@@ -35,7 +35,8 @@ def random_sequences(random, number):
         for _ in range(random.integers(1, 5)):
             choice = random.integers(0, 61, random.integers(1, 9))
             whole = np.concatenate([context, choice])
-            sequences.append(Scored(whole[:-1].astype(np.int32), whole[-len(choice) :].astype(np.int32)))
+            scored = len(choice) if random.random() < 0.7 else random.integers(1, len(whole))
+            sequences.append(Scored(whole[:-1].astype(np.int32), whole[-scored:].astype(np.int32)))
     return sequences
 
 
@@ -69,16 +70,15 @@ def test_every_token_sees_its_own_branch_and_nothing_else(seed, number):
     for length, rows in planned.items():
         for row in rows:
             assert row.tokens.shape == row.ends.shape == (length,)
-            entry = 0
-            for owner, count in row.owners:
+            assert len({*zip(row.places[: row.entries].tolist(), row.targets[: row.entries].tolist(), strict=True)}) == row.entries
+            for owner, own in row.owners:
                 sequence = sequences[owner]
-                last = row.places[entry + count - 1]
+                last = row.places[own[-1]]
                 above = [place for place in range(last + 1) if row.ends[place] > last]
                 np.testing.assert_array_equal(row.tokens[above], sequence.tokens)
                 np.testing.assert_array_equal(row.positions[above], np.arange(len(above)))
-                np.testing.assert_array_equal(row.places[entry : entry + count], above[-count:])
-                np.testing.assert_array_equal(row.targets[entry : entry + count], sequence.targets)
-                entry += count
+                np.testing.assert_array_equal(row.places[own], above[-len(own) :])
+                np.testing.assert_array_equal(row.targets[own], sequence.targets)
                 seen.append(owner)
     assert sorted(seen) == list(range(len(sequences)))
 
@@ -90,3 +90,11 @@ def test_a_shared_prefix_is_there_once():
     (rows,) = planned_rows(sequences, (128, 256), lambda rows, length: rows * length).values()
     assert len(rows) == 1
     assert np.count_nonzero(rows[0].tokens) == 99 + 4
+
+
+def test_what_choices_are_scored_on_together_is_scored_once():
+    premise = np.arange(1, 60, dtype=np.int32)
+    wholes = [np.append(premise, [200 + choice, 300, 301]).astype(np.int32) for choice in range(3)]
+    (rows,) = planned_rows([Scored(whole[:-1], whole[1:]) for whole in wholes], (128, 256), lambda rows, length: rows * length).values()
+    assert len(rows) == 1
+    assert rows[0].entries == 58 + 3 * 3
