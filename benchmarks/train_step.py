@@ -183,7 +183,8 @@ def main() -> None:
                     start = time.perf_counter()
                     step()
                     rates[peer].append(tokens.size / (time.perf_counter() - start))
-        print(f"{name}: {count_parameters(config):,} parameters, {batch} x {seq_len} tokens; tokens/s of {arguments.rounds} x {STEPS} steps")
+        counted = f"{arguments.rounds} x {STEPS} steps"
+        print(f"{name}: {count_parameters(config):,} parameters, {batch} x {seq_len} tokens; tokens/s of {counted}")
         print(f"{'':<12} {'median':>8} {'least':>8} {'most':>8} {'ours / it':>10} {'first loss':>11}")
         ours = statistics.median(rates["babel_jax"])
         for peer, each in rates.items():
