@@ -199,6 +199,8 @@ def transfer(
     if share and to is Format.HF and isinstance(stored, StoredTensors):
         whole_files = stored.whole_files(lambda name: name in specs and change.kept(name))
     layout = {"shard_bytes": shard_bytes, "whole_files": [file.name for file in whole_files]}
+    if to is Format.ORBAX:
+        layout["rows_of_pieces"] = [rows_of_piece(*spec) for spec in specs.values()]
     mark = fingerprint(version=__version__, source=before, config=hf_config, to=to, change=change.description, layout=layout)
 
     def read(piece: Piece) -> np.ndarray:

@@ -126,7 +126,10 @@ class LeafFiles:
             opened[place] = _open_leaf(
                 context, self._path, place, (layers, *shape) if layers else shape, (1, *chunk) if layers else chunk, dtype
             )
-        self._arrays = {place: array.result() for place, array in opened.items()}
+        try:
+            self._arrays = {place: array.result() for place, array in opened.items()}
+        except ValueError as error:  # the machine went down between two syncs
+            raise BadInput(f"{self._path}: what an earlier run left is damaged and was removed; run the command again") from error
 
     def write(self, name: str, start: int, values: np.ndarray) -> None:
         """Writes rows of a tensor from the row `start` on, which begins a piece."""

@@ -52,7 +52,7 @@ class Sink(Protocol):
 
 
 def rows_of_piece(shape: Shape, dtype: np.dtype) -> int:
-    """How many rows of a tensor make a piece: at least one, at most about PIECE_BYTES, and the last piece hardly less than the others.
+    """How many rows of a tensor make a piece: at least one, at most about PIECE_BYTES, and less than one row a piece is missing at the end.
 
     A chunk of an Orbax folder takes its full size on the disk, however few rows are left for it.
     """

@@ -102,8 +102,8 @@ class Remat(StrEnum):
     """What the backward pass computes again, from the least to the most; what it keeps of a layer, beside the residual stream:
 
     none: all. dots: the products with weights. mlp, the default: queries, keys, values, what attention gives, the stream between attention
-    and MLP, and both inner parts of the MLP, so that no product of matrices is done twice. gate: of these two one. projections: none of the
-    two. attention: what attention gives. full: nothing.
+    and MLP, and both inner parts of the MLP, so that no product with weights is done twice (but where heads or what layers give are
+    normalized: Qwen3, Gemma 2). gate: of these two one. projections: none of the two. attention: what attention gives. full: nothing.
     """
 
     NONE = "none"

@@ -32,7 +32,8 @@ from babel_jax.model.generation import SMALLEST_BUCKET, Decoding, bucket, extend
 from babel_jax.training.mesh import batch_sharding, replicated
 
 PROMPT_LENGTHS, SHORTEST_PROMPT = 2, 64  # how many padded lengths of prompts are compiled at most, and the least of them
-ROWS = 16  # prompts continued together at least, where there are so many: a step reads all weights, for however few of them
+ROWS = 16  # prompts continued together: a step reads all weights, for however few of them. For them a batch may be as much larger:
+LARGER = 8  # times
 STEPS = 32  # new tokens between two looks for stop strings
 Request = tuple[Any, list[int], list[int]]
 
@@ -53,7 +54,7 @@ class DecoderLM(TemplateLM):
         batch_tokens: int,
         compute_dtype: DTypeLike,
     ):
-        """`params` lie on `mesh`. A batch has about `batch_tokens` tokens."""
+        """`params` lie on `mesh`. A batch has about `batch_tokens` tokens, or as `LARGER` says where texts are generated."""
         super().__init__()
         self.config, self.params, self.tokens = config, params, tokenizer
         self.responses, self.mesh, self.batch_tokens, self.compute_dtype = responses, mesh, batch_tokens, np.dtype(compute_dtype)
@@ -156,8 +157,9 @@ class DecoderLM(TemplateLM):
         new_size = bucket(max((most for _, _, most in todo), default=1), SMALLEST_BUCKET)
         with tqdm(total=len(todo), desc="generating", unit=" requests", leave=False, disable=None) as progress:
             for length, numbers in _by_length(prompts):
-                groups = rows_of_batch(1, 1, self.mesh)
-                most_rows = max(rows_of_batch(length + new_size, self.batch_tokens, self.mesh), groups * -(-ROWS // groups))
+                groups, tokens = rows_of_batch(1, 1, self.mesh), length + new_size
+                wanted = min(ROWS * tokens, LARGER * self.batch_tokens)
+                most_rows = rows_of_batch(tokens, max(self.batch_tokens, wanted), self.mesh)
                 batches = -(-len(numbers) // most_rows)
                 size = groups * -(-len(numbers) // (batches * groups))  # of one size, with hardly an empty row
                 for start in range(0, len(numbers), size):

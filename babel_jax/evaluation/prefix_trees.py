@@ -17,7 +17,8 @@ SHORTEST, LONGEST_PACKED = 256, 4096
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """A sequence whose last tokens are to be scored: `tokens` are what the model reads, `targets` what it should say at the last places."""
+    """A sequence whose last tokens are to be scored: `tokens` are what the model reads, `targets` what it should say at the last places:
+    the tokens that follow."""
 
     tokens: Int[np.ndarray, "time"]
     targets: Int[np.ndarray, "scored"]

@@ -34,7 +34,7 @@ def attend(
     """softmax(query key^T * scale) value; scores (soft-capped, where asked) and softmax in float32.
 
     Heads i * heads / kv_heads and the following ones share key and value i, which are never repeated in memory. Where `time` and
-    `source` are the same, the mask must hide from each place those behind it; each must see one at least.
+    `source` are the same, the mask must hide from each place those behind it. Each must see one at least, or its gradient is wrong.
     """
     return _forward(query, key, value, mask, scale, softcap)[0]
 
@@ -61,11 +61,16 @@ attend.defvjp(_forward, _backward)
 
 
 def _by_windows(function: Callable[..., Any], query: Array, key: Array, value: Array, mask: Array, *others: Array) -> Any:
-    """The function over one window, for as many at a time as the scores of one allow."""
+    """The function over one window, for as many at a time as the scores of one allow.
+
+    Windows that may lie on several devices (all programs of several devices but those under `shard_map`) are worked at all at once: a
+    loop over them would gather them on every device.
+    """
     batch, time, heads, _ = query.shape
     rows = (query, key, value, jnp.broadcast_to(mask, (batch, *mask.shape[1:])), *others)
     together = max(1, _SCORE_BYTES // (4 * heads * time * key.shape[1]))
-    if together >= batch:
+    local = jax.device_count() == 1 or bool(jax.sharding.get_abstract_mesh().manual_axes)
+    if together >= batch or not local:
         return jax.vmap(function)(*rows)
     return jax.lax.map(lambda window: function(*window), rows, batch_size=together if together > 1 else None)
 

@@ -1,5 +1,9 @@
 """Attention kernels and the cross-entropy in pieces, against the plain ones."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +78,23 @@ def test_attention_a_few_windows_at_a_time(inputs, monkeypatch, together, dtype)
     monkeypatch.setattr(plain_attention, "_SCORE_BYTES", together * 4 * query.shape[2] * TIME * TIME)
     for one, other in zip(gradients(dtype), at_once, strict=True):
         assert float(jnp.linalg.norm(one - other) / jnp.linalg.norm(other)) < (1e-6 if dtype == jnp.float32 else 2e-2)
+
+
+def test_windows_on_several_devices_are_not_gathered():
+    """Programs of evaluation are spread over devices by XLA: a loop over windows would bring all of them to each device."""
+    program = """
+import jax, jax.numpy as jnp
+from babel_jax.model import attend
+from babel_jax.training.mesh import batch_sharding, make_mesh
+attend._SCORE_BYTES = 1
+rows = jax.ShapeDtypeStruct((8, 16, 2, 8), jnp.float32, sharding=batch_sharding(make_mesh({"fsdp": 4})))
+mask = jnp.tril(jnp.ones((1, 16, 16), bool))
+print(jax.jit(lambda q, k, v: attend.attend(q, k, v, mask, 1.0, None)).lower(rows, rows, rows).compile().as_text())
+"""
+    flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    shown = subprocess.run([sys.executable, "-c", program], env=flags, capture_output=True, text=True, check=True).stdout
+    assert "ENTRY" in shown
+    assert "all-gather" not in shown
 
 
 @pytest.mark.parametrize("kernel", [AttentionKernel.XLA, AttentionKernel.SPLASH])
