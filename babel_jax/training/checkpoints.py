@@ -21,6 +21,7 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 
 from babel_jax.checkpoints.processes import agreed
+from babel_jax.cluster import lost_process
 from babel_jax.config import ModelConfig
 from babel_jax.errors import BadInput
 from babel_jax.files import explain_os_errors
@@ -30,7 +31,7 @@ log = logging.getLogger("babel")
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run folder. As a context manager it waits for the last write."""
+    """The folder `checkpoints/` of a run folder. As a context manager it waits for the last write, unless another process of the job was lost."""
 
     def __init__(
         self,
@@ -58,7 +59,9 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Exception) and lost_process(error) is not None:
+            return  # the last write waits for the process that has gone, until JAX aborts this one with a stack trace
         with explain_os_errors(self._folder):
             self._manager.close()
 

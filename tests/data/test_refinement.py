@@ -223,23 +223,6 @@ def test_shards_and_buckets_make_no_difference_to_what_is_removed(corpus, small_
     assert len(list((tmp_path / "small" / "cleaned" / "sw").glob("*.removed.npy"))) == 2
 
 
-@pytest.mark.slow
-def test_the_same_bytes_on_ray(corpus, small_model, tmp_path):
-    ray = pytest.importorskip("ray")
-    there = corpus.model_copy(update={"folder": str(tmp_path / "ray"), "engine": Engine.RAY})
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    try:
-        assert prepare(there, small_model) == prepare(corpus, small_model)
-        bad = corpus.model_copy(
-            update={"folder": str(tmp_path / "bad"), "engine": Engine.RAY, "sources": (Source(language="sw", path=__file__),)}
-        )
-        with pytest.raises(BadInput, match="not a kind of file"):
-            prepare(bad, small_model)
-    finally:
-        ray.shutdown()
-    assert files_of(corpus.folder) == files_of(there.folder)
-
-
 TASK = """
 import os, pathlib, signal
 def double(task):
@@ -254,18 +237,46 @@ def die(task):
 """
 
 
-def test_the_task_of_a_killed_worker_is_done_again(tmp_path, monkeypatch):
-    (tmp_path / "tasks_of_a_test.py").write_text(TASK)
-    monkeypatch.syspath_prepend(tmp_path)
+def killed_workers(workers, folder, monkeypatch):
+    """Workers that die the first time at every third task."""
+    (folder / "tasks_of_a_test.py").write_text(TASK)
+    monkeypatch.syspath_prepend(folder)
     import tasks_of_a_test  # type: ignore[import-not-found]
 
+    tasks = [(number, str(folder)) for number in range(7)]
+    done = dict(workers.run(tasks_of_a_test.double, tasks))
+    assert done == {task: 2 * task[0] for task in tasks}
+    assert dict(workers.run(tasks_of_a_test.double, tasks)) == done
+    return tasks_of_a_test.die
+
+
+def test_the_task_of_a_killed_worker_is_done_again(tmp_path, monkeypatch):
     with open_workers(Engine.LOCAL, 2) as workers:
-        tasks = [(number, str(tmp_path)) for number in range(7)]
-        done = dict(workers.run(tasks_of_a_test.double, tasks))
-        assert done == {task: 2 * task[0] for task in tasks}
-        assert dict(workers.run(tasks_of_a_test.double, tasks)) == done
+        die = killed_workers(workers, tmp_path, monkeypatch)
         with pytest.raises(BadInput, match="killed 3 times, likely for want of memory"):
-            list(workers.run(tasks_of_a_test.die, [1]))
+            list(workers.run(die, [1]))
+
+
+@pytest.mark.slow
+def test_the_same_bytes_on_ray(corpus, small_model, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    there = corpus.model_copy(update={"folder": str(tmp_path / "ray"), "engine": Engine.RAY})
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # its processes import our tasks
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        assert prepare(there, small_model) == prepare(corpus, small_model)
+        bad = corpus.model_copy(
+            update={"folder": str(tmp_path / "bad"), "engine": Engine.RAY, "sources": (Source(language="sw", path=__file__),)}
+        )
+        with pytest.raises(BadInput, match="not a kind of file"):
+            prepare(bad, small_model)
+        with open_workers(Engine.RAY, 0) as workers:
+            die = killed_workers(workers, tmp_path, monkeypatch)
+            with pytest.raises(BadInput, match="a task was lost on Ray: .*died"):
+                list(workers.run(die, [1]))
+    finally:
+        ray.shutdown()
+    assert files_of(corpus.folder) == files_of(there.folder)
 
 
 @pytest.mark.parametrize("function", ["clean_part", "pair_bucket", "remove_duplicates"])

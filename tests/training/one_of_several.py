@@ -6,6 +6,7 @@ import sys
 
 from babel_jax.cli import main
 from babel_jax.training import metrics
+from babel_jax.training.checkpoints import Checkpoints
 from babel_jax.training.metrics import Metrics
 
 
@@ -22,11 +23,24 @@ def at_step(step, act):
     Metrics.log = log_and_act
 
 
+def at_save(step, act):
+    """`act` is done once the checkpoint after so many steps has been begun."""
+    save = Checkpoints.save
+
+    def save_and_act(self, now, *rest):
+        save(self, now, *rest)
+        if now == step:
+            act()
+
+    Checkpoints.save = save_and_act
+
+
 if __name__ == "__main__":
     metrics._STEPS_BETWEEN_COMPARISONS = 5
     number = int(os.environ.get("JAX_PROCESS_ID", "0"))
     for order in os.environ.get("TEST_ORDERS", "").split():
         name, process, step = order.split(":")
         if int(process) == number:
-            at_step(int(step), lambda name=name: os.kill(os.getpid(), getattr(signal, f"SIG{name}")))
+            when = at_save if step.startswith("save") else at_step
+            when(int(step.removeprefix("save")), lambda name=name: os.kill(os.getpid(), getattr(signal, f"SIG{name}")))
     sys.exit(main(sys.argv[1:]))

@@ -29,8 +29,7 @@ def train(config, count, devices=4, orders="", overrides=(), of_each=None):
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // count}",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            # Only a process that stands still is found out by its silence; elsewhere JAX's abort for it would race with our own end.
-            "BABEL_HEARTBEAT_SECONDS": "10" if "STOP" in orders else "60",
+            "BABEL_HEARTBEAT_SECONDS": "10",
             "TEST_ORDERS": orders,
         }
         if count > 1:
@@ -111,6 +110,18 @@ def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on_by_another
     ((status, _, errors),) = train(config, 1, devices=2, overrides=[f"out={out}", "training.mesh={data=2}"])
     assert status == 0, errors[-3000:]
     assert "resuming at step 3 of 10" in errors
+    np.testing.assert_allclose(list(losses(out).values()), list(losses(folder).values()), rtol=1e-5)
+
+
+def test_a_process_that_is_killed_while_a_checkpoint_is_written_ends_the_others_at_once(config, alone):
+    """The write waits for the process that has gone, so the others may not wait for the write."""
+    folder, _ = alone
+    out = config.with_name("killed-in-save")
+    (first, _, said), (second, _, _) = train(config, 2, orders="KILL:1:save3", overrides=[f"out={out}"])
+    assert (first, second) == (1, -9), said[-3000:]
+    assert "process 0 of 2 lost another one of the job" in said
+    ((status, _, errors),) = train(config, 1, overrides=[f"out={out}"])
+    assert status == 0, errors[-3000:]
     np.testing.assert_allclose(list(losses(out).values()), list(losses(folder).values()), rtol=1e-5)
 
 
