@@ -31,7 +31,7 @@ log = logging.getLogger("babel")
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run folder. As a context manager it waits for the last write, unless another process of the job was lost."""
+    """The folder `checkpoints/` of a run folder. As a context manager it waits for the last write, unless another process was lost."""
 
     def __init__(
         self,
