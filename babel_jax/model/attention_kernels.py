@@ -13,14 +13,14 @@ from jaxtyping import Array, Int
 
 from babel_jax.config import AttentionKernel, ModelConfig
 from babel_jax.model.attention import Attend, attend_by_masks, masks
-from babel_jax.model.placement import CONTEXT, Placement
+from babel_jax.model.placement import Placement
 
 _LANES = 128
 _BLOCK = 1024  # the largest; not tuned on hardware
 
 
 def kernel_for(kernel: AttentionKernel, config: ModelConfig, time: int, platform: str) -> AttentionKernel:
-    """What `auto` means on a platform (cpu, gpu, tpu) for windows of which each device has `time` tokens; any other choice is kept."""
+    """What `auto` means on a platform (cpu, gpu, tpu) for windows, or parts of windows, of `time` tokens; any other choice is kept."""
     if kernel is not AttentionKernel.AUTO:
         return kernel
     if platform == "tpu" and time % _LANES == 0 and config.head_dim % _LANES == 0:
@@ -52,32 +52,27 @@ def _splash(
 ) -> Attend:
     """The Pallas kernel of jax.experimental; blocks that no query sees are not computed. Off TPU it is interpreted, for tests.
 
-    Masks of the kernel are fixed when it is compiled, and where a device's queries stand is not. So the keys are turned round until the
-    device's own ones come last: what is then ahead of the queries is hidden by the causal mask, and what follows them in truth, and was
-    turned to the front, by a segment that is nobody's.
+    Masks of the kernel are fixed when it is compiled, and where a device's queries stand is not. So for each of its parts the keys are
+    turned round until the part's own ones come last: what is then ahead of the queries is hidden by the causal mask, and what follows them
+    in truth, and was turned to the front, by a segment that is nobody's. Of the first half of a window, nobody sees the second.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_masks
 
-    time = source // placement.size(CONTEXT)
-    behind = source - time
+    size = source // placement.window_parts
     scale, softcap = config.query_pre_attn_scalar**-0.5, config.attn_logit_softcapping
     interpret = placement.platform != "tpu"
-    block_q, block_kv = (_LANES * math.gcd(size // _LANES, _BLOCK // _LANES) for size in (time, source))
-    blocks = splash.BlockSizes(
-        block_q=block_q, block_kv=block_kv, block_kv_compute=min(block_kv, 512),
-        block_q_dkv=block_q, block_kv_dkv=block_kv, block_kv_dkv_compute=min(block_kv, 512), use_fused_bwd_kernel=True,
-    )  # fmt: skip
-
-    def turned(rows: Array) -> Array:
-        return rows if behind == 0 else jnp.roll(rows, behind - placement.first_place(time), axis=1)
-
     ids = jnp.ones((1, source), jnp.int32) if segment_ids is None else segment_ids
-    own, place = placement.own_places(ids), jnp.arange(source, dtype=jnp.int32)[None]
-    others = turned(jnp.where(place < placement.first_place(time) + time, ids, -1))
+    place = jnp.arange(source, dtype=jnp.int32)[None]
 
-    def in_window(window: int | None, query: Array, key: Array, value: Array) -> Array:
-        shape = (time, source)
+    def in_window(window: int | None, own: Array, others: Array, query: Array, key: Array, value: Array) -> Array:
+        shape = (query.shape[2], key.shape[2])
+        block_q, block_kv = (_LANES * math.gcd(size // _LANES, _BLOCK // _LANES) for size in shape)
+        blocks = splash.BlockSizes(
+            block_q=block_q, block_kv=block_kv, block_kv_compute=min(block_kv, 512),
+            block_q_dkv=block_q, block_kv_dkv=block_kv, block_kv_dkv_compute=min(block_kv, 512), use_fused_bwd_kernel=True,
+        )  # fmt: skip
+        behind = shape[1] - shape[0]
         mask = splash_masks.CausalMask(shape, behind) if window is None else splash_masks.LocalMask(shape, (window - 1, 0), behind)
         kernel = splash.make_splash_mha(
             splash_masks.MultiHeadMask([mask] * query.shape[1]), block_sizes=blocks, attn_logits_soft_cap=softcap, head_shards=1,
@@ -86,10 +81,22 @@ def _splash(
         segments = splash.SegmentIds(*(jnp.broadcast_to(rows, (query.shape[0], rows.shape[1])) for rows in (own, others)))
         return jax.vmap(kernel)(query, key, value, segments)
 
-    def attend(which: Int[Array, ""], query: Array, key: Array, value: Array) -> Array:
-        heads = [(query * scale).swapaxes(1, 2), turned(key).swapaxes(1, 2), turned(value).swapaxes(1, 2)]
+    def of_part(which: Int[Array, ""], number: int, query: Array, key: Array, value: Array) -> Array:
+        """Attention of the queries of this device's first or second part: [batch time/parts heads head_dim], turned to heads first."""
+        first, seen = placement.own_parts()[number] * size, source // len(placement.own_parts()) * (number + 1)
+
+        def turned(rows: Array) -> Array:
+            return rows[:, :seen] if seen == size else jnp.roll(rows[:, :seen], seen - size - first, axis=1)
+
+        own = jax.lax.dynamic_slice_in_dim(ids, first, size, axis=1)
+        others = turned(jnp.where(place < first + size, ids, -1))
+        given = own, others, *(rows.swapaxes(1, 2) for rows in (query, turned(key), turned(value)))
         choices = [partial(in_window, window) for window in windows]
-        out = choices[0](*heads) if len(choices) == 1 else jax.lax.switch(which, choices, *heads)
+        return choices[0](*given) if len(choices) == 1 else jax.lax.switch(which, choices, *given)
+
+    def attend(which: Int[Array, ""], query: Array, key: Array, value: Array) -> Array:
+        parts = jnp.split(query * scale, len(placement.own_parts()), axis=1)
+        out = jnp.concatenate([of_part(which, number, part, key, value) for number, part in enumerate(parts)], axis=2)
         return out.swapaxes(1, 2).reshape(*query.shape[:2], -1)
 
     return attend

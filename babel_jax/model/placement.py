@@ -111,20 +111,35 @@ class Placement:
         """The maximum over the tensor axis; not to be differentiated."""
         return jax.lax.pmax(x, TENSOR) if self.size(TENSOR) > 1 else x
 
+    @property
+    def window_parts(self) -> int:
+        """Parts of equal size that a window is cut into: two for each device of the context axis, or one where there is one device."""
+        return 2 * self.size(CONTEXT) if self.size(CONTEXT) > 1 else 1
+
+    def own_parts(self) -> tuple[Int[Array, ""] | int, ...]:
+        """Numbers of the parts of each window that are this device's: one of the first half, and its mirror image of the second.
+
+        A token sees those before it, so together two such parts see as much as any other two (as in Llama 3, section 3.3.2).
+        """
+        if self.window_parts == 1:
+            return (0,)
+        number = jax.lax.axis_index(CONTEXT)
+        return number, self.window_parts - 1 - number
+
     def own_places(self, rows: Array) -> Array:
-        """Of whole windows, [batch, time, ...], the part of the time that is this device's."""
-        if self.size(CONTEXT) == 1:
+        """Of whole windows, [batch, source, ...], the parts that are this device's, one behind the other: [batch, time, ...]."""
+        if self.window_parts == 1:
             return rows
-        time = rows.shape[1] // self.size(CONTEXT)
-        return jax.lax.dynamic_slice_in_dim(rows, jax.lax.axis_index(CONTEXT) * time, time, axis=1)
+        size = rows.shape[1] // self.window_parts
+        return jnp.concatenate([jax.lax.dynamic_slice_in_dim(rows, part * size, size, axis=1) for part in self.own_parts()], axis=1)
 
     def all_places(self, rows: Float[Array, "batch time ..."]) -> Float[Array, "batch source ..."]:
         """Whole windows again; the gradient of each part goes back summed to the device that it is of."""
-        return jax.lax.all_gather(rows, CONTEXT, axis=1, tiled=True) if self.size(CONTEXT) > 1 else rows
-
-    def first_place(self, time: int) -> Int[Array, ""] | int:
-        """The place in its window of this device's first token, where it has `time` of them."""
-        return jax.lax.axis_index(CONTEXT) * time if self.size(CONTEXT) > 1 else 0
+        if self.window_parts == 1:
+            return rows
+        batch, time, *rest = rows.shape
+        parts = jax.lax.all_gather(rows.reshape(batch, 2, time // 2, *rest), CONTEXT, axis=1)
+        return jnp.concatenate([parts[:, :, 0], parts[:, ::-1, 1]], axis=1).reshape(batch, -1, *rest)
 
     def summed(self, x: Array, axes: tuple[str, ...]) -> Array:
         """The sum over all devices of these axes; not to be differentiated."""

@@ -14,16 +14,26 @@ log = logging.getLogger("babel")
 
 @contextlib.contextmanager
 def compiled_in(folder: Path) -> Iterator[None]:
-    """Keeps what is compiled in the block in `folder`, unless the user has named a folder to JAX."""
-    if jax.config.values["jax_compilation_cache_dir"]:
+    """Keeps what is compiled in the block in `folder`, or where the user has told JAX to; on several CPU devices nowhere.
+
+    XLA for CPU loads a program without the order of its collectives. Devices may then wait for each other in different ones, until XLA
+    aborts the process (seen with jax 0.10.2).
+    """
+    if jax.default_backend() == "cpu" and jax.device_count() > 1:
+        setting: str = "jax_enable_compilation_cache"
+        value: bool | str = False
+    elif jax.config.values["jax_compilation_cache_dir"]:
         yield
         return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    else:
+        setting, value = "jax_compilation_cache_dir", str(folder)
+    before = jax.config.values[setting]
+    jax.config.update(setting, value)
     compilation_cache.reset_cache()
     try:
         yield
     finally:
-        jax.config.update("jax_compilation_cache_dir", None)
+        jax.config.update(setting, before)
         compilation_cache.reset_cache()
 
 

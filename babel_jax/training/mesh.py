@@ -130,10 +130,12 @@ def check_batch(mesh: Mesh, global_batch_size: int, gradient_accumulation: int, 
             f"training.global_batch_size = {global_batch_size}: micro-batches of {windows} windows do not divide by the {groups} devices "
             f"of data x fsdp; give a multiple of {unit}, such as {' or '.join(map(str, near))}, or another training.mesh"
         )
-    if seq_len % mesh.shape[CONTEXT]:
+    context = mesh.shape[CONTEXT]
+    if context > 1 and seq_len % (2 * context):
+        fit = [1, *(size for size in divisors(seq_len) if 1 < size <= 2 * context and seq_len % (2 * size) == 0)]
         raise BadInput(
-            f"training.mesh: context = {mesh.shape[CONTEXT]} does not divide data.seq_len = {seq_len}; "
-            f"sizes that do: {[divisor for divisor in divisors(seq_len) if divisor <= 2 * mesh.shape[CONTEXT]]}"
+            f"training.mesh: context = {context} cuts windows into {2 * context} parts, which does not divide data.seq_len = {seq_len}; "
+            f"sizes that do: {fit}"
         )
 
 

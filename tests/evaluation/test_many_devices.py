@@ -22,6 +22,7 @@ def test_scores_do_not_depend_on_devices_and_processes(processes, devices, tiny_
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(sys.path),
         "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",  # see training.compilation.compiled_in
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
     script = Path(__file__).with_name("many_devices.py")

@@ -100,18 +100,19 @@ print(jax.jit(lambda q, k, v: attend.attend(q, k, v, mask, 1.0, None)).lower(row
 @pytest.mark.parametrize("kernel", [AttentionKernel.XLA, AttentionKernel.SPLASH])
 @pytest.mark.parametrize("window", [None, 70])
 def test_parts_of_a_window_see_what_the_whole_sees(inputs, kernel, window):
-    """Two devices of the context axis, here the lanes of a vmap with that name: each has half of the queries and all keys."""
-    query, key, value, _, segment_ids = inputs
+    """Two devices of the context axis, here the lanes of a vmap with that name: each has two parts of the queries, and all keys."""
+    query, key, value, segment_ids = (jnp.concatenate([rows, rows[:, ::-1]], axis=1) for rows in (*inputs[:3], inputs[4]))
     placement = Placement(sizes=(("context", 2),))
 
     def part(query, key, value):
-        attend = attention_over(SHAPE, (window,), kernel, segment_ids, TIME, placement)
+        attend = attention_over(SHAPE, (window,), kernel, segment_ids, 2 * TIME, placement)
         own = [placement.own_places(rows) for rows in (query, key, value)]
-        return attend(jnp.int32(0), own[0], placement.all_places(own[1]), placement.all_places(own[2]))
+        return placement.all_places(attend(jnp.int32(0), own[0], placement.all_places(own[1]), placement.all_places(own[2])))
 
-    parts = jax.jit(jax.vmap(part, in_axes=None, axis_name="context", axis_size=2))(query, key, value)
+    found = jax.jit(jax.vmap(part, in_axes=None, axis_name="context", axis_size=2))(query, key, value)
     expected = plain(query, key, value, segment_ids, window, None)
-    np.testing.assert_allclose(jnp.concatenate(list(parts), axis=1), expected, atol=2e-5)
+    for lane in found:
+        np.testing.assert_allclose(lane, expected, atol=2e-5)
 
 
 def test_auto_is_the_kernel_that_a_platform_has():

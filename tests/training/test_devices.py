@@ -26,7 +26,11 @@ MESHES = [
 
 
 def forced(devices: int, meshes: list) -> list:
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",  # see training.compilation.compiled_in
+    }
     script = Path(__file__).with_name("eight_devices.py")
     found = subprocess.run([sys.executable, script, json.dumps(meshes)], env=environment, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr[-2000:]
@@ -69,7 +73,9 @@ def test_sizes_that_do_not_divide_are_refused_with_those_that_do(tiny_config):
         param_shardings(tiny_config, FakeMesh(fsdp=32, context=3))
     with pytest.raises(BadInput, match=r"6 windows do not divide by the 4 devices .*; give a multiple of 8, such as 8 or 16"):
         check_batch(FakeMesh(data=2, fsdp=2), 12, 2, 128)
-    with pytest.raises(BadInput, match=r"context = 3 does not divide data.seq_len = 128; sizes that do: \[1, 2, 4\]"):
+    with pytest.raises(
+        BadInput, match=r"context = 3 cuts windows into 6 parts, which does not divide data.seq_len = 128; sizes that do: \[1, 2, 4\]"
+    ):
         check_batch(FakeMesh(context=3), 1, 1, 128)
     check_batch(FakeMesh(data=2, fsdp=2, context=4), 16, 2, 128)
 
