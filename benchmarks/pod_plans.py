@@ -26,12 +26,12 @@ PLANS: list[tuple[str, str, int, tuple[str, ...]]] = [
     ("babel-9b", "v5p:4x4x4", 1, ("training.global_batch_size=64",)),
     ("babel-9b", "v6e:8x8", 1, ("training.global_batch_size=64", "training.remat=mlp")),
     ("babel-83b", "v6e:16x16", 1, ("training.global_batch_size=256",)),
-    ("babel-9b", "v5p:4x4x4", 1, ("training.global_batch_size=8", "training.mesh={fsdp=-1, context=8}", *LONG)),
+    ("babel-9b", "v5p:4x4x4", 1, ("training.global_batch_size=8", "training.mesh={fsdp=-1, context=8}", "training.remat=mlp", *LONG)),
     ("babel-83b", "v5p:8x8x8", 1, ("training.global_batch_size=512", "training.remat=mlp")),
     ("babel-9b", "v5e:16x16", 1, ("training.global_batch_size=256", "training.remat=gate")),
-    ("babel-83b", "v5p:8x8x8", 1, ("training.global_batch_size=64", "training.mesh={fsdp=-1, context=8}", *LONG)),
+    ("babel-83b", "v5p:8x8x8", 1, ("training.global_batch_size=64", "training.mesh={fsdp=-1, context=8}", "training.remat=mlp", *LONG)),
     ("babel-9b", "v5p:4x4x4", 1, ("training.global_batch_size=64", "training.remat=mlp")),
-    ("babel-9b", "v5e:16x16", 1, ("training.global_batch_size=16", "training.mesh={fsdp=-1, context=16}", *LONG)),
+    ("babel-9b", "v5e:16x16", 1, ("training.global_batch_size=16", "training.mesh={fsdp=-1, context=16}", "training.remat=mlp", *LONG)),
 ]
 MAXTEXT = {  # GiB of arguments and temporaries, GB on the wire
     ("babel-9b", "v5p:4x4x4"): (1.58, 5.52, 67),

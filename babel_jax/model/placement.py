@@ -137,9 +137,11 @@ class Placement:
         """Whole windows again; the gradient of each part goes back summed to the device that it is of."""
         if self.window_parts == 1:
             return rows
-        batch, time, *rest = rows.shape
-        parts = jax.lax.all_gather(rows.reshape(batch, 2, time // 2, *rest), CONTEXT, axis=1)
-        return jnp.concatenate([parts[:, :, 0], parts[:, ::-1, 1]], axis=1).reshape(batch, -1, *rest)
+        # What is scattered in the backward pass stands first, as in `_scattered`.
+        parts = jnp.stack(jnp.split(rows, 2, axis=1))
+        parts = jax.lax.all_gather(parts, CONTEXT, tiled=True)
+        whole = jnp.concatenate([parts[::2], parts[::-2]])
+        return jnp.concatenate(list(whole), axis=1)
 
     def summed(self, x: Array, axes: tuple[str, ...]) -> Array:
         """The sum over all devices of these axes; not to be differentiated."""

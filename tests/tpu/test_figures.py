@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from babel_jax.config import LayerType, ModelConfig
+from babel_jax.config import AttentionKernel, LayerType, ModelConfig, Remat
 from babel_jax.errors import BadInput
 from babel_jax.model.decoder import abstract_params, count_parameters
 from babel_jax.tpu.chips import chip_of
@@ -125,6 +125,25 @@ def test_flops_of_a_step_are_those_of_its_products():
     assert program_flops(jaxpr.jaxpr, config) == 2 * batch * time * (matrices + scores)
     norms_and_biases = count_parameters(config) - matrices - 96 * 32
     assert model_flops_per_token(config, time) == 3 * (2 * (matrices + norms_and_biases) + scores)
+
+
+@pytest.mark.parametrize("kernel", [AttentionKernel.XLA, AttentionKernel.SPLASH])
+def test_what_remat_keeps_is_not_counted_twice(kernel):
+    """`mlp` keeps all products with weights, and what attention gives; `full` does a layer's forward pass again, but for its last product."""
+    config = ModelConfig(
+        vocab_size=96, hidden_size=256, intermediate_size=80, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1
+    )
+    tokens = {name: jax.ShapeDtypeStruct((2, 128), jnp.int32) for name in ("tokens", "segment_ids")}
+
+    def flops(remat, gradient=True):
+        def loss(params, batch):
+            return summed_loss(config, params, batch, remat=remat, kernel=kernel)[0]
+
+        return program_flops(jax.make_jaxpr(jax.grad(loss) if gradient else loss)(abstract_params(config), tokens).jaxpr, config)
+
+    assert flops(Remat.MLP) == flops(Remat.NONE)
+    head, down = 2 * 2 * 128 * 96 * 256, 3 * 2 * 2 * 128 * 80 * 256
+    assert flops(Remat.FULL) - flops(Remat.NONE) == flops(Remat.NONE, gradient=False) - head - down
 
 
 def test_model_flops_of_a_window_count_what_it_sees():
