@@ -1,6 +1,9 @@
 """Our model in lm-evaluation-harness against the harness's own Hugging Face backend: the same requests, the same answers."""
 
+from pathlib import Path
+
 import pytest
+from lm_eval.api.instance import Instance
 
 from babel_jax.evaluation.benchmarks import load_tasks
 
@@ -64,10 +67,30 @@ def assert_same(ours, theirs):
 
 @pytest.mark.parametrize("variant", ["qwen2", pytest.param("gemma2", marks=pytest.mark.slow)])
 def test_every_answer_and_score_is_that_of_the_hugging_face_backend(variant, tiny_folder, our_model, reference, tasks):
-    folder = tiny_folder(variant)
+    assert_parity(tiny_folder(variant), our_model, reference, tasks)
+
+
+@pytest.mark.slow
+def test_a_trained_model_answers_as_in_the_hugging_face_backend(base, our_model, reference, tasks):
+    """As `babel train` exports it: other logits than those of random weights, and another tokenizer."""
+    assert_parity(Path(base["hf"]), our_model, reference, tasks)
+
+
+def assert_parity(folder, our_model, reference, tasks):
     ours = evaluated(our_model(folder), tasks)
     # Batches of several requests pad: on the right to score, on the left to generate. Of one request there is no padding.
     for batch_size in (1, 4):
         assert_same(ours, evaluated(reference(folder, batch_size), tasks))
     generated = [answer for answers in responses_of(ours).values() for answer in answers if isinstance(answer, str)]
     assert any(len(text) > 3 for text in generated)
+
+
+def test_whole_texts_score_as_in_the_hugging_face_backend(tiny_folder, our_model, reference, texts):
+    """Short ones, one of many windows, and one without a token to score."""
+    folder = tiny_folder("qwen2")
+    ours = our_model(folder)
+    whole = ["Paka amelala.", " ".join(texts.values()) * 2, "", "ข้อใดเป็นสัตว์"]
+    assert len(ours.tok_encode(whole[1])) > 2 * ours.max_length
+    requests = [Instance("loglikelihood_rolling", {}, (text,), number) for number, text in enumerate(whole)]
+    expected = reference(folder, 2).loglikelihood_rolling(requests)
+    assert ours.loglikelihood_rolling(requests) == pytest.approx(expected, rel=1e-5, abs=1e-3)

@@ -129,7 +129,7 @@ def test_flops_of_a_step_are_those_of_its_products():
 
 @pytest.mark.parametrize("kernel", [AttentionKernel.XLA, AttentionKernel.SPLASH])
 def test_what_remat_keeps_is_not_counted_twice(kernel):
-    """`mlp` keeps all products with weights, and what attention gives; `full` does a layer's forward pass again, but for its last product."""
+    """`mlp` keeps all products with weights, and what attention gives; `full` does all of a layer again but its last product."""
     config = ModelConfig(
         vocab_size=96, hidden_size=256, intermediate_size=80, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1
     )
