@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -212,3 +215,23 @@ def test_items_are_looked_for_in_a_run_s_windows(tiny_folder, benchmarks, tmp_pa
     found = evaluate(str(tiny_folder()), [], Request(tasks=("xcopa",), data=benchmarks, limit=2, trained_in=tmp_path))
     assert found["contamination"] == {"xcopa": {"id": {"items": 2, "long_enough": 2, "overlapping": 1}}}
     assert "XCOPA, id: 1 of 2 items share 13 tokens in a row with the training windows (2 are long enough to)." in found["summary"]
+
+
+WITHOUT_TORCH = """
+from importlib.machinery import PathFinder
+find_spec = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: None if name in ("torch", "transformers") else find_spec(name, *rest)
+"""
+
+
+@pytest.mark.slow
+def test_the_command_needs_neither_torch_nor_transformers(compared, tiny_folder, benchmarks, tmp_path):
+    """On a pod neither is installed: here both are hidden."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_TORCH)
+    command = [sys.executable, "-m", "babel_jax.cli", "evaluate", str(tiny_folder()), "--tasks", "all", "--few-shot", "1"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "HF_HUB_OFFLINE": "1"}
+    options = ["--data", str(benchmarks), "--out", str(tmp_path / "table")]
+    done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "table" / "evaluation.json").read_text())
+    assert found["tasks"] == compared[0]["tasks"]
