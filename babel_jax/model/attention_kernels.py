@@ -62,8 +62,18 @@ def _splash(
     size = source // placement.window_parts
     scale, softcap = config.query_pre_attn_scalar**-0.5, config.attn_logit_softcapping
     interpret = placement.platform != "tpu"
+    # Of each part of this device, its first place, and how many places of the source it may see any of.
+    firsts = [part * size for part in placement.own_parts()]
+    sources = [source // len(firsts) * (half + 1) for half in range(len(firsts))]
+
+    def turned(half: int, rows: Array) -> Array:
+        seen = sources[half]
+        return rows if seen == size else jnp.roll(rows[:, :seen], seen - size - firsts[half], axis=1)
+
     ids = jnp.ones((1, source), jnp.int32) if segment_ids is None else segment_ids
     place = jnp.arange(source, dtype=jnp.int32)[None]
+    own_ids = jnp.split(placement.own_places(ids), len(firsts), axis=1)
+    other_ids = [turned(half, jnp.where(place < first + size, ids, -1)) for half, first in enumerate(firsts)]
 
     def in_window(window: int | None, own: Array, others: Array, query: Array, key: Array, value: Array) -> Array:
         shape = (query.shape[2], key.shape[2])
@@ -81,22 +91,14 @@ def _splash(
         segments = splash.SegmentIds(*(jnp.broadcast_to(rows, (query.shape[0], rows.shape[1])) for rows in (own, others)))
         return jax.vmap(kernel)(query, key, value, segments)
 
-    def of_part(which: Int[Array, ""], number: int, query: Array, key: Array, value: Array) -> Array:
-        """Attention of the queries of this device's first or second part: [batch time/parts heads head_dim], turned to heads first."""
-        first, seen = placement.own_parts()[number] * size, source // len(placement.own_parts()) * (number + 1)
-
-        def turned(rows: Array) -> Array:
-            return rows[:, :seen] if seen == size else jnp.roll(rows[:, :seen], seen - size - first, axis=1)
-
-        own = jax.lax.dynamic_slice_in_dim(ids, first, size, axis=1)
-        others = turned(jnp.where(place < first + size, ids, -1))
-        given = own, others, *(rows.swapaxes(1, 2) for rows in (query, turned(key), turned(value)))
+    def of_part(which: Int[Array, ""], half: int, query: Array, key: Array, value: Array) -> Array:
+        given = (own_ids[half], other_ids[half], *(rows.swapaxes(1, 2) for rows in (query, turned(half, key), turned(half, value))))
         choices = [partial(in_window, window) for window in windows]
         return choices[0](*given) if len(choices) == 1 else jax.lax.switch(which, choices, *given)
 
     def attend(which: Int[Array, ""], query: Array, key: Array, value: Array) -> Array:
-        parts = jnp.split(query * scale, len(placement.own_parts()), axis=1)
-        out = jnp.concatenate([of_part(which, number, part, key, value) for number, part in enumerate(parts)], axis=2)
+        parts = jnp.split(query * scale, len(firsts), axis=1)
+        out = jnp.concatenate([of_part(which, half, part, key, value) for half, part in enumerate(parts)], axis=2)
         return out.swapaxes(1, 2).reshape(*query.shape[:2], -1)
 
     return attend
