@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
@@ -163,6 +164,7 @@ def _gathered(gather_stages: Any, scatter_stages: Any, axis: int, leaf: Array) -
 def _scattered(gather_stages: Any, scatter_stages: Any, axis: int, _: None, gradient: Array) -> tuple[Array]:
     # What is scattered stands first: XLA for TPU makes an all-reduce of a scatter along lanes.
     gradient = jnp.moveaxis(gradient, axis, 0)
+    gradient = with_layout_constraint(gradient, Layout(major_to_minor=tuple(range(gradient.ndim))))
     for stage in scatter_stages:
         gradient = jax.lax.psum_scatter(gradient, stage, tiled=True)
     return (jnp.moveaxis(gradient, 0, axis),)
