@@ -108,7 +108,11 @@ def run_suite(
     """
     results: Results = {}
     questions = choices(texts, items)
-    sequences = [_scored(tokenizer, question, option, config) for question in questions for option in question.options]
+    scored = [[_scored(tokenizer, question, option, config) for option in question.options] for question in questions]
+    # An option of a single token has nothing before it that it could be likely behind.
+    whole = [all(len(option.tokens) for option in options) for options in scored]
+    questions = list(itertools.compress(questions, whole))
+    sequences = [option for options in itertools.compress(scored, whole) for option in options]
     likelihoods = iter(score(config, params, sequences, mesh, _BATCH_TOKENS, compute_dtype))
     right: dict[tuple[str, str], list[float]] = {}
     for question in questions:
@@ -206,7 +210,7 @@ def _scored(tokenizer: Tokenizer, question: Choice, option: str, config: ModelCo
     """The tokens behind the context are scored; what the model has no positions for is left out on the left."""
     ids = np.asarray(tokenizer.encode(option), np.int32)
     context = max(1, len(tokenizer.encode(question.context)))
-    targets = ids[min(context, len(ids) - 1) :][-config.max_position_embeddings :]
+    targets = ids[max(1, min(context, len(ids) - 1)) :][-config.max_position_embeddings :]
     return Scored(ids[:-1][-config.max_position_embeddings :], targets)
 
 

@@ -137,3 +137,20 @@ def test_scores_are_those_of_each_item_alone(tiny_config, passages, small_model)
 def test_text_too_short_for_a_question_is_left_out(passages):
     assert choices({"sw": [Row("a", "Moja.", "web")]}, 4) == []
     assert choices({"sw": []}, 4) == []
+
+
+def test_a_question_with_an_option_of_one_token_is_left_out(tiny_config, tiny_params, passages):
+    class Words:
+        """What stands between spaces is a token, so that a Chinese sentence is a single one."""
+
+        vocab_size, eos_id = 512, 0
+
+        def encode(self, text):
+            return [1 + sum(word.encode()) % 500 for word in text.split()]
+
+        def encode_batch(self, texts):
+            return [self.encode(text) for text in texts]
+
+    texts = {code: passages[code] for code in ("sw", "zh")}
+    assert {question.language for question in choices(texts, 2) if question.task == "cloze"} == {"sw", "zh"}
+    assert run_suite(tiny_config, tiny_params, Words(), texts, 2, make_mesh({}))["cloze"].keys() == {"sw"}
