@@ -36,6 +36,7 @@ from babel_jax.evaluation.tables import saved_figure
 from babel_jax.expansion.apply import expand_config, expand_params
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
 from babel_jax.files import make_folder, write_text
+from babel_jax.training.compilation import compiled_in
 from babel_jax.training.deepening import Depth
 from babel_jax.training.metrics import flops_per_token
 from babel_jax.training.run import train_stages
@@ -101,18 +102,17 @@ def ablate(
     _claim(
         out, {"model": str(Path(model).resolve()), "data": data, "new_layers": study.new_layers, "tokens": tokens, "set": list(overrides)}
     )
-    # Every variant of one depth compiles the same train step.
-    jax.config.update("jax_compilation_cache_dir", str((out / "compiled").absolute()))
-    base = _measured(study, study.model_config, study.params)
     results: list[dict[str, Any]] = []
-    for seed in seeds:
-        for variant in variants:
-            path = out / "results" / f"{variant.replace(':', '-')}-{seed}.json"
-            if not path.is_file():
-                log.info("variant %s, seed %d", variant, seed)
-                path.parent.mkdir(exist_ok=True)
-                write_text(path, json.dumps(_result(study, variant, seed, tokens, out / "runs"), indent=2) + "\n")
-            results.append(json.loads(path.read_text(encoding="utf-8")))
+    with compiled_in(out / "compiled"):  # every variant of one depth compiles the same train step
+        base = _measured(study, study.model_config, study.params)
+        for seed in seeds:
+            for variant in variants:
+                path = out / "results" / f"{variant.replace(':', '-')}-{seed}.json"
+                if not path.is_file():
+                    log.info("variant %s, seed %d", variant, seed)
+                    path.parent.mkdir(exist_ok=True)
+                    write_text(path, json.dumps(_result(study, variant, seed, tokens, out / "runs"), indent=2) + "\n")
+                results.append(json.loads(path.read_text(encoding="utf-8")))
     return _summarized(model, study, base, results, tokens, out)
 
 

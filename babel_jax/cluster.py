@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from babel_jax.errors import BadInput
+from babel_jax.errors import BadInput, Preempted
 
 log = logging.getLogger("babel")
 
@@ -105,8 +105,10 @@ def _end(status: int) -> NoReturn:
     os._exit(status)
 
 
-def lost_process(error: Exception) -> str | None:
-    """One line for an error that comes of another process having ended; None for any other."""
+def lost_process(error: BaseException | None) -> str | None:
+    """One line for an error that comes of another process having ended; None for any other, and for none."""
+    if error is None or isinstance(error, (BadInput, Preempted)):  # ours, whose words may hold any name of a folder
+        return None
     text = str(error).lower()
     if not joined() or not any(sign in text for sign in _SIGNS_OF_A_LOST_PROCESS):
         return None
@@ -189,7 +191,7 @@ def _number(environment: Mapping[str, str], name: str, default: int, least: int)
     return int(text)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 

@@ -125,7 +125,17 @@ class AttentionKernel(StrEnum):
 
 
 # Settings of TrainingSettings that a run may be resumed with others of: they change its results by rounding at most.
-CHANGEABLE = ("mesh", "remat", "attention", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "keep_every", "compilation_cache")
+CHANGEABLE = (
+    "mesh",
+    "remat",
+    "attention",
+    "offload_optimizer_state",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "keep_every",
+    "compilation_cache",
+)
 
 
 class TrainingSettings(Settings):
@@ -133,17 +143,20 @@ class TrainingSettings(Settings):
 
     `mesh` gives sizes of mesh axes, -1 for what is left: data (replicas; not named, one for each slice of a pod), fsdp (windows, and
     parameters), context (parts of each window, and parameters), tensor (features); see training.mesh. Weights are gathered, and gradients
-    scattered, in `compute_dtype`; sums over data are float32.
+    scattered, in `compute_dtype`; sums over data are float32. With `offload_optimizer_state` the moments of Adam stay in the memory of the
+    hosts, and are on the devices a few parameters at a time, at the end of the step.
 
     Checkpoints are saved after every `checkpoint_every` steps, when `checkpoint_minutes` have gone by, at the end of a stage, and where the
     run is stopped. The newest `keep_checkpoints` stay, and those whose step `keep_every` divides. `compilation_cache` keeps compiled
-    programs in the run folder, unless JAX_COMPILATION_CACHE_DIR names another, so that a run which goes on compiles nothing again.
+    programs in the run folder, unless JAX_COMPILATION_CACHE_DIR names another, so that a run which goes on compiles nothing again (but not
+    those for several CPU devices).
     """
 
     global_batch_size: Positive = 8
     gradient_accumulation: Positive = 1
     compute_dtype: ComputeType = ComputeType.BFLOAT16
     remat: Remat = Remat.MLP
+    offload_optimizer_state: bool = False
     attention: AttentionKernel = AttentionKernel.AUTO
     mesh: dict[str, int] = {"fsdp": -1}
     max_skipped_steps: Positive = 10

@@ -122,20 +122,26 @@ class _RayWorkers:
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
         remote: Any = self._ray.remote(max_retries=_ATTEMPTS)(function)
-        # Few at a time, so that little is still done after an error: to cancel a task that is just ending can abort this process
-        # (Ray 2.60, "Tried to complete task that was not pending"). What is under way ends with the job.
-        at_once = 2 * max(1, int(self._ray.cluster_resources().get("CPU", 1)))
         left = iter(tasks)
         waiting: dict[Any, Task] = {}
-        while True:
-            waiting |= {remote.remote(task): task for task in itertools.islice(left, at_once - len(waiting))}
-            if not waiting:
-                return
-            (done,), _ = self._ray.wait(list(waiting), num_returns=1)
-            try:
-                result = self._ray.get(done)
-            except self._ray.exceptions.RayTaskError as error:
-                raise error.cause or error from None
-            except self._ray.exceptions.RayError as error:
-                raise BadInput(f"a task was lost on Ray: {' '.join(str(error).split())[:200]}") from error
-            yield waiting.pop(done), result
+        try:
+            while True:
+                # Few at a time, so that little is still to do after an error: to cancel a task that is just ending can abort this process
+                # (Ray 2.60, "Tried to complete task that was not pending"). A cluster may grow meanwhile.
+                at_once = 2 * max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+                waiting |= {remote.remote(task): task for task in itertools.islice(left, max(0, at_once - len(waiting)))}
+                if not waiting:
+                    return
+                (done,), _ = self._ray.wait(list(waiting), num_returns=1)
+                task = waiting.pop(done)
+                try:
+                    result = self._ray.get(done)
+                except self._ray.exceptions.RayTaskError as error:
+                    raise error.cause or error from None
+                except self._ray.exceptions.RayError as error:
+                    raise BadInput(f"a task was lost on Ray: {' '.join(str(error).split())[:200]}") from error
+                yield task, result
+        finally:
+            # No task may still write when the folder is another's.
+            if waiting:
+                self._ray.wait(list(waiting), num_returns=len(waiting))

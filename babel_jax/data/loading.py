@@ -28,7 +28,7 @@ class Batches:
     """The batches of a stage, by step and without end.
 
     Each dataset of the mixture is shuffled anew for each epoch and repeated. Among the first n windows of the run a dataset with share s
-    has n * s, to less than two windows. Process p of P gets rows p * B / P to (p + 1) * B / P - 1 of each global batch of B rows.
+    has n * s, to less than two windows. Share p of P has rows p * B / P to (p + 1) * B / P - 1 of each global batch of B rows.
     """
 
     def __init__(
@@ -38,22 +38,20 @@ class Batches:
         global_batch_size: int,
         seq_len: int,
         seed: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        share: int = 0,
+        shares: int = 1,
     ):
         """Opens the datasets of `mixture` in a folder of prepared data.
 
-        Raises BadInput when the windows are not of `seq_len` tokens, a dataset is missing, or the batch does not divide among processes.
+        Raises BadInput when the windows are not of `seq_len` tokens, a dataset is missing, or the batch does not divide into shares.
         """
         prepared = open_prepared(folder)
         if prepared.seq_len != seq_len:
             raise BadInput(
                 f"{folder}: its windows hold {prepared.seq_len} tokens, not data.seq_len = {seq_len}; prepare another folder for that"
             )
-        if global_batch_size % process_count:
-            raise BadInput(
-                f"training.global_batch_size = {global_batch_size} is not a multiple of the {process_count} processes that share it"
-            )
+        if global_batch_size % shares:
+            raise BadInput(f"training.global_batch_size = {global_batch_size} is not a multiple of the {shares} shares of the processes")
         missing = [f"{row.language} {row.kind}" for row in mixture.rows if (row.language, row.kind) not in prepared.available]
         if missing:
             raise BadInput(f"{folder}: the mixture names {', '.join(missing)}, which is not prepared there")
@@ -62,11 +60,11 @@ class Batches:
             ShuffledEpochs(len(source), f"{seed} {row.language} {row.kind}") for source, row in zip(sources, mixture.rows, strict=True)
         ]
         mixed = grain.MapDataset.select_from_datasets(sources, Selection([row.share for row in mixture.rows], orders))
-        batches = mixed.batch(global_batch_size // process_count)
-        self._batches = batches.slice(slice(process_index, None, process_count))
+        batches = mixed.batch(global_batch_size // shares)
+        self._batches = batches.slice(slice(share, None, shares))
 
     def __getitem__(self, step: int) -> Batch:
-        """The process's rows of a step: "tokens" and "segment_ids" int32[rows, seq_len], "language" int32[rows], an index into CODES.
+        """The share's rows of a step: "tokens" and "segment_ids" int32[rows, seq_len], "language" int32[rows], an index into CODES.
 
         Windows of conversations have "loss_mask" int32[rows, seq_len] besides.
         """

@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Int
 
 from babel_jax.config import AttentionKernel, ModelConfig
+from babel_jax.errors import BadInput
 from babel_jax.model.attention import Attend, attend_by_masks, masks
 from babel_jax.model.placement import Placement
 
@@ -20,7 +21,15 @@ _BLOCK = 1024  # the largest; not tuned on hardware
 
 
 def kernel_for(kernel: AttentionKernel, config: ModelConfig, time: int, platform: str) -> AttentionKernel:
-    """What `auto` means on a platform (cpu, gpu, tpu) for windows, or parts of windows, of `time` tokens; any other choice is kept."""
+    """What `auto` means on a platform (cpu, gpu, tpu) for windows, or parts of windows, of `time` tokens; any other choice is kept.
+
+    Raises BadInput for splash attention where it has no blocks of such a length.
+    """
+    if kernel is AttentionKernel.SPLASH and time % _LANES:
+        raise BadInput(
+            f"training.attention = splash takes windows, or the parts that context cuts them into, of a multiple of {_LANES} tokens; "
+            f"these have {time}; give auto or xla, another data.seq_len, or a smaller context in training.mesh"
+        )
     if kernel is not AttentionKernel.AUTO:
         return kernel
     if platform == "tpu" and time % _LANES == 0 and config.head_dim % _LANES == 0:
@@ -93,8 +102,7 @@ def _splash(
 
     def of_part(which: Int[Array, ""], half: int, query: Array, key: Array, value: Array) -> Array:
         given = (own_ids[half], other_ids[half], *(rows.swapaxes(1, 2) for rows in (query, turned(half, key), turned(half, value))))
-        choices = [partial(in_window, window) for window in windows]
-        return choices[0](*given) if len(choices) == 1 else jax.lax.switch(which, choices, *given)
+        return jax.lax.switch(which, [partial(in_window, window) for window in windows], *given)
 
     def attend(which: Int[Array, ""], query: Array, key: Array, value: Array) -> Array:
         parts = jnp.split(query * scale, len(firsts), axis=1)

@@ -38,7 +38,7 @@ def measured(config: Config, shape: ModelConfig, topology: str, slices: int, kee
     check_batch(mesh, config.training.global_batch_size, config.training.gradient_accumulation, config.data.seq_len)
     params = abstract_params(shape)
     optimizer = AdamW(config.optimizer, params)
-    shardings = state_shardings(shape, optimizer, mesh)
+    shardings = state_shardings(shape, optimizer, mesh, config.training.offload_optimizer_state)
     state = abstract_state(jax.eval_shape(lambda params: initial_state(optimizer, params), params), shardings)
     windows = config.training.global_batch_size
     batch = {

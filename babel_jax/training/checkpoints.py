@@ -60,7 +60,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, Exception) and lost_process(error) is not None:
+        if lost_process(error):
             return  # the last write waits for the process that has gone, until JAX aborts this one with a stack trace
         with explain_os_errors(self._folder):
             self._manager.close()

@@ -19,14 +19,11 @@ def compiled_in(folder: Path) -> Iterator[None]:
     XLA for CPU loads a program without the order of its collectives. Devices may then wait for each other in different ones, until XLA
     aborts the process (seen with jax 0.10.2).
     """
-    if jax.default_backend() == "cpu" and jax.device_count() > 1:
-        setting: str = "jax_enable_compilation_cache"
-        value: bool | str = False
-    elif jax.config.values["jax_compilation_cache_dir"]:
+    several = jax.default_backend() == "cpu" and jax.device_count() > 1
+    if jax.config.values["jax_compilation_cache_dir"] and not several:
         yield
         return
-    else:
-        setting, value = "jax_compilation_cache_dir", str(folder)
+    setting, value = ("jax_enable_compilation_cache", False) if several else ("jax_compilation_cache_dir", str(folder.absolute()))
     before = jax.config.values[setting]
     jax.config.update(setting, value)
     compilation_cache.reset_cache()

@@ -1,5 +1,6 @@
 """The device mesh, and where parameters and batches lie on it; the table from logical axes to mesh axes is `model.placement.RULES`."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -132,7 +133,7 @@ def check_batch(mesh: Mesh, global_batch_size: int, gradient_accumulation: int, 
         )
     context = mesh.shape[CONTEXT]
     if context > 1 and seq_len % (2 * context):
-        fit = [1, *(size for size in divisors(seq_len) if 1 < size <= 2 * context and seq_len % (2 * size) == 0)]
+        fit = [size for size in divisors(seq_len) if size <= 2 * context and (size == 1 or seq_len % (2 * size) == 0)]
         raise BadInput(
             f"training.mesh: context = {context} cuts windows into {2 * context} parts, which does not divide data.seq_len = {seq_len}; "
             f"sizes that do: {fit}"
@@ -154,6 +155,28 @@ def everywhere(value: np.generic, mesh: Mesh) -> jax.Array:
     return jax.make_array_from_callback((), replicated(mesh), lambda _: np.asarray(value))
 
 
+@functools.cache
+def window_share(mesh: Mesh) -> tuple[int, int]:
+    """The share of each batch's windows that this process gives its devices, and how many shares there are.
+
+    Processes between which the mesh cuts windows or features have the same one. Raises BadInput where processes share some windows only.
+    """
+    groups = math.prod(mesh.shape[axis] for axis in WINDOW_AXES)
+    of_process: dict[int, set[int]] = {}
+    places: Mapping[Any, Any] = batch_sharding(mesh).devices_indices_map((groups,))
+    for device, (group,) in places.items():
+        of_process.setdefault(device.process_index, set()).add(group.start or 0)
+    shares = sorted({tuple(sorted(own)) for own in of_process.values()})
+    if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) > groups:
+        raise BadInput(
+            f"training.mesh: {dict(mesh.shape)} gives processes windows that overlap in part; give sizes that divide their devices"
+        )
+    return shares.index(tuple(sorted(of_process[jax.process_index()]))), len(shares)
+
+
 def global_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """The global arrays of a batch whose rows of this process are given."""
-    return {name: jax.make_array_from_process_local_data(batch_sharding(mesh), rows) for name, rows in batch.items()}
+    """The global arrays of a batch whose windows of this process (see `window_share`) are given."""
+    sharding, (_, shares) = batch_sharding(mesh), window_share(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows, (len(rows) * shares, *rows.shape[1:])) for name, rows in batch.items()
+    }

@@ -2,14 +2,14 @@
 
 import math
 import re
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import traverse_util
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from babel_jax.checkpoints.names import is_stacked
 from babel_jax.config import OptimizerRule, OptimizerSettings, Schedule, ScheduleKind, Trained
@@ -58,9 +58,8 @@ class AdamW:
             raise BadInput("optimizer.rules: every parameter is frozen; leave at least one to train")
         self.clip_norm = settings.clip_norm
         self._settings = settings
-        self._moments = optax.masked(
-            optax.scale_by_adam(settings.b1, settings.b2, settings.eps, mu_dtype=jnp.dtype(settings.first_moment)), self.trained
-        )
+        self._adam = optax.scale_by_adam(settings.b1, settings.b2, settings.eps, mu_dtype=jnp.dtype(settings.first_moment))
+        self._moments = optax.masked(self._adam, self.trained)
         self._rates = jax.tree.map(
             lambda param, under_layers, rule: rule.rate * (self._factors(param, new_layers) if under_layers else 1.0),
             params,
@@ -132,19 +131,40 @@ class AdamW:
         return jnp.sqrt(sum(jax.tree.leaves(squares)))
 
     def update(
-        self, gradients: PyTree[Array], state: optax.OptState, params: PyTree[Array], rate: Float[Array, ""]
+        self,
+        gradients: PyTree[Array],
+        state: optax.OptState,
+        params: PyTree[Array],
+        rate: Float[Array, ""],
+        finite: Bool[Array, ""] | bool = True,
+        offload: bool = False,
     ) -> tuple[PyTree[Array], optax.OptState]:
-        """New parameters and moments."""
-        chosen = self._chosen(params)
-        directions, state = self._moments.update(self._chosen(gradients), state, chosen)
+        """New parameters and moments; where `finite` is false, those given, to the bit.
 
-        def moved(param: Array, part: Array, direction: Array, rule: OptimizerRule, factor: np.ndarray | float, trained: bool) -> Array:
+        With `offload` moments come from the memory of the hosts and go back there, parameter by parameter.
+        """
+        before, structure = state.inner_state, cast(Any, jax.tree.structure(params))
+        trees = (params, gradients, before.mu, before.nu, self.rules, self._rates, self.trained)
+        count, last, found = before.count, jnp.asarray(finite), []
+        for param, gradient, mu, nu, rule, factor, trained in zip(*map(structure.flatten_up_to, trees), strict=True):
             if not trained:
-                return param
-            part = part - rate * factor * (direction + rule.weight_decay * part)
-            return part if self._rows is None else param.at[self._rows].set(part)
-
-        return jax.tree.map(moved, params, chosen, directions, self.rules, self._rates, self.trained), state
+                found.append((param, mu, nu))
+                continue
+            if offload:
+                # Behind the moments that went back last, or XLA would have all of them come at once.
+                mu, nu, last = jax.lax.optimization_barrier((mu, nu, last))
+                mu, nu = jax.device_put((mu, nu), jax.memory.Space.Device)
+            part, gradient = (leaf if self._rows is None else leaf[self._rows] for leaf in (param, gradient))
+            direction, after = self._adam.update(gradient, optax.ScaleByAdamState(before.count, mu, nu))
+            moved = part - rate * factor * (direction + rule.weight_decay * part)
+            new = (moved, after.mu, after.nu, after.count)
+            moved, mu, nu, count = (jnp.where(finite, *pair) for pair in zip(new, (part, mu, nu, before.count), strict=True))
+            if offload:
+                mu, nu, last = jax.lax.optimization_barrier((mu, nu, last))
+                mu, nu = jax.device_put((mu, nu), jax.memory.Space.Host)
+            found.append((moved if self._rows is None else param.at[self._rows].set(moved), mu, nu))
+        params, mu, nu = (structure.unflatten(values) for values in zip(*found, strict=True))
+        return params, state._replace(inner_state=before._replace(count=count, mu=mu, nu=nu))
 
 
 def learning_rate(schedule: Schedule, step: int, steps: int) -> float:

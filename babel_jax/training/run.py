@@ -26,7 +26,7 @@ from babel_jax.training.checkpoints import Checkpoints, abstract_state
 from babel_jax.training.compilation import Profile
 from babel_jax.training.deepening import Depth, depth_at, expand_state
 from babel_jax.training.goodput import Goodput, Spent
-from babel_jax.training.mesh import check_batch, everywhere, global_batch, make_mesh
+from babel_jax.training.mesh import check_batch, everywhere, global_batch, make_mesh, window_share
 from babel_jax.training.metrics import Metrics
 from babel_jax.training.optimizer import AdamW, learning_rate
 from babel_jax.training.step import Step, TrainState, compiled_step, initial_state, placed_state, state_shardings
@@ -107,7 +107,7 @@ def train_stages(
         params = abstract_params(model.config)
         optimizer = AdamW(config.optimizer, params, trained, model.new_layers)
         log.info("optimizer, training %s of %d layers\n%s", trained, model.config.num_hidden_layers, optimizer.table())
-        shardings = state_shardings(model.config, optimizer, mesh)
+        shardings = state_shardings(model.config, optimizer, mesh, config.training.offload_optimizer_state)
         abstract = abstract_state(jax.eval_shape(lambda params: initial_state(optimizer, params), params), shardings)
         return Setup(model, optimizer, shardings, abstract, compiled_step(model.config, optimizer, config.optimizer, config.training, mesh))
 
@@ -177,6 +177,7 @@ def _carried_over(state: TrainState, before: Setup, after: Setup, settings: Opti
     """The state of a deeper model, or with the moments of another choice of what is trained."""
 
     def convert(params: PyTree[Array], opt_state: PyTree[Array]) -> tuple[PyTree[Array], PyTree[Array]]:
+        opt_state = jax.device_put(opt_state, jax.memory.Space.Device)  # where they are offloaded
         if before.model is after.model:
             return params, after.optimizer.carried_over(opt_state, before.optimizer, params)
         # Every layer has moments of its own only where all are trained.
@@ -220,7 +221,7 @@ def _train_stage(loop: Loop, plan: PlannedStage, number: int, steps: range, curr
     config, mesh, checkpoints, metrics, goodput, traced, watch, _ = loop
     training, tokens_per_step = config.training, config.training.global_batch_size * config.data.seq_len
     with agreed():
-        batches = _batches(config, plan, number).iterate(steps.start - plan.start)
+        batches = _batches(config, plan, number, mesh).iterate(steps.start - plan.start)
     save_times = SaveTimes(steps.start, training.checkpoint_every, training.checkpoint_minutes)
     metrics.restart_clock()
     with stop_requests() as stopped:
@@ -268,15 +269,16 @@ def _train_stage(loop: Loop, plan: PlannedStage, number: int, steps: range, curr
     return state
 
 
-def _batches(config: Config, plan: PlannedStage, number: int) -> Batches:
+def _batches(config: Config, plan: PlannedStage, number: int, mesh: Mesh) -> Batches:
+    share, shares = window_share(mesh)
     return Batches(
         config.data.folder,
         plan.mixture,
         config.training.global_batch_size,
         config.data.seq_len,
         seed=config.seed * 1000 + number,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        share=share,
+        shares=shares,
     )
 
 

@@ -31,10 +31,11 @@ def initial_state(optimizer: AdamW, params: PyTree[Array]) -> TrainState:
     return {"params": params, "opt_state": optimizer.init(params), "step": step, "skipped": skipped, "windows_seen": windows_seen}
 
 
-def state_shardings(config: ModelConfig, optimizer: AdamW, mesh: Mesh) -> TrainState:
-    """A sharding for each leaf of the state."""
+def state_shardings(config: ModelConfig, optimizer: AdamW, mesh: Mesh, offload: bool = False) -> TrainState:
+    """A sharding for each leaf of the state. With `offload` the moments are in the memory of the devices' hosts."""
     params, everywhere = param_shardings(config, mesh), replicated(mesh)
-    opt_state = optimizer.shardings(abstract_params(config), params, everywhere)
+    moments = jax.tree.map(lambda sharding: sharding.with_memory_kind("pinned_host"), params) if offload else params
+    opt_state = optimizer.shardings(abstract_params(config), moments, everywhere)
     return {"params": params, "opt_state": opt_state, "step": everywhere, "skipped": everywhere, "windows_seen": everywhere}
 
 
@@ -82,7 +83,12 @@ def summed_gradients(config: ModelConfig, training: TrainingSettings, z_loss: fl
 
 
 def train_step(
-    optimizer: AdamW, gradients_of: SummedGradients, state: TrainState, batch: dict[str, Array], rate: Float[Array, ""]
+    optimizer: AdamW,
+    gradients_of: SummedGradients,
+    state: TrainState,
+    batch: dict[str, Array],
+    rate: Float[Array, ""],
+    offload: bool = False,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update, and its metrics: loss, gradient_norm, skipped, and nats, targets and windows seen by language.
 
@@ -96,9 +102,7 @@ def train_step(
     factor = jnp.minimum(1.0, optimizer.clip_norm / (norm + 1e-12)) / targets
     finite = jnp.isfinite(norm) & jnp.isfinite(total)
     gradients = jax.tree.map(lambda gradient: gradient * factor, gradients)
-    updated = optimizer.update(gradients, state["opt_state"], params, rate)
-    kept = (params, state["opt_state"])
-    params, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, kept)
+    params, opt_state = optimizer.update(gradients, state["opt_state"], params, rate, finite, offload)
 
     def by_language(values: Array) -> Array:
         return jax.ops.segment_sum(values, batch["language"], num_segments=len(CODES))
@@ -131,10 +135,10 @@ def compiled_step(config: ModelConfig, optimizer: AdamW, settings: OptimizerSett
     """`train_step` jitted for a mesh, with the state donated. States must come with `state_shardings`, so that it compiles once."""
 
     def step(state: TrainState, batch: dict[str, Array], rate: Float[Array, ""]) -> tuple[TrainState, dict[str, Array]]:
-        return train_step(optimizer, gradients_of, state, batch, rate)
+        return train_step(optimizer, gradients_of, state, batch, rate, training.offload_optimizer_state)
 
     gradients_of = summed_gradients(config, training, settings.z_loss, mesh)
-    shardings = state_shardings(config, optimizer, mesh)
+    shardings = state_shardings(config, optimizer, mesh, training.offload_optimizer_state)
     everywhere = replicated(mesh)
     return jax.jit(
         step,

@@ -65,7 +65,7 @@ def test_a_batch_depends_on_config_seed_and_step_alone(batches):
 @pytest.mark.parametrize("processes", [1, 2, 4, 8])
 def test_the_global_batch_does_not_depend_on_the_processes(batches, processes):
     whole = batches()
-    parts = [batches(process_index=index, process_count=processes) for index in range(processes)]
+    parts = [batches(share=index, shares=processes) for index in range(processes)]
     for step in (0, 7, 123):
         rows = [part[step] for part in parts]
         assert all(len(row["tokens"]) == 8 // processes for row in rows)
@@ -74,7 +74,7 @@ def test_the_global_batch_does_not_depend_on_the_processes(batches, processes):
 
 @pytest.mark.parametrize("start", [0, 9])
 def test_iterating_gives_the_same_batches(batches, start):
-    own = batches(process_index=1, process_count=2)
+    own = batches(share=1, shares=2)
     for step, batch in enumerate(itertools.islice(own.iterate(start), 20), start):
         assert_equal(batch, own[step])
 
@@ -150,8 +150,8 @@ def test_shuffles_are_fair():
 def test_what_does_not_fit_is_named(small_prepared, batches, mixture, tmp_path):
     with pytest.raises(BadInput, match=r"windows hold 64 tokens, not data.seq_len = 128"):
         Batches(small_prepared, mixture, 8, 128, 0)
-    with pytest.raises(BadInput, match=r"training.global_batch_size = 8 is not a multiple of the 3 processes"):
-        batches(process_count=3)
+    with pytest.raises(BadInput, match=r"training.global_batch_size = 8 is not a multiple of the 3 shares"):
+        batches(shares=3)
     other = make_mixture({("jv", "web"): 100, ("sw", "web"): 100}, MixtureSettings(), 100)
     with pytest.raises(BadInput, match="the mixture names jv web, which is not prepared there"):
         batches(mixture=other)

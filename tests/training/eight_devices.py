@@ -37,7 +37,7 @@ def run(mesh_sizes: dict[str, int], **settings: object) -> dict[str, object]:
     training = parse_settings(TrainingSettings, {"global_batch_size": 16, "compute_dtype": "float32", **settings}, "test")
     settings = OptimizerSettings(z_loss=1e-3)
     optimizer = AdamW(settings, abstract_params(CONFIG))
-    shardings = state_shardings(CONFIG, optimizer, mesh)
+    shardings = state_shardings(CONFIG, optimizer, mesh, training.offload_optimizer_state)
     params = jax.jit(init_params, static_argnums=0, out_shardings=shardings["params"])(CONFIG, jax.random.key(0))
     state = placed_state(optimizer, params, shardings)
     step = compiled_step(CONFIG, optimizer, settings, training, mesh)
@@ -52,7 +52,13 @@ def run(mesh_sizes: dict[str, int], **settings: object) -> dict[str, object]:
         losses.append(float(metrics["loss"]))
     leaf = state["opt_state"].inner_state.mu["model"]["layers"]["mlp"]["up_proj"]["weight"]
     share = leaf.addressable_shards[0].data.size / leaf.size
-    return {"losses": losses, "share": share, "norm": float(metrics["gradient_norm"]), "compiled": step._cache_size()}
+    return {
+        "losses": losses,
+        "share": share,
+        "memory": leaf.sharding.memory_kind,
+        "norm": float(metrics["gradient_norm"]),
+        "compiled": step._cache_size(),
+    }
 
 
 if __name__ == "__main__":

@@ -48,6 +48,14 @@ def test_step_and_data_stay_and_layers_of_zeros_change_no_loss(train, tmp_path):
     assert deeper[5:] != pytest.approx(plain[5:], rel=1e-6)
 
 
+def test_offloaded_moments_are_expanded_too(train, tmp_path):
+    changes = {"deepen": [deepen(4, init="noise")]}
+    whole, _, losses = train(tmp_path / "whole", **changes)
+    again, _, same = train(tmp_path / "offloaded", **changes, training={"offload_optimizer_state": True})
+    assert same == losses
+    jax.tree.map(np.testing.assert_array_equal, again, whole)
+
+
 @pytest.mark.parametrize("stop", [3, 4, 5, 7])
 def test_cut_off_anywhere_it_goes_on_to_the_same_bits(train, tmp_path, cut_off, stop):
     changes = {"deepen": [deepen(4, init="noise"), deepen(6, "zero")], "training": {"checkpoint_every": 2}}

@@ -18,7 +18,7 @@ from babel_jax.training.mesh import check_batch, make_mesh, param_shardings
 
 MESHES = [
     ({"data": 2, "context": 2}, {"devices": 4, "remat": "none"}),
-    ({"fsdp": 8, "ring": 2}, {"remat": "full"}),
+    ({"fsdp": 8, "ring": 2}, {"remat": "full", "offload_optimizer_state": True}),
     ({"tensor": 2, "data": 2, "fsdp": 2}, {"remat": "projections"}),
     ({"fsdp": 2, "ring": 2, "context": 2, "tensor": 2}, {"gradient_accumulation": 2, "remat": "gate"}),
     ({"fsdp": 2}, {"devices": 2, "gradient_accumulation": 4, "remat": "dots"}),
@@ -53,7 +53,8 @@ def test_losses_are_those_of_one_device(one_device, eight_devices, number):
     np.testing.assert_allclose(found["losses"], one_device["losses"], rtol=2e-5)
     assert found["norm"] == pytest.approx(one_device["norm"], rel=1e-3)
     assert found["compiled"] == 1
-    sizes = MESHES[number][0]
+    sizes, settings = MESHES[number]
+    assert found["memory"] == ("pinned_host" if settings.get("offload_optimizer_state") else "device")
     assert found["share"] == 1 / math.prod(size for axis, size in sizes.items() if axis not in ("data", "ring"))
 
 

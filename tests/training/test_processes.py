@@ -98,10 +98,23 @@ def test_four_processes_give_what_one_does(config, alone):
     assert all("stage first" not in errors for _, _, errors in ended[1:])
 
 
+@pytest.mark.parametrize(
+    ("count", "mesh"), [(2, "{context=2, tensor=2}"), (4, "{fsdp=2, context=2}")], ids=["all windows shared", "each shared by two"]
+)
+def test_processes_may_share_windows(config, alone, count, mesh):
+    """Each has other tokens or features of them."""
+    folder, _ = alone
+    out = config.with_name(f"shared-by-{count}")
+    ended = train(config, count, overrides=[f"out={out}", f"training.mesh={mesh}", "training.offload_optimizer_state=true"])
+    assert [status for status, _, _ in ended] == [0] * count, "\n".join(errors[:4000] for _, _, errors in ended)
+    np.testing.assert_allclose(list(losses(out).values()), list(losses(folder).values()), rtol=1e-5)
+
+
 def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on_by_another_number(config, alone):
     folder, _ = alone
     out = config.with_name("killed")
-    (first, _, said), (second, _, _) = train(config, 2, orders="KILL:1:4", overrides=[f"out={out}"])
+    # Behind the end of a stage, which waits for its checkpoint: one that is being written would be lost with the process.
+    (first, _, said), (second, _, _) = train(config, 2, orders="KILL:1:7", overrides=[f"out={out}"])
     assert (first, second) == (1, -9), said[-3000:]
     assert "process 0 of 2 lost another one of the job" in said
     assert "goes on at the last checkpoint" in said
@@ -109,7 +122,7 @@ def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on_by_another
     # Another number of processes, of devices, and another mesh.
     ((status, _, errors),) = train(config, 1, devices=2, overrides=[f"out={out}", "training.mesh={data=2}"])
     assert status == 0, errors[-3000:]
-    assert "resuming at step 3 of 10" in errors
+    assert "resuming at step 6 of 10" in errors
     np.testing.assert_allclose(list(losses(out).values()), list(losses(folder).values()), rtol=1e-5)
 
 

@@ -83,6 +83,25 @@ def test_a_run_cut_off_goes_on_to_the_same_bits(undisturbed, train, tmp_path, mo
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), params)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_moments_offloaded_to_the_host_give_the_same_bits(undisturbed, train, tmp_path, monkeypatch, first):
+    """A run may be cut off with them there and go on without, and the other way round."""
+    folder, params = undisturbed
+
+    def cut(self, step, *rest, log=Metrics.log):
+        if step == 7:
+            raise RuntimeError("killed")
+        return log(self, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Metrics, "log", cut)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(tmp_path, training={"offload_optimizer_state": first})
+    again, _ = train(tmp_path, training={"offload_optimizer_state": not first})
+    assert losses(tmp_path) == losses(folder)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), params)
+
+
 def test_control_c_saves_between_two_steps(undisturbed, train, tmp_path, monkeypatch):
     folder, _ = undisturbed
 
