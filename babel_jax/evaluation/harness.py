@@ -6,7 +6,7 @@ up to stop strings) is computed here, with the tokens that its own Hugging Face 
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -25,13 +25,13 @@ from babel_jax.config import ModelConfig
 from babel_jax.data.prompts import PromptTokenizer
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.prefix_trees import Scored
+from babel_jax.evaluation.prompt_shapes import alike_prompts
 from babel_jax.evaluation.responses import Responses
 from babel_jax.evaluation.scoring import Score, on_mesh, rows_of_batch, score
 from babel_jax.model.cache import Cache
 from babel_jax.model.generation import SMALLEST_BUCKET, Decoding, bucket, extend, padded_left, prefill, until_first
 from babel_jax.training.mesh import batch_sharding, replicated
 
-PROMPT_LENGTHS, SHORTEST_PROMPT = 2, 64  # how many padded lengths of prompts are compiled at most, and the least of them
 ROWS = 16  # prompts continued together: a step reads all weights, for however few of them. For them a batch may be as much larger:
 LARGER = 8  # times
 STEPS = 32  # new tokens between two looks for stop strings
@@ -156,16 +156,13 @@ class DecoderLM(TemplateLM):
         prompts = [self._prompt(request.args[0], most) for request, _, most in todo]
         new_size = bucket(max((most for _, _, most in todo), default=1), SMALLEST_BUCKET)
         with tqdm(total=len(todo), desc="generating", unit=" requests", leave=False, disable=None) as progress:
-            for length, numbers in _by_length(prompts):
-                groups, tokens = rows_of_batch(1, 1, self.mesh), length + new_size
+            for shared, length, groups in alike_prompts(prompts, ROWS):
+                tokens = shared + length + new_size
                 wanted = min(ROWS * tokens, LARGER * self.batch_tokens)
-                most_rows = rows_of_batch(tokens, max(self.batch_tokens, wanted), self.mesh)
-                batches = -(-len(numbers) // most_rows)
-                size = groups * -(-len(numbers) // (batches * groups))  # of one size, with hardly an empty row
-                for start in range(0, len(numbers), size):
-                    batch = numbers[start : start + size]
+                size = _rows_of_each(max(map(len, groups)), rows_of_batch(tokens, max(self.batch_tokens, wanted), self.mesh), self.mesh)
+                for batch in (group[start : start + size] for group in groups for start in range(0, len(group), size)):
                     texts = self._generated(
-                        [prompts[number] for number in batch], [todo[number][1:] for number in batch], size, length, new_size
+                        [prompts[number] for number in batch], [todo[number][1:] for number in batch], shared, size, length, new_size
                     )
                     keys = [self.responses.key("generate_until", todo[number][0].args) for number in batch]
                     self.responses.add(dict(zip(keys, texts, strict=True)))
@@ -188,13 +185,12 @@ class DecoderLM(TemplateLM):
         return ids[-(self.max_length - most) :]
 
     def _generated(
-        self, prompts: Sequence[list[int]], limits: Sequence[tuple[list[str], int]], size: int, length: int, new_size: int
+        self, prompts: Sequence[list[int]], limits: Sequence[tuple[list[str], int]], shared: int, size: int, length: int, new_size: int
     ) -> list[str]:
-        placement = _by_rows(self.mesh)
-        tokens, padding = (on_mesh(self.mesh, column) for column in padded_left(prompts, size, length))
-        state = prefill(
-            self.config, new_size, self.compute_dtype, self.params, tokens, padding, np.int32(len(prompts)), placement=placement
-        )
+        placement, prefix = _by_rows(self.mesh), np.array(prompts[0][:shared], np.int32)
+        tokens, padding = (on_mesh(self.mesh, column) for column in padded_left([own[shared:] for own in prompts], size, length))
+        rows = np.int32(len(prompts))
+        state = prefill(self.config, new_size, self.compute_dtype, self.params, prefix, tokens, padding, rows, placement=placement)
         eos, step, texts, finished = np.array(self.tokens.end_ids, np.int32), 0, [""] * len(prompts), np.arange(size) >= len(prompts)
         while step < max(most for _, most in limits) and not finished.all():
             until_step = np.int32(min(step + STEPS, new_size))
@@ -224,23 +220,14 @@ def _by_rows(mesh: Mesh) -> Decoding:
     rows: Any = batch_sharding(mesh)
     same: Any = replicated(mesh)
     by_layer: Any = NamedSharding(mesh, PartitionSpec(None, *rows.spec))
-    return Decoding(same, rows, rows, Cache(by_layer, by_layer, same), rows)
+    return Decoding(same, same, rows, rows, Cache(by_layer, by_layer, same), rows)
 
 
-def _by_length(prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[int]]]:
-    """Padded lengths, the shortest first, and the numbers of the prompts that each is for; the shortest prompts go with longer ones
-    where there would be too many lengths."""
-    own = [_padded_length(len(prompt)) for prompt in prompts]
-    lengths = sorted(set(own))[-PROMPT_LENGTHS:]
-    for shorter, length in zip([0, *lengths], lengths, strict=False):
-        numbers = [number for number, least in enumerate(own) if shorter < least <= length]
-        yield length, sorted(numbers, key=lambda number: len(prompts[number]))
-
-
-def _padded_length(size: int) -> int:
-    """The power of two at or above `size`, or three quarters of it where that is enough: padding costs as much as tokens."""
-    power = bucket(size, SHORTEST_PROMPT)
-    return max(SHORTEST_PROMPT, 3 * power // 4 if size <= 3 * power // 4 else power)
+def _rows_of_each(prompts: int, most: int, mesh: Mesh) -> int:
+    """Rows of batches of one size that hold so many prompts, `most` at the most, with hardly an empty row."""
+    devices = rows_of_batch(1, 1, mesh)
+    batches = -(-prompts // most)
+    return devices * -(-prompts // (batches * devices))
 
 
 def _stopped(text: str, until: Sequence[str]) -> tuple[str, bool]:

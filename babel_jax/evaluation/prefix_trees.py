@@ -51,7 +51,7 @@ def planned_rows(sequences: Sequence[Scored], lengths: Sequence[int], cost: Call
     planned: dict[int, list[Row]] = {}
     for least, members in sorted(classes.items()):
         ordered = sorted(members, key=lambda number: sequences[number].tokens.astype(">u4").tobytes())
-        shared = _shared([sequences[number].tokens for number in ordered])
+        shared = shared_prefixes([sequences[number].tokens for number in ordered])
         counts = [len(sequences[number].targets) for number in ordered]
         sizes = [len(sequences[number].tokens) for number in ordered]
         candidates = [length for length in lengths if least <= length <= max(least, LONGEST_PACKED)]
@@ -62,7 +62,7 @@ def planned_rows(sequences: Sequence[Scored], lengths: Sequence[int], cost: Call
     return dict(sorted(planned.items()))
 
 
-def _shared(ordered: Sequence[np.ndarray]) -> list[int]:
+def shared_prefixes(ordered: Sequence[np.ndarray]) -> list[int]:
     """How many first tokens each sequence shares with the one before it."""
     shared = [0]
     for before, now in itertools.pairwise(ordered):

@@ -34,8 +34,12 @@ class Sampling(NamedTuple):
 
 
 class Decoding(NamedTuple):
-    """State of the loop over new tokens: how many there are, the tokens [batch, new], who is finished, the cache, the next logits."""
+    """State of the loop over new tokens: how many there are, the tokens [batch, new], who is finished, the cache, the next logits.
 
+    The first `shared` places of the cache are the same in all rows.
+    """
+
+    shared: Int[Array, ""]
     step: Int[Array, ""]
     tokens: Int[Array, "batch new"]
     finished: Bool[Array, "batch"]
@@ -74,7 +78,7 @@ def generate(
         top_k = min(top_k or config.vocab_size, config.vocab_size)
         sampling = Sampling(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p), keys)
     new_size, eos = bucket(max_new_tokens, SMALLEST_BUCKET), np.array(eos_ids or [-1], np.int32)
-    state = prefill(config, new_size, compute_dtype, params, tokens, padding, len(prompts))
+    state = prefill(config, new_size, compute_dtype, params, np.zeros(0, np.int32), tokens, padding, len(prompts))
     state = extend(config, compute_dtype, params, state, padding, max_new_tokens, eos, sampling)
     new = np.asarray(state.tokens)[: len(prompts), : int(state.step)]
     return [until_first(row, eos_ids) for row in new.tolist()]
@@ -118,16 +122,27 @@ def prefill(
     new_size: int,
     compute_dtype: DTypeLike,
     params: PyTree[Array],
+    prefix: Int[Array, "shared"],
     tokens: Int[Array, "batch time"],
     padding: Int[Array, "batch"],
     rows: Int[Array, ""],
     placement: Decoding | None = None,
 ) -> Decoding:
-    """The state before the first of at most `new_size` new tokens. The first `padding` tokens of a row are no tokens, nor are rows from
-    `rows` on. `placement` is a sharding for each part of the state, where its rows are spread over a mesh."""
-    batch, time = tokens.shape
-    logits, cache = _advance(config, params, tokens, padding, empty_cache(config, batch, time + new_size, compute_dtype), compute_dtype)
-    state = Decoding(jnp.zeros((), jnp.int32), jnp.zeros((batch, new_size), jnp.int32), jnp.arange(batch) >= rows, cache, logits)
+    """The state before the first of at most `new_size` new tokens. Every row is `prefix`, computed once, and the tokens of its own.
+
+    The first `padding` of those are no tokens, nor are rows from `rows` on. `placement` is a sharding for each part of the state, where its
+    rows are spread over a mesh.
+    """
+    (batch, time), shared = tokens.shape, jnp.int32(prefix.shape[0])
+    cache = empty_cache(config, batch, prefix.shape[0] + time + new_size, compute_dtype)
+    if prefix.shape[0]:
+        alone, none = empty_cache(config, 1, prefix.shape[0], compute_dtype), jnp.zeros((1,), jnp.int32)
+        _, seen = _advance(config, params, prefix[None], none, alone, compute_dtype, shared)
+        keys, values = (all.at[:, :, :, : prefix.shape[0]].set(part) for all, part in zip(cache[:2], seen[:2], strict=True))
+        cache = Cache(keys, values, shared)
+    logits, cache = _advance(config, params, tokens, padding, cache, compute_dtype, shared)
+    new = jnp.zeros((batch, new_size), jnp.int32)
+    state = Decoding(shared, jnp.zeros((), jnp.int32), new, jnp.arange(batch) >= rows, cache, logits)
     return state if placement is None else jax.lax.with_sharding_constraint(state, placement)
 
 
@@ -152,8 +167,8 @@ def extend(
         chosen = _choose(state.logits, sampling, state.step)
         new = jax.lax.dynamic_update_slice(state.tokens, chosen[:, None], (0, state.step))
         finished = state.finished | jnp.isin(chosen, eos_ids)
-        logits, cache = _advance(config, params, chosen[:, None], padding, state.cache, compute_dtype)
-        return Decoding(state.step + 1, new, finished, cache, logits)
+        logits, cache = _advance(config, params, chosen[:, None], padding, state.cache, compute_dtype, state.shared)
+        return Decoding(state.shared, state.step + 1, new, finished, cache, logits)
 
     state = jax.lax.while_loop(more, one_more, state)
     return state if placement is None else jax.lax.with_sharding_constraint(state, placement)
@@ -166,14 +181,19 @@ def _advance(
     padding: Int[Array, "batch"],
     cache: Cache,
     compute_dtype: DTypeLike,
+    shared: Int[Array, ""],
 ) -> tuple[Float[Array, "batch vocab"], Cache]:
-    """The logits behind the last of `tokens`, which follow those in the cache, and the cache with them in it."""
+    """The logits behind the last of `tokens`, which follow those in the cache, and the cache with them in it.
+
+    Padding stands behind the first `shared` places.
+    """
     decoder = bind(Decoder(config), params)
-    source = jnp.arange(cache.keys.shape[3], dtype=jnp.int32)
-    real = source[None, None, :] >= padding[:, None, None]
-    place = cache.filled + jnp.arange(tokens.shape[1], dtype=jnp.int32)
-    rope = rope_tables(config, jnp.maximum(place[None, :] - padding[:, None], 0))
-    window_masks = visible(place[:, None] - source[None, :], real, distinct_windows(config.windows))
+    source = jnp.arange(cache.keys.shape[3], dtype=jnp.int32)[None]
+    real = (source < shared) | (source >= shared + padding[:, None])
+    positions = jnp.where(source < shared, source, source - padding[:, None])
+    own = jax.lax.dynamic_slice_in_dim(positions, cache.filled, tokens.shape[1], axis=1)
+    rope = rope_tables(config, jnp.maximum(own, 0))
+    window_masks = visible(own[:, :, None] - positions[:, None, :], real[:, None, :], distinct_windows(config.windows))
     hidden, extended = decoder.model(tokens, rope, attend_by_masks(config, window_masks), compute_dtype, cache=cache)
     assert extended is not None
     return decoder.unembed(hidden[:, -1]), extended

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from babel_jax.config import Family, LayerType, ModelConfig
 from babel_jax.errors import BadInput
 from babel_jax.model.decoder import forward, init_params
-from babel_jax.model.generation import generate, likely
+from babel_jax.model.generation import extend, generate, likely, padded_left, prefill
 
 SHAPE = {
     "vocab_size": 97,
@@ -77,6 +77,16 @@ def test_greedy_tokens_of_one_prompt(pair: Any) -> None:
 def test_greedy_tokens_of_a_batch_with_left_padding(pair: Any) -> None:
     config, model, params = pair
     assert generate(config, params, PROMPTS, NEW) == generated_by_transformers(model, PROMPTS)
+
+
+def test_greedy_tokens_behind_a_beginning_that_all_share(pair: Any) -> None:
+    """The beginning is longer than the windows of attention, and computed once."""
+    config, model, params = pair
+    beginning = [60, 2, 2, 9, 31, 30, 29, 11, 54, 3, 44]
+    tokens, padding = padded_left(PROMPTS, len(PROMPTS), 16)
+    state = prefill(config, NEW, np.float32, params, np.array(beginning, np.int32), tokens, padding, len(PROMPTS))
+    state = extend(config, np.float32, params, state, padding, NEW, np.array([-1]), None)
+    assert state.tokens.tolist() == generated_by_transformers(model, [beginning + own for own in PROMPTS])
 
 
 def test_an_end_of_text_ends_its_own_row_alone(pair: Any) -> None:
