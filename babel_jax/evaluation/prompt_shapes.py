@@ -23,8 +23,8 @@ class AlikePrompts(NamedTuple):
 def alike_prompts(prompts: Sequence[Sequence[int]], batch_rows: int) -> list[AlikePrompts]:
     """All prompts, in at most `SHAPES` combinations of `shared` and `length`, each of which is a program to compile.
 
-    Chosen one after the other is what spares most tokens: a length for short prompts, or a beginning (the examples of a task) that is
-    computed once for each batch of about `batch_rows`.
+    Each is chosen, twice in turn, as what spares most tokens beside the others: a length for short prompts, or a beginning (the examples of
+    a task) that is computed once for each batch of about `batch_rows`.
     """
     if not prompts:
         return []
@@ -40,10 +40,10 @@ def alike_prompts(prompts: Sequence[Sequence[int]], batch_rows: int) -> list[Ali
         for length in {_padded_length(size - shared) for size in sizes[sizes > shared].tolist()}:
             of_each = (shared + batch_rows * length) / mates if shared else float(length)
             costs[shared, length] = np.where((sizes > shared) & (sizes - shared <= length), of_each, np.inf)
-    shapes = [max(key for key in costs if key[0] == 0)]  # which all fit
-    for _ in range(SHAPES - 1):
-        least = np.min([costs[shape] for shape in shapes], axis=0)
-        shapes.append(min(costs, key=lambda shape: np.minimum(least, costs[shape]).sum()))
+    shapes = [max(key for key in costs if key[0] == 0)] * SHAPES  # which all fit
+    for place in [*range(SHAPES)] * 2:
+        least = np.min([costs[shape] for number, shape in enumerate(shapes) if number != place], axis=0)
+        shapes[place] = min(costs, key=lambda shape: np.minimum(least, costs[shape]).sum())
     shapes = sorted(set(shapes))
     of_each = np.argmin([costs[shape] for shape in shapes], axis=0)
     found = []
