@@ -19,13 +19,17 @@ from babel_jax.tpu.plan import plan
 
 # Model, topology, slices, settings; those that stand for all of MaxText's are without remat and seq_len.
 LONG = ("data.seq_len=32768",)
+HALVES, OFFLOAD = "training.mesh={fsdp=-1, context=2}", "training.offload_optimizer_state=true"
 PLANS: list[tuple[str, str, int, tuple[str, ...]]] = [
     ("babel-9b", "v5e:16x16", 1, ("training.global_batch_size=256",)),
     ("babel-83b", "v5p:8x8x8", 1, ("training.global_batch_size=512",)),
-    ("babel-83b", "v5e:16x16", 16, ("training.global_batch_size=2048", "training.mesh={fsdp=-1, context=2}")),
+    ("babel-83b", "v5e:16x16", 16, ("training.global_batch_size=2048", HALVES)),
+    ("babel-83b", "v5e:16x16", 16, ("training.global_batch_size=2048", HALVES, "training.remat=attention", OFFLOAD)),
     ("babel-9b", "v5p:4x4x4", 1, ("training.global_batch_size=64",)),
     ("babel-9b", "v6e:8x8", 1, ("training.global_batch_size=64", "training.remat=mlp")),
     ("babel-83b", "v6e:16x16", 1, ("training.global_batch_size=256",)),
+    ("babel-83b", "v6e:16x16", 1, ("training.global_batch_size=256", "training.remat=attention")),
+    ("babel-83b", "v6e:16x16", 1, ("training.global_batch_size=128", HALVES, "training.remat=gate", OFFLOAD)),
     ("babel-9b", "v5p:4x4x4", 1, ("training.global_batch_size=8", "training.mesh={fsdp=-1, context=8}", "training.remat=mlp", *LONG)),
     ("babel-83b", "v5p:8x8x8", 1, ("training.global_batch_size=512", "training.remat=mlp")),
     ("babel-9b", "v5e:16x16", 1, ("training.global_batch_size=256", "training.remat=gate")),

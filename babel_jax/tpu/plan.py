@@ -98,12 +98,14 @@ def described(config: Config, shape: ModelConfig, topology: str, slices: int, ch
     spread = parts * mesh["tensor"]
     per_parameter = {"parameters": 4, "optimizer": 4 + (2 if config.optimizer.first_moment == "bfloat16" else 4), "gradients": 4}
     hbm: dict[str, Any] = {name: size * parameters / spread / _GIB * chip.devices for name, size in per_parameter.items()}
+    host = hbm["optimizer"] if training.offload_optimizer_state else 0.0
+    hbm["optimizer"] -= host
     hbm["capacity"] = chip.capacity
     result: dict[str, Any] = {
         "topology": topology, "slices": slices, "chips": chips, "mesh": mesh, "parameters": parameters,
         "seq_len": config.data.seq_len, "tokens_per_step": tokens_per_step, "remat": str(training.remat),
         "gradient_accumulation": training.gradient_accumulation, "compile_seconds": round(found["compile_seconds"], 1),
-        "model_flops": model_flops, "hardware_flops": hardware_flops, "wire_bytes_minimum": minimum,
+        "model_flops": model_flops, "hardware_flops": hardware_flops, "wire_bytes_minimum": minimum, "host_gib": host,
     }  # fmt: skip
     compute = hardware_flops / chip.bf16
     if short := found.get("out_of_memory"):
@@ -174,7 +176,10 @@ def _advice(config: Config, mesh: dict[str, int]) -> str:
     windows = training.global_batch_size // training.gradient_accumulation
     if windows > mesh["data"] * mesh["fsdp"] * mesh["ring"]:
         tries.append(f"training.gradient_accumulation = {training.gradient_accumulation * 2}")
-    tries.append(f"training.mesh.context = {mesh['context'] * 2}")
+    if config.data.seq_len % (4 * mesh["context"]) == 0:
+        tries.append(f"training.mesh.context = {mesh['context'] * 2}")
+    if not training.offload_optimizer_state:
+        tries.append("training.offload_optimizer_state = true")
     if config.optimizer.first_moment != "bfloat16":
         tries.append('optimizer.first_moment = "bfloat16"')
     return ", ".join(tries) + ", or more chips"
@@ -192,12 +197,16 @@ def _head(result: dict[str, Any], shape: ModelConfig) -> str:
 
 def _summary(result: dict[str, Any], shape: ModelConfig, chip: Chip) -> str:
     hbm, seconds = result["hbm_gib"], result["seconds"]
-    total = hbm["arguments"] + hbm["temporaries"]
+    total, offloads = hbm["arguments"] + hbm["temporaries"], result["host_gib"] > 0
     lines = [
         _head(result, shape),
         f"HBM a chip: {total:.2f} of {hbm['capacity']:.2f} GiB ({'fits' if result['fits'] else 'does not fit'}): arguments "
         f"{hbm['arguments']:.2f} (parameters {hbm['parameters']:.2f}, optimizer {hbm['optimizer']:.2f}), temporaries "
         f"{hbm['temporaries']:.2f} (gradients {hbm['gradients']:.2f}, activations and the rest {hbm['activations']:.2f})",
+        *(
+            [f"host memory a chip: {result['host_gib']:.2f} GiB of moments, read and written every step (not in the bound below)"]
+            * offloads
+        ),
         f"FLOPs a chip and step: model {result['model_flops']:.4g}, hardware {result['hardware_flops']:.4g} "
         f"({result['hardware_flops'] / result['model_flops']:.3f} x)",
         f"wire a chip and step: {result['wire_bytes'] / 1e9:.2f} GB"

@@ -13,6 +13,7 @@ from babel_jax.tpu import search as search_module
 from babel_jax.tpu.chips import chip_of
 from babel_jax.tpu.plan import described, planned_shape
 
+OFFLOAD = ("training.offload_optimizer_state=true",)
 KEYS = {
     "parameters", "chips", "fits", "hbm_gib", "model_flops", "hardware_flops", "wire_bytes", "wire_bytes_minimum", "step_seconds_bound",
     "mfu_bound", "tokens_per_day", "chip_hours",
@@ -98,6 +99,20 @@ def test_the_bound_is_what_takes_longest(tiny_toml):
     assert (found["bound_by"], found["step_seconds_bound"], found["fits"]) == ("ici", 2.0, True)
     assert found["tokens_per_day"] == 4 * 256 / 2.0 * 86400
     assert "ici binds" in found["summary"]
+
+
+def test_offloaded_moments_are_counted_in_the_memory_of_the_host(tiny_toml):
+    config = load_config(tiny_toml, ("training.offload_optimizer_state=true",))
+    shape = planned_shape(config)
+    found = described(config, shape, "v5e:2x2", 1, chip_of("v5e:2x2"), MEASURED)
+    assert (found["host_gib"], found["hbm_gib"]["optimizer"]) == (pytest.approx(8 * count_parameters(shape) / 4 / 2**30), 0.0)
+    assert "host memory a chip: 0.00 GiB of moments" in found["summary"]
+
+
+@pytest.mark.slow
+def test_offloading_frees_the_memory_of_the_moments(tiny_toml):
+    here, there = (plan_module.plan(load_config(tiny_toml, settings), "v5e:2x2")["hbm_gib"] for settings in ((), OFFLOAD))
+    assert here["arguments"] - there["arguments"] == pytest.approx(here["optimizer"], rel=0.3)
 
 
 def test_what_does_not_fit_says_what_to_try(tiny_toml):
