@@ -14,6 +14,7 @@ import pytest
 from babel_jax.training.checkpoints import read_json_lines
 
 pytestmark = pytest.mark.slow
+WATCHED = "evaluation/during.jsonl"
 SCRIPT = Path(__file__).with_name("one_of_several.py")
 
 
@@ -61,7 +62,7 @@ def config(run_config, tmp_path_factory):
     """The path of the config of a run of 6 + 4 steps, whose mesh is for four devices."""
     folder = tmp_path_factory.mktemp("several")
     path = folder / "run.toml"
-    evaluation = {"batch_size": 4, "max_bytes": 500}
+    evaluation = {"batch_size": 4, "max_bytes": 500, "every": 4}
     run_config(folder / "run", training={"mesh": {"fsdp": 4}}, evaluation=evaluation, export_dtype="float32").save(path)
     return path
 
@@ -87,6 +88,12 @@ def test_four_processes_give_what_one_does(config, alone):
     for point, values in expected["bits_per_byte"].items():
         assert found["bits_per_byte"][point] == pytest.approx(values, rel=1e-5)
     assert {path.name for path in out.iterdir()} == {path.name for path in folder.iterdir()}
+    seen, expected = ({line["step"]: line["tasks"]["bits_per_byte"] for line in read_json_lines(run / WATCHED)} for run in (out, folder))
+    assert list(seen) == list(expected) == [4, 8]
+    for step, by_language in expected.items():
+        assert {code: one["score"] for code, one in seen[step].items()} == {
+            code: pytest.approx(one["score"], rel=1e-5) for code, one in by_language.items()
+        }
     compared = [line for line in read_json_lines(out / "metrics.jsonl") if "slowest_process" in line]
     assert [line["step"] for line in compared] == [4, 9]
     for line in compared:
