@@ -107,7 +107,9 @@ def _end(status: int) -> NoReturn:
 
 def lost_process(error: BaseException | None) -> str | None:
     """One line for an error that comes of another process having ended; None for any other, and for none."""
-    if error is None or isinstance(error, (BadInput, Preempted)):  # ours, whose words may hold any name of a folder
+    while isinstance(error, (BadInput, Preempted)):  # ours, whose words may hold any name of a folder
+        error = error.__cause__
+    if error is None:
         return None
     text = str(error).lower()
     if not joined() or not any(sign in text for sign in _SIGNS_OF_A_LOST_PROCESS):

@@ -144,7 +144,7 @@ class TrainingSettings(Settings):
     `mesh` gives sizes of mesh axes, -1 for what is left: data (replicas; not named, one for each slice of a pod), fsdp (windows, and
     parameters), context (parts of each window, and parameters), tensor (features); see training.mesh. Weights are gathered, and gradients
     scattered, in `compute_dtype`; sums over data are float32. With `offload_optimizer_state` the moments of Adam stay in the memory of the
-    hosts, and are on the devices a few parameters at a time, at the end of the step.
+    hosts, and are on the devices a few parameters at a time, at the end of the step; all at once where a run is deepened.
 
     Checkpoints are saved after every `checkpoint_every` steps, when `checkpoint_minutes` have gone by, at the end of a stage, and where the
     run is stopped. The newest `keep_checkpoints` stay, and those whose step `keep_every` divides. `compilation_cache` keeps compiled

@@ -6,6 +6,7 @@ again, and the order in which they finish makes no difference.
 
 import contextlib
 import itertools
+import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,8 @@ from typing import Any, Protocol, TypeVar
 
 from babel_jax.config import Engine
 from babel_jax.errors import BadInput
+
+log = logging.getLogger("babel")
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -128,7 +131,7 @@ class _RayWorkers:
             while True:
                 # Few at a time, so that little is still to do after an error: to cancel a task that is just ending can abort this process
                 # (Ray 2.60, "Tried to complete task that was not pending"). A cluster may grow meanwhile.
-                at_once = 2 * max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+                at_once = 1 + max(1, int(self._ray.cluster_resources().get("CPU", 1)))
                 waiting |= {remote.remote(task): task for task in itertools.islice(left, max(0, at_once - len(waiting)))}
                 if not waiting:
                     return
@@ -144,4 +147,5 @@ class _RayWorkers:
         finally:
             # No task may still write when the folder is another's.
             if waiting:
+                log.warning("waiting for %d tasks on Ray that are under way", len(waiting))
                 self._ray.wait(list(waiting), num_returns=len(waiting))

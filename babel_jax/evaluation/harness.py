@@ -156,10 +156,13 @@ class DecoderLM(TemplateLM):
         prompts = [self._prompt(request.args[0], most) for request, _, most in todo]
         new_size = bucket(max((most for _, _, most in todo), default=1), SMALLEST_BUCKET)
         with tqdm(total=len(todo), desc="generating", unit=" requests", leave=False, disable=None) as progress:
-            for shared, length, groups in alike_prompts(prompts, ROWS):
+            devices = rows_of_batch(1, 1, self.mesh)
+            for shared, length, groups in alike_prompts(prompts, max(ROWS, devices), new_size, devices):
                 tokens = shared + length + new_size
                 wanted = min(ROWS * tokens, LARGER * self.batch_tokens)
-                size = _rows_of_each(max(map(len, groups)), rows_of_batch(tokens, max(self.batch_tokens, wanted), self.mesh), self.mesh)
+                size = _rows_of_each(
+                    [len(group) for group in groups], rows_of_batch(tokens, max(self.batch_tokens, wanted), self.mesh), devices
+                )
                 for batch in (group[start : start + size] for group in groups for start in range(0, len(group), size)):
                     texts = self._generated(
                         [prompts[number] for number in batch], [todo[number][1:] for number in batch], shared, size, length, new_size
@@ -223,11 +226,10 @@ def _by_rows(mesh: Mesh) -> Decoding:
     return Decoding(same, same, rows, rows, Cache(by_layer, by_layer, same), rows)
 
 
-def _rows_of_each(prompts: int, most: int, mesh: Mesh) -> int:
-    """Rows of batches of one size that hold so many prompts, `most` at the most, with hardly an empty row."""
-    devices = rows_of_batch(1, 1, mesh)
-    batches = -(-prompts // most)
-    return devices * -(-prompts // (batches * devices))
+def _rows_of_each(groups: Sequence[int], most: int, devices: int) -> int:
+    """Rows of batches of one size, `most` at the most, for groups of so many prompts: with few batches, and few rows that are empty."""
+    sizes = {devices * -(-prompts // (devices * -(-prompts // most))) for prompts in groups}
+    return min(sizes, key=lambda size: (size + ROWS) * sum(-(-prompts // size) for prompts in groups))
 
 
 def _stopped(text: str, until: Sequence[str]) -> tuple[str, bool]:

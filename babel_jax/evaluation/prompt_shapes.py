@@ -20,11 +20,12 @@ class AlikePrompts(NamedTuple):
     groups: list[list[int]]
 
 
-def alike_prompts(prompts: Sequence[Sequence[int]], batch_rows: int) -> list[AlikePrompts]:
+def alike_prompts(prompts: Sequence[Sequence[int]], batch_rows: int, new_tokens: int, devices: int = 1) -> list[AlikePrompts]:
     """All prompts, in at most `SHAPES` combinations of `shared` and `length`, each of which is a program to compile.
 
     Each is chosen, twice in turn, as what spares most tokens beside the others: a length for short prompts, or a beginning (the examples of
-    a task) that is computed once for each batch of about `batch_rows`.
+    a task) that is computed once for each batch of about `batch_rows`, by each of the devices that share the rows. A row costs `new_tokens`
+    too, whether it is empty or not.
     """
     if not prompts:
         return []
@@ -33,12 +34,13 @@ def alike_prompts(prompts: Sequence[Sequence[int]], batch_rows: int) -> list[Ali
     # The last token of a prompt is never shared: something is left to be read.
     common = np.minimum(shared_prefixes([np.array(prompts[number]) for number in order])[1:], np.minimum(sizes[1:], sizes[:-1]) - 1)
     runs: dict[int, np.ndarray] = {}  # of each prompt, which of those with the same beginning of some length it belongs to
-    costs: dict[tuple[int, int], np.ndarray] = {}  # tokens computed for each prompt
+    costs: dict[tuple[int, int], np.ndarray] = {}  # tokens that a device computes for each prompt
     for shared in {0, *map(_floor, common.tolist())}:
         runs[shared] = np.cumsum(np.concatenate([[0], common < shared]))[: len(order)]
         mates = np.bincount(runs[shared])[runs[shared]].clip(max=batch_rows)
         for length in {_padded_length(size - shared) for size in sizes[sizes > shared].tolist()}:
-            of_each = (shared + batch_rows * length) / mates if shared else float(length)
+            row = (length + new_tokens) / devices
+            of_each = (shared + batch_rows * row) / mates if shared else row
             costs[shared, length] = np.where((sizes > shared) & (sizes - shared <= length), of_each, np.inf)
     shapes = [max(key for key in costs if key[0] == 0)] * SHAPES  # which all fit
     for place in [*range(SHAPES)] * 2:

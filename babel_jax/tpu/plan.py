@@ -197,21 +197,19 @@ def _head(result: dict[str, Any], shape: ModelConfig) -> str:
 
 def _summary(result: dict[str, Any], shape: ModelConfig, chip: Chip) -> str:
     hbm, seconds = result["hbm_gib"], result["seconds"]
-    total, offloads = hbm["arguments"] + hbm["temporaries"], result["host_gib"] > 0
+    total = hbm["arguments"] + hbm["temporaries"]
     lines = [
         _head(result, shape),
         f"HBM a chip: {total:.2f} of {hbm['capacity']:.2f} GiB ({'fits' if result['fits'] else 'does not fit'}): arguments "
         f"{hbm['arguments']:.2f} (parameters {hbm['parameters']:.2f}, optimizer {hbm['optimizer']:.2f}), temporaries "
         f"{hbm['temporaries']:.2f} (gradients {hbm['gradients']:.2f}, activations and the rest {hbm['activations']:.2f})",
-        *(
-            [f"host memory a chip: {result['host_gib']:.2f} GiB of moments, read and written every step (not in the bound below)"]
-            * offloads
-        ),
         f"FLOPs a chip and step: model {result['model_flops']:.4g}, hardware {result['hardware_flops']:.4g} "
         f"({result['hardware_flops'] / result['model_flops']:.3f} x)",
         f"wire a chip and step: {result['wire_bytes'] / 1e9:.2f} GB"
         + (f", {result['wire_bytes'] / result['wire_bytes_minimum']:.3f} x the least of FSDP" if result["wire_bytes_minimum"] else ""),
     ]
+    if result["host_gib"]:
+        lines.append(f"host memory a chip: {result['host_gib']:.2f} GiB of moments, read and written every step (not in the bound below)")
     for one in result["collectives"]:
         lines.append(f"  {one['kind']:<18} over {one['axes']:<22} {one['bytes'] / 1e9:>9.3f} GB in {one['times']} runs")
     bounds = ", ".join(f"{name} {value:.3f}" for name, value in seconds.items())

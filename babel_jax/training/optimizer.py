@@ -145,24 +145,25 @@ class AdamW:
         """
         before, structure = state.inner_state, cast(Any, jax.tree.structure(params))
         trees = (params, gradients, before.mu, before.nu, self.rules, self._rates, self.trained)
-        count, last, found = before.count, jnp.asarray(finite), []
+        last, found = jnp.asarray(finite), []
         for param, gradient, mu, nu, rule, factor, trained in zip(*map(structure.flatten_up_to, trees), strict=True):
             if not trained:
                 found.append((param, mu, nu))
                 continue
             if offload:
-                # Behind the moments that went back last, or XLA would have all of them come at once.
+                # Behind the moments of the parameter before, or XLA would have all of them come at once.
                 mu, nu, last = jax.lax.optimization_barrier((mu, nu, last))
                 mu, nu = jax.device_put((mu, nu), jax.memory.Space.Device)
             part, gradient = (leaf if self._rows is None else leaf[self._rows] for leaf in (param, gradient))
             direction, after = self._adam.update(gradient, optax.ScaleByAdamState(before.count, mu, nu))
             moved = part - rate * factor * (direction + rule.weight_decay * part)
-            new = (moved, after.mu, after.nu, after.count)
-            moved, mu, nu, count = (jnp.where(finite, *pair) for pair in zip(new, (part, mu, nu, before.count), strict=True))
+            pairs = ((moved, part), (after.mu, mu), (after.nu, nu))
+            moved, mu, nu = (jnp.where(finite, new, old) for new, old in pairs)
             if offload:
                 mu, nu, last = jax.lax.optimization_barrier((mu, nu, last))
                 mu, nu = jax.device_put((mu, nu), jax.memory.Space.Host)
             found.append((moved if self._rows is None else param.at[self._rows].set(moved), mu, nu))
+        count = jnp.where(finite, optax.safe_increment(before.count), before.count)
         params, mu, nu = (structure.unflatten(values) for values in zip(*found, strict=True))
         return params, state._replace(inner_state=before._replace(count=count, mu=mu, nu=nu))
 

@@ -100,6 +100,7 @@ def train_stages(
         return make_params()
     mesh = make_mesh(config.training.mesh)
     check_batch(mesh, config.training.global_batch_size, config.training.gradient_accumulation, config.data.seq_len)
+    window_share(mesh)  # refused before anything is made
 
     @functools.cache
     def setup(step: int, trained: Trained) -> Setup:

@@ -18,7 +18,7 @@ PROMPTS = st.lists(
 
 @given(PROMPTS)
 def test_every_prompt_is_in_one_group_whose_beginning_it_has(prompts):
-    found = alike_prompts(prompts, ROWS)
+    found = alike_prompts(prompts, ROWS, 16)
     assert len(found) <= SHAPES
     assert len({(shape.shared, shape.length) for shape in found}) == len(found)
     numbers = [number for shape in found for group in shape.groups for number in group]
@@ -35,7 +35,7 @@ def test_examples_of_each_task_are_computed_once_a_batch():
     examples = [random.integers(0, 1000, size).tolist() for size in (500, 700)]
     prompts = [[*examples[number % 2], *random.integers(0, 1000, 30).tolist()] for number in range(100)]
     prompts += [random.integers(0, 1000, 40).tolist() for _ in range(5)]
-    found = alike_prompts(prompts, 16)
+    found = alike_prompts(prompts, 16, 64)
     computed = sum(
         shape.shared * -(-len(group) // 16) + shape.length * len(group) for shape in found for group in shape.groups if shape.shared
     )
