@@ -1,7 +1,8 @@
 """The rows of the six benchmarks, from a folder of the user's or from the Hugging Face hub, checked before anything is computed.
 
 A folder has BENCHMARK/LANGUAGE.SPLIT.jsonl (mmmlu/sw.test.jsonl) with the keys that the data sets have on the hub. Flores-200 is
-laid out as its archive unpacks: flores200/devtest/swh_Latn.devtest, a sentence a line.
+laid out as its archive unpacks: flores200/devtest/swh_Latn.devtest, a sentence a line. In place of these files there may be a data set
+that TFDS has prepared, BENCHMARK/LANGUAGE/VERSION (xcopa/sw/1.0.0), whose features have the same keys; the folder is then its data_dir.
 """
 
 import contextlib
@@ -13,6 +14,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from babel_jax.errors import BadInput
 from babel_jax.languages import CODES, LANGUAGES, language
@@ -165,7 +168,7 @@ def languages_of(benchmark: str, languages: Sequence[str] | None, folder: Path |
         available = {*SOURCES[benchmark].configs, *(["en"] if benchmark == "mmmlu" else [])}
     else:
         translated = CODES if benchmark in ("mmmlu", "m3exam", "flores200") else SOURCES[benchmark].configs
-        available = {code for code in translated if all(file.is_file() for file in files_of(benchmark, code, folder))}
+        available = {code for code in translated if _is_whole(benchmark, code, folder) or _tfds_folder(benchmark, code, folder)}
     of_english = {"en"} if benchmark == "flores200" else set()  # the other side of every pair
     wanted -= of_english
     return [code for code in CODES if code in wanted & available], [code for code in CODES if code in wanted - available]
@@ -186,6 +189,16 @@ def files_of(benchmark: str, language: str, folder: Path) -> list[Path]:
     if benchmark == "flores200":
         return [folder / benchmark / split / f"{LANGUAGES[code].flores}.{split}" for split in splits for code in (language, "en")]
     return [folder / benchmark / f"{language}.{split}.jsonl" for split in splits]
+
+
+def _is_whole(benchmark: str, language: str, folder: Path) -> bool:
+    return all(file.is_file() for file in files_of(benchmark, language, folder))
+
+
+def _tfds_folder(benchmark: str, language: str, folder: Path) -> Path | None:
+    """The data set that TFDS has prepared for a language, in its newest version."""
+    found = sorted((folder / benchmark / language).glob("*/dataset_info.json"))
+    return found[-1].parent if found else None
 
 
 def read_rows(benchmark: str, language: str, folder: Path | None) -> dict[str, list[Item]]:
@@ -212,10 +225,15 @@ def read_rows(benchmark: str, language: str, folder: Path | None) -> dict[str, l
 def _named(benchmark: str, language: str, split: str, folder: Path | None) -> str:
     if folder is None:
         return f"{SOURCES[benchmark].hub} {language} {split}"
+    if not _is_whole(benchmark, language, folder):
+        return f"{_tfds_folder(benchmark, language, folder)} {split}"
     return str(next(file for file in files_of(benchmark, language, folder) if split in file.name))
 
 
 def _from_folder(benchmark: str, language: str, folder: Path) -> dict[str, list[Item]]:
+    prepared = None if _is_whole(benchmark, language, folder) else _tfds_folder(benchmark, language, folder)
+    if prepared is not None:
+        return {split: _tfds_rows(prepared, split) for split in SOURCES[benchmark].splits}
     files = files_of(benchmark, language, folder)
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
@@ -229,6 +247,25 @@ def _from_folder(benchmark: str, language: str, folder: Path) -> dict[str, list[
                 raise BadInput(f"flores200, {language}: {split} has {len(own)} sentences and {len(english)} English ones; take one release")
         return {split: _pairs(own, english) for split, (own, english) in pairs.items()}
     return {split: _json_lines(file) for split, file in zip(splits, files, strict=True)}
+
+
+def _tfds_rows(folder: Path, split: str) -> list[Item]:
+    import tensorflow_datasets  # slow to import, and few folders need it
+
+    try:
+        rows = tensorflow_datasets.builder_from_directory(folder).as_data_source(split=split)
+        return [{key: _plain(value) for key, value in row.items()} for row in rows]
+    except Exception as error:  # TFDS raises errors of many unrelated types
+        raise BadInput(
+            f"{folder}: its split {split} cannot be read: {' '.join(str(error).split())[:200]}; it must be in the format array_record"
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON would have it."""
+    if isinstance(value, np.ndarray | list):
+        return [_plain(one) for one in value]
+    return value.decode() if isinstance(value, bytes) else value.item() if isinstance(value, np.generic) else value
 
 
 def _pairs(own: Sequence[str], english: Sequence[str]) -> list[Item]:

@@ -5,11 +5,13 @@ from decimal import Decimal
 import numpy as np
 import pytest
 import sacrebleu
+import tensorflow_datasets as tfds
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from babel_jax.evaluation.benchmark_data import option_labels
+from babel_jax.errors import BadInput
+from babel_jax.evaluation.benchmark_data import languages_of, option_labels, read_rows
 from babel_jax.evaluation.benchmarks import load_tasks
 from babel_jax.evaluation.items import accuracy, bits_per_byte_of, chrf_plus_plus, differences, means_of, scores_of
 from babel_jax.evaluation.numbers import last_number
@@ -122,3 +124,44 @@ def test_mmmlu_has_the_prompts_of_the_harness_s_own_tasks(benchmarks):
         theirs.build_all_requests()
         expected += [instance.args for instance in theirs.instances]
     assert [instance.args for instance in ours.instances] == expected
+
+
+FEATURES = {
+    "xcopa": {
+        **dict.fromkeys(("premise", "choice1", "choice2", "question"), tfds.features.Text()),
+        "label": tfds.features.ClassLabel(num_classes=2),
+    },
+    "m3exam": {
+        **dict.fromkeys(("question_text", "answer_text", "level", "subject_category"), tfds.features.Text()),
+        **dict.fromkeys(("background_description", "options"), tfds.features.Sequence(tfds.features.Text())),
+    },
+}
+
+
+@pytest.mark.parametrize(("benchmark", "code"), [("xcopa", "id"), ("m3exam", "th")])
+def test_items_that_tfds_has_prepared_are_those_of_the_files(benchmarks, tmp_path, monkeypatch, benchmark, code):
+    expected = read_rows(benchmark, code, benchmarks)
+
+    class Rows(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name = benchmark
+        VERSION = tfds.core.Version("1.0.0")
+        BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=code)]  # noqa: RUF012
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(FEATURES[benchmark]), disable_shuffling=True)
+
+        def _split_generators(self, dl_manager):
+            return {split: enumerate(rows) for split, rows in expected.items()}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    Rows.url_infos = {}
+    monkeypatch.setattr(tfds.core.DatasetInfo, "initialize_from_bucket", lambda self: None)
+    Rows(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    assert languages_of(benchmark, None, tmp_path)[0] == [code]
+    assert read_rows(benchmark, code, tmp_path) == expected
+    for file in (tmp_path / benchmark / code / "1.0.0").glob("*.array_record*"):
+        file.unlink()
+    with pytest.raises(BadInput, match=rf"1\.0\.0: its split {next(iter(expected))} cannot be read"):
+        read_rows(benchmark, code, tmp_path)
