@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import zstandard
 from jaxtyping import Bool, Int64
 from tqdm import tqdm
@@ -317,28 +318,25 @@ def remove_duplicates(task: RemovalTask) -> None:
     """Marks the documents of a language to be removed, writes the record of them, and last the counts."""
     settings, folder = task.settings, Path(task.settings.folder)
     documents = _Documents(settings, task.language)
-    files = sorted((folder / "links" / task.language).glob("*.npy"))
-    linked, component = components(np.concatenate([np.empty((0, 2), np.int64), *(np.load(file) for file in files)]))
+    linked, component = components(_links(sorted((folder / "links" / task.language).glob("*.npy"))))
     counts: dict[str, Counter[str]] = {}
     removed = np.empty(0, np.int64)
     with explain_os_errors(folder), _json_lines(folder / "duplicates" / f"{task.language}.jsonl.zst") as write:
         if len(linked):
-            about = documents.gather("documents", linked)
-            names = _names(documents, linked)
+            about, (ids, sources) = documents.gather("documents", linked), _names(documents, linked)
             weights = {source.label: source.weight for source in _sources(settings, task.language)}
-            weight = np.array([weights[source] for _, source in names])
+            weight = np.array([weights[label] for label in sources.dictionary.to_pylist()])[sources.indices.to_numpy()]
             kept = survivors(component, weight, about["score"], about["length"].astype(np.int64))
             is_removed = kept != np.arange(len(linked))
             removed = linked[is_removed]
-            texts = Counter[tuple[int, int]]()
-            for place in np.concatenate([np.flatnonzero(~is_removed), np.flatnonzero(is_removed)]):
-                text = tuple(about["digest"][place].tolist())
-                texts[text] += 1
-                if is_removed[place]:
-                    reason = "exact" if texts[text] > 1 else "near"
-                    (identifier, source), (kept_id, kept_source) = names[place], names[kept[place]]
-                    counts.setdefault(source, Counter())[reason] += 1
-                    write({"id": identifier, "source": source, "reason": reason, "kept_id": kept_id, "kept_source": kept_source})
+            order = np.concatenate([np.flatnonzero(~is_removed), np.flatnonzero(is_removed)])
+            is_first = np.zeros(len(linked), bool)  # of its text, those that stay before all others
+            is_first[order[np.unique(about["digest"][order], axis=0, return_index=True)[1]]] = True
+            for place in np.flatnonzero(is_removed).tolist():
+                reason = "near" if is_first[place] else "exact"
+                (identifier, source), (kept_id, kept_source) = ((ids[at].as_py(), sources[at].as_py()) for at in (place, kept[place]))
+                counts.setdefault(source, Counter())[reason] += 1
+                write({"id": identifier, "source": source, "reason": reason, "kept_id": kept_id, "kept_source": kept_source})
         for number, places in documents.by_shard(removed):
             mask = np.zeros(documents.shards[number].documents, bool)
             mask[removed[places] - documents.starts[number]] = True
@@ -347,15 +345,25 @@ def remove_duplicates(task: RemovalTask) -> None:
         write_file(task.done, lambda file: file.write(json.dumps(by_source, indent=2, ensure_ascii=False).encode() + b"\n"))
 
 
-def _names(documents: _Documents, linked: Int64[np.ndarray, "n"]) -> list[tuple[str, str]]:
-    """The id and source of each document."""
-    names: list[tuple[str, str]] = [("", "")] * len(linked)
+def _links(files: Sequence[Path]) -> Int64[np.ndarray, "links 2"]:
+    """The pairs in all files, each once: most pairs are found in many bands, so that all together would take many times the memory."""
+    found, waiting, more = np.empty((0, 2), np.int64), [], 0
+    for file in files:
+        waiting.append(np.load(file))
+        more += len(waiting[-1])
+        if more > max(len(found), _PAIRS_AT_ONCE) or file is files[-1]:
+            found, waiting, more = np.unique(np.concatenate([found, *waiting]), axis=0), [], 0
+    return found
+
+
+def _names(documents: _Documents, linked: Int64[np.ndarray, "n"]) -> tuple[pyarrow.StringArray, pyarrow.DictionaryArray]:
+    """The id and source of each document, which are ascending; as Arrow's arrays they take little more than their letters."""
+    found = []
     for number, places in documents.by_shard(linked):
-        wanted = dict(zip((linked[places] - documents.starts[number]).tolist(), places.tolist(), strict=True))
-        row = 0
+        wanted, first = linked[places] - documents.starts[number], 0
         for batch in documents.shards[number].batches(["id", "source"]):
-            for values in batch.to_pylist():
-                if row in wanted:
-                    names[wanted[row]] = (values["id"], values["source"])
-                row += 1
-    return names
+            inside = wanted[(wanted >= first) & (wanted < first + len(batch))] - first
+            found.append(batch.select(["id", "source"]).take(pyarrow.array(inside)))
+            first += len(batch)
+    table = pyarrow.Table.from_batches(found).combine_chunks()
+    return table["id"].combine_chunks(), table["source"].combine_chunks().dictionary_encode()
