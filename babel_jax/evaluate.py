@@ -7,6 +7,7 @@ evaluation.json all scores, means and differences
 scores.csv      the same, a row for each score
 tables.md       the tables
 TASK.png        bars by language
+means.png       bars by class of languages
 """
 
 import contextlib
@@ -32,7 +33,7 @@ from babel_jax.data.prompts import PromptTokenizer
 from babel_jax.data.tokenizers import fertility, open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.benchmark_data import BITS_PER_BYTE, chosen_tasks, lacks, languages_of
-from babel_jax.evaluation.benchmark_tables import TITLES, as_csv, plot_task, report_text
+from babel_jax.evaluation.benchmark_tables import TITLES, as_csv, plot_means, plot_task, report_text
 from babel_jax.evaluation.contamination import contamination
 from babel_jax.evaluation.items import Items, accuracy, chrf_plus_plus, differences, means_of, scores_of
 from babel_jax.evaluation.responses import Responses
@@ -250,12 +251,14 @@ def _means(scores: dict[str, dict[str, dict[str, Any]]]) -> dict[str, float | No
 
 
 def _write(out: Path, result: dict[str, Any]) -> None:
-    scores = {result["model"]: result["tasks"], **{name: own["tasks"] for name, own in result.get("baselines", {}).items()}}
-    label = _labels(list(scores))
+    by_model = {result["model"]: result["tasks"], **{name: own["tasks"] for name, own in result.get("baselines", {}).items()}}
+    label = _labels(list(by_model))
     changes = _renamed({name: own["differences"] for name, own in result.get("baselines", {}).items()}, label)
-    scores = _renamed(scores, label)
+    scores = _renamed(by_model, label)
     write_text(out / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     write_text(out / "scores.csv", as_csv(scores, changes))
     write_text(out / "tables.md", result["summary"] + "\n")
     for task in result["tasks"]:
         plot_task(out / f"{task}.png", task, scores)
+    means = _renamed({model: _means(by_task) for model, by_task in by_model.items()}, label)
+    plot_means(out / "means.png", means, "bits per byte" if list(result["tasks"]) == [BITS_PER_BYTE] else "mean score of the tasks, %")

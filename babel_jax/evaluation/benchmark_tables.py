@@ -116,6 +116,20 @@ def plot_task(path: Path, task: str, scores: Scores) -> None:
         axes.legend()
 
 
+def plot_means(path: Path, means: Mapping[str, Mapping[str, float | None]], what: str) -> None:
+    """A PNG: for high-resource, low-resource and all languages a bar of each model's mean, with its value above."""
+    width = 0.8 / len(means)
+    with saved_figure(path, 1, (7.0, 4.5)) as axes:
+        for place, (model, values) in enumerate(means.items()):
+            found = [(number, values[group]) for number, group in enumerate(("high", "low", "all")) if values[group] is not None]
+            centers = [number + (place - (len(means) - 1) / 2) * width for number, _ in found]
+            axes.bar_label(axes.bar(centers, [value for _, value in found], width, label=model), fmt="%.2f", fontsize=8)
+        axes.set_xticks(range(3), ["high-resource", "low-resource", "all"])
+        axes.set_ylabel(what)
+        axes.set_title("Means over languages")
+        axes.legend()
+
+
 def _plain(by_language: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return {code: found["score"] for code, found in by_language.items()}
 

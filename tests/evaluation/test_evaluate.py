@@ -63,7 +63,7 @@ def test_what_is_written(compared, tiny_folder):
     row = next(row for row in rows if row["task"] == "xnli" and row["model"] == "qwen2-0")
     assert float(row["score"]) == found["tasks"]["xnli"]["sw"]["score"]
     assert float(row["difference"]) == found["baselines"][str(tiny_folder(seed=1))]["differences"]["xnli"]["sw"]["difference"]
-    assert all((out / f"{task}.png").read_bytes().startswith(b"\x89PNG") for task in TASKS)
+    assert all((out / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in (*TASKS, "means"))
 
 
 def test_few_programs_are_compiled(compared):
