@@ -64,19 +64,10 @@ def test_metrics_of_every_step(undisturbed):
 
 
 @pytest.mark.parametrize("stop", [0, 1, 3, 4, 6, 9])
-def test_a_run_cut_off_goes_on_to_the_same_bits(undisturbed, train, tmp_path, monkeypatch, stop):
+def test_a_run_cut_off_goes_on_to_the_same_bits(undisturbed, train, tmp_path, cut_off, stop):
     """As after kill -9: nothing is saved or closed on the way out, but the checkpoints of every third step are there."""
     folder, params = undisturbed
-
-    def cut(self, step, *rest, log=Metrics.log):
-        if step == stop:
-            raise RuntimeError("killed")
-        return log(self, step, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Metrics, "log", cut)
-        with pytest.raises(RuntimeError, match="killed"):
-            train(tmp_path)
+    cut_off(stop, lambda: train(tmp_path))
     again, ended = train(tmp_path)
     assert losses(tmp_path) == losses(folder)
     assert ended == (["first", "second"] if stop <= 6 else ["second"])
@@ -84,19 +75,10 @@ def test_a_run_cut_off_goes_on_to_the_same_bits(undisturbed, train, tmp_path, mo
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_moments_offloaded_to_the_host_give_the_same_bits(undisturbed, train, tmp_path, monkeypatch, first):
+def test_moments_offloaded_to_the_host_give_the_same_bits(undisturbed, train, tmp_path, cut_off, first):
     """A run may be cut off with them there and go on without, and the other way round."""
     folder, params = undisturbed
-
-    def cut(self, step, *rest, log=Metrics.log):
-        if step == 7:
-            raise RuntimeError("killed")
-        return log(self, step, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Metrics, "log", cut)
-        with pytest.raises(RuntimeError, match="killed"):
-            train(tmp_path, training={"offload_optimizer_state": first})
+    cut_off(7, lambda: train(tmp_path, training={"offload_optimizer_state": first}))
     again, _ = train(tmp_path, training={"offload_optimizer_state": not first})
     assert losses(tmp_path) == losses(folder)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), params)
