@@ -197,8 +197,8 @@ def _is_whole(benchmark: str, language: str, folder: Path) -> bool:
 
 def _tfds_folder(benchmark: str, language: str, folder: Path) -> Path | None:
     """The data set that TFDS has prepared for a language, in its newest version."""
-    found = sorted((folder / benchmark / language).glob("*/dataset_info.json"))
-    return found[-1].parent if found else None
+    versions = [file.parent for file in (folder / benchmark / language).glob("*/dataset_info.json")]
+    return max(versions, key=lambda path: [part.zfill(9) for part in path.name.split(".")], default=None)  # 10.0.0 is above 9.0.0
 
 
 def read_rows(benchmark: str, language: str, folder: Path | None) -> dict[str, list[Item]]:

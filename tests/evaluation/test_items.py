@@ -144,7 +144,7 @@ def test_items_that_tfds_has_prepared_are_those_of_the_files(benchmarks, tmp_pat
 
     class Rows(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         name = benchmark
-        VERSION = tfds.core.Version("1.0.0")
+        VERSION = tfds.core.Version("0.11.0")
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=code)]  # noqa: RUF012
 
         def _info(self):
@@ -160,8 +160,11 @@ def test_items_that_tfds_has_prepared_are_those_of_the_files(benchmarks, tmp_pat
     monkeypatch.setattr(tfds.core.DatasetInfo, "initialize_from_bucket", lambda self: None)
     Rows(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
     assert languages_of(benchmark, None, tmp_path)[0] == [code]
+    for other in ("0.9.0", "0.10.0"):
+        (tmp_path / benchmark / code / other).mkdir()
+        (tmp_path / benchmark / code / other / "dataset_info.json").touch()
     assert read_rows(benchmark, code, tmp_path) == expected
-    for file in (tmp_path / benchmark / code / "1.0.0").glob("*.array_record*"):
+    for file in (tmp_path / benchmark / code / "0.11.0").glob("*.array_record*"):
         file.unlink()
-    with pytest.raises(BadInput, match=rf"1\.0\.0: its split {next(iter(expected))} cannot be read"):
+    with pytest.raises(BadInput, match=rf"0\.11\.0: its split {next(iter(expected))} cannot be read"):
         read_rows(benchmark, code, tmp_path)
