@@ -30,7 +30,7 @@ PLANS: list[tuple[str, str, int, tuple[str, ...]]] = [
     ("babel-83b", "v6e:16x16", 1, ("training.global_batch_size=256",)),
     ("babel-83b", "v6e:16x16", 1, ("training.global_batch_size=256", "training.remat=attention")),
     ("babel-83b", "v6e:16x16", 1, ("training.global_batch_size=128", HALVES, "training.remat=gate", OFFLOAD)),
-    ("babel-9b", "v5p:4x4x4", 1, ("training.global_batch_size=8", "training.mesh={fsdp=-1, context=8}", "training.remat=mlp", *LONG)),
+    ("babel-9b", "v5p:4x4x4", 1, ("training.global_batch_size=16", "training.mesh={fsdp=-1, context=4}", "training.remat=mlp", *LONG)),
     ("babel-83b", "v5p:8x8x8", 1, ("training.global_batch_size=512", "training.remat=mlp")),
     ("babel-9b", "v5e:16x16", 1, ("training.global_batch_size=256", "training.remat=gate")),
     ("babel-83b", "v5p:8x8x8", 1, ("training.global_batch_size=64", "training.mesh={fsdp=-1, context=8}", "training.remat=mlp", *LONG)),

@@ -101,9 +101,10 @@ class OptimizerSettings(Settings):
 class Remat(StrEnum):
     """What the backward pass computes again, from the least to the most; what it keeps of a layer, beside the residual stream:
 
-    none: all. dots: the products with weights. mlp, the default: queries, keys, values, what attention gives, the stream between attention
-    and MLP, and both inner parts of the MLP, so that no product with weights is done twice (but where heads or what layers give are
-    normalized: Qwen3, Gemma 2). gate: of these two one. projections: none of the two. attention: what attention gives. full: nothing.
+    none: all. dots: the products with weights. mlp, the default: queries, keys, values (of whole windows, where `context` cuts them), what
+    attention gives, the stream between attention and MLP, and both inner parts of the MLP, so that no product with weights is done twice
+    (but where heads or what layers give are normalized: Qwen3, Gemma 2) and nothing of windows is gathered twice. gate: of the inner parts
+    one, and keys and values of this device's part. projections: none of the two. attention: what attention gives. full: nothing.
     """
 
     NONE = "none"

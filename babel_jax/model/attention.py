@@ -107,7 +107,8 @@ class Attention(nnx.Module):
         if cache is not None:
             cache, key, value = cache.extended(layer, key, value)
         query, key, value = (checkpoint_name(part, "heads") for part in (query, key, value))
-        attended = attend(which, query, placement.all_places(key), placement.all_places(value))
+        key, value = (checkpoint_name(placement.all_places(part), "seen") for part in (key, value))
+        attended = attend(which, query, key, value)
         return self.o_proj(attended, placement), cache
 
     def _heads(self, x: Float[Array, "batch time size"]) -> Float[Array, "batch time heads head_dim"]:

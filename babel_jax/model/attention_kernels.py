@@ -8,6 +8,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Int
 
@@ -61,52 +62,46 @@ def _splash(
 ) -> Attend:
     """The Pallas kernel of jax.experimental; blocks that no query sees are not computed. Off TPU it is interpreted, for tests.
 
-    Masks of the kernel are fixed when it is compiled, and where a device's queries stand is not. So for each of its parts the keys are
-    turned round until the part's own ones come last: what is then ahead of the queries is hidden by the causal mask, and what follows them
-    in truth, and was turned to the front, by a segment that is nobody's. Of the first half of a window, nobody sees the second.
+    What a device's queries see depends on where they stand, so its masks (which blocks to compute, and of which places) are data: they are
+    made for all devices of the context axis, and each takes its own. Of the first half of a window, nobody sees the second.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_masks
 
     size = source // placement.window_parts
     scale, softcap = config.query_pre_attn_scalar**-0.5, config.attn_logit_softcapping
-    interpret = placement.platform != "tpu"
-    # Of each part of this device, its first place, and how many places of the source it may see any of.
-    firsts = [part * size for part in placement.own_parts()]
-    sources = [source // len(firsts) * (half + 1) for half in range(len(firsts))]
-
-    def turned(half: int, rows: Array) -> Array:
-        seen = sources[half]
-        return rows if seen == size else jnp.roll(rows[:, :seen], seen - size - firsts[half], axis=1)
-
+    parts = placement.parts()
     ids = jnp.ones((1, source), jnp.int32) if segment_ids is None else segment_ids
-    place = jnp.arange(source, dtype=jnp.int32)[None]
-    own_ids = jnp.split(placement.own_places(ids), len(firsts), axis=1)
-    other_ids = [turned(half, jnp.where(place < first + size, ids, -1)) for half, first in enumerate(firsts)]
+    own_ids = jnp.split(placement.own_places(ids), len(parts), axis=1)
 
-    def in_window(window: int | None, own: Array, others: Array, query: Array, key: Array, value: Array) -> Array:
-        shape = (query.shape[2], key.shape[2])
-        block_q, block_kv = (_LANES * math.gcd(size // _LANES, _BLOCK // _LANES) for size in shape)
+    def in_window(window: int | None, half: int, query: Array, key: Array, value: Array) -> Array:
+        batch, heads, _, _ = query.shape
+        seen = key.shape[2]
+        block_q, block_kv = (_LANES * math.gcd(tokens // _LANES, _BLOCK // _LANES) for tokens in (size, seen))
         blocks = splash.BlockSizes(
             block_q=block_q, block_kv=block_kv, block_kv_compute=min(block_kv, 512),
             block_q_dkv=block_q, block_kv_dkv=block_kv, block_kv_dkv_compute=min(block_kv, 512), use_fused_bwd_kernel=True,
         )  # fmt: skip
-        behind = shape[1] - shape[0]
-        mask = splash_masks.CausalMask(shape, behind) if window is None else splash_masks.LocalMask(shape, (window - 1, 0), behind)
-        kernel = splash.make_splash_mha(
-            splash_masks.MultiHeadMask([mask] * query.shape[1]), block_sizes=blocks, attn_logits_soft_cap=softcap, head_shards=1,
-            q_seq_shards=1, residual_checkpoint_name="attended", interpret=interpret,
+        shape = (size * len(parts[half]), seen)
+        mask = splash_masks.CausalMask(shape) if window is None else splash_masks.LocalMask(shape, (window - 1, 0), 0)
+        mask.q_sequence = np.concatenate([np.arange(part * size, (part + 1) * size, dtype=np.int32) for part in parts[half]])
+        of_all = splash.make_splash_mha(
+            splash_masks.MultiHeadMask([mask] * heads), block_sizes=blocks, attn_logits_soft_cap=softcap, head_shards=1,
+            q_seq_shards=len(parts[half]), residual_checkpoint_name="attended", interpret=placement.platform != "tpu",
         )  # fmt: skip
-        segments = splash.SegmentIds(*(jnp.broadcast_to(rows, (query.shape[0], rows.shape[1])) for rows in (own, others)))
+        # Arrays of the kernel are [heads, blocks of queries, blocks of keys] and [places].
+        kernel = jax.tree.map(lambda rows: placement.own_context(rows, axis=1 if rows.ndim == 3 else 0), of_all)
+        segments = splash.SegmentIds(*(jnp.broadcast_to(rows, (batch, rows.shape[1])) for rows in (own_ids[half], ids[:, :seen])))
         return jax.vmap(kernel)(query, key, value, segments)
 
-    def of_part(which: Int[Array, ""], half: int, query: Array, key: Array, value: Array) -> Array:
-        given = (own_ids[half], other_ids[half], *(rows.swapaxes(1, 2) for rows in (query, turned(half, key), turned(half, value))))
-        return jax.lax.switch(which, [partial(in_window, window) for window in windows], *given)
+    def of_half(which: Int[Array, ""], half: int, query: Array, key: Array, value: Array) -> Array:
+        seen = source // len(parts) * (half + 1)
+        given = (rows.swapaxes(1, 2) for rows in (query, key[:, :seen], value[:, :seen]))
+        return jax.lax.switch(which, [partial(in_window, window, half) for window in windows], *given)
 
     def attend(which: Int[Array, ""], query: Array, key: Array, value: Array) -> Array:
-        parts = jnp.split(query * scale, len(firsts), axis=1)
-        out = jnp.concatenate([of_part(which, half, part, key, value) for half, part in enumerate(parts)], axis=2)
+        halves = jnp.split(query * scale, len(parts), axis=1)
+        out = jnp.concatenate([of_half(which, half, part, key, value) for half, part in enumerate(halves)], axis=2)
         return out.swapaxes(1, 2).reshape(*query.shape[:2], -1)
 
     return attend

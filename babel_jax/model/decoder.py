@@ -188,7 +188,7 @@ _KEPT = {
     Remat.ATTENTION: ("attended",),
     Remat.PROJECTIONS: ("attended", "heads", "between"),
     Remat.GATE: ("attended", "heads", "between", "gate"),
-    Remat.MLP: ("attended", "heads", "between", "gate", "up"),
+    Remat.MLP: ("attended", "heads", "seen", "between", "gate", "up"),
 }
 
 

@@ -117,22 +117,30 @@ class Placement:
         """Parts of equal size that a window is cut into: two for each device of the context axis, or one where there is one device."""
         return 2 * self.size(CONTEXT) if self.size(CONTEXT) > 1 else 1
 
-    def own_parts(self) -> tuple[Int[Array, ""] | int, ...]:
-        """Numbers of the parts of each window that are this device's: one of the first half, and its mirror image of the second.
+    def parts(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers of the parts of a window, by device of the context axis: of the first half, and of the second its mirror image.
 
         A token sees those before it, so together two such parts see as much as any other two (as in Llama 3, section 3.3.2).
         """
-        if self.window_parts == 1:
-            return (0,)
-        number = jax.lax.axis_index(CONTEXT)
-        return number, self.window_parts - 1 - number
+        numbers = tuple(range(self.window_parts))
+        devices = self.size(CONTEXT)
+        return (numbers[:devices], numbers[: -devices - 1 : -1]) if devices > 1 else (numbers,)
+
+    def own_context(self, rows: Array, axis: int) -> Array:
+        """Of what is made for all devices of the context axis, one behind the other along `axis`, what is this device's."""
+        devices = self.size(CONTEXT)
+        if devices == 1:
+            return rows
+        size = rows.shape[axis] // devices
+        return jax.lax.dynamic_slice_in_dim(rows, jax.lax.axis_index(CONTEXT) * size, size, axis)
 
     def own_places(self, rows: Array) -> Array:
         """Of whole windows, [batch, source, ...], the parts that are this device's, one behind the other: [batch, time, ...]."""
         if self.window_parts == 1:
             return rows
         size = rows.shape[1] // self.window_parts
-        return jnp.concatenate([jax.lax.dynamic_slice_in_dim(rows, part * size, size, axis=1) for part in self.own_parts()], axis=1)
+        own = jnp.array(self.parts())[:, jax.lax.axis_index(CONTEXT)]
+        return jnp.concatenate([jax.lax.dynamic_slice_in_dim(rows, part * size, size, axis=1) for part in own], axis=1)
 
     def all_places(self, rows: Float[Array, "batch time ..."]) -> Float[Array, "batch source ..."]:
         """Whole windows again; the gradient of each part goes back summed to the device that it is of."""

@@ -28,10 +28,10 @@ def _mean_seen(window: int | None, seq_len: int) -> float:
     return window - window**2 / 2 / seq_len
 
 
-def program_flops(jaxpr: Any, config: ModelConfig) -> float:
+def program_flops(jaxpr: Any, config: ModelConfig, seq_len: int) -> float:
     """Products of matrices in a jaxpr, times the lengths of its scans; inside `shard_map` shapes are those of one device.
 
-    Pallas kernels are those of splash attention, and count the blocks that they do not skip.
+    Pallas kernels are those of splash attention over windows of `seq_len` tokens, and count the blocks that they do not skip.
     """
     total = 0.0
     for equation in jaxpr.eqns:
@@ -43,12 +43,12 @@ def program_flops(jaxpr: Any, config: ModelConfig) -> float:
             shape = equation.invars[0].aval.shape
             total += 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
         elif name == "pallas_call":
-            total += _splash_flops(equation, config)
+            total += _splash_flops(equation, config, seq_len)
         elif name == "cond":
-            total += max(program_flops(branch.jaxpr, config) for branch in equation.params["branches"])
+            total += max(program_flops(branch.jaxpr, config, seq_len) for branch in equation.params["branches"])
         else:
             times = equation.params["length"] if name == "scan" else 1
-            total += times * sum(program_flops(inner, config) for inner in _inner(equation.params))
+            total += times * sum(program_flops(inner, config, seq_len) for inner in _inner(equation.params))
     return total
 
 
@@ -60,21 +60,24 @@ def _inner(params: dict[str, Any]) -> Iterator[Any]:
                 yield jaxpr
 
 
-def _splash_flops(equation: Any, config: ModelConfig) -> float:
-    """Forward two products of each visible block of scores with the heads, backward (one kernel) five."""
+def _splash_flops(equation: Any, config: ModelConfig, seq_len: int) -> float:
+    """Forward two products of each visible block of scores with the heads, backward (one kernel) five.
+
+    Where `context` cuts windows into parts, each device has one of the first half and one of the second; the mean over devices counts.
+    """
     query, key = [variable.aval.shape for variable in equation.invars if jnp.issubdtype(variable.aval.dtype, jnp.floating)][:2]
     (*batch, heads, time, head_dim), source = query, key[-2]
     blocks = sorted({math.gcd(time, 1024), math.gcd(source, 1024)})
     products = 5 if "dkv" in equation.params["name"] else 2
-    seen = [_visible_area(window, time, source, blocks[0], blocks[-1]) for window in config.windows]
+    firsts = range(source // 2 if time < source == seq_len else 0, source, time)
+    seen = [_visible_area(window, first, time, blocks[0], blocks[-1]) for window in config.windows for first in firsts]
     return 2.0 * products * math.prod(batch) * heads * head_dim * sum(seen) / len(seen)
 
 
-def _visible_area(window: int | None, time: int, source: int, block_q: int, block_kv: int) -> int:
-    """Scores in the blocks that hold any visible one, of queries at the end of the source."""
-    area, behind = 0, source - time
-    for first in range(0, time, block_q):
-        last = behind + first + block_q - 1
-        begin = 0 if window is None else max(0, behind + first - window + 1)
-        area += (last // block_kv - begin // block_kv + 1) * block_q * block_kv
+def _visible_area(window: int | None, start: int, time: int, block_q: int, block_kv: int) -> int:
+    """Scores in the blocks that hold any visible one, of the `time` queries from the place `start` on."""
+    area = 0
+    for first in range(start, start + time, block_q):
+        begin = 0 if window is None else max(0, first - window + 1)
+        area += ((first + block_q - 1) // block_kv - begin // block_kv + 1) * block_q * block_kv
     return area

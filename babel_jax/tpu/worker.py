@@ -50,7 +50,7 @@ def measured(config: Config, shape: ModelConfig, topology: str, slices: int, kee
     traced = step.trace(state, batch, rate)
     found: dict[str, Any] = {
         "mesh": dict(mesh.shape),
-        "hardware_flops": program_flops(traced.jaxpr.jaxpr, shape),
+        "hardware_flops": program_flops(traced.jaxpr.jaxpr, shape, config.data.seq_len),
     }
     start = time.perf_counter()
     try:

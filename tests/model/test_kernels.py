@@ -101,18 +101,35 @@ print(jax.jit(lambda q, k, v: attend.attend(q, k, v, mask, 1.0, None)).lower(row
 @pytest.mark.parametrize("window", [None, 70])
 def test_parts_of_a_window_see_what_the_whole_sees(inputs, kernel, window):
     """Two devices of the context axis, here the lanes of a vmap with that name: each has two parts of the queries, and all keys."""
-    query, key, value, segment_ids = (jnp.concatenate([rows, rows[:, ::-1]], axis=1) for rows in (*inputs[:3], inputs[4]))
+    query, key, value, weight, segment_ids = (jnp.concatenate([rows, rows[:, ::-1]], axis=1) for rows in inputs)
     placement = Placement(sizes=(("context", 2),))
 
     def part(query, key, value):
         attend = attention_over(SHAPE, (window,), kernel, segment_ids, 2 * TIME, placement)
-        own = [placement.own_places(rows) for rows in (query, key, value)]
-        return placement.all_places(attend(jnp.int32(0), own[0], placement.all_places(own[1]), placement.all_places(own[2])))
+        query, key, value = (placement.own_places(rows) for rows in (query, key, value))
+        return attend(jnp.int32(0), query, placement.all_places(key), placement.all_places(value))
 
-    found = jax.jit(jax.vmap(part, in_axes=None, axis_name="context", axis_size=2))(query, key, value)
-    expected = plain(query, key, value, segment_ids, window, None)
-    for lane in found:
+    def through(function):
+        return jax.jit(jax.value_and_grad(lambda rows: function(*rows), has_aux=True))((query, key, value))
+
+    def by_parts(*rows):
+        def lane(*rows):
+            own = part(*rows)
+            return (own * placement.own_places(weight)).sum(), placement.all_places(own)
+
+        losses, outs = jax.vmap(lane, in_axes=None, axis_name="context", axis_size=2)(*rows)
+        return losses.sum(), outs
+
+    def at_once(*rows):
+        out = plain(*rows, segment_ids, window, None)
+        return (out * weight).sum(), out
+
+    (_, outs), gradients = through(by_parts)
+    (_, expected), of_expected = through(at_once)
+    for lane in outs:
         np.testing.assert_allclose(lane, expected, atol=2e-5)
+    for one, other in zip(gradients, of_expected, strict=True):
+        assert float(jnp.linalg.norm(one - other) / jnp.linalg.norm(other)) < 1e-4
 
 
 def test_auto_is_the_kernel_that_a_platform_has():

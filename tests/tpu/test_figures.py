@@ -6,7 +6,8 @@ import pytest
 
 from babel_jax.config import AttentionKernel, LayerType, ModelConfig, Remat
 from babel_jax.errors import BadInput
-from babel_jax.model.decoder import abstract_params, count_parameters
+from babel_jax.model.decoder import abstract_params, count_parameters, describe
+from babel_jax.model.placement import WEIGHT_AXES, Placement, mesh_axes
 from babel_jax.tpu.chips import chip_of
 from babel_jax.tpu.flops import model_flops_per_token, program_flops
 from babel_jax.tpu.hlo import Program
@@ -122,7 +123,7 @@ def test_flops_of_a_step_are_those_of_its_products():
     jaxpr = jax.make_jaxpr(lambda params, batch: summed_loss(config, params, batch)[0])(abstract_params(config), tokens)
     matrices = 3 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 80) + 96 * 32
     scores = 3 * 2 * time * 32
-    assert program_flops(jaxpr.jaxpr, config) == 2 * batch * time * (matrices + scores)
+    assert program_flops(jaxpr.jaxpr, config, time) == 2 * batch * time * (matrices + scores)
     norms_and_biases = count_parameters(config) - matrices - 96 * 32
     assert model_flops_per_token(config, time) == 3 * (2 * (matrices + norms_and_biases) + scores)
 
@@ -139,7 +140,7 @@ def test_what_remat_keeps_is_not_counted_twice(kernel):
         def loss(params, batch):
             return summed_loss(config, params, batch, remat=remat, kernel=kernel)[0]
 
-        return program_flops(jax.make_jaxpr(jax.grad(loss) if gradient else loss)(abstract_params(config), tokens).jaxpr, config)
+        return program_flops(jax.make_jaxpr(jax.grad(loss) if gradient else loss)(abstract_params(config), tokens).jaxpr, config, 128)
 
     assert flops(Remat.MLP) == flops(Remat.NONE)
     head, down = 2 * 2 * 128 * 96 * 256, 3 * 2 * 2 * 128 * 80 * 256
@@ -155,3 +156,43 @@ def test_model_flops_of_a_window_count_what_it_sees():
     saved = model_flops_per_token(whole, 1024) - model_flops_per_token(config, 1024)
     seen = sum(min(place + 1, 8) for place in range(1024)) / 1024
     assert saved == pytest.approx(12 * 32 * (512 - seen), rel=0.01)
+
+
+def program_of_half(config, tokens, gradient=False, **options):
+    """The jaxpr of the loss of one window on one of two devices of the context axis."""
+    placement = Placement((("context", 2),), gather_stages=(("context",),), scatter_stages=(("context",),))
+
+    def half(parameter):
+        axes = mesh_axes(parameter.logical_axes)
+        shape = (size // 2 if own == WEIGHT_AXES else size for size, own in zip(parameter.shape, axes, strict=True))
+        return jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
+
+    def loss(params, batch):
+        return summed_loss(config, params, batch, placement=placement, **options)[0]
+
+    batch = {name: jax.ShapeDtypeStruct((1, tokens), jnp.int32) for name in ("tokens", "segment_ids")}
+    function = jax.grad(loss) if gradient else loss
+    return jax.make_jaxpr(function, axis_env=[("context", 2)])(jax.tree.map(half, describe(config)), batch).jaxpr
+
+
+@pytest.mark.parametrize("window", [None, 1024])
+def test_flops_of_parts_are_those_of_the_blocks_that_they_see(window):
+    """Four parts of 1,024 tokens, a block each, on two devices: the first and the last on one see one and four blocks, the others two and
+    three; with a window of 1,024 tokens all but the first see two. XLA's attention does all four for each."""
+    config = ModelConfig(
+        vocab_size=96, hidden_size=256, intermediate_size=80, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        sliding_window=window, layer_types=(LayerType.FULL if window is None else LayerType.SLIDING,),
+    )  # fmt: skip
+    xla, splash = (
+        program_flops(program_of_half(config, 4096, kernel=kernel), config, 4096) for kernel in (AttentionKernel.XLA, AttentionKernel.SPLASH)
+    )
+    blocks = (1 + 2 + 3 + 4) / 2 if window is None else (1 + 2 + 2 + 2) / 2
+    assert xla - splash == (2 * 4 - blocks) * 2 * 2 * 1024 * 1024 * 256
+
+
+def test_keys_and_values_are_gathered_once_where_memory_is_not_short():
+    config = ModelConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=80, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1
+    )
+    mlp, gate = (str(program_of_half(config, 64, gradient=True, remat=remat)).count("all_gather[") for remat in (Remat.MLP, Remat.GATE))
+    assert gate - mlp == 2
