@@ -70,6 +70,16 @@ def test_a_plan_of_the_real_step(tiny_toml, capsys):
     assert found["chip_hours"] == pytest.approx(stage["steps"] * found["step_seconds_bound"] * 4 / 3600)
 
 
+@pytest.mark.slow
+def test_gathers_and_scatters_of_weights_are_not_made_all_reduces(tiny_toml):
+    """Left to itself, the compiler transposes some gradients on v6e so that their scatters become all-reduces, twice the bytes."""
+    larger = ("training.global_batch_size=16", "model.shape.vocab_size=4096", "model.shape.hidden_size=512")
+    found = plan_module.plan(load_config(tiny_toml, larger), "v6e:4x4")
+    kinds = {(one["kind"], axis) for one in found["collectives"] for axis in one["axes"].split(" x ")}
+    assert kinds >= {("all-gather", "fsdp"), ("all-gather", "ring"), ("reduce-scatter", "fsdp"), ("reduce-scatter", "ring")}
+    assert not kinds & {("all-reduce", "fsdp"), ("all-reduce", "ring")}
+
+
 def test_without_libtpu_a_line_says_what_to_install(tiny_toml, monkeypatch):
     monkeypatch.setattr(plan_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BadInput, match=r"libtpu, which is not installed: pip install 'babel-jax\[tpu\]'"):
