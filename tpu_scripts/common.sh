@@ -25,6 +25,33 @@ change() {
     fi
 }
 
+# Reads a command line into `command`, a variable for each option of $1 (names of those with a value) and $2 (of those without, set to
+# true), and `arguments`, which is what follows --.
+# shellcheck disable=SC2034 # they are read by the script that sources this
+parse() {
+    local -r valued=" $1 " flags=" $2 dry_run "
+    local option
+    shift 2
+    [[ $# -gt 0 ]] || { usage && exit 2; }
+    [[ $1 != --help ]] || { usage && exit; }
+    command=$1 && shift
+    while [[ $# -gt 0 && $1 != -- ]]; do
+        [[ $1 != --help ]] || { usage && exit; }
+        [[ $1 =~ ^--[-a-z]+$ ]] || die "unknown option $1; see --help"
+        option=${1#--} && option=${option//-/_}
+        if [[ $flags == *" $option "* ]]; then
+            printf -v "$option" true
+        elif [[ $valued == *" $option "* ]]; then
+            [[ $# -gt 1 ]] || die "$1 needs a value"
+            printf -v "$option" '%s' "$2" && shift
+        else
+            die "unknown option $1; see --help"
+        fi
+        shift
+    done
+    arguments=("${@:2}")
+}
+
 need() {
     local option
     for option in "$@"; do

@@ -24,22 +24,7 @@ HELP
 }
 
 name='' context='' namespace=default image='' accelerator='' topology='' chips='' hosts='' slices=1 claim='' config='' out='' restarts=100
-[[ $# -gt 0 ]] || { usage && exit 2; }
-[[ $1 != --help ]] || { usage && exit; }
-command=$1 && shift
-while [[ $# -gt 0 ]]; do
-    case $1 in
-    --name | --context | --namespace | --image | --accelerator | --topology | --chips | --hosts | --slices | --claim | --config | --out | --restarts)
-        [[ $# -gt 1 ]] || die "$1 needs a value"
-        printf -v "${1#--}" '%s' "$2" && shift 2
-        ;;
-    --dry-run) dry_run=true && shift ;;
-    --help) usage && exit ;;
-    --) shift && break ;;
-    *) die "unknown option $1; see --help" ;;
-    esac
-done
-arguments=("$@")
+parse "name context namespace image accelerator topology chips hosts slices claim config out restarts" "" "$@"
 need name context
 check_name "$name"
 kubectl=(kubectl --context="$context" --namespace="$namespace")

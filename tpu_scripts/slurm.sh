@@ -22,22 +22,7 @@ HELP
 }
 
 name='' job='' nodes='' gpus='' config='' out='' partition='' account='' time='' babel=babel
-[[ $# -gt 0 ]] || { usage && exit 2; }
-[[ $1 != --help ]] || { usage && exit; }
-command=$1 && shift
-while [[ $# -gt 0 ]]; do
-    case $1 in
-    --name | --job | --nodes | --gpus | --config | --out | --partition | --account | --time | --babel)
-        [[ $# -gt 1 ]] || die "$1 needs a value"
-        printf -v "${1#--}" '%s' "$2" && shift 2
-        ;;
-    --dry-run) dry_run=true && shift ;;
-    --help) usage && exit ;;
-    --) shift && break ;;
-    *) die "unknown option $1; see --help" ;;
-    esac
-done
-arguments=("$@")
+parse "name job nodes gpus config out partition account time babel" "" "$@"
 creator="babel-jax-scripts"
 
 launch() {

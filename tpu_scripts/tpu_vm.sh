@@ -25,24 +25,7 @@ HELP
 }
 
 name='' project='' zone='' type='' runtime='' config='' out='' mount='' spot=false queued=false slices=1 poll=60
-[[ $# -gt 0 ]] || { usage && exit 2; }
-[[ $1 != --help ]] || { usage && exit; }
-command=$1 && shift
-while [[ $# -gt 0 ]]; do
-    case $1 in
-    --name | --project | --zone | --type | --runtime | --config | --out | --mount | --slices | --poll)
-        [[ $# -gt 1 ]] || die "$1 needs a value"
-        printf -v "${1#--}" '%s' "$2" && shift 2
-        ;;
-    --spot) spot=true && shift ;;
-    --queued) queued=true && shift ;;
-    --dry-run) dry_run=true && shift ;;
-    --help) usage && exit ;;
-    --) shift && break ;;
-    *) die "unknown option $1; see --help" ;;
-    esac
-done
-arguments=("$@")
+parse "name project zone type runtime config out mount slices poll" "spot queued" "$@"
 need name project zone
 check_name "$name"
 check_number slices "$slices"
