@@ -146,30 +146,40 @@ class Program:
             return 2 * _in_hbm(instruction.shape)
         if instruction.operation != "fusion":
             return _in_hbm(instruction.shape) + sum(map(_in_hbm, operands))
-        inside = self.computations.get((_called(instruction.rest, "calls") or [""])[0], [])
+        (called,) = _called(instruction.rest, "calls")
+        parts = self._parts_read(called)
+        read = sum(min(_in_hbm(shape), parts.get(number, _in_hbm(shape))) for number, shape in enumerate(operands))
+        return read + max(0, _in_hbm(instruction.shape) - self._left_as_it_was(called))
+
+    def _parts_read(self, name: str) -> dict[int, int]:
+        """Of those parameters that a fused computation only slices, or writes into, the bytes that it reads, by number."""
+        inside = self.computations[name]
         parameters = {one.name: int(one.rest.split(")")[0]) for one in inside if one.operation == "parameter"}
-        part = {}  # of operands that are only sliced or written into in part: that part
         users: dict[int, list[int | None]] = defaultdict(list)
         for one in inside:
             for place, operand in enumerate(_operands(one.rest)):
                 if operand in parameters:
                     size = None
-                    if one.operation == "dynamic-slice" and place == 0:
+                    if one.operation == "fusion":
+                        size = self._parts_read(_called(one.rest, "calls")[0]).get(place)
+                    elif one.operation == "dynamic-slice" and place == 0:
                         size = array_bytes(one.shape)
                     elif one.operation == "dynamic-update-slice" and place == 0:
                         size = 0
                     users[parameters[operand]].append(size)
-        for number, sizes in users.items():
-            if all(size is not None for size in sizes):
-                part[number] = sum(size or 0 for size in sizes)
-        written = _in_hbm(instruction.shape)
-        updates = [one for one in inside if one.operation == "dynamic-update-slice"]
-        if updates:
-            inner = {one.name: one.shape for one in inside}
-            whole = sum(array_bytes(one.shape) for one in updates)
-            written = max(0, written - whole) + sum(array_bytes(inner.get(_operands(one.rest)[1], "")) for one in updates)
-        read = sum(min(_in_hbm(shape), part.get(number, _in_hbm(shape))) for number, shape in enumerate(operands))
-        return written + read
+        return {number: sum(size or 0 for size in sizes) for number, sizes in users.items() if None not in sizes}
+
+    def _left_as_it_was(self, name: str) -> int:
+        """Bytes of the result of a fused computation that it does not write, since it writes into a part of a parameter."""
+        inside = self.computations[name]
+        shapes = {one.name: one.shape for one in inside}
+        total = 0
+        for one in inside:
+            if one.operation == "fusion":
+                total += self._left_as_it_was(_called(one.rest, "calls")[0])
+            elif one.operation == "dynamic-update-slice":
+                total += array_bytes(one.shape) - array_bytes(shapes.get(_operands(one.rest)[1], ""))
+        return total
 
 
 def array_bytes(shape: str) -> int:

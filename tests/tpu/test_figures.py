@@ -113,6 +113,38 @@ def test_what_a_program_of_xla_moves_is_what_it_must(tmp_path):
     assert 50 * 3 * vector <= Program(text).hbm_bytes() <= 50 * 8 * vector
 
 
+NESTED = """\
+%slice (rows: f32[50,4096], place: s32[]) -> f32[4096] {
+  %rows = f32[50,4096]{1,0} parameter(0)
+  %place = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %row = f32[1,4096]{1,0} dynamic-slice(%rows, %place, %zero), dynamic_slice_sizes={1,4096}
+  ROOT %flat = f32[4096]{0} bitcast(%row)
+}
+
+%add.1 (all: f32[50,4096], number: s32[], kept: f32[50,4096]) -> f32[50,4096] {
+  %all = f32[50,4096]{1,0} parameter(0)
+  %number = s32[] parameter(1)
+  %kept = f32[50,4096]{1,0} parameter(2)
+  %one = f32[4096]{0} fusion(%all, %number), kind=kLoop, calls=%slice
+  %new = f32[1,4096]{1,0} bitcast(%one)
+  ROOT %changed = f32[50,4096]{1,0} dynamic-update-slice(%kept, %new, %number, %number)
+}
+
+ENTRY %main (a: f32[50,4096], b: s32[], c: f32[50,4096]) -> f32[50,4096] {
+  %a = f32[50,4096]{1,0} parameter(0)
+  %b = s32[] parameter(1)
+  %c = f32[50,4096]{1,0} parameter(2)
+  ROOT %out = f32[50,4096]{1,0} fusion(%a, %b, %c), kind=kLoop, calls=%add.1
+}
+"""
+
+
+def test_what_a_fusion_within_a_fusion_slices_is_not_read_in_full():
+    row, number = 4096 * 4, 4
+    assert Program(NESTED).hbm_bytes() == 2 * row + number
+
+
 def test_flops_of_a_step_are_those_of_its_products():
     """Counted by hand for the forward pass; backward is twice that, and the causal half is not skipped by XLA's attention."""
     config = ModelConfig(
