@@ -10,7 +10,10 @@ cleaned/xx/SSS-PPPPP-NNN.documents.npy    of each a digest of the text, its leng
 
 import contextlib
 import dataclasses
+import functools
 import json
+import math
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,8 +51,15 @@ class Shard:
     documents: int
 
     def array(self, name: str) -> np.ndarray:
-        """One of its arrays, mapped into memory."""
-        return np.load(self.beside(name), mmap_mode="r" if self.documents else None)
+        """One of its arrays, mapped into memory for as long as it is in use: kept open, all of them would be resident in the end."""
+        path = self.beside(name)
+        status = os.stat(path)
+        shape, dtype, begin = _header(path, status.st_mtime_ns, status.st_size)
+        if not math.prod(shape):
+            return np.empty(shape, dtype)
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(mapped, dtype, math.prod(shape), begin).reshape(shape)
 
     def beside(self, name: str) -> Path:
         """The file of one of its arrays."""
@@ -74,6 +84,17 @@ class Shard:
                     yield from file.read_row_group(group, columns).to_batches()
         except (OSError, pyarrow.ArrowException) as error:
             raise BadInput(f"{path}: damaged; remove the folder of prepared data and run `babel prepare` again") from error
+
+
+# np.load would take longer to read headers than pairs of documents: each is looked at by every bucket of every band.
+@functools.lru_cache(maxsize=1 << 16)
+def _header(path: Path, changed: int, size: int) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Shape and type of an array in a .npy file, and where its values begin."""
+    with open(path, "rb") as file:
+        assert np.lib.format.read_magic(file) == (1, 0), path
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+        assert not fortran_order, path
+        return shape, dtype, file.tell()
 
 
 class ShardWriter:
