@@ -6,7 +6,9 @@ the first ones, the same for every item, so that they are computed once.
 
 import dataclasses
 import functools
+import itertools
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from lm_eval.api.task import Task
 from tqdm import tqdm
 
 from babel_jax.errors import BadInput
-from babel_jax.evaluation.benchmark_data import Item, option_labels, read_rows
+from babel_jax.evaluation.benchmark_data import Item, answer_place, option_labels, read_rows
 from babel_jax.evaluation.numbers import last_number
 from babel_jax.languages import LANGUAGES
 
@@ -45,8 +47,19 @@ class _SameKind(ContextSampler):
 
     def sample(self, n: int, eval_doc: Item | None = None, df: Any = None, **_: Any) -> list[Item]:
         assert eval_doc is not None
-        same = [row for row in self.df if all(row[field] == eval_doc[field] for field in self.fields)]
-        return [row for row in same if row != eval_doc][:n]
+        same = self._by_kind.get(self._kind(eval_doc), [])
+        return list(itertools.islice((row for row in same if row != eval_doc), n))
+
+    @functools.cached_property
+    def _by_kind(self) -> dict[tuple[Any, ...], list[Item]]:
+        """MMMLU has 14,042 rows: it would take minutes to look at all of them for each."""
+        rows = defaultdict(list)
+        for row in self.df:
+            rows[self._kind(row)].append(row)
+        return dict(rows)
+
+    def _kind(self, row: Item) -> tuple[Any, ...]:
+        return tuple(row[field] for field in self.fields)
 
 
 class _SameSubject(_SameKind):
@@ -80,14 +93,14 @@ def _mmmlu(code: str) -> dict[str, dict[str, Any]]:
     }
 
 
-# "Answer" in the languages of M3Exam.
+# "Answer" in the languages of M3Exam, as its own prompts say it.
 _ANSWER = {
     "en": "Answer:",
     "zh": "答案：",
-    "pt": "Resposta:",
+    "pt": "Responder:",
     "sw": "Jibu:",
     "vi": "Câu trả lời:",
-    "it": "Risposta:",
+    "it": "La risposta:",
     "jv": "Wangsulan:",
     "th": "คำตอบ:",
 }
@@ -108,7 +121,7 @@ def _m3exam(code: str) -> dict[str, dict[str, Any]]:
             "fewshot_config": {"sampler": _SameExam, "process_docs": None},
             "doc_to_text": text,
             "doc_to_choice": lambda row: option_labels(row["options"]),
-            "doc_to_target": lambda row: option_labels(row["options"]).index(str(row["answer_text"]).strip()),
+            "doc_to_target": answer_place,
             "metric_list": _mean_of("acc"),
         }
     }

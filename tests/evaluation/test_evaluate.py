@@ -139,6 +139,9 @@ def test_items_that_are_too_long_lose_their_beginning_and_are_counted(tiny_folde
             Request(tasks=("mmmlu",), languages=("ta",)),
             "mmmlu: no data for ta in DIR; for ta it needs DIR/mmmlu/ta.test.jsonl (from openai/MMMLU)",
         ),
+        # XCOPA has no prompts for English: no file would do.
+        (Request(tasks=("xcopa",), languages=("en", "it")), "xcopa: no data for it in DIR; for it it needs DIR/xcopa/it.test.jsonl, DIR/"),
+        (Request(tasks=("xcopa",), languages=("en", "ha")), "xcopa: no data for en ha; cambridgeltl/xcopa has zh id"),
         (Request(tasks=("xnli",), few_shot=9), "xnli, sw: 9 examples are asked for and there are 2; give a smaller --few-shot"),
     ],
 )
