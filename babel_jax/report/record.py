@@ -70,7 +70,7 @@ def read_run(folder: Path) -> RunRecord:
     for path in sorted((folder / "evaluation").glob("*.json")):
         found = _json(path)
         if path.stem not in points and "tasks" in found:
-            others = {path.stem: found, **found.get("baselines", {})}
+            others = {found.get("model", path.stem): found, **found.get("baselines", {})}
             points |= {name: other["tasks"] for name, other in others.items() if name not in points}
     return RunRecord(
         folder,
