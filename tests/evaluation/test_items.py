@@ -92,6 +92,7 @@ def test_bits_per_byte_weighs_documents_by_their_bytes():
         ("उत्तर १,००० है", 1000),
         ("Die Antwort lautet 1.000.", 1000),
         ("la réponse est 2,5", Decimal("2.5")),
+        ("0.125", Decimal("0.125")),
         ("It is -7", -7),
         ("$18.00", 18),
         ("no number", None),
