@@ -124,8 +124,10 @@ def test_items_that_are_too_long_lose_their_beginning_and_are_counted(tiny_folde
     row = {"premise": premise, "choice1": "Jalanan basah.", "choice2": "Anak tidur.", "question": "effect", "label": 0}
     for split in ("test", "validation"):
         write_rows(tmp_path / f"xcopa/id.{split}.jsonl", [row])
-    found = evaluate(str(tiny_folder()), [], Request(tasks=("xcopa",), data=tmp_path))
+    found = evaluate(str(tiny_folder()), [], Request(tasks=("xcopa",), data=tmp_path), tmp_path / "out")
     assert found["truncated"] == 2
+    # Also where the answers are there already.
+    assert evaluate(str(tiny_folder()), [], Request(tasks=("xcopa",), data=tmp_path), tmp_path / "out") == found
     assert "qwen2-0: 2 requests were longer than the model's positions; their beginnings were cut." in found["summary"]
 
 
