@@ -32,13 +32,14 @@ class Source:
     """Where the rows of a benchmark are, and what each must have.
 
     `hub` is the data set, `configs` its configuration for each of our languages; `splits` are those that are read, the evaluated one
-    first. `check` gives what is wrong with a row, or None.
+    first. Of the `keys` those in `texts` are texts; `check` gives what else is wrong with a row, or None.
     """
 
     hub: str
     configs: Mapping[str, str]
     splits: tuple[str, ...]
     keys: tuple[str, ...]
+    texts: tuple[str, ...]
     check: Callable[[Item], str | None]
 
 
@@ -50,6 +51,9 @@ def _mmmlu(row: Item) -> str | None:
 
 
 def _m3exam(row: Item) -> str | None:
+    background = row["background_description"]
+    if not isinstance(background, list) or not all(isinstance(text, str) for text in background):
+        return "background_description is no list of texts"
     if not isinstance(row["options"], list) or not row["options"] or not all(str(option).strip() for option in row["options"]):
         return "options is empty, or one of them is"
     labels = ", ".join(option_labels(row["options"]))
@@ -66,6 +70,8 @@ def _xcopa(row: Item) -> str | None:
 
 
 def _mgsm(row: Item) -> str | None:
+    if not isinstance(row["answer"], str | None):
+        return "answer is neither a text nor null"
     number = isinstance(row["answer_number"], int | float) and not isinstance(row["answer_number"], bool)
     return None if number else f"answer_number is {row['answer_number']!r}, no number"
 
@@ -94,6 +100,7 @@ SOURCES = {
         },
         ("test",),
         ("Question", "A", "B", "C", "D", "Answer", "Subject"),
+        ("Question", "Subject"),
         _mmmlu,
     ),
     "m3exam": Source(
@@ -104,6 +111,7 @@ SOURCES = {
         },
         ("test", "dev"),
         ("question_text", "background_description", "options", "answer_text", "level", "subject_category"),
+        ("question_text", "level", "subject_category"),
         _m3exam,
     ),
     "xcopa": Source(
@@ -111,6 +119,7 @@ SOURCES = {
         _same("zh", "id", "sw", "ta", "vi", "tr", "it", "th"),
         ("test", "validation"),
         ("premise", "choice1", "choice2", "question", "label"),
+        ("premise", "choice1", "choice2", "question"),
         _xcopa,
     ),
     "mgsm": Source(
@@ -118,6 +127,7 @@ SOURCES = {
         _same("en", "zh", "es", "fr", "bn", "ru", "de", "ja", "sw", "th"),
         ("test", "train"),
         ("question", "answer", "answer_number"),
+        ("question",),
         _mgsm,
     ),
     "xnli": Source(
@@ -125,6 +135,7 @@ SOURCES = {
         _same("en", "zh", "hi", "es", "ar", "fr", "ru", "ur", "de", "sw", "vi", "tr", "th"),
         ("validation",),
         ("premise", "hypothesis", "label"),
+        ("premise", "hypothesis"),
         _xnli,
     ),
     "flores200": Source(
@@ -132,6 +143,7 @@ SOURCES = {
         # Named as Flores-200's archive names them, but for these two.
         {code: language.flores for code, language in LANGUAGES.items() if code != "en"} | {"zh": "cmn_Hans", "tl": "fil_Latn"},
         ("devtest", "dev"),
+        ("source", "target"),
         ("source", "target"),
         _translation,
     ),
@@ -238,14 +250,15 @@ def read_rows(benchmark: str, language: str, folder: Path | None) -> dict[str, l
             missing = [key for key in source.keys if key not in row]
             if missing:
                 raise BadInput(f"{where}: no {', '.join(missing)}; a row of {benchmark} has {', '.join(source.keys)}")
-            problem = source.check(row)
+            no_text = [key for key in source.texts if not isinstance(row[key], str)]
+            problem = f"{no_text[0]} is no text" if no_text else source.check(row)
             if problem and folder is not None:
                 raise BadInput(f"{where}: {problem}; correct or remove the row")
             if problem:
                 wrong[number] = f"{where}: {problem}"
         if wrong:
             log.warning("%s; left out, of %d rows %d like it", next(iter(wrong.values())), len(rows), len(wrong))
-        found[split] = [row for number, row in enumerate(rows, 1) if number not in wrong]
+        found[split] = [{key: row[key] for key in source.keys} for number, row in enumerate(rows, 1) if number not in wrong]
         if not found[split]:
             raise BadInput(f"{benchmark}, {language}: the split {split} has no rows")
     return found

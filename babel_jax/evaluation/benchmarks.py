@@ -15,6 +15,7 @@ from typing import Any
 
 import lm_eval.api.task
 import lm_eval.tasks
+import pyarrow
 from lm_eval.api.samplers import ContextSampler
 from lm_eval.api.task import Task
 from tqdm import tqdm
@@ -182,6 +183,10 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 def load_tasks(benchmark: str, code: str, folder: Path | None, few_shot: int | None = None) -> dict[str, Task]:
     """The harness's tasks of a benchmark in a language, with their rows. Raises BadInput for rows that are missing or wrong."""
     rows = read_rows(benchmark, code, folder)
+    try:
+        data = _as_datasets(rows)
+    except pyarrow.ArrowException as error:
+        raise BadInput(f"{benchmark}, {code}: a key has values of several kinds: {' '.join(str(error).split())[:150]}") from error
     shots = BENCHMARKS[benchmark].few_shot if few_shot is None else few_shot
     configs = BENCHMARKS[benchmark].configs(code)
     for config in configs.values():
@@ -191,7 +196,7 @@ def load_tasks(benchmark: str, code: str, folder: Path | None, few_shot: int | N
             examples = len(rows[config["fewshot_split"]]) - (config["fewshot_split"] == config.get("test_split"))
             if shots > examples:
                 raise BadInput(f"{benchmark}, {code}: {shots} examples are asked for and there are {examples}; give a smaller --few-shot")
-        config |= {"custom_dataset": lambda **_: _as_datasets(rows), "num_fewshot": shots}
+        config |= {"custom_dataset": lambda **_: data, "num_fewshot": shots}
     manager = _manager()
     named = [{"task": name, **config} for name, config in configs.items()]
     # Only as members of a group are the harness's own tasks taken with settings of ours.

@@ -158,6 +158,10 @@ def test_bad_requests(request_, says, tiny_folder, benchmarks):
     ("name", "change", "says"),
     [
         ("xcopa/id.test.jsonl", {"choice2": " "}, "xcopa/id.test.jsonl:1: choice2 is empty; correct or remove the row"),
+        ("xcopa/id.test.jsonl", {"premise": 5}, "xcopa/id.test.jsonl:1: premise is no text"),
+        ("m3exam/th.test.jsonl", {"background_description": "x"}, "m3exam/th.test.jsonl:1: background_description is no list of texts"),
+        ("m3exam/th.test.jsonl", {"answer_text": 1}, "m3exam, th: a key has values of several kinds"),
+        ("mgsm/sw.test.jsonl", {"answer": 5}, "mgsm/sw.test.jsonl:1: answer is neither a text nor null"),
         ("xcopa/id.test.jsonl", {"label": 4}, "xcopa/id.test.jsonl:1: label is 4, neither 0 nor 1"),
         ("mmmlu/sw.test.jsonl", {"B": ""}, "mmmlu/sw.test.jsonl:1: choice B is empty"),
         ("mmmlu/sw.test.jsonl", {"Answer": "E"}, "Answer is 'E', not A, B, C or D"),
