@@ -220,6 +220,7 @@ def _result(
         for task, by_language in details[model].get("contamination", {}).items()
         for code, counts in by_language.items()
     ]
+    fertilities = {name: own["fertility"] for name, own in details.items() if "fertility" in own}
     others = {
         name: {"tasks": scores[name], "means": _means(scores[name]), "differences": changes[name], **details[name]} for name in changes
     }
@@ -231,7 +232,7 @@ def _result(
         **details[model],
         "missing": missing,
         **({"baselines": others} if others else {}),
-        "summary": report_text(_renamed(scores, label), _renamed(changes, label), missing, notes),
+        "summary": report_text(_renamed(scores, label), _renamed(changes, label), missing, notes, _renamed(fertilities, label)),
     }
 
 

@@ -108,7 +108,9 @@ def test_bits_per_byte_and_fertility(tiny_folder, tmp_path, write_rows):
     assert score["n"] == 2
     assert found["means"] == {"all": pytest.approx(score["score"]), "high": None, "low": pytest.approx(score["score"])}
     assert 0.1 < found["fertility"]["sw"] < 1
-    assert "| Swahili (sw) | low | 2 | " in found["summary"]
+    (row,) = [line for line in found["summary"].splitlines() if line.startswith("| Swahili (sw) | low | 2 | ")]
+    assert row.endswith(f" | {found['fertility']['sw']:.3f} | {found['fertility']['sw']:.3f} |")
+    assert "| tokens a byte, qwen2-0 | tokens a byte, qwen2-1 |" in found["summary"]
     assert "published" not in found["summary"]
 
 
