@@ -160,7 +160,8 @@ def _measured(
         scored = functools.partial(
             score, folder.config, params, mesh=mesh, batch_tokens=batch_tokens, compute_dtype=dtype, what="bits per byte"
         )
-        found = text_bits(tokenizer, texts, folder.config.max_position_embeddings, request.max_bytes, scored)
+        begin = PromptTokenizer(folder.path).encode("")  # Gemma and Llama know no text without the token that begins it
+        found = text_bits(tokenizer, texts, folder.config.max_position_embeddings, request.max_bytes, scored, begin)
         empty = [code for code in texts if code not in found]
         if empty:
             where = request.data or "the embedded corpus"
@@ -219,6 +220,7 @@ def _result(
         for task, by_language in details[model].get("contamination", {}).items()
         for code, counts in by_language.items()
     ]
+    fertilities = {name: own["fertility"] for name, own in details.items() if "fertility" in own}
     others = {
         name: {"tasks": scores[name], "means": _means(scores[name]), "differences": changes[name], **details[name]} for name in changes
     }
@@ -230,7 +232,7 @@ def _result(
         **details[model],
         "missing": missing,
         **({"baselines": others} if others else {}),
-        "summary": report_text(_renamed(scores, label), _renamed(changes, label), missing, notes),
+        "summary": report_text(_renamed(scores, label), _renamed(changes, label), missing, notes, _renamed(fertilities, label)),
     }
 
 

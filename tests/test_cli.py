@@ -309,6 +309,7 @@ def test_a_mistake_is_one_line_and_status_2(babel, config_file, trained, tmp_pat
         (("generate", "a", "b", "--max-new-tokens", "-3"), "'-3' is not a whole number of 1 or more"),
         (("report", "a", "--tolerance", "-1"), "'-1' is not a percentage of 0 or more, such as 0.5"),
         (("train", "a", "--profile", "13:10"), "'13:10' is not a range of steps, such as 10:13 for the steps 10, 11 and 12"),
+        (("evaluate", "a", "--few-shot", "-1"), "'-1' is not a whole number of 0 or more"),
         (("evaluate", "a", "--max-bytes", "0"), "'0' is not a whole number of 1 or more"),
     ],
 )

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from babel_jax.commands.parsing import Commands, Result, positive, words
+from babel_jax.commands.parsing import Commands, Result, count, positive, words
 
 
 def _evaluate(options: argparse.Namespace) -> Result:
@@ -45,7 +45,7 @@ def declare(command: Commands) -> None:
     evaluate.add_argument(
         "--data", metavar="DIR", help="folder with xx.jsonl text and xcopa/id.test.jsonl ... (default: the package's text, the hub's items)"
     )
-    evaluate.add_argument("--few-shot", type=int, metavar="N", help="examples in each prompt (default: as the task says)")
+    evaluate.add_argument("--few-shot", type=count, metavar="N", help="examples in each prompt (default: as the task says)")
     evaluate.add_argument("--limit", type=positive, metavar="N", help="only the first items of each task and language")
     evaluate.add_argument("--max-bytes", type=positive, default=200_000, help="of text for each language (default %(default)s)")
     evaluate.add_argument("--chat", action="store_true", help="ask by the model's chat template")

@@ -29,6 +29,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def count(text: str) -> int:
+    """A whole number of 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
 def steps(text: str) -> range:
     """Steps of a run: 10:13 to range(10, 13)."""
     first, _, end = text.partition(":")

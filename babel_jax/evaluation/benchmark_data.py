@@ -9,9 +9,11 @@ import contextlib
 import dataclasses
 import difflib
 import json
+import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ import numpy as np
 
 from babel_jax.errors import BadInput
 from babel_jax.languages import CODES, LANGUAGES, language
+
+log = logging.getLogger("babel")
 
 Item = dict[str, Any]
 
@@ -28,13 +32,14 @@ class Source:
     """Where the rows of a benchmark are, and what each must have.
 
     `hub` is the data set, `configs` its configuration for each of our languages; `splits` are those that are read, the evaluated one
-    first. `check` gives what is wrong with a row, or None.
+    first. Of the `keys` those in `texts` are texts; `check` gives what else is wrong with a row, or None.
     """
 
     hub: str
     configs: Mapping[str, str]
     splits: tuple[str, ...]
     keys: tuple[str, ...]
+    texts: tuple[str, ...]
     check: Callable[[Item], str | None]
 
 
@@ -46,10 +51,13 @@ def _mmmlu(row: Item) -> str | None:
 
 
 def _m3exam(row: Item) -> str | None:
+    background = row["background_description"]
+    if not isinstance(background, list) or not all(isinstance(text, str) for text in background):
+        return "background_description is no list of texts"
     if not isinstance(row["options"], list) or not row["options"] or not all(str(option).strip() for option in row["options"]):
         return "options is empty, or one of them is"
-    labels = option_labels(row["options"])
-    return None if str(row["answer_text"]).strip() in labels else f"answer_text is {row['answer_text']!r}, none of {', '.join(labels)}"
+    labels = ", ".join(option_labels(row["options"]))
+    return None if answer_place(row) is not None else f"answer_text is {row['answer_text']!r}, none of {labels}"
 
 
 def _xcopa(row: Item) -> str | None:
@@ -62,6 +70,8 @@ def _xcopa(row: Item) -> str | None:
 
 
 def _mgsm(row: Item) -> str | None:
+    if not isinstance(row["answer"], str | None):
+        return "answer is neither a text nor null"
     number = isinstance(row["answer_number"], int | float) and not isinstance(row["answer_number"], bool)
     return None if number else f"answer_number is {row['answer_number']!r}, no number"
 
@@ -90,6 +100,7 @@ SOURCES = {
         },
         ("test",),
         ("Question", "A", "B", "C", "D", "Answer", "Subject"),
+        ("Question", "Subject"),
         _mmmlu,
     ),
     "m3exam": Source(
@@ -100,6 +111,7 @@ SOURCES = {
         },
         ("test", "dev"),
         ("question_text", "background_description", "options", "answer_text", "level", "subject_category"),
+        ("question_text", "level", "subject_category"),
         _m3exam,
     ),
     "xcopa": Source(
@@ -107,6 +119,7 @@ SOURCES = {
         _same("zh", "id", "sw", "ta", "vi", "tr", "it", "th"),
         ("test", "validation"),
         ("premise", "choice1", "choice2", "question", "label"),
+        ("premise", "choice1", "choice2", "question"),
         _xcopa,
     ),
     "mgsm": Source(
@@ -114,6 +127,7 @@ SOURCES = {
         _same("en", "zh", "es", "fr", "bn", "ru", "de", "ja", "sw", "th"),
         ("test", "train"),
         ("question", "answer", "answer_number"),
+        ("question",),
         _mgsm,
     ),
     "xnli": Source(
@@ -121,12 +135,15 @@ SOURCES = {
         _same("en", "zh", "hi", "es", "ar", "fr", "ru", "ur", "de", "sw", "vi", "tr", "th"),
         ("validation",),
         ("premise", "hypothesis", "label"),
+        ("premise", "hypothesis"),
         _xnli,
     ),
     "flores200": Source(
         "openlanguagedata/flores_plus",
-        {code: language.flores for code, language in LANGUAGES.items() if code != "en"},
+        # Named as Flores-200's archive names them, but for these two.
+        {code: language.flores for code, language in LANGUAGES.items() if code != "en"} | {"zh": "cmn_Hans", "tl": "fil_Latn"},
         ("devtest", "dev"),
+        ("source", "target"),
         ("source", "target"),
         _translation,
     ),
@@ -144,6 +161,18 @@ def option_labels(options: Sequence[str]) -> list[str]:
     if len(set(labels)) == len(options):
         return labels
     return [chr(ord("A") + number) for number in range(len(options))]
+
+
+def answer_place(row: Item) -> int | None:
+    """Which option of a question of M3Exam is right: the answer may have a digit of another script than its label, or a letter in the
+    other case. None where it is none of them."""
+    labels = [_plain_label(label) for label in option_labels(row["options"])]
+    answer = _plain_label(str(row["answer_text"]).strip())
+    return labels.index(answer) if answer in labels else None
+
+
+def _plain_label(label: str) -> str:
+    return "".join(str(unicodedata.digit(letter, letter)) for letter in unicodedata.normalize("NFKC", label).casefold())  # type: ignore[call-overload]
 
 
 def chosen_tasks(names: Sequence[str]) -> list[str]:
@@ -167,20 +196,25 @@ def languages_of(benchmark: str, languages: Sequence[str] | None, folder: Path |
     if folder is None:
         available = {*SOURCES[benchmark].configs, *(["en"] if benchmark == "mmmlu" else [])}
     else:
-        translated = CODES if benchmark in ("mmmlu", "m3exam", "flores200") else SOURCES[benchmark].configs
-        available = {code for code in translated if _is_whole(benchmark, code, folder) or _tfds_folder(benchmark, code, folder)}
+        available = {code for code in _possible(benchmark) if _is_whole(benchmark, code, folder) or _tfds_folder(benchmark, code, folder)}
     of_english = {"en"} if benchmark == "flores200" else set()  # the other side of every pair
     wanted -= of_english
     return [code for code in CODES if code in wanted & available], [code for code in CODES if code in wanted - available]
 
 
+def _possible(benchmark: str) -> Collection[str]:
+    """The languages that it has prompts for."""
+    return CODES if benchmark in ("mmmlu", "m3exam", "flores200") else SOURCES[benchmark].configs
+
+
 def lacks(benchmark: str, codes: Sequence[str], folder: Path | None) -> str:
     """What to say of a benchmark that has data for none of the languages `codes` that were asked for."""
     known = " ".join(code for code in CODES if code in SOURCES[benchmark].configs)
-    if folder is None or not codes:
+    possible = [code for code in codes if code in _possible(benchmark)]
+    if folder is None or not possible:
         return f"{benchmark}: no data for {' '.join(codes) or 'en'}; {SOURCES[benchmark].hub} has {known}"
-    files = ", ".join(str(file) for file in files_of(benchmark, codes[0], folder))
-    return f"{benchmark}: no data for {' '.join(codes)} in {folder}; for {codes[0]} it needs {files} (from {SOURCES[benchmark].hub})"
+    files = ", ".join(str(file) for file in files_of(benchmark, possible[0], folder))
+    return f"{benchmark}: no data for {' '.join(possible)} in {folder}; for {possible[0]} it needs {files} (from {SOURCES[benchmark].hub})"
 
 
 def files_of(benchmark: str, language: str, folder: Path) -> list[Path]:
@@ -204,21 +238,29 @@ def _tfds_folder(benchmark: str, language: str, folder: Path) -> Path | None:
 def read_rows(benchmark: str, language: str, folder: Path | None) -> dict[str, list[Item]]:
     """The rows of each split. For Flores-200 pairs of sentences, `source` that of the language and `target` in English.
 
-    Raises BadInput for what is missing (with where to put it), cannot be read, or is no row of the benchmark.
+    Raises BadInput for what is missing (with where to put it), cannot be read, or is no row of the benchmark. The hub's rows nobody can
+    correct: those without an answer, or with an empty choice, are left out and counted.
     """
     source = SOURCES[benchmark]
     found = _from_folder(benchmark, language, folder) if folder is not None else _from_hub(benchmark, language)
     for split, rows in found.items():
-        if not rows:
-            raise BadInput(f"{benchmark}, {language}: the split {split} has no rows")
+        wrong: dict[int, str] = {}
         for number, row in enumerate(rows, 1):
             where = f"{_named(benchmark, language, split, folder)}:{number}"
             missing = [key for key in source.keys if key not in row]
             if missing:
                 raise BadInput(f"{where}: no {', '.join(missing)}; a row of {benchmark} has {', '.join(source.keys)}")
-            problem = source.check(row)
-            if problem:
+            no_text = [key for key in source.texts if not isinstance(row[key], str)]
+            problem = f"{no_text[0]} is no text" if no_text else source.check(row)
+            if problem and folder is not None:
                 raise BadInput(f"{where}: {problem}; correct or remove the row")
+            if problem:
+                wrong[number] = f"{where}: {problem}"
+        if wrong:
+            log.warning("%s; left out, of %d rows %d like it", next(iter(wrong.values())), len(rows), len(wrong))
+        found[split] = [{key: row[key] for key in source.keys} for number, row in enumerate(rows, 1) if number not in wrong]
+        if not found[split]:
+            raise BadInput(f"{benchmark}, {language}: the split {split} has no rows")
     return found
 
 

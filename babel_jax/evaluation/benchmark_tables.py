@@ -27,8 +27,17 @@ Scores = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]
 Differences = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
 
 
-def report_text(scores: Scores, differences: Differences, missing: Mapping[str, Sequence[str]], notes: Sequence[str]) -> str:
-    """Markdown: the means of the tasks by model, then a table for each task, and which languages have no data. The first model is ours."""
+def report_text(
+    scores: Scores,
+    differences: Differences,
+    missing: Mapping[str, Sequence[str]],
+    notes: Sequence[str],
+    fertility: Mapping[str, Mapping[str, float]],
+) -> str:
+    """Markdown: the means of the tasks by model, then a table for each task, and which languages have no data. The first model is ours.
+
+    `fertility` are tokens by the byte, by model and language; they stand beside bits per byte.
+    """
     tasks = list(next(iter(scores.values())))
     lines: list[str] = []
     if any(task != BITS_PER_BYTE for task in tasks):
@@ -36,7 +45,7 @@ def report_text(scores: Scores, differences: Differences, missing: Mapping[str, 
     for task in tasks:
         measure = "bits per byte, lower is better" if task == BITS_PER_BYTE else "chrF++" if task == "flores200" else "accuracy, %"
         lines += [f"# {TITLES[task]} ({measure})" if task != BITS_PER_BYTE else "# Bits per byte (lower is better)", ""]
-        lines += [*task_table(task, scores, differences), ""]
+        lines += [*task_table(task, scores, differences, fertility if task == BITS_PER_BYTE else {}), ""]
         if missing.get(task):
             lines += [f"No data for {', '.join(missing[task])}.", ""]
     return "\n".join([*lines, *notes]).rstrip()
@@ -57,15 +66,16 @@ def overview(scores: Scores) -> list[str]:
     return lines
 
 
-def task_table(task: str, scores: Scores, differences: Differences) -> list[str]:
-    """A row for each language and for the means, a column for each model, and ours against each other one with its 95% interval."""
+def task_table(task: str, scores: Scores, differences: Differences, fertility: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """A row for each language and for the means, a column for each model, ours against each other one with its 95% interval, and
+    tokens by the byte."""
     digits = 3 if task == BITS_PER_BYTE else 1
     plain = {model: _plain(by_task.get(task, {})) for model, by_task in scores.items()}
     others = list(differences)
-    against = [f"against {other} [95%]" for other in others]
+    more = [*(f"against {other} [95%]" for other in others), *(f"tokens a byte, {model}" for model in fertility)]
     lines = [
-        f"| language | class | items | {' | '.join([*plain, *against])} |",
-        "| --- | --- | ---: |" + " ---: |" * (len(plain) + len(others)),
+        f"| language | class | items | {' | '.join([*plain, *more])} |",
+        "| --- | --- | ---: |" + " ---: |" * (len(plain) + len(more)),
     ]
     codes = [code for code in LANGUAGES if any(code in values for values in plain.values())]
     items = next(iter(scores.values()))[task]
@@ -73,11 +83,12 @@ def task_table(task: str, scores: Scores, differences: Differences) -> list[str]
         (code, f"{LANGUAGES[code].name} ({code})", str(LANGUAGES[code].resource), str(items[code]["n"]) if code in items else "")
         for code in codes
     ]
-    means = {model: means_of({task: values}) for model, values in plain.items()}
+    means, mean_fertility = ({model: means_of({task: own}) for model, own in values.items()} for values in (plain, fertility))
     rows += [(group, f"**{LABELS[group]}**", "", "") for group in ("high", "low", "all")]
     for key, label, resource, number in rows:
         cells = [_cell(means[model][key] if key in LABELS else plain[model].get(key), digits) for model in plain]
         cells += [_difference(differences[other].get(task, {}).get(key), digits) for other in others]
+        cells += [_cell(mean_fertility[model][key] if key in LABELS else fertility[model].get(key), 3) for model in fertility]
         lines.append(f"| {label} | {resource} | {number} | {' | '.join(cells)} |")
     return lines
 

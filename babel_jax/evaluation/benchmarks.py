@@ -6,19 +6,22 @@ the first ones, the same for every item, so that they are computed once.
 
 import dataclasses
 import functools
+import itertools
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lm_eval.api.task
 import lm_eval.tasks
+import pyarrow
 from lm_eval.api.samplers import ContextSampler
 from lm_eval.api.task import Task
 from tqdm import tqdm
 
 from babel_jax.errors import BadInput
-from babel_jax.evaluation.benchmark_data import Item, option_labels, read_rows
+from babel_jax.evaluation.benchmark_data import Item, answer_place, option_labels, read_rows
 from babel_jax.evaluation.numbers import last_number
 from babel_jax.languages import LANGUAGES
 
@@ -45,8 +48,19 @@ class _SameKind(ContextSampler):
 
     def sample(self, n: int, eval_doc: Item | None = None, df: Any = None, **_: Any) -> list[Item]:
         assert eval_doc is not None
-        same = [row for row in self.df if all(row[field] == eval_doc[field] for field in self.fields)]
-        return [row for row in same if row != eval_doc][:n]
+        same = self._by_kind.get(self._kind(eval_doc), [])
+        return list(itertools.islice((row for row in same if row != eval_doc), n))
+
+    @functools.cached_property
+    def _by_kind(self) -> dict[tuple[Any, ...], list[Item]]:
+        """MMMLU has 14,042 rows: it would take minutes to look at all of them for each."""
+        rows = defaultdict(list)
+        for row in self.df:
+            rows[self._kind(row)].append(row)
+        return dict(rows)
+
+    def _kind(self, row: Item) -> tuple[Any, ...]:
+        return tuple(row[field] for field in self.fields)
 
 
 class _SameSubject(_SameKind):
@@ -80,14 +94,14 @@ def _mmmlu(code: str) -> dict[str, dict[str, Any]]:
     }
 
 
-# "Answer" in the languages of M3Exam.
+# "Answer" in the languages of M3Exam, as its own prompts say it.
 _ANSWER = {
     "en": "Answer:",
     "zh": "答案：",
-    "pt": "Resposta:",
+    "pt": "Responder:",
     "sw": "Jibu:",
     "vi": "Câu trả lời:",
-    "it": "Risposta:",
+    "it": "La risposta:",
     "jv": "Wangsulan:",
     "th": "คำตอบ:",
 }
@@ -108,7 +122,7 @@ def _m3exam(code: str) -> dict[str, dict[str, Any]]:
             "fewshot_config": {"sampler": _SameExam, "process_docs": None},
             "doc_to_text": text,
             "doc_to_choice": lambda row: option_labels(row["options"]),
-            "doc_to_target": lambda row: option_labels(row["options"]).index(str(row["answer_text"]).strip()),
+            "doc_to_target": answer_place,
             "metric_list": _mean_of("acc"),
         }
     }
@@ -169,6 +183,10 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 def load_tasks(benchmark: str, code: str, folder: Path | None, few_shot: int | None = None) -> dict[str, Task]:
     """The harness's tasks of a benchmark in a language, with their rows. Raises BadInput for rows that are missing or wrong."""
     rows = read_rows(benchmark, code, folder)
+    try:
+        data = _as_datasets(rows)
+    except pyarrow.ArrowException as error:
+        raise BadInput(f"{benchmark}, {code}: a key has values of several kinds: {' '.join(str(error).split())[:150]}") from error
     shots = BENCHMARKS[benchmark].few_shot if few_shot is None else few_shot
     configs = BENCHMARKS[benchmark].configs(code)
     for config in configs.values():
@@ -178,7 +196,7 @@ def load_tasks(benchmark: str, code: str, folder: Path | None, few_shot: int | N
             examples = len(rows[config["fewshot_split"]]) - (config["fewshot_split"] == config.get("test_split"))
             if shots > examples:
                 raise BadInput(f"{benchmark}, {code}: {shots} examples are asked for and there are {examples}; give a smaller --few-shot")
-        config |= {"custom_dataset": lambda **_: _as_datasets(rows), "num_fewshot": shots}
+        config |= {"custom_dataset": lambda **_: data, "num_fewshot": shots}
     manager = _manager()
     named = [{"task": name, **config} for name, config in configs.items()]
     # Only as members of a group are the harness's own tasks taken with settings of ours.

@@ -41,7 +41,7 @@ Request = tuple[Any, list[int], list[int]]
 class DecoderLM(TemplateLM):
     """A decoder for `lm_eval.evaluator`.
 
-    `truncated` counts the requests whose beginning was cut, since they exceed the model's positions.
+    `truncated` counts the requests that were answered with their beginning cut, since they exceed the model's positions.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class DecoderLM(TemplateLM):
 
     def _scores(self, requests: Sequence[Request], keys: Sequence[str], what: str, answer: Any) -> list[Score]:
         """Scores all; of those that share a key, `answer` makes one response when the last is there."""
-        sequences = [self._within_positions(context, continuation) for _, context, continuation in requests]
+        sequences = [self._within_positions(key, *request[1:]) for key, request in zip(keys, requests, strict=True)]
         waiting: dict[str, dict[int, Score | None]] = defaultdict(dict)
         for number, key in enumerate(keys):
             waiting[key][number] = None
@@ -140,11 +140,12 @@ class DecoderLM(TemplateLM):
 
         return score(self.config, self.params, sequences, self.mesh, self.batch_tokens, self.compute_dtype, done, what)
 
-    def _within_positions(self, context: list[int], continuation: list[int]) -> Scored:
+    def _within_positions(self, key: str, context: list[int], continuation: list[int]) -> Scored:
         if not continuation:
             raise BadInput("a choice adds no token to its context; correct or remove the item")
         whole = np.array(context + continuation, np.int32)
-        self.truncated += len(whole) - 1 > self.max_length
+        if len(whole) - 1 > self.max_length:
+            self.responses.cut.add(key)
         kept = whole[-(self.max_length + 1) :]
         return Scored(kept[:-1], kept[1:][-len(continuation) :])
 
@@ -153,7 +154,7 @@ class DecoderLM(TemplateLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """For each (context, settings): the greedy continuation up to the first stop string, or to the most tokens it may have."""
         todo = [(request, *self._limits(request)) for request in self._unanswered("generate_until", requests)]
-        prompts = [self._prompt(request.args[0], most) for request, _, most in todo]
+        prompts = [self._prompt(request, most) for request, _, most in todo]
         new_size = bucket(max((most for _, _, most in todo), default=1), SMALLEST_BUCKET)
         with tqdm(total=len(todo), desc="generating", unit=" requests", leave=False, disable=None) as progress:
             devices = rows_of_batch(1, 1, self.mesh)
@@ -182,9 +183,10 @@ class DecoderLM(TemplateLM):
             raise BadInput(f"{request.task_name}: {most} new tokens leave no room for a prompt in the model's {self.max_length} positions")
         return [*([until] if isinstance(until, str) else until), self.tokens.decode([self.eot_token_id], skip_special=False)], most
 
-    def _prompt(self, context: str, most: int) -> list[int]:
-        ids = self.tok_encode(context) or [self.prefix_token_id]
-        self.truncated += len(ids) > self.max_length - most
+    def _prompt(self, request: Instance, most: int) -> list[int]:
+        ids = self.tok_encode(request.args[0]) or [self.prefix_token_id]
+        if len(ids) > self.max_length - most:
+            self.responses.cut.add(self.responses.key("generate_until", request.args))
         return ids[-(self.max_length - most) :]
 
     def _generated(
@@ -215,7 +217,9 @@ class DecoderLM(TemplateLM):
         return [request for key, request in by_key.items() if key not in self.responses]
 
     def _answers(self, kind: str, requests: Iterable[Instance]) -> list[Any]:
-        return [self.responses[self.responses.key(kind, request.args)] for request in requests]
+        keys = [self.responses.key(kind, request.args) for request in requests]
+        self.truncated += sum(key in self.responses.cut for key in keys)
+        return [self.responses[key] for key in keys]
 
 
 def _by_rows(mesh: Mesh) -> Decoding:

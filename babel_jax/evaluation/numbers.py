@@ -6,14 +6,14 @@ from decimal import Decimal
 
 # Digits with what may stand between them: points, commas, the Arabic separators, an apostrophe, thin and fixed spaces.
 _NUMBER = re.compile(r"[-−]?\d(?:[\d.,٫٬'’\u00a0\u202f\u2009]*\d)?")
-_GROUPS = re.compile(r"\d{1,3}(?:([.,٬'’\u00a0\u202f\u2009])\d{3})(?:\1\d{3})*")
+_GROUPS = re.compile(r"[1-9]\d{0,2}(?:([.,٬'’\u00a0\u202f\u2009])\d{3})(?:\1\d{3})*")
 
 
 def last_number(text: str) -> Decimal | None:
     """The last number in a text, None where there is none.
 
     Separators before groups of three digits are those of thousands (1,000 and 1.000 are a thousand), a single other one is the decimal
-    point (2,5 and 2.5 are two and a half).
+    point (2,5 and 2.5 are two and a half), and so is one behind a zero (0.125).
     """
     found = _NUMBER.findall(text)
     return _value(found[-1]) if found else None

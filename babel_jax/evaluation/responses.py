@@ -17,16 +17,19 @@ from babel_jax.files import explain_os_errors
 class Responses:
     """Answers by request, of one model (`mark` tells it from others); a JSON line for each where a file is given.
 
-    Of several processes, which ask for the same in the same order, the first reads and writes the file.
+    `cut` are the requests whose beginning did not fit the model, which is kept with their answers. Of several processes, which ask for the
+    same in the same order, the first reads and writes the file.
     """
 
     def __init__(self, mark: str, path: Path | None = None):
         self._mark, self._path = mark, path
         self._known: dict[str, Any] = {}
+        self.cut: set[str] = set()
         for line in _read_by_first(path).split("\n"):
             with contextlib.suppress(ValueError):  # a line may have been cut by a kill
                 entry = json.loads(line)
                 self._known[entry["request"]] = entry["response"]
+                self.cut |= {entry["request"]} if entry.get("cut") else set()
 
     def key(self, kind: str, arguments: Iterable[Any]) -> str:
         """The name of a request."""
@@ -43,7 +46,10 @@ class Responses:
         self._known.update(responses)
         if self._path is None or jax.process_index() != 0 or not responses:
             return
-        lines = [json.dumps({"request": key, "response": response}, ensure_ascii=False) + "\n" for key, response in responses.items()]
+        entries = [
+            {"request": key, "response": response, **({"cut": True} if key in self.cut else {})} for key, response in responses.items()
+        ]
+        lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
         with explain_os_errors(self._path), open(self._path, "a", encoding="utf-8") as file:
             if file.tell() and not _ends_a_line(self._path):
                 file.write("\n")

@@ -22,11 +22,12 @@ def text_bits(
     max_positions: int,
     max_bytes: int,
     scored: Callable[[Sequence[Scored]], Sequence[Score]],
+    begin: Sequence[int] = (),
 ) -> dict[str, Items]:
     """The bits and bytes of each language's documents of two tokens or more, the first ones up to `max_bytes` of text.
 
     A window has 2,048 tokens, or `max_positions`; the next one begins half a window later and counts its new tokens alone. `scored` gives
-    the log-likelihoods of sequences.
+    the log-likelihoods of sequences. The model reads `begin` before each document: what its tokenizer begins every text with.
     """
     windows: list[Scored] = []
     owners: list[tuple[str, int]] = []
@@ -37,7 +38,7 @@ def text_bits(
         long = [(text, ids) for text, ids in zip(chosen, encoded, strict=True) if len(ids) > 1]
         bytes_of[code] = [len(text.encode()) - bytes_of_first(tokenizer, text, ids) for text, ids in long]
         for number, (_, ids) in enumerate(long):
-            own = list(sliding_windows(np.array(ids, np.int32), min(LONGEST_WINDOW, max_positions)))
+            own = list(sliding_windows(np.array([*begin, *ids], np.int32), min(LONGEST_WINDOW, max_positions), len(begin) + 1))
             windows += own
             owners += [(code, number)] * len(own)
     bits = {code: np.zeros(len(counts)) for code, counts in bytes_of.items()}
@@ -46,11 +47,11 @@ def text_bits(
     return {code: bits_per_byte_of(bits[code], counts) for code, counts in bytes_of.items() if sum(counts)}
 
 
-def sliding_windows(ids: np.ndarray, size: int) -> list[Scored]:
-    """Windows of at most `size` tokens that the model reads, in which every token but the first is a target once."""
-    windows, scored = [], 1
+def sliding_windows(ids: np.ndarray, size: int, first: int = 1) -> list[Scored]:
+    """Windows of at most `size` tokens that the model reads, in which every token from the place `first` on is a target once."""
+    windows, scored = [], first
     while scored < len(ids):
-        stop = min(len(ids), scored + (size if scored == 1 else max(1, size // 2)))
+        stop = min(len(ids), size + 1 if scored == first else scored + max(1, size // 2))
         start = max(0, stop - 1 - size)
         windows.append(Scored(ids[start : stop - 1], ids[scored:stop]))
         scored = stop

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from babel_jax.config import Init
+from babel_jax.evaluation.benchmark_tables import TITLES
 from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.evaluation.points import BITS_PER_BYTE, LOWER_IS_BETTER, point_names, scores_of
 from babel_jax.evaluation.suite import CHANCE, CHOICE_TASKS, TRANSLATION_TASKS, Results
@@ -40,7 +41,7 @@ def evaluation_figures(record: RunRecord) -> list[Figure]:
 
 def _task_figure(task: str, points: Mapping[str, Results], series: Mapping[str, int], run: Sequence[str]) -> Figure:
     """`run` are the points of the run itself, over which a change is given."""
-    title, words = _TASKS.get(task, (task, "score; more is better"))
+    title, words = _TASKS.get(task, (TITLES.get(task, task), "score; more is better"))
     scores = {name: scores_of(results, task) for name, results in points.items()}
     means = {name: class_means(values) for name, values in scores.items()}
     names = list(points)

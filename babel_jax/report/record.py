@@ -65,13 +65,14 @@ def run_folder_of(path: Path | str) -> Path:
 def read_run(folder: Path) -> RunRecord:
     """Reads a run folder. Raises BadInput for a config that cannot be read."""
     config = load_config(folder / "config.toml")
-    points = read_points(folder, point_names(config))
+    own = read_points(folder, point_names(config))
+    points = dict(own)
     # Beside the run's own points, any other file of that form: benchmarks that `babel evaluate` wrote there, with those of baselines.
     for path in sorted((folder / "evaluation").glob("*.json")):
         found = _json(path)
-        if path.stem not in points and "tasks" in found:
-            others = {path.stem: found, **found.get("baselines", {})}
-            points |= {name: other["tasks"] for name, other in others.items() if name not in points}
+        if path.stem not in own and "tasks" in found:
+            others = {found.get("model", path.stem): found, **found.get("baselines", {})}
+            points |= {name: {**points.get(name, {}), **other["tasks"]} for name, other in others.items() if name not in own}
     return RunRecord(
         folder,
         config,

@@ -108,7 +108,9 @@ def test_bits_per_byte_and_fertility(tiny_folder, tmp_path, write_rows):
     assert score["n"] == 2
     assert found["means"] == {"all": pytest.approx(score["score"]), "high": None, "low": pytest.approx(score["score"])}
     assert 0.1 < found["fertility"]["sw"] < 1
-    assert "| Swahili (sw) | low | 2 | " in found["summary"]
+    (row,) = [line for line in found["summary"].splitlines() if line.startswith("| Swahili (sw) | low | 2 | ")]
+    assert row.endswith(f" | {found['fertility']['sw']:.3f} | {found['fertility']['sw']:.3f} |")
+    assert "| tokens a byte, qwen2-0 | tokens a byte, qwen2-1 |" in found["summary"]
     assert "published" not in found["summary"]
 
 
@@ -124,8 +126,10 @@ def test_items_that_are_too_long_lose_their_beginning_and_are_counted(tiny_folde
     row = {"premise": premise, "choice1": "Jalanan basah.", "choice2": "Anak tidur.", "question": "effect", "label": 0}
     for split in ("test", "validation"):
         write_rows(tmp_path / f"xcopa/id.{split}.jsonl", [row])
-    found = evaluate(str(tiny_folder()), [], Request(tasks=("xcopa",), data=tmp_path))
+    found = evaluate(str(tiny_folder()), [], Request(tasks=("xcopa",), data=tmp_path), tmp_path / "out")
     assert found["truncated"] == 2
+    # Also where the answers are there already.
+    assert evaluate(str(tiny_folder()), [], Request(tasks=("xcopa",), data=tmp_path), tmp_path / "out") == found
     assert "qwen2-0: 2 requests were longer than the model's positions; their beginnings were cut." in found["summary"]
 
 
@@ -139,6 +143,9 @@ def test_items_that_are_too_long_lose_their_beginning_and_are_counted(tiny_folde
             Request(tasks=("mmmlu",), languages=("ta",)),
             "mmmlu: no data for ta in DIR; for ta it needs DIR/mmmlu/ta.test.jsonl (from openai/MMMLU)",
         ),
+        # XCOPA has no prompts for English: no file would do.
+        (Request(tasks=("xcopa",), languages=("en", "it")), "xcopa: no data for it in DIR; for it it needs DIR/xcopa/it.test.jsonl, DIR/"),
+        (Request(tasks=("xcopa",), languages=("en", "ha")), "xcopa: no data for en ha; cambridgeltl/xcopa has zh id"),
         (Request(tasks=("xnli",), few_shot=9), "xnli, sw: 9 examples are asked for and there are 2; give a smaller --few-shot"),
     ],
 )
@@ -153,6 +160,10 @@ def test_bad_requests(request_, says, tiny_folder, benchmarks):
     ("name", "change", "says"),
     [
         ("xcopa/id.test.jsonl", {"choice2": " "}, "xcopa/id.test.jsonl:1: choice2 is empty; correct or remove the row"),
+        ("xcopa/id.test.jsonl", {"premise": 5}, "xcopa/id.test.jsonl:1: premise is no text"),
+        ("m3exam/th.test.jsonl", {"background_description": "x"}, "m3exam/th.test.jsonl:1: background_description is no list of texts"),
+        ("m3exam/th.test.jsonl", {"answer_text": 1}, "m3exam, th: a key has values of several kinds"),
+        ("mgsm/sw.test.jsonl", {"answer": 5}, "mgsm/sw.test.jsonl:1: answer is neither a text nor null"),
         ("xcopa/id.test.jsonl", {"label": 4}, "xcopa/id.test.jsonl:1: label is 4, neither 0 nor 1"),
         ("mmmlu/sw.test.jsonl", {"B": ""}, "mmmlu/sw.test.jsonl:1: choice B is empty"),
         ("mmmlu/sw.test.jsonl", {"Answer": "E"}, "Answer is 'E', not A, B, C or D"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from babel_jax.errors import BadInput
-from babel_jax.evaluation.benchmark_data import languages_of, option_labels, read_rows
+from babel_jax.evaluation.benchmark_data import answer_place, languages_of, option_labels, read_rows
 from babel_jax.evaluation.benchmarks import load_tasks
 from babel_jax.evaluation.items import accuracy, bits_per_byte_of, chrf_plus_plus, differences, means_of, scores_of
 from babel_jax.evaluation.numbers import last_number
@@ -60,6 +60,20 @@ def test_means_are_of_languages_then_of_tasks():
     assert "high" not in found["two"]
 
 
+def test_translations_of_the_same_items_do_not_make_a_mean_surer():
+    random = np.random.default_rng(0)
+    ours, theirs = (accuracy(random.random(300) < share) for share in (0.6, 0.5))
+    found = differences({"xnli": {"sw": [ours], "th": [ours]}}, {"xnli": {"sw": [theirs], "th": [theirs]}})["xnli"]
+    assert found["low"] == found["sw"] == found["th"]
+    # Nor is one less sure than it is where the items are others in each language.
+    both = {code: (accuracy(random.random(300) < 0.6), accuracy(random.random(300) < 0.5)) for code in ("sw", "th", "ha", "my")}
+    found = differences(
+        {"m3exam": {code: [pair[0]] for code, pair in both.items()}}, {"m3exam": {code: [pair[1]] for code, pair in both.items()}}
+    )
+    width = found["m3exam"]["low"]["high"] - found["m3exam"]["low"]["low"]
+    assert width == pytest.approx(2 * 1.96 * 100 * np.sqrt((0.24 + 0.25) / 300 / 4), rel=0.15)
+
+
 def test_bits_per_byte_weighs_documents_by_their_bytes():
     assert bits_per_byte_of([10.0, 2.0], [10, 40]).score == pytest.approx(12 / 50)
 
@@ -78,6 +92,7 @@ def test_bits_per_byte_weighs_documents_by_their_bytes():
         ("उत्तर १,००० है", 1000),
         ("Die Antwort lautet 1.000.", 1000),
         ("la réponse est 2,5", Decimal("2.5")),
+        ("0.125", Decimal("0.125")),
         ("It is -7", -7),
         ("$18.00", 18),
         ("no number", None),
@@ -105,6 +120,41 @@ def test_any_number_is_read_as_it_was_written(number, separator, zero):
 )
 def test_labels_of_options(options, labels):
     assert option_labels(options) == labels
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "place"),
+    [
+        (["๑. แมว", "๒. หมา"], "2", 1),
+        (["(1) a", "(2) b"], "๒", 1),
+        (["A. x", "B. y"], "b", 1),
+        (["Ａ．甲", "Ｂ．乙"], "B", 1),
+        (["A. x", "B. y"], "C", None),
+    ],
+)
+def test_the_answer_may_be_written_otherwise_than_its_label(options, answer, place):
+    assert answer_place({"options": options, "answer_text": answer}) == place
+
+
+def test_rows_of_the_hub_s_that_cannot_be_asked_are_left_out_and_counted(monkeypatch, caplog):
+    import datasets
+
+    row = {"question_text": "?", "background_description": [], "level": "low", "subject_category": "math"}
+    rows = [row | {"options": options, "answer_text": "2"} for options in (["(1) a", "(2) b"], ["(1) a", "(2) b", " "], ["(1) a"])]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    assert read_rows("m3exam", "th", None) == {"test": rows[:1], "dev": rows[:1]}
+    assert "chiayewken/m3exam th test:2: options is empty, or one of them is; left out, of 3 rows 2 like it" in caplog.text
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows[1:])
+    with pytest.raises(BadInput, match="m3exam, th: the split test has no rows"):
+        read_rows("m3exam", "th", None)
+
+
+def test_pairs_of_the_hub_s_flores_have_its_own_names_of_languages(monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, config, split: [{"text": f"{config} {split}"}])
+    for code, name in (("zh", "cmn_Hans"), ("tl", "fil_Latn"), ("sw", "swh_Latn")):
+        assert read_rows("flores200", code, None)["dev"] == [{"source": f"{name} dev", "target": "eng_Latn dev"}]
 
 
 def test_mmmlu_has_the_prompts_of_the_harness_s_own_tasks(benchmarks):

@@ -23,10 +23,10 @@ class Bytes:
         return bytes(ids).decode(errors="replace")
 
 
-@given(st.integers(2, 200), st.integers(2, 50))
-def test_every_token_but_the_first_is_a_target_once(length, size):
-    windows = sliding_windows(np.arange(length, dtype=np.int32), size)
-    assert [token for window in windows for token in window.targets] == list(range(1, length))
+@given(st.integers(2, 200), st.integers(3, 50), st.integers(1, 2))
+def test_every_token_but_the_first_ones_is_a_target_once(length, size, first):
+    windows = sliding_windows(np.arange(length, dtype=np.int32), size, first)
+    assert [token for window in windows for token in window.targets] == list(range(first, length))
     for number, window in enumerate(windows):
         assert len(window.tokens) <= size
         np.testing.assert_array_equal(window.tokens[-len(window.targets) :] + 1, window.targets)
@@ -58,3 +58,16 @@ def test_the_bits_of_a_long_document():
             bits -= (logits[ids[place]] - np.log(np.exp(logits).sum())) / np.log(2)
         assert row[0] == pytest.approx(bits, rel=1e-5)
         assert row[1] == len(ids) - 1
+
+
+def test_what_begins_every_text_is_read_and_not_counted():
+    asked = []
+
+    def scored(windows):
+        asked.extend((window.tokens.tolist(), window.targets.tolist()) for window in windows)
+        return [(-float(len(window.targets)), True) for window in windows]
+
+    found = text_bits(Bytes(), {"sw": ["abcdef"]}, max_positions=4, max_bytes=1000, scored=scored, begin=[2])
+    assert asked[0] == ([2, 97, 98, 99], [98, 99, 100])
+    assert [token for _, targets in asked for token in targets] == list(b"bcdef")
+    assert found["sw"].columns[:, 1].tolist() == [5]

@@ -158,7 +158,8 @@ def test_a_point_that_is_no_file_of_results_is_named(run_folder):
 
 def test_a_demo_folder_and_a_benchmark_beside_the_points(run_folder, tmp_path):
     scores = {"xnli": {"sw": {"score": 53.5, "stderr": 1.0, "n": 100}}}
-    both = {"tasks": scores, "baselines": {"Qwen": {"tasks": {"xnli": {"sw": {"score": 41.5, "stderr": 1.0, "n": 100}}}}}}
+    others = {"Qwen": {"tasks": {"xnli": {"sw": {"score": 41.5, "stderr": 1.0, "n": 100}}}}}
+    both = {"model": "Babel", "tasks": scores, "baselines": others}
     (run_folder / "evaluation" / "benchmarks.json").write_text(json.dumps(both))
     (run_folder / "evaluation" / "other.json").write_text("[]")
     (run_folder / "goodput.json").write_text(json.dumps({"seconds": {"step": 75.0, "compile": 25.0}}))
@@ -171,7 +172,10 @@ def test_a_demo_folder_and_a_benchmark_beside_the_points(run_folder, tmp_path):
     (figure,) = [figure for figure in page.all("figure") if figure["id"] == "figure-goodput"]
     assert "75.0% of 100 s" in figure["text"]
     (figure,) = [figure for figure in page.all("figure") if figure["id"] == "figure-xnli"]
-    (row,) = [row for row in page.all("tr", figure) if row["text"].startswith("Swahili")]
+    assert "XNLI" in figure["text"]
+    head, *rows = page.all("tr", figure)
+    assert [cell["text"] for cell in page.all("th", head)] == ["Language", "Class", "Babel", "Qwen", "Change", "Items"]
+    (row,) = [row for row in rows if row["text"].startswith("Swahili")]
     assert [cell["text"] for cell in page.all("td", row)] == ["low", "53.5", "41.5", "", "100"]
 
 
