@@ -3,8 +3,10 @@
     python benchmarks/conversion.py [--shape 0.5b] [--rounds 3] [--scratch DIR]
 
 Each command runs in a process of its own, all in turn, on the same random Qwen2 folder (bfloat16), with the source in the page cache.
-babel returns when all is on disk, as the second `cp` does; the others leave that to the kernel. Memory is the process's peak resident
-set; mergekit takes part where `mergekit-yaml` is installed (0.1.4 with transformers 4.57: later ones refuse more layers).
+babel returns when all is on disk, as the second `cp` does; the others leave that to the kernel. Between two commands stand --pause
+seconds: a virtual machine may give free memory back to its host, and a `cp` that began at once took the pages that the last output had
+left (1.5 s for 3.8 GiB), where it needs 4 to 7 s some seconds later, as a command that first imports Python does. Memory is the process's
+peak resident set; mergekit takes part where `mergekit-yaml` is installed (0.1.4 with transformers 4.57: later ones refuse more layers).
 """
 
 import argparse
@@ -90,6 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="0.5b")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pause", type=float, default=10, help="seconds before each command (default %(default)s)")
     parser.add_argument("--scratch", help="where to write (default: a temporary folder)")
     parser.add_argument("--memory-limit", default="4", help="GiB, of babel's commands (default %(default)s)")
     parser.add_argument("--without-peers", action="store_true", help="only cp and babel: for models that do not fit the peers' memory")
@@ -126,6 +129,7 @@ def main() -> None:
         found: dict[str, list[tuple[float, int, int]]] = {name: [] for name in commands}
         for _ in range(arguments.rounds):
             for name, command in commands.items():
+                time.sleep(arguments.pause)
                 seconds, memory = run(command)
                 written = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
                 found[name].append((seconds, memory, written))
