@@ -50,10 +50,13 @@ def source_files(source: Source) -> list[str]:
 
 def file_bytes(path: str) -> int:
     """The size of a file, wherever it is."""
-    if "://" not in path:
-        return Path(path).stat().st_size
-    system, name = _remote(path)
-    return int(system.size(name) or 0)
+    try:
+        if "://" not in path:
+            return Path(path).stat().st_size
+        system, name = _remote(path)
+        return int(system.size(name) or 0)
+    except FileNotFoundError as error:
+        raise _gone(path) from error
 
 
 def parts(source: Source) -> list[str]:
@@ -258,9 +261,13 @@ def _explained(path: str, reached: Any) -> Iterator[None]:
     except (BadInput, GeneratorExit):
         raise
     except FileNotFoundError as error:
-        raise BadInput(f"{path}: gone, though it was there when its folder was listed; run `babel prepare` again") from error
+        raise _gone(path) from error
     except Exception as error:  # Arrow, fsspec's stores and the WARC parser each raise errors of their own
         raise BadInput(f"{path}: unreadable after {reached()}: {one_line(error)}; the file is corrupt or cut short") from error
+
+
+def _gone(path: str) -> BadInput:
+    return BadInput(f"{path}: gone, though it was there when its folder was listed; run `babel prepare` again")
 
 
 # --- datasets ----------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 import zstandard
 
 from babel_jax.config import BadRows, CleaningSettings, DataSettings, DecontaminationSettings, DeduplicationSettings, Engine, Rule, Source
+from babel_jax.data import prepare as prepare_module
 from babel_jax.data import records, refinement
 from babel_jax.data.corpus import embedded_corpus
 from babel_jax.data.deduplication import digests
@@ -313,6 +314,36 @@ def test_stopped_in_the_midst_of_a_part_nothing_of_it_counts(corpus, small_model
     assert not list((Path(small.folder) / "cleaned" / "sw").glob("*.json"))
     prepare(small, small_model)
     assert files_of(small.folder) == files_of(whole.folder)
+
+
+@pytest.mark.parametrize("stopped_in", ["clean_part", "pair_bucket", "remove_duplicates", "_prepare_language"])
+@pytest.mark.parametrize("change", ["edited", "first gone", "one more"])
+def test_stopped_and_gone_on_with_other_text_it_gives_what_that_text_gives(
+    corpus, small_model, tmp_path, write_rows, monkeypatch, stopped_in, change
+):
+    module, done = prepare_module if stopped_in == "_prepare_language" else refinement, []
+    real = getattr(module, stopped_in)
+
+    def stop(task):
+        if len(done) == (0 if stopped_in == "_prepare_language" else 1):
+            raise KeyboardInterrupt
+        done.append(real(task))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, stopped_in, stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(corpus, small_model)
+    crawl, books, thai = corpus.sources
+    if change == "edited":
+        write_rows(Path(crawl.path), [{"id": str(number), "text": text} for number, text in enumerate(varied("sw", 9, seed=2))])
+    more = Source(language="sw", path=str(write_rows(tmp_path / "more.jsonl", [{"text": text} for text in varied("sw", 25)])))
+    sources = {"edited": (crawl, books, thai), "first gone": (books, thai), "one more": (crawl, books, more, thai)}[change]
+    changed = corpus.model_copy(update={"sources": sources})
+    whole = changed.model_copy(update={"folder": str(tmp_path / "whole")})
+    assert prepare(changed, small_model) == prepare(whole, small_model)
+    # What was dropped of a source that is gone may stay.
+    there, here = files_of(whole.folder), files_of(changed.folder)
+    assert {name: here[name] for name in there} == there
 
 
 def test_other_rules_on_the_same_folder_are_refused(corpus, small_model):
