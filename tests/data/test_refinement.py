@@ -4,9 +4,12 @@ import gzip
 import io
 import itertools
 import json
+import os
 import random
 import shutil
 import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -256,6 +259,39 @@ def test_the_task_of_a_killed_worker_is_done_again(tmp_path, monkeypatch):
         die = killed_workers(workers, tmp_path, monkeypatch)
         with pytest.raises(BadInput, match="killed 3 times, likely for want of memory"):
             list(workers.run(die, [1]))
+
+
+def test_workers_end_with_the_process_that_is_killed(tmp_path):
+    (tmp_path / "tasks_of_a_test.py").write_text(
+        "import os, time\ndef sleep(folder):\n    open(f'{folder}/{os.getpid()}.pid', 'w').close()\n    time.sleep(600)\n"
+    )
+    program = (
+        "import sys, tasks_of_a_test\nfrom babel_jax.config import Engine\nfrom babel_jax.data.engines import open_workers\n"
+        "if __name__ == '__main__':\n    with open_workers(Engine.LOCAL, 2) as workers:\n"
+        f"        list(workers.run(tasks_of_a_test.sleep, ['{tmp_path}'] * 4))\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen([sys.executable, str(tmp_path / "program.py")], env=environment)
+    wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(is_alive(path.stem) for path in tmp_path.glob("*.pid")))
+
+
+def is_alive(pid):
+    """A process that nobody has waited for has no command line any more."""
+    try:
+        return bool(Path("/proc", pid, "cmdline").read_bytes())
+    except OSError:
+        return False
+
+
+def wait_for(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
