@@ -24,7 +24,7 @@ import zstandard
 from jaxtyping import Bool, Int64
 from tqdm import tqdm
 
-from babel_jax.config import DataSettings, Rule, Source
+from babel_jax.config import CleaningSettings, DataSettings, Rule, Source
 from babel_jax.data.cleaning import Cleaner
 from babel_jax.data.decontamination import evaluation_text
 from babel_jax.data.deduplication import components, links_in_band, survivors
@@ -218,7 +218,7 @@ def clean_part(task: CleaningTask) -> None:
     settings = task.settings
     source = _sources(settings, task.language)[task.source]
     made_from = task.made_from()
-    clean = None if settings.cleaning is None else Cleaner(settings.cleaning, task.language)
+    clean = None if settings.cleaning is None else Cleaner(_rules(settings.cleaning, source), task.language)
     evaluation = None if settings.decontamination is None else evaluation_text(settings.decontamination)
     rows = RowCounts()
     dropped, found_in = Counter[str](), Counter[str]()
@@ -259,6 +259,10 @@ def clean_part(task: CleaningTask) -> None:
         }
     with explain_os_errors(task.done):
         write_text(task.done, json.dumps(counts, indent=2, ensure_ascii=False) + "\n")
+
+
+def _rules(cleaning: CleaningSettings, source: Source) -> CleaningSettings:
+    return cleaning.model_copy(update={"off": (*cleaning.off, *source.off)})
 
 
 @contextlib.contextmanager

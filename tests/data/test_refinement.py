@@ -114,6 +114,20 @@ def test_what_is_dropped_is_counted_and_kept_aside(corpus, small_model):
     assert not (Path(corpus.folder) / "links" / "sw").exists()
 
 
+def test_rules_that_are_off_for_one_source(corpus, small_model):
+    crawl, *others = corpus.sources
+    sources = (crawl.model_copy(update={"off": (Rule.DIGITS, Rule.LETTERS, Rule.LANGUAGE)}), *others)
+    report = prepare(corpus.model_copy(update={"sources": sources}), small_model)
+    assert report["languages"]["sw"]["cleaning"]["crawl"]["dropped"] == {"characters": 1}
+    foreign = {"text": PROSE["it"][0], "kind": "textbook"}
+    Path(crawl.path).write_text("".join(json.dumps({**foreign, "kind": kind}) + "\n" for kind in ("web", "textbook")))
+    split = [crawl.model_copy(update={"name": kind, "where": {"kind": kind}}) for kind in ("web", "textbook")]
+    sources = (split[0], split[1].model_copy(update={"off": (Rule.LANGUAGE,)}), *others)
+    report = prepare(corpus.model_copy(update={"sources": sources, "folder": corpus.folder + "2"}), small_model)
+    dropped = {name: found["dropped"] for name, found in report["languages"]["sw"]["cleaning"].items()}
+    assert dropped == {"web": {"language": 1}, "textbook": {}, "books": {}}
+
+
 def test_the_higher_score_stays_then_the_longer(tmp_path, small_model, write_rows):
     texts = varied("sw", 6)
     rows = [{"id": f"r{number}", "text": text} for number, text in enumerate(texts)]
