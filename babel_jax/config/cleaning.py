@@ -61,8 +61,8 @@ class CleaningSettings(Settings):
 class DecontaminationSettings(Settings):
     """Files of evaluation items (.jsonl, .txt or .parquet); documents that share a run of this many letters and digits are dropped.
 
-    `characters` counts letters and digits without the space and punctuation between them; of Chinese, Japanese and Korean, where a
-    character says more, `dense_characters` are enough.
+    `characters` counts letters and digits without the space and punctuation between them; in documents in Chinese, Japanese
+    and Korean, whose characters say more, `dense_characters` of which half are such are enough too.
     """
 
     paths: tuple[LocalPath, ...]

@@ -20,6 +20,7 @@ from babel_jax.config import BadRows, CleaningSettings, DataSettings, Decontamin
 from babel_jax.data import prepare as prepare_module
 from babel_jax.data import records, refinement
 from babel_jax.data.corpus import embedded_corpus
+from babel_jax.data.decontamination import EvaluationText
 from babel_jax.data.deduplication import digests
 from babel_jax.data.engines import open_workers
 from babel_jax.data.prepare import prepare
@@ -186,6 +187,15 @@ def test_recall_and_precision_against_brute_force(tmp_path, small_model, write_r
     assert sum(bool(set(pair) & removed) for pair in true) >= 0.93 * len(true)
 
 
+def test_a_name_in_latin_letters_is_no_evaluation_item(tmp_path):
+    (tmp_path / "items.txt").write_text(f"{PROSE['en'][0]}\n\n{PROSE['zh'][0]}\n", encoding="utf-8")
+    evaluation = EvaluationText(DecontaminationSettings(paths=(str(tmp_path / "items.txt"),)))
+    for language in ("zh", "en"):
+        assert evaluation.file_of(f"名字：{PROSE['en'][0][:40]}。", language) is None
+        assert evaluation.file_of(f"名字：{PROSE['en'][0][:80]}。", language) == str(tmp_path / "items.txt")
+    assert evaluation.file_of(f"名字：{PROSE['zh'][0][:30]}。", "zh") == str(tmp_path / "items.txt")
+
+
 def test_evaluation_items_are_removed(tmp_path, small_model, write_rows):
     items = [{"question": PROSE["sw"][0], "choices": ["ndiyo", PROSE["sw"][1]], "answer": 1}]
     flores = tmp_path / "flores.txt"
@@ -211,7 +221,7 @@ def test_evaluation_items_are_removed(tmp_path, small_model, write_rows):
     assert [row.text for row in refined_rows(settings, "sw")] == [*clean["sw"], PROSE["sw"][0][:20]]
     empty = tmp_path / "short.txt"
     empty.write_text("ab\n")
-    with pytest.raises(BadInput, match=r"short.txt: no text of 20 letters or more"):
+    with pytest.raises(BadInput, match=r"short.txt: no text of 50 letters or more \(20 in"):
         prepare(
             settings.model_copy(
                 update={"folder": str(tmp_path / "other"), "decontamination": DecontaminationSettings(paths=(str(empty),))}
