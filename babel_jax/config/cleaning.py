@@ -28,7 +28,8 @@ class Rule(StrEnum):
 
 
 class CleaningSettings(Settings):
-    """The rules that drop documents, and what is done to the text of those that stay. `off` names rules that do not apply.
+    """The rules that drop documents, and what is done to the text of those that stay. `off` names rules that do not apply,
+    `off` of a source those that do not apply to it. The rules are for prose: of lists of messages, manuals and code many repeat too much.
 
     Text is brought to NFC and loses its control characters; then a document is dropped that has fewer than `min_characters` characters,
     more than these fractions of digits (the report's two rules), of lines that begin with a bullet or end in an ellipsis, of characters
@@ -60,8 +61,8 @@ class CleaningSettings(Settings):
 class DecontaminationSettings(Settings):
     """Files of evaluation items (.jsonl, .txt or .parquet); documents that share a run of this many letters and digits are dropped.
 
-    `characters` counts letters and digits without the space and punctuation between them; of Chinese, Japanese and Korean, where a
-    character says more, `dense_characters` are enough.
+    `characters` counts letters and digits without the space and punctuation between them; in documents in Chinese, Japanese
+    and Korean, whose characters say more, `dense_characters` of which half are such are enough too.
     """
 
     paths: tuple[LocalPath, ...]

@@ -1,12 +1,12 @@
 """The text, the prepared datasets, and how a stage mixes them."""
 
 from enum import StrEnum
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from babel_jax.config.catalogue import expand
-from babel_jax.config.cleaning import CleaningSettings, DecontaminationSettings, DeduplicationSettings, Engine
+from babel_jax.config.cleaning import CleaningSettings, DecontaminationSettings, DeduplicationSettings, Engine, Rule
 from babel_jax.config.settings import Fraction, LocalPath, NonNegative, Positive, PositiveFloat, Settings
 from babel_jax.languages import language
 
@@ -27,7 +27,9 @@ class Source(Settings):
     Files: .jsonl or .txt (plain or .gz or .zst), .parquet, and .warc or .wet (plain or .gz), on a disk or wherever fsspec reads
     (gs://, s3://, hf://). `kind` holds for rows that have no `kind` of their own. `name` stands in reports (default: where the text
     is), `licence` beside it. `where` passes over rows in which a key has another value, as where one file holds many languages.
-    Of duplicates in several sources the copy of the source with the highest `weight` stays.
+    `off` names rules of data.cleaning that do not apply to this source: `where = { kind = "textbook" }` and `off = ["repetition"]` keep
+    manuals that repeat themselves. Of duplicates in several sources the copy of the source with the highest `weight` stays, if
+    data.deduplication is given, else the first; how much of a source is trained on is a matter of the mixture, not of its weight.
     `catalogue = "madlad-400"` in the place of all this stands for the sources of that name that the package knows; see catalogue.toml.
     """
 
@@ -47,6 +49,8 @@ class Source(Settings):
     licence: str | None = None
     weight: PositiveFloat = 1.0
     where: dict[str, str] = {}
+    # Behind `_expanded` values are no JSON any more, of which strict validation takes lists and strings.
+    off: Annotated[tuple[Annotated[Rule, Field(strict=False)], ...], Field(strict=False)] = ()
 
     @field_validator("language")
     @classmethod

@@ -17,6 +17,7 @@ from babel_jax.data.records import parts, read_records
 from babel_jax.errors import BadInput
 
 _DENSE = ("zh", "ja", "ko")
+_FIRST_DENSE = 0x2E80  # Chinese radicals; behind them stand the Chinese characters, kana and Hangul syllables
 _FILTER_BITS = 24
 
 
@@ -35,19 +36,28 @@ class EvaluationText:
                 for text in _strings_of(part):
                     folded = fold(text)
                     for dense, size in self._sizes.items():
-                        if len(folded) >= size:
-                            found[dense].append(ngrams(folded.astype(np.uint64), size))
+                        hashes = ngrams(folded.astype(np.uint64), size)
+                        if dense:
+                            hashes = hashes[_is_dense(folded, size)]
+                        if len(hashes):
+                            found[dense].append(hashes)
                             files[dense].append(len(self.files))
                 if sum(map(len, found.values())) == before:
-                    raise BadInput(f"{part}: no text of {min(self._sizes.values())} letters or more; name files of evaluation items")
+                    raise BadInput(
+                        f"{part}: no text of {settings.characters} letters or more ({settings.dense_characters} in Chinese, Japanese and "
+                        "Korean); name files of evaluation items"
+                    )
                 self.files.append(part)
         self._tables = {dense: _Table.of(found[dense], files[dense]) for dense in found}
 
     def file_of(self, text: str, language: str) -> str | None:
         """The first evaluation file with which a document has a run in common."""
-        dense = language in _DENSE
-        number = self._tables[dense].first_file(ngrams(fold(text).astype(np.uint64), self._sizes[dense]))
-        return None if number is None else self.files[number]
+        folded = fold(text).astype(np.uint64)
+        found = [
+            self._tables[dense].first_file(ngrams(folded, self._sizes[dense]))
+            for dense in ((True, False) if language in _DENSE else (False,))
+        ]
+        return next((self.files[number] for number in found if number is not None), None)
 
 
 class _Table:
@@ -79,6 +89,12 @@ def fold(text: str) -> CodePoints:
     points = code_points(text.casefold())
     of = kinds(points)
     return points[(of == Kind.LETTER) | (of == Kind.MARK) | (of == Kind.DIGIT)]
+
+
+def _is_dense(points: CodePoints, size: int) -> Bool[np.ndarray, "ngrams"]:
+    """Which n-grams are half of Chinese, Japanese or Korean letters: "United States of America" says no more there than elsewhere."""
+    before = np.concatenate([[0], np.cumsum(points >= _FIRST_DENSE)])
+    return 2 * (before[size:] - before[:-size]) >= size
 
 
 @functools.lru_cache(maxsize=1)

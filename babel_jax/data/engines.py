@@ -9,6 +9,7 @@ import itertools
 import logging
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -73,7 +74,7 @@ class _Processes:
         while left:
             before = len(left)
             # Forked processes would inherit the locks of the threads of JAX, Arrow and the tokenizers.
-            self._pool = self._pool or ProcessPoolExecutor(self._number, multiprocessing.get_context("spawn"))
+            self._pool = self._pool or ProcessPoolExecutor(self._number, multiprocessing.get_context("spawn"), _end_with_parent)
             with _quiet():
                 futures = {self._pool.submit(function, task): number for number, task in left.items()}
             try:
@@ -95,6 +96,18 @@ class _Processes:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is killed: it would wait for ever, or write into a folder that is another's then."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextlib.contextmanager

@@ -275,7 +275,7 @@ def _counted(windows: Iterator[tuple[np.ndarray, ...]], counts: dict[str, int]) 
 def _write_heldout(path: Path, rows: Sequence[Row]) -> None:
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    kept = [{"id": row.id, "text": row.text, "kind": row.kind} for row in rows]
+    kept = [{"id": row.id, "text": row.text, "kind": row.kind, **({} if row.score is None else {"score": row.score})} for row in rows]
     write_text(path, "".join(json.dumps(values, ensure_ascii=False) + "\n" for values in kept))
 
 

@@ -1,6 +1,7 @@
 """Records as they stand in files (JSON lines, text, parquet, WARC), TFDS and Hugging Face datasets, streamed, with the place of each."""
 
 import contextlib
+import functools
 import glob
 import io
 import json
@@ -50,10 +51,13 @@ def source_files(source: Source) -> list[str]:
 
 def file_bytes(path: str) -> int:
     """The size of a file, wherever it is."""
-    if "://" not in path:
-        return Path(path).stat().st_size
-    system, name = _remote(path)
-    return int(system.size(name) or 0)
+    try:
+        if "://" not in path:
+            return Path(path).stat().st_size
+        system, name = _remote(path)
+        return int(system.size(name) or 0)
+    except FileNotFoundError as error:
+        raise _gone(path) from error
 
 
 def parts(source: Source) -> list[str]:
@@ -186,7 +190,7 @@ def _warc_records(path: str, source: Source) -> Iterator[Record]:
         for record in warc.ArchiveIterator(_Told(stream), record_types=kinds, parse_http=True):
             number += 1
             place, page = f"{path}:{number}", {source.id_key: record.headers.get("WARC-Target-URI")}
-            content = record.reader.read(MAX_DOCUMENT_BYTES)
+            content = _as_made(record.reader.read(MAX_DOCUMENT_BYTES), record.http_headers or {})
             if len(content) == MAX_DOCUMENT_BYTES:
                 yield place, _too_long()
             elif record.record_type == warc.WarcRecordType.conversion:
@@ -194,6 +198,24 @@ def _warc_records(path: str, source: Source) -> Iterator[Record]:
             elif "html" in (record.http_content_type or ""):
                 html = detect.bytes_to_str(content, record.http_charset or detect.detect_encoding(content))
                 yield place, {**page, source.text_key: html2text.extract_plain_text(html, main_content=True)}
+
+
+def _as_made(content: bytes, headers: Any) -> bytes:
+    """A page without the encodings in which it was sent. Some archives took these off and left their names in the head."""
+    coders = _import("fastwarc.stream_io", "WARC", "warc")
+    readers = {
+        "chunked": coders.ChunkedReader,
+        "gzip": coders.GzipReader,
+        "deflate": functools.partial(coders.GzipReader, zlib=True),
+        "br": coders.BrotliReader,
+        "zstd": coders.ZstdReader,
+    }
+    for header in ("Transfer-Encoding", "Content-Encoding"):
+        for name in reversed(headers.get(header, "").lower().replace(" ", "").split(",")):
+            if name in readers:
+                with contextlib.suppress(OSError):
+                    content = readers[name](io.BytesIO(content)).read(MAX_DOCUMENT_BYTES)
+    return content
 
 
 class _Told(io.RawIOBase):
@@ -258,9 +280,13 @@ def _explained(path: str, reached: Any) -> Iterator[None]:
     except (BadInput, GeneratorExit):
         raise
     except FileNotFoundError as error:
-        raise BadInput(f"{path}: gone, though it was there when its folder was listed; run `babel prepare` again") from error
+        raise _gone(path) from error
     except Exception as error:  # Arrow, fsspec's stores and the WARC parser each raise errors of their own
         raise BadInput(f"{path}: unreadable after {reached()}: {one_line(error)}; the file is corrupt or cut short") from error
+
+
+def _gone(path: str) -> BadInput:
+    return BadInput(f"{path}: gone, though it was there when its folder was listed; run `babel prepare` again")
 
 
 # --- datasets ----------------------------------------------------------------------------------------------------------------

@@ -24,14 +24,15 @@ import zstandard
 from jaxtyping import Bool, Int64
 from tqdm import tqdm
 
-from babel_jax.config import DataSettings, Rule, Source
+from babel_jax.config import CleaningSettings, DataSettings, Rule, Source
 from babel_jax.data.cleaning import Cleaner
 from babel_jax.data.decontamination import evaluation_text
 from babel_jax.data.deduplication import components, links_in_band, survivors
 from babel_jax.data.engines import Workers
-from babel_jax.data.records import parts
+from babel_jax.data.prepared import read_json
+from babel_jax.data.records import file_bytes, parts
 from babel_jax.data.rows import Row, RowCounts, read_rows
-from babel_jax.data.shards import SKETCHES, ShardWriter, part_counts, shards_of, write_array, write_file
+from babel_jax.data.shards import SKETCHES, ShardWriter, part_counts, part_files, shards_of, write_array, write_file
 from babel_jax.files import PARTIAL, explain_os_errors, write_text
 
 DUPLICATES = "duplicates.json"
@@ -57,6 +58,12 @@ class CleaningTask:
     def done(self) -> Path:
         """The file that says it is done."""
         return self.stem.with_suffix(".json")
+
+    def made_from(self) -> dict[str, Any]:
+        """What tells its text from other text: the source's settings, the part, and the bytes of a file."""
+        source = _sources(self.settings, self.language)[self.source]
+        size = file_bytes(self.part) if source.path is not None else None
+        return {**source.model_dump(mode="json"), "part": self.part, "bytes": size}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +107,8 @@ def refine(settings: DataSettings, languages: Sequence[str], workers: Workers) -
     if settings.decontamination is not None:
         evaluation_text(settings.decontamination)  # what is wrong with the files is told before any work is done
     cleaning = [task for code in languages for task in _cleaning_tasks(settings, code)]
+    for code in languages:
+        _forget_other_text(settings, code, [task for task in cleaning if task.language == code])
     _run(clean_part, cleaning, workers, "clean", "parts")
     if settings.deduplication is None:
         return
@@ -177,11 +186,39 @@ def _cleaning_tasks(settings: DataSettings, language: str) -> list[CleaningTask]
     ]
 
 
+def _forget_other_text(settings: DataSettings, language: str, tasks: Sequence[CleaningTask]) -> None:
+    """A run that was stopped may go on with other text: parts that were cleaned from what is no longer there are removed.
+
+    Where duplicates have been looked for, all of the language is done again: what was compared is not the same any more.
+    """
+    folder, links = cleaned_folder(settings, language), Path(settings.folder) / "links" / language
+    wanted = {task.done: task for task in tasks}
+    done = part_files(folder)
+    other = [path for path in done if path not in wanted or read_json(path).get("made_from") != wanted[path].made_from()]
+    was_compared = links.exists() or (folder / DUPLICATES).is_file()
+    if not other and (len(done) == len(tasks) or not was_compared):
+        return
+    with explain_os_errors(folder):
+        if was_compared:
+            aside = folder.with_name(folder.name + PARTIAL)  # gone in one step
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            folder.mkdir()
+            for gone in (links, aside):
+                shutil.rmtree(gone, ignore_errors=True)
+        else:
+            for path in other:
+                path.unlink()
+                for shard in folder.glob(f"{path.stem}-*"):
+                    shard.unlink()
+
+
 def clean_part(task: CleaningTask) -> None:
     """Writes the shards of one part, what was dropped of it, and last its counts."""
     settings = task.settings
     source = _sources(settings, task.language)[task.source]
-    clean = None if settings.cleaning is None else Cleaner(settings.cleaning, task.language)
+    made_from = task.made_from()
+    clean = None if settings.cleaning is None else Cleaner(_rules(settings.cleaning, source), task.language)
     evaluation = None if settings.decontamination is None else evaluation_text(settings.decontamination)
     rows = RowCounts()
     dropped, found_in = Counter[str](), Counter[str]()
@@ -210,7 +247,7 @@ def clean_part(task: CleaningTask) -> None:
             raise
         counts = {
             "source": source.label,
-            "part": task.part,
+            "made_from": made_from,
             "rows": dataclasses.asdict(rows),
             "documents": documents,
             "kept": documents - dropped.total(),
@@ -222,6 +259,10 @@ def clean_part(task: CleaningTask) -> None:
         }
     with explain_os_errors(task.done):
         write_text(task.done, json.dumps(counts, indent=2, ensure_ascii=False) + "\n")
+
+
+def _rules(cleaning: CleaningSettings, source: Source) -> CleaningSettings:
+    return cleaning.model_copy(update={"off": (*cleaning.off, *source.off)})
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ class Shard:
     def array(self, name: str) -> np.ndarray:
         """One of its arrays, mapped into memory for as long as it is in use: kept open, all of them would be resident in the end."""
         path = self.beside(name)
-        status = os.stat(path)
+        status = path.stat()
         shape, dtype, begin = _header(path, status.st_mtime_ns, status.st_size)
         if not math.prod(shape):
             return np.empty(shape, dtype)
@@ -195,7 +195,12 @@ def _into_place(partial: Path) -> None:
 
 def part_counts(folder: Path) -> list[dict[str, Any]]:
     """What cleaning noted of each part of a language's sources, in the order of sources and parts."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("[0-9][0-9][0-9]-*.json"))]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in part_files(folder)]
+
+
+def part_files(folder: Path) -> list[Path]:
+    """Where cleaning noted it."""
+    return sorted(folder.glob("[0-9][0-9][0-9]-*.json"))
 
 
 def shards_of(folder: Path) -> list[Shard]:

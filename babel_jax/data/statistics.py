@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from babel_jax.config import Source
 from babel_jax.data.prepared import SETTINGS, PreparedData, open_prepared, read_json
 from babel_jax.files import write_text
 from babel_jax.languages import LANGUAGES
@@ -86,7 +87,7 @@ def language_statistics(prepared: PreparedData, code: str) -> LanguageStatistics
     # Tokens for each character as on the held-out text, from bytes: the report counts no characters.
     characters, size = sum(len(row.text) for row in heldout), sum(len(row.text.encode()) for row in heldout)
     tokens, read = (sum(counts[name] for counts in entry["kinds"].values()) for name in ("tokens", "bytes"))
-    scores = [score for row in heldout if (score := getattr(row, "score", None)) is not None]
+    scores = [row.score for row in heldout if row.score is not None]
     return LanguageStatistics(
         code=code,
         kinds={
@@ -96,11 +97,17 @@ def language_statistics(prepared: PreparedData, code: str) -> LanguageStatistics
         heldout_documents=entry["heldout_documents"],
         fates={name: entry[name] for name in _FATES},
         dropped=dict(dropped.most_common()),
-        sources=cleaning or {str(source.get("path") or source.get("tfds")): {} for source in entry["sources"]},
+        sources=cleaning or _sources(entry["sources"]),
         tokens_per_character=tokens / read * size / characters if characters and read else None,
         scores=_histogram(scores),
         samples=[_shortened(row.text) for row in heldout[:_SAMPLES]],
     )
+
+
+def _sources(made_from: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The licence of each source, by what reports call it."""
+    sources = [Source(**{name: value for name, value in described.items() if name != "bytes"}) for described in made_from]
+    return {source.label: {"licence": source.licence} for source in sources}
 
 
 def page(prepared: PreparedData, languages: Sequence[LanguageStatistics]) -> str:
@@ -203,9 +210,10 @@ def _section(own: LanguageStatistics) -> str:
                 html.escape(", ".join(f"{rule} {count:,}" for rule, count in source["dropped"].items())),
             )
             for name, source in own.sources.items()
-            if source
+            if "documents" in source
         ),
     )
+    has_counts = any("documents" in source for source in own.sources.values())
     quality = ""
     if own.scores:
         most = max(own.scores)
@@ -217,7 +225,7 @@ def _section(own: LanguageStatistics) -> str:
     quoted = (f'<blockquote lang="{own.code}" dir="{language.direction}">{html.escape(text)}</blockquote>' for text in own.samples)
     return (
         f'<section id="{own.code}"><h2>{html.escape(language.name)}</h2>\n<p>{own.rows:,} rows read, {own.heldout_documents:,} '
-        f"documents held out.</p>\n{kinds}{left_out}{sources if any(own.sources.values()) else ''}{quality}"
+        f"documents held out.</p>\n{kinds}{left_out}{sources if has_counts else ''}{quality}"
         f"<details><summary>Samples</summary>{''.join(quoted)}</details></section>\n"
     )
 

@@ -96,8 +96,12 @@ def score_sources(config: QualityConfig, languages: Sequence[str] | None = None)
     `score` is what `classifier.calibration` makes of the raw score, the mean of the dimensions as a part of the judge's scale. A language
     that was done with the same classifier and text is left as it is. Rows below the threshold are left out. Returns {"out",
     "languages": {code: {"documents", "kept", "tokens", "seconds", "mean_raw_score"}}, "tokens_per_second", "summary"}.
+    Raises BadInput where there is no classifier, and for languages that no source is of.
     """
     out = Path(config.out)
+    of_sources = dict.fromkeys(source.language for source in config.sources)
+    if missing := [code for code in languages or () if code not in of_sources]:
+        raise BadInput(f"--languages: no source is of {', '.join(missing)}; there are sources of {' '.join(of_sources)}")
     regressor, quality = open_classifier(config)
     make_folder(out / SCORED)
     counted: dict[str, dict[str, float]] = {}
@@ -121,7 +125,6 @@ def score_sources(config: QualityConfig, languages: Sequence[str] | None = None)
         f"{code}: {entry['kept']:,} of {entry['documents']:,} documents kept, mean raw score {entry['mean_raw_score']:.3f}"
         for code, entry in counted.items()
     ]
-    lines = lines or ["no source is of these languages"]
     lines += [f"{rate:,.0f} tokens/s"] if rate else []
     return {"out": str(out / SCORED), "languages": counted, "tokens_per_second": rate, "summary": "\n".join([*lines, str(out / SCORED)])}
 

@@ -7,6 +7,7 @@ judged.jsonl   {"id", "language", "text", "scores": {dimension: number}, "score"
 
 import concurrent.futures
 import heapq
+import http.client
 import json
 import os
 import threading
@@ -87,7 +88,8 @@ def read_judged(path: Path, dimensions: Iterable[str]) -> list[Judged]:
     """The judged documents of a file. Raises BadInput where it is missing or was made for other dimensions."""
     if not path.is_file():
         raise BadInput(f"{path}: no judged documents; run `babel judge` first")
-    judged: list[Judged] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with open(path, encoding="utf-8") as lines:  # splitlines() would also split at U+2028 and the like, which texts hold
+        judged: list[Judged] = [json.loads(line) for line in lines]
     if not judged:
         raise BadInput(f"{path}: no document was judged; look at the replies beside it")
     if set(judged[0]["scores"]) != set(dimensions):
@@ -173,7 +175,7 @@ def _post(settings: JudgeSettings, body: dict[str, Any]) -> Any:
             problem = f"status {error.code}: {' '.join(error.read(300).decode(errors='replace').split())}"
             if error.code not in _RETRIED:
                 break
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             problem = str(error)
     raise BadInput(f"judge.endpoint: {url} does not serve ({problem}); what was answered is kept, and the same command goes on")
 

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import zlib
 
 import pyarrow
 import pyarrow.parquet
@@ -110,8 +111,8 @@ def warc(kind, uri, content, content_type):
     return (head + f"WARC-Date: 2024-01-01T00:00:00Z\r\nContent-Length: {len(content)}\r\n\r\n").encode() + content + b"\r\n\r\n"
 
 
-def page(body, charset="utf-8", content_type="text/html"):
-    return f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}; charset={charset}\r\n\r\n".encode() + body
+def page(body, charset="utf-8", content_type="text/html", head=""):
+    return f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}; charset={charset}\r\n{head}\r\n".encode() + body
 
 
 def test_web_archives(tmp_path):
@@ -145,6 +146,30 @@ def test_web_archives(tmp_path):
     (tmp_path / "cut.warc.gz").write_bytes(b"".join(map(gzip.compress, archive))[:-40])
     with pytest.raises(BadInput, match=r"cut.warc.gz: unreadable after record \d+"):
         read(Source(language="sw", path=str(tmp_path / "cut.warc.gz")))
+
+
+def chunked(body):
+    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:50], body[50:], b""))
+
+
+@pytest.mark.parametrize(
+    ("head", "sent"),
+    [
+        ("transfer-encoding: chunked\r\n", chunked),
+        ("Content-Encoding: gzip\r\n", gzip.compress),
+        ("Content-Encoding: deflate\r\n", zlib.compress),
+        ("Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n", lambda body: chunked(gzip.compress(body))),
+        ("Content-Encoding: br\r\nTransfer-Encoding: chunked\r\n", lambda body: body),  # as archives that have taken it off
+    ],
+)
+def test_pages_of_web_archives_that_stand_there_as_they_were_sent(tmp_path, head, sent):
+    pytest.importorskip("fastwarc")
+    bodies = [f"<html><body><article><p>Habari za asubuhi, {name}.</p></article></body></html>".encode() for name in ("Asha", "Juma")]
+    kind = "application/http; msgtype=response"
+    archive = [warc("response", f"http://a/{number}", page(sent(body), head=head), kind) for number, body in enumerate(bodies)]
+    (tmp_path / "news.warc").write_bytes(b"".join(archive))
+    rows, _ = read(Source(language="sw", path=str(tmp_path / "news.warc")))
+    assert [row.text.strip() for row in rows] == ["Habari za asubuhi, Asha.", "Habari za asubuhi, Juma."]
 
 
 # --- datasets ------------------------------------------------------------------------------------------------------------------

@@ -4,9 +4,12 @@ import gzip
 import io
 import itertools
 import json
+import os
 import random
 import shutil
 import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,8 +17,10 @@ import pytest
 import zstandard
 
 from babel_jax.config import BadRows, CleaningSettings, DataSettings, DecontaminationSettings, DeduplicationSettings, Engine, Rule, Source
+from babel_jax.data import prepare as prepare_module
 from babel_jax.data import records, refinement
 from babel_jax.data.corpus import embedded_corpus
+from babel_jax.data.decontamination import EvaluationText
 from babel_jax.data.deduplication import digests
 from babel_jax.data.engines import open_workers
 from babel_jax.data.prepare import prepare
@@ -110,6 +115,20 @@ def test_what_is_dropped_is_counted_and_kept_aside(corpus, small_model):
     assert not (Path(corpus.folder) / "links" / "sw").exists()
 
 
+def test_rules_that_are_off_for_one_source(corpus, small_model):
+    crawl, *others = corpus.sources
+    sources = (crawl.model_copy(update={"off": (Rule.DIGITS, Rule.LETTERS, Rule.LANGUAGE)}), *others)
+    report = prepare(corpus.model_copy(update={"sources": sources}), small_model)
+    assert report["languages"]["sw"]["cleaning"]["crawl"]["dropped"] == {"characters": 1}
+    foreign = {"text": PROSE["it"][0], "kind": "textbook"}
+    Path(crawl.path).write_text("".join(json.dumps({**foreign, "kind": kind}) + "\n" for kind in ("web", "textbook")))
+    split = [crawl.model_copy(update={"name": kind, "where": {"kind": kind}}) for kind in ("web", "textbook")]
+    sources = (split[0], split[1].model_copy(update={"off": (Rule.LANGUAGE,)}), *others)
+    report = prepare(corpus.model_copy(update={"sources": sources, "folder": corpus.folder + "2"}), small_model)
+    dropped = {name: found["dropped"] for name, found in report["languages"]["sw"]["cleaning"].items()}
+    assert dropped == {"web": {"language": 1}, "textbook": {}, "books": {}}
+
+
 def test_the_higher_score_stays_then_the_longer(tmp_path, small_model, write_rows):
     texts = varied("sw", 6)
     rows = [{"id": f"r{number}", "text": text} for number, text in enumerate(texts)]
@@ -168,6 +187,15 @@ def test_recall_and_precision_against_brute_force(tmp_path, small_model, write_r
     assert sum(bool(set(pair) & removed) for pair in true) >= 0.93 * len(true)
 
 
+def test_a_name_in_latin_letters_is_no_evaluation_item(tmp_path):
+    (tmp_path / "items.txt").write_text(f"{PROSE['en'][0]}\n\n{PROSE['zh'][0]}\n", encoding="utf-8")
+    evaluation = EvaluationText(DecontaminationSettings(paths=(str(tmp_path / "items.txt"),)))
+    for language in ("zh", "en"):
+        assert evaluation.file_of(f"名字：{PROSE['en'][0][:40]}。", language) is None
+        assert evaluation.file_of(f"名字：{PROSE['en'][0][:80]}。", language) == str(tmp_path / "items.txt")
+    assert evaluation.file_of(f"名字：{PROSE['zh'][0][:30]}。", "zh") == str(tmp_path / "items.txt")
+
+
 def test_evaluation_items_are_removed(tmp_path, small_model, write_rows):
     items = [{"question": PROSE["sw"][0], "choices": ["ndiyo", PROSE["sw"][1]], "answer": 1}]
     flores = tmp_path / "flores.txt"
@@ -193,7 +221,7 @@ def test_evaluation_items_are_removed(tmp_path, small_model, write_rows):
     assert [row.text for row in refined_rows(settings, "sw")] == [*clean["sw"], PROSE["sw"][0][:20]]
     empty = tmp_path / "short.txt"
     empty.write_text("ab\n")
-    with pytest.raises(BadInput, match=r"short.txt: no text of 20 letters or more"):
+    with pytest.raises(BadInput, match=r"short.txt: no text of 50 letters or more \(20 in"):
         prepare(
             settings.model_copy(
                 update={"folder": str(tmp_path / "other"), "decontamination": DecontaminationSettings(paths=(str(empty),))}
@@ -257,6 +285,39 @@ def test_the_task_of_a_killed_worker_is_done_again(tmp_path, monkeypatch):
             list(workers.run(die, [1]))
 
 
+def test_workers_end_with_the_process_that_is_killed(tmp_path):
+    (tmp_path / "tasks_of_a_test.py").write_text(
+        "import os, time\ndef sleep(folder):\n    open(f'{folder}/{os.getpid()}.pid', 'w').close()\n    time.sleep(600)\n"
+    )
+    program = (
+        "import sys, tasks_of_a_test\nfrom babel_jax.config import Engine\nfrom babel_jax.data.engines import open_workers\n"
+        "if __name__ == '__main__':\n    with open_workers(Engine.LOCAL, 2) as workers:\n"
+        f"        list(workers.run(tasks_of_a_test.sleep, ['{tmp_path}'] * 4))\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "JAX_PLATFORMS": "cpu"}
+    process = subprocess.Popen([sys.executable, str(tmp_path / "program.py")], env=environment)
+    wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(is_alive(path.stem) for path in tmp_path.glob("*.pid")))
+
+
+def is_alive(pid):
+    """A process that nobody has waited for has no command line any more."""
+    try:
+        return bool(Path("/proc", pid, "cmdline").read_bytes())
+    except OSError:
+        return False
+
+
+def wait_for(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 def test_the_same_bytes_on_ray(corpus, small_model, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
@@ -313,6 +374,36 @@ def test_stopped_in_the_midst_of_a_part_nothing_of_it_counts(corpus, small_model
     assert not list((Path(small.folder) / "cleaned" / "sw").glob("*.json"))
     prepare(small, small_model)
     assert files_of(small.folder) == files_of(whole.folder)
+
+
+@pytest.mark.parametrize("stopped_in", ["clean_part", "pair_bucket", "remove_duplicates", "_prepare_language"])
+@pytest.mark.parametrize("change", ["edited", "first gone", "one more"])
+def test_stopped_and_gone_on_with_other_text_it_gives_what_that_text_gives(
+    corpus, small_model, tmp_path, write_rows, monkeypatch, stopped_in, change
+):
+    module, done = prepare_module if stopped_in == "_prepare_language" else refinement, []
+    real = getattr(module, stopped_in)
+
+    def stop(task):
+        if len(done) == (0 if stopped_in == "_prepare_language" else 1):
+            raise KeyboardInterrupt
+        done.append(real(task))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, stopped_in, stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(corpus, small_model)
+    crawl, books, thai = corpus.sources
+    if change == "edited":
+        write_rows(Path(crawl.path), [{"id": str(number), "text": text} for number, text in enumerate(varied("sw", 9, seed=2))])
+    more = Source(language="sw", path=str(write_rows(tmp_path / "more.jsonl", [{"text": text} for text in varied("sw", 25)])))
+    sources = {"edited": (crawl, books, thai), "first gone": (books, thai), "one more": (crawl, books, more, thai)}[change]
+    changed = corpus.model_copy(update={"sources": sources})
+    whole = changed.model_copy(update={"folder": str(tmp_path / "whole")})
+    assert prepare(changed, small_model) == prepare(whole, small_model)
+    # What was dropped of a source that is gone may stay.
+    there, here = files_of(whole.folder), files_of(changed.folder)
+    assert {name: here[name] for name in there} == there
 
 
 def test_other_rules_on_the_same_folder_are_refused(corpus, small_model):

@@ -7,7 +7,10 @@ import shutil
 import pytest
 
 from babel_jax.cli import main
+from babel_jax.config import DataSettings, Source
+from babel_jax.data.prepare import prepare
 from babel_jax.data.prepared import open_prepared
+from babel_jax.data.rows import Row
 from babel_jax.data.statistics import language_statistics, write_statistics
 
 
@@ -118,12 +121,18 @@ def test_fertility_and_quality(folder, monkeypatch):
     assert own.tokens_per_character == pytest.approx(bytes_per_character / own.bytes_per_token)
     assert own.scores == []
 
-    class Scored:
-        text, scores = "x", iter([0.0, 0.05, 0.95, 1.0, 1.5, -1.0, 0.5])
-
-        def __init__(self):
-            self.score = next(Scored.scores)
-
-    rows = [Scored() for _ in range(7)]
+    rows = [Row(str(score), "x", "web", score) for score in (0.0, 0.05, 0.95, 1.0, 1.5, -1.0, 0.5)]
     monkeypatch.setattr(type(prepared), "heldout", lambda *_: rows)
     assert language_statistics(prepared, "zh").scores == [3, 0, 0, 0, 0, 1, 0, 0, 0, 3]
+
+
+def test_scores_and_licences_of_rows_as_they_are(small_model, write_rows, rows_of, tmp_path):
+    rows = [{**row, "score": number / 80} for number, row in enumerate(rows_of("sw", ("web",)))]
+    path = write_rows(tmp_path / "sw.jsonl", rows)
+    source = Source(language="sw", path=str(path), name="scored", licence="CC0-1.0")
+    prepare(DataSettings(folder=str(tmp_path / "data"), seq_len=64, heldout_fraction=0.2, sources=(source,)), small_model)
+    write_statistics(tmp_path / "data")
+    scores = {row["id"]: row["score"] for row in rows}
+    assert {row.score == scores[row.id] for row in open_prepared(tmp_path / "data").heldout("sw")} == {True}
+    assert "Quality of held-out documents" in (tmp_path / "data" / "statistics.html").read_text(encoding="utf-8")
+    assert "- sw: scored (CC0-1.0)" in (tmp_path / "data" / "README.md").read_text(encoding="utf-8")

@@ -114,6 +114,8 @@ def test_it_learns_the_judges_scores(trained):
 
 
 def test_rows_get_scores_that_compare_within_their_language(config_file, trained, capsys):
+    assert main(["score", str(config_file), "--languages", "ha,th"]) == 2
+    assert "no source is of th; there are sources of en ha" in capsys.readouterr().err
     assert main(["score", str(config_file), "--languages", "ha", "--json"]) == 0
     capsys.readouterr()
     assert not (trained / "scored" / "en.jsonl").exists()

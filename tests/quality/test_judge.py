@@ -135,6 +135,24 @@ def test_a_server_that_fails_loses_nothing(config_file, server, monkeypatch, tmp
         judge(load_settings(QualityConfig, config_file, (*overrides, "judge.max_characters=10")))
 
 
+def test_an_answer_that_is_cut_off(config_file, server, monkeypatch):
+    monkeypatch.setattr(judging, "_FIRST_PAUSE_SECONDS", 0.0)
+    real = server.RequestHandlerClass.end_headers
+
+    def promise_more(handler):
+        handler.send_header("Content-Length", "1000000")
+        real(handler)
+
+    monkeypatch.setattr(server.RequestHandlerClass, "end_headers", promise_more)
+    with pytest.raises(BadInput, match=r"does not serve \(IncompleteRead"):
+        judge(load_settings(QualityConfig, config_file, (f"judge.endpoint=http://127.0.0.1:{server.server_port}/v1",)))
+
+
+def test_separators_of_lines_inside_of_a_text(tmp_path, write_rows):
+    rows = [{"id": "1", "language": "en", "text": "one\u2028two\x85three", "scores": {"fluency": 1.0}, "score": 1.0}]
+    assert read_judged(write_rows(tmp_path / "judged.jsonl", rows), ["fluency"]) == rows
+
+
 def test_no_server_at_all(config_file, monkeypatch):
     monkeypatch.setattr(judging, "_FIRST_PAUSE_SECONDS", 0.0)
     with pytest.raises(BadInput, match=r"judge\.endpoint: http://127\.0\.0\.1:1/v1/chat/completions does not serve"):
