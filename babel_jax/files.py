@@ -221,10 +221,16 @@ def explain_os_errors(path: Path) -> Iterator[None]:
     except BadInput:
         raise
     except Exception as error:
-        # Libraries that write through C++ or Rust raise types of their own; the system's words for a full disk are all they share.
-        number = getattr(error, "errno", None)
-        if number in _FULL or any(os.strerror(full) in str(error) for full in _FULL):
+        if is_full(error):
             raise BadInput(f"{path}: no space left on the disk; free some or choose another place") from error
-        if isinstance(error, PermissionError) or number == errno.EROFS:
+        if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
             raise BadInput(f"{getattr(error, 'filename', None) or path}: not permitted; check the owner and mode of the folder") from error
         raise
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an error says that the disk is full.
+
+    Libraries that write through C++ or Rust raise types of their own; the system's words are all they share.
+    """
+    return getattr(error, "errno", None) in _FULL or any(os.strerror(full) in str(error) for full in _FULL)

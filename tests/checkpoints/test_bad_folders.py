@@ -2,6 +2,7 @@ import json
 import shutil
 
 import numpy as np
+import jax
 import pytest
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models
@@ -162,6 +163,17 @@ def test_orbax_params_of_another_shape_are_refused(tmp_path, write_model):
     edit_json(tmp_path / "orbax" / "config.json", lambda config: config.update(vocab_size=50))
     with pytest.raises(BadInput, match=r"(model/embed_tokens|lm_head)/weight has shape \[48, 16\]; config.json calls for \[50, 16\]"):
         load_params(open_folder(tmp_path / "orbax"))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn", "float64"])
+def test_orbax_params_of_another_type_are_refused(tmp_path, write_model, dtype):
+    source = write_model(tmp_path / "source")
+    with jax.enable_x64():
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), load_params(open_folder(source)))
+        save_folder(tmp_path / "orbax", Format.ORBAX, params, open_folder(source).hf_config)
+    for use in (load_params, lambda folder: convert(folder.path, tmp_path / "out")):
+        with pytest.raises(BadInput, match=f"has type {dtype}; supported: bfloat16, float16, float32"):
+            use(open_folder(tmp_path / "orbax"))
 
 
 def test_params_that_are_not_the_model_of_the_config_are_not_saved(tmp_path, write_model):
