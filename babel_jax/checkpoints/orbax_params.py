@@ -52,7 +52,7 @@ def _checked_metadata(path: Path, config: ModelConfig) -> dict[Place, Any]:
     with _explain(path):
         stored = traverse_util.flatten_dict(ocp.metadata(path).metadata)
     check_shapes(
-        {"/".join(place): tuple(leaf.shape) for place, leaf in stored.items()},
+        {"/".join(place): tuple(getattr(leaf, "shape", ())) for place, leaf in stored.items()},
         {"/".join(place): shape for place, shape in leaf_shapes(config).items()},
         path,
         lambda _: path,

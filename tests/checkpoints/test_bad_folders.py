@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import jax
 import pytest
+from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models
 
@@ -174,6 +175,15 @@ def test_orbax_params_of_another_type_are_refused(tmp_path, write_model, dtype):
     for use in (load_params, lambda folder: convert(folder.path, tmp_path / "out")):
         with pytest.raises(BadInput, match=f"has type {dtype}; supported: bfloat16, float16, float32"):
             use(open_folder(tmp_path / "orbax"))
+
+
+def test_an_orbax_checkpoint_of_another_layout_is_refused(tmp_path, write_model):
+    source = open_folder(write_model(tmp_path / "source"))
+    (tmp_path / "orbax").mkdir()
+    shutil.copy(source.path / "config.json", tmp_path / "orbax")
+    ocp.save(tmp_path / "orbax" / "params", {"params": load_params(source), "step": 3})
+    with pytest.raises(BadInput, match="missing 15 tensors"):
+        convert(tmp_path / "orbax", tmp_path / "out")
 
 
 def test_params_that_are_not_the_model_of_the_config_are_not_saved(tmp_path, write_model):
