@@ -1,8 +1,8 @@
 import json
 import shutil
 
-import numpy as np
 import jax
+import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file, save_file
@@ -209,6 +209,13 @@ def test_an_output_that_exists_is_not_touched(tmp_path, write_model):
     with pytest.raises(BadInput, match="exists already"):
         convert(source, tmp_path / "out")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_an_output_inside_of_the_source_is_refused_at_once(tmp_path, write_model):
+    source = write_model(tmp_path / "source")
+    with pytest.raises(BadInput, match="inside of the folder that is read"):
+        convert(source, source / "orbax")
+    assert not list(source.glob("orbax*"))
 
 
 def test_rotary_buffers_of_old_files_are_passed_over(tmp_path, write_model, read_bits):
