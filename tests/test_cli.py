@@ -274,6 +274,8 @@ def test_evaluate(babel, trained, small_settings, tmp_path):
         (("evaluate", "MODEL", "--languages", "xx"), "xx"),
         (("generate", "MODEL", "x", "--temperature", "nan"), "temperature"),
         (("expand", "MODEL", "DST", "--append", "1", "--noise-std", "3"), "--noise-std has no effect without --init noise"),
+        (("expand", "MODEL", "DST", "--plan", "FILE", "--init", "zero"), "--init has no effect with --plan"),
+        (("expand", "MODEL", "DST", "--plan", "FILE", "--seed", "3"), "--seed has no effect with --plan"),
         (("expand", "MODEL", "DST", "--auto", "1", "--append", "1"), "--auto chooses the layers"),
         (("expand", "MODEL", "DST", "--auto", "3"), "--auto 3: the model has 2 layers"),
         (("expand", "MODEL", "DST", "--append", "1", "--save-plan", "FILE/plan.json"), "plan.json: there is no folder"),
