@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from babel_jax.errors import BadInput
@@ -118,28 +118,29 @@ class Progress:
         self._file.seek(0)
         lines = self._file.read().splitlines(keepends=True)
         begun, *done = [line[:-1] for line in lines if line.endswith("\n")] or [""]
-        self.done = set(done)
+        self.done = {part for line in done for part in line.split()}
         if begun != fingerprint or not all(line.endswith("\n") for line in lines):
             self._restart(folder, fingerprint, done if begun == fingerprint else [])
 
-    def _restart(self, folder: Path, fingerprint: str, done: list[str]) -> None:
+    def _restart(self, folder: Path, fingerprint: str, lines: list[str]) -> None:
         """Without the line that was being written when the process was killed; without all else, where nothing of it counts."""
-        self.done = set(done)
-        if not done:
+        if not lines:
+            self.done.clear()
             for path in folder.iterdir():
                 if path.name != self.NAME:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         self._file.truncate(0)
-        self.add([fingerprint, *done])
-        self.done.discard(fingerprint)
+        self._write([fingerprint, *lines])
 
-    def add(self, parts: Iterable[str]) -> None:
-        """Notes parts that are on disk."""
-        parts = list(parts)
-        self._file.write("".join(f"{part}\n" for part in parts))
+    def add(self, parts: Sequence[str]) -> None:
+        """Notes parts that are on disk: one line, so that a kill meanwhile leaves all or none."""
+        self._write([" ".join(parts)])
+        self.done.update(parts)
+
+    def _write(self, lines: list[str]) -> None:
+        self._file.write("".join(f"{line}\n" for line in lines))
         self._file.flush()
         os.fsync(self._file.fileno())
-        self.done.update(parts)
 
     def close(self) -> None:
         """Lets the folder go."""
@@ -221,10 +222,16 @@ def explain_os_errors(path: Path) -> Iterator[None]:
     except BadInput:
         raise
     except Exception as error:
-        # Libraries that write through C++ or Rust raise types of their own; the system's words for a full disk are all they share.
-        number = getattr(error, "errno", None)
-        if number in _FULL or any(os.strerror(full) in str(error) for full in _FULL):
+        if is_full(error):
             raise BadInput(f"{path}: no space left on the disk; free some or choose another place") from error
-        if isinstance(error, PermissionError) or number == errno.EROFS:
+        if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
             raise BadInput(f"{getattr(error, 'filename', None) or path}: not permitted; check the owner and mode of the folder") from error
         raise
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an error says that the disk is full.
+
+    Libraries that write through C++ or Rust raise types of their own; the system's words are all they share.
+    """
+    return getattr(error, "errno", None) in _FULL or any(os.strerror(full) in str(error) for full in _FULL)

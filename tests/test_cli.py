@@ -2,11 +2,14 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from babel_jax import recipe
 from babel_jax.cli import main
@@ -199,7 +202,23 @@ def test_verify_compares_logits_where_the_model_fits(babel, trained, tmp_path):
     plan = plan_from_settings(ExpansionSettings(append=1, init=Init.NOISE), 2)
     with pytest.raises(BadInput, match="its logits differ by"):
         logits_difference(str(trained / "hf"), str(other), plan, 2**31)
-    assert logits_difference(str(trained / "hf"), str(other), plan, 1000) is None
+    assert logits_difference(str(trained / "hf"), str(other), plan, 1000) == "not compared: the model exceeds the memory limit"
+
+
+def test_verify_where_the_layers_differ_in_type(babel, trained, tmp_path):
+    shutil.copytree(trained / "hf", tmp_path / "mixed")
+    tensors = load_file(tmp_path / "mixed" / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"].astype(np.float16)
+    save_file(tensors, tmp_path / "mixed" / "model.safetensors", metadata={"format": "pt"})
+    for command, found in (
+        (("convert", tmp_path / "mixed", tmp_path / "again", "--to", "hf"), 0.0),
+        (
+            ("expand", tmp_path / "mixed", tmp_path / "deeper", "--append", 1, "--init", "average"),
+            "not compared: the layers differ in type",
+        ),
+    ):
+        status, out, _ = babel(*command, "--verify", "--json")
+        assert (status, json.loads(out)["verified"]["logits_difference"]) == (0, found)
 
 
 def test_report(babel, trained, tmp_path):
@@ -255,6 +274,8 @@ def test_evaluate(babel, trained, small_settings, tmp_path):
         (("evaluate", "MODEL", "--languages", "xx"), "xx"),
         (("generate", "MODEL", "x", "--temperature", "nan"), "temperature"),
         (("expand", "MODEL", "DST", "--append", "1", "--noise-std", "3"), "--noise-std has no effect without --init noise"),
+        (("expand", "MODEL", "DST", "--plan", "FILE", "--init", "zero"), "--init has no effect with --plan"),
+        (("expand", "MODEL", "DST", "--plan", "FILE", "--seed", "3"), "--seed has no effect with --plan"),
         (("expand", "MODEL", "DST", "--auto", "1", "--append", "1"), "--auto chooses the layers"),
         (("expand", "MODEL", "DST", "--auto", "3"), "--auto 3: the model has 2 layers"),
         (("expand", "MODEL", "DST", "--append", "1", "--save-plan", "FILE/plan.json"), "plan.json: there is no folder"),

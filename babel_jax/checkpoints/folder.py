@@ -186,6 +186,8 @@ def transfer(
     start = time.monotonic()
     path = Path(destination)
     check_free(path)
+    if path.resolve().is_relative_to(source.path.resolve()):
+        raise BadInput(f"{path}: inside of the folder that is read; give another place")
     workers_within(memory_limit)
     config = read_hf_config(hf_config, str(path / CONFIG))
     hf_config = in_both_spellings(hf_config, str(path / CONFIG))
@@ -270,11 +272,21 @@ def _stored(folder: ModelFolder) -> Source:
     return open_hf_tensors(folder.path, folder.config) if folder.format is Format.HF else StoredLeaves(folder.path, folder.config)
 
 
-def _check_types(path: Path, specs: Specs) -> None:
+def layers_differ_in_type(folder: ModelFolder) -> bool:
+    """Whether the layers of one leaf have different types, so that only a safetensors folder can hold them as they are."""
+    stored = _stored(folder)
+    return any(len(own) > 1 for own in _types({name: stored.dtype(name) for name in tensor_shapes(folder.config)}).values())
+
+
+def _types(dtypes: Mapping[str, np.dtype]) -> dict[Place, set[str]]:
     types: dict[Place, set[str]] = {}
-    for name, (_, dtype) in specs.items():
+    for name, dtype in dtypes.items():
         types.setdefault(tensor_place(name)[0], set()).add(str(dtype))
-    for place, own in types.items():
+    return types
+
+
+def _check_types(path: Path, specs: Specs) -> None:
+    for place, own in _types({name: dtype for name, (_, dtype) in specs.items()}).items():
         if len(own) > 1:
             raise BadInput(f"{path}: the layers of {'/'.join(place)} have different types ({', '.join(sorted(own))}); make them one type")
 

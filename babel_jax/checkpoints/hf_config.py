@@ -70,6 +70,7 @@ _NEEDED = (
 )
 # What transformers takes for each where the key is not there; null is no cap.
 _SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+_SLIDING_WINDOW = 4096  # the same of a window; null is none
 _SPELLED_TWICE = ("rope_theta", "rope_scaling", "rope_parameters", "torch_dtype", "dtype")
 _TRANSFORMERS_ROPE_THETA = 10000.0  # transformers' own default, which the first Llama files rely on
 _ROPE_KEYS = {
@@ -280,22 +281,24 @@ def _windows(hf: dict[str, Any], windows: Windows, where: str) -> tuple[int | No
     types = hf.get("layer_types")
     if not isinstance(types, list | None):
         raise BadInput(f"{where}: layer_types must be a list with one entry for each layer")
+    if types is not None and len(types) != layers:
+        raise BadInput(f"{where}: layer_types has {len(types)} entries; it needs one for each of num_hidden_layers = {layers}")
     if windows is Windows.NONE:
         if types and LayerType.SLIDING in types:
             raise BadInput(f"{where}: layer_types names {LayerType.SLIDING}, which a {hf['model_type']} model does not have")
         return None, []
     if windows is Windows.ALL:
-        window = hf.get("sliding_window")
+        window = hf.get("sliding_window", _SLIDING_WINDOW)
         return (None, []) if window is None else (window, [str(LayerType.SLIDING)] * layers)
     if windows is Windows.ALTERNATING:
         types = types or [str(LayerType.FULL if layer % 2 else LayerType.SLIDING) for layer in range(layers)]
-        return (hf.get("sliding_window"), types) if LayerType.SLIDING in types else (None, [])
-    window = hf.get("sliding_window") if hf.get("use_sliding_window", False) else None
+        return (hf.get("sliding_window", _SLIDING_WINDOW), types) if LayerType.SLIDING in types else (None, [])
+    window = hf.get("sliding_window", _SLIDING_WINDOW) if hf.get("use_sliding_window", False) else None
     if types is None and window is not None:
         if hf.get("max_window_layers") is None:
             raise BadInput(f"{where}: missing max_window_layers, which use_sliding_window = true needs")
         full = min(hf["max_window_layers"], layers)
         types = [str(LayerType.FULL)] * full + [str(LayerType.SLIDING)] * (layers - full)
-    if types is None or (len(types) == layers and all(kind == LayerType.FULL for kind in types)):
+    if types is None or all(kind == LayerType.FULL for kind in types):
         return None, []
     return window, types

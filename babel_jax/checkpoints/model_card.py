@@ -86,5 +86,6 @@ def _name(source: Path, hf_config: Mapping[str, Any]) -> str:
 
 
 def _several(value: Any) -> list[str]:
-    """What the hub lets be written as one string or as a list."""
-    return [value] if isinstance(value, str) else [str(one) for one in value or []]
+    """What the hub lets be written as one string or as a list. Norwegian, `no` without quotes, is false in YAML 1.1."""
+    values = value if isinstance(value, list) else [value]
+    return ["no" if one is False else one for one in values if isinstance(one, str) or one is False]

@@ -19,10 +19,10 @@ from orbax.checkpoint import v1 as ocp
 from babel_jax.checkpoints.layout import Shape, check_shapes, leaf_shapes, tensor_shapes
 from babel_jax.checkpoints.names import Place, tensor_place
 from babel_jax.checkpoints.processes import agreed
-from babel_jax.checkpoints.safetensors_files import Specs
+from babel_jax.checkpoints.safetensors_files import DTYPES, Specs
 from babel_jax.config import ModelConfig
 from babel_jax.errors import BadInput
-from babel_jax.files import sync_file, sync_folder, write_text
+from babel_jax.files import is_full, sync_file, sync_folder, write_text
 
 PARAMS = "params"
 # Names and sizes of the files that Orbax wrote: it does not miss a truncated file before it reads that part, and then prints tracebacks.
@@ -52,11 +52,14 @@ def _checked_metadata(path: Path, config: ModelConfig) -> dict[Place, Any]:
     with _explain(path):
         stored = traverse_util.flatten_dict(ocp.metadata(path).metadata)
     check_shapes(
-        {"/".join(place): tuple(leaf.shape) for place, leaf in stored.items()},
+        {"/".join(place): tuple(getattr(leaf, "shape", ())) for place, leaf in stored.items()},
         {"/".join(place): shape for place, shape in leaf_shapes(config).items()},
         path,
         lambda _: path,
     )
+    for place, leaf in stored.items():
+        if np.dtype(leaf.dtype) not in DTYPES.values():
+            raise BadInput(f"{path}: {'/'.join(place)} has type {leaf.dtype}; supported: {', '.join(map(str, DTYPES.values()))}")
     return stored
 
 
@@ -127,8 +130,12 @@ class LeafFiles:
                 context, self._path, place, (layers, *shape) if layers else shape, (1, *chunk) if layers else chunk, dtype
             )
         try:
+            for array in opened.values():
+                array.exception()  # waits, so that none is still writing when another has failed
             self._arrays = {place: array.result() for place, array in opened.items()}
         except ValueError as error:  # the machine went down between two syncs
+            if is_full(error):
+                raise
             raise BadInput(f"{self._path}: what an earlier run left is damaged and was removed; run the command again") from error
 
     def write(self, name: str, start: int, values: np.ndarray) -> None:

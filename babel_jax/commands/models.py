@@ -30,7 +30,10 @@ def _expand(options: argparse.Namespace) -> Result:
     names = ("preset", "insert_after", "append", "plan", "init", "noise_mean", "noise_std", "seed")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     noise = sorted(given.keys() & {"noise_mean", "noise_std", "seed"})
-    if noise and given.get("init") != "noise" and not given.get("plan"):
+    if "plan" in given and (noise or "init" in given):
+        option = "init" if "init" in given else noise[0].replace("_", "-")
+        raise BadInput(f"babel expand: --{option} has no effect with --plan, which says how each layer begins; leave it out")
+    if noise and given.get("init") != "noise":
         raise BadInput(f"babel expand: --{noise[0].replace('_', '-')} has no effect without --init noise; add it or leave the other out")
     if options.auto is not None:
         from babel_jax.study import layers_by_sensitivity
@@ -50,8 +53,8 @@ def _compared(options: argparse.Namespace, written: Result, plan: "ExpansionPlan
     if options.verify:
         from babel_jax.verification import logits_difference
 
-        difference = logits_difference(options.source, options.destination, plan, int(options.memory_limit * 2**30))
-        written["verified"]["logits_difference"] = "not compared: the model exceeds the memory limit" if difference is None else difference
+        limit = int(options.memory_limit * 2**30)
+        written["verified"]["logits_difference"] = logits_difference(options.source, options.destination, plan, limit)
     return written
 
 

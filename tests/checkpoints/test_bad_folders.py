@@ -1,8 +1,10 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models
 
@@ -164,6 +166,26 @@ def test_orbax_params_of_another_shape_are_refused(tmp_path, write_model):
         load_params(open_folder(tmp_path / "orbax"))
 
 
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn", "float64"])
+def test_orbax_params_of_another_type_are_refused(tmp_path, write_model, dtype):
+    source = write_model(tmp_path / "source")
+    with jax.enable_x64():
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), load_params(open_folder(source)))
+        save_folder(tmp_path / "orbax", Format.ORBAX, params, open_folder(source).hf_config)
+    for use in (load_params, lambda folder: convert(folder.path, tmp_path / "out")):
+        with pytest.raises(BadInput, match=f"has type {dtype}; supported: bfloat16, float16, float32"):
+            use(open_folder(tmp_path / "orbax"))
+
+
+def test_an_orbax_checkpoint_of_another_layout_is_refused(tmp_path, write_model):
+    source = open_folder(write_model(tmp_path / "source"))
+    (tmp_path / "orbax").mkdir()
+    shutil.copy(source.path / "config.json", tmp_path / "orbax")
+    ocp.save(tmp_path / "orbax" / "params", {"params": load_params(source), "step": 3})
+    with pytest.raises(BadInput, match="missing 15 tensors"):
+        convert(tmp_path / "orbax", tmp_path / "out")
+
+
 def test_params_that_are_not_the_model_of_the_config_are_not_saved(tmp_path, write_model):
     folder = open_folder(write_model(tmp_path / "source"))
     params = load_params(folder)
@@ -187,6 +209,13 @@ def test_an_output_that_exists_is_not_touched(tmp_path, write_model):
     with pytest.raises(BadInput, match="exists already"):
         convert(source, tmp_path / "out")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_an_output_inside_of_the_source_is_refused_at_once(tmp_path, write_model):
+    source = write_model(tmp_path / "source")
+    with pytest.raises(BadInput, match="inside of the folder that is read"):
+        convert(source, source / "orbax")
+    assert not list(source.glob("orbax*"))
 
 
 def test_rotary_buffers_of_old_files_are_passed_over(tmp_path, write_model, read_bits):

@@ -56,6 +56,16 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, small_disk, write_mod
     assert list(small_disk.iterdir()) == []
 
 
+@pytest.mark.parametrize("kilobytes", [60, 90, 120, 150])
+def test_a_disk_that_is_full_before_the_first_tensor_is_not_taken_for_damage(tmp_path, small_disk, write_model, kilobytes):
+    source = write_model(tmp_path / "source")
+    (small_disk / "other").write_bytes(b"x" * (256 - kilobytes) * 1024)
+    with pytest.raises(BadInput, match="no space left"):
+        convert(source, small_disk / "out")
+    (small_disk / "other").unlink()
+    assert list(small_disk.iterdir()) == []
+
+
 def test_a_full_disk_while_the_other_files_are_copied(tmp_path, small_disk, write_model):
     source = write_model(tmp_path / "source")
     (source / "tokenizer.txt").write_bytes(b"x" * 300_000)

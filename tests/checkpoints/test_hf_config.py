@@ -113,6 +113,18 @@ def test_sliding_window_of_transformers_4():
     assert read_hf_config(sliding, "config.json").windows == (None,) * 26 + (4096,) * 2
 
 
+@pytest.mark.parametrize("family", [Family.QWEN2, Family.QWEN3, Family.MISTRAL, Family.GEMMA2])
+def test_a_window_that_is_left_out_is_that_of_transformers(family):
+    transformers = pytest.importorskip("transformers")
+    hf = {**LLAMA, "num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8, "use_sliding_window": True, "max_window_layers": 1}
+    hf |= {"model_type": str(family), "architectures": None}
+    theirs = getattr(transformers, f"{family.capitalize()}Config")(**hf)
+    types = ["sliding_attention"] * 4 if family is Family.MISTRAL else theirs.layer_types
+    windows = tuple(theirs.sliding_window if kind == "sliding_attention" else None for kind in types)
+    assert any(windows)
+    assert read_hf_config(hf, "config.json").windows == windows
+
+
 def test_written_config_keeps_unknown_keys_and_names_the_end_of_text():
     written = write_hf_config(read_hf_config(QWEN_7B, "x"), {**QWEN_7B, "of_mine": 1}, dtype="float32", eos_token_id=[7, 8])
     assert written["of_mine"] == 1
@@ -231,6 +243,7 @@ def without(key):
         ({**GEMMA_9B, "sliding_window": None}, ["sliding_window is not set"]),
         ({**GEMMA_9B, "use_bidirectional_attention": True}, ["use_bidirectional_attention"]),
         ({**LLAMA, "layer_types": ["sliding_attention"] * 4}, ["sliding_attention", "llama"]),
+        ({**LLAMA, "layer_types": ["full_attention"] * 3}, ["layer_types", "3", "4"]),
     ],
 )
 def test_what_cannot_be_used_is_named(hf, words):

@@ -91,3 +91,10 @@ def test_a_card_that_cannot_be_read_is_kept_and_nothing_is_taken_from_it(base, t
     assert ModelCard(files[CARD]).data.license is None
     assert "No licence is named" in files[CARD]
     assert files[BASE_CARD] == text.encode("latin-1").decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize(("written_so", "read"), [("no", ["no"]), ("[en, no]", ["en", "no"]), ("3", None), ("{en: yes}", None)])
+def test_norwegian_and_what_is_no_language(base, written_so, read):
+    (base / CARD).write_text(f"---\nlicense: mit\ntags: 5\nlanguage: {written_so}\n---\n")
+    data = ModelCard(card_files(CONFIG, base, [])[CARD]).data
+    assert (data.license, data.language) == ("mit", read)

@@ -1,5 +1,7 @@
 """Safetensors files that a new folder takes over as they are: cloned or linked where the disk can, never written to."""
 
+import shutil
+
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -115,6 +117,26 @@ def test_links_of_which_a_kill_noted_a_part_are_made_anew(tmp_path, source, read
         progress.write("model.layers.0.mlp.up_proj.weight\n")
     expand_folder(source, tmp_path / "deeper", plan(0, 1, 1, 2), verify=True)
     assert {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in source.iterdir()} == before
+
+
+def test_a_note_of_clones_that_a_kill_cut_counts_for_none(tmp_path, source, read_bits, monkeypatch):
+    """A clone begins with the source's header, so what a header of ours said of it would be wrong."""
+    file = source / "model-00001-of-00004.safetensors"
+    save_file(load_file(file), file, metadata={"format": "pt", "made by": "another program"})
+    monkeypatch.setattr(safetensors_files, "share_file", lambda one, other: bool(shutil.copyfile(one, other)))
+    with monkeypatch.context() as patch:
+
+        def stop(*_, **__):
+            raise KeyboardInterrupt
+
+        patch.setattr("babel_jax.checkpoints.folder.stream", stop)
+        with pytest.raises(KeyboardInterrupt):
+            expand_folder(source, tmp_path / "deeper", plan(0, 1, 1, 2))
+    progress = tmp_path / "deeper.partial" / "progress.jsonl"
+    progress.write_text(progress.read_text()[:300])
+    expand_folder(source, tmp_path / "deeper", plan(0, 1, 1, 2))
+    expand_folder(source, tmp_path / "whole", plan(0, 1, 1, 2), share=False)
+    assert read_bits(tmp_path / "deeper") == read_bits(tmp_path / "whole")
 
 
 def test_a_file_without_the_format_that_transformers_wants_is_written_anew(tmp_path, source, clones_unsupported):
