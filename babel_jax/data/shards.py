@@ -53,7 +53,7 @@ class Shard:
     def array(self, name: str) -> np.ndarray:
         """One of its arrays, mapped into memory for as long as it is in use: kept open, all of them would be resident in the end."""
         path = self.beside(name)
-        status = os.stat(path)
+        status = path.stat()
         shape, dtype, begin = _header(path, status.st_mtime_ns, status.st_size)
         if not math.prod(shape):
             return np.empty(shape, dtype)
