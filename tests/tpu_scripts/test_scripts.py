@@ -225,8 +225,27 @@ def test_the_manifest_of_gke(call):
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4x4"
     (container,) = pod["containers"]
     assert container["resources"]["limits"]["google.com/tpu"] == 4
-    assert shlex.split(container["command"][2])[:4] == ["babel", "train", '/data/a "b".toml', "--set"]
+    assert shlex.split(container["command"][2])[3:7] == ["babel", "train", '/data/a "b".toml', "--set"]
     assert container["command"][2].endswith("test -s /data/o\\ p/summary.json")
+
+
+@pytest.mark.parametrize(("finished", "status"), [(True, 0), (False, 1)])
+def test_sigterm_reaches_babel_in_a_container(call, tmp_path, finished, status):
+    """It comes to the shell alone. The babel here takes a while to end, as one that writes a checkpoint does."""
+    yaml = pytest.importorskip("yaml")
+    dry, _ = call("gke.sh", "create", *JOBSET, "--out", tmp_path, "--dry-run")
+    found = yaml.safe_load(dry.stdout.partition("\n")[2])
+    (container,) = found["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+    stopped = "sleep 0.3; echo stopped; " + ("echo {} >summary.json; " if finished else "") + "exit 0"
+    babel = tmp_path / "bin" / "babel"
+    babel.write_text(f"#!/bin/bash\ntrap '{stopped}' TERM\necho started\nwhile true; do sleep 0.1; done\n")
+    babel.chmod(0o755)
+    path = {"PATH": f"{babel.parent}:{os.environ['PATH']}"}
+    pod = subprocess.Popen(container["command"], env=path, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert pod.stdout.readline() == "started\n"
+    pod.terminate()
+    assert pod.communicate(timeout=30)[0] == "stopped\n"
+    assert pod.returncode == status
 
 
 def test_gke_deletes_only_its_own(call):
