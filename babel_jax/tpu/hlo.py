@@ -28,6 +28,8 @@ _FREE = {
     "partition-id",
     "iota",
 }
+# What these do not give of their first operand they do not read.
+_READ_IN_PART = {"slice", "dynamic-slice", "gather"}
 
 
 class Instruction(NamedTuple):
@@ -142,8 +144,14 @@ class Program:
         operands = [shapes.get(operand, "") for operand in _operands(instruction.rest)]
         if instruction.operation == "dynamic-update-slice":
             return 2 * _in_hbm(operands[1])
-        if instruction.operation == "dynamic-slice":
+        if instruction.operation in _READ_IN_PART:
             return 2 * _in_hbm(instruction.shape)
+        if instruction.operation in ("slice-start", "dynamic-slice-start"):
+            # Their type is ((source, ...), what is sliced, context).
+            source, *_, sliced, _ = _split(instruction.shape)
+            return _in_hbm(sliced) + (array_bytes(sliced) if _in_hbm(source) else 0)
+        if instruction.operation in ("copy-start", "all-gather-start", "collective-permute-start"):
+            return _in_hbm(instruction.shape)  # a tuple with the source in it
         if instruction.operation != "fusion":
             return _in_hbm(instruction.shape) + sum(map(_in_hbm, operands))
         (called,) = _called(instruction.rest, "calls")
@@ -162,7 +170,7 @@ class Program:
                     size = None
                     if one.operation == "fusion":
                         size = self._parts_read(_called(one.rest, "calls")[0]).get(place)
-                    elif one.operation == "dynamic-slice" and place == 0:
+                    elif one.operation in _READ_IN_PART and place == 0:
                         size = array_bytes(one.shape)
                     elif one.operation == "dynamic-update-slice" and place == 0:
                         size = 0

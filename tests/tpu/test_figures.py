@@ -145,6 +145,32 @@ def test_what_a_fusion_within_a_fusion_slices_is_not_read_in_full():
     assert Program(NESTED).hbm_bytes() == 2 * row + number
 
 
+PREFETCHED = """\
+%cut (rows: f32[50,4096], places: s32[2]) -> f32[2,4096] {
+  %rows = f32[50,4096]{1,0} parameter(0)
+  %places = s32[2]{0} parameter(1)
+  %picked = f32[2,4096]{1,0} gather(%rows, %places), offset_dims={1}, slice_sizes={1,4096}
+  %first = f32[2,4096]{1,0} slice(%rows), slice={[0:2], [0:4096]}
+  ROOT %sum = f32[2,4096]{1,0} add(%picked, %first)
+}
+
+ENTRY %main (a: f32[50,4096], b: s32[2]) -> f32[2,4096] {
+  %a = f32[50,4096]{1,0} parameter(0)
+  %b = s32[2]{0:S(1)} parameter(1)
+  %half = ((f32[50,4096]{1,0}), f32[25,4096]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:25], [0:4096]}
+  %half.1 = f32[25,4096]{1,0:S(1)} slice-done(%half)
+  %begun = (f32[50,4096]{1,0:S(1)}, f32[50,4096]{1,0}, u32[]{:S(2)}) copy-start(%a)
+  %whole = f32[50,4096]{1,0:S(1)} copy-done(%begun)
+  ROOT %out = f32[2,4096]{1,0:S(1)} fusion(%a, %b), kind=kLoop, calls=%cut
+}
+"""
+
+
+def test_what_is_brought_onto_the_chip_ahead_is_read_once_and_in_part():
+    """Half of the rows, all of them, and two picked and two sliced; nothing is written to HBM."""
+    assert Program(PREFETCHED).hbm_bytes() == (25 + 50 + 2 + 2) * 4096 * 4
+
+
 def test_flops_of_a_step_are_those_of_its_products():
     """Counted by hand for the forward pass; backward is twice that, and the causal half is not skipped by XLA's attention."""
     config = ModelConfig(
@@ -215,9 +241,8 @@ def test_flops_of_parts_are_those_of_the_blocks_that_they_see(window):
         vocab_size=96, hidden_size=256, intermediate_size=80, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
         sliding_window=window, layer_types=(LayerType.FULL if window is None else LayerType.SLIDING,),
     )  # fmt: skip
-    xla, splash = (
-        program_flops(program_of_half(config, 4096, kernel=kernel), config, 4096) for kernel in (AttentionKernel.XLA, AttentionKernel.SPLASH)
-    )
+    kernels = (AttentionKernel.XLA, AttentionKernel.SPLASH)
+    xla, splash = (program_flops(program_of_half(config, 4096, kernel=kernel), config, 4096) for kernel in kernels)
     blocks = (1 + 2 + 3 + 4) / 2 if window is None else (1 + 2 + 2 + 2) / 2
     assert xla - splash == (2 * 4 - blocks) * 2 * 2 * 1024 * 1024 * 256
 
