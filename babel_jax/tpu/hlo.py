@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8, "u64": 8, "f64": 8}
 _ARRAY = re.compile(r"\b(" + "|".join(_BYTES) + r")\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
@@ -232,11 +234,16 @@ def _group(rest: str) -> tuple[int, ...]:
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return tuple(map(int, found.group(1).split(",")))
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        import numpy as np
-
-        groups, size, dims, order = int(found[1]), int(found[2]), [int(n) for n in found[3].split(",")], found[4]
-        ids = np.arange(math.prod(dims)).reshape(dims)
-        if order:
-            ids = ids.transpose([int(n) for n in order.split(",")])
-        return tuple(ids.reshape(groups, size)[0].tolist())
+        return tuple(_numbered(found[3], found[4]).reshape(int(found[1]), int(found[2]))[0].tolist())
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", rest):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
+        ids = _numbered(found[2] or ",".join(map(str, sizes.values())), found[3]).reshape(*sizes.values())
+        return tuple(ids[tuple(slice(None) if f"'{name}'" in found[4] else 0 for name in sizes)].flatten().tolist())
     return ()
+
+
+def _numbered(sizes: str, order: str | None) -> np.ndarray:
+    """Devices counted over axes of these sizes, the axes then put into an order."""
+    dims = [int(size) for size in sizes.split(",")]
+    ids = np.arange(math.prod(dims)).reshape(dims)
+    return ids.transpose([int(axis) for axis in order.split(",")]) if order else ids

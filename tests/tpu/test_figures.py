@@ -86,6 +86,8 @@ ENTRY %main (x: bf16[8,128]) -> f32[16] {
   %moved = f32[16]{0} collective-permute(%norm), channel_id=5, source_target_pairs={{0,0},{1,3}}
   %sent = (f32[8,16]{1,0}, u32[], token[]) send(%x, %x), channel_id=2, is_host_transfer=true, frontend_attributes={\
 _xla_host_transfer_rendezvous="psum.1_0",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %column = f32[16]{0} all-reduce(%moved), channel_id=6, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}, to_apply=%add
+  %row = f32[16]{0} all-reduce(%moved), channel_id=7, replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}, to_apply=%add
   ROOT %total = f32[16]{0} all-reduce(%moved), channel_id=4, replica_groups={{0,2},{1,3}}, to_apply=%add
 }
 """
@@ -98,6 +100,8 @@ def test_collectives_count_by_their_kind_and_how_often_they_run():
         ("reduce-scatter", 32 * 128 * 2, 5, (0, 1, 2, 3)),
         ("collective-permute", 16 * 4, 1, (1, 3)),
         ("all-reduce", 2 * 16 * 4, 1, (0, 2)),
+        ("all-reduce", 2 * 16 * 4, 1, (0, 4)),
+        ("all-reduce", 2 * 16 * 4, 1, (0, 2, 4, 6)),
         ("all-reduce", 2 * 8 * 16 * 4, 1, ()),
     }
 
