@@ -245,8 +245,10 @@ def test_flops_of_parts_are_those_of_the_blocks_that_they_see(window):
         vocab_size=96, hidden_size=256, intermediate_size=80, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
         sliding_window=window, layer_types=(LayerType.FULL if window is None else LayerType.SLIDING,),
     )  # fmt: skip
-    kernels = (AttentionKernel.XLA, AttentionKernel.SPLASH)
-    xla, splash = (program_flops(program_of_half(config, 4096, kernel=kernel), config, 4096) for kernel in kernels)
+    xla, splash = (
+        program_flops(program_of_half(config, 4096, kernel=kernel), config, 4096)
+        for kernel in (AttentionKernel.XLA, AttentionKernel.SPLASH)
+    )
     blocks = (1 + 2 + 3 + 4) / 2 if window is None else (1 + 2 + 2 + 2) / 2
     assert xla - splash == (2 * 4 - blocks) * 2 * 2 * 1024 * 1024 * 256
 
