@@ -38,7 +38,7 @@ def join() -> None:
     """Joins the other processes of the job that the environment names; does nothing where there is one process.
 
     To be called before anything else of JAX. Afterwards only process 0 logs. Raises BadInput where the environment says half of it, and
-    where the others do not come.
+    ends the process with status 1 where the others do not come.
     """
     import jax
 
@@ -77,7 +77,7 @@ def _nobody_came(by_hand: Mapping[str, Any] | None, seconds: int) -> NoReturn:
         "the other processes of the job" if by_hand is None else "all {num_processes} processes at {coordinator_address}".format(**by_hand)
     )
     print(f"babel: {others} did not come together within {seconds} s; see that each is started and reaches the first", file=sys.stderr)
-    _end(2)
+    _end(1)
 
 
 def speaks() -> bool:

@@ -227,7 +227,9 @@ def _claim(run_folder: Path, config: Config) -> None:
         if before != config and not finished:
             config.save(path)
     else:
+        may_change = tuple(f"training.{name}" for name in CHANGEABLE)
         changed = _differences(before.model_dump(mode="json"), config.model_dump(mode="json"))
+        changed = [name for name in changed if not name.startswith(may_change)]
         raise BadInput(f"{run_folder}: begun with another {', '.join(changed)}; give another out, or the settings of {path}")
 
 

@@ -1,5 +1,10 @@
 """What the environment says of the processes of a job, and what is said where it says half of it."""
 
+import os
+import socket
+import subprocess
+import sys
+
 import jax
 import pytest
 from jax._src.clusters import ClusterEnv
@@ -14,8 +19,6 @@ SLURM = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_L
 @pytest.fixture
 def joined(monkeypatch):
     """Calls `join` with these variables alone; gives what was handed to JAX, None where nothing was."""
-    import os
-
     for name in os.environ:
         if name.startswith(SIGNS):
             monkeypatch.delenv(name)
@@ -97,3 +100,16 @@ def test_half_an_environment_is_refused_in_one_line(joined, variables, words):
     with pytest.raises(BadInput, match=words) as raised:
         joined(**variables)
     assert "\n" not in str(raised.value)
+
+
+def test_processes_that_do_not_come_are_waited_for_so_long_and_may_come_next_time():
+    """Exit status 2 would tell the scripts for pods that no other start can go better."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu", "BABEL_CONNECT_SECONDS": "1"}
+    environment |= {"JAX_COORDINATOR_ADDRESS": coordinator, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
+    command = [sys.executable, "-c", "from babel_jax.cluster import join; join()"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("did not come together within 1 s; see that each is started and reaches the first\n")

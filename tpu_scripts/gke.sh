@@ -40,9 +40,11 @@ yaml() {
 }
 
 manifest() {
-    # A pod that SIGTERM stopped ends with 0; it counts as done only with the summary of a finished run.
+    # SIGTERM comes to the first process of a container alone, which is this shell: it passes it on, and waits for the checkpoint. babel
+    # then ends with 0, and the pod counts as done only with the summary of a finished run.
     local train
-    train="$(quoted babel train "$config" --set "out=$out" ${arguments[@]+"${arguments[@]}"}) && test -s $(quoted "$out/summary.json")"
+    train="trap 'kill \$!' TERM; $(quoted babel train "$config" --set "out=$out" ${arguments[@]+"${arguments[@]}"}) &"
+    train+=" { wait \$! || wait \$!; } && test -s $(quoted "$out/summary.json")"
     cat <<YAML
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet

@@ -124,12 +124,29 @@ delete() {
     forget "$thing"
 }
 
+# Installs and launches; `begun` says afterwards whether that was done. The subshell stops at its first failure, which it would not do in a
+# condition: there bash forgets set -e.
+begin() {
+    local status
+    set +e
+    (
+        set -e
+        install
+        launch
+    )
+    status=$?
+    set -e
+    ((status)) || begun=true
+}
+
 again() {
     [[ $1 == GONE ]] || delete
-    # Where there is no capacity, or what there was is taken away at once, the loop tries again. A subshell stops at its first failure.
+    # Where there is no capacity, or what there was is taken away at once, the loop tries again; also where it is there still, and gcloud
+    # failed to say so.
     (create) || return 0
+    begun=false
     $dry_run || ready || return 0
-    (install) && (launch) || return 0
+    begin
 }
 
 # What worker 0 says of the run: finished, running, or the exit status of a start that ended.
@@ -142,7 +159,7 @@ progress() {
 
 resume() {
     need config out type runtime
-    local now found
+    local now found begun=true
     if $dry_run; then
         if created_here "$thing"; then again PREEMPTED; else again GONE; fi
         return
@@ -151,8 +168,9 @@ resume() {
         now=$(state)
         case $now in
         READY | ACTIVE)
-            found=$(progress)
+            if $begun; then found=$(progress); else found=none; fi
             case $found in
+            none) begin ;;
             finished) printf 'finished: %s\n' "$out" && return ;;
             running | unreachable) ;;
             2) die "babel train refuses the config: tpu_vm.sh log shows why" ;;

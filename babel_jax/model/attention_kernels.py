@@ -12,7 +12,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Int
 
-from babel_jax.config import AttentionKernel, ModelConfig
+from babel_jax.config import AttentionKernel, ComputeType, ModelConfig
 from babel_jax.errors import BadInput
 from babel_jax.model.attention import Attend, attend_by_masks, masks
 from babel_jax.model.placement import Placement
@@ -21,21 +21,28 @@ _LANES = 128
 _BLOCK = 1024  # the largest; not tuned on hardware
 
 
-def kernel_for(kernel: AttentionKernel, config: ModelConfig, time: int, platform: str) -> AttentionKernel:
+def kernel_for(kernel: AttentionKernel, config: ModelConfig, time: int, platform: str, dtype: ComputeType) -> AttentionKernel:
     """What `auto` means on a platform (cpu, gpu, tpu) for windows, or parts of windows, of `time` tokens; any other choice is kept.
 
-    Raises BadInput for splash attention where it has no blocks of such a length.
+    Raises BadInput for splash attention where it has no blocks of such a length, and for cuDNN where it would fail or give something else.
     """
     if kernel is AttentionKernel.SPLASH and time % _LANES:
         raise BadInput(
             f"training.attention = splash takes windows, or the parts that context cuts them into, of a multiple of {_LANES} tokens; "
             f"these have {time}; give auto or xla, another data.seq_len, or a smaller context in training.mesh"
         )
+    softcap = config.attn_logit_softcapping
+    for_cudnn = dtype is ComputeType.BFLOAT16 and softcap is None and config.head_dim % 8 == 0 and time % 2 == 0
+    if kernel is AttentionKernel.CUDNN and not for_cudnn:
+        raise BadInput(
+            "training.attention = cudnn takes bfloat16, heads of a multiple of 8, an even number of tokens and no soft cap; "
+            f"here are {dtype}, heads of {config.head_dim}, {time} tokens and a soft cap of {softcap}; give auto or xla"
+        )
     if kernel is not AttentionKernel.AUTO:
         return kernel
     if platform == "tpu" and time % _LANES == 0 and config.head_dim % _LANES == 0:
         return AttentionKernel.SPLASH
-    if platform in ("gpu", "cuda") and config.attn_logit_softcapping is None and config.head_dim <= _LANES:
+    if platform in ("gpu", "cuda") and for_cudnn and config.head_dim <= _LANES:
         return AttentionKernel.CUDNN
     return AttentionKernel.XLA
 

@@ -233,10 +233,26 @@ def goodput_figure(record: RunRecord) -> Figure | None:
     return Figure(
         "goodput",
         "Where the time went",
-        f"{record.goodput.get('step', 0.0) / total:.1%} of {number(total)} s of wall time, restarts included, went to steps that count.",
+        f"{record.goodput.get('step', 0.0) / total:.1%} of {number(total)} s of wall time, restarts included, went to steps that count."
+        + _devices(record.steps),
         [("", "", bars({"Wall time": {name: [100 * seconds / total] for name, seconds in parts}}, {"share": _STAGES}, "% of wall time"))],
         Table(["What", "Seconds", "Share, %"], [[name, f"{seconds:,.1f}", f"{100 * seconds / total:.1f}"] for name, seconds in parts]),
     )
+
+
+def _devices(steps: Sequence[Mapping[str, Any]]) -> str:
+    """Memory of the devices, and the slowest of several processes, where the lines of steps say it."""
+    words = ""
+    if memory := [step for step in steps if "device_memory_peak_gib" in step]:
+        fullest = max(memory, key=lambda step: step["device_memory_peak_gib"])
+        limit = f" of {fullest['device_memory_limit_gib']:.1f}" if "device_memory_limit_gib" in fullest else ""
+        words += f" The fullest device of process 0 held {fullest['device_memory_peak_gib']:.1f}{limit} GiB."
+    if compared := [step for step in steps if "slowest_process" in step]:
+        worst = max(compared, key=lambda step: step["slowest_process_seconds"] - step["median_process_seconds"])
+        own, middle = worst["slowest_process_seconds"], worst["median_process_seconds"]
+        words += f" The slowest process, {worst['slowest_process']} up to step {worst['step']}, took {own:.3f} s of its own for a step,"
+        words += f" the one in the middle {middle:.3f} s."
+    return words
 
 
 def suite_note(record: RunRecord) -> str:

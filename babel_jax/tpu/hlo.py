@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8, "u64": 8, "f64": 8}
 _ARRAY = re.compile(r"\b(" + "|".join(_BYTES) + r")\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
@@ -28,6 +30,8 @@ _FREE = {
     "partition-id",
     "iota",
 }
+# What these do not give of their first operand they do not read.
+_READ_IN_PART = {"slice", "dynamic-slice", "gather"}
 
 
 class Instruction(NamedTuple):
@@ -142,8 +146,14 @@ class Program:
         operands = [shapes.get(operand, "") for operand in _operands(instruction.rest)]
         if instruction.operation == "dynamic-update-slice":
             return 2 * _in_hbm(operands[1])
-        if instruction.operation == "dynamic-slice":
+        if instruction.operation in _READ_IN_PART:
             return 2 * _in_hbm(instruction.shape)
+        if instruction.operation in ("slice-start", "dynamic-slice-start"):
+            # Their type is ((source, ...), what is sliced, context).
+            source, *_, sliced, _ = _split(instruction.shape)
+            return _in_hbm(sliced) + (array_bytes(sliced) if _in_hbm(source) else 0)
+        if instruction.operation in ("copy-start", "all-gather-start", "collective-permute-start"):
+            return _in_hbm(instruction.shape)  # a tuple with the source in it
         if instruction.operation != "fusion":
             return _in_hbm(instruction.shape) + sum(map(_in_hbm, operands))
         (called,) = _called(instruction.rest, "calls")
@@ -162,7 +172,7 @@ class Program:
                     size = None
                     if one.operation == "fusion":
                         size = self._parts_read(_called(one.rest, "calls")[0]).get(place)
-                    elif one.operation == "dynamic-slice" and place == 0:
+                    elif one.operation in _READ_IN_PART and place == 0:
                         size = array_bytes(one.shape)
                     elif one.operation == "dynamic-update-slice" and place == 0:
                         size = 0
@@ -224,11 +234,16 @@ def _group(rest: str) -> tuple[int, ...]:
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return tuple(map(int, found.group(1).split(",")))
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        import numpy as np
-
-        groups, size, dims, order = int(found[1]), int(found[2]), [int(n) for n in found[3].split(",")], found[4]
-        ids = np.arange(math.prod(dims)).reshape(dims)
-        if order:
-            ids = ids.transpose([int(n) for n in order.split(",")])
-        return tuple(ids.reshape(groups, size)[0].tolist())
+        return tuple(_numbered(found[3], found[4]).reshape(int(found[1]), int(found[2]))[0].tolist())
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", rest):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
+        ids = _numbered(found[2] or ",".join(map(str, sizes.values())), found[3]).reshape(*sizes.values())
+        return tuple(ids[tuple(slice(None) if f"'{name}'" in found[4] else 0 for name in sizes)].flatten().tolist())
     return ()
+
+
+def _numbered(sizes: str, order: str | None) -> np.ndarray:
+    """Devices counted over axes of these sizes, the axes then put into an order."""
+    dims = [int(size) for size in sizes.split(",")]
+    ids = np.arange(math.prod(dims)).reshape(dims)
+    return ids.transpose([int(axis) for axis in order.split(",")]) if order else ids

@@ -29,7 +29,9 @@ from babel_jax.training.step import compiled_step, initial_state, state_sharding
 
 def measured(config: Config, shape: ModelConfig, topology: str, slices: int, keep_text: Path | None = None) -> dict[str, Any]:
     """Memory, FLOPs and collectives of one device, or under `out_of_memory` what the compiler says. Raises BadInput as `make_mesh` does."""
-    extra = {"num_slices": slices} if slices > 1 else {}
+    extra: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if topology.startswith("v4:"):
+        extra["chip_config_name"] = "megacore"  # one device a chip, as on the pods; of the newer chips that is how they are described
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **extra).devices
     except jax.errors.JaxRuntimeError as error:

@@ -48,7 +48,8 @@ def summed_gradients(config: ModelConfig, training: TrainingSettings, z_loss: fl
     tokens_apart = (*WINDOW_AXES, CONTEXT)
 
     def of_one(params: PyTree[Array], micro: dict[str, Array]) -> tuple[tuple[Array, WindowLosses], PyTree[Array]]:
-        kernel = kernel_for(training.attention, config, micro["tokens"].shape[1] // placement.window_parts, placement.platform)
+        tokens = micro["tokens"].shape[1] // placement.window_parts
+        kernel = kernel_for(training.attention, config, tokens, placement.platform, training.compute_dtype)
 
         def loss(params: PyTree[Array]) -> tuple[Array, WindowLosses]:
             return summed_loss(config, params, micro, jnp.dtype(training.compute_dtype), training.remat, z_loss, kernel, placement)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from babel_jax.config import AttentionKernel, ModelConfig
+from babel_jax.config import AttentionKernel, ComputeType, ModelConfig
+from babel_jax.errors import BadInput
 from babel_jax.model import attend as plain_attention
 from babel_jax.model import vocabulary
 from babel_jax.model.attention_kernels import attention_over, kernel_for
@@ -133,12 +134,30 @@ def test_parts_of_a_window_see_what_the_whole_sees(inputs, kernel, window):
 
 
 def test_auto_is_the_kernel_that_a_platform_has():
-    assert kernel_for(AttentionKernel.AUTO, SHAPE, 4096, "tpu") is AttentionKernel.SPLASH
-    assert kernel_for(AttentionKernel.AUTO, SHAPE, 100, "tpu") is AttentionKernel.XLA
-    assert kernel_for(AttentionKernel.AUTO, SHAPE, 4096, "gpu") is AttentionKernel.CUDNN
-    assert kernel_for(AttentionKernel.AUTO, SHAPE.model_copy(update={"attn_logit_softcapping": 5.0}), 64, "gpu") is AttentionKernel.XLA
-    assert kernel_for(AttentionKernel.AUTO, SHAPE, 4096, "cpu") is AttentionKernel.XLA
-    assert kernel_for(AttentionKernel.XLA, SHAPE, 4096, "tpu") is AttentionKernel.XLA
+    def auto(time, platform, dtype=ComputeType.BFLOAT16, **changes):
+        return kernel_for(AttentionKernel.AUTO, SHAPE.model_copy(update=changes), time, platform, dtype)
+
+    assert auto(4096, "tpu") is AttentionKernel.SPLASH
+    assert auto(100, "tpu") is AttentionKernel.XLA
+    assert auto(4096, "gpu") is AttentionKernel.CUDNN
+    assert auto(4096, "cpu") is AttentionKernel.XLA
+    assert kernel_for(AttentionKernel.XLA, SHAPE, 4096, "tpu", ComputeType.BFLOAT16) is AttentionKernel.XLA
+
+
+@pytest.mark.parametrize(
+    ("time", "dtype", "changes"),
+    [
+        (64, ComputeType.FLOAT32, {}),
+        (63, ComputeType.BFLOAT16, {}),
+        (64, ComputeType.BFLOAT16, {"head_dim": 20}),
+        (64, ComputeType.BFLOAT16, {"attn_logit_softcapping": 5.0}),
+    ],
+)
+def test_what_cudnn_does_not_take_goes_to_xla_or_is_refused(time, dtype, changes):
+    shape = SHAPE.model_copy(update=changes)
+    assert kernel_for(AttentionKernel.AUTO, shape, time, "gpu", dtype) is AttentionKernel.XLA
+    with pytest.raises(BadInput, match="training.attention = cudnn takes bfloat16"):
+        kernel_for(AttentionKernel.CUDNN, shape, time, "gpu", dtype)
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])

@@ -163,6 +163,10 @@ def test_a_demo_folder_and_a_benchmark_beside_the_points(run_folder, tmp_path):
     (run_folder / "evaluation" / "benchmarks.json").write_text(json.dumps(both))
     (run_folder / "evaluation" / "other.json").write_text("[]")
     (run_folder / "goodput.json").write_text(json.dumps({"seconds": {"step": 75.0, "compile": 25.0}}))
+    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines[0] |= {"device_memory_peak_gib": 11.5, "device_memory_limit_gib": 15.75}
+    lines[1] |= {"slowest_process": 3, "slowest_process_seconds": 0.5, "median_process_seconds": 0.25}
+    (run_folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     (tmp_path / "demo").mkdir()
     run_folder.rename(tmp_path / "demo" / "run")
     found = report_run(tmp_path / "demo")
@@ -171,6 +175,8 @@ def test_a_demo_folder_and_a_benchmark_beside_the_points(run_folder, tmp_path):
     assert page.all("h1")[0]["text"] == "demo"
     (figure,) = [figure for figure in page.all("figure") if figure["id"] == "figure-goodput"]
     assert "75.0% of 100 s" in figure["text"]
+    assert "The fullest device of process 0 held 11.5 of 15.8 GiB." in figure["text"]
+    assert "The slowest process, 3 up to step 1, took 0.500 s of its own for a step, the one in the middle 0.250 s." in figure["text"]
     (figure,) = [figure for figure in page.all("figure") if figure["id"] == "figure-xnli"]
     assert "XNLI" in figure["text"]
     head, *rows = page.all("tr", figure)

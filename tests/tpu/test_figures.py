@@ -86,6 +86,8 @@ ENTRY %main (x: bf16[8,128]) -> f32[16] {
   %moved = f32[16]{0} collective-permute(%norm), channel_id=5, source_target_pairs={{0,0},{1,3}}
   %sent = (f32[8,16]{1,0}, u32[], token[]) send(%x, %x), channel_id=2, is_host_transfer=true, frontend_attributes={\
 _xla_host_transfer_rendezvous="psum.1_0",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %column = f32[16]{0} all-reduce(%moved), channel_id=6, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}, to_apply=%add
+  %row = f32[16]{0} all-reduce(%moved), channel_id=7, replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}, to_apply=%add
   ROOT %total = f32[16]{0} all-reduce(%moved), channel_id=4, replica_groups={{0,2},{1,3}}, to_apply=%add
 }
 """
@@ -98,6 +100,8 @@ def test_collectives_count_by_their_kind_and_how_often_they_run():
         ("reduce-scatter", 32 * 128 * 2, 5, (0, 1, 2, 3)),
         ("collective-permute", 16 * 4, 1, (1, 3)),
         ("all-reduce", 2 * 16 * 4, 1, (0, 2)),
+        ("all-reduce", 2 * 16 * 4, 1, (0, 4)),
+        ("all-reduce", 2 * 16 * 4, 1, (0, 2, 4, 6)),
         ("all-reduce", 2 * 8 * 16 * 4, 1, ()),
     }
 
@@ -143,6 +147,32 @@ ENTRY %main (a: f32[50,4096], b: s32[], c: f32[50,4096]) -> f32[50,4096] {
 def test_what_a_fusion_within_a_fusion_slices_is_not_read_in_full():
     row, number = 4096 * 4, 4
     assert Program(NESTED).hbm_bytes() == 2 * row + number
+
+
+PREFETCHED = """\
+%cut (rows: f32[50,4096], places: s32[2]) -> f32[2,4096] {
+  %rows = f32[50,4096]{1,0} parameter(0)
+  %places = s32[2]{0} parameter(1)
+  %picked = f32[2,4096]{1,0} gather(%rows, %places), offset_dims={1}, slice_sizes={1,4096}
+  %first = f32[2,4096]{1,0} slice(%rows), slice={[0:2], [0:4096]}
+  ROOT %sum = f32[2,4096]{1,0} add(%picked, %first)
+}
+
+ENTRY %main (a: f32[50,4096], b: s32[2]) -> f32[2,4096] {
+  %a = f32[50,4096]{1,0} parameter(0)
+  %b = s32[2]{0:S(1)} parameter(1)
+  %half = ((f32[50,4096]{1,0}), f32[25,4096]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:25], [0:4096]}
+  %half.1 = f32[25,4096]{1,0:S(1)} slice-done(%half)
+  %begun = (f32[50,4096]{1,0:S(1)}, f32[50,4096]{1,0}, u32[]{:S(2)}) copy-start(%a)
+  %whole = f32[50,4096]{1,0:S(1)} copy-done(%begun)
+  ROOT %out = f32[2,4096]{1,0:S(1)} fusion(%a, %b), kind=kLoop, calls=%cut
+}
+"""
+
+
+def test_what_is_brought_onto_the_chip_ahead_is_read_once_and_in_part():
+    """Half of the rows, all of them, and two picked and two sliced; nothing is written to HBM."""
+    assert Program(PREFETCHED).hbm_bytes() == (25 + 50 + 2 + 2) * 4096 * 4
 
 
 def test_flops_of_a_step_are_those_of_its_products():

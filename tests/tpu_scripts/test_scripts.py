@@ -27,7 +27,7 @@ for answers in sorted((folder / "answers").iterdir()):
         first, _, rest = answers.read_text().partition("\\n")
         answers.write_text(rest)
         status, _, text = first.partition(" ")
-        print(text)
+        print(text, end="\\n" if text else "")
         sys.exit(int(status or 0))
 """
 
@@ -176,10 +176,32 @@ def test_resume_starts_a_preempted_pod_again(call):
     assert (ended.returncode, actions) == (0, ["delete", "create", "scp", "ssh", "ssh"])
 
 
+def test_resume_installs_again_where_that_failed(call):
+    """And does not launch before the disk is mounted."""
+    call("tpu_vm.sh", "create", *POD, *KIND)
+    ended, calls = call(
+        *("tpu_vm.sh", "resume", *POD, *KIND, *RUN, "--poll", "0", "--mount", "do_mount"),
+        answers={"describe": ["0 PREEMPTED", *["0 READY"] * 6], "do_mount": ["1 ", "0 "], "--worker=0": ["0 finished"]},
+    )
+    assert ended.returncode == 0, ended.stderr
+    actions = [words[4] for words in calls if words[4] not in ("describe",) and "--worker=0" not in words]
+    assert actions == ["delete", "create", "scp", "ssh", "scp", "ssh", "ssh", "ssh"]
+
+
 def test_resume_starts_a_lost_process_again_and_stops_at_a_refused_config(call):
     ended, actions = resumed(call, ["READY"] * 4, ["134", "running", "2"])
     assert (ended.returncode, actions) == (2, ["ssh"])
     assert "refuses the config" in ended.stderr
+
+
+def test_resume_leaves_a_run_alone_where_gcloud_fails_for_a_moment(call):
+    call("tpu_vm.sh", "create", *POD, *KIND)
+    ended, calls = call(
+        *("tpu_vm.sh", "resume", *POD, *KIND, *RUN, "--poll", "0"),
+        answers={"create": ["1 exists"], "describe": ["0 READY", "1 ", "0 READY"], "--worker=0": ["0 running", "0 finished"]},
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert [words[4] for words in calls if words[4] != "describe" and "--worker=0" not in words] == ["create"]
 
 
 def test_resume_leaves_a_pod_of_others_alone(call):
@@ -225,8 +247,27 @@ def test_the_manifest_of_gke(call):
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4x4"
     (container,) = pod["containers"]
     assert container["resources"]["limits"]["google.com/tpu"] == 4
-    assert shlex.split(container["command"][2])[:4] == ["babel", "train", '/data/a "b".toml', "--set"]
+    assert shlex.split(container["command"][2])[3:7] == ["babel", "train", '/data/a "b".toml', "--set"]
     assert container["command"][2].endswith("test -s /data/o\\ p/summary.json")
+
+
+@pytest.mark.parametrize(("finished", "status"), [(True, 0), (False, 1)])
+def test_sigterm_reaches_babel_in_a_container(call, tmp_path, finished, status):
+    """It comes to the shell alone. The babel here takes a while to end, as one that writes a checkpoint does."""
+    yaml = pytest.importorskip("yaml")
+    dry, _ = call("gke.sh", "create", *JOBSET, "--out", tmp_path, "--dry-run")
+    found = yaml.safe_load(dry.stdout.partition("\n")[2])
+    (container,) = found["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+    stopped = "sleep 0.3; echo stopped; " + ("echo {} >summary.json; " if finished else "") + "exit 0"
+    babel = tmp_path / "bin" / "babel"
+    babel.write_text(f"#!/bin/bash\ntrap '{stopped}' TERM\necho started\nwhile true; do sleep 0.1; done\n")
+    babel.chmod(0o755)
+    path = {"PATH": f"{babel.parent}:{os.environ['PATH']}"}
+    pod = subprocess.Popen(container["command"], env=path, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert pod.stdout.readline() == "started\n"
+    pod.terminate()
+    assert pod.communicate(timeout=30)[0] == "stopped\n"
+    assert pod.returncode == status
 
 
 def test_gke_deletes_only_its_own(call):
