@@ -132,9 +132,8 @@ class ExpansionPlan(Settings):
 def plan_from_settings(settings: ExpansionSettings, num_layers: int) -> ExpansionPlan:
     """The plan for a model of `num_layers` layers.
 
-    `insert_after` puts a new layer behind each source layer that it names (once for every time it is named); `append` repeats the last
-    layers in their order behind the model. Raises BadInput for layers that are not there, a preset of another depth, and a plan file that
-    does not fit.
+    `insert_after` puts a new layer behind each source layer that it names; `append` repeats the last layers in their order behind the
+    model. Raises BadInput for layers that are not there or named twice, a preset of another depth, and a plan file that does not fit.
     """
     if settings.plan is not None:
         plan = load_plan(Path(settings.plan))
@@ -152,14 +151,17 @@ def plan_from_settings(settings: ExpansionSettings, num_layers: int) -> Expansio
     beyond = [source for source in after if source >= num_layers]
     if beyond:
         raise BadInput(f"insert_after names layers {beyond}, and the model has layers 0 to {num_layers - 1}")
+    twice = sorted({source for source in after if after.count(source) > 1})
+    if twice:
+        raise BadInput(f"insert_after names layers {twice} more than once; for several copies of a layer give a plan file")
     if settings.append > num_layers:
         raise BadInput(f"append = {settings.append}: the model has {num_layers} layers to repeat")
     appended = range(num_layers - settings.append, num_layers)
     layers: list[dict[str, Any]] = []
     for source in range(num_layers):
-        copies = after.count(source) + (source in appended)
+        copies = (source in after) + (source in appended)
         layers.append({"source": source, **_shared_output(settings.init, copies)})
-        layers += [_new_layer(settings, source, copies)] * after.count(source)
+        layers += [_new_layer(settings, source, copies)] * (source in after)
     layers += [_new_layer(settings, source, 1) for source in appended]
     return parse_settings(ExpansionPlan, {"layers": layers}, "expansion")
 

@@ -62,7 +62,9 @@ settings_and_depth = st.integers(1, 20).flatmap(
         st.builds(
             lambda position, init, seed, mean, std: ExpansionSettings(**position, init=init, seed=seed, noise_mean=mean, noise_std=std),
             st.one_of(
-                st.builds(lambda after: {"insert_after": tuple(after)}, st.lists(st.integers(0, depth - 1), min_size=1, max_size=8)),
+                st.builds(
+                    lambda after: {"insert_after": tuple(after)}, st.lists(st.integers(0, depth - 1), min_size=1, max_size=8, unique=True)
+                ),
                 st.builds(lambda append: {"append": append}, st.integers(1, depth)),
             ),
             st.sampled_from(Init),
@@ -175,6 +177,7 @@ def test_plan_files_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        ({"insert_after": (1, 2, 1)}, r"insert_after names layers \[1\] more than once; for several copies of a layer give a plan file"),
         ({"insert_after": (1, 4)}, r"insert_after names layers \[4\], and the model has layers 0 to 3"),
         ({"append": 5}, "append = 5: the model has 4 layers"),
         ({"preset": "babel-9c"}, "'babel-9c' is not known; known presets: babel-9b, babel-83b"),

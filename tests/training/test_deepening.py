@@ -87,7 +87,7 @@ def test_a_stage_of_new_layers_trains_those_of_the_last_deepening(train, tmp_pat
 
 @pytest.mark.parametrize("moments", ["copy", "zero"])
 def test_moments_of_new_layers_are_those_of_their_source_or_zero(run_config, begin, tmp_path, moments):
-    config = run_config(tmp_path, deepen=[deepen(4, moments, insert_after=[1, 1], init="zero")])
+    config = run_config(tmp_path, deepen=[deepen(4, moments, append=2, init="zero")])
     before, deeper = depths(config.model.shape, (), config.deepen)
     params = begin(before.config)
     optimizer = AdamW(config.optimizer, params)
@@ -103,8 +103,7 @@ def test_moments_of_new_layers_are_those_of_their_source_or_zero(run_config, beg
                 np.testing.assert_array_equal(after, leaf)
                 continue
             np.testing.assert_array_equal(after[:2], leaf)
-            for row in (2, 3):
-                np.testing.assert_array_equal(after[row], leaf[1] if moments == "copy" else np.zeros_like(leaf[1]))
+            np.testing.assert_array_equal(after[2:], leaf if moments == "copy" else np.zeros_like(leaf))
 
 
 def test_which_model_takes_which_step(run_config, tmp_path):
