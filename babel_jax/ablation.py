@@ -36,9 +36,9 @@ from babel_jax.evaluation.tables import saved_figure
 from babel_jax.expansion.apply import expand_config, expand_params
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
 from babel_jax.files import make_folder, write_text
+from babel_jax.model.flops import model_flops_per_token
 from babel_jax.training.compilation import compiled_in
 from babel_jax.training.deepening import Depth
-from babel_jax.training.metrics import flops_per_token
 from babel_jax.training.run import train_stages
 
 log = logging.getLogger("babel")
@@ -245,9 +245,10 @@ def _every_other(depth: int, count: int) -> tuple[int, ...]:
 
 
 def _relative_flops(study: Study) -> float:
-    depth, seq_len = study.model_config.num_hidden_layers + study.new_layers, study.config.data.seq_len
-    deeper = study.model_config.model_copy(update={"num_hidden_layers": depth, "layer_types": ()})
-    return flops_per_token(deeper, seq_len) / flops_per_token(study.model_config, seq_len)
+    plan = _plan(study, "among:copy", 0)
+    assert plan is not None
+    deeper, seq_len = expand_config(study.model_config, plan), study.config.data.seq_len
+    return model_flops_per_token(deeper, seq_len) / model_flops_per_token(study.model_config, seq_len)
 
 
 def _measured(study: Study, config: ModelConfig, params: PyTree[Array]) -> dict[str, float]:

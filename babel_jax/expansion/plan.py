@@ -159,26 +159,20 @@ def plan_from_settings(settings: ExpansionSettings, num_layers: int) -> Expansio
     appended = range(num_layers - settings.append, num_layers)
     layers: list[dict[str, Any]] = []
     for source in range(num_layers):
-        copies = (source in after) + (source in appended)
-        layers.append({"source": source, **_shared_output(settings.init, copies)})
-        layers += [_new_layer(settings, source, copies)] * (source in after)
-    layers += [_new_layer(settings, source, 1) for source in appended]
+        shared = settings.init is Init.SCALED and (source in after or source in appended)
+        layers.append({"source": source, **({"output_scale": 0.5} if shared else {})})
+        layers += [_new_layer(settings, source)] * (source in after)
+    layers += [_new_layer(settings, source) for source in appended]
     return parse_settings(ExpansionPlan, {"layers": layers}, "expansion")
 
 
-def _new_layer(settings: ExpansionSettings, source: int, copies: int) -> dict[str, Any]:
+def _new_layer(settings: ExpansionSettings, source: int) -> dict[str, Any]:
     if settings.init is Init.NOISE:
         noise = {"noise_mean": settings.noise_mean, "noise_std": settings.noise_std, "seed": settings.seed}
         return {"source": source, "init": Init.NOISE, **noise}
-    if settings.init is Init.IDENTITY:
-        return {"source": source, "output_scale": 0.0}
-    if settings.init is Init.SCALED:
-        return {"source": source, **_shared_output(settings.init, copies)}
+    if settings.init in (Init.IDENTITY, Init.SCALED):
+        return {"source": source, "output_scale": 0.0 if settings.init is Init.IDENTITY else 0.5}
     return {"source": source, "init": settings.init}
-
-
-def _shared_output(init: Init, copies: int) -> dict[str, Any]:
-    return {"output_scale": 1.0 / (1 + copies)} if init is Init.SCALED and copies else {}
 
 
 def load_plan(path: Path) -> ExpansionPlan:

@@ -1,4 +1,4 @@
-"""FLOPs of a step: those of the model, as utilization counts them, and those that the traced program runs, recomputation included."""
+"""FLOPs that a traced program runs, recomputation included."""
 
 import math
 from collections.abc import Iterator
@@ -7,25 +7,6 @@ from typing import Any
 import jax.numpy as jnp
 
 from babel_jax.config import ModelConfig
-from babel_jax.model.decoder import count_parameters
-
-
-def model_flops_per_token(config: ModelConfig, seq_len: int) -> float:
-    """6 for each parameter but the input embedding, and causal attention at half (or at its window), forward and backward.
-
-    Recomputation is excluded, and sequences count as one document each.
-    """
-    embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    heads = config.num_attention_heads * config.head_dim
-    seen = sum(_mean_seen(window, seq_len) for window in config.windows)
-    return 6.0 * (count_parameters(config) - embedding) + 3 * 4.0 * heads * seen
-
-
-def _mean_seen(window: int | None, seq_len: int) -> float:
-    """How many tokens one sees, on average; of causal attention by half of the square, as is the custom."""
-    if window is None or window >= seq_len:
-        return seq_len / 2
-    return window - window**2 / 2 / seq_len
 
 
 def program_flops(jaxpr: Any, config: ModelConfig, seq_len: int) -> float:

@@ -16,9 +16,9 @@ from babel_jax.errors import BadInput
 from babel_jax.expansion.apply import expand_config
 from babel_jax.expansion.plan import PRESET_SOURCES, plan_from_settings
 from babel_jax.model.decoder import count_parameters
+from babel_jax.model.flops import model_flops_per_token
 from babel_jax.model.placement import WEIGHT_AXES
 from babel_jax.tpu.chips import Chip, chip_of
-from babel_jax.tpu.flops import model_flops_per_token
 
 log = logging.getLogger("babel")
 _GIB = 2**30

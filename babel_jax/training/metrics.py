@@ -20,7 +20,7 @@ from tqdm import tqdm
 from babel_jax.config import ModelConfig
 from babel_jax.files import write_text
 from babel_jax.languages import CODES
-from babel_jax.model.decoder import count_parameters
+from babel_jax.model.flops import model_flops_per_token
 from babel_jax.training.checkpoints import read_json_lines
 from babel_jax.training.goodput import Goodput
 
@@ -45,13 +45,6 @@ _PEAK_FLOPS = {
 
 _SECONDS_BETWEEN_LINES = 30.0
 _STEPS_BETWEEN_COMPARISONS = 100
-
-
-def flops_per_token(config: ModelConfig, seq_len: int) -> float:
-    """Model FLOPs to train on one token: 6 for each parameter but the input embedding's, and half of full attention, both ways."""
-    embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
-    attention = 6 * config.num_hidden_layers * seq_len * config.num_attention_heads * config.head_dim
-    return 6 * (count_parameters(config) - embedding) + attention
 
 
 def peak_flops(device_kind: str, devices: int) -> float | None:
@@ -93,7 +86,7 @@ class Metrics:
     def of(self, config: ModelConfig) -> None:
         """Says which model the steps from now on are of, for its FLOPs."""
         self.flush()
-        self._flops = flops_per_token(config, self._seq_len)
+        self._flops = model_flops_per_token(config, self._seq_len)
 
     def restart_clock(self) -> None:
         """Leaves the time since the last step, in which something else was done, out of the next step's."""

@@ -89,8 +89,8 @@ def test_average_is_the_mean_of_two_neighbours(small_config):
 
 def test_scaled_layers_share_one_residual_update(small_config):
     params = random_params(small_config)
-    plan = plan_from_settings(ExpansionSettings(insert_after=(1, 2, 2), init=Init.SCALED), 4)
-    before, factors = layer_leaves(params), [1, 1 / 2, 1 / 2, 1 / 3, 1 / 3, 1 / 3, 1]
+    plan = plan_from_settings(ExpansionSettings(insert_after=(1, 2), init=Init.SCALED), 4)
+    before, factors = layer_leaves(params), [1, 0.5, 0.5, 0.5, 0.5, 1]
     for path, leaf in layer_leaves(expand_params(params, plan)).items():
         is_output = path.split("/")[-2] in ("o_proj", "down_proj")
         for target, (source, factor) in enumerate(zip(plan.source_layers, factors, strict=True)):
