@@ -4,8 +4,8 @@
 
 Each command runs in a process of its own, all in turn, on the same random Qwen2 folder (bfloat16), with the source in the page cache.
 babel returns when all is on disk, as the second `cp` does; the others leave that to the kernel. Between two commands stand --pause
-seconds: a virtual machine may give free memory back to its host, and a `cp` that began at once took the pages that the last output had
-left (1.5 s for 3.8 GiB), where it needs 4 to 7 s some seconds later, as a command that first imports Python does. Memory is the process's
+seconds: a virtual machine may give free memory back to its host, so that a `cp` that begins at once finds pages that the last output
+left, and a command that first imports Python does not. Memory is the process's
 peak resident set; mergekit takes part where `mergekit-yaml` is installed (0.1.4 with transformers 4.57: later ones refuse more layers).
 """
 
