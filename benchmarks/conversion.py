@@ -2,11 +2,11 @@
 
     python benchmarks/conversion.py [--shape 0.5b] [--rounds 3] [--scratch DIR]
 
-Each command runs in a process of its own, all in turn, on the same random Qwen2 folder (bfloat16), with the source in the page cache.
-babel returns when all is on disk, as the second `cp` does; the others leave that to the kernel. Between two commands stand --pause
-seconds: a virtual machine may give free memory back to its host, so that a `cp` that begins at once finds pages that the last output
-left, and a command that first imports Python does not. Memory is the process's
-peak resident set; mergekit takes part where `mergekit-yaml` is installed (0.1.4 with transformers 4.57: later ones refuse more layers).
+Each command runs in a process of its own, all in turn, on the same random Qwen2 folder (bfloat16), with the source in the page cache. babel
+returns when all is on disk, as the second `cp` does; the others leave that to the kernel. Between two commands stand --pause seconds: a
+virtual machine may give free memory back to its host, so that a `cp` that begins at once finds pages that the last output left, and a
+command that first imports Python does not. Memory is the process's peak resident set; mergekit takes part where `mergekit-yaml` is
+installed (0.1.4 with transformers 4.57: later ones refuse more layers).
 """
 
 import argparse

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from babel_jax.config import BadRows, DataSettings, Engine, Settings
 from babel_jax.data.chat_format import ChatFormat, open_chat_format
+from babel_jax.data.cleaned_parts import sources_of
 from babel_jax.data.conversations import conversation_windows
 from babel_jax.data.engines import open_workers
 from babel_jax.data.packing import pack
@@ -171,7 +172,7 @@ def _prepare_language(task: _LanguageTask) -> dict[str, Any]:
 def _made_from(settings: DataSettings, language: str) -> list[dict[str, Any]]:
     """The sources of a language with the bytes of each file, so that text that has changed is not taken for the text that was read."""
     described = []
-    for source in (source for source in settings.sources if source.language == language):
+    for source in sources_of(settings, language):
         files = source_files(source) if source.path is not None else []
         described.append({**source.model_dump(mode="json"), "bytes": {file: file_bytes(file) for file in files}})
     return described
@@ -212,9 +213,7 @@ def _survey(settings: DataSettings, language: str) -> tuple[Survey, dict[str, An
 def _rows(settings: DataSettings, language: str, counts: RowCounts) -> Iterator[Row]:
     if _is_refined(settings):
         return refined_rows(settings, language)
-    return itertools.chain.from_iterable(
-        read_rows(source, settings.bad_rows, counts) for source in settings.sources if source.language == language
-    )
+    return itertools.chain.from_iterable(read_rows(source, settings.bad_rows, counts) for source in sources_of(settings, language))
 
 
 def _write_dataset(dataset: Path, settings: DataSettings, language: str, kind: str, surveyed: Survey, tokenizer: Tokenizer) -> None:

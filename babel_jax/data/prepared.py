@@ -5,7 +5,7 @@ languages/xx.json           counts of a language's rows; written once they have 
 heldout/xx.jsonl            text to evaluate on, with keys id, text and kind
 windows/xx-KIND/1.0.0/      TFDS dataset `windows/xx-KIND` of packed windows
 windows/xx-KIND/counts.json its tokens, documents, bytes of text and windows
-cleaned/, duplicates/, dropped/  the text behind them, where it was cleaned: see shards.py and refinement.py
+cleaned/, duplicates/, dropped/  the text behind them, where it was cleaned: see shards.py, cleaned_parts.py, duplicates.py
 prepared.json               the report; written last, so a folder that has it is whole
 """
 

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+import zstandard
 
 from babel_jax.config import DeduplicationSettings
 from babel_jax.data.deduplication import band_keys, digests, signatures
@@ -185,6 +186,23 @@ def write_file(path: Path, write: Callable[[Any], None]) -> None:
     with open(partial, "wb") as file:
         write(file)
     _into_place(partial)
+
+
+@contextlib.contextmanager
+def json_lines(path: Path | None) -> Iterator[Any]:
+    """A function that writes an object as a line into a compressed file, which appears when it is whole; without a path it does nothing."""
+    if path is None:
+        yield lambda values: None
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with zstandard.open(partial, "wt", encoding="utf-8") as lines:
+            yield lambda values: lines.write(json.dumps(values, ensure_ascii=False) + "\n")
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _into_place(partial: Path) -> None:

@@ -17,8 +17,8 @@ import pytest
 import zstandard
 
 from babel_jax.config import BadRows, CleaningSettings, DataSettings, DecontaminationSettings, DeduplicationSettings, Engine, Rule, Source
+from babel_jax.data import cleaned_parts, records, refinement
 from babel_jax.data import prepare as prepare_module
-from babel_jax.data import records, refinement
 from babel_jax.data.corpus import embedded_corpus
 from babel_jax.data.decontamination import EvaluationText
 from babel_jax.data.deduplication import digests
@@ -367,7 +367,7 @@ def test_stopped_in_the_midst_of_a_part_nothing_of_it_counts(corpus, small_model
     whole = small.model_copy(update={"folder": str(tmp_path / "whole")})
     prepare(whole, small_model)
     with monkeypatch.context() as patch:
-        patch.setattr(refinement.ShardWriter, "close", lambda self: 1 / 0)
+        patch.setattr(cleaned_parts.ShardWriter, "close", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare(small, small_model)
     assert not list(Path(small.folder).rglob("*.partial"))

@@ -1,0 +1,150 @@
+"""The parts of sources, each cleaned into shards of its own: a task's last file says that it is done.
+
+`shards.py` describes the files; beside them are, where `keep_dropped` is set,
+
+dropped/xx/SSS-PPPPP.jsonl.zst  the documents that cleaning dropped, with the reason
+"""
+
+import dataclasses
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from babel_jax.config import CleaningSettings, DataSettings, Rule, Source
+from babel_jax.data.cleaning import Cleaner
+from babel_jax.data.decontamination import evaluation_text
+from babel_jax.data.prepared import read_json
+from babel_jax.data.records import file_bytes, parts
+from babel_jax.data.rows import RowCounts, read_rows
+from babel_jax.data.shards import ShardWriter, json_lines, part_files
+from babel_jax.files import PARTIAL, explain_os_errors, write_text
+
+DUPLICATES = "duplicates.json"  # beside the parts of a language, once its duplicates have been removed
+
+
+@dataclasses.dataclass(frozen=True)
+class CleaningTask:
+    """Cleans one part of the source of this number among the language's; `number` is that of the part."""
+
+    settings: DataSettings
+    language: str
+    source: int
+    number: int
+    part: str
+
+    @property
+    def stem(self) -> Path:
+        """Where its files go, without a suffix."""
+        return cleaned_folder(self.settings, self.language) / f"{self.source:03d}-{self.number:05d}"
+
+    @property
+    def done(self) -> Path:
+        """The file that says it is done."""
+        return self.stem.with_suffix(".json")
+
+    def made_from(self) -> dict[str, Any]:
+        """What tells its text from other text: the source's settings, the part, and the bytes of a file."""
+        source = sources_of(self.settings, self.language)[self.source]
+        size = file_bytes(self.part) if source.path is not None else None
+        return {**source.model_dump(mode="json"), "part": self.part, "bytes": size}
+
+
+def cleaned_folder(settings: DataSettings, language: str) -> Path:
+    """Where the shards of a language are."""
+    return Path(settings.folder) / "cleaned" / language
+
+
+def sources_of(settings: DataSettings, language: str) -> list[Source]:
+    """The sources of a language, in the order of the settings."""
+    return [source for source in settings.sources if source.language == language]
+
+
+def cleaning_tasks(settings: DataSettings, language: str) -> list[CleaningTask]:
+    """A task for each part of each source of a language."""
+    return [
+        CleaningTask(settings, language, number, place, part)
+        for number, source in enumerate(sources_of(settings, language))
+        for place, part in enumerate(parts(source))
+    ]
+
+
+def forget_other_text(settings: DataSettings, language: str, tasks: Sequence[CleaningTask]) -> None:
+    """A run that was stopped may go on with other text: parts that were cleaned from what is no longer there are removed.
+
+    Where duplicates have been looked for, all of the language is done again: what was compared is not the same any more.
+    """
+    folder, links = cleaned_folder(settings, language), Path(settings.folder) / "links" / language
+    wanted = {task.done: task for task in tasks}
+    done = part_files(folder)
+    other = [path for path in done if path not in wanted or read_json(path).get("made_from") != wanted[path].made_from()]
+    was_compared = links.exists() or (folder / DUPLICATES).is_file()
+    if not other and (len(done) == len(tasks) or not was_compared):
+        return
+    with explain_os_errors(folder):
+        if was_compared:
+            aside = folder.with_name(folder.name + PARTIAL)  # gone in one step
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            folder.mkdir()
+            for gone in (links, aside):
+                shutil.rmtree(gone, ignore_errors=True)
+        else:
+            for path in other:
+                path.unlink()
+                for shard in folder.glob(f"{path.stem}-*"):
+                    shard.unlink()
+
+
+def clean_part(task: CleaningTask) -> None:
+    """Writes the shards of one part, what was dropped of it, and last its counts."""
+    settings = task.settings
+    source = sources_of(settings, task.language)[task.source]
+    made_from = task.made_from()
+    clean = None if settings.cleaning is None else Cleaner(_rules(settings.cleaning, source), task.language)
+    evaluation = None if settings.decontamination is None else evaluation_text(settings.decontamination)
+    rows = RowCounts()
+    dropped, found_in = Counter[str](), Counter[str]()
+    documents = characters = 0
+    dropped_file = Path(settings.folder) / "dropped" / task.language / f"{task.stem.name}.jsonl.zst"
+    keep_dropped = settings.cleaning is not None and settings.cleaning.keep_dropped
+    with explain_os_errors(task.stem.parent), json_lines(dropped_file if keep_dropped else None) as write_dropped:
+        writer = ShardWriter(task.stem, settings.shard_documents, settings.deduplication)
+        try:
+            for row in read_rows(source, settings.bad_rows, rows, task.part):
+                documents += 1
+                text, rule = clean(row.text) if clean is not None else (row.text, None)
+                file = evaluation.file_of(text, task.language) if evaluation is not None and rule is None else None
+                if file is not None:
+                    rule = Rule.EVALUATION
+                    found_in[file] += 1
+                if rule is not None:
+                    dropped[rule] += 1
+                    write_dropped({"reason": rule, "file": file, **dataclasses.asdict(dataclasses.replace(row, text=text))})
+                    continue
+                characters += len(text)
+                writer.add(dataclasses.replace(row, text=text))
+            shards = writer.close()
+        except BaseException:
+            writer.abandon()
+            raise
+        counts = {
+            "source": source.label,
+            "made_from": made_from,
+            "rows": dataclasses.asdict(rows),
+            "documents": documents,
+            "kept": documents - dropped.total(),
+            "characters": characters,
+            "dropped": dict(sorted(dropped.items())),
+            "masked": dict(sorted(clean.masked.items())) if clean is not None else {},
+            "evaluation": dict(sorted(found_in.items())),
+            "shards": [(shard.stem.name, shard.documents) for shard in shards],
+        }
+    with explain_os_errors(task.done):
+        write_text(task.done, json.dumps(counts, indent=2, ensure_ascii=False) + "\n")
+
+
+def _rules(cleaning: CleaningSettings, source: Source) -> CleaningSettings:
+    return cleaning.model_copy(update={"off": (*cleaning.off, *source.off)})
