@@ -3,7 +3,9 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
+from babel_jax.checkpoints.safetensors_files import TensorFiles
 from babel_jax.checkpoints.streaming import PIECE_BYTES, pieces, rows_of_piece
 
 
@@ -27,3 +29,12 @@ def test_qwen2_7b_is_stored_with_next_to_no_air():
     for shape in ((18944, 3584), (3584, 18944), (152064, 3584), (3584, 3584), (512, 3584), (3584,)):
         chunk = rows_of_piece(shape, np.dtype(np.float16))
         assert len(pieces("name", shape, np.dtype(np.float16))) * chunk < 1.01 * shape[0]
+
+
+def test_pieces_of_several_writes_are_on_disk_in_full(tmp_path):
+    """A write of the system takes a MiB at most; these have three and one and a half."""
+    values = np.arange(3 * 400_000, dtype=np.float32).reshape(3, -1)
+    files = TensorFiles(tmp_path, {"large": (values.shape, values.dtype)})
+    files.write("large", 1, values[1:])
+    files.write("large", 0, values[:1])
+    np.testing.assert_array_equal(load_file(tmp_path / "model.safetensors")["large"], values)
