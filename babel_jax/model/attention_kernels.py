@@ -9,13 +9,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Int
 
 from babel_jax.config import AttentionKernel, ComputeType, ModelConfig
 from babel_jax.errors import BadInput
 from babel_jax.model.attention import Attend, attend_by_masks, masks
-from babel_jax.model.placement import Placement
+from babel_jax.model.placement import GPU, Placement
 
 _LANES = 128
 _BLOCK = 1024  # the largest; not tuned on hardware
@@ -42,7 +41,7 @@ def kernel_for(kernel: AttentionKernel, config: ModelConfig, time: int, platform
         return kernel
     if platform == "tpu" and time % _LANES == 0 and config.head_dim % _LANES == 0:
         return AttentionKernel.SPLASH
-    if platform in ("gpu", "cuda") and for_cudnn and config.head_dim <= _LANES:
+    if platform in GPU and for_cudnn and config.head_dim <= _LANES:
         return AttentionKernel.CUDNN
     return AttentionKernel.XLA
 
@@ -60,7 +59,7 @@ def attention_over(
         return _splash(config, windows, segment_ids, source, placement)
     window_masks = masks(segment_ids, source, windows, placement)
     if kernel is AttentionKernel.CUDNN:
-        return _cudnn(config, window_masks)
+        return _cudnn(config, window_masks, placement)
     return attend_by_masks(config, window_masks)
 
 
@@ -114,13 +113,21 @@ def _splash(
     return attend
 
 
-def _cudnn(config: ModelConfig, window_masks: Array) -> Attend:
-    """cuDNN's fused attention. Its masks are a matrix of each window, so segments cost memory by the square of the sequence."""
-    scale = config.query_pre_attn_scalar**-0.5
+def _cudnn(config: ModelConfig, window_masks: Array, placement: Placement) -> Attend:
+    """cuDNN's fused attention; off GPU XLA's of the same arguments, for tests.
+
+    Its masks are a matrix of each window, so segments cost memory by the square of the sequence (cuDNN takes no sliding window beside one).
+    Of whole windows nothing is computed that the causal mask hides. `decoder.rematerialized` keeps what the backward pass needs.
+    """
+    attention = partial(
+        jax.nn.dot_product_attention,
+        scale=config.query_pre_attn_scalar**-0.5,
+        is_causal=placement.window_parts == 1,
+        implementation="cudnn" if placement.platform in GPU else "xla",
+    )
 
     def attend(which: Int[Array, ""], query: Array, key: Array, value: Array) -> Array:
         mask = window_masks[0] if window_masks.shape[0] == 1 else window_masks[which]
-        out = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None], scale=scale, implementation="cudnn")
-        return checkpoint_name(out.reshape(*query.shape[:2], -1), "attended")
+        return attention(query, key, value, mask=mask[:, None]).reshape(*query.shape[:2], -1)
 
     return attend

@@ -39,7 +39,7 @@ class Embedding(nnx.Module):
         self, tokens: Int[Array, "batch time"], dtype: DTypeLike, placement: Placement = ALONE
     ) -> Float[Array, "batch time embed"]:
         """Rows of the table; NaN for ids beyond it, so that a wrong vocabulary shows in the loss."""
-        if placement == ALONE:
+        if placement.alone:
             return jnp.take(self.weight[...], tokens, axis=0).astype(dtype)
         return looked_up(self.weight[...], tokens, self.vocab_size, dtype, placement)
 
@@ -196,15 +196,22 @@ def rematerialized(layer: Any, remat: Remat, placement: Placement) -> Any:
     """The layer function, with the backward pass computing again what `remat` says."""
     policies = jax.checkpoint_policies
     if remat is Remat.NONE:
-        if placement == ALONE:
+        if placement.alone:
             return layer
         policy = policies.save_anything_except_these_names(GATHERED)
     elif remat is Remat.DOTS:
         policy = policies.dots_with_no_batch_dims_saveable
     else:
         policy = policies.save_only_these_names(*_KEPT[remat])
+        if "attended" in _KEPT[remat]:
+            policy = policies.save_from_both_policies(policy, _is_cudnn_attention)
     # Inside a scan forward and backward are separate loops, so nothing merges them back and the barriers of prevent_cse only cost.
     return jax.checkpoint(layer, policy=policy, prevent_cse=False)
+
+
+def _is_cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Keeps what cuDNN's attention gives, and with it what its backward pass needs, which no name reaches."""
+    return str(primitive).startswith("dot_product_attention_fwd")
 
 
 # --- descriptions ------------------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ RULES: dict[str | None, tuple[str, ...]] = {
     None: (),
 }
 
+GPU = ("gpu", "cuda")  # platforms, as devices and as compilers name them
 GATHERED = "gathered"  # the name under which remat policies know gathered weights
 
 
@@ -67,6 +68,11 @@ class Placement:
     def size(self, axis: str) -> int:
         """Devices along an axis."""
         return self._size.get(axis, 1)
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is but one device, and nothing to gather or sum."""
+        return not self.sizes
 
     @property
     def weight_parts(self) -> int:

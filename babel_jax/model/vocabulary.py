@@ -13,15 +13,18 @@ from jaxtyping import Array, Float, Int
 
 from babel_jax.config.settings import divisors
 from babel_jax.model.layers import product, softcapped
-from babel_jax.model.placement import Placement
+from babel_jax.model.placement import GPU, Placement
 
 _AXES = ("vocab", "embed")
-_LARGEST_PIECE = 2**26  # elements of a piece's logits, or of its part of the table where that is more
+# Elements of a piece's logits, or of its part of the table where that is more: on GPUs 1 GiB, as every piece is a pass over what adds up.
+_LARGEST_PIECE = 2**26
+_LARGEST_PIECE_ON_GPU = 2**28
 
 
-def pieces(rows: int, tokens: int, embed: int) -> int:
+def pieces(rows: int, tokens: int, embed: int, platform: str = "cpu") -> int:
     """Into how many pieces to cut a table of so many rows: the fewest of equal size whose logits are not too large."""
-    return next(count for count in divisors(rows) if rows // count * max(tokens, embed) <= _LARGEST_PIECE or count == rows)
+    largest = _LARGEST_PIECE_ON_GPU if platform in GPU else _LARGEST_PIECE
+    return next(count for count in divisors(rows) if rows // count * max(tokens, embed) <= largest or count == rows)
 
 
 def looked_up(
@@ -29,7 +32,7 @@ def looked_up(
 ) -> Float[Array, "batch time embed"]:
     """Rows of the table; NaN for ids beyond it. The gradients of one row's many tokens are summed in float32."""
     rows = weight.shape[0]
-    count = pieces(rows, tokens.size, weight.shape[1] * placement.weight_parts)
+    count = pieces(rows, tokens.size, weight.shape[1] * placement.weight_parts, placement.platform)
     first, size = placement.own_features(rows), rows // count
 
     @partial(jax.checkpoint, prevent_cse=False)
@@ -115,7 +118,7 @@ target_logits.defvjp(_forward, _backward)
 def _parts(hidden: Array, weight: Array, placement: Placement) -> tuple[Int[Array, "count"], Float[Array, "count size part"]]:
     """The table in pieces, and the token id that each begins with."""
     rows = weight.shape[0]
-    count = pieces(rows, *hidden.shape)
+    count = pieces(rows, *hidden.shape, placement.platform)
     starts = placement.own_features(rows) + jnp.arange(count, dtype=jnp.int32) * (rows // count)
     return starts, weight.reshape(count, rows // count, -1)
 

@@ -95,8 +95,6 @@ def placement_on(mesh: Mesh) -> Placement:
     one, ring = (tuple(axis for axis in axes if axis in sizes) for axes in ((FSDP,), (RING, CONTEXT)))
     scatters = tuple(axes for axes in (one, ring) if axes)
     gathers = tuple(reversed(scatters)) if len(_torus(list(mesh.devices.flat))) > 2 else tuple(filter(None, (one + ring,)))
-    if len(sizes) == 0 and platform == "cpu":
-        return Placement()
     return Placement(tuple(sizes.items()), gathers, scatters, platform)
 
 

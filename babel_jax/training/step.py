@@ -14,7 +14,7 @@ from babel_jax.languages import CODES
 from babel_jax.model.attention_kernels import kernel_for
 from babel_jax.model.decoder import abstract_params, describe
 from babel_jax.model.parameters import Parameter
-from babel_jax.model.placement import ALONE, CONTEXT, WINDOW_AXES, mesh_axes
+from babel_jax.model.placement import CONTEXT, WINDOW_AXES, mesh_axes
 from babel_jax.training.loss import WindowLosses, summed_loss
 from babel_jax.training.mesh import batch_sharding, param_shardings, param_specs, placement_on, replicated
 from babel_jax.training.optimizer import AdamW
@@ -77,7 +77,7 @@ def summed_gradients(config: ModelConfig, training: TrainingSettings, z_loss: fl
         windows = jax.tree.map(lambda rows: placement.summed(rows, (CONTEXT,)), windows)
         return placement.summed(total, tokens_apart), windows, jax.tree.map(of_all, gradients, describe(config))
 
-    if placement == ALONE:
+    if placement.alone:
         return of_own_windows
     windows = PartitionSpec(WINDOW_AXES)
     return jax.shard_map(of_own_windows, mesh=mesh, in_specs=(specs, windows), out_specs=(PartitionSpec(), windows, specs), check_vma=False)
