@@ -118,7 +118,7 @@ target_logits.defvjp(_forward, _backward)
 def _parts(hidden: Array, weight: Array, placement: Placement) -> tuple[Int[Array, "count"], Float[Array, "count size part"]]:
     """The table in pieces, and the token id that each begins with."""
     rows = weight.shape[0]
-    count = pieces(rows, *hidden.shape, placement.platform)
+    count = pieces(rows, hidden.shape[0], hidden.shape[1], placement.platform)
     starts = placement.own_features(rows) + jnp.arange(count, dtype=jnp.int32) * (rows // count)
     return starts, weight.reshape(count, rows // count, -1)
 
