@@ -39,8 +39,9 @@ def ours(arguments: argparse.Namespace, tokens: np.ndarray) -> tuple[Step, str]:
     settings, mesh = OptimizerSettings(), make_mesh({"fsdp": 1}, jax.devices()[:1])
     optimizer = AdamW(settings, abstract_params(config))
     training = TrainingSettings(
-        global_batch_size=len(tokens), gradient_accumulation=len(tokens) // arguments.at_a_time, remat=Remat(arguments.remat)
-    )
+        global_batch_size=len(tokens), gradient_accumulation=len(tokens) // arguments.at_a_time, remat=Remat(arguments.remat),
+        scan_layers=arguments.scan_layers,
+    )  # fmt: skip
     params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
     state = placed_state(optimizer, params, state_shardings(config, optimizer, mesh))
     step = compiled_step(config, optimizer, settings, training, mesh)
@@ -137,6 +138,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--vocab-size", type=int, default=151936)
     parser.add_argument("--remat", default="mlp", help="ours")
+    parser.add_argument("--scan-layers", action="store_true", help="ours: one layer in a loop, as is the default of training")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--only", choices=("babel_jax", "torch"), help=argparse.SUPPRESS)
     parser.add_argument("--at-a-time", type=int, help=argparse.SUPPRESS)

@@ -129,6 +129,7 @@ class AttentionKernel(StrEnum):
 CHANGEABLE = (
     "mesh",
     "remat",
+    "scan_layers",
     "attention",
     "offload_optimizer_state",
     "checkpoint_every",
@@ -146,6 +147,8 @@ class TrainingSettings(Settings):
     parameters), context (parts of each window, and parameters), tensor (features); see training.mesh. Weights are gathered, and gradients
     scattered, in `compute_dtype`; sums over data are float32. With `offload_optimizer_state` the moments of Adam stay in the memory of the
     hosts, and are on the devices a few parameters at a time, at the end of the step; all at once where a run is deepened.
+    With `scan_layers` a layer is compiled once and run in a loop; without, compile time grows with depth, and what remat keeps need not be
+    copied into stacks over layers, which GPUs spend time on.
 
     Checkpoints are saved after every `checkpoint_every` steps, when `checkpoint_minutes` have gone by, at the end of a stage, and where the
     run is stopped. The newest `keep_checkpoints` stay, and those whose step `keep_every` divides. `compilation_cache` keeps compiled
@@ -157,6 +160,7 @@ class TrainingSettings(Settings):
     gradient_accumulation: Positive = 1
     compute_dtype: ComputeType = ComputeType.BFLOAT16
     remat: Remat = Remat.MLP
+    scan_layers: bool = True
     offload_optimizer_state: bool = False
     attention: AttentionKernel = AttentionKernel.AUTO
     mesh: dict[str, int] = {"fsdp": -1}

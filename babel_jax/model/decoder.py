@@ -1,7 +1,7 @@
 """The decoder: one module for all families (a family is data: biases, norms, tying, rope scaling, windows), and the functions around it.
 
 The module is never filled eagerly. `forward` and its kin take the parameters as a plain nested dict, so a caller's step is a plain
-`jax.jit` over that dict. Layers are stacked and scanned: neither the trace nor the compile time grows with depth.
+`jax.jit` over that dict. Layers are stacked and scanned: neither the trace nor, by default, the compile time grows with depth.
 """
 
 import math
@@ -103,6 +103,7 @@ class DecoderStack(nnx.Module):
         remat: Remat = Remat.NONE,
         cache: Cache | None = None,
         placement: Placement = ALONE,
+        scan_layers: bool = True,
     ) -> tuple[Float[Array, "batch time embed"], Cache | None]:
         """Hidden states after the final norm, and the cache with these tokens in it."""
         graphdef, stacked = nnx.split(self.layers)
@@ -115,7 +116,9 @@ class DecoderStack(nnx.Module):
 
         x = self._embedded(tokens, compute_dtype, placement)
         layers = np.arange(len(self.windows), dtype=np.int32)
-        (x, cache), _ = jax.lax.scan(rematerialized(run_layer, remat, placement), (x, cache), (stacked, self._which_window(), layers))
+        run = rematerialized(run_layer, remat, placement, scan_layers)
+        unroll = 1 if scan_layers else len(layers)
+        (x, cache), _ = jax.lax.scan(run, (x, cache), (stacked, self._which_window(), layers), unroll=unroll)
         if cache is not None:
             cache = cache._replace(filled=cache.filled + tokens.shape[1])
         return self.norm(x), cache
@@ -192,7 +195,7 @@ _KEPT = {
 }
 
 
-def rematerialized(layer: Any, remat: Remat, placement: Placement) -> Any:
+def rematerialized(layer: Any, remat: Remat, placement: Placement, scan_layers: bool) -> Any:
     """The layer function, with the backward pass computing again what `remat` says."""
     policies = jax.checkpoint_policies
     if remat is Remat.NONE:
@@ -206,7 +209,7 @@ def rematerialized(layer: Any, remat: Remat, placement: Placement) -> Any:
         if "attended" in _KEPT[remat]:
             policy = policies.save_from_both_policies(policy, _is_cudnn_attention)
     # Inside a scan forward and backward are separate loops, so nothing merges them back and the barriers of prevent_cse only cost.
-    return jax.checkpoint(layer, policy=policy, prevent_cse=False)
+    return jax.checkpoint(layer, policy=policy, prevent_cse=not scan_layers)
 
 
 def _is_cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -252,12 +255,13 @@ def hidden_states(
     remat: Remat = Remat.NONE,
     kernel: AttentionKernel = AttentionKernel.XLA,
     placement: Placement = ALONE,
+    scan_layers: bool = True,
 ) -> Float[Array, "batch time embed"]:
     """Hidden states after the final norm, in `compute_dtype`; with a placement, those of this device's part of each window.
 
     segment_ids: 0 is padding, 1.. are the documents of a packed window; a token attends to earlier ones of its own segment. Without them a
     window is one document. positions default to counting from each segment's start. With `ends` (and positions) the rows hold prefix
-    trees, as `tree_masks` says, in place of segments.
+    trees, as `tree_masks` says, in place of segments. Without `scan_layers` the program has every layer in it, one after the other.
     """
     time = tokens.shape[1]
     if positions is None:
@@ -270,7 +274,8 @@ def hidden_states(
         attend = attend_by_masks(config, tree_masks(ends, positions, windows))
     rope = rope_tables(config, placement.own_places(positions))
     decoder = bind(Decoder(config), params)
-    return decoder.model(placement.own_places(tokens), rope, attend, compute_dtype, remat, placement=placement)[0]
+    own_tokens = placement.own_places(tokens)
+    return decoder.model(own_tokens, rope, attend, compute_dtype, remat, placement=placement, scan_layers=scan_layers)[0]
 
 
 def forward_in_order(

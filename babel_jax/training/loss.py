@@ -35,6 +35,7 @@ def summed_loss(
     z_loss: float = 0.0,
     kernel: AttentionKernel = AttentionKernel.XLA,
     placement: Placement = ALONE,
+    scan_layers: bool = True,
 ) -> tuple[Float[Array, ""], WindowLosses]:
     """The sum over all targets of -log p, plus `z_loss` * log(Z)^2 (PaLM, section 5), to be divided by the number of targets.
 
@@ -42,8 +43,9 @@ def summed_loss(
     """
     tokens, segment_ids = batch["tokens"], batch["segment_ids"]
     hidden = hidden_states(
-        config, params, tokens, segment_ids=segment_ids, compute_dtype=compute_dtype, remat=remat, kernel=kernel, placement=placement
-    )
+        config, params, tokens, segment_ids=segment_ids, compute_dtype=compute_dtype, remat=remat, kernel=kernel, placement=placement,
+        scan_layers=scan_layers,
+    )  # fmt: skip
     # All positions go through the head and the last is masked: a slice of length T - 1 would break the tiling of the matrix product.
     targets = placement.own_places(jnp.pad(tokens[:, 1:], ((0, 0), (0, 1))))
     mask = placement.own_places(jnp.pad(target_mask(segment_ids, batch.get("loss_mask")), ((0, 0), (0, 1))))

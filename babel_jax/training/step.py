@@ -52,7 +52,8 @@ def summed_gradients(config: ModelConfig, training: TrainingSettings, z_loss: fl
         kernel = kernel_for(training.attention, config, tokens, placement.platform, training.compute_dtype)
 
         def loss(params: PyTree[Array]) -> tuple[Array, WindowLosses]:
-            return summed_loss(config, params, micro, jnp.dtype(training.compute_dtype), training.remat, z_loss, kernel, placement)
+            dtype = jnp.dtype(training.compute_dtype)
+            return summed_loss(config, params, micro, dtype, training.remat, z_loss, kernel, placement, training.scan_layers)
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 

@@ -180,8 +180,9 @@ def test_what_cudnn_does_not_take_goes_to_xla_or_is_refused(time, dtype, changes
     ],
     ids=["kept", "computed again", "kept, with windows"],
 )
-def test_on_a_gpu_attention_is_causal_and_not_computed_again(monkeypatch, changes, remat, forward):
-    """The program for CUDA, lowered here: calls of cuDNN in the loops over layers."""
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_on_a_gpu_attention_is_causal_and_not_computed_again(monkeypatch, changes, remat, forward, scan_layers):
+    """The program for CUDA, lowered here: calls of cuDNN in the passes through a layer. Without loops barriers keep these apart."""
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91100)
     shape = SHAPE.model_copy(update=changes)
     params = abstract_params(shape)
@@ -189,11 +190,13 @@ def test_on_a_gpu_attention_is_causal_and_not_computed_again(monkeypatch, change
 
     def loss(params, batch):
         placement = Placement(platform="gpu")
-        return summed_loss(shape, params, batch, jnp.bfloat16, remat, kernel=AttentionKernel.CUDNN, placement=placement)[0]
+        kernel = AttentionKernel.CUDNN
+        return summed_loss(shape, params, batch, jnp.bfloat16, remat, kernel=kernel, placement=placement, scan_layers=scan_layers)[0]
 
     text = jax.jit(jax.grad(loss)).trace(params, batch).lower(lowering_platforms=("cuda",)).as_text()
     calls = re.findall(r"@__cudnn\$fmha\w+", text)
     assert Counter(calls) == {"@__cudnn$fmhaScaleBiasSoftmax": forward, "@__cudnn$fmhaScaleBiasSoftmaxBackward": 1}
+    assert ("optimization_barrier" in text) is not scan_layers
     assert text.count("mask_type\\22: \\22CAUSAL") == len(calls)
 
 
