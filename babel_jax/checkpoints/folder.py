@@ -252,11 +252,6 @@ def summary(folder: ModelFolder, start: float) -> dict[str, Any]:
     }
 
 
-def host_sharding() -> jax.sharding.Sharding:
-    """Host memory: where parameters go that are only moved between folders, on machines with an accelerator too."""
-    return jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-
-
 def copy_other_files(source: Path, destination: Path) -> None:
     """Copies what stands beside the parameters and config.json in a model folder: tokenizer, generation settings, licence, cards."""
     for file in sorted(source.iterdir()):

@@ -16,7 +16,7 @@ from flax import traverse_util
 from jaxtyping import Array, PyTree
 from orbax.checkpoint import v1 as ocp
 
-from babel_jax.checkpoints.layout import Shape, check_shapes, leaf_shapes, tensor_shapes
+from babel_jax.checkpoints.layout import Shape, check_shapes, leaf_shapes
 from babel_jax.checkpoints.names import Place, tensor_place
 from babel_jax.checkpoints.processes import agreed
 from babel_jax.checkpoints.safetensors_files import DTYPES, Specs
@@ -85,7 +85,6 @@ class StoredLeaves:
         """Raises BadInput as `load_orbax_params` does."""
         self._path = (folder / PARAMS).absolute()
         stored = _checked_metadata(self._path, config)
-        self._shapes = tensor_shapes(config)
         with _explain(self._path):
             context = tensorstore.Context(_NO_CACHE)
             arrays = {place: _open_leaf(context, self._path, place) for place in stored}
