@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from babel_jax.expansion.plan import ExpansionPlan
 
 _INITS = ("copy", "noise", "zero", "average", "identity", "scaled")  # those of config.Init, whose import costs more than the help
+_MAX_BYTES = 4_000  # of text for each language, to measure layers on
 
 
 def _convert(options: argparse.Namespace) -> Result:
@@ -40,7 +41,11 @@ def _expand(options: argparse.Namespace) -> Result:
 
         if given.keys() & {"preset", "insert_after", "append", "plan"}:
             raise BadInput("babel expand: --auto chooses the layers; leave out --preset, --insert-after, --append and --plan")
-        given["insert_after"] = layers_by_sensitivity(options.source, options.auto, options.data, options.languages, options.max_bytes)
+        max_bytes = options.max_bytes or _MAX_BYTES
+        given["insert_after"] = layers_by_sensitivity(options.source, options.auto, options.data, options.languages, max_bytes)
+    elif measured_on := [name for name in ("data", "languages", "max_bytes") if getattr(options, name) is not None]:
+        option = measured_on[0].replace("_", "-")
+        raise BadInput(f"babel expand: --{option} has no effect without --auto, which measures the layers; add it or leave the other out")
     settings = parse_settings(ExpansionSettings, given, "babel expand")
     plan = plan_from_settings(settings, open_folder(options.source).config.num_hidden_layers)
     if options.save_plan:
@@ -65,7 +70,7 @@ def _transfer_options(options: argparse.Namespace) -> dict[str, Any]:
 def _sensitivity(options: argparse.Namespace) -> Result:
     from babel_jax.study import sensitivity_report
 
-    return sensitivity_report(options.model, options.data, options.languages, options.max_bytes, Path(options.out))
+    return sensitivity_report(options.model, options.data, options.languages, options.max_bytes or _MAX_BYTES, Path(options.out))
 
 
 def _ablate(options: argparse.Namespace) -> Result:
@@ -123,7 +128,7 @@ def declare(command: Commands) -> None:
     for with_text in (sensitivity, expand):
         with_text.add_argument("--data", help="folder of xx.jsonl, .gz or .zst text to measure on (default: the package's own)")
         with_text.add_argument("--languages", type=words, metavar="en,sw", help="only these (default: all that have text)")
-        with_text.add_argument("--max-bytes", type=positive, default=4_000, help="of text for each language (default %(default)s)")
+        with_text.add_argument("--max-bytes", type=positive, metavar="N", help=f"of text for each language (default {_MAX_BYTES})")
 
     ablate = command(
         "ablate",
