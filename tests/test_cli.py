@@ -274,6 +274,9 @@ def test_evaluate(babel, trained, small_settings, tmp_path):
         (("evaluate", "MODEL", "--languages", "xx"), "xx"),
         (("generate", "MODEL", "x", "--temperature", "nan"), "temperature"),
         (("expand", "MODEL", "DST", "--append", "1", "--noise-std", "3"), "--noise-std has no effect without --init noise"),
+        (("expand", "MODEL", "DST", "--append", "1", "--init", "noise", "--noise-mean", "1e39"), "noise_mean: Input should be less than"),
+        (("expand", "MODEL", "DST", "--append", "1", "--init", "noise", "--noise-mean", "inf"), "noise_mean: Input should be a finite"),
+        (("expand", "MODEL", "DST", "--append", "1", "--init", "noise", "--noise-std", "2e4"), "noise_std: Input should be less than"),
         (("expand", "MODEL", "DST", "--plan", "FILE", "--init", "zero"), "--init has no effect with --plan"),
         (("expand", "MODEL", "DST", "--plan", "FILE", "--seed", "3"), "--seed has no effect with --plan"),
         (("expand", "MODEL", "DST", "--auto", "1", "--append", "1"), "--auto chooses the layers"),
@@ -327,6 +330,7 @@ def test_a_mistake_is_one_line_and_status_2(babel, config_file, trained, tmp_pat
     ("arguments", "says"),
     [
         (("convert", "a", "b", "--memory-limit", "nan"), "'nan' is not a number of GiB, such as 4"),
+        (("expand", "a", "b", "--memory-limit", "1e300"), "'1e300' is not a number of GiB, such as 4"),
         (("expand", "a", "b", "--insert-after", "1,x"), "'1,x' is not a list of whole numbers, such as 14,16"),
         (("expand", "a", "b", "--append", "0"), "'0' is not a whole number of 1 or more"),
         (("generate", "a", "b", "--seed", "99999999999"), "'99999999999' is not a whole number from 0 to 4294967295"),

@@ -52,12 +52,12 @@ def seed(text: str) -> int:
 
 
 def gib(text: str) -> float:
-    """A positive number of GiB."""
+    """A positive number of GiB, finite in bytes too."""
     try:
         number = float(text)
     except ValueError:
         number = 0.0
-    if not 0.0 < number < float("inf"):
+    if not 0.0 < number * 2**30 < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of GiB, such as 4")
     return number
 

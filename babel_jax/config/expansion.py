@@ -7,6 +7,10 @@ from pydantic import Field, model_validator
 
 from babel_jax.config.settings import LocalPath, NonNegative, Positive, Seed, Settings
 
+# What parameters are shifted or scaled by. With this bound they stay finite in each type that they may have: the largest float16 is 65,504,
+# and noise is drawn at most 4.4 deviations from its mean.
+Moderate = Annotated[float, Field(ge=-1e4, le=1e4)]
+
 
 class Init(StrEnum):
     """How a new layer begins. The first three are those of the Babel report: an exact copy of its source, the copy plus Gaussian noise,
@@ -32,8 +36,8 @@ class ExpansionSettings(Settings):
     append: NonNegative = 0
     plan: LocalPath | None = None
     init: Init = Init.COPY
-    noise_mean: float = 0.0001
-    noise_std: Annotated[float, Field(ge=0.0)] = 0.0001
+    noise_mean: Moderate = 0.0001
+    noise_std: Annotated[Moderate, Field(ge=0.0)] = 0.0001
     seed: Seed = 0
 
     @model_validator(mode="after")

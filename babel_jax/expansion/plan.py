@@ -22,6 +22,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_serializer, model_validator
 
 from babel_jax.config import ExpansionSettings, Init, ModelConfig, Settings
+from babel_jax.config.expansion import Moderate
 from babel_jax.config.file import parse_settings
 from babel_jax.config.settings import NonNegative
 from babel_jax.errors import BadInput
@@ -60,10 +61,10 @@ class TargetLayer(Settings):
 
     source: NonNegative
     init: Init = Init.COPY
-    noise_mean: float = 0.0
-    noise_std: Annotated[float, Field(ge=0.0)] = 0.0
+    noise_mean: Moderate = 0.0
+    noise_std: Annotated[Moderate, Field(ge=0.0)] = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    output_scale: float = 1.0
+    output_scale: Moderate = 1.0
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

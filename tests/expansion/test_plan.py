@@ -146,6 +146,8 @@ def copies(*sources):
         ({"layers": [{"source": 0, "init": "random"}]}, ["layers.0.init", "'copy', 'noise', 'zero'"]),
         ({"layers": [{"source": 0}, {"source": 0, "init": "scaled"}]}, ["layers.1", "init = copy with an output_scale of 0 or 0.5"]),
         ({"layers": [{"source": 0}, {"source": 0, "init": "noise", "noise_std": -1.0}]}, ["layers.1.noise_std", "-1.0"]),
+        ({"layers": [{"source": 0}, {"source": 0, "init": "noise", "noise_mean": -1e39}]}, ["layers.1.noise_mean", "-1e+39"]),
+        ({"layers": [{"source": 0}, {"source": 0, "output_scale": 1e39}]}, ["layers.1.output_scale", "1e+39"]),
         ({"layers": [{"source": 0}, {"source": 0, "init": "noise", "seed": 2**32}]}, ["layers.1.seed"]),
         ({"layers": [{"source": 0}, {"source": 0, "init": "zero", "noise_std": 1.0}]}, ["layers.1", "init = zero"]),
         ({"layers": [{"source": 0, "sauce": 1}]}, ["sauce", "did you mean source?"]),
