@@ -82,9 +82,10 @@ class StoredLeaves:
     """The leaves of params/ as tensors by their Hugging Face names, read in pieces. Threads may share it."""
 
     def __init__(self, folder: Path, config: ModelConfig):
-        """Raises BadInput as `load_orbax_params` does."""
+        """Raises BadInput as `load_orbax_params` does, and for an Orbax checkpoint of another layout."""
         self._path = (folder / PARAMS).absolute()
         stored = _checked_metadata(self._path, config)
+        _check_layout(self._path)
         with _explain(self._path):
             context = tensorstore.Context(_NO_CACHE)
             arrays = {place: _open_leaf(context, self._path, place) for place in stored}
@@ -196,6 +197,18 @@ def _check_files(path: Path) -> None:
         if found != size:
             state = "missing" if found is None else f"{found} bytes long, not {size}"
             raise BadInput(f"{path / name}: {state}: damaged Orbax parameters; make the folder again")
+
+
+def _check_layout(path: Path) -> None:
+    """Raises BadInput for what Orbax itself reads and `_open_leaf` does not: Orbax v0 has no folder around the tree and writes zarr 2."""
+    description = path / _ITEM / "_METADATA"
+    with _explain(path):
+        layout = json.loads(description.read_text(encoding="utf-8")) if description.is_file() else {}
+    if not (layout.get("use_ocdbt") and layout.get("use_zarr3")):
+        raise BadInput(
+            f"{path}: not in the layout of Orbax v1 (zarr 3 in OCDBT) but, it seems, in that of v0, which is not read in pieces; "
+            "write it anew with orbax.checkpoint.v1: save(NEW, load(OLD))"
+        )
 
 
 @contextlib.contextmanager

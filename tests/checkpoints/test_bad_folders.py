@@ -4,6 +4,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from orbax.checkpoint import PyTreeCheckpointer
 from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models
@@ -177,7 +178,22 @@ def test_orbax_params_of_another_type_are_refused(tmp_path, write_model, dtype):
             use(open_folder(tmp_path / "orbax"))
 
 
-def test_an_orbax_checkpoint_of_another_layout_is_refused(tmp_path, write_model):
+@pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring")  # Orbax's, when a tree is read as it was saved
+def test_an_orbax_checkpoint_of_the_old_layout_is_named_so_and_can_be_written_anew(tmp_path, write_model, read_bits):
+    source = open_folder(write_model(tmp_path / "source"))
+    old = tmp_path / "old" / "params"
+    PyTreeCheckpointer().save(old, load_params(source))
+    shutil.copy(source.path / "config.json", old.parent)
+    with pytest.raises(BadInput, match=r"old/params: not in the layout of Orbax v1 .*: save\(NEW, load\(OLD\)\)$"):
+        convert(old.parent, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    ocp.save(tmp_path / "new" / "params", ocp.load(old))
+    shutil.copy(source.path / "config.json", tmp_path / "new")
+    convert(tmp_path / "new", tmp_path / "out")
+    assert read_bits(tmp_path / "out") == read_bits(source.path)
+
+
+def test_an_orbax_checkpoint_of_another_tree_is_refused(tmp_path, write_model):
     source = open_folder(write_model(tmp_path / "source"))
     (tmp_path / "orbax").mkdir()
     shutil.copy(source.path / "config.json", tmp_path / "orbax")
