@@ -18,7 +18,7 @@ from babel_jax.languages import CODES
 
 CARD, BASE_CARD = "README.md", "README.base.md"
 TAG = "babel-jax"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def card_files(
@@ -80,9 +80,9 @@ def _front_matter(folder: Path) -> dict[str, Any]:
 
 
 def _name(source: Path, hf_config: Mapping[str, Any]) -> str:
-    """The hub's ID of the source, where its config.json has kept it, or else the folder's name."""
+    """The hub's ID of the source, where its config.json has kept it and not the path of a folder, or else the folder's name."""
     kept = hf_config.get("_name_or_path")
-    return kept if isinstance(kept, str) and _HUB_ID.fullmatch(kept) else source.resolve().name
+    return kept if isinstance(kept, str) and _HUB_ID.fullmatch(kept) and not Path(kept).exists() else source.resolve().name
 
 
 def _several(value: Any) -> list[str]:

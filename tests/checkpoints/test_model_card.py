@@ -61,7 +61,15 @@ def test_the_front_matter_is_what_the_hub_reads(base, tmp_path):
 
 def test_the_hubs_id_of_the_base_is_taken_where_it_is_kept(base):
     assert ModelCard(card_files(CONFIG | {"_name_or_path": "Qwen/Qwen2.5-7B"}, base, [])[CARD]).data.base_model == "Qwen/Qwen2.5-7B"
-    assert ModelCard(card_files(CONFIG | {"_name_or_path": "/home/me/model"}, base, [])[CARD]).data.base_model == "Qwen2.5-Tiny"
+
+
+@pytest.mark.parametrize(
+    "path", ["/home/me/model", "./model", "../model", "~/model", ".cache/model", "runs/base", "base", "", f"me/{'x' * 300}"]
+)
+def test_the_path_of_a_folder_is_no_id_of_the_hub(base, monkeypatch, path):
+    monkeypatch.chdir(base)
+    (base / "runs" / "base").mkdir(parents=True)
+    assert ModelCard(card_files(CONFIG | {"_name_or_path": path}, base, [])[CARD]).data.base_model == "Qwen2.5-Tiny"
 
 
 def test_licence_base_and_its_card_go_through_several_steps(base, tmp_path):
