@@ -9,6 +9,7 @@ import concurrent.futures
 import heapq
 import http.client
 import json
+import logging
 import os
 import threading
 import time
@@ -27,8 +28,12 @@ from babel_jax.errors import BadInput
 from babel_jax.files import make_folder, only_process_in, write_text
 from babel_jax.languages import CODES, LANGUAGES
 
+log = logging.getLogger("babel")
+
 PROMPTS, REPLIES, JUDGED = "prompts.jsonl", "replies.jsonl", "judged.jsonl"
 _RETRIED = (408, 409, 429, 500, 502, 503, 504)
+_OF_ONE_PROMPT = (400, 413, 422)  # it is too long, or a filter stops it; where many in a row get these, it is not for the prompts
+_REFUSED_IN_A_ROW = 10
 _FIRST_PAUSE_SECONDS = 1.0
 
 
@@ -46,8 +51,9 @@ def judge(config: QualityConfig, replies: Path | None = None) -> dict[str, Any]:
     """Does what can be done: writes the prompts, asks the server where one is named, and reads what replies there are.
 
     `replies` is a file of answers from elsewhere, in the place of OUT/replies.jsonl. Returns {"out", "prompts", "replies", "judged",
-    "unreadable": {reason: count}, "languages": {code: {"documents", "mean"}}, "summary"}. Raises BadInput for sources without text, a
-    server that refuses, and a folder in which other text was sampled.
+    "unreadable": {reason: count}, "languages": {code: {"documents", "mean"}}, "summary"}. A prompt that the server refuses is left out
+    with a warning. Raises BadInput for sources without text, a server that refuses all or many in a row, and a folder in which other
+    text was sampled.
     """
     out = Path(config.out)
     make_folder(out)
@@ -136,17 +142,34 @@ def _write_prompts(path: Path, requests: dict[str, dict[str, Any]]) -> None:
 
 
 def _ask(settings: JudgeSettings, requests: dict[str, dict[str, Any]], path: Path) -> None:
-    """Adds the answers that are missing to the file of replies."""
-    answered = {name for name, _ in _replies(path)} if path.is_file() else set()
+    """Adds the answers that are missing to the file of replies. A refusal is added when an answer follows, or at the end: if many in a row
+    stop the command, they are asked again."""
+    answered = {name for name, _, _ in _replies(path)} if path.is_file() else set()
     waiting = [name for name in requests if name not in answered]
+    most = min(_REFUSED_IN_A_ROW, len(requests))
+    refused: list[str] = []  # lines since the last answer
     lock = threading.Lock()
     with open(path, "a", encoding="utf-8") as file, concurrent.futures.ThreadPoolExecutor(settings.parallel) as pool:
 
+        def write(lines: list[str]) -> None:
+            file.write("".join(f"{line}\n" for line in lines))
+            file.flush()
+
         def answer(name: str) -> None:
-            line = json.dumps({"custom_id": name, "response": {"status_code": 200, "body": _post(settings, requests[name])}})
+            status, body = _post(settings, requests[name])
+            line = json.dumps({"custom_id": name, "response": {"status_code": status, "body": body}})
             with lock:
-                file.write(line + "\n")
-                file.flush()
+                if status == 200:
+                    write([*refused, line])
+                    refused.clear()
+                    return
+                refused.append(line)
+                if len(refused) >= most:
+                    raise BadInput(
+                        f"judge.endpoint: {settings.endpoint} refused {len(refused)} prompts in a row, the last with status {status} "
+                        f"({body}); look at judge.model and judge.max_characters; what was answered is kept, and the same command goes on"
+                    )
+            log.warning("judge: %s is left out, as the server refused it with status %d (%s)", name, status, body)
 
         asked = [pool.submit(answer, name) for name in waiting]
         try:
@@ -155,10 +178,14 @@ def _ask(settings: JudgeSettings, requests: dict[str, dict[str, Any]], path: Pat
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+        write(refused)
 
 
-def _post(settings: JudgeSettings, body: dict[str, Any]) -> Any:
-    """The server's answer; asked again, after pauses that double, where it was busy or did not answer."""
+def _post(settings: JudgeSettings, body: dict[str, Any]) -> tuple[int, Any]:
+    """The server's status and answer; asked again, after pauses that double, where it was busy or did not answer.
+
+    Raises BadInput for any status but 200 and those of one prompt.
+    """
     url = f"{(settings.endpoint or '').rstrip('/')}/chat/completions"
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get(settings.key_variable):
@@ -170,9 +197,12 @@ def _post(settings: JudgeSettings, body: dict[str, Any]) -> Any:
         try:
             request = urllib.request.Request(url, json.dumps(body).encode(), headers)
             with urllib.request.urlopen(request, timeout=settings.timeout_seconds) as response:
-                return json.loads(response.read())
+                return 200, json.loads(response.read())
         except urllib.error.HTTPError as error:
-            problem = f"status {error.code}: {' '.join(error.read(300).decode(errors='replace').split())}"
+            said = " ".join(error.read(300).decode(errors="replace").split())
+            if error.code in _OF_ONE_PROMPT:
+                return error.code, said
+            problem = f"status {error.code}: {said}"
             if error.code not in _RETRIED:
                 break
         except (OSError, ValueError, http.client.HTTPException) as error:
@@ -180,8 +210,11 @@ def _post(settings: JudgeSettings, body: dict[str, Any]) -> Any:
     raise BadInput(f"judge.endpoint: {url} does not serve ({problem}); what was answered is kept, and the same command goes on")
 
 
-def _replies(path: Path) -> Iterator[tuple[str, str | None]]:
-    """Pairs of a request's name and the text of the answer, None where the answer has no text; a line that was cut off is passed over."""
+def _replies(path: Path) -> Iterator[tuple[str, str | None, Any]]:
+    """Of each line a request's name, the text of the answer, None where it has none, and its status, None where it is not said.
+
+    A line that was cut off is passed over.
+    """
     with open(path, encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
@@ -189,10 +222,12 @@ def _replies(path: Path) -> Iterator[tuple[str, str | None]]:
                 name = reply["custom_id"]
             except (ValueError, KeyError, TypeError):
                 continue
+            response = reply.get("response")
+            status = response.get("status_code") if isinstance(response, dict) else None
             try:
-                yield name, str(reply["response"]["body"]["choices"][0]["message"]["content"])
+                yield name, str(response["body"]["choices"][0]["message"]["content"]), status
             except (KeyError, TypeError, IndexError):
-                yield name, None
+                yield name, None, status
 
 
 def _read(config: QualityConfig, sample: dict[str, tuple[str, Row]], path: Path) -> dict[str, Any]:
@@ -202,11 +237,13 @@ def _read(config: QualityConfig, sample: dict[str, tuple[str, Row]], path: Path)
     answered = list(_replies(path)) if path.is_file() else []
     if not answered and path != out / REPLIES:
         raise BadInput(f"{path}: no replies in it; each line is a batch result with custom_id and response")
-    for name, content in answered:
+    for name, content, status in answered:
         language, row = sample.get(name, (None, None))
         try:
             if language is None or row is None:
                 raise ValueError("not asked for")
+            if content is None and status not in (None, 200):
+                raise ValueError(f"status {status} from the server")
             scores = parse_reply(content or "", config.judge)
         except ValueError as problem:
             unreadable[str(problem)] = unreadable.get(str(problem), 0) + 1

@@ -86,7 +86,12 @@ def test_by_files(config_file, tmp_path, capsys):
     )
     assert main(["judge", str(config_file), "--replies", str(answers), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["unreadable"] == {"no JSON object": 2, "a score outside of the scale": 1, "not asked for": 1}
+    assert found["unreadable"] == {
+        "no JSON object": 1,
+        "a score outside of the scale": 1,
+        "not asked for": 1,
+        "status 500 from the server": 1,
+    }
     judged = read_judged(tmp_path / "out" / "judged.jsonl", DIMENSIONS)
     assert [(row["language"], row["scores"], row["score"]) for row in judged] == [
         ("en", {"fluency": 5.0, "substance": 1.5}, 3.25),
@@ -114,18 +119,47 @@ def test_a_server_is_asked_once_for_each_document(config_file, server, monkeypat
     assert len(server.seen) == 18
 
 
-def test_a_server_that_fails_loses_nothing(config_file, server, monkeypatch, tmp_path):
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_prompt_that_is_refused_is_left_out(config_file, server, tmp_path, caplog, status):
+    server.answers = lambda prompt: (status if "English" in prompt else 200, '{"fluency": 4, "substance": 2}')
+    settings = load_settings(QualityConfig, config_file, (f"judge.endpoint=http://127.0.0.1:{server.server_port}/v1",))
+    found = judge(settings)
+    assert (found["replies"], found["judged"], found["unreadable"]) == (16, 8, {f"status {status} from the server": 8})
+    assert f"8 replies left out: status {status} from the server" in found["summary"]
+    assert {row["language"] for row in read_judged(tmp_path / "out" / "judged.jsonl", DIMENSIONS)} == {"ha"}
+    assert caplog.text.count("is left out, as the server refused it with status") == 8
+    assert judge(settings)["judged"] == 8
+    assert len(server.seen) == 16
+
+
+def test_a_server_that_refuses_all_of_few_prompts(config_file, server):
+    server.answers = lambda prompt: (400, "no such model")
+    overrides = (f"judge.endpoint=http://127.0.0.1:{server.server_port}/v1", "judge.documents=1")
+    with pytest.raises(BadInput, match=r"refused 2 prompts in a row, the last with status 400 \(.*no such model"):
+        judge(load_settings(QualityConfig, config_file, overrides))
+
+
+@pytest.mark.parametrize(
+    ("failure", "says"),
+    [
+        (400, "refused 10 prompts in a row, the last with status 400"),
+        (401, r"does not serve \(status 401"),
+        (403, r"does not serve \(status 403"),
+        (404, r"does not serve \(status 404"),
+    ],
+)
+def test_a_server_that_fails_loses_nothing(config_file, server, monkeypatch, failure, says):
     monkeypatch.setattr(judging, "_FIRST_PAUSE_SECONDS", 0.0)
     answered = []
 
     def fails_after_five(prompt):
         answered.append(prompt)
-        return (200 if len(answered) <= 5 else 400), '{"fluency": 4, "substance": 2}'
+        return (200 if len(answered) <= 5 else failure), '{"fluency": 4, "substance": 2}'
 
     server.answers = fails_after_five
     overrides = (f"judge.endpoint=http://127.0.0.1:{server.server_port}/v1", "judge.parallel=1")
     settings = load_settings(QualityConfig, config_file, overrides)
-    with pytest.raises(BadInput, match=r"does not serve \(status 400"):
+    with pytest.raises(BadInput, match=says):
         judge(settings)
     server.answers = lambda prompt: (200, '{"fluency": 4, "substance": 2}')
     before = len(server.seen)
