@@ -47,6 +47,8 @@ def path(tmp_path):
         ("training.global_batch_size='many'", "training.global_batch_size: Input should be a valid integer"),
         ("training.global_batch_size=0", "training.global_batch_size: Input should be greater than 0"),
         ("training.remat=most", "training.remat: Input should be 'none', 'dots', 'mlp', 'gate', 'projections', 'attention' or 'full'"),
+        ("data.sources.0.off=['evaluation']", "data.sources.0.off.0: Input should be 'characters', .* or 'language'.*given: 'evaluation'"),
+        ("data.cleaning.off=['evaluation']", "data.cleaning.off.0: Input should be 'characters', .* or 'language'.*given: 'evaluation'"),
         ("model.shape.num_key_value_heads=3", "num_attention_heads = 4 is not divisible by num_key_value_heads = 3; valid.* .1, 2, 4"),
         ("data.seq_len=512", "data.seq_len = 512 exceeds model.shape.max_position_embeddings = 256"),
         ("stages.0.mixture.languages=['en','sv']", "unknown language 'sv'.* did you mean.* sw"),

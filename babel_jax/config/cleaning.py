@@ -9,7 +9,7 @@ from babel_jax.config.settings import Fraction, LocalPath, NonNegative, Positive
 
 
 class Rule(StrEnum):
-    """Why a document is dropped. Each is a threshold of `CleaningSettings`; data/cleaning.py says where each comes from."""
+    """Why cleaning drops a document. Each is a threshold of `CleaningSettings`; data/cleaning.py says where each comes from."""
 
     CHARACTERS = "characters"
     ENCODING = "encoding"
@@ -24,7 +24,6 @@ class Rule(StrEnum):
     PARAGRAPHS = "paragraphs"
     REPETITION = "repetition"
     LANGUAGE = "language"
-    EVALUATION = "evaluation"
 
 
 class CleaningSettings(Settings):
@@ -59,7 +58,8 @@ class CleaningSettings(Settings):
 
 
 class DecontaminationSettings(Settings):
-    """Files of evaluation items (.jsonl, .txt or .parquet); documents that share a run of this many letters and digits are dropped.
+    """Files of evaluation items (.jsonl, .txt or .parquet); documents that share a run of this many letters and digits are dropped,
+    of every source.
 
     `characters` counts letters and digits without the space and punctuation between them; in documents in Chinese, Japanese
     and Korean, whose characters say more, `dense_characters` of which half are such are enough too.

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from babel_jax.config import CleaningSettings, DataSettings, Rule, Source
+from babel_jax.config import CleaningSettings, DataSettings, Source
 from babel_jax.data.cleaning import Cleaner
 from babel_jax.data.decontamination import evaluation_text
 from babel_jax.data.prepared import read_json
@@ -118,11 +118,11 @@ def clean_part(task: CleaningTask) -> None:
                 text, rule = clean(row.text) if clean is not None else (row.text, None)
                 file = evaluation.file_of(text, task.language) if evaluation is not None and rule is None else None
                 if file is not None:
-                    rule = Rule.EVALUATION
                     found_in[file] += 1
-                if rule is not None:
-                    dropped[rule] += 1
-                    write_dropped({"reason": rule, "file": file, **dataclasses.asdict(dataclasses.replace(row, text=text))})
+                reason = rule if file is None else "evaluation"
+                if reason is not None:
+                    dropped[reason] += 1
+                    write_dropped({"reason": reason, "file": file, **dataclasses.asdict(dataclasses.replace(row, text=text))})
                     continue
                 characters += len(text)
                 writer.add(dataclasses.replace(row, text=text))
