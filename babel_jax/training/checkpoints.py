@@ -90,8 +90,7 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 with agreed():
-                    about = self._manager.metadata(step).custom_metadata
-                    stage, model = about["stage"], about.get("model", {})
+                    stage, model = self._stage_and_model(step)
             except Exception as error:  # Orbax and TensorStore raise what they like for damaged files
                 unreadable[step] = _first_line(error)
                 continue
@@ -114,6 +113,15 @@ class Checkpoints:
             steps, reason = ", ".join(str(step) for step in unreadable), next(iter(unreadable.values()))
             raise BadInput(f"{self._folder}: no checkpoint can be read (steps {steps}: {reason}); remove the run folder to begin anew")
         return None
+
+    def _stage_and_model(self, step: int) -> tuple[str, dict[str, Any]]:
+        """What `save` noted beside the state. Orbax takes a file that is missing or damaged for an empty one."""
+        noted = self._manager.metadata(step).custom_metadata or {}
+        stage, model = noted.get("stage"), noted.get("model", {})
+        if not isinstance(stage, str) or not isinstance(model, dict):
+            file = self._folder / str(step) / "_CHECKPOINT_METADATA"
+            raise BadInput(f"{file}: missing, damaged or of another version: it does not name the stage and the model")
+        return stage, model
 
     def _model(self, step: int) -> dict[str, Any]:
         return self._model_after(step).model_dump(mode="json")
@@ -148,7 +156,8 @@ class _Named(PreservationPolicy):
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    line = "".join(str(error).splitlines()[:1])
+    return line if isinstance(error, BadInput) else f"{type(error).__name__}: {line}"[:200]
 
 
 def abstract_state(state: TrainState, shardings: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:

@@ -150,6 +150,20 @@ def test_a_damaged_newest_checkpoint_is_set_aside(undisturbed, train, tmp_path, 
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), params)
 
 
+def test_damaged_metadata_of_a_checkpoint_are_named(undisturbed, train, tmp_path, caplog):
+    folder, params = undisturbed
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    newest = tmp_path / "checkpoints" / "10" / "_CHECKPOINT_METADATA"
+    newest.write_text(newest.read_text()[:100])
+    again, _ = train(tmp_path)
+    assert f"checkpoint 10 cannot be read ({newest}: missing, damaged or of another version" in caplog.text
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), params)
+    for file in (tmp_path / "checkpoints").rglob(newest.name):
+        file.unlink()
+    with pytest.raises(BadInput, match=r"no checkpoint can be read .*/_CHECKPOINT_METADATA: missing, damaged .*remove the run folder"):
+        train(tmp_path)
+
+
 def test_no_readable_checkpoint_is_refused_and_nothing_is_moved(undisturbed, train, tmp_path):
     folder, _ = undisturbed
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
