@@ -195,7 +195,9 @@ def test_on_a_gpu_attention_is_causal_and_not_computed_again(monkeypatch, change
 
     text = jax.jit(jax.grad(loss)).trace(params, batch).lower(lowering_platforms=("cuda",)).as_text()
     calls = re.findall(r"@__cudnn\$fmha\w+", text)
-    assert Counter(calls) == {"@__cudnn$fmhaScaleBiasSoftmax": forward, "@__cudnn$fmhaScaleBiasSoftmaxBackward": 1}
+    counts = Counter(calls)  # of a layer; some versions of jax write a function that is called twice only once
+    assert counts["@__cudnn$fmhaScaleBiasSoftmaxBackward"] in ((1,) if scan_layers else (1, shape.num_hidden_layers))
+    assert counts["@__cudnn$fmhaScaleBiasSoftmax"] == forward * counts["@__cudnn$fmhaScaleBiasSoftmaxBackward"]
     assert ("optimization_barrier" in text) is not scan_layers
     assert text.count("mask_type\\22: \\22CAUSAL") == len(calls)
 

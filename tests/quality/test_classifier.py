@@ -140,8 +140,9 @@ def test_rows_get_scores_that_compare_within_their_language(config_file, trained
         assert np.mean([row["score"] >= 0.3 for row in rows]) == pytest.approx(0.7, abs=0.05)
         clean = [row["raw_score"] for row in rows if "#" not in row["text"]]
         assert np.mean(clean) > np.mean([row["raw_score"] for row in rows]) + 0.1
-        order = np.argsort([row["raw_score"] for row in rows])
-        assert (np.diff([rows[place]["score"] for place in order]) >= -1e-4).all()
+        # Raw scores are written rounded, so some that differ look the same.
+        scores = [score for _, score in sorted((row["raw_score"], row["score"]) for row in rows)]
+        assert (np.diff(scores) >= 0).all()
 
 
 def test_a_threshold_keeps_the_same_share_of_each_language(config_file, trained, capsys):
