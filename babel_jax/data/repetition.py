@@ -30,7 +30,7 @@ def commonest_ngram(units: UInt64[np.ndarray, "units"], lengths: Int64[np.ndarra
     if len(hashes) < 2:
         return 0.0
     _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
-    if counts.max() == 1:
+    if np.max(counts) == 1:
         return 0.0
     sums = np.concatenate([[0], np.cumsum(lengths)])
     covered = np.where(counts > 1, counts * (sums[first + size] - sums[first]), 0)
@@ -50,4 +50,4 @@ def repeated_ngrams(units: UInt64[np.ndarray, "units"], lengths: Int64[np.ndarra
     places = order[np.concatenate([[False], same]) | np.concatenate([same, [False]])]
     np.add.at(repeated, places, 1)
     np.add.at(repeated, places + size, -1)
-    return float(lengths[np.cumsum(repeated)[:-1] > 0].sum() / lengths.sum())
+    return int(lengths[np.cumsum(repeated)[:-1] > 0].sum()) / int(lengths.sum())
