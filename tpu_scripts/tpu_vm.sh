@@ -85,7 +85,7 @@ on_first() {
 }
 
 install() {
-    local archive root
+    local archive root setup
     $dry_run || ready || die "$name is not there any more"
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
     archive=$(mktemp -u "${TMPDIR:-/tmp}/babel-jax-XXXXXX.tar.gz")
@@ -97,7 +97,12 @@ install() {
     fi
     change rm -f "$archive"
     [[ -z $mount ]] || on_all "$mount"
-    on_all 'tar -xzf babel-jax.tar.gz && cd babel-jax && python3 -m venv .venv && .venv/bin/pip install --quiet --constraint constraints.txt ".[tpu]"'
+    # By uv, which brings a Python: that of the images (Ubuntu 22.04) is 3.10, too old, and often without venv.
+    setup='tar -xzf babel-jax.tar.gz && cd babel-jax'
+    setup+=" && curl -LsSf https://astral.sh/uv/install.sh | UV_UNMANAGED_INSTALL=\$PWD/.uv sh"
+    setup+=' && .uv/uv venv --quiet --clear --python 3.11 .venv'
+    setup+=' && .uv/uv pip install --quiet --constraint constraints.txt ".[tpu]"'
+    on_all "$setup"
 }
 
 launch() {
@@ -120,7 +125,7 @@ delete() {
     created_here "$thing" || die "$name was not created by these scripts from here (no line '$thing' in $record); delete it with gcloud"
     local options=("${place[@]}" --quiet)
     if $queued; then options+=(--force); fi
-    change "${tpus[@]}" delete "$name" "${options[@]}"
+    change "${tpus[@]}" delete "$name" "${options[@]}" || return
     forget "$thing"
 }
 
@@ -140,7 +145,8 @@ begin() {
 }
 
 again() {
-    [[ $1 == GONE ]] || delete
+    # What could not be deleted now is looked at again, as all else that gcloud may fail in.
+    [[ $1 == GONE ]] || delete || return 0
     # Where there is no capacity, or what there was is taken away at once, the loop tries again; also where it is there still, and gcloud
     # failed to say so.
     (create) || return 0
@@ -174,7 +180,10 @@ resume() {
             finished) printf 'finished: %s\n' "$out" && return ;;
             running | unreachable) ;;
             2) die "babel train refuses the config: tpu_vm.sh log shows why" ;;
-            *) printf 'ended with status %s, and starts again\n' "$found" && launch ;;
+            *)
+                printf 'ended with status %s, and starts again\n' "$found"
+                launch || printf 'not started on all workers; looks again\n'
+                ;;
             esac
             ;;
         PREEMPTED | TERMINATED | SUSPENDED | FAILED | GONE)

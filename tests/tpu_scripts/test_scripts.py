@@ -138,6 +138,26 @@ def test_install_copies_this_commit_to_all_workers(call):
     assert "--constraint constraints.txt" in installed[-1]
 
 
+def test_install_needs_no_python_of_the_image(call, tmp_path):
+    """That is 3.10. What the script hands to ssh is run here by a shell, with a `curl` whose installer of uv notes how uv is called."""
+    _, calls = call("tpu_vm.sh", "install", *POD, answers={"describe": ["0 READY"]})
+    worker, commands = tmp_path / "worker", tmp_path / "worker" / "bin"
+    commands.mkdir(parents=True)
+    subprocess.run(["git", "archive", "--prefix=babel-jax/", f"--output={worker}/babel-jax.tar.gz", "HEAD"], cwd=SCRIPTS, check=True)
+    uv = '#!/bin/sh\nfor word; do printf "%s\\n" "$word"; done >>uv.calls\n'
+    (worker / "uv").write_text(uv)
+    (commands / "curl").write_text(f"#!/bin/sh\necho 'mkdir -p $UV_UNMANAGED_INSTALL && cp {worker}/uv $UV_UNMANAGED_INSTALL/'\n")
+    (commands / "python3").write_text("#!/bin/sh\nexit 1\n")
+    for command in (worker / "uv", commands / "curl", commands / "python3"):
+        command.chmod(0o755)
+    environment = {"PATH": f"{commands}:{os.environ['PATH']}"}
+    ended = subprocess.run(["sh", "-c", calls[-1][-1].removeprefix("--command=")], cwd=worker, env=environment, check=False)
+    assert ended.returncode == 0
+    said = (worker / "babel-jax" / "uv.calls").read_text().splitlines()
+    assert said[: said.index("pip")] == ["venv", "--quiet", "--clear", "--python", "3.11", ".venv"]
+    assert said[-1] == ".[tpu]"
+
+
 def test_the_launched_command_reaches_babel_as_it_was_given(call, tmp_path):
     """What the script hands to ssh is run here by a shell, as on a worker."""
     ended, calls = call("tpu_vm.sh", "launch", *POD, *RUN, "--", "--set", "seed=1")
@@ -192,6 +212,22 @@ def test_resume_starts_a_lost_process_again_and_stops_at_a_refused_config(call):
     ended, actions = resumed(call, ["READY"] * 4, ["134", "running", "2"])
     assert (ended.returncode, actions) == (2, ["ssh"])
     assert "refuses the config" in ended.stderr
+
+
+def test_resume_goes_on_where_a_pod_cannot_be_deleted_or_a_start_does_not_reach_all_workers(call):
+    call("tpu_vm.sh", "create", *POD, *KIND)
+    ended, calls = call(
+        *("tpu_vm.sh", "resume", *POD, *KIND, *RUN, "--poll", "0"),
+        answers={
+            "--worker=0": ["0 134", "0 134", "0 finished"],
+            "describe": ["0 PREEMPTED", *["0 READY"] * 4],
+            "nohup": ["1 "],
+            "--quiet": ["1 busy"],
+        },
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "finished" in ended.stdout
+    assert [words[4] for words in calls if words[4] != "describe" and "--worker=0" not in words] == ["delete", "ssh", "ssh"]
 
 
 def test_resume_leaves_a_run_alone_where_gcloud_fails_for_a_moment(call):
