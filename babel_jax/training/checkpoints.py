@@ -54,7 +54,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(kept), enable_async_checkpointing=True, cleanup_tmp_directories=True
         )
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        # Named, as Orbax would else read off the newest folder, which may be damaged, what it holds.
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=ocp.StandardCheckpointHandler())
 
     def __enter__(self) -> "Checkpoints":
         return self

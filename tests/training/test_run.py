@@ -135,15 +135,28 @@ def test_a_loss_that_stays_not_finite_stops_the_run_with_the_parameters_of_befor
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(saved["state"]["params"]), before)
 
 
-def test_a_damaged_newest_checkpoint_is_set_aside(undisturbed, train, tmp_path, caplog):
-    folder, params = undisturbed
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    newest = tmp_path / "checkpoints" / "10"
-    for file in newest.rglob("*"):
+def cut_arrays(checkpoint):
+    for file in checkpoint.rglob("*"):
         if file.is_file() and "d" in file.parts[-2:-1]:
             file.write_bytes(file.read_bytes()[:10])
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (cut_arrays, "Error"),
+        (lambda checkpoint: shutil.rmtree(checkpoint / "default"), "default item"),
+        (lambda checkpoint: (checkpoint / "_CHECKPOINT_METADATA").write_text(""), "its metadata are missing"),
+    ],
+    ids=["arrays cut off", "no arrays", "no metadata"],
+)
+def test_a_damaged_newest_checkpoint_is_set_aside(undisturbed, train, tmp_path, caplog, damage, reason):
+    folder, params = undisturbed
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    damage(tmp_path / "checkpoints" / "10")
     again, ended = train(tmp_path)
     assert "checkpoint 10 cannot be read" in caplog.text
+    assert reason in caplog.text
     assert (tmp_path / "checkpoints" / "10.damaged").is_dir()
     assert ended == ["second"]
     assert losses(tmp_path) == losses(folder)
