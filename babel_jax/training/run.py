@@ -210,6 +210,7 @@ def _program(loop: Loop, step: Step, *arguments: Any) -> Step:
         with loop.goodput.spent(Spent.COMPILE):
             loop.programs[step] = cast(jax.stages.Wrapped, step).lower(*arguments).compile()
             meet()
+        loop.metrics.restart_clock()
     return loop.programs[step]
 
 
@@ -256,6 +257,7 @@ def _train_stage(loop: Loop, plan: PlannedStage, number: int, steps: range, curr
                     skipped = metrics.sync()
                 with goodput.spent(Spent.CHECKPOINT):
                     checkpoints.save(now + 1, state, plan.stage.name)
+                metrics.restart_clock()
             if skipped >= training.max_skipped_steps:
                 raise BadInput(
                     f"stage {plan.stage.name}: loss or gradient was not finite for {skipped} steps in a row, up to step {now}; "

@@ -4,6 +4,7 @@ import itertools
 import json
 import shutil
 import signal
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import pytest
 
 from babel_jax.data.prepared import open_prepared
 from babel_jax.errors import BadInput, Preempted
-from babel_jax.training import run
+from babel_jax.training import metrics, run
 from babel_jax.training.checkpoints import read_json_lines
 from babel_jax.training.deepening import Depth, depths
 from babel_jax.training.goodput import goodput_of
@@ -273,6 +274,36 @@ def test_lines_say_where_the_time_went(undisturbed):
     assert sum(parts.values()) == pytest.approx(1)
     assert all(parts[name] > 0 for name in ("step", "compile", "data", "checkpoint", "setup"))
     assert parts["lost"] == parts["down"] == 0
+
+
+def test_the_seconds_of_a_step_are_its_own(train, tmp_path, monkeypatch):
+    """Compiling and saving are not in them: a run that does steps again takes them for lost."""
+    seconds = itertools.count()
+
+    def slow(does):
+        def act(*arguments):
+            for _ in range(1000):
+                next(seconds)
+            return does(*arguments)
+
+        return act
+
+    monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    monkeypatch.setattr(run, "meet", slow(run.meet))
+    monkeypatch.setattr(run.Checkpoints, "save", slow(run.Checkpoints.save))
+    train(tmp_path)
+    assert all(line["seconds"] < 100 for line in read_json_lines(tmp_path / "metrics.jsonl"))
+
+
+def test_steps_done_again_count_as_lost_also_after_a_start_that_came_to_nothing(train, cut_off, tmp_path, monkeypatch):
+    cut_off(5, lambda: train(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_program", lambda *_: (_ for _ in ()).throw(RuntimeError("no memory")))
+        with pytest.raises(RuntimeError, match="no memory"):
+            train(tmp_path)
+    assert len(read_json_lines(tmp_path / "metrics.jsonl")) == 3
+    train(tmp_path)
+    assert json.loads((tmp_path / "goodput.json").read_text())["seconds"]["lost"] > 0
 
 
 def test_killed_when_a_save_is_on_disk_no_line_is_missing(undisturbed, train, tmp_path, monkeypatch):
