@@ -40,7 +40,9 @@ def stop_requests() -> Iterator[Stopped]:
             return came[0] if came else None
         if not multihost_utils.reached_preemption_sync_point(step):
             return None
-        return came[0] if came else signal.SIGTERM
+        # The same in all: one that ends otherwise than the others is lost to them.
+        interrupted = multihost_utils.process_allgather(np.asarray(bool(came))).any()
+        return signal.SIGINT if interrupted else signal.SIGTERM
 
     # Of several processes, JAX itself listens to SIGTERM, and tells the others.
     with contextlib.ExitStack() as handled:

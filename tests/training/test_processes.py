@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from babel_jax.training.checkpoints import read_json_lines
+from babel_jax.training.checkpoints import newest_step, read_json_lines
 
 pytestmark = pytest.mark.slow
 WATCHED = "evaluation/during.jsonl"
@@ -180,6 +180,14 @@ def test_sigterm_of_one_process_stops_all_at_one_step_with_a_checkpoint(config):
     assert f"after step {newest - 1}, with a checkpoint" in result["summary"]
     assert list(losses(out)) == list(range(newest))
     assert not (out / "lease.json").exists()
+
+
+def test_ctrl_c_in_one_process_ends_all_alike(config):
+    out, steps = config.with_name("interrupted"), "stages.0.steps=2000"
+    ended = train(config, 2, orders="INT:1:3", overrides=[f"out={out}", steps])
+    assert [status for status, _, _ in ended] == [130, 130], "\n".join(errors[-3000:] for _, _, errors in ended)
+    assert all("babel: interrupted" in errors for _, _, errors in ended)
+    assert list(losses(out)) == list(range(newest_step(out / "checkpoints")))
 
 
 def test_processes_of_different_configs_are_refused_before_anything_is_written(config):
