@@ -1,6 +1,8 @@
 """Published peak rates of TPU chips, and the names of topologies."""
 
 import difflib
+import itertools
+import math
 import re
 from dataclasses import dataclass
 
@@ -47,32 +49,31 @@ def chip_of(topology: str) -> Chip:
         near = difflib.get_close_matches(kind.replace("7x", "tpu7x"), CHIPS, n=1, cutoff=0.3)
         near = [name for name in CHIPS if name in near or name[:2] == kind[:2]] or list(CHIPS)
         raise BadInput(f"--topology {topology}: no chip is named {kind!r}; near: {', '.join(near)}; for example v5p:8x8x8")
-    chip, largest = CHIPS[kind], _LARGEST[kind]
+    chip = CHIPS[kind]
     if not re.fullmatch(r"\d+(x\d+)*", extents) or len(extents.split("x")) != chip.torus:
         raise BadInput(f"--topology {topology}: {kind} has {chip.torus} extents; near: {', '.join(_near(kind, extents))}")
     sizes = tuple(map(int, extents.split("x")))
-    whole = all(size % 2 == 0 or size == 1 for size in sizes) and all(size > 0 for size in sizes) and sizes != (1,) * chip.torus
-    if not whole or any(size > most for size, most in zip(sorted(sizes), sorted(largest), strict=True)):
+    if sorted(sizes) not in map(sorted, _slices(kind)):
         raise BadInput(f"--topology {topology}: there is no such slice of {kind}; near: {', '.join(_near(kind, extents))}")
     return chip
 
 
-def _near(kind: str, extents: str) -> list[str]:
-    """Slices whose number of chips is near."""
-    wanted = 1
-    for part in re.findall(r"\d+", extents) or ["256"]:
-        wanted *= max(1, int(part))
-    names: dict[str, float] = {}
+def _slices(kind: str) -> list[tuple[int, ...]]:
+    """The extents of the slices that can be had: of v5e and v6e up to twice as long as wide, else parts of a cube of 4x4x4 and whole cubes."""
     shapes: list[tuple[int, ...]]
     if CHIPS[kind].torus == 2:
-        shapes = [(x, y) for x in (2, 4, 8, 16) for y in (2, 4, 8, 16) if x in (y, y // 2)]
+        shapes = [(x, y) for x in (2, 4, 8, 16) for y in (x, 2 * x)]
     else:
-        cubes = [(x, y, z) for z in range(4, 25, 4) for y in (4, 8, 16) for x in (y, y // 2)]
+        cubes = itertools.combinations_with_replacement(range(4, max(_LARGEST[kind]) + 1, 4), 3)
         shapes = [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), *cubes]
-    for shape in shapes:
-        if all(size <= most for size, most in zip(sorted(shape), sorted(_LARGEST[kind]), strict=True)) and 0 not in shape:
-            count = 1
-            for size in shape:
-                count *= size
-            names[f"{kind}:{'x'.join(map(str, shape))}"] = abs(count - wanted) / (count + wanted)
-    return sorted(names, key=lambda name: names[name])[:4]
+    return [shape for shape in shapes if all(size <= most for size, most in zip(sorted(shape), sorted(_LARGEST[kind]), strict=True))]
+
+
+def _near(kind: str, extents: str) -> list[str]:
+    """Slices whose number of chips is near; of those alike in that, the most like a cube first."""
+    wanted = math.prod(max(1, int(part)) for part in re.findall(r"\d+", extents) or ["256"])
+
+    def distance(shape: tuple[int, ...]) -> tuple[float, int]:
+        return abs(math.prod(shape) - wanted) / (math.prod(shape) + wanted), max(shape)
+
+    return [f"{kind}:{'x'.join(map(str, shape))}" for shape in sorted(_slices(kind), key=distance)[:4]]

@@ -20,8 +20,11 @@ from babel_jax.training.loss import summed_loss
     [
         ("v5x:8x8", "no chip is named 'v5x'; near: v5e, v5p"),
         ("7x:4x4x4", "no chip is named '7x'; near: tpu7x"),
-        ("v5p:8x8", "v5p has 3 extents; near: v5p:"),
+        ("v5p:8x8", "v5p has 3 extents; near: v5p:4x4x4, v5p:2x4x4, v5p:4x4x8"),
         ("v5p:3x3x3", "no such slice of v5p; near: v5p:2x4x4"),
+        ("v5p:6x6x6", "no such slice of v5p; near: v5p:4x4x12, v5p:4x8x8"),
+        ("v5p:2x4x8", "no such slice of v5p; near: v5p:4x4x4"),
+        ("v5e:2x16", "no such slice of v5e; near: v5e:4x8"),
         ("v5e:32x32", "no such slice of v5e; near: v5e:16x16"),
         ("v6e", "v6e has 2 extents"),
         ("v5e:16x", "v5e has 2 extents"),
@@ -30,6 +33,11 @@ from babel_jax.training.loss import summed_loss
 def test_a_topology_that_does_not_exist_is_refused_with_the_near_ones(topology, message):
     with pytest.raises(BadInput, match=message):
         chip_of(topology)
+
+
+@pytest.mark.parametrize("topology", ["v5e:4x8", "v6e:16x8", "v4:2x2x4", "v5p:2x2x1", "v5p:8x8x4", "v5p:12x12x12", "tpu7x:16x16x36"])
+def test_slices_that_can_be_had(topology):
+    assert chip_of(topology).name == topology.partition(":")[0]
 
 
 def test_the_rates_are_those_published():
