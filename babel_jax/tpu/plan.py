@@ -18,7 +18,7 @@ from babel_jax.expansion.plan import PRESET_SOURCES, plan_from_settings
 from babel_jax.model.decoder import count_parameters
 from babel_jax.model.flops import model_flops_per_token
 from babel_jax.model.placement import WEIGHT_AXES
-from babel_jax.tpu.chips import Chip, chip_of
+from babel_jax.tpu.chips import CHIPS, Chip, chip_of
 
 log = logging.getLogger("babel")
 _GIB = 2**30
@@ -31,6 +31,8 @@ def plan(config: Config, topology: str, slices: int = 1) -> dict[str, Any]:
     Raises BadInput for a topology that does not exist, and where mesh, batch and model do not divide.
     """
     chip, shape = chip_of(topology), planned_shape(config)
+    if unknown := sorted(set(config.prices) - set(CHIPS)):
+        raise BadInput(f"prices: no chip is named {', '.join(unknown)}; valid: {', '.join(CHIPS)}")
     if config.data.seq_len > shape.max_position_embeddings:
         raise BadInput(
             f"data.seq_len = {config.data.seq_len} exceeds the model's max_position_embeddings = {shape.max_position_embeddings}"

@@ -175,6 +175,7 @@ def test_the_search_ranks_what_fits(tiny_toml, monkeypatch):
         (["--topology", "v5q:8x8x8"], "no chip is named 'v5q'; near: v5e, v5p"),
         (["--topology", "v5e:2x2", "--set", "data.seq_len=1000000"], "exceeds model.shape.max_position_embeddings"),
         (["--topology", "v5e:2x2", "--set", "model.shape.max_layers=3"], "unknown key"),
+        (["--topology", "v5e:2x2", "--set", "prices.v5=1.2"], "prices: no chip is named v5; valid: v4, v5e, v5p, v6e, tpu7x"),
     ],
 )
 def test_bad_input_is_one_line(tiny_toml, capsys, arguments, message):
