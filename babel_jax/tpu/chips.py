@@ -59,7 +59,7 @@ def chip_of(topology: str) -> Chip:
 
 
 def _slices(kind: str) -> list[tuple[int, ...]]:
-    """The extents of the slices that can be had: of v5e and v6e up to twice as long as wide, else parts of a cube of 4x4x4 and whole cubes."""
+    """The extents of slices that can be had: v5e and v6e up to twice as long as wide, else part of a cube of 4x4x4, or whole cubes."""
     shapes: list[tuple[int, ...]]
     if CHIPS[kind].torus == 2:
         shapes = [(x, y) for x in (2, 4, 8, 16) for y in (x, 2 * x)]
