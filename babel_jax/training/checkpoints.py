@@ -4,6 +4,8 @@ import dataclasses
 import json
 import logging
 import shutil
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,10 @@ class Checkpoints:
         if keep_every is not None:
             kept.append(EveryNSteps(keep_every))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy(kept), enable_async_checkpointing=True, cleanup_tmp_directories=True
+            preservation_policy=AnyPreservationPolicy(kept),
+            enable_async_checkpointing=True,
+            async_options=ocp.AsyncOptions(barrier_sync_fn=_wait_for_others),
+            cleanup_tmp_directories=True,
         )
         # Named, as Orbax would else read off the newest folder, which may be damaged, what it holds.
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=ocp.StandardCheckpointHandler())
@@ -154,6 +159,13 @@ class _Named(PreservationPolicy):
     def should_preserve(self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext) -> Sequence[bool]:
         named = self.step()
         return [checkpoint.step == named for checkpoint in checkpoints]
+
+
+def _wait_for_others(*, key: str, timeout_ms: int) -> None:
+    """Orbax's barrier, but not where writing failed: the others wait elsewhere for that part, so all would for 20 minutes."""
+    if threading.current_thread() is not threading.main_thread() and (failure := sys.exc_info()[1]) is not None:
+        raise failure
+    ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,8 +1,10 @@
 """Run by tests as one of several JAX processes, or alone: `babel train` on a tiny model, and in the hands of the test where to stop."""
 
 import os
+import resource
 import signal
 import sys
+from functools import partial
 
 from babel_jax.cli import main
 from babel_jax.training import metrics
@@ -42,5 +44,8 @@ if __name__ == "__main__":
         name, process, step = order.split(":")
         if int(process) == number:
             when = at_save if step.startswith("save") else at_step
-            when(int(step.removeprefix("save")), lambda name=name: os.kill(os.getpid(), getattr(signal, f"SIG{name}")))
+            # As on a full disk: no file of this process can grow beyond 100 bytes.
+            full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+            act = full if name == "FULL" else partial(os.kill, os.getpid(), getattr(signal, f"SIG{name}", None))
+            when(int(step.removeprefix("save")), act)
     sys.exit(main(sys.argv[1:]))
