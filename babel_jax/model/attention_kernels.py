@@ -17,7 +17,7 @@ from babel_jax.model.attention import Attend, attend_by_masks, masks
 from babel_jax.model.placement import GPU, Placement
 
 _LANES = 128
-_BLOCK = 1024  # the largest; not tuned on hardware
+_BLOCK = 1024  # the largest, of heads of 128; not tuned on hardware
 
 
 def kernel_for(kernel: AttentionKernel, config: ModelConfig, time: int, platform: str, dtype: ComputeType) -> AttentionKernel:
@@ -44,6 +44,12 @@ def kernel_for(kernel: AttentionKernel, config: ModelConfig, time: int, platform
     if platform in GPU and for_cudnn and config.head_dim <= _LANES:
         return AttentionKernel.CUDNN
     return AttentionKernel.XLA
+
+
+def splash_block(tokens: int, head_dim: int) -> int:
+    """The block of splash attention for so many tokens, a multiple of 128. That of larger heads is smaller, as it has to stay in VMEM."""
+    largest = max(1, _BLOCK // max(head_dim, _LANES))
+    return _LANES * math.gcd(tokens // _LANES, largest)
 
 
 def attention_over(
@@ -83,7 +89,7 @@ def _splash(
     def in_window(window: int | None, half: int, query: Array, key: Array, value: Array) -> Array:
         batch, heads, _, _ = query.shape
         seen = key.shape[2]
-        block_q, block_kv = (_LANES * math.gcd(tokens // _LANES, _BLOCK // _LANES) for tokens in (size, seen))
+        block_q, block_kv = (splash_block(tokens, config.head_dim) for tokens in (size, seen))
         blocks = splash.BlockSizes(
             block_q=block_q, block_kv=block_kv, block_kv_compute=min(block_kv, 512),
             block_q_dkv=block_q, block_kv_dkv=block_kv, block_kv_dkv_compute=min(block_kv, 512), use_fused_bwd_kernel=True,

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from babel_jax.config import ModelConfig
+from babel_jax.model.attention_kernels import splash_block
 
 
 def program_flops(jaxpr: Any, config: ModelConfig, seq_len: int) -> float:
@@ -48,10 +49,10 @@ def _splash_flops(equation: Any, config: ModelConfig, seq_len: int) -> float:
     """
     query, key = [variable.aval.shape for variable in equation.invars if jnp.issubdtype(variable.aval.dtype, jnp.floating)][:2]
     (*batch, heads, time, head_dim), source = query, key[-2]
-    blocks = sorted({math.gcd(time, 1024), math.gcd(source, 1024)})
+    block_q, block_kv = (splash_block(tokens, head_dim) for tokens in (time, source))
     products = 5 if "dkv" in equation.params["name"] else 2
     firsts = range(source // 2 if time < source == seq_len else 0, source, time)
-    seen = [_visible_area(window, first, time, blocks[0], blocks[-1]) for window in config.windows for first in firsts]
+    seen = [_visible_area(window, first, time, block_q, block_kv) for window in config.windows for first in firsts]
     return 2.0 * products * math.prod(batch) * heads * head_dim * sum(seen) / len(seen)
 
 

@@ -169,6 +169,16 @@ def test_the_search_ranks_what_fits(tiny_toml, monkeypatch):
     assert found["mesh"] == MEASURED["mesh"]
 
 
+@pytest.mark.slow
+def test_the_heads_of_gemma2_leave_the_kernel_room_in_vmem(tiny_toml):
+    """Of 256, on 8,192 tokens."""
+    shape = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "num_hidden_layers": 2, "attn_logit_softcapping": 50.0}
+    windows = {"sliding_window": 4096, "layer_types": '["sliding_attention", "full_attention"]'}
+    settings = (f"model.shape.{name}={value}" for name, value in (shape | windows).items())
+    found = plan_module.plan(load_config(tiny_toml, (*settings, "data.seq_len=8192", "training.remat=mlp")), "v5p:2x2x1")
+    assert found["fits"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
