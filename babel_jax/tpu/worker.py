@@ -58,9 +58,9 @@ def measured(config: Config, shape: ModelConfig, topology: str, slices: int, kee
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if (short := out_of_hbm(str(error))) is None:
             raise
-        return found | {"out_of_memory": _first_sizes(str(error)), "compile_seconds": time.perf_counter() - start}
+        return found | {"out_of_memory": short, "compile_seconds": time.perf_counter() - start}
     memory = compiled.memory_analysis()
     text = compiled.as_text()
     if keep_text is not None:
@@ -96,8 +96,10 @@ def _indices(mesh: jax.sharding.Mesh) -> list[tuple[int, ...]]:
     return list(np.ndindex(*mesh.devices.shape))
 
 
-def _first_sizes(message: str) -> dict[str, float]:
-    """The GiB that the compiler wanted and had."""
+def out_of_hbm(message: str) -> dict[str, float] | None:
+    """The GiB that the compiler wanted and had; None where what it says is not that HBM is too small (a kernel may want too much VMEM)."""
+    if "RESOURCE_EXHAUSTED" not in message or "memory space vmem" in message:
+        return None
     units = {"K": 2**-20, "M": 2**-10, "G": 1.0, "T": 2**10}
     sizes = [float(size) * units[unit] for size, unit in re.findall(r"(\d+(?:\.\d+)?)\s?([KMGT])(?:i?B)?\b", message)]
     return {"needs": sizes[0] if sizes else 0.0, "has": sizes[1] if len(sizes) > 1 else 0.0, "message": message.splitlines()[0]}  # type: ignore[dict-item]

@@ -12,6 +12,7 @@ from babel_jax.model.placement import WEIGHT_AXES, Placement, mesh_axes
 from babel_jax.tpu.chips import chip_of
 from babel_jax.tpu.flops import program_flops
 from babel_jax.tpu.hlo import Program
+from babel_jax.tpu.worker import out_of_hbm
 from babel_jax.training.loss import summed_loss
 
 
@@ -38,6 +39,16 @@ def test_a_topology_that_does_not_exist_is_refused_with_the_near_ones(topology, 
 @pytest.mark.parametrize("topology", ["v5e:4x8", "v6e:16x8", "v4:2x2x4", "v5p:2x2x1", "v5p:8x8x4", "v5p:12x12x12", "tpu7x:16x16x36"])
 def test_slices_that_can_be_had(topology):
     assert chip_of(topology).name == topology.partition(":")[0]
+
+
+def test_only_hbm_counts_as_memory_that_more_chips_would_give():
+    """As libtpu 0.0.42 says it, shortened."""
+    hbm = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, HLO temporaries (91.47G) exceed available HBM (15.75G)."
+    found = out_of_hbm(hbm)
+    assert (found["needs"], found["has"]) == (91.47, 15.75)
+    vmem = "RESOURCE_EXHAUSTED: E1001: CompileTimeScopedVmemOom:\nRan out of memory in memory space vmem while allocating on stack"
+    assert out_of_hbm(vmem) is None
+    assert out_of_hbm("INTERNAL: a bug") is None
 
 
 def test_the_rates_are_those_published():
