@@ -128,6 +128,7 @@ class AttentionKernel(StrEnum):
 # Settings of TrainingSettings that a run may be resumed with others of: they change its results by rounding at most.
 CHANGEABLE = (
     "mesh",
+    "gradient_accumulation",
     "remat",
     "scan_layers",
     "attention",

@@ -126,8 +126,9 @@ def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on_by_another
     assert "process 0 of 2 lost another one of the job" in said
     assert "goes on at the last checkpoint" in said
     assert "Traceback" not in said
-    # Another number of processes, of devices, and another mesh.
-    ((status, _, errors),) = train(config, 1, devices=2, overrides=[f"out={out}", "training.mesh={data=2}"])
+    # Another number of processes, of devices, another mesh, and smaller pieces of the batch, as fewer devices have room for.
+    changed = ["training.mesh={data=2}", "training.gradient_accumulation=2"]
+    ((status, _, errors),) = train(config, 1, devices=2, overrides=[f"out={out}", *changed])
     assert status == 0, errors[-3000:]
     assert "resuming at step 6 of 10" in errors
     np.testing.assert_allclose(list(losses(out).values()), list(losses(folder).values()), rtol=1e-5)
