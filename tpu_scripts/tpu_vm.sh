@@ -99,9 +99,9 @@ install() {
     [[ -z $mount ]] || on_all "$mount"
     # By uv, which brings a Python: that of the images (Ubuntu 22.04) is 3.10, too old, and often without venv.
     setup='tar -xzf babel-jax.tar.gz && cd babel-jax'
-    setup+=" && curl -LsSf https://astral.sh/uv/install.sh | UV_UNMANAGED_INSTALL=\$PWD/.uv sh"
-    setup+=' && .uv/uv venv --quiet --clear --python 3.11 .venv'
-    setup+=' && .uv/uv pip install --quiet --constraint constraints.txt ".[tpu]"'
+    setup+=' && python3 -m pip install --quiet --upgrade --target .uv uv'
+    setup+=' && .uv/bin/uv venv --quiet --clear --python 3.11 .venv'
+    setup+=' && .uv/bin/uv pip install --quiet --constraint constraints.txt ".[tpu]"'
     on_all "$setup"
 }
 

@@ -138,17 +138,16 @@ def test_install_copies_this_commit_to_all_workers(call):
     assert "--constraint constraints.txt" in installed[-1]
 
 
-def test_install_needs_no_python_of_the_image(call, tmp_path):
-    """That is 3.10. What the script hands to ssh is run here by a shell, with a `curl` whose installer of uv notes how uv is called."""
+def test_install_needs_no_python_of_the_image_but_to_bring_uv(call, tmp_path):
+    """That is 3.10. What the script hands to ssh is run here by a shell, with a `python3` whose pip puts down a uv that notes its calls."""
     _, calls = call("tpu_vm.sh", "install", *POD, answers={"describe": ["0 READY"]})
     worker, commands = tmp_path / "worker", tmp_path / "worker" / "bin"
     commands.mkdir(parents=True)
     subprocess.run(["git", "archive", "--prefix=babel-jax/", f"--output={worker}/babel-jax.tar.gz", "HEAD"], cwd=SCRIPTS, check=True)
-    uv = '#!/bin/sh\nfor word; do printf "%s\\n" "$word"; done >>uv.calls\n'
-    (worker / "uv").write_text(uv)
-    (commands / "curl").write_text(f"#!/bin/sh\necho 'mkdir -p $UV_UNMANAGED_INSTALL && cp {worker}/uv $UV_UNMANAGED_INSTALL/'\n")
-    (commands / "python3").write_text("#!/bin/sh\nexit 1\n")
-    for command in (worker / "uv", commands / "curl", commands / "python3"):
+    (worker / "uv").write_text('#!/bin/sh\nfor word; do printf "%s\\n" "$word"; done >>uv.calls\n')
+    python = f'#!/bin/sh\ntest "$*" = "-m pip install --quiet --upgrade --target .uv uv" && mkdir -p .uv/bin && cp {worker}/uv .uv/bin/\n'
+    (commands / "python3").write_text(python)
+    for command in (worker / "uv", commands / "python3"):
         command.chmod(0o755)
     environment = {"PATH": f"{commands}:{os.environ['PATH']}"}
     ended = subprocess.run(["sh", "-c", calls[-1][-1].removeprefix("--command=")], cwd=worker, env=environment, check=False)
