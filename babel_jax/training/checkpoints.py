@@ -78,6 +78,11 @@ class Checkpoints:
         with explain_os_errors(self._folder):
             self._manager.save(step, args=ocp.args.StandardSave(state), custom_metadata={"stage": stage, "model": self._model(step)})
 
+    def check(self) -> None:
+        """Raises at once what stopped the write that was under way, if anything did, and not at the next save."""
+        with explain_os_errors(self._folder):
+            self._manager.check_for_errors()
+
     def wait(self) -> None:
         """Returns when what was begun is on disk."""
         with explain_os_errors(self._folder):

@@ -35,9 +35,14 @@ def compiled_in(folder: Path) -> Iterator[None]:
 
 
 class Profile:
-    """Traces some steps into a folder, for TensorBoard's profile plugin or xprof; every process writes a file of its own."""
+    """Traces some steps into a folder, for TensorBoard's profile plugin or xprof; every process writes a file of its own.
+
+    The file has the name of the host. So where several processes may share one, which they do not on TPU, each has a folder too.
+    """
 
     def __init__(self, folder: Path, steps: range | None):
+        if jax.process_count() > 1 and jax.default_backend() != "tpu":
+            folder = folder / f"process-{jax.process_index()}"
         self._folder, self._steps, self._running = folder, steps or range(0), False
 
     def __enter__(self) -> "Profile":

@@ -240,6 +240,7 @@ def _train_stage(loop: Loop, plan: PlannedStage, number: int, steps: range, curr
             ):
                 state, values = program(state, *inputs)
             traced.after(now, values)
+            checkpoints.check()
             with goodput.spent(Spent.STEP):
                 skipped = metrics.log(now, plan.stage.name, rate, tokens_per_step, values)
                 signalled = stopped(now + 1)

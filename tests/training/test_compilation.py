@@ -5,7 +5,10 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
+
+from babel_jax.training.compilation import Profile
 
 PROGRAM = """
 import json, pathlib, sys
@@ -38,3 +41,14 @@ def test_a_run_that_goes_on_compiles_nothing_again(tmp_path, devices):
     assert found["devices"] == devices
     assert len(found["kept"]) == (1 if devices == 1 else 0)
     assert (found["hits"] > 0) == (devices == 1)
+
+
+def test_processes_of_one_host_trace_into_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for process in range(2):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        with Profile(tmp_path, range(1, 2)) as traced:
+            traced.before(1)
+            traced.after(1, ())
+    traces = tmp_path.glob("process-*/plugins/profile/*/*.xplane.pb")
+    assert sorted(trace.relative_to(tmp_path).parts[0] for trace in traces) == ["process-0", "process-1"]

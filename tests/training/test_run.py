@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import resource
 import shutil
 import signal
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import pytest
 from babel_jax.data.prepared import open_prepared
 from babel_jax.errors import BadInput, Preempted
 from babel_jax.training import metrics, run
-from babel_jax.training.checkpoints import read_json_lines
+from babel_jax.training.checkpoints import Checkpoints, read_json_lines
 from babel_jax.training.deepening import Depth, depths
 from babel_jax.training.goodput import goodput_of
 from babel_jax.training.metrics import Metrics
@@ -147,7 +148,7 @@ def cut_arrays(checkpoint):
     [
         (cut_arrays, "Error"),
         (lambda checkpoint: shutil.rmtree(checkpoint / "default"), "default item"),
-        (lambda checkpoint: (checkpoint / "_CHECKPOINT_METADATA").write_text(""), "its metadata are missing"),
+        (lambda checkpoint: (checkpoint / "_CHECKPOINT_METADATA").write_text(""), "missing, damaged or of another version"),
     ],
     ids=["arrays cut off", "no arrays", "no metadata"],
 )
@@ -251,6 +252,21 @@ def test_a_checkpoint_of_another_model_is_refused_and_stays(undisturbed, train, 
     ):
         train(tmp_path, model={"shape": shape})
     assert (tmp_path / "checkpoints" / "10").is_dir()
+
+
+def test_a_write_that_failed_is_noticed_before_the_next_save(run_config, tmp_path):
+    """As on a full disk: no file of this process can grow beyond 100 kB."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    shape = run_config(tmp_path).model.shape
+    checkpoints = Checkpoints(tmp_path / "checkpoints", lambda _: shape, keep=2, keep_every=None)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        checkpoints.save(2, {"params": jax.random.normal(jax.random.key(0), (1000, 1000))}, "first")
+        with pytest.raises(ValueError, match="File too large"):
+            any(checkpoints.check() for _ in range(10**6))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "checkpoints" / "2").exists()
 
 
 def test_steps_are_traced_on_request(run_config, begin, tmp_path, caplog):
