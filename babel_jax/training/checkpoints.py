@@ -47,7 +47,7 @@ class Checkpoints:
 
         `model_after` gives the model after so many steps.
         """
-        self._folder, self._model_after = folder.absolute(), model_after
+        self._folder, self._model_after, self._failed = folder.absolute(), model_after, False
         with agreed(), explain_os_errors(folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         kept: list[PreservationPolicy] = [LatestN(keep), _Named(best_step)]
@@ -56,7 +56,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(kept),
             enable_async_checkpointing=True,
-            async_options=ocp.AsyncOptions(barrier_sync_fn=_wait_for_others),
+            async_options=ocp.AsyncOptions(barrier_sync_fn=self._wait_for_others),
             cleanup_tmp_directories=True,
         )
         # Named, as Orbax would else read off the newest folder, which may be damaged, what it holds.
@@ -79,9 +79,9 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.StandardSave(state), custom_metadata={"stage": stage, "model": self._model(step)})
 
     def check(self) -> None:
-        """Raises at once what stopped the write that was under way, if anything did, and not at the next save."""
-        with explain_os_errors(self._folder):
-            self._manager.check_for_errors()
+        """Raises what stopped the last write, if anything did, without waiting for one that is under way."""
+        if self._failed:
+            self.wait()
 
     def wait(self) -> None:
         """Returns when what was begun is on disk."""
@@ -125,6 +125,13 @@ class Checkpoints:
             raise BadInput(f"{self._folder}: no checkpoint can be read (steps {steps}: {reason}); remove the run folder to begin anew")
         return None
 
+    def _wait_for_others(self, *, key: str, timeout_ms: int) -> None:
+        """Orbax's barrier, but not where writing failed: the others wait elsewhere for that part, so all would for 20 minutes."""
+        if threading.current_thread() is not threading.main_thread() and (failure := sys.exc_info()[1]) is not None:
+            self._failed = True
+            raise failure
+        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+
     def _stage_and_model(self, step: int) -> tuple[str, dict[str, Any]]:
         """What `save` noted beside the state. Orbax takes a file that is missing or damaged for an empty one."""
         noted = self._manager.metadata(step).custom_metadata or {}
@@ -164,13 +171,6 @@ class _Named(PreservationPolicy):
     def should_preserve(self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext) -> Sequence[bool]:
         named = self.step()
         return [checkpoint.step == named for checkpoint in checkpoints]
-
-
-def _wait_for_others(*, key: str, timeout_ms: int) -> None:
-    """Orbax's barrier, but not where writing failed: the others wait elsewhere for that part, so all would for 20 minutes."""
-    if threading.current_thread() is not threading.main_thread() and (failure := sys.exc_info()[1]) is not None:
-        raise failure
-    ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 def _first_line(error: Exception) -> str:
