@@ -57,12 +57,23 @@ metadata:
 spec:
   failurePolicy:
     maxRestarts: $restarts
+    rules:
+    - action: FailJobSet
+      onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
   - name: slice
     replicas: $slices
     template:
       spec:
         backoffLimit: 0
+        # What babel refuses, it would refuse again.
+        podFailurePolicy:
+          rules:
+          - action: FailJob
+            onExitCodes:
+              containerName: train
+              operator: In
+              values: [2]
         completionMode: Indexed
         parallelism: $hosts
         completions: $hosts

@@ -20,12 +20,13 @@ tpu_vm.sh COMMAND OPTIONS [-- MORE ARGUMENTS OF babel train]
   --mount COMMAND                               run on every worker before anything else, to mount that disk (install, resume)
   --spot, --queued, --slices N                  see create
   --poll SECONDS                                between two looks (resume; 60)
+  --restarts N                                  at most, of a run that fails; preemptions do not count (resume; 100)
   --dry-run                                     print the commands
 HELP
 }
 
-name='' project='' zone='' type='' runtime='' config='' out='' mount='' spot=false queued=false slices=1 poll=60
-parse "name project zone type runtime config out mount slices poll" "spot queued" "$@"
+name='' project='' zone='' type='' runtime='' config='' out='' mount='' spot=false queued=false slices=1 poll=60 restarts=100
+parse "name project zone type runtime config out mount slices poll restarts" "spot queued" "$@"
 need name project zone
 check_name "$name"
 check_number slices "$slices"
@@ -165,7 +166,8 @@ progress() {
 
 resume() {
     need config out type runtime
-    local now found begun=true
+    check_number restarts "$restarts"
+    local now found begun=true restarted=0
     if $dry_run; then
         if created_here "$thing"; then again PREEMPTED; else again GONE; fi
         return
@@ -181,6 +183,8 @@ resume() {
             running | unreachable) ;;
             2) die "babel train refuses the config: tpu_vm.sh log shows why" ;;
             *)
+                ((restarted < restarts)) || die "ended with status $found after $restarts restarts: tpu_vm.sh log shows why"
+                restarted=$((restarted + 1))
                 printf 'ended with status %s, and starts again\n' "$found"
                 launch || printf 'not started on all workers; looks again\n'
                 ;;

@@ -213,6 +213,17 @@ def test_resume_starts_a_lost_process_again_and_stops_at_a_refused_config(call):
     assert "refuses the config" in ended.stderr
 
 
+def test_resume_gives_up_a_run_that_fails_at_every_start(call):
+    call("tpu_vm.sh", "create", *POD, *KIND)
+    ended, calls = call(
+        *("tpu_vm.sh", "resume", *POD, *KIND, *RUN, "--poll", "0", "--restarts", "2"),
+        answers={"describe": ["0 READY"] * 9, "--worker=0": ["0 1"] * 9},
+    )
+    assert ended.returncode == 2
+    assert "ended with status 1 after 2 restarts" in ended.stderr
+    assert sum("nohup" in words[-1] for words in calls) == 2
+
+
 def test_resume_goes_on_where_a_pod_cannot_be_deleted_or_a_start_does_not_reach_all_workers(call):
     call("tpu_vm.sh", "create", *POD, *KIND)
     ended, calls = call(
@@ -278,12 +289,22 @@ def test_the_manifest_of_gke(call):
     (job,) = found["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
     assert (job["replicas"], spec["parallelism"], spec["completions"], spec["backoffLimit"]) == (2, 16, 16, 0)
+    (refused,) = spec["podFailurePolicy"]["rules"]
+    assert (refused["action"], refused["onExitCodes"]["values"]) == ("FailJob", [2])
+    (ended,) = found["spec"]["failurePolicy"]["rules"]
+    assert (ended["action"], ended["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
     pod = spec["template"]["spec"]
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4x4"
     (container,) = pod["containers"]
     assert container["resources"]["limits"]["google.com/tpu"] == 4
     assert shlex.split(container["command"][2])[3:7] == ["babel", "train", '/data/a "b".toml', "--set"]
+    assert container["name"] == refused["onExitCodes"]["containerName"]
     assert container["command"][2].endswith("test -s /data/o\\ p/summary.json")
+    babel = call.state / "babel"
+    babel.write_text("#!/bin/sh\nexit 2\n")
+    babel.chmod(0o755)
+    path = {"PATH": f"{call.state}:{os.environ['PATH']}"}
+    assert subprocess.run(container["command"], env=path, check=False).returncode == 2
 
 
 @pytest.mark.parametrize(("finished", "status"), [(True, 0), (False, 1)])
