@@ -20,7 +20,7 @@ log = logging.getLogger("babel")
 
 NAME = "lease.json"
 _SECONDS_BETWEEN_BEATS = 10.0
-_BEATS_OF_PATIENCE = 3
+_BEATS_OF_PATIENCE = 8  # more than the 60 seconds for which gcsfuse, by default, shows a file as it was
 
 
 @contextlib.contextmanager
@@ -28,7 +28,7 @@ def leased(folder: Path, beat: float = _SECONDS_BETWEEN_BEATS) -> Iterator[None]
     """Keeps other jobs out of a folder while the block runs. Raises BadInput where one is in it.
 
     On this host a lock says so at once, and goes with its process. For other hosts, whose locks a network disk may not show, the holder
-    writes a new number into lease.json every `beat` seconds: a lease whose number stands still for three beats is of a job that was killed,
+    writes a new number into lease.json every `beat` seconds: a lease whose number stands still for eight beats is of a job that was killed,
     and is taken over. Clocks of hosts are not compared. A holder that finds itself replaced, as it or its disk had hung, ends the process.
     """
     with only_process_in(folder):
