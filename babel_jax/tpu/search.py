@@ -11,7 +11,8 @@ from babel_jax.errors import BadInput
 from babel_jax.tpu.chips import chip_of
 from babel_jax.tpu.plan import plan
 
-_MESHES = ({"fsdp": -1}, {"fsdp": -1, "context": 2}, {"fsdp": -1, "context": 4}, {"fsdp": -1, "tensor": 2}, {"fsdp": -1, "tensor": 4})
+_CONTEXTS, _TENSORS = (2, 4, 8, 16), (2, 4)
+_LEAST_TOKENS = 1024  # of a window on one device: shorter parts only make the keys and values that are gathered more
 # From the least recomputation to the most: of one mesh and batch, the first that fits is the fastest.
 _POLICIES = (Remat.MLP, Remat.GATE, Remat.PROJECTIONS, Remat.ATTENTION, Remat.FULL)
 
@@ -33,6 +34,9 @@ def search(config: Config, topology: str, slices: int = 1) -> dict[str, Any]:
             except BadInput as error:
                 tried.append(settings | {"fits": False, "why": str(error)})
                 break
+            except RuntimeError as error:  # what the compiler cannot do with one, it may with another
+                tried.append(settings | {"fits": False, "why": " ".join(str(error).split())[:300]})
+                continue
             if found["fits"]:
                 fits.append(found)
                 tried.append(
@@ -57,10 +61,15 @@ def _rank(found: dict[str, Any]) -> tuple[float, int, float]:
 
 
 def _candidates(config: Config) -> Iterator[list[Config]]:
-    """For each mesh and number of pieces, the policies in the order to try them."""
+    """For each mesh, the config's own first, and number of pieces, the policies in the order to try them."""
+    contexts = [size for size in _CONTEXTS if config.data.seq_len // size >= _LEAST_TOKENS]
+    meshes = [dict(config.training.mesh)]
+    for others in ({}, *({"context": size} for size in contexts), *({"tensor": size} for size in _TENSORS)):
+        if (mesh := {"fsdp": -1} | others) not in meshes:
+            meshes.append(mesh)
     batch = config.training.global_batch_size
     pieces = [count for count in divisors(batch) if count & (count - 1) == 0][:6]
-    for mesh in _MESHES:
+    for mesh in meshes:
         for count in pieces:
             changes = [{"mesh": dict(mesh), "gradient_accumulation": count, "remat": remat} for remat in _POLICIES]
             yield [config.model_copy(update={"training": config.training.model_copy(update=change)}) for change in changes]

@@ -145,12 +145,14 @@ def test_what_does_not_fit_says_what_to_try(tiny_toml):
 
 
 def test_the_search_ranks_what_fits(tiny_toml, monkeypatch):
-    """With a stand-in for the compiler: only full remat fits, context makes it faster, and tensor does not divide."""
+    """With a stand-in for the compiler: only full remat fits, context makes it faster, tensor does not divide, and attention breaks it."""
 
     def compiled(config, shape, topology, slices):
         mesh, training = config.training.mesh, config.training
         if "tensor" in mesh:
             raise BadInput("tensor does not divide")
+        if training.remat == "attention":
+            raise RuntimeError("the compiler stopped with status 1:\nsomewhere")
         if training.remat != "full":
             return {
                 "mesh": MEASURED["mesh"],
@@ -161,9 +163,12 @@ def test_the_search_ranks_what_fits(tiny_toml, monkeypatch):
         return MEASURED | {"hardware_flops": 500e12 / mesh.get("context", 1), "hbm_bytes": 1, "collectives": []}
 
     monkeypatch.setattr(plan_module, "_compiled", compiled)
-    found = search_module.search(load_config(tiny_toml), "v5e:2x2")
+    config = load_config(tiny_toml, ("data.seq_len=8192", "model.shape.max_position_embeddings=8192", "training.mesh={data=-1}"))
+    found = search_module.search(config, "v5e:2x2")
     fits = [one for one in found["candidates"] if one["fits"]]
-    assert [one["mesh"].get("context", 1) for one in fits[:3]] == [4, 4, 4]
+    assert [one["mesh"].get("context", 1) for one in fits[:4]] == [8, 8, 8, 4]
+    assert {"data": -1} in [one["mesh"] for one in fits]
+    assert "the compiler stopped with status 1: somewhere" in [one["why"] for one in found["candidates"] if not one["fits"]]
     assert all(one["remat"] == "full" for one in fits)
     assert {one["why"] for one in found["candidates"] if not one["fits"] and "tensor" in one["mesh"]} == {"tensor does not divide"}
     assert found["mesh"] == MEASURED["mesh"]
