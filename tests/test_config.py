@@ -50,6 +50,7 @@ def path(tmp_path):
         ("data.sources.0.off=['evaluation']", "data.sources.0.off.0: Input should be 'characters', .* or 'language'.*given: 'evaluation'"),
         ("data.cleaning.off=['evaluation']", "data.cleaning.off.0: Input should be 'characters', .* or 'language'.*given: 'evaluation'"),
         ("model.shape.num_key_value_heads=3", "num_attention_heads = 4 is not divisible by num_key_value_heads = 3; valid.* .1, 2, 4"),
+        ("model.shape.sliding_window=64", "sliding_window = 64 is of no layer; layer_types says which are sliding_attention"),
         ("data.seq_len=512", "data.seq_len = 512 exceeds model.shape.max_position_embeddings = 256"),
         ("stages.0.mixture.languages=['en','sv']", "unknown language 'sv'.* did you mean.* sw"),
         ("stages.0.mixture.languages=['th']", "mixture of 'recovery' names th, which data.sources has no source for; there are.* en sw"),

@@ -105,6 +105,8 @@ class ModelConfig(Settings):
             )
         if LayerType.SLIDING in self.layer_types and self.sliding_window is None:
             raise ValueError("layer_types names sliding_attention and sliding_window is not set")
+        if self.sliding_window is not None and LayerType.SLIDING not in self.layer_types:
+            raise ValueError(f"sliding_window = {self.sliding_window} is of no layer; layer_types says which are sliding_attention")
         return self
 
     @property
