@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -45,6 +46,21 @@ def test_a_job_on_another_host_is_refused_while_the_first_is_alive(held):
     process.communicate()
     assert process.returncode == 0
     assert not (folder / lease.NAME).exists()
+
+
+def test_a_job_whose_beats_a_disk_shows_a_minute_late_is_alive(tmp_path, monkeypatch):
+    """As gcsfuse does by default. Time is a number here, which sleeping adds to."""
+    now, path = [0.0], tmp_path / lease.NAME
+
+    def sleep(seconds):
+        now[0] += seconds
+        if now[0] > 60:
+            path.write_text(path.read_text().replace('"beat": 5', '"beat": 11'))
+
+    monkeypatch.setattr(lease, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    path.write_text(json.dumps({"holder": "x", "machine": "another", "host": "far", "process": 1, "beat": 5}))
+    with pytest.raises(BadInput, match="another job is at work in it"), leased(tmp_path):
+        pass
 
 
 def test_the_lease_of_a_killed_job_is_taken_over(held, caplog):
