@@ -66,8 +66,9 @@ class Metrics:
         self._writes = writes = jax.process_index() == 0  # all processes see the same values
         if writes:
             lines = read_json_lines(self._path)
-            goodput.lose({line["step"]: line.get("seconds", 0.0) for line in lines if line["step"] >= start_step})
-            goodput.save(start_step - 1)  # before the lines go that say so
+            if again := {line["step"]: line.get("seconds", 0.0) for line in lines if line["step"] >= start_step}:
+                goodput.lose(again)
+                goodput.save(start_step - 1)  # before the lines go that say so
             write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] < start_step))
         self._file = open(self._path if writes else os.devnull, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step, write_to_disk=writes)
