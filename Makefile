@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/babel demo --out runs/demo
 
 test: $(VENV)/installed-test lint
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check babel_jax tests benchmarks
