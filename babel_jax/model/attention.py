@@ -60,15 +60,19 @@ def tree_masks(
     return visible(positions[:, :, None] - positions[:, None, :], above, windows)
 
 
+def masked(window_masks: Bool[Array, "windows #batch time source"], attention: Callable[[Array, Array, Array, Array], Array]) -> Attend:
+    """`attention` of queries, keys and values with that one of these masks which is a layer's."""
+
+    def attend_masked(which: Int[Array, ""], query: Array, key: Array, value: Array) -> Array:
+        return attention(query, key, value, window_masks[0] if window_masks.shape[0] == 1 else window_masks[which])
+
+    return attend_masked
+
+
 def attend_by_masks(config: ModelConfig, window_masks: Bool[Array, "windows #batch time source"]) -> Attend:
     """`attend.attend` with one of these masks."""
     scale, softcap = config.query_pre_attn_scalar**-0.5, config.attn_logit_softcapping
-
-    def masked(which: Int[Array, ""], query: Array, key: Array, value: Array) -> Array:
-        mask = window_masks[0] if window_masks.shape[0] == 1 else window_masks[which]
-        return attend(query, key, value, mask, scale, softcap)
-
-    return masked
+    return masked(window_masks, lambda query, key, value, mask: attend(query, key, value, mask, scale, softcap))
 
 
 class Attention(nnx.Module):

@@ -5,6 +5,7 @@ All give what `attend.attend` gives, to rounding: packed segments, grouped heads
 
 import math
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jaxtyping import Array, Int
 
 from babel_jax.config import AttentionKernel, ComputeType, ModelConfig
 from babel_jax.errors import BadInput
-from babel_jax.model.attention import Attend, attend_by_masks, masks
+from babel_jax.model.attention import Attend, attend_by_masks, masked, masks
 from babel_jax.model.placement import GPU, Placement
 
 _LANES = 128
@@ -125,15 +126,13 @@ def _cudnn(config: ModelConfig, window_masks: Array, placement: Placement) -> At
     Its masks are a matrix of each window, so segments cost memory by the square of the sequence (cuDNN takes no sliding window beside one).
     Of whole windows nothing is computed that the causal mask hides. `decoder.rematerialized` keeps what the backward pass needs.
     """
-    attention = partial(
-        jax.nn.dot_product_attention,
-        scale=config.query_pre_attn_scalar**-0.5,
-        is_causal=placement.window_parts == 1,
-        implementation="cudnn" if placement.platform in GPU else "xla",
-    )
+    scale, causal = config.query_pre_attn_scalar**-0.5, placement.window_parts == 1
+    implementation: Literal["cudnn", "xla"] = "cudnn" if placement.platform in GPU else "xla"
 
-    def attend(which: Int[Array, ""], query: Array, key: Array, value: Array) -> Array:
-        mask = window_masks[0] if window_masks.shape[0] == 1 else window_masks[which]
-        return attention(query, key, value, mask=mask[:, None]).reshape(*query.shape[:2], -1)
+    def attention(query: Array, key: Array, value: Array, mask: Array) -> Array:
+        out = jax.nn.dot_product_attention(
+            query, key, value, mask=mask[:, None], scale=scale, is_causal=causal, implementation=implementation
+        )
+        return out.reshape(*query.shape[:2], -1)
 
-    return attend
+    return masked(window_masks, attention)

@@ -21,7 +21,7 @@ _LARGEST_PIECE = 2**26
 _LARGEST_PIECE_ON_GPU = 2**28
 
 
-def pieces(rows: int, tokens: int, embed: int, platform: str = "cpu") -> int:
+def pieces(rows: int, tokens: int, embed: int, platform: str) -> int:
     """Into how many pieces to cut a table of so many rows: the fewest of equal size whose logits are not too large."""
     largest = _LARGEST_PIECE_ON_GPU if platform in GPU else _LARGEST_PIECE
     return next(count for count in divisors(rows) if rows // count * max(tokens, embed) <= largest or count == rows)
