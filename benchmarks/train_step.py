@@ -34,12 +34,11 @@ STEPS = 2  # counted, in a turn
 Step = Callable[[], float]
 
 
-def our_step(config: ModelConfig, tokens: np.ndarray) -> Step:
+def our_step(config: ModelConfig, tokens: np.ndarray, training: TrainingSettings) -> Step:
     """The step as `babel train` runs it."""
     mesh = make_mesh({"fsdp": -1})
     settings = OptimizerSettings()
     optimizer = AdamW(settings, abstract_params(config))
-    training = TrainingSettings(global_batch_size=len(tokens), compute_dtype=ComputeType.FLOAT32)
     params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
     state = placed_state(optimizer, params, state_shardings(config, optimizer, mesh))
     step = compiled_step(config, optimizer, settings, training, mesh)
@@ -170,7 +169,7 @@ def main() -> None:
         config = ModelConfig(**sizes, num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=seq_len)
         tokens = np.random.default_rng(0).integers(0, config.vocab_size, (batch, seq_len), dtype=np.int32)
         steps = {
-            "babel_jax": our_step(config, tokens),
+            "babel_jax": our_step(config, tokens, TrainingSettings(global_batch_size=batch, compute_dtype=ComputeType.FLOAT32)),
             "plain JAX": plain_step(config, tokens),
             "torch": torch_step(config, tokens),
         }

@@ -1,10 +1,10 @@
 """Tokens a second and model FLOP utilization of the bfloat16 train step on one GPU, beside torch `transformers` (SDPA, torch.compile).
 
-    python benchmarks/train_step_gpu.py [--windows 6] [--seq-len 4096] [--layers 28] [--rounds 4]
+    python benchmarks/train_step_gpu.py [--windows 6] [--seq-len 4096] [--layers 28] [--steps 16]
 
 The shape is Qwen2.5-1.5B's. Each runs in a process of its own, as neither leaves the other the memory, and does the same work a step on the
 same tokens: loss, gradients, clipping at norm 1, AdamW, with parameters and moments in float32. torch takes the most windows at a time
-that it has the memory for, and sums gradients over the rest. Rates are medians over rounds of several steps, after three that compile.
+that it has the memory for, and sums gradients over the rest. Rates are medians over steps, after two that compile.
 """
 
 import argparse
@@ -19,42 +19,23 @@ from typing import Any
 
 import numpy as np
 
-STEPS = 4  # in a round
-RATE = 1e-4
+RATE = 1e-3  # that of train_step.our_step
 Step = Callable[[], float]
 
 
 def ours(arguments: argparse.Namespace, tokens: np.ndarray) -> tuple[Step, str]:
-    """The step as `babel train` runs it."""
+    """The step as `babel train` runs it, on the first device."""
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     import jax
-    import jax.numpy as jnp
+    from train_step import our_step
 
-    from babel_jax.config import ModelConfig, OptimizerSettings, Remat, TrainingSettings
-    from babel_jax.model.decoder import abstract_params, init_params
-    from babel_jax.training.mesh import global_batch, make_mesh
-    from babel_jax.training.optimizer import AdamW
-    from babel_jax.training.step import compiled_step, placed_state, state_shardings
+    from babel_jax.config import ModelConfig, Remat, TrainingSettings
 
-    config = ModelConfig(**shape(arguments))
-    settings, mesh = OptimizerSettings(), make_mesh({"fsdp": 1}, jax.devices()[:1])
-    optimizer = AdamW(settings, abstract_params(config))
     training = TrainingSettings(
         global_batch_size=len(tokens), gradient_accumulation=len(tokens) // arguments.at_a_time, remat=Remat(arguments.remat),
         scan_layers=arguments.scan_layers,
     )  # fmt: skip
-    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
-    state = placed_state(optimizer, params, state_shardings(config, optimizer, mesh))
-    step = compiled_step(config, optimizer, settings, training, mesh)
-    batch = {"tokens": tokens, "segment_ids": np.ones_like(tokens), "language": np.zeros(len(tokens), np.int32)}
-    batch = global_batch(batch, mesh)
-
-    def run() -> float:
-        nonlocal state
-        for _ in range(STEPS):
-            state, metrics = step(state, batch, jnp.float32(RATE))
-        return float(metrics["loss"])
-
-    return run, jax.devices()[0].device_kind
+    return our_step(ModelConfig(**shape(arguments)), tokens, training), jax.devices()[0].device_kind
 
 
 def peer(arguments: argparse.Namespace, tokens: np.ndarray) -> tuple[Step, str]:
@@ -75,17 +56,16 @@ def peer(arguments: argparse.Namespace, tokens: np.ndarray) -> tuple[Step, str]:
     pieces = torch.from_numpy(tokens).long().to(device).split(arguments.at_a_time)
 
     def run() -> float:
-        for _ in range(STEPS):
-            total = 0.0
-            for piece in pieces:
-                with torch.autocast(device, torch.bfloat16):
-                    loss = compiled(input_ids=piece, labels=piece).loss / len(pieces)
-                loss.backward()
-                total = total + loss.detach()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-        return float(total)
+        total = torch.zeros((), device=device)
+        for piece in pieces:
+            with torch.autocast(device, torch.bfloat16):
+                loss = compiled(input_ids=piece, labels=piece).loss / len(pieces)
+            loss.backward()
+            total += loss.detach()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return total.item()
 
     return run, torch.cuda.get_device_name() if device == "cuda" else device
 
@@ -106,10 +86,11 @@ def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     run, device = (ours if arguments.only == "babel_jax" else peer)(arguments, tokens)
     first = run()
     compiled, rates = time.perf_counter() - start, []
-    for _ in range(arguments.rounds):
+    run()
+    for _ in range(arguments.steps):
         start = time.perf_counter()
         loss = run()
-        rates.append(STEPS * tokens.size / (time.perf_counter() - start))
+        rates.append(tokens.size / (time.perf_counter() - start))
     return {"device": device, "rates": rates, "first": first, "last": loss, "compile_seconds": compiled}
 
 
@@ -139,7 +120,7 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=151936)
     parser.add_argument("--remat", default="mlp", help="ours")
     parser.add_argument("--scan-layers", action="store_true", help="ours: one layer in a loop, as is the default of training")
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=16, help="counted")
     parser.add_argument("--only", choices=("babel_jax", "torch"), help=argparse.SUPPRESS)
     parser.add_argument("--at-a-time", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
