@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from babel_jax import __version__, cluster
 from babel_jax.commands import corpus, evaluation, models, pods, quality, report, runs, text
 from babel_jax.commands.parsing import Run
-from babel_jax.errors import BadInput, Preempted
+from babel_jax.errors import BadInput, Preempted, json_printable, printable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,9 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not cluster.speaks():
         return 0
     if options.json:
-        print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+        print(json_printable(json.dumps(result, ensure_ascii=False, allow_nan=False)))
     else:
-        print(result.get("summary") or "\n".join(f"{key}: {value}" for key, value in result.items()))
+        # Texts of models, servers and files are in it, and a terminal obeys control characters.
+        print(printable(result.get("summary") or "\n".join(f"{key}: {value}" for key, value in result.items())))
     return 0
 
 
@@ -57,10 +58,19 @@ def _log_shown() -> Iterator[None]:
     """What the project logs goes to standard error, above any progress bar; of other packages only warnings do."""
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    shown = logging.StreamHandler(sys.stderr)
+    shown.setFormatter(_Printable("%(message)s"))
+    logging.basicConfig(handlers=[shown])
     logging.getLogger("babel").setLevel(logging.INFO)
     with logging_redirect_tqdm():
         yield
+
+
+class _Printable(logging.Formatter):
+    """Log records without characters that a terminal obeys."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,19 +1,158 @@
-"""Files and folders that appear whole or not at all: written beside their final name, synced, then renamed."""
+"""Files and folders: read only where they are regular and bounded, written such that they appear whole or not at all."""
 
 import contextlib
 import errno
 import fcntl
+import json
+import math
 import os
+import re
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from babel_jax.errors import BadInput
+from babel_jax.errors import BadInput, one_line
 
+MOST_TEXT_BYTES = 16 * 2**20  # of a file that is read whole, where the caller names no other bound
+MOST_DEPTH = 200  # nested lists and objects of a JSON value
+MOST_DIGITS = 100  # of a whole number in JSON; transformers itself writes one of 31 digits (model_max_length)
 PARTIAL = ".partial"
 _FICLONE = 0x40049409  # Linux, ioctl_ficlone(2): XFS, Btrfs and others
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def regular_file(path: Path, below: Path | None = None) -> Path:
+    """The real path of a regular file, with links followed.
+
+    With `below`, a folder that may come from a stranger, links may lead only to files inside of it; those of the Hugging Face hub's
+    cache may also lead from snapshots/ to blobs/. Raises FileNotFoundError where nothing has that name, and BadInput for a folder, a
+    FIFO, a device, a link that leads elsewhere or nowhere, and a name that the system cannot hold.
+    """
+    try:
+        real = path.resolve(strict=True)
+        mode = real.stat().st_mode
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise BadInput(f"{path}: a link to {path.readlink()}, which is not there; remove it or fetch the file again") from None
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # ELOOP is a RuntimeError of pathlib, a NUL in a name a ValueError
+        raise BadInput(f"{one_line(path, 200)}: no such file ({getattr(error, 'strerror', None) or error})") from None
+    if below is not None and not _leads_inside(real, below.resolve()):
+        raise BadInput(f"{path}: a link to {real}, outside of the folder {below}; put the file itself there if you trust the link")
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file (a device, pipe or socket)"
+        raise BadInput(f"{path}: {kind}; a file is needed")
+    return real
+
+
+def _leads_inside(real: Path, folder: Path) -> bool:
+    in_cache = folder.parent.name == "snapshots" and real.parent == folder.parent.parent / "blobs"
+    return in_cache or real.is_relative_to(folder)
+
+
+def open_regular(path: Path, below: Path | None = None) -> BinaryIO:
+    """A regular file, opened to be read in bytes; arguments and errors as of `regular_file`. Never waits for a FIFO or device."""
+    real = regular_file(path, below)
+    handle = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):  # exchanged since the check
+        os.close(handle)
+        raise BadInput(f"{path}: no regular file; a file is needed")
+    return os.fdopen(handle, "rb")
+
+
+def read_bytes(path: Path, below: Path | None = None, most_bytes: int = MOST_TEXT_BYTES) -> bytes:
+    """The content of a regular file of at most `most_bytes`. Raises BadInput for a larger one, and as `regular_file` does."""
+    with explain_os_errors(path), open_regular(path, below) as file:
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise BadInput(f"{path}: larger than the {most_bytes:,} bytes that such a file may have")
+    return data
+
+
+def read_text(path: Path, below: Path | None = None, most_bytes: int = MOST_TEXT_BYTES) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark. Raises BadInput for other bytes, and as `read_bytes` does."""
+    try:
+        return read_bytes(path, below, most_bytes).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8 text ({error})") from None
+
+
+def read_json(path: Path, below: Path | None = None, most_bytes: int = MOST_TEXT_BYTES, unique_keys: bool = True) -> Any:
+    """The value of a JSON file. Raises FileNotFoundError without one, and BadInput as `read_bytes` and `parse_json` do."""
+    return parse_json(read_bytes(path, below, most_bytes), str(path), unique_keys)
+
+
+def parse_json(text: str | bytes, where: str, unique_keys: bool = True) -> Any:
+    """The value of JSON text; `where` (a path, or a path and line) begins messages.
+
+    Raises BadInput for what is not JSON (NaN and Infinity are not), for numbers beyond float64 or MOST_DIGITS, for more than MOST_DEPTH
+    nested values, for half of a surrogate pair, which no file in UTF-8 can hold, and, with `unique_keys`, for a key that an object has
+    twice: readers differ in which of the two values holds.
+    """
+    try:
+        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique_keys if unique_keys else None,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_moderate,
+        )
+        _check_depth(value)
+        if _MAYBE_SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise BadInput(f"{where}: not a readable JSON file: more than {MOST_DEPTH} values nested in each other") from None
+    except ValueError as error:
+        raise BadInput(f"{where}: not a readable JSON file: {one_line(error, 300)}") from None
+    return value
+
+
+_MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!r} is there more than once; keep the one that holds")
+    return made
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {one_line(digits, 40)} is beyond float64")
+    return value
+
+
+def _moderate(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits; at most {MOST_DIGITS} are read")
+    return int(digits)
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        below: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                below += one.values()
+            elif isinstance(one, list):
+                below += one
+        if not below:
+            return
+        level = [one for one in below if isinstance(one, dict | list)]
+    raise RecursionError
 
 
 def sync_file(file: Path) -> None:
