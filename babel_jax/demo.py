@@ -57,8 +57,11 @@ def _for_languages(config: Config, languages: set[str]) -> Config:
     def fitting(mixture: MixtureSettings) -> MixtureSettings:
         weights = {code: weight for code, weight in mixture.weights.items() if code in languages}
         strategy = Strategy.EQUAL if mixture.weights and not weights else mixture.strategy
-        curated = {code: share for code, share in mixture.curated.items() if code in languages}
-        return mixture.model_copy(update={"strategy": strategy, "weights": weights, "curated": curated})
+        shares = {
+            name: {code: share for code, share in getattr(mixture, name).items() if code in languages}
+            for name in ("curated", "curated_extra")
+        }
+        return mixture.model_copy(update={"strategy": strategy, "weights": weights, **shares})
 
     stages = tuple(stage.model_copy(update={"mixture": fitting(stage.mixture)}) for stage in config.stages)
     return config.model_copy(update={"stages": stages})

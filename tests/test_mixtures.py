@@ -89,7 +89,7 @@ def test_two_stages_side_by_side(prepared, config_file, tmp_path, capsys):
 
 def test_a_curated_share_that_is_not_there_is_said(prepared, config_file):
     folder = prepared({("en", "curated"): 10, ("en", "web"): 9000, ("sw", "web"): 9000})
-    config = config_file(folder, 'name = "one"\nsteps = 100\nmixture = { curated = { en = 0.5 } }')
+    config = config_file(folder, 'name = "one"\nsteps = 100\nmixture = { curated_extra = { en = 0.5 } }')
     (stage,) = stage_mixtures(load_config(config))
     assert stage.parts["en", "curated"].at_cap
     assert len(stage.warnings) == 1

@@ -128,9 +128,11 @@ class MixtureSettings(Settings):
     """Shares of a stage, in tokens.
 
     languages: those that take part; empty means all that have data. `weights` maps a language to its weight (strategy `weights`).
-    max_epochs: cap on passes over one dataset; the surplus goes to the others. `curated` maps a language to the share of the whole
-    that its `curated` kind (else its `textbook` kind, else any) gets on top of its own. The multipliers raise the weight of
-    low-resource languages, and of the kind `textbook` within every language.
+    max_epochs: cap on passes over one dataset; the surplus goes to the others. `curated` maps a language to its share of all tokens, in
+    total: curated = { en = 0.3 } makes 30% of the stage English, taken from the kind `curated` (else `textbook`, else any) as far as there
+    is enough of it. `curated_extra` maps a language to a share of such text that comes on top of the language's own part: with two
+    languages of equal parts, curated_extra = { en = 0.3 } makes 30% + 35% English. The multipliers raise the weight of low-resource
+    languages, and of the kind `textbook` within every language.
     """
 
     strategy: Strategy = Strategy.EQUAL
@@ -139,15 +141,24 @@ class MixtureSettings(Settings):
     weights: dict[str, PositiveFloat] = {}
     max_epochs: PositiveFloat = 4.0
     curated: dict[str, Fraction] = {}
+    curated_extra: dict[str, Fraction] = {}
     low_resource_multiplier: PositiveFloat = 1.0
     textbook_multiplier: PositiveFloat = 1.0
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        for code in (*self.languages, *self.weights, *self.curated):
+        for code in (*self.languages, *self.weights, *self.curated_languages):
             language(code)
         if (self.strategy is Strategy.WEIGHTS) != bool(self.weights):
             raise ValueError('strategy = "weights" and a table of weights go together')
-        if sum(self.curated.values()) >= 1.0:
-            raise ValueError(f"the shares of curated add up to {sum(self.curated.values()):g}; they must stay below 1")
+        if both := sorted(self.curated.keys() & self.curated_extra.keys()):
+            raise ValueError(f"curated and curated_extra both name {', '.join(both)}; curated is a total, curated_extra comes on top")
+        total = sum(self.curated.values()) + sum(self.curated_extra.values())
+        if total >= 1.0:
+            raise ValueError(f"the shares of curated and curated_extra add up to {total:g}; they must stay below 1")
         return self
+
+    @property
+    def curated_languages(self) -> tuple[str, ...]:
+        """The languages that `curated` and `curated_extra` name."""
+        return *self.curated, *self.curated_extra

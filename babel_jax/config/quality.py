@@ -79,8 +79,8 @@ class ClassifierSettings(Settings):
     """The small model: a decoder from the model folder `model` with one linear map from its last state to the dimensions.
 
     Documents are cut to `seq_len` - 1 tokens. `good` is the mean score, on the judge's scale, from which on a text counts as good (for the
-    area under the ROC curve). Held-out documents are chosen by the hash of their ids. Rows with a score below `threshold`, or that of their
-    language in `thresholds`, are left out of what `babel score` writes.
+    area under the ROC curve). Held-out documents are chosen by their ids, independently of which were judged. Rows with a score below
+    `threshold`, or that of their language in `thresholds`, are left out of what `babel score` writes.
     """
 
     model: LocalPath

@@ -63,7 +63,7 @@ class Config(Settings):
             raise ValueError(f"deepen: the steps must ascend; given {', '.join(map(str, steps))}")
         with_sources = {source.language for source in self.data.sources}
         for stage in self.stages:
-            named = (*stage.mixture.languages, *stage.mixture.weights, *stage.mixture.curated)
+            named = (*stage.mixture.languages, *stage.mixture.weights, *stage.mixture.curated_languages)
             missing = [code for code in named if with_sources and code not in with_sources]
             if missing:
                 raise ValueError(

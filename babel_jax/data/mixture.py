@@ -10,6 +10,7 @@ from babel_jax.errors import BadInput
 from babel_jax.languages import CODES, LANGUAGES, Resource
 
 CURATED, TEXTBOOK = "curated", "textbook"
+_TOLERANCE = 1e-6  # of a share of all tokens
 _LEAST_WEIGHT = 1e-100  # what a temperature near 0 leaves of all but the largest; 0 could not be divided by
 Key = TypeVar("Key", bound=Hashable)
 Dataset = tuple[str, str]
@@ -57,21 +58,27 @@ class Mixture:
 def make_mixture(available: Mapping[Dataset, int], settings: MixtureSettings, budget_tokens: int) -> Mixture:
     """Shares `budget_tokens` among the datasets of `available` (tokens by language and kind).
 
-    First each language of `settings.curated` gets its share of the whole, for its `curated` kind (else `textbook`, else any); such a
-    curated kind gets nothing else. The rest is shared among the languages by the strategy and, inside a language, in proportion to the
-    tokens of its kinds, both by water-filling: no dataset is read more than `max_epochs` times, and what it cannot take goes to the others.
-    When all together cannot take the budget, all are read equally often above the cap, and a warning says so.
+    First each language of `settings.curated` gets its share of the whole, and no more: from its `curated` kind (else `textbook`, else
+    any), then from its other kinds. Each language of `settings.curated_extra` gets such a share on top of its own part; a kind `curated`
+    then gets nothing else. The rest is shared among the other languages by the strategy and, inside a language, in proportion to the
+    tokens of its kinds, both by water-filling: no dataset is read more than `max_epochs` times, and what it cannot take goes to the
+    others. When all together cannot take the budget, all are read equally often above the cap, and a warning says so, as it does where
+    `curated` gives a language another share than was asked for.
     Raises BadInput for a language without data and for a table of weights that does not fit `languages`.
     """
     supply = {key: available[key] for key in sorted(available, key=lambda key: (CODES.index(key[0]), key[1])) if available[key] > 0}
     languages = _languages(supply, settings)
-    curated = {_curated(code, supply): share for code, share in settings.curated.items()}
-    base = [key for key in supply if key[0] in languages and not (key in curated and key[1] == CURATED)]
+    extra = {_curated(code, supply): share for code, share in settings.curated_extra.items()}
+    base = [key for key in supply if key[0] in languages and not (key in extra and key[1] == CURATED)]
     base = base or [key for key in supply if key[0] in languages]
+    # Where every language has a total, there is no other to take the rest.
+    base = [key for key in base if key[0] not in settings.curated] or base
 
-    tokens = dict.fromkeys([*base, *curated], 0.0)
-    for key, share in curated.items():
+    tokens = dict.fromkeys([*base, *extra], 0.0)
+    for key, share in extra.items():
         tokens[key] = min(share * budget_tokens, settings.max_epochs * supply[key])
+    for code, share in settings.curated.items():
+        tokens |= _of_total(share * budget_tokens, code, supply, settings)
     rest = budget_tokens - sum(tokens.values())
     # As many passes over the base as it takes to spend the rest, where the cap does not allow for it.
     passes = max(settings.max_epochs, (rest + sum(tokens[key] for key in base)) / sum(supply[key] for key in base))
@@ -90,12 +97,19 @@ def make_mixture(available: Mapping[Dataset, int], settings: MixtureSettings, bu
         for key in supply
         if tokens.get(key, 0.0) > 0
     )
-    if passes <= settings.max_epochs * (1 + 1e-9):
-        return Mixture(rows)
-    return Mixture(
-        rows,
-        (f"there is too little text for {budget_tokens:,} tokens: it is read {passes:.2f} times, max_epochs = {settings.max_epochs:g}",),
-    )
+    mixture = Mixture(rows)
+    warnings = []
+    if passes > settings.max_epochs * (1 + 1e-9):
+        warnings.append(
+            f"there is too little text for {budget_tokens:,} tokens: it is read {passes:.2f} times, max_epochs = {settings.max_epochs:g}"
+        )
+    has_others = any(code not in settings.curated for code in languages)
+    reason = f"its text would be read more than max_epochs = {settings.max_epochs:g} times" if has_others else "no language has the rest"
+    for code, share in settings.curated.items():
+        given = mixture.languages.get(code, 0.0)
+        if abs(given - share) > _TOLERANCE:
+            warnings.append(f"curated gives {code} {given:.1%} of the tokens, not {share:.1%}: {reason}")
+    return Mixture(rows, tuple(warnings))
 
 
 def water_fill(total: float, weights: Mapping[Key, float], capacities: Mapping[Key, float]) -> dict[Key, float]:
@@ -112,6 +126,16 @@ def water_fill(total: float, weights: Mapping[Key, float], capacities: Mapping[K
         shares[key] = min(capacities[key], left * (weights[key] / weight_left))
         left = max(0.0, left - shares[key])
     return shares
+
+
+def _of_total(total: float, code: str, supply: Mapping[Dataset, int], settings: MixtureSettings) -> dict[Dataset, float]:
+    """The tokens of a language's datasets that add up to `total`, as far as the cap allows: curated text first."""
+    first = _curated(code, supply)
+    others = [key for key in supply if key[0] == code and key != first]
+    own = {first: min(total, settings.max_epochs * supply[first])}
+    weights = {key: supply[key] * (settings.textbook_multiplier if key[1] == TEXTBOOK else 1.0) for key in others}
+    capacities = {key: settings.max_epochs * supply[key] for key in others}
+    return own | water_fill(total - own[first], weights, capacities)
 
 
 def _curated(code: str, supply: Mapping[Dataset, int]) -> Dataset:
@@ -137,7 +161,8 @@ def _weights(tokens: Mapping[str, int], settings: MixtureSettings) -> dict[str, 
 def _languages(supply: Mapping[Dataset, int], settings: MixtureSettings) -> tuple[str, ...]:
     """The languages that share the base of the mixture."""
     with_data = tuple(dict.fromkeys(code for code, _ in supply))
-    missing = [code for code in dict.fromkeys([*settings.languages, *settings.weights, *settings.curated]) if code not in with_data]
+    named = dict.fromkeys([*settings.languages, *settings.weights, *settings.curated_languages])
+    missing = [code for code in named if code not in with_data]
     if missing:
         raise BadInput(f"mixture: no text for {', '.join(missing)}; there is text for {' '.join(with_data) or 'no language'}")
     if settings.weights and settings.languages and set(settings.weights) != set(settings.languages):

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 from babel_jax.data.rows import Row
+from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput
 
 _LEFT_OUT = 0
@@ -59,7 +60,7 @@ def survey(rows: Iterable[Row], heldout_fraction: float, heldout_bytes: int, are
     lowest: tuple[float, int, Row] | None = None
     duplicates = training = 0
     for number, row in enumerate(rows):
-        place = unit_hash(row.id)
+        place = unit_draw(Purpose.HELDOUT, row.id)
         text = number.to_bytes(8, "big") if are_distinct else _digest(row.text)
         fates.append(_LEFT_OUT)
         is_heldout = place < heldout_fraction
@@ -82,11 +83,6 @@ def survey(rows: Iterable[Row], heldout_fraction: float, heldout_bytes: int, are
     for number in overlaps:
         fates[number] = _LEFT_OUT
     return Survey(tuple(kinds), fates, heldout.rows(), duplicates, len(overlaps), max(0, len(heldout_texts) - len(heldout.rows())))
-
-
-def unit_hash(identifier: str) -> float:
-    """A number in [0, 1) that depends on the id alone."""
-    return int.from_bytes(hashlib.blake2b(identifier.encode(), digest_size=6).digest(), "big") / 2**48
 
 
 class _Lowest:

@@ -9,7 +9,7 @@ from typing import Any
 from babel_jax.evaluation.benchmark_data import BITS_PER_BYTE, SOURCES
 from babel_jax.evaluation.items import GROUPS, means_of
 from babel_jax.evaluation.tables import saved_figure
-from babel_jax.languages import LANGUAGES, Resource
+from babel_jax.languages import CODES, LANGUAGES, Resource, codes_of
 
 TITLES = {
     "mmmlu": "MMMLU", "m3exam": "M3Exam", "xcopa": "XCOPA", "mgsm": "MGSM", "xnli": "XNLI", "flores200": "Flores-200",
@@ -22,9 +22,9 @@ PUBLISHED = {
 }
 LABELS = {"all": "mean, all", "high": "mean, high-resource", "low": "mean, low-resource"}
 
-# {model: {task: {language: {score, stderr, n}}}}, and {model: {task: {language or group: {difference, low, high}}}}
+# {model: {task: {language: {score, stderr, n}}}}, and {model: {task: {language or group: {difference, low, high, n}}}}
 Scores = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]
-Differences = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
+Differences = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | None]]]]
 
 
 def report_text(
@@ -59,11 +59,22 @@ def overview(scores: Scores) -> list[str]:
         plain = {task: _plain(by_task.get(task, {})) for task in tasks}
         for group in GROUPS:
             cells = [_cell(means_of({task: plain[task]})[group], 1) for task in tasks]
-            lines.append(f"| {model} | {group} | {' | '.join(cells)} | {_cell(means_of(plain)[group], 1)} |")
+            lines.append(f"| {model} | {_group_label(group, plain)} | {' | '.join(cells)} | {_cell(means_of(plain)[group], 1)} |")
     for model, means in PUBLISHED.items():
         mean = _cell(sum(means.values()) / len(means), 1) if len(tasks) == len(means) else ""
         lines.append(f"| {model} (published) | all | {' | '.join(_cell(means[task], 1) for task in tasks)} | {mean} |")
     return lines
+
+
+def _group_label(group: str, scores: Mapping[str, Mapping[str, float]]) -> str:
+    """The group, with the number of its languages where not all languages of the tasks were measured: their mean is another figure than
+    the mean over all, and than the published one."""
+    own = set(CODES) if group == "all" else set(codes_of(Resource(group)))
+    measured = {code for by_language in scores.values() for code in by_language} & own
+    covered = {code for task in scores for code in SOURCES[task].configs} & own
+    if all(set(SOURCES[task].configs) & own <= by_language.keys() for task, by_language in scores.items()):
+        return group
+    return f"{group}, {len(measured)} of {len(covered | measured)} languages"
 
 
 def task_table(task: str, scores: Scores, differences: Differences, fertility: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -149,7 +160,10 @@ def _cell(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def _difference(change: Mapping[str, float] | None, digits: int) -> str:
+def _difference(change: Mapping[str, float | None] | None, digits: int) -> str:
     if change is None:
         return ""
-    return f"{change['difference']:+.{digits}f} [{change['low']:+.{digits}f}, {change['high']:+.{digits}f}]"
+    difference = f"{change['difference']:+.{digits}f}"
+    if change["low"] is None or change["high"] is None:
+        return f"{difference} [one item]"
+    return f"{difference} [{change['low']:+.{digits}f}, {change['high']:+.{digits}f}]"

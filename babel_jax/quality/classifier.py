@@ -8,8 +8,10 @@ scored/xx.jsonl  rows with their `score`; what they were made from and how long 
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,8 @@ from babel_jax.config import Source
 from babel_jax.config.quality import Calibration, QualityConfig
 from babel_jax.data.records import file_bytes, source_files
 from babel_jax.data.rows import Row, RowCounts, read_rows
-from babel_jax.data.survey import unit_hash
 from babel_jax.data.tokenizers import open_tokenizer
+from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput
 from babel_jax.files import PARTIAL, explain_os_errors, make_folder, new_folder, only_process_in, write_text
 from babel_jax.languages import CODES, LANGUAGES
@@ -45,17 +47,18 @@ log = logging.getLogger("babel")
 def train_classifier(config: QualityConfig) -> dict[str, Any]:
     """Trains on OUT/judged.jsonl and writes OUT/classifier, whole or not at all.
 
-    Returns {"out", "classifier", "documents", "losses": {"first", "last"}, "agreement": {code or "all": {"n", "spearman", "roc_auc",
-    "error"}}, "summary"}. Raises BadInput where nothing was judged, or all would be held out.
+    Returns {"out", "classifier", "documents", "languages": {code: {"trained", "heldout"}}, "losses": {"first", "last"}, "agreement":
+    {code or "all": {"n", "spearman", "roc_auc", "error"}}, "summary"}. Raises BadInput where a language has no judged document to train on.
     """
     out, settings = Path(config.out), config.classifier
     make_folder(out)
     with only_process_in(out), new_folder(out / CLASSIFIER) as partial:
         judged = read_judged(out / JUDGED, config.judge.dimensions)
-        heldout = [document for document in judged if unit_hash(document["id"]) < settings.heldout_fraction]
-        trained = [document for document in judged if unit_hash(document["id"]) >= settings.heldout_fraction]
-        if not trained:
-            raise BadInput(f"{out / JUDGED}: all {len(judged)} documents are held out; judge more, or lower classifier.heldout_fraction")
+        is_heldout = [unit_draw(Purpose.CLASSIFIER_HELDOUT, document["id"]) < settings.heldout_fraction for document in judged]
+        heldout = list(itertools.compress(judged, is_heldout))
+        trained = [document for document, held in zip(judged, is_heldout, strict=True) if not held]
+        counts = _counts(config, trained, heldout)
+        log.info("%s", counts_table(counts))
         folder = open_folder(settings.model)
         check_vocabulary(folder.path, folder.config.vocab_size)
         tied = folder.config.model_copy(update={"tie_word_embeddings": True})
@@ -65,8 +68,7 @@ def train_classifier(config: QualityConfig) -> dict[str, Any]:
 
         raw = _raw_scores(regressor, [document["text"] for document in judged])
         grids = _grids([document["language"] for document in judged], raw)
-        places = [number for number, document in enumerate(judged) if unit_hash(document["id"]) < settings.heldout_fraction]
-        agreement = _agreement(heldout, raw[places], config)
+        agreement = _agreement(heldout, raw[np.array(is_heldout, bool)], config)
         hf_config = write_hf_config(tied, folder.hf_config, "float32")
         save_folder(partial / "hf", Format.HF, {"model": regressor.params["model"]}, hf_config, folder.path)
         head = {name: np.asarray(value).tolist() for name, value in regressor.params[HEAD].items()}
@@ -84,9 +86,10 @@ def train_classifier(config: QualityConfig) -> dict[str, Any]:
         "out": str(out),
         "classifier": str(out / CLASSIFIER),
         "documents": len(trained),
+        "languages": counts,
         "losses": {"first": losses[0], "last": float(np.mean(losses[-10:]))},
         "agreement": agreement,
-        "summary": table,
+        "summary": f"{table}\n\n{counts_table(counts)}",
     }
 
 
@@ -164,6 +167,30 @@ def agreement_table(agreement: dict[str, dict[str, Any]], good: float) -> str:
         values = ["" if entry[key] is None else f"{entry[key]:.3f}" for key in ("spearman", "roc_auc", "error")]
         lines.append(f"| {name} | {entry['n']} | {100 * entry['good']:.0f} | {' | '.join(values)} |")
     return "\n".join(lines)
+
+
+def counts_table(counts: dict[str, dict[str, int]]) -> str:
+    """A line for each language: how many judged documents are trained on, and how many are held out."""
+    lines = [f"{code}: {own['trained']:,} documents to train on, {own['heldout']:,} held out" for code, own in counts.items()]
+    return "\n".join(lines)
+
+
+def _counts(config: QualityConfig, trained: Sequence[Judged], heldout: Sequence[Judged]) -> dict[str, dict[str, int]]:
+    """{code: {"trained", "heldout"}} for the languages of the sources and of the judged documents.
+
+    Raises BadInput for a language without a document to train on: its scores would be those of other languages.
+    """
+    of_trained, of_heldout = (Counter(document["language"] for document in documents) for documents in (trained, heldout))
+    languages = {source.language for source in config.sources} | of_trained.keys() | of_heldout.keys()
+    counts = {code: {"trained": of_trained[code], "heldout": of_heldout[code]} for code in CODES if code in languages}
+    without = [code for code, own in counts.items() if not own["trained"]]
+    if without:
+        told = ", ".join(f"{code} ({of_heldout[code]} judged{', all held out' if of_heldout[code] else ''})" for code in without)
+        raise BadInput(
+            f"{Path(config.out) / JUDGED}: no document to train on in {told}; judge more, lower classifier.heldout_fraction, "
+            "or leave out the sources of these languages"
+        )
+    return counts
 
 
 def _text(sources: Sequence[Source]) -> list[Any]:

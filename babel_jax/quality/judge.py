@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from babel_jax.config.quality import JudgeSettings, QualityConfig
 from babel_jax.data.rows import Row, RowCounts, read_rows
-from babel_jax.data.survey import unit_hash
+from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput
 from babel_jax.files import make_folder, only_process_in, write_text
 from babel_jax.languages import CODES, LANGUAGES
@@ -104,7 +104,7 @@ def read_judged(path: Path, dimensions: Iterable[str]) -> list[Judged]:
 
 
 def _sample(config: QualityConfig) -> Iterator[tuple[str, tuple[str, Row]]]:
-    """Of each language the documents with the lowest hashes of their ids: pairs of a name for the request, and (language, row)."""
+    """Of each language the documents whose ids draw the lowest numbers: pairs of a name for the request, and (language, row)."""
     for code in CODES:
         sources = [source for source in config.sources if source.language == code]
         rows = (row for source in sources for row in read_rows(source, config.bad_rows, RowCounts()))
@@ -116,7 +116,7 @@ def _sample(config: QualityConfig) -> Iterator[tuple[str, tuple[str, Row]]]:
 
 
 def _place(row: Row) -> tuple[float, str]:
-    return unit_hash(row.id), row.id
+    return unit_draw(Purpose.JUDGE_SAMPLE, row.id), row.id
 
 
 def _request(settings: JudgeSettings, language: str, row: Row) -> dict[str, Any]:

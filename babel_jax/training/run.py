@@ -18,11 +18,11 @@ from babel_jax.checkpoints.processes import agreed, meet
 from babel_jax.config import Config, ModelConfig, OptimizerSettings, Stage, Trained
 from babel_jax.data.loading import Batches
 from babel_jax.data.mixture import Mixture, make_mixture
-from babel_jax.data.prepared import open_prepared
+from babel_jax.data.prepared import open_prepared, read_json
 from babel_jax.errors import BadInput, Preempted
 from babel_jax.files import write_text
 from babel_jax.model.decoder import abstract_params
-from babel_jax.training.checkpoints import Checkpoints, abstract_state
+from babel_jax.training.checkpoints import Checkpoints, abstract_state, newest_step
 from babel_jax.training.compilation import Profile
 from babel_jax.training.deepening import Depth, depth_at, expand_state
 from babel_jax.training.goodput import Goodput, Spent
@@ -90,6 +90,8 @@ def train_stages(
     with agreed():
         stages = plan_stages(config)
         if jax.process_index() == 0:
+            if newest_step(run_folder / "checkpoints"):
+                _check_totals(stages, run_folder)
             mixtures = {plan.stage.name: plan.mixture.to_json() for plan in stages}
             write_text(run_folder / "mixture.json", json.dumps(mixtures, indent=2) + "\n")
     _check_models(stages, models)
@@ -166,6 +168,23 @@ def _check_models(stages: Sequence[PlannedStage], models: Sequence[Depth]) -> No
     for model in models[1:]:
         if model.start >= steps:
             raise BadInput(f"deepen: there is no step {model.start}; the run has the steps 0 to {steps - 1}")
+
+
+def _check_totals(stages: Sequence[PlannedStage], run_folder: Path) -> None:
+    """Raises BadInput for a run that an earlier version began, in which `curated` came on top of a language's own part."""
+    path = run_folder / "mixture.json"
+    before = read_json(path) if path.is_file() else {}
+    for plan in stages:
+        rows = before.get(plan.stage.name, {}).get("rows", [])
+        for code in plan.stage.mixture.curated if rows else ():
+            had = sum(row["share"] for row in rows if row["language"] == code)
+            has = plan.mixture.languages.get(code, 0.0)
+            if abs(had - has) > 1e-6:
+                raise BadInput(
+                    f"{run_folder}: stage {plan.stage.name} was begun with {had:.1%} {code}, and curated = {{ {code} = "
+                    f"{plan.stage.mixture.curated[code]:g} }} now gives {has:.1%}: earlier versions added it to the language's own part; "
+                    f"write curated_extra for curated in the config and in {run_folder / 'config.toml'}, or give another out"
+                )
 
 
 def _parts(plan: PlannedStage, models: Sequence[Depth]) -> list[tuple[int, int]]:

@@ -113,24 +113,78 @@ def test_equal_as_supply_allows():
     assert [round(row.epochs, 9) for row in mixture.rows] == [0.44, 0.44, 2, 2]
 
 
-def test_curated_shares_come_on_top():
+def test_extra_curated_shares_come_on_top():
     available = {("en", "web"): 1000, ("en", "curated"): 1000, ("zh", "web"): 1000, ("zh", "textbook"): 1000, ("sw", "web"): 1000}
-    mixture = make_mixture(available, MixtureSettings(curated={"en": 0.3, "zh": 0.1}), 1000)
+    mixture = make_mixture(available, MixtureSettings(curated_extra={"en": 0.3, "zh": 0.1}), 1000)
     shares = {(row.language, row.kind): round(row.share, 12) for row in mixture.rows}
     assert shares == {("en", "curated"): 0.3, ("en", "web"): 0.2, ("zh", "textbook"): 0.2, ("zh", "web"): 0.1, ("sw", "web"): 0.2}
     assert {code: round(share, 12) for code, share in mixture.languages.items()} == {"en": 0.5, "zh": 0.3, "sw": 0.2}
 
 
+def shares_of(available, budget=1000, **settings):
+    mixture = make_mixture(available, MixtureSettings(**settings), budget)
+    return {(row.language, row.kind): round(row.share, 12) for row in mixture.rows}, mixture.warnings
+
+
+def test_a_curated_share_is_the_total_of_its_language():
+    web = {(code, "web"): 1000 for code in ("en", "zh", "sw")}
+    assert shares_of(web, curated={"en": 0.3}) == ({("en", "web"): 0.3, ("zh", "web"): 0.35, ("sw", "web"): 0.35}, ())
+    # Curated text first: 4 passes over 50 tokens, then the language's other kinds in proportion to their tokens.
+    some = {**web, ("en", "curated"): 50, ("en", "news"): 3000}
+    assert shares_of(some, curated={"en": 0.6}, max_epochs=4.0) == (
+        {("en", "curated"): 0.2, ("en", "news"): 0.3, ("en", "web"): 0.1, ("zh", "web"): 0.2, ("sw", "web"): 0.2},
+        (),
+    )
+    # A total and a share on top side by side: 30% English, 10% + 30% Chinese, 30% Swahili.
+    assert shares_of(web, curated={"en": 0.3}, curated_extra={"zh": 0.1})[0] == {
+        ("en", "web"): 0.3,
+        ("zh", "web"): 0.4,
+        ("sw", "web"): 0.3,
+    }
+    # Whatever the weight of the language is.
+    weighted = {"strategy": Strategy.WEIGHTS, "weights": {"en": 9, "sw": 1}}
+    assert shares_of(web, curated={"en": 0.3}, **weighted)[0] == {("en", "web"): 0.3, ("sw", "web"): 0.7}
+
+
+def test_a_total_that_cannot_be_had_is_said():
+    available = {("en", "web"): 10, ("sw", "web"): 1000}
+    shares, warnings = shares_of(available, curated={"en": 0.5}, max_epochs=4.0)
+    assert shares == {("en", "web"): 0.04, ("sw", "web"): 0.96}
+    assert warnings == ("curated gives en 4.0% of the tokens, not 50.0%: its text would be read more than max_epochs = 4 times",)
+    shares, warnings = shares_of({("en", "web"): 1000}, curated={"en": 0.3})
+    assert shares == {("en", "web"): 1.0}
+    assert warnings == ("curated gives en 100.0% of the tokens, not 30.0%: no language has the rest",)
+
+
+@given(supplies, st.dictionaries(st.sampled_from(CODES), st.floats(0.001, 0.03)), st.floats(0.01, 0.5))
+def test_totals_are_kept_wherever_there_is_text_enough(available, curated, used):
+    with_data = {code for code, _ in available}
+    curated = {code: share for code, share in curated.items() if code in with_data}
+    assume(with_data - curated.keys())
+    budget = max(1, int(used * min(sum(t for (own, _), t in available.items() if own == code) for code in with_data)))
+    mixture = make_mixture(available, MixtureSettings(curated=curated), budget)
+    assert not mixture.warnings
+    for code, share in curated.items():
+        assert mixture.languages.get(code, 0.0) == pytest.approx(share, abs=1e-9)
+
+
+def test_curated_settings_that_cannot_be():
+    with pytest.raises(ValueError, match="curated and curated_extra both name en"):
+        MixtureSettings(curated={"en": 0.1}, curated_extra={"en": 0.1})
+    with pytest.raises(ValueError, match=r"add up to 1\.2; they must stay below 1"):
+        MixtureSettings(curated={"en": 0.6}, curated_extra={"zh": 0.6})
+
+
 def test_ordinary_text_stands_in_for_curated_text_that_is_not_there():
     available = {("en", "web"): 1000, ("zh", "news"): 1000, ("zh", "web"): 1000, ("sw", "web"): 1000}
-    mixture = make_mixture(available, MixtureSettings(curated={"en": 0.3, "zh": 0.1}), 1000)
+    mixture = make_mixture(available, MixtureSettings(curated_extra={"en": 0.3, "zh": 0.1}), 1000)
     shares = {(row.language, row.kind): round(row.share, 12) for row in mixture.rows}
     assert shares == {("en", "web"): 0.5, ("zh", "news"): 0.2, ("zh", "web"): 0.1, ("sw", "web"): 0.2}
 
 
 def test_a_curated_share_beyond_the_cap_goes_to_the_base():
     available = {("en", "curated"): 10, ("en", "web"): 1000, ("sw", "web"): 1000}
-    mixture = make_mixture(available, MixtureSettings(curated={"en": 0.5}, max_epochs=4), 1000)
+    mixture = make_mixture(available, MixtureSettings(curated_extra={"en": 0.5}, max_epochs=4), 1000)
     assert {(row.language, row.kind): round(row.share, 12) for row in mixture.rows} == {
         ("en", "curated"): 0.04,
         ("en", "web"): 0.48,
@@ -185,7 +239,7 @@ def test_the_table_and_the_json():
 
 def test_web_text_takes_the_curated_share_where_there_is_nothing_better():
     available = {("en", "web"): 1000, ("sw", "web"): 1000}
-    mixture = make_mixture(available, MixtureSettings(curated={"en": 0.2}), 1000)
+    mixture = make_mixture(available, MixtureSettings(curated_extra={"en": 0.2}), 1000)
     assert mixture.languages == {"en": pytest.approx(0.6), "sw": pytest.approx(0.4)}
 
 
@@ -195,6 +249,7 @@ def test_languages_without_data_are_named_with_those_that_have():
         MixtureSettings(languages=("en", "ha")),
         MixtureSettings(strategy=Strategy.WEIGHTS, weights={"ha": 1.0}),
         MixtureSettings(curated={"ha": 0.1}),
+        MixtureSettings(curated_extra={"ha": 0.1}),
     ):
         with pytest.raises(BadInput, match="no text for ha; there is text for en sw"):
             make_mixture(available, settings, 100)

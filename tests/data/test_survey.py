@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babel_jax.data.rows import Row
-from babel_jax.data.survey import survey, unit_hash
+from babel_jax.data.survey import survey
+from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput
 
 rows_strategy = st.lists(
@@ -13,6 +14,10 @@ rows_strategy = st.lists(
     ),
     max_size=60,
 )
+
+
+def drawn(identifier):
+    return unit_draw(Purpose.HELDOUT, identifier)
 
 
 def training(surveyed, rows):
@@ -29,15 +34,15 @@ def test_every_row_is_trained_on_held_out_or_left_out_for_a_reason(rows, fractio
     assert len(set(trained_texts)) == len(trained_texts)
     assert len(set(heldout_texts)) == len(heldout_texts)
     assert not set(trained_texts) & set(heldout_texts)
-    assert all(unit_hash(row.id) >= fraction for row in trained)
+    assert all(drawn(row.id) >= fraction for row in trained)
     assert sum(map(len, heldout_texts[:-1])) < wanted
-    assert [unit_hash(row.id) for row in surveyed.heldout] == sorted(unit_hash(row.id) for row in surveyed.heldout)
+    assert [drawn(row.id) for row in surveyed.heldout] == sorted(drawn(row.id) for row in surveyed.heldout)
 
 
 @given(rows_strategy, st.floats(0.01, 1))
 def test_one_of_several_texts_is_held_out(rows, fraction):
     surveyed = survey(rows, fraction, 1000)
-    assert bool(surveyed.heldout) == (len({row.text for row in rows}) > 1 or any(unit_hash(row.id) < fraction for row in rows))
+    assert bool(surveyed.heldout) == (len({row.text for row in rows}) > 1 or any(drawn(row.id) < fraction for row in rows))
 
 
 def test_the_same_parallel_rows_are_held_out_in_every_language():
@@ -57,7 +62,7 @@ def test_nothing_is_held_out_when_nothing_shall_be():
 
 
 def test_ids_hash_evenly():
-    places = np.sort([unit_hash(f"message-{number}") for number in range(2000)])
+    places = np.sort([drawn(f"message-{number}") for number in range(2000)])
     assert np.abs(places - np.linspace(0, 1, 2000)).max() < 0.04
 
 

@@ -14,6 +14,7 @@ from babel_jax.cli import main
 from babel_jax.config import ComputeType, ModelConfig
 from babel_jax.config.quality import ClassifierSettings
 from babel_jax.data.tokenizers import open_tokenizer
+from babel_jax.draws import Purpose, unit_draw
 from babel_jax.model.decoder import init_params
 from babel_jax.quality.regressor import Regressor, pack_documents, with_head
 
@@ -175,3 +176,36 @@ def test_what_is_missing_is_said(config_file, trained, tmp_path, capsys):
     (tmp_path / "old" / "judged.jsonl").write_bytes((trained / "judged.jsonl").read_bytes())
     assert main(["classifier", str(config_file), "--set", 'judge.dimensions={tone = "x"}', "--set", "out=" + str(tmp_path / "old")]) == 2
     assert "judged on fluency, substance, not on judge.dimensions" in capsys.readouterr().err
+
+
+def with_judged(config_file, tmp_path, documents):
+    """A folder of judged documents, and the arguments that name it."""
+    (tmp_path / "out").mkdir()
+    rows = [
+        {"id": f"{code}{number}", "language": code, "text": "a b c", "scores": {"fluency": 1.0, "substance": 1.0}, "score": 1.0}
+        for code, count in documents.items()
+        for number in range(count)
+    ]
+    (tmp_path / "out" / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ["classifier", str(config_file), "--set", f"out={tmp_path / 'out'}", "--set", "classifier.epochs=0.1"]
+
+
+@pytest.mark.parametrize(("documents", "says"), [({"en": 5}, "ha (0 judged)"), ({"en": 5, "ha": 1}, "ha (1 judged, all held out)")])
+def test_a_language_without_a_document_to_train_on_is_refused(config_file, tmp_path, capsys, documents, says):
+    command = with_judged(config_file, tmp_path, documents)
+    fraction = unit_draw(Purpose.CLASSIFIER_HELDOUT, "ha0") + 1e-9 if "ha" in documents else 0.0
+    assert main([*command, "--set", f"classifier.heldout_fraction={fraction}"]) == 2
+    error = capsys.readouterr().err
+    assert f"no document to train on in {says}" in error
+    assert not (tmp_path / "out" / "classifier").exists()
+
+
+def test_documents_are_counted_by_language(config_file, tmp_path, capsys):
+    command = with_judged(config_file, tmp_path, {"en": 30, "ha": 20})
+    assert main([*command, "--json"]) == 0
+    said = capsys.readouterr()
+    counts = json.loads(said.out)["languages"]
+    assert {code: own["trained"] + own["heldout"] for code, own in counts.items()} == {"en": 30, "ha": 20}
+    for code, own in counts.items():
+        assert own["heldout"] == sum(unit_draw(Purpose.CLASSIFIER_HELDOUT, f"{code}{n}") < 0.25 for n in range(30 if code == "en" else 20))
+        assert f"{code}: {own['trained']} documents to train on, {own['heldout']} held out" in said.err
