@@ -97,7 +97,7 @@ class Cleaner:
             if rule not in self.settings.off and drops(measured, self.settings):
                 return text, rule
         if self.settings.mask_personal_data:
-            text = mask(text, self.masked, int(measured.counts[Kind.DIGIT]))
+            text = mask(text, self.masked, int(measured.counts[Kind.DIGIT]), self.language)
         return text, None
 
 
