@@ -5,52 +5,96 @@ The commands stand in commands/. What one needs is imported when it runs, so tha
 
 import argparse
 import contextlib
+import errno
 import json
 import logging
+import os
+import select
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
+from typing import TextIO
 
 from babel_jax import __version__, cluster
 from babel_jax.commands import corpus, evaluation, models, pods, quality, report, runs, text
 from babel_jax.commands.parsing import Run
 from babel_jax.errors import BadInput, Preempted, json_printable, printable
+from babel_jax.files import os_error_line
+from babel_jax.signals import INTERRUPTED, end_at_once, interruptible, say
+
+_READERLESS = 141  # exit status, as shells have it: 128 + SIGPIPE
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and gives its exit status."""
+    try:
+        with interruptible():
+            try:
+                return _main(arguments)
+            except KeyboardInterrupt:
+                _print("babel: interrupted; the same command goes on where this can be resumed\n", sys.stderr)
+                return cluster.leave(INTERRUPTED)
+    finally:
+        if arguments is None:  # nothing follows but Python's own end, which another Ctrl-C would fill with tracebacks
+            signal.signal(signal.SIGINT, end_at_once)
+        _print("", sys.stdout)  # what argparse wrote
+
+
+def _main(arguments: list[str] | None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.run is None:
-        parser.print_help()
-        return 0
+        return _print(parser.format_help(), sys.stdout)
     try:
         with _log_shown():
             result = options.run(options)
     except BadInput as error:
-        print(f"babel: {error}", file=sys.stderr)
+        _print(f"babel: {error}\n", sys.stderr)
         return cluster.leave(2)
-    except KeyboardInterrupt:
-        print("babel: interrupted; the same command goes on where this can be resumed", file=sys.stderr)
-        return cluster.leave(130)
     except Preempted as stopped:
         result = {"preempted": True, "summary": f"{stopped}; resume with the same command"}
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads(sys.stdout):
+            return _print("", sys.stdout) or _READERLESS
+        if (reason := os_error_line(error)) is not None:
+            _print(f"babel: {reason}\n", sys.stderr)
+            return cluster.leave(2)
         if not cluster.joined():
             raise
         if (lost := cluster.lost_process(error)) is not None:
-            print(f"babel: {lost}", file=sys.stderr)
+            _print(f"babel: {lost}\n", sys.stderr)
         else:
             traceback.print_exc()
         return cluster.leave(1)
     if not cluster.speaks():
         return 0
     if options.json:
-        print(json_printable(json.dumps(result, ensure_ascii=False, allow_nan=False)))
-    else:
-        # Texts of models, servers and files are in it, and a terminal obeys control characters.
-        print(printable(result.get("summary") or "\n".join(f"{key}: {value}" for key, value in result.items())))
-    return 0
+        return _print(json_printable(json.dumps(result, ensure_ascii=False, allow_nan=False)) + "\n", sys.stdout)
+    # Texts of models, servers and files are in it, and a terminal obeys control characters.
+    text = printable(result.get("summary") or "\n".join(f"{key}: {value}" for key, value in result.items()))
+    return _print(text + "\n", sys.stdout)
+
+
+def _print(text: str, stream: TextIO) -> int:
+    """Writes text at once and gives the exit status. Where nobody reads it any more (`| head`, a closed terminal), it is dropped."""
+    try:
+        stream.write(text)
+        stream.flush()
+        return 0
+    except OSError as error:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.suppress(OSError, ValueError):
+            os.dup2(nowhere.fileno(), stream.fileno())  # so that Python's own flush at the end does not fail again
+        if error.errno in (errno.EPIPE, errno.EIO):
+            return 0
+        say(f"babel: standard output: {error.strerror}; the command itself is done")
+        return 2
+
+
+def _nobody_reads(stream: TextIO) -> bool:
+    poll = select.poll()
+    poll.register(stream, select.POLLOUT)
+    return any(state & (select.POLLERR | select.POLLHUP) for _, state in poll.poll(0))
 
 
 @contextlib.contextmanager

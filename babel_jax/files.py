@@ -22,6 +22,8 @@ MOST_DIGITS = 100  # of a whole number in JSON; transformers itself writes one o
 PARTIAL = ".partial"
 _FICLONE = 0x40049409  # Linux, ioctl_ficlone(2): XFS, Btrfs and others
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_FAILED = (errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ENODEV, errno.ENOTCONN)
+_WITHOUT_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)  # as of some network and FUSE file systems
 
 
 def regular_file(path: Path, below: Path | None = None) -> Path:
@@ -162,10 +164,16 @@ def sync_file(file: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names inside `folder` durable (POSIX: a rename survives a power cut only after the folder's fsync)."""
+    """Makes the names inside `folder` durable (POSIX: a rename survives a power cut only after the folder's fsync).
+
+    Where a file system cannot sync folders, nothing is done.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _WITHOUT_FOLDER_SYNC:
+            raise
     finally:
         os.close(handle)
 
@@ -338,39 +346,59 @@ def make_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def only_process_in(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Keeps other processes of this host out of a folder; the lock goes with the process. Raises BadInput, or waits, where one is in it."""
+def only_process_in(folder: Path, wait: bool = False) -> Iterator[bool]:
+    """Keeps other processes of this host out of a folder; the lock goes with the process. Raises BadInput, or waits, where one is in it.
+
+    Gives False where the file system has no locks, so that another process may be in the folder.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            locked = True
         except BlockingIOError:
             raise BadInput(f"{folder}: another process is at work in it; wait for that one, or give another folder") from None
         except OSError:  # a file system without locks
-            pass
-        yield
+            locked = False
+        yield locked
     finally:
         os.close(handle)
 
 
 @contextlib.contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
-    """Turns a full disk and missing permission into BadInput that names `path`."""
+    """Turns a full or broken disk and missing permission into BadInput that names `path`."""
     try:
         yield
     except BadInput:
         raise
     except Exception as error:
-        if is_full(error):
-            raise BadInput(f"{path}: no space left on the disk; free some or choose another place") from error
-        if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
-            raise BadInput(f"{getattr(error, 'filename', None) or path}: not permitted; check the owner and mode of the folder") from error
+        if (line := os_error_line(error, path)) is not None:
+            raise BadInput(line) from error
         raise
 
 
+def os_error_line(error: Exception, path: Path | None = None) -> str | None:
+    """One line for an error that comes of a disk or its permissions; None for any other error."""
+    place = getattr(error, "filename", None) or path or "the disk"
+    if is_full(error):
+        return f"{path or place}: no space left on the disk; free some or choose another place"
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+        return f"{place}: not permitted; check the owner and mode of the folder"
+    if failed := _named(error, _FAILED):
+        return f"{place}: the disk or its connection failed ({failed}); once it works, the same command goes on"
+    return None
+
+
 def is_full(error: Exception) -> bool:
-    """Whether an error says that the disk is full.
+    """Whether an error says that the disk is full."""
+    return _named(error, _FULL) is not None
+
+
+def _named(error: Exception, numbers: Sequence[int]) -> str | None:
+    """The system's words for the first of these error numbers that an error is of, None where it is of none.
 
     Libraries that write through C++ or Rust raise types of their own; the system's words are all they share.
     """
-    return getattr(error, "errno", None) in _FULL or any(os.strerror(full) in str(error) for full in _FULL)
+    number = getattr(error, "errno", None)
+    return next((os.strerror(one) for one in numbers if one == number or os.strerror(one) in str(error)), None)

@@ -23,11 +23,19 @@ class Spent(StrEnum):
     DOWN = "down"
 
 
+_EPOCH = time.time() - time.monotonic()
+
+
+def seconds_since_epoch() -> float:
+    """As `time.time` when the process began; from then on by a clock that nobody sets."""
+    return _EPOCH + time.monotonic()
+
+
 class Goodput:
     """Seconds by what they went to; every moment goes to one thing. Kept in a file, so that a restarted run goes on counting."""
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time):
-        """Goes on with the file at `path` where there is one. `clock` gives seconds since the epoch."""
+    def __init__(self, path: Path, clock: Callable[[], float] = seconds_since_epoch):
+        """Goes on with the file at `path` where there is one. `clock` gives seconds since the epoch, and only goes forward."""
         self._path, self._clock, self._now = path, clock, Spent.SETUP
         self.seconds = dict.fromkeys(Spent, 0.0)
         self._since = self._written = clock()
@@ -69,7 +77,7 @@ class Goodput:
 
     def _turn(self, on: Spent) -> Spent:
         before, now = self._now, self._clock()
-        self.seconds[before] += max(0.0, now - self._since)  # a clock may be set back
+        self.seconds[before] += max(0.0, now - self._since)
         self._since, self._now = now, on
         return before
 

@@ -237,7 +237,7 @@ def _train_stage(loop: Loop, plan: PlannedStage, number: int, steps: range, curr
     """The state after these steps of the stage (counted over the run), on disk when this returns.
 
     Raises BadInput when too many updates in a row were skipped, and between two steps KeyboardInterrupt after Ctrl-C and Preempted after
-    SIGTERM; all leave a checkpoint.
+    SIGTERM or SIGHUP; all leave a checkpoint.
     """
     config, mesh, checkpoints, metrics, goodput, traced, watch, _ = loop
     training, tokens_per_step = config.training, config.training.global_batch_size * config.data.seq_len
@@ -283,10 +283,13 @@ def _train_stage(loop: Loop, plan: PlannedStage, number: int, steps: range, curr
                     f"stage {plan.stage.name}: loss or gradient was not finite for {skipped} steps in a row, up to step {now}; "
                     f"lower the peak rate or look at the data; {config.out}/checkpoints/{now + 1} has the parameters of before"
                 )
-            if signalled is signal.SIGTERM:
-                raise Preempted(f"stopped by SIGTERM after step {now}, with a checkpoint")
             if signalled:
-                raise KeyboardInterrupt
+                # Waited for here, where a second Ctrl-C is held back.
+                with goodput.spent(Spent.CHECKPOINT):
+                    checkpoints.wait()
+                if signalled is signal.SIGINT:
+                    raise KeyboardInterrupt
+                raise Preempted(f"stopped by {signalled.name} after step {now}, with a checkpoint")
     with goodput.spent(Spent.CHECKPOINT):
         checkpoints.wait()
     return state

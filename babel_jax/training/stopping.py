@@ -7,31 +7,39 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from babel_jax.errors import Preempted
+from babel_jax.signals import STOPS, handled, preempted, say, swallowed
 
 Stopped = Callable[[int], signal.Signals | None]
+
+_SAID = ("stopping after this step, with a checkpoint", "still writing the checkpoint; once more Ctrl-C ends at once, without it")
+_INTERRUPTS_TO_END = len(_SAID) + 1
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Stopped]:
-    """Holds Ctrl-C and SIGTERM back and gives a function that says after each step whether one came; a second Ctrl-C stops at once.
+    """Holds Ctrl-C, SIGTERM and SIGHUP back and gives a function that says after each step whether one came.
 
+    A second Ctrl-C changes nothing, as the checkpoint is being written then; a third stops at once, without one.
     The function takes the number of steps done, ever more. All processes must call it after every step: it then says so in all of them
     after the same one, whichever got the signal. That costs no communication until there is one.
     """
-    came: list[signal.Signals] = []
+    came = swallowed()
+    interrupts = 0
     several = jax.distributed.is_initialized()
 
     def note(number: int, _: FrameType | None) -> None:
-        if came and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        nonlocal interrupts
         came.append(signal.Signals(number))
+        if number == signal.SIGINT:
+            interrupts += 1
+            if interrupts >= _INTERRUPTS_TO_END:
+                raise KeyboardInterrupt
+            say(f"babel: {_SAID[interrupts - 1]}")
         if several:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -41,38 +49,26 @@ def stop_requests() -> Iterator[Stopped]:
         if not multihost_utils.reached_preemption_sync_point(step):
             return None
         # The same in all: one that ends otherwise than the others is lost to them.
-        interrupted = multihost_utils.process_allgather(np.asarray(bool(came))).any()
+        interrupted = multihost_utils.process_allgather(np.asarray(signal.SIGINT in came)).any()
         return signal.SIGINT if interrupted else signal.SIGTERM
 
     # Of several processes, JAX itself listens to SIGTERM, and tells the others.
-    with contextlib.ExitStack() as handled:
-        for number in (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM):
-            handled.enter_context(_handler(number, note))
+    with contextlib.ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGHUP) if several else (signal.SIGINT, *STOPS):
+            stack.enter_context(handled(number, note))
         yield stopped
 
 
 @contextlib.contextmanager
 def preempted_by_sigterm() -> Iterator[None]:
-    """SIGTERM raises Preempted, as Ctrl-C raises KeyboardInterrupt: at once, so between steps `stop_requests` is to hold it back."""
-
-    def stop(*_: Any) -> NoReturn:
-        raise Preempted("stopped by SIGTERM")
-
-    with contextlib.nullcontext() if jax.distributed.is_initialized() else _handler(signal.SIGTERM, stop):
-        yield
-
-
-@contextlib.contextmanager
-def _handler(number: signal.Signals, handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    try:
-        before = signal.signal(number, handler)
-    except ValueError:  # not the main thread: signals do not come here
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
+    """SIGTERM and SIGHUP raise Preempted, as Ctrl-C raises KeyboardInterrupt: at once, so between steps `stop_requests` is to hold them
+    back. Of several processes JAX listens to SIGTERM, and SIGHUP is handed to it."""
+    if jax.distributed.is_initialized():
+        with handled(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM)):
+            yield
+    else:
+        with preempted():
+            yield
 
 
 class SaveTimes:

@@ -1,0 +1,128 @@
+"""Signals that end a command: they stop it in order, and a signal that follows does not tear the stop apart.
+
+Ctrl-C raises KeyboardInterrupt, a second one ends the process at once. SIGTERM (a machine is taken away) and SIGHUP (a terminal is closed)
+raise Preempted where a command can be resumed. Python throws away an exception that a handler raises inside of a callback, such as the
+ones that JAX gives to the garbage collector; such a signal is sent once more.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, NoReturn
+
+from babel_jax.errors import BadInput, Preempted
+
+Handler = Callable[[int, FrameType | None], None]
+STOPS = (signal.SIGTERM, signal.SIGHUP)
+INTERRUPTED = 130  # exit status, as shells have it: 128 + SIGINT
+_SECONDS_TO_SEND_AGAIN = 0.05
+_came: list[signal.Signals] = []  # of STOPS, within `preempted`
+
+
+@contextlib.contextmanager
+def handled(number: signal.Signals, handler: Handler) -> Iterator[None]:
+    """Has a signal handled in the block. Does nothing outside of the main thread, and for a SIGHUP that `nohup` has switched off."""
+    if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+        yield
+        return
+    try:
+        before = signal.signal(number, handler)
+    except ValueError:  # not the main thread: signals do not come here
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """The first Ctrl-C in the block raises KeyboardInterrupt; the second ends the process, as a kill would, without a traceback."""
+    interrupts = 0
+
+    def interrupt(*_: Any) -> NoReturn:
+        nonlocal interrupts
+        interrupts += 1
+        if interrupts > 1:
+            end_at_once()
+        raise KeyboardInterrupt
+
+    def again() -> None:
+        nonlocal interrupts
+        interrupts -= 1
+
+    with handled(signal.SIGINT, interrupt), _sent_again(KeyboardInterrupt, lambda: signal.SIGINT, again):
+        yield
+
+
+def end_at_once(*_: Any) -> NoReturn:
+    """Ends the process: what it has on disk is as after a kill, so the same command resumes or begins anew."""
+    say("babel: interrupted again; ended at once")
+    os._exit(INTERRUPTED)
+
+
+def say(line: str) -> None:
+    """Writes a line to standard error; may be called by a signal handler, in the middle of any other output."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{line}\n".encode())
+
+
+@contextlib.contextmanager
+def preempted(numbers: tuple[signal.Signals, ...] = STOPS) -> Iterator[None]:
+    """SIGTERM and SIGHUP in the block raise Preempted at once; `stop_requests` holds them back between steps.
+
+    An error that JAX makes of the exception in one of its callbacks ends the block with Preempted too.
+    """
+    _came.clear()
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        _came.append(signal.Signals(number))
+        raise Preempted(f"stopped by {_came[0].name}")
+
+    with contextlib.ExitStack() as stack:
+        for number in numbers:
+            stack.enter_context(handled(number, stop))
+        stack.enter_context(_sent_again(Preempted, lambda: _came[-1]))
+        try:
+            yield
+        except BadInput:
+            raise
+        except Exception as error:
+            if _came:
+                raise Preempted(f"stopped by {_came[0].name}") from error
+            raise
+        finally:
+            _came.clear()
+
+
+def swallowed() -> list[signal.Signals]:
+    """The signals of STOPS that came since `preempted` began, and whose exception was lost on its way."""
+    return list(_came)
+
+
+@contextlib.contextmanager
+def _sent_again(
+    kind: type[BaseException], number: Callable[[], signal.Signals], before: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Sends a signal once more where its exception, of this kind, was raised in a callback from which Python lets none out."""
+    hook = sys.unraisablehook
+
+    def seen(unraisable: Any) -> None:
+        if not issubclass(unraisable.exc_type, kind):
+            hook(unraisable)
+            return
+        before()
+        again = threading.Timer(_SECONDS_TO_SEND_AGAIN, os.kill, (os.getpid(), number()))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = seen
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
