@@ -1,6 +1,7 @@
 """What the characters of a text are, counted without a loop in Python: one table of all code points, looked up for a whole text."""
 
 import functools
+import itertools
 import sys
 import unicodedata
 from enum import IntEnum
@@ -47,6 +48,36 @@ def _table() -> UInt8[np.ndarray, "1114112"]:
     kinds[[ord(space) for space in "\t\n\r\v\f"]] = Kind.SPACE
     kinds[0xFFFD] = Kind.DAMAGED
     return kinds
+
+
+# Unicode's "stream-safe" text (UAX 15) has at most 30 combining marks in a row. The time of normal forms is quadratic in such a run.
+MAX_MARKS = 64
+
+
+def with_short_runs_of_marks(text: str) -> str:
+    """The text with at most MAX_MARKS combining marks in a row; the same object where it has no longer run."""
+    if text.isascii() or len(text) <= MAX_MARKS:
+        return text
+    is_mark = _combining()[code_points(text)]
+    before = np.concatenate([[0], np.cumsum(is_mark)])
+    too_many = before[MAX_MARKS + 1 :] - before[: -MAX_MARKS - 1] > MAX_MARKS
+    if not too_many.any():
+        return text
+    kept = np.ones(len(text), bool)
+    kept[MAX_MARKS:] = ~too_many
+    return "".join(itertools.compress(text, kept))
+
+
+def nfc(text: str) -> str:
+    """The text in Unicode's NFC, in time linear in its length: what exceeds MAX_MARKS combining marks in a row is left out."""
+    text = with_short_runs_of_marks(text)
+    return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
+
+
+@functools.cache
+def _combining() -> Bool[np.ndarray, "1114112"]:
+    """Which code points normal forms sort: those of a canonical combining class other than 0."""
+    return np.fromiter((unicodedata.combining(chr(number)) != 0 for number in range(sys.maxunicode + 1)), bool, sys.maxunicode + 1)
 
 
 def code_points(text: str) -> CodePoints:

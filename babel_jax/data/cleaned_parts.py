@@ -17,7 +17,7 @@ from babel_jax.config import CleaningSettings, DataSettings, Source
 from babel_jax.data.cleaning import Cleaner
 from babel_jax.data.decontamination import evaluation_text
 from babel_jax.data.prepared import read_json
-from babel_jax.data.records import file_bytes, parts
+from babel_jax.data.records import BadRowError, file_bytes, parts
 from babel_jax.data.rows import RowCounts, read_rows
 from babel_jax.data.shards import ShardWriter, json_lines, part_files
 from babel_jax.files import PARTIAL, explain_os_errors, write_text
@@ -114,9 +114,18 @@ def clean_part(task: CleaningTask) -> None:
         writer = ShardWriter(task.stem, settings.shard_documents, settings.deduplication)
         try:
             for row in read_rows(source, settings.bad_rows, rows, task.part):
+                text, rule, file = row.text, None, None
+                try:
+                    document, rule = clean.judged(text) if clean is not None else (None, None)
+                    if evaluation is not None and rule is None:
+                        # Before personal data is masked, which evaluation items hold as they are.
+                        file = evaluation.file_of(text, task.language)
+                    if clean is not None and document is not None:
+                        text = clean.without_personal_data(document) if rule is None and file is None else document.text
+                except BadRowError as problem:
+                    rows.refuse(f"{row.source}, {row.id}", problem, settings.bad_rows)
+                    continue
                 documents += 1
-                text, rule = clean(row.text) if clean is not None else (row.text, None)
-                file = evaluation.file_of(text, task.language) if evaluation is not None and rule is None else None
                 if file is not None:
                     found_in[file] += 1
                 reason = rule if file is None else "evaluation"

@@ -8,7 +8,6 @@ words are for English, or for prose alone, and are not here. `encoding` is ours:
 
 import dataclasses
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable
 
@@ -16,15 +15,27 @@ import numpy as np
 from jaxtyping import Int64, UInt8, UInt64
 
 from babel_jax.config import CleaningSettings, Rule
-from babel_jax.data.characters import CHARACTERS_A_WORD, CodePoints, Kind, clusters, code_points, kinds
+from babel_jax.data.characters import (
+    CHARACTERS_A_WORD,
+    MAX_MARKS,
+    CodePoints,
+    Kind,
+    clusters,
+    code_points,
+    kinds,
+    nfc,
+    with_short_runs_of_marks,
+)
 from babel_jax.data.identification import language_probabilities
 from babel_jax.data.personal import mask
+from babel_jax.data.records import BadRowError
 from babel_jax.data.repetition import commonest_ngram, repeated_fractions, repeated_ngrams
 
-# All of C0 and C1 but tab and newline, and the byte order mark. Joiners (U+200C, U+200D) and marks of direction carry meaning and stay.
-_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
+# Form feeds, vertical tabs and the separators of C0 stand between words: page ends of PDF, soft line ends of word processors.
+_SEPARATORS = re.compile(" ?[\x0b\x0c\x1c-\x1f]+ ?")
+# The rest of C0 and C1 but tab and newline, and the byte order mark. Joiners (U+200C, U+200D) and marks of direction carry meaning.
+_CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x9f\ufeff]")
 _LINE_ENDS = re.compile("\r\n?|\x85|\u2028|\u2029")
-_TRAILING = re.compile(r"[ \t\u00a0\u3000]+$", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n{3,}")
 # UTF-8 read as Windows-1252, such as "Ã©" for é and "â€™" for ’: the first byte of a sequence and what its second byte became.
 _MOJIBAKE = re.compile("[ÂÃ][\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â€[\x80-\xbf‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]?")
@@ -35,12 +46,18 @@ _PLACEHOLDER = "lorem ipsum"
 
 
 def normalize(text: str) -> str:
-    """Unicode's NFC, one kind of line end, no control characters, no white space behind lines or around the text."""
-    if not unicodedata.is_normalized("NFC", text):
-        text = unicodedata.normalize("NFC", text)
+    """Unicode's NFC, one kind of line end, no control characters, no white space at the ends of lines, no blank lines around the text.
+
+    Indentation stays, as code has it. The time is linear in the length of the text. Raises BadRowError for a run of combining marks that no
+    text has.
+    """
     text = _LINE_ENDS.sub("\n", text)
-    text = _CONTROLS.sub("", text)
-    return _BLANK_LINES.sub("\n\n", _TRAILING.sub("", text)).strip()
+    text = _CONTROLS.sub("", _SEPARATORS.sub(" ", text))
+    # After the control characters are gone, one of which may stand between a letter and its mark.
+    if with_short_runs_of_marks(text) is not text:
+        raise BadRowError(f"more than {MAX_MARKS} combining marks in a row, which no text has")
+    text = "\n".join(map(str.rstrip, nfc(text).split("\n")))
+    return _BLANK_LINES.sub("\n\n", text).strip("\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,15 +107,23 @@ class Cleaner:
     masked: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def __call__(self, text: str) -> tuple[str, Rule | None]:
-        """The text to keep, or the normalized text and the rule that drops it."""
-        text = normalize(text)
-        measured = measure(text, self.language)
+        """The text to keep, or the normalized text and the rule that drops it. Raises BadRowError for text that cannot be cleaned."""
+        document, rule = self.judged(text)
+        return (document.text, rule) if rule is not None else (self.without_personal_data(document), None)
+
+    def judged(self, text: str) -> tuple[Measured, Rule | None]:
+        """The normalized text, measured, and the rule that drops it."""
+        document = measure(normalize(text), self.language)
         for rule, drops in _RULES.items():
-            if rule not in self.settings.off and drops(measured, self.settings):
-                return text, rule
-        if self.settings.mask_personal_data:
-            text = mask(text, self.masked, int(measured.counts[Kind.DIGIT]), self.language)
-        return text, None
+            if rule not in self.settings.off and drops(document, self.settings):
+                return document, rule
+        return document, None
+
+    def without_personal_data(self, document: Measured) -> str:
+        """The text with personal data masked, where the settings say so."""
+        if not self.settings.mask_personal_data:
+            return document.text
+        return mask(document.text, self.masked, int(document.counts[Kind.DIGIT]), self.language)
 
 
 # --- the rules, cheap ones first ---------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ GPT-3 (Brown et al. 2020, appendix C) took 13 words in common for an overlap; la
 """
 
 import functools
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, UInt64
 
 from babel_jax.config import DecontaminationSettings, Source
-from babel_jax.data.characters import CodePoints, Kind, code_points, kinds, ngrams
+from babel_jax.data.characters import CodePoints, Kind, code_points, kinds, ngrams, with_short_runs_of_marks
 from babel_jax.data.records import parts, read_records
 from babel_jax.errors import BadInput
 
@@ -21,12 +22,15 @@ _FIRST_DENSE = 0x2E80  # Chinese radicals; behind them stand the Chinese charact
 _FILTER_BITS = 24
 
 
+Runs = dict[bool, UInt64[np.ndarray, "ngrams"]]
+
+
 class EvaluationText:
     """The n-grams of evaluation files, to look documents up in."""
 
     def __init__(self, settings: DecontaminationSettings):
         """Reads the files: of JSON lines and parquet rows every string, of text every paragraph. Raises BadInput as `read_records` does."""
-        self._sizes = {False: settings.characters, True: settings.dense_characters}
+        self._settings = settings
         found: dict[bool, list[UInt64[np.ndarray, "ngrams"]]] = {False: [], True: []}
         files: dict[bool, list[int]] = {False: [], True: []}
         self.files: list[str] = []
@@ -34,11 +38,7 @@ class EvaluationText:
             for part in parts(Source(language="en", path=path)):
                 before = sum(map(len, found.values()))
                 for text in _strings_of(part):
-                    folded = fold(text)
-                    for dense, size in self._sizes.items():
-                        hashes = ngrams(folded.astype(np.uint64), size)
-                        if dense:
-                            hashes = hashes[_is_dense(folded, size)]
+                    for dense, hashes in runs_of_item(text, self._settings).items():
                         if len(hashes):
                             found[dense].append(hashes)
                             files[dense].append(len(self.files))
@@ -52,11 +52,8 @@ class EvaluationText:
 
     def file_of(self, text: str, language: str) -> str | None:
         """The first evaluation file with which a document has a run in common."""
-        folded = fold(text).astype(np.uint64)
-        found = [
-            self._tables[dense].first_file(ngrams(folded, self._sizes[dense]))
-            for dense in ((True, False) if language in _DENSE else (False,))
-        ]
+        runs = runs_of_document(text, language, self._settings)
+        found = [self._tables[dense].first_file(hashes) for dense, hashes in runs.items()]
         return next((self.files[number] for number in found if number is not None), None)
 
 
@@ -84,9 +81,33 @@ class _Table:
         return int(self._files[places[same]].min()) if same.any() else None
 
 
+def runs_of_item(text: str, settings: DecontaminationSettings) -> Runs:
+    """Hashes of all runs of letters and digits of an evaluation item: by whether they are runs of `dense_characters`, half of which are
+    Chinese, Japanese or Korean."""
+    folded = fold(text)
+    dense = ngrams(folded.astype(np.uint64), settings.dense_characters)
+    return {
+        True: dense[_is_dense(folded, settings.dense_characters)],
+        False: ngrams(folded.astype(np.uint64), settings.characters),
+    }
+
+
+def runs_of_document(text: str, language: str, settings: DecontaminationSettings) -> Runs:
+    """Hashes of the runs of a document, to be looked for among those of items; dense ones in languages of dense characters alone."""
+    folded = fold(text).astype(np.uint64)
+    runs = {True: ngrams(folded, settings.dense_characters)} if language in _DENSE else {}
+    return {**runs, False: ngrams(folded, settings.characters)}
+
+
 def fold(text: str) -> CodePoints:
-    """The letters, marks and digits of a text in small letters, as code points: spacing and punctuation make no difference."""
-    points = code_points(text.casefold())
+    """The letters, marks and digits of a text in small letters and in one form of Unicode (NFKC), as code points.
+
+    Spacing, punctuation and the way in which a keyboard composes letters make no difference. Documents and evaluation items go through this
+    function alone, before anything is masked.
+    """
+    text = unicodedata.normalize("NFKC", with_short_runs_of_marks(text)).casefold()
+    # Casefolding can take letters apart: U+0130 becomes i and a mark.
+    points = code_points(unicodedata.normalize("NFKC", text))
     of = kinds(points)
     return points[(of == Kind.LETTER) | (of == Kind.MARK) | (of == Kind.DIGIT)]
 

@@ -5,11 +5,17 @@ docs/cleaning.md has the precision and the recall on a list of numbers, and what
 """
 
 import functools
+import itertools
 import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
+from babel_jax.data.records import BadRowError
 from babel_jax.errors import BadInput
+
+# To look a number up in the plans of several countries takes some milliseconds. A document with more numbers is a directory.
+MAX_LOOKED_UP = 1_000
 
 # Letters of scripts without spaces never belong to an address: 邮箱a@b.com联系我 is an address in a sentence.
 _DENSE = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef"
@@ -108,6 +114,7 @@ def mask(text: str, masked: Counter[str], digits: int, language: str | None = No
     """The text with "[email]", "[phone]" and "[card]" in the place of such; `masked` counts them.
 
     `digits` is how many digits the text has. National phone numbers are those of the countries of `language`, or of all languages.
+    Raises BadRowError for a document with more than MAX_LOOKED_UP numbers that may be phone numbers.
     """
     if "@" in text:
         text = _without_addresses(text, masked)
@@ -115,8 +122,17 @@ def mask(text: str, masked: Counter[str], digits: int, language: str | None = No
         text = _CARD.sub(lambda found: _masked("card", found[0], is_card(found[0]), masked), text)
     if digits >= _PHONE_DIGITS.start:
         countries = _ALL_COUNTRIES if language is None else tuple(_COUNTRIES[language].split())
-        text = _NUMBER.sub(lambda found: _masked("phone", found[0], _is_phone(found, countries), masked), text)
+        looked_up = itertools.count()
+        text = _NUMBER.sub(lambda found: _masked("phone", found[0], _is_phone(found, countries, looked_up), masked), text)
     return text
+
+
+def masked_text(text: str) -> str:
+    """The text as `mask` leaves it, where it can."""
+    try:
+        return mask(text, Counter(), sum(map(str.isdecimal, text)))
+    except BadRowError:
+        return text
 
 
 def _masked(name: str, written: str, found: bool, masked: Counter[str]) -> str:
@@ -158,7 +174,7 @@ def is_card(text: str) -> bool:
     return sum(doubled) % 10 == 0
 
 
-def _is_phone(found: re.Match[str], countries: tuple[str, ...]) -> bool:
+def _is_phone(found: re.Match[str], countries: tuple[str, ...], looked_up: Iterator[int]) -> bool:
     """Whether a number is a phone's: by its plus sign, the word before it, its area code, or the form of its country's numbers."""
     written, text = found[0], found.string
     groups = tuple(_GROUP.findall(written))
@@ -169,6 +185,7 @@ def _is_phone(found: re.Match[str], countries: tuple[str, ...]) -> bool:
     if _OTHER_NUMBER.search(before):
         return False
     if written[0] in "+\uff0b" or written[1] in "+\uff0b":
+        _count(looked_up)
         return _is_international(digits, groups)
     if _DATE.fullmatch(written) or _DECIMAL.fullmatch(written) or _are_years(groups):
         return False
@@ -177,11 +194,20 @@ def _is_phone(found: re.Match[str], countries: tuple[str, ...]) -> bool:
         return True
     if amount or len(digits) not in _NATIONAL_DIGITS:
         return False
+    if digits[0] != "0" and (len(groups) == 1 or (len(groups) == 2 and "-" not in written)):
+        # Two numbers beside each other, such as columns of a table, are more common than phone numbers of two groups without 0 or dash.
+        return False
+    _count(looked_up)
     if area := _AREA_CODE.match(written):
-        return _digits(area[1])[0] == "0" or _is_national(written, digits, countries)
+        return _digits(area[1])[0] == "0" or _is_national(written, countries)
     if "US" in countries and _NORTH_AMERICAN.fullmatch(written):
         return True
-    return not _is_isbn(digits) and _is_national(written, digits, countries)
+    return not _is_isbn(digits) and _is_national(written, countries)
+
+
+def _count(looked_up: Iterator[int]) -> None:
+    if next(looked_up) >= MAX_LOOKED_UP:
+        raise BadRowError(f"more than {MAX_LOOKED_UP:,} numbers that may be phone numbers; a directory is no text to train on")
 
 
 def _are_years(groups: tuple[str, ...]) -> bool:
@@ -205,15 +231,11 @@ def _is_international(digits: str, groups: tuple[str, ...]) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _is_national(written: str, digits: str, countries: tuple[str, ...]) -> bool:
+def _is_national(written: str, countries: tuple[str, ...]) -> bool:
     """Whether a number is written as those of one of the countries are: in their groups; without groups only a mobile one behind a 0."""
     library = _phonenumbers()
     personal = (library.PhoneNumberType.FIXED_LINE, library.PhoneNumberType.MOBILE, library.PhoneNumberType.FIXED_LINE_OR_MOBILE)
-    groups = len(_GROUP.findall(written))
-    grouped = groups > 1
-    # Two numbers beside each other, such as columns of a table, are more common than numbers of two groups without a 0 or a dash.
-    if digits[0] != "0" and (groups == 1 or (groups == 2 and "-" not in written)):
-        return False
+    grouped = len(_GROUP.findall(written)) > 1
     for country in countries:
         for match in library.PhoneNumberMatcher(written, country, leniency=library.Leniency.STRICT_GROUPING, max_tries=1):
             kind = library.number_type(match.number)

@@ -40,6 +40,14 @@ class RowCounts:
     empty: int = 0
     located: list[str] = dataclasses.field(default_factory=list)
 
+    def refuse(self, place: str, problem: BadRowError, bad_rows: BadRows) -> None:
+        """Counts a bad row. Raises BadInput that names its place where bad rows are refused."""
+        if bad_rows is BadRows.REFUSE:
+            raise BadInput(f'{place}: {problem}; repair or remove the row (a run may skip such rows: data.bad_rows = "skip")') from None
+        self.bad += 1
+        if len(self.located) < MAX_LOCATED:
+            self.located.append(f"{place}: {problem}")
+
     def add(self, other: "RowCounts") -> None:
         """Adds what another reading met."""
         self.rows, self.bad, self.empty = self.rows + other.rows, self.bad + other.bad, self.empty + other.empty
@@ -62,11 +70,7 @@ def read_rows(source: Source, bad_rows: BadRows, counts: RowCounts, part: str | 
         try:
             row = _row(record, place, source)
         except BadRowError as problem:
-            if bad_rows is BadRows.REFUSE:
-                raise BadInput(f'{place}: {problem}; repair or remove the row (a run may skip such rows: data.bad_rows = "skip")') from None
-            counts.bad += 1
-            if len(counts.located) < MAX_LOCATED:
-                counts.located.append(f"{place}: {problem}")
+            counts.refuse(place, problem, bad_rows)
             continue
         if row.text.isspace() or not row.text:
             counts.empty += 1

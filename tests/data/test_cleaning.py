@@ -1,4 +1,5 @@
 import random
+import time
 import unicodedata
 from collections import Counter
 
@@ -8,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babel_jax.config import CleaningSettings, Rule
-from babel_jax.data.characters import CHARACTERS_A_WORD, Kind, clusters, code_points, kinds
+from babel_jax.data.characters import CHARACTERS_A_WORD, MAX_MARKS, Kind, clusters, code_points, kinds, nfc
 from babel_jax.data.cleaning import Cleaner, normalize
 from babel_jax.data.corpus import embedded_corpus
 from babel_jax.data.identification import language_probabilities
 from babel_jax.data.personal import mask
+from babel_jax.data.records import BadRowError
 from babel_jax.data.repetition import commonest_ngram, repeated_fractions, repeated_ngrams
 
 PROSE = {
@@ -51,8 +53,47 @@ def test_joiners_and_marks_of_direction_stay(text):
 def test_what_normalization_changes():
     assert normalize("Cafe\u0301\x00 \x1b[1mau\x7f lait\ufeff") == "Café [1mau lait"
     assert normalize("a\r\nb\rc\u2028d\x85e") == "a\nb\nc\nd\ne"
-    assert normalize("  a \u00a0\n\n\n\n\nb\t\n") == "a\n\nb"
+    assert normalize("\n \n  a \u00a0\n\n\n\n\nb\t\n") == "  a\n\nb"
     assert normalize("ཀྵ ක්‍ෂ") == unicodedata.normalize("NFC", "ཀྵ ක්‍ෂ")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("last word\x0cfirst word", "last word first word"),
+        ("last word \x0c first\x0bword", "last word first word"),
+        ("page\x0c\nnext", "page\nnext"),
+        ("a\x1fb\x1ec\x1dd\x1ce", "a b c d e"),
+        ("e\x00\u0301", "\u00e9"),
+        ("\n    def f():\n        return 1\n", "    def f():\n        return 1"),
+        ("a\u2003 \n\u3000b\u3000", "a\n\u3000b"),
+    ],
+)
+def test_words_stay_apart_and_code_keeps_its_indentation(text, expected):
+    assert normalize(text) == expected
+
+
+# So long that what is quadratic takes minutes.
+LONG = tuple(
+    piece * (300_000 // len(piece)) + "b" for piece in (" ", " \n", "\x0c", "\t", "a\u0301", "\u1100\u1161", "<pre>", "# ", "- a\n", "…")
+)
+
+
+@pytest.mark.parametrize("text", LONG, ids=range(len(LONG)))
+def test_the_time_of_cleaning_is_linear(text):
+    start = time.process_time()
+    clean(text, off=())
+    assert time.process_time() - start < 3.0
+
+
+@pytest.mark.parametrize("marks", ["\u0301\u0316", "\u0316\u0301", "\u064b\u0651"])
+def test_a_run_of_marks_that_no_text_has(marks):
+    start = time.process_time()
+    with pytest.raises(BadRowError, match="more than 64 combining marks in a row"):
+        normalize("a" + marks * 100_000)
+    assert len(nfc("a" + marks * 100_000)) <= 1 + MAX_MARKS
+    assert time.process_time() - start < 3.0
+    assert normalize("a" + marks * 32) == unicodedata.normalize("NFC", "a" + marks * 32)
 
 
 @given(st.text())

@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ from hypothesis import strategies as st
 
 from babel_jax.config import Config
 from babel_jax.config.file import parse_settings
+from babel_jax.data.prepare import prepare
 from babel_jax.data.tokenizers import train_sentencepiece
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.contamination import LENGTH, contamination, hashes
+
+SHAPE = {"vocab_size": 1280, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
 
 
 @given(st.lists(st.integers(0, 3), max_size=60), st.lists(st.integers(0, 3), max_size=60))
@@ -28,9 +32,8 @@ def test_runs_have_one_hash_just_where_they_are_the_same(one, other):
 def run(small_settings, small_prepared, small_model, tmp_path_factory):
     """A run folder as far as contamination looks into it."""
     folder = tmp_path_factory.mktemp("run")
-    shape = {"vocab_size": 1280, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     data = small_settings.model_dump(mode="json", exclude_none=True) | {"tokenizer": str(small_model)}
-    parse_settings(Config, {"out": str(folder), "model": {"shape": shape}, "data": data}, "test").save(folder / "config.toml")
+    parse_settings(Config, {"out": str(folder), "model": {"shape": SHAPE}, "data": data}, "test").save(folder / "config.toml")
     return folder
 
 
@@ -46,6 +49,25 @@ def test_items_that_are_in_the_training_text_are_found(run, texts, small_prepare
         "m3exam": {"zh": {"items": 1, "long_enough": 1, "overlapping": 1}},
     }
     assert contamination(run, {}) == {}
+
+
+@pytest.mark.parametrize("windows", ["NFC", "NFD"])
+def test_the_form_of_unicode_makes_no_difference(windows, texts, small_model, tmp_path, write_rows):
+    """Items of all forms are found in windows of composed and of decomposed text."""
+    codes = ("fr", "vi", "hi", "bn", "ur", "ko")
+    text = {code: texts[code] + " " + texts[code] for code in codes}
+    sources = [
+        {"language": code, "path": str(write_rows(tmp_path / f"{code}.jsonl", [{"text": unicodedata.normalize(windows, text[code])}]))}
+        for code in codes
+    ]
+    data = {"folder": str(tmp_path / "data"), "seq_len": 512, "heldout_fraction": 0.0, "tokenizer": str(small_model), "sources": sources}
+    config = parse_settings(Config, {"out": str(tmp_path), "model": {"shape": SHAPE}, "data": data}, "test")
+    prepare(config.data)
+    config.save(tmp_path / "config.toml")
+    items = {form: {code: [{"premise": unicodedata.normalize(form, texts[code])}] for code in codes} for form in ("NFC", "NFD", "NFKD")}
+    found = contamination(tmp_path, items)
+    wanted = {"items": 1, "long_enough": 1, "overlapping": 1}
+    assert found == {form: dict.fromkeys(codes, wanted) for form in items}
 
 
 def test_a_folder_that_is_no_run(run, texts, tmp_path):
