@@ -41,6 +41,7 @@ from babel_jax.checkpoints.streaming import (
     workers_within,
 )
 from babel_jax.checkpoints.tokenizer_files import check_vocabulary
+from babel_jax.checkpoints.transformers_check import loaded_by_transformers
 from babel_jax.config import ModelConfig
 from babel_jax.errors import BadInput
 from babel_jax.files import check_free, resumable_folder, write_text
@@ -221,7 +222,11 @@ def transfer(
         stream(specs, read, sink, progress, memory_limit)
         sink.close()
         written = ModelFolder(partial, to, config, hf_config)
-        verified = {"verified": _verified(written, specs, read, memory_limit)} if verify else {}
+        verified = {}
+        if verify:
+            found = _verified(written, specs, read, memory_limit)
+            asked = loaded_by_transformers(partial, source.path, tensor_shapes(config))
+            verified = {"verified": {**found, "transformers": asked}}
         check_unchanged(source.path, before)
     return {**summary(dataclasses.replace(written, path=path), start), **verified}
 

@@ -6,8 +6,10 @@ transformers 4 writes `rope_theta`, `rope_scaling` and `torch_dtype`; transforme
 from enum import Enum
 from typing import Any, NamedTuple
 
-from babel_jax.config import Activation, Family, LayerType, ModelConfig, RopeScaling, RopeType
+from babel_jax.checkpoints.hf_rope import completed_tables, read_rope, write_rope
+from babel_jax.config import Activation, Family, LayerType, ModelConfig
 from babel_jax.config.file import parse_settings
+from babel_jax.config.model import MOST_LAYERS
 from babel_jax.errors import BadInput
 
 
@@ -21,7 +23,7 @@ class Biases(Enum):
 
 class Windows(Enum):
     """Which layers have the sliding window: those that `use_sliding_window` and `layer_types` or `max_window_layers` name; those that
-    `layer_types` names, or every other one from the first on; all; none."""
+    `layer_types` names, and without that key every other one from the first on, or all (Mistral; with the key it is Ministral); none."""
 
     BY_LAYER = "by layer"
     ALTERNATING = "alternating"
@@ -72,11 +74,22 @@ _NEEDED = (
 _SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 _SLIDING_WINDOW = 4096  # the same of a window; null is none
 _SPELLED_TWICE = ("rope_theta", "rope_scaling", "rope_parameters", "torch_dtype", "dtype")
-_TRANSFORMERS_ROPE_THETA = 10000.0  # transformers' own default, which the first Llama files rely on
-_ROPE_KEYS = {
-    RopeType.DEFAULT: (),
-    RopeType.LINEAR: ("factor",),
-    RopeType.LLAMA3: ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+_FLOATS = ("rms_norm_eps", "initializer_range")  # transformers 5 refuses a config in which these are whole numbers
+# Ministral is Mistral with layer_types, and transformers takes a mistral with that key for one.
+_MINISTRAL = ("ministral", "MinistralForCausalLM")
+
+# Keys that change what transformers computes, or how its cache works, in a model of any type, and that this decoder does not have.
+_NOT_SUPPORTED = {
+    "quantization_config": "quantized weights are not supported; give the model in bfloat16, float16 or float32",
+    "use_bidirectional_attention": "not supported; this is a causal decoder",
+    "per_layer_config": "layers that differ from each other are not supported",
+    "attention_chunk_size": "attention in chunks is not supported",
+    "kv_sharing_modes": "keys and values that layers share are not supported",
+    "attribute_map": "other names for keys are not supported; write the values under their own names",
+    "is_encoder_decoder": "not supported; this is a decoder alone",
+    **dict.fromkeys(
+        ("text_config", "text_encoder", "decoder", "generator"), "a model of several parts is not supported; give the text model alone"
+    ),
 }
 
 
@@ -94,24 +107,11 @@ def read_hf_config(hf: dict[str, Any], where: str) -> ModelConfig:
         Family.QWEN3: (*_NEEDED, "num_key_value_heads", "head_dim"),
         Family.GEMMA2: (*_NEEDED, "num_key_value_heads", "head_dim", "query_pre_attn_scalar"),
     }.get(family, (*_NEEDED, "num_key_value_heads"))
-    missing = [key for key in needed if hf.get(key) is None]
-    if missing:
-        raise BadInput(f"{where}: missing {', '.join(missing)}; without it the model's shape is not known")
-    wrong = [key for key in (*needed, "rope_theta") if not isinstance(hf.get(key, 0), int | float | None)]
-    wrong += [key for key in ("num_hidden_layers", "max_window_layers") if not isinstance(hf.get(key, 0), int | None)]
-    if wrong:
-        raise BadInput(f"{where}: {', '.join(f'{key} = {hf[key]!r}' for key in wrong)}: not a number, or not a whole one")
-    ids = hf.get("eos_token_id")
-    if not all(isinstance(one, int) for one in (ids if isinstance(ids, list) else [ids]) if one is not None):
-        raise BadInput(f"{where}: eos_token_id = {ids!r}: not a token id or a list of them")
-    if hf.get("quantization_config"):
-        raise BadInput(f"{where}: quantization_config: quantized weights are not supported; give the model in bfloat16, float16 or float32")
+    _check_keys(hf, needed, where)
     if hf.get(traits.activation_key, traits.activation) != traits.activation:
         given = f"{traits.activation_key} = {hf[traits.activation_key]!r}"
         raise BadInput(f"{where}: {given} is not supported in a model of type {family}; supported: {traits.activation}")
-    if hf.get("use_bidirectional_attention"):
-        raise BadInput(f"{where}: use_bidirectional_attention is not supported; this is a causal decoder")
-    theta, scaling = _rope(hf, where)
+    theta, scaling = read_rope(hf, where)
     window, layer_types = _windows(hf, traits.windows, where)
     biases = traits.biases is Biases.ATTENTION_BIAS and hf.get("attention_bias", False)
     shape_keys = (*_NEEDED, "num_key_value_heads", "head_dim", "initializer_range")
@@ -138,6 +138,34 @@ def read_hf_config(hf: dict[str, Any], where: str) -> ModelConfig:
     )
 
 
+def _check_keys(hf: dict[str, Any], needed: tuple[str, ...], where: str) -> None:
+    """Raises BadInput for a key that is missing or has no number, and for keys that this decoder does not have."""
+    missing = [key for key in needed if hf.get(key) is None]
+    if missing:
+        raise BadInput(f"{where}: missing {', '.join(missing)}; without it the model's shape is not known")
+    wrong = [key for key in (*needed, "rope_theta") if not isinstance(hf.get(key, 0), int | float | None)]
+    wrong += [key for key in ("num_hidden_layers", "max_window_layers") if not isinstance(hf.get(key, 0), int | None)]
+    if wrong:
+        raise BadInput(f"{where}: {', '.join(f'{key} = {hf[key]!r}' for key in wrong)}: not a number, or not a whole one")
+    # Before any list with one entry a layer is made.
+    if not 0 < hf["num_hidden_layers"] <= MOST_LAYERS:
+        raise BadInput(f"{where}: num_hidden_layers = {hf['num_hidden_layers']}: 1 to {MOST_LAYERS} layers are supported")
+    ids = hf.get("eos_token_id")
+    if not all(isinstance(one, int) for one in (ids if isinstance(ids, list) else [ids]) if one is not None):
+        raise BadInput(f"{where}: eos_token_id = {ids!r}: not a token id or a list of them")
+    pad = hf.get("pad_token_id")
+    if isinstance(pad, int) and pad >= hf["vocab_size"]:
+        raise BadInput(
+            f"{where}: pad_token_id = {pad}: the embedding has rows 0 to {hf['vocab_size'] - 1}; transformers loads no such model"
+        )
+    for key, reason in _NOT_SUPPORTED.items():
+        if hf.get(key):
+            raise BadInput(f"{where}: {key} = {hf[key]!r}: {reason}")
+    # transformers takes null, 0 and false alike for "attends to what comes after, too".
+    if not hf.get("is_causal", True):
+        raise BadInput(f"{where}: is_causal = {hf['is_causal']!r} is not supported; this is a causal decoder")
+
+
 def write_hf_config(
     config: ModelConfig,
     base: dict[str, Any] | None = None,
@@ -158,13 +186,9 @@ def write_hf_config(
     hf |= {key: hf.get(key) if value is None else value for key, value in given.items()}
     shape_keys = (*_NEEDED, "num_key_value_heads", "head_dim", "initializer_range", "tie_word_embeddings")
     hf |= {key: getattr(config, key) for key in shape_keys}
-    hf |= {"architectures": [FAMILIES[config.family].architecture], "model_type": str(config.family)}
-    hf |= {"torch_dtype": dtype, "dtype": dtype}
-
-    scaling = {key: getattr(config.rope_scaling, key) for key in _ROPE_KEYS[config.rope_scaling.rope_type]}
-    typed = {"rope_type": str(config.rope_scaling.rope_type), **scaling}
-    hf |= {"rope_theta": config.rope_theta, "rope_parameters": {**typed, "rope_theta": config.rope_theta}}
-    hf["rope_scaling"] = {**typed, "type": typed["rope_type"]} if scaling else None
+    if not _is_ministral(hf, config.family):
+        hf |= {"architectures": [FAMILIES[config.family].architecture], "model_type": str(config.family)}
+    hf |= {"torch_dtype": dtype, "dtype": dtype, **write_rope(config)}
 
     traits = FAMILIES[config.family]
     hf[traits.activation_key] = str(config.hidden_act)
@@ -182,9 +206,17 @@ def write_hf_config(
     if traits.windows is Windows.BY_LAYER:
         hf |= {"use_sliding_window": sliding, "max_window_layers": types.index(LayerType.SLIDING) if sliding else len(types)}
         hf["layer_types"] = [str(kind) for kind in types]
-    elif traits.windows is Windows.ALTERNATING or "layer_types" in hf:
+    elif needs_layer_types(config) or "layer_types" in hf:
         hf["layer_types"] = [str(kind) for kind in types]
     return hf
+
+
+def needs_layer_types(config: ModelConfig) -> bool:
+    """Whether a config.json of this model must have `layer_types` for transformers to know which layers have the window."""
+    windows = FAMILIES[config.family].windows
+    if windows is Windows.ALL:
+        return len(set(config.layer_types)) > 1
+    return windows is Windows.ALTERNATING or LayerType.SLIDING in config.layer_types
 
 
 def _check_expressible(config: ModelConfig, traits: Traits, types: tuple[LayerType, ...]) -> None:
@@ -193,7 +225,7 @@ def _check_expressible(config: ModelConfig, traits: Traits, types: tuple[LayerTy
     windows = {
         Windows.BY_LAYER: True,
         Windows.ALTERNATING: True,
-        Windows.ALL: len(set(types)) == 1,
+        Windows.ALL: True,
         Windows.NONE: LayerType.SLIDING not in types,
     }
     wrong = [
@@ -216,11 +248,17 @@ def _has_softcaps(config: ModelConfig) -> bool:
 def in_both_spellings(hf: dict[str, Any], where: str) -> dict[str, Any]:
     """The same config.json with what only one of transformers 4 and 5 would find spelled for the other too; no value is changed.
 
-    Without it transformers 4 reads a folder of transformers 5 with a rotary theta of its own. Raises BadInput as `read_hf_config` does.
+    Without it transformers 4 reads a folder of transformers 5 with a rotary theta of its own, and transformers 5 fails on a Mistral with
+    `layer_types` and without `head_dim`. Raises BadInput as `read_hf_config` does.
     """
     dtype = hf.get("dtype", hf.get("torch_dtype"))
-    written = write_hf_config(read_hf_config(hf, where), hf, dtype)
-    return {**hf, **{key: written[key] for key in _SPELLED_TWICE if hf.get(key) is None and written[key] is not None}}
+    config = read_hf_config(hf, where)
+    written = write_hf_config(config, hf, dtype)
+    added = {key: written[key] for key in _SPELLED_TWICE if hf.get(key) is None and written[key] is not None}
+    if "layer_types" in hf and hf.get("head_dim") is None:
+        added["head_dim"] = config.head_dim
+    floats = {key: float(hf[key]) for key in _FLOATS if isinstance(hf.get(key), int)}
+    return {**hf, **added, **completed_tables(hf, config), **floats}
 
 
 def stored_eos_token_ids(hf: dict[str, Any]) -> tuple[int, ...]:
@@ -233,46 +271,17 @@ def _family(hf: dict[str, Any], where: str) -> Family:
     supported = ", ".join(f"{family} ({FAMILIES[family].architecture})" for family in Family)
     if not hf.get("model_type"):
         raise BadInput(f"{where}: missing model_type; supported: {supported}")
-    if hf["model_type"] not in list(Family):
+    if hf["model_type"] not in [*Family, _MINISTRAL[0]]:
         raise BadInput(f"{where}: model_type = {hf['model_type']!r} is not supported; supported: {supported}")
-    family = Family(hf["model_type"])
-    architectures = hf.get("architectures") or [FAMILIES[family].architecture]
-    if architectures != [FAMILIES[family].architecture]:
-        raise BadInput(f"{where}: architectures = {architectures} is not supported; supported: {supported}")
+    family = Family.MISTRAL if hf["model_type"] == _MINISTRAL[0] else Family(hf["model_type"])
+    architectures = [[FAMILIES[family].architecture]] + ([[_MINISTRAL[1]]] if family is Family.MISTRAL else [])
+    if hf.get("architectures") and hf["architectures"] not in architectures:
+        raise BadInput(f"{where}: architectures = {hf['architectures']!r} is not supported; supported: {supported}")
     return family
 
 
-def _rope(hf: dict[str, Any], where: str) -> tuple[float, RopeScaling]:
-    """Theta and scaling. Where both spellings stand they must agree, or which one holds would depend on the reader."""
-    tables = {name: hf[name] for name in ("rope_scaling", "rope_parameters") if hf.get(name)}
-    for name, table in tables.items():
-        if not isinstance(table, dict) or any(isinstance(value, dict) for value in table.values()):
-            raise BadInput(f"{where}: {name} must be one table for all layers; rotary parameters by layer type are not supported")
-    given = [table["rope_theta"] for table in (hf, *tables.values()) if table.get("rope_theta") is not None]
-    if not all(isinstance(theta, int | float) for theta in given):
-        raise BadInput(f"{where}: rope_theta = {given[0]!r}: not a number")
-    thetas = set(given)
-    if len(thetas) > 1:
-        raise BadInput(f"{where}: rope_theta is given as {' and as '.join(sorted(map(str, thetas)))}; keep the one that holds")
-    scalings = {_rope_scaling(table, name, hf, where) for name, table in tables.items()}
-    if len(scalings) > 1:
-        raise BadInput(f"{where}: rope_scaling and rope_parameters differ; keep the one that holds")
-    return (thetas.pop() if thetas else _TRANSFORMERS_ROPE_THETA), (scalings.pop() if scalings else RopeScaling())
-
-
-def _rope_scaling(table: dict[str, Any], name: str, hf: dict[str, Any], where: str) -> RopeScaling:
-    rope_type = table.get("rope_type", table.get("type", "default"))
-    if rope_type not in list(RopeType):
-        raise BadInput(f"{where}: {name}: rope type {rope_type!r} is not supported; supported: {', '.join(RopeType)}")
-    if (table.get("partial_rotary_factor") or 1.0) != 1.0:
-        raise BadInput(f"{where}: {name}: partial_rotary_factor = {table['partial_rotary_factor']} is not supported; supported: 1.0")
-    # transformers falls back on the model's own length for this key alone.
-    known = {"original_max_position_embeddings": hf["max_position_embeddings"], **table}
-    keys = _ROPE_KEYS[RopeType(rope_type)]
-    missing = [key for key in keys if known.get(key) is None]
-    if missing:
-        raise BadInput(f"{where}: {name}: missing {', '.join(missing)}, which rope type {rope_type} needs")
-    return parse_settings(RopeScaling, {"rope_type": rope_type, **{key: known[key] for key in keys}}, f"{where}: {name}")
+def _is_ministral(hf: dict[str, Any], family: Family) -> bool:
+    return family is Family.MISTRAL and hf.get("model_type") == _MINISTRAL[0]
 
 
 def _windows(hf: dict[str, Any], windows: Windows, where: str) -> tuple[int | None, list[str]]:
@@ -284,12 +293,19 @@ def _windows(hf: dict[str, Any], windows: Windows, where: str) -> tuple[int | No
     if types is not None and len(types) != layers:
         raise BadInput(f"{where}: layer_types has {len(types)} entries; it needs one for each of num_hidden_layers = {layers}")
     if windows is Windows.NONE:
-        if types and LayerType.SLIDING in types:
-            raise BadInput(f"{where}: layer_types names {LayerType.SLIDING}, which a {hf['model_type']} model does not have")
+        others = [kind for kind in types or () if kind != LayerType.FULL]
+        if others:
+            raise BadInput(f"{where}: layer_types names {others[0]!r}, which a {hf['model_type']} model does not have")
+        if types is None and hf.get("sliding_window") is not None:
+            # transformers computes logits without it, and its cache drops keys by it.
+            given = f"sliding_window = {hf['sliding_window']!r}"
+            raise BadInput(f"{where}: {given}: a {hf['model_type']} model has no sliding window; set it to null")
         return None, []
     if windows is Windows.ALL:
         window = hf.get("sliding_window", _SLIDING_WINDOW)
-        return (None, []) if window is None else (window, [str(LayerType.SLIDING)] * layers)
+        if types is None:
+            return (None, []) if window is None else (window, [str(LayerType.SLIDING)] * layers)
+        return (window, types) if any(kind != LayerType.FULL for kind in types) else (None, [])
     if windows is Windows.ALTERNATING:
         types = types or [str(LayerType.FULL if layer % 2 else LayerType.SLIDING) for layer in range(layers)]
         return (hf.get("sliding_window", _SLIDING_WINDOW), types) if LayerType.SLIDING in types else (None, [])

@@ -114,7 +114,9 @@ def declare(command: Commands) -> None:
             "--memory-limit", type=gib, default=4.0, metavar="GIB", help="most memory to use (default %(default)s)"
         )
         between_folders.add_argument(
-            "--verify", action="store_true", help="read all back; compare every tensor's sha256, and logits where the model fits"
+            "--verify",
+            action="store_true",
+            help="read all back; compare every tensor's sha256, logits where the model fits, and transformers' model of config.json",
         )
         between_folders.add_argument(
             "--no-links", action="store_true", help="copy safetensors files that stay as they are; else they are clones or hard links"

@@ -1,11 +1,26 @@
 """The model: its shape and variant, and where a run takes it from."""
 
 from enum import StrEnum
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from babel_jax.config.settings import LocalPath, Positive, PositiveFloat, Settings, divisors
+from babel_jax.config.settings import LocalPath, NonNegativeFloat, Positive, PositiveFloat, Settings, divisors
+
+# Bounds of what a config.json may ask for, far above any model of these families: nothing is made of a number beyond them.
+MOST_LAYERS = 2_000
+MOST_HEADS = 2**14
+MOST_FEATURES = 2**20  # hidden_size, head_dim
+MOST_INNER = 2**22  # intermediate_size
+MOST_TOKENS = 2**24  # vocab_size
+MOST_POSITIONS = 2**31 - 1
+
+Layers = Annotated[int, Field(gt=0, le=MOST_LAYERS)]
+Heads = Annotated[int, Field(gt=0, le=MOST_HEADS)]
+Features = Annotated[int, Field(gt=0, le=MOST_FEATURES)]
+Inner = Annotated[int, Field(gt=0, le=MOST_INNER)]
+Tokens = Annotated[int, Field(gt=0, le=MOST_TOKENS)]
+Positions = Annotated[int, Field(gt=0, le=MOST_POSITIONS)]
 
 
 class Family(StrEnum):
@@ -47,7 +62,13 @@ class RopeScaling(Settings):
     factor: PositiveFloat = 1.0
     low_freq_factor: PositiveFloat = 1.0
     high_freq_factor: PositiveFloat = 4.0
-    original_max_position_embeddings: Positive = 8192
+    original_max_position_embeddings: Positions = 8192
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.rope_type is RopeType.LLAMA3 and self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(f"high_freq_factor = {self.high_freq_factor} must be greater than low_freq_factor = {self.low_freq_factor}")
+        return self
 
 
 def _gemma2(known: dict[str, Any]) -> bool:
@@ -63,14 +84,14 @@ class ModelConfig(Settings):
     """
 
     family: Family = Family.QWEN2
-    vocab_size: Positive
-    hidden_size: Positive
-    intermediate_size: Positive
-    num_hidden_layers: Positive
-    num_attention_heads: Positive
-    num_key_value_heads: Positive = Field(default_factory=lambda known: known["num_attention_heads"])
-    head_dim: Positive = Field(default_factory=lambda known: known["hidden_size"] // known["num_attention_heads"])
-    max_position_embeddings: Positive = 32768
+    vocab_size: Tokens
+    hidden_size: Features
+    intermediate_size: Inner
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    num_key_value_heads: Heads = Field(default_factory=lambda known: known["num_attention_heads"])
+    head_dim: Features = Field(default_factory=lambda known: known["hidden_size"] // known["num_attention_heads"])
+    max_position_embeddings: Positions = 32768
     rope_theta: PositiveFloat = 1_000_000.0
     rope_scaling: RopeScaling = RopeScaling()
     rms_norm_eps: PositiveFloat = 1e-6
@@ -86,9 +107,9 @@ class ModelConfig(Settings):
     post_norms: bool = Field(default_factory=_gemma2)
     norm_offset: float = Field(default_factory=lambda known: 1.0 if _gemma2(known) else 0.0)
     scaled_embeddings: bool = Field(default_factory=_gemma2)
-    sliding_window: Positive | None = None
+    sliding_window: Positions | None = None
     layer_types: tuple[LayerType, ...] = ()
-    initializer_range: PositiveFloat = 0.02
+    initializer_range: NonNegativeFloat = 0.02
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -1,5 +1,6 @@
 """What all settings share: the base class, and the types of values."""
 
+import math
 import os
 from typing import Annotated
 
@@ -12,7 +13,9 @@ def _absolute(path: str) -> str:
 
 def divisors(number: int) -> list[int]:
     """All that divide `number`, ascending: the valid choices that messages name."""
-    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+    lower = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    upper = [number // divisor for divisor in reversed(lower)]
+    return lower + upper[upper[:1] == lower[-1:] :]
 
 
 LocalPath = Annotated[str, AfterValidator(_absolute)]
@@ -22,6 +25,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 
 

@@ -15,11 +15,11 @@ from jaxtyping import Array, Float, PyTree, UInt32
 
 from babel_jax import __version__
 from babel_jax.checkpoints.folder import Change, open_folder, transfer
-from babel_jax.checkpoints.hf_config import read_hf_config
+from babel_jax.checkpoints.hf_config import needs_layer_types, read_hf_config
 from babel_jax.checkpoints.model_card import card_files
 from babel_jax.checkpoints.names import Place, is_stacked, tensor_name, tensor_place
 from babel_jax.checkpoints.streaming import Piece, Source
-from babel_jax.config import Init, LayerType, ModelConfig
+from babel_jax.config import Init, ModelConfig
 from babel_jax.errors import BadInput
 from babel_jax.expansion.card import TAG, expansion_section
 from babel_jax.expansion.plan import PROVENANCE, ExpansionPlan, plan_from_json
@@ -61,7 +61,7 @@ def expand_hf_config(hf: dict[str, Any], plan: ExpansionPlan, source_name: str) 
     deeper = {**hf, "num_hidden_layers": len(plan.layers)}
     if hf.get("layer_types") is not None:
         deeper["layer_types"] = [hf["layer_types"][source] for source in plan.source_layers]
-    elif LayerType.SLIDING in config.layer_types:
+    elif needs_layer_types(config):
         deeper["layer_types"] = [str(kind) for kind in config.layer_types]
     if hf.get("max_window_layers") is not None:
         sliding = [target for target, source in enumerate(plan.source_layers) if source >= hf["max_window_layers"]]

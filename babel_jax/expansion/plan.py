@@ -24,9 +24,10 @@ from pydantic import Field, model_serializer, model_validator
 from babel_jax.config import ExpansionSettings, Init, ModelConfig, Settings
 from babel_jax.config.expansion import Moderate
 from babel_jax.config.file import parse_settings
+from babel_jax.config.model import MOST_LAYERS
 from babel_jax.config.settings import NonNegative
 from babel_jax.errors import BadInput
-from babel_jax.files import write_text
+from babel_jax.files import read_json, write_text
 
 PROVENANCE = "babel_expansion"  # the key of config.json under which an expanded model keeps its plan
 
@@ -85,11 +86,12 @@ class TargetLayer(Settings):
 class ExpansionPlan(Settings):
     """The layers of the deeper model, in order. Hashable, so it may be a static argument of jit."""
 
-    layers: Annotated[tuple[TargetLayer, ...], Field(min_length=1)]
+    layers: Annotated[tuple[TargetLayer, ...], Field(min_length=1, max_length=MOST_LAYERS)]
 
     @model_validator(mode="after")
     def _keeps_the_source(self) -> Self:
-        kept = [self.layers[target].source for target in range(len(self.layers)) if target not in self.new_layers]
+        new = set(self.new_layers)
+        kept = [layer.source for target, layer in enumerate(self.layers) if target not in new]
         if kept != list(range(len(kept))):
             raise ValueError(
                 f"layers: keep source layers {kept}; every source layer must be kept by an entry with init = copy, in order from 0"
@@ -179,11 +181,9 @@ def _new_layer(settings: ExpansionSettings, source: int) -> dict[str, Any]:
 def load_plan(path: Path) -> ExpansionPlan:
     """Reads a plan file. Raises BadInput that names the file and the entry for whatever does not fit."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except FileNotFoundError:
         raise BadInput(f"{path}: no such plan file") from None
-    except (ValueError, OSError) as error:
-        raise BadInput(f"{path}: not a readable JSON file: {error}") from None
     return plan_from_json(values, str(path))
 
 

@@ -55,6 +55,8 @@ LLAMA = {
     "rms_norm_eps": 1e-5,
 }
 
+MISTRAL = {**LLAMA, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "num_key_value_heads": 2}
+
 # config.json of google/gemma-2-9b, as far as it describes the decoder; its model card gives 9.24 B parameters.
 GEMMA_9B = {
     "architectures": ["Gemma2ForCausalLM"],
@@ -145,8 +147,6 @@ def model_configs(draw):
     if rope_type is RopeType.LLAMA3:
         factors |= {"original_max_position_embeddings": draw(st.integers(1, 100)), "low_freq_factor": draw(st.floats(0.5, 2))}
     types = draw(st.one_of(st.just([]), st.lists(st.sampled_from(LayerType), min_size=layers, max_size=layers)))
-    if family is Family.MISTRAL and LayerType.SLIDING in types:
-        types = [LayerType.SLIDING] * layers
     sliding = family is not Family.LLAMA and LayerType.SLIDING in types
     caps = st.none() | st.floats(1, 100)
     gemma2 = {
@@ -189,7 +189,10 @@ def test_transformers_reads_the_written_config_as_meant(config):
     transformers = pytest.importorskip("transformers")
     if config.hidden_size % config.num_attention_heads:
         return  # transformers refuses these for Llama and Gemma 2 whatever head_dim says
-    theirs = getattr(transformers, f"{config.family.capitalize()}Config").from_dict(write_hf_config(config))
+    written = write_hf_config(config)
+    ministral = config.family is Family.MISTRAL and "layer_types" in written  # as transformers' AutoConfig tells them apart
+    name = "Ministral" if ministral else config.family.capitalize()
+    theirs = getattr(transformers, f"{name}Config").from_dict(written)
     assert theirs.rope_parameters["rope_theta"] == config.rope_theta
     assert theirs.rope_parameters["rope_type"] == config.rope_scaling.rope_type
     assert theirs.rope_parameters.get("factor", 1.0) == config.rope_scaling.factor
@@ -198,7 +201,7 @@ def test_transformers_reads_the_written_config_as_meant(config):
     if config.family is Family.GEMMA2:
         for key in ("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"):
             assert getattr(theirs, key) == getattr(config, key)
-    if config.family is Family.MISTRAL:
+    if config.family is Family.MISTRAL and not ministral:
         assert (theirs.sliding_window,) * config.num_hidden_layers == config.windows
     elif config.family is not Family.LLAMA:
         windows = tuple(theirs.sliding_window if kind == "sliding_attention" else None for kind in theirs.layer_types)
@@ -266,7 +269,6 @@ def test_a_model_that_the_family_cannot_express_is_refused(tiny_config):
         ({"hidden_act": Activation.GELU}, "hidden_act"),
         ({"family": Family.LLAMA}, "qkv_bias, o_bias"),
         ({"family": Family.LLAMA, "qkv_bias": False, **half_sliding}, "layer_types"),
-        ({"family": Family.MISTRAL, "qkv_bias": False, **half_sliding}, "layer_types"),
     ):
         with pytest.raises(BadInput, match=f"cannot express this model's {named}$"):
             write_hf_config(tiny_config.model_copy(update=changes))
@@ -280,3 +282,80 @@ def test_the_other_spelling_is_added_and_nothing_changed(hf):
     assert both["rope_theta"] == both["rope_parameters"]["rope_theta"]
     assert both.get("dtype") == both.get("torch_dtype") == hf.get("dtype", hf.get("torch_dtype"))
     assert in_both_spellings(both, "config.json") == both
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ONE_LINEAR = {"rope_scaling": {"type": "linear", "factor": 2.0}}
+
+
+@pytest.mark.parametrize(
+    ("hf", "words"),
+    [
+        ({**LLAMA, "is_causal": False}, ["is_causal = False"]),
+        ({**LLAMA, "is_causal": None}, ["is_causal = None"]),
+        ({**LLAMA, "partial_rotary_factor": 0.5}, ["partial_rotary_factor = 0.5"]),
+        ({**LLAMA, **ONE_LINEAR, "partial_rotary_factor": 0.5}, ["partial_rotary_factor = 0.5"]),
+        ({**LLAMA, "rope_theta": None}, ["rope_theta is null"]),
+        (
+            {**LLAMA, "rope_theta": 5e5, "rope_parameters": {"rope_type": "default", "rope_theta": None}},
+            ["rope_parameters: rope_theta is null"],
+        ),
+        (
+            {**LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rope_scaling": {"rope_type": "default"}},
+            ["rope_theta is in one of"],
+        ),
+        (
+            {**LLAMA, "rope_scaling": {**LLAMA3, "original_max_position_embeddings": 32}, "original_max_position_embeddings": 16},
+            ["original_max_position_embeddings = 16", "32"],
+        ),
+        ({**LLAMA, "rope_scaling": LLAMA3, "original_max_position_embeddings": None}, ["missing original_max_position_embeddings"]),
+        ({**LLAMA, "rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, ["high_freq_factor = 4.0", "low_freq_factor = 4.0"]),
+        ({**LLAMA, "sliding_window": 8}, ["sliding_window = 8", "llama"]),
+        ({**LLAMA, "layer_types": ["chunked_attention"] * 4}, ["'chunked_attention'", "llama"]),
+        ({**LLAMA, "attention_chunk_size": 8}, ["attention_chunk_size = 8"]),
+        ({**LLAMA, "kv_sharing_modes": ["reuse"] * 4}, ["kv_sharing_modes"]),
+        ({**LLAMA, "per_layer_config": {"1": {"rms_norm_eps": 1.0}}}, ["per_layer_config"]),
+        ({**LLAMA, "attribute_map": {"rms_norm_eps": "other"}}, ["attribute_map"]),
+        ({**LLAMA, "text_config": {"hidden_size": 3}}, ["text_config"]),
+        ({**LLAMA, "is_encoder_decoder": True}, ["is_encoder_decoder"]),
+        ({**LLAMA, "pad_token_id": 100}, ["pad_token_id = 100", "rows 0 to 99"]),
+        ({**MISTRAL, "layer_types": ["sliding_attention"] * 4, "sliding_window": None}, ["sliding_window is not set"]),
+        ({**LLAMA, "num_hidden_layers": 10**12}, ["num_hidden_layers = 1000000000000", "1 to 2000"]),
+        ({**LLAMA, "num_hidden_layers": 10**6}, ["num_hidden_layers"]),
+        ({**LLAMA, "num_hidden_layers": -1}, ["num_hidden_layers = -1"]),
+        ({**LLAMA, "num_attention_heads": 10**9}, ["num_attention_heads"]),
+        ({**LLAMA, "num_attention_heads": 2**14, "num_key_value_heads": 3}, ["num_key_value_heads = 3"]),
+        ({**LLAMA, "vocab_size": 2**31}, ["vocab_size"]),
+        ({**LLAMA, "hidden_size": 2**40}, ["hidden_size"]),
+        ({**LLAMA, "intermediate_size": 2**40}, ["intermediate_size"]),
+        ({**LLAMA, "head_dim": 2**40}, ["head_dim"]),
+        ({**LLAMA, "max_position_embeddings": 2**31}, ["max_position_embeddings"]),
+        ({**MISTRAL, "sliding_window": 2**31}, ["sliding_window"]),
+    ],
+)
+def test_keys_with_which_other_readers_compute_something_else_are_refused(hf, words):
+    """Each was tried with transformers 5.23: other logits or other generated tokens than ours, or no model."""
+    test_what_cannot_be_used_is_named(hf, words)
+
+
+def test_the_original_length_outside_of_the_table_holds_and_is_written_into_it():
+    transformers = pytest.importorskip("transformers")
+    for hf, expected in (
+        ({**LLAMA, "rope_scaling": LLAMA3, "original_max_position_embeddings": 16}, 16),
+        ({**LLAMA, "rope_scaling": LLAMA3}, 64),
+        ({**LLAMA, "rope_parameters": LLAMA3}, 64),
+    ):
+        assert read_hf_config(hf, "x").rope_scaling.original_max_position_embeddings == expected
+        both = in_both_spellings(hf, "x")
+        for table in ("rope_scaling", "rope_parameters"):
+            assert both[table]["original_max_position_embeddings"] == expected
+        theirs = transformers.LlamaConfig.from_dict(json.loads(json.dumps(both)))
+        theirs.standardize_rope_params()
+        assert theirs.rope_parameters["original_max_position_embeddings"] == expected
+
+
+def test_whole_numbers_are_read_and_written_as_transformers_takes_them():
+    transformers = pytest.importorskip("transformers")
+    hf = {**LLAMA, "initializer_range": 0, "rms_norm_eps": 1}
+    assert read_hf_config(hf, "x").initializer_range == 0.0
+    assert transformers.LlamaConfig.from_dict(in_both_spellings(hf, "x")).rms_norm_eps == 1.0

@@ -1,0 +1,65 @@
+"""Whether transformers, where it is installed, makes the model of a config.json that was written: the reader that we did not write.
+
+It runs in a process of its own, which takes no memory from this one, and never runs code of the folder.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from babel_jax.checkpoints.layout import Shape
+from babel_jax.errors import BadInput, one_line
+
+_SECONDS = 600  # a large model's modules are made on torch's meta device, without memory for values
+_PROGRAM = """
+import json, sys
+import transformers
+config = transformers.AutoConfig.from_pretrained(sys.argv[1], local_files_only=True, trust_remote_code=False)
+found = {"version": transformers.__version__, "shapes": None}
+if transformers.utils.is_torch_available():
+    import torch
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    found["shapes"] = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+print(json.dumps(found))
+"""
+
+
+def loaded_by_transformers(written: Path, source: Path, expected: Mapping[str, Shape]) -> str:
+    """What transformers says of the config.json in `written`: its version, or why it was not asked.
+
+    Where torch is installed too, the parameters of its model must be `expected` (shapes by name). Raises BadInput where transformers
+    fails on `written` and does not on `source`, and where its parameters are others.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        return "not asked: transformers is not installed"
+    found, failure = _asked(written)
+    if failure:
+        if _asked(source)[1]:
+            return f"does not load the source either: {failure}"
+        raise BadInput(f"{written}: transformers does not load its config.json ({failure}); tell the developers")
+    if found["shapes"] is not None:
+        theirs = {name: tuple(shape) for name, shape in found["shapes"].items()}
+        wrong = sorted(name for name in theirs.keys() | expected.keys() if theirs.get(name) != expected.get(name))
+        if wrong:
+            shapes = f"{wrong[0]} has shape {theirs.get(wrong[0])} there and {expected.get(wrong[0])} here"
+            raise BadInput(f"{written}: transformers makes another model of its config.json ({shapes}); tell the developers")
+    return f"loads with transformers {found['version']}"
+
+
+def _asked(folder: Path) -> tuple[dict[str, Any], str]:
+    """The answer for one folder, and in one line why there is none."""
+    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    command = [sys.executable, "-c", _PROGRAM, str(folder)]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, env={**os.environ, **quiet}, check=False)
+    except subprocess.TimeoutExpired:
+        return {}, f"no answer within {_SECONDS} s"
+    if answer.returncode:
+        return {}, one_line((answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"])[-1], 300)
+    return json.loads(answer.stdout.splitlines()[-1]), ""
