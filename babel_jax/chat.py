@@ -6,9 +6,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from babel_jax.checkpoints.folder import load_params, open_folder
+from babel_jax.checkpoints.generation_defaults import stored_repetition_penalty
 from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.data.prompts import Message, PromptTokenizer
-from babel_jax.errors import BadInput
+from babel_jax.errors import BadInput, printable
 from babel_jax.model.generation import generate
 
 
@@ -22,7 +23,8 @@ class Conversation:
         self._tokenizer = PromptTokenizer(folder.path)
         self._tokenizer.chat([{"role": "user", "content": "?"}])  # before the parameters, which take longer
         self._config, self._params = folder.config, load_params(folder, dtype=jnp.float32)
-        self._max_new_tokens, self._sampling = max_new_tokens, sampling
+        self._max_new_tokens = max_new_tokens
+        self._sampling = {"repetition_penalty": stored_repetition_penalty(folder.path), **sampling}
         self.messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
 
     def answer(self, text: str) -> dict[str, Any]:
@@ -59,7 +61,7 @@ def talk(conversation: Conversation, read: Callable[[str], str] = input) -> dict
         except EOFError:
             break
         try:
-            print(conversation.answer(text)["text"])
+            print(printable(conversation.answer(text)["text"]))
         except BadInput as error:
             print(error)
     turns = sum(message["role"] == "assistant" for message in conversation.messages)

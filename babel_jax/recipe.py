@@ -33,6 +33,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from babel_jax.checkpoints.folder import Format, ModelFolder, copy_other_files, load_params, open_folder, save_folder
+from babel_jax.checkpoints.generation_defaults import stored_repetition_penalty
 from babel_jax.checkpoints.hf_config import stored_eos_token_ids, write_hf_config
 from babel_jax.checkpoints.processes import agreed, first_says, first_text, same_on_all
 from babel_jax.config import CHANGEABLE, Config, ModelConfig, Stage
@@ -179,7 +180,17 @@ def generate_text(model: str, prompt: str, max_new_tokens: int, temperature: flo
         raise BadInput("babel generate: the prompt is empty; give some text to go on from")
     eos_ids = sorted({*stored_eos_token_ids(folder.hf_config), tokenizer.eos_id})
     params = load_params(folder, dtype=jnp.float32)
-    new = generate(folder.config, params, [ids], max_new_tokens, eos_ids, temperature=temperature, top_p=top_p, seed=seed)[0]
+    new = generate(
+        folder.config,
+        params,
+        [ids],
+        max_new_tokens,
+        eos_ids,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        repetition_penalty=stored_repetition_penalty(folder.path),
+    )[0]
     text = tokenizer.decode([token for token in new if token not in eos_ids and token < tokenizer.vocab_size])
     return {"prompt": prompt, "text": text, "tokens": new, "summary": prompt + text}
 

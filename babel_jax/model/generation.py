@@ -33,6 +33,16 @@ class Sampling(NamedTuple):
     keys: PRNGKeyArray
 
 
+class Repetition(NamedTuple):
+    """A penalty on tokens that a row has already: their logits are divided by it where positive, else multiplied (Keskar et al. 2019).
+
+    `in_prompt` says which tokens of the vocabulary the prompts have.
+    """
+
+    penalty: Float[Array, ""]
+    in_prompt: Bool[Array, "batch vocab"]
+
+
 class Decoding(NamedTuple):
     """State of the loop over new tokens: how many there are, the tokens [batch, new], who is finished, the cache, the next logits.
 
@@ -58,6 +68,7 @@ def generate(
     top_k: int | None = None,
     top_p: float = 1.0,
     seed: int = 0,
+    repetition_penalty: float = 1.0,
     compute_dtype: DTypeLike = jnp.float32,
 ) -> list[list[int]]:
     """New tokens for each prompt, all prompts in one batch; the first of `eos_ids`, where one comes, is the last token.
@@ -70,6 +81,8 @@ def generate(
     _check(config, prompts, max_new_tokens)
     if not 0.0 <= temperature < float("inf") or not 0.0 < top_p <= 1.0 or (top_k is not None and top_k < 1):
         raise BadInput(f"temperature = {temperature}, top_p = {top_p}, top_k = {top_k}: need temperature >= 0, 0 < top_p <= 1, top_k >= 1")
+    if not 0.0 < repetition_penalty < float("inf"):
+        raise BadInput(f"repetition_penalty = {repetition_penalty}: a number above 0 is needed")
     rows, time = bucket(len(prompts), 1), bucket(max(len(prompt) for prompt in prompts), SMALLEST_BUCKET)
     tokens, padding = padded_left(prompts, rows, time)
     sampling = None
@@ -79,7 +92,13 @@ def generate(
         sampling = Sampling(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p), keys)
     new_size, eos = bucket(max_new_tokens, SMALLEST_BUCKET), np.array(eos_ids or [-1], np.int32)
     state = prefill(config, new_size, compute_dtype, params, np.zeros(0, np.int32), tokens, padding, len(prompts))
-    state = extend(config, compute_dtype, params, state, padding, max_new_tokens, eos, sampling)
+    repetition = None
+    if repetition_penalty != 1.0:
+        in_prompt = np.zeros((rows, config.vocab_size), bool)
+        for row, prompt in enumerate(prompts):
+            in_prompt[row, list(prompt)] = True
+        repetition = Repetition(jnp.float32(repetition_penalty), jnp.asarray(in_prompt))
+    state = extend(config, compute_dtype, params, state, padding, max_new_tokens, eos, sampling, repetition)
     new = np.asarray(state.tokens)[: len(prompts), : int(state.step)]
     return [until_first(row, eos_ids) for row in new.tolist()]
 
@@ -156,6 +175,7 @@ def extend(
     until: Int[Array, ""],
     eos_ids: Int[Array, "eos"],
     sampling: Sampling | None,
+    repetition: Repetition | None = None,
     placement: Decoding | None = None,
 ) -> Decoding:
     """The state with further tokens: until every row is finished (by one of `eos_ids`) or has `until` new tokens in all."""
@@ -164,7 +184,7 @@ def extend(
         return (state.step < until) & ~state.finished.all()
 
     def one_more(state: Decoding) -> Decoding:
-        chosen = _choose(state.logits, sampling, state.step)
+        chosen = _choose(_penalized(state, repetition), sampling, state.step)
         new = jax.lax.dynamic_update_slice(state.tokens, chosen[:, None], (0, state.step))
         finished = state.finished | jnp.isin(chosen, eos_ids)
         logits, cache = _advance(config, params, chosen[:, None], padding, state.cache, compute_dtype, state.shared)
@@ -197,6 +217,15 @@ def _advance(
     hidden, extended = decoder.model(tokens, rope, attend_by_masks(config, window_masks), compute_dtype, cache=cache)
     assert extended is not None
     return decoder.unembed(hidden[:, -1]), extended
+
+
+def _penalized(state: Decoding, repetition: Repetition | None) -> Float[Array, "batch vocab"]:
+    if repetition is None:
+        return state.logits
+    new = jnp.arange(state.tokens.shape[1]) < state.step
+    seen = repetition.in_prompt.at[jnp.arange(len(state.tokens))[:, None], state.tokens].max(new)
+    punished = jnp.where(state.logits < 0, state.logits * repetition.penalty, state.logits / repetition.penalty)
+    return jnp.where(seen, punished, state.logits)
 
 
 def _choose(logits: Float[Array, "batch vocab"], sampling: Sampling | None, step: Int[Array, ""]) -> Int[Array, "batch"]:

@@ -55,13 +55,13 @@ def small() -> Any:
     return config, jax.tree.map(lambda leaf: leaf * 8, init_params(config, jax.random.key(1)))
 
 
-def generated_by_transformers(model: Any, prompts: list[list[int]], eos_id: int | None = None) -> list[list[int]]:
+def generated_by_transformers(model: Any, prompts: list[list[int]], eos_id: int | None = None, **options: Any) -> list[list[int]]:
     torch = pytest.importorskip("torch")
     longest = max(map(len, prompts))
     tokens = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
     real = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     out = model.generate(
-        tokens, attention_mask=real, max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=eos_id, use_cache=True
+        tokens, attention_mask=real, max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=eos_id, use_cache=True, **options
     )
     return out[:, longest:].tolist()
 
@@ -98,6 +98,14 @@ def test_an_end_of_text_ends_its_own_row_alone(pair: Any) -> None:
     assert generate(config, params, PROMPTS, NEW, [eos_id]) == ended
     for row, theirs in zip(ended, generated_by_transformers(model, PROMPTS, eos_id), strict=True):
         assert theirs[: len(row)] == row
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.7])
+def test_a_penalty_on_repetition_is_that_of_transformers(pair: Any, penalty: float) -> None:
+    config, model, params = pair
+    expected = generated_by_transformers(model, PROMPTS, repetition_penalty=penalty)
+    assert expected != generated_by_transformers(model, PROMPTS)
+    assert generate(config, params, PROMPTS, NEW, repetition_penalty=penalty) == expected
 
 
 def test_the_cache_changes_nothing(small: Any) -> None:
@@ -146,6 +154,7 @@ def test_top_k_and_top_p_keep_the_fewest_that_suffice(logits: list[int], top_k: 
         ([[1] * 40], 30, {}, "64 positions"),
         ([[1]], 4, {"temperature": -1.0}, "temperature"),
         ([[1]], 4, {"top_p": 0.0}, "top_p"),
+        ([[1]], 4, {"repetition_penalty": 0.0}, "repetition_penalty"),
     ],
 )
 def test_what_cannot_be_generated_is_said(small: Any, prompts: Any, new: int, options: Any, words: str) -> None:
