@@ -1,12 +1,13 @@
 """Checkpoints of a run by Orbax, written while training goes on: the train state, by step."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,18 @@ from orbax.checkpoint.checkpoint_managers import (
     PreservationPolicy,
 )
 
-from babel_jax.checkpoints.processes import agreed
+from babel_jax.checkpoints.processes import agreed, shared_out
 from babel_jax.cluster import lost_process
 from babel_jax.config import ModelConfig
+from babel_jax.digests import SUMS, check_sums, lists_below, unlisted, write_sums
 from babel_jax.errors import BadInput
-from babel_jax.files import explain_os_errors
+from babel_jax.files import explain_os_errors, read_json
 from babel_jax.training.step import TrainState
 
 log = logging.getLogger("babel")
+
+STATE, METADATA, SUCCESS = "default", "_CHECKPOINT_METADATA", "commit_success.txt"  # Orbax's names in the folder of a step
+_NOTED_SUM = "sha256"  # of what else is noted beside a state
 
 
 class Checkpoints:
@@ -60,7 +65,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         # Named, as Orbax would else read off the newest folder, which may be damaged, what it holds.
-        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=ocp.StandardCheckpointHandler())
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=_Digested())
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -75,8 +80,9 @@ class Checkpoints:
         """Begins to write the state after `step` steps, with the name of the stage; a state that stands there already is left alone."""
         if self._manager.latest_step() == step:
             return
+        noted = {"stage": stage, "model": self._model(step)}
         with explain_os_errors(self._folder):
-            self._manager.save(step, args=ocp.args.StandardSave(state), custom_metadata={"stage": stage, "model": self._model(step)})
+            self._manager.save(step, args=_DigestedSave(state), custom_metadata={**noted, _NOTED_SUM: _sum_of(noted)})
 
     def check(self) -> None:
         """Raises what stopped the last write, if anything did, without waiting for one that is under way."""
@@ -112,6 +118,8 @@ class Checkpoints:
             wanted = abstract(step, stage)
             try:
                 with agreed():
+                    self._check_files(step)
+                with agreed():
                     state = self._read(step, wanted)
             except Exception as error:
                 unreadable[step] = _first_line(error)
@@ -132,14 +140,39 @@ class Checkpoints:
             raise failure
         ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
+    def _noted(self, step: int) -> dict[str, Any]:
+        """What `save` noted beside the state; empty where that cannot be read."""
+        try:
+            noted = read_json(self._folder / str(step) / METADATA)["custom_metadata"]
+        except (OSError, BadInput, KeyError, TypeError):
+            noted = None
+        return noted if isinstance(noted, dict) else {}
+
     def _stage_and_model(self, step: int) -> tuple[str, dict[str, Any]]:
-        """What `save` noted beside the state. Orbax takes a file that is missing or damaged for an empty one."""
-        noted = self._manager.metadata(step).custom_metadata or {}
+        file, noted = self._folder / str(step) / METADATA, self._noted(step)
         stage, model = noted.get("stage"), noted.get("model", {})
         if not isinstance(stage, str) or not isinstance(model, dict):
-            file = self._folder / str(step) / "_CHECKPOINT_METADATA"
             raise BadInput(f"{file}: missing, damaged or of another version: it does not name the stage and the model")
+        # Versions before digests wrote none.
+        if noted.keys() != {"stage", "model"} and noted.get(_NOTED_SUM) != _sum_of({"stage": stage, "model": model}):
+            raise BadInput(f"{file}: not as it was written")
         return stage, model
+
+    def _check_files(self, step: int) -> None:
+        """Raises BadInput where a file of the state is not as it was written. The processes share the reading."""
+        folder = self._folder / str(step) / STATE
+        lists = lists_below(folder)
+        if not lists and _NOTED_SUM in self._noted(step):
+            raise BadInput(f"{folder.relative_to(self._folder)}: the digests of its files are missing")
+        if not lists:
+            log.info("checkpoint %d is of an earlier version, without digests of its files; it is taken unchecked", step)
+            return
+        checked = check_sums(lists, folder, _share)
+        # Orbax adds its mark of success last, when the lists are written.
+        more = (path for path in unlisted(folder, lists) if path.name != SUCCESS)
+        damaged = dict(checked.damaged) or dict.fromkeys(more, "in no list of digests")
+        for path, reason in damaged.items():
+            raise BadInput(f"{path.relative_to(self._folder)}: {reason}")
 
     def _model(self, step: int) -> dict[str, Any]:
         return self._model_after(step).model_dump(mode="json")
@@ -151,7 +184,7 @@ class Checkpoints:
             primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"restore-{process}"
         )
         with ocp.Checkpointer(ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone) as reader:
-            return reader.restore(self._folder / str(step) / "default", args=ocp.args.StandardRestore(abstract))
+            return reader.restore(self._folder / str(step) / STATE, args=ocp.args.StandardRestore(abstract))
 
     def _set_aside(self, step: int) -> None:
         aside = self._folder / f"{step}.damaged"
@@ -160,6 +193,59 @@ class Checkpoints:
                 shutil.rmtree(aside, ignore_errors=True)
                 (self._folder / str(step)).rename(aside)
         self._manager.reload()
+
+
+class _Digested(ocp.StandardCheckpointHandler):
+    """Writes digests of the files of a state beside them, before the folder of the step gets its name.
+
+    Each process reads what it wrote itself, in Orbax's thread, while training goes on; process 0 adds the rest, which is small.
+    """
+
+    async def async_save(self, directory: Any, *arguments: Any, **names: Any) -> list[Any]:
+        futures = await super().async_save(directory, *arguments, **names)
+        return [*(futures or []), _OwnSums(Path(getattr(directory, "path", directory)))]
+
+    def finalize(self, directory: Any) -> None:
+        super().finalize(directory)
+        folder = Path(directory)
+        write_sums(folder, unlisted(folder, lists_below(folder)))
+
+
+@ocp.args.register_with_handler(_Digested, for_save=True)
+@dataclasses.dataclass
+class _DigestedSave(ocp.args.StandardSave):
+    """Tells Orbax which handler is to save."""
+
+
+@ocp.args.register_with_handler(_Digested, for_restore=True)
+@dataclasses.dataclass
+class _DigestedRestore(ocp.args.StandardRestore):
+    """Orbax wants one of these beside each of the other kind."""
+
+
+@dataclasses.dataclass
+class _OwnSums:
+    """What Orbax waits for after the files of this process are written."""
+
+    folder: Path
+
+    def result(self, timeout: float | None = None) -> None:
+        process = jax.process_index()
+        own = [path for path in (self.folder / f"ocdbt.process_{process}").rglob("*") if path.is_file()]
+        write_sums(self.folder, own, f"{SUMS}.process_{process}")
+
+    def cancel(self) -> None:
+        pass
+
+
+def _share(sizes: Mapping[Path, int]) -> list[Path]:
+    """The files that this process is to read."""
+    owners = shared_out({str(path): size for path, size in sizes.items()})
+    return [path for path in sizes if owners[str(path)] == jax.process_index()]
+
+
+def _sum_of(noted: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(noted, sort_keys=True).encode()).hexdigest()
 
 
 @dataclasses.dataclass

@@ -175,8 +175,8 @@ def cut_arrays(checkpoint):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (cut_arrays, "Error"),
-        (lambda checkpoint: shutil.rmtree(checkpoint / "default"), "default item"),
+        (cut_arrays, "not the bytes that were written"),
+        (lambda checkpoint: shutil.rmtree(checkpoint / "default"), "the digests of its files are missing"),
         (lambda checkpoint: (checkpoint / "_CHECKPOINT_METADATA").write_text(""), "missing, damaged or of another version"),
     ],
     ids=["arrays cut off", "no arrays", "no metadata"],
