@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from babel_jax import __version__, cluster
-from babel_jax.commands import corpus, evaluation, models, pods, quality, report, runs, text
+from babel_jax.commands import corpus, evaluation, models, pods, quality, report, runs, text, verify
 from babel_jax.commands.parsing import Run
 from babel_jax.errors import BadInput, Preempted, json_printable, printable
 from babel_jax.files import os_error_line
@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    for group in (runs, corpus, quality, models, evaluation, text, report, pods):
+    for group in (runs, corpus, quality, models, evaluation, text, report, pods, verify):
         group.declare(command)
     return parser
 

@@ -1,7 +1,7 @@
 """Lists of SHA-256 digests beside files: written when a folder is made, checked whenever its bits are in doubt.
 
 A list is a file SHA256SUMS (or SHA256SUMS.SOMETHING, of what one of several processes wrote) in the form of sha256sum, so that
-`sha256sum -c SHA256SUMS` checks it too. It covers files of its own folder and of folders below.
+`sha256sum -c SHA256SUMS` checks it too. It covers files of its own folder and of folders below, but no hidden ones.
 """
 
 import concurrent.futures
@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from babel_jax.errors import BadInput, one_line
@@ -43,8 +43,8 @@ def is_list(path: Path) -> bool:
 
 
 def write_sums(folder: Path, files: Iterable[Path] | None = None, name: str = SUMS) -> None:
-    """Writes the list `name` of some files below a folder; without `files`, of all but lists, those that other lists have included."""
-    chosen = sorted(files if files is not None else (path for path in folder.rglob("*") if path.is_file() and not is_list(path)))
+    """Writes the list `name` of some files below a folder; without `files`, of all."""
+    chosen = sorted(_files(folder) if files is None else files)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         sums = list(pool.map(file_sum, chosen))
     write_text(folder / name, "".join(_line(found, path.relative_to(folder)) for path, found in zip(chosen, sums, strict=True)))
@@ -70,7 +70,7 @@ def lists_below(folder: Path) -> list[Path]:
 def check_sums(
     lists: Sequence[Path],
     below: Path,
-    mine: Callable[[Mapping[Path, int]], Iterable[Path]] = lambda sizes: sizes,
+    mine: Callable[[Mapping[Path, int]], Iterable[Path]] | None = None,
     seen: Callable[[int], object] = lambda size: None,
 ) -> Checked:
     """Compares files with lists of them. Links that lead out of the folder `below` are not followed.
@@ -86,7 +86,7 @@ def check_sums(
             damaged[path] = one_line(error)
     sizes = {path: path.stat().st_size for path in wanted if path.is_file()}
     damaged |= {path: "missing" for path in wanted if path not in sizes}
-    chosen = list(mine(sizes))
+    chosen = list(sizes if mine is None else mine(sizes))
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         reasons = pool.map(lambda path: _difference(path, wanted[path], below), chosen)
         for path, reason in zip(chosen, reasons, strict=True):
@@ -96,10 +96,15 @@ def check_sums(
     return Checked(len(chosen), sum(sizes[path] for path in chosen), damaged)
 
 
-def unlisted(folder: Path, lists: Sequence[Path]) -> Iterator[Path]:
+def unlisted(folder: Path, lists: Sequence[Path]) -> list[Path]:
     """The files below a folder that none of the lists, which can be read, has."""
     listed = {path for one in lists for path in read_sums(one)}
-    return (path for path in sorted(folder.rglob("*")) if path.is_file() and not is_list(path) and path not in listed)
+    return [path for path in _files(folder) if path not in listed]
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files below a folder, without lists and hidden files."""
+    return [path for path in sorted(folder.rglob("*")) if path.is_file() and not is_list(path) and not path.name.startswith(".")]
 
 
 def _difference(path: Path, wanted: str, below: Path) -> str | None:

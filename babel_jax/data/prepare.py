@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from babel_jax.data.rows import Row, RowCounts, read_rows
 from babel_jax.data.survey import Survey, survey
 from babel_jax.data.tokenizers import Tokenizer, open_tokenizer
 from babel_jax.data.windows import MASKED_FIELDS, write_windows
+from babel_jax.digests import SUMS, file_sum, write_sums
 from babel_jax.errors import BadInput
 from babel_jax.files import PARTIAL, explain_os_errors, make_folder, new_folder, only_process_in, write_text
 from babel_jax.languages import CODES
@@ -100,7 +102,13 @@ def _prepared(settings: DataSettings, folder: Path, opened: Tokenizer, made_from
         "tokenizer": {"fingerprint": opened.fingerprint, "vocab_size": opened.vocab_size, "eos_id": opened.eos_id},
         "languages": {code: entries[code] for code in languages},
     }
-    _write_json(folder / REPORT, report)
+    # Text that is prepared already may be on a disk that cannot be written to.
+    if not (folder / REPORT).is_file() or read_json(folder / REPORT) != report:
+        (folder / SUMS).unlink(missing_ok=True)
+        _write_json(folder / REPORT, report)
+    if not (folder / SUMS).is_file() and os.access(folder, os.W_OK):
+        beside = [path for code in languages for path in (language_file(folder, code), heldout_file(folder, code))]
+        write_sums(folder, [folder / SETTINGS, folder / REPORT, *beside])
     return report
 
 
@@ -150,8 +158,9 @@ def _prepare_language(task: _LanguageTask) -> dict[str, Any]:
     surveyed = None
     if not known.is_file():
         surveyed, counts = _survey(settings, language)
-        _write_heldout(heldout_file(folder, language), surveyed.heldout)
-        _write_json(known, {**counts, "sources": made_from})
+        heldout = heldout_file(folder, language)
+        _write_heldout(heldout, surveyed.heldout)
+        _write_json(known, {**counts, "heldout_sha256": file_sum(heldout), "sources": made_from})
     entry = read_json(known)
     if entry["sources"] != made_from:
         raise BadInput(
@@ -229,6 +238,7 @@ def _write_dataset(dataset: Path, settings: DataSettings, language: str, kind: s
             windows = pack(_tokenized(rows, tokenizer, counts, progress), settings.seq_len, tokenizer.eos_id)
             write_windows(partial, dataset.name, _counted(windows, counts), settings.seq_len)
         _write_json(partial / COUNTS, counts)
+        write_sums(partial)
 
 
 def _tokenized(rows: Iterator[Row], tokenizer: Tokenizer, counts: dict[str, int], progress: tqdm) -> Iterator[list[int]]:

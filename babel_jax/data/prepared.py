@@ -1,5 +1,6 @@
 """The layout of a folder of prepared data, and reading it.
 
+SHA256SUMS                  digests of the files beside it, of languages/ and heldout/; those of windows are beside them
 settings.json               what it was made from; other settings are refused on the same folder
 languages/xx.json           counts of a language's rows; written once they have been read
 heldout/xx.jsonl            text to evaluate on, with keys id, text and kind
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from babel_jax.data.rows import Row
+from babel_jax.digests import file_sum
 from babel_jax.errors import BadInput
 
 REPORT, SETTINGS, COUNTS = "prepared.json", "settings.json", "counts.json"
@@ -72,8 +74,11 @@ class PreparedData:
         }
 
     def heldout(self, language: str) -> list[Row]:
-        """The held-out rows of a language."""
-        with open(heldout_file(self.folder, language), encoding="utf-8") as lines:
+        """The held-out rows of a language. Raises BadInput where the text is not what was held out: figures of it would mean nothing."""
+        file, written = heldout_file(self.folder, language), self.report["languages"][language].get("heldout_sha256")
+        if written is not None and file_sum(file) != written:
+            raise BadInput(f"{file}: not as it was written; remove the folder {self.folder} and run `babel prepare` again")
+        with open(file, encoding="utf-8") as lines:
             return [Row(**json.loads(line)) for line in lines]
 
 

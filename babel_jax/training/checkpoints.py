@@ -1,7 +1,6 @@
 """Checkpoints of a run by Orbax, written while training goes on: the train state, by step."""
 
 import dataclasses
-import hashlib
 import json
 import logging
 import shutil
@@ -26,15 +25,13 @@ from orbax.checkpoint.checkpoint_managers import (
 from babel_jax.checkpoints.processes import agreed, shared_out
 from babel_jax.cluster import lost_process
 from babel_jax.config import ModelConfig
-from babel_jax.digests import SUMS, check_sums, lists_below, unlisted, write_sums
+from babel_jax.digests import SUMS, lists_below, unlisted, write_sums
 from babel_jax.errors import BadInput
-from babel_jax.files import explain_os_errors, read_json
+from babel_jax.files import explain_os_errors
+from babel_jax.training.saved_steps import STATE, check_state, noted_in, to_note
 from babel_jax.training.step import TrainState
 
 log = logging.getLogger("babel")
-
-STATE, METADATA, SUCCESS = "default", "_CHECKPOINT_METADATA", "commit_success.txt"  # Orbax's names in the folder of a step
-_NOTED_SUM = "sha256"  # of what else is noted beside a state
 
 
 class Checkpoints:
@@ -80,9 +77,8 @@ class Checkpoints:
         """Begins to write the state after `step` steps, with the name of the stage; a state that stands there already is left alone."""
         if self._manager.latest_step() == step:
             return
-        noted = {"stage": stage, "model": self._model(step)}
         with explain_os_errors(self._folder):
-            self._manager.save(step, args=_DigestedSave(state), custom_metadata={**noted, _NOTED_SUM: _sum_of(noted)})
+            self._manager.save(step, args=_DigestedSave(state), custom_metadata=to_note(stage, self._model(step)))
 
     def check(self) -> None:
         """Raises what stopped the last write, if anything did, without waiting for one that is under way."""
@@ -107,7 +103,7 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 with agreed():
-                    stage, model = self._stage_and_model(step)
+                    stage, model = noted_in(self._folder / str(step))
             except Exception as error:  # Orbax and TensorStore raise what they like for damaged files
                 unreadable[step] = _first_line(error)
                 continue
@@ -140,38 +136,12 @@ class Checkpoints:
             raise failure
         ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
-    def _noted(self, step: int) -> dict[str, Any]:
-        """What `save` noted beside the state; empty where that cannot be read."""
-        try:
-            noted = read_json(self._folder / str(step) / METADATA)["custom_metadata"]
-        except (OSError, BadInput, KeyError, TypeError):
-            noted = None
-        return noted if isinstance(noted, dict) else {}
-
-    def _stage_and_model(self, step: int) -> tuple[str, dict[str, Any]]:
-        file, noted = self._folder / str(step) / METADATA, self._noted(step)
-        stage, model = noted.get("stage"), noted.get("model", {})
-        if not isinstance(stage, str) or not isinstance(model, dict):
-            raise BadInput(f"{file}: missing, damaged or of another version: it does not name the stage and the model")
-        # Versions before digests wrote none.
-        if noted.keys() != {"stage", "model"} and noted.get(_NOTED_SUM) != _sum_of({"stage": stage, "model": model}):
-            raise BadInput(f"{file}: not as it was written")
-        return stage, model
-
     def _check_files(self, step: int) -> None:
         """Raises BadInput where a file of the state is not as it was written. The processes share the reading."""
-        folder = self._folder / str(step) / STATE
-        lists = lists_below(folder)
-        if not lists and _NOTED_SUM in self._noted(step):
-            raise BadInput(f"{folder.relative_to(self._folder)}: the digests of its files are missing")
-        if not lists:
+        checked = check_state(self._folder / str(step), _share)
+        if checked is None:
             log.info("checkpoint %d is of an earlier version, without digests of its files; it is taken unchecked", step)
-            return
-        checked = check_sums(lists, folder, _share)
-        # Orbax adds its mark of success last, when the lists are written.
-        more = (path for path in unlisted(folder, lists) if path.name != SUCCESS)
-        damaged = dict(checked.damaged) or dict.fromkeys(more, "in no list of digests")
-        for path, reason in damaged.items():
+        for path, reason in () if checked is None else checked.damaged.items():
             raise BadInput(f"{path.relative_to(self._folder)}: {reason}")
 
     def _model(self, step: int) -> dict[str, Any]:
@@ -242,10 +212,6 @@ def _share(sizes: Mapping[Path, int]) -> list[Path]:
     """The files that this process is to read."""
     owners = shared_out({str(path): size for path, size in sizes.items()})
     return [path for path in sizes if owners[str(path)] == jax.process_index()]
-
-
-def _sum_of(noted: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(noted, sort_keys=True).encode()).hexdigest()
 
 
 @dataclasses.dataclass

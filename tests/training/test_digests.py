@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from babel_jax.errors import BadInput
+from babel_jax.integrity import verify_folder
 from babel_jax.training.checkpoints import Checkpoints
 from babel_jax.training.deepening import Depth
 from babel_jax.training.run import train_stages
@@ -118,6 +119,21 @@ def test_checkpoints_of_versions_without_digests_are_read(trained, tmp_path, cap
     caplog.set_level("INFO", "babel")
     assert restore(copy)[0] == 10
     assert "checkpoint 10 is of an earlier version, without digests of its files; it is taken unchecked" in caplog.text
+
+
+def test_verify_checks_a_run_folder(trained, tmp_path):
+    checkpoints, _ = trained
+    run = shutil.copytree(checkpoints.parent, tmp_path / "run")
+    found = verify_folder(run)
+    assert found["files"] == sum(len(files_of(run / "checkpoints" / step)) - 3 for step in ("9", "10"))
+    assert found["without_digests"] == []
+    flip(run / "checkpoints" / "9" / "default" / "manifest.ocdbt", 77)
+    file = run / "checkpoints" / "10" / "_CHECKPOINT_METADATA"
+    file.write_text(file.read_text().replace('"stage": "second"', '"stage": "first"'))
+    with pytest.raises(BadInput) as refused:
+        verify_folder(run)
+    assert "2 damaged: checkpoints/10 (" in str(refused.value)
+    assert "checkpoints/9/default/manifest.ocdbt (not the bytes that were written)" in str(refused.value)
 
 
 def test_the_lists_are_those_of_sha256sum(trained):

@@ -1,0 +1,18 @@
+"""Whether files are as they were written: verify."""
+
+import argparse
+from pathlib import Path
+
+from babel_jax.commands.parsing import Commands, Result
+
+
+def _verify(options: argparse.Namespace) -> Result:
+    from babel_jax.integrity import verify_folder
+
+    return verify_folder(Path(options.folder))
+
+
+def declare(command: Commands) -> None:
+    """Adds the commands of this file."""
+    verify = command("verify", _verify, "compare the files of a folder with the digests beside them", "babel verify runs/babel-9b")
+    verify.add_argument("folder", metavar="FOLDER", help="a run folder, prepared data or a model folder that this program wrote")

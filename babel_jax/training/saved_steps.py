@@ -1,0 +1,66 @@
+"""The folder of one checkpoint: what is noted beside the state, and whether its files are as they were written.
+
+STEP/_CHECKPOINT_METADATA    Orbax's; under custom_metadata the stage, the model and a digest of both
+STEP/default/                the state, with SHA256SUMS and SHA256SUMS.process_N
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from babel_jax.digests import Checked, check_sums, lists_below, unlisted
+from babel_jax.errors import BadInput
+from babel_jax.files import read_json
+
+STATE, METADATA, SUCCESS = "default", "_CHECKPOINT_METADATA", "commit_success.txt"  # Orbax's names
+_NOTED_SUM = "sha256"  # of what else is noted
+_NOTED_BEFORE = {"stage", "model"}  # by versions without digests
+
+
+def to_note(stage: str, model: Mapping[str, Any]) -> dict[str, Any]:
+    """What is to be noted beside a state: the stage, the model's config as JSON values, and a digest of both."""
+    noted = {"stage": stage, "model": model}
+    return {**noted, _NOTED_SUM: _sum_of(noted)}
+
+
+def noted_in(step: Path) -> tuple[str, dict[str, Any]]:
+    """The stage and the model that are noted. Raises BadInput where these cannot be read, or are not as they were written."""
+    noted = _noted(step)
+    stage, model = noted.get("stage"), noted.get("model", {})
+    if not isinstance(stage, str) or not isinstance(model, dict):
+        raise BadInput(f"{step / METADATA}: missing, damaged or of another version: it does not name the stage and the model")
+    if noted.keys() != _NOTED_BEFORE and noted.get(_NOTED_SUM) != _sum_of({"stage": stage, "model": model}):
+        raise BadInput(f"{step / METADATA}: not as it was written")
+    return stage, model
+
+
+def check_state(step: Path, mine: Callable[[Mapping[Path, int]], Iterable[Path]] | None = None) -> Checked | None:
+    """Reads the files of the state, or the ones that `mine` picks, and compares them with their digests.
+
+    Files that have no digest count as damaged. None for a step of a version that wrote no digests.
+    """
+    folder = step / STATE
+    lists = lists_below(folder)
+    if not lists:
+        return Checked(0, 0, {folder: "the digests of its files are missing"}) if _noted(step).keys() != _NOTED_BEFORE else None
+    checked = check_sums(lists, folder, mine)
+    if checked.damaged:
+        return checked
+    # Orbax adds its mark of success last, when the lists are written.
+    more = [path for path in unlisted(folder, lists) if path.name != SUCCESS]
+    return Checked(checked.files, checked.bytes, dict.fromkeys(more, "in no list of digests"))
+
+
+def _noted(step: Path) -> dict[str, Any]:
+    """Empty where it cannot be read."""
+    try:
+        noted = read_json(step / METADATA)["custom_metadata"]
+    except (OSError, BadInput, KeyError, TypeError):
+        noted = None
+    return noted if isinstance(noted, dict) else {}
+
+
+def _sum_of(noted: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(noted, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,109 @@
+"""Digests beside files, and the command that checks them; against sha256sum where there is something to compare."""
+
+import json
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from babel_jax.cli import main
+from babel_jax.data.prepared import heldout_file, open_prepared
+from babel_jax.digests import check_sums, lists_below, read_sums, write_sums
+from babel_jax.errors import BadInput
+
+NAMES = ["plain.txt", "a b.txt", "sub/deep/ü.bin", "back\\slash", "line\nend"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = tmp_path / "made"
+    for number, name in enumerate(NAMES):
+        (made / name).parent.mkdir(parents=True, exist_ok=True)
+        (made / name).write_bytes(bytes([number]) * 1000 * number)
+    (made / ".hidden").write_text("x")
+    write_sums(made)
+    return made
+
+
+def test_lists_are_those_of_sha256sum(folder):
+    said = subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
+    assert said.returncode == 0
+    assert said.stdout.count(": OK") == len(NAMES)
+    theirs = subprocess.run(["sha256sum", *NAMES], cwd=folder, capture_output=True, text=True).stdout
+    (folder / "SHA256SUMS").write_text(theirs)
+    checked = check_sums(lists_below(folder), folder)
+    assert (checked.files, checked.bytes, checked.damaged) == (5, 10_000, {})
+
+
+def test_what_is_wrong_is_told_by_file(folder, capsys):
+    assert main(["verify", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["files"], found["bytes"], found["without_digests"]) == (5, 10_000, [])
+    (folder / "later.txt").write_text("added")
+    assert main(["verify", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["without_digests"] == ["later.txt"]
+    (folder / "a b.txt").write_bytes(b"\1" * 999 + b"\2")
+    (folder / "plain.txt").unlink()
+    assert main(["verify", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "2 damaged: " in error
+    assert "plain.txt (missing)" in error
+    assert "a b.txt (not the bytes that were written)" in error
+
+
+@pytest.mark.parametrize(
+    "line", ["../outside", "/etc/hostname", "sub/../../outside", "sub/link"], ids=["above", "absolute", "above by a detour", "link"]
+)
+def test_a_list_does_not_lead_out_of_its_folder(folder, capsys, line):
+    (folder.parent / "outside").write_text("secret")
+    (folder / "sub" / "link").symlink_to(folder.parent / "outside")
+    with open(folder / "SHA256SUMS", "a") as file:
+        file.write(f"{'0' * 64}  {line}\n")
+    assert main(["verify", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "1 damaged: " in error
+    assert "not the bytes" not in error  # nothing was read there
+
+
+@pytest.mark.parametrize("content", [b"", b"no digest\n", b"\xff\xfe\n", b"0" * 64 + b"  cut off"])
+def test_damaged_lists(folder, capsys, content):
+    (folder / "SHA256SUMS").write_bytes(content)
+    assert main(["verify", str(folder)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_pipes_are_not_waited_for(folder, capsys):
+    (folder / "plain.txt").unlink()
+    os.mkfifo(folder / "plain.txt")
+    assert main(["verify", str(folder)]) == 2
+    assert "plain.txt (missing)" in capsys.readouterr().err
+
+
+def test_a_folder_without_digests(tmp_path, capsys):
+    for path, says in ((tmp_path / "none", "no such folder"), (tmp_path, "nothing in it has digests")):
+        assert main(["verify", str(path)]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_prepared_data(small_prepared, tmp_path, capsys):
+    folder = shutil.copytree(small_prepared, tmp_path / "data")
+    assert main(["verify", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["without_digests"] == []
+    lists = [path.relative_to(folder) for path in lists_below(folder)]
+    assert [str(path.parent) for path in lists] == [".", *sorted(f"windows/{path.name}" for path in (folder / "windows").iterdir())]
+    listed = {path for one in lists_below(folder) for path in read_sums(one)}
+    assert {path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("SHA256SUMS")} == listed
+    # Held-out text is checked wherever it is used: one letter changed would change every figure a little.
+    file = heldout_file(folder, "sw")
+    before = open_prepared(folder).heldout("sw")
+    text = file.read_text()
+    file.write_text(text.replace("a", "e", 1))
+    with pytest.raises(BadInput, match=r"heldout/sw\.jsonl: not as it was written"):
+        open_prepared(folder).heldout("sw")
+    assert main(["verify", str(folder)]) == 2
+    assert "heldout/sw.jsonl (not the bytes that were written)" in capsys.readouterr().err
+    file.write_text(text)
+    assert open_prepared(folder).heldout("sw") == before
