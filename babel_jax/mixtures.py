@@ -51,10 +51,9 @@ def stage_mixtures(config: Config) -> list[StageMixture]:
     if not config.stages:
         raise BadInput("stages is empty; name at least one stage with its mixture")
     available = open_prepared(config.data.folder).available
-    tokens_per_step = config.training.global_batch_size * config.data.seq_len
     stages = []
     for plan in plan_stages(config):
-        settings, budget = plan.stage.mixture, (plan.end - plan.start) * tokens_per_step
+        settings, budget = plan.stage.mixture, plan.tokens
         uncapped = make_mixture(available, settings.model_copy(update={"max_epochs": _WITHOUT_CAP}), budget)
         wanted = {(row.language, row.kind): row.share for row in uncapped.rows}
         parts = {

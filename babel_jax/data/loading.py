@@ -28,7 +28,8 @@ class Batches:
     """The batches of a stage, by step and without end.
 
     Each dataset of the mixture is shuffled anew for each epoch and repeated. Among the first n windows of the run a dataset with share s
-    has n * s, to less than two windows. Share p of P has rows p * B / P to (p + 1) * B / P - 1 of each global batch of B rows.
+    has n * s, to less than two windows, where all datasets fill their windows alike; shares are of tokens, so that windows that are half
+    empty are read twice as often. Share p of P has rows p * B / P to (p + 1) * B / P - 1 of each global batch of B rows.
     """
 
     def __init__(
@@ -59,7 +60,9 @@ class Batches:
         orders = [
             ShuffledEpochs(len(source), f"{seed} {row.language} {row.kind}") for source, row in zip(sources, mixture.rows, strict=True)
         ]
-        mixed = grain.MapDataset.select_from_datasets(sources, Selection([row.share for row in mixture.rows], orders))
+        # Shares are of tokens. A dataset whose windows are half empty gives as many tokens in twice as many windows.
+        rates = [row.share / prepared.supplies[row.language, row.kind].tokens_per_window for row in mixture.rows]
+        mixed = grain.MapDataset.select_from_datasets(sources, Selection(rates, orders))
         batches = mixed.batch(global_batch_size // shares)
         self._batches = batches.slice(slice(share, None, shares))
 

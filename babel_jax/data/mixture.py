@@ -11,6 +11,7 @@ from babel_jax.languages import CODES, LANGUAGES, Resource
 
 CURATED, TEXTBOOK = "curated", "textbook"
 _TOLERANCE = 1e-6  # of a share of all tokens
+_REPETITIONS = 50  # two or three are enough where no window is half empty
 _LEAST_WEIGHT = 1e-100  # what a temperature near 0 leaves of all but the largest; 0 could not be divided by
 Key = TypeVar("Key", bound=Hashable)
 Dataset = tuple[str, str]
@@ -25,6 +26,19 @@ class MixtureRow:
     tokens: int
     share: float
     epochs: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Supply:
+    """What there is of a dataset: `tokens` without padding, in so many windows."""
+
+    tokens: int
+    windows: float
+
+    @property
+    def tokens_per_window(self) -> float:
+        """The mean: fewer than a window holds, where conversations do not fill it."""
+        return self.tokens / self.windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +124,26 @@ def make_mixture(available: Mapping[Dataset, int], settings: MixtureSettings, bu
         if abs(given - share) > _TOLERANCE:
             warnings.append(f"curated gives {code} {given:.1%} of the tokens, not {share:.1%}: {reason}")
     return Mixture(rows, tuple(warnings))
+
+
+def make_mixture_of_steps(supplies: Mapping[Dataset, Supply], settings: MixtureSettings, windows: int) -> tuple[Mixture, int]:
+    """The mixture of a stage that reads so many windows, and its tokens: padding is none of them.
+
+    How many tokens the windows hold depends on the mixture, and where a cap holds, the mixture on the tokens: found by repetition.
+    """
+    available = {key: supply.tokens for key, supply in supplies.items()}
+    budget = windows * max(1, round(max(supply.tokens_per_window for supply in supplies.values()))) if supplies else windows
+    for _ in range(_REPETITIONS):
+        mixture = make_mixture(available, settings, budget)
+        before, budget = budget, max(1, round(windows * tokens_per_window(mixture, supplies)))
+        if budget == before:
+            break
+    return mixture, budget
+
+
+def tokens_per_window(mixture: Mixture, supplies: Mapping[Dataset, Supply]) -> float:
+    """The mean tokens of the windows that a mixture reads: shares are of tokens, so that half-empty windows are read more often."""
+    return 1 / sum(row.share / supplies[row.language, row.kind].tokens_per_window for row in mixture.rows)
 
 
 def water_fill(total: float, weights: Mapping[Key, float], capacities: Mapping[Key, float]) -> dict[Key, float]:

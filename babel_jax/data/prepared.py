@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from babel_jax.data.mixture import Supply
 from babel_jax.data.rows import Row
 from babel_jax.digests import file_sum
 from babel_jax.errors import BadInput
@@ -71,6 +72,16 @@ class PreparedData:
             (language, kind): counts["tokens"]
             for language, entry in self.report["languages"].items()
             for kind, counts in entry["kinds"].items()
+        }
+
+    @property
+    def supplies(self) -> dict[tuple[str, str], Supply]:
+        """The same tokens with the windows that hold them."""
+        kinds = {language: entry["kinds"] for language, entry in self.report["languages"].items()}
+        return {
+            (language, kind): Supply(counts["tokens"], counts.get("windows", counts["tokens"] / self.seq_len))
+            for language, own in kinds.items()
+            for kind, counts in own.items()
         }
 
     def heldout(self, language: str) -> list[Row]:

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
@@ -63,17 +64,20 @@ class Metrics:
     def __init__(self, folder: Path, seq_len: int, available: Mapping[str, int], start_step: int, total_steps: int, goodput: Goodput):
         """`available` is the tokens that each language has; lines of steps from `start_step` on are of a run that was cut off, and go."""
         self._path, self._goodput = folder / "metrics.jsonl", goodput
+        lines: list[dict[str, Any]] = []
         self._writes = writes = jax.process_index() == 0  # all processes see the same values
         if writes:
             lines = read_json_lines(self._path)
             if again := {line["step"]: line.get("seconds", 0.0) for line in lines if line["step"] >= start_step}:
                 goodput.lose(again)
                 goodput.save(start_step - 1)  # before the lines go that say so
-            write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] < start_step))
+            lines = [line for line in lines if line["step"] < start_step]
+            write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file = open(self._path if writes else os.devnull, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step, write_to_disk=writes)
         self._bar = tqdm(total=total_steps, initial=start_step, desc="train", unit=" steps", disable=None if writes else True)
         self._seq_len, self._available = seq_len, available
+        self._tokens: Counter[str] = Counter(lines[-1].get("tokens_by_language", {}) if lines else {})
         self._flops, self._peak = 0.0, peak_flops(jax.devices()[0].device_kind, jax.device_count())
         self._waiting: tuple[dict[str, Any], dict[str, Array]] | None = None
         self._last_time = self._last_said = time.monotonic()
@@ -94,10 +98,10 @@ class Metrics:
         """Leaves the time since the last step, in which something else was done, out of the next step's."""
         self._last_time = time.monotonic()
 
-    def log(self, step: int, stage: str, rate: float, tokens: int, values: dict[str, Array]) -> int:
+    def log(self, step: int, stage: str, rate: float, values: dict[str, Array]) -> int:
         """Takes the metrics of a step and writes those of the step before; gives how many updates in a row that one had skipped."""
         skipped = self.flush()
-        self._waiting = ({"step": step, "stage": stage, "rate": rate, "tokens": tokens}, values)
+        self._waiting = ({"step": step, "stage": stage, "rate": rate}, values)
         return skipped
 
     def flush(self) -> int:
@@ -113,14 +117,18 @@ class Metrics:
         self._own_seconds, self._own_steps = self._own_seconds + asked - self._last_time, self._own_steps + 1
         seconds, self._last_time = now - self._last_time, now
         line |= {"loss": float(host["loss"]), "gradient_norm": float(host["gradient_norm"]), "skipped": int(host["skipped"])}
+        tokens = {code: int(host["tokens"][i]) for i, code in enumerate(CODES) if host["tokens"][i]}
+        self._tokens.update(tokens)
+        # Tokens of the text: padding is none of them, here and wherever tokens are counted.
+        line["tokens"] = sum(tokens.values())
         line |= {"seconds": seconds, "tokens_per_second": line["tokens"] / seconds, "goodput": self._goodput.fraction()}
         line["time_spent"] = {str(on): round(spent, 3) for on, spent in self._goodput.seconds.items()}
         if self._peak is not None:
             line["model_flop_utilization"] = line["tokens_per_second"] * self._flops / self._peak
         line |= _device_memory() | self._stragglers(line["step"])
-        targets, nats, seen = host["targets"], host["nats"], host["windows_seen"]
+        targets, nats = host["targets"], host["nats"]
         line["loss_by_language"] = {code: float(nats[i] / targets[i]) for i, code in enumerate(CODES) if targets[i]}
-        line["tokens_by_language"] = {code: int(seen[i]) * self._seq_len for i, code in enumerate(CODES) if seen[i]}
+        line["tokens_by_language"] = {code: self._tokens[code] for code in CODES if self._tokens[code]}
         line["epochs_by_language"] = {
             code: tokens / self._available[code] for code, tokens in line["tokens_by_language"].items() if code in self._available
         }

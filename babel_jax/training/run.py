@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -17,7 +18,7 @@ from jaxtyping import Array, PyTree
 from babel_jax.checkpoints.processes import agreed, meet
 from babel_jax.config import Config, ModelConfig, OptimizerSettings, Stage, Trained
 from babel_jax.data.loading import Batches
-from babel_jax.data.mixture import Mixture, make_mixture
+from babel_jax.data.mixture import Mixture, make_mixture, make_mixture_of_steps, tokens_per_window
 from babel_jax.data.prepared import open_prepared, read_json
 from babel_jax.errors import BadInput, Preempted
 from babel_jax.files import write_text
@@ -38,24 +39,31 @@ StageEnd = Callable[[Stage, ModelConfig, PyTree[Array]], None]
 
 
 class PlannedStage(NamedTuple):
-    """A stage with its first step in the run, the step after its last, and its mixture."""
+    """A stage with its first step in the run, the step after its last, its mixture, and the tokens that it reads, padding left out."""
 
     stage: Stage
     start: int
     end: int
     mixture: Mixture
+    tokens: int
 
 
 def plan_stages(config: Config) -> list[PlannedStage]:
     """Budgets in steps and mixtures of all stages. Raises BadInput for a mixture that the prepared data cannot give."""
-    available = open_prepared(config.data.folder).available
-    tokens_per_step = config.training.global_batch_size * config.data.seq_len
+    supplies = open_prepared(config.data.folder).supplies
+    available = {key: supply.tokens for key, supply in supplies.items()}
+    windows_per_step = config.training.global_batch_size
     planned, start = [], 0
     for stage in config.stages:
-        steps = stage.steps or max(1, round((stage.tokens or 0) / tokens_per_step))
-        if stage.max_passes is not None:
-            steps = min(steps, max(1, round(stage.max_passes * sum(available.values()) / tokens_per_step)))
-        planned.append(PlannedStage(stage, start, start + steps, make_mixture(available, stage.mixture, steps * tokens_per_step)))
+        most = round(stage.max_passes * sum(available.values())) if stage.max_passes is not None else sys.maxsize
+        if stage.steps:
+            mixture, tokens = make_mixture_of_steps(supplies, stage.mixture, stage.steps * windows_per_step)
+            steps = stage.steps
+        if not stage.steps or tokens > most:
+            tokens = max(1, min(most, stage.tokens or most))
+            mixture = make_mixture(available, stage.mixture, tokens)
+            steps = max(1, round(tokens / (windows_per_step * tokens_per_window(mixture, supplies))))
+        planned.append(PlannedStage(stage, start, start + steps, mixture, tokens))
         start += steps
     return planned
 
@@ -240,7 +248,7 @@ def _train_stage(loop: Loop, plan: PlannedStage, number: int, steps: range, curr
     SIGTERM or SIGHUP; all leave a checkpoint.
     """
     config, mesh, checkpoints, metrics, goodput, traced, watch, _ = loop
-    training, tokens_per_step = config.training, config.training.global_batch_size * config.data.seq_len
+    training = config.training
     with agreed():
         batches = _batches(config, plan, number, mesh).iterate(steps.start - plan.start)
     save_times = SaveTimes(steps.start, training.checkpoint_every, training.checkpoint_minutes)
@@ -261,7 +269,7 @@ def _train_stage(loop: Loop, plan: PlannedStage, number: int, steps: range, curr
             traced.after(now, values)
             checkpoints.check()
             with goodput.spent(Spent.STEP):
-                skipped = metrics.log(now, plan.stage.name, rate, tokens_per_step, values)
+                skipped = metrics.log(now, plan.stage.name, rate, values)
                 signalled = stopped(now + 1)
                 if watch.due(now + 1):
                     skipped = metrics.flush()

@@ -92,7 +92,9 @@ def train_step(
     rate: Float[Array, ""],
     offload: bool = False,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update, and its metrics: loss, gradient_norm, skipped, and nats, targets and windows seen by language.
+    """One update, and its metrics: loss, gradient_norm, skipped, and nats, targets, tokens and windows seen by language.
+
+    Tokens are those of the step's windows without padding; windows seen are those of all steps up to this one.
 
     A loss or gradient that is not finite leaves parameters and moments as they are, to the bit.
     """
@@ -117,6 +119,7 @@ def train_step(
         "skipped": skipped,
         "nats": by_language(windows.nats),
         "targets": by_language(windows.targets),
+        "tokens": by_language(jnp.sum(batch["segment_ids"] > 0, axis=1)),
         "windows_seen": windows_seen,
     }
     new_state = {"params": params, "opt_state": opt_state, "step": state["step"] + 1, "skipped": skipped, "windows_seen": windows_seen}

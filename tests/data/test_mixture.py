@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from babel_jax.config import MixtureSettings, Strategy
-from babel_jax.data.mixture import make_mixture, water_fill
+from babel_jax.data.mixture import Supply, make_mixture, make_mixture_of_steps, water_fill
 from babel_jax.errors import BadInput
 from babel_jax.languages import CODES, LANGUAGES, Resource
 
@@ -257,3 +257,35 @@ def test_languages_without_data_are_named_with_those_that_have():
         make_mixture(available, MixtureSettings(strategy=Strategy.WEIGHTS, weights={"en": 1.0}, languages=("en", "sw")), 100)
     with pytest.raises(BadInput, match="there is no prepared text"):
         make_mixture({}, MixtureSettings(), 100)
+
+
+# --- windows that are not full ---------------------------------------------------------------------------------------------------
+
+
+def test_equal_shares_of_tokens_from_windows_that_are_half_empty():
+    """Ten windows of 70 tokens and ten of 128: as many tokens of each need 128 windows of the first for 70 of the second."""
+    supplies = {("en", "chat"): Supply(700, 10), ("sw", "chat"): Supply(1280, 10)}
+    mixture, tokens = make_mixture_of_steps(supplies, MixtureSettings(max_epochs=100.0), 198)
+    assert {row.language: row.share for row in mixture.rows} == {"en": pytest.approx(0.5), "sw": pytest.approx(0.5)}
+    assert tokens == 128 * 70 + 70 * 128
+    assert {row.language: row.epochs for row in mixture.rows} == {"en": pytest.approx(12.8), "sw": pytest.approx(7.0)}
+
+
+def test_passes_are_counted_in_tokens():
+    """20 windows of 10 are two passes, however full the windows are; a cap of 2 is not exceeded."""
+    for filled in (10, 70, 128):
+        mixture, tokens = make_mixture_of_steps({("en", "chat"): Supply(10 * filled, 10)}, MixtureSettings(max_epochs=2.0), 20)
+        assert (tokens, mixture.rows[0].epochs, mixture.warnings) == (20 * filled, pytest.approx(2.0), ())
+
+
+@given(
+    st.dictionaries(st.sampled_from(["en", "zh", "sw", "ha"]), st.tuples(st.integers(1, 10_000), st.integers(1, 128)), min_size=1),
+    st.integers(1, 100_000),
+    st.sampled_from([0.5, 2.0, 1000.0]),
+)
+def test_the_windows_of_a_stage_hold_its_tokens(datasets, windows, max_epochs):
+    """Each dataset's tokens, read in its windows, are so many windows; all together are those of the stage."""
+    supplies = {(code, "web"): Supply(count * filled, count) for code, (count, filled) in datasets.items()}
+    mixture, tokens = make_mixture_of_steps(supplies, MixtureSettings(max_epochs=max_epochs), windows)
+    read = sum(row.share * tokens / supplies[row.language, row.kind].tokens_per_window for row in mixture.rows)
+    assert read == pytest.approx(windows, rel=0.01, abs=1)
