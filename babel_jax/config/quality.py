@@ -1,6 +1,8 @@
 """The quality classifier: what a judge is asked, the small model that learns its scores, and how scores of languages compare."""
 
+import re
 import string
+import urllib.parse
 from enum import StrEnum
 from typing import Annotated, Self
 
@@ -34,7 +36,8 @@ class JudgeSettings(Settings):
 
     `documents` of each language are judged, cut to `max_characters`. `dimensions` maps a name to what is asked; `prompt` may hold
     {language}, {dimensions}, {names}, {lowest}, {highest} and {text}. `endpoint` is the base URL of an OpenAI-compatible server
-    (http://host:port/v1), whose key is in the environment variable `key_variable`; without it prompts and replies are files.
+    (http://host:port/v1), whose key is in the environment variable `key_variable`; without it prompts and replies are files. An answer
+    has to be complete within `timeout_seconds`.
     """
 
     model: str = "judge"
@@ -52,6 +55,22 @@ class JudgeSettings(Settings):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        # Not with the value: it may be a key or hold a password.
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_variable):
+            raise ValueError(
+                "key_variable is no name of an environment variable (letters, digits and _); the key itself is not to stand here"
+            )
+        if self.endpoint is not None:
+            parts = urllib.parse.urlsplit(self.endpoint)
+            if parts.username or parts.password or "@" in parts.netloc or parts.query or parts.fragment:
+                raise ValueError("endpoint holds a user name, a password or a query; put the key into the variable that key_variable names")
+            if (
+                parts.scheme not in ("http", "https")
+                or not parts.hostname
+                or not self.endpoint.isascii()
+                or not self.endpoint.isprintable()
+            ):
+                raise ValueError("endpoint is no address such as http://host:port/v1")
         if not self.dimensions:
             raise ValueError("dimensions is empty; name at least one with what is asked")
         if self.lowest >= self.highest:

@@ -7,14 +7,10 @@ judged.jsonl   {"id", "language", "text", "scores": {dimension: number}, "score"
 
 import concurrent.futures
 import heapq
-import http.client
+import itertools
 import json
 import logging
-import os
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
@@ -24,17 +20,18 @@ from tqdm import tqdm
 from babel_jax.config.quality import JudgeSettings, QualityConfig
 from babel_jax.data.rows import Row, RowCounts, read_rows
 from babel_jax.draws import Purpose, unit_draw
-from babel_jax.errors import BadInput
-from babel_jax.files import make_folder, only_process_in, write_text
+from babel_jax.errors import BadInput, one_line
+from babel_jax.files import make_folder, only_process_in, parse_json, write_text
 from babel_jax.languages import CODES, LANGUAGES
+from babel_jax.quality.server import Server
 
 log = logging.getLogger("babel")
 
 PROMPTS, REPLIES, JUDGED = "prompts.jsonl", "replies.jsonl", "judged.jsonl"
-_RETRIED = (408, 409, 429, 500, 502, 503, 504)
-_OF_ONE_PROMPT = (400, 413, 422)  # it is too long, or a filter stops it; where many in a row get these, it is not for the prompts
 _REFUSED_IN_A_ROW = 10
-_FIRST_PAUSE_SECONDS = 1.0
+_MOST_REPLY_CHARACTERS = 100_000  # that scores are looked for in
+_HIGHEST = 1e30  # of a score; float32 holds it
+_MOST_OBJECTS = 1_000  # of a reply that may be the scores
 
 
 class Judged(TypedDict):
@@ -72,21 +69,22 @@ def parse_reply(content: str, settings: JudgeSettings) -> dict[str, float]:
     Raises ValueError with the reason where there is none.
     """
     problem = "no JSON object"
-    for start, letter in enumerate(content):
-        if letter != "{":
-            continue
+    content = content[:_MOST_REPLY_CHARACTERS]
+    starts = (start for start, letter in enumerate(content) if letter == "{")
+    for start in itertools.islice(starts, _MOST_OBJECTS):
         try:
             found, _ = json.JSONDecoder().raw_decode(content, start)
         except (ValueError, RecursionError):
             continue
         scores = {name: found.get(name) for name in settings.dimensions}
-        numbers = {name: float(value) for name, value in scores.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+        numbers = {name: value for name, value in scores.items() if isinstance(value, int | float) and not isinstance(value, bool)}
         if len(numbers) < len(scores):
             problem = "a dimension without a number"
         elif not all(settings.lowest <= value <= settings.highest for value in numbers.values()):
             problem = "a score outside of the scale"
         else:
-            return numbers
+            # Only now: a whole number of 400 digits is no float.
+            return {name: float(value) for name, value in numbers.items()}
     raise ValueError(problem)
 
 
@@ -94,13 +92,25 @@ def read_judged(path: Path, dimensions: Iterable[str]) -> list[Judged]:
     """The judged documents of a file. Raises BadInput where it is missing or was made for other dimensions."""
     if not path.is_file():
         raise BadInput(f"{path}: no judged documents; run `babel judge` first")
+    judged: list[Judged] = []
     with open(path, encoding="utf-8") as lines:  # splitlines() would also split at U+2028 and the like, which texts hold
-        judged: list[Judged] = [json.loads(line) for line in lines]
+        for number, line in enumerate(lines, 1):
+            judged.append(_document(parse_json(line, f"{path}:{number}"), f"{path}:{number}"))
     if not judged:
         raise BadInput(f"{path}: no document was judged; look at the replies beside it")
     if set(judged[0]["scores"]) != set(dimensions):
         raise BadInput(f"{path}: judged on {', '.join(judged[0]['scores'])}, not on judge.dimensions; run `babel judge` again")
     return judged
+
+
+def _document(value: Any, where: str) -> Judged:
+    texts = [value.get(key) for key in ("id", "language", "text")] if isinstance(value, dict) else [None]
+    scores = value.get("scores") if isinstance(value, dict) else None
+    numbers = [*scores.values(), value.get("score")] if isinstance(scores, dict) else [None]
+    whole = all(isinstance(one, int | float) and not isinstance(one, bool) and abs(one) <= _HIGHEST for one in numbers)
+    if not whole or not all(isinstance(text, str) for text in texts) or value["language"] not in LANGUAGES:
+        raise BadInput(f"{where}: no judged document with its scores; remove the file and run `babel judge` again")
+    return value
 
 
 def _sample(config: QualityConfig) -> Iterator[tuple[str, tuple[str, Row]]]:
@@ -144,6 +154,7 @@ def _write_prompts(path: Path, requests: dict[str, dict[str, Any]]) -> None:
 def _ask(settings: JudgeSettings, requests: dict[str, dict[str, Any]], path: Path) -> None:
     """Adds the answers that are missing to the file of replies. A refusal is added when an answer follows, or at the end: if many in a row
     stop the command, they are asked again."""
+    server = Server(settings)
     answered = {name for name, _, _ in _replies(path)} if path.is_file() else set()
     waiting = [name for name in requests if name not in answered]
     most = min(_REFUSED_IN_A_ROW, len(requests))
@@ -156,7 +167,7 @@ def _ask(settings: JudgeSettings, requests: dict[str, dict[str, Any]], path: Pat
             file.flush()
 
         def answer(name: str) -> None:
-            status, body = _post(settings, requests[name])
+            status, body = server.post(requests[name])
             line = json.dumps({"custom_id": name, "response": {"status_code": status, "body": body}})
             with lock:
                 if status == 200:
@@ -166,7 +177,7 @@ def _ask(settings: JudgeSettings, requests: dict[str, dict[str, Any]], path: Pat
                 refused.append(line)
                 if len(refused) >= most:
                     raise BadInput(
-                        f"judge.endpoint: {settings.endpoint} refused {len(refused)} prompts in a row, the last with status {status} "
+                        f"judge.endpoint: {server.url} refused {len(refused)} prompts in a row, the last with status {status} "
                         f"({body}); look at judge.model and judge.max_characters; what was answered is kept, and the same command goes on"
                     )
             log.warning("judge: %s is left out, as the server refused it with status %d (%s)", name, status, body)
@@ -181,35 +192,6 @@ def _ask(settings: JudgeSettings, requests: dict[str, dict[str, Any]], path: Pat
         write(refused)
 
 
-def _post(settings: JudgeSettings, body: dict[str, Any]) -> tuple[int, Any]:
-    """The server's status and answer; asked again, after pauses that double, where it was busy or did not answer.
-
-    Raises BadInput for any status but 200 and those of one prompt.
-    """
-    url = f"{(settings.endpoint or '').rstrip('/')}/chat/completions"
-    headers = {"Content-Type": "application/json"}
-    if key := os.environ.get(settings.key_variable):
-        headers["Authorization"] = f"Bearer {key}"
-    problem = ""
-    for attempt in range(settings.retries + 1):
-        if attempt:
-            time.sleep(_FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
-        try:
-            request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-            with urllib.request.urlopen(request, timeout=settings.timeout_seconds) as response:
-                return 200, json.loads(response.read())
-        except urllib.error.HTTPError as error:
-            said = " ".join(error.read(300).decode(errors="replace").split())
-            if error.code in _OF_ONE_PROMPT:
-                return error.code, said
-            problem = f"status {error.code}: {said}"
-            if error.code not in _RETRIED:
-                break
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            problem = str(error)
-    raise BadInput(f"judge.endpoint: {url} does not serve ({problem}); what was answered is kept, and the same command goes on")
-
-
 def _replies(path: Path) -> Iterator[tuple[str, str | None, Any]]:
     """Of each line a request's name, the text of the answer, None where it has none, and its status, None where it is not said.
 
@@ -220,7 +202,9 @@ def _replies(path: Path) -> Iterator[tuple[str, str | None, Any]]:
             try:
                 reply = json.loads(line)
                 name = reply["custom_id"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue
+            if not isinstance(name, str):
                 continue
             response = reply.get("response")
             status = response.get("status_code") if isinstance(response, dict) else None
@@ -243,7 +227,7 @@ def _read(config: QualityConfig, sample: dict[str, tuple[str, Row]], path: Path)
             if language is None or row is None:
                 raise ValueError("not asked for")
             if content is None and status not in (None, 200):
-                raise ValueError(f"status {status} from the server")
+                raise ValueError(f"status {one_line(status, 40)} from the server")
             scores = parse_reply(content or "", config.judge)
         except ValueError as problem:
             unreadable[str(problem)] = unreadable.get(str(problem), 0) + 1

@@ -10,7 +10,7 @@ from babel_jax.cli import main
 from babel_jax.config.file import load_settings, parse_settings
 from babel_jax.config.quality import JudgeSettings, QualityConfig
 from babel_jax.errors import BadInput
-from babel_jax.quality import judge as judging
+from babel_jax.quality import server as serving
 from babel_jax.quality.judge import judge, parse_reply, read_judged
 
 DIMENSIONS = {"fluency": "Is it?", "substance": "Has it?"}
@@ -101,7 +101,7 @@ def test_by_files(config_file, tmp_path, capsys):
 
 
 def test_a_server_is_asked_once_for_each_document(config_file, server, monkeypatch, tmp_path):
-    monkeypatch.setattr(judging, "_FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(serving, "_FIRST_PAUSE_SECONDS", 0.0)
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     failures = iter([503, 429])
 
@@ -149,7 +149,7 @@ def test_a_server_that_refuses_all_of_few_prompts(config_file, server):
     ],
 )
 def test_a_server_that_fails_loses_nothing(config_file, server, monkeypatch, failure, says):
-    monkeypatch.setattr(judging, "_FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(serving, "_FIRST_PAUSE_SECONDS", 0.0)
     answered = []
 
     def fails_after_five(prompt):
@@ -170,7 +170,7 @@ def test_a_server_that_fails_loses_nothing(config_file, server, monkeypatch, fai
 
 
 def test_an_answer_that_is_cut_off(config_file, server, monkeypatch):
-    monkeypatch.setattr(judging, "_FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(serving, "_FIRST_PAUSE_SECONDS", 0.0)
     real = server.RequestHandlerClass.end_headers
 
     def promise_more(handler):
@@ -188,7 +188,7 @@ def test_separators_of_lines_inside_of_a_text(tmp_path, write_rows):
 
 
 def test_no_server_at_all(config_file, monkeypatch):
-    monkeypatch.setattr(judging, "_FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(serving, "_FIRST_PAUSE_SECONDS", 0.0)
     with pytest.raises(BadInput, match=r"judge\.endpoint: http://127\.0\.0\.1:1/v1/chat/completions does not serve"):
         judge(load_settings(QualityConfig, config_file, ("judge.endpoint=http://127.0.0.1:1/v1", "judge.retries=0")))
 
@@ -197,6 +197,10 @@ def test_no_server_at_all(config_file, monkeypatch):
     ("content", "problem"),
     [
         ("", "no JSON object"),
+        ('{"fluency": 1' + "0" * 400 + ', "substance": 3}', "a score outside of the scale"),
+        ('{"fluency": 1e400, "substance": 3}', "a score outside of the scale"),
+        ('{"fluency": 1' + "0" * 5000 + ', "substance": 3}', "no JSON object"),
+        ('{"a":' * 20_000, "no JSON object"),
         ("[1, 2]", "no JSON object"),
         ('{"fluency": 3}', "a dimension without a number"),
         ('{"fluency": 3, "substance": true}', "a dimension without a number"),
@@ -224,3 +228,49 @@ def test_settings_that_cannot_be(changes, says):
     with pytest.raises(BadInput) as mistake:
         parse_settings(JudgeSettings, changes, "test")
     assert says in str(mistake.value)
+
+
+def test_a_file_of_odd_replies_is_read(config_file, tmp_path, capsys):
+    assert main(["judge", str(config_file)]) == 0
+    odd = [
+        '{"custom_id": ["en-0"], "response": {}}',
+        '{"custom_id": {"a": 1}}',
+        '{"custom_id": "en-1", "response": {"status_code": {"x": 1}}}',
+        '{"custom_id": "en-2", "response": {"body": {"choices": {"message": 1}}}}',
+        "[" * 100_000,
+        '{"custom_id": "en-3", "response": {"status_code": 1' + "0" * 4000 + "}}",
+        "5",
+    ]
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(
+        "\n".join(odd)
+        + "\n"
+        + reply("en-4", '{"fluency": 5, "substance": 1' + "0" * 400 + "}")
+        + reply("en-5", '{"fluency": 5, "substance": 1}')
+    )
+    for _ in range(2):
+        capsys.readouterr()
+        assert main(["judge", str(config_file), "--replies", str(answers), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["judged"] == 1
+        assert found["unreadable"]["a score outside of the scale"] == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[" * 5000,
+        '{"id": "1"}',
+        '{"id": "1", "language": "en", "text": "x", "scores": {"fluency": 1' + "0" * 99 + '}, "score": 1}',
+        '{"id": "1", "language": "en", "text": "x", "scores": {"fluency": "4"}, "score": 1}',
+        '{"id": "1", "language": "xx", "text": "x", "scores": {"fluency": 4}, "score": 1}',
+        '{"id": 1, "language": "en", "text": "x", "scores": {"fluency": 4}, "score": 1}',
+        '{"id": "1", "language": "en", "text": "x", "scores": [], "score": 1}',
+    ],
+)
+def test_damaged_files_of_judged_documents_are_one_line(tmp_path, line):
+    path = tmp_path / "judged.jsonl"
+    path.write_text('{"id": "1", "language": "en", "text": "x", "scores": {"fluency": 4}, "score": 4}\n' + line + "\n")
+    with pytest.raises(BadInput, match=r"judged\.jsonl:2: "):
+        read_judged(path, ["fluency"])
