@@ -21,7 +21,7 @@ def _prepare(options: argparse.Namespace) -> Result:
     from babel_jax.data.prepare import prepare
 
     config = _config(options)
-    report = prepare(config.data, config.model.folder)
+    report = prepare(config.data, config.model.folder, recheck=options.recheck)
     kinds = [counts for entry in report["languages"].values() for counts in entry["kinds"].values()]
     totals = {name: sum(counts[name] for counts in kinds) for name in ("documents", "bytes", "tokens", "windows")}
     cleaned = [source for entry in report["languages"].values() for source in entry.get("cleaning", {}).values()]
@@ -69,6 +69,9 @@ def declare(command: Commands) -> None:
     train = command("train", _train, "expand, train the stages, evaluate, export", "babel train my-run.toml --set seed=1")
     sft = command(
         "sft", _sft, "chat fine-tuning: conversations, with the loss on the assistant's words", "babel sft configs/babel-9b-chat.toml"
+    )
+    prepare.add_argument(
+        "--recheck", action="store_true", help="read all text again and compare digests, even where sizes and times are the same"
     )
     for trains in (train, sft):
         trains.add_argument("--profile", type=steps, metavar="FROM:TO", help="trace these steps, such as 10:13, for TensorBoard's profiler")

@@ -16,8 +16,9 @@ from typing import Any
 from babel_jax.config import CleaningSettings, DataSettings, Source
 from babel_jax.data.cleaning import Cleaner
 from babel_jax.data.decontamination import evaluation_text
+from babel_jax.data.origins import changed_text, origin_of
 from babel_jax.data.prepared import read_json
-from babel_jax.data.records import BadRowError, file_bytes, parts
+from babel_jax.data.records import BadRowError, parts
 from babel_jax.data.rows import RowCounts, read_rows
 from babel_jax.data.shards import ShardWriter, json_lines, part_files
 from babel_jax.files import PARTIAL, explain_os_errors, write_text
@@ -46,10 +47,14 @@ class CleaningTask:
         return self.stem.with_suffix(".json")
 
     def made_from(self) -> dict[str, Any]:
-        """What tells its text from other text: the source's settings, the part, and the bytes of a file."""
+        """What tells its text from other text: the source's settings, the part, and its origin. Reads the text of files."""
         source = sources_of(self.settings, self.language)[self.source]
-        size = file_bytes(self.part) if source.path is not None else None
-        return {**source.model_dump(mode="json"), "part": self.part, "bytes": size}
+        return {**source.model_dump(mode="json"), "part": self.part, **origin_of(source, self.part)}
+
+    def is_of(self, before: dict[str, Any], recheck: bool) -> bool:
+        """Whether what was cleaned `before`, by its `made_from`, is the text that there is now."""
+        source = sources_of(self.settings, self.language)[self.source]
+        return before.get("part") == self.part and changed_text(before, source, self.part, recheck) is None
 
 
 def cleaned_folder(settings: DataSettings, language: str) -> Path:
@@ -58,8 +63,23 @@ def cleaned_folder(settings: DataSettings, language: str) -> Path:
 
 
 def sources_of(settings: DataSettings, language: str) -> list[Source]:
-    """The sources of a language, in the order of the settings."""
-    return [source for source in settings.sources if source.language == language]
+    """The sources of a language, in the order of the settings, each with a label of its own.
+
+    Weights, licences and counts are kept by label. Two sources that read one file by `where` get what they ask for into their names.
+    """
+    own = [source for source in settings.sources if source.language == language]
+    times = Counter(source.label for source in own)
+    seen = Counter[str]()
+    named = []
+    for source in own:
+        label = source.label
+        if times[label] > 1:
+            asked = ", ".join(f"{key} = {value}" for key, value in source.where.items())
+            name = f"{label} ({asked})" if asked else label
+            seen[name] += 1
+            source = source.model_copy(update={"name": name if seen[name] == 1 and asked else f"{name} #{seen[name]}"})
+        named.append(source)
+    return named
 
 
 def cleaning_tasks(settings: DataSettings, language: str) -> list[CleaningTask]:
@@ -71,7 +91,7 @@ def cleaning_tasks(settings: DataSettings, language: str) -> list[CleaningTask]:
     ]
 
 
-def forget_other_text(settings: DataSettings, language: str, tasks: Sequence[CleaningTask]) -> None:
+def forget_other_text(settings: DataSettings, language: str, tasks: Sequence[CleaningTask], recheck: bool = False) -> None:
     """A run that was stopped may go on with other text: parts that were cleaned from what is no longer there are removed.
 
     Where duplicates have been looked for, all of the language is done again: what was compared is not the same any more.
@@ -79,7 +99,7 @@ def forget_other_text(settings: DataSettings, language: str, tasks: Sequence[Cle
     folder, links = cleaned_folder(settings, language), Path(settings.folder) / "links" / language
     wanted = {task.done: task for task in tasks}
     done = part_files(folder)
-    other = [path for path in done if path not in wanted or read_json(path).get("made_from") != wanted[path].made_from()]
+    other = [path for path in done if path not in wanted or not wanted[path].is_of(read_json(path).get("made_from", {}), recheck)]
     was_compared = links.exists() or (folder / DUPLICATES).is_file()
     if not other and (len(done) == len(tasks) or not was_compared):
         return

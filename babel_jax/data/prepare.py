@@ -18,16 +18,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from babel_jax.config import BadRows, DataSettings, Engine, Settings
+from babel_jax.config import BadRows, DataSettings, Engine, Settings, Source
 from babel_jax.data.chat_format import ChatFormat, open_chat_format
-from babel_jax.data.cleaned_parts import sources_of
+from babel_jax.data.cleaned_parts import cleaned_folder, sources_of
 from babel_jax.data.conversations import conversation_windows
 from babel_jax.data.engines import open_workers
+from babel_jax.data.origins import changed_text, file_digest, origin_of
 from babel_jax.data.packing import pack
 from babel_jax.data.prepared import COUNTS, REPORT, SETTINGS, dataset_folder, heldout_file, language_file, read_json
-from babel_jax.data.records import file_bytes, source_files
+from babel_jax.data.records import parts
 from babel_jax.data.refinement import refine, refined_counts, refined_rows
 from babel_jax.data.rows import Row, RowCounts, read_rows
+from babel_jax.data.shards import part_counts
 from babel_jax.data.survey import Survey, survey
 from babel_jax.data.tokenizers import Tokenizer, open_tokenizer
 from babel_jax.data.windows import MASKED_FIELDS, write_windows
@@ -40,9 +42,10 @@ FORMAT = 1
 _BATCH_CHARACTERS = 1 << 20
 
 
-def prepare(settings: DataSettings, tokenizer: Path | str | None = None) -> dict[str, Any]:
+def prepare(settings: DataSettings, tokenizer: Path | str | None = None, recheck: bool = False) -> dict[str, Any]:
     """Makes, or goes on making, the datasets in `settings.folder`; `prepared.py` describes the folder.
 
+    With `recheck` the text that was read before is read again, to compare digests, though the sizes and times of its files are the same.
     `tokenizer` is where the tokenizer is when the settings do not say (the run's model folder). Returns what prepared.json holds:
     {"seq_len", "tokenizer": {"fingerprint", "vocab_size", "eos_id"}, "languages": {code: {"rows", "bad", "empty", "located", "duplicates",
     "overlaps", "reserved", "heldout_documents", "heldout_bytes", "kinds": {kind: {"tokens", "documents", "bytes", "windows"}}}}}, and
@@ -66,10 +69,19 @@ def prepare(settings: DataSettings, tokenizer: Path | str | None = None) -> dict
         "heldout_bytes": settings.heldout_bytes,
         **({"chat_template": _chat_format(settings, opened).fingerprint} if settings.conversations else {}),
         **{name: _dumped(getattr(settings, name)) for name in ("cleaning", "decontamination", "deduplication")},
+        "evaluation_files": _evaluation_files(settings),
     }
     make_folder(folder)
     with only_process_in(folder, wait=True):
-        return _prepared(settings, folder, opened, made_from)
+        return _prepared(settings, folder, opened, made_from, recheck)
+
+
+def _evaluation_files(settings: DataSettings) -> dict[str, str] | None:
+    """The digests of the evaluation files, since other files find other documents."""
+    if settings.decontamination is None:
+        return None
+    files = [file for path in settings.decontamination.paths for file in parts(Source(language="en", path=path))]
+    return {file: file_digest(file) for file in files}
 
 
 @functools.lru_cache(maxsize=1)
@@ -86,15 +98,15 @@ def _is_refined(settings: DataSettings) -> bool:
     return any(stage is not None for stage in (settings.cleaning, settings.decontamination, settings.deduplication))
 
 
-def _prepared(settings: DataSettings, folder: Path, opened: Tokenizer, made_from: dict[str, Any]) -> dict[str, Any]:
+def _prepared(settings: DataSettings, folder: Path, opened: Tokenizer, made_from: dict[str, Any], recheck: bool = False) -> dict[str, Any]:
     _claim(folder, made_from)
     languages = [code for code in CODES if any(source.language == code for source in settings.sources)]
     entries = {}
     left = not (folder / REPORT).is_file() or not all(language_file(folder, code).is_file() for code in languages)
     with open_workers(*((settings.engine, settings.workers) if left else (Engine.LOCAL, 1))) as workers:
         if _is_refined(settings):
-            refine(settings, [code for code in languages if not language_file(folder, code).is_file()], workers)
-        tasks = [_LanguageTask(settings, code) for code in languages]
+            refine(settings, [code for code in languages if not language_file(folder, code).is_file()], workers, recheck)
+        tasks = [_LanguageTask(settings, code, recheck) for code in languages]
         for task, entry in tqdm(workers.run(_prepare_language, tasks), "prepare", len(tasks), unit=" languages", disable=None):
             entries[task.language] = entry
     report = {
@@ -121,6 +133,8 @@ def _claim(folder: Path, made_from: dict[str, Any]) -> None:
         _write_json(folder / SETTINGS, made_from)
         return
     before = read_json(folder / SETTINGS)
+    # Earlier versions did not keep the digests of evaluation files.
+    before.setdefault("evaluation_files", made_from.get("evaluation_files"))
     changed = _changes(before, made_from)
     if changed:
         raise BadInput(f"{folder}: prepared with another {' and another '.join(changed)}; give another data.folder or remove this one")
@@ -145,6 +159,7 @@ class _LanguageTask:
 
     settings: DataSettings
     language: str
+    recheck: bool = False
 
 
 def _prepare_language(task: _LanguageTask) -> dict[str, Any]:
@@ -154,17 +169,18 @@ def _prepare_language(task: _LanguageTask) -> dict[str, Any]:
     tokenizer = _opened(settings.tokenizer)
     folder = Path(settings.folder)
     known = language_file(folder, language)
-    made_from = _made_from(settings, language)
     surveyed = None
     if not known.is_file():
+        made_from = _made_from(settings, language)  # before the text is read: what changes meanwhile is noticed the next time
         surveyed, counts = _survey(settings, language)
         heldout = heldout_file(folder, language)
         _write_heldout(heldout, surveyed.heldout)
         _write_json(known, {**counts, "heldout_sha256": file_sum(heldout), "sources": made_from})
     entry = read_json(known)
-    if entry["sources"] != made_from:
+    if (changed := _changed(settings, language, entry["sources"], task.recheck)) is not None:
         raise BadInput(
-            f"{folder}: {language} was prepared from other text than data.sources now names; give another data.folder or remove this one"
+            f"{folder}: {language} was prepared from other text than data.sources now names ({changed}); give another data.folder or "
+            "remove this one"
         )
     if entry["bad"] and settings.bad_rows is BadRows.REFUSE:
         raise BadInput(f"{folder}: {language} was prepared with {entry['bad']} bad rows skipped: {entry['located'][0]}")
@@ -179,12 +195,21 @@ def _prepare_language(task: _LanguageTask) -> dict[str, Any]:
 
 
 def _made_from(settings: DataSettings, language: str) -> list[dict[str, Any]]:
-    """The sources of a language with the bytes of each file, so that text that has changed is not taken for the text that was read."""
-    described = []
-    for source in sources_of(settings, language):
-        files = source_files(source) if source.path is not None else []
-        described.append({**source.model_dump(mode="json"), "bytes": {file: file_bytes(file) for file in files}})
-    return described
+    """The sources of a language with the origin of their text, so that text that has changed is not taken for the text that was read."""
+    known = {}
+    if _is_refined(settings):
+        for counts in part_counts(cleaned_folder(settings, language)):
+            known |= counts["made_from"].get("files", {})
+    return [{**source.model_dump(mode="json"), **origin_of(source, known=known)} for source in sources_of(settings, language)]
+
+
+def _changed(settings: DataSettings, language: str, before: list[dict[str, Any]], recheck: bool) -> str | None:
+    """The first file, or what else of the sources of a language has changed; None where its text is the same."""
+    sources = sources_of(settings, language)
+    if len(sources) != len(before):
+        return f"then {len(before)} sources, now {len(sources)}"
+    changes = [changed_text(one, source, recheck=recheck) for one, source in zip(before, sources, strict=True)]
+    return next((f"changed: {change}" for change in changes if change is not None), None)
 
 
 def _survey(settings: DataSettings, language: str) -> tuple[Survey, dict[str, Any]]:

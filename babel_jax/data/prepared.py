@@ -11,6 +11,7 @@ prepared.json               the report; written last, so a folder that has it is
 """
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,24 @@ class PreparedData:
     def tokenizer_fingerprint(self) -> str:
         """`Tokenizer.fingerprint` of the tokenizer that made the windows."""
         return self.report["tokenizer"]["fingerprint"]
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the settings and the text that the windows were made from, and of their counts.
+
+        The same text prepared again, wherever and whenever, has the same one.
+        """
+        hashed = hashlib.blake2b(json.dumps(read_json(self.folder / SETTINGS), sort_keys=True).encode(), digest_size=16)
+        for language in sorted(self.languages):
+            entry = dict(self.report["languages"][language])
+            described = [dict(source) for source in entry.pop("sources", [])]
+            for source in described:
+                source.pop("path", None)
+                source["files"] = [file.get("digest") for file in (source.get("files") or {}).values()]
+            for place in ("located", "cleaning"):  # they name paths
+                entry.pop(place, None)
+            hashed.update(json.dumps([language, entry, described], sort_keys=True).encode())
+        return hashed.hexdigest()
 
     @property
     def chat_template(self) -> str | None:

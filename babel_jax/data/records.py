@@ -21,6 +21,8 @@ MAX_DOCUMENT_BYTES = 1 << 24
 _COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 _FORMATS = ".jsonl, .json, .txt, .warc and .wet (plain, .gz or .zst) and .parquet"
 _PARQUET_BATCH = 1024
+# Under these keys stores say that a file is another one.
+_VERSIONS = ("ETag", "etag", "md5Hash", "crc32c", "generation", "LastModified", "last_modified", "mtime", "created")
 _TFDS_PART = 100_000
 
 
@@ -49,15 +51,43 @@ def source_files(source: Source) -> list[str]:
     return found
 
 
-def file_bytes(path: str) -> int:
-    """The size of a file, wherever it is."""
+def file_version(path: str) -> dict[str, Any]:
+    """{"bytes", "version"} of a file, wherever it is: its size, and its time of change or what else its store tells versions by."""
     try:
         if "://" not in path:
-            return Path(path).stat().st_size
+            status = Path(path).stat()
+            return {"bytes": status.st_size, "version": str(status.st_mtime_ns)}
         system, name = _remote(path)
-        return int(system.size(name) or 0)
+        found = system.info(name)
+        told = [f"{key}={found[key]}" for key in _VERSIONS if found.get(key) is not None]
+        return {"bytes": int(found.get("size") or 0), "version": " ".join(told)}
     except FileNotFoundError as error:
         raise _gone(path) from error
+
+
+@contextlib.contextmanager
+def opened_bytes(path: str) -> Iterator[BinaryIO]:
+    """The bytes of a file, wherever it is. Raises BadInput where it cannot be read."""
+    with _explained(path, lambda: "some bytes"), _opened(path) as opened:
+        if isinstance(opened, str):
+            with open(opened, "rb") as file:
+                yield file
+        else:
+            yield opened
+
+
+def dataset_version(source: Source) -> str:
+    """What tells the versions of a TFDS or a Hugging Face dataset apart: its version and sizes, or the commit or times of its files."""
+    if source.tfds is not None:
+        info = _tfds(source).dataset_info
+        splits = {name: (split.num_examples, split.num_bytes) for name, split in sorted(info.splits.items())}
+        return f"{info.full_name} {splits}"
+    datasets = _import("datasets", source.label, "hf")
+    with _explained(source.label, lambda: "nothing"):
+        builder = datasets.load_dataset_builder(source.huggingface, source.huggingface_config)
+        files = builder.config.data_files or {}
+        origins = {str(split): [list(origin) for origin in own.origin_metadata] for split, own in files.items()}
+        return json.dumps([str(builder.hash), origins], sort_keys=True)
 
 
 def parts(source: Source) -> list[str]:

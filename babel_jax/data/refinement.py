@@ -23,7 +23,7 @@ from babel_jax.data.shards import SKETCHES, part_counts, shards_of
 from babel_jax.files import explain_os_errors
 
 
-def refine(settings: DataSettings, languages: Sequence[str], workers: Workers) -> None:
+def refine(settings: DataSettings, languages: Sequence[str], workers: Workers, recheck: bool = False) -> None:
     """Cleans and deduplicates the text of some languages, as far as that is not done yet.
 
     Raises BadInput for text that cannot be read, a full disk, and worker processes that are killed again and again.
@@ -36,7 +36,7 @@ def refine(settings: DataSettings, languages: Sequence[str], workers: Workers) -
         evaluation_text(settings.decontamination)  # what is wrong with the files is told before any work is done
     cleaning = [task for code in languages for task in cleaning_tasks(settings, code)]
     for code in languages:
-        forget_other_text(settings, code, [task for task in cleaning if task.language == code])
+        forget_other_text(settings, code, [task for task in cleaning if task.language == code], recheck)
     _run(clean_part, cleaning, workers, "clean", "parts")
     if settings.deduplication is None:
         return

@@ -106,7 +106,7 @@ def language_statistics(prepared: PreparedData, code: str) -> LanguageStatistics
 
 def _sources(made_from: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The licence of each source, by what reports call it."""
-    sources = [Source(**{name: value for name, value in described.items() if name != "bytes"}) for described in made_from]
+    sources = [Source(**{name: value for name, value in described.items() if name in Source.model_fields}) for described in made_from]
     return {source.label: {"licence": source.licence} for source in sources}
 
 

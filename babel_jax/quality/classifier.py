@@ -27,7 +27,7 @@ from babel_jax.checkpoints.streaming import fingerprint
 from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.config import Source
 from babel_jax.config.quality import Calibration, QualityConfig
-from babel_jax.data.records import file_bytes, source_files
+from babel_jax.data.records import file_version, source_files
 from babel_jax.data.rows import Row, RowCounts, read_rows
 from babel_jax.data.tokenizers import open_tokenizer
 from babel_jax.draws import Purpose, unit_draw
@@ -195,7 +195,7 @@ def _counts(config: QualityConfig, trained: Sequence[Judged], heldout: Sequence[
 
 def _text(sources: Sequence[Source]) -> list[Any]:
     """The sources with the bytes of their files, which tell text that has changed."""
-    files = [[(path, file_bytes(path)) for path in source_files(source)] if source.path else [] for source in sources]
+    files = [[(path, file_version(path)) for path in source_files(source)] if source.path else [] for source in sources]
     return [[source.model_dump(mode="json"), own] for source, own in zip(sources, files, strict=True)]
 
 

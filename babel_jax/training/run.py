@@ -145,6 +145,8 @@ def train_stages(
             start, stage, state = restored
             current = setup_at(start - 1, trained_in[stage])
             log.info("resuming at step %d of %d", start, stages[-1].end)
+        if jax.process_index() == 0:
+            _note_text(run_folder / "data.json", open_prepared(config.data.folder).fingerprint, start)
         watch.resume_at(start)
         available = _tokens_by_language(config)
         with Metrics(run_folder, config.data.seq_len, available, start, stages[-1].end, goodput) as metrics:
@@ -176,6 +178,23 @@ def _check_models(stages: Sequence[PlannedStage], models: Sequence[Depth]) -> No
     for model in models[1:]:
         if model.start >= steps:
             raise BadInput(f"deepen: there is no step {model.start}; the run has the steps 0 to {steps - 1}")
+
+
+def _note_text(path: Path, fingerprint: str, step: int) -> None:
+    """Keeps which prepared text the steps from one on have read. Says so where a run goes on with other text than it was begun with."""
+    before = read_json(path)["text"] if step and path.is_file() else []
+    known = [entry for entry in before if entry["from_step"] < step]
+    if known and known[-1]["fingerprint"] != fingerprint:
+        log.warning(
+            "the text was prepared anew, from other text or with other settings, since step %d: the steps from %d on read other windows, "
+            "and the result is not that of a run without a stop (%s keeps it)",
+            known[-1]["from_step"],
+            step,
+            path,
+        )
+    if not known or known[-1]["fingerprint"] != fingerprint:
+        known.append({"from_step": step, "fingerprint": fingerprint})
+    write_text(path, json.dumps({"text": known}, indent=2) + "\n")
 
 
 def _check_totals(stages: Sequence[PlannedStage], run_folder: Path) -> None:

@@ -190,6 +190,10 @@ def test_hugging_face_datasets_are_streamed_shard_by_shard(tmp_path):
     assert [row.id for row in rows] == ["00", "01", "02", "10", "11", "12"]
     assert {row.kind for row in rows} == {"encyclopedia"}
     assert [row.id for row in read(source, "1/2")[0]] == ["10", "11", "12"]
+    version = records.dataset_version(source)
+    assert records.dataset_version(source) == version
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"text": "other"}]), next((tmp_path / "wiki" / "sw").iterdir()))
+    assert records.dataset_version(source) != version
     with pytest.raises(BadInput, match=r"Hugging Face dataset .*nothing.* cannot be read"):
         parts(Source(language="sw", huggingface=str(tmp_path / "nothing")))
 
@@ -219,6 +223,7 @@ def test_ranges_of_tfds_datasets(tmp_path, monkeypatch):
     assert parts(source) == ["0:2", "2:4", "4:5"]
     assert [row.text for row in read(source)[0]] == [f"maandishi {number}" for number in range(5)]
     assert [row.text for row in read(source, "2:4")[0]] == ["maandishi 2", "maandishi 3"]
+    assert records.dataset_version(source).startswith("some_rows/1.0.0 {'train': (5, ")
 
 
 # --- the catalogue -------------------------------------------------------------------------------------------------------------

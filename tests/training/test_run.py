@@ -21,7 +21,7 @@ from babel_jax.training.checkpoints import Checkpoints, read_json_lines
 from babel_jax.training.deepening import Depth, depths
 from babel_jax.training.goodput import goodput_of
 from babel_jax.training.metrics import Metrics
-from babel_jax.training.run import plan_stages, train_stages
+from babel_jax.training.run import _note_text, plan_stages, train_stages
 
 
 @pytest.fixture
@@ -238,6 +238,20 @@ def test_frozen_parameters_stay_to_the_bit(train, begin, run_config, tmp_path):
     old, new = before["model"]["layers"], jax.device_get(after)["model"]["layers"]
     jax.tree.map(np.testing.assert_array_equal, new["self_attn"], old["self_attn"])
     assert not np.array_equal(new["mlp"]["up_proj"]["weight"], old["mlp"]["up_proj"]["weight"])
+
+
+def test_a_run_that_goes_on_with_other_text_says_so(tmp_path, caplog):
+    path = tmp_path / "data.json"
+    _note_text(path, "one", 0)
+    _note_text(path, "one", 5)
+    assert not caplog.records
+    _note_text(path, "other", 5)
+    _note_text(path, "other", 8)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "the text was prepared anew, from other text or with other settings, since step 0: the steps from 5 on" in caplog.text
+    assert [entry["from_step"] for entry in json.loads(path.read_text())["text"]] == [0, 5]
+    _note_text(path, "third", 0)
+    assert json.loads(path.read_text())["text"] == [{"from_step": 0, "fingerprint": "third"}]
 
 
 def test_budgets_in_tokens_become_steps(run_config, tmp_path):
