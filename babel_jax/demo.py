@@ -11,7 +11,8 @@ from babel_jax.config.file import shipped_config
 from babel_jax.data.corpus import corpus_sources, embedded_folder
 from babel_jax.data.rows import RowCounts, read_rows
 from babel_jax.data.tokenizers import train_sentencepiece
-from babel_jax.files import make_folder, new_folder
+from babel_jax.files import make_folder
+from babel_jax.new_folders import new_folder
 from babel_jax.recipe import run_recipe
 from babel_jax.report.page import PAGE
 

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-import shutil
+import secrets
 import stat
 import time
 from collections.abc import Iterator, Sequence
@@ -20,9 +20,11 @@ MOST_TEXT_BYTES = 16 * 2**20  # of a file that is read whole, where the caller n
 MOST_DEPTH = 200  # nested lists and objects of a JSON value
 MOST_DIGITS = 100  # of a whole number in JSON; transformers itself writes one of 31 digits (model_max_length)
 PARTIAL = ".partial"
+_LEFT_SECONDS = 3600  # after which a file that is being written beside its name was left by a killed process
 _FICLONE = 0x40049409  # Linux, ioctl_ficlone(2): XFS, Btrfs and others
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FAILED = (errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ENODEV, errno.ENOTCONN)
+_WITHOUT_PREALLOCATION = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 _WITHOUT_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)  # as of some network and FUSE file systems
 
 
@@ -184,154 +186,81 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replaces `path` by `data` in one step."""
-    partial = path.with_name(path.name + PARTIAL)
+    """Replaces `path` by `data` in one step. Two processes that write one file do not meet: each has a file of its own until then."""
     if path.is_dir() or not path.parent.is_dir():
         raise BadInput(f"{path}: " + ("a folder; give the name of a file" if path.is_dir() else f"there is no folder {path.parent}"))
     with explain_os_errors(path):
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        partial, file = _new_file_beside(path)
+        try:
+            with file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
         sync_folder(path.parent)
 
 
-@contextlib.contextmanager
-def new_folder(final: Path) -> Iterator[Path]:
-    """A folder to fill; on success it is synced and renamed to `final`, on any exception it is removed.
+def _new_file_beside(path: Path) -> tuple[Path, BinaryIO]:
+    """A file of this process alone that is to become `path`: NAME.partial, or another name where something has that one already."""
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        return partial, open(partial, "xb", opener=_not_through_links)
+    except FileExistsError:  # another process writes it, was killed as it did, or laid a link there
+        with contextlib.suppress(OSError):
+            if time.time() - partial.lstat().st_mtime > _LEFT_SECONDS:
+                partial.unlink()
+        partial = unguessable(path)
+        return partial, open(partial, "xb", opener=_not_through_links)
 
-    A killed process leaves `NAME.partial` beside `final`, which the next call for the same name removes.
-    Raises BadInput when `final` exists already, or when the disk is full or not writable.
-    """
-    final = Path(final)
-    check_free(final)
-    partial = final.with_name(final.name + PARTIAL)
-    make_folder(final.parent)
-    with explain_os_errors(final):
-        _remove(partial)
-        partial.mkdir()
-        try:
-            yield partial
-            _move_into_place(partial, final)
-        except BaseException:
-            _remove(partial)
+
+def unguessable(final: Path) -> Path:
+    """A name beside `final` for what is to become it: nobody can have laid a link there before."""
+    return final.with_name(f"{final.name[:100]}.{secrets.token_hex(8)}{PARTIAL}")
+
+
+def open_to_write(path: Path, buffering: int = -1) -> BinaryIO:
+    """A file to be read and written, made where it is not there. Raises OSError where `path` is a link."""
+    return os.fdopen(_not_through_links(str(path), os.O_RDWR | os.O_CREAT), "r+b", buffering)  # type: ignore[return-value]
+
+
+def _not_through_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
+def preallocate(file: BinaryIO, size: int) -> None:
+    """Gives a file its size and, where the file system can, its room on the disk: a full disk shows here, and not hours later."""
+    try:
+        os.posix_fallocate(file.fileno(), 0, size)
+    except (AttributeError, OSError) as error:  # macOS has no such function
+        if getattr(error, "errno", errno.ENOSYS) not in _WITHOUT_PREALLOCATION:
             raise
-
-
-def check_free(final: Path) -> None:
-    """Raises BadInput when there is something under the name of a folder to be made."""
-    if final.exists() and not (final.is_dir() and not any(final.iterdir())):
-        raise BadInput(f"{final}: exists already; give another output folder or remove it first")
-
-
-def _remove(folder: Path) -> None:
-    """Removes a folder in which threads of Orbax and TensorStore may still be writing after one of them has raised an error."""
-    for _ in range(100):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.01)
-
-
-def _move_into_place(partial: Path, final: Path) -> None:
-    for file in sorted(partial.rglob("*")):
-        if file.is_file():
-            sync_file(file)
-        else:
-            sync_folder(file)
-    sync_folder(partial)
-    if final.exists():
-        final.rmdir()
-    partial.rename(final)
-    sync_folder(final.parent)
-
-
-class Progress:
-    """Which parts of a folder being made are on disk, in a file inside it."""
-
-    NAME = "progress.jsonl"
-
-    def __init__(self, folder: Path, fingerprint: str):
-        """Goes on with a folder that was begun with the same fingerprint; otherwise it is emptied. Raises BadInput when another process
-        is at work in it."""
-        make_folder(folder)
-        self._file = open(folder / self.NAME, "a+", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise BadInput(f"{folder}: another process is writing it; wait for that one") from None
-        self._file.seek(0)
-        lines = self._file.read().splitlines(keepends=True)
-        begun, *done = [line[:-1] for line in lines if line.endswith("\n")] or [""]
-        self.done = {part for line in done for part in line.split()}
-        if begun != fingerprint or not all(line.endswith("\n") for line in lines):
-            self._restart(folder, fingerprint, done if begun == fingerprint else [])
-
-    def _restart(self, folder: Path, fingerprint: str, lines: list[str]) -> None:
-        """Without the line that was being written when the process was killed; without all else, where nothing of it counts."""
-        if not lines:
-            self.done.clear()
-            for path in folder.iterdir():
-                if path.name != self.NAME:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-        self._file.truncate(0)
-        self._write([fingerprint, *lines])
-
-    def add(self, parts: Sequence[str]) -> None:
-        """Notes parts that are on disk: one line, so that a kill meanwhile leaves all or none."""
-        self._write([" ".join(parts)])
-        self.done.update(parts)
-
-    def _write(self, lines: list[str]) -> None:
-        self._file.write("".join(f"{line}\n" for line in lines))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Lets the folder go."""
-        self._file.close()
-
-
-@contextlib.contextmanager
-def resumable_folder(final: Path, fingerprint: str) -> Iterator[tuple[Path, Progress]]:
-    """As `new_folder`, for long work: after Ctrl-C, a kill or a full disk, the next call of the same fingerprint goes on.
-
-    What was done stands in NAME.partial, with a list of its parts. It is removed when nothing is done yet or the source turns out to be
-    bad.
-    """
-    final = Path(final)
-    check_free(final)
-    partial = final.with_name(final.name + PARTIAL)
-    with explain_os_errors(final):
-        progress = Progress(partial, fingerprint)
-        try:
-            yield partial, progress
-            (partial / Progress.NAME).unlink()
-            _move_into_place(partial, final)
-        except BaseException as error:
-            if isinstance(error, BadInput) or not progress.done:
-                _remove(partial)
-            raise
-        finally:
-            progress.close()
+        file.truncate(size)
 
 
 def share_file(source: Path, target: Path) -> bool:
-    """Makes `target` a clone of a file (the disk then holds it once, until one of them changes) or else a hard link; False where neither
-    can be."""
+    """Makes `target` a clone of a file: the disk holds it once, until one of them changes. False where it cannot be made."""
     try:
-        with open(source, "rb") as read, open(target, "xb") as write:
-            fcntl.ioctl(write, _FICLONE, read.fileno())
+        with open_regular(source) as read, open(target, "xb", opener=_not_through_links) as write:
+            try:
+                fcntl.ioctl(write, _FICLONE, read.fileno())
+            except OSError:
+                target.unlink()
+                raise
         return True
     except OSError:
-        target.unlink(missing_ok=True)
+        return False
+
+
+def link_file(source: Path, target: Path) -> bool:
+    """Makes `target` a second name of a file: a program that writes into one writes into both. False where it cannot be made."""
     try:
         os.link(source.resolve(), target)
+        return True
     except OSError:
         return False
-    return True
 
 
 def make_folder(path: Path) -> None:

@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from jaxtyping import Array, PyTree
 from babel_jax import __version__
 from babel_jax.checkpoints.hf_config import in_both_spellings, read_hf_config
 from babel_jax.checkpoints.hf_params import load_hf_params, open_hf_tensors, save_hf_params
-from babel_jax.checkpoints.layout import FOLDERS_BESIDE, WEIGHT_SUFFIXES, check_shapes, leaf_shapes, tensor_shapes
+from babel_jax.checkpoints.layout import FOLDERS_BESIDE, MOST_BESIDE_BYTES, WEIGHT_SUFFIXES, check_shapes, leaf_shapes, tensor_shapes
 from babel_jax.checkpoints.names import Place, tensor_place
 from babel_jax.checkpoints.object_storage import is_url, stand_in
 from babel_jax.checkpoints.orbax_params import PARAMS, LeafFiles, StoredLeaves, load_orbax_params, save_orbax_params
@@ -44,9 +43,11 @@ from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.checkpoints.transformers_check import loaded_by_transformers
 from babel_jax.config import ModelConfig
 from babel_jax.errors import BadInput
-from babel_jax.files import check_free, resumable_folder, write_text
+from babel_jax.files import read_bytes, read_json, write_bytes, write_text
+from babel_jax.new_folders import Progress, Unverified, check_free, resumable_folder
 
 CONFIG = "config.json"
+MOST_CONFIG_BYTES = 2**22  # with the plans of many expansions it stays below 1 MB
 MEMORY_LIMIT = 4 * 2**30
 
 
@@ -74,15 +75,17 @@ def open_folder(path: Path | str) -> ModelFolder:
     Raises BadInput for anything that is not a model folder of a supported architecture.
     """
     path = stand_in(str(path)) if is_url(path) else Path(path)
-    if not path.is_dir():
-        raise BadInput(f"{path}: no such model folder" if not path.exists() else f"{path}: a file; a model folder is needed")
     try:
-        hf_config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        found = path.is_dir(), path.exists()
+    except OSError:  # a name that the system cannot hold
+        found = False, False
+    if found != (True, True):
+        raise BadInput(f"{path}: no such model folder" if not found[1] else f"{path}: a file; a model folder is needed")
+    try:
+        hf_config = read_json(path / CONFIG, path, MOST_CONFIG_BYTES)
     except FileNotFoundError:
         run = "; it is a run folder: its model is in hf/, and [[deepen]] in its settings deepens it midway"
         raise BadInput(f"{path}: no {CONFIG}, so this is not a model folder{run if (path / 'config.toml').is_file() else ''}") from None
-    except (ValueError, OSError) as error:
-        raise BadInput(f"{path / CONFIG}: not a readable JSON file: {error}") from None
     if not isinstance(hf_config, dict):
         raise BadInput(f"{path / CONFIG}: not a JSON object")
     config = read_hf_config(hf_config, str(path / CONFIG))
@@ -173,15 +176,18 @@ def transfer(
     shard_bytes: int = SHARD_BYTES,
     verify: bool = False,
     share: bool = True,
+    hard_links: bool = False,
     texts: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Writes the model folder that `change` makes of `source`, in pieces; gives the figures of `summary`.
 
-    `share` lets safetensors files all of whose tensors stay as they are be clones or hard links of the source's, where the disk can.
+    `share` lets safetensors files all of whose tensors stay as they are be clones of the source's, where the disk can; with `hard_links`
+    they are else one file with the source's, so that a program which writes in place changes both.
     `texts` are files by name that take the place of the source's.
 
     Stopped or killed, the same call goes on where it was. `verify` reads all back and compares sha256 of every tensor with what it should
-    be, before the folder gets its name. Raises BadInput when the source is damaged or changes meanwhile, the destination exists, the disk
+    be, before the folder gets its name, and asks transformers for its model of config.json; what does not read back is written again by
+    the next call. Raises BadInput when the source is damaged or changes meanwhile, the destination exists, the disk
     is full, or the memory does not suffice for one piece.
     """
     start = time.monotonic()
@@ -215,7 +221,7 @@ def transfer(
             write_text(partial / name, text)
         sink: Sink
         if to is Format.HF:
-            sink = files = TensorFiles(partial, specs, shard_bytes, whole_files=whole_files)
+            sink = files = TensorFiles(partial, specs, shard_bytes, whole_files=whole_files, hard_links=hard_links)
             progress.add(files.share(progress.done))
         else:
             sink = LeafFiles(partial, specs, rows_of_piece)
@@ -224,7 +230,7 @@ def transfer(
         written = ModelFolder(partial, to, config, hf_config)
         verified = {}
         if verify:
-            found = _verified(written, specs, read, memory_limit)
+            found = _verified(written, specs, read, memory_limit, sink, progress)
             asked = loaded_by_transformers(partial, source.path, tensor_shapes(config))
             verified = {"verified": {**found, "transformers": asked}}
         check_unchanged(source.path, before)
@@ -258,14 +264,19 @@ def summary(folder: ModelFolder, start: float) -> dict[str, Any]:
 
 
 def copy_other_files(source: Path, destination: Path) -> None:
-    """Copies what stands beside the parameters and config.json in a model folder: tokenizer, generation settings, licence, cards."""
+    """Copies what stands beside the parameters and config.json in a model folder: tokenizer, generation settings, licence, cards.
+
+    Raises BadInput for a link that leads out of the folder, for what is no regular file, and for a file of more than MOST_BESIDE_BYTES.
+    """
     for file in sorted(source.iterdir()):
-        if file.name.startswith(".") or file.name == CONFIG or file.name.endswith(WEIGHT_SUFFIXES):
+        if file.name.startswith(".") or file.name in (CONFIG, Progress.NAME) or file.name.endswith(WEIGHT_SUFFIXES):
             continue
-        if file.is_file():
-            shutil.copyfile(file, destination / file.name)
+        if not file.is_dir():
+            write_bytes(destination / file.name, read_bytes(file, source, MOST_BESIDE_BYTES))
         elif file.name in FOLDERS_BESIDE:
-            shutil.copytree(file, destination / file.name)
+            (destination / file.name).mkdir(exist_ok=True)
+            for below in sorted(file.iterdir()):
+                write_bytes(destination / file.name / below.name, read_bytes(below, source, MOST_BESIDE_BYTES))
 
 
 def _stored(folder: ModelFolder) -> Source:
@@ -291,14 +302,23 @@ def _check_types(path: Path, specs: Specs) -> None:
             raise BadInput(f"{path}: the layers of {'/'.join(place)} have different types ({', '.join(sorted(own))}); make them one type")
 
 
-def _verified(written: ModelFolder, specs: Specs, read: Callable[[Piece], np.ndarray], memory_limit: int) -> dict[str, Any]:
-    stored = _stored(written)
+def _verified(
+    written: ModelFolder, specs: Specs, read: Callable[[Piece], np.ndarray], memory_limit: int, sink: Sink, progress: Progress
+) -> dict[str, Any]:
+    """Reads all back. Raises Unverified where a tensor differs; it then counts as not written."""
     expected = digests(specs, read, memory_limit)
-    found = digests(specs, lambda piece: stored.read_rows(*piece), memory_limit)
+    try:
+        stored = _stored(written)
+        found = digests(specs, lambda piece: stored.read_rows(*piece), memory_limit)
+    except BadInput as error:
+        progress.forget(list(specs))
+        raise Unverified(f"{error}; run the command again: it writes all anew") from error
     wrong = [name for name in specs if found[name] != expected[name]]
     if wrong:
-        raise BadInput(
-            f"{written.path}: {len(wrong)} tensors read back differ from their source ({wrong[0]}); the disk or memory is faulty"
+        progress.forget(sink.together(wrong))
+        raise Unverified(
+            f"{written.path}: {len(wrong)} tensors read back differ from their source ({wrong[0]}); the disk or memory is faulty; "
+            "run the command again: it writes these anew"
         )
     return {"tensors": len(found), "sha256": hashlib.sha256("".join(found.values()).encode()).hexdigest()}
 

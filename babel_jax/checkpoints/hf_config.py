@@ -184,6 +184,9 @@ def write_hf_config(
     hf = dict(base or {})
     given = {"eos_token_id": eos_token_id, "bos_token_id": bos_token_id, "pad_token_id": pad_token_id}
     hf |= {key: hf.get(key) if value is None else value for key, value in given.items()}
+    # A tokenizer may have a padding token that the embedding has no row for; transformers refuses its id.
+    if isinstance(hf["pad_token_id"], int) and hf["pad_token_id"] >= config.vocab_size:
+        hf["pad_token_id"] = None
     shape_keys = (*_NEEDED, "num_key_value_heads", "head_dim", "initializer_range", "tie_word_embeddings")
     hf |= {key: getattr(config, key) for key in shape_keys}
     if not _is_ministral(hf, config.family):

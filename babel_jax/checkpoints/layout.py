@@ -13,7 +13,11 @@ from babel_jax.model.decoder import abstract_params
 Shape = tuple[int, ...]
 
 # Weights of any framework and their indexes. No other file of a model folder is large, and all others say the same of a changed model.
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".onnx", ".index.json")
+WEIGHT_SUFFIXES = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".onnx", ".onnx_data", ".npz", ".ot", ".tflite"),
+    ".index.json",
+)
+MOST_BESIDE_BYTES = 2**27  # of any other file: the largest tokenizers have 40 MB
 FOLDERS_BESIDE = ("additional_chat_templates",)
 _SHOWN = 3
 

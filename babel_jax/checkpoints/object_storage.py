@@ -1,8 +1,8 @@
 """Model folders on object storage (gs://, s3://, ...), read in place through fsspec: any system that it has a package for.
 
 A folder there is stood in for by a local one, so that all other code deals with files: small files are copies, and of each safetensors
-file there is the header, followed by a hole as long as the values. `.remote` in it says where the values are; `StoredTensors` reads its
-byte ranges there.
+file there is the header, followed by a hole as long as the values. This process alone knows where the values are, as it opened the URL:
+`StoredTensors` reads byte ranges there. No file of a folder can say so.
 """
 
 import atexit
@@ -10,17 +10,18 @@ import contextlib
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
-from babel_jax.checkpoints.layout import FOLDERS_BESIDE, WEIGHT_SUFFIXES
+from babel_jax.checkpoints.layout import FOLDERS_BESIDE, MOST_BESIDE_BYTES, WEIGHT_SUFFIXES
+from babel_jax.checkpoints.safetensors_header import MOST_HEADER_BYTES
 from babel_jax.errors import BadInput
 
-REMOTE = ".remote"
 _SHARD, _INDEX = ".safetensors", ".safetensors.index.json"
+_URLS: dict[Path, str] = {}  # of the local folders that stand in for others
 
 
 def is_url(path: Path | str) -> bool:
@@ -38,34 +39,50 @@ def stand_in(url: str) -> Path:
         system, root = fsspec.core.url_to_fs(url)
         if not system.isdir(root):
             raise BadInput(f"{url}: no such model folder")
-        entries = {str(entry["name"]): entry for entry in system.ls(root, detail=True)}
+        entries = {_file_name(entry): entry for entry in system.ls(root, detail=True)}
+        entries.pop("", None)
         if not any(name.endswith(_SHARD) for name in entries):
             raise BadInput(f"{url}: holds no safetensors files; only Hugging Face folders can be read there, so convert the model first")
         parent = Path(tempfile.mkdtemp(prefix="babel-"))
         atexit.register(shutil.rmtree, parent, ignore_errors=True)
-        local = parent / url.rsplit("/", 1)[-1]
+        local = parent / (url.rsplit("/", 1)[-1].strip(".") or "model")
         local.mkdir()
         shards = {}
         for name, entry in entries.items():
-            file = local / name.rstrip("/").rsplit("/", 1)[-1]
             if entry["type"] == "directory":
-                if file.name in FOLDERS_BESIDE:
-                    system.get(name, str(file), recursive=True)
-            elif file.suffix == _SHARD:
-                shards[name] = file
-            elif not file.name.endswith(WEIGHT_SUFFIXES) or file.name.endswith(_INDEX):
-                system.get_file(name, str(file))
+                if name in FOLDERS_BESIDE:
+                    (local / name).mkdir()
+                    for below in system.ls(entry["name"], detail=True):
+                        if below["type"] == "file" and _file_name(below):
+                            _fetch(system, below, local / name / _file_name(below), url)
+            elif name.endswith(_SHARD):
+                shards[str(entry["name"])] = local / name
+            elif not name.endswith(WEIGHT_SUFFIXES) or name.endswith(_INDEX):
+                _fetch(system, entry, local / name, url)
+        sizes = {str(entry["name"]): int(entry["size"]) for entry in entries.values() if entry["type"] == "file"}
         lengths = [struct.unpack("<Q", data)[0] for data in system.cat_ranges(list(shards), 0, 8, on_error="raise")]
-        for file, size, length in zip(shards.values(), (entries[name]["size"] for name in shards), lengths, strict=True):
-            if 8 + length > size:
+        for (name, file), length in zip(shards.items(), lengths, strict=True):
+            if 8 + length > sizes[name] or length > MOST_HEADER_BYTES:
                 raise BadInput(f"{url}/{file.name}: truncated or damaged, or not a safetensors file; copy it there again")
         headers = system.cat_ranges(list(shards), 0, [8 + length for length in lengths], on_error="raise")
         for (name, file), header in zip(shards.items(), headers, strict=True):
             with open(file, "wb") as handle:
                 handle.write(header)
-                handle.truncate(entries[name]["size"])
-        (local / REMOTE).write_text(url, encoding="utf-8")
+                handle.truncate(sizes[name])
+    _URLS[local.resolve()] = url
     return local
+
+
+def _file_name(entry: Mapping[str, Any]) -> str:
+    """The last part of a name there; empty for one that would lead out of a folder here."""
+    name = str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]
+    return "" if name in (".", "..") or "\0" in name else name
+
+
+def _fetch(system: Any, entry: Mapping[str, Any], file: Path, url: str) -> None:
+    if int(entry["size"]) > MOST_BESIDE_BYTES:
+        raise BadInput(f"{url}/{file.name}: larger than the {MOST_BESIDE_BYTES:,} bytes that a file beside the parameters may have")
+    system.get_file(str(entry["name"]), str(file))
 
 
 class RemoteFiles:
@@ -87,8 +104,8 @@ class RemoteFiles:
 
 def remote_of(folder: Path) -> RemoteFiles | None:
     """Where the values are of a folder that stands in for another; None for any other folder."""
-    path = folder / REMOTE
-    return RemoteFiles(path.read_text(encoding="utf-8")) if path.is_file() else None
+    url = _URLS.get(folder.resolve())
+    return None if url is None else RemoteFiles(url)
 
 
 @contextlib.contextmanager

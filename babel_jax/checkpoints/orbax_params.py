@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from orbax.checkpoint import v1 as ocp
 from babel_jax.checkpoints.layout import Shape, check_shapes, leaf_shapes
 from babel_jax.checkpoints.names import Place, tensor_place
 from babel_jax.checkpoints.processes import agreed
-from babel_jax.checkpoints.safetensors_files import DTYPES, Specs
+from babel_jax.checkpoints.safetensors_files import Specs
+from babel_jax.checkpoints.safetensors_header import DTYPES
 from babel_jax.config import ModelConfig
 from babel_jax.errors import BadInput
-from babel_jax.files import is_full, sync_file, sync_folder, write_text
+from babel_jax.files import PARTIAL, is_full, read_json, regular_file, sync_file, sync_folder, write_text
 
 PARAMS = "params"
 # Names and sizes of the files that Orbax wrote: it does not miss a truncated file before it reads that part, and then prints tracebacks.
@@ -30,6 +31,8 @@ FILES = "files.json"
 _NO_CACHE = {"cache_pool": {"total_bytes_limit": 0}}
 # TensorStore would wait for the disk after every piece, and pieces for each other.
 _NO_SYNC = {"file_io_sync": False}
+_MOST_METADATA_BYTES = 2**26
+_VALUES = "d"  # the folder of OCDBT's files of values
 _ITEM = "state"  # the folder into which Orbax's v1 API puts a tree
 
 
@@ -74,7 +77,11 @@ def save_orbax_params(folder: Path, params: PyTree[Array]) -> None:
 
 
 def _list_files(path: Path) -> None:
-    sizes = {str(file.relative_to(path)): file.stat().st_size for file in sorted(path.rglob("*")) if file.is_file()}
+    sizes = {}
+    for file in sorted(path.rglob("*")):
+        # Neither an older list, nor what was left of one by a kill.
+        if file.is_file() and file != path / FILES and not file.name.endswith(PARTIAL):
+            sizes[str(file.relative_to(path))] = file.stat().st_size
     write_text(path / FILES, json.dumps(sizes, indent=2) + "\n")
 
 
@@ -154,6 +161,10 @@ class LeafFiles:
             sync_folder(folder)
         self._synced |= {file for file in found if not file.name.startswith("manifest")}
 
+    def together(self, names: Iterable[str]) -> list[str]:
+        """The tensors that must be written again with `names`: these alone."""
+        return list(names)
+
     def close(self) -> None:
         """Writes the list of files."""
         _list_files(self._path)
@@ -187,15 +198,25 @@ def _open_leaf(
 
 
 def _check_files(path: Path) -> None:
-    """Raises BadInput when a file is missing or has another size than it was written with. Orbax checkpoints of others have no list."""
-    if not (path / FILES).is_file():
+    """Raises BadInput when a file is irregular, missing, or of another size than it was written with. Orbax checkpoints of others have no
+    list of sizes."""
+    for file in sorted(path.rglob("*")):
+        if file.is_symlink() or not file.is_dir():
+            regular_file(file, path.parent)
+        # Orbax and TensorStore read whole files other than those of values.
+        if file.parent.name != _VALUES and file.is_file() and file.stat().st_size > _MOST_METADATA_BYTES:
+            raise BadInput(f"{file}: larger than the {_MOST_METADATA_BYTES:,} bytes that such a file may have")
+    try:
+        sizes = read_json(path / FILES, path.parent)
+    except FileNotFoundError:
         return
+    if not isinstance(sizes, dict):
+        raise BadInput(f"{path / FILES}: not a list of files with their sizes; make the folder again")
     with _explain(path):
-        sizes: dict[str, int] = dict(json.loads((path / FILES).read_text(encoding="utf-8")))
+        found = {name: (path / name).stat().st_size if (path / name).is_file() else None for name in sizes}
     for name, size in sizes.items():
-        found = (path / name).stat().st_size if (path / name).is_file() else None
-        if found != size:
-            state = "missing" if found is None else f"{found} bytes long, not {size}"
+        if found[name] != size and not name.endswith(PARTIAL):
+            state = "missing" if found[name] is None else f"{found[name]} bytes long, not {size}"
             raise BadInput(f"{path / name}: {state}: damaged Orbax parameters; make the folder again")
 
 
@@ -203,7 +224,7 @@ def _check_layout(path: Path) -> None:
     """Raises BadInput for what Orbax itself reads and `_open_leaf` does not: Orbax v0 has no folder around the tree and writes zarr 2."""
     description = path / _ITEM / "_METADATA"
     with _explain(path):
-        layout = json.loads(description.read_text(encoding="utf-8")) if description.is_file() else {}
+        layout = read_json(description, path.parent, _MOST_METADATA_BYTES) if description.is_file() else {}
     if not (layout.get("use_ocdbt") and layout.get("use_zarr3")):
         raise BadInput(
             f"{path}: not in the layout of Orbax v1 (zarr 3 in OCDBT) but, it seems, in that of v0, which is not read in pieces; "

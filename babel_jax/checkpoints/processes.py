@@ -12,7 +12,7 @@ from jax._src import distributed  # the barrier of the coordination service has 
 from jax.experimental import multihost_utils
 
 from babel_jax.errors import BadInput
-from babel_jax.files import PARTIAL, new_folder
+from babel_jax.new_folders import new_folder
 
 _MESSAGE_BYTES = 1000
 _LONGEST_WAIT_MS = 7 * 24 * 3600 * 1000
@@ -84,7 +84,8 @@ def new_folder_of_all(final: Path) -> Iterator[Path]:
     """`new_folder`, made and renamed by process 0, filled by all. Raises BadInput on all of them where one fails."""
     with contextlib.ExitStack() as made:
         with agreed():
-            partial = made.enter_context(new_folder(final)) if jax.process_index() == 0 else final.with_name(final.name + PARTIAL)
+            partial = made.enter_context(new_folder(final)) if jax.process_index() == 0 else final
+        partial = final.with_name(first_text(partial.name))
         with agreed():
             if not partial.is_dir():
                 raise BadInput(f"{partial}: not seen by all processes; give a folder on a disk that they share")

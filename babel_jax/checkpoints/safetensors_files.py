@@ -1,22 +1,19 @@
 """Tensors by name in the safetensors files of a folder: one file, or shards with an index as Hugging Face writes them."""
 
-import contextlib
 import json
 import math
-import os
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from babel_jax.checkpoints.object_storage import remote_of
+from babel_jax.checkpoints.safetensors_header import DTYPES, FORMAT, METADATA, Header, explain_damage, read_header
 from babel_jax.errors import BadInput
-from babel_jax.files import share_file, sync_file, write_text
+from babel_jax.files import link_file, open_to_write, preallocate, read_json, share_file, sync_file, write_text
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -26,85 +23,101 @@ SHARD_BYTES = 5_000_000_000
 _WRITE_BYTES = 2**20
 
 Specs = Mapping[str, tuple[tuple[int, ...], np.dtype]]
-DTYPES: dict[str, np.dtype] = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
-_FORMAT = "pt"
+# Names in the files of a model that was saved without its output layer, and what such names lack.
+_BARE, _PREFIX = ("embed_tokens.", "layers.", "norm."), "model."
+_COMPARED_BYTES = 2**24
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class StoredTensors:
     """The tensors of a folder's safetensors files: names, shapes and types at once, values when asked for. Threads may share it.
 
+    Names are those of the whole model: the files of a model that was saved without its output layer lack `model.` before them.
     `bytes_read` counts the bytes of values that were read.
     """
 
     def __init__(self, folder: Path):
-        """Opens every file and reads its header. Raises BadInput for files that are missing, damaged, or not as the index says."""
+        """Reads the header of every file. Raises BadInput for files that are missing, damaged, or not as the index says, and for a tensor
+        that two files hold with different values."""
         self.folder = folder
         self.file_of: dict[str, Path] = {}
         self.bytes_read = 0
         self._counting = threading.Lock()
-        self._open: dict[Path, Any] = {}
-        self._begins: dict[Path, dict[str, int]] = {}
         self._remote = remote_of(folder)
+        self._headers: dict[Path, Header] = {}
         index = _read_index(folder)
         for file in sorted({folder / name for name in index.values()}) if index else [_single_file(folder)]:
-            with _explain(file):
-                self._open[file] = safe_open(file, framework="numpy")
-                for name in self._open[file].keys():  # noqa: SIM118 (not a dict: it has no other way to list names)
-                    self.file_of[name] = file
+            self._headers[file] = read_header(file, folder)
+            for name in self._headers[file].tensors:
+                if self.file_of.setdefault(name, file) != file:
+                    self._check_same(name, self.file_of[name], file)
         for name, file_name in index.items():
-            if self.file_of.get(name) != folder / file_name:
+            if name not in self._headers[folder / file_name].tensors:
                 raise BadInput(f"{folder / INDEX}: says that {name} is in {file_name}, and it is not there; fetch the folder again")
+            self.file_of[name] = folder / file_name
+        self._tensors = {name: self._headers[file].tensors[name] for name, file in self.file_of.items()}
+        if any(name.startswith(_BARE) for name in self.file_of) and not any(name.startswith(_PREFIX) for name in self.file_of):
+            self.file_of = {_whole_name(name): file for name, file in self.file_of.items()}
+            self._tensors = {_whole_name(name): tensor for name, tensor in self._tensors.items()}
+
+    def _check_same(self, name: str, one: Path, other: Path) -> None:
+        """Raises BadInput unless two files hold the same under a name: readers differ in which file they take it from."""
+        first, second = self._headers[one].tensors[name], self._headers[other].tensors[name]
+        same = (first.dtype, first.shape) == (second.dtype, second.shape)
+        for start in range(0, first.size if same else 0, _COMPARED_BYTES):
+            count = min(_COMPARED_BYTES, first.size - start)
+            parts = [bytearray(count), bytearray(count)]
+            for part, file, tensor in zip(parts, (one, other), (first, second), strict=True):
+                self._read_bytes(memoryview(part), file, tensor.begin + start)
+            same = same and parts[0] == parts[1]
+        if not same:
+            files = f"{one.name} and {other.name}"
+            raise BadInput(f"{self.folder}: {files} both hold {name}, with different values; remove the one that does not count")
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor."""
-        return tuple(self._slice(name).get_shape())
+        return self._tensors[name].shape
 
     def dtype(self, name: str) -> np.dtype:
         """The type of a tensor. Raises BadInput for one that models of the supported families do not have."""
-        stored = self._slice(name).get_dtype()
+        stored = self._tensors[name].dtype
         if stored not in DTYPES:
             raise BadInput(f"{self.file_of[name]}: tensor {name} has type {stored}; supported: {', '.join(DTYPES)}")
         return DTYPES[stored]
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop` of a tensor, read without a map of the file, so that memory holds those rows and nothing else."""
-        file = self.file_of[name]
         shape, dtype = self.shape(name), self.dtype(name)
         values = np.empty((stop - start, *shape[1:]), dtype)
-        with _explain(file):
-            offset = self._begin(file, name) + start * math.prod(shape[1:]) * dtype.itemsize
-            data = values.reshape(-1).view(np.uint8).data
-            if self._remote is not None:
-                data[:] = self._remote.read(file.name, offset, offset + values.nbytes)
-            else:
-                _read_into(data, file, offset)
+        offset = self._tensors[name].begin + start * math.prod(shape[1:]) * dtype.itemsize
+        self._read_bytes(values.reshape(-1).view(np.uint8).data, self.file_of[name], offset)
         with self._counting:
             self.bytes_read += values.nbytes
         return values
+
+    def _read_bytes(self, data: memoryview, file: Path, offset: int) -> None:
+        with explain_damage(file):
+            if self._remote is not None:
+                data[:] = self._remote.read(file.name, offset, offset + len(data))
+            else:
+                _read_into(data, self._headers[file].path, offset)
 
     def whole_files(self, kept: Callable[[str], bool]) -> dict[Path, list[str]]:
         """The local files all of whose tensors are `kept`, with these; transformers can read each as it is."""
         names: dict[Path, list[str]] = {}
         for name, file in self.file_of.items():
             names.setdefault(file, []).append(name)
-        return {
-            file: names[file]
-            for file in names
-            if self._remote is None and all(map(kept, names[file])) and (self._open[file].metadata() or {}).get("format") == _FORMAT
-        }
+        whole = {}
+        for file, header in self._headers.items():
+            # A tensor that counts in another file, or is stored without its prefix, is no part of the file as it is.
+            complete = header.tensors.keys() == set(names.get(file, ()))
+            if self._remote is None and header.has_format and complete and all(map(kept, names[file])):
+                whole[file] = names[file]
+        return whole
 
-    def _begin(self, file: Path, name: str) -> int:
-        """The offset in `file` of a tensor's first byte."""
-        if file not in self._begins:
-            with open(file, "rb") as handle:
-                (length,) = struct.unpack("<Q", handle.read(8))
-                header = json.loads(handle.read(length))
-            self._begins[file] = {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items() if "dtype" in entry}
-        return self._begins[file][name]
 
-    def _slice(self, name: str) -> Any:
-        return self._open[self.file_of[name]].get_slice(name)
+def _whole_name(name: str) -> str:
+    return _PREFIX + name if name.startswith(_BARE) else name
 
 
 class TensorFiles:
@@ -121,15 +134,17 @@ class TensorFiles:
         owners: Mapping[str, int] | None = None,
         process: int = 0,
         whole_files: Mapping[Path, list[str]] | None = None,
+        hard_links: bool = False,
     ):
         """Plans shards of at most `shard_bytes` for the tensors of `specs`, in that order, and lays out their files; those that are there
         already, from a run that was cut off, are gone on with. A tensor larger than `shard_bytes` gets a shard of its own.
 
-        `whole_files` are files of another folder that are to be shards of this one as they are: see `share`.
+        `whole_files` are files of another folder that are to be shards of this one as they are: see `share`. With `hard_links` they may
+        become one file with those.
         Where several processes write one folder, `owners` has the process of each tensor: no file has tensors of two, all processes plan
         the same files, and this one lays out and writes its own.
         """
-        self._folder, self._specs = folder, specs
+        self._folder, self._specs, self._hard_links = folder, specs, hard_links
         owners = owners or dict.fromkeys(specs, 0)
         whole_files = whole_files or {}
         self._shards = _plan_shards(specs, shard_bytes, owners, list(whole_files.values()))
@@ -141,8 +156,8 @@ class TensorFiles:
                 self._lay_out(folder / file, self._shards[file])
 
     def share(self, done: set[str]) -> list[str]:
-        """Clones or links the whole files, where the disk can; the others are laid out to be written. `done` has the tensors that are on
-        disk already. Gives the tensors that need no writing any more."""
+        """Clones the whole files, where the disk can, or makes hard links of them; the others are laid out to be written. `done` has the
+        tensors that are on disk already. Gives the tensors that need no writing any more."""
         shared = []
         for file, source in self._whole.items():
             target, names = self._folder / file, self._shards[file]
@@ -151,11 +166,16 @@ class TensorFiles:
             # A link to the source must not be written to; a kill may have noted a part of its tensors.
             if done.isdisjoint(names) or (target.is_file() and target.samefile(source)):
                 target.unlink(missing_ok=True)
-                if share_file(source, target):
+                if share_file(source, target) or (self._hard_links and link_file(source, target)):
                     shared += names
                     continue
             self._lay_out(target, names)
         return shared
+
+    def together(self, names: Iterable[str]) -> list[str]:
+        """All tensors that are in one file with one of `names`: the whole file is written anew, as it may have the header of another."""
+        wanted = set(names)
+        return [name for own in self._shards.values() if not wanted.isdisjoint(own) for name in own]
 
     def write(self, name: str, start: int, values: np.ndarray) -> None:
         """Writes rows of a tensor from the row `start` on."""
@@ -165,7 +185,7 @@ class TensorFiles:
         row_bytes = math.prod(shape[1:]) * dtype.itemsize
         data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
         offset += start * row_bytes
-        with open(file, "r+b", buffering=0) as handle:
+        with open_to_write(file, buffering=0) as handle:
             handle.seek(offset)
             while data:
                 data = data[handle.write(data[:_WRITE_BYTES]) :]
@@ -192,8 +212,7 @@ class TensorFiles:
             write_text(self._folder / INDEX, json.dumps(index, indent=2) + "\n")
 
     def _lay_out(self, file: Path, names: list[str]) -> None:
-        # transformers refuses files whose metadata does not name the framework's format.
-        header: dict[str, Any] = {"__metadata__": {"format": _FORMAT}}
+        header: dict[str, Any] = {METADATA: {"format": FORMAT}}
         offset = 0
         for name in names:
             shape, dtype = self._specs[name]
@@ -202,12 +221,10 @@ class TensorFiles:
             offset += size
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # values begin aligned
-        with open(file, "ab"):
-            pass
-        with open(file, "r+b") as handle:
+        with open_to_write(file) as handle:
             handle.write(struct.pack("<Q", len(text)) + text)
-            # A full disk shows here, and not hours later.
-            os.posix_fallocate(handle.fileno(), 0, 8 + len(text) + offset)
+            handle.flush()
+            preallocate(handle, 8 + len(text) + offset)
         for name in names:
             self._place[name] = (file, 8 + len(text) + header[name]["data_offsets"][0])
 
@@ -236,24 +253,33 @@ def _size(shape: tuple[int, ...], dtype: np.dtype) -> int:
 def _read_index(folder: Path) -> dict[str, str]:
     """The index's map from tensor to file name, every file there; empty without an index."""
     path = folder / INDEX
-    if not path.exists():
+    if not _is_there(path):
         return {}
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted(set(weight_map.values()))
-        outside = [file for file in files if Path(file).name != file]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise BadInput(f"{path}: not a safetensors index (a JSON object with a weight_map); fetch it again") from None
-    if outside or not weight_map:
-        raise BadInput(f"{path}: " + (f"names files outside of the folder: {', '.join(outside)}" if outside else "names no tensors"))
-    missing = [file for file in files if not (folder / file).is_file()]
+    found = read_json(path, folder)
+    weight_map = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise BadInput(f"{path}: not a safetensors index (a JSON object with a weight_map); fetch it again")
+    if not weight_map:
+        raise BadInput(f"{path}: names no tensors")
+    files = sorted(set(weight_map.values()))
+    outside = [file for file in files if Path(file).name != file or "\0" in file]
+    if outside:
+        raise BadInput(f"{path}: names files outside of the folder: {', '.join(outside)}")
+    missing = [file for file in files if not _is_there(folder / file)]
     if missing:
         raise BadInput(f"{path}: names {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} missing; fetch the folder again")
     return weight_map
 
 
+def _is_there(file: Path) -> bool:
+    try:
+        return file.exists() or file.is_symlink()
+    except OSError:  # a name that the system cannot hold
+        return False
+
+
 def _single_file(folder: Path) -> Path:
-    found = [folder / SINGLE] if (folder / SINGLE).is_file() else sorted(folder.glob("*.safetensors"))
+    found = [folder / SINGLE] if (folder / SINGLE).exists() else sorted(folder.glob("*.safetensors"))
     if len(found) > 1:
         raise BadInput(f"{folder}: {len(found)} safetensors files and no {INDEX} that says which of them count; fetch the index too")
     if not found:
@@ -269,15 +295,3 @@ def _read_into(data: memoryview, file: Path, offset: int) -> None:
             if not count:
                 raise OSError("it ends too early")
             data = data[count:]
-
-
-@contextlib.contextmanager
-def _explain(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (SafetensorError, OSError) as error:
-        raise BadInput(f"{file}: truncated or damaged, or not a safetensors file ({_one_line(error)}); fetch it again") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

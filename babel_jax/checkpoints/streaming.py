@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from babel_jax.checkpoints.layout import Shape
 from babel_jax.checkpoints.safetensors_files import Specs
 from babel_jax.errors import BadInput
-from babel_jax.files import Progress
+from babel_jax.new_folders import Progress
 
 # A piece is also a chunk of an Orbax folder, so its size is no setting: one layout, whatever memory the converting machine had.
 PIECE_BYTES = 32 * 2**20
@@ -47,6 +47,8 @@ class Sink(Protocol):
     def write(self, name: str, start: int, values: np.ndarray) -> None: ...
 
     def sync(self) -> None: ...
+
+    def together(self, names: Iterable[str]) -> list[str]: ...
 
     def close(self) -> None: ...
 

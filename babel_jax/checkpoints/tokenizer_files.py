@@ -1,37 +1,101 @@
-"""Whether a model folder's tokenizer fits its embedding."""
+"""Whether a model folder's tokenizer fits its embedding.
 
+The files are read as data alone: the libraries that run tokenizers can end the process on damaged ones.
+"""
+
+import logging
+import re
 from pathlib import Path
+from typing import Any
 
-from sentencepiece import SentencePieceProcessor
-from tokenizers import Tokenizer
+from google.protobuf.message import DecodeError
+from sentencepiece import sentencepiece_model_pb2
 
 from babel_jax.errors import BadInput
+from babel_jax.files import read_bytes, read_json
 
 TOKENIZER_JSON, SENTENCEPIECE_MODEL = "tokenizer.json", "tokenizer.model"
+MOST_TOKENIZER_BYTES = 2**27
+_CONFIG, _ADDED = "tokenizer_config.json", "added_tokens.json"
+_PADDING = re.compile(r"[<\[]\|?pad\|?[>\]]", re.IGNORECASE)
+
+log = logging.getLogger("babel")
 
 
 def check_vocabulary(folder: Path, embedding_rows: int, needed: bool = False) -> None:
     """Raises BadInput when the tokenizer in `folder` gives ids that the embedding has no row for, or is missing though `needed`.
 
-    More rows than tokens are as usual: Qwen2.5 has 152,064 rows for 151,665 tokens.
+    More rows than tokens are as usual: Qwen2.5 has 152,064 rows for 151,665 tokens. A padding token without a row is logged alone: some
+    models (WizardLM) have one that was added to the tokenizer and not to the embedding, and no text ever has it.
     """
     ids = _ids(folder)
     if ids is None and needed:
         raise BadInput(f"{folder}: no tokenizer ({TOKENIZER_JSON} or {SENTENCEPIECE_MODEL}); copy the model's tokenizer files there")
-    if ids is not None and ids > embedding_rows:
+    beyond = {token: number for token, number in (ids or {}).items() if number >= embedding_rows}
+    if beyond and all(_PADDING.fullmatch(token) for token in beyond):
+        log.warning("%s: the padding token %s has no row in the embedding; it is never used here", folder, next(iter(beyond)))
+    elif beyond:
         raise BadInput(
-            f"{folder}: the tokenizer has ids up to {ids - 1} and the embedding has {embedding_rows} rows (vocab_size in config.json); "
-            "one of the two belongs to another model"
+            f"{folder}: the tokenizer has ids up to {max(beyond.values())} and the embedding has {embedding_rows} rows (vocab_size in "
+            "config.json); one of the two belongs to another model"
         )
 
 
-def _ids(folder: Path) -> int | None:
-    """One more than the tokenizer's highest id; None without a tokenizer in a form that this project reads."""
+def _ids(folder: Path) -> dict[str, int] | None:
+    """The ids of all tokens; None without a tokenizer in a form that this project reads."""
     try:
-        if (folder / TOKENIZER_JSON).is_file():
-            return max(Tokenizer.from_file(str(folder / TOKENIZER_JSON)).get_vocab(with_added_tokens=True).values()) + 1
-        if (folder / SENTENCEPIECE_MODEL).is_file():
-            return SentencePieceProcessor(model_file=str(folder / SENTENCEPIECE_MODEL)).get_piece_size()
-    except Exception as error:  # both libraries raise bare exceptions of their C++ and Rust sides
-        raise BadInput(f"{folder}: the tokenizer cannot be read: {' '.join(str(error).split())[:200]}") from error
-    return None
+        try:
+            values = read_json(folder / TOKENIZER_JSON, folder, MOST_TOKENIZER_BYTES, unique_keys=False)
+        except BadInput as error:
+            raise BadInput(f"{folder}: the tokenizer cannot be read: {error}") from None
+        found = _ids_of_json(values, folder / TOKENIZER_JSON)
+    except FileNotFoundError:
+        try:
+            pieces = read_bytes(folder / SENTENCEPIECE_MODEL, folder, MOST_TOKENIZER_BYTES)
+        except FileNotFoundError:
+            return None
+        found = _ids_of_pieces(pieces, folder / SENTENCEPIECE_MODEL)
+    return {**found, **_added(folder)}
+
+
+def _ids_of_json(values: Any, path: Path) -> dict[str, int]:
+    try:
+        vocabulary = values["model"]["vocab"]
+        if isinstance(vocabulary, list):  # Unigram: pairs of a piece and its score
+            found = {piece: number for number, (piece, _) in enumerate(vocabulary)}
+        else:
+            found = {str(token): int(number) for token, number in vocabulary.items()}
+        return {**found, **{str(token["content"]): int(token["id"]) for token in values.get("added_tokens") or ()}}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadInput(f"{path}: the tokenizer cannot be read: no vocabulary of tokens with ids ({error!r}); fetch it again") from None
+
+
+def _ids_of_pieces(model: bytes, path: Path) -> dict[str, int]:
+    try:
+        parsed = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
+    except DecodeError as error:
+        raise BadInput(f"{path}: the tokenizer cannot be read: {error}; fetch it again") from None
+    return {piece.piece: number for number, piece in enumerate(parsed.pieces)}
+
+
+def _added(folder: Path) -> dict[str, int]:
+    """Ids of tokens that only the files beside the tokenizer name."""
+    try:
+        added = _object(folder, _ADDED)
+        by_id = _object(folder, _CONFIG).get("added_tokens_decoder") or {}
+        added = {token: int(number) for token, number in added.items()}
+        return {**added, **{token["content"]: int(number) for number, token in by_id.items()}}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"{folder}: {_ADDED} or added_tokens_decoder in {_CONFIG} does not give tokens with their ids ({error!r})") from None
+
+
+def _object(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        values = read_json(folder / name, folder)
+    except FileNotFoundError:
+        return {}
+    if not isinstance(values, dict):
+        raise BadInput(f"{folder / name}: a JSON object is needed")
+    return values

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from babel_jax.checkpoints.layout import Shape
-from babel_jax.errors import BadInput, one_line
+from babel_jax.errors import one_line
+from babel_jax.new_folders import Unverified
 
 _SECONDS = 600  # a large model's modules are made on torch's meta device, without memory for values
 _PROGRAM = """
@@ -33,7 +34,7 @@ print(json.dumps(found))
 def loaded_by_transformers(written: Path, source: Path, expected: Mapping[str, Shape]) -> str:
     """What transformers says of the config.json in `written`: its version, or why it was not asked.
 
-    Where torch is installed too, the parameters of its model must be `expected` (shapes by name). Raises BadInput where transformers
+    Where torch is installed too, the parameters of its model must be `expected` (shapes by name). Raises Unverified where transformers
     fails on `written` and does not on `source`, and where its parameters are others.
     """
     if importlib.util.find_spec("transformers") is None:
@@ -42,13 +43,13 @@ def loaded_by_transformers(written: Path, source: Path, expected: Mapping[str, S
     if failure:
         if _asked(source)[1]:
             return f"does not load the source either: {failure}"
-        raise BadInput(f"{written}: transformers does not load its config.json ({failure}); tell the developers")
+        raise Unverified(f"{written}: transformers does not load its config.json ({failure}); tell the developers")
     if found["shapes"] is not None:
         theirs = {name: tuple(shape) for name, shape in found["shapes"].items()}
         wrong = sorted(name for name in theirs.keys() | expected.keys() if theirs.get(name) != expected.get(name))
         if wrong:
             shapes = f"{wrong[0]} has shape {theirs.get(wrong[0])} there and {expected.get(wrong[0])} here"
-            raise BadInput(f"{written}: transformers makes another model of its config.json ({shapes}); tell the developers")
+            raise Unverified(f"{written}: transformers makes another model of its config.json ({shapes}); tell the developers")
     return f"loads with transformers {found['version']}"
 
 

@@ -64,7 +64,8 @@ def _compared(options: argparse.Namespace, written: Result, plan: "ExpansionPlan
 
 
 def _transfer_options(options: argparse.Namespace) -> dict[str, Any]:
-    return {"memory_limit": int(options.memory_limit * 2**30), "verify": options.verify, "share": not options.no_links}
+    shared = {"share": not options.no_links, "hard_links": options.hard_links}
+    return {"memory_limit": int(options.memory_limit * 2**30), "verify": options.verify, **shared}
 
 
 def _sensitivity(options: argparse.Namespace) -> Result:
@@ -118,8 +119,14 @@ def declare(command: Commands) -> None:
             action="store_true",
             help="read all back; compare every tensor's sha256, logits where the model fits, and transformers' model of config.json",
         )
-        between_folders.add_argument(
-            "--no-links", action="store_true", help="copy safetensors files that stay as they are; else they are clones or hard links"
+        files = between_folders.add_mutually_exclusive_group()
+        files.add_argument(
+            "--no-links", action="store_true", help="copy safetensors files that stay as they are, also where the disk has clones"
+        )
+        files.add_argument(
+            "--hard-links",
+            action="store_true",
+            help="where the disk has no clones, make such files one with the source's; a program that writes in place then changes both",
         )
 
     sensitivity = command(

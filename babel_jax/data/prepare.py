@@ -35,8 +35,9 @@ from babel_jax.data.tokenizers import Tokenizer, open_tokenizer
 from babel_jax.data.windows import MASKED_FIELDS, write_windows
 from babel_jax.digests import SUMS, file_sum, write_sums
 from babel_jax.errors import BadInput
-from babel_jax.files import PARTIAL, explain_os_errors, make_folder, new_folder, only_process_in, write_text
+from babel_jax.files import PARTIAL, explain_os_errors, make_folder, only_process_in, write_text
 from babel_jax.languages import CODES
+from babel_jax.new_folders import new_folder
 
 FORMAT = 1
 _BATCH_CHARACTERS = 1 << 20

@@ -32,8 +32,9 @@ from babel_jax.data.rows import Row, RowCounts, read_rows
 from babel_jax.data.tokenizers import open_tokenizer
 from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput
-from babel_jax.files import PARTIAL, explain_os_errors, make_folder, new_folder, only_process_in, write_text
+from babel_jax.files import PARTIAL, explain_os_errors, make_folder, only_process_in, write_text
 from babel_jax.languages import CODES, LANGUAGES
+from babel_jax.new_folders import new_folder
 from babel_jax.quality.agreement import quantile_grid, quantile_of, roc_auc, spearman
 from babel_jax.quality.judge import JUDGED, Judged, read_judged
 from babel_jax.quality.regressor import HEAD, Regressor, with_head

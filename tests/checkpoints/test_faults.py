@@ -15,7 +15,7 @@ from babel_jax.checkpoints.layout import tensor_shapes
 from babel_jax.checkpoints.orbax_params import LeafFiles
 from babel_jax.checkpoints.safetensors_files import TensorFiles
 from babel_jax.errors import BadInput
-from babel_jax.files import resumable_folder
+from babel_jax.new_folders import resumable_folder
 
 # Once ready, converts again and again under new names until it is killed.
 CONVERT_FOREVER = """

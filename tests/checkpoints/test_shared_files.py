@@ -6,10 +6,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from babel_jax.checkpoints import safetensors_files
-from babel_jax.checkpoints.folder import Format, convert
+from babel_jax.checkpoints.folder import Format, convert, transfer
 from babel_jax.expansion.apply import expand_folder
 from babel_jax.expansion.plan import plan_from_json
-from babel_jax.files import share_file
+from babel_jax.files import link_file, share_file
 
 
 @pytest.fixture
@@ -38,12 +38,13 @@ def plan(*sources):
 
 @pytest.fixture
 def clones_unsupported(monkeypatch):
-    """Clones are new files with the same contents, so links are what can be seen in any file system."""
+    """Clones are new files with the same contents, so links are what can be seen in any file system: all calls here ask for them."""
 
     def refuse(*_):
         raise OSError("not supported")
 
     monkeypatch.setattr("babel_jax.files.fcntl.ioctl", refuse)
+    monkeypatch.setitem(transfer.__kwdefaults__, "hard_links", True)
 
 
 def test_files_of_tensors_that_stay_are_linked_and_others_copied(tmp_path, source, read_bits, clones_unsupported):
@@ -80,7 +81,7 @@ def test_going_on_after_a_kill_never_writes_into_the_source(tmp_path, source, re
     for step in ("share", "stream"):
         final = tmp_path / f"deeper-{step}"
         with monkeypatch.context() as patch:
-            name = "babel_jax.files.Progress.add" if step == "share" else "babel_jax.checkpoints.folder.stream"
+            name = "babel_jax.new_folders.Progress.add" if step == "share" else "babel_jax.checkpoints.folder.stream"
             real = safetensors_files.TensorFiles.share
 
             def stop(*_, **__):
@@ -92,7 +93,7 @@ def test_going_on_after_a_kill_never_writes_into_the_source(tmp_path, source, re
                 return found
 
             patch.setattr(safetensors_files.TensorFiles, "share", share)
-            patch.setattr("babel_jax.files._remove", lambda _: None)  # a kill removes nothing
+            patch.setattr("babel_jax.new_folders._remove", lambda _: None)  # a kill removes nothing
             with pytest.raises(KeyboardInterrupt):
                 expand_folder(source, final, plan(0, 1, 1, 2))
         expand_folder(source, final, plan(0, 1, 1, 2), verify=True)
@@ -110,7 +111,7 @@ def test_links_of_which_a_kill_noted_a_part_are_made_anew(tmp_path, source, read
             raise KeyboardInterrupt
 
         patch.setattr(safetensors_files.TensorFiles, "share", share)
-        patch.setattr("babel_jax.files._remove", lambda _: None)  # a kill removes nothing
+        patch.setattr("babel_jax.new_folders._remove", lambda _: None)  # a kill removes nothing
         with pytest.raises(KeyboardInterrupt):
             expand_folder(source, tmp_path / "deeper", plan(0, 1, 1, 2))
     with open(tmp_path / "deeper.partial" / "progress.jsonl", "a") as progress:
@@ -148,7 +149,28 @@ def test_a_file_without_the_format_that_transformers_wants_is_written_anew(tmp_p
 
 def test_share_file_leaves_nothing_where_it_cannot(tmp_path):
     (tmp_path / "one").write_text("text")
-    assert share_file(tmp_path / "one", tmp_path / "two")
+    assert link_file(tmp_path / "one", tmp_path / "two")
     assert (tmp_path / "two").read_text() == "text"
-    assert not share_file(tmp_path / "absent", tmp_path / "three")
+    assert not link_file(tmp_path / "one", tmp_path / "two")
+    for share in (share_file, link_file):
+        assert not share(tmp_path / "absent", tmp_path / "three")
+        assert not share(tmp_path / "one", tmp_path / "two")
     assert {file.name for file in tmp_path.iterdir()} == {"one", "two"}
+
+
+def test_without_clones_a_source_is_copied_so_that_nothing_written_in_place_reaches_it(tmp_path, source, monkeypatch):
+    """An older safetensors saves in place: through a hard link it would have destroyed the source."""
+
+    def refuse(*_):
+        raise OSError("not supported")
+
+    monkeypatch.setattr("babel_jax.files.fcntl.ioctl", refuse)
+    before = {file.name: file.read_bytes() for file in source.iterdir()}
+    convert(source, tmp_path / "same", Format.HF)
+    assert not inodes(tmp_path / "same") & inodes(source)
+    for file in (tmp_path / "same").iterdir():
+        with open(file, "r+b") as written:
+            written.write(b"damage")
+    assert {file.name: file.read_bytes() for file in source.iterdir()} == before
+    convert(source, tmp_path / "linked", Format.HF, hard_links=True)
+    assert inodes(tmp_path / "linked") == inodes(source)

@@ -1,0 +1,216 @@
+"""Folders that appear whole or not at all: filled beside their final name, synced, then renamed.
+
+What is being filled is ours alone: it has our mark and belongs to this user, or it is left as it is. Of a folder that can be gone on with
+(NAME.partial) one process holds the lock, until the folder has its name; other folders have names that nobody can guess.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from babel_jax.errors import BadInput
+from babel_jax.files import PARTIAL, explain_os_errors, make_folder, open_to_write, sync_file, sync_folder, unguessable
+
+_NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EBADF)  # as of some network and FUSE file systems
+
+
+class Unverified(BadInput):
+    """What was written does not read back as it should: it does not get its final name, and it is kept to go on with."""
+
+
+class _Mark:
+    """The file in a folder being filled that says that it is ours, and the lock on it. It moves with the folder, so the lock holds until
+    the folder has its name. That of a killed process counts for nothing; on file systems without locks nothing keeps others away."""
+
+    NAME = "progress.jsonl"
+
+    def __init__(self, folder: Path):
+        """Raises BadInput when another process fills the folder, and FileNotFoundError when one has just given it its name."""
+        self._path = folder / self.NAME
+        self.file = open_to_write(self._path)
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.file.close()
+            raise BadInput(f"{folder}: another process is writing it; wait for that one") from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        if not self._is_here():
+            self.file.close()
+            raise FileNotFoundError(self._path)
+
+    def _is_here(self) -> bool:
+        found, held = self._path.lstat(), os.fstat(self.file.fileno())
+        return (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)
+
+
+@contextlib.contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A folder to fill; on success it is synced and renamed to `final`, on any exception it is removed.
+
+    What a killed process leaves beside `final` the next call for the same name removes.
+    Raises BadInput when `final` exists already or at the end, and when the disk is full or not writable.
+    """
+    final = Path(final)
+    check_free(final)
+    make_folder(final.parent)
+    with explain_os_errors(final):
+        _remove_leftovers(final)
+        partial = unguessable(final)
+        partial.mkdir()
+        try:
+            with _Mark(partial).file:
+                yield partial
+                _move_into_place(partial, final)
+        except BaseException:
+            _remove(partial)
+            raise
+
+
+def _remove_leftovers(final: Path) -> None:
+    ours = re.compile(re.escape(f"{final.name[:100]}.") + "[0-9a-f]{16}" + re.escape(PARTIAL))
+    for path in final.parent.iterdir():
+        if ours.fullmatch(path.name) and is_ours(path):
+            with contextlib.suppress(BadInput, FileNotFoundError), _Mark(path).file:
+                _remove(path)
+
+
+def check_free(final: Path) -> None:
+    """Raises BadInput when there is something under the name of a folder to be made."""
+    try:
+        final.with_name(final.name + PARTIAL).is_symlink()  # that name too must be possible
+        taken = final.is_symlink() or (final.exists() and not (final.is_dir() and not any(final.iterdir())))
+    except OSError as error:
+        raise BadInput(f"{final}: no folder can be made here ({error.strerror}); give another place") from None
+    if taken:
+        raise BadInput(f"{final}: exists already; give another output folder or remove it first")
+
+
+def is_ours(partial: Path) -> bool:
+    """Whether this is a folder that this program began for this user, or an empty one."""
+    found = partial.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        return False
+    mark = partial / _Mark.NAME
+    return (mark.is_file() and not mark.is_symlink()) or not any(partial.iterdir())
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder in which threads of Orbax and TensorStore may still be writing after one of them has raised an error."""
+    for _ in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.01)
+
+
+def _move_into_place(partial: Path, final: Path) -> None:
+    for file in sorted(partial.rglob("*")):
+        if file.is_file():
+            sync_file(file)
+        else:
+            sync_folder(file)
+    sync_folder(partial)
+    try:
+        if final.exists():
+            final.rmdir()
+        partial.rename(final)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise BadInput(f"{final}: appeared while it was made; give another output folder or remove it first") from None
+        raise
+    sync_folder(final.parent)
+    (final / _Mark.NAME).unlink()
+
+
+class Progress:
+    """Which parts of a folder being made are on disk, in its mark: a line of what it is made of, then parts, as many a line as noted."""
+
+    NAME = _Mark.NAME
+
+    def __init__(self, folder: Path, fingerprint: str):
+        """Goes on with a folder that was begun with the same fingerprint; otherwise it is emptied. Raises BadInput for a folder that is
+        not ours or that another process fills, and FileNotFoundError when that one has just given it its name."""
+        if folder.is_symlink() or (folder.exists() and not is_ours(folder)):
+            raise BadInput(f"{folder}: not begun by this program for this user; remove it, or give another output folder")
+        folder.mkdir(exist_ok=True)
+        self._file = _Mark(folder).file
+        lines = self._file.read().decode("utf-8", "replace").splitlines(keepends=True)
+        begun, *done = [line[:-1] for line in lines if line.endswith("\n")] or [""]
+        self._lines, self._fingerprint = done if begun == fingerprint else [], fingerprint
+        self.done = {part for line in self._lines for part in line.split()}
+        for path in folder.rglob(f"*{PARTIAL}"):  # files that a kill left beside their names
+            path.unlink()
+        if begun != fingerprint or not all(line.endswith("\n") for line in lines):
+            self._restart(folder)
+
+    def _restart(self, folder: Path) -> None:
+        """Without the line that was being written when the process was killed; without all else, where nothing of it counts."""
+        if not self._lines:
+            for path in folder.iterdir():
+                if path.name != self.NAME:
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        self._rewrite()
+
+    def add(self, parts: Sequence[str]) -> None:
+        """Notes parts that are on disk: one line, so that a kill meanwhile leaves all or none."""
+        self._lines.append(" ".join(parts))
+        self._write(self._lines[-1:])
+        self.done.update(parts)
+
+    def forget(self, parts: Sequence[str]) -> None:
+        """Notes that parts are to be written again."""
+        self.done -= set(parts)
+        self._lines = [" ".join(sorted(self.done))]
+        self._rewrite()
+
+    def _rewrite(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        self._write([self._fingerprint, *self._lines])
+
+    def _write(self, lines: list[str]) -> None:
+        self._file.write("".join(f"{line}\n" for line in lines).encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file of the mark."""
+        self._file.close()
+
+
+@contextlib.contextmanager
+def resumable_folder(final: Path, fingerprint: str) -> Iterator[tuple[Path, Progress]]:
+    """As `new_folder`, for long work: after Ctrl-C, a kill or a full disk, the next call of the same fingerprint goes on.
+
+    What was done is in NAME.partial. It is removed when nothing is done yet or the source turns out to be bad, and kept when what was
+    written could not be verified (`Unverified`).
+    """
+    final = Path(final)
+    check_free(final)
+    make_folder(final.parent)
+    partial = final.with_name(final.name + PARTIAL)
+    with explain_os_errors(final):
+        try:
+            progress = Progress(partial, fingerprint)
+        except FileNotFoundError:
+            raise BadInput(f"{final}: another process has just made it") from None
+        try:
+            check_free(final)  # again: another process may have finished before the lock was ours
+            yield partial, progress
+            _move_into_place(partial, final)
+        except BaseException as error:
+            bad = isinstance(error, BadInput) and not isinstance(error, Unverified)
+            if bad or not progress.done:
+                _remove(partial)
+            raise
+        finally:
+            progress.close()
