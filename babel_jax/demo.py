@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from babel_jax.checkpoints.folder import open_folder
-from babel_jax.config import BadRows, Config, MixtureSettings, Strategy
+from babel_jax.config import BadRows
 from babel_jax.config.file import shipped_config
 from babel_jax.data.corpus import corpus_sources, embedded_folder
 from babel_jax.data.rows import RowCounts, read_rows
@@ -33,8 +33,9 @@ def demo(out: Path, corpus: str | None = None, base: str | None = None) -> dict[
         tokenizer = _tokenizer(out / "tokenizer", corpus)
         made = {"out": str(out / "base"), "data": {"folder": str(out / "data"), "tokenizer": str(tokenizer), "sources": sources}}
         log.info("training the base model")
-        base = run_recipe(_for_languages(shipped_config("tiny-base.toml", made), languages))["hf"]
-        config = shipped_config("tiny.toml", {**made, "out": str(out / "run"), "model": {"folder": base}})
+        base = run_recipe(shipped_config("tiny-base.toml", made, languages=languages))["hf"]
+        made |= {"out": str(out / "run"), "model": {"folder": base}}
+        config = shipped_config("tiny.toml", made, languages=languages)
     else:
         layers = open_folder(base).config.num_hidden_layers
         made = {
@@ -44,28 +45,11 @@ def demo(out: Path, corpus: str | None = None, base: str | None = None) -> dict[
             "expansion": {"insert_after": list(range(layers // 2, layers - 2, 2)) or [layers - 1]},
             "data": {"folder": str(out / "data"), "tokenizer": base, "sources": sources},
         }
-        config = shipped_config("tiny-from-base.toml", made)
-    config = _for_languages(config, languages)
+        config = shipped_config("tiny-from-base.toml", made, languages=languages)
     result = run_recipe(config, compare_export=True)
     for name in ("summary.md", "summary.json", "summary.png", PAGE):
         shutil.copyfile(out / "run" / name, out / name)
     return {**result, "out": str(out), "report": str(out / PAGE)}
-
-
-def _for_languages(config: Config, languages: set[str]) -> Config:
-    """The config with the shares of languages that the corpus does not have left out of its mixtures."""
-
-    def fitting(mixture: MixtureSettings) -> MixtureSettings:
-        weights = {code: weight for code, weight in mixture.weights.items() if code in languages}
-        strategy = Strategy.EQUAL if mixture.weights and not weights else mixture.strategy
-        shares = {
-            name: {code: share for code, share in getattr(mixture, name).items() if code in languages}
-            for name in ("curated", "curated_extra")
-        }
-        return mixture.model_copy(update={"strategy": strategy, "weights": weights, **shares})
-
-    stages = tuple(stage.model_copy(update={"mixture": fitting(stage.mixture)}) for stage in config.stages)
-    return config.model_copy(update={"stages": stages})
 
 
 def _tokenizer(folder: Path, corpus: str | None) -> Path:

@@ -27,6 +27,7 @@ def _prepare(options: argparse.Namespace) -> Result:
     cleaned = [source for entry in report["languages"].values() for source in entry.get("cleaning", {}).values()]
     if cleaned:
         totals["dropped"] = sum(sum(source["dropped"].values()) for source in cleaned)
+    totals |= {name: sum(entry[name] for entry in report["languages"].values()) for name in ("rows", "bad", "empty")}
     totals["duplicates"] = sum(entry["duplicates"] for entry in report["languages"].values())
     return {"folder": config.data.folder, **totals, **report} if options.json else {"folder": config.data.folder, **totals}
 

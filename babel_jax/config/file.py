@@ -5,6 +5,7 @@ import json
 import tomllib
 import types
 import typing
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,14 +40,30 @@ def configs_folder() -> Path:
     return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
 
 
-def shipped_config(name: str, made: dict[str, Any], overrides: tuple[str, ...] = ()) -> Config:
-    """One of the shipped configs, with the values of `made` in place of its own (merged into tables), and then the overrides."""
+def shipped_config(name: str, made: dict[str, Any], overrides: tuple[str, ...] = (), languages: Collection[str] | None = None) -> Config:
+    """One of the shipped configs, with the values of `made` in place of its own (merged into tables), and then the overrides.
+
+    With `languages`, its mixtures lose their shares of other languages, which the text does not have.
+    """
     values = read_toml(configs_folder() / name)
+    if languages is not None:
+        for stage in values.get("stages", []):
+            _keep_languages(stage.get("mixture", {}), languages)
     for key, value in made.items():
         values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
     for override in overrides:
         _override(values, override)
     return parse_settings(Config, values, name)
+
+
+def _keep_languages(mixture: dict[str, Any], languages: Collection[str]) -> None:
+    for name in ("weights", "curated", "curated_extra"):
+        if name in mixture:
+            mixture[name] = {code: share for code, share in mixture[name].items() if code in languages}
+    if "languages" in mixture:
+        mixture["languages"] = [code for code in mixture["languages"] if code in languages]
+    if mixture.get("strategy") == "weights" and not mixture.get("weights"):
+        del mixture["strategy"]
 
 
 def read_toml(path: Path) -> dict[str, Any]:

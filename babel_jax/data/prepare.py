@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,8 @@ from babel_jax.errors import BadInput
 from babel_jax.files import PARTIAL, explain_os_errors, make_folder, only_process_in, write_text
 from babel_jax.languages import CODES
 from babel_jax.new_folders import new_folder
+
+log = logging.getLogger("babel")
 
 FORMAT = 1
 _BATCH_CHARACTERS = 1 << 20
@@ -110,6 +113,8 @@ def _prepared(settings: DataSettings, folder: Path, opened: Tokenizer, made_from
         tasks = [_LanguageTask(settings, code, recheck) for code in languages]
         for task, entry in tqdm(workers.run(_prepare_language, tasks), "prepare", len(tasks), unit=" languages", disable=None):
             entries[task.language] = entry
+    for code in languages:
+        _tell(code, entries[code], settings)
     report = {
         "seq_len": settings.seq_len,
         "tokenizer": {"fingerprint": opened.fingerprint, "vocab_size": opened.vocab_size, "eos_id": opened.eos_id},
@@ -123,6 +128,23 @@ def _prepared(settings: DataSettings, folder: Path, opened: Tokenizer, made_from
         beside = [path for code in languages for path in (language_file(folder, code), heldout_file(folder, code))]
         write_sums(folder, [folder / SETTINGS, folder / REPORT, *beside])
     return report
+
+
+def _tell(language: str, entry: dict[str, Any], settings: DataSettings) -> None:
+    """Says what was not taken as it stands in the sources: bad rows, and conversations that do not fit into a window."""
+    if entry["bad"]:
+        log.warning("%s: %d of %d rows are bad and were skipped, such as %s", language, entry["bad"], entry["rows"], entry["located"][0])
+    for kind, counts in entry["kinds"].items():
+        if counts.get("cut"):
+            log.warning(
+                "%s %s: %d of %d conversations are longer than data.seq_len = %d tokens; they are trained on without their end",
+                language, kind, counts["cut"], counts["documents"], settings.seq_len,
+            )  # fmt: skip
+        if counts.get("left_out"):
+            log.warning(
+                "%s %s: %d conversations are left out, since their first %d tokens hold no answer",
+                language, kind, counts["left_out"], settings.seq_len,
+            )  # fmt: skip
 
 
 def _claim(folder: Path, made_from: dict[str, Any]) -> None:
@@ -259,7 +281,8 @@ def _write_dataset(dataset: Path, settings: DataSettings, language: str, kind: s
         if settings.conversations:
             texts = (row.text for row in _watched(rows, progress))
             masked = conversation_windows(texts, _chat_format(settings, tokenizer), settings.seq_len, counts)
-            write_windows(partial, dataset.name, _counted(masked, counts), settings.seq_len, MASKED_FIELDS)
+            masked = _counted(_some(masked, language, kind, counts, settings), counts)
+            write_windows(partial, dataset.name, masked, settings.seq_len, MASKED_FIELDS)
         else:
             windows = pack(_tokenized(rows, tokenizer, counts, progress), settings.seq_len, tokenizer.eos_id)
             write_windows(partial, dataset.name, _counted(windows, counts), settings.seq_len)
@@ -299,6 +322,17 @@ def _watched(rows: Iterator[Row], progress: tqdm) -> Iterator[Row]:
     for row in rows:
         yield row
         progress.update()
+
+
+def _some(windows: Iterator[Any], language: str, kind: str, counts: dict[str, int], settings: DataSettings) -> Iterator[Any]:
+    """The windows. Raises BadInput where there is none: all conversations are too long."""
+    first = next(windows, None)
+    if first is None:
+        raise BadInput(
+            f"{language} {kind}: no conversation has an answer within data.seq_len = {settings.seq_len} tokens, so that all "
+            f"{counts['left_out']} would be left out; set data.seq_len higher"
+        )
+    yield from itertools.chain([first], windows)
 
 
 def _counted(windows: Iterator[tuple[np.ndarray, ...]], counts: dict[str, int]) -> Iterator[tuple[np.ndarray, ...]]:

@@ -14,12 +14,15 @@ import pyarrow.parquet
 
 from babel_jax.config import Source
 from babel_jax.errors import BadInput
+from babel_jax.errors import one_line as printable_line
 
 KIND_KEY = "kind"
 # A longer line or paragraph is a bad row: it is passed over without being held in memory.
 MAX_DOCUMENT_BYTES = 1 << 24
+_ARCHIVES = (".warc", ".wet")
 _COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 _FORMATS = ".jsonl, .json, .txt, .warc and .wet (plain, .gz or .zst) and .parquet"
+_LONGEST_REASON = 300  # characters
 _PARQUET_BATCH = 1024
 # Under these keys stores say that a file is another one.
 _VERSIONS = ("ETag", "etag", "md5Hash", "crc32c", "generation", "LastModified", "last_modified", "mtime", "created")
@@ -27,7 +30,10 @@ _TFDS_PART = 100_000
 
 
 class BadRowError(Exception):
-    """Why one row cannot be used."""
+    """Why one row cannot be used, as one printable line: rows are strangers', and what is wrong with them is written into reports."""
+
+    def __init__(self, message: object):
+        super().__init__(printable_line(message, _LONGEST_REASON))
 
 
 Record = tuple[str, Any]  # a place, such as FILE:LINE, and a dict, or the BadRowError met in its stead
@@ -63,6 +69,12 @@ def file_version(path: str) -> dict[str, Any]:
         return {"bytes": int(found.get("size") or 0), "version": " ".join(told)}
     except FileNotFoundError as error:
         raise _gone(path) from error
+
+
+def _check_begun(path: str) -> None:
+    """Raises BadInput for an archive of no bytes: a compressed file of nothing has some."""
+    if (Path(path).suffix in _COMPRESSION or Path(path).suffix in _ARCHIVES) and file_version(path)["bytes"] == 0:
+        raise BadInput(f"{path}: has no bytes, so it was cut short; make it again or leave it out")
 
 
 @contextlib.contextmanager
@@ -115,6 +127,7 @@ def read_records(source: Source, part: str) -> Iterator[Record]:
 
 
 def _file_records(path: str, source: Source) -> Iterator[Record]:
+    _check_begun(path)
     suffixes = Path(path).suffixes[-2:] if Path(path).suffix in _COMPRESSION else Path(path).suffixes[-1:]
     if suffixes == [".parquet"]:
         yield from _parquet_records(path, source)
@@ -360,4 +373,4 @@ def _huggingface_records(source: Source, shard: int, number: int) -> Iterator[Re
 
 def one_line(error: BaseException) -> str:
     """What an error says, on one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return printable_line(error, 200) or type(error).__name__

@@ -1,6 +1,7 @@
 """Text rows from files and datasets, with every unusable row counted and located."""
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -14,7 +15,10 @@ from babel_jax.data.records import KIND_KEY, BadRowError, parts, read_records
 from babel_jax.errors import BadInput
 
 MAX_LOCATED = 20
-_KIND = re.compile(r"[a-z][a-z0-9_]*")
+# A kind is part of the names of files.
+_KIND = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_KEYS_NAMED = 10
+_LARGEST_SCORE = 1e38
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +66,7 @@ def read_rows(source: Source, bad_rows: BadRows, counts: RowCounts, part: str | 
     Rows that are not what `source.where` says are passed over.
     """
     if not _KIND.fullmatch(source.kind):
-        raise BadInput(f"data.sources: kind = {source.kind!r}; a kind is lower-case letters, digits and _, such as web or textbook")
+        raise BadInput(f"data.sources: kind = {source.kind!r}; a kind is up to 64 lower-case letters, digits and _, such as web")
     for place, record in (pair for one in ([part] if part is not None else parts(source)) for pair in read_records(source, one)):
         if source.where and isinstance(record, dict) and not _is_wanted(record, source.where):
             continue
@@ -80,7 +84,14 @@ def read_rows(source: Source, bad_rows: BadRows, counts: RowCounts, part: str | 
 
 def _is_wanted(record: dict[str, Any], where: dict[str, str]) -> bool:
     found = {key: record.get(key) for key in where}
-    return all((value.decode("utf-8", "replace") if isinstance(value, bytes) else value) == where[key] for key, value in found.items())
+    return all(_as_text(value) == where[key] for key, value in found.items())
+
+
+def _as_text(value: Any) -> Any:
+    """A value as settings name it: where = { year = "2024" } finds the number 2024 too."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _row(record: Any, place: str, source: Source) -> Row:
@@ -88,8 +99,12 @@ def _row(record: Any, place: str, source: Source) -> Row:
         raise record
     if not isinstance(record, dict):
         raise BadRowError(f"a JSON object is needed, not {type(record).__name__}")
-    if record.get(source.text_key) is None:
-        raise BadRowError(f"no {source.text_key!r}; its keys are {', '.join(map(str, record)) or 'none'}")
+    if source.text_key not in record:
+        keys = ", ".join(map(str, itertools.islice(record, _KEYS_NAMED)))
+        more = f" and {len(record) - _KEYS_NAMED} more" if len(record) > _KEYS_NAMED else ""
+        raise BadRowError(f"no {source.text_key!r}; its keys are {keys or 'none'}{more}")
+    if record[source.text_key] is None:
+        raise BadRowError(f"{source.text_key!r} is null")
     identifier = record.get(source.id_key)
     if identifier is None:
         identifier = f"{Path(place).name}"
@@ -98,10 +113,8 @@ def _row(record: Any, place: str, source: Source) -> Row:
     kind = record.get(KIND_KEY)
     kind = source.kind if kind is None else _string(kind, KIND_KEY)
     if not _KIND.fullmatch(kind):
-        raise BadRowError(f"{KIND_KEY} {kind!r} is not of lower-case letters, digits and _")
-    score = record.get(source.score_key)
-    if score is not None and not (isinstance(score, float | int) and math.isfinite(score)):
-        raise BadRowError(f"{source.score_key} {score!r} is not a number")
+        raise BadRowError(f"{KIND_KEY} {kind[:80]!r} is not of up to 64 lower-case letters, digits and _")
+    score = _score(record.get(source.score_key), source.score_key)
     text = record[source.text_key]
     if source.text_key in CONVERSATION_KEYS:
         try:
@@ -112,9 +125,24 @@ def _row(record: Any, place: str, source: Source) -> Row:
         _string(identifier, source.id_key),
         _string(text, source.text_key),
         kind,
-        None if score is None else float(score),
+        score,
         source.label,
     )
+
+
+def _score(value: Any, key: str) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, float | int) or isinstance(value, bool):
+        raise BadRowError(f"{key} {value!r} is not a number")
+    try:
+        score = float(value)
+    except OverflowError:
+        score = math.inf
+    # Shards keep scores in 32 bits.
+    if not abs(score) <= _LARGEST_SCORE:
+        raise BadRowError(f"{key} is not a finite number of up to {_LARGEST_SCORE:g}")
+    return score
 
 
 def _string(value: Any, key: str) -> str:

@@ -8,8 +8,8 @@ that TFDS has prepared, BENCHMARK/LANGUAGE/VERSION (xcopa/sw/1.0.0), whose featu
 import contextlib
 import dataclasses
 import difflib
-import json
 import logging
+import math
 import os
 import re
 import unicodedata
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from babel_jax.errors import BadInput
+from babel_jax.files import parse_json
 from babel_jax.languages import CODES, LANGUAGES, language
 
 log = logging.getLogger("babel")
@@ -66,21 +67,26 @@ def _xcopa(row: Item) -> str | None:
         return f"{empty[0]} is empty"
     if row["question"] not in ("cause", "effect"):
         return f"question is {row['question']!r}, neither cause nor effect"
-    return None if row["label"] in (0, 1) else f"label is {row['label']!r}, neither 0 nor 1"
+    return None if _is_one_of(row["label"], 2) else f"label is {row['label']!r}, neither 0 nor 1"
 
 
 def _mgsm(row: Item) -> str | None:
     if not isinstance(row["answer"], str | None):
         return "answer is neither a text nor null"
     number = isinstance(row["answer_number"], int | float) and not isinstance(row["answer_number"], bool)
-    return None if number else f"answer_number is {row['answer_number']!r}, no number"
+    return None if number and abs(row["answer_number"]) < math.inf else f"answer_number is {row['answer_number']!r}, no number"
 
 
 def _xnli(row: Item) -> str | None:
     empty = [key for key in ("premise", "hypothesis") if not str(row[key]).strip()]
     if empty:
         return f"{empty[0]} is empty"
-    return None if row["label"] in (0, 1, 2) else f"label is {row['label']!r}, not 0, 1 or 2"
+    return None if _is_one_of(row["label"], 3) else f"label is {row['label']!r}, not 0, 1 or 2"
+
+
+def _is_one_of(label: Any, count: int) -> bool:
+    """Whether a label is a whole number below `count`: 1.0 and true are equal to 1, and no place in a list."""
+    return isinstance(label, int) and not isinstance(label, bool) and 0 <= label < count
 
 
 def _translation(row: Item) -> str | None:
@@ -315,19 +321,25 @@ def _pairs(own: Sequence[str], english: Sequence[str]) -> list[Item]:
 
 
 def _lines(file: Path) -> list[str]:
+    """The lines of a text file; a byte order mark at its begin and blank lines at its end are none of them."""
     try:
-        return file.read_text(encoding="utf-8").split("\n")[: -1 if file.read_bytes().endswith(b"\n") else None]
+        text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInput(f"{file}: not UTF-8 ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise BadInput(f"{file}: cannot be read ({error.strerror})") from None
+    lines = text.split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines
 
 
 def _json_lines(file: Path) -> list[Item]:
     rows = []
     for number, line in enumerate(_lines(file), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise BadInput(f"{file}:{number}: not readable JSON: {error}") from None
+        if not line.strip():
+            continue
+        row = parse_json(line, f"{file}:{number}", unique_keys=False)
         if not isinstance(row, dict):
             raise BadInput(f"{file}:{number}: not a JSON object")
         rows.append(row)

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from tqdm import tqdm
 
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.benchmark_data import Item, answer_place, option_labels, read_rows
-from babel_jax.evaluation.numbers import last_number
+from babel_jax.evaluation.numbers import same_number
 from babel_jax.languages import LANGUAGES
+
+log = logging.getLogger("babel")
 
 # The harness tells of every step of its own, and warns of settings that are meant; its bars are shown where ours are.
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -69,6 +71,10 @@ class _SameSubject(_SameKind):
 
 class _SameExam(_SameKind):
     fields = ("level", "subject_category")
+
+
+# The benchmarks whose examples are of the item's own kind, and the split that they come from.
+_OF_ONE_KIND: dict[str, tuple[type[_SameKind], str]] = {"mmmlu": (_SameSubject, "test"), "m3exam": (_SameExam, "dev")}
 
 
 def _mean_of(metric: str) -> list[dict[str, Any]]:
@@ -143,7 +149,7 @@ def _mgsm(code: str) -> dict[str, dict[str, Any]]:
 
 
 def _same_number(row: Item, results: Sequence[str]) -> dict[str, float]:
-    return {"exact_match": float(last_number(results[0]) == row["answer_number"])}
+    return {"exact_match": float(same_number(results[0], row["answer_number"]))}
 
 
 def _xnli(code: str) -> dict[str, dict[str, Any]]:
@@ -189,6 +195,7 @@ def load_tasks(benchmark: str, code: str, folder: Path | None, few_shot: int | N
         raise BadInput(f"{benchmark}, {code}: a key has values of several kinds: {' '.join(str(error).split())[:150]}") from error
     shots = BENCHMARKS[benchmark].few_shot if few_shot is None else few_shot
     configs = BENCHMARKS[benchmark].configs(code)
+    _tell_fewer_shots(benchmark, code, rows, shots)
     for config in configs.values():
         if "process_docs" in config.get("fewshot_config", {}):
             config["fewshot_config"]["process_docs"] = lambda _, dev=rows["dev"]: dev
@@ -202,6 +209,22 @@ def load_tasks(benchmark: str, code: str, folder: Path | None, few_shot: int | N
     # Only as members of a group are the harness's own tasks taken with settings of ours.
     own = all(name in manager.all_subtasks for name in configs)
     return manager.load([{"group": benchmark, "task": named}] if own else named)["tasks"]
+
+
+def _tell_fewer_shots(benchmark: str, code: str, rows: Mapping[str, list[Item]], shots: int) -> None:
+    """Says where items have fewer examples of their own subject or exam than are asked for: their scores are of fewer."""
+    if benchmark not in _OF_ONE_KIND:
+        return
+    sampler, split = _OF_ONE_KIND[benchmark]
+    kinds = Counter(tuple(row[field] for field in sampler.fields) for row in rows[split])
+    own = 1 if split == "test" else 0  # the item itself is no example of it
+    found = [kinds[tuple(row[field] for field in sampler.fields)] - own for row in rows["test"]]
+    fewer = [examples for examples in found if examples < shots]
+    if fewer:
+        log.warning(
+            "%s, %s: %d of %d items have fewer examples than the %d that are asked for, and get what there is (at least %d)",
+            benchmark, code, len(fewer), len(found), shots, min(fewer),
+        )  # fmt: skip
 
 
 def _as_datasets(rows: Mapping[str, list[Item]]) -> dict[str, Any]:

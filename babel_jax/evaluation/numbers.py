@@ -4,23 +4,43 @@ import re
 import unicodedata
 from decimal import Decimal
 
-# Digits with what may stand between them: points, commas, the Arabic separators, an apostrophe, thin and fixed spaces.
-_NUMBER = re.compile(r"[-−]?\d(?:[\d.,٫٬'’\u00a0\u202f\u2009]*\d)?")
-_GROUPS = re.compile(r"[1-9]\d{0,2}(?:([.,٬'’\u00a0\u202f\u2009])\d{3})(?:\1\d{3})*")
+# Digits with what may stand between them: points, commas, the Arabic separators, an apostrophe, thin and fixed spaces; or groups of three
+# after spaces. A minus is a sign where no word or number stands before it: 10-15 is no negative number. 1e3 is a thousand.
+_NUMBER = re.compile(
+    r"(?:(?<![\w)\]])[-−])?(?:\d{1,3}(?: \d{3})+(?:[.,٫]\d+)?(?![\d.,]*\d)"
+    r"|\d(?:[\d.,٬٫'’\u00a0\u202f\u2009]*\d)?(?:[eE][+-]?\d{1,2}(?!\w))?)"
+)
+_GROUPS = re.compile(r"[1-9]\d{0,2}(?:([ .,٬'’\u00a0\u202f\u2009])\d{3})(?:\1\d{3})*")
+# What makes another number of the digits before or after it: fractions, times, powers, and Chinese and Japanese multipliers.
+_PART = re.compile(r"[/:]\d|[⁰¹²³⁴-⁹]|[十百千万亿億萬兆]")
+_PART_BEFORE = re.compile(r"(?:\d[/:]|[十百千万亿億萬兆])\Z")
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number in a text, None where there is none.
+    """The last number in a text, None where there is none, or where the last digits are part of a fraction, a time or a power.
 
     Separators before groups of three digits are those of thousands (1,000 and 1.000 are a thousand), a single other one is the decimal
     point (2,5 and 2.5 are two and a half), and so is one behind a zero (0.125).
     """
-    found = _NUMBER.findall(text)
-    return _value(found[-1]) if found else None
+    numbers = list(_NUMBER.finditer(text))
+    if not numbers:
+        return None
+    found = numbers[-1]
+    if _PART.match(text, found.end()) or _PART_BEFORE.search(text[max(0, found.start() - 2) : found.start()]):
+        return None
+    return _value(found[0])
+
+
+def same_number(answer: str, number: int | float) -> bool:
+    """Whether the last number of an answer is `number`, as it is written in decimals: 3.14 is 3.14, though no float64 is."""
+    return last_number(answer) == Decimal(str(number))
 
 
 def _value(written: str) -> Decimal:
     sign = -1 if written[0] in "-−" else 1
+    written, exponent, power = written.partition("e") if "e" in written else written.partition("E")
+    if exponent:
+        return _value(written).scaleb(int(power))
     digits = "".join(str(unicodedata.digit(letter)) if letter.isdigit() else letter for letter in written.lstrip("-−"))
     whole, point, fraction = re.fullmatch(r"(.*?)(?:([.,٫])(\d+))?", digits, re.DOTALL).groups()  # type: ignore[union-attr]
     if _GROUPS.fullmatch(digits) or point is None:

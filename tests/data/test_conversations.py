@@ -129,6 +129,27 @@ def test_prepared_conversations(settings):
     assert prepare(settings) == report
 
 
+def test_what_is_cut_or_left_out_is_told(settings, caplog, tmp_path, write_rows):
+    def long(words):
+        return as_messages(conversation("a" * words, 1))
+
+    write_rows(tmp_path / "en.jsonl", [{"id": str(words), "messages": long(words)} for words in (1, 2, 300)])
+    one = settings.model_copy(update={"sources": settings.sources[:1], "heldout_fraction": 0.0})
+    counts = prepare(one)["languages"]["en"]["kinds"]["chat"]
+    told = [record.getMessage() for record in caplog.records]
+    assert counts["cut"] + counts["left_out"] == 1 == len(told)
+    cut, left_out = "longer than data.seq_len = 128 tokens; they are trained on without", "are left out, since their first 128"
+    assert (cut if counts["cut"] else left_out) in told[0]
+
+
+def test_conversations_that_are_all_too_long_are_refused(settings, tmp_path):
+    short = settings.model_copy(update={"seq_len": 4, "folder": str(tmp_path / "short")})
+    with pytest.raises(BadInput, match=r"en chat: no conversation has an answer within data.seq_len = 4 tokens.*set data.seq_len higher"):
+        prepare(short)
+    assert not list((tmp_path / "short" / "windows").glob("*"))
+    assert prepare(settings)["languages"]["en"]["kinds"]["chat"]["windows"]
+
+
 def test_another_template_needs_another_folder(settings, tmp_path):
     prepare(settings)
     template = tmp_path / "other.jinja"

@@ -71,12 +71,19 @@ BAD_LINES = {
     b'{"text": "cut': "not readable JSON",
     b"[1, 2]": "a JSON object is needed, not list",
     b'{"id": "x", "content": "y"}': "no 'text'; its keys are id, content",
-    b'{"text": null}': "no 'text'",
+    b'{"text": null}': "'text' is null",
+    b'{"text": "x", "score": 1' + b"0" * 400 + b"}": "score is not a finite number of up to 1e+38",
+    b'{"text": "x", "score": 1e39}': "score is not a finite number",
+    b'{"text": "x", "score": true}': "score True is not a number",
+    b'{"te\\ud83dxt": "x"}': "no 'text'; its keys are te\\ud83dxt",
+    b'{"a\\nb\\u001b": "x"}': "no 'text'; its keys are a b\\x1b",
+    b'{"text": "x", "kind": "' + b"a" * 100_000 + b'"}': "is not of up to 64 lower-case letters",
+    b"{" + b", ".join(b'"k%d": 1' % number for number in range(50_000)) + b"}": "and 49990 more",
     b'{"text": 5}': "'text' is not a string but int",
     b'{"text": "caf\xe9"}': "not UTF-8",
     b'{"text": "\\ud83d half a pair"}': "'text' is not UTF-8",
     b'{"text": "x", "id": [1]}': "'id' is not a string but list",
-    b'{"text": "x", "kind": "../web"}': "kind '../web' is not of lower-case letters",
+    b'{"text": "x", "kind": "../web"}': "kind '../web' is not of up to 64 lower-case letters",
     b"[" * 100_000: "not readable JSON",
 }
 
@@ -95,6 +102,23 @@ def test_a_bad_row_is_located_and_refused_or_skipped(tmp_path, line, reason):
     assert [row.id for row in rows] == ["a", "b", "c"]
     assert (counts.rows, counts.bad) == (4, 1)
     assert counts.located[0].startswith(f"{path}:3: ")
+    assert len(counts.located[0]) < 500 + len(str(path))
+    counts.located[0].encode()  # it is written into reports
+
+
+@pytest.mark.parametrize("name", ["en.jsonl.gz", "en.jsonl.zst", "en.parquet", "en.warc", "en.warc.gz", "en.wet"])
+def test_an_archive_of_no_bytes_was_cut_short(tmp_path, name):
+    """A compressed file of nothing has some bytes. Beside other files of a glob it would pass in silence."""
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(BadInput, match=f"{name}: .*cut short"):
+        read(tmp_path / name)
+
+
+def test_where_finds_numbers_as_settings_name_them(tmp_path):
+    path = tmp_path / "en.jsonl"
+    rows = [{"id": str(value), "text": "x", "year": value} for value in (2023, 2024, "2024", None, True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [row.id for row in read(path, where={"year": "2024"})[0]] == ["2024", "2024"]
 
 
 def test_only_the_first_bad_rows_are_located(tmp_path):

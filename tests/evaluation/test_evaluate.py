@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ import pytest
 from babel_jax.errors import BadInput
 from babel_jax.evaluate import Request, evaluate
 from babel_jax.evaluation import scoring
+from babel_jax.evaluation.benchmark_data import files_of, read_rows
+from babel_jax.evaluation.benchmarks import load_tasks
 from babel_jax.model import generation
 
 TASKS = ("mmmlu", "m3exam", "xcopa", "mgsm", "xnli", "flores200")
@@ -165,6 +168,11 @@ def test_bad_requests(request_, says, tiny_folder, benchmarks):
         ("m3exam/th.test.jsonl", {"answer_text": 1}, "m3exam, th: a key has values of several kinds"),
         ("mgsm/sw.test.jsonl", {"answer": 5}, "mgsm/sw.test.jsonl:1: answer is neither a text nor null"),
         ("xcopa/id.test.jsonl", {"label": 4}, "xcopa/id.test.jsonl:1: label is 4, neither 0 nor 1"),
+        ("xcopa/id.test.jsonl", {"label": 1.0}, "xcopa/id.test.jsonl:1: label is 1.0, neither 0 nor 1"),
+        ("xcopa/id.test.jsonl", {"label": True}, "xcopa/id.test.jsonl:1: label is True, neither 0 nor 1"),
+        ("xcopa/id.test.jsonl", {"premise": "half \ud83d"}, "xcopa/id.test.jsonl:1: not a readable JSON file: 'utf-8' codec can't encode"),
+        ("mgsm/sw.test.jsonl", {"answer_number": float("nan")}, "mgsm/sw.test.jsonl:1: not a readable JSON file: NaN is no number"),
+        ("mgsm/sw.test.jsonl", {"answer_number": 10**4000}, "mgsm/sw.test.jsonl:1: not a readable JSON file: a number of 4001 digits"),
         ("mmmlu/sw.test.jsonl", {"B": ""}, "mmmlu/sw.test.jsonl:1: choice B is empty"),
         ("mmmlu/sw.test.jsonl", {"Answer": "E"}, "Answer is 'E', not A, B, C or D"),
         ("m3exam/th.test.jsonl", {"options": []}, "m3exam/th.test.jsonl:1: options is empty, or one of them is"),
@@ -188,11 +196,33 @@ def test_bad_rows_are_named(name, change, says, tiny_folder, benchmarks, tmp_pat
         evaluate(str(tiny_folder()), [], Request(tasks=(name.split("/")[0],), data=tmp_path))
 
 
+def test_a_byte_order_mark_and_blank_lines_make_no_difference(benchmarks, tmp_path):
+    for benchmark, code in (("xcopa", "id"), ("mgsm", "sw"), ("flores200", "sw")):
+        plain = read_rows(benchmark, code, benchmarks)
+        for file in files_of(benchmark, code, benchmarks):
+            copy = tmp_path / file.relative_to(benchmarks)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(b"\xef\xbb\xbf" + file.read_bytes() + b"\n \n")
+        assert read_rows(benchmark, code, tmp_path) == plain
+
+
+def test_fewer_examples_than_asked_for_are_told(benchmarks, caplog):
+    load_tasks("mmmlu", "sw", benchmarks, 0)
+    assert not caplog.records
+    rows = read_rows("mmmlu", "sw", benchmarks)["test"]
+    subjects = Counter(row["Subject"] for row in rows)
+    load_tasks("mmmlu", "sw", benchmarks, 100)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"mmmlu, sw: {len(rows)} of {len(rows)} items have fewer examples than the 100 that are asked for, and get what there is "
+        f"(at least {min(subjects.values()) - 1})"
+    ]
+
+
 def test_damaged_files_are_named(tiny_folder, tmp_path):
     for split in ("test", "validation"):
         (tmp_path / "xcopa").mkdir(exist_ok=True)
         (tmp_path / f"xcopa/id.{split}.jsonl").write_text("{}\n{nothing\n")
-    with pytest.raises(BadInput, match=r"xcopa/id.test.jsonl:2: not readable JSON"):
+    with pytest.raises(BadInput, match=r"xcopa/id.test.jsonl:2: not a readable JSON"):
         evaluate(str(tiny_folder()), [], Request(tasks=("xcopa",), data=tmp_path))
 
 

@@ -15,7 +15,7 @@ from babel_jax.evaluation.benchmark_data import answer_place, languages_of, opti
 from babel_jax.evaluation.benchmark_tables import overview, task_table
 from babel_jax.evaluation.benchmarks import load_tasks
 from babel_jax.evaluation.items import accuracy, bits_per_byte_of, chrf_plus_plus, differences, means_of, scores_of
-from babel_jax.evaluation.numbers import last_number
+from babel_jax.evaluation.numbers import last_number, same_number
 
 REFERENCES = ["The children play ball.", "Water is life.", "Good morning to you all."]
 TRANSLATIONS = ["The children play.", "Water is a life", "Morning good"]
@@ -144,13 +144,44 @@ def test_bits_per_byte_weighs_documents_by_their_bytes():
         ("It is -7", -7),
         ("$18.00", 18),
         ("no number", None),
+        ("La réponse est 1 234,5", Decimal("1234.5")),
+        ("La réponse est 10\u202f000.", 10000),
+        ("Ответ: 10 000.", 10000),
+        ("Ответ: 1 000 000", 1000000),
+        ("উত্তর হল ১,২৩,৪৫৬", 123456),
+        ("答えは1万2千円", None),
+        ("答えは12000円", 12000),
+        ("5-3=2", 2),
+        ("10-15", 15),
+        ("A-5", 5),
+        ("pages 3–5", 5),
+        ("is −7 degrees", -7),
+        ("(-7)", -7),
+        ("5.000.000,00", 5000000),
+        ("1/2", None),
+        ("10:30", None),
+        ("3²", None),
+        ("1e3", 1000),
+        ("1st", 1),
+        ("12 of 2000", 2000),
+        ("in 3 steps 100", 100),
+        ("**18**", 18),
+        ("\\boxed{18}", 18),
     ],
 )
 def test_numbers_in_the_digits_of_any_script(text, number):
     assert last_number(text) == number
 
 
-@given(st.integers(-(10**9), 10**9), st.sampled_from(["", ",", ".", "'", "\u202f"]), st.sampled_from("0٠०০๐၀０"))
+@pytest.mark.parametrize("number", [0.1, 0.7, 2.3, 3.14, 12.5, 1234.56, 18, 18.0, -2.5, 1e21])
+def test_a_gold_answer_with_decimals_is_the_number_that_is_written(number):
+    written = f"{Decimal(str(number)):,f}"
+    assert same_number(f"The answer is {written}.", number)
+    assert not same_number(f"The answer is {written}1.", number) or "." not in written
+    assert not same_number("none", number)
+
+
+@given(st.integers(-(10**9), 10**9), st.sampled_from(["", ",", ".", "'", "\u202f", " "]), st.sampled_from("0٠०০๐၀０"))
 def test_any_number_is_read_as_it_was_written(number, separator, zero):
     written = f"{number:,}".replace(",", separator)
     written = "".join(chr(ord(zero) + int(letter)) if letter.isdecimal() else letter for letter in written)
