@@ -23,6 +23,8 @@ from babel_jax.errors import BadInput, Preempted, json_printable, printable
 from babel_jax.files import os_error_line
 from babel_jax.signals import INTERRUPTED, end_at_once, interruptible, say
 
+# Once for each write that is under way when another one has failed.
+_CLOSED_LOOP = "Event loop is closed"
 _READERLESS = 141  # exit status, as shells have it: 128 + SIGPIPE
 
 
@@ -106,8 +108,27 @@ def _log_shown() -> Iterator[None]:
     shown.setFormatter(_Printable("%(message)s"))
     logging.basicConfig(handlers=[shown])
     logging.getLogger("babel").setLevel(logging.INFO)
-    with logging_redirect_tqdm():
+    with logging_redirect_tqdm(), _errors_told_once():
         yield
+
+
+@contextlib.contextmanager
+def _errors_told_once() -> Iterator[None]:
+    """Without the tracebacks that Orbax logs of its threads, and TensorStore prints of its callbacks, before one of these errors is raised
+    and told in one line."""
+    from absl import logging as absl
+
+    def is_no_error(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR
+
+    hook = sys.unraisablehook
+    absl.get_absl_logger().addFilter(is_no_error)
+    sys.unraisablehook = lambda unraisable: None if str(unraisable.exc_value) == _CLOSED_LOOP else hook(unraisable)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        absl.get_absl_logger().removeFilter(is_no_error)
 
 
 class _Printable(logging.Formatter):

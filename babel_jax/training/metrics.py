@@ -15,13 +15,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from babel_jax.config import ModelConfig
 from babel_jax.files import write_text
 from babel_jax.languages import CODES
 from babel_jax.model.flops import model_flops_per_token
+from babel_jax.training.board import Board
 from babel_jax.training.checkpoints import read_json_lines
 from babel_jax.training.goodput import Goodput
 
@@ -74,7 +74,7 @@ class Metrics:
             lines = [line for line in lines if line["step"] < start_step]
             write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file = open(self._path if writes else os.devnull, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step, write_to_disk=writes)
+        self._board = Board(folder / "tensorboard", start_step, writes)
         self._bar = tqdm(total=total_steps, initial=start_step, desc="train", unit=" steps", disable=None if writes else True)
         self._seq_len, self._available = seq_len, available
         self._tokens: Counter[str] = Counter(lines[-1].get("tokens_by_language", {}) if lines else {})
@@ -160,6 +160,7 @@ class Metrics:
         last = None if self._waiting is None else self._waiting[0]["step"]
         skipped = self.flush()
         if self._writes and last is not None:
+            self._board.flush()
             os.fsync(self._file.fileno())
             self._goodput.save(last)
         return skipped

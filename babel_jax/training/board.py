@@ -1,0 +1,46 @@
+"""Scalars for TensorBoard, written by the thread that has them.
+
+tensorboardX's own SummaryWriter has a thread for this, with a queue: on a full disk the thread ends, and the next write waits for ever.
+"""
+
+import os
+import time
+from pathlib import Path
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+
+class Board:
+    """A file of events in a folder. Without `writes` nothing is written."""
+
+    def __init__(self, folder: Path, first_step: int, writes: bool):
+        """What earlier files say of `first_step` and later steps is of a run that was cut off; TensorBoard leaves it out."""
+        self._events: EventsWriter | None = None
+        if writes:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Two starts within a second have files of their own.
+            self._events = EventsWriter(str(folder / "events"), f".{os.getpid()}.{time.time_ns() % 10**9}")
+            for event in (Event(file_version="brain.Event:2"), Event(session_log=SessionLog(status=SessionLog.START))):
+                event.step = first_step
+                self._write(event)
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        """Notes a value; `flush` writes it. Raises OSError as files do."""
+        self._write(Event(step=step, summary=scalar(name, value)))
+
+    def flush(self) -> None:
+        """Hands all to the system."""
+        if self._events is not None:
+            self._events.flush()
+
+    def close(self) -> None:
+        """Writes what waits and closes the file."""
+        if self._events is not None:
+            self._events.close()
+
+    def _write(self, event: Event) -> None:
+        if self._events is not None:
+            event.wall_time = time.time()
+            self._events.write_event(event)
