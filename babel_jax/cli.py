@@ -19,7 +19,7 @@ from typing import TextIO
 from babel_jax import __version__, cluster
 from babel_jax.commands import corpus, evaluation, models, pods, quality, report, runs, text, verify
 from babel_jax.commands.parsing import Run
-from babel_jax.errors import BadInput, Preempted, json_printable, printable
+from babel_jax.errors import BadInput, Preempted, json_printable, one_line, printable
 from babel_jax.files import os_error_line
 from babel_jax.signals import INTERRUPTED, end_at_once, interruptible, say
 
@@ -59,7 +59,10 @@ def _main(arguments: list[str] | None) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads(sys.stdout):
             return _print("", sys.stdout) or _READERLESS
-        if (reason := os_error_line(error)) is not None:
+        reason = os_error_line(error)
+        if isinstance(error, MemoryError):
+            reason = f"not enough memory ({one_line(error, 200) or 'of this machine'}); use a smaller model or batch, or a larger machine"
+        if reason is not None:
             _print(f"babel: {reason}\n", sys.stderr)
             return cluster.leave(2)
         if not cluster.joined():

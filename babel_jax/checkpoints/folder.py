@@ -1,10 +1,13 @@
 """Model folders, which every command takes and gives: config.json and tokenizer files beside the parameters in one of two formats."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
+import os
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -224,6 +227,7 @@ def transfer(
             sink = files = TensorFiles(partial, specs, shard_bytes, whole_files=whole_files, hard_links=hard_links)
             progress.add(files.share(progress.done))
         else:
+            _check_room(partial, specs, progress.done)
             sink = LeafFiles(partial, specs, rows_of_piece)
         stream(specs, read, sink, progress, memory_limit)
         sink.close()
@@ -277,6 +281,13 @@ def copy_other_files(source: Path, destination: Path) -> None:
             (destination / file.name).mkdir(exist_ok=True)
             for below in sorted(file.iterdir()):
                 write_bytes(destination / file.name / below.name, read_bytes(below, source, MOST_BESIDE_BYTES))
+
+
+def _check_room(folder: Path, specs: Specs, done: set[str]) -> None:
+    """Raises the error of a full disk where what is to be written cannot fit, and not hours later."""
+    needed = sum(math.prod(shape) * dtype.itemsize for name, (shape, dtype) in specs.items() if name not in done)
+    if needed > shutil.disk_usage(folder).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _stored(folder: ModelFolder) -> Source:

@@ -11,13 +11,20 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
-from huggingface_hub.repocard import metadata_load
 
 from babel_jax import __version__
+from babel_jax.checkpoints.layout import MOST_BESIDE_BYTES
+from babel_jax.errors import one_line
+from babel_jax.files import read_bytes
 from babel_jax.languages import CODES
 
 CARD, BASE_CARD = "README.md", "README.base.md"
 TAG = "babel-jax"
+_MOST_FRONT_MATTER = 2**16  # characters
+_LONGEST_VALUE = 300  # characters of a licence, a name, a link
+_MOST_LANGUAGES = 1_000
+_FRONT_MATTER = re.compile(r"\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", re.DOTALL)
+_MARKDOWN = re.compile(r"[\\`*_{}\[\]<>()#+!|&~]")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
@@ -37,33 +44,51 @@ def card_files(
     """
     before = _front_matter(source) if source is not None else {}
     ours = TAG in _several(before.get("tags"))
-    base = before.get("base_model") if ours else None if source is None else _name(source, hf_config)
-    named = f"`{base}`" if base else "a model that babel-jax trained from random weights" if ours else "random weights"
-    spoken = {*_several(before.get("language")), *languages}
+    base = _text(before.get("base_model")) if ours else None if source is None else _name(source, hf_config)
+    named = markdown_code(base) if base else "a model that babel-jax trained from random weights" if ours else "random weights"
+    spoken = {*(one_line(code, _LONGEST_VALUE) for code in _several(before.get("language"))), *languages}
     data = ModelCardData(
         base_model=base,
         language=sorted(spoken, key=lambda code: (CODES.index(code) if code in CODES else len(CODES), code)) or None,
         library_name="transformers",
-        pipeline_tag=before.get("pipeline_tag", "text-generation"),
+        pipeline_tag=_text(before.get("pipeline_tag")) or "text-generation",
         tags=[TAG, *tags],
         # The hub reads a name as part of the results alone.
         model_name=f"{TAG} model of {hf_config['num_hidden_layers']} layers" if results else None,
         eval_results=list(results) or None,
-        license=before.get("license"),
-        license_name=before.get("license_name"),
-        license_link=before.get("license_link"),
+        license=_text(before.get("license")),
+        license_name=_text(before.get("license_name")),
+        license_link=_text(before.get("license_link")),
     )
-    licence = before.get("license_name") or before.get("license")
+    licence = _text(before.get("license_name")) or _text(before.get("license"))
     foreign = _foreign_card(source, ours)
     body = [
         f"# A model of {hf_config['num_hidden_layers']} layers ({hf_config.get('model_type', 'decoder')})",
         f"Made by babel-jax {__version__} from {named}; it loads in `transformers` as it is."
         + (f" The card of the base is kept in `{BASE_CARD}`." if foreign is not None else ""),
-        f"Licence of the base: {licence}." if licence else "No licence is named by what it was made from." if source is not None else "",
+        f"Licence of the base: {markdown_text(licence)}."
+        if licence
+        else "No licence is named by what it was made from."
+        if source is not None
+        else "",
         *sections,
     ]
     card = f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(part for part in body if part) + "\n"
-    return {CARD: card} | ({BASE_CARD: foreign.read_text(encoding="utf-8", errors="replace")} if foreign is not None else {})
+    if foreign is None:
+        return {CARD: card}
+    return {CARD: card, BASE_CARD: read_bytes(foreign, foreign.parent, MOST_BESIDE_BYTES).decode("utf-8", "replace")}
+
+
+def markdown_code(text: object) -> str:
+    """A name as code in a line of Markdown, whatever characters it has."""
+    line = one_line(text, _LONGEST_VALUE)
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return f"{fence} {line} {fence}" if len(fence) > 1 else f"`{line}`"
+
+
+def markdown_text(text: object) -> str:
+    """Text of strangers in a line of Markdown, with all that Markdown and HTML would take for their own escaped."""
+    return _MARKDOWN.sub(r"\\\g<0>", one_line(text, _LONGEST_VALUE))
 
 
 def _foreign_card(source: Path | None, ours: bool) -> Path | None:
@@ -71,12 +96,35 @@ def _foreign_card(source: Path | None, ours: bool) -> Path | None:
     return next((source / name for name in names if (source / name).is_file()), None) if source is not None else None
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, of which a few lines can mean billions of values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not read")
+        return super().compose_node(parent, index)
+
+
 def _front_matter(folder: Path) -> dict[str, Any]:
     """The metadata of a folder's card; empty where there is none that can be read."""
     try:
-        return metadata_load(folder / CARD) or {}
-    except (OSError, ValueError, yaml.YAMLError):
+        text = read_bytes(folder / CARD, folder, MOST_BESIDE_BYTES).decode("utf-8", "replace")
+    except FileNotFoundError:
         return {}
+    found = _FRONT_MATTER.match(text[:_MOST_FRONT_MATTER])
+    if found is None:
+        return {}
+    try:
+        values = yaml.load(found[1], _PlainLoader)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError, OverflowError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _text(value: Any) -> str | None:
+    """A value of the front matter that is text, in one line of bounded length."""
+    values = _several(value)
+    return one_line(", ".join(values), _LONGEST_VALUE) if values else None
 
 
 def _name(source: Path, hf_config: Mapping[str, Any]) -> str:
@@ -88,4 +136,4 @@ def _name(source: Path, hf_config: Mapping[str, Any]) -> str:
 def _several(value: Any) -> list[str]:
     """What the hub lets be written as one string or as a list. Norwegian, `no` without quotes, is false in YAML 1.1."""
     values = value if isinstance(value, list) else [value]
-    return ["no" if one is False else one for one in values if isinstance(one, str) or one is False]
+    return ["no" if one is False else one for one in values[:_MOST_LANGUAGES] if isinstance(one, str) or one is False]

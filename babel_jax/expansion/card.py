@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from babel_jax.checkpoints.model_card import markdown_code
 from babel_jax.expansion.plan import PROVENANCE, ExpansionPlan, plan_from_json
 
 TAG = "depth-expansion"
@@ -29,7 +30,7 @@ def expansion_section(hf_config: Mapping[str, Any]) -> str:
     for source, plan in plans_of(hf_config):
         rows = "\n".join(f"| {target} | {plan.layers[target].source} | {how_it_begins(plan, target)} |" for target in plan.new_layers)
         table = f"| new layer | copy of layer | begins as |\n| ---: | ---: | --- |\n{rows}" if rows else "No layer is new."
-        parts.append(f"`{source}` of {plan.depth} layers became {len(plan.layers)} layers (counted from 0):\n\n{table}")
+        parts.append(f"{markdown_code(source)} of {plan.depth} layers became {len(plan.layers)} layers (counted from 0):\n\n{table}")
     return "\n\n".join(["## Expansion", *parts]) if parts else ""
 
 

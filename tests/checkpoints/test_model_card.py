@@ -5,6 +5,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import metadata_load
 
 from babel_jax.checkpoints.model_card import BASE_CARD, CARD, card_files
+from babel_jax.errors import BadInput
 
 BASE = """---
 license: other
@@ -106,3 +107,50 @@ def test_norwegian_and_what_is_no_language(base, written_so, read):
     (base / CARD).write_text(f"---\nlicense: mit\ntags: 5\nlanguage: {written_so}\n---\n")
     data = ModelCard(card_files(CONFIG, base, [])[CARD]).data
     assert (data.license, data.language) == ("mit", read)
+
+
+BILLIONS = "a: &a [x, x]\n" + "".join(f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 9)}]\n" for n in range(20))
+
+
+@pytest.mark.parametrize(
+    "front",
+    [
+        BILLIONS + "license: *u\n",
+        "license: " + "[" * 3000,
+        "license: !!python/object/apply:os.system ['true']\n",
+        "license: {a: [b]}\nlanguage: {a: 3}\npipeline_tag: [1, 2]\ntags: 3\n",
+        "license: 2024-99-99\n",
+        "? [a]\n: b\n",
+        "- a\n",
+        "license: \x00\n",
+        "license: " + "x" * 10**6,
+    ],
+)
+def test_front_matter_of_strangers_is_bounded_and_told_as_text(base, tmp_path, front):
+    (base / CARD).write_text(f"---\n{front}\n---\n# The base\n", encoding="utf-8")
+    files = card_files(CONFIG, base, [])
+    data = metadata_load(written(tmp_path / "new", files) / CARD)
+    assert data["base_model"] == "Qwen2.5-Tiny"
+    assert len(files[CARD]) < 5000
+
+
+def test_names_and_licences_do_not_become_markup(tmp_path):
+    name = "a`b``c <script>alert(1)<script> |x| [y](z)"
+    folder = tmp_path / name
+    folder.mkdir()
+    licence = "free <img src=x onerror=alert(1)> [here](javascript:x) `x` **b** & | ~\x1b[31m"
+    (folder / CARD).write_text("---\n" + ModelCardData(license=licence).to_yaml() + "\n---\n", encoding="utf-8")
+    text = card_files(CONFIG, folder, [])[CARD]
+    assert f"from ``` {name} ```" in text
+    assert "<img" not in text.split("---")[2].replace("\\<img", "")
+    assert "\\[here\\]\\(javascript:x\\)" in text
+    assert metadata_load(written(tmp_path / "new", {CARD: text}) / CARD)["base_model"] == name
+
+
+def test_a_card_that_is_no_text_or_leads_elsewhere(base, tmp_path):
+    (base / CARD).write_bytes(b"\xff\xfe---\n")
+    assert card_files(CONFIG, base, [])[BASE_CARD].endswith("---\n")
+    (base / CARD).unlink()
+    (base / CARD).symlink_to("/proc/self/environ")
+    with pytest.raises(BadInput, match="outside of the folder"):
+        card_files(CONFIG, base, [])
