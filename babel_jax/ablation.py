@@ -150,7 +150,8 @@ def _prepared(model: str, data: str | None, out: Path, new_layers: int | None, o
     make_folder(out)
     if not (Path(config.data.folder) / REPORT).is_file():
         prepare(config.data, config.model.folder)
-    tokenizer, prepared = open_tokenizer(folder.path), open_prepared(config.data.folder)
+    tokenizer, prepared = open_tokenizer(folder.path, config.data.add_bos_token), open_prepared(config.data.folder)
+    prepared.check_tokenizer(tokenizer, config.data.conversations)
     texts = {code: [row.text for row in prepared.heldout(code)] for code in prepared.languages}
     heldout = encode(
         tokenizer, texts, seq_len=config.data.seq_len, batch_size=config.evaluation.batch_size, max_bytes=config.evaluation.max_bytes

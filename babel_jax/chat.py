@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from babel_jax.checkpoints.folder import load_params, open_folder
 from babel_jax.checkpoints.generation_defaults import stored_repetition_penalty
 from babel_jax.checkpoints.tokenizer_files import check_vocabulary
+from babel_jax.data.chat_format import ChatFormat
 from babel_jax.data.prompts import Message, PromptTokenizer
 from babel_jax.errors import BadInput, printable
 from babel_jax.model.generation import generate
@@ -20,8 +21,10 @@ class Conversation:
         """`sampling`: temperature, top_p and seed of `generate`."""
         folder = open_folder(model)
         check_vocabulary(folder.path, folder.config.vocab_size, needed=True)
-        self._tokenizer = PromptTokenizer(folder.path)
-        self._tokenizer.chat([{"role": "user", "content": "?"}])  # before the parameters, which take longer
+        prompts = PromptTokenizer(folder.path)
+        self._tokenizer = prompts.tokenizer
+        self._format = ChatFormat(prompts.tokenizer, prompts.template())
+        self._format.prompt([{"role": "user", "content": "?"}])  # before the parameters, which take longer
         self._config, self._params = folder.config, load_params(folder, dtype=jnp.float32)
         self._max_new_tokens = max_new_tokens
         self._sampling = {"repetition_penalty": stored_repetition_penalty(folder.path), **sampling}
@@ -36,8 +39,8 @@ class Conversation:
             raise BadInput("babel chat: there is nothing to answer; write something")
         messages = [*self.messages, {"role": "user", "content": text}]
         ids = self._prompt(messages)
-        tokens = generate(self._config, self._params, [ids], self._max_new_tokens, self._tokenizer.end_ids, **self._sampling)[0]
-        said = self._tokenizer.decode([token for token in tokens if token not in self._tokenizer.end_ids])
+        tokens = generate(self._config, self._params, [ids], self._max_new_tokens, self._tokenizer.stop_ids, **self._sampling)[0]
+        said = self._tokenizer.decode_after(ids, [token for token in tokens if token not in self._tokenizer.stop_ids])
         self.messages = [*messages, {"role": "assistant", "content": said}]
         return {"prompt": text, "text": said, "tokens": tokens}
 
@@ -46,8 +49,7 @@ class Conversation:
         kept = [message for message in messages if message["role"] == "system"]
         turns = [message for message in messages if message["role"] != "system"]
         while True:
-            # The template writes what begins every text itself.
-            ids = self._tokenizer.encode(self._tokenizer.chat([*kept, *turns]), special=False)
+            ids = self._format.prompt([*kept, *turns])
             if len(ids) <= room or len(turns) == 1:
                 return ids
             turns = turns[2:]

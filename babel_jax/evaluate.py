@@ -160,8 +160,7 @@ def _measured(
         scored = functools.partial(
             score, folder.config, params, mesh=mesh, batch_tokens=batch_tokens, compute_dtype=dtype, what="bits per byte"
         )
-        begin = PromptTokenizer(folder.path).encode("")  # Gemma and Llama know no text without the token that begins it
-        found = text_bits(tokenizer, texts, folder.config.max_position_embeddings, request.max_bytes, scored, begin)
+        found = text_bits(tokenizer, texts, folder.config.max_position_embeddings, request.max_bytes, scored)
         empty = [code for code in texts if code not in found]
         if empty:
             where = request.data or "the embedded corpus"

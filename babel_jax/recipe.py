@@ -175,23 +175,22 @@ def generate_text(model: str, prompt: str, max_new_tokens: int, temperature: flo
         prompt.encode()
     except UnicodeEncodeError:
         raise BadInput("babel generate: the prompt is not UTF-8; check the terminal's encoding") from None
-    ids = tokenizer.encode(prompt)
-    if not ids:
+    ids = tokenizer.encode_prompt(prompt)
+    if len(ids) == len(tokenizer.begin_ids):
         raise BadInput("babel generate: the prompt is empty; give some text to go on from")
-    eos_ids = sorted({*stored_eos_token_ids(folder.hf_config), tokenizer.eos_id})
     params = load_params(folder, dtype=jnp.float32)
     new = generate(
         folder.config,
         params,
         [ids],
         max_new_tokens,
-        eos_ids,
+        tokenizer.stop_ids,
         temperature=temperature,
         top_p=top_p,
         seed=seed,
         repetition_penalty=stored_repetition_penalty(folder.path),
     )[0]
-    text = tokenizer.decode([token for token in new if token not in eos_ids and token < tokenizer.vocab_size])
+    text = tokenizer.decode_after(ids, [token for token in new if token not in tokenizer.stop_ids])
     return {"prompt": prompt, "text": text, "tokens": new, "summary": prompt + text}
 
 
@@ -265,14 +264,13 @@ def _tokenizer(config: Config, folder: ModelFolder | None) -> Tokenizer:
     path = config.data.tokenizer or (folder.path if folder is not None else None)
     if path is None:
         raise BadInput("data.tokenizer is not set and there is no model folder to take one from")
-    return open_tokenizer(path)
+    return open_tokenizer(path, config.data.add_bos_token)
 
 
 def _check_fit(config: Config, model_config: ModelConfig, tokenizer: Tokenizer) -> None:
     """What only shows once model, tokenizer and data are all there."""
     prepared = open_prepared(config.data.folder)
-    if prepared.tokenizer_fingerprint != tokenizer.fingerprint:
-        raise BadInput(f"{config.data.folder}: prepared with another tokenizer than the model's; prepare another folder with this one")
+    prepared.check_tokenizer(tokenizer, config.data.conversations)
     chat = open_chat_format(tokenizer.path, config.data.chat_template) if config.data.conversations else None
     if prepared.chat_template != (chat.fingerprint if chat is not None else None):
         as_other = "as the other of text and conversations"

@@ -74,6 +74,8 @@ class DataSettings(Settings):
     """The prepared datasets: where they are, and how `babel prepare` makes them.
 
     `tokenizer` is a model folder, a tokenizer.json or a SentencePiece .model file; without it the run's model folder has it.
+    `add_bos_token` says whether each document begins with the tokenizer's bos_token; without it the tokenizer decides (Llama, Gemma and
+    Mistral: yes; Qwen: no). It holds for training and for what the run measures. Chat templates write what begins a conversation.
     With `conversations` the sources hold lists of messages (text_key "messages", or "conversations"), which become text by the chat
     template of the tokenizer's folder or by the file `chat_template`.
     Without `cleaning` text stays as it is, without `deduplication` only rows of equal text are dropped. `workers` processes (0: one for
@@ -83,6 +85,7 @@ class DataSettings(Settings):
 
     folder: LocalPath
     tokenizer: LocalPath | None = None
+    add_bos_token: bool | None = None
     seq_len: Positive = 4096
     bad_rows: BadRows = BadRows.REFUSE
     heldout_fraction: Fraction = 0.02

@@ -4,30 +4,20 @@ What people wrote never becomes a control token: "<|im_end|>" inside a message i
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import jinja2
-import tokenizers
-
-from babel_jax.data.chat_templates import (
-    BEGIN,
-    END,
-    TEMPLATE_FILE,
-    compiled_template,
-    read_object,
-    read_template,
-    special_tokens,
-    stored_template,
-)
-from babel_jax.data.tokenizers import TOKENIZER_CONFIG, TOKENIZER_JSON, HuggingFaceTokenizer, is_control
+from babel_jax.data.chat_templates import TEMPLATE_FILE, ChatTemplate, read_template, stored_template
+from babel_jax.data.special_tokens import GENERATION_CONFIG, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG, read_object
+from babel_jax.data.template_worker import BEGIN, END
+from babel_jax.data.tokenizers import Tokenizer, is_control, open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.files import write_text
 
-SPECIAL_TOKENS = "special_tokens_map.json"
 # ChatML as Qwen writes it, without a system message of its own.
 CHATML = """{%- for message in messages %}
     {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
@@ -40,6 +30,7 @@ CHATML = """{%- for message in messages %}
 _CONTROL = "\ud802"
 _FIRST_NUMBER = 0xD900
 _MARKED = re.compile(f"{_CONTROL}[\ud900-\udbff]")
+_MOST_CONTROLS = 0xDC00 - _FIRST_NUMBER
 
 Message = Mapping[str, str]
 Conversation = Sequence[Message]
@@ -54,39 +45,60 @@ class EncodedConversation:
 
 
 class ChatFormat:
-    """A tokenizer.json and a chat template."""
+    """A tokenizer and a chat template: conversations as token ids, for training and for prompts alike.
 
-    def __init__(self, tokenizer_json: Path, template: str, special_tokens: Mapping[str, str], where: str):
-        """`special_tokens` are those that a template may name (bos_token, ..); `where` is the template's place, for messages.
+    A control token inside a message is the letters that it is. In the assistant's own messages that holds for special tokens alone:
+    `<think>` and `<tool_call>`, which Qwen's tokenizer has as ordinary added tokens, are tokens there.
+    """
 
-        Raises BadInput for a template that is none, cannot tell turns apart, or names control tokens that the tokenizer does not have.
-        """
-        self.template = template
-        self.fingerprint = hashlib.sha256(template.encode()).hexdigest()
-        self.where = where
-        self._raw = HuggingFaceTokenizer(tokenizer_json)
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_json))
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        added = json.loads(tokenizer_json.read_text(encoding="utf-8")).get("added_tokens", [])
-        self._controls = [token["content"] for token in added if token["special"] or is_control(token["content"])]
-        self._any_control = re.compile("|".join(map(re.escape, sorted(self._controls, key=len, reverse=True))) or r"(?!)")
-        self._compiled = compiled_template(template, where)
-        self._special_tokens = dict(special_tokens)
-        probe = self.encode([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-        # The last of the assistant's tokens ends its turn.
-        last = [token for token, target in zip(probe.ids, probe.targets, strict=True) if target][-1]
-        self.end_id, self.end_token = last, self._tokenizer.id_to_token(last)
-        if self.end_token not in self._controls:
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate):
+        self.tokenizer = tokenizer
+        self.template = template.text
+        self.fingerprint = hashlib.sha256(template.text.encode()).hexdigest()
+        self.where = template.where
+        self._chat_template = template
+        # The tokenizer of prompts, with offsets.
+        self._tokenizer = tokenizer.with_controls
+        special = [token.content for token in tokenizer.added_tokens if token.special]
+        others = [token.content for token in tokenizer.added_tokens if not token.special and is_control(token.content)]
+        self._controls = [*special, *others]
+        if len(self._controls) > _MOST_CONTROLS:
             raise BadInput(
-                f"{where}: an assistant's turn ends with {self.end_token!r}, which is no control token of {tokenizer_json}, so generation "
-                "would not stop; give a tokenizer and a template that fit"
+                f"{tokenizer.path}: {len(self._controls):,} control tokens; conversations can be written with {_MOST_CONTROLS:,}"
             )
+        self._special_control, self._any_control = _one_of(special), _one_of(self._controls)
+
+    @functools.cached_property
+    def end_id(self) -> int:
+        """The token that ends an assistant's turn: the last of its tokens. Raises BadInput where that is no control token."""
+        probe = self.encode([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+        last = [token for token, target in zip(probe.ids, probe.targets, strict=True) if target][-1:]
+        written = self._tokenizer.id_to_token(last[0]) if last else ""
+        if written not in self._controls:
+            raise BadInput(
+                f"{self.where}: an assistant's turn ends with {written!r}, which is no control token of {self.tokenizer.path}, so "
+                "generation would not stop; give a tokenizer and a template that fit"
+            )
+        return last[0]
+
+    @property
+    def end_token(self) -> str:
+        """The token of `end_id`."""
+        return self._tokenizer.id_to_token(self.end_id) or ""
 
     def render(self, conversation: Conversation, add_generation_prompt: bool = False) -> str:
         """The text of a conversation as the template writes it."""
-        text = self._written(conversation, add_generation_prompt).replace(BEGIN, "").replace(END, "")
+        text = self._written([conversation], [add_generation_prompt])[0].replace(BEGIN, "").replace(END, "")
         return _MARKED.sub(lambda mark: self._controls[ord(mark[0][1]) - _FIRST_NUMBER], text)
+
+    def prompt(self, conversation: Conversation) -> list[int]:
+        """The ids of a conversation with the assistant's turn opened at its end."""
+        text = self._written([conversation], [True])[0].replace(BEGIN, "").replace(END, "")
+        return self._encoded(text, []).ids
+
+    def check(self, text: str) -> None:
+        """Raises BadInput where the template refuses a conversation, given as `conversation_text` gives it."""
+        self._with_spans(json.loads(text))
 
     def encode(self, conversation: Conversation) -> EncodedConversation:
         """The tokens of one conversation; see `encode_batch`."""
@@ -98,52 +110,57 @@ class ChatFormat:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without the control tokens."""
-        return self._raw.decode(ids)
+        return self.tokenizer.decode(ids)
 
-    def _written(self, conversation: Conversation, add_generation_prompt: bool = False) -> str:
+    def _written(self, conversations: Sequence[Conversation], add_generation_prompt: Sequence[bool]) -> list[str]:
         """What the template writes, with marks for `{% generation %}` and for control tokens inside of messages."""
-        safe = [{**message, "content": self._any_control.sub(self._mark, message["content"])} for message in conversation]
-        try:
-            return self._compiled.render(messages=safe, add_generation_prompt=add_generation_prompt, **self._special_tokens)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise BadInput(f"{self.where}: the template refuses a conversation: {' '.join(str(error).split())[:200]}") from None
+        return self._chat_template.render([self._safe(conversation) for conversation in conversations], add_generation_prompt)
+
+    def _safe(self, conversation: Conversation) -> list[dict[str, str]]:
+        safe = []
+        for message in conversation:
+            controls = self._special_control if message["role"] == "assistant" else self._any_control
+            safe.append({**message, "content": controls.sub(self._mark, message["content"])})
+        return safe
 
     def _mark(self, control: re.Match[str]) -> str:
         return _CONTROL + chr(_FIRST_NUMBER + self._controls.index(control[0]))
 
     def _with_spans(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
         """The text, and where (start, end) the assistant's part of it is."""
-        text = self._written(conversation)
-        if BEGIN in text:
-            return _without_marks(text)
+        turns = [turn for turn, message in enumerate(conversation) if message["role"] == "assistant"]
+        whole = self._written([conversation], [False])[0]
+        if BEGIN in whole:
+            return _without_marks(whole)
         # The template does not say what is the assistant's: its turn is what comes after the prompt that asks for it.
+        asked = [conversation[:turn] for turn in turns]
+        answered = [conversation[: turn + 1] for turn in turns]
+        written = self._written([*asked, *answered], [True] * len(turns) + [False] * len(turns))
         spans = []
-        for turn, message in enumerate(conversation):
-            if message["role"] != "assistant":
-                continue
-            before = self._written(conversation[:turn], add_generation_prompt=True)
-            after = self._written(conversation[: turn + 1]).rstrip()
-            if not (after.startswith(before.rstrip()) and text.startswith(after)):
+        for before, after in zip(written[: len(turns)], written[len(turns) :], strict=True):
+            after = after.rstrip()
+            if not (after.startswith(before.rstrip()) and whole.startswith(after)):
                 raise BadInput(
                     f"{self.where}: the template writes a turn in another way once others follow; give a template that puts "
                     "{% generation %} and {% endgeneration %} around what is to be trained on"
                 )
             spans.append((min(len(before), len(after)), len(after)))
-        return text, spans
+        return whole, spans
 
     def _encoded(self, text: str, spans: Sequence[tuple[int, int]]) -> EncodedConversation:
         ids: list[int] = []
-        starts: list[int] = []
+        places: list[tuple[int, int]] = []  # of the characters that each token stands for
         for start, piece, control in self._pieces(text):
             if control:
-                raw = self._raw.encode(piece)
+                raw = self.tokenizer.encode(piece)
                 ids += raw
-                starts += [start] * len(raw)
+                # The piece stands for one mark of two characters.
+                places += [(start, start + 2)] * len(raw)
             else:
                 encoding = self._tokenizer.encode(piece, add_special_tokens=False)
                 ids += encoding.ids
-                starts += [start + first for first, _ in encoding.offsets]
-        return EncodedConversation(ids, [any(first <= start < end for first, end in spans) for start in starts])
+                places += [(start + first, start + max(last, first + 1)) for first, last in encoding.offsets]
+        return EncodedConversation(ids, _touched(places, spans))
 
     def _pieces(self, text: str) -> Iterator[tuple[int, str, bool]]:
         """Parts of a text with their places; True for those that look like control tokens and are none."""
@@ -159,20 +176,20 @@ class ChatFormat:
 
 def open_chat_format(folder: Path | str, template: Path | str | None = None) -> ChatFormat:
     """The chat format of a model folder: its own template (chat_template.jinja, else that of tokenizer_config.json), or the file
-    `template` in its place, or ChatML where there is none. Raises BadInput where the folder has no tokenizer.json, and as `ChatFormat`.
+    `template` in its place, or ChatML where there is none.
+
+    Raises BadInput where the folder has no tokenizer, the template is none or cannot tell turns apart, or the two do not fit.
     """
-    folder = Path(folder)
-    folder = folder if folder.is_dir() else folder.parent
-    if not (folder / TOKENIZER_JSON).is_file():
-        raise BadInput(f"{folder}: no {TOKENIZER_JSON}; a chat template needs the control tokens of one")
+    path = Path(folder)
+    folder = path if path.is_dir() else path.parent
+    tokenizer = open_tokenizer(path)
     if template is not None:
-        path = Path(template)
-        if not path.is_file():
-            raise BadInput(f"{path}: no such chat template; give a file with a Jinja template, or leave chat.template out")
-        chosen, where = read_template(path), path
+        chosen, where = read_template(_existing(Path(template))), Path(template)
     else:
         chosen, where = stored_template(folder) or (CHATML, folder)
-    return ChatFormat(folder / TOKENIZER_JSON, chosen, special_tokens(folder), str(where))
+    format = ChatFormat(tokenizer, ChatTemplate(chosen, str(where), tokenizer.named_tokens))
+    _ = format.end_id  # raises where generation would not stop
+    return format
 
 
 def write_chat_files(folder: Path, format: ChatFormat, eos_ids: Sequence[int]) -> None:
@@ -182,11 +199,35 @@ def write_chat_files(folder: Path, format: ChatFormat, eos_ids: Sequence[int]) -
     config = read_object(folder / TOKENIZER_CONFIG)
     config.pop("chat_template", None)
     write_text(folder / TOKENIZER_CONFIG, json.dumps({**config, "eos_token": format.end_token}, indent=2, ensure_ascii=False) + "\n")
-    if (folder / SPECIAL_TOKENS).is_file():  # older readers take this before the config
-        special = {**read_object(folder / SPECIAL_TOKENS), "eos_token": format.end_token}
-        write_text(folder / SPECIAL_TOKENS, json.dumps(special, indent=2, ensure_ascii=False) + "\n")
-    generation = read_object(folder / "generation_config.json")
-    write_text(folder / "generation_config.json", json.dumps({**generation, "eos_token_id": list(eos_ids)}, indent=2) + "\n")
+    if (folder / SPECIAL_TOKENS_MAP).is_file():  # older readers take this before the config
+        special = {**read_object(folder / SPECIAL_TOKENS_MAP), "eos_token": format.end_token}
+        write_text(folder / SPECIAL_TOKENS_MAP, json.dumps(special, indent=2, ensure_ascii=False) + "\n")
+    generation = read_object(folder / GENERATION_CONFIG)
+    write_text(folder / GENERATION_CONFIG, json.dumps({**generation, "eos_token_id": list(eos_ids)}, indent=2) + "\n")
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise BadInput(f"{path}: no such chat template; give a file with a Jinja template, or leave chat.template out")
+    return path
+
+
+def _one_of(tokens: Sequence[str]) -> re.Pattern[str]:
+    """A pattern that finds any of the tokens, the longest first; with no token it finds nothing."""
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
+
+
+def _touched(places: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """Which tokens have a character in one of the spans, as transformers' assistant mask has it.
+
+    A token can join the last character of a header with the first of an answer: that token begins the answer. Places and spans ascend.
+    """
+    touched, number = [], 0
+    for first, last in places:
+        while number < len(spans) and spans[number][1] <= first:
+            number += 1
+        touched.append(number < len(spans) and last > spans[number][0])
+    return touched
 
 
 def _without_marks(text: str) -> tuple[str, list[tuple[int, int]]]:

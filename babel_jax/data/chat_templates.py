@@ -1,89 +1,111 @@
-"""Chat templates of model folders: where they stand, and Jinja as transformers lets them use it, in its sandbox."""
+"""Chat templates of model folders: where they stand, and what they write, as `transformers` has them, but in a process of their own."""
 
-import functools
+import contextlib
 import json
-from datetime import datetime
+import subprocess
+import sys
+import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.sandbox
-
-from babel_jax.data.tokenizers import TOKENIZER_CONFIG
-from babel_jax.errors import BadInput
+from babel_jax.data import template_worker
+from babel_jax.data.special_tokens import TOKENIZER_CONFIG, read_object
+from babel_jax.data.template_worker import BEGIN, END, MOST_SECONDS
+from babel_jax.errors import BadInput, one_line
+from babel_jax.files import read_text
 
 TEMPLATE_FILE = "chat_template.jinja"
-_SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
-# Halves of surrogate pairs are in no text (rows that have them are refused), so they can mark places in what a template writes.
-BEGIN, END = "\ud800", "\ud801"
+MOST_TEMPLATE_BYTES = 2**20  # published templates have at most some tens of thousands
 
 
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` .. `{% endgeneration %}`: what is between is the assistant's, and stands between BEGIN and END."""
+class ChatTemplate:
+    """A Jinja template and the special tokens that it may name. It runs in a process with bounds: see `template_worker`."""
 
-    tags = {"generation"}  # noqa: RUF012 - jinja2's own name and type
+    def __init__(self, text: str, where: str, named_tokens: Mapping[str, str]):
+        """`where` is the template's place, for messages. Raises BadInput for a template that is none."""
+        self.text, self.where = text, where
+        self._named_tokens = dict(named_tokens)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ask({"template": text}, "not a readable chat template")
 
-    def parse(self, parser: Any) -> Any:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_between_marks"), [], [], body).set_lineno(line)
+    def render(self, conversations: Sequence[Sequence[Mapping[str, Any]]], add_generation_prompt: Sequence[bool]) -> list[str]:
+        """What the template writes for each conversation, with the assistant's part between BEGIN and END where it says which that is.
 
-    def _between_marks(self, caller: Any) -> str:
-        return BEGIN + caller() + END
+        Raises BadInput where the template refuses one, or exceeds its bounds.
+        """
+        context = {"tools": None, "documents": None, **self._named_tokens}
+        requests = []
+        for messages, opens_turn in zip(conversations, add_generation_prompt, strict=True):
+            # Templates ask whether a key is there; in data a key without a value is as good as none.
+            present = [{key: value for key, value in message.items() if value is not None} for message in messages]
+            requests.append({**context, "messages": present, "add_generation_prompt": opens_turn})
+        return self._ask(requests, "the chat template does not take this conversation")["texts"]
+
+    def _ask(self, request: object, fault: str) -> dict[str, Any]:
+        if self._process is None:
+            self._start()
+            if not (isinstance(request, dict) and "template" in request):
+                self._ask({"template": self.text}, fault)
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        line = b""
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        if not line.endswith(b"\n"):
+            process.kill()
+            process.wait()
+            self._process = None
+            raise BadInput(f"{self.where}: {fault}: it runs for more than {MOST_SECONDS:.0f} seconds, or its process ended")
+        answer = json.loads(line)
+        if "error" in answer:
+            at = "" if answer["line"] is None else f", line {answer['line']}"
+            raise BadInput(f"{self.where}{at}: {fault}: {one_line(answer['error'], 300)}")
+        return answer
+
+    def _start(self) -> None:
+        # -P: the folder of that file holds modules that have names of the standard library's.
+        command = [sys.executable, "-P", template_worker.__file__]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self._process = process
+        weakref.finalize(self, _end, process)
 
 
-def compiled_template(template: str, where: str) -> jinja2.Template:
-    """A template to render with `messages`, `add_generation_prompt` and the special tokens. Raises BadInput for one that is none."""
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
-    environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: datetime.now().strftime(form)}
-    try:
-        return environment.from_string(template)
-    except jinja2.TemplateError as error:
-        raise BadInput(f"{where}: not a readable chat template: {error}") from None
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+    process.kill()
+    process.wait()
+
+
+def without_marks(text: str) -> str:
+    """What a template wrote, as a reader has it."""
+    return text.replace(BEGIN, "").replace(END, "")
 
 
 def stored_template(folder: Path) -> tuple[str, Path] | None:
     """The template of a model folder and the file that it stands in: chat_template.jinja, else tokenizer_config.json."""
     path = folder / TEMPLATE_FILE
-    if path.is_file():
-        return read_template(path), path
-    stored = read_object(folder / TOKENIZER_CONFIG).get("chat_template")
+    if path.is_file() or path.is_symlink():
+        return read_template(path, below=folder), path
+    path = folder / TOKENIZER_CONFIG
+    stored = read_object(path).get("chat_template")
     if isinstance(stored, list):  # several by name; transformers takes the one named default
-        stored = next((entry["template"] for entry in stored if entry.get("name") == "default"), None)
-    return None if stored is None else (stored, folder / TOKENIZER_CONFIG)
+        named = {entry.get("name"): entry.get("template") for entry in stored if isinstance(entry, dict)}
+        stored = named.get("default")
+    if stored is None:
+        return None
+    if not isinstance(stored, str):
+        raise BadInput(f"{path}: chat_template is {one_line(stored, 80)!r}; a template as a string is needed")
+    return stored, path
 
 
-def read_template(path: Path) -> str:
-    """The text of a template's file. Raises BadInput when it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: not a readable text file: {error}") from None
-
-
-def special_tokens(folder: Path) -> dict[str, str]:
-    """The special tokens that a template may name, of those that tokenizer_config.json has."""
-    config = read_object(folder / TOKENIZER_CONFIG)
-    found = {name: config.get(name) for name in _SPECIAL_NAMES}
-    return {name: token["content"] if isinstance(token, dict) else token for name, token in found.items() if token}
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object beside a model; empty where there is no such file. Raises BadInput when it cannot be read."""
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: not readable JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise BadInput(f"{path}: a JSON object is needed")
-    return values
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
+def read_template(path: Path, below: Path | None = None) -> str:
+    """The text of a template's file. Raises BadInput when it cannot be read; `below` is the folder that links may not leave."""
+    return read_text(path, below, MOST_TEMPLATE_BYTES)

@@ -51,9 +51,10 @@ def prepare(settings: DataSettings, tokenizer: Path | str | None = None, recheck
 
     With `recheck` the text that was read before is read again, to compare digests, though the sizes and times of its files are the same.
     `tokenizer` is where the tokenizer is when the settings do not say (the run's model folder). Returns what prepared.json holds:
-    {"seq_len", "tokenizer": {"fingerprint", "vocab_size", "eos_id"}, "languages": {code: {"rows", "bad", "empty", "located", "duplicates",
-    "overlaps", "reserved", "heldout_documents", "heldout_bytes", "kinds": {kind: {"tokens", "documents", "bytes", "windows"}}}}}, and
-    where text was refined "cleaning" in each language, what became of the documents of each source (see `refined_counts`).
+    {"seq_len", "tokenizer": {"fingerprint", "vocab_size", "eos_id", "begin_ids"}, "languages": {code: {"rows", "bad", "empty", "located",
+    "duplicates", "overlaps", "reserved", "heldout_documents", "heldout_bytes", "kinds": {kind: {"tokens", "documents", "bytes",
+    "windows"}}}}}, and where text was refined "cleaning" in each language, what became of the documents of each source (see
+    `refined_counts`).
     Raises BadInput for unusable input, a language without usable text, a folder made with other settings, and a full disk.
     """
     folder = Path(settings.folder)
@@ -63,7 +64,8 @@ def prepare(settings: DataSettings, tokenizer: Path | str | None = None, recheck
     if not settings.sources:
         raise BadInput("data.sources is empty; name at least one source of text")
     _opened.cache_clear()  # what lies at the path may have changed
-    opened = _opened(str(path))
+    _chat_format.cache_clear()
+    opened = _opened(str(path), settings.add_bos_token)
     settings = settings.model_copy(update={"tokenizer": str(path)})
     made_from = {
         "format": FORMAT,
@@ -71,7 +73,7 @@ def prepare(settings: DataSettings, tokenizer: Path | str | None = None, recheck
         "seq_len": settings.seq_len,
         "heldout_fraction": settings.heldout_fraction,
         "heldout_bytes": settings.heldout_bytes,
-        **({"chat_template": _chat_format(settings, opened).fingerprint} if settings.conversations else {}),
+        **_beginning(settings, opened),
         **{name: _dumped(getattr(settings, name)) for name in ("cleaning", "decontamination", "deduplication")},
         "evaluation_files": _evaluation_files(settings),
     }
@@ -89,9 +91,16 @@ def _evaluation_files(settings: DataSettings) -> dict[str, str] | None:
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(path: str) -> Tokenizer:
+def _opened(path: str, add_bos_token: bool | None) -> Tokenizer:
     """A tokenizer, opened once for all languages of a process."""
-    return open_tokenizer(path)
+    return open_tokenizer(path, add_bos_token)
+
+
+def _beginning(settings: DataSettings, opened: Tokenizer) -> dict[str, Any]:
+    """What decides how each conversation, or each document, begins."""
+    if settings.conversations:
+        return {"chat_template": _chat_format(settings.tokenizer, settings.chat_template).fingerprint}
+    return {"begin_ids": opened.begin_ids or None}
 
 
 def _dumped(settings: Settings | None) -> dict[str, Any] | None:
@@ -117,7 +126,12 @@ def _prepared(settings: DataSettings, folder: Path, opened: Tokenizer, made_from
         _tell(code, entries[code], settings)
     report = {
         "seq_len": settings.seq_len,
-        "tokenizer": {"fingerprint": opened.fingerprint, "vocab_size": opened.vocab_size, "eos_id": opened.eos_id},
+        "tokenizer": {
+            "fingerprint": opened.fingerprint,
+            "vocab_size": opened.vocab_size,
+            "eos_id": opened.eos_id,
+            "begin_ids": opened.begin_ids,
+        },
         "languages": {code: entries[code] for code in languages},
     }
     # Text that is prepared already may be on a disk that cannot be written to.
@@ -189,7 +203,7 @@ def _prepare_language(task: _LanguageTask) -> dict[str, Any]:
     """Does what is missing of one language and returns its part of the report."""
     settings, language = task.settings, task.language
     assert settings.tokenizer is not None
-    tokenizer = _opened(settings.tokenizer)
+    tokenizer = _opened(settings.tokenizer, settings.add_bos_token)
     folder = Path(settings.folder)
     known = language_file(folder, language)
     surveyed = None
@@ -270,7 +284,12 @@ def _survey(settings: DataSettings, language: str) -> tuple[Survey, dict[str, An
 def _rows(settings: DataSettings, language: str, counts: RowCounts) -> Iterator[Row]:
     if _is_refined(settings):
         return refined_rows(settings, language)
-    return itertools.chain.from_iterable(read_rows(source, settings.bad_rows, counts) for source in sources_of(settings, language))
+    check = None
+    if settings.conversations:
+        assert settings.tokenizer is not None
+        check = _chat_format(settings.tokenizer, settings.chat_template).check
+    sources = sources_of(settings, language)
+    return itertools.chain.from_iterable(read_rows(source, settings.bad_rows, counts, check=check) for source in sources)
 
 
 def _write_dataset(dataset: Path, settings: DataSettings, language: str, kind: str, surveyed: Survey, tokenizer: Tokenizer) -> None:
@@ -280,7 +299,7 @@ def _write_dataset(dataset: Path, settings: DataSettings, language: str, kind: s
     with progress, new_folder(dataset) as partial:
         if settings.conversations:
             texts = (row.text for row in _watched(rows, progress))
-            masked = conversation_windows(texts, _chat_format(settings, tokenizer), settings.seq_len, counts)
+            masked = conversation_windows(texts, _chat_format(settings.tokenizer, settings.chat_template), settings.seq_len, counts)
             masked = _counted(_some(masked, language, kind, counts, settings), counts)
             write_windows(partial, dataset.name, masked, settings.seq_len, MASKED_FIELDS)
         else:
@@ -296,9 +315,10 @@ def _tokenized(rows: Iterator[Row], tokenizer: Tokenizer, counts: dict[str, int]
         encoded = tokenizer.encode_batch(texts)
         counts["documents"] += len(texts)
         counts["bytes"] += sum(len(text.encode()) for text in texts)
-        counts["tokens"] += sum(map(len, encoded)) + len(encoded)
+        begun = [[*tokenizer.begin_ids, *ids] for ids in encoded]
+        counts["tokens"] += sum(map(len, begun)) + len(begun)
         progress.update(len(texts))
-        yield from encoded
+        yield from begun
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
@@ -314,8 +334,10 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _chat_format(settings: DataSettings, tokenizer: Tokenizer) -> ChatFormat:
-    return open_chat_format(tokenizer.path, settings.chat_template)
+@functools.lru_cache(maxsize=1)
+def _chat_format(tokenizer: str, template: str | None) -> ChatFormat:
+    """A chat format, opened once for all languages of a process; its template runs in a process of its own."""
+    return open_chat_format(tokenizer, template)
 
 
 def _watched(rows: Iterator[Row], progress: tqdm) -> Iterator[Row]:

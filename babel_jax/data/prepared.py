@@ -18,6 +18,7 @@ from typing import Any
 
 from babel_jax.data.mixture import Supply
 from babel_jax.data.rows import Row
+from babel_jax.data.tokenizers import Tokenizer
 from babel_jax.digests import file_sum
 from babel_jax.errors import BadInput
 
@@ -75,9 +76,24 @@ class PreparedData:
         return hashed.hexdigest()
 
     @property
+    def begin_ids(self) -> list[int]:
+        """The token ids that each document begins with; none where no bos_token does."""
+        return self.report["tokenizer"].get("begin_ids", [])
+
+    @property
     def chat_template(self) -> str | None:
         """`ChatFormat.fingerprint` of the chat template by which conversations became windows; None where they are of text."""
         return read_json(self.folder / SETTINGS).get("chat_template")
+
+    def check_tokenizer(self, tokenizer: Tokenizer, conversations: bool) -> None:
+        """Raises BadInput where the windows were made with another tokenizer, or their documents begin otherwise than its texts."""
+        if self.tokenizer_fingerprint != tokenizer.fingerprint:
+            raise BadInput(f"{self.folder}: prepared with another tokenizer than the model's; prepare another folder with this one")
+        if not conversations and self.begin_ids != tokenizer.begin_ids:
+            raise BadInput(
+                f"{self.folder}: each document begins with the token ids {self.begin_ids}, and the tokenizer begins a text with "
+                f"{tokenizer.begin_ids}; prepare another folder, or set data.add_bos_token as it was then"
+            )
 
     @property
     def languages(self) -> tuple[str, ...]:

@@ -1,18 +1,14 @@
-"""Prompts as a model was trained to read them: chat templates, and text in which control tokens count.
+"""Prompts as a model was trained to read them: its chat template, and text in which control tokens count.
 
-`data/tokenizers.py` reads raw text, where "<|im_start|>" is the letters that it is. Here it is the control token, and a tokenizer that
-begins every text with one (Llama, Gemma) does so: what transformers' AutoTokenizer gives.
+Raw text is another thing: there "<|im_start|>" is the letters that it is (`Tokenizer.encode`).
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jinja2
-import tokenizers
-
-from babel_jax.data.chat_templates import BEGIN, END, TEMPLATE_FILE, compiled_template, read_object, special_tokens, stored_template
-from babel_jax.data.tokenizers import SENTENCEPIECE_MODEL, TOKENIZER_CONFIG, TOKENIZER_JSON, open_tokenizer
-from babel_jax.data.unigram import as_tokenizer_json
+from babel_jax.data.chat_templates import TEMPLATE_FILE, ChatTemplate, stored_template, without_marks
+from babel_jax.data.special_tokens import TOKENIZER_CONFIG
+from babel_jax.data.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 
 Message = Mapping[str, str]
@@ -23,38 +19,48 @@ class PromptTokenizer:
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
-        eos_of_folder = open_tokenizer(self.folder).eos_id
-        path = self.folder / TOKENIZER_JSON
-        try:
-            text = path.read_text(encoding="utf-8") if path.is_file() else self._from_sentencepiece()
-            self._tokenizer = tokenizers.Tokenizer.from_str(text)
-        except BadInput:
-            raise
-        except Exception as error:  # the library raises bare exceptions
-            raise BadInput(f"{path}: not a readable tokenizer: {' '.join(str(error).split())[:200]}") from error
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self.bos_id, eos_id = self._special_id("bos_token"), self._special_id("eos_token")
-        self.eos_id = eos_of_folder if eos_id is None else eos_id
-        stored = {**read_object(self.folder / "config.json"), **read_object(self.folder / "generation_config.json")}.get("eos_token_id")
+        self.tokenizer = open_tokenizer(self.folder)
+        named = self.tokenizer.named_tokens.get("eos_token")
+        named_id = self.tokenizer.token_id(named) if named else None
+        self.bos_id = self.tokenizer.bos_id
+        self.eos_id = self.tokenizer.eos_id if named_id is None else named_id
         # Any of these ends what the model writes.
-        self.end_ids = tuple(sorted({self.eos_id, eos_of_folder, *(stored if isinstance(stored, list) else [])}))
+        self.end_ids = self.tokenizer.stop_ids
         # What a text without anything before it follows.
         self.first_id = self.eos_id if self.bos_id is None else self.bos_id
-        self._template = stored_template(self.folder)
+        self._stored = stored_template(self.folder)
+        self._template: ChatTemplate | None = None
 
     @property
     def chat_template(self) -> str | None:
         """The folder's chat template as it stands, None where there is none."""
-        return None if self._template is None else self._template[0]
+        return None if self._stored is None else self._stored[0]
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
-        """The ids of a prompt; `special` lets the tokenizer put those before it that begin every text, if it has any."""
-        return self._tokenizer.encode(text, add_special_tokens=special).ids
+    def encode(self, text: str, special: bool | None = True) -> list[int]:
+        """The ids of a prompt; `special` lets the tokenizer put those before it that begin every text, if it has any.
+
+        Where `special` is None they come first unless the text itself begins with them.
+        """
+        return self.tokenizer.encode_prompt(text, special)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of ids."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+        return self.tokenizer.decode(ids, skip_special)
+
+    def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
+        """The text of ids that follow others."""
+        return self.tokenizer.decode_after(before, ids)
+
+    def template(self) -> ChatTemplate:
+        """The folder's chat template, ready to write. Raises BadInput where there is none, or it cannot be read."""
+        if self._stored is None:
+            raise BadInput(
+                f"{self.folder}: no chat template ({TEMPLATE_FILE}, or chat_template in {TOKENIZER_CONFIG}); add the model's own"
+            )
+        if self._template is None:
+            text, where = self._stored
+            self._template = ChatTemplate(text, str(where), self.tokenizer.named_tokens)
+        return self._template
 
     def chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
         """The prompt of a conversation ({"role", "content"} each), with the assistant's turn opened at its end.
@@ -62,27 +68,10 @@ class PromptTokenizer:
         Without `add_generation_prompt` the last message is one to be gone on with: what the template puts behind it is left out.
         Raises BadInput where the folder has no chat template, or it fails.
         """
-        if self._template is None:
-            raise BadInput(
-                f"{self.folder}: no chat template ({TEMPLATE_FILE}, or chat_template in {TOKENIZER_CONFIG}); add the model's own"
-            )
-        template, where = self._template
-        try:
-            rendered = compiled_template(template, str(where)).render(
-                messages=list(messages), add_generation_prompt=add_generation_prompt, **special_tokens(self.folder)
-            )
-        except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:
-            raise BadInput(f"{where}: the chat template does not take this conversation: {error}") from error
-        rendered = rendered.replace(BEGIN, "").replace(END, "")
+        rendered = without_marks(self.template().render([messages], [add_generation_prompt])[0])
         if add_generation_prompt or not messages:
             return rendered
         last = messages[-1]["content"].strip()
+        if last not in rendered:
+            raise BadInput(f"{self.folder}: the chat template does not write the last message as it is, so it cannot be gone on with")
         return rendered[: rendered.rindex(last) + len(last)]
-
-    def _special_id(self, name: str) -> int | None:
-        token = special_tokens(self.folder).get(name)
-        return None if token is None else self._tokenizer.token_to_id(token)
-
-    def _from_sentencepiece(self) -> str:
-        path = self.folder / SENTENCEPIECE_MODEL
-        return as_tokenizer_json(path.read_bytes(), str(path))

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,18 @@ class RowCounts:
         self.located = (self.located + other.located)[:MAX_LOCATED]
 
 
-def read_rows(source: Source, bad_rows: BadRows, counts: RowCounts, part: str | None = None) -> Iterator[Row]:
+def read_rows(
+    source: Source,
+    bad_rows: BadRows,
+    counts: RowCounts,
+    part: str | None = None,
+    check: Callable[[str], None] | None = None,
+) -> Iterator[Row]:
     """The usable rows of a source, or of one of its `parts`, in the order of its files' names; `counts` is updated on the way.
 
     A bad row (unreadable JSON, no text, text that is no string or not UTF-8, an id, kind or score that cannot be one, more than 16 MiB) is
     skipped and counted, or refused with BadInput that names its place. A missing, corrupt or truncated file is BadInput in any case.
-    Rows that are not what `source.where` says are passed over.
+    Rows that are not what `source.where` says are passed over. `check` raises ValueError for a text that makes its row a bad one.
     """
     if not _KIND.fullmatch(source.kind):
         raise BadInput(f"data.sources: kind = {source.kind!r}; a kind is up to 64 lower-case letters, digits and _, such as web")
@@ -73,6 +79,8 @@ def read_rows(source: Source, bad_rows: BadRows, counts: RowCounts, part: str | 
         counts.rows += 1
         try:
             row = _row(record, place, source)
+            if check is not None:
+                _checked(row.text, check)
         except BadRowError as problem:
             counts.refuse(place, problem, bad_rows)
             continue
@@ -80,6 +88,13 @@ def read_rows(source: Source, bad_rows: BadRows, counts: RowCounts, part: str | 
             counts.empty += 1
             continue
         yield row
+
+
+def _checked(text: str, check: Callable[[str], None]) -> None:
+    try:
+        check(text)
+    except ValueError as problem:
+        raise BadRowError(str(problem)) from None
 
 
 def _is_wanted(record: dict[str, Any], where: dict[str, str]) -> bool:

@@ -1,26 +1,43 @@
-"""Tokenizers behind one small interface: Hugging Face's tokenizer.json and SentencePiece models.
+"""One tokenizer for every use: windows, conversations, prompts, scores and samples.
 
-Raw text never yields a control token: "<|endoftext|>" in a document is tokenized as the letters that it is.
+A tokenizer is opened from a model folder. It says which ids a text begins with, which end a document, which end what a model writes, and
+how new tokens read after others. In raw text no control token counts: "<|endoftext|>" in a document is tokenized as the letters that it
+is. In a prompt it is the control token.
 """
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import sentencepiece
 import tokenizers
 
-from babel_jax.data.unigram import as_tokenizer_json, train_unigram
-from babel_jax.errors import BadInput
-from babel_jax.files import write_bytes, write_text
+from babel_jax.data.sentencepiece_models import as_tokenizer_json
+from babel_jax.data.special_tokens import (
+    ADDED_TOKENS,
+    EOS_FILES,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER_CONFIG,
+    AddedToken,
+    SideFiles,
+    read_side_files,
+)
+from babel_jax.data.unigram import train_unigram
+from babel_jax.errors import BadInput, one_line
+from babel_jax.files import parse_json, read_bytes, write_bytes, write_text
 
-TOKENIZER_JSON, SENTENCEPIECE_MODEL, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
-# Where the id that ends a document is looked for, in this order. generation_config.json comes first since it is what generation stops at.
-EOS_FILES = ("generation_config.json", "config.json", TOKENIZER_CONFIG)
+TOKENIZER_JSON, SENTENCEPIECE_MODEL = "tokenizer.json", "tokenizer.model"
+MOST_TOKENIZER_BYTES = 48 * 2**20  # Gemma 3's tokenizer.json has 33 MB
+MOST_BEGIN_IDS = 16  # published tokenizers begin a text with one token, GLM's with two
+MOST_GROWTH = 1_000  # times that normalization may lengthen a text by its replacements; 3 for U+2581 in UTF-8
 _CODE_FILE = "tokenization_babel.py"
 _CODE = '''from transformers import PreTrainedTokenizerFast
 
@@ -30,8 +47,8 @@ class BabelTokenizer(PreTrainedTokenizerFast):
 '''
 _OTHER_FILES = (
     TOKENIZER_CONFIG,
-    "special_tokens_map.json",
-    "added_tokens.json",
+    SPECIAL_TOKENS_MAP,
+    ADDED_TOKENS,
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
@@ -41,46 +58,136 @@ _OTHER_FILES = (
 _CONTROL = re.compile(r"<[^\s<>]+>")
 
 
-class Tokenizer(Protocol):
-    """What the rest of the project knows of a tokenizer."""
+class Tokenizer(ABC):
+    """A tokenizer and what its folder's files say of its tokens.
 
-    @property
-    def path(self) -> Path:
-        """The file that it is read from."""
+    path          the file that it is read from
+    vocab_size    one more than the highest id
+    eos_id        the id that ends a document
+    pad_id        the id for padding, None where the model names none
+    bos_id        the id of bos_token, None where the model names none
+    begin_ids     the ids that every text begins with: [bos_id] for Llama, Gemma and Mistral, none for Qwen
+    stop_ids      any of these ids ends what a model writes
+    fingerprint   a digest of the vocabulary and of eos_id: equal for tokenizers that give the same ids
+    named_tokens  the tokens that a chat template may name: {"bos_token": "<s>", ..}
+    """
 
-    @property
-    def vocab_size(self) -> int:
-        """One more than the highest id."""
+    vocab_size: int
 
-    @property
-    def eos_id(self) -> int:
-        """The id that ends a document."""
+    def __init__(self, path: Path, side: SideFiles, add_bos_token: bool | None):
+        self.path = path
+        self._side = side
+        self._add_bos_token = add_bos_token
+        self.named_tokens = dict(side.named)
 
-    @property
-    def pad_id(self) -> int | None:
-        """The id for padding, where the model names one."""
+    def _finish(self, content: bytes, defaults: Mapping[str, int]) -> None:
+        """Fills the attributes above; the subclass knows `vocab_size` and `token_id` by now.
 
-    @property
-    def fingerprint(self) -> str:
-        """A digest of the vocabulary and of eos_id: equal for tokenizers that give the same ids."""
+        The ids depend on `content`. `defaults` are the ids of bos_token, eos_token and pad_token where no side file names them.
+        """
+        named_eos = self._named_id("eos_token")
+        eos_id = _first_id(*self._side.eos_ids[:1], named_eos, defaults.get("eos_token"))
+        if eos_id is None:
+            where = self.path.parent
+            raise BadInput(f"{where}: nothing says which token ends a document; put eos_token into a {TOKENIZER_CONFIG} there")
+        if not 0 <= eos_id < self.vocab_size:
+            raise BadInput(
+                f"{self.path.parent}: eos_token_id is {eos_id} and the tokenizer's ids end at {self.vocab_size - 1}; "
+                f"correct {', '.join(EOS_FILES)}"
+            )
+        self.eos_id = eos_id
+        self.bos_id = _first_id(self._named_id("bos_token"), defaults.get("bos_token"))
+        self.pad_id = _first_id(self._side.pad_id, self._named_id("pad_token"), defaults.get("pad_token"))
+        stops = {self.eos_id, *self._side.stop_ids}
+        self.stop_ids = tuple(sorted(stops if named_eos is None else stops | {named_eos}))
+        self.begin_ids = self._begin_ids()
+        self.fingerprint = hashlib.sha256(content + f"\n{eos_id}".encode()).hexdigest()
 
+    @abstractmethod
     def encode(self, text: str) -> list[int]:
         """The ids of raw text: no id is added before or after, and none stands for a control token."""
 
+    @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, on all cores."""
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; special tokens give no text."""
+    @property
+    @abstractmethod
+    def added_tokens(self) -> Sequence[AddedToken]:
+        """The added tokens of all files."""
 
+    @property
+    @abstractmethod
+    def with_controls(self) -> tokenizers.Tokenizer:
+        """The tokenizer of prompts: an added token in a text is that token. Raises BadInput for a SentencePiece model without one."""
+
+    @abstractmethod
+    def token_id(self, token: str) -> int | None:
+        """The id of a token; None where the vocabulary does not have it."""
+
+    @abstractmethod
     def save(self, folder: Path) -> None:
         """Writes the files with which `transformers.AutoTokenizer` gives the same ids into a model folder."""
 
+    def encode_prompt(self, text: str, begin: bool | None = None) -> list[int]:
+        """The ids of a prompt, in which control tokens count. `begin` says whether `begin_ids` come first.
 
-def open_tokenizer(path: Path | str) -> Tokenizer:
+        Where it is None they do, unless the text itself begins with these tokens.
+        """
+        with _no_panic(self.path):
+            ids = self.with_controls.encode(text, add_special_tokens=False).ids
+        if begin is None:
+            begin = ids[: len(self.begin_ids)] != self.begin_ids
+        return [*self.begin_ids, *ids] if begin else ids
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """The text of ids. Special tokens give no text, unless `skip_special` is False; nor do ids beyond the vocabulary."""
+        hidden = self._special_ids if skip_special else frozenset()
+        kept = [int(token) for token in ids if 0 <= token < self.vocab_size and token not in hidden]
+        return self._decode(kept)
+
+    def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
+        """The text of ids that follow others.
+
+        It can differ from `decode(ids)`: Llama 2's and Mistral's decoders take the space from the first word of whatever they decode.
+        """
+        first, whole = self.decode(before), self.decode([*before, *ids])
+        # A character that `before` ends inside of is complete only in `whole`, so the two texts can differ there.
+        same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, whole, strict=False)))
+        return whole[same:]
+
+    @abstractmethod
+    def _decode(self, ids: list[int]) -> str:
+        """The text of ids, special ones too."""
+
+    @functools.cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(token.id for token in self.added_tokens if token.special)
+
+    def _named_id(self, name: str) -> int | None:
+        token = self._side.named.get(name)
+        number = self.token_id(token) if token else None
+        if token and number is None and name in ("bos_token", "eos_token"):
+            raise BadInput(f"{self.path.parent}: {name} is {token!r}, which the tokenizer does not have")
+        return number
+
+    def _begin_ids(self) -> list[int]:
+        if self._add_bos_token is None:
+            return self._own_begin_ids()
+        if self._add_bos_token and self.bos_id is None:
+            raise BadInput(f"{self.path.parent}: data.add_bos_token is true and no file names a bos_token; leave add_bos_token out")
+        return [self.bos_id] if self._add_bos_token and self.bos_id is not None else []
+
+    @abstractmethod
+    def _own_begin_ids(self) -> list[int]:
+        """The ids that the tokenizer itself begins a text with."""
+
+
+def open_tokenizer(path: Path | str, add_bos_token: bool | None = None) -> Tokenizer:
     """The tokenizer of a model folder (tokenizer.json, else tokenizer.model), or of one tokenizer.json or SentencePiece .model file.
 
-    Raises BadInput when there is none, it cannot be read, or nothing says which token ends a document.
+    `add_bos_token` says whether texts begin with bos_token; where it is None the tokenizer decides. Raises BadInput when there is no
+    tokenizer, it cannot be read, or nothing says which token ends a document.
     """
     path = Path(path)
     if path.is_dir():
@@ -88,12 +195,12 @@ def open_tokenizer(path: Path | str) -> Tokenizer:
         if not found:
             raise BadInput(f"{path}: no tokenizer ({TOKENIZER_JSON} or {SENTENCEPIECE_MODEL}); copy the model's tokenizer files there")
         path = found[0]
-    if not path.is_file():
+    if not path.exists():
         raise BadInput(f"{path}: no such tokenizer; give a model folder, a {TOKENIZER_JSON} or a SentencePiece .model file")
     if path.suffix == ".json":
-        return HuggingFaceTokenizer(path)
+        return HuggingFaceTokenizer(path, add_bos_token)
     if path.suffix == ".model":
-        return SentencePieceTokenizer(path)
+        return SentencePieceTokenizer(path, add_bos_token)
     raise BadInput(f"{path}: not a tokenizer file; give a model folder, a {TOKENIZER_JSON} or a SentencePiece .model file")
 
 
@@ -102,78 +209,125 @@ def is_control(token: str) -> bool:
     return bool(_CONTROL.fullmatch(token))
 
 
-class HuggingFaceTokenizer:
-    """A tokenizer.json, run by the `tokenizers` library; what its folder's configs say of eos and pad goes with it."""
+class HuggingFaceTokenizer(Tokenizer):
+    """A tokenizer.json, run by the `tokenizers` library."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        try:
-            content = path.read_bytes()
-            description = json.loads(content)
-            added = description.get("added_tokens", [])
-            self._special_ids = frozenset(token["id"] for token in added if token["special"])
-            for token in added:
-                token["special"] = token["special"] or is_control(token["content"])
-            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
-        except Exception as error:  # the library raises bare exceptions
-            raise BadInput(f"{path}: not a readable tokenizer: {' '.join(str(error).split())[:200]}") from error
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._tokenizer.encode_special_tokens = True
-        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        folder = path.parent
-        eos_id = _folder_id(folder, "eos_token", self._tokenizer.token_to_id)
-        if eos_id is None:
-            raise BadInput(f"{folder}: nothing says which token ends a document; put eos_token into a {TOKENIZER_CONFIG} there")
-        self.eos_id = _in_vocabulary(eos_id, self.vocab_size, path)
-        self.pad_id = _folder_id(folder, "pad_token", self._tokenizer.token_to_id)
-        self.fingerprint = _fingerprint(content, self.eos_id)
+    def __init__(self, path: Path, add_bos_token: bool | None = None):
+        super().__init__(path, read_side_files(path.parent), add_bos_token)
+        content = read_bytes(path, below=path.parent, most_bytes=MOST_TOKENIZER_BYTES)
+        self._content = content
+        description = _parsed(content, path)
+        self._added, changed = _merged_tokens(description, self._side, path)
+        for token in description["added_tokens"]:
+            token["special"] = token["special"] or is_control(token["content"])
+        self._raw = loaded_tokenizer(description, path)
+        self._raw.encode_special_tokens = True
+        _check_ids(self._raw, self._added, path)
+        self.vocab_size = max(self._raw.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        if changed:
+            content += json.dumps([dataclasses.asdict(token) for token in changed]).encode()
+        self._finish(content, {})
+
+    @property
+    def added_tokens(self) -> Sequence[AddedToken]:
+        """The added tokens of all files."""
+        return self._added
+
+    @functools.cached_property
+    def with_controls(self) -> tokenizers.Tokenizer:
+        """The tokenizer of prompts."""
+        description = _parsed(self._content, self.path)
+        _merged_tokens(description, self._side, self.path)
+        return loaded_tokenizer(description, self.path)
 
     def encode(self, text: str) -> list[int]:
         """Ids of raw text."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        with _no_panic(self.path):
+            return self._raw.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text."""
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        with _no_panic(self.path):
+            return [encoding.ids for encoding in self._raw.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, without the special tokens."""
-        return self._tokenizer.decode([token for token in ids if token not in self._special_ids], skip_special_tokens=False)
+    def token_id(self, token: str) -> int | None:
+        """The id of a token."""
+        return self._raw.token_to_id(token)
 
     def save(self, folder: Path) -> None:
         """Copies the tokenizer's files; a tokenizer_config.json is written where there is none."""
         for name in (SENTENCEPIECE_MODEL, *_OTHER_FILES):
             if (self.path.parent / name).is_file():
-                write_bytes(folder / name, (self.path.parent / name).read_bytes())
-        write_bytes(folder / TOKENIZER_JSON, self.path.read_bytes())
+                write_bytes(folder / name, read_bytes(self.path.parent / name, below=self.path.parent, most_bytes=MOST_TOKENIZER_BYTES))
+        write_bytes(folder / TOKENIZER_JSON, read_bytes(self.path, most_bytes=MOST_TOKENIZER_BYTES))
         if not (folder / TOKENIZER_CONFIG).is_file():
-            pad = None if self.pad_id is None else self._tokenizer.id_to_token(self.pad_id)
-            _write_config(folder, {"eos_token": self._tokenizer.id_to_token(self.eos_id), "pad_token": pad})
+            pad = None if self.pad_id is None else self._raw.id_to_token(self.pad_id)
+            _write_config(folder, {"eos_token": self._raw.id_to_token(self.eos_id), "pad_token": pad})
+
+    def _decode(self, ids: list[int]) -> str:
+        with _no_panic(self.path):
+            return self._raw.decode(ids, skip_special_tokens=False)
+
+    def _own_begin_ids(self) -> list[int]:
+        # The post-processor decides, as in transformers: add_bos_token of tokenizer_config.json is for tokenizers without this file.
+        with _no_panic(self.path):
+            encoding = self._raw.encode("a", add_special_tokens=True)
+        added = encoding.special_tokens_mask
+        begin = added.index(0) if 0 in added else len(added)
+        if begin == len(added):
+            raise BadInput(f"{self.path}: the tokenizer gives no token for the text 'a'; its post_processor or model is damaged")
+        if begin > MOST_BEGIN_IDS:
+            raise BadInput(f"{self.path}: the post_processor begins a text with {begin:,} tokens; at most {MOST_BEGIN_IDS} are read")
+        return encoding.ids[:begin]
 
 
-class SentencePieceTokenizer:
-    """A SentencePiece model, run by its own library.
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model. Raw text is run by its own library, prompts by the equal tokenizer.json.
 
     Inside SentencePiece the letter U+2581 stands for the space, so this one letter comes back as a space.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, add_bos_token: bool | None = None):
+        # A .model file of another name stands alone: the files beside it belong to no model folder.
+        is_folder = path.name == SENTENCEPIECE_MODEL
+        side = read_side_files(path.parent) if is_folder else SideFiles(path.parent, {}, [], [], False, [], [], None, None)
+        super().__init__(path, side, add_bos_token)
+        self._model = read_bytes(path, below=path.parent, most_bytes=MOST_TOKENIZER_BYTES)
         try:
-            self._model = path.read_bytes()
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)
         except Exception as error:  # the library raises bare exceptions
-            raise BadInput(f"{path}: not a readable SentencePiece model: {' '.join(str(error).split())[:200]}") from error
-        self.vocab_size = self._processor.get_piece_size()
-        eos_id = _folder_id(path.parent, "eos_token", self._piece_id) if path.name == SENTENCEPIECE_MODEL else None
-        eos_id = self._processor.eos_id() if eos_id is None else eos_id
-        if eos_id < 0:
+            raise BadInput(f"{path}: not a readable SentencePiece model: {one_line(error, 200)}") from error
+        pieces = self._processor.get_piece_size()
+        self._added = _beyond_model(side, self._processor, path)
+        self.vocab_size = max([pieces, *(token.id + 1 for token in self._added)])
+        content = self._model + b"".join(f"\n{token.content} {token.id}".encode() for token in self._added if token.id >= pieces)
+        processor = self._processor
+        ids = {
+            "bos_token": processor.bos_id(),
+            "eos_token": processor.eos_id(),
+            "pad_token": processor.pad_id(),
+            "unk_token": processor.unk_id(),
+        }
+        ids = {name: number for name, number in ids.items() if number >= 0}
+        if "eos_token" not in {*ids, *side.named} and not side.eos_ids:
             raise BadInput(f"{path}: the model has no piece that ends a document; put eos_token into a {TOKENIZER_CONFIG} beside it")
-        self.eos_id = _in_vocabulary(eos_id, self.vocab_size, path)
-        pad_id = self._processor.pad_id()
-        self.pad_id = None if pad_id < 0 else pad_id
-        self.fingerprint = _fingerprint(self._model, self.eos_id)
+        self._finish(content, ids)
+        self.named_tokens = {name: processor.id_to_piece(number) for name, number in ids.items()} | self.named_tokens
+
+    @property
+    def added_tokens(self) -> Sequence[AddedToken]:
+        """The control pieces of the model, and the added tokens of all files."""
+        return self._added
+
+    @functools.cached_property
+    def with_controls(self) -> tokenizers.Tokenizer:
+        """The tokenizer of prompts."""
+        exported = parse_json(as_tokenizer_json(self._model, str(self.path)), str(self.path))
+        known = {token["content"] for token in exported["added_tokens"]}
+        exported["added_tokens"] += [dataclasses.asdict(token) for token in self._added if token.content not in known]
+        made = loaded_tokenizer(exported, self.path)
+        _check_ids(made, self._added, self.path)
+        return made
 
     def encode(self, text: str) -> list[int]:
         """Ids of raw text."""
@@ -183,31 +337,168 @@ class SentencePieceTokenizer:
         """Ids of each text."""
         return self._processor.encode(list(texts), num_threads=-1)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, without control pieces."""
-        return self._processor.decode([int(token) for token in ids])
+    def token_id(self, token: str) -> int | None:
+        """The id of a piece or an added token."""
+        added = next((one.id for one in self._added if one.content == token), None)
+        if added is not None:
+            return added
+        found = self._processor.piece_to_id(token)
+        return found if self._processor.id_to_piece(found) == token else None
 
     def save(self, folder: Path) -> None:
         """Writes the model beside a tokenizer.json that gives the same ids. Raises BadInput for a model that none can reproduce."""
-        exported = as_tokenizer_json(self._model, str(self.path))
-        write_text(folder / TOKENIZER_JSON, exported)
+        write_text(folder / TOKENIZER_JSON, self.with_controls.to_str(pretty=True))
         write_bytes(folder / SENTENCEPIECE_MODEL, self._model)
-        names = {
-            "bos_token": self._processor.bos_id(),
-            "eos_token": self.eos_id,
-            "pad_token": self.pad_id,
-            "unk_token": self._processor.unk_id(),
-        }
+        names = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id, "unk_token": self._processor.unk_id()}
         present = {name: number for name, number in names.items() if number is not None and number >= 0}
-        _write_config(folder, {name: self._processor.id_to_piece(number) for name, number in present.items()})
+        _write_config(folder, {name: self._token(number) for name, number in present.items()})
 
-    def _piece_id(self, piece: str) -> int | None:
-        found = self._processor.piece_to_id(piece)
-        return found if self._processor.id_to_piece(found) == piece else None
+    def _token(self, number: int) -> str:
+        added = next((token.content for token in self._added if token.id == number), None)
+        return self._processor.id_to_piece(number) if added is None else added
+
+    def _decode(self, ids: list[int]) -> str:
+        # A model without an equal tokenizer.json has its own pieces alone.
+        if all(token < self._processor.get_piece_size() for token in ids):
+            return self._processor.decode(ids)
+        return self.with_controls.decode(ids, skip_special_tokens=False)
+
+    def _own_begin_ids(self) -> list[int]:
+        return [self.bos_id] if self._side.add_bos_token and self.bos_id is not None else []
+
+
+def _first_id(*ids: int | None) -> int | None:
+    return next((number for number in ids if number is not None), None)
+
+
+def loaded_tokenizer(description: Mapping[str, object], path: Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a tokenizer.json's content, without padding and truncation. Raises BadInput for one that cannot be read."""
+    _check_bounds(description, path)
+    try:
+        with _no_panic(path):
+            made = tokenizers.Tokenizer.from_str(json.dumps(description))
+    except BadInput:
+        raise
+    except Exception as error:  # the library raises bare exceptions
+        raise BadInput(f"{path}: not a readable tokenizer: {one_line(error, 200)}") from error
+    made.no_padding()
+    made.no_truncation()
+    return made
+
+
+@contextlib.contextmanager
+def _no_panic(path: Path) -> Iterator[None]:
+    """The library's panics, which are no Exception, as BadInput: a tokenizer can be damaged so that only some text shows it."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise BadInput(f"{path}: the tokenizer fails: {one_line(error, 200)}; fetch its files again") from None
+
+
+def _check_bounds(description: Mapping[str, Any], path: Path) -> None:
+    """Raises BadInput for a tokenizer that would draw ids at random, or make a text longer without bound."""
+    model = description.get("model")
+    if isinstance(model, dict) and model.get("dropout"):
+        raise BadInput(f"{path}: model.dropout is {model['dropout']}: one text would get other ids each time; set it to null")
+    growth = 1
+    for part in _parts_of(description.get("normalizer")):
+        for name in ("content", "prepend"):
+            if isinstance(part.get(name), str):
+                growth *= max(1, len(part[name].encode("utf-8", "replace")))
+        if growth > MOST_GROWTH:
+            raise BadInput(f"{path}: the normalizer can make a text over {MOST_GROWTH:,} times as long; fetch the tokenizer again")
+
+
+def _parts_of(normalizer: object) -> Iterator[dict[str, Any]]:
+    """A normalizer of a tokenizer.json and all that it holds."""
+    waiting = [normalizer]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            yield part
+            waiting += part["normalizers"] if isinstance(part.get("normalizers"), list) else []
+
+
+def _parsed(content: bytes, path: Path) -> Any:
+    """The value of a tokenizer.json. Plain json.loads: the checks of `files.parse_json` cost a second for a vocabulary of 150,000."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{path}: not a readable tokenizer: {one_line(error, 200)}") from None
+
+
+def _merged_tokens(description: object, side: SideFiles, path: Path) -> tuple[list[AddedToken], list[AddedToken]]:
+    """All added tokens, and those of them that side files add or change. They are put into `description`, a tokenizer.json's content."""
+    listed = description.get("added_tokens") if isinstance(description, dict) else None
+    if not isinstance(description, dict) or not isinstance(listed, list | None):
+        raise BadInput(f"{path}: not a readable tokenizer: an object with a list of added_tokens is needed")
+    tokens: dict[str, AddedToken] = {}
+    for token in listed or []:
+        if not isinstance(token, dict) or not isinstance(token.get("content"), str) or not isinstance(token.get("id"), int):
+            raise BadInput(f"{path}: not a readable tokenizer: the added token {one_line(token, 100)} has no content and id")
+        flags = {name: bool(token.get(name)) for name in ("special", "single_word", "lstrip", "rstrip", "normalized")}
+        tokens[token["content"]] = AddedToken(token["content"], token["id"], **flags)
+    changed = [token for token in side.added if tokens.get(token.content) != token]
+    for token in changed:
+        known = tokens.get(token.content)
+        if known is not None and known.id != token.id:
+            raise BadInput(
+                f"{path.parent}: the added token {token.content!r} has the id {known.id} in {path.name} and {token.id} in the files beside "
+                f"it; correct {ADDED_TOKENS} or {TOKENIZER_CONFIG}"
+            )
+        # What tokenizer_config.json says of a token holds, as in transformers; added_tokens.json says only its id.
+        if known is None or side.added_flags_hold:
+            tokens[token.content] = token
+    changed = [token for token in changed if tokens[token.content] is token]
+    # A special token of the vocabulary that no file lists as added is one all the same.
+    for content in dict.fromkeys([*side.named.values(), *side.extra]):
+        number = _vocabulary_id(description, content)
+        if content not in tokens and number is not None:
+            tokens[content] = AddedToken(content, number, special=True)
+    description["added_tokens"] = [dataclasses.asdict(token) for token in tokens.values()]
+    return list(tokens.values()), changed
+
+
+def _vocabulary_id(description: Mapping[str, Any], token: str) -> int | None:
+    """The id of a token in the vocabulary of a tokenizer.json's model: {token: id}, or for a unigram model [[token, score], ..]."""
+    model = description.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, list):
+        return next((number for number, entry in enumerate(vocabulary) if isinstance(entry, list) and entry[:1] == [token]), None)
+    number = vocabulary.get(token) if isinstance(vocabulary, dict) else None
+    return number if isinstance(number, int) else None
+
+
+def _beyond_model(side: SideFiles, processor: sentencepiece.SentencePieceProcessor, path: Path) -> list[AddedToken]:
+    """The control pieces of a SentencePiece model, and the added tokens of its side files, which follow its own pieces."""
+    size = processor.get_piece_size()
+    pieces = {processor.id_to_piece(number): number for number in range(size)}
+    controls = [number for number in range(size) if processor.is_control(number) or processor.is_unknown(number)]
+    tokens = {processor.id_to_piece(number): AddedToken(processor.id_to_piece(number), number, special=True) for number in controls}
+    for token in side.added:
+        if pieces.get(token.content, token.id) != token.id:
+            raise BadInput(
+                f"{path.parent}: the token {token.content!r} has the id {token.id} in the files beside {path.name} and "
+                f"{pieces[token.content]} in it; correct {ADDED_TOKENS} or {TOKENIZER_CONFIG}"
+            )
+        tokens[token.content] = token
+    return list(tokens.values())
+
+
+def _check_ids(made: tokenizers.Tokenizer, added: Sequence[AddedToken], path: Path) -> None:
+    """The library numbers added tokens itself, so one whose file names another id would be a token that the model does not know."""
+    for token in added:
+        if made.token_to_id(token.content) != token.id:
+            raise BadInput(
+                f"{path.parent}: the added token {token.content!r} has the id {token.id} and the tokenizer gives it "
+                f"{made.token_to_id(token.content)}; the ids of added tokens follow the vocabulary without a gap"
+            )
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int, path: Path, character_coverage: float = 0.9995) -> SentencePieceTokenizer:
-    """Trains a unigram model, writes it to `path` and opens it; see `unigram.train_unigram`."""
+    """Trains a unigram model, writes it to `path` and opens it; see `train_unigram`."""
     train_unigram(texts, vocab_size, path, character_coverage)
     return SentencePieceTokenizer(path)
 
@@ -240,43 +531,6 @@ def fertility(tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]]) -> dict[
         if characters:
             counted[language] = Fertility(tokens, characters, sum(len(text.encode()) for text in own))
     return counted
-
-
-def _folder_id(folder: Path, name: str, id_of: Callable[[str], int | None]) -> int | None:
-    """The id of `eos_token` or `pad_token`, from the first of the folder's files that names it; the first of several ids."""
-    for file in EOS_FILES:
-        if not (folder / file).is_file():
-            continue
-        try:
-            values = json.loads((folder / file).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise BadInput(f"{folder / file}: not readable JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise BadInput(f"{folder / file}: a JSON object is needed")
-        found = values.get(f"{name}_id")
-        found = found[0] if isinstance(found, list) and found else found
-        if isinstance(found, int):
-            return found
-        token = values.get(name)
-        token = token.get("content") if isinstance(token, dict) else token
-        if isinstance(token, str):
-            number = id_of(token)
-            if number is None:
-                raise BadInput(f"{folder / file}: {name} is {token!r}, which the tokenizer does not have")
-            return number
-    return None
-
-
-def _in_vocabulary(eos_id: int, vocab_size: int, path: Path) -> int:
-    if not 0 <= eos_id < vocab_size:
-        raise BadInput(
-            f"{path.parent}: eos_token_id is {eos_id} and the tokenizer's ids end at {vocab_size - 1}; correct {', '.join(EOS_FILES)}"
-        )
-    return eos_id
-
-
-def _fingerprint(content: bytes, eos_id: int) -> str:
-    return hashlib.sha256(content + f"\n{eos_id}".encode()).hexdigest()
 
 
 def _write_config(folder: Path, special_tokens: Mapping[str, str | None]) -> None:

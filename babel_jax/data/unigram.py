@@ -1,24 +1,20 @@
-"""Training a SentencePiece unigram model, and the same model as a Hugging Face tokenizer.json."""
+"""Training a SentencePiece unigram model."""
 
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import sentencepiece
-import tokenizers
-from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec  # type: ignore[attr-defined]  # made at import
-from tokenizers import decoders, models, normalizers
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]  # made at import
 
 from babel_jax.errors import BadInput
 from babel_jax.files import write_bytes
 
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 # SentencePiece adds piece scores in float32, `tokenizers` in float64. In steps of 1/64 both sums are exact up to 2**18, so that they agree
 # on which of two segmentations is better and on which are equally good; without it about one document in 2,000 came out different.
 _SCORE_STEP = 1 / 64
-# `tokenizers` looks up bytes and control pieces in text too. At this score the letters of "</s>" or "<0x0A>" always win over the piece.
-_NEVER = -1000.0
-# ... provided that each of these letters has a piece of its own.
+# The tokenizer.json of a model gives bytes and control pieces so low a score that the letters of "</s>" or "<0x0A>" always win over the
+# piece. For that each of these letters needs a piece of its own.
 _REQUIRED_LETTERS = "".join(map(chr, range(ord("!"), ord("~") + 1)))
 
 
@@ -69,31 +65,3 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
         for line in text.replace("\t", "\n").split("\n"):
             if line and not line.isspace():
                 yield line
-
-
-def as_tokenizer_json(model: bytes, where: str) -> str:
-    """The tokenizer.json that gives the ids of a SentencePiece unigram model; `where` names it in messages.
-
-    Raises BadInput for what `tokenizers` cannot reproduce: other algorithms, text normalization, user-defined pieces.
-    """
-    proto = ModelProto.FromString(model)
-    pieces, normalizer = proto.pieces, proto.normalizer_spec
-    kinds = ModelProto.SentencePiece
-    obstacles = {
-        "not a unigram model": proto.trainer_spec.model_type != TrainerSpec.UNIGRAM,
-        "no byte fallback": not proto.trainer_spec.byte_fallback,
-        "normalizes its text": bool(normalizer.precompiled_charsmap) or normalizer.remove_extra_whitespaces,
-        "adds a space before the text": normalizer.add_dummy_prefix,
-        "has user-defined or unused pieces": any(piece.type in (kinds.USER_DEFINED, kinds.UNUSED) for piece in pieces),
-        "treats white space as a suffix, or keeps it": proto.trainer_spec.treat_whitespace_as_suffix or not normalizer.escape_whitespaces,
-    }
-    found = [obstacle for obstacle, is_so in obstacles.items() if is_so]
-    if found:
-        raise BadInput(f"{where}: has no equal tokenizer.json ({'; '.join(found)}); train one with `train_sentencepiece`")
-    vocabulary = [(piece.piece, piece.score if piece.type == kinds.NORMAL else _NEVER) for piece in pieces]
-    unknown = next(number for number, piece in enumerate(pieces) if piece.type == kinds.UNKNOWN)
-    exported = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=unknown, byte_fallback=True))
-    exported.normalizer = normalizers.Replace(" ", _SPACE)
-    exported.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
-    exported.add_special_tokens([piece.piece for piece in pieces if piece.type in (kinds.CONTROL, kinds.UNKNOWN)])
-    return exported.to_str(pretty=True)

@@ -44,7 +44,10 @@ class LanguageBits:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedText:
-    """The chosen documents of one language as batches of (tokens, segment_ids), each int32 [batch_size, seq_len]."""
+    """The chosen documents of one language as batches of (tokens, segment_ids, loss_mask), each int32 [batch_size, seq_len].
+
+    The mask is left out where every token counts that has another of its document before it.
+    """
 
     batches: list[Window]
     bytes: int
@@ -61,8 +64,9 @@ def encode(
         chosen = first_bytes(documents, max_bytes)
         encoded = tokenizer.encode_batch(chosen)
         firsts = sum(bytes_of_first(tokenizer, text, ids) for text, ids in zip(chosen, encoded, strict=True) if ids)
+        windows = list(_windows([[*tokenizer.begin_ids, *ids] for ids in encoded if ids], seq_len, len(tokenizer.begin_ids)))
         return EncodedText(
-            _batches(list(_windows(encoded, seq_len)), seq_len, batch_size),
+            _batches(windows, seq_len, batch_size),
             bytes=max(0, sum(len(text.encode()) for text in chosen) - firsts),
             tokens=sum(max(0, len(ids) - 1) for ids in encoded),
             documents=len(chosen),
@@ -133,23 +137,32 @@ def bytes_of_first(tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> int:
     return len(tokenizer.decode(ids[:1]).encode())
 
 
-def _windows(encoded: Sequence[Sequence[int]], seq_len: int) -> Iterator[Window]:
-    """Documents side by side in windows, each a segment; one that does not fit goes on in the next window, led by its last token."""
-    tokens, segment_ids, filled, segment = np.zeros(seq_len, np.int32), np.zeros(seq_len, np.int32), 0, 0
+def _windows(encoded: Sequence[Sequence[int]], seq_len: int, begin: int = 0) -> Iterator[Window]:
+    """Documents side by side in windows, each a segment; one that does not fit goes on in the next window, led by its last token.
+
+    The first `begin` tokens of a document are those that begin every text. With them comes a mask, in which neither they nor the first
+    token of the text count: the same tokens are measured whether or not a tokenizer begins its texts so.
+    """
+    window, filled, segment = np.zeros((3, seq_len), np.int32), 0, 0
+    fields = 3 if begin else 2
     for ids in encoded:
+        if len(ids) - begin < 2:
+            continue
+        counts = np.ones(len(ids), np.int32)
+        counts[: begin + 1 if begin else 0] = 0
         place = 0
         while place < len(ids) - 1:
             if seq_len - filled < 2:
-                yield tokens, segment_ids
-                tokens, segment_ids, filled, segment = np.zeros(seq_len, np.int32), np.zeros(seq_len, np.int32), 0, 0
+                yield tuple(window[:fields])
+                window, filled, segment = np.zeros((3, seq_len), np.int32), 0, 0
             piece = ids[place : place + seq_len - filled]
             segment += 1
-            tokens[filled : filled + len(piece)] = piece
-            segment_ids[filled : filled + len(piece)] = segment
+            part = slice(filled, filled + len(piece))
+            window[:, part] = piece, np.full(len(piece), segment), counts[place : place + len(piece)]
             filled += len(piece)
             place += len(piece) - 1
     if filled:
-        yield tokens, segment_ids
+        yield tuple(window[:fields])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

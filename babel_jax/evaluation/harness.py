@@ -84,8 +84,6 @@ class DecoderLM(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Ids of a prompt; a text that begins with the token that begins texts gets no second one."""
-        if add_special_tokens is None:
-            add_special_tokens = not string.startswith(self.tokens.decode([self.prefix_token_id], skip_special=False))
         return self.tokens.encode(string, add_special_tokens)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
@@ -205,7 +203,7 @@ class DecoderLM(TemplateLM):
             finished = _on_host(state.finished).copy()
             for row, (until, most) in enumerate(limits):
                 ids = until_first(new[row, : min(step, most)].tolist(), self.tokens.end_ids)
-                texts[row], stopped = _stopped(self.tokens.decode(ids), until)
+                texts[row], stopped = _stopped(self.tokens.decode_after(prompts[row], ids), until)
                 finished[row] |= stopped or step >= most
         return texts
 

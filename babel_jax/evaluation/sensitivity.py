@@ -70,11 +70,12 @@ def _nats_and_cosines(
     order: Int[Array, "steps"],
     tokens: Int[Array, "batch time"],
     segment_ids: Int[Array, "batch time"],
+    loss_mask: Int[Array, "batch time"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, "steps"], Int[Array, ""]]:
     """Summed over a batch: nats of the predicted tokens, cosines of all tokens at each step, and how many tokens there are."""
     logits, cosines = forward_in_order(config, params, order, tokens, segment_ids, compute_dtype)
     real = segment_ids > 0
-    return summed_nats(logits, tokens, segment_ids), jnp.sum(jnp.where(real, cosines, 0.0), axis=(1, 2)), jnp.sum(real)
+    return summed_nats(logits, tokens, segment_ids, loss_mask), jnp.sum(jnp.where(real, cosines, 0.0), axis=(1, 2)), jnp.sum(real)
 
 
 def layers_to_double(found: Sensitivity, count: int) -> tuple[int, ...]:

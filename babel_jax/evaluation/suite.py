@@ -208,8 +208,9 @@ def _aligned(text: str, english: str) -> list[tuple[str, str]]:
 
 def _scored(tokenizer: Tokenizer, question: Choice, option: str, config: ModelConfig) -> Scored:
     """The tokens behind the context are scored; what the model has no positions for is left out on the left."""
-    ids = np.asarray(tokenizer.encode(option), np.int32)
-    context = max(1, len(tokenizer.encode(question.context)))
+    begin = tokenizer.begin_ids
+    ids = np.asarray([*begin, *tokenizer.encode(option)], np.int32)
+    context = max(1, len(begin) + len(tokenizer.encode(question.context)))
     targets = ids[max(1, min(context, len(ids) - 1)) :][-config.max_position_embeddings :]
     return Scored(ids[:-1][-config.max_position_embeddings :], targets)
 
@@ -218,14 +219,17 @@ def _continued(
     config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer, prompts: Sequence[str], compute_dtype: DTypeLike
 ) -> Iterator[str]:
     new = min(_NEW_TOKENS, config.max_position_embeddings // 2)
-    encoded = [ids[-(config.max_position_embeddings - new) :] for ids in tokenizer.encode_batch(prompts)]
+    begin = tokenizer.begin_ids
+    room = config.max_position_embeddings - new - len(begin)
+    encoded = [[*begin, *ids[-room:]] for ids in tokenizer.encode_batch(prompts)]
     for start in range(0, len(encoded), _ROWS):
         batch = encoded[start : start + _ROWS]
         full = batch + batch[-1:] * (_ROWS - len(batch))
-        for ids in generate(config, params, full, new, [tokenizer.eos_id], compute_dtype=compute_dtype)[: len(batch)]:
-            yield decoded(tokenizer, ids)
+        written = generate(config, params, full, new, tokenizer.stop_ids, compute_dtype=compute_dtype)
+        for prompt, ids in zip(batch, written, strict=False):
+            yield continuation(tokenizer, prompt, ids)
 
 
-def decoded(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of new tokens, without the end of the document and rows of the embedding that are no token of the tokenizer."""
-    return tokenizer.decode([token for token in ids if token < tokenizer.vocab_size and token != tokenizer.eos_id])
+def continuation(tokenizer: Tokenizer, prompt: Sequence[int], new: Sequence[int]) -> str:
+    """The text of new tokens after a prompt, without the token that ends it."""
+    return tokenizer.decode_after(prompt, [token for token in new if token not in tokenizer.stop_ids])

@@ -22,13 +22,13 @@ def text_bits(
     max_positions: int,
     max_bytes: int,
     scored: Callable[[Sequence[Scored]], Sequence[Score]],
-    begin: Sequence[int] = (),
 ) -> dict[str, Items]:
     """The bits and bytes of each language's documents of two tokens or more, the first ones up to `max_bytes` of text.
 
     A window has 2,048 tokens, or `max_positions`; the next one begins half a window later and counts its new tokens alone. `scored` gives
-    the log-likelihoods of sequences. The model reads `begin` before each document: what its tokenizer begins every text with.
+    the log-likelihoods of sequences. The model reads before each document what its tokenizer begins every text with.
     """
+    begin = tokenizer.begin_ids
     windows: list[Scored] = []
     owners: list[tuple[str, int]] = []
     bytes_of: dict[str, list[int]] = {}

@@ -53,8 +53,8 @@ class Speed:
 
 
 def pack_documents(texts: Sequence[str], tokenizer: Tokenizer, seq_len: int) -> Windows:
-    """The documents, cut to `seq_len` - 1 tokens, each with eos behind it."""
-    encoded = [[*ids[: seq_len - 1], tokenizer.eos_id] for ids in tokenizer.encode_batch(texts)]
+    """The documents as the tokenizer begins them, cut to `seq_len` - 1 tokens, each with eos after it."""
+    encoded = [[*[*tokenizer.begin_ids, *ids][: seq_len - 1], tokenizer.eos_id] for ids in tokenizer.encode_batch(texts)]
     placed = best_fit([len(ids) for ids in encoded], seq_len)
     tokens, segment_ids = np.full((len(placed), seq_len), tokenizer.eos_id, np.int32), np.zeros((len(placed), seq_len), np.int32)
     window, end = np.zeros(len(encoded), np.int64), np.zeros(len(encoded), np.int64)

@@ -10,7 +10,7 @@ from babel_jax.checkpoints.processes import agreed, first_says
 from babel_jax.config import ModelConfig
 from babel_jax.data.prepared import PreparedData
 from babel_jax.data.tokenizers import Tokenizer
-from babel_jax.evaluation.suite import decoded, sentences, words
+from babel_jax.evaluation.suite import continuation, sentences, words
 from babel_jax.files import write_text
 from babel_jax.model.generation import generate
 from babel_jax.report.record import SAMPLES
@@ -28,11 +28,11 @@ def write_samples(run_folder: Path, config: ModelConfig, params: PyTree[Array], 
     prompts = {code: prompt for code in data.languages for row in data.heldout(code)[:1] if (prompt := beginning(row.text, code))}
     new = min(_NEW_TOKENS, config.max_position_embeddings // 2)
     longest = min(_PROMPT_TOKENS, config.max_position_embeddings - new)
-    encoded = {code: ids[:longest] for code, prompt in prompts.items() if (ids := tokenizer.encode(prompt))}
-    written = generate(config, params, list(encoded.values()), new, [tokenizer.eos_id], temperature=0.7, top_p=0.9)
+    encoded = {code: [*tokenizer.begin_ids, *tokenizer.encode(prompt)][:longest] for code, prompt in prompts.items()}
+    written = generate(config, params, list(encoded.values()), new, tokenizer.stop_ids, temperature=0.7, top_p=0.9)
     samples = {
-        code: {"prompt": decoded(tokenizer, encoded[code]), "text": decoded(tokenizer, ids)}
-        for code, ids in zip(encoded, written, strict=True)
+        code: {"prompt": tokenizer.decode(prompt), "text": continuation(tokenizer, prompt, ids)}
+        for (code, prompt), ids in zip(encoded.items(), written, strict=True)
     }
     with agreed():
         if jax.process_index() == 0:

@@ -156,7 +156,7 @@ def test_the_files_of_a_chat_model(chat_tokenizer, tmp_path):
     ("template", "says"),
     [
         ("{% for x in %}", "not a readable chat template"),
-        ("{{ raise_exception('no users here') }}", "refuses a conversation: no users here"),
+        ("{{ raise_exception('no users here') }}", "does not take this conversation: no users here"),
         ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "which is no control token of"),
         (
             "{% for m in messages %}{{ '' if loop.last else 'old ' }}{{ m.content }}<|im_end|>{% endfor %}",
@@ -169,5 +169,5 @@ def test_templates_that_do_not_serve(chat_tokenizer, tmp_path, template, says):
         with_template(chat_tokenizer, tmp_path, template).encode(CONVERSATIONS[1])
     with pytest.raises(BadInput, match="no such chat template"):
         open_chat_format(chat_tokenizer, tmp_path / "missing.jinja")
-    with pytest.raises(BadInput, match=r"no tokenizer\.json"):
+    with pytest.raises(BadInput, match=r"no tokenizer \("):
         open_chat_format(tmp_path)

@@ -14,6 +14,7 @@ class Bytes:
     """A tokenizer whose tokens are bytes."""
 
     vocab_size = 256
+    begin_ids = ()
 
     def encode_batch(self, texts):
         return [list(text.encode()) for text in texts]

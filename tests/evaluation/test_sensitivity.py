@@ -17,6 +17,8 @@ TEXTS = {"en": ["a short one", "another text, a bit longer, in two pieces"], "sw
 class Bytes:
     """A tokenizer whose tokens are bytes."""
 
+    begin_ids = ()
+
     def encode_batch(self, texts):
         return [list(text.encode()) for text in texts]
 

@@ -143,7 +143,7 @@ def test_a_question_with_an_option_of_one_token_is_left_out(tiny_config, tiny_pa
     class Words:
         """What stands between spaces is a token, so that a Chinese sentence is a single one."""
 
-        vocab_size, eos_id = 512, 0
+        vocab_size, eos_id, begin_ids, stop_ids = 512, 0, (), (0,)
 
         def encode(self, text):
             return [1 + sum(word.encode()) % 500 for word in text.split()]

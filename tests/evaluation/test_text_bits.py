@@ -16,11 +16,19 @@ from babel_jax.training.mesh import make_mesh
 class Bytes:
     """A tokenizer whose tokens are bytes."""
 
+    begin_ids = ()
+
     def encode_batch(self, texts):
         return [list(text.encode()) for text in texts]
 
     def decode(self, ids):
         return bytes(ids).decode(errors="replace")
+
+
+class Begun(Bytes):
+    """The same; every text begins with token 2."""
+
+    begin_ids = (2,)
 
 
 @given(st.integers(2, 200), st.integers(3, 50), st.integers(1, 2))
@@ -67,7 +75,7 @@ def test_what_begins_every_text_is_read_and_not_counted():
         asked.extend((window.tokens.tolist(), window.targets.tolist()) for window in windows)
         return [(-float(len(window.targets)), True) for window in windows]
 
-    found = text_bits(Bytes(), {"sw": ["abcdef"]}, max_positions=4, max_bytes=1000, scored=scored, begin=[2])
+    found = text_bits(Begun(), {"sw": ["abcdef"]}, max_positions=4, max_bytes=1000, scored=scored)
     assert asked[0] == ([2, 97, 98, 99], [98, 99, 100])
     assert [token for _, targets in asked for token in targets] == list(b"bcdef")
     assert found["sw"].columns[:, 1].tolist() == [5]
