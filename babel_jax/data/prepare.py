@@ -116,6 +116,10 @@ def _prepared(settings: DataSettings, folder: Path, opened: Tokenizer, made_from
     languages = [code for code in CODES if any(source.language == code for source in settings.sources)]
     entries = {}
     left = not (folder / REPORT).is_file() or not all(language_file(folder, code).is_file() for code in languages)
+    # This process alone writes here, so these are what killed ones left.
+    for partial in folder.rglob(f"*{PARTIAL}") if left else ():
+        if partial.is_file():
+            partial.unlink(missing_ok=True)
     with open_workers(*((settings.engine, settings.workers) if left else (Engine.LOCAL, 1))) as workers:
         if _is_refined(settings):
             refine(settings, [code for code in languages if not language_file(folder, code).is_file()], workers, recheck)
@@ -233,7 +237,7 @@ def _prepare_language(task: _LanguageTask) -> dict[str, Any]:
 
 def _made_from(settings: DataSettings, language: str) -> list[dict[str, Any]]:
     """The sources of a language with the origin of their text, so that text that has changed is not taken for the text that was read."""
-    known = {}
+    known: dict[str, Any] = {}
     if _is_refined(settings):
         for counts in part_counts(cleaned_folder(settings, language)):
             known |= counts["made_from"].get("files", {})
@@ -299,9 +303,11 @@ def _write_dataset(dataset: Path, settings: DataSettings, language: str, kind: s
     with progress, new_folder(dataset) as partial:
         if settings.conversations:
             texts = (row.text for row in _watched(rows, progress))
-            masked = conversation_windows(texts, _chat_format(settings.tokenizer, settings.chat_template), settings.seq_len, counts)
-            masked = _counted(_some(masked, language, kind, counts, settings), counts)
-            write_windows(partial, dataset.name, masked, settings.seq_len, MASKED_FIELDS)
+            assert settings.tokenizer is not None
+            format = _chat_format(settings.tokenizer, settings.chat_template)
+            masked = conversation_windows(texts, format, settings.seq_len, counts)
+            counted = _counted(_some(masked, language, kind, counts, settings), counts)
+            write_windows(partial, dataset.name, counted, settings.seq_len, MASKED_FIELDS)
         else:
             windows = pack(_tokenized(rows, tokenizer, counts, progress), settings.seq_len, tokenizer.eos_id)
             write_windows(partial, dataset.name, _counted(windows, counts), settings.seq_len)
