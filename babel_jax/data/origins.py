@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from babel_jax.config import Source
-from babel_jax.data.records import dataset_version, file_version, opened_bytes, source_files
+from babel_jax.data.records import dataset_version, source_files
+from babel_jax.data.streams import file_version, opened_bytes
 from babel_jax.errors import BadInput
 
 _BLOCK = 1 << 20

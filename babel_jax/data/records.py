@@ -1,39 +1,41 @@
 """Records as they stand in files (JSON lines, text, parquet, WARC), TFDS and Hugging Face datasets, streamed, with the place of each."""
 
-import contextlib
-import functools
 import glob
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
 from babel_jax.config import Source
+from babel_jax.data.streams import (
+    COMPRESSION,
+    EXPANSION_FREE_BYTES,
+    MAX_DOCUMENT_BYTES,
+    MAX_EXPANSION,
+    BadRowError,
+    check_begun,
+    decompressed,
+    explained,
+    imported,
+    one_line,
+    opened,
+    remote,
+    too_long,
+)
+from babel_jax.data.web_pages import page_records
 from babel_jax.errors import BadInput
-from babel_jax.errors import one_line as printable_line
 
 KIND_KEY = "kind"
-# A longer line or paragraph is a bad row: it is passed over without being held in memory.
-MAX_DOCUMENT_BYTES = 1 << 24
-_ARCHIVES = (".warc", ".wet")
-_COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 _FORMATS = ".jsonl, .json, .txt, .warc and .wet (plain, .gz or .zst) and .parquet"
-_LONGEST_REASON = 300  # characters
-_PARQUET_BATCH = 1024
-# Under these keys stores say that a file is another one.
-_VERSIONS = ("ETag", "etag", "md5Hash", "crc32c", "generation", "LastModified", "last_modified", "mtime", "created")
+_PARQUET_ROWS, _PARQUET_BYTES = 1024, 1 << 24  # at a time
+_PARQUET_ROWS_LEAST, _PARQUET_LONGEST_BYTES = 16, 1 << 27
+_NAMED = 20  # columns in a message
 _TFDS_PART = 100_000
-
-
-class BadRowError(Exception):
-    """Why one row cannot be used, as one printable line: rows are strangers', and what is wrong with them is written into reports."""
-
-    def __init__(self, message: object):
-        super().__init__(printable_line(message, _LONGEST_REASON))
+_BLOCK_BYTES = 1 << 18
 
 
 Record = tuple[str, Any]  # a place, such as FILE:LINE, and a dict, or the BadRowError met in its stead
@@ -57,45 +59,14 @@ def source_files(source: Source) -> list[str]:
     return found
 
 
-def file_version(path: str) -> dict[str, Any]:
-    """{"bytes", "version"} of a file, wherever it is: its size, and its time of change or what else its store tells versions by."""
-    try:
-        if "://" not in path:
-            status = Path(path).stat()
-            return {"bytes": status.st_size, "version": str(status.st_mtime_ns)}
-        system, name = _remote(path)
-        found = system.info(name)
-        told = [f"{key}={found[key]}" for key in _VERSIONS if found.get(key) is not None]
-        return {"bytes": int(found.get("size") or 0), "version": " ".join(told)}
-    except FileNotFoundError as error:
-        raise _gone(path) from error
-
-
-def _check_begun(path: str) -> None:
-    """Raises BadInput for an archive of no bytes: a compressed file of nothing has some."""
-    if (Path(path).suffix in _COMPRESSION or Path(path).suffix in _ARCHIVES) and file_version(path)["bytes"] == 0:
-        raise BadInput(f"{path}: has no bytes, so it was cut short; make it again or leave it out")
-
-
-@contextlib.contextmanager
-def opened_bytes(path: str) -> Iterator[BinaryIO]:
-    """The bytes of a file, wherever it is. Raises BadInput where it cannot be read."""
-    with _explained(path, lambda: "some bytes"), _opened(path) as opened:
-        if isinstance(opened, str):
-            with open(opened, "rb") as file:
-                yield file
-        else:
-            yield opened
-
-
 def dataset_version(source: Source) -> str:
     """What tells the versions of a TFDS or a Hugging Face dataset apart: its version and sizes, or the commit or times of its files."""
     if source.tfds is not None:
         info = _tfds(source).dataset_info
         splits = {name: (split.num_examples, split.num_bytes) for name, split in sorted(info.splits.items())}
         return f"{info.full_name} {splits}"
-    datasets = _import("datasets", source.label, "hf")
-    with _explained(source.label, lambda: "nothing"):
+    datasets = imported("datasets", source.label, "hf")
+    with explained(source.label, lambda: "nothing"):
         builder = datasets.load_dataset_builder(source.huggingface, source.huggingface_config)
         files = builder.config.data_files or {}
         origins = {str(split): [list(origin) for origin in own.origin_metadata] for split, own in files.items()}
@@ -127,8 +98,8 @@ def read_records(source: Source, part: str) -> Iterator[Record]:
 
 
 def _file_records(path: str, source: Source) -> Iterator[Record]:
-    _check_begun(path)
-    suffixes = Path(path).suffixes[-2:] if Path(path).suffix in _COMPRESSION else Path(path).suffixes[-1:]
+    check_begun(path)
+    suffixes = Path(path).suffixes[-2:] if Path(path).suffix in COMPRESSION else Path(path).suffixes[-1:]
     if suffixes == [".parquet"]:
         yield from _parquet_records(path, source)
     elif suffixes[:1] in ([".jsonl"], [".json"]):
@@ -136,29 +107,23 @@ def _file_records(path: str, source: Source) -> Iterator[Record]:
     elif suffixes[:1] == [".txt"]:
         yield from _paragraphs(path, source.text_key)
     elif suffixes[:1] in ([".warc"], [".wet"]):
-        yield from _warc_records(path, source)
+        yield from page_records(path, source)
     else:
         raise BadInput(f"{path}: not a kind of file that can be read; readable are {_FORMATS}")
 
 
 def _lines(path: str) -> Iterator[tuple[int, bytes | BadRowError]]:
-    """Numbered lines (from 1) with their line ends. Arrow notices cut streams of both compressions; zstandard's own reader does not."""
+    """Numbered lines (from 1) with their line ends."""
     number = 0
-    with _explained(path, lambda: f"line {number}"), _opened(path) as file:
-        stream = pyarrow.input_stream(file, compression=_COMPRESSION.get(Path(path).suffix))
-        with io.BufferedReader(stream) as lines:
-            while line := lines.readline(MAX_DOCUMENT_BYTES):
-                number += 1
-                if len(line) == MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):
-                    while (rest := lines.readline(MAX_DOCUMENT_BYTES)) and not rest.endswith(b"\n"):
-                        pass
-                    yield number, _too_long()
-                else:
-                    yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-
-
-def _too_long() -> BadRowError:
-    return BadRowError(f"longer than {MAX_DOCUMENT_BYTES >> 20} MiB, which no document is")
+    with explained(path, lambda: f"line {number}"), decompressed(path) as stream, io.BufferedReader(stream, _BLOCK_BYTES) as lines:
+        while line := lines.readline(MAX_DOCUMENT_BYTES):
+            number += 1
+            if len(line) == MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):
+                while (rest := lines.readline(MAX_DOCUMENT_BYTES)) and not rest.endswith(b"\n"):
+                    pass
+                yield number, too_long()
+            else:
+                yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
 
 
 def _jsonl_records(path: str) -> Iterator[Record]:
@@ -198,138 +163,75 @@ def _paragraphs(path: str, text_key: str) -> Iterator[Record]:
 def _paragraph(path: str, start: int, lines: list[bytes], size: int, text_key: str) -> Iterator[Record]:
     if size:
         long = size >= MAX_DOCUMENT_BYTES
-        yield f"{path}:{start}", _too_long() if long else {text_key: b"".join(lines).rstrip(b"\r\n")}
+        yield f"{path}:{start}", too_long() if long else {text_key: b"".join(lines).rstrip(b"\r\n")}
 
 
 def _parquet_records(path: str, source: Source) -> Iterator[Record]:
     number = 0
-    with _explained(path, lambda: f"row {number}"), _opened(path) as opened, pyarrow.parquet.ParquetFile(opened) as file:
-        schema = file.schema_arrow
+    with explained(path, lambda: f"row {number}"), opened(path) as place:
+        with pyarrow.parquet.ParquetFile(place) as file:
+            schema = file.schema_arrow
+            _check_expansion(path, file.metadata)
         if source.text_key not in schema.names:
-            raise BadInput(f"{path}: no column {source.text_key!r}; set text_key to one of {', '.join(schema.names)}")
+            raise BadInput(f"{path}: no column {source.text_key!r}; set text_key to one of {', '.join(schema.names[:_NAMED])}")
         wanted = (source.text_key, source.id_key, source.score_key, KIND_KEY, *source.where)
         columns = [name for name in dict.fromkeys(wanted) if name in schema.names]
-        for batch in file.iter_batches(batch_size=_PARQUET_BATCH, columns=columns):
-            values = {name: _as_bytes(batch.column(name)).to_pylist() for name in columns}
-            for row in range(batch.num_rows):
-                number += 1
-                yield f"{path}:{number}", {name: values[name][row] for name in columns}
+        with pyarrow.parquet.ParquetFile(place, buffer_size=_BLOCK_BYTES, pre_buffer=False) as file:
+            for group in range(file.num_row_groups):
+                size = _rows_at_once(file.metadata.row_group(group))
+                for batch in file.iter_batches(size, row_groups=[group], columns=columns):
+                    values = [batch.column(name) for name in columns]
+                    for row in range(batch.num_rows):
+                        number += 1
+                        yield f"{path}:{number}", _parquet_row(columns, values, row)
 
 
-def _as_bytes(column: pyarrow.Array) -> pyarrow.Array:
-    """Strings as bytes, so that one value that is not UTF-8 spoils only its own row."""
-    text = pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)
-    return column.cast(pyarrow.large_binary()) if text else column
+def _check_expansion(path: str, metadata: Any) -> None:
+    """Raises BadInput for a file that says that it expands as no text does."""
+    for group in range(metadata.num_row_groups):
+        for column in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(column)
+            if chunk.total_uncompressed_size > max(EXPANSION_FREE_BYTES, MAX_EXPANSION * chunk.total_compressed_size):
+                raise BadInput(
+                    f"{path}: its column {chunk.path_in_schema!r} expands to {chunk.total_uncompressed_size >> 20} MiB, over "
+                    f"{MAX_EXPANSION} times its size, which no text does; leave it out, or write it without compression"
+                )
 
 
-def _warc_records(path: str, source: Source) -> Iterator[Record]:
-    """The text of web pages: of WET files as it stands there, of WARC files the main content of HTML pages."""
-    warc = _import("fastwarc.warc", path, "warc")
-    html2text, detect = _import("resiliparse.extract.html2text", path, "warc"), _import("resiliparse.parse.encoding", path, "warc")
-    number = 0
-    with _explained(path, lambda: f"record {number}"), _opened(path) as file:
-        stream = pyarrow.input_stream(file, compression=_COMPRESSION.get(Path(path).suffix))
-        kinds = warc.WarcRecordType.conversion | warc.WarcRecordType.response
-        for record in warc.ArchiveIterator(_Told(stream), record_types=kinds, parse_http=True):
-            number += 1
-            place, page = f"{path}:{number}", {source.id_key: record.headers.get("WARC-Target-URI")}
-            content = _as_made(record.reader.read(MAX_DOCUMENT_BYTES), record.http_headers or {})
-            if len(content) == MAX_DOCUMENT_BYTES:
-                yield place, _too_long()
-            elif record.record_type == warc.WarcRecordType.conversion:
-                yield place, {**page, source.text_key: content}
-            elif "html" in (record.http_content_type or ""):
-                html = detect.bytes_to_str(content, record.http_charset or detect.detect_encoding(content))
-                yield place, {**page, source.text_key: html2text.extract_plain_text(html, main_content=True)}
+def _rows_at_once(group: Any) -> int:
+    """Rows are read by their bytes: many short ones or few long ones at a time.
+
+    A kilobyte of a file can say that one long value is in a million rows (a dictionary), and no value is longer than its column.
+    """
+    mean = group.total_byte_size // max(1, group.num_rows)
+    longest = max((group.column(number).total_uncompressed_size for number in range(group.num_columns)), default=0)
+    by_longest = max(_PARQUET_ROWS_LEAST, _PARQUET_LONGEST_BYTES // max(1, longest))
+    return max(1, min(_PARQUET_ROWS, by_longest, _PARQUET_BYTES // max(1, mean)))
 
 
-def _as_made(content: bytes, headers: Any) -> bytes:
-    """A page without the encodings in which it was sent. Some archives took these off and left their names in the head."""
-    coders = _import("fastwarc.stream_io", "WARC", "warc")
-    readers = {
-        "chunked": coders.ChunkedReader,
-        "gzip": coders.GzipReader,
-        "deflate": functools.partial(coders.GzipReader, zlib=True),
-        "br": coders.BrotliReader,
-        "zstd": coders.ZstdReader,
-    }
-    for header in ("Transfer-Encoding", "Content-Encoding"):
-        for name in reversed(headers.get(header, "").lower().replace(" ", "").split(",")):
-            if name in readers:
-                with contextlib.suppress(OSError):
-                    content = readers[name](io.BytesIO(content)).read(MAX_DOCUMENT_BYTES)
-    return content
-
-
-class _Told(io.RawIOBase):
-    """A stream that says where it is, which the WARC parser asks and Arrow's decompressing streams do not say."""
-
-    def __init__(self, stream: Any):
-        self._stream, self._place = stream, 0
-
-    def read(self, size: int = -1) -> bytes:
-        found = self._stream.read(size)
-        self._place += len(found)
-        return found
-
-    def tell(self) -> int:
-        return self._place
-
-    def readable(self) -> bool:
-        return True
-
-
-def _import(module: str, wanted_by: str, extra: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise BadInput(f"{wanted_by}: needs the package {module.split('.')[0]}; pip install 'babel-jax[{extra}]'") from None
-
-
-def _remote(path: str) -> tuple[Any, str]:
-    fsspec = _import("fsspec", path, "hf")
-    try:
-        return fsspec.core.url_to_fs(path)
-    except (ImportError, ValueError) as error:
-        raise BadInput(f"{path}: cannot be reached: {one_line(error)}") from None
+def _parquet_row(columns: Sequence[str], values: Sequence[pyarrow.Array], row: int) -> dict[str, Any] | BadRowError:
+    """One row; strings are bytes, so that one value that is not UTF-8 spoils only its own row."""
+    found = {}
+    for name, column in zip(columns, values, strict=True):
+        scalar = column[row]
+        if isinstance(scalar, pyarrow.DictionaryScalar):  # written as one by Arrow
+            scalar = scalar.value
+        if isinstance(scalar, pyarrow.BinaryScalar | pyarrow.LargeBinaryScalar | pyarrow.BinaryViewScalar):
+            buffer = scalar.as_buffer()
+            if buffer is not None and buffer.size >= MAX_DOCUMENT_BYTES:
+                return too_long()
+            found[name] = None if buffer is None else buffer.to_pybytes()
+        else:
+            found[name] = scalar.as_py()
+    return found
 
 
 def _remote_files(path: str) -> list[str]:
-    system, name = _remote(path)
+    system, name = remote(path)
     try:
         return [system.unstrip_protocol(found) for found in sorted(system.glob(name)) if system.isfile(found)]
     except Exception as error:  # each store raises errors of its own
         raise BadInput(f"{path}: cannot be listed: {one_line(error)}") from error
-
-
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[str | BinaryIO]:
-    """What Arrow opens: the path of a local file, the stream of another."""
-    if "://" not in path:
-        yield path
-        return
-    system, name = _remote(path)
-    with system.open(name, "rb") as file:
-        yield file
-
-
-@contextlib.contextmanager
-def _explained(path: str, reached: Any) -> Iterator[None]:
-    """Turns what goes wrong in reading a file into BadInput that says how far it came; `reached()` is the last good place."""
-    try:
-        yield
-    except (BadInput, GeneratorExit):
-        raise
-    except FileNotFoundError as error:
-        raise _gone(path) from error
-    except Exception as error:  # Arrow, fsspec's stores and the WARC parser each raise errors of their own
-        raise BadInput(f"{path}: unreadable after {reached()}: {one_line(error)}; the file is corrupt or cut short") from error
-
-
-def _gone(path: str) -> BadInput:
-    return BadInput(f"{path}: gone, though it was there when its folder was listed; run `babel prepare` again")
 
 
 # --- datasets ----------------------------------------------------------------------------------------------------------------
@@ -353,7 +255,7 @@ def _tfds_records(source: Source, start: int, stop: int) -> Iterator[Record]:
 
 
 def _huggingface(source: Source) -> Any:
-    datasets = _import("datasets", source.label, "hf")
+    datasets = imported("datasets", source.label, "hf")
     try:
         return datasets.load_dataset(source.huggingface, source.huggingface_config, split=source.huggingface_split, streaming=True)
     except Exception as error:  # from the hub, the file system and the formats
@@ -365,12 +267,7 @@ def _huggingface(source: Source) -> Any:
 def _huggingface_records(source: Source, shard: int, number: int) -> Iterator[Record]:
     rows = iter(_huggingface(source).shard(num_shards=number, index=shard))
     row = 0
-    with _explained(source.label, lambda: f"row {row} of shard {shard}"):
+    with explained(source.label, lambda: f"row {row} of shard {shard}"):
         for record in rows:
             row += 1
             yield f"{source.label}/{source.huggingface_split}-{shard}:{row}", record
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, on one line."""
-    return printable_line(error, 200) or type(error).__name__

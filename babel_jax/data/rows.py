@@ -11,7 +11,8 @@ from typing import Any
 from babel_jax.config import BadRows, Source
 from babel_jax.config.data import CONVERSATION_KEYS
 from babel_jax.data.conversations import conversation_text
-from babel_jax.data.records import KIND_KEY, BadRowError, parts, read_records
+from babel_jax.data.records import KIND_KEY, parts, read_records
+from babel_jax.data.streams import BadRowError
 from babel_jax.errors import BadInput
 
 MAX_LOCATED = 20

@@ -38,6 +38,9 @@ CHANCE = dict.fromkeys(CHOICE_TASKS, 100 / _CHOICES)
 # {task: {language: {"score", "stderr", "n"}}}
 Results = dict[str, dict[str, dict[str, Any]]]
 
+# Text of equal sentences, or of one endless one, gives no questions: so many tries without one are enough.
+_FRUITLESS, _LONGEST_SENTENCE = 200, 2_000
+
 _ENGLISH = "en"
 _NEW_TOKENS, _ROWS, _BATCH_TOKENS = 48, 32, 4096
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？।۔؟။])[\"'”’»」』)]*\s*")
@@ -163,24 +166,36 @@ def words(text: str, language: str) -> list[tuple[int, int]]:
 def _continuations(language: str, passages: Sequence[tuple[str, Sequence[str]]]) -> Iterator[Choice]:
     space = "" if LANGUAGES[language].script in ("Hans", "Jpan") else " "
     pool = [(identifier, place, sentence) for identifier, own in passages for place, sentence in enumerate(own)]
+    fruitless = 0
     for cut in range(1, max((len(own) for _, own in passages), default=0)):
         for identifier, own in passages:
             if cut >= len(own):
                 continue
             # Not what stands before the gap, which the model has read, and not the same sentence from elsewhere.
             others = [text for whose, place, text in pool if (whose, place) > (identifier, cut) or whose != identifier]
-            others = [text for text in others if text not in own[: cut + 1]]
+            before = set(own[: cut + 1])
+            others = [text for text in others if text not in before]
             if len(others) < _CHOICES - 1:
+                fruitless += 1
+                if fruitless == _FRUITLESS:
+                    return
                 continue
             wrong = random.Random(f"{identifier} {cut}").sample(others, _CHOICES - 1)
             context = space.join(own[:cut])
+            fruitless = 0
             yield Choice(_CONTINUATION, language, context, tuple(context + space + text for text in (own[cut], *wrong)), by_byte=True)
 
 
 def _clozes(language: str, passages: Sequence[tuple[str, Sequence[str]]]) -> Iterator[Choice]:
     every = [sentence for _, own in passages for sentence in own]
     vocabulary = list(dict.fromkeys(sentence[slice(*place)] for sentence in every for place in words(sentence, language)))
+    fruitless = 0
     for number, sentence in enumerate(every):
+        if fruitless == _FRUITLESS:
+            return
+        fruitless += 1
+        if len(sentence) > _LONGEST_SENTENCE:
+            continue
         places = words(sentence, language)[1:]
         if not places:
             continue
@@ -193,6 +208,7 @@ def _clozes(language: str, passages: Sequence[tuple[str, Sequence[str]]]) -> Ite
         if len(others) < _CHOICES - 1:
             continue
         options = tuple(sentence[:start] + word + sentence[stop:] for word in (right, *others[: _CHOICES - 1]))
+        fruitless = 0
         yield Choice(_CLOZE, language, "", options, by_byte=False)
 
 

@@ -14,8 +14,8 @@ from babel_jax.data.cleaning import Cleaner, normalize
 from babel_jax.data.corpus import embedded_corpus
 from babel_jax.data.identification import language_probabilities
 from babel_jax.data.personal import mask
-from babel_jax.data.records import BadRowError
 from babel_jax.data.repetition import commonest_ngram, repeated_fractions, repeated_ngrams
+from babel_jax.data.streams import BadRowError
 
 PROSE = {
     language: "\n".join(f"{number}. {row.text}" for number, row in enumerate(rows[:3])) for language, rows in embedded_corpus().items()

@@ -1,6 +1,7 @@
 """The offline suite: its items against the text that they are made of, its scores against each item alone."""
 
 import itertools
+import time
 import unicodedata
 
 import jax
@@ -154,3 +155,13 @@ def test_a_question_with_an_option_of_one_token_is_left_out(tiny_config, tiny_pa
     texts = {code: passages[code] for code in ("sw", "zh")}
     assert {question.language for question in choices(texts, 2) if question.task == "cloze"} == {"sw", "zh"}
     assert run_suite(tiny_config, tiny_params, Words(), texts, 2, make_mesh({}))["cloze"].keys() == {"sw"}
+
+
+@pytest.mark.parametrize(
+    "text", ["The cat sat. " * 3000, "A b c. D e f. G h i. " * 1500, " ".join(f"w{number}" for number in range(40_000)) + ". End."]
+)
+def test_the_time_of_making_questions_is_bounded(text):
+    """Of equal sentences it was cubic in their number, and of one long sentence quadratic in its words."""
+    start = time.process_time()
+    choices({"en": [Row("a", text, "web")]}, 8)
+    assert time.process_time() - start < 3.0

@@ -1,0 +1,109 @@
+"""The text of web pages, made in a process of its own: the parser takes minutes for some pages of strangers, and may end its process.
+
+`python -m babel_jax.data.html_text` is that process: it reads pages and writes texts, each after its length (8 bytes, little-endian).
+"""
+
+import atexit
+import os
+import resource
+import select
+import struct
+import subprocess
+import sys
+import time
+from typing import IO
+
+# A page of a crawl takes milliseconds.
+PAGE_SECONDS = 5.0
+_MEMORY_BYTES = 2 << 30
+_LENGTH = struct.Struct("<q")
+_BLOCK = 1 << 16
+
+
+class PageError(Exception):
+    """Why a page gives no text."""
+
+
+class TextOfPages:
+    """The process, started with the first page and again after one that it did not outlive."""
+
+    def __init__(self, seconds: float = PAGE_SECONDS):
+        self._seconds = seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        atexit.register(self.close)
+
+    def text_of(self, html: str) -> str:
+        """The main content of a page as plain text. Raises PageError for a page that takes longer or more memory than pages do."""
+        process = self._process = self._process or self._started()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        page = html.encode("utf-8", "replace")
+        end = time.monotonic() + self._seconds
+        try:
+            process.stdin.write(_LENGTH.pack(len(page)) + page)
+            process.stdin.flush()
+            length = _LENGTH.unpack(self._read(process.stdout, _LENGTH.size, end))[0]
+            text = self._read(process.stdout, max(length, 0), end)
+        except (BrokenPipeError, EOFError):
+            self.close()
+            raise PageError("the HTML parser ended on the page") from None
+        except TimeoutError:
+            self.close()
+            raise PageError(f"the HTML parser took more than {self._seconds:g} seconds for the page") from None
+        except BaseException:
+            self.close()  # what it would write next belongs to this page
+            raise
+        if length < 0:
+            raise PageError("the HTML parser refuses the page")
+        return text.decode("utf-8", "replace")
+
+    def _started(self) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "babel_jax.data.html_text"]
+        path = os.pathsep.join(filter(None, sys.path))
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,  # Ctrl-C is for the process that asks
+        )
+
+    @staticmethod
+    def _read(file: IO[bytes], size: int, end: float) -> bytes:
+        found = bytearray()
+        while len(found) < size:
+            ready, _, _ = select.select([file], [], [], max(0.0, end - time.monotonic()))
+            if not ready:
+                raise TimeoutError
+            block = os.read(file.fileno(), min(_BLOCK, size - len(found)))
+            if not block:
+                raise EOFError
+            found += block
+        return bytes(found)
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
+def _serve() -> None:
+    from resiliparse.extract.html2text import extract_plain_text
+
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    pages, texts = sys.stdin.buffer, sys.stdout.buffer
+    while head := pages.read(_LENGTH.size):
+        page = pages.read(_LENGTH.unpack(head)[0]).decode("utf-8", "replace")
+        try:
+            text = extract_plain_text(page, main_content=True).encode("utf-8", "replace")
+            texts.write(_LENGTH.pack(len(text)) + text)
+        except Exception:
+            texts.write(_LENGTH.pack(-1))
+        texts.flush()
+
+
+if __name__ == "__main__":
+    _serve()
