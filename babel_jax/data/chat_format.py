@@ -30,6 +30,7 @@ CHATML = """{%- for message in messages %}
 _CONTROL = "\ud802"
 _FIRST_NUMBER = 0xD900
 _MARKED = re.compile(f"{_CONTROL}[\ud900-\udbff]")
+_GENERATION = re.compile(r"\{%[-+]?\s*generation\b")
 _MOST_CONTROLS = 0xDC00 - _FIRST_NUMBER
 
 Message = Mapping[str, str]
@@ -66,6 +67,7 @@ class ChatFormat:
             raise BadInput(
                 f"{tokenizer.path}: {len(self._controls):,} control tokens; conversations can be written with {_MOST_CONTROLS:,}"
             )
+        self._last: tuple[str, tuple[str, list[tuple[int, int]]]] | None = None
         self._special_control, self._any_control = _one_of(special), _one_of(self._controls)
 
     @functools.cached_property
@@ -98,7 +100,11 @@ class ChatFormat:
 
     def check(self, text: str) -> None:
         """Raises BadInput where the template refuses a conversation, given as `conversation_text` gives it."""
-        self._with_spans(json.loads(text))
+        self._of_text(text)
+
+    def encode_text(self, text: str) -> EncodedConversation:
+        """The tokens of a conversation that is given as `conversation_text` gives it."""
+        return self._encoded(*self._of_text(text))
 
     def encode(self, conversation: Conversation) -> EncodedConversation:
         """The tokens of one conversation; see `encode_batch`."""
@@ -126,16 +132,24 @@ class ChatFormat:
     def _mark(self, control: re.Match[str]) -> str:
         return _CONTROL + chr(_FIRST_NUMBER + self._controls.index(control[0]))
 
+    def _of_text(self, text: str) -> tuple[str, list[tuple[int, int]]]:
+        # A row is checked as it is read, and encoded next: the template runs once for both.
+        if self._last is None or self._last[0] != text:
+            self._last = (text, self._with_spans(json.loads(text)))
+        return self._last[1]
+
     def _with_spans(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
         """The text, and where (start, end) the assistant's part of it is."""
         turns = [turn for turn, message in enumerate(conversation) if message["role"] == "assistant"]
-        whole = self._written([conversation], [False])[0]
-        if BEGIN in whole:
-            return _without_marks(whole)
-        # The template does not say what is the assistant's: its turn is what comes after the prompt that asks for it.
+        if _GENERATION.search(self.template):
+            turns = []
         asked = [conversation[:turn] for turn in turns]
         answered = [conversation[: turn + 1] for turn in turns]
-        written = self._written([*asked, *answered], [True] * len(turns) + [False] * len(turns))
+        opens_turn = [False] + [True] * len(turns) + [False] * len(turns)
+        whole, *written = self._written([conversation, *asked, *answered], opens_turn)
+        if not turns:
+            return _without_marks(whole)
+        # The template does not say what is the assistant's: its turn is what comes after the prompt that asks for it.
         spans = []
         for before, after in zip(written[: len(turns)], written[len(turns) :], strict=True):
             after = after.rstrip()

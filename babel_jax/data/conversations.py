@@ -63,7 +63,7 @@ def _blocks(texts: Iterable[str], format: ChatFormat, seq_len: int, counts: dict
     block: list[EncodedConversation] = []
     tokens = 0
     for text in texts:
-        whole = format.encode(json.loads(text))
+        whole = format.encode_text(text)
         fitting = EncodedConversation(whole.ids[:seq_len], whole.targets[:seq_len])
         if not any(fitting.targets[1:]):
             counts["left_out"] += 1

@@ -11,7 +11,9 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -270,7 +272,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def _own_begin_ids(self) -> list[int]:
         # The post-processor decides, as in transformers: add_bos_token of tokenizer_config.json is for tokenizers without this file.
-        with _no_panic(self.path):
+        with _no_panic(self.path), _quiet():
             encoding = self._raw.encode("a", add_special_tokens=True)
         added = encoding.special_tokens_mask
         begin = added.index(0) if 0 in added else len(added)
@@ -375,7 +377,7 @@ def loaded_tokenizer(description: Mapping[str, object], path: Path) -> tokenizer
     """The tokenizer of a tokenizer.json's content, without padding and truncation. Raises BadInput for one that cannot be read."""
     _check_bounds(description, path)
     try:
-        with _no_panic(path):
+        with _no_panic(path), _quiet():
             made = tokenizers.Tokenizer.from_str(json.dumps(description))
     except BadInput:
         raise
@@ -395,6 +397,20 @@ def _no_panic(path: Path) -> Iterator[None]:
         if type(error).__name__ != "PanicException":
             raise
         raise BadInput(f"{path}: the tokenizer fails: {one_line(error, 200)}; fetch its files again") from None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the library's own report of a panic, some hundred lines, from the terminal; only where a tokenizer is opened."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _check_bounds(description: Mapping[str, Any], path: Path) -> None:
