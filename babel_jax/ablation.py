@@ -35,8 +35,9 @@ from babel_jax.evaluation.sensitivity import layers_to_double, sensitivity
 from babel_jax.evaluation.tables import saved_figure
 from babel_jax.expansion.apply import expand_config, expand_params
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
-from babel_jax.files import make_folder, write_text
+from babel_jax.files import make_folder, read_json, write_text
 from babel_jax.model.flops import model_flops_per_token
+from babel_jax.run_files import AblationResult, StepLine, read_as, read_lines
 from babel_jax.training.compilation import compiled_in
 from babel_jax.training.deepening import Depth
 from babel_jax.training.run import train_stages
@@ -112,7 +113,7 @@ def ablate(
                     log.info("variant %s, seed %d", variant, seed)
                     path.parent.mkdir(exist_ok=True)
                     write_text(path, json.dumps(_result(study, variant, seed, tokens, out / "runs"), indent=2) + "\n")
-                results.append(json.loads(path.read_text(encoding="utf-8")))
+                results.append(read_as(path, AblationResult))
     return _summarized(model, study, base, results, tokens, out)
 
 
@@ -162,7 +163,7 @@ def _prepared(model: str, data: str | None, out: Path, new_layers: int | None, o
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
     path = out / "settings.json"
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != settings:
+    if path.is_file() and read_json(path) != settings:
         raise BadInput(f"{out}: begun with other settings (see {path}); give another --out")
     write_text(path, json.dumps(settings, indent=2) + "\n")
 
@@ -201,7 +202,7 @@ def _result(study: Study, variant: str, seed: int, tokens: int, runs: Path) -> d
         models = [Depth(0, deeper, plan.new_layers if plan is not None else ())]
         train_stages(config, models, params, run_folder, measure)
         found["steps"] = steps
-        found["losses"] = [line["loss"] for line in map(json.loads, (run_folder / "metrics.jsonl").read_text().splitlines())]
+        found["losses"] = [line["loss"] for line in read_lines(run_folder / "metrics.jsonl", StepLine)]
         shutil.rmtree(run_folder)
     return found
 

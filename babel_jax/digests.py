@@ -14,6 +14,7 @@ from pathlib import Path
 
 from babel_jax.errors import BadInput, one_line
 from babel_jax.files import open_regular, read_text, write_text
+from babel_jax.new_folders import Progress
 
 SUMS = "SHA256SUMS"
 MOST_LIST_BYTES = 256 * 2**20  # some two million files
@@ -42,12 +43,27 @@ def is_list(path: Path) -> bool:
     return path.name == SUMS or path.name.startswith(f"{SUMS}.")
 
 
+def files_below(folder: Path) -> list[Path]:
+    """The files below a folder, without lists, hidden files and the mark of a folder that is being filled."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
+    return [path for path in found if not is_list(path) and path.name != Progress.NAME]
+
+
 def write_sums(folder: Path, files: Iterable[Path] | None = None, name: str = SUMS) -> None:
     """Writes the list `name` of some files below a folder; without `files`, of all."""
-    chosen = sorted(_files(folder) if files is None else files)
+    chosen = sorted(files_below(folder) if files is None else files)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         sums = list(pool.map(file_sum, chosen))
     write_text(folder / name, "".join(_line(found, path.relative_to(folder)) for path, found in zip(chosen, sums, strict=True)))
+
+
+def merge_sums(folder: Path) -> None:
+    """Makes one list of the lists of a folder itself."""
+    lists = sorted(folder.glob(f"{SUMS}.*"))
+    found = {path: digest for one in lists for path, digest in read_sums(one).items()}
+    write_text(folder / SUMS, "".join(_line(digest, path.relative_to(folder)) for path, digest in sorted(found.items())))
+    for one in lists:
+        one.unlink()
 
 
 def read_sums(path: Path) -> dict[Path, str]:
@@ -99,12 +115,7 @@ def check_sums(
 def unlisted(folder: Path, lists: Sequence[Path]) -> list[Path]:
     """The files below a folder that none of the lists, which can be read, has."""
     listed = {path for one in lists for path in read_sums(one)}
-    return [path for path in _files(folder) if path not in listed]
-
-
-def _files(folder: Path) -> list[Path]:
-    """The files below a folder, without lists and hidden files."""
-    return [path for path in sorted(folder.rglob("*")) if path.is_file() and not is_list(path) and not path.name.startswith(".")]
+    return [path for path in files_below(folder) if path not in listed]
 
 
 def _difference(path: Path, wanted: str, below: Path) -> str | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from babel_jax.digests import Checked, check_sums, lists_below, read_sums
+from babel_jax.digests import Checked, check_sums, files_below, lists_below, read_sums
 from babel_jax.errors import BadInput
 from babel_jax.training.saved_steps import check_state, noted_in
 
@@ -68,7 +68,7 @@ def _check_step(step: Path) -> Checked | None:
 
 def _without_digests(folder: Path, lists: list[Path], steps: list[Path]) -> list[Path]:
     """Files beside a list that it does not have: added since, or written by another program."""
-    listed = {path for one in lists for path in read_sums(one)} | set(lists)
+    listed = {path for one in lists for path in read_sums(one)}
     covered = {path.parent for path in lists}
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    return [path for path in files if path not in listed and any(path.is_relative_to(one) for one in covered)]
+    files = (path for path in files_below(folder) if path not in listed)
+    return [path for path in files if any(path.is_relative_to(one) for one in covered)]

@@ -58,7 +58,8 @@ from babel_jax.report.gate import gate_words
 from babel_jax.report.page import PAGE, write_report
 from babel_jax.report.record import SAMPLES, run_folder_of, versions
 from babel_jax.report.samples import write_samples
-from babel_jax.training.checkpoints import newest_step, read_json_lines
+from babel_jax.run_files import Best, Mixture, StepLine, Summary, read_as, read_lines
+from babel_jax.training.checkpoints import newest_step
 from babel_jax.training.compilation import compiled_in
 from babel_jax.training.deepening import depths
 from babel_jax.training.goodput import goodput_of
@@ -151,10 +152,14 @@ def _run(config: Config, run_folder: Path, compare_export: bool, profile: range 
 
 def _finished(run_folder: Path) -> dict[str, Any] | None:
     """The summary of a run folder, where its run is over."""
-    path = run_folder / "summary.json"
-    with contextlib.suppress(ValueError):
-        return json.loads(first_text(path.read_text(encoding="utf-8") if jax.process_index() == 0 and path.is_file() else ""))
-    return None
+    path, found = run_folder / "summary.json", ""
+    if jax.process_index() == 0 and path.is_file():
+        try:
+            found = json.dumps(read_as(path, Summary))
+        except BadInput as problem:
+            log.warning("%s; it is made anew from the last checkpoint", problem)
+    found = first_text(found)
+    return json.loads(found) if found else None
 
 
 def report_run(path: Path, out: Path | None = None, tolerance: float = 0.0) -> dict[str, Any]:
@@ -316,7 +321,7 @@ def _export(
     hf_config = write_hf_config(model_config, base, str(config.export_dtype), eos_token_id=eos, pad_token_id=tokenizer.pad_id)
     exported = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(config.export_dtype)), params)
     mixture = Path(config.out) / "mixture.json"
-    mixtures = json.loads(mixture.read_text(encoding="utf-8")) if mixture.is_file() else {}
+    mixtures = read_as(mixture, dict[str, Mixture]) if mixture.is_file() else {}
     card = run_card(config, hf_config, folder.path if folder is not None else None, mixtures)
     with tempfile.TemporaryDirectory() as files:
         if folder is not None:
@@ -334,7 +339,7 @@ def _summarize(config: Config, run_folder: Path, model_config: ModelConfig, expo
     losses = {
         stage.name: [
             (line["step"], line["loss"])
-            for line in read_json_lines(run_folder / "metrics.jsonl")
+            for line in read_lines(run_folder / "metrics.jsonl", StepLine)
             if line["stage"] == stage.name and line["loss"] is not None
         ]
         for stage in config.stages
@@ -366,7 +371,7 @@ def _summarize(config: Config, run_folder: Path, model_config: ModelConfig, expo
         "bits_per_byte": points,
         "means": {name: class_means(values) for name, values in points.items()},
         "tasks": results,
-        **({"best": json.loads(best.read_text(encoding="utf-8"))} if best.is_file() else {}),
+        **({"best": read_as(best, Best)} if best.is_file() else {}),
         "report": str(run_folder / PAGE),
         "versions": versions(),
         **({} if goodput is None else {"goodput": goodput}),

@@ -97,3 +97,38 @@ def test_a_file_that_is_no_lease_stands_in_nobodys_way(tmp_path, text):
     (tmp_path / lease.NAME).write_text(text)
     with leased(tmp_path):
         pass
+
+
+@pytest.fixture
+def without_locks(monkeypatch):
+    """As on file systems without flock (ENOLCK)."""
+
+    def fail(*_):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("babel_jax.files.fcntl.flock", fail)
+
+
+def test_on_a_disk_without_locks_a_second_job_is_refused_and_the_first_lives(tmp_path, without_locks):
+    # The beats of the first are seen by the second, though both are this process.
+    with leased(tmp_path, BEAT):
+        before = json.loads((tmp_path / lease.NAME).read_text())["holder"]
+        with pytest.raises(BadInput, match="another job is at work in it"), leased(tmp_path, 1.0):
+            pass
+        assert json.loads((tmp_path / lease.NAME).read_text())["holder"] == before
+    assert not (tmp_path / lease.NAME).exists()
+
+
+def test_on_a_disk_without_locks_a_killed_job_s_lease_is_taken_at_once(tmp_path, without_locks):
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    found = {"holder": "x", "machine": lease._machine(), "host": "h", "process": int(ended.stdout), "beat": 3}
+    (tmp_path / lease.NAME).write_text(json.dumps(found))
+    with leased(tmp_path, 3600.0):
+        assert json.loads((tmp_path / lease.NAME).read_text())["holder"] != "x"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 5000, '{"machine": 1, "process": "x"}'])
+def test_damaged_leases(tmp_path, content):
+    (tmp_path / lease.NAME).write_text(content)
+    with leased(tmp_path, BEAT):
+        assert json.loads((tmp_path / lease.NAME).read_text())["process"] > 0

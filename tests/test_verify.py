@@ -4,10 +4,12 @@ import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from babel_jax.cli import main
+from babel_jax.data.prepare import prepare
 from babel_jax.data.prepared import heldout_file, open_prepared
 from babel_jax.digests import check_sums, lists_below, read_sums, write_sums
 from babel_jax.errors import BadInput
@@ -107,3 +109,36 @@ def test_prepared_data(small_prepared, tmp_path, capsys):
     assert "heldout/sw.jsonl (not the bytes that were written)" in capsys.readouterr().err
     file.write_text(text)
     assert open_prepared(folder).heldout("sw") == before
+
+
+def test_prepared_data_on_a_disk_that_cannot_be_written_to(small_settings, small_model, small_prepared, tmp_path, monkeypatch):
+    """`prepare` and training find all there: nothing is written. Root may write anywhere, so writing itself is forbidden here."""
+    folder = shutil.copytree(small_prepared, tmp_path / "data")
+
+    def fail(path, *_, **__):
+        raise OSError(30, "Read-only file system", str(path))
+
+    for name in ("babel_jax.files.write_bytes", "os.replace", "os.rename", "os.mkdir", "os.unlink"):
+        monkeypatch.setattr(name, fail)
+    report = prepare(small_settings.model_copy(update={"folder": str(folder)}), small_model)
+    assert report == open_prepared(folder).report
+
+
+@pytest.mark.parametrize("to", ["orbax", "hf"])
+def test_model_folders(base, tmp_path, capsys, to):
+    """Exported, converted and expanded ones; the list of a source is not taken for that of its copy."""
+    folder = tmp_path / "converted"
+    assert main(["convert", base["hf"], str(folder), "--to", to]) == 0
+    assert main(["expand", base["hf"], str(tmp_path / "deeper"), "--append", "1"]) == 0
+    capsys.readouterr()
+    for made in (base["hf"], folder, tmp_path / "deeper"):
+        assert main(["verify", str(made), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["without_digests"] == []
+        assert found["files"] == sum(path.is_file() for path in Path(made).rglob("*")) - 1
+    weights = max(folder.rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 4
+    weights.write_bytes(data)
+    assert main(["verify", str(folder)]) == 2
+    assert f"{weights.relative_to(folder)} (not the bytes that were written)" in capsys.readouterr().err

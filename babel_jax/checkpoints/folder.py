@@ -28,7 +28,7 @@ from babel_jax.checkpoints.layout import FOLDERS_BESIDE, MOST_BESIDE_BYTES, WEIG
 from babel_jax.checkpoints.names import Place, tensor_place
 from babel_jax.checkpoints.object_storage import is_url, stand_in
 from babel_jax.checkpoints.orbax_params import PARAMS, LeafFiles, StoredLeaves, load_orbax_params, save_orbax_params
-from babel_jax.checkpoints.processes import agreed, new_folder_of_all
+from babel_jax.checkpoints.processes import agreed, new_folder_of_all, write_sums_of_all
 from babel_jax.checkpoints.safetensors_files import SHARD_BYTES, Specs, StoredTensors, TensorFiles
 from babel_jax.checkpoints.streaming import (
     Piece,
@@ -45,6 +45,7 @@ from babel_jax.checkpoints.streaming import (
 from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.checkpoints.transformers_check import loaded_by_transformers
 from babel_jax.config import ModelConfig
+from babel_jax.digests import is_list, write_sums
 from babel_jax.errors import BadInput
 from babel_jax.files import read_bytes, read_json, write_bytes, write_text
 from babel_jax.new_folders import Progress, Unverified, check_free, resumable_folder
@@ -148,6 +149,7 @@ def save_folder(
             save_hf_params(partial, config, params, shard_bytes)
         else:
             save_orbax_params(partial, params)
+        write_sums_of_all(partial)
     return ModelFolder(path, format, config, hf_config)
 
 
@@ -238,6 +240,7 @@ def transfer(
             asked = loaded_by_transformers(partial, source.path, tensor_shapes(config))
             verified = {"verified": {**found, "transformers": asked}}
         check_unchanged(source.path, before)
+        write_sums(partial)
     return {**summary(dataclasses.replace(written, path=path), start), **verified}
 
 
@@ -273,7 +276,7 @@ def copy_other_files(source: Path, destination: Path) -> None:
     Raises BadInput for a link that leads out of the folder, for what is no regular file, and for a file of more than MOST_BESIDE_BYTES.
     """
     for file in sorted(source.iterdir()):
-        if file.name.startswith(".") or file.name in (CONFIG, Progress.NAME) or file.name.endswith(WEIGHT_SUFFIXES):
+        if file.name.startswith(".") or file.name in (CONFIG, Progress.NAME) or file.name.endswith(WEIGHT_SUFFIXES) or is_list(file):
             continue
         if not file.is_dir():
             write_bytes(destination / file.name, read_bytes(file, source, MOST_BESIDE_BYTES))

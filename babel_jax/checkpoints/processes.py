@@ -11,6 +11,7 @@ import numpy as np
 from jax._src import distributed  # the barrier of the coordination service has no public name
 from jax.experimental import multihost_utils
 
+from babel_jax.digests import SUMS, files_below, merge_sums, write_sums
 from babel_jax.errors import BadInput
 from babel_jax.new_folders import new_folder
 
@@ -92,6 +93,19 @@ def new_folder_of_all(final: Path) -> Iterator[Path]:
         yield partial
         with agreed():
             made.close()
+
+
+def write_sums_of_all(folder: Path) -> None:
+    """A list of digests of a folder that all processes have filled; each reads its share of the files. All call this."""
+    with agreed():
+        files = {str(path): path.stat().st_size for path in files_below(folder)}
+    owners, process = shared_out(files), jax.process_index()
+    own = f"{SUMS}.process_{process}"
+    with agreed():
+        write_sums(folder, [Path(path) for path in files if owners[path] == process], own)
+    with agreed():
+        if process == 0:
+            merge_sums(folder)
 
 
 def shared_out(sizes: Mapping[str, int]) -> dict[str, int]:

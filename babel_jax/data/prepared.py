@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from babel_jax import files
 from babel_jax.data.mixture import Supply
 from babel_jax.data.rows import Row
 from babel_jax.data.tokenizers import Tokenizer
@@ -151,7 +152,7 @@ def open_prepared(folder: Path | str) -> PreparedData:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises BadInput when it cannot be read."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = files.read_json(path)
         if isinstance(values, dict):
             return values
         problem = "not an object"

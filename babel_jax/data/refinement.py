@@ -4,7 +4,6 @@ Each task leaves its files in one step, so that a run that was stopped goes on w
 shard, a bucket of documents, or the duplicates of a language. The tasks are those of `cleaned_parts.py` and `duplicates.py`.
 """
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from babel_jax.data.cleaned_parts import clean_part, cleaned_folder, cleaning_ta
 from babel_jax.data.decontamination import evaluation_text
 from babel_jax.data.duplicates import RemovalTask, pair_bucket, pairing_tasks, remove_duplicates
 from babel_jax.data.engines import Workers
+from babel_jax.data.prepared import read_json
 from babel_jax.data.rows import Row, RowCounts
 from babel_jax.data.shards import SKETCHES, part_counts, shards_of
 from babel_jax.files import explain_os_errors
@@ -66,7 +66,7 @@ def refined_counts(settings: DataSettings, language: str) -> tuple[RowCounts, di
     folder = cleaned_folder(settings, language)
     rows = RowCounts()
     sources: dict[str, dict[str, Any]] = {}
-    removed = json.loads(RemovalTask(settings, language).done.read_text(encoding="utf-8")) if settings.deduplication is not None else {}
+    removed = read_json(RemovalTask(settings, language).done) if settings.deduplication is not None else {}
     for counts in part_counts(folder):
         rows.add(RowCounts(**counts["rows"]))
         label = counts["source"]

@@ -26,6 +26,7 @@ import zstandard
 
 from babel_jax.config import DeduplicationSettings
 from babel_jax.data.deduplication import band_keys, digests, signatures
+from babel_jax.data.prepared import read_json
 from babel_jax.data.rows import Row
 from babel_jax.errors import BadInput
 from babel_jax.files import PARTIAL
@@ -213,7 +214,7 @@ def _into_place(partial: Path) -> None:
 
 def part_counts(folder: Path) -> list[dict[str, Any]]:
     """What cleaning noted of each part of a language's sources, in the order of sources and parts."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in part_files(folder)]
+    return [read_json(path) for path in part_files(folder)]
 
 
 def part_files(folder: Path) -> list[Path]:

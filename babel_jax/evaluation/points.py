@@ -21,6 +21,7 @@ from babel_jax.errors import BadInput
 from babel_jax.evaluation.bits_per_byte import bits_per_byte, class_means, encode, encode_conversations
 from babel_jax.evaluation.suite import Results, run_suite
 from babel_jax.files import make_folder, write_text
+from babel_jax.run_files import Point, read_as
 from babel_jax.training.mesh import make_mesh
 
 log = logging.getLogger("babel")
@@ -84,10 +85,7 @@ def read_points(run_folder: Path, names: Sequence[str]) -> dict[str, Results]:
 
 
 def _read_point(path: Path) -> Results:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["tasks"]
-    except (ValueError, KeyError, TypeError):
-        raise BadInput(f'{path}: damaged, or of an older version (it has no "tasks"); remove it') from None
+    return read_as(path, Point)["tasks"]
 
 
 def point_names(config: Config) -> list[str]:

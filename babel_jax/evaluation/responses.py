@@ -26,7 +26,7 @@ class Responses:
         self._known: dict[str, Any] = {}
         self.cut: set[str] = set()
         for line in _read_by_first(path).split("\n"):
-            with contextlib.suppress(ValueError):  # a line may have been cut by a kill
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # a line may have been cut by a kill
                 entry = json.loads(line)
                 self._known[entry["request"]] = entry["response"]
                 self.cut |= {entry["request"]} if entry.get("cut") else set()

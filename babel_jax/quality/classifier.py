@@ -39,6 +39,7 @@ from babel_jax.new_folders import new_folder
 from babel_jax.quality.agreement import quantile_grid, quantile_of, roc_auc, spearman
 from babel_jax.quality.judge import JUDGED, Judged, read_judged
 from babel_jax.quality.regressor import HEAD, Regressor, with_head
+from babel_jax.run_files import read_as
 
 CLASSIFIER, QUALITY, SCORED = "classifier", "quality.json", "scored"
 ALL = "all"
@@ -118,7 +119,8 @@ def score_sources(config: QualityConfig, languages: Sequence[str] | None = None)
             known = out / SCORED / f"{code}.json"
             settings = config.classifier.model_dump(mode="json")
             made = fingerprint(quality=quality, settings=settings, characters=config.judge.max_characters, text=_text(own))
-            if known.is_file() and (before := json.loads(known.read_text(encoding="utf-8")))["made"] == made:
+            before = _scored_before(known)
+            if before.get("made") == made:
                 counted[code] = {name: value for name, value in before.items() if name != "made"}
                 continue
             rows = (row for source in own for row in read_rows(source, config.bad_rows, RowCounts()))
@@ -132,6 +134,14 @@ def score_sources(config: QualityConfig, languages: Sequence[str] | None = None)
     ]
     lines += [f"{rate:,.0f} tokens/s"] if rate else []
     return {"out": str(out / SCORED), "languages": counted, "tokens_per_second": rate, "summary": "\n".join([*lines, str(out / SCORED)])}
+
+
+def _scored_before(path: Path) -> dict[str, Any]:
+    """What was noted of a language; empty where nothing was, or it is damaged: the language is then scored anew."""
+    try:
+        return read_as(path, dict[str, Any])
+    except (FileNotFoundError, BadInput):
+        return {}
 
 
 def open_classifier(config: QualityConfig) -> tuple[Regressor, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import json
 import platform
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from babel_jax.evaluation.suite import Results
 from babel_jax.expansion.card import plans_of
 from babel_jax.expansion.plan import ExpansionPlan
 from babel_jax.languages import CODES
-from babel_jax.training.checkpoints import read_json_lines
+from babel_jax.run_files import Best, DuringLine, Evaluation, GoodputFile, Mixture, Sample, StepLine, Summary, read_as, read_lines
 from babel_jax.training.watch import BEST, DURING
 
 SAMPLES = "samples.json"
@@ -69,22 +68,25 @@ def read_run(folder: Path) -> RunRecord:
     points = dict(own)
     # Beside the run's own points, any other file of that form: benchmarks that `babel evaluate` wrote there, with those of baselines.
     for path in sorted((folder / "evaluation").glob("*.json")):
-        found = _json(path)
-        if path.stem not in own and "tasks" in found:
+        if path.stem in own:
+            continue
+        found = _object(path, Any)
+        if "tasks" in found:
+            found = read_as(path, Evaluation)
             others = {found.get("model", path.stem): found, **found.get("baselines", {})}
             points |= {name: {**points.get(name, {}), **other["tasks"]} for name, other in others.items() if name not in own}
     return RunRecord(
         folder,
         config,
         points,
-        read_json_lines(folder / "metrics.jsonl"),
-        read_json_lines(folder / "evaluation" / DURING),
-        _json(folder / "evaluation" / BEST),
-        _json(folder / "mixture.json"),
-        plans_of(_json(folder / "hf" / CONFIG)),
-        _json(folder / SAMPLES),
-        _json(folder / "goodput.json").get("seconds", {}),
-        _json(folder / "summary.json"),
+        read_lines(folder / "metrics.jsonl", StepLine),
+        read_lines(folder / "evaluation" / DURING, DuringLine),
+        _object(folder / "evaluation" / BEST, Best),
+        _object(folder / "mixture.json", dict[str, Mixture]),
+        plans_of(_object(folder / "hf" / CONFIG, dict[str, Any])),
+        _object(folder / SAMPLES, dict[str, Sample]),
+        _object(folder / "goodput.json", GoodputFile).get("seconds", {}),
+        _object(folder / "summary.json", Summary),
     )
 
 
@@ -99,10 +101,10 @@ def versions() -> dict[str, str]:
     return {**found, "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}", "processes": str(jax.process_count())}
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty where there is none, as in a run that is under way."""
+def _object(path: Path, kind: Any) -> dict[str, Any]:
+    """The object in a file; empty where there is none, as in a run that is under way. Raises BadInput for a damaged file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_as(path, kind)
+    except FileNotFoundError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -1,7 +1,6 @@
 """Checkpoints of a run by Orbax, written while training goes on: the train state, by step."""
 
 import dataclasses
-import json
 import logging
 import shutil
 import sys
@@ -28,6 +27,7 @@ from babel_jax.config import ModelConfig
 from babel_jax.digests import SUMS, lists_below, unlisted, write_sums
 from babel_jax.errors import BadInput
 from babel_jax.files import explain_os_errors
+from babel_jax.run_files import Line, read_lines
 from babel_jax.training.saved_steps import STATE, check_state, noted_in, to_note
 from babel_jax.training.step import TrainState
 
@@ -241,13 +241,5 @@ def newest_step(folder: Path) -> int:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON lines file; a last line that was cut off is left out."""
-    if not path.is_file():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return found
+    """The objects of a JSON lines file by step; see `read_lines`."""
+    return read_lines(path, Line)

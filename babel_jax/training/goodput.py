@@ -2,12 +2,17 @@
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 
+from babel_jax.errors import BadInput
 from babel_jax.files import write_text
+from babel_jax.run_files import GoodputFile, read_as
+
+log = logging.getLogger("babel")
 
 
 class Spent(StrEnum):
@@ -40,11 +45,16 @@ class Goodput:
         self.seconds = dict.fromkeys(Spent, 0.0)
         self._since = self._written = clock()
         self._last_step = -1
-        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-            before = json.loads(path.read_text(encoding="utf-8"))
-            self.seconds |= {Spent(name): seconds for name, seconds in before["seconds"].items()}
-            self._last_step = before["last_step"]
-            self.seconds[Spent.DOWN] += max(0.0, self._since - before["until"])
+        try:
+            before = read_as(path, GoodputFile)
+        except FileNotFoundError:
+            return
+        except BadInput as problem:
+            log.warning("%s; goodput is counted from now on", problem)
+            return
+        self.seconds |= {on: before["seconds"].get(on, 0.0) for on in Spent}
+        self._last_step = before.get("last_step", -1)
+        self.seconds[Spent.DOWN] += max(0.0, self._since - (before.get("until") or self._since))
 
     @contextlib.contextmanager
     def spent(self, on: Spent) -> Iterator[None]:
@@ -85,8 +95,8 @@ class Goodput:
 def goodput_of(path: Path) -> dict[str, float] | None:
     """The parts of a run's wall time by what they went to, from its file; None where there is none."""
     try:
-        seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"]
-    except (FileNotFoundError, ValueError, KeyError):
+        seconds = read_as(path, GoodputFile)["seconds"]
+    except (FileNotFoundError, BadInput):
         return None
     total = sum(seconds.values())
     return {name: value / total for name, value in seconds.items()} if total > 0 else None

@@ -21,8 +21,8 @@ from babel_jax.config import ModelConfig
 from babel_jax.files import write_text
 from babel_jax.languages import CODES
 from babel_jax.model.flops import model_flops_per_token
+from babel_jax.run_files import StepLine, read_lines
 from babel_jax.training.board import Board
-from babel_jax.training.checkpoints import read_json_lines
 from babel_jax.training.goodput import Goodput
 
 log = logging.getLogger("babel")
@@ -67,7 +67,7 @@ class Metrics:
         lines: list[dict[str, Any]] = []
         self._writes = writes = jax.process_index() == 0  # all processes see the same values
         if writes:
-            lines = read_json_lines(self._path)
+            lines = read_lines(self._path, StepLine)
             if again := {line["step"]: line.get("seconds", 0.0) for line in lines if line["step"] >= start_step}:
                 goodput.lose(again)
                 goodput.save(start_step - 1)  # before the lines go that say so

@@ -19,10 +19,12 @@ from babel_jax.checkpoints.processes import agreed, meet
 from babel_jax.config import Config, ModelConfig, OptimizerSettings, Stage, Trained
 from babel_jax.data.loading import Batches
 from babel_jax.data.mixture import Mixture, make_mixture, make_mixture_of_steps, tokens_per_window
-from babel_jax.data.prepared import open_prepared, read_json
+from babel_jax.data.prepared import open_prepared
 from babel_jax.errors import BadInput, Preempted
 from babel_jax.files import write_text
 from babel_jax.model.decoder import abstract_params
+from babel_jax.run_files import Mixture as MixtureFile
+from babel_jax.run_files import TextRead, read_as
 from babel_jax.training.checkpoints import Checkpoints, abstract_state, newest_step
 from babel_jax.training.compilation import Profile
 from babel_jax.training.deepening import Depth, depth_at, expand_state
@@ -182,7 +184,7 @@ def _check_models(stages: Sequence[PlannedStage], models: Sequence[Depth]) -> No
 
 def _note_text(path: Path, fingerprint: str, step: int) -> None:
     """Keeps which prepared text the steps from one on have read. Says so where a run goes on with other text than it was begun with."""
-    before = read_json(path)["text"] if step and path.is_file() else []
+    before = read_as(path, TextRead)["text"] if step and path.is_file() else []
     known = [entry for entry in before if entry["from_step"] < step]
     if known and known[-1]["fingerprint"] != fingerprint:
         log.warning(
@@ -200,7 +202,7 @@ def _note_text(path: Path, fingerprint: str, step: int) -> None:
 def _check_totals(stages: Sequence[PlannedStage], run_folder: Path) -> None:
     """Raises BadInput for a run that an earlier version began, in which `curated` came on top of a language's own part."""
     path = run_folder / "mixture.json"
-    before = read_json(path) if path.is_file() else {}
+    before = read_as(path, dict[str, MixtureFile]) if path.is_file() else {}
     for plan in stages:
         rows = before.get(plan.stage.name, {}).get("rows", [])
         for code in plan.stage.mixture.curated if rows else ():

@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 from babel_jax.checkpoints.processes import agreed
 from babel_jax.config import ModelConfig
 from babel_jax.files import make_folder, write_text
-from babel_jax.training.checkpoints import read_json_lines
+from babel_jax.run_files import DuringLine, read_lines
 
 DURING, BEST = "during.jsonl", "best.json"
 # What the model scores after so many steps: {task: {language: {"score", ...}}}, with bits_per_byte among the tasks.
@@ -33,7 +33,7 @@ class Watch:
     def resume_at(self, step: int) -> None:
         """Goes on with what was measured up to a step; what comes behind it is of a run that was cut off, and goes."""
         if self._every is not None:
-            self._lines = [line for line in read_json_lines(self._folder / DURING) if line["step"] <= step]
+            self._lines = [line for line in read_lines(self._folder / DURING, DuringLine) if line["step"] <= step]
             self._write()
 
     def due(self, step: int) -> bool:

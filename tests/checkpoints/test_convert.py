@@ -50,7 +50,7 @@ def test_files_beside_the_parameters_come_along_and_weights_do_not(tmp_path, wri
         (source / name).write_text(text)
     (source / "runs").mkdir()
     convert(source, tmp_path / "orbax")
-    assert {file.name for file in (tmp_path / "orbax").iterdir()} == {"config.json", "params", *kept}
+    assert {file.name for file in (tmp_path / "orbax").iterdir()} == {"config.json", "params", "SHA256SUMS", *kept}
     assert all((tmp_path / "orbax" / name).read_text() == text for name, text in kept.items())
 
 

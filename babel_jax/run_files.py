@@ -1,0 +1,173 @@
+"""The JSON files of a run folder, read back: a damaged one is named in one line, whatever was changed in it."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from babel_jax.errors import BadInput
+from babel_jax.files import open_regular, parse_json, read_json
+
+MOST_LINE_BYTES = 16 * 2**20
+
+
+class _Part(BaseModel):
+    """A JSON object of which these keys are needed; others may be there."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class Score(_Part):
+    """A score of a task in a language."""
+
+    score: float
+    stderr: float | None = None
+    n: int = 0
+
+
+Results = dict[str, dict[str, Score]]  # by task and language
+
+
+class Point(_Part):
+    """evaluation/POINT.json"""
+
+    tasks: Results
+
+
+class Evaluation(Point):
+    """evaluation/evaluation.json, as `babel evaluate` writes it."""
+
+    baselines: dict[str, Point] = {}
+
+
+class Line(_Part):
+    """A line of a file by step."""
+
+    step: int
+
+
+class StepLine(Line):
+    """A line of metrics.jsonl."""
+
+    stage: str
+    loss: float | None
+    seconds: float | None = None
+    tokens: int = 0
+    tokens_per_second: float | None = None
+    gradient_norm: float | None = None
+    rate: float | None = None
+    loss_by_language: dict[str, float | None] = {}
+    tokens_by_language: dict[str, int] = {}
+    epochs_by_language: dict[str, float] = {}
+
+
+class DuringLine(Line):
+    """A line of evaluation/during.jsonl."""
+
+    tasks: Results
+
+
+class Best(_Part):
+    """evaluation/best.json"""
+
+    step: int
+    bits_per_byte: float
+    checkpoint: str
+
+
+class MixtureRow(_Part):
+    """A dataset's part of a stage."""
+
+    language: str
+    kind: str
+    tokens: int
+    share: float
+    epochs: float
+
+
+class Mixture(_Part):
+    """A stage of mixture.json."""
+
+    rows: list[MixtureRow]
+    warnings: list[str] = []
+
+
+class TextOfSteps(_Part):
+    """Which prepared text the steps from one on have read."""
+
+    from_step: int
+    fingerprint: str
+
+
+class TextRead(_Part):
+    """data.json"""
+
+    text: list[TextOfSteps]
+
+
+class Sample(_Part):
+    """A language of samples.json."""
+
+    prompt: str
+    text: str
+
+
+class GoodputFile(_Part):
+    """goodput.json"""
+
+    seconds: dict[str, float]
+    until: float | None = None
+    last_step: int = -1
+
+
+class Summary(_Part):
+    """summary.json"""
+
+    out: str
+    hf: str
+    bits_per_byte: dict[str, dict[str, float]]
+    summary: str
+
+
+class AblationResult(_Part):
+    """A variant in the results of `babel ablate`; bits per byte by language."""
+
+    variant: str
+    seed: int
+    before: dict[str, float]
+    after: dict[str, float] = {}
+
+
+def read_as(path: Path, kind: Any) -> Any:
+    """The JSON value of a file, checked to be of a kind: one of the classes here, or a dict or list of them.
+
+    Raises FileNotFoundError without a file, and BadInput for a damaged one.
+    """
+    return _checked(read_json(path), kind, str(path))
+
+
+def read_lines(path: Path, kind: Any) -> list[dict[str, Any]]:
+    """The objects of a JSON lines file, each of a kind; none without a file. A last line that was cut off is left out.
+
+    Raises BadInput for any other damaged line: to leave it out would lose what a run has done, without a word.
+    """
+    found: list[dict[str, Any]] = []
+    if not path.is_file():
+        return found
+    with open_regular(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(MOST_LINE_BYTES), b""), 1):
+            if not line.endswith(b"\n"):
+                break
+            where = f"{path}:{number}"
+            found.append(_checked(parse_json(line, where), kind, where))
+    return found
+
+
+def _checked(value: Any, kind: Any, where: str) -> Any:
+    try:
+        TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise BadInput(f"{where}: damaged, or of an older version ({key}: {first['msg']}); put back a copy of it, or remove it") from None
+    return value
