@@ -66,17 +66,19 @@ def card_files(
         f"# A model of {hf_config['num_hidden_layers']} layers ({hf_config.get('model_type', 'decoder')})",
         f"Made by babel-jax {__version__} from {named}; it loads in `transformers` as it is."
         + (f" The card of the base is kept in `{BASE_CARD}`." if foreign is not None else ""),
-        f"Licence of the base: {markdown_text(licence)}."
-        if licence
-        else "No licence is named by what it was made from."
-        if source is not None
-        else "",
+        _licence_line(licence, source),
         *sections,
     ]
     card = f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(part for part in body if part) + "\n"
     if foreign is None:
         return {CARD: card}
     return {CARD: card, BASE_CARD: read_bytes(foreign, foreign.parent, MOST_BESIDE_BYTES).decode("utf-8", "replace")}
+
+
+def _licence_line(licence: str | None, source: Path | None) -> str:
+    if licence:
+        return f"Licence of the base: {markdown_text(licence)}."
+    return "No licence is named by what it was made from." if source is not None else ""
 
 
 def markdown_code(text: object) -> str:

@@ -359,3 +359,16 @@ def test_whole_numbers_are_read_and_written_as_transformers_takes_them():
     hf = {**LLAMA, "initializer_range": 0, "rms_norm_eps": 1}
     assert read_hf_config(hf, "x").initializer_range == 0.0
     assert transformers.LlamaConfig.from_dict(in_both_spellings(hf, "x")).rms_norm_eps == 1.0
+
+
+@pytest.mark.parametrize(
+    "hf", [{**QWEN_7B, "head_dim": None}, {**QWEN_7B, "max_window_layers": None}, {**MISTRAL, "model_type": "ministral"}]
+)
+def test_null_for_which_transformers_makes_no_model_is_filled(hf):
+    transformers = pytest.importorskip("transformers")
+    hf = {**hf, "architectures": None, "num_hidden_layers": 2, "hidden_size": 56, "intermediate_size": 8, "vocab_size": 8}
+    hf |= {"bos_token_id": None, "eos_token_id": None}
+    both = in_both_spellings(hf, "x")
+    kind = {"qwen2": "Qwen2", "ministral": "Ministral"}[hf["model_type"]]
+    model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config").from_dict(both))
+    assert model.model.layers[0].self_attn.head_dim == read_hf_config(hf, "x").head_dim
