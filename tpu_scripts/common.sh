@@ -42,7 +42,9 @@ parse() {
         if [[ $flags == *" $option "* ]]; then
             printf -v "$option" true
         elif [[ $valued == *" $option "* ]]; then
-            [[ $# -gt 1 ]] || die "$1 needs a value"
+            # The next option is no value: without this, `--zone --dry-run` would run for real.
+            [[ $# -gt 1 && $2 != --* ]] || die "$1 needs a value"
+            [[ $2 != *[[:cntrl:]]* ]] || die "$1 has a line break or another control character in its value"
             printf -v "$option" '%s' "$2" && shift
         else
             die "unknown option $1; see --help"
@@ -71,8 +73,7 @@ check_number() {
 # The record has a line for each thing that these scripts created: its kind, place and name.
 remember() {
     $dry_run && return
-    mkdir -p "${record%/*}"
-    printf '%s\n' "$*" >>"$record"
+    { mkdir -p "${record%/*}" && printf '%s\n' "$*" >>"$record"; } || die "$record cannot be written, so nothing is created that could not be deleted again"
 }
 
 created_here() {

@@ -80,6 +80,9 @@ spec:
         template:
           spec:
             restartPolicy: Never
+            securityContext:
+              seccompProfile:
+                type: RuntimeDefault
             terminationGracePeriodSeconds: 120
             nodeSelector:
               cloud.google.com/gke-tpu-accelerator: $(yaml "$accelerator")
@@ -88,6 +91,10 @@ spec:
             - name: train
               image: $(yaml "$image")
               command: [bash, -c, $(yaml "$train")]
+              securityContext:
+                allowPrivilegeEscalation: false
+                capabilities:
+                  drop: [ALL]
               ports:
               - containerPort: 8471
               - containerPort: 8482

@@ -47,8 +47,22 @@ create() {
     else
         options+=(--runtime-version="$runtime" --node-count="$slices" --node-prefix="$name")
     fi
-    change "${tpus[@]}" create "$name" "${options[@]}" || return
-    created_here "$thing" || remember "$thing"
+    # Recorded first: what is made and not recorded could not be deleted from here.
+    local known=true status=0 said
+    if ! created_here "$thing"; then known=false && remember "$thing"; fi
+    if $dry_run; then
+        change "${tpus[@]}" create "$name" "${options[@]}"
+        return
+    fi
+    said=$(mktemp "${TMPDIR:-/tmp}/babel-jax-XXXXXX")
+    "${tpus[@]}" create "$name" "${options[@]}" 2>"$said" || status=$?
+    cat "$said" >&2
+    # Forgotten is what was not made, and what somebody else has made; what gcloud failed at halfway is there, and stays recorded.
+    if ((status)) && ! $known; then
+        if grep -qiE 'already.?exists' "$said" || [[ $(state) =~ ^(GONE)?$ ]]; then forget "$thing"; fi
+    fi
+    rm -f "$said"
+    return "$status"
 }
 
 # READY or ACTIVE when it can be used, GONE when there is none.
@@ -100,7 +114,7 @@ install() {
     [[ -z $mount ]] || on_all "$mount"
     # By uv, which brings a Python: that of the images (Ubuntu 22.04) is 3.10, too old, and often without venv.
     setup='tar -xzf babel-jax.tar.gz && cd babel-jax'
-    setup+=' && python3 -m pip install --quiet --upgrade --target .uv uv'
+    setup+=' && python3 -m pip install --quiet --upgrade --target .uv --constraint constraints.txt uv'
     setup+=' && .uv/bin/uv venv --quiet --clear --python 3.11 .venv'
     setup+=' && .uv/bin/uv pip install --quiet --constraint constraints.txt ".[tpu]"'
     on_all "$setup"

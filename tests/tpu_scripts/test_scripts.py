@@ -20,6 +20,10 @@ from pathlib import Path
 name, folder = Path(sys.argv[0]).name, Path(os.environ["STAND_IN"])
 with open(folder / "calls", "a") as file:
     file.write(json.dumps([name, *sys.argv[1:]]) + "\\n")
+if "create" in sys.argv and "STAND_IN_SHOWS" in os.environ:
+    (folder / "shown").write_text(Path(os.environ["STAND_IN_SHOWS"]).read_text())
+if "create" in sys.argv and (folder / "stderr").is_file():
+    print((folder / "stderr").read_text(), file=sys.stderr)
 manifest = sys.stdin.read() if "--filename=-" in sys.argv else ""
 (folder / "manifest").write_text(manifest) if manifest else None
 for answers in sorted((folder / "answers").iterdir()):
@@ -127,6 +131,61 @@ def test_what_could_not_be_created_is_not_recorded(call):
     assert call("tpu_vm.sh", "delete", *POD)[0].returncode == 2
 
 
+def test_what_was_made_although_gcloud_failed_can_be_deleted(call):
+    """The connection broke while it waited; the TPU is there, and costs."""
+    answers = {"create": ["1 timed out"], "describe": ["0 CREATING"]}
+    assert call("tpu_vm.sh", "create", *POD, *KIND, answers=answers)[0].returncode == 1
+    ended, calls = call("tpu_vm.sh", "delete", *POD)
+    assert (ended.returncode, calls[0][4]) == (0, "delete")
+
+
+def test_what_somebody_else_made_is_never_recorded(call):
+    (call.state / "stderr").write_text("ERROR: (gcloud) ALREADY_EXISTS: resource my-pod already exists")
+    answers = {"create": ["1"], "describe": ["0 READY"]}
+    ended, _ = call("tpu_vm.sh", "create", *POD, *KIND, answers=answers)
+    assert "ALREADY_EXISTS" in ended.stderr
+    assert call("tpu_vm.sh", "delete", *POD)[0].returncode == 2
+
+
+def test_nothing_is_created_that_cannot_be_recorded(call, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    ended, calls = call("tpu_vm.sh", "create", *POD, *KIND, BABEL_RECORD=str(tmp_path / "file" / "created"))
+    assert (ended.returncode, calls) == (2, [])
+    assert "cannot be written, so nothing is created" in ended.stderr
+
+
+def test_it_is_recorded_before_it_is_created(call, tmp_path):
+    """Killed right after gcloud has begun, the record has it."""
+    record = tmp_path / "record"
+    ended, _ = call("tpu_vm.sh", "create", *POD, *KIND, BABEL_RECORD=str(record), STAND_IN_SHOWS=str(record))
+    assert ended.returncode == 0
+    assert (call.state / "shown").read_text() == "tpu-vm my-project my-zone my-pod\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("tpu_vm.sh", ("create", "--name", "n", "--project", "p", "--type", "t", "--runtime", "r", "--zone", "--dry-run")),
+        ("tpu_vm.sh", ("delete", "--name", "n", "--project", "p", "--zone", "--dry-run")),
+        ("gke.sh", ("create", *JOBSET, "--namespace", "--dry-run")),
+        ("slurm.sh", ("launch", "--name", "n", "--nodes", "1", "--gpus", "1", "--config", "c", "--out", "o", "--partition", "--dry-run")),
+        ("slurm.sh", ("launch", "--name", "n", "--nodes", "1", "--gpus", "1", "--config", "c", "--out", "--", "x")),
+    ],
+)
+def test_the_next_option_is_no_value(call, script, arguments):
+    ended, calls = call(script, *arguments)
+    assert (ended.returncode, calls) == (2, [])
+    assert "needs a value" in ended.stderr
+
+
+@pytest.mark.parametrize("option", ["--image", "--accelerator", "--topology", "--claim", "--config", "--out", "--namespace", "--context"])
+@pytest.mark.parametrize("character", ["\n", "\r", "\x1b", "\x7f"])
+def test_control_characters_of_a_value_are_refused(call, option, character):
+    ended, calls = call("gke.sh", "create", *JOBSET, option, f"a{character}privileged: true")
+    assert (ended.returncode, calls) == (2, [])
+    assert f"{option} has a line break or another control character in its value" in ended.stderr
+
+
 def test_install_copies_this_commit_to_all_workers(call):
     ended, calls = call("tpu_vm.sh", "install", *POD, "--mount", "sudo mount server:/disk /data", answers={"describe": ["0 READY"]})
     assert ended.returncode == 0, ended.stderr
@@ -145,7 +204,7 @@ def test_install_needs_no_python_of_the_image_but_to_bring_uv(call, tmp_path):
     commands.mkdir(parents=True)
     subprocess.run(["git", "archive", "--prefix=babel-jax/", f"--output={worker}/babel-jax.tar.gz", "HEAD"], cwd=SCRIPTS, check=True)
     (worker / "uv").write_text('#!/bin/sh\nfor word; do printf "%s\\n" "$word"; done >>uv.calls\n')
-    python = f'#!/bin/sh\ntest "$*" = "-m pip install --quiet --upgrade --target .uv uv" && mkdir -p .uv/bin && cp {worker}/uv .uv/bin/\n'
+    python = f'#!/bin/sh\ntest "$*" = "-m pip install --quiet --upgrade --target .uv --constraint constraints.txt uv" && mkdir -p .uv/bin && cp {worker}/uv .uv/bin/\n'
     (commands / "python3").write_text(python)
     for command in (worker / "uv", commands / "python3"):
         command.chmod(0o755)
@@ -297,6 +356,8 @@ def test_the_manifest_of_gke(call):
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4x4"
     (container,) = pod["containers"]
     assert container["resources"]["limits"]["google.com/tpu"] == 4
+    assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert pod["securityContext"] == {"seccompProfile": {"type": "RuntimeDefault"}}
     assert shlex.split(container["command"][2])[3:7] == ["babel", "train", '/data/a "b".toml', "--set"]
     assert container["name"] == refused["onExitCodes"]["containerName"]
     assert container["command"][2].endswith("test -s /data/o\\ p/summary.json")
