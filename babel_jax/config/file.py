@@ -13,7 +13,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from babel_jax.config import Config, Settings
-from babel_jax.errors import BadInput
+from babel_jax.errors import BadInput, one_line
+from babel_jax.files import read_text
 
 S = TypeVar("S", bound=Settings)
 
@@ -69,18 +70,32 @@ def _keep_languages(mixture: dict[str, Any], languages: Collection[str]) -> None
 def read_toml(path: Path) -> dict[str, Any]:
     """The plain values of a TOML file. Raises BadInput when it is missing or cannot be parsed."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _toml(read_text(path))
     except FileNotFoundError:
         raise BadInput(f"{path}: no such config file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise BadInput(f"{path}: not a readable TOML file: {error}") from None
+    except (ValueError, OSError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"{path}: not a readable TOML file: {one_line(error, 300)}") from None
+
+
+def _toml(text: str) -> dict[str, Any]:
+    """The values of TOML text. Raises ValueError for what is none, and for values that no setting has."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("values are nested too deep in each other") from None
 
 
 def parse_settings(kind: type[S], values: dict[str, Any], where: str) -> S:
     """Settings of one class from plain values; `where` stands in messages. Raises BadInput that names every mistake in one line."""
     try:
         # Through JSON, because strict validation then still takes lists for tuples and strings for enums, and nothing else.
-        return kind.model_validate_json(json.dumps(values, default=str))
+        as_json = json.dumps(values, default=str)
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits
+        raise BadInput(f"{where}: a value that no setting has: {one_line(error, 300)}") from None
+    try:
+        return kind.model_validate_json(as_json)
     except ValidationError as error:
         mistakes = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
         raise BadInput(f"{where}: " + "; ".join(_explain(kind, mistake) for mistake in mistakes)) from None
@@ -91,8 +106,8 @@ def _override(values: dict[str, Any], override: str) -> None:
     if not equals or not key.strip():
         raise BadInput(f"--set {override}: not of the form key=value, for example training.global_batch_size=16")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = _toml(f"value = {text}")["value"]
+    except ValueError:
         value = text
     *parents, last = (part.strip() for part in key.split("."))
     place: Any = values

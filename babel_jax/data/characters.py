@@ -81,8 +81,8 @@ def _combining() -> Bool[np.ndarray, "1114112"]:
 
 
 def code_points(text: str) -> CodePoints:
-    """The code points of a text."""
-    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    """The code points of a text; half of a surrogate pair, which JSON can spell, is one."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
 def kinds(points: CodePoints) -> UInt8[np.ndarray, "characters"]:

@@ -14,7 +14,8 @@ from jaxtyping import Bool, UInt64
 
 from babel_jax.config import DecontaminationSettings, Source
 from babel_jax.data.characters import CodePoints, Kind, code_points, kinds, ngrams, with_short_runs_of_marks
-from babel_jax.data.records import parts, read_records
+from babel_jax.data.records import parquet_rows, parts, read_records
+from babel_jax.data.streams import BadRowError
 from babel_jax.errors import BadInput
 
 _DENSE = ("zh", "ja", "ko")
@@ -125,22 +126,21 @@ def evaluation_text(settings: DecontaminationSettings) -> EvaluationText:
 
 
 def _strings_of(part: str) -> Iterator[str]:
-    if Path(part).suffix == ".parquet":
-        import pyarrow.parquet
-
-        with pyarrow.parquet.ParquetFile(part) as file:
-            for batch in file.iter_batches():
-                yield from _strings(batch.to_pylist())
-        return
-    for _, record in read_records(Source(language="en", path=part), part):
+    """Every string of a file. Raises BadInput for a row that cannot be read: what it holds would not be looked for."""
+    rows = parquet_rows(part) if Path(part).suffix == ".parquet" else read_records(Source(language="en", path=part), part)
+    for place, record in rows:
+        if isinstance(record, BadRowError):
+            raise BadInput(f"{place}: {record}; repair or remove the row of evaluation items")
         yield from _strings(record)
 
 
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, bytes):
-        yield value.decode("utf-8", "replace")
-    elif isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _strings(inner)
+def _strings(record: Any) -> Iterator[str]:
+    waiting = [record]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, bytes):
+            yield value.decode("utf-8", "replace")
+        elif isinstance(value, str):
+            yield value
+        elif isinstance(value, dict | list):
+            waiting += value.values() if isinstance(value, dict) else value

@@ -167,23 +167,31 @@ def _paragraph(path: str, start: int, lines: list[bytes], size: int, text_key: s
 
 
 def _parquet_records(path: str, source: Source) -> Iterator[Record]:
+    with explained(path, lambda: "row 0"), opened(path) as place, pyarrow.parquet.ParquetFile(place) as file:
+        names = file.schema_arrow.names
+    if source.text_key not in names:
+        raise BadInput(f"{path}: no column {source.text_key!r}; set text_key to one of {', '.join(names[:_NAMED])}")
+    wanted = (source.text_key, source.id_key, source.score_key, KIND_KEY, *source.where)
+    yield from parquet_rows(path, [name for name in dict.fromkeys(wanted) if name in names])
+
+
+def parquet_rows(path: str, wanted: Sequence[str] | None = None) -> Iterator[Record]:
+    """The rows of a parquet file, with the columns that are wanted or all, in bounded memory."""
     number = 0
-    with explained(path, lambda: f"row {number}"), opened(path) as place:
-        with pyarrow.parquet.ParquetFile(place) as file:
-            schema = file.schema_arrow
-            _check_expansion(path, file.metadata)
-        if source.text_key not in schema.names:
-            raise BadInput(f"{path}: no column {source.text_key!r}; set text_key to one of {', '.join(schema.names[:_NAMED])}")
-        wanted = (source.text_key, source.id_key, source.score_key, KIND_KEY, *source.where)
-        columns = [name for name in dict.fromkeys(wanted) if name in schema.names]
-        with pyarrow.parquet.ParquetFile(place, buffer_size=_BLOCK_BYTES, pre_buffer=False) as file:
-            for group in range(file.num_row_groups):
-                size = _rows_at_once(file.metadata.row_group(group))
-                for batch in file.iter_batches(size, row_groups=[group], columns=columns):
-                    values = [batch.column(name) for name in columns]
-                    for row in range(batch.num_rows):
-                        number += 1
-                        yield f"{path}:{number}", _parquet_row(columns, values, row)
+    with (
+        explained(path, lambda: f"row {number}"),
+        opened(path) as place,
+        pyarrow.parquet.ParquetFile(place, buffer_size=_BLOCK_BYTES, pre_buffer=False) as file,
+    ):
+        _check_expansion(path, file.metadata)
+        for group in range(file.num_row_groups):
+            size = _rows_at_once(file.metadata.row_group(group))
+            for batch in file.iter_batches(size, row_groups=[group], columns=wanted):
+                columns = batch.schema.names
+                values = [batch.column(name) for name in columns]
+                for row in range(batch.num_rows):
+                    number += 1
+                    yield f"{path}:{number}", _parquet_row(columns, values, row)
 
 
 def _check_expansion(path: str, metadata: Any) -> None:

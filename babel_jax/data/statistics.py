@@ -7,6 +7,7 @@ import dataclasses
 import html
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +17,12 @@ import numpy as np
 
 from babel_jax.config import Source
 from babel_jax.data.prepared import SETTINGS, PreparedData, open_prepared, read_json
+from babel_jax.errors import one_line
 from babel_jax.files import write_text
 from babel_jax.languages import LANGUAGES
 
 PAGE, CARD = "statistics.html", "README.md"
+_LONGEST_NAME = 300  # characters
 _SAMPLES, _SAMPLE_CHARACTERS, _BINS = 3, 400, 10
 # What the rest of the rows became, by its key in a language's part of the report.
 _FATES = {
@@ -138,7 +141,7 @@ def page(prepared: PreparedData, languages: Sequence[LanguageStatistics]) -> str
     )
     title = html.escape(prepared.folder.name)
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}: statistics</title>\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{_POLICY}\n<title>{title}: statistics</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{_STYLE}</style>\n</head>\n<body>\n'
         f"<h1>{title}</h1>\n<p>{about}</p>\n{overview}\n{''.join(map(_section, languages))}</body>\n</html>\n"
     )
@@ -163,7 +166,7 @@ def card(prepared: PreparedData, languages: Sequence[LanguageStatistics]) -> str
             *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()),  # JSON is YAML
             "---",
             "",
-            f"# {prepared.folder.name}",
+            f"# {_markdown(prepared.folder.name)}",
             "",
             f"Packed windows of {prepared.seq_len:,} tokens for training: a TFDS dataset (ArrayRecord) `windows/LANGUAGE-KIND` for each",
             "language and kind of text, made by `babel prepare`. Figures, drops by rule and samples are in `statistics.html`.",
@@ -172,10 +175,11 @@ def card(prepared: PreparedData, languages: Sequence[LanguageStatistics]) -> str
             "",
             "## Sources and licences",
             "",
-            "The licence of each text is its source's." + (f" Named are: {', '.join(licences)}." if licences else " None was named."),
+            "The licence of each text is its source's."
+            + (f" Named are: {', '.join(map(_markdown, licences))}." if licences else " None was named."),
             "",
             *(
-                f"- {own.code}: {name}" + (f" ({source['licence']})" if source.get("licence") else "")
+                f"- {own.code}: {_markdown(name)}" + (f" ({_markdown(source['licence'])})" if source.get("licence") else "")
                 for own in languages
                 for name, source in own.sources.items()
             ),
@@ -243,6 +247,11 @@ def _markdown_table(languages: Sequence[LanguageStatistics]) -> str:
     return "\n".join(lines)
 
 
+def _markdown(text: object) -> str:
+    """A name that somebody else has given, as text of Markdown and nothing else: no link, no image, no HTML, one line."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", one_line(text, _LONGEST_NAME))
+
+
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Cells are HTML already."""
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows)
@@ -278,6 +287,8 @@ def _size_category(documents: int) -> str:
     return "n>1B"
 
 
+# The page has styles of its own and nothing else, as the report of a run.
+_POLICY = """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">"""
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }

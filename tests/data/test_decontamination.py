@@ -8,6 +8,7 @@ import pytest
 from babel_jax.config import CleaningSettings, DataSettings, DecontaminationSettings, Rule, Source
 from babel_jax.data.decontamination import EvaluationText
 from babel_jax.data.prepare import prepare
+from babel_jax.errors import BadInput
 
 ITEMS = {
     "hi": "बड़े बाज़ार में लड़का सड़क पर दौड़ता हुआ अपनी पढ़ाई की क़लम और काग़ज़ ढूंढने के लिए हर दुकान पर पूछता रहा",
@@ -54,3 +55,31 @@ def test_items_are_looked_for_before_personal_data_is_masked(tmp_path, small_mod
     found = prepare(settings, small_model)["languages"]["en"]["cleaning"]["web"]
     assert found["dropped"] == {"evaluation": 1}
     assert found["masked"] == {}
+
+
+def items_of(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    return EvaluationText(DecontaminationSettings(paths=(str(path),)))
+
+
+def test_items_that_cannot_be_read_are_named(tmp_path):
+    """They were passed over in silence, and what they ask for stayed in the text."""
+    good = json.dumps({"question": ITEMS["fr"]}).encode() + b"\n"
+    for bad, reason in (
+        (b"{cut\n", "not readable JSON"),
+        (b'{"q": "caf\xe9"}\n', "not UTF-8"),
+        (b"[" * 100_000 + b"\n", "not readable JSON"),
+    ):
+        with pytest.raises(BadInput, match=rf"items\.jsonl:2: {reason}.*repair or remove the row of evaluation items"):
+            items_of(tmp_path, "items.jsonl", good + bad)
+    with pytest.raises(BadInput, match=r"items\.parquet: unreadable after row 0"):
+        items_of(tmp_path, "items.parquet", b"PAR1 and nothing more PAR1")
+
+
+def test_odd_strings_of_items(tmp_path):
+    """Half of a surrogate pair, deep nesting, strings in lists and keys that are no text."""
+    nested = json.dumps({"a": [[{"b": [1, None, ITEMS["fr"]]}]]}).encode()
+    deep = b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}"
+    evaluation = items_of(tmp_path, "items.jsonl", b'{"q": "half \\ud83d", "\\ud83d": "x"}\n' + deep + b"\n" + nested + b"\n")
+    assert evaluation.file_of(ITEMS["fr"], "fr") is not None

@@ -17,7 +17,7 @@ import pytest
 import zstandard
 
 from babel_jax.config import BadRows, CleaningSettings, DataSettings, DecontaminationSettings, DeduplicationSettings, Engine, Rule, Source
-from babel_jax.data import cleaned_parts, records, refinement
+from babel_jax.data import cleaned_parts, records, refinement, streams
 from babel_jax.data import prepare as prepare_module
 from babel_jax.data.corpus import embedded_corpus
 from babel_jax.data.decontamination import EvaluationText
@@ -467,7 +467,8 @@ def test_a_truncated_parquet_file_and_a_wrong_column(tmp_path, prepared_from):
 
 
 def test_rows_that_no_document_can_be(tmp_path, prepared_from, monkeypatch):
-    monkeypatch.setattr(records, "MAX_DOCUMENT_BYTES", 1 << 12)
+    for module in (records, streams):
+        monkeypatch.setattr(module, "MAX_DOCUMENT_BYTES", 1 << 12)
     texts = varied("sw", 9)
     lines = as_jsonl(texts).splitlines(keepends=True)
     lines[2:2] = [

@@ -2,6 +2,7 @@
 
 import html.parser
 import json
+import re
 import shutil
 
 import pytest
@@ -101,6 +102,22 @@ def test_the_page(folder, capsys):
     assert {direction for code, direction, _ in reader.quotes if code != "ar"} == {"ltr"}
 
 
+def test_names_of_strangers_are_text_in_page_and_card(small_model, write_rows, rows_of, tmp_path):
+    name = "[x](http://a/) <img src=x onerror=alert(1)>\n# head \x1b[31m `|"
+    path = write_rows(tmp_path / "sw.jsonl", rows_of("sw", ("web",)))
+    source = Source(language="sw", path=str(path), name=name, licence="<script>")
+    prepare(DataSettings(folder=str(tmp_path / "<b>"), seq_len=64, heldout_fraction=0.2, sources=(source,)), small_model)
+    write_statistics(tmp_path / "<b>")
+    text, page = ((tmp_path / "<b>" / file).read_text(encoding="utf-8") for file in ("README.md", "statistics.html"))
+    body = text.split("## Made with")[0].split("---\n", 2)[2]
+    for own in ("`babel prepare`", "`windows/LANGUAGE-KIND`", "`statistics.html`"):
+        body = body.replace(own, "")
+    assert not re.search(r"(?<!\\)[<\[`]|^# head|\x1b", body, re.MULTILINE)
+    assert "<script" not in page
+    assert "<img" not in page
+    assert """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">""" in page
+
+
 def test_the_card(folder):
     yaml = pytest.importorskip("yaml")
     write_statistics(folder)
@@ -111,7 +128,7 @@ def test_the_card(folder):
     assert values["license"] == "other"
     assert "| Arabic (ar) |" in body
     assert "Named are: CC-BY-SA-4.0." in body
-    assert "- ar: wiki <1> (CC-BY-SA-4.0)" in body
+    assert "- ar: wiki \\<1\\> (CC-BY-SA-4.0)" in body
     assert '"seq_len": 64' in body
 
 
