@@ -259,7 +259,7 @@ def in_both_spellings(hf: dict[str, Any], where: str) -> dict[str, Any]:
     written = write_hf_config(config, hf, dtype)
     added = {key: written[key] for key in _SPELLED_TWICE if hf.get(key) is None and written[key] is not None}
     # transformers takes null for a value of these, and a Ministral without head_dim for one of null.
-    null = [key for key in ("head_dim", "max_window_layers") if hf.get(key, 0) is None]
+    null = [key for key in ("head_dim", "max_window_layers", "use_sliding_window") if hf.get(key, 0) is None]
     if config.family is Family.MISTRAL and ("layer_types" in hf or _is_ministral(hf, config.family)) and "head_dim" not in hf:
         null.append("head_dim")
     added |= {key: written[key] for key in null if key in written and written[key] is not None}

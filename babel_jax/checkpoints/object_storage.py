@@ -18,7 +18,7 @@ import fsspec
 
 from babel_jax.checkpoints.layout import FOLDERS_BESIDE, MOST_BESIDE_BYTES, WEIGHT_SUFFIXES
 from babel_jax.checkpoints.safetensors_header import MOST_HEADER_BYTES
-from babel_jax.errors import BadInput
+from babel_jax.errors import BadInput, one_line
 
 _SHARD, _INDEX = ".safetensors", ".safetensors.index.json"
 _URLS: dict[Path, str] = {}  # of the local folders that stand in for others
@@ -116,7 +116,7 @@ def explain(url: str) -> Iterator[None]:
     except BadInput:
         raise
     except Exception as error:
-        reason: Any = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error, 200) or type(error).__name__
         raise BadInput(
             f"{url}: cannot be read ({reason}); check the name, the rights and that the package for such URLs is there"
         ) from error

@@ -22,7 +22,7 @@ from babel_jax.checkpoints.processes import agreed
 from babel_jax.checkpoints.safetensors_files import Specs
 from babel_jax.checkpoints.safetensors_header import DTYPES
 from babel_jax.config import ModelConfig
-from babel_jax.errors import BadInput
+from babel_jax.errors import BadInput, one_line
 from babel_jax.files import PARTIAL, is_full, read_json, regular_file, sync_file, sync_folder, write_text
 
 PARAMS = "params"
@@ -238,7 +238,7 @@ def _explain(path: Path) -> Iterator[None]:
         with _quiet():
             yield
     except Exception as error:  # Orbax and tensorstore raise whatever they meet: JSON, key, value and OS errors
-        line = " ".join(str(error).split())[:200]
+        line = one_line(error, 200)
         raise BadInput(f"{path}: damaged Orbax parameters ({type(error).__name__}: {line}); make the folder again") from error
 
 

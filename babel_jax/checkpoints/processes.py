@@ -12,7 +12,7 @@ from jax._src import distributed  # the barrier of the coordination service has 
 from jax.experimental import multihost_utils
 
 from babel_jax.digests import SUMS, files_below, merge_sums, write_sums
-from babel_jax.errors import BadInput
+from babel_jax.errors import BadInput, one_line
 from babel_jax.new_folders import new_folder
 
 _MESSAGE_BYTES = 1000
@@ -33,7 +33,7 @@ def agreed() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        _exchange(" ".join(str(error).split()) or type(error).__name__)
+        _exchange(one_line(error) or type(error).__name__)
         raise
     failed = {process: message for process, message in enumerate(_exchange("")) if message}
     if failed:

@@ -33,7 +33,7 @@ from babel_jax.data.streams import file_version
 from babel_jax.data.tokenizers import open_tokenizer
 from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput
-from babel_jax.files import PARTIAL, explain_os_errors, make_folder, only_process_in, write_text
+from babel_jax.files import PARTIAL, explain_os_errors, make_folder, only_process_in, read_json, write_text
 from babel_jax.languages import CODES, LANGUAGES
 from babel_jax.new_folders import new_folder
 from babel_jax.quality.agreement import quantile_grid, quantile_of, roc_auc, spearman
@@ -148,11 +148,11 @@ def open_classifier(config: QualityConfig) -> tuple[Regressor, dict[str, Any]]:
     """The trained classifier and its quality.json. Raises BadInput where there is none, or one of other dimensions."""
     place = Path(config.out) / CLASSIFIER
     try:
-        quality = json.loads((place / QUALITY).read_text(encoding="utf-8"))
+        quality = read_json(place / QUALITY, place)
         head = {name: jnp.asarray(quality[HEAD][name], jnp.float32) for name in ("weight", "bias")}
     except FileNotFoundError:
         raise BadInput(f"{place}: no classifier; run `babel classifier` first") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise BadInput(f"{place / QUALITY}: damaged ({error}); remove the folder {place} and run `babel classifier` again") from None
     folder = open_folder(place / "hf")
     params = {"model": load_params(folder, dtype=jnp.float32)["model"], HEAD: head}
