@@ -24,6 +24,7 @@ _LEFT_SECONDS = 3600  # after which a file that is being written beside its name
 _FICLONE = 0x40049409  # Linux, ioctl_ficlone(2): XFS, Btrfs and others
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FAILED = (errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ENODEV, errno.ENOTCONN)
+_BAD_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 _WITHOUT_PREALLOCATION = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 _WITHOUT_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)  # as of some network and FUSE file systems
 
@@ -190,9 +191,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replaces `path` by `data` in one step. Two processes that write one file do not meet: each has a file of its own until then."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise BadInput(f"{path}: " + ("a folder; give the name of a file" if path.is_dir() else f"there is no folder {path.parent}"))
     with explain_os_errors(path):
+        if path.is_dir() or not path.parent.is_dir():
+            raise BadInput(f"{path}: " + ("a folder; give the name of a file" if path.is_dir() else f"there is no folder {path.parent}"))
         partial, file = _new_file_beside(path)
         try:
             with file:
@@ -319,6 +320,8 @@ def os_error_line(error: Exception, path: Path | None = None) -> str | None:
         return f"{place}: not permitted; check the owner and mode of the folder"
     if failed := _named(error, _FAILED):
         return f"{place}: the disk or its connection failed ({failed}); once it works, the same command goes on"
+    if isinstance(error, OSError) and error.errno in _BAD_NAMES:
+        return f"{one_line(place, 300)}: {error.strerror}; give another name"
     return None
 
 

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from babel_jax.errors import BadInput, json_printable, one_line, printable
-from babel_jax.files import MOST_DEPTH, parse_json, read_bytes, read_json, read_text, regular_file
+from babel_jax.files import MOST_DEPTH, parse_json, read_bytes, read_json, read_text, regular_file, write_text
 
 
 def test_control_characters_are_escaped_and_letters_of_all_scripts_stay():
@@ -119,3 +119,11 @@ def test_sizes_are_bounded_before_anything_is_read(tmp_path):
     (tmp_path / "text").write_bytes(b"\xff")
     with pytest.raises(BadInput, match="not UTF-8"):
         read_text(tmp_path / "text")
+
+
+def test_names_that_no_file_can_have_are_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    for name, says in (("x" * 5000, "too long"), ("file/below", "Not a directory|there is no folder")):
+        with pytest.raises(BadInput, match=says) as raised:
+            write_text(tmp_path / name, "text")
+        assert len(str(raised.value)) < 1000

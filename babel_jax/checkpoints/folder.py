@@ -276,7 +276,12 @@ def copy_other_files(source: Path, destination: Path) -> None:
     Raises BadInput for a link that leads out of the folder, for what is no regular file, and for a file of more than MOST_BESIDE_BYTES.
     """
     for file in sorted(source.iterdir()):
-        if file.name.startswith(".") or file.name in (CONFIG, Progress.NAME) or file.name.endswith(WEIGHT_SUFFIXES) or is_list(file):
+        if (
+            file.name.startswith(".")
+            or file.name in (CONFIG, PARAMS, Progress.NAME)
+            or file.name.endswith(WEIGHT_SUFFIXES)
+            or is_list(file)
+        ):
             continue
         if not file.is_dir():
             write_bytes(destination / file.name, read_bytes(file, source, MOST_BESIDE_BYTES))

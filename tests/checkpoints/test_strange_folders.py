@@ -255,3 +255,33 @@ def test_odd_tokenizers_are_one_line(tmp_path, tokenizer):
     (tmp_path / "tokenizer.json").write_text(tokenizer)
     with pytest.raises(BadInput, match="tokenizer"):
         check_vocabulary(tmp_path, 100)
+
+
+def test_files_whose_names_are_ours_are_not_taken_over(tmp_path, write_model, read_bits):
+    source = write_model(tmp_path / "source")
+    for name in ("params", "progress.jsonl"):
+        (source / name).write_text("theirs")
+    convert(source, tmp_path / "orbax")
+    convert(tmp_path / "orbax", tmp_path / "back")
+    assert read_bits(tmp_path / "back") == read_bits(source)
+    assert not (tmp_path / "back" / "progress.jsonl").exists()
+
+
+def test_what_cannot_fit_on_the_disk_is_said_before_hours_of_writing(tmp_path, write_model, monkeypatch):
+    source = write_model(tmp_path / "source")
+    monkeypatch.setattr("babel_jax.checkpoints.folder.shutil.disk_usage", lambda _: type("", (), {"free": 1000}))
+    refused(source, tmp_path / "out", "no space left on the disk")
+
+
+def test_templates_beside_survive_a_command_that_goes_on(tmp_path, write_model, monkeypatch):
+    """A folder of templates that an earlier run had copied was an error to the next."""
+    source = write_model(tmp_path / "source")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
+    with monkeypatch.context() as patch:
+        patch.setattr("babel_jax.checkpoints.folder.check_unchanged", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            convert(source, tmp_path / "out")
+    assert (tmp_path / "out.partial").is_dir()
+    convert(source, tmp_path / "out")
+    assert (tmp_path / "out" / "additional_chat_templates" / "tools.jinja").read_text() == "{{ tools }}"
