@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint install constraints clean
 
 demo: $(VENV)/installed
 	$(BIN)/babel demo --out runs/demo
@@ -23,14 +23,21 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/pip install --quiet --constraint constraints.txt editables hatchling
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable .
 	touch $@
 
 # torch first and alone, at its exact version: the comparisons need no CUDA build of it.
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,reference]'
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[test,reference]'
 	touch $@
+
+# Pins what pyproject.toml needs, for all extras, systems and versions of Python. Pins that are there stay; take one out to raise it.
+constraints: | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --constraint constraints.txt uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-annotate --no-emit-index-url --no-emit-find-links \
+		--custom-compile-command "make constraints" --output-file constraints.txt pyproject.toml
 
 clean:
 	rm -rf $(VENV) .jax_cache .pytest_cache .mypy_cache .ruff_cache

@@ -116,7 +116,7 @@ install() {
     setup='tar -xzf babel-jax.tar.gz && cd babel-jax'
     setup+=' && python3 -m pip install --quiet --upgrade --target .uv --constraint constraints.txt uv'
     setup+=' && .uv/bin/uv venv --quiet --clear --python 3.11 .venv'
-    setup+=' && .uv/bin/uv pip install --quiet --constraint constraints.txt ".[tpu]"'
+    setup+=' && .uv/bin/uv pip install --quiet --constraint constraints.txt --build-constraint constraints.txt ".[tpu]"'
     on_all "$setup"
 }
 
