@@ -78,6 +78,7 @@ class DataSettings(Settings):
     Mistral: yes; Qwen: no). It holds for training and for what the run measures. Chat templates write what begins a conversation.
     With `conversations` the sources hold lists of messages (text_key "messages", or "conversations"), which become text by the chat
     template of the tokenizer's folder or by the file `chat_template`.
+    Digests of all files that were read tell text that has changed; see docs/cleaning.md.
     Without `cleaning` text stays as it is, without `deduplication` only rows of equal text are dropped. `workers` processes (0: one for
     each core; on Ray as many as it has) work at a time; the result does not depend on their number. `shard_documents` bounds the
     documents of a cleaned shard, and with them the memory that a worker takes.
@@ -128,7 +129,7 @@ class Strategy(StrEnum):
 
 
 class MixtureSettings(Settings):
-    """Shares of a stage, in tokens.
+    """Shares of a stage, in tokens; padding is none of them.
 
     languages: those that take part; empty means all that have data. `weights` maps a language to its weight (strategy `weights`).
     max_epochs: cap on passes over one dataset; the surplus goes to the others. `curated` maps a language to its share of all tokens, in

@@ -12,7 +12,7 @@ from babel_jax.config import BadRows, Source
 from babel_jax.config.data import CONVERSATION_KEYS
 from babel_jax.data.conversations import conversation_text
 from babel_jax.data.records import KIND_KEY, parts, read_records
-from babel_jax.data.streams import BadRowError
+from babel_jax.data.streams import MAX_DOCUMENT_BYTES, BadRowError, too_long
 from babel_jax.errors import BadInput
 
 MAX_LOCATED = 20
@@ -132,6 +132,8 @@ def _row(record: Any, place: str, source: Source) -> Row:
         raise BadRowError(f"{KIND_KEY} {kind[:80]!r} is not of up to 64 lower-case letters, digits and _")
     score = _score(record.get(source.score_key), source.score_key)
     text = record[source.text_key]
+    if isinstance(text, str | bytes) and len(text) >= MAX_DOCUMENT_BYTES:
+        raise too_long()
     if source.text_key in CONVERSATION_KEYS:
         try:
             text = conversation_text(text)

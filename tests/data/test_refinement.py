@@ -19,6 +19,7 @@ import zstandard
 from babel_jax.config import BadRows, CleaningSettings, DataSettings, DecontaminationSettings, DeduplicationSettings, Engine, Rule, Source
 from babel_jax.data import cleaned_parts, records, refinement, streams
 from babel_jax.data import prepare as prepare_module
+from babel_jax.data import rows as rows_module
 from babel_jax.data.corpus import embedded_corpus
 from babel_jax.data.decontamination import EvaluationText
 from babel_jax.data.deduplication import digests
@@ -467,7 +468,7 @@ def test_a_truncated_parquet_file_and_a_wrong_column(tmp_path, prepared_from):
 
 
 def test_rows_that_no_document_can_be(tmp_path, prepared_from, monkeypatch):
-    for module in (records, streams):
+    for module in (records, streams, rows_module):
         monkeypatch.setattr(module, "MAX_DOCUMENT_BYTES", 1 << 12)
     texts = varied("sw", 9)
     lines = as_jsonl(texts).splitlines(keepends=True)

@@ -18,7 +18,7 @@ import zstandard
 
 from babel_jax.cli import main
 
-MUTATIONS = 24  # of each kind of file
+MUTATIONS = 48  # of each kind of file
 SECONDS = 10.0  # for one
 ROWS = [{"id": str(number), "kind": "web", "score": 0.5, "text": f"The grandmother opens window number {number}."} for number in range(6)]
 
