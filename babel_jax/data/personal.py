@@ -29,7 +29,7 @@ _NUMBER = re.compile(
     rf"(?<![\d.,/=:{_DASHES}])(?<!(?![{_DENSE}])\w)(?:[(\uff08](?=[+\uff0b]?\d{{1,5}}[)\uff09]))?[+\uff0b]?"
     rf"\d(?:[ ./()\uff08\uff09\u00a0\u202f{_DASHES}]{{0,2}}\d)*+"
 )
-_GOES_ON = re.compile(rf"(?![{_DENSE}])\w|[/=:{_DASHES}]|[.,]\d")
+_GOES_ON = re.compile(rf"(?![{_DENSE}])\w|[/=:{_DASHES}]|[.,]\d|\.[a-z]")
 _GROUP = re.compile(r"\d+")
 _PHONE_DIGITS = range(7, 16)  # ITU-T E.164
 _NATIONAL_DIGITS = range(9, 13)
@@ -62,6 +62,7 @@ _ISSUERS: tuple[tuple[range, tuple[int, ...]], ...] = (
 
 _DAY = rf"(?:\d{{4,5}}|\d{{1,2}})[ ./{_DASHES}]\d{{1,2}}[ ./{_DASHES}](?:\d{{4,5}}|\d{{1,2}})"
 _DATE = re.compile(rf"{_DAY}(?:[ {_DASHES}]{{1,3}}(?:{_DAY}|\d{{1,2}}(?:\.\d{{2}}){{0,2}}))?")
+_SOCIAL_SECURITY = re.compile(r"\d{3}-\d{2}-\d{4}")
 _DECIMAL = re.compile(r"\d+\.\d+")
 _THOUSANDS = re.compile(r"\d{1,3}(?:([ .\u00a0\u202f])\d{3})(?:\1\d{3})*")
 _NORTH_AMERICAN = re.compile(r"[2-9]\d\d([-.])\d{3}\1\d{4}")
@@ -69,12 +70,14 @@ _AREA_CODE = re.compile(r"[(\uff08](\d{2,5})[)\uff09]")
 _CONTEXT_CHARACTERS = 16
 # What stands before a phone number, in the 25 languages.
 _CONTEXT = re.compile(
-    r"(?:\b(?:tel|telp|tél|telf|phone|telephone|mobile|cell|fax|whatsapp|viber|hotline|téléphone|telefon|telefono|teléfono|telefone|celular"
-    r"|móvil|cellulare|handy|cep|gsm|hp|ponsel|simu|waya|telepono|đt|sđt|điện thoại|тел|телефон|моб)\b"
+    r"(?:\b(?:tel|telp|tél|telf|phone|telephone|fax|whatsapp|viber|hotline|téléphone|telefon|telefono|teléfono|telefone|celular"
+    r"|móvil|cellulare|ponsel|waya|telepono|đt|sđt|điện thoại|тел|телефон|моб)\b"
     r"|هاتف|تلفن|تليفون|جوال|موبايل|فون|फ़ोन|फोन|मोबाइल|ফোন|মোবাইল|தொலைபேசி|电话|手机|電話|電話番号|携帯|전화|휴대폰|โทร|โทรศัพท์|ဖုန်း)"
     r"[^\d\n]{0,8}\Z",
     re.IGNORECASE,
 )
+# Words with other meanings too, such as horsepower: for numbers that begin with 0.
+_WEAK_CONTEXT = re.compile(r"\b(?:mobile|cell|handy|cep|gsm|hp|simu)\b[^\d\n]{0,8}\Z", re.IGNORECASE)
 _OTHER_NUMBER = re.compile(
     r"(?:\b(?:isbn|issn|doi|ean|rfc|bug|id|imei|ip|vat|p\.? ?iva|cpf|cnpj|инн)(?:-1[03])?|№|#)\W{0,3}\Z", re.IGNORECASE
 )
@@ -187,10 +190,11 @@ def _is_phone(found: re.Match[str], countries: tuple[str, ...], looked_up: Itera
     if written[0] in "+\uff0b" or written[1] in "+\uff0b":
         _count(looked_up)
         return _is_international(digits, groups)
-    if _DATE.fullmatch(written) or _DECIMAL.fullmatch(written) or _are_years(groups):
+    if _is_another_number(written, groups, digits):
         return False
     amount = digits[0] != "0" and _THOUSANDS.fullmatch(written) is not None
-    if _CONTEXT.search(before) and not (amount and len(groups[0]) < 3):
+    in_context = _CONTEXT.search(before) or (digits[0] == "0" and _WEAK_CONTEXT.search(before))
+    if in_context and not (amount and len(groups[0]) < 3):
         return True
     if amount or len(digits) not in _NATIONAL_DIGITS:
         return False
@@ -208,6 +212,14 @@ def _is_phone(found: re.Match[str], countries: tuple[str, ...], looked_up: Itera
 def _count(looked_up: Iterator[int]) -> None:
     if next(looked_up) >= MAX_LOOKED_UP:
         raise BadRowError(f"more than {MAX_LOOKED_UP:,} numbers that may be phone numbers; a directory is no text to train on")
+
+
+def _is_another_number(written: str, groups: tuple[str, ...], digits: str) -> bool:
+    """Whether a number is a date, a decimal, a list of years, binary digits, or a row of numbers with equal steps: 02 04 06 08 10."""
+    if _DATE.fullmatch(written) or _DECIMAL.fullmatch(written) or _SOCIAL_SECURITY.fullmatch(written) or _are_years(groups):
+        return True
+    steps = {int(after) - int(before) for before, after in itertools.pairwise(groups)}
+    return (len(groups) > 3 and len(steps) == 1) or set(digits) <= {"0", "1"}
 
 
 def _are_years(groups: tuple[str, ...]) -> bool:
