@@ -22,6 +22,7 @@ from babel_jax.model.layers import rope_tables
 from babel_jax.model.parameters import bind
 
 SMALLEST_BUCKET = 16
+MOST_PENALTY = 1e6  # of repetition, and by the same factor below 1: float32 divides by it
 
 
 class Sampling(NamedTuple):
@@ -81,8 +82,8 @@ def generate(
     _check(config, prompts, max_new_tokens)
     if not 0.0 <= temperature < float("inf") or not 0.0 < top_p <= 1.0 or (top_k is not None and top_k < 1):
         raise BadInput(f"temperature = {temperature}, top_p = {top_p}, top_k = {top_k}: need temperature >= 0, 0 < top_p <= 1, top_k >= 1")
-    if not 0.0 < repetition_penalty < float("inf"):
-        raise BadInput(f"repetition_penalty = {repetition_penalty}: a number above 0 is needed")
+    if not 1.0 / MOST_PENALTY <= repetition_penalty <= MOST_PENALTY:
+        raise BadInput(f"repetition_penalty = {repetition_penalty}: a number above 0, and at most {MOST_PENALTY:g}, is needed")
     rows, time = bucket(len(prompts), 1), bucket(max(len(prompt) for prompt in prompts), SMALLEST_BUCKET)
     tokens, padding = padded_left(prompts, rows, time)
     sampling = None

@@ -1,3 +1,4 @@
+import json
 import os
 import random
 import shutil
@@ -225,3 +226,48 @@ def test_a_flipped_bit_on_disk_is_found_when_read(tmp_path, write_model, large_c
 def test_too_little_memory_is_refused(tmp_path, write_model):
     with pytest.raises(BadInput, match=r"--memory-limit 0.50 GiB is too little; give at least 1.03"):
         convert(write_model(tmp_path / "source"), tmp_path / "out", memory_limit=2**29)
+
+
+@pytest.mark.parametrize("format", Format)
+def test_what_does_not_read_back_is_written_again_and_the_rest_is_kept(tmp_path, write_model, read_bits, monkeypatch, format):
+    source = write_model(tmp_path / "hf")
+    bits = read_bits(source)
+    if format is Format.HF:
+        convert(source, tmp_path / "orbax")
+        source = tmp_path / "orbax"
+    sink, written = TensorFiles if format is Format.HF else LeafFiles, []
+
+    def flip_first(self, name, start, values, write=sink.write):
+        if name == "model.norm.weight" and name not in written:
+            values = values.copy()
+            values.view(np.uint16)[3] ^= 1
+        written.append(name)
+        write(self, name, start, values)
+
+    monkeypatch.setattr(sink, "write", flip_first)
+    with pytest.raises(BadInput, match=r"1 tensors read back differ .*run the command again: it writes these anew"):
+        convert(source, tmp_path / "out", verify=True, shard_bytes=3000)
+    assert (tmp_path / "out.partial").is_dir()
+    first = len(written)
+    convert(source, tmp_path / "out", verify=True, shard_bytes=3000)
+    assert "model.norm.weight" in written[first:]
+    assert len(written) - first < first
+    assert bits_of(tmp_path / "out", tmp_path / "again", read_bits) == bits
+
+
+def test_the_list_of_files_has_no_leftover_of_itself(tmp_path, write_model, read_bits, monkeypatch):
+    """Killed while the list was written, the next run listed what was left, and then missed it."""
+    source = write_model(tmp_path / "source")
+    real = LeafFiles.close
+
+    def leave(self):
+        for name in ("files.json", "files.json.partial", ".files.json.0123456789abcdef.partial"):
+            (self._path / name).write_text("{")
+        real(self)
+
+    monkeypatch.setattr(LeafFiles, "close", leave)
+    convert(source, tmp_path / "orbax", verify=True)
+    listed = json.loads((tmp_path / "orbax" / "params" / "files.json").read_text())
+    assert not [name for name in listed if "files.json" in name]
+    convert(tmp_path / "orbax", tmp_path / "back")
+    assert read_bits(tmp_path / "back") == read_bits(source)

@@ -155,6 +155,7 @@ def test_top_k_and_top_p_keep_the_fewest_that_suffice(logits: list[int], top_k: 
         ([[1]], 4, {"temperature": -1.0}, "temperature"),
         ([[1]], 4, {"top_p": 0.0}, "top_p"),
         ([[1]], 4, {"repetition_penalty": 0.0}, "repetition_penalty"),
+        ([[1]], 4, {"repetition_penalty": 1e308}, "repetition_penalty"),
     ],
 )
 def test_what_cannot_be_generated_is_said(small: Any, prompts: Any, new: int, options: Any, words: str) -> None:
