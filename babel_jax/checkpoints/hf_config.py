@@ -153,6 +153,9 @@ def _check_keys(hf: dict[str, Any], needed: tuple[str, ...], where: str) -> None
     ids = hf.get("eos_token_id")
     if not all(isinstance(one, int) for one in (ids if isinstance(ids, list) else [ids]) if one is not None):
         raise BadInput(f"{where}: eos_token_id = {ids!r}: not a token id or a list of them")
+    for key in ("bos_token_id", "pad_token_id"):
+        if not isinstance(hf.get(key), int | None):
+            raise BadInput(f"{where}: {key} = {hf[key]!r}: not a token id")
     pad = hf.get("pad_token_id")
     if isinstance(pad, int) and pad >= hf["vocab_size"]:
         raise BadInput(

@@ -265,6 +265,9 @@ def _read_index(folder: Path) -> dict[str, str]:
     outside = [file for file in files if Path(file).name != file or "\0" in file]
     if outside:
         raise BadInput(f"{path}: names files outside of the folder: {', '.join(outside)}")
+    if _is_there(folder / SINGLE) and SINGLE not in files:
+        # transformers reads the file, and vLLM what the index names.
+        raise BadInput(f"{folder}: holds {SINGLE} and an index that does not name it; remove the one that does not count")
     missing = [file for file in files if not _is_there(folder / file)]
     if missing:
         raise BadInput(f"{path}: names {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} missing; fetch the folder again")

@@ -237,6 +237,8 @@ def without(key):
         ({**QWEN_7B_NEW, "rope_parameters": {"rope_type": "default", "rope_theta": [1.0]}}, ["rope_theta = [1.0]", "not a number"]),
         ({**QWEN_7B, "max_window_layers": 1.5}, ["max_window_layers = 1.5", "not a whole one"]),
         ({**QWEN_7B, "eos_token_id": "</s>"}, ["eos_token_id = '</s>'", "not a token id"]),
+        ({**QWEN_7B, "bos_token_id": "<s>"}, ["bos_token_id = '<s>'", "not a token id"]),
+        ({**QWEN_7B, "pad_token_id": [1]}, ["pad_token_id = [1]", "not a token id"]),
         ({**QWEN_7B, "vocab_size": 0}, ["vocab_size"]),
         ({**QWEN_7B_NEW, "layer_types": ["full_attention"] * 27}, ["layer_types", "27", "28"]),
         ({**QWEN_7B_NEW, "layer_types": ["chunked_attention"] * 28}, ["layer_types", "chunked_attention"]),

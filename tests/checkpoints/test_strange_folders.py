@@ -285,3 +285,12 @@ def test_templates_beside_survive_a_command_that_goes_on(tmp_path, write_model, 
     assert (tmp_path / "out.partial").is_dir()
     convert(source, tmp_path / "out")
     assert (tmp_path / "out" / "additional_chat_templates" / "tools.jinja").read_text() == "{{ tools }}"
+
+
+def test_a_single_file_beside_an_index_of_others_is_refused(tmp_path, write_model):
+    """transformers reads the single file, and we read what the index names."""
+    source, other = write_model(tmp_path / "source"), write_model(tmp_path / "other", shards=1)
+    shutil.copy(other / "model.safetensors", source / "model.safetensors")
+    refused(source, tmp_path / "out", "an index that does not name it")
+    (source / INDEX).unlink()
+    convert(source, tmp_path / "out")
