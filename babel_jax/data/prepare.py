@@ -115,7 +115,8 @@ def _prepared(settings: DataSettings, folder: Path, opened: Tokenizer, made_from
     _claim(folder, made_from)
     languages = [code for code in CODES if any(source.language == code for source in settings.sources)]
     entries = {}
-    left = not (folder / REPORT).is_file() or not all(language_file(folder, code).is_file() for code in languages)
+    last = [folder / REPORT, folder / SUMS, *(language_file(folder, code) for code in languages)]
+    left = not all(path.is_file() for path in last)
     # This process alone writes here, so these are what killed ones left.
     for partial in folder.rglob(f"*{PARTIAL}") if left else ():
         if partial.is_file():

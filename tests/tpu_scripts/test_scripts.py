@@ -204,7 +204,8 @@ def test_install_needs_no_python_of_the_image_but_to_bring_uv(call, tmp_path):
     commands.mkdir(parents=True)
     subprocess.run(["git", "archive", "--prefix=babel-jax/", f"--output={worker}/babel-jax.tar.gz", "HEAD"], cwd=SCRIPTS, check=True)
     (worker / "uv").write_text('#!/bin/sh\nfor word; do printf "%s\\n" "$word"; done >>uv.calls\n')
-    python = f'#!/bin/sh\ntest "$*" = "-m pip install --quiet --upgrade --target .uv --constraint constraints.txt uv" && mkdir -p .uv/bin && cp {worker}/uv .uv/bin/\n'
+    pip = "-m pip install --quiet --upgrade --target .uv --constraint constraints.txt uv"
+    python = f'#!/bin/sh\ntest "$*" = "{pip}" && mkdir -p .uv/bin && cp {worker}/uv .uv/bin/\n'
     (commands / "python3").write_text(python)
     for command in (worker / "uv", commands / "python3"):
         command.chmod(0o755)
