@@ -78,7 +78,8 @@ def new_folder(final: Path) -> Iterator[Path]:
 def _remove_leftovers(final: Path) -> None:
     ours = re.compile(re.escape(f"{final.name[:100]}.") + "[0-9a-f]{16}" + re.escape(PARTIAL))
     for path in final.parent.iterdir():
-        if ours.fullmatch(path.name) and is_ours(path):
+        # One without its mark may be of a process that is just beginning.
+        if ours.fullmatch(path.name) and is_ours(path) and (path / _Mark.NAME).exists():
             with contextlib.suppress(BadInput, FileNotFoundError), _Mark(path).file:
                 _remove(path)
 
