@@ -9,6 +9,7 @@ results/X-S.json   what was found of the variant X with the seed S; one that is 
 ablation.*         table (.md), figures (.json) and plot (.png)
 """
 
+import functools
 import json
 import logging
 import shutil
@@ -30,7 +31,9 @@ from babel_jax.data.prepare import prepare
 from babel_jax.data.prepared import REPORT, open_prepared
 from babel_jax.data.tokenizers import Tokenizer, open_tokenizer
 from babel_jax.errors import BadInput
-from babel_jax.evaluation.bits_per_byte import EncodedText, bits_per_byte, class_means, encode
+from babel_jax.evaluation.bits_per_byte import TextToScore, class_means, scored_bits, text_to_score
+from babel_jax.evaluation.packed_text import encode
+from babel_jax.evaluation.scoring import score
 from babel_jax.evaluation.sensitivity import layers_to_double, sensitivity
 from babel_jax.evaluation.tables import saved_figure
 from babel_jax.expansion.apply import expand_config, expand_params
@@ -40,6 +43,7 @@ from babel_jax.model.flops import model_flops_per_token
 from babel_jax.run_files import AblationResult, StepLine, read_as, read_lines
 from babel_jax.training.compilation import compiled_in
 from babel_jax.training.deepening import Depth
+from babel_jax.training.mesh import make_mesh, param_shardings
 from babel_jax.training.run import train_stages
 
 log = logging.getLogger("babel")
@@ -75,7 +79,8 @@ class Study(NamedTuple):
     model_config: ModelConfig
     params: PyTree[Array]
     tokenizer: Tokenizer
-    heldout: dict[str, EncodedText]
+    texts: dict[str, list[str]]
+    heldout: TextToScore
     new_layers: int
 
 
@@ -154,11 +159,9 @@ def _prepared(model: str, data: str | None, out: Path, new_layers: int | None, o
     tokenizer, prepared = open_tokenizer(folder.path, config.data.add_bos_token), open_prepared(config.data.folder)
     prepared.check_tokenizer(tokenizer, config.data.conversations)
     texts = {code: [row.text for row in prepared.heldout(code)] for code in prepared.languages}
-    heldout = encode(
-        tokenizer, texts, seq_len=config.data.seq_len, batch_size=config.evaluation.batch_size, max_bytes=config.evaluation.max_bytes
-    )
-    heldout = {code: text for code, text in heldout.items() if text.bytes}
-    return Study(config, folder.config, load_params(folder, dtype=jnp.float32), tokenizer, heldout, new_layers)
+    heldout = text_to_score(tokenizer, texts, folder.config.max_position_embeddings, config.evaluation.max_bytes)
+    params = load_params(folder, dtype=jnp.float32, shardings=param_shardings(folder.config, make_mesh(config.training.mesh)))
+    return Study(config, folder.config, params, tokenizer, texts, heldout, new_layers)
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
@@ -233,7 +236,10 @@ def _plan(study: Study, variant: str, seed: int) -> ExpansionPlan | None:
     if position == "after":
         where: dict[str, Any] = {"append": count}
     elif position == "auto":
-        where = {"insert_after": layers_to_double(sensitivity(study.model_config, study.params, study.heldout), count)}
+        evaluation, seq_len = study.config.evaluation, study.config.data.seq_len
+        packed = encode(study.tokenizer, study.texts, seq_len=seq_len, batch_size=evaluation.batch_size, max_bytes=evaluation.max_bytes)
+        packed = {language: text for language, text in packed.items() if text.bytes}
+        where = {"insert_after": layers_to_double(sensitivity(study.model_config, study.params, packed), count)}
     else:
         where = {"insert_after": _every_other(depth, count)}
     seeded = {"seed": seed} if INITS[init]["init"] is Init.NOISE else {}
@@ -254,8 +260,17 @@ def _relative_flops(study: Study) -> float:
 
 
 def _measured(study: Study, config: ModelConfig, params: PyTree[Array]) -> dict[str, float]:
-    found = bits_per_byte(config, params, study.heldout, jnp.dtype(study.config.training.compute_dtype))
-    return {language: bits.bits_per_byte for language, bits in found.items()}
+    settings = study.config
+    scored = functools.partial(
+        score,
+        config,
+        params,
+        mesh=make_mesh(settings.training.mesh),
+        batch_tokens=settings.evaluation.batch_size * settings.data.seq_len,
+        compute_dtype=jnp.dtype(settings.training.compute_dtype),
+        what="bits per byte",
+    )
+    return {language: items.score for language, items in scored_bits(study.heldout, scored).items()}
 
 
 def _summarized(model: str, study: Study, base: dict[str, float], results: list[dict[str, Any]], tokens: int, out: Path) -> dict[str, Any]:

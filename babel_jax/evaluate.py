@@ -34,11 +34,11 @@ from babel_jax.data.tokenizers import fertility, open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.benchmark_data import BITS_PER_BYTE, chosen_tasks, lacks, languages_of
 from babel_jax.evaluation.benchmark_tables import TITLES, as_csv, plot_means, plot_task, report_text
+from babel_jax.evaluation.bits_per_byte import scored_bits, text_to_score
 from babel_jax.evaluation.contamination import contamination
 from babel_jax.evaluation.items import Items, accuracy, chrf_plus_plus, differences, means_of, scores_of
 from babel_jax.evaluation.responses import Responses
 from babel_jax.evaluation.scoring import score
-from babel_jax.evaluation.text_bits import text_bits
 from babel_jax.files import make_folder, only_process_in, write_text
 from babel_jax.training.mesh import make_mesh, param_shardings
 
@@ -160,7 +160,7 @@ def _measured(
         scored = functools.partial(
             score, folder.config, params, mesh=mesh, batch_tokens=batch_tokens, compute_dtype=dtype, what="bits per byte"
         )
-        found = text_bits(tokenizer, texts, folder.config.max_position_embeddings, request.max_bytes, scored)
+        found = scored_bits(text_to_score(tokenizer, texts, folder.config.max_position_embeddings, request.max_bytes), scored)
         empty = [code for code in texts if code not in found]
         if empty:
             where = request.data or "the embedded corpus"

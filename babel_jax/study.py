@@ -12,7 +12,8 @@ from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.data.corpus import read_texts
 from babel_jax.data.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
-from babel_jax.evaluation.bits_per_byte import class_means, encode
+from babel_jax.evaluation.bits_per_byte import class_means
+from babel_jax.evaluation.packed_text import encode
 from babel_jax.evaluation.sensitivity import Sensitivity, layers_to_double, plot_sensitivity, sensitivity, sensitivity_table
 from babel_jax.files import make_folder, write_text
 

@@ -13,10 +13,12 @@ from babel_jax.config import ModelConfig
 from babel_jax.config.file import configs_folder, load_config
 from babel_jax.data.chat_format import open_chat_format
 from babel_jax.data.conversations import conversation_text, conversation_windows
-from babel_jax.evaluation.bits_per_byte import bits_per_byte, encode_conversations
+from babel_jax.evaluation.bits_per_byte import conversations_to_score, scored_bits
+from babel_jax.evaluation.scoring import score
 from babel_jax.model.generation import generate
 from babel_jax.recipe import generate_text
 from babel_jax.training.loss import summed_loss
+from babel_jax.training.mesh import make_mesh
 
 SHAPE = {"vocab_size": 640, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -61,11 +63,12 @@ def test_loss_and_gradient_are_those_of_torch(chat_tokenizer, reference_model, s
     jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=2e-4, rtol=1e-3), gradients, expected)
 
     # Held out, the same nats are counted for the bytes that the assistant said.
-    encoded = encode_conversations(format, {"ha": texts}, seq_len=192, batch_size=2)
-    (measured,) = bits_per_byte(config, params, encoded).values()
+    to_score = conversations_to_score(format, {"ha": texts}, config.max_position_embeddings)
+    (measured,) = scored_bits(to_score, lambda sequences: score(config, params, sequences, make_mesh({}), 384)).values()
+    documents, counted = measured.columns[:, 0], measured.columns[:, 1]
     said = sum(len(message["content"].encode()) for one in conversations for message in one if message["role"] == "assistant")
-    assert (measured.bytes, measured.documents) == (said, 3)
-    assert measured.bits_per_byte == pytest.approx(nats / np.log(2) / said, rel=1e-5)
+    assert (counted.sum(), len(documents)) == (said, 3)
+    assert measured.score == pytest.approx(nats / np.log(2) / said, rel=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -2,103 +2,100 @@
 
     bits per byte = sum of -log2 p(token | tokens before it in its document) / bytes of those tokens
 
-The first token of a document has nothing to be predicted from, so neither it nor its bytes count. A document longer than a window goes on
-in the next one behind its last token. Of conversations only what the assistant says is measured, given all that was said before.
+The first token of a document has nothing to be predicted from, so neither it nor its bytes count. Where a tokenizer begins every text with
+a token of its own the model reads that one too; the same tokens count. A long document is read through a window that slides by half, so
+that every token has context before it. Of conversations only what the assistant says counts, given all that was said before. `babel
+train` and `babel evaluate` measure by this one definition.
 """
 
 import dataclasses
-import functools
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, PyTree
-from tqdm import tqdm
 
-from babel_jax.config import ModelConfig
 from babel_jax.data.chat_format import ChatFormat
-from babel_jax.data.conversations import conversation_windows
 from babel_jax.data.tokenizers import Tokenizer
+from babel_jax.evaluation.items import Items, bits_per_byte_of
+from babel_jax.evaluation.prefix_trees import Scored
+from babel_jax.evaluation.scoring import Score
 from babel_jax.languages import Resource, codes_of
-from babel_jax.model.decoder import forward
 
-Window = tuple[np.ndarray, ...]
+LONGEST_WINDOW = 2048
 
-
-@dataclasses.dataclass(frozen=True)
-class LanguageBits:
-    """What was measured of one language; `bits` in all, over `bytes` of `documents`, predicted as `tokens` tokens."""
-
-    bits: float
-    bytes: int
-    tokens: int
-    documents: int
-
-    @property
-    def bits_per_byte(self) -> float:
-        """Bits for each byte; not a number where there is no text."""
-        return self.bits / self.bytes if self.bytes else float("nan")
+Scorer = Callable[[Sequence[Scored]], Sequence[Score]]
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodedText:
-    """The chosen documents of one language as batches of (tokens, segment_ids, loss_mask), each int32 [batch_size, seq_len].
+class TextToScore:
+    """Documents as sequences for the scorer: of each sequence its language and document, of each document its bytes that count."""
 
-    The mask is left out where every token counts that has another of its document before it.
+    sequences: list[Scored]
+    owners: list[tuple[str, int]]
+    bytes_of: dict[str, list[int]]
+
+
+def text_to_score(
+    tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]], max_positions: int, max_bytes: int | None = None
+) -> TextToScore:
+    """Each language's documents of two tokens or more, the first ones up to `max_bytes` of text.
+
+    A window has 2,048 tokens, or `max_positions`; the next one begins half a window later and counts its new tokens alone.
     """
-
-    batches: list[Window]
-    bytes: int
-    tokens: int
-    documents: int
-
-
-def encode(
-    tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]], *, seq_len: int, batch_size: int, max_bytes: int | None = None
-) -> dict[str, EncodedText]:
-    """Each language's documents, the first ones up to `max_bytes` of text, as batches that all have one shape."""
-
-    def one_language(documents: Sequence[str]) -> EncodedText:
+    begin, window = tokenizer.begin_ids, min(LONGEST_WINDOW, max_positions)
+    found = TextToScore([], [], {})
+    for code, documents in texts.items():
         chosen = first_bytes(documents, max_bytes)
         encoded = tokenizer.encode_batch(chosen)
-        firsts = sum(bytes_of_first(tokenizer, text, ids) for text, ids in zip(chosen, encoded, strict=True) if ids)
-        windows = list(_windows([[*tokenizer.begin_ids, *ids] for ids in encoded if ids], seq_len, len(tokenizer.begin_ids)))
-        return EncodedText(
-            _batches(windows, seq_len, batch_size),
-            bytes=max(0, sum(len(text.encode()) for text in chosen) - firsts),
-            tokens=sum(max(0, len(ids) - 1) for ids in encoded),
-            documents=len(chosen),
-        )
-
-    return {language: one_language(documents) for language, documents in texts.items()}
+        long = [(text, ids) for text, ids in zip(chosen, encoded, strict=True) if len(ids) > 1]
+        found.bytes_of[code] = [len(text.encode()) - bytes_of_first(tokenizer, text, ids) for text, ids in long]
+        for number, (_, ids) in enumerate(long):
+            own = sliding_windows(np.array([*begin, *ids], np.int32), window, len(begin) + 1)
+            found.sequences.extend(own)
+            found.owners.extend([(code, number)] * len(own))
+    return found
 
 
-def encode_conversations(
-    format: ChatFormat, texts: Mapping[str, Sequence[str]], *, seq_len: int, batch_size: int, max_bytes: int | None = None
-) -> dict[str, EncodedText]:
-    """As `encode`, for conversations as `conversation_text` gives them; batches have the mask of the assistant's tokens besides."""
+def conversations_to_score(
+    format: ChatFormat, texts: Mapping[str, Sequence[str]], max_positions: int, max_bytes: int | None = None
+) -> TextToScore:
+    """Conversations as `conversation_text` gives them: a sequence for each turn of the assistant, after all that was said before.
 
-    def one_language(conversations: Sequence[str]) -> EncodedText:
-        counts = dict.fromkeys(("tokens", "documents", "bytes"), 0)
-        windows = list(conversation_windows(first_bytes(conversations, max_bytes), format, seq_len, counts))
-        said = sum(len(format.decode(tokens[mask > 0].tolist()).encode()) for tokens, _, mask in windows)
-        batches = _batches([tuple(field.view(np.int32) for field in window) for window in windows], seq_len, batch_size)
-        return EncodedText(batches, bytes=said, tokens=counts["targets"], documents=counts["documents"])
+    A conversation is cut at `max_positions` tokens, and left out where nothing of the assistant's is before.
+    """
+    found = TextToScore([], [], {})
+    for code, conversations in texts.items():
+        found.bytes_of[code] = []
+        for text in first_bytes(conversations, max_bytes):
+            encoded = format.encode_text(text)
+            ids = np.array(encoded.ids[:max_positions], np.int32)
+            turns = _runs(encoded.targets[: len(ids)])
+            if not turns:
+                continue
+            number, said = len(found.bytes_of[code]), [token for start, stop in turns for token in ids[start:stop].tolist()]
+            found.bytes_of[code].append(len(format.decode(said).encode()))
+            found.sequences.extend(Scored(ids[: stop - 1], ids[start:stop]) for start, stop in turns)
+            found.owners.extend([(code, number)] * len(turns))
+    return found
 
-    return {language: one_language(conversations) for language, conversations in texts.items()}
+
+def _runs(targets: Sequence[bool]) -> list[tuple[int, int]]:
+    """Where (first, one after the last) tokens that count stand together; the first token of all has nothing before it."""
+    runs, start = [], 0
+    for is_target, group in itertools.groupby([False, *targets[1:]]):
+        stop = start + len(list(group))
+        if is_target:
+            runs.append((start, stop))
+        start = stop
+    return runs
 
 
-def bits_per_byte(
-    config: ModelConfig, params: PyTree[Array], texts: Mapping[str, EncodedText], compute_dtype: DTypeLike = jnp.float32
-) -> dict[str, LanguageBits]:
-    """Measures each language's text, as `encode` gives it. One compiled shape serves all."""
-    dtype, measured = jnp.dtype(compute_dtype), {}
-    for language, text in tqdm(texts.items(), "bits per byte", unit=" languages", leave=False, disable=None):
-        nats = sum(float(_nats(config, dtype, params, *batch)) for batch in text.batches)
-        measured[language] = LanguageBits(nats / float(np.log(2)), text.bytes, text.tokens, text.documents)
-    return measured
+def scored_bits(text: TextToScore, scored: Scorer) -> dict[str, Items]:
+    """The bits and bytes of each language's documents; a language without any byte that counts is left out."""
+    bits = {code: np.zeros(len(counts)) for code, counts in text.bytes_of.items()}
+    for (code, number), (log_p, _) in zip(text.owners, scored(text.sequences), strict=True):
+        bits[code][number] -= log_p / np.log(2)
+    return {code: bits_per_byte_of(bits[code], counts) for code, counts in text.bytes_of.items() if sum(counts)}
 
 
 def class_means(by_language: Mapping[str, float]) -> dict[str, float | None]:
@@ -120,14 +117,6 @@ def first_bytes(documents: Sequence[str], max_bytes: int | None) -> list[str]:
     return chosen
 
 
-def _batches(windows: list[Window], seq_len: int, batch_size: int) -> list[Window]:
-    """Whole batches; the last is filled with windows of padding."""
-    if windows:
-        windows = windows + [(np.zeros(seq_len, np.int32),) * len(windows[0])] * (-len(windows) % batch_size)
-    starts = range(0, len(windows), batch_size)
-    return [tuple(np.stack(column) for column in zip(*windows[start : start + batch_size], strict=True)) for start in starts]
-
-
 def bytes_of_first(tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> int:
     """Bytes of a text's first token. The tokens of a character that is cut, which alone decode to no text, share its bytes."""
     for count in range(1, min(len(ids), 8) + 1):
@@ -137,57 +126,12 @@ def bytes_of_first(tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> int:
     return len(tokenizer.decode(ids[:1]).encode())
 
 
-def _windows(encoded: Sequence[Sequence[int]], seq_len: int, begin: int = 0) -> Iterator[Window]:
-    """Documents side by side in windows, each a segment; one that does not fit goes on in the next window, led by its last token.
-
-    The first `begin` tokens of a document are those that begin every text. With them comes a mask, in which neither they nor the first
-    token of the text count: the same tokens are measured whether or not a tokenizer begins its texts so.
-    """
-    window, filled, segment = np.zeros((3, seq_len), np.int32), 0, 0
-    fields = 3 if begin else 2
-    for ids in encoded:
-        if len(ids) - begin < 2:
-            continue
-        counts = np.ones(len(ids), np.int32)
-        counts[: begin + 1 if begin else 0] = 0
-        place = 0
-        while place < len(ids) - 1:
-            if seq_len - filled < 2:
-                yield tuple(window[:fields])
-                window, filled, segment = np.zeros((3, seq_len), np.int32), 0, 0
-            piece = ids[place : place + seq_len - filled]
-            segment += 1
-            part = slice(filled, filled + len(piece))
-            window[:, part] = piece, np.full(len(piece), segment), counts[place : place + len(piece)]
-            filled += len(piece)
-            place += len(piece) - 1
-    if filled:
-        yield tuple(window[:fields])
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _nats(
-    config: ModelConfig,
-    compute_dtype: np.dtype,
-    params: PyTree[Array],
-    tokens: Int[Array, "batch time"],
-    segment_ids: Int[Array, "batch time"],
-    loss_mask: Int[Array, "batch time"] | None = None,
-) -> Float[Array, ""]:
-    logits = forward(config, params, tokens, segment_ids=segment_ids, compute_dtype=compute_dtype)
-    return summed_nats(logits, tokens, segment_ids, loss_mask)
-
-
-def summed_nats(
-    logits: Float[Array, "batch time vocab"],
-    tokens: Int[Array, "batch time"],
-    segment_ids: Int[Array, "batch time"],
-    loss_mask: Int[Array, "batch time"] | None = None,
-) -> Float[Array, ""]:
-    """The negative log-likelihood, summed in float32, of every token that follows another of its segment and, with a mask, has 1 there."""
-    logits, targets = logits[:, :-1], tokens[:, 1:]
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    valid = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] > 0)
-    if loss_mask is not None:
-        valid &= loss_mask[:, 1:] > 0
-    return jnp.sum(jnp.where(valid, jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0))
+def sliding_windows(ids: np.ndarray, size: int, first: int = 1) -> list[Scored]:
+    """Windows of at most `size` tokens that the model reads, in which every token from the place `first` on is a target once."""
+    windows, scored = [], first
+    while scored < len(ids):
+        stop = min(len(ids), size + 1 if scored == first else scored + max(1, size // 2))
+        start = max(0, stop - 1 - size)
+        windows.append(Scored(ids[start : stop - 1], ids[scored:stop]))
+        scored = stop
+    return windows

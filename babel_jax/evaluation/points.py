@@ -5,6 +5,7 @@
 The text is the run's own held-out text, which no stage trains on.
 """
 
+import functools
 import json
 import logging
 from collections.abc import Sequence
@@ -18,7 +19,8 @@ from babel_jax.data.chat_format import open_chat_format
 from babel_jax.data.prepared import open_prepared
 from babel_jax.data.tokenizers import Tokenizer
 from babel_jax.errors import BadInput
-from babel_jax.evaluation.bits_per_byte import bits_per_byte, class_means, encode, encode_conversations
+from babel_jax.evaluation.bits_per_byte import class_means, conversations_to_score, scored_bits, text_to_score
+from babel_jax.evaluation.scoring import score
 from babel_jax.evaluation.suite import Results, run_suite
 from babel_jax.files import make_folder, write_text
 from babel_jax.run_files import Point, read_as
@@ -39,20 +41,21 @@ def measure(config: Config, point: str, model_config: ModelConfig, params: PyTre
     prepared = open_prepared(config.data.folder)
     heldout = {code: prepared.heldout(code) for code in prepared.languages}
     texts = {code: [row.text for row in rows] for code, rows in heldout.items()}
-    limits = {"seq_len": config.data.seq_len, "batch_size": settings.batch_size, "max_bytes": settings.max_bytes}
+    mesh, positions = make_mesh(config.training.mesh), model_config.max_position_embeddings
     if config.data.conversations:
-        encoded = encode_conversations(open_chat_format(tokenizer.path, config.data.chat_template), texts, **limits)
+        format = open_chat_format(tokenizer.path, config.data.chat_template)
+        to_score = conversations_to_score(format, texts, positions, settings.max_bytes)
     else:
-        encoded = encode(tokenizer, texts, **limits)
-    encoded = {code: text for code, text in encoded.items() if text.bytes}
-    if not encoded and config.data.heldout_fraction > 0:
+        to_score = text_to_score(tokenizer, texts, positions, settings.max_bytes)
+    if not to_score.sequences and config.data.heldout_fraction > 0:
         raise BadInput(f"{config.data.folder}: too little text to hold any out; give more text, or data.heldout_fraction = 0")
-    measured = bits_per_byte(model_config, params, encoded, dtype)
+    batch_tokens = settings.batch_size * config.data.seq_len
+    scored = functools.partial(score, model_config, params, mesh=mesh, batch_tokens=batch_tokens, compute_dtype=dtype, what="bits per byte")
+    measured = scored_bits(to_score, scored)
     results: Results = {
-        BITS_PER_BYTE: {code: {"score": bits.bits_per_byte, "stderr": None, "n": bits.documents} for code, bits in measured.items()}
+        BITS_PER_BYTE: {code: {"score": items.score, "stderr": None, "n": len(items.columns)} for code, items in measured.items()}
     }
     if settings.suite_items and not config.data.conversations:
-        mesh = make_mesh(config.training.mesh)
         results |= run_suite(model_config, params, tokenizer, heldout, settings.suite_items, mesh, dtype)
     for task, values in results.items():
         means = {group: mean for group, mean in class_means(scores_of(results, task)).items() if mean is not None}

@@ -1,21 +1,24 @@
 """Log-likelihoods of many token sequences: rows of prefix trees, in batches of few shapes, spread over the devices of a mesh."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from tqdm import tqdm
 
 from babel_jax.config import ModelConfig
 from babel_jax.evaluation.prefix_trees import LONGEST_PACKED, SHORTEST, Row, Scored, empty_row, planned_rows
-from babel_jax.model.decoder import hidden_states, unembed
+from babel_jax.model.decoder import hidden_states, output_table
 from babel_jax.model.generation import bucket
-from babel_jax.training.mesh import batch_sharding, replicated
+from babel_jax.model.placement import CONTEXT, WINDOW_AXES, Placement
+from babel_jax.model.vocabulary import scored_targets
+from babel_jax.training.mesh import batch_sharding, param_specs, placement_on, replicated
 
 CHUNK = 32  # places of a row whose logits are held at a time
 BLOCK_TOKENS = 1 << 22  # tokens planned at a time
@@ -68,7 +71,7 @@ def _by_owner(rows: Sequence[Row], log_p: np.ndarray, greedy: np.ndarray) -> Ite
 
 def rows_of_batch(length: int, batch_tokens: int, mesh: Mesh) -> int:
     """Rows of a batch: as many as `batch_tokens` allow, and the same number on every device that holds rows of its own."""
-    groups = mesh.shape["data"] * mesh.shape["fsdp"]
+    groups = math.prod(mesh.shape[axis] for axis in WINDOW_AXES)
     return groups * max(1, batch_tokens // length // groups)
 
 
@@ -135,18 +138,63 @@ def _log_likelihoods(
 ) -> tuple[Float[Array, "batch time"], Bool[Array, "batch time"]]:
     """log p of each target at its place of the row, float32, and whether it is the likeliest token; for the first `chunks` chunks.
 
-    The results are the same on every device, so that every process has them all.
+    As in the train step, each device works through its own rows, and its own part of each, and gathers the parameters of one layer, or of
+    one piece of the vocabulary, at a time. The results are the same on every device, so that every process has them all.
     """
-    hidden = hidden_states(config, params, tokens, positions=positions, ends=ends, compute_dtype=compute_dtype)
-    hidden = jax.lax.with_sharding_constraint(hidden, batch_sharding(mesh))
+    placement = placement_on(mesh)
 
-    def one_chunk(number: Int[Array, ""], found: tuple[Array, Array]) -> tuple[Array, Array]:
-        at, wanted = (jax.lax.dynamic_slice_in_dim(column, number * CHUNK, CHUNK, axis=1) for column in (places, targets))
-        logits = unembed(config, params, jnp.take_along_axis(hidden, at[..., None], axis=1), compute_dtype)
-        chosen = jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
-        new = chosen - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == wanted
-        log_p, greedy = (jax.lax.dynamic_update_slice_in_dim(all, part, number * CHUNK, 1) for all, part in zip(found, new, strict=True))
-        return log_p, greedy
+    def of_own_rows(params: PyTree[Array], chunks: Array, *columns: Array) -> tuple[Array, Array]:
+        tokens, positions, ends, places, targets = columns
+        hidden = hidden_states(config, params, tokens, positions=positions, ends=ends, compute_dtype=compute_dtype, placement=placement)
+        # Entries stand at the beginning of their list: the devices of the context axis take them in turn.
+        places, targets = _in_turn(places, placement), _in_turn(targets, placement)
+        log_p, greedy = _of_entries(config, params, placement.all_places(hidden), places, targets, chunks, placement)
+        return _all_turns(log_p, placement), _all_turns(greedy, placement)
 
-    empty = jnp.zeros(places.shape, jnp.float32), jnp.zeros(places.shape, bool)
-    return jax.lax.with_sharding_constraint(jax.lax.fori_loop(0, chunks, one_chunk, empty), replicated(mesh))
+    columns = (tokens, positions, ends, places, targets)
+    if placement.alone:
+        return of_own_rows(params, chunks, *columns)
+    rows = PartitionSpec(WINDOW_AXES)
+    in_specs = (param_specs(config), PartitionSpec(), *[rows] * len(columns))
+    found = jax.shard_map(of_own_rows, mesh=mesh, in_specs=in_specs, out_specs=(rows, rows), check_vma=False)(params, chunks, *columns)
+    return jax.lax.with_sharding_constraint(found, replicated(mesh))
+
+
+def _of_entries(
+    config: ModelConfig,
+    params: PyTree[Array],
+    hidden: Float[Array, "batch time embed"],
+    places: Int[Array, "batch entries"],
+    targets: Int[Array, "batch entries"],
+    chunks: Int[Array, ""],
+    placement: Placement,
+) -> tuple[Float[Array, "batch entries"], Bool[Array, "batch entries"]]:
+    """Of each entry of the first chunks log p of its target after the hidden state at its place, and whether it is the likeliest."""
+
+    def in_chunks(column: Array) -> Array:
+        """[batch, entries, ..] to [chunks, batch x entries of a chunk, ..]."""
+        split = column.reshape(rows, count, -1, *column.shape[2:]).swapaxes(0, 1)
+        return split.reshape(count, -1, *column.shape[2:])
+
+    rows, entries = places.shape
+    count = entries // math.gcd(CHUNK // placement.size(CONTEXT) or 1, entries)
+    at_places = jnp.take_along_axis(hidden, places[..., None], axis=1)
+    found = scored_targets(
+        in_chunks(at_places), in_chunks(targets), chunks, output_table(config, params), config.final_logit_softcapping, placement
+    )
+    log_p, greedy = (part.reshape(count, rows, -1).swapaxes(0, 1).reshape(rows, entries) for part in found)
+    return log_p, greedy
+
+
+def _in_turn(column: Int[Array, "batch time"], placement: Placement) -> Int[Array, "batch own"]:
+    """Every n-th entry of n devices of the context axis: this device's."""
+    devices = placement.size(CONTEXT)
+    by_device = column.reshape(column.shape[0], -1, devices).swapaxes(1, 2).reshape(column.shape)
+    return placement.own_context(by_device, axis=1)
+
+
+def _all_turns(found: Array, placement: Placement) -> Array:
+    """The entries of all devices of the context axis in their order."""
+    if placement.size(CONTEXT) == 1:
+        return found
+    return jax.lax.all_gather(found, CONTEXT, axis=2).reshape(found.shape[0], -1)

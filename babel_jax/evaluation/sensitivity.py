@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int, PyTree
 from tqdm import tqdm
 
 from babel_jax.config import ModelConfig
-from babel_jax.evaluation.bits_per_byte import EncodedText, class_means, summed_nats
+from babel_jax.evaluation.bits_per_byte import class_means
+from babel_jax.evaluation.packed_text import EncodedText, summed_nats
 from babel_jax.evaluation.tables import saved_figure
 from babel_jax.model.decoder import forward_in_order
 

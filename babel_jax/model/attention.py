@@ -49,15 +49,18 @@ def masks(
 
 
 def tree_masks(
-    ends: Int[Array, "batch time"], positions: Int[Array, "batch time"], windows: tuple[int | None, ...]
-) -> Bool[Array, "windows batch time time"]:
-    """`visible` for rows of prefix trees, written out depth first: below the token at place j are those at j + 1 to ends[j] - 1.
+    ends: Int[Array, "batch source"], positions: Int[Array, "batch source"], windows: tuple[int | None, ...], placement: Placement = ALONE
+) -> Bool[Array, "windows batch time source"]:
+    """`visible` for rows of prefix trees, or for this device's part of each, written out depth first.
+
+    Below the token at place j are those at j + 1 to ends[j] - 1.
 
     A token sees itself and those above it. Distances are counted along the branch, in positions.
     """
     place = jnp.arange(ends.shape[1], dtype=jnp.int32)
-    above = (place[None, :, None] >= place[None, None, :]) & (place[None, :, None] < ends[:, None, :])
-    return visible(positions[:, :, None] - positions[:, None, :], above, windows)
+    own = placement.own_places(place[None])[0]
+    above = (own[None, :, None] >= place[None, None, :]) & (own[None, :, None] < ends[:, None, :])
+    return visible(placement.own_places(positions)[:, :, None] - positions[:, None, :], above, windows)
 
 
 def masked(window_masks: Bool[Array, "windows #batch time source"], attention: Callable[[Array, Array, Array, Array], Array]) -> Attend:

@@ -271,7 +271,7 @@ def hidden_states(
     if ends is None:
         attend = attention_over(config, windows, kernel, segment_ids, time, placement)
     else:
-        attend = attend_by_masks(config, tree_masks(ends, positions, windows))
+        attend = attend_by_masks(config, tree_masks(ends, positions, windows, placement))
     rope = rope_tables(config, placement.own_places(positions))
     decoder = bind(Decoder(config), params)
     own_tokens = placement.own_places(tokens)

@@ -9,11 +9,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from babel_jax.config.settings import divisors
 from babel_jax.model.layers import product, softcapped
-from babel_jax.model.placement import GPU, Placement
+from babel_jax.model.placement import GPU, TENSOR, Placement
 
 _AXES = ("vocab", "embed")
 # Elements of a piece's logits, or of its part of the table where that is more: on GPUs 1 GiB, as every piece is a pass over what adds up.
@@ -113,6 +113,56 @@ def _backward(softcap: float | None, placement: Placement, saved, gradients):  #
 
 
 target_logits.defvjp(_forward, _backward)
+
+
+def scored_targets(
+    hidden: Float[Array, "chunks tokens embed"],
+    targets: Int[Array, "chunks tokens"],
+    chunks: Int[Array, ""],
+    weight: Float[Array, "rows part"],
+    softcap: float | None,
+    placement: Placement,
+) -> tuple[Float[Array, "chunks tokens"], Bool[Array, "chunks tokens"]]:
+    """log p of each target, float32, and whether it is the likeliest token (the one of the lowest id, where several are).
+
+    Only the first `chunks` are computed. No piece of the table is gathered twice, and the logits of one chunk and one piece exist at a
+    time. Not to be differentiated.
+    """
+    starts, parts = _parts(hidden[0], weight, placement)
+    size = parts.shape[1]
+
+    def add_piece(carry: tuple[Array, ...], piece: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
+        start, part = piece
+        table = _table(part, hidden.dtype, placement)
+
+        def add_chunk(number: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+            largest, total, picked, likeliest = (column[number] for column in carry)
+            logits = softcapped(product(hidden[number], table, jnp.float32), softcap)
+            best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            best_logit = jnp.take_along_axis(logits, best[:, None], axis=-1)[:, 0]
+            new_largest = jnp.maximum(largest, best_logit)
+            total = total * jnp.exp(largest - new_largest) + jnp.exp(logits - new_largest[:, None]).sum(axis=-1)
+            place = targets[number] - start
+            here = (place >= 0) & (place < size)
+            found = jnp.take_along_axis(logits, jnp.where(here, place, 0)[:, None], axis=-1)[:, 0]
+            new = (
+                new_largest,
+                total,
+                jnp.where(here, found, picked),
+                jnp.where(best_logit > largest, start + best, likeliest),
+            )
+            return tuple(column.at[number].set(values) for column, values in zip(carry, new, strict=True))
+
+        return jax.lax.fori_loop(0, chunks, add_chunk, carry), None
+
+    lowest = jnp.full(targets.shape, jnp.finfo(jnp.float32).min)
+    empty: tuple[Array, ...] = (lowest, jnp.zeros(targets.shape), jnp.zeros(targets.shape), jnp.zeros(targets.shape, jnp.int32))
+    (largest, total, picked, likeliest), _ = jax.lax.scan(add_piece, empty, (starts, parts))
+    overall = placement.largest_of_features(largest)
+    total = placement.summed(total * jnp.exp(largest - overall), (TENSOR,))
+    beyond = jnp.iinfo(jnp.int32).max
+    likeliest = -placement.largest_of_features(-jnp.where(largest == overall, likeliest, beyond))
+    return placement.summed(picked, (TENSOR,)) - overall - jnp.log(total), likeliest == targets
 
 
 def _parts(hidden: Array, weight: Array, placement: Placement) -> tuple[Int[Array, "count"], Float[Array, "count size part"]]:

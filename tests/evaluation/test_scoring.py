@@ -1,5 +1,11 @@
 """Rows of prefix trees against each sequence alone."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -12,17 +18,30 @@ from babel_jax.evaluation.scoring import score
 from babel_jax.model.decoder import forward, init_params
 from babel_jax.training.mesh import make_mesh
 
-SHAPE = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+SHAPE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIGS = {
     "qwen2": ModelConfig(**SHAPE, num_key_value_heads=2),
     "gemma2": ModelConfig(
         **SHAPE,
+        num_key_value_heads=4,
         family=Family.GEMMA2,
         attn_logit_softcapping=5.0,
         final_logit_softcapping=9.0,
         sliding_window=6,
         layer_types=(LayerType.SLIDING, LayerType.FULL),
     ),
+}
+
+
+# Eight devices; every axis is over 1 in some mesh of each family, and the ring beside each other axis.
+MESHES = {
+    "qwen2": [
+        {"fsdp": 2, "ring": 2, "context": 2, "tensor": 2},
+        {"data": 2, "fsdp": 4, "ring": 2},
+        {"fsdp": 4, "ring": 2, "context": 2},
+        {"context": 8},
+    ],
+    "gemma2": [{"fsdp": 4, "ring": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "context": 2}],
 }
 
 
@@ -98,3 +117,35 @@ def test_what_choices_are_scored_on_together_is_scored_once():
     (rows,) = planned_rows([Scored(whole[:-1], whole[1:]) for whole in wholes], (128, 256), lambda rows, length: rows * length).values()
     assert len(rows) == 1
     assert rows[0].entries == 58 + 3 * 3
+
+
+@pytest.mark.slow
+def test_scores_are_the_same_on_every_mesh():
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path]),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",  # see training.compilation.compiled_in
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
+    command = [sys.executable, "-m", "tests.evaluation.score_on_meshes"]
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=900, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    seen = [json.loads(line.removeprefix("SEEN ")) for line in ended.stdout.splitlines() if line.startswith("SEEN ")]
+    assert len(seen) == sum(map(len, MESHES.values()))
+    sequences = random_sequences(np.random.default_rng(0), 14)
+    for family, sizes, scores in seen:
+        params = init_params(CONFIGS[family].model_copy(update={"initializer_range": 0.3}), jax.random.key(0))
+        for sequence, (log_p, greedy) in zip(sequences, scores, strict=True):
+            expected, likeliest = alone(CONFIGS[family], params, sequence)
+            assert log_p == pytest.approx(expected, abs=1e-5 * len(sequence.targets), rel=0), sizes
+            assert greedy == likeliest
+
+
+def test_of_equally_likely_tokens_the_first_is_the_likeliest():
+    config = CONFIGS["qwen2"]
+    params = jax.tree.map(lambda leaf: leaf * 0, init_params(config, jax.random.key(0)))
+    sequences = [Scored(np.array([5, 6], np.int32), np.array([target], np.int32)) for target in (0, 1)]
+    found = score(config, params, sequences, make_mesh({}), 512)
+    assert [greedy for _, greedy in found] == [True, False]
+    assert [log_p for log_p, _ in found] == pytest.approx([-np.log(64)] * 2, abs=1e-6)

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from babel_jax.config import ExpansionSettings, Family, LayerType, ModelConfig
-from babel_jax.evaluation.bits_per_byte import bits_per_byte, encode
+from babel_jax.evaluation.packed_text import encode, summed_nats
 from babel_jax.evaluation.sensitivity import layers_to_double, plot_sensitivity, sensitivity, sensitivity_table
 from babel_jax.expansion.apply import expand_config, expand_params
 from babel_jax.expansion.plan import plan_from_settings
-from babel_jax.model.decoder import init_params
+from babel_jax.model.decoder import forward, init_params
 
 TEXTS = {"en": ["a short one", "another text, a bit longer, in two pieces"], "sw": ["habari ya asubuhi"]}
 
@@ -37,8 +37,15 @@ def model(request):
     return config, params, texts, sensitivity(config, params, texts)
 
 
-def values(measured):
-    return {language: bits.bits_per_byte for language, bits in measured.items()}
+def bits_per_byte(config, params, texts):
+    """By the plain forward pass."""
+    found = {}
+    for language, text in texts.items():
+        nats = 0.0
+        for tokens, segment_ids in text.batches:
+            nats += float(summed_nats(forward(config, params, tokens, segment_ids=segment_ids), tokens, segment_ids))
+        found[language] = nats / np.log(2) / text.bytes
+    return found
 
 
 def without_layer(params, removed):
@@ -49,17 +56,17 @@ def without_layer(params, removed):
 
 def test_the_model_itself(model):
     config, params, texts, found = model
-    assert found.model == pytest.approx(values(bits_per_byte(config, params, texts)), rel=1e-5)
+    assert found.model == pytest.approx(bits_per_byte(config, params, texts), rel=1e-5)
 
 
 @pytest.mark.parametrize("layer", range(3))
 def test_removed_and_doubled_layers_give_the_loss_of_such_models(model, layer):
     config, params, texts, found = model
     shallow, kept = without_layer(params, layer)
-    assert found.removed[layer] == pytest.approx(values(bits_per_byte(config.with_layers(tuple(kept)), shallow, texts)), rel=1e-5)
+    assert found.removed[layer] == pytest.approx(bits_per_byte(config.with_layers(tuple(kept)), shallow, texts), rel=1e-5)
     plan = plan_from_settings(ExpansionSettings(insert_after=(layer,)), 3)
     deeper = bits_per_byte(expand_config(config, plan), expand_params(params, plan), texts)
-    assert found.doubled[layer] == pytest.approx(values(deeper), rel=1e-5)
+    assert found.doubled[layer] == pytest.approx(deeper, rel=1e-5)
     assert found.removed[layer] != pytest.approx(found.model, rel=1e-3)
 
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babel_jax.config import ModelConfig
+from babel_jax.evaluation.bits_per_byte import scored_bits, sliding_windows, text_to_score
 from babel_jax.evaluation.scoring import score
-from babel_jax.evaluation.text_bits import sliding_windows, text_bits
 from babel_jax.model.decoder import forward, init_params
 from babel_jax.training.mesh import make_mesh
 
@@ -51,7 +51,7 @@ def test_the_bits_of_a_long_document():
 
     logits_of = jax.jit(forward, static_argnums=0)
 
-    found = text_bits(Bytes(), texts, max_positions=16, max_bytes=1000, scored=scored)
+    found = scored_bits(text_to_score(Bytes(), texts, max_positions=16, max_bytes=1000), scored)
     assert found["my"].columns[:, 1].tolist() == [5]  # of the first letter's three bytes, one is not predicted
     assert len(found["sw"].columns) == 2
     for row, text in zip(found["sw"].columns, texts["sw"], strict=False):
@@ -75,7 +75,7 @@ def test_what_begins_every_text_is_read_and_not_counted():
         asked.extend((window.tokens.tolist(), window.targets.tolist()) for window in windows)
         return [(-float(len(window.targets)), True) for window in windows]
 
-    found = text_bits(Begun(), {"sw": ["abcdef"]}, max_positions=4, max_bytes=1000, scored=scored)
+    found = scored_bits(text_to_score(Begun(), {"sw": ["abcdef"]}, max_positions=4, max_bytes=1000), scored)
     assert asked[0] == ([2, 97, 98, 99], [98, 99, 100])
     assert [token for _, targets in asked for token in targets] == list(b"bcdef")
     assert found["sw"].columns[:, 1].tolist() == [5]
