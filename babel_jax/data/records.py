@@ -13,7 +13,6 @@ import pyarrow.parquet
 from babel_jax.config import Source
 from babel_jax.data.streams import (
     COMPRESSION,
-    EXPANSION_FREE_BYTES,
     MAX_DOCUMENT_BYTES,
     MAX_EXPANSION,
     BadRowError,
@@ -33,9 +32,11 @@ KIND_KEY = "kind"
 _FORMATS = ".jsonl, .json, .txt, .warc and .wet (plain, .gz or .zst) and .parquet"
 _PARQUET_ROWS, _PARQUET_BYTES = 1024, 1 << 24  # at a time
 _PARQUET_ROWS_LEAST, _PARQUET_LONGEST_BYTES = 16, 1 << 27
+_PARQUET_FREE_BYTES = 1 << 28  # columns of few values may expand more than text
 _NAMED = 20  # columns in a message
 _TFDS_PART = 100_000
 _BLOCK_BYTES = 1 << 18
+_MAX_BLANK_LINES = 1 << 20
 
 
 Record = tuple[str, Any]  # a place, such as FILE:LINE, and a dict, or the BadRowError met in its stead
@@ -114,10 +115,13 @@ def _file_records(path: str, source: Source) -> Iterator[Record]:
 
 def _lines(path: str) -> Iterator[tuple[int, bytes | BadRowError]]:
     """Numbered lines (from 1) with their line ends."""
-    number = 0
+    number = blank = 0
     with explained(path, lambda: f"line {number}"), decompressed(path) as stream, io.BufferedReader(stream, _BLOCK_BYTES) as lines:
         while line := lines.readline(MAX_DOCUMENT_BYTES):
             number += 1
+            blank = blank + 1 if len(line) < 3 else 0
+            if blank > _MAX_BLANK_LINES:
+                raise BadInput(f"{path}:{number}: more than {_MAX_BLANK_LINES:,} lines of nothing in a row; the file is no text")
             if len(line) == MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):
                 while (rest := lines.readline(MAX_DOCUMENT_BYTES)) and not rest.endswith(b"\n"):
                     pass
@@ -183,7 +187,7 @@ def parquet_rows(path: str, wanted: Sequence[str] | None = None) -> Iterator[Rec
         opened(path) as place,
         pyarrow.parquet.ParquetFile(place, buffer_size=_BLOCK_BYTES, pre_buffer=False) as file,
     ):
-        _check_expansion(path, file.metadata)
+        _check_expansion(path, file.metadata, wanted)
         for group in range(file.num_row_groups):
             size = _rows_at_once(file.metadata.row_group(group))
             for batch in file.iter_batches(size, row_groups=[group], columns=wanted):
@@ -194,12 +198,14 @@ def parquet_rows(path: str, wanted: Sequence[str] | None = None) -> Iterator[Rec
                     yield f"{path}:{number}", _parquet_row(columns, values, row)
 
 
-def _check_expansion(path: str, metadata: Any) -> None:
+def _check_expansion(path: str, metadata: Any, wanted: Sequence[str] | None) -> None:
     """Raises BadInput for a file that says that it expands as no text does."""
     for group in range(metadata.num_row_groups):
         for column in range(metadata.num_columns):
             chunk = metadata.row_group(group).column(column)
-            if chunk.total_uncompressed_size > max(EXPANSION_FREE_BYTES, MAX_EXPANSION * chunk.total_compressed_size):
+            if wanted is not None and chunk.path_in_schema.split(".")[0] not in wanted:
+                continue
+            if chunk.total_uncompressed_size > max(_PARQUET_FREE_BYTES, MAX_EXPANSION * chunk.total_compressed_size):
                 raise BadInput(
                     f"{path}: its column {chunk.path_in_schema!r} expands to {chunk.total_uncompressed_size >> 20} MiB, over "
                     f"{MAX_EXPANSION} times its size, which no text does; leave it out, or write it without compression"

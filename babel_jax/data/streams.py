@@ -15,7 +15,7 @@ from babel_jax.errors import one_line as printable_line
 MAX_DOCUMENT_BYTES = 1 << 24
 # A compressed file that becomes larger than this many times its size is none of text. Text takes a third to a tenth of its size.
 MAX_EXPANSION = 200
-EXPANSION_FREE_BYTES = 1 << 28  # small files may expand more
+EXPANSION_FREE_BYTES = 1 << 24  # small files may expand more
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 _ARCHIVES = (".warc", ".wet")
 _LONGEST_REASON = 300  # characters

@@ -9,6 +9,7 @@ import pytest
 import zstandard
 
 from babel_jax.config import BadRows, Source
+from babel_jax.data import records
 from babel_jax.data.rows import MAX_LOCATED, Row, RowCounts, read_rows
 from babel_jax.errors import BadInput
 
@@ -112,6 +113,17 @@ def test_an_archive_of_no_bytes_was_cut_short(tmp_path, name):
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(BadInput, match=f"{name}: .*cut short"):
         read(tmp_path / name)
+
+
+def test_lines_of_nothing_without_end_are_refused(tmp_path, monkeypatch):
+    """A megabyte of gzip can be a gigabyte of line ends, which took minutes."""
+    monkeypatch.setattr(records, "_MAX_BLANK_LINES", 1000)
+    path = tmp_path / "en.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "a"}\n' + b"\n" * 1000 + b'{"text": "b"}\n'))
+    assert len(read(path)[0]) == 2
+    path.write_bytes(gzip.compress(b'{"text": "a"}\n' + b"\r\n" * 5000))
+    with pytest.raises(BadInput, match=r"en.jsonl.gz:1002: more than 1,000 lines of nothing in a row"):
+        read(path)
 
 
 def test_where_finds_numbers_as_settings_name_them(tmp_path):

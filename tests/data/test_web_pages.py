@@ -117,7 +117,7 @@ def test_a_file_that_expands_without_end_is_refused(tmp_path, monkeypatch, suffi
     monkeypatch.setattr(streams, "EXPANSION_FREE_BYTES", 1 << 20)
     compress = {".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
     path = tmp_path / f"en.jsonl{suffix}"
-    for content in (b"\n" * (1 << 24), b'{"text": "' + b"a" * (1 << 24), b" " * (1 << 24)):
+    for content in (b'{"text": "' + b"a" * (1 << 24), b" " * (1 << 24)):
         path.write_bytes(compress(content))
         with pytest.raises(BadInput, match=r"expands to more than \d+ MiB, over 200 times its size"):
             read(path)
