@@ -48,7 +48,7 @@ from babel_jax.evaluation.points import BITS_PER_BYTE, measure, point_file, poin
 from babel_jax.evaluation.tables import findings, plot_points, points_table, suite_table
 from babel_jax.expansion.apply import expand_config, expand_hf_config, expand_params, new_layers_of
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
-from babel_jax.files import PARTIAL, make_folder, write_text
+from babel_jax.files import PARTIAL, explain_os_errors, make_folder, write_text
 from babel_jax.lease import NAME as LEASE
 from babel_jax.lease import leased
 from babel_jax.model.decoder import count_parameters, forward, init_params
@@ -81,6 +81,7 @@ def run_recipe(config: Config, compare_export: bool = False, profile: range | No
     _check_same(config)
     # Of several processes of one run, the first speaks for all.
     with contextlib.ExitStack() as held:
+        held.enter_context(explain_os_errors(run_folder))
         with agreed():
             make_folder(run_folder)
             if jax.process_index() == 0:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from babel_jax.commands.parsing import Commands, Result, steps
 from babel_jax.errors import BadInput
-from babel_jax.files import explain_os_errors
 
 if TYPE_CHECKING:
     from babel_jax.config import Config
@@ -56,7 +55,7 @@ def _run(config: "Config", profile: range | None) -> Result:
     from babel_jax.training.stopping import preempted_by_sigterm
 
     cluster.join()
-    with preempted_by_sigterm(), explain_os_errors(Path(config.out)):
+    with preempted_by_sigterm():
         return run_recipe(config, profile=profile)
 
 
