@@ -1,0 +1,192 @@
+"""Hostile input through the commands themselves: how many were used, refused in one line, or neither; the worst seconds and memory.
+
+    python benchmarks/hostile.py --inputs 2000
+
+Each input is a good one with seeded changes (those of tests/hostile), and each runs in a process of its own with a bound on memory and
+time. Exit status 1 where one input ended otherwise than with status 0, or with status 2 and one line.
+"""
+
+import argparse
+import collections
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from babel_jax import (
+    recipe,  # noqa: F401 - everything is imported once, and processes are forked from here
+)
+from babel_jax.cli import main
+from babel_jax.config import Family
+from tests.data.test_special_tokens import byte_level
+from tests.hostile import test_model_folders as folders
+from tests.hostile import test_text as text
+
+SECONDS, MEMORY = 10.0, 2**30  # the bounds that an input should keep
+HARD_SECONDS, HARD_MEMORY = 60, 6 * 2**30  # those at which it is ended
+AT_A_TIME = 2
+TALK = [{"role": "user", "content": "Habari?"}, {"role": "assistant", "content": "Nzuri."}]
+TEMPLATE = "{% for m in messages %}{{ '<s>' + m.role + '\n' + m.content | trim + '</s>\n' }}{% endfor %}"
+PIECES = ("{% for a in range(99999) %}", "{{ 'a' * 10**10 }}", "{{ 9**9**9 }}", "{%", "}}", "{{ x.y.z }}", "{{ m.__class__ }}", "\ud7ff")
+
+
+def model_case(name: str, draw: random.Random, place: Path) -> list[str]:
+    """A changed file of a model folder."""
+    source = folders.folder(place / "source", draw.choice((Family.QWEN2, Family.LLAMA, Family.MISTRAL)))
+    folders.CHANGES[name](draw, source / name)
+    if draw.random() < 0.5:
+        return ["convert", str(source), str(place / "out")]
+    return ["expand", str(source), str(place / "out"), "--insert-after", "1"]
+
+
+def plan_case(_: str, draw: random.Random, place: Path) -> list[str]:
+    """A changed plan."""
+    source = folders.folder(place / "source", Family.LLAMA)
+    (place / "plan.json").write_text(json.dumps({"layers": [{"source": 0}, {"source": 1}, {"source": 1, "init": "zero"}, {"source": 2}]}))
+    folders.change_json(draw, place / "plan.json")
+    return ["expand", str(source), str(place / "out"), "--plan", str(place / "plan.json")]
+
+
+def text_case(name: str, draw: random.Random, place: Path) -> list[str]:
+    """A changed file of text."""
+    (place / name).write_bytes(text.mutated(text.FILES[name](), draw))
+    return prepared(place, place / name, byte_level(place / "tokenizer"), draw)
+
+
+def tokenizer_case(name: str, draw: random.Random, place: Path) -> list[str]:
+    """A changed file of a tokenizer."""
+    folder = byte_level(place / "tokenizer", begin="<s> $A")
+    for other in ("added_tokens.json", "special_tokens_map.json", "generation_config.json"):
+        (folder / other).write_text(json.dumps({"eos_token_id": [257], "eos_token": "</s>", "<|end|>": 258} if other == name else {}))
+    folders.change_json(draw, folder / name)
+    (place / "en.jsonl").write_bytes(text.jsonl())
+    return prepared(place, place / "en.jsonl", folder, draw)
+
+
+def template_case(_: str, draw: random.Random, place: Path) -> list[str]:
+    """A changed chat template."""
+    folder = byte_level(place / "tokenizer")
+    at = draw.randrange(len(TEMPLATE))
+    (folder / "chat_template.jinja").write_text(TEMPLATE[:at] + draw.choice(PIECES) + TEMPLATE[at + draw.choice((0, 0, 3)) :])
+    (place / "en.jsonl").write_text("".join(json.dumps({"id": str(number), "messages": TALK}) + "\n" for number in range(4)))
+    return prepared(place, place / "en.jsonl", folder, draw, 'text_key = "messages"', "conversations = true")
+
+
+def config_case(_: str, draw: random.Random, place: Path) -> list[str]:
+    """A changed config."""
+    (place / "en.jsonl").write_bytes(text.jsonl())
+    arguments = prepared(place, place / "en.jsonl", byte_level(place / "tokenizer"), draw)
+    config = place / "config.toml"
+    config.write_bytes(text.mutated(config.read_bytes(), draw))
+    return arguments
+
+
+def prepared(place: Path, file: Path, tokenizer: Path, draw: random.Random, source: str = "", data: str = "") -> list[str]:
+    """The arguments that prepare one file."""
+    cleaning = "" if data or draw.random() < 0.5 else "\n[data.cleaning]\nmin_characters = 10\n"
+    (place / "config.toml").write_text(
+        f'out = "{place}/run"\n[model]\nfolder = "none"\n[data]\nfolder = "{place}/data"\ntokenizer = "{tokenizer}"\nseq_len = 64\n'
+        f'heldout_fraction = 0.0\nbad_rows = "{draw.choice(("skip", "refuse"))}"\n{data}\n{cleaning}'
+        f'[[data.sources]]\nlanguage = "en"\npath = "{file}"\n{source}\n'
+    )
+    return ["prepare", str(place / "config.toml")]
+
+
+KINDS = {
+    **dict.fromkeys(folders.CHANGES, model_case),
+    "plan.json": plan_case,
+    **dict.fromkeys(text.FILES, text_case),
+    "tokenizer.json of prepare": tokenizer_case,
+    "tokenizer_config.json": tokenizer_case,
+    "special_tokens_map.json": tokenizer_case,
+    "added_tokens.json": tokenizer_case,
+    "chat_template.jinja": template_case,
+    "config.toml": config_case,
+}
+
+
+def ended_of(kind: str, code: int, said: str) -> str:
+    """How an input ended."""
+    lines = [line for line in said.splitlines() if line.startswith("babel: ")]
+    if code == 0:
+        return "used"
+    if code == 2 and len(lines) == 1 and "Traceback" not in said and lines[0].isprintable():
+        return "refused"
+    return f"status {code}"
+
+
+def begin(kind: str, number: int, place: Path) -> int:
+    """Starts one input in a process of its own. This process has no threads, so that it may fork."""
+    child = os.fork()
+    if child:
+        return child
+    status = 99
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (HARD_MEMORY, HARD_MEMORY))
+        signal.alarm(HARD_SECONDS)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(place / "said", os.O_WRONLY | os.O_CREAT), 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        status = main(KINDS[kind](kind.split(" ")[0], random.Random(f"{kind} {number}"), place))
+        sys.stderr.flush()
+    except BaseException as error:  # what a user would see as a traceback
+        os.write(2, f"Traceback {type(error).__name__}: {error}".encode("utf-8", "replace"))
+    finally:
+        os._exit(status)
+
+
+def all_ended(cases: list[tuple[str, int]]) -> Iterator[tuple[str, int, str, float, float, str]]:
+    """(kind, number, how it ended, seconds, MiB, what was said) of each input, two at a time."""
+    running: dict[int, tuple[str, int, tempfile.TemporaryDirectory[str], float]] = {}
+    waiting = list(reversed(cases))
+    while waiting or running:
+        while waiting and len(running) < AT_A_TIME:
+            kind, number = waiting.pop()
+            folder = tempfile.TemporaryDirectory()
+            running[begin(kind, number, Path(folder.name))] = kind, number, folder, time.monotonic()
+        child, status, used = os.wait4(-1, 0)
+        if child not in running:
+            continue
+        kind, number, folder, start = running.pop(child)
+        said = (Path(folder.name) / "said").read_text(errors="replace")
+        how = ended_of(kind, os.waitstatus_to_exitcode(status), said)
+        yield kind, number, how, time.monotonic() - start, used.ru_maxrss / 1024, said
+        folder.cleanup()
+
+
+def table() -> int:
+    """Runs all inputs and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=200)
+    parser.add_argument("--kinds", default="", help="only kinds that have this in their name")
+    options = parser.parse_args()
+    kinds = [kind for kind in KINDS if options.kinds in kind]
+    cases = [(kinds[number % len(kinds)], number // len(kinds)) for number in range(options.inputs)]
+    ended: dict[str, list[tuple[str, float, float]]] = collections.defaultdict(list)
+    failed = 0
+    for kind, number, how, seconds, mebibytes, said in all_ended(cases):
+        ended[kind].append((how, seconds, mebibytes))
+        if how not in ("used", "refused") or seconds > SECONDS or mebibytes * 2**20 > MEMORY:
+            failed += 1
+            print(f"{kind} {number}: {how}, {seconds:.1f} s, {mebibytes:.0f} MiB: {said[-400:]!r}", flush=True)
+    print(f"{'kind':34} {'inputs':>6} {'used':>6} {'refused':>8} {'other':>6} {'worst s':>8} {'worst MiB':>10}")
+    rows = [*ended.items(), ("all", [result for one_kind in ended.values() for result in one_kind])]
+    for kind, results in rows:
+        counts = collections.Counter(how for how, _, _ in results)
+        other = len(results) - counts["used"] - counts["refused"]
+        worst = max(seconds for _, seconds, _ in results), max(mebibytes for _, _, mebibytes in results)
+        print(f"{kind:34} {len(results):6} {counts['used']:6} {counts['refused']:8} {other:6} {worst[0]:8.1f} {worst[1]:10.0f}")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(table())
