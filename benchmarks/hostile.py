@@ -1,4 +1,4 @@
-"""Hostile input through the commands themselves: how many were used, refused in one line, or neither; the worst seconds and memory.
+"""Hostile input through the commands themselves: how many were used, refused in one line, or neither; the worst seconds of processors and memory.
 
     python benchmarks/hostile.py --inputs 2000
 
@@ -15,7 +15,6 @@ import resource
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,21 +144,21 @@ def begin(kind: str, number: int, place: Path) -> int:
 
 
 def all_ended(cases: list[tuple[str, int]]) -> Iterator[tuple[str, int, str, float, float, str]]:
-    """(kind, number, how it ended, seconds, MiB, what was said) of each input, two at a time."""
-    running: dict[int, tuple[str, int, tempfile.TemporaryDirectory[str], float]] = {}
+    """(kind, number, how it ended, seconds of processors, MiB, what was said) of each input, two at a time."""
+    running: dict[int, tuple[str, int, tempfile.TemporaryDirectory[str]]] = {}
     waiting = list(reversed(cases))
     while waiting or running:
         while waiting and len(running) < AT_A_TIME:
             kind, number = waiting.pop()
             folder = tempfile.TemporaryDirectory()
-            running[begin(kind, number, Path(folder.name))] = kind, number, folder, time.monotonic()
+            running[begin(kind, number, Path(folder.name))] = kind, number, folder
         child, status, used = os.wait4(-1, 0)
         if child not in running:
             continue
-        kind, number, folder, start = running.pop(child)
+        kind, number, folder = running.pop(child)
         said = (Path(folder.name) / "said").read_text(errors="replace")
         how = ended_of(kind, os.waitstatus_to_exitcode(status), said)
-        yield kind, number, how, time.monotonic() - start, used.ru_maxrss / 1024, said
+        yield kind, number, how, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, said
         folder.cleanup()
 
 

@@ -90,7 +90,9 @@ class Tokenizer(ABC):
         named_eos = self._named_id("eos_token")
         eos_id = _first_id(*self._side.eos_ids[:1], named_eos, defaults.get("eos_token"))
         if eos_id is None:
-            where = self.path.parent
+            where, named = self.path.parent, self._side.named.get("eos_token")
+            if named:
+                raise BadInput(f"{where}: eos_token is {named!r}, which the tokenizer does not have; correct {', '.join(EOS_FILES)}")
             raise BadInput(f"{where}: nothing says which token ends a document; put eos_token into a {TOKENIZER_CONFIG} there")
         if not 0 <= eos_id < self.vocab_size:
             raise BadInput(
@@ -168,16 +170,15 @@ class Tokenizer(ABC):
 
     def _named_id(self, name: str) -> int | None:
         token = self._side.named.get(name)
-        number = self.token_id(token) if token else None
-        if token and number is None and name in ("bos_token", "eos_token"):
-            raise BadInput(f"{self.path.parent}: {name} is {token!r}, which the tokenizer does not have")
-        return number
+        return self.token_id(token) if token else None
 
     def _begin_ids(self) -> list[int]:
         if self._add_bos_token is None:
             return self._own_begin_ids()
         if self._add_bos_token and self.bos_id is None:
-            raise BadInput(f"{self.path.parent}: data.add_bos_token is true and no file names a bos_token; leave add_bos_token out")
+            raise BadInput(
+                f"{self.path.parent}: data.add_bos_token is true and no file names a bos_token that the tokenizer has; leave it out"
+            )
         return [self.bos_id] if self._add_bos_token and self.bos_id is not None else []
 
     @abstractmethod

@@ -142,7 +142,7 @@ def test_every_id_that_a_file_names_stops(tmp_path):
     ("file", "values", "says"),
     [
         ("tokenizer_config.json", {"bos_token": ["<s>"]}, "bos_token is .*; a token as a string is needed"),
-        ("tokenizer_config.json", {"bos_token": "<bos>", "eos_token": "</s>"}, "bos_token is '<bos>', which the tokenizer does not have"),
+        ("tokenizer_config.json", {"eos_token": "<eos>"}, "eos_token is '<eos>', which the tokenizer does not have"),
         ("tokenizer_config.json", {"eos_token": {"text": "</s>"}}, "eos_token is .*; a token as a string is needed"),
         ("tokenizer_config.json", {"added_tokens_decoder": {"-1": {"content": "x"}}}, "added_tokens_decoder.-1 is"),
         ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "added_tokens_decoder is no JSON object"),
@@ -172,6 +172,11 @@ def test_odd_values_that_mean_nothing_are_passed_over(tmp_path):
     write(folder / "config.json", {"eos_token_id": None, "pad_token_id": -1})  # Llama's first configs
     write(folder / "generation_config.json", {"eos_token_id": []})
     assert (open_tokenizer(folder).eos_id, open_tokenizer(folder).pad_id) == (257, None)
+    # Names that the vocabulary does not have, where an id says what ends a document.
+    write(folder / "config.json", {"eos_token_id": 257})
+    write(folder / "tokenizer_config.json", {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"})
+    tokenizer = open_tokenizer(folder)
+    assert (tokenizer.eos_id, tokenizer.bos_id, tokenizer.pad_id, tokenizer.begin_ids) == (257, None, None, [])
 
 
 @pytest.fixture
