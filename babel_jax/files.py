@@ -20,7 +20,7 @@ MOST_TEXT_BYTES = 16 * 2**20  # of a file that is read whole, where the caller n
 MOST_DEPTH = 200  # nested lists and objects of a JSON value
 MOST_DIGITS = 100  # of a whole number in JSON; transformers itself writes one of 31 digits (model_max_length)
 PARTIAL = ".partial"
-_LEFT_SECONDS = 3600  # after which a file that is being written beside its name was left by a killed process
+LEFT_SECONDS = 3600  # after which a file that is being written beside its name was left by a killed process
 _FICLONE = 0x40049409  # Linux, ioctl_ficlone(2): XFS, Btrfs and others
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FAILED = (errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ENODEV, errno.ENOTCONN)
@@ -214,7 +214,7 @@ def _new_file_beside(path: Path) -> tuple[Path, BinaryIO]:
         return partial, open(partial, "xb", opener=_not_through_links)
     except FileExistsError:  # another process writes it, was killed as it did, or laid a link there
         with contextlib.suppress(OSError):
-            if time.time() - partial.lstat().st_mtime > _LEFT_SECONDS:
+            if time.time() - partial.lstat().st_mtime > LEFT_SECONDS:
                 partial.unlink()
         partial = unguessable(path)
         return partial, open(partial, "xb", opener=_not_through_links)

@@ -16,7 +16,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from babel_jax.errors import BadInput
-from babel_jax.files import PARTIAL, explain_os_errors, make_folder, open_to_write, sync_file, sync_folder, unguessable
+from babel_jax.files import (
+    LEFT_SECONDS,
+    PARTIAL,
+    explain_os_errors,
+    make_folder,
+    open_regular,
+    open_to_write,
+    sync_file,
+    sync_folder,
+    unguessable,
+)
 
 _NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EBADF)  # as of some network and FUSE file systems
 
@@ -60,6 +70,7 @@ def new_folder(final: Path) -> Iterator[Path]:
     Raises BadInput when `final` exists already or at the end, and when the disk is full or not writable.
     """
     final = Path(final)
+    remove_mark(final)
     check_free(final)
     make_folder(final.parent)
     with explain_os_errors(final):
@@ -78,10 +89,33 @@ def new_folder(final: Path) -> Iterator[Path]:
 def _remove_leftovers(final: Path) -> None:
     ours = re.compile(re.escape(f"{final.name[:100]}.") + "[0-9a-f]{16}" + re.escape(PARTIAL))
     for path in final.parent.iterdir():
-        # One without its mark may be of a process that is just beginning.
-        if ours.fullmatch(path.name) and is_ours(path) and (path / _Mark.NAME).exists():
+        if not ours.fullmatch(path.name) or not is_ours(path):
+            continue
+        if (path / _Mark.NAME).exists():
             with contextlib.suppress(BadInput, FileNotFoundError), _Mark(path).file:
                 _remove(path)
+        elif time.time() - path.stat().st_mtime > LEFT_SECONDS:
+            # A younger one without its mark may be of a process that is just beginning.
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def remove_mark(final: Path, fingerprint: str = "") -> None:
+    """Removes the mark that a process left in a folder when it was killed between the rename and the removal of the mark.
+
+    Only a mark that begins with the line `fingerprint` is removed (for `new_folder`: an empty one), so that it is no file of others.
+    """
+    mark = final / _Mark.NAME
+    with contextlib.suppress(BadInput, OSError):  # another process is about to remove it, or nothing can be changed here
+        if not mark.is_symlink() and mark.is_file() and is_ours(final) and _begins_with(mark, fingerprint):
+            with _Mark(final).file:
+                mark.unlink()
+
+
+def _begins_with(mark: Path, fingerprint: str) -> bool:
+    begin = f"{fingerprint}\n".encode() if fingerprint else b""
+    with open_regular(mark) as file:
+        return file.read(max(len(begin), 1)) == begin
 
 
 def check_free(final: Path) -> None:
@@ -107,10 +141,21 @@ def is_ours(partial: Path) -> bool:
 def _remove(folder: Path) -> None:
     """Removes a folder in which threads of Orbax and TensorStore may still be writing after one of them has raised an error."""
     for _ in range(100):
+        # The mark goes last: without it a folder that a kill leaves here would be no one's.
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name != _Mark.NAME:
+                _remove_one(path)
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
             return
         time.sleep(0.01)
+
+
+def _remove_one(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _move_into_place(partial: Path, final: Path) -> None:
@@ -196,6 +241,7 @@ def resumable_folder(final: Path, fingerprint: str) -> Iterator[tuple[Path, Prog
     written could not be verified (`Unverified`).
     """
     final = Path(final)
+    remove_mark(final, fingerprint)
     check_free(final)
     make_folder(final.parent)
     partial = final.with_name(final.name + PARTIAL)

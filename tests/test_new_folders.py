@@ -125,6 +125,51 @@ def test_a_kill_between_the_rename_and_the_end_leaves_a_whole_folder(tmp_path, m
     assert (tmp_path / "out" / "file").read_text() == "mine"
 
 
+def test_after_a_kill_between_the_rename_and_the_removal_of_the_mark_the_next_call_removes_it(tmp_path):
+    fill(tmp_path / "out")
+    with new_folder(tmp_path / "new") as partial:
+        (partial / "file").write_text("mine")
+    (tmp_path / "out" / "progress.jsonl").write_text("print\nfile\n")
+    (tmp_path / "new" / "progress.jsonl").touch()
+    for other in ("another\nfile\n", "printed\n"):  # a file of others, or of other work, stays
+        (tmp_path / "new").joinpath("progress.jsonl").write_text(other)
+        with pytest.raises(BadInput, match="exists already"):
+            fill(tmp_path / "new")
+        with pytest.raises(BadInput, match="exists already"), new_folder(tmp_path / "new"):
+            pass
+        assert (tmp_path / "new" / "progress.jsonl").read_text() == other
+    (tmp_path / "new" / "progress.jsonl").write_text("")
+    with pytest.raises(BadInput, match="exists already"):
+        fill(tmp_path / "out")
+    with pytest.raises(BadInput, match="exists already"), new_folder(tmp_path / "new"):
+        pass
+    for name in ("out", "new"):
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["file"]
+
+
+def test_the_mark_goes_last_and_an_old_empty_leftover_goes(tmp_path, monkeypatch):
+    def killed(path):
+        raise SystemExit
+
+    def fail():
+        with new_folder(tmp_path / "out") as partial:
+            (partial / "file").write_text("mine")
+            monkeypatch.setattr(new_folders, "_remove_one", killed)
+            raise ValueError
+
+    with pytest.raises(SystemExit):
+        fail()
+    monkeypatch.undo()
+    (left,) = tmp_path.iterdir()
+    assert {path.name for path in left.iterdir()} == {"file", "progress.jsonl"}
+    empty = tmp_path / f"out.{'0' * 16}.partial"
+    empty.mkdir()
+    os.utime(empty, (1, 1))
+    with new_folder(tmp_path / "out") as partial:
+        (partial / "file").write_text("mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_what_cannot_be_verified_is_kept_and_what_is_bad_is_not(tmp_path):
     def fail(error):
         with resumable_folder(tmp_path / "out", "print") as (_, progress):

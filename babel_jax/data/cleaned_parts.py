@@ -106,17 +106,25 @@ def forget_other_text(settings: DataSettings, language: str, tasks: Sequence[Cle
         return
     with explain_os_errors(folder):
         if was_compared:
-            aside = folder.with_name(folder.name + PARTIAL)  # gone in one step
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
+            remove_aside(Path(settings.folder), language)
+            folder.rename(_aside(Path(settings.folder), language))  # gone in one step
             folder.mkdir()
-            for gone in (links, aside):
-                shutil.rmtree(gone, ignore_errors=True)
+            shutil.rmtree(links, ignore_errors=True)
+            remove_aside(Path(settings.folder), language)
         else:
             for path in other:
                 path.unlink()
                 for shard in folder.glob(f"{path.stem}-*"):
                     shard.unlink()
+
+
+def _aside(prepared: Path, language: str) -> Path:
+    return prepared / "cleaned" / f"{language}{PARTIAL}"
+
+
+def remove_aside(prepared: Path, language: str) -> None:
+    """Removes the shards of other text, also those that a killed process had begun to remove."""
+    shutil.rmtree(_aside(prepared, language), ignore_errors=True)
 
 
 def clean_part(task: CleaningTask) -> None:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from babel_jax.config import BadRows, DataSettings, Engine, Settings, Source
 from babel_jax.data.chat_format import ChatFormat, open_chat_format
-from babel_jax.data.cleaned_parts import cleaned_folder, sources_of
+from babel_jax.data.cleaned_parts import cleaned_folder, remove_aside, sources_of
 from babel_jax.data.conversations import conversation_windows
 from babel_jax.data.engines import open_workers
 from babel_jax.data.origins import changed_text, file_digest, origin_of
@@ -38,7 +38,7 @@ from babel_jax.digests import SUMS, file_sum, write_sums
 from babel_jax.errors import BadInput
 from babel_jax.files import PARTIAL, explain_os_errors, make_folder, only_process_in, write_text
 from babel_jax.languages import CODES
-from babel_jax.new_folders import new_folder
+from babel_jax.new_folders import new_folder, remove_mark
 
 log = logging.getLogger("babel")
 
@@ -118,9 +118,8 @@ def _prepared(settings: DataSettings, folder: Path, opened: Tokenizer, made_from
     last = [folder / REPORT, folder / SUMS, *(language_file(folder, code) for code in languages)]
     left = not all(path.is_file() for path in last)
     # This process alone writes here, so these are what killed ones left.
-    for partial in folder.rglob(f"*{PARTIAL}") if left else ():
-        if partial.is_file():
-            partial.unlink(missing_ok=True)
+    if left:
+        _remove_leftovers(folder)
     with open_workers(*((settings.engine, settings.workers) if left else (Engine.LOCAL, 1))) as workers:
         if _is_refined(settings):
             refine(settings, [code for code in languages if not language_file(folder, code).is_file()], workers, recheck)
@@ -147,6 +146,19 @@ def _prepared(settings: DataSettings, folder: Path, opened: Tokenizer, made_from
         beside = [path for code in languages for path in (language_file(folder, code), heldout_file(folder, code))]
         write_sums(folder, [folder / SETTINGS, folder / REPORT, *beside])
     return report
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for code in CODES:
+        remove_aside(folder, code)
+    for partial in list(folder.rglob(f"*{PARTIAL}")):
+        if partial.is_symlink() or partial.is_file():
+            partial.unlink(missing_ok=True)
+        elif partial.is_dir() and not any(partial.iterdir()):
+            partial.rmdir()  # `new_folder` removes those that are not empty
+    for counts in folder.glob(f"windows/*/{COUNTS}"):
+        if counts.parent.suffix != PARTIAL:
+            remove_mark(counts.parent)
 
 
 def _tell(language: str, entry: dict[str, Any], settings: DataSettings) -> None:

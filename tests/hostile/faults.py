@@ -6,7 +6,7 @@ import shutil
 import threading
 
 CHANGES = ("replace", "rename", "link", "fsync")
-REMOVALS = ("unlink", "remove", "rmdir")
+OTHERS = ("unlink", "remove", "rmdir", "mkdir")
 
 
 class Killed(BaseException):
@@ -21,7 +21,7 @@ class Faults:
         self._lock = threading.Lock()
         for name in CHANGES:
             monkeypatch.setattr(os, name, self._watched(getattr(os, name)))
-        for name in REMOVALS:
+        for name in OTHERS:
             monkeypatch.setattr(os, name, self._of_the_living(getattr(os, name)))
         monkeypatch.setattr(shutil, "rmtree", self._of_the_living(shutil.rmtree))
 

@@ -60,12 +60,11 @@ def fails_or_ends(run, number, at):
 
 
 def contents(folder):
-    """Files and their bytes, without lists of digests, settings (they name the folder), and the mark of a folder that was being filled,
-    which stays where the process ended right after its rename."""
+    """Files and their bytes, and empty folders, without lists of digests and settings (they name the folder)."""
     return {
-        str(path.relative_to(folder)): path.read_bytes()
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in ("SHA256SUMS", "settings.json", "progress.jsonl")
+        if path.name not in ("SHA256SUMS", "settings.json")
     }
 
 
