@@ -1,4 +1,4 @@
-"""Hostile input through the commands themselves: how many were used, refused in one line, or neither; the worst seconds of processors and memory.
+"""Hostile input through the commands: how many were used, refused in one line, or neither; the worst processor seconds and memory.
 
     python benchmarks/hostile.py --inputs 2000
 

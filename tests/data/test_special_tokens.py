@@ -74,7 +74,7 @@ def test_a_tokenizer_that_begins_no_text(tmp_path):
     assert open_tokenizer(folder).begin_ids == []
     assert open_tokenizer(folder, add_bos_token=True).begin_ids == [256]
     write(folder / "tokenizer_config.json", {"eos_token": "</s>"})
-    with pytest.raises(BadInput, match="add_bos_token is true and no file names a bos_token"):
+    with pytest.raises(BadInput, match="add_bos_token is true, and no bos_token"):
         open_tokenizer(folder, add_bos_token=True)
 
 
