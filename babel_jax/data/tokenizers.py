@@ -176,9 +176,7 @@ class Tokenizer(ABC):
         if self._add_bos_token is None:
             return self._own_begin_ids()
         if self._add_bos_token and self.bos_id is None:
-            raise BadInput(
-                f"{self.path.parent}: data.add_bos_token is true, and no bos_token of the folder is in the vocabulary"
-            )
+            raise BadInput(f"{self.path.parent}: data.add_bos_token is true, and no bos_token of the folder is in the vocabulary")
         return [self.bos_id] if self._add_bos_token and self.bos_id is not None else []
 
     @abstractmethod
