@@ -5,19 +5,15 @@ how new tokens read after others. In raw text no control token counts: "<|endoft
 is. In a prompt it is the control token.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import itertools
 import json
-import os
 import re
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import sentencepiece
 import tokenizers
@@ -32,6 +28,7 @@ from babel_jax.data.special_tokens import (
     SideFiles,
     read_side_files,
 )
+from babel_jax.data.tokenizer_json import check_ids, loaded_tokenizer, merged_tokens, no_panic, parsed_tokenizer, quiet
 from babel_jax.data.unigram import train_unigram
 from babel_jax.errors import BadInput, one_line
 from babel_jax.files import parse_json, read_bytes, write_bytes, write_text
@@ -39,7 +36,6 @@ from babel_jax.files import parse_json, read_bytes, write_bytes, write_text
 TOKENIZER_JSON, SENTENCEPIECE_MODEL = "tokenizer.json", "tokenizer.model"
 MOST_TOKENIZER_BYTES = 48 * 2**20  # Gemma 3's tokenizer.json has 33 MB
 MOST_BEGIN_IDS = 16  # published tokenizers begin a text with one token, GLM's with two
-MOST_GROWTH = 1_000  # times that normalization may lengthen a text by its replacements; 3 for U+2581 in UTF-8
 _CODE_FILE = "tokenization_babel.py"
 _CODE = '''from transformers import PreTrainedTokenizerFast
 
@@ -138,7 +134,7 @@ class Tokenizer(ABC):
 
         Where it is None they do, unless the text itself begins with these tokens.
         """
-        with _no_panic(self.path):
+        with no_panic(self.path):
             ids = self.with_controls.encode(text, add_special_tokens=False).ids
         if begin is None:
             begin = ids[: len(self.begin_ids)] != self.begin_ids
@@ -217,13 +213,13 @@ class HuggingFaceTokenizer(Tokenizer):
         super().__init__(path, read_side_files(path.parent), add_bos_token)
         content = read_bytes(path, below=path.parent, most_bytes=MOST_TOKENIZER_BYTES)
         self._content = content
-        description = _parsed(content, path)
-        self._added, changed = _merged_tokens(description, self._side, path)
+        description = parsed_tokenizer(content, path)
+        self._added, changed = merged_tokens(description, self._side, path)
         for token in description["added_tokens"]:
             token["special"] = token["special"] or is_control(token["content"])
         self._raw = loaded_tokenizer(description, path)
         self._raw.encode_special_tokens = True
-        _check_ids(self._raw, self._added, path)
+        check_ids(self._raw, self._added, path)
         self.vocab_size = max(self._raw.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         if changed:
             content += json.dumps([dataclasses.asdict(token) for token in changed]).encode()
@@ -237,18 +233,18 @@ class HuggingFaceTokenizer(Tokenizer):
     @functools.cached_property
     def with_controls(self) -> tokenizers.Tokenizer:
         """The tokenizer of prompts."""
-        description = _parsed(self._content, self.path)
-        _merged_tokens(description, self._side, self.path)
+        description = parsed_tokenizer(self._content, self.path)
+        merged_tokens(description, self._side, self.path)
         return loaded_tokenizer(description, self.path)
 
     def encode(self, text: str) -> list[int]:
         """Ids of raw text."""
-        with _no_panic(self.path):
+        with no_panic(self.path):
             return self._raw.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text."""
-        with _no_panic(self.path):
+        with no_panic(self.path):
             return [encoding.ids for encoding in self._raw.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def token_id(self, token: str) -> int | None:
@@ -266,12 +262,12 @@ class HuggingFaceTokenizer(Tokenizer):
             _write_config(folder, {"eos_token": self._raw.id_to_token(self.eos_id), "pad_token": pad})
 
     def _decode(self, ids: list[int]) -> str:
-        with _no_panic(self.path):
+        with no_panic(self.path):
             return self._raw.decode(ids, skip_special_tokens=False)
 
     def _own_begin_ids(self) -> list[int]:
         # The post-processor decides, as in transformers: add_bos_token of tokenizer_config.json is for tokenizers without this file.
-        with _no_panic(self.path), _quiet():
+        with no_panic(self.path), quiet():
             encoding = self._raw.encode("a", add_special_tokens=True)
         added = encoding.special_tokens_mask
         begin = added.index(0) if 0 in added else len(added)
@@ -327,7 +323,7 @@ class SentencePieceTokenizer(Tokenizer):
         known = {token["content"] for token in exported["added_tokens"]}
         exported["added_tokens"] += [dataclasses.asdict(token) for token in self._added if token.content not in known]
         made = loaded_tokenizer(exported, self.path)
-        _check_ids(made, self._added, self.path)
+        check_ids(made, self._added, self.path)
         return made
 
     def encode(self, text: str) -> list[int]:
@@ -372,120 +368,6 @@ def _first_id(*ids: int | None) -> int | None:
     return next((number for number in ids if number is not None), None)
 
 
-def loaded_tokenizer(description: Mapping[str, object], path: Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a tokenizer.json's content, without padding and truncation. Raises BadInput for one that cannot be read."""
-    _check_bounds(description, path)
-    try:
-        with _no_panic(path), _quiet():
-            made = tokenizers.Tokenizer.from_str(json.dumps(description))
-    except BadInput:
-        raise
-    except Exception as error:  # the library raises bare exceptions
-        raise BadInput(f"{path}: not a readable tokenizer: {one_line(error, 200)}") from error
-    made.no_padding()
-    made.no_truncation()
-    return made
-
-
-@contextlib.contextmanager
-def _no_panic(path: Path) -> Iterator[None]:
-    """The library's panics, which are no Exception, as BadInput: a tokenizer can be damaged so that only some text shows it."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":
-            raise
-        raise BadInput(f"{path}: the tokenizer fails: {one_line(error, 200)}; fetch its files again") from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the library's own report of a panic, some hundred lines, from the terminal; only where a tokenizer is opened."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def _check_bounds(description: Mapping[str, Any], path: Path) -> None:
-    """Raises BadInput for a tokenizer that would draw ids at random, or make a text longer without bound."""
-    model = description.get("model")
-    if isinstance(model, dict) and model.get("dropout"):
-        raise BadInput(f"{path}: model.dropout is {model['dropout']}: one text would get other ids each time; set it to null")
-    growth = 1
-    for part in _parts_of(description.get("normalizer")):
-        for name in ("content", "prepend"):
-            if isinstance(part.get(name), str):
-                growth *= max(1, len(part[name].encode("utf-8", "replace")))
-        if growth > MOST_GROWTH:
-            raise BadInput(f"{path}: the normalizer can make a text over {MOST_GROWTH:,} times as long; fetch the tokenizer again")
-
-
-def _parts_of(normalizer: object) -> Iterator[dict[str, Any]]:
-    """A normalizer of a tokenizer.json and all that it holds."""
-    waiting = [normalizer]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, dict):
-            yield part
-            waiting += part["normalizers"] if isinstance(part.get("normalizers"), list) else []
-
-
-def _parsed(content: bytes, path: Path) -> Any:
-    """The value of a tokenizer.json. Plain json.loads: the checks of `files.parse_json` cost a second for a vocabulary of 150,000."""
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: not a readable tokenizer: {one_line(error, 200)}") from None
-
-
-def _merged_tokens(description: object, side: SideFiles, path: Path) -> tuple[list[AddedToken], list[AddedToken]]:
-    """All added tokens, and those of them that side files add or change. They are put into `description`, a tokenizer.json's content."""
-    listed = description.get("added_tokens") if isinstance(description, dict) else None
-    if not isinstance(description, dict) or not isinstance(listed, list | None):
-        raise BadInput(f"{path}: not a readable tokenizer: an object with a list of added_tokens is needed")
-    tokens: dict[str, AddedToken] = {}
-    for token in listed or []:
-        if not isinstance(token, dict) or not isinstance(token.get("content"), str) or not isinstance(token.get("id"), int):
-            raise BadInput(f"{path}: not a readable tokenizer: the added token {one_line(token, 100)} has no content and id")
-        flags = {name: bool(token.get(name)) for name in ("special", "single_word", "lstrip", "rstrip", "normalized")}
-        tokens[token["content"]] = AddedToken(token["content"], token["id"], **flags)
-    changed = [token for token in side.added if tokens.get(token.content) != token]
-    for token in changed:
-        known = tokens.get(token.content)
-        if known is not None and known.id != token.id:
-            raise BadInput(
-                f"{path.parent}: the added token {token.content!r} has the id {known.id} in {path.name} and {token.id} in the files beside "
-                f"it; correct {ADDED_TOKENS} or {TOKENIZER_CONFIG}"
-            )
-        # What tokenizer_config.json says of a token holds, as in transformers; added_tokens.json says only its id.
-        if known is None or side.added_flags_hold:
-            tokens[token.content] = token
-    changed = [token for token in changed if tokens[token.content] is token]
-    # A special token of the vocabulary that no file lists as added is one all the same.
-    for content in dict.fromkeys([*side.named.values(), *side.extra]):
-        number = _vocabulary_id(description, content)
-        if content not in tokens and number is not None:
-            tokens[content] = AddedToken(content, number, special=True)
-    description["added_tokens"] = [dataclasses.asdict(token) for token in tokens.values()]
-    return list(tokens.values()), changed
-
-
-def _vocabulary_id(description: Mapping[str, Any], token: str) -> int | None:
-    """The id of a token in the vocabulary of a tokenizer.json's model: {token: id}, or for a unigram model [[token, score], ..]."""
-    model = description.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocabulary, list):
-        return next((number for number, entry in enumerate(vocabulary) if isinstance(entry, list) and entry[:1] == [token]), None)
-    number = vocabulary.get(token) if isinstance(vocabulary, dict) else None
-    return number if isinstance(number, int) else None
-
-
 def _beyond_model(side: SideFiles, processor: sentencepiece.SentencePieceProcessor, path: Path) -> list[AddedToken]:
     """The control pieces of a SentencePiece model, and the added tokens of its side files, which follow its own pieces."""
     size = processor.get_piece_size()
@@ -500,16 +382,6 @@ def _beyond_model(side: SideFiles, processor: sentencepiece.SentencePieceProcess
             )
         tokens[token.content] = token
     return list(tokens.values())
-
-
-def _check_ids(made: tokenizers.Tokenizer, added: Sequence[AddedToken], path: Path) -> None:
-    """The library numbers added tokens itself, so one whose file names another id would be a token that the model does not know."""
-    for token in added:
-        if made.token_to_id(token.content) != token.id:
-            raise BadInput(
-                f"{path.parent}: the added token {token.content!r} has the id {token.id} and the tokenizer gives it "
-                f"{made.token_to_id(token.content)}; the ids of added tokens follow the vocabulary without a gap"
-            )
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int, path: Path, character_coverage: float = 0.9995) -> SentencePieceTokenizer:
