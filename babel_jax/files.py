@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from babel_jax.errors import BadInput, one_line
 
 MOST_TEXT_BYTES = 16 * 2**20  # of a file that is read whole, where the caller names no other bound
+MOST_LINE_BYTES = 16 * 2**20  # of a file of JSON lines that this program or a server writes
 MOST_DEPTH = 200  # nested lists and objects of a JSON value
 MOST_DIGITS = 100  # of a whole number in JSON; transformers itself writes one of 31 digits (model_max_length)
 PARTIAL = ".partial"
@@ -228,6 +229,38 @@ def unguessable(final: Path) -> Path:
 def open_to_write(path: Path, buffering: int = -1) -> BinaryIO:
     """A file to be read and written, made where it is not there. Raises OSError where `path` is a link."""
     return os.fdopen(_not_through_links(str(path), os.O_RDWR | os.O_CREAT), "r+b", buffering)  # type: ignore[return-value]
+
+
+def open_to_append(path: Path) -> BinaryIO:
+    """A file to which lines are added, made where it is not there; a last line that a kill cut off is ended, so that the next is its own.
+
+    Raises BadInput for a link and for what is no regular file: a FIFO would be waited for.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        file = os.fdopen(os.open(path, flags, 0o666), "ab")
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.ESPIPE):
+            raise BadInput(f"{path}: a link or no regular file; remove it") from None
+        raise
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        file.close()
+        raise BadInput(f"{path}: no regular file; remove it")
+    if status.st_size and os.pread(file.fileno(), 1, status.st_size - 1) != b"\n":
+        file.write(b"\n")
+    return file
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a regular file, with what is no UTF-8 replaced. Raises BadInput for a line of more than MOST_LINE_BYTES."""
+    with explain_os_errors(path), open_regular(path) as file:
+        number = 0
+        while line := file.readline(MOST_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MOST_LINE_BYTES:
+                raise BadInput(f"{path}:{number}: a line of more than {MOST_LINE_BYTES:,} bytes; the file is damaged, or is another one")
+            yield line.decode("utf-8", "replace")
 
 
 def _not_through_links(path: str, flags: int) -> int:

@@ -132,6 +132,9 @@ def _index(place: list[Any], part: str, override: str) -> int:
     return int(part)
 
 
+_MAY_HOLD_SECRETS = ("endpoint", "key_variable")  # of judge: no message repeats what was given for them
+
+
 def _explain(kind: type[BaseModel], problem: ErrorDetails) -> str:
     """One mistake as `key: what is wrong; valid choices`."""
     location = problem["loc"]
@@ -143,7 +146,8 @@ def _explain(kind: type[BaseModel], problem: ErrorDetails) -> str:
     if problem["type"] == "missing":
         return f"{key}: missing; this key is needed"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{key}: {message}" + ("" if problem["type"] == "value_error" else f" (given: {problem['input']!r})")
+    hidden = problem["type"] == "value_error" or location[-1] in _MAY_HOLD_SECRETS
+    return f"{key}: {message}" + ("" if hidden else f" (given: {problem['input']!r})")
 
 
 def _class_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:

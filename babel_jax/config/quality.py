@@ -61,7 +61,11 @@ class JudgeSettings(Settings):
                 "key_variable is no name of an environment variable (letters, digits and _); the key itself is not to stand here"
             )
         if self.endpoint is not None:
-            parts = urllib.parse.urlsplit(self.endpoint)
+            try:
+                parts = urllib.parse.urlsplit(self.endpoint)
+                _ = parts.port
+            except ValueError:  # its message has the text in it
+                raise ValueError("endpoint is no address such as http://host:port/v1") from None
             if parts.username or parts.password or "@" in parts.netloc or parts.query or parts.fragment:
                 raise ValueError("endpoint holds a user name, a password or a query; put the key into the variable that key_variable names")
             if (

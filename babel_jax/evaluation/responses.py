@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from babel_jax.checkpoints.streaming import fingerprint
-from babel_jax.files import explain_os_errors
+from babel_jax.files import explain_os_errors, open_to_append
 
 
 class Responses:
@@ -50,16 +50,8 @@ class Responses:
             {"request": key, "response": response, **({"cut": True} if key in self.cut else {})} for key, response in responses.items()
         ]
         lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
-        with explain_os_errors(self._path), open(self._path, "a", encoding="utf-8") as file:
-            if file.tell() and not _ends_a_line(self._path):
-                file.write("\n")
-            file.writelines(lines)
-
-
-def _ends_a_line(path: Path) -> bool:
-    with open(path, "rb") as file:
-        file.seek(-1, 2)
-        return file.read(1) == b"\n"
+        with explain_os_errors(self._path), open_to_append(self._path) as file:
+            file.write("".join(lines).encode())
 
 
 def _read_by_first(path: Path | None) -> str:

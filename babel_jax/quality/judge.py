@@ -21,7 +21,7 @@ from babel_jax.config.quality import JudgeSettings, QualityConfig
 from babel_jax.data.rows import Row, RowCounts, read_rows
 from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput, one_line
-from babel_jax.files import make_folder, only_process_in, parse_json, write_text
+from babel_jax.files import explain_os_errors, make_folder, only_process_in, open_to_append, parse_json, read_bytes, read_lines, write_text
 from babel_jax.languages import CODES, LANGUAGES
 from babel_jax.quality.server import Server
 
@@ -93,9 +93,8 @@ def read_judged(path: Path, dimensions: Iterable[str]) -> list[Judged]:
     if not path.is_file():
         raise BadInput(f"{path}: no judged documents; run `babel judge` first")
     judged: list[Judged] = []
-    with open(path, encoding="utf-8") as lines:  # splitlines() would also split at U+2028 and the like, which texts hold
-        for number, line in enumerate(lines, 1):
-            judged.append(_document(parse_json(line, f"{path}:{number}"), f"{path}:{number}"))
+    for number, line in enumerate(read_lines(path), 1):  # splitlines() would also split at U+2028 and the like, which texts hold
+        judged.append(_document(parse_json(line, f"{path}:{number}"), f"{path}:{number}"))
     if not judged:
         raise BadInput(f"{path}: no document was judged; look at the replies beside it")
     if set(judged[0]["scores"]) != set(dimensions):
@@ -146,24 +145,28 @@ def _write_prompts(path: Path, requests: dict[str, dict[str, Any]]) -> None:
         json.dumps({"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}, ensure_ascii=False) + "\n"
         for name, body in requests.items()
     )
-    if path.is_file() and path.with_name(REPLIES).is_file() and path.read_text(encoding="utf-8") != text:
+    if path.exists() and path.with_name(REPLIES).exists() and not _holds(path, text.encode()):
         raise BadInput(f"{path}: there are replies to other prompts in this folder; give another out, or remove {REPLIES}")
     write_text(path, text)
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    return path.stat().st_size == len(data) and read_bytes(path, most_bytes=len(data)) == data
 
 
 def _ask(settings: JudgeSettings, requests: dict[str, dict[str, Any]], path: Path) -> None:
     """Adds the answers that are missing to the file of replies. A refusal is added when an answer follows, or at the end: if many in a row
     stop the command, they are asked again."""
     server = Server(settings)
-    answered = {name for name, _, _ in _replies(path)} if path.is_file() else set()
+    answered = {name for name, _, _ in _replies(path)} if path.exists() else set()
     waiting = [name for name in requests if name not in answered]
     most = min(_REFUSED_IN_A_ROW, len(requests))
     refused: list[str] = []  # lines since the last answer
     lock = threading.Lock()
-    with open(path, "a", encoding="utf-8") as file, concurrent.futures.ThreadPoolExecutor(settings.parallel) as pool:
+    with explain_os_errors(path), open_to_append(path) as file, concurrent.futures.ThreadPoolExecutor(settings.parallel) as pool:
 
         def write(lines: list[str]) -> None:
-            file.write("".join(f"{line}\n" for line in lines))
+            file.write("".join(f"{line}\n" for line in lines).encode())
             file.flush()
 
         def answer(name: str) -> None:
@@ -197,28 +200,27 @@ def _replies(path: Path) -> Iterator[tuple[str, str | None, Any]]:
 
     A line that was cut off is passed over.
     """
-    with open(path, encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                reply = json.loads(line)
-                name = reply["custom_id"]
-            except (ValueError, KeyError, TypeError, RecursionError):
-                continue
-            if not isinstance(name, str):
-                continue
-            response = reply.get("response")
-            status = response.get("status_code") if isinstance(response, dict) else None
-            try:
-                yield name, str(response["body"]["choices"][0]["message"]["content"]), status
-            except (KeyError, TypeError, IndexError):
-                yield name, None, status
+    for line in read_lines(path):
+        try:
+            reply = json.loads(line)
+            name = reply["custom_id"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if not isinstance(name, str):
+            continue
+        response = reply.get("response")
+        status = response.get("status_code") if isinstance(response, dict) else None
+        try:
+            yield name, str(response["body"]["choices"][0]["message"]["content"]), status
+        except (KeyError, TypeError, IndexError):
+            yield name, None, status
 
 
 def _read(config: QualityConfig, sample: dict[str, tuple[str, Row]], path: Path) -> dict[str, Any]:
     out = Path(config.out)
     judged: dict[str, Judged] = {}
     unreadable: dict[str, int] = {}
-    answered = list(_replies(path)) if path.is_file() else []
+    answered = list(_replies(path)) if path.exists() else []
     if not answered and path != out / REPLIES:
         raise BadInput(f"{path}: no replies in it; each line is a batch result with custom_id and response")
     for name, content, status in answered:

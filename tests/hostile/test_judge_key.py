@@ -146,6 +146,14 @@ def test_a_line_end_behind_the_key_is_no_part_of_it(servers, judge, monkeypatch)
     assert one.seen[0]["Authorization"] == f"Bearer {KEY}"
 
 
+@pytest.mark.parametrize("endpoint", ["http://host:pa55w0rd-secret/v1", "http://[pa55w0rd-secret/v1", ["pa55w0rd-secret"]])
+def test_an_endpoint_that_is_no_address_is_not_repeated(judge, endpoint):
+    code, error, output = judge(endpoint)
+    assert code == 2
+    assert "endpoint" in error
+    assert "pa55w0rd-secret" not in error + output
+
+
 @pytest.mark.parametrize(
     "endpoint", [f"http://user:{'pa55w0rd-secret'}@host/v1", "http://pa55w0rd-secret@host/v1", "https://host/v1?key=pa55w0rd-secret"]
 )

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import threading
 
 import pytest
@@ -117,6 +118,42 @@ def test_a_server_is_asked_once_for_each_document(config_file, server, monkeypat
     assert found["languages"] == {"en": {"documents": 8, "mean": 4.5}, "ha": {"documents": 8, "mean": 2.5}}
     judge(settings)
     assert len(server.seen) == 18
+
+
+def test_a_reply_that_a_kill_cut_off_is_asked_for_again_and_no_other(config_file, server, tmp_path):
+    server.answers = lambda prompt: (200, '{"fluency": 4, "substance": 2}')
+    settings = load_settings(QualityConfig, config_file, (f"judge.endpoint=http://127.0.0.1:{server.server_port}/v1",))
+    judge(settings)
+    replies, judged = tmp_path / "out" / "replies.jsonl", tmp_path / "out" / "judged.jsonl"
+    whole, expected = replies.read_bytes(), judged.read_bytes()
+    for cut in (7, len(whole) // 2, len(whole) - 2):
+        replies.write_bytes(whole[:cut])
+        asked = len(server.seen)
+        assert judge(settings)["judged"] == 16
+        assert judged.read_bytes() == expected
+        assert len(server.seen) - asked == 16 - whole[:cut].count(b"\n")
+
+
+def test_replies_that_are_no_file_of_ours(config_file, server, tmp_path):
+    server.answers = lambda prompt: (200, '{"fluency": 4, "substance": 2}')
+    settings = load_settings(QualityConfig, config_file, (f"judge.endpoint=http://127.0.0.1:{server.server_port}/v1",))
+    victim, replies = tmp_path / "victim", tmp_path / "out" / "replies.jsonl"
+    victim.write_text("theirs\n")
+    replies.parent.mkdir()
+    replies.symlink_to(victim)
+    with pytest.raises(BadInput, match=r"replies.jsonl: a link or no regular file"):
+        judge(settings)
+    assert victim.read_text() == "theirs\n"
+    replies.unlink()
+    os.mkfifo(replies)
+    with pytest.raises(BadInput, match="no regular file"):
+        judge(settings)
+    replies.unlink()
+    with open(replies, "wb") as file:
+        file.truncate(4 * 10**12)
+    with pytest.raises(BadInput, match=r"replies.jsonl:1: a line of more than 16,777,216 bytes"):
+        judge(settings)
+    replies.unlink()
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
