@@ -36,6 +36,7 @@ from babel_jax.checkpoints.folder import Format, ModelFolder, copy_other_files, 
 from babel_jax.checkpoints.generation_defaults import stored_repetition_penalty
 from babel_jax.checkpoints.hf_config import stored_eos_token_ids, write_hf_config
 from babel_jax.checkpoints.processes import agreed, first_says, first_text, same_on_all
+from babel_jax.checkpoints.tokenizer_files import is_padding
 from babel_jax.config import CHANGEABLE, Config, ModelConfig, Stage
 from babel_jax.config.file import load_config, parse_settings, read_toml
 from babel_jax.data.chat_format import open_chat_format, write_chat_files
@@ -282,9 +283,14 @@ def _check_fit(config: Config, model_config: ModelConfig, tokenizer: Tokenizer) 
         as_other = "as the other of text and conversations"
         other = f"with another chat template than {chat.where}" if chat and prepared.chat_template else as_other
         raise BadInput(f"{config.data.folder}: prepared {other}; prepare another folder, or set data.conversations as it was then")
-    if tokenizer.vocab_size > model_config.vocab_size:
+    rows = model_config.vocab_size
+    # A padding token may have no row (WizardLM): no text has it, and windows are padded with the token that ends a document.
+    beyond = {token.id: token.content for token in tokenizer.added_tokens if token.id >= rows}
+    is_only_padding = len(beyond) == tokenizer.vocab_size - rows and all(map(is_padding, beyond.values()))
+    if tokenizer.vocab_size > rows and not is_only_padding:
         raise BadInput(
-            f"the tokenizer has {tokenizer.vocab_size} entries, and the model's embedding vocab_size = {model_config.vocab_size}"
+            f"the tokenizer {tokenizer.path} has {tokenizer.vocab_size:,} entries, and the model's embedding {rows:,} rows (vocab_size); "
+            "set data.tokenizer to the model's own"
         )
     if config.data.seq_len > model_config.max_position_embeddings:
         raise BadInput(

@@ -1,6 +1,7 @@
 """The recipe from a random base to an exported, deeper model, and what stands in its run folder."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -111,7 +112,7 @@ def test_a_folder_that_is_no_run_folder_is_left_alone(config, tmp_path):
 
 
 def test_model_tokenizer_and_data_must_fit(small_settings, small_prepared, small_model, tmp_path, recipe_config, shape):
-    with pytest.raises(BadInput, match=r"the tokenizer has \d+ entries, and the model's embedding vocab_size = 100"):
+    with pytest.raises(BadInput, match=r"the tokenizer .* has [\d,]+ entries, and the model's embedding 100 rows"):
         run_recipe(recipe_config(tmp_path / "small", small_settings, small_model, {"shape": shape | {"vocab_size": 100}}))
     stage = {"name": "one", "steps": 1, "schedule": {"peak": 1e-3}, "mixture": {"languages": ["th"]}}
     without = small_settings.model_copy(update={"sources": ()})
@@ -119,6 +120,22 @@ def test_model_tokenizer_and_data_must_fit(small_settings, small_prepared, small
         run_recipe(recipe_config(tmp_path / "thai", without, small_model, {"shape": shape}, stages=[stage]))
     with pytest.raises(BadInput, match=r"nothing: no such model folder"):
         run_recipe(recipe_config(tmp_path / "no-model", small_settings, small_model, {"folder": str(tmp_path / "nothing")}))
+
+
+def test_a_padding_token_may_have_no_row_in_the_embedding(small_settings, small_model, tmp_path, recipe_config, shape):
+    """WizardLM's folders: [PAD] is in added_tokens.json, and the embedding is as it was before."""
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    shutil.copy(small_model, folder / "tokenizer.model")
+    rows = open_tokenizer(small_model).vocab_size
+    (folder / "added_tokens.json").write_text(json.dumps({"[PAD]": rows}))
+    settings = small_settings.model_copy(update={"folder": str(tmp_path / "data")})
+    config = recipe_config(tmp_path / "run", settings, folder, {"shape": shape | {"vocab_size": rows}}, stages=[])
+    assert open_folder(run_recipe(config)["hf"]).config.vocab_size == rows
+    (folder / "added_tokens.json").write_text(json.dumps({"[PAD]": rows, "<|end|>": rows + 1}))
+    other = config.data.model_copy(update={"folder": str(tmp_path / "other")})
+    with pytest.raises(BadInput, match="and the model's embedding"):
+        run_recipe(config.model_copy(update={"data": other, "out": str(tmp_path / "refused")}))
 
 
 def test_a_run_from_a_shape_may_be_expanded_and_have_no_stages(small_settings, small_model, small_prepared, tmp_path, recipe_config, shape):

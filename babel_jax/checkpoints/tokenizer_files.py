@@ -32,13 +32,18 @@ def check_vocabulary(folder: Path, embedding_rows: int, needed: bool = False) ->
     if ids is None and needed:
         raise BadInput(f"{folder}: no tokenizer ({TOKENIZER_JSON} or {SENTENCEPIECE_MODEL}); copy the model's tokenizer files there")
     beyond = {token: number for token, number in (ids or {}).items() if number >= embedding_rows}
-    if beyond and all(_PADDING.fullmatch(token) for token in beyond):
+    if beyond and all(map(is_padding, beyond)):
         log.warning("%s: the padding token %s has no row in the embedding; it is never used here", folder, next(iter(beyond)))
     elif beyond:
         raise BadInput(
             f"{folder}: the tokenizer has ids up to {max(beyond.values())} and the embedding has {embedding_rows} rows (vocab_size in "
             "config.json); one of the two belongs to another model"
         )
+
+
+def is_padding(token: str) -> bool:
+    """Whether a token is named as one for padding: <pad>, [PAD], <|pad|>."""
+    return bool(_PADDING.fullmatch(token))
 
 
 def _ids(folder: Path) -> dict[str, int] | None:

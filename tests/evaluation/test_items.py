@@ -167,6 +167,15 @@ def test_bits_per_byte_weighs_documents_by_their_bytes():
         ("in 3 steps 100", 100),
         ("**18**", 18),
         ("\\boxed{18}", 18),
+        ("答案是１，２３４。", 1234),
+        ("答えは１．５です", Decimal("1.5")),
+        ("有５，２０个", 20),
+        ("$1{,}200$", 1200),
+        ("\\boxed{1\\,234\\,567}", 1234567),
+        ("The answer is .5", Decimal("0.5")),
+        ("-.25", Decimal("-0.25")),
+        ("That is all.5", 5),
+        ("... 5", 5),
     ],
 )
 def test_numbers_in_the_digits_of_any_script(text, number):
