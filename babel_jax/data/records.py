@@ -37,6 +37,7 @@ _NAMED = 20  # columns in a message
 _TFDS_PART = 100_000
 _BLOCK_BYTES = 1 << 18
 _MAX_BLANK_LINES = 1 << 20
+_MAX_LINE_BYTES = 2**30  # of a line that is passed over; a file with more (such as 4 TB of holes) is no text
 
 
 Record = tuple[str, Any]  # a place, such as FILE:LINE, and a dict, or the BadRowError met in its stead
@@ -123,8 +124,11 @@ def _lines(path: str) -> Iterator[tuple[int, bytes | BadRowError]]:
             if blank > _MAX_BLANK_LINES:
                 raise BadInput(f"{path}:{number}: more than {_MAX_BLANK_LINES:,} lines of nothing in a row; the file is no text")
             if len(line) == MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):
+                size = len(line)
                 while (rest := lines.readline(MAX_DOCUMENT_BYTES)) and not rest.endswith(b"\n"):
-                    pass
+                    size += len(rest)
+                    if size > _MAX_LINE_BYTES:
+                        raise BadInput(f"{path}:{number}: a line of more than {_MAX_LINE_BYTES:,} bytes; the file is no text")
                 yield number, too_long()
             else:
                 yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line

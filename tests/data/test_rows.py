@@ -115,6 +115,15 @@ def test_an_archive_of_no_bytes_was_cut_short(tmp_path, name):
         read(tmp_path / name)
 
 
+def test_a_line_without_end_is_refused(tmp_path):
+    path = tmp_path / "en.jsonl"
+    path.write_bytes(b'{"text": "a"}\n')
+    with open(path, "r+b") as file:
+        file.truncate(4 * 10**12)  # holes: no byte of them is on the disk
+    with pytest.raises(BadInput, match=r"en.jsonl:2: a line of more than 1,073,741,824 bytes; the file is no text"):
+        read(path)
+
+
 def test_lines_of_nothing_without_end_are_refused(tmp_path, monkeypatch):
     """A megabyte of gzip can be a gigabyte of line ends, which took minutes."""
     monkeypatch.setattr(records, "_MAX_BLANK_LINES", 1000)
