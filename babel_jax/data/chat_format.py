@@ -11,9 +11,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import tokenizers
+
 from babel_jax.data.chat_templates import TEMPLATE_FILE, ChatTemplate, read_template, stored_template
 from babel_jax.data.special_tokens import GENERATION_CONFIG, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG, read_object
 from babel_jax.data.template_worker import BEGIN, END
+from babel_jax.data.tokenizer_json import loaded_tokenizer
 from babel_jax.data.tokenizers import Tokenizer, is_control, open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.files import write_text
@@ -164,28 +167,66 @@ class ChatFormat:
     def _encoded(self, text: str, spans: Sequence[tuple[int, int]]) -> EncodedConversation:
         ids: list[int] = []
         places: list[tuple[int, int]] = []  # of the characters that each token stands for
-        for start, piece, control in self._pieces(text):
-            if control:
-                raw = self.tokenizer.encode(piece)
-                ids += raw
-                # The piece stands for one mark of two characters.
-                places += [(start, start + 2)] * len(raw)
-            else:
-                encoding = self._tokenizer.encode(piece, add_special_tokens=False)
-                ids += encoding.ids
-                places += [(start + first, start + max(last, first + 1)) for first, last in encoding.offsets]
+        for start, stop, has_letters in self._pieces(text):
+            # Of each character that is encoded: its place in `text`, where a mark of two characters stands for a whole control token.
+            written, firsts, lasts = text[start:stop], list(range(start, stop)), list(range(start + 1, stop + 1))
+            if has_letters:
+                written, firsts, lasts = self._letters(text, start, stop)
+            encoding = (self._without_controls if has_letters else self._tokenizer).encode(written, add_special_tokens=False)
+            ids += encoding.ids
+            end = len(written) - 1  # a token that a tokenizer puts after the text stands for its last character
+            places += [(firsts[min(first, end)], lasts[min(max(last - 1, first), end)]) for first, last in encoding.offsets]
         return EncodedConversation(ids, _touched(places, spans))
 
-    def _pieces(self, text: str) -> Iterator[tuple[int, str, bool]]:
-        """Parts of a text with their places; True for those that look like control tokens and are none."""
-        place = 0
-        for mark in _MARKED.finditer(text):
-            if mark.start() > place:
-                yield place, text[place : mark.start()], False
-            yield mark.start(), self._controls[ord(mark[0][1]) - _FIRST_NUMBER], True
-            place = mark.end()
-        if place < len(text):
-            yield place, text[place:], False
+    def _pieces(self, text: str) -> Iterator[tuple[int, int, bool]]:
+        """Parts of a text, (start, stop, has_letters); the last says that marks are in it and no control token.
+
+        A part ends only where a control token begins or ends: there a tokenizer starts anew in any text. Elsewhere Llama 2's would add a
+        space.
+        """
+        if _CONTROL not in text:
+            yield 0, len(text), False
+            return
+        flags = {token.content: token for token in self.tokenizer.added_tokens}
+        done = place = 0
+        for control in [*self._any_control.finditer(text), None]:
+            stop = len(text) if control is None else control.start()
+            if control is not None and flags[control[0]].lstrip:
+                stop = place + len(text[place:stop].rstrip())
+            if _CONTROL in text[place:stop]:
+                if done < place:
+                    yield done, place, False
+                yield place, stop, True
+                done = stop
+            if control is not None:
+                place = control.end()
+                if flags[control[0]].rstrip:
+                    place = len(text) - len(text[place:].lstrip())
+        if done < len(text):
+            yield done, len(text), False
+
+    def _letters(self, text: str, start: int, stop: int) -> tuple[str, list[int], list[int]]:
+        """A part of a text with the control tokens that its marks stand for, and of each character its first and last place."""
+        written, firsts, lasts, place = "", list[int](), list[int](), start
+        while place < stop:
+            is_mark = text[place] == _CONTROL
+            own = self._controls[ord(text[place + 1]) - _FIRST_NUMBER] if is_mark else text[place]
+            width = 2 if is_mark else 1
+            written += own
+            firsts += [place] * len(own)
+            lasts += [place + width] * len(own)
+            place += width
+        return written, firsts, lasts
+
+    @functools.cached_property
+    def _without_controls(self) -> tokenizers.Tokenizer:
+        """The tokenizer of prompts, to which control tokens are the letters that they are."""
+        description = json.loads(self._tokenizer.to_str())
+        for token in description["added_tokens"]:
+            token["special"] = token["special"] or is_control(token["content"])
+        made = loaded_tokenizer(description, self.tokenizer.path)
+        made.encode_special_tokens = True
+        return made
 
 
 def open_chat_format(folder: Path | str, template: Path | str | None = None) -> ChatFormat:

@@ -120,6 +120,27 @@ def test_what_people_write_is_no_control_token(chat_tokenizer, reference, tmp_pa
         assert format.render(conversation) == reference.apply_chat_template(conversation, chat_template=template, tokenize=False)
 
 
+@pytest.mark.parametrize("content", ["say </s> now", "a</s>b", "</s>", "end </s></s>"])
+def test_a_control_token_in_a_message_adds_no_space(tmp_path, content):
+    """Llama 2's tokenizer begins whatever it encodes with a space, so a message is one piece, as `tokenizers` has it without controls."""
+    tokenizers = pytest.importorskip("tokenizers")
+    letters = {letter: number for number, letter in enumerate(["<unk>", "</s>", "\u2581", *"abcdefghijklmnopqrstuvwxyz:</>"])}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(letters, [], unk_token="<unk>"))
+    normalizers = tokenizers.normalizers
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    made.add_special_tokens(["</s>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    turns = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
+    (tmp_path / "chat_template.jinja").write_text(turns + "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
+    encoded = open_chat_format(tmp_path).encode([{"role": "user", "content": content}, {"role": "assistant", "content": content}])
+    made.encode_special_tokens = True
+    asked, answered, end = made.encode(f"user: {content}").ids, made.encode(f"assistant: {content}").ids, [letters["</s>"]]
+    assert encoded.ids == [*asked, *end, *answered, *end]
+    said = [token for token, target in zip(encoded.ids, encoded.targets, strict=True) if target]
+    assert made.decode(said, skip_special_tokens=False).replace(" ", "") == f"{content}</s>".replace(" ", "\u2581")
+
+
 CHATML_TEXT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n"
 
 
