@@ -6,6 +6,7 @@ A file of another time is read, and its digest compared. `babel prepare --rechec
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from babel_jax.config import Source
@@ -14,6 +15,7 @@ from babel_jax.data.streams import file_version, opened_bytes
 from babel_jax.errors import BadInput
 
 _BLOCK = 1 << 20
+_MOST_HOLES = 1 << 32  # bytes; compression of a file system saves less than 999 of 1,000
 # {"files": {path: {"bytes", "version", "digest"}}}, or {"version"} of a data set.
 Origin = dict[str, Any]
 
@@ -63,7 +65,11 @@ def _is_same(file: str, before: Mapping[str, Any], recheck: bool) -> bool:
 
 
 def file_digest(file: str) -> str:
-    """A digest of a file's bytes."""
+    """A digest of a file's bytes. Raises BadInput for a large local file of nothing but holes: to read it would take hours."""
+    if "://" not in file:
+        status = Path(file).stat()
+        if status.st_size > _MOST_HOLES and status.st_blocks * 512 < status.st_size // 1000:
+            raise BadInput(f"{file}: {status.st_size:,} bytes, of which next to none are on the disk; copy the file again")
     hashed = hashlib.blake2b(digest_size=16)
     with opened_bytes(file) as opened:
         while block := opened.read(_BLOCK):

@@ -10,6 +10,7 @@ import zstandard
 
 from babel_jax.config import BadRows, Source
 from babel_jax.data import records
+from babel_jax.data.origins import file_digest
 from babel_jax.data.rows import MAX_LOCATED, Row, RowCounts, read_rows
 from babel_jax.errors import BadInput
 
@@ -122,6 +123,8 @@ def test_a_line_without_end_is_refused(tmp_path):
         file.truncate(4 * 10**12)  # holes: no byte of them is on the disk
     with pytest.raises(BadInput, match=r"en.jsonl:2: a line of more than 1,073,741,824 bytes; the file is no text"):
         read(path)
+    with pytest.raises(BadInput, match=r"en.jsonl: 4,000,000,000,000 bytes, of which next to none are on the disk"):
+        file_digest(str(path))
 
 
 def test_lines_of_nothing_without_end_are_refused(tmp_path, monkeypatch):
