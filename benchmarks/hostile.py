@@ -64,8 +64,9 @@ def text_case(name: str, draw: random.Random, place: Path) -> list[str]:
 def tokenizer_case(name: str, draw: random.Random, place: Path) -> list[str]:
     """A changed file of a tokenizer."""
     folder = byte_level(place / "tokenizer", begin="<s> $A")
-    for other in ("added_tokens.json", "special_tokens_map.json", "generation_config.json"):
-        (folder / other).write_text(json.dumps({"eos_token_id": [257], "eos_token": "</s>", "<|end|>": 258} if other == name else {}))
+    (folder / "added_tokens.json").write_text(json.dumps({"<|end|>": 258, "<|turn|>": 259}))
+    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": "</s>", "pad_token": {"content": "<|end|>"}}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [257, 258]}))
     folders.change_json(draw, folder / name)
     (place / "en.jsonl").write_bytes(text.jsonl())
     return prepared(place, place / "en.jsonl", folder, draw)

@@ -98,7 +98,10 @@ def stored_template(folder: Path) -> tuple[str, Path] | None:
     stored = read_object(path).get("chat_template")
     if isinstance(stored, list):  # several by name; transformers takes the one named default
         named = {entry.get("name"): entry.get("template") for entry in stored if isinstance(entry, dict)}
-        stored = named.get("default")
+        if "default" not in named:
+            names = ", ".join(one_line(name, 40) for name in named) or "none"
+            raise BadInput(f'{path}: chat_template has the templates {names}, and none with the name "default"; name the one to use so')
+        stored = named["default"]
     if stored is None:
         return None
     if not isinstance(stored, str):

@@ -56,6 +56,12 @@ def test_templates_of_the_wrong_type(tmp_path, stored):
         PromptTokenizer(byte_level(tmp_path, config={"chat_template": stored})).chat(TALK)
 
 
+def test_several_templates_without_a_default(tmp_path):
+    folder = byte_level(tmp_path, config={"chat_template": [{"name": "rag", "template": "x"}, {"name": "tool_use", "template": "y"}]})
+    with pytest.raises(BadInput, match='has the templates rag, tool_use, and none with the name "default"'):
+        PromptTokenizer(folder)
+
+
 def test_a_template_that_is_a_link_out_of_the_folder(tmp_path):
     (tmp_path / "secret").write_text("{{ 'private' }}")
     folder = byte_level(tmp_path / "model")
