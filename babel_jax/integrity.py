@@ -42,7 +42,7 @@ def verify_folder(folder: Path) -> dict[str, Any]:
         raise BadInput(f"{folder}: {len(damaged)} damaged: {named}{more}; fetch the folder again, or make it anew")
     if not files:
         raise BadInput(f"{folder}: nothing in it has digests (SHA256SUMS): it is of an earlier version or of another program")
-    without += _without_digests(folder, lists, steps)
+    without += _without_digests(folder, steps)
     seconds = time.monotonic() - start
     summary = f"{folder}: {files:,} files of {size:,} bytes are as they were written ({seconds:.1f} s)"
     if without:
@@ -66,9 +66,11 @@ def _check_step(step: Path) -> Checked | None:
     return check_state(step)
 
 
-def _without_digests(folder: Path, lists: list[Path], steps: list[Path]) -> list[Path]:
-    """Files beside a list that it does not have: added since, or written by another program."""
-    listed = {path for one in lists for path in read_sums(one)}
-    covered = {path.parent for path in lists}
+def _without_digests(folder: Path, steps: list[Path]) -> list[Path]:
+    """Files that no list has: added since, written by another program, or such as change while a run goes on (metrics.jsonl).
+
+    Of a checkpoint the state has lists, and what is noted beside it a digest of its own; what else Orbax writes there is not named.
+    """
+    listed = {path for one in lists_below(folder) for path in read_sums(one)}
     files = (path for path in files_below(folder) if path not in listed)
-    return [path for path in files if any(path.is_relative_to(one) for one in covered)]
+    return [path for path in files if not any(path.is_relative_to(step) for step in steps)]
