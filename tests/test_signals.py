@@ -11,12 +11,20 @@ import weakref
 import pytest
 
 from babel_jax.errors import BadInput, Preempted
-from babel_jax.signals import handled, interruptible, preempted, swallowed
+from babel_jax.signals import STOPS, handled, interruptible, preempted, swallowed
 from babel_jax.training.stopping import stop_requests
 
 
 class Thing:
     pass
+
+
+@pytest.fixture(autouse=True)
+def untouched():
+    """The handlers of the process, which other tests' libraries may have replaced, are after each test as before it."""
+    before = [signal.getsignal(one) for one in (*STOPS, signal.SIGINT)]
+    yield
+    assert [signal.getsignal(one) for one in (*STOPS, signal.SIGINT)] == before
 
 
 def callback_that_gets(sent):
@@ -49,7 +57,6 @@ def patiently(place, sent):
 def test_a_signal_in_a_callback_is_not_lost(place, sent):
     with pytest.raises(Preempted, match=f"stopped by {sent.name}"), preempted():
         patiently(place, sent)
-    assert signal.getsignal(sent) is signal.SIG_DFL
 
 
 @pytest.mark.parametrize("place", [callback_that_gets, collected_while_getting])
@@ -94,9 +101,13 @@ def test_nohup_stays():
 
 
 def test_handlers_are_put_back():
-    with handled(signal.SIGTERM, lambda *_: None):
-        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    def ours(*_):
+        pass
+
+    before = signal.getsignal(signal.SIGTERM)
+    with handled(signal.SIGTERM, ours):
+        assert signal.getsignal(signal.SIGTERM) is ours
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def command(does, shell=""):
