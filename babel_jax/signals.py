@@ -6,6 +6,7 @@ ones that JAX gives to the garbage collector; such a signal is sent once more.
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -20,6 +21,7 @@ Handler = Callable[[int, FrameType | None], None]
 STOPS = (signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = 130  # exit status, as shells have it: 128 + SIGINT
 _SECONDS_TO_SEND_AGAIN = 0.05
+_MOST_ACTION_BYTES = 1024  # more than a `struct sigaction` has on any system
 _came: list[signal.Signals] = []  # of STOPS, within `preempted`
 
 
@@ -38,6 +40,36 @@ def handled(number: signal.Signals, handler: Handler) -> Iterator[None]:
         yield
     finally:
         signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def held_back(number: signal.Signals) -> Iterator[None]:
+    """Holds a signal back until the block ends, and lets no library in the block replace its handler, as `ray.init` does.
+
+    Does nothing outside of the main thread, where Python lets nobody replace a handler.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # Python does not see the handlers that C++ installs, such as that of jax.distributed; sigaction(2) sees both kinds.
+    libc, action = ctypes.CDLL(None), ctypes.create_string_buffer(_MOST_ACTION_BYTES)
+    libc.sigaction(number, None, action)
+    came: list[int] = []
+    install, before = signal.signal, signal.signal(number, lambda *_: came.append(number))
+
+    def for_other_signals(one: int, handler: Any) -> Any:
+        return before if one == number else install(one, handler)
+
+    signal.signal = for_other_signals  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        signal.signal = install
+        if before is not None:
+            signal.signal(number, before)
+        libc.sigaction(number, action, None)
+        if came:
+            signal.raise_signal(number)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import weakref
 import pytest
 
 from babel_jax.errors import BadInput, Preempted
-from babel_jax.signals import STOPS, handled, interruptible, preempted, swallowed
+from babel_jax.signals import STOPS, handled, held_back, interruptible, preempted, swallowed
 from babel_jax.training.stopping import stop_requests
 
 
@@ -108,6 +108,40 @@ def test_handlers_are_put_back():
     with handled(signal.SIGTERM, ours):
         assert signal.getsignal(signal.SIGTERM) is ours
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_library_replaces_no_handler_and_the_signal_comes_after_it():
+    done = []
+    with pytest.raises(Preempted), preempted():
+        ours = signal.getsignal(signal.SIGTERM)
+        with held_back(signal.SIGTERM):
+            assert signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number)) is ours
+            done.append("replaced")
+        assert signal.getsignal(signal.SIGTERM) is ours
+        with held_back(signal.SIGTERM):
+            signal.raise_signal(signal.SIGTERM)
+            done.append("signal")
+        done.append("too late")
+    assert done == ["replaced", "signal"]
+
+
+IN_C = """
+import ctypes, signal, sys
+from babel_jax.signals import held_back
+libc = ctypes.CDLL(None)
+libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+libc.signal(signal.SIGTERM, 1)  # ignored, as a handler in C++ may be installed: Python does not know
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+with held_back(signal.SIGTERM):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
+signal.raise_signal(signal.SIGTERM)
+print("alive")
+"""
+
+
+def test_a_handler_in_c_is_put_back_too():
+    ended = subprocess.run([sys.executable, "-c", IN_C], capture_output=True, text=True, timeout=60)
+    assert (ended.stdout, ended.returncode) == ("alive\n", 0), ended.stderr
 
 
 def command(does, shell=""):

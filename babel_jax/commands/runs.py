@@ -19,9 +19,11 @@ def _demo(options: argparse.Namespace) -> Result:
 
 def _prepare(options: argparse.Namespace) -> Result:
     from babel_jax.data.prepare import prepare
+    from babel_jax.signals import preempted
 
     config = _config(options)
-    report = prepare(config.data, config.model.folder, recheck=options.recheck)
+    with preempted():
+        report = prepare(config.data, config.model.folder, recheck=options.recheck)
     kinds = [counts for entry in report["languages"].values() for counts in entry["kinds"].values()]
     totals = {name: sum(counts[name] for counts in kinds) for name in ("documents", "bytes", "tokens", "windows")}
     cleaned = [source for entry in report["languages"].values() for source in entry.get("cleaning", {}).values()]

@@ -9,6 +9,7 @@ import itertools
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from babel_jax.config import Engine
 from babel_jax.errors import BadInput
+from babel_jax.signals import held_back
 
 log = logging.getLogger("babel")
 
@@ -134,7 +136,9 @@ class _RayWorkers:
             raise BadInput("data.engine = \"ray\" needs the package ray; pip install 'babel-jax[ray]'") from None
         self._ray = ray
         if not ray.is_initialized():
-            ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+            # Ray's own handler would end a run with status 15 and without its checkpoint. And what ends a start leaves Ray's processes.
+            with held_back(signal.SIGTERM):
+                ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
         remote: Any = self._ray.remote(max_retries=_ATTEMPTS)(function)
