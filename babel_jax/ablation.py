@@ -36,7 +36,7 @@ from babel_jax.evaluation.packed_text import encode
 from babel_jax.evaluation.scoring import score
 from babel_jax.evaluation.sensitivity import layers_to_double, sensitivity
 from babel_jax.evaluation.tables import saved_figure
-from babel_jax.expansion.apply import expand_config, expand_params
+from babel_jax.expansion.apply import expand_config, expanding
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
 from babel_jax.files import make_folder, read_json, write_text
 from babel_jax.model.flops import model_flops_per_token
@@ -177,7 +177,9 @@ def _result(study: Study, variant: str, seed: int, tokens: int, runs: Path) -> d
 
     def params() -> PyTree[Array]:
         # Training takes its arrays over.
-        return jax.tree.map(jnp.copy, study.params) if plan is None else jax.jit(expand_params, static_argnums=1)(study.params, plan)
+        if plan is None:
+            return jax.tree.map(jnp.copy, study.params)
+        return expanding(param_shardings(deeper, make_mesh(study.config.training.mesh)))(study.params, plan)
 
     found: dict[str, Any] = {"variant": variant, "seed": seed, "before": _measured(study, deeper, params())}
     if plan is not None:
@@ -239,7 +241,8 @@ def _plan(study: Study, variant: str, seed: int) -> ExpansionPlan | None:
         evaluation, seq_len = study.config.evaluation, study.config.data.seq_len
         packed = encode(study.tokenizer, study.texts, seq_len=seq_len, batch_size=evaluation.batch_size, max_bytes=evaluation.max_bytes)
         packed = {language: text for language, text in packed.items() if text.bytes}
-        where = {"insert_after": layers_to_double(sensitivity(study.model_config, study.params, packed), count)}
+        found = sensitivity(study.model_config, study.params, packed, make_mesh(study.config.training.mesh))
+        where = {"insert_after": layers_to_double(found, count)}
     else:
         where = {"insert_after": _every_other(depth, count)}
     seeded = {"seed": seed} if INITS[init]["init"] is Init.NOISE else {}

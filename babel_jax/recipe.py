@@ -47,7 +47,7 @@ from babel_jax.errors import BadInput
 from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.evaluation.points import BITS_PER_BYTE, measure, point_file, point_names, read_points, scores_of, write_point
 from babel_jax.evaluation.tables import findings, plot_points, points_table, suite_table
-from babel_jax.expansion.apply import expand_config, expand_hf_config, expand_params, new_layers_of
+from babel_jax.expansion.apply import expand_config, expand_hf_config, expanding, new_layers_of
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
 from babel_jax.files import PARTIAL, explain_os_errors, make_folder, write_text
 from babel_jax.lease import NAME as LEASE
@@ -121,8 +121,7 @@ def _run(config: Config, run_folder: Path, compare_export: bool, profile: range 
             params = load_params(folder, dtype=jnp.float32, shardings=shardings)
             _measure(config, "base", base_config, params, tokenizer)
         if plan is not None:
-            deeper = param_shardings(model_config, mesh)
-            params = jax.jit(expand_params, static_argnums=1, out_shardings=deeper)(params, plan)
+            params = expanding(param_shardings(model_config, mesh))(params, plan)
         if plan is not None and folder is not None:
             _measure(config, "expanded", model_config, params, tokenizer)
         return params
@@ -142,7 +141,7 @@ def _run(config: Config, run_folder: Path, compare_export: bool, profile: range 
     if first_says(not (run_folder / "hf").is_dir()):
         _export(run_folder / "hf", config, model_config, folder, plans, params, tokenizer)
     difference = export_difference(run_folder / "hf", params, model_config) if compare_export else None
-    write_samples(run_folder, model_config, params, tokenizer, open_prepared(config.data.folder))
+    write_samples(run_folder, model_config, params, tokenizer, open_prepared(config.data.folder), make_mesh(config.training.mesh))
     with agreed():
         if first:
             _summarize(config, run_folder, model_config, difference)

@@ -16,6 +16,7 @@ from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.evaluation.packed_text import encode
 from babel_jax.evaluation.sensitivity import Sensitivity, layers_to_double, plot_sensitivity, sensitivity, sensitivity_table
 from babel_jax.files import make_folder, write_text
+from babel_jax.training.mesh import make_mesh, param_shardings
 
 
 def measure_sensitivity(model: str, data: str | None, languages: list[str] | None, max_bytes: int) -> Sensitivity:
@@ -28,7 +29,9 @@ def measure_sensitivity(model: str, data: str | None, languages: list[str] | Non
     texts = {language: text for language, text in texts.items() if text.bytes}
     if not texts:
         raise BadInput(f"{data}: no text of two tokens or more")
-    return sensitivity(folder.config, load_params(folder, dtype=jnp.float32), texts)
+    mesh = make_mesh({"fsdp": -1})
+    params = load_params(folder, dtype=jnp.float32, shardings=param_shardings(folder.config, mesh))
+    return sensitivity(folder.config, params, texts, mesh)
 
 
 def sensitivity_report(model: str, data: str | None, languages: list[str] | None, max_bytes: int, out: Path) -> dict[str, Any]:

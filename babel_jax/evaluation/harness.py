@@ -9,10 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 from lm_eval.api.instance import Instance
@@ -28,9 +26,8 @@ from babel_jax.evaluation.prefix_trees import Scored
 from babel_jax.evaluation.prompt_shapes import alike_prompts
 from babel_jax.evaluation.responses import Responses
 from babel_jax.evaluation.scoring import Score, on_mesh, rows_of_batch, score
-from babel_jax.model.cache import Cache
-from babel_jax.model.generation import SMALLEST_BUCKET, Decoding, bucket, extend, padded_left, prefill, until_first
-from babel_jax.training.mesh import batch_sharding, replicated
+from babel_jax.model.generation import SMALLEST_BUCKET, bucket, extend, padded_left, prefill, until_first
+from babel_jax.model.placement import ROW_AXES
 
 ROWS = 16  # prompts continued together: a step reads all weights, for however few of them. For them a batch may be as much larger:
 LARGER = 8  # times
@@ -155,13 +152,12 @@ class DecoderLM(TemplateLM):
         prompts = [self._prompt(request, most) for request, _, most in todo]
         new_size = bucket(max((most for _, _, most in todo), default=1), SMALLEST_BUCKET)
         with tqdm(total=len(todo), desc="generating", unit=" requests", leave=False, disable=None) as progress:
-            devices = rows_of_batch(1, 1, self.mesh)
+            devices = rows_of_batch(1, 1, self.mesh, ROW_AXES)
             for shared, length, groups in alike_prompts(prompts, max(ROWS, devices), new_size, devices):
                 tokens = shared + length + new_size
                 wanted = min(ROWS * tokens, LARGER * self.batch_tokens)
-                size = _rows_of_each(
-                    [len(group) for group in groups], rows_of_batch(tokens, max(self.batch_tokens, wanted), self.mesh), devices
-                )
+                most = rows_of_batch(tokens, max(self.batch_tokens, wanted), self.mesh, ROW_AXES)
+                size = _rows_of_each([len(group) for group in groups], most, devices)
                 for batch in (group[start : start + size] for group in groups for start in range(0, len(group), size)):
                     texts = self._generated(
                         [prompts[number] for number in batch], [todo[number][1:] for number in batch], shared, size, length, new_size
@@ -190,17 +186,18 @@ class DecoderLM(TemplateLM):
     def _generated(
         self, prompts: Sequence[list[int]], limits: Sequence[tuple[list[str], int]], shared: int, size: int, length: int, new_size: int
     ) -> list[str]:
-        placement, prefix = _by_rows(self.mesh), np.array(prompts[0][:shared], np.int32)
-        tokens, padding = (on_mesh(self.mesh, column) for column in padded_left([own[shared:] for own in prompts], size, length))
+        prefix, mesh = np.array(prompts[0][:shared], np.int32), self.mesh
+        columns = padded_left([own[shared:] for own in prompts], size, length)
+        tokens, padding = (on_mesh(mesh, column, ROW_AXES) for column in columns)
         rows = np.int32(len(prompts))
-        state = prefill(self.config, new_size, self.compute_dtype, self.params, prefix, tokens, padding, rows, placement=placement)
+        state = prefill(self.config, new_size, self.compute_dtype, self.params, prefix, tokens, padding, rows, mesh=mesh)
         eos, step, texts, finished = np.array(self.tokens.end_ids, np.int32), 0, [""] * len(prompts), np.arange(size) >= len(prompts)
         while step < max(most for _, most in limits) and not finished.all():
             until_step = np.int32(min(step + STEPS, new_size))
-            state = state._replace(finished=on_mesh(self.mesh, finished))
-            state = extend(self.config, self.compute_dtype, self.params, state, padding, until_step, eos, None, placement=placement)
-            step, new = int(_on_host(state.step)), _on_host(state.tokens)[: len(prompts)]
-            finished = _on_host(state.finished).copy()
+            state = state._replace(finished=on_mesh(mesh, finished, ()))
+            state = extend(self.config, self.compute_dtype, self.params, state, padding, until_step, eos, None, mesh=mesh)
+            step, new = int(state.step), np.asarray(state.tokens)[: len(prompts)]
+            finished = np.asarray(state.finished).copy()
             for row, (until, most) in enumerate(limits):
                 ids = until_first(new[row, : min(step, most)].tolist(), self.tokens.end_ids)
                 texts[row], stopped = _stopped(self.tokens.decode_after(prompts[row], ids), until)
@@ -220,14 +217,6 @@ class DecoderLM(TemplateLM):
         return [self.responses[key] for key in keys]
 
 
-def _by_rows(mesh: Mesh) -> Decoding:
-    """The shardings of a state whose rows are spread over a mesh; without them XLA may keep the whole cache on every device."""
-    rows: Any = batch_sharding(mesh)
-    same: Any = replicated(mesh)
-    by_layer: Any = NamedSharding(mesh, PartitionSpec(None, *rows.spec))
-    return Decoding(same, same, rows, rows, Cache(by_layer, by_layer, same), rows)
-
-
 def _rows_of_each(groups: Sequence[int], most: int, devices: int) -> int:
     """Rows of batches of one size, `most` at the most, for groups of so many prompts: with few batches, and few rows that are empty."""
     sizes = {devices * -(-prompts // (devices * -(-prompts // most))) for prompts in groups}
@@ -238,8 +227,3 @@ def _stopped(text: str, until: Sequence[str]) -> tuple[str, bool]:
     """The text before the first of the stop strings, and whether there is one."""
     before = functools.reduce(lambda text, stop: text.split(stop)[0] if stop else text, until, text)
     return before, len(before) < len(text)
-
-
-def _on_host(array: jax.Array) -> np.ndarray:
-    """The whole of an array, on every process."""
-    return np.asarray(array) if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(array, tiled=True))

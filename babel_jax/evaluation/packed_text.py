@@ -6,10 +6,7 @@ What counts is as in `bits_per_byte`, but a document that goes on in the next wi
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 
 from babel_jax.data.tokenizers import Tokenizer
 from babel_jax.evaluation.bits_per_byte import bytes_of_first, first_bytes
@@ -84,18 +81,3 @@ def _batches(windows: list[Window], seq_len: int, batch_size: int) -> list[Windo
         windows = windows + [(np.zeros(seq_len, np.int32),) * len(windows[0])] * (-len(windows) % batch_size)
     starts = range(0, len(windows), batch_size)
     return [tuple(np.stack(column) for column in zip(*windows[start : start + batch_size], strict=True)) for start in starts]
-
-
-def summed_nats(
-    logits: Float[Array, "batch time vocab"],
-    tokens: Int[Array, "batch time"],
-    segment_ids: Int[Array, "batch time"],
-    loss_mask: Int[Array, "batch time"] | None = None,
-) -> Float[Array, ""]:
-    """The negative log-likelihood, summed in float32, of every token that follows another of its segment and, with a mask, has 1 there."""
-    logits, targets = logits[:, :-1], tokens[:, 1:]
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    valid = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] > 0)
-    if loss_mask is not None:
-        valid &= loss_mask[:, 1:] > 0
-    return jnp.sum(jnp.where(valid, jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0))

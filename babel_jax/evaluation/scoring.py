@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from tqdm import tqdm
@@ -17,8 +17,9 @@ from babel_jax.evaluation.prefix_trees import LONGEST_PACKED, SHORTEST, Row, Sco
 from babel_jax.model.decoder import hidden_states, output_table
 from babel_jax.model.generation import bucket
 from babel_jax.model.placement import CONTEXT, WINDOW_AXES, Placement
+from babel_jax.model.sharding import param_specs, placement_on
 from babel_jax.model.vocabulary import scored_targets
-from babel_jax.training.mesh import batch_sharding, param_specs, placement_on, replicated
+from babel_jax.training.mesh import replicated
 
 CHUNK = 32  # places of a row whose logits are held at a time
 BLOCK_TOKENS = 1 << 22  # tokens planned at a time
@@ -69,15 +70,15 @@ def _by_owner(rows: Sequence[Row], log_p: np.ndarray, greedy: np.ndarray) -> Ite
             yield number, (float(row_log_p[own].astype(np.float64).sum()), bool(row_greedy[own].all()))
 
 
-def rows_of_batch(length: int, batch_tokens: int, mesh: Mesh) -> int:
+def rows_of_batch(length: int, batch_tokens: int, mesh: Mesh, axes: tuple[str, ...] = WINDOW_AXES) -> int:
     """Rows of a batch: as many as `batch_tokens` allow, and the same number on every device that holds rows of its own."""
-    groups = math.prod(mesh.shape[axis] for axis in WINDOW_AXES)
+    groups = math.prod(mesh.shape[axis] for axis in axes)
     return groups * max(1, batch_tokens // length // groups)
 
 
-def on_mesh(mesh: Mesh, rows: np.ndarray) -> jax.Array:
-    """Rows that every process has, spread over the mesh."""
-    return jax.make_array_from_callback(rows.shape, batch_sharding(mesh), lambda index: rows[index])
+def on_mesh(mesh: Mesh, rows: np.ndarray, axes: tuple[str, ...] = WINDOW_AXES) -> jax.Array:
+    """Rows that every process has, spread over these axes of the mesh."""
+    return jax.make_array_from_callback(rows.shape, NamedSharding(mesh, PartitionSpec(axes)), lambda index: rows[index])
 
 
 def compilations() -> int:

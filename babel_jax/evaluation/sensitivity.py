@@ -8,19 +8,26 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 from tqdm import tqdm
 
 from babel_jax.config import ModelConfig
 from babel_jax.evaluation.bits_per_byte import class_means
-from babel_jax.evaluation.packed_text import EncodedText, summed_nats
+from babel_jax.evaluation.packed_text import EncodedText
+from babel_jax.evaluation.scoring import rows_of_batch
 from babel_jax.evaluation.tables import saved_figure
-from babel_jax.model.decoder import forward_in_order
+from babel_jax.model.decoder import hidden_in_order, output_table
+from babel_jax.model.placement import ROW_AXES
+from babel_jax.model.sharding import param_specs, placement_on
+from babel_jax.model.vocabulary import target_logits
+from babel_jax.training.loss import target_mask
 
 ByLanguage = dict[str, float]
 
@@ -39,9 +46,12 @@ class Sensitivity:
 
 
 def sensitivity(
-    config: ModelConfig, params: PyTree[Array], texts: Mapping[str, EncodedText], compute_dtype: DTypeLike = jnp.float32
+    config: ModelConfig, params: PyTree[Array], texts: Mapping[str, EncodedText], mesh: Mesh, compute_dtype: DTypeLike = jnp.float32
 ) -> Sensitivity:
-    """Measures every layer: 2 * layers + 1 passes over the texts, by one compiled program."""
+    """Measures every layer: 2 * layers + 1 passes over the texts, by one compiled program.
+
+    `params` lie on `mesh`, over which the windows of a batch are spread.
+    """
     layers = config.num_hidden_layers
     whole = np.array([*range(layers), -1], np.int32)
     without = [np.where(whole == layer, -1, whole) for layer in range(layers)]
@@ -50,7 +60,9 @@ def sensitivity(
     def measured(order: np.ndarray) -> tuple[ByLanguage, dict[str, np.ndarray]]:
         bits, cosines = {}, {}
         for language, text in texts.items():
-            sums = [_nats_and_cosines(config, jnp.dtype(compute_dtype), params, order, *batch) for batch in text.batches]
+            sums = [
+                _nats_and_cosines(mesh, config, jnp.dtype(compute_dtype), params, order, *_filled(batch, mesh)) for batch in text.batches
+            ]
             nats, cosine_sums, tokens = (np.sum(np.asarray(column, np.float64), axis=0) for column in zip(*sums, strict=True))
             bits[language] = float(nats) / float(np.log(2)) / text.bytes
             cosines[language] = cosine_sums / tokens
@@ -63,8 +75,15 @@ def sensitivity(
     return Sensitivity(model, by_layer, changed[:layers], changed[layers:])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+def _filled(batch: tuple[np.ndarray, ...], mesh: Mesh) -> list[np.ndarray]:
+    """The batch, with windows of padding so that each device has as many."""
+    devices = rows_of_batch(1, 1, mesh, ROW_AXES)
+    return [np.pad(rows, ((0, -len(rows) % devices), (0, 0))) for rows in batch]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _nats_and_cosines(
+    mesh: Mesh,
     config: ModelConfig,
     compute_dtype: np.dtype,
     params: PyTree[Array],
@@ -74,9 +93,26 @@ def _nats_and_cosines(
     loss_mask: Int[Array, "batch time"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, "steps"], Int[Array, ""]]:
     """Summed over a batch: nats of the predicted tokens, cosines of all tokens at each step, and how many tokens there are."""
-    logits, cosines = forward_in_order(config, params, order, tokens, segment_ids, compute_dtype)
-    real = segment_ids > 0
-    return summed_nats(logits, tokens, segment_ids, loss_mask), jnp.sum(jnp.where(real, cosines, 0.0), axis=(1, 2)), jnp.sum(real)
+    placement = placement_on(mesh, whole_windows=True)
+
+    def of_own_windows(
+        params: PyTree[Array], order: Array, tokens: Array, segment_ids: Array, loss_mask: Array | None
+    ) -> tuple[Array, Array, Array]:
+        hidden, cosines = hidden_in_order(config, params, order, tokens, segment_ids, compute_dtype, placement)
+        rows, targets = hidden[:, :-1].reshape(-1, hidden.shape[-1]), tokens[:, 1:].reshape(-1)
+        picked, log_z = target_logits(rows, output_table(config, params), targets, config.final_logit_softcapping, placement)
+        nats = jnp.where(target_mask(segment_ids, loss_mask).reshape(-1), log_z - picked, 0.0)
+        real = segment_ids > 0
+        sums = jnp.sum(nats), jnp.sum(jnp.where(real, cosines, 0.0), axis=(1, 2)), jnp.sum(real)
+        nats, cosine_sums, count = (placement.summed(part, ROW_AXES) for part in sums)
+        return nats, cosine_sums, count
+
+    arguments: tuple[Any, ...] = (params, order, tokens, segment_ids, loss_mask)
+    if placement.alone:
+        return of_own_windows(*arguments)
+    rows, same = PartitionSpec(ROW_AXES), PartitionSpec()
+    in_specs = (param_specs(config), same, rows, rows, same if loss_mask is None else rows)
+    return jax.shard_map(of_own_windows, mesh=mesh, in_specs=in_specs, out_specs=same, check_vma=False)(*arguments)
 
 
 def layers_to_double(found: Sensitivity, count: int) -> tuple[int, ...]:

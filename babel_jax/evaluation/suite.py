@@ -128,7 +128,7 @@ def run_suite(
 
     written: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
     asked = translations(texts, items)
-    for item, text in zip(asked, _continued(config, params, tokenizer, [item.prompt for item in asked], compute_dtype), strict=True):
+    for item, text in zip(asked, _continued(config, params, tokenizer, [item.prompt for item in asked], mesh, compute_dtype), strict=True):
         hypotheses, references = written.setdefault((item.task, item.language), ([], []))
         hypotheses.append(text.split("\n")[0].strip())
         references.append(item.reference)
@@ -232,7 +232,7 @@ def _scored(tokenizer: Tokenizer, question: Choice, option: str, config: ModelCo
 
 
 def _continued(
-    config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer, prompts: Sequence[str], compute_dtype: DTypeLike
+    config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer, prompts: Sequence[str], mesh: Mesh, compute_dtype: DTypeLike
 ) -> Iterator[str]:
     new = min(_NEW_TOKENS, config.max_position_embeddings // 2)
     begin = tokenizer.begin_ids
@@ -241,7 +241,7 @@ def _continued(
     for start in range(0, len(encoded), _ROWS):
         batch = encoded[start : start + _ROWS]
         full = batch + batch[-1:] * (_ROWS - len(batch))
-        written = generate(config, params, full, new, tokenizer.stop_ids, compute_dtype=compute_dtype)
+        written = generate(config, params, full, new, tokenizer.stop_ids, compute_dtype=compute_dtype, mesh=mesh)
         for prompt, ids in zip(batch, written, strict=False):
             yield continuation(tokenizer, prompt, ids)
 

@@ -43,6 +43,11 @@ def expand_params(params: PyTree[Array], plan: ExpansionPlan) -> PyTree[Array]:
     )
 
 
+def expanding(shardings: PyTree[jax.sharding.Sharding]) -> Any:
+    """`expand_params` jitted: (params, plan) to the deeper parameters, which lie as `shardings` say. Each device makes its own part."""
+    return jax.jit(expand_params, static_argnums=1, out_shardings=shardings)
+
+
 def expand_config(config: ModelConfig, plan: ExpansionPlan) -> ModelConfig:
     """The config of the deeper model. Raises BadInput for a plan of another depth, and for an output scale that would have no effect."""
     plan.check(config.num_hidden_layers, "plan")

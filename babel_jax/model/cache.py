@@ -31,7 +31,7 @@ class Cache(NamedTuple):
         return Cache(keys, values, self.filled), keys[layer].swapaxes(1, 2), values[layer].swapaxes(1, 2)
 
 
-def empty_cache(config: ModelConfig, batch: int, source: int, dtype: DTypeLike) -> Cache:
-    """A cache for `source` tokens of each of `batch` sequences."""
-    shape = (config.num_hidden_layers, batch, config.num_key_value_heads, source, config.head_dim)
+def empty_cache(config: ModelConfig, batch: int, source: int, dtype: DTypeLike, parts: int = 1) -> Cache:
+    """A cache for `source` tokens of each of `batch` sequences; of `parts` devices that share the heads, that of one."""
+    shape = (config.num_hidden_layers, batch, config.num_key_value_heads // parts, source, config.head_dim)
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))

@@ -130,6 +130,7 @@ class DecoderStack(nnx.Module):
         rope: Rope,
         attend: Attend,
         compute_dtype: DTypeLike,
+        placement: Placement = ALONE,
     ) -> tuple[Float[Array, "batch time embed"], Float[Array, "steps batch time"]]:
         """As `__call__`, but through the layers that `order` names, one after the other; a negative entry passes the stream on as it is.
 
@@ -142,12 +143,13 @@ class DecoderStack(nnx.Module):
         def run_layer(x: Array, layer: Int[Array, ""]) -> tuple[Array, Array]:
             def through(x: Array) -> Array:
                 state = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), stacked)
-                return nnx.merge(graphdef, state)(x, rope, attend, which[layer], layer, None)[0]
+                decoder_layer = nnx.merge(graphdef, placement.state(state, compute_dtype))
+                return decoder_layer(x, rope, attend, which[layer], layer, None, placement)[0]
 
             behind = jax.lax.cond(layer < 0, lambda x: x, through, x)
             return behind, _cosine(x.astype(jnp.float32), behind.astype(jnp.float32))
 
-        x, cosines = jax.lax.scan(run_layer, self._embedded(tokens, compute_dtype), order)
+        x, cosines = jax.lax.scan(run_layer, self._embedded(tokens, compute_dtype, placement), order)
         return self.norm(x), cosines
 
     def _which_window(self) -> Int[np.ndarray, "layers"]:
@@ -278,19 +280,23 @@ def hidden_states(
     return decoder.model(own_tokens, rope, attend, compute_dtype, remat, placement=placement, scan_layers=scan_layers)[0]
 
 
-def forward_in_order(
+def hidden_in_order(
     config: ModelConfig,
     params: PyTree[Array],
     order: Int[Array, "steps"],
     tokens: Int[Array, "batch time"],
     segment_ids: Int[Array, "batch time"],
     compute_dtype: DTypeLike = jnp.float32,
-) -> tuple[Float[Array, "batch time vocab"], Float[Array, "steps batch time"]]:
-    """float32 logits of the model whose layers are run as `order` says, and the cosines of `DecoderStack.in_order`."""
+    placement: Placement = ALONE,
+) -> tuple[Float[Array, "batch time embed"], Float[Array, "steps batch time"]]:
+    """Hidden states of the model whose layers run as `order` says, and the cosines of `DecoderStack.in_order`.
+
+    With a placement, windows are whole (`whole_windows`).
+    """
     decoder = bind(Decoder(config), params)
     attend = attend_by_masks(config, masks(segment_ids, tokens.shape[1], distinct_windows(config.windows)))
-    hidden, cosines = decoder.model.in_order(order, tokens, rope_tables(config, positions_of(segment_ids)), attend, compute_dtype)
-    return decoder.unembed(hidden), cosines
+    rope = rope_tables(config, positions_of(segment_ids))
+    return decoder.model.in_order(order, tokens, rope, attend, compute_dtype, placement)
 
 
 def output_table(config: ModelConfig, params: PyTree[Array]) -> Float[Array, "vocab embed"]:

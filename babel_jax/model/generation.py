@@ -1,15 +1,18 @@
 """Text from a model: a prefill of the prompts, then one token at a time over a key-value cache, each in one compiled program.
 
-Prompts are padded on the left, and lengths rounded up to powers of two, so that few programs are compiled.
+Prompts are padded on the left, and lengths rounded up to powers of two, so that few programs are compiled. On a mesh of several devices
+each device continues rows of its own (ROW_AXES), and gathers the parameters of one layer, or of one piece of the vocabulary, at a time.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
@@ -17,9 +20,12 @@ from babel_jax.config import ModelConfig
 from babel_jax.errors import BadInput
 from babel_jax.model.attention import attend_by_masks, visible
 from babel_jax.model.cache import Cache, empty_cache
-from babel_jax.model.decoder import Decoder, distinct_windows
+from babel_jax.model.decoder import Decoder, distinct_windows, output_table
 from babel_jax.model.layers import rope_tables
 from babel_jax.model.parameters import bind
+from babel_jax.model.placement import ALONE, ROW_AXES, TENSOR, Placement
+from babel_jax.model.sharding import param_specs, placement_on
+from babel_jax.model.vocabulary import all_logits
 
 SMALLEST_BUCKET = 16
 MOST_PENALTY = 1e6  # of repetition, and by the same factor below 1: float32 divides by it
@@ -47,7 +53,8 @@ class Repetition(NamedTuple):
 class Decoding(NamedTuple):
     """State of the loop over new tokens: how many there are, the tokens [batch, new], who is finished, the cache, the next logits.
 
-    The first `shared` places of the cache are the same in all rows.
+    The first `shared` places of the cache are the same in all rows. On a mesh, cache and logits lie by rows; the rest is on all devices,
+    so that every process can read it.
     """
 
     shared: Int[Array, ""]
@@ -71,8 +78,11 @@ def generate(
     seed: int = 0,
     repetition_penalty: float = 1.0,
     compute_dtype: DTypeLike = jnp.float32,
+    mesh: Mesh | None = None,
 ) -> list[list[int]]:
     """New tokens for each prompt, all prompts in one batch; the first of `eos_ids`, where one comes, is the last token.
+
+    With `mesh`, `params` lie on it as `param_specs` says, and rows are spread over it.
 
     Temperature 0 takes the most likely token. Draws of a prompt depend on `seed` and its place in `prompts` alone. Raises BadInput for an
     empty prompt, ids outside of the vocabulary, and lengths beyond the model's positions.
@@ -84,7 +94,7 @@ def generate(
         raise BadInput(f"temperature = {temperature}, top_p = {top_p}, top_k = {top_k}: need temperature >= 0, 0 < top_p <= 1, top_k >= 1")
     if not 1.0 / MOST_PENALTY <= repetition_penalty <= MOST_PENALTY:
         raise BadInput(f"repetition_penalty = {repetition_penalty}: a number above 0, and at most {MOST_PENALTY:g}, is needed")
-    rows, time = bucket(len(prompts), 1), bucket(max(len(prompt) for prompt in prompts), SMALLEST_BUCKET)
+    rows, time = rows_of(mesh, len(prompts)), bucket(max(len(prompt) for prompt in prompts), SMALLEST_BUCKET)
     tokens, padding = padded_left(prompts, rows, time)
     sampling = None
     if temperature > 0.0:
@@ -92,14 +102,15 @@ def generate(
         top_k = min(top_k or config.vocab_size, config.vocab_size)
         sampling = Sampling(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p), keys)
     new_size, eos = bucket(max_new_tokens, SMALLEST_BUCKET), np.array(eos_ids or [-1], np.int32)
-    state = prefill(config, new_size, compute_dtype, params, np.zeros(0, np.int32), tokens, padding, len(prompts))
+    nothing_shared = np.zeros(0, np.int32)
+    state = prefill(config, new_size, compute_dtype, params, nothing_shared, tokens, padding, len(prompts), mesh=mesh)
     repetition = None
     if repetition_penalty != 1.0:
         in_prompt = np.zeros((rows, config.vocab_size), bool)
         for row, prompt in enumerate(prompts):
             in_prompt[row, list(prompt)] = True
-        repetition = Repetition(jnp.float32(repetition_penalty), jnp.asarray(in_prompt))
-    state = extend(config, compute_dtype, params, state, padding, max_new_tokens, eos, sampling, repetition)
+        repetition = Repetition(jnp.float32(repetition_penalty), cast(Array, in_prompt))
+    state = extend(config, compute_dtype, params, state, padding, max_new_tokens, eos, sampling, repetition, mesh=mesh)
     new = np.asarray(state.tokens)[: len(prompts), : int(state.step)]
     return [until_first(row, eos_ids) for row in new.tolist()]
 
@@ -107,6 +118,12 @@ def generate(
 def until_first(tokens: list[int], eos_ids: Sequence[int]) -> list[int]:
     """The tokens up to the first of `eos_ids`, with it; all where there is none."""
     return tokens[: next((place + 1 for place, token in enumerate(tokens) if token in eos_ids), len(tokens))]
+
+
+def rows_of(mesh: Mesh | None, prompts: int) -> int:
+    """Rows of a batch of so many prompts: a power of two on each device that has rows of its own."""
+    devices = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROW_AXES)
+    return devices * bucket(-(-prompts // devices), 1)
 
 
 def padded_left(prompts: Sequence[Sequence[int]], rows: int, time: int) -> tuple[Int[np.ndarray, "rows time"], Int[np.ndarray, "rows"]]:
@@ -136,7 +153,7 @@ def _check(config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens
             )
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="placement")
+@partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="mesh")
 def prefill(
     config: ModelConfig,
     new_size: int,
@@ -146,27 +163,35 @@ def prefill(
     tokens: Int[Array, "batch time"],
     padding: Int[Array, "batch"],
     rows: Int[Array, ""],
-    placement: Decoding | None = None,
+    mesh: Mesh | None = None,
 ) -> Decoding:
     """The state before the first of at most `new_size` new tokens. Every row is `prefix`, computed once, and the tokens of its own.
 
-    The first `padding` of those are no tokens, nor are rows from `rows` on. `placement` is a sharding for each part of the state, where its
-    rows are spread over a mesh.
+    The first `padding` of those are no tokens, nor are rows from `rows` on.
     """
-    (batch, time), shared = tokens.shape, jnp.int32(prefix.shape[0])
-    cache = empty_cache(config, batch, prefix.shape[0] + time + new_size, compute_dtype)
-    if prefix.shape[0]:
-        alone, none = empty_cache(config, 1, prefix.shape[0], compute_dtype), jnp.zeros((1,), jnp.int32)
-        _, seen = _advance(config, params, prefix[None], none, alone, compute_dtype, shared)
-        keys, values = (all.at[:, :, :, : prefix.shape[0]].set(part) for all, part in zip(cache[:2], seen[:2], strict=True))
-        cache = Cache(keys, values, shared)
-    logits, cache = _advance(config, params, tokens, padding, cache, compute_dtype, shared)
+    placement, (batch, time) = _placement(mesh), tokens.shape
+    shared = jnp.int32(prefix.shape[0])
+
+    def of_own_rows(params: PyTree[Array], prefix: Array, tokens: Array, padding: Array) -> tuple[Cache, Array]:
+        empty = partial(empty_cache, config, dtype=compute_dtype, parts=placement.size(TENSOR))
+        advance = partial(_advance, config, compute_dtype, placement, params)
+        cache = empty(len(tokens), prefix.shape[0] + time + new_size)
+        if prefix.shape[0]:
+            none = jnp.zeros((1,), jnp.int32)
+            _, seen = advance(prefix[None], none, empty(1, prefix.shape[0]), shared)
+            keys, values = (all.at[:, :, :, : prefix.shape[0]].set(part) for all, part in zip(cache[:2], seen[:2], strict=True))
+            cache = Cache(keys, values, shared)
+        logits, cache = advance(tokens, padding, cache, shared)
+        return cache, logits
+
+    in_specs = (param_specs(config), _SAME, _BY_ROWS, _BY_ROWS)
+    cache, logits = _on_rows(mesh, of_own_rows, in_specs, (_CACHE, _BY_ROWS))(params, prefix, tokens, padding)
     new = jnp.zeros((batch, new_size), jnp.int32)
     state = Decoding(shared, jnp.zeros((), jnp.int32), new, jnp.arange(batch) >= rows, cache, logits)
-    return state if placement is None else jax.lax.with_sharding_constraint(state, placement)
+    return _readable_everywhere(state, mesh)
 
 
-@partial(jax.jit, static_argnums=(0, 1), static_argnames="placement", donate_argnums=3)
+@partial(jax.jit, static_argnums=(0, 1), static_argnames="mesh", donate_argnums=3)
 def extend(
     config: ModelConfig,
     compute_dtype: DTypeLike,
@@ -177,31 +202,79 @@ def extend(
     eos_ids: Int[Array, "eos"],
     sampling: Sampling | None,
     repetition: Repetition | None = None,
-    placement: Decoding | None = None,
+    mesh: Mesh | None = None,
 ) -> Decoding:
     """The state with further tokens: until every row is finished (by one of `eos_ids`) or has `until` new tokens in all."""
+    placement = _placement(mesh)
 
-    def more(state: Decoding) -> Bool[Array, ""]:
-        return (state.step < until) & ~state.finished.all()
+    def of_own_rows(
+        params: PyTree[Array],
+        state: Decoding,
+        padding: Array,
+        until: Array,
+        eos_ids: Array,
+        sampling: Sampling | None,
+        repetition: Repetition | None,
+    ) -> Decoding:
+        def unfinished(state: Decoding) -> Int[Array, ""]:
+            """Rows of all devices: all do as many steps, as they gather the parameters together."""
+            return placement.summed(jnp.sum(~state.finished), ROW_AXES)
 
-    def one_more(state: Decoding) -> Decoding:
-        chosen = _choose(_penalized(state, repetition), sampling, state.step)
-        new = jax.lax.dynamic_update_slice(state.tokens, chosen[:, None], (0, state.step))
-        finished = state.finished | jnp.isin(chosen, eos_ids)
-        logits, cache = _advance(config, params, chosen[:, None], padding, state.cache, compute_dtype, state.shared)
-        return Decoding(state.shared, state.step + 1, new, finished, cache, logits)
+        def more(carry: tuple[Decoding, Array]) -> Bool[Array, ""]:
+            state, left = carry
+            return (state.step < until) & (left > 0)
 
-    state = jax.lax.while_loop(more, one_more, state)
-    return state if placement is None else jax.lax.with_sharding_constraint(state, placement)
+        def one_more(carry: tuple[Decoding, Array]) -> tuple[Decoding, Array]:
+            state, _ = carry
+            chosen = _choose(_penalized(state, repetition), sampling, state.step)
+            new = jax.lax.dynamic_update_slice(state.tokens, chosen[:, None], (0, state.step))
+            finished = state.finished | jnp.isin(chosen, eos_ids)
+            logits, cache = _advance(config, compute_dtype, placement, params, chosen[:, None], padding, state.cache, state.shared)
+            state = Decoding(state.shared, state.step + 1, new, finished, cache, logits)
+            return state, unfinished(state)
+
+        return jax.lax.while_loop(more, one_more, (state, unfinished(state)))[0]
+
+    of_state: Any = Decoding(_SAME, _SAME, _BY_ROWS, _BY_ROWS, _CACHE, _BY_ROWS)
+    of_sampling: Any = _SAME if sampling is None else Sampling(_SAME, _SAME, _SAME, _BY_ROWS)
+    of_repetition: Any = _SAME if repetition is None else Repetition(_SAME, _BY_ROWS)
+    in_specs = (param_specs(config), of_state, _BY_ROWS, _SAME, _SAME, of_sampling, of_repetition)
+    extended = _on_rows(mesh, of_own_rows, in_specs, of_state)
+    return _readable_everywhere(extended(params, state, padding, until, eos_ids, sampling, repetition), mesh)
+
+
+_SAME: Any = PartitionSpec()
+_BY_ROWS: Any = PartitionSpec(ROW_AXES)
+_BY_LAYER: Any = PartitionSpec(None, ROW_AXES, TENSOR)
+_CACHE: Any = Cache(_BY_LAYER, _BY_LAYER, _SAME)
+
+
+def _placement(mesh: Mesh | None) -> Placement:
+    return ALONE if mesh is None else placement_on(mesh, whole_windows=True)
+
+
+def _on_rows(mesh: Mesh | None, of_own_rows: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+    """The function on all devices of a mesh, each with its rows."""
+    if mesh is None or _placement(mesh).alone:
+        return of_own_rows
+    return jax.shard_map(of_own_rows, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def _readable_everywhere(state: Decoding, mesh: Mesh | None) -> Decoding:
+    if mesh is None:
+        return state
+    tokens, finished = jax.lax.with_sharding_constraint((state.tokens, state.finished), NamedSharding(mesh, PartitionSpec()))
+    return state._replace(tokens=tokens, finished=finished)
 
 
 def _advance(
     config: ModelConfig,
+    compute_dtype: DTypeLike,
+    placement: Placement,
     params: PyTree[Array],
     tokens: Int[Array, "batch time"],
     padding: Int[Array, "batch"],
     cache: Cache,
-    compute_dtype: DTypeLike,
     shared: Int[Array, ""],
 ) -> tuple[Float[Array, "batch vocab"], Cache]:
     """The logits behind the last of `tokens`, which follow those in the cache, and the cache with them in it.
@@ -215,9 +288,12 @@ def _advance(
     own = jax.lax.dynamic_slice_in_dim(positions, cache.filled, tokens.shape[1], axis=1)
     rope = rope_tables(config, jnp.maximum(own, 0))
     window_masks = visible(own[:, :, None] - positions[:, None, :], real[:, None, :], distinct_windows(config.windows))
-    hidden, extended = decoder.model(tokens, rope, attend_by_masks(config, window_masks), compute_dtype, cache=cache)
+    attend = attend_by_masks(config, window_masks)
+    hidden, extended = decoder.model(tokens, rope, attend, compute_dtype, cache=cache, placement=placement)
     assert extended is not None
-    return decoder.unembed(hidden[:, -1]), extended
+    if placement.alone:
+        return decoder.unembed(hidden[:, -1]), extended
+    return all_logits(hidden[:, -1], output_table(config, params), config.final_logit_softcapping, placement), extended
 
 
 def _penalized(state: Decoding, repetition: Repetition | None) -> Float[Array, "batch vocab"]:

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int, PyTree
 DATA, FSDP, RING, CONTEXT, TENSOR = "data", "fsdp", "ring", "context", "tensor"
 AXES = (DATA, FSDP, RING, CONTEXT, TENSOR)
 WINDOW_AXES = (DATA, FSDP, RING)
+ROW_AXES = (*WINDOW_AXES, CONTEXT)  # of rows that are not cut: the devices that would share a window have rows of their own
 WEIGHT_AXES = (FSDP, RING, CONTEXT)
 
 # The one table from the logical axes of parameters to mesh axes. Every matrix has one axis of features inside a layer (split for tensor
@@ -53,13 +54,14 @@ class Placement:
     """The sizes of the mesh axes of the `shard_map` that this runs in; the default is one device, for which nothing here does anything.
 
     `scatter_stages` are the groups of axes over which the gradients of weights are summed and scattered, the first one first;
-    `gather_stages` those over which weights are gathered.
+    `gather_stages` those over which weights are gathered. With `whole_windows` rows lie on ROW_AXES, and no device has a part of one.
     """
 
     sizes: tuple[tuple[str, int], ...] = ()
     gather_stages: tuple[tuple[str, ...], ...] = ()
     scatter_stages: tuple[tuple[str, ...], ...] = ()
     platform: str = "cpu"
+    whole_windows: bool = False
     _size: dict[str, int] = field(init=False, repr=False, compare=False, hash=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -114,6 +116,10 @@ class Placement:
         """The first of `size` features, of those split over the tensor axis, that are this device's."""
         return jax.lax.axis_index(TENSOR) * size if self.size(TENSOR) > 1 else 0
 
+    def all_features(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The features of all devices of the tensor axis, along the last axis of x; not to be differentiated."""
+        return jax.lax.all_gather(x, TENSOR, axis=x.ndim - 1, tiled=True) if self.size(TENSOR) > 1 else x
+
     def largest_of_features(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """The maximum over the tensor axis; not to be differentiated."""
         return jax.lax.pmax(x, TENSOR) if self.size(TENSOR) > 1 else x
@@ -121,7 +127,7 @@ class Placement:
     @property
     def window_parts(self) -> int:
         """Parts of equal size that a window is cut into: two for each device of the context axis, or one where there is one device."""
-        return 2 * self.size(CONTEXT) if self.size(CONTEXT) > 1 else 1
+        return 2 * self.size(CONTEXT) if self.size(CONTEXT) > 1 and not self.whole_windows else 1
 
     def parts(self) -> tuple[tuple[int, ...], ...]:
         """Numbers of the parts of a window, by device of the context axis: of the first half, and of the second its mirror image.

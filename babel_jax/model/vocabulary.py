@@ -165,6 +165,20 @@ def scored_targets(
     return placement.summed(picked, (TENSOR,)) - overall - jnp.log(total), likeliest == targets
 
 
+def all_logits(
+    hidden: Float[Array, "rows embed"], weight: Float[Array, "rows part"], softcap: float | None, placement: Placement
+) -> Float[Array, "rows vocab"]:
+    """The logits of the whole vocabulary, float32, by products in the type of `hidden`. Not to be differentiated."""
+    _, parts = _parts(hidden, weight, placement)
+
+    def of_piece(carry: None, part: Array) -> tuple[None, Array]:
+        return carry, softcapped(product(hidden, _table(part, hidden.dtype, placement), jnp.float32), softcap)
+
+    _, logits = jax.lax.scan(of_piece, None, parts)
+    own = logits.swapaxes(0, 1).reshape(len(hidden), -1)
+    return placement.all_features(own)
+
+
 def _parts(hidden: Array, weight: Array, placement: Placement) -> tuple[Int[Array, "count"], Float[Array, "count size part"]]:
     """The table in pieces, and the token id that each begins with."""
     rows = weight.shape[0]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from babel_jax.checkpoints.processes import agreed, first_says
@@ -18,10 +19,12 @@ from babel_jax.report.record import SAMPLES
 _PROMPT_WORDS, _PROMPT_TOKENS, _NEW_TOKENS = 8, 64, 48
 
 
-def write_samples(run_folder: Path, config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer, data: PreparedData) -> None:
+def write_samples(
+    run_folder: Path, config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer, data: PreparedData, mesh: Mesh | None = None
+) -> None:
     """Writes samples.json, unless it is there: {language: {"prompt", "text"}}, drawn at temperature 0.7 from the likeliest 90%.
 
-    All processes of a run call it.
+    `mesh` is the one that `params` lie on, None for one device. All processes of a run call it.
     """
     if first_says((run_folder / SAMPLES).is_file()):
         return
@@ -29,7 +32,7 @@ def write_samples(run_folder: Path, config: ModelConfig, params: PyTree[Array], 
     new = min(_NEW_TOKENS, config.max_position_embeddings // 2)
     longest = min(_PROMPT_TOKENS, config.max_position_embeddings - new)
     encoded = {code: [*tokenizer.begin_ids, *tokenizer.encode(prompt)][:longest] for code, prompt in prompts.items()}
-    written = generate(config, params, list(encoded.values()), new, tokenizer.stop_ids, temperature=0.7, top_p=0.9)
+    written = generate(config, params, list(encoded.values()), new, tokenizer.stop_ids, temperature=0.7, top_p=0.9, mesh=mesh)
     samples = {
         code: {"prompt": tokenizer.decode(prompt), "text": continuation(tokenizer, prompt, ids)}
         for (code, prompt), ids in zip(encoded.items(), written, strict=True)

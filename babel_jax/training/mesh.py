@@ -15,7 +15,8 @@ from babel_jax.config import ModelConfig
 from babel_jax.config.settings import divisors
 from babel_jax.errors import BadInput
 from babel_jax.model.decoder import describe
-from babel_jax.model.placement import AXES, CONTEXT, DATA, FSDP, RING, TENSOR, WINDOW_AXES, Placement, mesh_axes
+from babel_jax.model.placement import AXES, CONTEXT, DATA, FSDP, RING, TENSOR, WINDOW_AXES, mesh_axes
+from babel_jax.model.sharding import param_specs, torus
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
@@ -68,39 +69,13 @@ def _fitted(wanted: dict[str, int], devices: int) -> dict[str, int]:
     return {axis: devices // known if size == -1 else size for axis, size in wanted.items()}
 
 
-def _torus(devices: Sequence[Any]) -> tuple[int, ...]:
-    """The extents of the torus that TPU devices form, those over 1; empty for other devices."""
-    coordinates = np.array([device.coords for device in devices if hasattr(device, "coords")])
-    if not coordinates.size:
-        return ()
-    return tuple(int(extent) for extent in coordinates.max(0) - coordinates.min(0) + 1 if extent > 1)
-
-
 def _ring(devices: Sequence[Any], sizes: dict[str, int]) -> int:
     """What the axes for sequence and features leave of one dimension of the torus; 1 without a torus, or where fsdp is within it."""
-    torus = _torus(devices)
-    if len(torus) < 2:
+    extents = torus(devices)
+    if len(extents) < 2:
         return 1
-    left = torus[-1] // math.gcd(torus[-1], sizes[CONTEXT] * sizes[TENSOR])
+    left = extents[-1] // math.gcd(extents[-1], sizes[CONTEXT] * sizes[TENSOR])
     return left if sizes[FSDP] % left == 0 and sizes[FSDP] > left else 1
-
-
-def placement_on(mesh: Mesh) -> Placement:
-    """The part of each device of the mesh.
-
-    XLA for TPU has no gather over three dimensions of a torus, and no scatter over all of one: these go in stages.
-    """
-    sizes = {axis: mesh.shape[axis] for axis in AXES if mesh.shape[axis] > 1}
-    platform = mesh.devices.flat[0].platform
-    one, ring = (tuple(axis for axis in axes if axis in sizes) for axes in ((FSDP,), (RING, CONTEXT)))
-    scatters = tuple(axes for axes in (one, ring) if axes)
-    gathers = tuple(reversed(scatters)) if len(_torus(list(mesh.devices.flat))) > 2 else tuple(filter(None, (one + ring,)))
-    return Placement(tuple(sizes.items()), gathers, scatters, platform)
-
-
-def param_specs(config: ModelConfig) -> PyTree[PartitionSpec]:
-    """The mesh axes of each parameter."""
-    return jax.tree.map(lambda parameter: PartitionSpec(*mesh_axes(parameter.logical_axes)), describe(config))
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> PyTree[NamedSharding]:

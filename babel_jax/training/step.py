@@ -15,8 +15,9 @@ from babel_jax.model.attention_kernels import kernel_for
 from babel_jax.model.decoder import abstract_params, describe
 from babel_jax.model.parameters import Parameter
 from babel_jax.model.placement import CONTEXT, WINDOW_AXES, mesh_axes
+from babel_jax.model.sharding import param_specs, placement_on
 from babel_jax.training.loss import WindowLosses, summed_loss
-from babel_jax.training.mesh import batch_sharding, param_shardings, param_specs, placement_on, replicated
+from babel_jax.training.mesh import batch_sharding, param_shardings, replicated
 from babel_jax.training.optimizer import AdamW
 
 # params, opt_state; step: int32[], updates tried; skipped: int32[], skipped in a row; windows_seen: int32[25], by language.

@@ -1,5 +1,6 @@
 """Rows of prefix trees against each sequence alone."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,10 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from babel_jax.config import Family, LayerType, ModelConfig
+from babel_jax.evaluation.packed_text import encode
 from babel_jax.evaluation.prefix_trees import Scored, planned_rows
 from babel_jax.evaluation.scoring import score
+from babel_jax.evaluation.sensitivity import sensitivity
 from babel_jax.model.decoder import forward, init_params
+from babel_jax.model.generation import generate
 from babel_jax.training.mesh import make_mesh
+from tests.evaluation.test_packed_text import Bytes
 
 SHAPE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIGS = {
@@ -43,6 +48,18 @@ MESHES = {
     ],
     "gemma2": [{"fsdp": 4, "ring": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "context": 2}],
 }
+PROMPTS = [[5, 6, 7], [60], [9] * 12, [1, 2, 3, 4]]
+SAMPLED = [{}, {"temperature": 0.7, "top_p": 0.9, "seed": 3}, {"repetition_penalty": 1.3}]
+
+
+def encoded_texts():
+    """A window of two documents and one of a part of the longest, of one language each."""
+
+    class Tokens(Bytes):
+        def encode_batch(self, texts):
+            return [[byte % 61 for byte in text.encode()] for text in texts]
+
+    return encode(Tokens(), {"en": ["a short one", "another text, a bit longer"], "sw": ["habari ya asubuhi"]}, seq_len=24, batch_size=2)
 
 
 def random_sequences(random, number):
@@ -120,7 +137,7 @@ def test_what_choices_are_scored_on_together_is_scored_once():
 
 
 @pytest.mark.slow
-def test_scores_are_the_same_on_every_mesh():
+def test_scores_continuations_and_sensitivities_are_the_same_on_every_mesh():
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path]),
         "JAX_PLATFORMS": "cpu",
@@ -134,12 +151,26 @@ def test_scores_are_the_same_on_every_mesh():
     seen = [json.loads(line.removeprefix("SEEN ")) for line in ended.stdout.splitlines() if line.startswith("SEEN ")]
     assert len(seen) == sum(map(len, MESHES.values()))
     sequences = random_sequences(np.random.default_rng(0), 14)
-    for family, sizes, scores in seen:
-        params = init_params(CONFIGS[family].model_copy(update={"initializer_range": 0.3}), jax.random.key(0))
-        for sequence, (log_p, greedy) in zip(sequences, scores, strict=True):
-            expected, likeliest = alone(CONFIGS[family], params, sequence)
-            assert log_p == pytest.approx(expected, abs=1e-5 * len(sequence.targets), rel=0), sizes
-            assert greedy == likeliest
+    for family, config in CONFIGS.items():
+        params = init_params(config.model_copy(update={"initializer_range": 0.3}), jax.random.key(0))
+        expected_scores = [alone(config, params, sequence) for sequence in sequences]
+        # These are compared with transformers elsewhere, on one device.
+        expected_tokens = [generate(config, params, PROMPTS, 8, **sampling) for sampling in SAMPLED]
+        by_layer = dataclasses.asdict(sensitivity(config, params, encoded_texts(), make_mesh({})))
+        for _, sizes, scores, written, found in [one for one in seen if one[0] == family]:
+            for sequence, (log_p, greedy), (expected, likeliest) in zip(sequences, scores, expected_scores, strict=True):
+                assert log_p == pytest.approx(expected, abs=1e-5 * len(sequence.targets), rel=0), sizes
+                assert greedy == likeliest
+            if sizes != MESHES[family][0]:
+                continue
+            assert written == expected_tokens, sizes
+            for name, values in by_layer.items():
+                np.testing.assert_allclose(_numbers(found[name]), _numbers(values), rtol=1e-5, err_msg=str(sizes))
+
+
+def _numbers(values):
+    layers = values if isinstance(values, list) else [values]
+    return [value for by_language in layers for value in by_language.values()]
 
 
 def test_of_equally_likely_tokens_the_first_is_the_likeliest():

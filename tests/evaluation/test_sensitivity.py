@@ -5,25 +5,15 @@ import numpy as np
 import pytest
 
 from babel_jax.config import ExpansionSettings, Family, LayerType, ModelConfig
-from babel_jax.evaluation.packed_text import encode, summed_nats
+from babel_jax.evaluation.packed_text import encode
 from babel_jax.evaluation.sensitivity import layers_to_double, plot_sensitivity, sensitivity, sensitivity_table
 from babel_jax.expansion.apply import expand_config, expand_params
 from babel_jax.expansion.plan import plan_from_settings
-from babel_jax.model.decoder import forward, init_params
+from babel_jax.model.decoder import init_params
+from babel_jax.training.mesh import make_mesh
+from tests.evaluation.test_packed_text import Bytes, bits_of
 
 TEXTS = {"en": ["a short one", "another text, a bit longer, in two pieces"], "sw": ["habari ya asubuhi"]}
-
-
-class Bytes:
-    """A tokenizer whose tokens are bytes."""
-
-    begin_ids = ()
-
-    def encode_batch(self, texts):
-        return [list(text.encode()) for text in texts]
-
-    def decode(self, ids):
-        return bytes(ids).decode(errors="replace")
 
 
 @pytest.fixture(scope="module", params=[Family.QWEN2, Family.GEMMA2], ids=str)
@@ -34,18 +24,12 @@ def model(request):
     )  # fmt: skip
     params = init_params(config.model_copy(update={"initializer_range": 0.3}), jax.random.key(0))
     texts = encode(Bytes(), TEXTS, seq_len=48, batch_size=2)
-    return config, params, texts, sensitivity(config, params, texts)
+    return config, params, texts, sensitivity(config, params, texts, make_mesh({}))
 
 
 def bits_per_byte(config, params, texts):
     """By the plain forward pass."""
-    found = {}
-    for language, text in texts.items():
-        nats = 0.0
-        for tokens, segment_ids in text.batches:
-            nats += float(summed_nats(forward(config, params, tokens, segment_ids=segment_ids), tokens, segment_ids))
-        found[language] = nats / np.log(2) / text.bytes
-    return found
+    return {language: bits_of(config, params, text) / text.bytes for language, text in texts.items()}
 
 
 def without_layer(params, removed):
@@ -75,7 +59,8 @@ def test_cosines_against_transformers(reference_model, stacked_tree):
     config = ModelConfig(vocab_size=256, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4)
     reference = reference_model(config)
     texts = {"en": ["one text alone"]}
-    found = sensitivity(config, stacked_tree(dict(reference.named_parameters())), encode(Bytes(), texts, seq_len=16, batch_size=2))
+    params, encoded = stacked_tree(dict(reference.named_parameters())), encode(Bytes(), texts, seq_len=16, batch_size=2)
+    found = sensitivity(config, params, encoded, make_mesh({}))
     streams = []
     hooks = [layer.register_forward_hook(lambda _, inputs, output: streams.append((inputs[0], output))) for layer in reference.model.layers]
     with torch.no_grad():
