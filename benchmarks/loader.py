@@ -18,8 +18,8 @@ import grain
 import numpy as np
 
 from babel_jax.config import MixtureSettings
-from babel_jax.data.loading import Batches
-from babel_jax.data.mixture import make_mixture
+from babel_jax.data.batches.loading import Batches
+from babel_jax.data.batches.mixture import make_mixture
 from babel_jax.data.packing import pack
 from babel_jax.data.prepared import REPORT, dataset_folder, heldout_file, open_prepared
 from babel_jax.data.windows import open_windows, write_windows

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from babel_jax import files
-from babel_jax.data.mixture import Supply
+from babel_jax.data.batches.mixture import Supply
 from babel_jax.data.rows import Row
 from babel_jax.data.tokenizers import Tokenizer
 from babel_jax.digests import file_sum

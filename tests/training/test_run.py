@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from babel_jax.data.loading import Batches
+from babel_jax.data.batches.loading import Batches
 from babel_jax.data.prepared import open_prepared
 from babel_jax.errors import BadInput, Preempted
 from babel_jax.training import metrics, run

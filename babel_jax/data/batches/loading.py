@@ -10,7 +10,7 @@ import grain
 import numpy as np
 from jaxtyping import Int32, UInt32
 
-from babel_jax.data.mixture import Mixture
+from babel_jax.data.batches.mixture import Mixture
 from babel_jax.data.prepared import dataset_folder, open_prepared
 from babel_jax.data.windows import open_windows
 from babel_jax.errors import BadInput
