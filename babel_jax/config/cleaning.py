@@ -9,7 +9,7 @@ from babel_jax.config.settings import Fraction, LocalPath, NonNegative, Positive
 
 
 class Rule(StrEnum):
-    """Why cleaning drops a document. Each is a threshold of `CleaningSettings`; data/cleaning.py says where each comes from."""
+    """Why cleaning drops a document. Each is a threshold of `CleaningSettings`; data/refining/cleaning.py says where each comes from."""
 
     CHARACTERS = "characters"
     ENCODING = "encoding"

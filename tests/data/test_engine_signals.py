@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.test_refinement import files_of, varied
+from tests.data.refining.test_refinement import files_of, varied
 
 MOST_SECONDS = 30.0  # what a preemptible machine has between SIGTERM and its end
 

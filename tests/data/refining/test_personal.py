@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babel_jax.data.personal import is_card, mask
+from babel_jax.data.refining.personal import is_card, mask
 from babel_jax.data.streams import BadRowError
 from babel_jax.languages import CODES
 

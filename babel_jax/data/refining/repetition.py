@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int64, UInt64
 
-from babel_jax.data.characters import ngrams
+from babel_jax.data.refining.characters import ngrams
 
 
 def repeated_fractions(pieces: Sequence[str]) -> tuple[float, float]:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8, UInt64
 
 from babel_jax.config import CleaningSettings, Rule
-from babel_jax.data.characters import (
+from babel_jax.data.refining.characters import (
     CHARACTERS_A_WORD,
     MAX_MARKS,
     CodePoints,
@@ -26,9 +26,9 @@ from babel_jax.data.characters import (
     nfc,
     with_short_runs_of_marks,
 )
-from babel_jax.data.identification import language_probabilities
-from babel_jax.data.personal import mask
-from babel_jax.data.repetition import commonest_ngram, repeated_fractions, repeated_ngrams
+from babel_jax.data.refining.identification import language_probabilities
+from babel_jax.data.refining.personal import mask
+from babel_jax.data.refining.repetition import commonest_ngram, repeated_fractions, repeated_ngrams
 from babel_jax.data.streams import BadRowError
 
 # Form feeds, vertical tabs and the separators of C0 stand between words: page ends of PDF, soft line ends of word processors.

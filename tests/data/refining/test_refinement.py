@@ -17,16 +17,17 @@ import pytest
 import zstandard
 
 from babel_jax.config import BadRows, CleaningSettings, DataSettings, DecontaminationSettings, DeduplicationSettings, Engine, Rule, Source
-from babel_jax.data import cleaned_parts, records, refinement, streams
 from babel_jax.data import prepare as prepare_module
+from babel_jax.data import records, streams
 from babel_jax.data import rows as rows_module
 from babel_jax.data.corpus import embedded_corpus
-from babel_jax.data.decontamination import EvaluationText
-from babel_jax.data.deduplication import digests
-from babel_jax.data.engines import open_workers
 from babel_jax.data.prepare import prepare
 from babel_jax.data.prepared import open_prepared
-from babel_jax.data.refinement import refined_rows
+from babel_jax.data.refining import cleaned_parts, refinement
+from babel_jax.data.refining.decontamination import EvaluationText
+from babel_jax.data.refining.deduplication import digests
+from babel_jax.data.refining.engines import open_workers
+from babel_jax.data.refining.refinement import refined_rows
 from babel_jax.data.rows import MAX_LOCATED
 from babel_jax.errors import BadInput
 
@@ -291,7 +292,7 @@ def test_workers_end_with_the_process_that_is_killed(tmp_path):
         "import os, time\ndef sleep(folder):\n    open(f'{folder}/{os.getpid()}.pid', 'w').close()\n    time.sleep(600)\n"
     )
     program = (
-        "import sys, tasks_of_a_test\nfrom babel_jax.config import Engine\nfrom babel_jax.data.engines import open_workers\n"
+        "import sys, tasks_of_a_test\nfrom babel_jax.config import Engine\nfrom babel_jax.data.refining.engines import open_workers\n"
         "if __name__ == '__main__':\n    with open_workers(Engine.LOCAL, 2) as workers:\n"
         f"        list(workers.run(tasks_of_a_test.sleep, ['{tmp_path}'] * 4))\n"
     )

@@ -13,7 +13,7 @@ import scipy.sparse
 from jaxtyping import Bool, Int64, UInt32, UInt64
 
 from babel_jax.config import DeduplicationSettings
-from babel_jax.data.characters import code_points, mixed
+from babel_jax.data.refining.characters import code_points, mixed
 
 Digests = UInt64[np.ndarray, "documents 2"]
 Signatures = UInt32[np.ndarray, "documents values"]
