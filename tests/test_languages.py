@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from babel_jax.data.corpus import embedded_corpus
+from babel_jax.data.sources.embedded import embedded_corpus
 from babel_jax.errors import BadInput
 from babel_jax.languages import CODES, LANGUAGES, Direction, Resource, codes_of, language
 

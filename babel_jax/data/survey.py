@@ -6,7 +6,7 @@ import heapq
 import itertools
 from collections.abc import Iterable, Iterator
 
-from babel_jax.data.rows import Row
+from babel_jax.data.sources.rows import Row
 from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput
 

@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from babel_jax.config import ModelConfig
-from babel_jax.data.rows import Row
+from babel_jax.data.sources.rows import Row
 from babel_jax.data.tokenizers import Tokenizer
 from babel_jax.evaluation.items import chrf_plus_plus
 from babel_jax.evaluation.prefix_trees import Scored

@@ -27,9 +27,9 @@ from babel_jax.checkpoints.streaming import fingerprint
 from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.config import Source
 from babel_jax.config.quality import Calibration, QualityConfig
-from babel_jax.data.records import source_files
-from babel_jax.data.rows import Row, RowCounts, read_rows
-from babel_jax.data.streams import file_version
+from babel_jax.data.sources.records import source_files
+from babel_jax.data.sources.rows import Row, RowCounts, read_rows
+from babel_jax.data.sources.streams import file_version
 from babel_jax.data.tokenizers import open_tokenizer
 from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput

@@ -18,7 +18,7 @@ from typing import Any, TypedDict
 from tqdm import tqdm
 
 from babel_jax.config.quality import JudgeSettings, QualityConfig
-from babel_jax.data.rows import Row, RowCounts, read_rows
+from babel_jax.data.sources.rows import Row, RowCounts, read_rows
 from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput, one_line
 from babel_jax.files import explain_os_errors, make_folder, only_process_in, open_to_append, parse_json, read_bytes, read_lines, write_text

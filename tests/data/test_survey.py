@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babel_jax.data.rows import Row
+from babel_jax.data.sources.rows import Row
 from babel_jax.data.survey import survey
 from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput

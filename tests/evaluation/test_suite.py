@@ -11,8 +11,8 @@ import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babel_jax.data.corpus import embedded_corpus
-from babel_jax.data.rows import Row
+from babel_jax.data.sources.embedded import embedded_corpus
+from babel_jax.data.sources.rows import Row
 from babel_jax.data.tokenizers import open_tokenizer
 from babel_jax.evaluation.suite import choices, run_suite, sentences, translations, words
 from babel_jax.languages import CODES

@@ -29,7 +29,7 @@ from babel_jax.data.refining.characters import (
 from babel_jax.data.refining.identification import language_probabilities
 from babel_jax.data.refining.personal import mask
 from babel_jax.data.refining.repetition import commonest_ngram, repeated_fractions, repeated_ngrams
-from babel_jax.data.streams import BadRowError
+from babel_jax.data.sources.streams import BadRowError
 
 # Form feeds, vertical tabs and the separators of C0 stand between words: page ends of PDF, soft line ends of word processors.
 _SEPARATORS = re.compile(" ?[\x0b\x0c\x1c-\x1f]+ ?")

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Bool, UInt64
 
 from babel_jax.config import DecontaminationSettings, Source
-from babel_jax.data.records import parquet_rows, parts, read_records
 from babel_jax.data.refining.characters import CodePoints, Kind, code_points, kinds, ngrams, with_short_runs_of_marks
-from babel_jax.data.streams import BadRowError
+from babel_jax.data.sources.records import parquet_rows, parts, read_records
+from babel_jax.data.sources.streams import BadRowError
 from babel_jax.errors import BadInput
 
 _DENSE = ("zh", "ja", "ko")

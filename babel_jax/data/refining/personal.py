@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from babel_jax.data.streams import BadRowError
+from babel_jax.data.sources.streams import BadRowError
 from babel_jax.errors import BadInput
 
 # To look a number up in the plans of several countries takes some milliseconds. A document with more numbers is a directory.

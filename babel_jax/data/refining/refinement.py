@@ -19,7 +19,7 @@ from babel_jax.data.refining.decontamination import evaluation_text
 from babel_jax.data.refining.duplicates import RemovalTask, pair_bucket, pairing_tasks, remove_duplicates
 from babel_jax.data.refining.engines import Workers
 from babel_jax.data.refining.shards import SKETCHES, part_counts, shards_of
-from babel_jax.data.rows import Row, RowCounts
+from babel_jax.data.sources.rows import Row, RowCounts
 from babel_jax.files import explain_os_errors
 
 

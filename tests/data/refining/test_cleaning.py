@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babel_jax.config import CleaningSettings, Rule
-from babel_jax.data.corpus import embedded_corpus
 from babel_jax.data.refining.characters import CHARACTERS_A_WORD, MAX_MARKS, Kind, clusters, code_points, kinds, nfc
 from babel_jax.data.refining.cleaning import Cleaner, normalize
 from babel_jax.data.refining.identification import language_probabilities
 from babel_jax.data.refining.personal import mask
 from babel_jax.data.refining.repetition import commonest_ngram, repeated_fractions, repeated_ngrams
-from babel_jax.data.streams import BadRowError
+from babel_jax.data.sources.embedded import embedded_corpus
+from babel_jax.data.sources.streams import BadRowError
 
 PROSE = {
     language: "\n".join(f"{number}. {row.text}" for number, row in enumerate(rows[:3])) for language, rows in embedded_corpus().items()

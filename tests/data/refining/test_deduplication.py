@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babel_jax.config import DeduplicationSettings
-from babel_jax.data.corpus import embedded_corpus
 from babel_jax.data.refining.deduplication import band_keys, components, digests, links_in_band, signatures, survivors
+from babel_jax.data.sources.embedded import embedded_corpus
 
 SETTINGS = DeduplicationSettings()
 

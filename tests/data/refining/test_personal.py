@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babel_jax.data.refining.personal import is_card, mask
-from babel_jax.data.streams import BadRowError
+from babel_jax.data.sources.streams import BadRowError
 from babel_jax.languages import CODES
 
 LIST = json.loads(Path(__file__).with_name("numbers_in_text.json").read_text(encoding="utf-8"))

@@ -18,9 +18,6 @@ import zstandard
 
 from babel_jax.config import BadRows, CleaningSettings, DataSettings, DecontaminationSettings, DeduplicationSettings, Engine, Rule, Source
 from babel_jax.data import prepare as prepare_module
-from babel_jax.data import records, streams
-from babel_jax.data import rows as rows_module
-from babel_jax.data.corpus import embedded_corpus
 from babel_jax.data.prepare import prepare
 from babel_jax.data.prepared import open_prepared
 from babel_jax.data.refining import cleaned_parts, refinement
@@ -28,7 +25,10 @@ from babel_jax.data.refining.decontamination import EvaluationText
 from babel_jax.data.refining.deduplication import digests
 from babel_jax.data.refining.engines import open_workers
 from babel_jax.data.refining.refinement import refined_rows
-from babel_jax.data.rows import MAX_LOCATED
+from babel_jax.data.sources import records, streams
+from babel_jax.data.sources import rows as rows_module
+from babel_jax.data.sources.embedded import embedded_corpus
+from babel_jax.data.sources.rows import MAX_LOCATED
 from babel_jax.errors import BadInput
 
 PROSE = {language: [row.text for row in rows] for language, rows in embedded_corpus().items()}

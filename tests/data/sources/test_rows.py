@@ -9,9 +9,9 @@ import pytest
 import zstandard
 
 from babel_jax.config import BadRows, Source
-from babel_jax.data import records
-from babel_jax.data.origins import file_digest
-from babel_jax.data.rows import MAX_LOCATED, Row, RowCounts, read_rows
+from babel_jax.data.sources import records
+from babel_jax.data.sources.origins import file_digest
+from babel_jax.data.sources.rows import MAX_LOCATED, Row, RowCounts, read_rows
 from babel_jax.errors import BadInput
 
 DOCUMENTS = [("a", "one\ntwo"), ("b", "  drei, vier "), ("c", "பின்னர்")]

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from babel_jax.data.corpus import corpus_sources, embedded_corpus
+from babel_jax.data.sources.embedded import corpus_sources, embedded_corpus
 from babel_jax.errors import BadInput
 from babel_jax.languages import CODES
 

@@ -5,7 +5,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from babel_jax.config import BadRows, Source
-from babel_jax.data.rows import Row, RowCounts, read_rows
+from babel_jax.data.sources.rows import Row, RowCounts, read_rows
 from babel_jax.errors import BadInput
 from babel_jax.languages import CODES, language
 

@@ -13,9 +13,9 @@ import tensorflow_datasets as tfds
 from babel_jax.config import BadRows, DataSettings, Source
 from babel_jax.config.catalogue import catalogue, expand
 from babel_jax.config.file import parse_settings
-from babel_jax.data import records
-from babel_jax.data.records import parts, read_records
-from babel_jax.data.rows import RowCounts, read_rows
+from babel_jax.data.sources import records
+from babel_jax.data.sources.records import parts, read_records
+from babel_jax.data.sources.rows import RowCounts, read_rows
 from babel_jax.errors import BadInput
 from babel_jax.languages import CODES
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from babel_jax.config import Source
-from babel_jax.data.html_text import PageError, TextOfPages
-from babel_jax.data.streams import MAX_DOCUMENT_BYTES, BadRowError, decompressed, explained, imported, one_line, too_long
+from babel_jax.data.sources.html_text import PageError, TextOfPages
+from babel_jax.data.sources.streams import MAX_DOCUMENT_BYTES, BadRowError, decompressed, explained, imported, one_line, too_long
 from babel_jax.errors import BadInput
 
 _MAX_CODINGS = 4  # of one page

@@ -6,9 +6,9 @@ import time
 import pytest
 
 from babel_jax.config import BadRows, Source
-from babel_jax.data import streams, web_pages
-from babel_jax.data.html_text import PageError, TextOfPages
-from babel_jax.data.rows import RowCounts, read_rows
+from babel_jax.data.sources import streams, web_pages
+from babel_jax.data.sources.html_text import PageError, TextOfPages
+from babel_jax.data.sources.rows import RowCounts, read_rows
 from babel_jax.errors import BadInput
 
 pytest.importorskip("fastwarc")

@@ -1,6 +1,6 @@
 """The text of web pages, made in a process of its own: the parser takes minutes for some pages of strangers, and may end its process.
 
-`python -m babel_jax.data.html_text` is that process: it reads pages and writes texts, each after its length (8 bytes, little-endian).
+`python -m babel_jax.data.sources.html_text` is that process: it reads pages and writes texts, each after its length (8 bytes, little-endian).
 """
 
 import atexit
@@ -58,7 +58,7 @@ class TextOfPages:
         return text.decode("utf-8", "replace")
 
     def _started(self) -> "subprocess.Popen[bytes]":
-        command = [sys.executable, "-m", "babel_jax.data.html_text"]
+        command = [sys.executable, "-m", "babel_jax.data.sources.html_text"]
         path = os.pathsep.join(filter(None, sys.path))
         return subprocess.Popen(
             command,

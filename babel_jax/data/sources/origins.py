@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from babel_jax.config import Source
-from babel_jax.data.records import dataset_version, source_files
-from babel_jax.data.streams import file_version, opened_bytes
+from babel_jax.data.sources.records import dataset_version, source_files
+from babel_jax.data.sources.streams import file_version, opened_bytes
 from babel_jax.errors import BadInput
 
 _BLOCK = 1 << 20

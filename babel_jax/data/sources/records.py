@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 
 from babel_jax.config import Source
-from babel_jax.data.streams import (
+from babel_jax.data.sources.streams import (
     COMPRESSION,
     MAX_DOCUMENT_BYTES,
     MAX_EXPANSION,
@@ -25,7 +25,7 @@ from babel_jax.data.streams import (
     remote,
     too_long,
 )
-from babel_jax.data.web_pages import page_records
+from babel_jax.data.sources.web_pages import page_records
 from babel_jax.errors import BadInput
 
 KIND_KEY = "kind"
