@@ -29,7 +29,7 @@ from babel_jax.config.file import shipped_config
 from babel_jax.data.prepare import prepare
 from babel_jax.data.prepared import REPORT, open_prepared
 from babel_jax.data.sources.embedded import corpus_sources, embedded_folder
-from babel_jax.data.tokenizers import Tokenizer, open_tokenizer
+from babel_jax.data.tokens.tokenizers import Tokenizer, open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.bits_per_byte import TextToScore, class_means, scored_bits, text_to_score
 from babel_jax.evaluation.packed_text import encode

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from babel_jax.checkpoints.folder import load_params, open_folder
 from babel_jax.checkpoints.generation_defaults import stored_repetition_penalty
 from babel_jax.checkpoints.tokenizer_files import check_vocabulary
-from babel_jax.data.chat_format import ChatFormat
-from babel_jax.data.prompts import Message, PromptTokenizer
+from babel_jax.data.tokens.chat_format import ChatFormat
+from babel_jax.data.tokens.prompts import Message, PromptTokenizer
 from babel_jax.errors import BadInput, printable
 from babel_jax.model.generation import generate
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from babel_jax.checkpoints.folder import load_params, open_folder
 from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.data.sources.embedded import read_texts
-from babel_jax.data.tokenizers import open_tokenizer
+from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.evaluation.packed_text import encode

@@ -33,7 +33,7 @@ from babel_jax.data.refining.engines import open_workers
 from babel_jax.data.refining.identification import language_probabilities
 from babel_jax.data.refining.refinement import refine
 from babel_jax.data.sources.embedded import embedded_corpus
-from babel_jax.data.tokenizers import open_tokenizer
+from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.data.windows import write_windows
 
 CHARACTERS = 1_000

@@ -21,9 +21,9 @@ from lm_eval.models.huggingface import HFLM
 from babel_jax.checkpoints.folder import Format, load_params, open_folder, save_folder
 from babel_jax.checkpoints.hf_config import write_hf_config
 from babel_jax.config import ModelConfig
-from babel_jax.data.prompts import PromptTokenizer
 from babel_jax.data.sources.embedded import read_texts
-from babel_jax.data.tokenizers import train_sentencepiece
+from babel_jax.data.tokens.prompts import PromptTokenizer
+from babel_jax.data.tokens.tokenizers import train_sentencepiece
 from babel_jax.evaluation import scoring
 from babel_jax.evaluation.harness import DecoderLM
 from babel_jax.evaluation.responses import Responses

@@ -26,7 +26,7 @@ from babel_jax import (
 )
 from babel_jax.cli import main
 from babel_jax.config import Family
-from tests.data.test_special_tokens import byte_level
+from tests.data.tokens.test_special_tokens import byte_level
 from tests.hostile import test_model_folders as folders
 from tests.hostile import test_text as text
 

@@ -9,7 +9,7 @@ import pytest
 
 from babel_jax.checkpoints.folder import load_params, open_folder
 from babel_jax.config.file import load_config
-from babel_jax.data.tokenizers import open_tokenizer
+from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.files import only_process_in
 from babel_jax.model.decoder import forward

@@ -19,7 +19,7 @@ from typing import Any
 from babel_jax import files
 from babel_jax.data.batches.mixture import Supply
 from babel_jax.data.sources.rows import Row
-from babel_jax.data.tokenizers import Tokenizer
+from babel_jax.data.tokens.tokenizers import Tokenizer
 from babel_jax.digests import file_sum
 from babel_jax.errors import BadInput
 

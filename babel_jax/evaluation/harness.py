@@ -20,7 +20,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from babel_jax.config import ModelConfig
-from babel_jax.data.prompts import PromptTokenizer
+from babel_jax.data.tokens.prompts import PromptTokenizer
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.prefix_trees import Scored
 from babel_jax.evaluation.prompt_shapes import alike_prompts

@@ -24,7 +24,7 @@ from jaxtyping import Array, PyTree
 
 from babel_jax.config import ModelConfig
 from babel_jax.data.sources.rows import Row
-from babel_jax.data.tokenizers import Tokenizer
+from babel_jax.data.tokens.tokenizers import Tokenizer
 from babel_jax.evaluation.items import chrf_plus_plus
 from babel_jax.evaluation.prefix_trees import Scored
 from babel_jax.evaluation.scoring import score

@@ -30,7 +30,7 @@ from babel_jax.config.quality import Calibration, QualityConfig
 from babel_jax.data.sources.records import source_files
 from babel_jax.data.sources.rows import Row, RowCounts, read_rows
 from babel_jax.data.sources.streams import file_version
-from babel_jax.data.tokenizers import open_tokenizer
+from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput
 from babel_jax.files import PARTIAL, explain_os_errors, make_folder, only_process_in, read_json, write_text

@@ -9,7 +9,7 @@ import pytest
 
 from babel_jax.checkpoints.folder import Format, convert, load_params, open_folder, save_folder
 from babel_jax.checkpoints.object_storage import RemoteFiles
-from babel_jax.data.tokenizers import open_tokenizer
+from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 
 

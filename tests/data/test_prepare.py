@@ -15,10 +15,10 @@ from babel_jax.data import prepare as prepare_module
 from babel_jax.data.prepare import prepare
 from babel_jax.data.prepared import dataset_folder, open_prepared
 from babel_jax.data.sources.rows import RowCounts, read_rows
-from babel_jax.data.tokenizers import open_tokenizer
+from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.data.windows import open_windows
 from babel_jax.errors import BadInput
-from tests.data.test_special_tokens import byte_level
+from tests.data.tokens.test_special_tokens import byte_level
 
 
 def documents_of(folder, language, kind, tokenizer):

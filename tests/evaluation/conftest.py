@@ -9,8 +9,8 @@ import pytest
 from babel_jax.checkpoints.folder import Format, load_params, open_folder, save_folder
 from babel_jax.checkpoints.hf_config import write_hf_config
 from babel_jax.config import Family, LayerType, ModelConfig
-from babel_jax.data.prompts import PromptTokenizer
-from babel_jax.data.tokenizers import open_tokenizer, train_sentencepiece
+from babel_jax.data.tokens.prompts import PromptTokenizer
+from babel_jax.data.tokens.tokenizers import open_tokenizer, train_sentencepiece
 from babel_jax.evaluation.harness import DecoderLM
 from babel_jax.evaluation.responses import Responses
 from babel_jax.model.decoder import init_params

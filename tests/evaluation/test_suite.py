@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from babel_jax.data.sources.embedded import embedded_corpus
 from babel_jax.data.sources.rows import Row
-from babel_jax.data.tokenizers import open_tokenizer
+from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.evaluation.suite import choices, run_suite, sentences, translations, words
 from babel_jax.languages import CODES
 from babel_jax.model.decoder import forward, init_params

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from babel_jax.data.chat_templates import ChatTemplate
-from babel_jax.data.prompts import PromptTokenizer
-from babel_jax.data.tokenizers import open_tokenizer
+from babel_jax.data.tokens.chat_templates import ChatTemplate
+from babel_jax.data.tokens.prompts import PromptTokenizer
+from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
-from tests.data.test_special_tokens import byte_level
+from tests.data.tokens.test_special_tokens import byte_level
 
 TALK = [{"role": "user", "content": "Habari"}]
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"

@@ -13,7 +13,7 @@ from babel_jax.checkpoints.hf_config import write_hf_config
 from babel_jax.cli import main
 from babel_jax.config import ComputeType, ModelConfig
 from babel_jax.config.quality import ClassifierSettings
-from babel_jax.data.tokenizers import open_tokenizer
+from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.draws import Purpose, unit_draw
 from babel_jax.model.decoder import init_params
 from babel_jax.quality.regressor import Regressor, pack_documents, with_head

@@ -18,8 +18,8 @@ from pathlib import Path
 import sentencepiece
 import tokenizers
 
-from babel_jax.data.sentencepiece_models import as_tokenizer_json
-from babel_jax.data.special_tokens import (
+from babel_jax.data.tokens.sentencepiece_models import as_tokenizer_json
+from babel_jax.data.tokens.special_tokens import (
     ADDED_TOKENS,
     EOS_FILES,
     SPECIAL_TOKENS_MAP,
@@ -28,8 +28,8 @@ from babel_jax.data.special_tokens import (
     SideFiles,
     read_side_files,
 )
-from babel_jax.data.tokenizer_json import check_ids, loaded_tokenizer, merged_tokens, no_panic, parsed_tokenizer, quiet
-from babel_jax.data.unigram import train_unigram
+from babel_jax.data.tokens.tokenizer_json import check_ids, loaded_tokenizer, merged_tokens, no_panic, parsed_tokenizer, quiet
+from babel_jax.data.tokens.unigram import train_unigram
 from babel_jax.errors import BadInput, one_line
 from babel_jax.files import parse_json, read_bytes, write_bytes, write_text
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import tokenizers
 
-from babel_jax.data.chat_templates import TEMPLATE_FILE, ChatTemplate, read_template, stored_template
-from babel_jax.data.special_tokens import GENERATION_CONFIG, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG, read_object
-from babel_jax.data.template_worker import BEGIN, END
-from babel_jax.data.tokenizer_json import loaded_tokenizer
-from babel_jax.data.tokenizers import Tokenizer, is_control, open_tokenizer
+from babel_jax.data.tokens.chat_templates import TEMPLATE_FILE, ChatTemplate, read_template, stored_template
+from babel_jax.data.tokens.special_tokens import GENERATION_CONFIG, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG, read_object
+from babel_jax.data.tokens.template_worker import BEGIN, END
+from babel_jax.data.tokens.tokenizer_json import loaded_tokenizer
+from babel_jax.data.tokens.tokenizers import Tokenizer, is_control, open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.files import write_text
 

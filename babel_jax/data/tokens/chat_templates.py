@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from babel_jax.data import template_worker
-from babel_jax.data.special_tokens import TOKENIZER_CONFIG, read_object
-from babel_jax.data.template_worker import BEGIN, END, MOST_SECONDS
+from babel_jax.data.tokens import template_worker
+from babel_jax.data.tokens.special_tokens import TOKENIZER_CONFIG, read_object
+from babel_jax.data.tokens.template_worker import BEGIN, END, MOST_SECONDS
 from babel_jax.errors import BadInput, one_line
 from babel_jax.files import read_text
 

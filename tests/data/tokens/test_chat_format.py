@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from babel_jax.config.file import configs_folder
-from babel_jax.data.chat_format import CHATML, open_chat_format, write_chat_files
-from babel_jax.data.tokenizers import open_tokenizer
+from babel_jax.data.tokens.chat_format import CHATML, open_chat_format, write_chat_files
+from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 
 GENERATION = """{%- for message in messages %}

@@ -5,7 +5,7 @@ import json
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from babel_jax.data.prompts import PromptTokenizer
+from babel_jax.data.tokens.prompts import PromptTokenizer
 from babel_jax.errors import BadInput
 
 CHATML = (

@@ -8,8 +8,8 @@ import pytest
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from babel_jax.data.prompts import PromptTokenizer
-from babel_jax.data.tokenizers import open_tokenizer
+from babel_jax.data.tokens.prompts import PromptTokenizer
+from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 
 TEXTS = ["Habari ya asubuhi", "<s>a</s>", "<|turn|>user<|end|> x <think>", "", "  two  spaces\n", "مرحبا 你好 ကောင်း"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import tokenizers
 
-from babel_jax.data.special_tokens import ADDED_TOKENS, TOKENIZER_CONFIG, AddedToken, SideFiles
+from babel_jax.data.tokens.special_tokens import ADDED_TOKENS, TOKENIZER_CONFIG, AddedToken, SideFiles
 from babel_jax.errors import BadInput, one_line
 
 MOST_GROWTH = 1_000  # times that normalization may lengthen a text by its replacements; 3 for U+2581 in UTF-8

@@ -6,9 +6,9 @@ Raw text is another thing: there "<|im_start|>" is the letters that it is (`Toke
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from babel_jax.data.chat_templates import TEMPLATE_FILE, ChatTemplate, stored_template, without_marks
-from babel_jax.data.special_tokens import TOKENIZER_CONFIG
-from babel_jax.data.tokenizers import open_tokenizer
+from babel_jax.data.tokens.chat_templates import TEMPLATE_FILE, ChatTemplate, stored_template, without_marks
+from babel_jax.data.tokens.special_tokens import TOKENIZER_CONFIG
+from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 
 Message = Mapping[str, str]
