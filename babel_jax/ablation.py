@@ -26,10 +26,10 @@ from babel_jax.checkpoints.folder import load_params, open_folder
 from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.config import Config, ExpansionSettings, Init, ModelConfig, ScheduleKind, Stage, Trained
 from babel_jax.config.file import shipped_config
-from babel_jax.data.prepare import prepare
-from babel_jax.data.prepared import REPORT, open_prepared
 from babel_jax.data.sources.embedded import corpus_sources, embedded_folder
 from babel_jax.data.tokens.tokenizers import Tokenizer, open_tokenizer
+from babel_jax.data.windows.prepare import prepare
+from babel_jax.data.windows.prepared import REPORT, open_prepared
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.bits_per_byte import TextToScore, class_means, scored_bits, text_to_score
 from babel_jax.evaluation.packed_text import encode

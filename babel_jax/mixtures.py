@@ -10,7 +10,7 @@ from typing import Any
 
 from babel_jax.config import Config
 from babel_jax.data.batches.mixture import Dataset, MixtureRow, make_mixture
-from babel_jax.data.prepared import open_prepared
+from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.tables import saved_figure
 from babel_jax.files import make_folder, write_text

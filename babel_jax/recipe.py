@@ -39,10 +39,10 @@ from babel_jax.checkpoints.processes import agreed, first_says, first_text, same
 from babel_jax.checkpoints.tokenizer_files import is_padding
 from babel_jax.config import CHANGEABLE, Config, ModelConfig, Stage
 from babel_jax.config.file import load_config, parse_settings, read_toml
-from babel_jax.data.prepare import prepare
-from babel_jax.data.prepared import open_prepared
 from babel_jax.data.tokens.chat_format import open_chat_format, write_chat_files
 from babel_jax.data.tokens.tokenizers import Tokenizer, open_tokenizer
+from babel_jax.data.windows.prepare import prepare
+from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.evaluation.points import BITS_PER_BYTE, measure, point_file, point_names, read_points, scores_of, write_point

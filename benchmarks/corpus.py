@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 
 from babel_jax.config import CleaningSettings, DataSettings, DeduplicationSettings, Engine, Rule, Source
-from babel_jax.data.packing import pack
 from babel_jax.data.refining.cleaning import Cleaner
 from babel_jax.data.refining.deduplication import band_keys, components, digests, links_in_band, signatures
 from babel_jax.data.refining.engines import open_workers
@@ -34,7 +33,8 @@ from babel_jax.data.refining.identification import language_probabilities
 from babel_jax.data.refining.refinement import refine
 from babel_jax.data.sources.embedded import embedded_corpus
 from babel_jax.data.tokens.tokenizers import open_tokenizer
-from babel_jax.data.windows import write_windows
+from babel_jax.data.windows.packing import pack
+from babel_jax.data.windows.storage import write_windows
 
 CHARACTERS = 1_000
 SETTINGS = DeduplicationSettings()

@@ -20,9 +20,9 @@ import numpy as np
 from babel_jax.config import MixtureSettings
 from babel_jax.data.batches.loading import Batches
 from babel_jax.data.batches.mixture import make_mixture
-from babel_jax.data.packing import pack
-from babel_jax.data.prepared import REPORT, dataset_folder, heldout_file, open_prepared
-from babel_jax.data.windows import open_windows, write_windows
+from babel_jax.data.windows.packing import pack
+from babel_jax.data.windows.prepared import REPORT, dataset_folder, heldout_file, open_prepared
+from babel_jax.data.windows.storage import open_windows, write_windows
 from babel_jax.languages import CODES
 
 VOCABULARY = 152_064

@@ -15,8 +15,8 @@ from hypothesis import settings
 
 from babel_jax.config import Config, DataSettings, Family, LayerType, ModelConfig, RopeType, Source
 from babel_jax.config.file import parse_settings
-from babel_jax.data.prepare import prepare
 from babel_jax.data.tokens.tokenizers import train_sentencepiece
+from babel_jax.data.windows.prepare import prepare
 from babel_jax.model.decoder import init_params
 from babel_jax.recipe import run_recipe
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from babel_jax.cli import main
-from babel_jax.data.prepare import prepare
-from babel_jax.data.prepared import heldout_file, open_prepared
+from babel_jax.data.windows.prepare import prepare
+from babel_jax.data.windows.prepared import heldout_file, open_prepared
 from babel_jax.digests import check_sums, lists_below, read_sums, write_sums
 from babel_jax.errors import BadInput
 

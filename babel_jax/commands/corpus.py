@@ -14,7 +14,7 @@ def _mixture(options: argparse.Namespace) -> Result:
 
 
 def _statistics(options: argparse.Namespace) -> Result:
-    from babel_jax.data.statistics import write_statistics
+    from babel_jax.data.windows.statistics import write_statistics
 
     return write_statistics(options.data)
 

@@ -18,7 +18,7 @@ def _demo(options: argparse.Namespace) -> Result:
 
 
 def _prepare(options: argparse.Namespace) -> Result:
-    from babel_jax.data.prepare import prepare
+    from babel_jax.data.windows.prepare import prepare
     from babel_jax.signals import preempted
 
     config = _config(options)

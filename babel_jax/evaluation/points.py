@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from babel_jax.config import Config, ModelConfig
-from babel_jax.data.prepared import open_prepared
 from babel_jax.data.tokens.chat_format import open_chat_format
 from babel_jax.data.tokens.tokenizers import Tokenizer
+from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.bits_per_byte import class_means, conversations_to_score, scored_bits, text_to_score
 from babel_jax.evaluation.scoring import score

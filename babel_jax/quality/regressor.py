@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from babel_jax.config import ModelConfig, OptimizerRule, OptimizerSettings
 from babel_jax.config.quality import ClassifierSettings
-from babel_jax.data.packing import best_fit
 from babel_jax.data.tokens.tokenizers import Tokenizer
+from babel_jax.data.windows.packing import best_fit
 from babel_jax.model.decoder import hidden_states
 from babel_jax.training.mesh import batch_sharding, check_batch, everywhere, global_batch, make_mesh, param_shardings, replicated
 from babel_jax.training.optimizer import AdamW, learning_rate

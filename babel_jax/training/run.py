@@ -19,7 +19,7 @@ from babel_jax.checkpoints.processes import agreed, meet
 from babel_jax.config import Config, ModelConfig, OptimizerSettings, Stage, Trained
 from babel_jax.data.batches.loading import Batches
 from babel_jax.data.batches.mixture import Mixture, make_mixture, make_mixture_of_steps, tokens_per_window
-from babel_jax.data.prepared import open_prepared
+from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.errors import BadInput, Preempted
 from babel_jax.files import write_text
 from babel_jax.model.decoder import abstract_params

@@ -11,7 +11,7 @@ import pytest
 
 from babel_jax.config import Config
 from babel_jax.config.file import parse_settings
-from babel_jax.data.prepare import prepare
+from babel_jax.data.windows.prepare import prepare
 from babel_jax.digests import check_sums, lists_below
 from babel_jax.errors import BadInput
 from babel_jax.files import explain_os_errors

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from babel_jax.data.batches.loading import Batches
-from babel_jax.data.prepared import open_prepared
+from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.errors import BadInput, Preempted
 from babel_jax.training import metrics, run
 from babel_jax.training.checkpoints import Checkpoints, read_json_lines

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Int32, UInt32
 
 from babel_jax.data.batches.mixture import Mixture
-from babel_jax.data.prepared import dataset_folder, open_prepared
-from babel_jax.data.windows import open_windows
+from babel_jax.data.windows.prepared import dataset_folder, open_prepared
+from babel_jax.data.windows.storage import open_windows
 from babel_jax.errors import BadInput
 from babel_jax.languages import CODES
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from babel_jax.config import MixtureSettings
 from babel_jax.data.batches.loading import Batches, Selection, ShuffledEpochs
 from babel_jax.data.batches.mixture import make_mixture
-from babel_jax.data.prepared import dataset_folder, open_prepared
-from babel_jax.data.windows import open_windows
+from babel_jax.data.windows.prepared import dataset_folder, open_prepared
+from babel_jax.data.windows.storage import open_windows
 from babel_jax.errors import BadInput
 from babel_jax.languages import CODES
 

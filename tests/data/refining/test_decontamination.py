@@ -6,8 +6,8 @@ import unicodedata
 import pytest
 
 from babel_jax.config import CleaningSettings, DataSettings, DecontaminationSettings, Rule, Source
-from babel_jax.data.prepare import prepare
 from babel_jax.data.refining.decontamination import EvaluationText
+from babel_jax.data.windows.prepare import prepare
 from babel_jax.errors import BadInput
 
 ITEMS = {

@@ -17,9 +17,6 @@ import pytest
 import zstandard
 
 from babel_jax.config import BadRows, CleaningSettings, DataSettings, DecontaminationSettings, DeduplicationSettings, Engine, Rule, Source
-from babel_jax.data import prepare as prepare_module
-from babel_jax.data.prepare import prepare
-from babel_jax.data.prepared import open_prepared
 from babel_jax.data.refining import cleaned_parts, refinement
 from babel_jax.data.refining.decontamination import EvaluationText
 from babel_jax.data.refining.deduplication import digests
@@ -29,6 +26,9 @@ from babel_jax.data.sources import records, streams
 from babel_jax.data.sources import rows as rows_module
 from babel_jax.data.sources.embedded import embedded_corpus
 from babel_jax.data.sources.rows import MAX_LOCATED
+from babel_jax.data.windows import prepare as prepare_module
+from babel_jax.data.windows.prepare import prepare
+from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.errors import BadInput
 
 PROSE = {language: [row.text for row in rows] for language, rows in embedded_corpus().items()}

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from babel_jax.config import CleaningSettings, DataSettings, DecontaminationSettings, DeduplicationSettings, Rule, Source
-from babel_jax.data.prepare import prepare
-from babel_jax.data.prepared import open_prepared
 from babel_jax.data.refining.cleaned_parts import sources_of
 from babel_jax.data.refining.refinement import refined_rows
+from babel_jax.data.windows.prepare import prepare
+from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.errors import BadInput
 
 

@@ -20,9 +20,6 @@ import numpy as np
 from tqdm import tqdm
 
 from babel_jax.config import BadRows, DataSettings, Engine, Settings, Source
-from babel_jax.data.conversations import conversation_windows
-from babel_jax.data.packing import pack
-from babel_jax.data.prepared import COUNTS, REPORT, SETTINGS, dataset_folder, heldout_file, language_file, read_json
 from babel_jax.data.refining.cleaned_parts import cleaned_folder, remove_aside, sources_of
 from babel_jax.data.refining.engines import open_workers
 from babel_jax.data.refining.refinement import refine, refined_counts, refined_rows
@@ -30,10 +27,13 @@ from babel_jax.data.refining.shards import part_counts
 from babel_jax.data.sources.origins import changed_text, file_digest, origin_of
 from babel_jax.data.sources.records import parts
 from babel_jax.data.sources.rows import Row, RowCounts, read_rows
-from babel_jax.data.survey import Survey, survey
 from babel_jax.data.tokens.chat_format import ChatFormat, open_chat_format
 from babel_jax.data.tokens.tokenizers import Tokenizer, open_tokenizer
-from babel_jax.data.windows import MASKED_FIELDS, write_windows
+from babel_jax.data.windows.conversations import conversation_windows
+from babel_jax.data.windows.packing import pack
+from babel_jax.data.windows.prepared import COUNTS, REPORT, SETTINGS, dataset_folder, heldout_file, language_file, read_json
+from babel_jax.data.windows.storage import MASKED_FIELDS, write_windows
+from babel_jax.data.windows.survey import Survey, survey
 from babel_jax.digests import SUMS, file_sum, write_sums
 from babel_jax.errors import BadInput
 from babel_jax.files import PARTIAL, explain_os_errors, make_folder, only_process_in, write_text

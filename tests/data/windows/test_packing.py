@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babel_jax.data import packing
-from babel_jax.data.packing import pack
+from babel_jax.data.windows import packing
+from babel_jax.data.windows.packing import pack
 
 EOS = 0
 documents_strategy = st.lists(st.lists(st.integers(1, 2**32 - 1), max_size=30), max_size=30)

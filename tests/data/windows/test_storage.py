@@ -4,9 +4,9 @@ import sys
 
 import numpy as np
 
-from babel_jax.data.packing import pack
-from babel_jax.data.prepared import dataset_folder
-from babel_jax.data.windows import open_windows, write_windows
+from babel_jax.data.windows.packing import pack
+from babel_jax.data.windows.prepared import dataset_folder
+from babel_jax.data.windows.storage import open_windows, write_windows
 
 READ_WITH_TFDS_ALONE = """
 import json, sys

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babel_jax.data.sources.rows import Row
-from babel_jax.data.survey import survey
+from babel_jax.data.windows.survey import survey
 from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt32
 
-from babel_jax.data.packing import best_fit
 from babel_jax.data.tokens.chat_format import ChatFormat, EncodedConversation
+from babel_jax.data.windows.packing import best_fit
 
 MaskedWindow = tuple[UInt32[np.ndarray, "seq_len"], UInt32[np.ndarray, "seq_len"], UInt32[np.ndarray, "seq_len"]]
 

@@ -9,10 +9,10 @@ import pytest
 
 from babel_jax.cli import main
 from babel_jax.config import DataSettings, Source
-from babel_jax.data.prepare import prepare
-from babel_jax.data.prepared import open_prepared
 from babel_jax.data.sources.rows import Row
-from babel_jax.data.statistics import language_statistics, write_statistics
+from babel_jax.data.windows.prepare import prepare
+from babel_jax.data.windows.prepared import open_prepared
+from babel_jax.data.windows.statistics import language_statistics, write_statistics
 
 
 class Reader(html.parser.HTMLParser):

@@ -11,12 +11,12 @@ import pytest
 import tensorflow_datasets as tfds
 
 from babel_jax.config import BadRows, DataSettings, Source
-from babel_jax.data import prepare as prepare_module
-from babel_jax.data.prepare import prepare
-from babel_jax.data.prepared import dataset_folder, open_prepared
 from babel_jax.data.sources.rows import RowCounts, read_rows
 from babel_jax.data.tokens.tokenizers import open_tokenizer
-from babel_jax.data.windows import open_windows
+from babel_jax.data.windows import prepare as prepare_module
+from babel_jax.data.windows.prepare import prepare
+from babel_jax.data.windows.prepared import dataset_folder, open_prepared
+from babel_jax.data.windows.storage import open_windows
 from babel_jax.errors import BadInput
 from tests.data.tokens.test_special_tokens import byte_level
 
@@ -141,7 +141,7 @@ def test_stopped_it_goes_on_where_it_was(small_settings, small_prepared, small_m
 PREPARE = """
 import sys
 from babel_jax.config import DataSettings, Source
-from babel_jax.data import prepare as module
+from babel_jax.data.windows import prepare as module
 folder, corpus, tokenizer = sys.argv[1:]
 sources = tuple(Source(language=code, path=f"{corpus}/{code}.jsonl") for code in ("en", "zh", "sw", "ha"))
 print("ready", flush=True)

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from babel_jax.config import DataSettings, Source
 from babel_jax.config.file import parse_settings
-from babel_jax.data.conversations import conversation_text, conversation_windows
-from babel_jax.data.packing import best_fit
-from babel_jax.data.prepare import prepare
-from babel_jax.data.prepared import dataset_folder, open_prepared
 from babel_jax.data.tokens.chat_format import open_chat_format
-from babel_jax.data.windows import open_windows
+from babel_jax.data.windows.conversations import conversation_text, conversation_windows
+from babel_jax.data.windows.packing import best_fit
+from babel_jax.data.windows.prepare import prepare
+from babel_jax.data.windows.prepared import dataset_folder, open_prepared
+from babel_jax.data.windows.storage import open_windows
 from babel_jax.errors import BadInput
 
 

@@ -1,0 +1,1 @@
+"""Prepared data: documents packed into windows of a fixed length, stored, counted and read back."""
