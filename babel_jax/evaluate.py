@@ -25,13 +25,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
 from babel_jax.checkpoints.folder import ModelFolder, load_params, open_folder
-from babel_jax.checkpoints.processes import agreed
 from babel_jax.checkpoints.streaming import files_now, fingerprint
 from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.data.sources.embedded import read_texts
 from babel_jax.data.tokens.fertility import fertility
 from babel_jax.data.tokens.prompts import PromptTokenizer
 from babel_jax.data.tokens.tokenizers import open_tokenizer
+from babel_jax.distributed.agreement import agreed
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.benchmark_data import BITS_PER_BYTE, chosen_tasks, lacks, languages_of
 from babel_jax.evaluation.benchmark_tables import TITLES, as_csv, plot_means, plot_task, report_text

@@ -35,7 +35,6 @@ from jaxtyping import Array, PyTree
 from babel_jax.checkpoints.folder import Format, ModelFolder, copy_other_files, load_params, open_folder, save_folder
 from babel_jax.checkpoints.generation_defaults import stored_repetition_penalty
 from babel_jax.checkpoints.hf_config import stored_eos_token_ids, write_hf_config
-from babel_jax.checkpoints.processes import agreed, first_says, first_text, same_on_all
 from babel_jax.checkpoints.tokenizer_files import is_padding
 from babel_jax.config import CHANGEABLE, Config, ModelConfig, Stage
 from babel_jax.config.file import load_config, parse_settings, read_toml
@@ -43,6 +42,9 @@ from babel_jax.data.tokens.chat_format import open_chat_format, write_chat_files
 from babel_jax.data.tokens.tokenizers import Tokenizer, open_tokenizer
 from babel_jax.data.windows.prepare import prepare
 from babel_jax.data.windows.prepared import open_prepared
+from babel_jax.distributed.agreement import agreed, first_says, first_text, same_on_all
+from babel_jax.distributed.lease import NAME as LEASE
+from babel_jax.distributed.lease import leased
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.evaluation.points import BITS_PER_BYTE, measure, point_file, point_names, read_points, scores_of, write_point
@@ -50,8 +52,6 @@ from babel_jax.evaluation.tables import findings, plot_points, points_table, sui
 from babel_jax.expansion.apply import expand_config, expand_hf_config, expanding, new_layers_of
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
 from babel_jax.files import PARTIAL, explain_os_errors, make_folder, write_text
-from babel_jax.lease import NAME as LEASE
-from babel_jax.lease import leased
 from babel_jax.model.decoder import count_parameters, forward, init_params
 from babel_jax.model.generation import generate
 from babel_jax.report.card import run_card

@@ -28,7 +28,6 @@ from babel_jax.checkpoints.layout import FOLDERS_BESIDE, MOST_BESIDE_BYTES, WEIG
 from babel_jax.checkpoints.names import Place, tensor_place
 from babel_jax.checkpoints.object_storage import is_url, stand_in
 from babel_jax.checkpoints.orbax_params import PARAMS, LeafFiles, StoredLeaves, load_orbax_params, save_orbax_params
-from babel_jax.checkpoints.processes import agreed, new_folder_of_all, write_sums_of_all
 from babel_jax.checkpoints.safetensors_files import SHARD_BYTES, Specs, StoredTensors, TensorFiles
 from babel_jax.checkpoints.streaming import (
     Piece,
@@ -46,6 +45,7 @@ from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.checkpoints.transformers_check import loaded_by_transformers
 from babel_jax.config import ModelConfig
 from babel_jax.digests import is_list, write_sums
+from babel_jax.distributed.agreement import agreed, new_folder_of_all, write_sums_of_all
 from babel_jax.errors import BadInput
 from babel_jax.files import read_bytes, read_json, write_bytes, write_text
 from babel_jax.new_folders import Progress, Unverified, check_free, resumable_folder

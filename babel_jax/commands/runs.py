@@ -19,7 +19,7 @@ def _demo(options: argparse.Namespace) -> Result:
 
 def _prepare(options: argparse.Namespace) -> Result:
     from babel_jax.data.windows.prepare import prepare
-    from babel_jax.signals import preempted
+    from babel_jax.distributed.signals import preempted
 
     config = _config(options)
     with preempted():
@@ -52,9 +52,9 @@ def _config(options: argparse.Namespace) -> "Config":
 
 
 def _run(config: "Config", profile: range | None) -> Result:
-    from babel_jax import cluster
+    from babel_jax.distributed import cluster
+    from babel_jax.distributed.stopping import preempted_by_sigterm
     from babel_jax.recipe import run_recipe
-    from babel_jax.training.stopping import preempted_by_sigterm
 
     cluster.join()
     with preempted_by_sigterm():

@@ -7,10 +7,10 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from babel_jax.checkpoints.processes import agreed, first_says
 from babel_jax.config import ModelConfig
 from babel_jax.data.tokens.tokenizers import Tokenizer
 from babel_jax.data.windows.prepared import PreparedData
+from babel_jax.distributed.agreement import agreed, first_says
 from babel_jax.evaluation.suite import continuation, sentences, words
 from babel_jax.files import write_text
 from babel_jax.model.generation import generate

@@ -21,10 +21,10 @@ from orbax.checkpoint.checkpoint_managers import (
     PreservationPolicy,
 )
 
-from babel_jax.checkpoints.processes import agreed, shared_out
-from babel_jax.cluster import lost_process
 from babel_jax.config import ModelConfig
 from babel_jax.digests import SUMS, lists_below, unlisted, write_sums
+from babel_jax.distributed.agreement import agreed, shared_out
+from babel_jax.distributed.cluster import lost_process
 from babel_jax.errors import BadInput
 from babel_jax.files import explain_os_errors
 from babel_jax.run_files import Line, read_lines

@@ -15,11 +15,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from babel_jax.checkpoints.processes import agreed, meet
 from babel_jax.config import Config, ModelConfig, OptimizerSettings, Stage, Trained
 from babel_jax.data.batches.loading import Batches
 from babel_jax.data.batches.mixture import Mixture, make_mixture, make_mixture_of_steps, tokens_per_window
 from babel_jax.data.windows.prepared import open_prepared
+from babel_jax.distributed.agreement import agreed, meet
+from babel_jax.distributed.stopping import SaveTimes, stop_requests
 from babel_jax.errors import BadInput, Preempted
 from babel_jax.files import write_text
 from babel_jax.model.decoder import abstract_params
@@ -33,7 +34,6 @@ from babel_jax.training.mesh import check_batch, everywhere, global_batch, make_
 from babel_jax.training.metrics import Metrics
 from babel_jax.training.optimizer import AdamW, learning_rate
 from babel_jax.training.step import Step, TrainState, compiled_step, initial_state, placed_state, state_shardings
-from babel_jax.training.stopping import SaveTimes, stop_requests
 from babel_jax.training.watch import Watch
 
 log = logging.getLogger("babel")

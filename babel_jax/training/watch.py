@@ -13,8 +13,8 @@ from typing import Any
 import jax
 from jaxtyping import Array, PyTree
 
-from babel_jax.checkpoints.processes import agreed
 from babel_jax.config import ModelConfig
+from babel_jax.distributed.agreement import agreed
 from babel_jax.files import make_folder, write_text
 from babel_jax.run_files import DuringLine, read_lines
 

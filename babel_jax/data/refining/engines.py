@@ -17,8 +17,8 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol, TypeVar
 
 from babel_jax.config import Engine
+from babel_jax.distributed.signals import held_back
 from babel_jax.errors import BadInput
-from babel_jax.signals import held_back
 
 log = logging.getLogger("babel")
 

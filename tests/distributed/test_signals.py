@@ -10,9 +10,9 @@ import weakref
 
 import pytest
 
+from babel_jax.distributed.signals import STOPS, handled, held_back, interruptible, preempted, swallowed
+from babel_jax.distributed.stopping import stop_requests
 from babel_jax.errors import BadInput, Preempted
-from babel_jax.signals import STOPS, handled, held_back, interruptible, preempted, swallowed
-from babel_jax.training.stopping import stop_requests
 
 
 class Thing:
@@ -131,7 +131,7 @@ def test_a_library_replaces_no_handler_and_the_signal_comes_after_it():
 
 IN_C = """
 import ctypes, signal, sys
-from babel_jax.signals import held_back
+from babel_jax.distributed.signals import held_back
 libc = ctypes.CDLL(None)
 libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
 libc.signal(signal.SIGTERM, 1)  # ignored, as a handler in C++ may be installed: Python does not know

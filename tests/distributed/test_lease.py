@@ -7,16 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from babel_jax import lease
+from babel_jax.distributed import lease
+from babel_jax.distributed.lease import leased
 from babel_jax.errors import BadInput
-from babel_jax.lease import leased
 
 BEAT = 0.02
 # Holds a folder as another host would, with a lock that this one does not see, until its input ends or it is killed.
 HOLDER = """
 import contextlib, sys
 from pathlib import Path
-from babel_jax import lease
+from babel_jax.distributed import lease
 lease._machine = lambda: "another machine"
 lease.only_process_in = lambda folder: contextlib.nullcontext()
 with lease.leased(Path(sys.argv[1]), float(sys.argv[2])):

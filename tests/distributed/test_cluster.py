@@ -9,7 +9,7 @@ import jax
 import pytest
 from jax._src.clusters import ClusterEnv
 
-from babel_jax import cluster
+from babel_jax.distributed import cluster
 from babel_jax.errors import BadInput
 
 SIGNS = ("JAX_", "BABEL_", "SLURM_", "TPU_", "MEGASCALE_", "OMPI_", "KUBERNETES_", "JOB_")
@@ -109,7 +109,7 @@ def test_processes_that_do_not_come_are_waited_for_so_long_and_may_come_next_tim
         coordinator = f"localhost:{free.getsockname()[1]}"
     environment = {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu", "BABEL_CONNECT_SECONDS": "1"}
     environment |= {"JAX_COORDINATOR_ADDRESS": coordinator, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
-    command = [sys.executable, "-c", "from babel_jax.cluster import join; join()"]
+    command = [sys.executable, "-c", "from babel_jax.distributed.cluster import join; join()"]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1
     assert ended.stderr.endswith("did not come together within 1 s; see that each is started and reaches the first\n")

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from babel_jax.signals import STOPS, handled, preempted, say, swallowed
+from babel_jax.distributed.signals import STOPS, handled, preempted, say, swallowed
 
 Stopped = Callable[[int], signal.Signals | None]
 

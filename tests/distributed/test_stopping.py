@@ -6,9 +6,9 @@ import signal
 
 import pytest
 
+from babel_jax.distributed.stopping import SaveTimes, preempted_by_sigterm
 from babel_jax.errors import Preempted
 from babel_jax.training.goodput import Goodput, Spent, goodput_of
-from babel_jax.training.stopping import SaveTimes, preempted_by_sigterm
 
 
 class Clock:
@@ -39,12 +39,12 @@ def test_saves_by_steps_and_by_minutes():
 
 def test_several_processes_ask_the_first_seldom_and_all_save_after_the_same_step(monkeypatch):
     """Process 0's clock is the true one; another's runs away. What process 0 answers is replayed to it, as a broadcast does."""
-    monkeypatch.setattr("babel_jax.training.stopping.jax.process_count", lambda: 2)
+    monkeypatch.setattr("babel_jax.distributed.stopping.jax.process_count", lambda: 2)
     asked = []
 
     def run(answer, rate):
         clock = Clock()
-        monkeypatch.setattr("babel_jax.training.stopping._of_first", answer)
+        monkeypatch.setattr("babel_jax.distributed.stopping._of_first", answer)
         times, found = SaveTimes(0, 10**9, 10.0, clock), []
         for step in range(1, 2001):
             clock.now += rate * (1.0 if step < 1000 else 3.0)
