@@ -33,12 +33,12 @@ from babel_jax.data.tokens.prompts import PromptTokenizer
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.distributed.agreement import agreed
 from babel_jax.errors import BadInput
-from babel_jax.evaluation.benchmark_data import BITS_PER_BYTE, chosen_tasks, lacks, languages_of
-from babel_jax.evaluation.benchmark_tables import TITLES, as_csv, plot_means, plot_task, report_text
+from babel_jax.evaluation.benchmarks.contamination import contamination
+from babel_jax.evaluation.benchmarks.data import BITS_PER_BYTE, chosen_tasks, lacks, languages_of
+from babel_jax.evaluation.benchmarks.responses import Responses
+from babel_jax.evaluation.benchmarks.tables import TITLES, as_csv, plot_means, plot_task, report_text
 from babel_jax.evaluation.bits_per_byte import scored_bits, text_to_score
-from babel_jax.evaluation.contamination import contamination
 from babel_jax.evaluation.items import Items, accuracy, chrf_plus_plus, differences, means_of, scores_of
-from babel_jax.evaluation.responses import Responses
 from babel_jax.evaluation.scoring import score
 from babel_jax.files import make_folder, only_process_in, write_text
 from babel_jax.training.mesh import make_mesh, param_shardings
@@ -120,7 +120,7 @@ def _tasks(request: Request) -> tuple[dict[str, _Part], dict[str, list[str]]]:
     if not chosen:
         return {}, {}
     try:
-        from babel_jax.evaluation.benchmarks import load_tasks
+        from babel_jax.evaluation.benchmarks.tasks import load_tasks
     except ImportError as error:
         raise BadInput(f"the benchmarks need lm-eval and sacrebleu ({error}); pip install 'babel-jax[eval]'") from None
     found = {task: languages_of(task, request.languages, request.data) for task in chosen}
@@ -183,7 +183,7 @@ def _benchmarks(
 ) -> tuple[dict[str, dict[str, list[Items]]], int]:
     from lm_eval.evaluator import evaluate as run_harness
 
-    from babel_jax.evaluation.harness import DecoderLM
+    from babel_jax.evaluation.benchmarks.harness import DecoderLM
 
     model = DecoderLM(folder.config, params, PromptTokenizer(folder.path), responses, mesh, batch_tokens, dtype)
     found = run_harness(

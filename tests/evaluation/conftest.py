@@ -11,8 +11,8 @@ from babel_jax.checkpoints.hf_config import write_hf_config
 from babel_jax.config import Family, LayerType, ModelConfig
 from babel_jax.data.tokens.prompts import PromptTokenizer
 from babel_jax.data.tokens.tokenizers import open_tokenizer, train_sentencepiece
-from babel_jax.evaluation.harness import DecoderLM
-from babel_jax.evaluation.responses import Responses
+from babel_jax.evaluation.benchmarks.harness import DecoderLM
+from babel_jax.evaluation.benchmarks.responses import Responses
 from babel_jax.model.decoder import init_params
 from babel_jax.training.mesh import make_mesh, param_shardings
 

@@ -14,8 +14,8 @@ import pytest
 from babel_jax.errors import BadInput
 from babel_jax.evaluate import Request, evaluate
 from babel_jax.evaluation import scoring
-from babel_jax.evaluation.benchmark_data import files_of, read_rows
-from babel_jax.evaluation.benchmarks import load_tasks
+from babel_jax.evaluation.benchmarks.data import files_of, read_rows
+from babel_jax.evaluation.benchmarks.tasks import load_tasks
 from babel_jax.model import generation
 
 TASKS = ("mmmlu", "m3exam", "xcopa", "mgsm", "xnli", "flores200")
@@ -89,7 +89,7 @@ def test_an_interrupted_evaluation_goes_on(compared, tiny_folder, benchmarks, tm
 
     monkeypatch.setattr(scoring, "_score_rows", counted)
     with monkeypatch.context() as patch:
-        patch.setattr("babel_jax.evaluation.harness.prefill", interrupt)
+        patch.setattr("babel_jax.evaluation.benchmarks.harness.prefill", interrupt)
         with pytest.raises(KeyboardInterrupt):
             evaluate(str(tiny_folder()), [], request, tmp_path)
     assert len(asked) == 1
@@ -99,7 +99,7 @@ def test_an_interrupted_evaluation_goes_on(compared, tiny_folder, benchmarks, tm
     again = evaluate(str(tiny_folder()), [], request, tmp_path)
     assert len(asked) == 1
     assert again["tasks"] == {task: found["tasks"][task] for task in ("xcopa", "mgsm")}
-    monkeypatch.setattr("babel_jax.evaluation.harness.prefill", interrupt)
+    monkeypatch.setattr("babel_jax.evaluation.benchmarks.harness.prefill", interrupt)
     assert evaluate(str(tiny_folder()), [], request, tmp_path)["tasks"] == again["tasks"]
 
 

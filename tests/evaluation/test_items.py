@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from babel_jax.errors import BadInput
-from babel_jax.evaluation.benchmark_data import answer_place, languages_of, option_labels, read_rows
-from babel_jax.evaluation.benchmark_tables import overview, task_table
-from babel_jax.evaluation.benchmarks import load_tasks
+from babel_jax.evaluation.benchmarks.data import answer_place, languages_of, option_labels, read_rows
+from babel_jax.evaluation.benchmarks.numbers import last_number, same_number
+from babel_jax.evaluation.benchmarks.tables import overview, task_table
+from babel_jax.evaluation.benchmarks.tasks import load_tasks
 from babel_jax.evaluation.items import accuracy, bits_per_byte_of, chrf_plus_plus, differences, means_of, scores_of
-from babel_jax.evaluation.numbers import last_number, same_number
 
 REFERENCES = ["The children play ball.", "Water is life.", "Good morning to you all."]
 TRANSLATIONS = ["The children play.", "Water is a life", "Morning good"]

@@ -22,9 +22,9 @@ from tqdm import tqdm
 from babel_jax.config import ModelConfig
 from babel_jax.data.tokens.prompts import PromptTokenizer
 from babel_jax.errors import BadInput
+from babel_jax.evaluation.benchmarks.prompt_shapes import alike_prompts
+from babel_jax.evaluation.benchmarks.responses import Responses
 from babel_jax.evaluation.prefix_trees import Scored
-from babel_jax.evaluation.prompt_shapes import alike_prompts
-from babel_jax.evaluation.responses import Responses
 from babel_jax.evaluation.scoring import Score, on_mesh, rows_of_batch, score
 from babel_jax.model.generation import SMALLEST_BUCKET, bucket, extend, padded_left, prefill, until_first
 from babel_jax.model.placement import ROW_AXES

@@ -14,7 +14,7 @@ from babel_jax.config.file import parse_settings
 from babel_jax.data.tokens.tokenizers import train_sentencepiece
 from babel_jax.data.windows.prepare import prepare
 from babel_jax.errors import BadInput
-from babel_jax.evaluation.contamination import LENGTH, contamination, hashes
+from babel_jax.evaluation.benchmarks.contamination import LENGTH, contamination, hashes
 
 SHAPE = {"vocab_size": 1280, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from babel_jax.evaluation.benchmark_data import BITS_PER_BYTE, SOURCES
+from babel_jax.evaluation.benchmarks.data import BITS_PER_BYTE, SOURCES
 from babel_jax.evaluation.items import GROUPS, means_of
 from babel_jax.evaluation.tables import saved_figure
 from babel_jax.languages import CODES, LANGUAGES, Resource, codes_of

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from lm_eval.api.instance import Instance
 
-from babel_jax.evaluation.benchmarks import load_tasks
+from babel_jax.evaluation.benchmarks.tasks import load_tasks
 
 BENCHMARKS = {"mmmlu": "sw", "m3exam": "th", "xcopa": "id", "mgsm": "sw", "xnli": "sw", "flores200": "sw"}
 

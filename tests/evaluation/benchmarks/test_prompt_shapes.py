@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babel_jax.evaluation.prompt_shapes import SHAPES, alike_prompts
+from babel_jax.evaluation.benchmarks.prompt_shapes import SHAPES, alike_prompts
 
 ROWS = 4
 # Beginnings of a few tasks, and ends of their own; few different tokens, so that ends are often alike too.

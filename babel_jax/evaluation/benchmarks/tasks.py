@@ -21,8 +21,8 @@ from lm_eval.api.task import Task
 from tqdm import tqdm
 
 from babel_jax.errors import BadInput
-from babel_jax.evaluation.benchmark_data import Item, answer_place, option_labels, read_rows
-from babel_jax.evaluation.numbers import same_number
+from babel_jax.evaluation.benchmarks.data import Item, answer_place, option_labels, read_rows
+from babel_jax.evaluation.benchmarks.numbers import same_number
 from babel_jax.languages import LANGUAGES
 
 log = logging.getLogger("babel")
