@@ -7,7 +7,7 @@ from babel_jax.commands.parsing import Commands, Result, count, positive, words
 
 
 def _evaluate(options: argparse.Namespace) -> Result:
-    from babel_jax.evaluate import Request, evaluate
+    from babel_jax.evaluation.benchmarks.evaluate import Request, evaluate
 
     request = Request(
         tasks=tuple(options.tasks),

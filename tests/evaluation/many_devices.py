@@ -6,8 +6,8 @@ from pathlib import Path
 
 import jax
 
-from babel_jax.evaluate import Request, evaluate
 from babel_jax.evaluation import scoring
+from babel_jax.evaluation.benchmarks.evaluate import Request, evaluate
 
 
 def main(model: str, benchmarks: str, out: str) -> dict:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from babel_jax.evaluate import Request, evaluate
+from babel_jax.evaluation.benchmarks.evaluate import Request, evaluate
 
 pytestmark = pytest.mark.slow
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from babel_jax.errors import BadInput
-from babel_jax.evaluate import Request, evaluate
 from babel_jax.evaluation import scoring
 from babel_jax.evaluation.benchmarks.data import files_of, read_rows
+from babel_jax.evaluation.benchmarks.evaluate import Request, evaluate
 from babel_jax.evaluation.benchmarks.tasks import load_tasks
 from babel_jax.model import generation
 
@@ -252,7 +252,7 @@ def test_items_are_looked_for_in_a_run_s_windows(tiny_folder, benchmarks, tmp_pa
             for task, own in items.items()
         }
 
-    monkeypatch.setattr("babel_jax.evaluate.contamination", looked_for)
+    monkeypatch.setattr("babel_jax.evaluation.benchmarks.evaluate.contamination", looked_for)
     found = evaluate(str(tiny_folder()), [], Request(tasks=("xcopa",), data=benchmarks, limit=2, trained_in=tmp_path))
     assert found["contamination"] == {"xcopa": {"id": {"items": 2, "long_enough": 2, "overlapping": 1}}}
     assert "XCOPA, id: 1 of 2 items share 13 tokens in a row with the training windows (2 are long enough to)." in found["summary"]
