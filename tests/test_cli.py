@@ -17,8 +17,8 @@ from babel_jax.config import ExpansionSettings, Init
 from babel_jax.data.sources.rows import RowCounts, read_rows
 from babel_jax.errors import BadInput
 from babel_jax.expansion.plan import plan_from_settings
+from babel_jax.expansion.verification import logits_difference
 from babel_jax.training.metrics import Metrics
-from babel_jax.verification import logits_difference
 
 
 @pytest.fixture

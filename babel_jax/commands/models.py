@@ -56,7 +56,7 @@ def _expand(options: argparse.Namespace) -> Result:
 def _compared(options: argparse.Namespace, written: Result, plan: "ExpansionPlan | None") -> Result:
     """With --verify, the logits too where the model fits."""
     if options.verify:
-        from babel_jax.verification import logits_difference
+        from babel_jax.expansion.verification import logits_difference
 
         limit = int(options.memory_limit * 2**30)
         written["verified"]["logits_difference"] = logits_difference(options.source, options.destination, plan, limit)
