@@ -52,8 +52,8 @@ from babel_jax.evaluation.tables import findings, plot_points, points_table, sui
 from babel_jax.expansion.apply import expand_config, expand_hf_config, expanding, new_layers_of
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
 from babel_jax.files import PARTIAL, explain_os_errors, make_folder, write_text
+from babel_jax.inference.generation import generate
 from babel_jax.model.decoder import count_parameters, forward, init_params
-from babel_jax.model.generation import generate
 from babel_jax.report.card import run_card
 from babel_jax.report.gate import gate_words
 from babel_jax.report.page import PAGE, write_report

@@ -27,7 +27,7 @@ from babel_jax.data.tokens.tokenizers import train_sentencepiece
 from babel_jax.evaluation import scoring
 from babel_jax.evaluation.benchmarks.harness import DecoderLM
 from babel_jax.evaluation.benchmarks.responses import Responses
-from babel_jax.model import generation
+from babel_jax.inference import generation
 from babel_jax.model.decoder import count_parameters, init_params
 from babel_jax.training.mesh import make_mesh, param_shardings
 

@@ -13,7 +13,7 @@ def _generate(options: argparse.Namespace) -> Result:
 
 
 def _chat(options: argparse.Namespace) -> Result:
-    from babel_jax.chat import Conversation, talk
+    from babel_jax.inference.chat import Conversation, talk
 
     sampling = {"temperature": options.temperature, "top_p": options.top_p, "seed": options.seed}
     conversation = Conversation(options.model, options.system, options.max_new_tokens, **sampling)

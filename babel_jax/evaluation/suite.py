@@ -28,8 +28,8 @@ from babel_jax.data.tokens.tokenizers import Tokenizer
 from babel_jax.evaluation.items import chrf_plus_plus
 from babel_jax.evaluation.prefix_trees import Scored
 from babel_jax.evaluation.scoring import score
+from babel_jax.inference.generation import generate
 from babel_jax.languages import LANGUAGES
-from babel_jax.model.generation import generate
 
 _CONTINUATION, _CLOZE, _TO_ENGLISH, _FROM_ENGLISH = "continuation", "cloze", "to_english", "from_english"
 CHOICE_TASKS, TRANSLATION_TASKS = (_CONTINUATION, _CLOZE), (_TO_ENGLISH, _FROM_ENGLISH)

@@ -13,7 +13,7 @@ from babel_jax.data.windows.prepared import PreparedData
 from babel_jax.distributed.agreement import agreed, first_says
 from babel_jax.evaluation.suite import continuation, sentences, words
 from babel_jax.files import write_text
-from babel_jax.model.generation import generate
+from babel_jax.inference.generation import generate
 from babel_jax.report.record import SAMPLES
 
 _PROMPT_WORDS, _PROMPT_TOKENS, _NEW_TOKENS = 8, 64, 48

@@ -18,8 +18,8 @@ from babel_jax.evaluation.packed_text import encode
 from babel_jax.evaluation.prefix_trees import Scored, planned_rows
 from babel_jax.evaluation.scoring import score
 from babel_jax.evaluation.sensitivity import sensitivity
+from babel_jax.inference.generation import generate
 from babel_jax.model.decoder import forward, init_params
-from babel_jax.model.generation import generate
 from babel_jax.training.mesh import make_mesh
 from tests.evaluation.test_packed_text import Bytes
 

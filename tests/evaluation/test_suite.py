@@ -15,9 +15,9 @@ from babel_jax.data.sources.embedded import embedded_corpus
 from babel_jax.data.sources.rows import Row
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.evaluation.suite import choices, run_suite, sentences, translations, words
+from babel_jax.inference.generation import generate
 from babel_jax.languages import CODES
 from babel_jax.model.decoder import forward, init_params
-from babel_jax.model.generation import generate
 from babel_jax.training.mesh import make_mesh
 
 

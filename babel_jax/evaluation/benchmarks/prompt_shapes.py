@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from babel_jax.evaluation.prefix_trees import shared_prefixes
-from babel_jax.model.generation import bucket
+from babel_jax.inference.generation import bucket
 
 SHAPES, SHORTEST = 3, 64  # how many shapes of prompts there are at most, and the least padded length
 

@@ -16,7 +16,7 @@ from babel_jax.evaluation import scoring
 from babel_jax.evaluation.benchmarks.data import files_of, read_rows
 from babel_jax.evaluation.benchmarks.evaluate import Request, evaluate
 from babel_jax.evaluation.benchmarks.tasks import load_tasks
-from babel_jax.model import generation
+from babel_jax.inference import generation
 
 TASKS = ("mmmlu", "m3exam", "xcopa", "mgsm", "xnli", "flores200")
 

@@ -11,7 +11,7 @@ from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.data.tokens.chat_format import ChatFormat
 from babel_jax.data.tokens.prompts import Message, PromptTokenizer
 from babel_jax.errors import BadInput, printable
-from babel_jax.model.generation import generate
+from babel_jax.inference.generation import generate
 
 
 class Conversation:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from babel_jax.config import Family, LayerType, ModelConfig
 from babel_jax.errors import BadInput
+from babel_jax.inference.generation import extend, generate, likely, padded_left, prefill
 from babel_jax.model.decoder import forward, init_params
-from babel_jax.model.generation import extend, generate, likely, padded_left, prefill
 
 SHAPE = {
     "vocab_size": 97,
