@@ -8,7 +8,7 @@ from babel_jax.commands.parsing import Commands, Result
 
 def _mixture(options: argparse.Namespace) -> Result:
     from babel_jax.config.file import load_config
-    from babel_jax.mixtures import mixture_report
+    from babel_jax.studies.mixtures import mixture_report
 
     return mixture_report(load_config(options.config, tuple(options.set)), Path(options.out))
 

@@ -37,7 +37,7 @@ def _expand(options: argparse.Namespace) -> Result:
     if noise and given.get("init") != "noise":
         raise BadInput(f"babel expand: --{noise[0].replace('_', '-')} has no effect without --init noise; add it or leave the other out")
     if options.auto is not None:
-        from babel_jax.study import layers_by_sensitivity
+        from babel_jax.studies.sensitivity_report import layers_by_sensitivity
 
         if given.keys() & {"preset", "insert_after", "append", "plan"}:
             raise BadInput("babel expand: --auto chooses the layers; leave out --preset, --insert-after, --append and --plan")
@@ -69,13 +69,13 @@ def _transfer_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sensitivity(options: argparse.Namespace) -> Result:
-    from babel_jax.study import sensitivity_report
+    from babel_jax.studies.sensitivity_report import sensitivity_report
 
     return sensitivity_report(options.model, options.data, options.languages, options.max_bytes or _MAX_BYTES, Path(options.out))
 
 
 def _ablate(options: argparse.Namespace) -> Result:
-    from babel_jax.ablation import DEFAULT, ablate
+    from babel_jax.studies.ablation import DEFAULT, ablate
 
     return ablate(
         options.model,

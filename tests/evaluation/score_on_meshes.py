@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from babel_jax.evaluation.scoring import score
-from babel_jax.evaluation.sensitivity import sensitivity
 from babel_jax.inference.generation import generate
 from babel_jax.model import vocabulary
 from babel_jax.model.decoder import init_params
+from babel_jax.studies.sensitivity import sensitivity
 from babel_jax.training.mesh import make_mesh, param_shardings
 from tests.evaluation.test_scoring import CONFIGS, MESHES, PROMPTS, SAMPLED, encoded_texts, random_sequences
 

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from babel_jax.config import Family, LayerType, ModelConfig
-from babel_jax.evaluation.packed_text import encode
 from babel_jax.evaluation.prefix_trees import Scored, planned_rows
 from babel_jax.evaluation.scoring import score
-from babel_jax.evaluation.sensitivity import sensitivity
 from babel_jax.inference.generation import generate
 from babel_jax.model.decoder import forward, init_params
+from babel_jax.studies.packed_text import encode
+from babel_jax.studies.sensitivity import sensitivity
 from babel_jax.training.mesh import make_mesh
-from tests.evaluation.test_packed_text import Bytes
+from tests.studies.test_packed_text import Bytes
 
 SHAPE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIGS = {

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babel_jax.ablation import _every_other
 from babel_jax.commands import models
 from babel_jax.config import ExpansionSettings, Init, ModelConfig
 from babel_jax.errors import BadInput
 from babel_jax.expansion.apply import expand_config
 from babel_jax.expansion.plan import PRESETS, ExpansionPlan, load_plan, plan_from_json, plan_from_settings, save_plan
 from babel_jax.model.decoder import count_parameters
+from babel_jax.studies.ablation import _every_other
 
 QWEN_7B = ModelConfig(
     vocab_size=152064,

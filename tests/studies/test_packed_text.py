@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from babel_jax.config import ModelConfig
-from babel_jax.evaluation.packed_text import encode
 from babel_jax.model.decoder import forward, init_params
+from babel_jax.studies.packed_text import encode
 
 
 class Bytes:

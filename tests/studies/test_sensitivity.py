@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from babel_jax.config import ExpansionSettings, Family, LayerType, ModelConfig
-from babel_jax.evaluation.packed_text import encode
-from babel_jax.evaluation.sensitivity import layers_to_double, plot_sensitivity, sensitivity, sensitivity_table
 from babel_jax.expansion.apply import expand_config, expand_params
 from babel_jax.expansion.plan import plan_from_settings
 from babel_jax.model.decoder import init_params
+from babel_jax.studies.packed_text import encode
+from babel_jax.studies.sensitivity import layers_to_double, plot_sensitivity, sensitivity, sensitivity_table
 from babel_jax.training.mesh import make_mesh
-from tests.evaluation.test_packed_text import Bytes, bits_of
+from tests.studies.test_packed_text import Bytes, bits_of
 
 TEXTS = {"en": ["a short one", "another text, a bit longer, in two pieces"], "sw": ["habari ya asubuhi"]}
 

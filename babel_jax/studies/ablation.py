@@ -32,15 +32,15 @@ from babel_jax.data.windows.prepare import prepare
 from babel_jax.data.windows.prepared import REPORT, open_prepared
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.bits_per_byte import TextToScore, class_means, scored_bits, text_to_score
-from babel_jax.evaluation.packed_text import encode
 from babel_jax.evaluation.scoring import score
-from babel_jax.evaluation.sensitivity import layers_to_double, sensitivity
 from babel_jax.evaluation.tables import saved_figure
 from babel_jax.expansion.apply import expand_config, expanding
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
 from babel_jax.files import make_folder, read_json, write_text
 from babel_jax.model.flops import model_flops_per_token
 from babel_jax.run_files import AblationResult, StepLine, read_as, read_lines
+from babel_jax.studies.packed_text import encode
+from babel_jax.studies.sensitivity import layers_to_double, sensitivity
 from babel_jax.training.compilation import compiled_in
 from babel_jax.training.deepening import Depth
 from babel_jax.training.mesh import make_mesh, param_shardings

@@ -10,7 +10,7 @@ from babel_jax.cli import main
 from babel_jax.config.file import configs_folder, load_config
 from babel_jax.data.windows.prepared import dataset_folder, heldout_file
 from babel_jax.languages import CODES, LANGUAGES
-from babel_jax.mixtures import stage_mixtures
+from babel_jax.studies.mixtures import stage_mixtures
 
 
 @pytest.fixture

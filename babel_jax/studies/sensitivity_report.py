@@ -13,9 +13,9 @@ from babel_jax.data.sources.embedded import read_texts
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.bits_per_byte import class_means
-from babel_jax.evaluation.packed_text import encode
-from babel_jax.evaluation.sensitivity import Sensitivity, layers_to_double, plot_sensitivity, sensitivity, sensitivity_table
 from babel_jax.files import make_folder, write_text
+from babel_jax.studies.packed_text import encode
+from babel_jax.studies.sensitivity import Sensitivity, layers_to_double, plot_sensitivity, sensitivity, sensitivity_table
 from babel_jax.training.mesh import make_mesh, param_shardings
 
 
