@@ -18,7 +18,7 @@ from babel_jax.config.file import parse_settings
 from babel_jax.data.tokens.tokenizers import train_sentencepiece
 from babel_jax.data.windows.prepare import prepare
 from babel_jax.model.decoder import init_params
-from babel_jax.recipe import run_recipe
+from babel_jax.recipe.recipe import run_recipe
 
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from babel_jax import recipe
 from babel_jax.cli import main
 from babel_jax.config import ExpansionSettings, Init
 from babel_jax.data.sources.rows import RowCounts, read_rows
 from babel_jax.errors import BadInput
 from babel_jax.expansion.plan import plan_from_settings
 from babel_jax.expansion.verification import logits_difference
+from babel_jax.recipe import recipe
 from babel_jax.training.metrics import Metrics
 
 

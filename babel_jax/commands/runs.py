@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def _demo(options: argparse.Namespace) -> Result:
-    from babel_jax.demo import demo
+    from babel_jax.recipe.demo import demo
 
     return demo(Path(options.out), corpus=options.corpus, base=options.base)
 
@@ -54,7 +54,7 @@ def _config(options: argparse.Namespace) -> "Config":
 def _run(config: "Config", profile: range | None) -> Result:
     from babel_jax.distributed import cluster
     from babel_jax.distributed.stopping import preempted_by_sigterm
-    from babel_jax.recipe import run_recipe
+    from babel_jax.recipe.recipe import run_recipe
 
     cluster.join()
     with preempted_by_sigterm():

@@ -7,7 +7,7 @@ from babel_jax.commands.parsing import Commands, Result
 
 
 def _verify(options: argparse.Namespace) -> Result:
-    from babel_jax.integrity import verify_folder
+    from babel_jax.recipe.integrity import verify_folder
 
     return verify_folder(Path(options.folder))
 

@@ -16,7 +16,7 @@ from babel_jax.digests import check_sums, lists_below
 from babel_jax.errors import BadInput
 from babel_jax.files import explain_os_errors
 from babel_jax.model.decoder import init_params
-from babel_jax.recipe import run_recipe
+from babel_jax.recipe.recipe import run_recipe
 from babel_jax.training.checkpoints import newest_step, read_json_lines
 from babel_jax.training.deepening import Depth
 from babel_jax.training.run import train_stages

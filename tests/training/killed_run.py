@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 
 from babel_jax.config.file import load_config
-from babel_jax.recipe import run_recipe
+from babel_jax.recipe.recipe import run_recipe
 from babel_jax.training.checkpoints import newest_step
 
 

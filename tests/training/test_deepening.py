@@ -6,7 +6,7 @@ import pytest
 from flax import traverse_util
 
 from babel_jax.errors import BadInput
-from babel_jax.recipe import _claim
+from babel_jax.recipe.recipe import _claim
 from babel_jax.training.checkpoints import read_json_lines
 from babel_jax.training.deepening import depth_at, depths, expand_state
 from babel_jax.training.optimizer import AdamW

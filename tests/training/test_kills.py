@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from babel_jax.recipe import run_recipe
+from babel_jax.recipe.recipe import run_recipe
 from babel_jax.training.checkpoints import read_json_lines
 
 KILLS = 20

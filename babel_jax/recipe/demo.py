@@ -13,7 +13,7 @@ from babel_jax.data.sources.rows import RowCounts, read_rows
 from babel_jax.data.tokens.tokenizers import train_sentencepiece
 from babel_jax.files import make_folder
 from babel_jax.new_folders import new_folder
-from babel_jax.recipe import run_recipe
+from babel_jax.recipe.recipe import run_recipe
 from babel_jax.report.page import PAGE
 
 log = logging.getLogger("babel")

@@ -16,7 +16,7 @@ from babel_jax.data.windows.conversations import conversation_text, conversation
 from babel_jax.evaluation.bits_per_byte import conversations_to_score, scored_bits
 from babel_jax.evaluation.scoring import score
 from babel_jax.inference.generation import generate
-from babel_jax.recipe import generate_text
+from babel_jax.recipe.recipe import generate_text
 from babel_jax.training.loss import summed_loss
 from babel_jax.training.mesh import make_mesh
 

@@ -13,7 +13,7 @@ from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.files import only_process_in
 from babel_jax.model.decoder import forward
-from babel_jax.recipe import run_recipe
+from babel_jax.recipe.recipe import run_recipe
 from babel_jax.training.checkpoints import read_json_lines
 
 
@@ -80,7 +80,7 @@ def test_the_saved_config_alone_repeats_the_run(grown, tmp_path):
 
 
 def test_a_finished_run_is_answered_from_its_summary(config, grown, monkeypatch):
-    monkeypatch.setattr("babel_jax.recipe.train_stages", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("babel_jax.recipe.recipe.train_stages", lambda *_: pytest.fail("trained again"))
     assert run_recipe(config) == grown
 
 

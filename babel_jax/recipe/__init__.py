@@ -1,0 +1,1 @@
+"""The whole recipe: a run from its configuration to its report and its exported folder."""
