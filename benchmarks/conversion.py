@@ -23,10 +23,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from babel_jax.checkpoints.hf_config import write_hf_config
-from babel_jax.checkpoints.layout import tensor_shapes
-from babel_jax.checkpoints.safetensors_files import TensorFiles
 from babel_jax.config import ModelConfig
+from babel_jax.model_folders.hf_config import write_hf_config
+from babel_jax.model_folders.layout import tensor_shapes
+from babel_jax.model_folders.safetensors_files import TensorFiles
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 SHAPES = {

@@ -18,8 +18,6 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from babel_jax.checkpoints.folder import Format, load_params, open_folder, save_folder
-from babel_jax.checkpoints.hf_config import write_hf_config
 from babel_jax.config import ModelConfig
 from babel_jax.data.sources.embedded import read_texts
 from babel_jax.data.tokens.prompts import PromptTokenizer
@@ -29,6 +27,8 @@ from babel_jax.evaluation.benchmarks.harness import DecoderLM
 from babel_jax.evaluation.benchmarks.responses import Responses
 from babel_jax.inference import generation
 from babel_jax.model.decoder import count_parameters, init_params
+from babel_jax.model_folders.folder import Format, load_params, open_folder, save_folder
+from babel_jax.model_folders.hf_config import write_hf_config
 from babel_jax.training.mesh import make_mesh, param_shardings
 
 

@@ -15,18 +15,18 @@ _MAX_BYTES = 4_000  # of text for each language, to measure layers on
 
 
 def _convert(options: argparse.Namespace) -> Result:
-    from babel_jax.checkpoints.folder import Format, convert
+    from babel_jax.model_folders.folder import Format, convert
 
     written = convert(options.source, options.destination, Format(options.to) if options.to else None, **_transfer_options(options))
     return _compared(options, written, None)
 
 
 def _expand(options: argparse.Namespace) -> Result:
-    from babel_jax.checkpoints.folder import open_folder
     from babel_jax.config import ExpansionSettings
     from babel_jax.config.file import parse_settings
     from babel_jax.expansion.apply import expand_folder
     from babel_jax.expansion.plan import plan_from_settings, save_plan
+    from babel_jax.model_folders.folder import open_folder
 
     names = ("preset", "insert_after", "append", "plan", "init", "noise_mean", "noise_std", "seed")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}

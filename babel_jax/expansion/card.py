@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from babel_jax.checkpoints.model_card import markdown_code
 from babel_jax.expansion.plan import PROVENANCE, ExpansionPlan, plan_from_json
+from babel_jax.model_folders.model_card import markdown_code
 
 TAG = "depth-expansion"
 

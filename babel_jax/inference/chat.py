@@ -5,13 +5,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from babel_jax.checkpoints.folder import load_params, open_folder
-from babel_jax.checkpoints.generation_defaults import stored_repetition_penalty
-from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.data.tokens.chat_format import ChatFormat
 from babel_jax.data.tokens.prompts import Message, PromptTokenizer
 from babel_jax.errors import BadInput, printable
 from babel_jax.inference.generation import generate
+from babel_jax.model_folders.folder import load_params, open_folder
+from babel_jax.model_folders.generation_defaults import stored_repetition_penalty
+from babel_jax.model_folders.tokenizer_files import check_vocabulary
 
 
 class Conversation:

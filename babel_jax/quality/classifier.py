@@ -21,10 +21,6 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from babel_jax.checkpoints.folder import Format, load_params, open_folder, save_folder
-from babel_jax.checkpoints.hf_config import write_hf_config
-from babel_jax.checkpoints.streaming import fingerprint
-from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.config import Source
 from babel_jax.config.quality import Calibration, QualityConfig
 from babel_jax.data.sources.records import source_files
@@ -35,6 +31,10 @@ from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput
 from babel_jax.files import PARTIAL, explain_os_errors, make_folder, only_process_in, read_json, write_text
 from babel_jax.languages import CODES, LANGUAGES
+from babel_jax.model_folders.folder import Format, load_params, open_folder, save_folder
+from babel_jax.model_folders.hf_config import write_hf_config
+from babel_jax.model_folders.streaming import fingerprint
+from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.new_folders import new_folder
 from babel_jax.quality.agreement import quantile_grid, quantile_of, roc_auc, spearman
 from babel_jax.quality.judge import JUDGED, Judged, read_judged

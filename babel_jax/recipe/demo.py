@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from babel_jax.checkpoints.folder import open_folder
 from babel_jax.config import BadRows
 from babel_jax.config.file import shipped_config
 from babel_jax.data.sources.embedded import corpus_sources, embedded_folder
 from babel_jax.data.sources.rows import RowCounts, read_rows
 from babel_jax.data.tokens.tokenizers import train_sentencepiece
 from babel_jax.files import make_folder
+from babel_jax.model_folders.folder import open_folder
 from babel_jax.new_folders import new_folder
 from babel_jax.recipe.recipe import run_recipe
 from babel_jax.report.page import PAGE

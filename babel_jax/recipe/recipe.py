@@ -32,10 +32,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from babel_jax.checkpoints.folder import Format, ModelFolder, copy_other_files, load_params, open_folder, save_folder
-from babel_jax.checkpoints.generation_defaults import stored_repetition_penalty
-from babel_jax.checkpoints.hf_config import stored_eos_token_ids, write_hf_config
-from babel_jax.checkpoints.tokenizer_files import is_padding
 from babel_jax.config import CHANGEABLE, Config, ModelConfig, Stage
 from babel_jax.config.file import load_config, parse_settings, read_toml
 from babel_jax.data.tokens.chat_format import open_chat_format, write_chat_files
@@ -54,6 +50,10 @@ from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
 from babel_jax.files import PARTIAL, explain_os_errors, make_folder, write_text
 from babel_jax.inference.generation import generate
 from babel_jax.model.decoder import count_parameters, forward, init_params
+from babel_jax.model_folders.folder import Format, ModelFolder, copy_other_files, load_params, open_folder, save_folder
+from babel_jax.model_folders.generation_defaults import stored_repetition_penalty
+from babel_jax.model_folders.hf_config import stored_eos_token_ids, write_hf_config
+from babel_jax.model_folders.tokenizer_files import is_padding
 from babel_jax.report.card import run_card
 from babel_jax.report.gate import gate_words
 from babel_jax.report.page import PAGE, write_report

@@ -6,7 +6,6 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from babel_jax.checkpoints.model_card import card_files
 from babel_jax.config import Config
 from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.evaluation.points import BITS_PER_BYTE, point_names, read_points, scores_of
@@ -14,6 +13,7 @@ from babel_jax.evaluation.suite import Results
 from babel_jax.evaluation.tables import points_table, suite_table
 from babel_jax.expansion.card import TAG, expansion_section
 from babel_jax.languages import CODES, LANGUAGES
+from babel_jax.model_folders.model_card import card_files
 
 _GROUPS = {"all": "all languages", "high": "high-resource languages", "low": "low-resource languages"}
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 
-from babel_jax.checkpoints.folder import CONFIG
 from babel_jax.config import Config
 from babel_jax.config.file import load_config
 from babel_jax.errors import BadInput
@@ -17,6 +16,7 @@ from babel_jax.evaluation.suite import Results
 from babel_jax.expansion.card import plans_of
 from babel_jax.expansion.plan import ExpansionPlan
 from babel_jax.languages import CODES
+from babel_jax.model_folders.folder import CONFIG
 from babel_jax.run_files import Best, DuringLine, Evaluation, GoodputFile, Mixture, Sample, StepLine, Summary, read_as, read_lines
 from babel_jax.training.watch import BEST, DURING
 

@@ -22,8 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from babel_jax.checkpoints.folder import load_params, open_folder
-from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.config import Config, ExpansionSettings, Init, ModelConfig, ScheduleKind, Stage, Trained
 from babel_jax.config.file import shipped_config
 from babel_jax.data.sources.embedded import corpus_sources, embedded_folder
@@ -38,6 +36,8 @@ from babel_jax.expansion.apply import expand_config, expanding
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
 from babel_jax.files import make_folder, read_json, write_text
 from babel_jax.model.flops import model_flops_per_token
+from babel_jax.model_folders.folder import load_params, open_folder
+from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.run_files import AblationResult, StepLine, read_as, read_lines
 from babel_jax.studies.packed_text import encode
 from babel_jax.studies.sensitivity import layers_to_double, sensitivity

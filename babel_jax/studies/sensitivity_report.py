@@ -7,13 +7,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from babel_jax.checkpoints.folder import load_params, open_folder
-from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.data.sources.embedded import read_texts
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.files import make_folder, write_text
+from babel_jax.model_folders.folder import load_params, open_folder
+from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.studies.packed_text import encode
 from babel_jax.studies.sensitivity import Sensitivity, layers_to_double, plot_sensitivity, sensitivity, sensitivity_table
 from babel_jax.training.mesh import make_mesh, param_shardings

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from babel_jax.checkpoints.folder import open_folder
 from babel_jax.config import Config, ModelConfig, Stage
 from babel_jax.errors import BadInput
 from babel_jax.expansion.apply import expand_config
@@ -18,6 +17,7 @@ from babel_jax.expansion.plan import PRESET_SOURCES, plan_from_settings
 from babel_jax.model.decoder import count_parameters
 from babel_jax.model.flops import model_flops_per_token
 from babel_jax.model.placement import WEIGHT_AXES
+from babel_jax.model_folders.folder import open_folder
 from babel_jax.tpu.chips import CHIPS, Chip, chip_of
 
 log = logging.getLogger("babel")

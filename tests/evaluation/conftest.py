@@ -6,14 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from babel_jax.checkpoints.folder import Format, load_params, open_folder, save_folder
-from babel_jax.checkpoints.hf_config import write_hf_config
 from babel_jax.config import Family, LayerType, ModelConfig
 from babel_jax.data.tokens.prompts import PromptTokenizer
 from babel_jax.data.tokens.tokenizers import open_tokenizer, train_sentencepiece
 from babel_jax.evaluation.benchmarks.harness import DecoderLM
 from babel_jax.evaluation.benchmarks.responses import Responses
 from babel_jax.model.decoder import init_params
+from babel_jax.model_folders.folder import Format, load_params, open_folder, save_folder
+from babel_jax.model_folders.hf_config import write_hf_config
 from babel_jax.training.mesh import make_mesh, param_shardings
 
 MMMLU = [

@@ -8,12 +8,12 @@ from huggingface_hub import ModelCard
 from safetensors.numpy import save_file
 
 import babel_jax
-from babel_jax.checkpoints.folder import convert, load_params, open_folder
 from babel_jax.config import ExpansionSettings, Family, Init, LayerType
 from babel_jax.errors import BadInput
 from babel_jax.expansion.apply import expand_folder, expand_hf_config, expand_params
 from babel_jax.expansion.plan import plan_from_json, plan_from_settings
 from babel_jax.model.decoder import forward
+from babel_jax.model_folders.folder import convert, load_params, open_folder
 
 AMONG = ExpansionSettings(insert_after=(1, 2))
 
@@ -133,7 +133,7 @@ FULL, SLIDING = str(LayerType.FULL), str(LayerType.SLIDING)
     ],
 )
 def test_max_window_layers_keeps_its_meaning(small_config, use, window_layers, settings, expected, types):
-    from babel_jax.checkpoints.hf_config import read_hf_config, write_hf_config
+    from babel_jax.model_folders.hf_config import read_hf_config, write_hf_config
 
     old = {key: value for key, value in write_hf_config(small_config).items() if key not in ("layer_types", "rope_parameters", "dtype")}
     old |= {"use_sliding_window": use, "sliding_window": 8, "max_window_layers": window_layers}

@@ -6,13 +6,13 @@ import shutil
 import numpy as np
 import pytest
 
-from babel_jax.checkpoints import transformers_check
-from babel_jax.checkpoints.folder import Format, convert, load_params, open_folder
 from babel_jax.config import ExpansionSettings, Family, Init, LayerType, ModelConfig
 from babel_jax.errors import BadInput
 from babel_jax.expansion.apply import expand_folder
 from babel_jax.expansion.plan import plan_from_settings
 from babel_jax.model.decoder import forward
+from babel_jax.model_folders import transformers_check
+from babel_jax.model_folders.folder import Format, convert, load_params, open_folder
 
 TOKENS = np.arange(24, dtype=np.int32)[None] * 7 % 48
 FULL, SLIDING = LayerType.FULL, LayerType.SLIDING

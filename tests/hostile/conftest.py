@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from babel_jax.checkpoints.hf_config import write_hf_config
-from babel_jax.checkpoints.layout import tensor_shapes
 from babel_jax.config import ModelConfig
+from babel_jax.model_folders.hf_config import write_hf_config
+from babel_jax.model_folders.layout import tensor_shapes
 
 TINY = ModelConfig(
     vocab_size=48,

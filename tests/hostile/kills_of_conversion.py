@@ -13,8 +13,8 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
-from babel_jax.checkpoints import streaming
-from babel_jax.checkpoints.folder import Format, convert
+from babel_jax.model_folders import streaming
+from babel_jax.model_folders.folder import Format, convert
 
 PLACES = ("fsync", "replace", "rename", "link", "unlink", "mkdir", "rmdir")
 KILLED = 9

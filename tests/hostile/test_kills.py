@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 MANY = """
 import sys
-from babel_jax.checkpoints.folder import Format, convert
+from babel_jax.model_folders.folder import Format, convert
 from babel_jax.errors import BadInput
 print("ready", flush=True)
 sys.stdin.readline()

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from babel_jax.checkpoints.folder import open_folder
-from babel_jax.checkpoints.hf_config import write_hf_config
-from babel_jax.checkpoints.layout import tensor_shapes
 from babel_jax.cli import main
 from babel_jax.config import Family, LayerType, ModelConfig
+from babel_jax.model_folders.folder import open_folder
+from babel_jax.model_folders.hf_config import write_hf_config
+from babel_jax.model_folders.layout import tensor_shapes
 
 SEEDS = 12  # for each kind of file
 

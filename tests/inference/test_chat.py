@@ -7,14 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from babel_jax.checkpoints.folder import Format, save_folder
-from babel_jax.checkpoints.hf_config import write_hf_config
 from babel_jax.cli import main
 from babel_jax.config import ModelConfig
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.inference.chat import Conversation, talk
 from babel_jax.model.decoder import init_params
+from babel_jax.model_folders.folder import Format, save_folder
+from babel_jax.model_folders.hf_config import write_hf_config
 
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from babel_jax.checkpoints.folder import Format, save_folder
-from babel_jax.checkpoints.hf_config import write_hf_config
 from babel_jax.cli import main
 from babel_jax.config import ComputeType, ModelConfig
 from babel_jax.config.quality import ClassifierSettings
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.draws import Purpose, unit_draw
 from babel_jax.model.decoder import init_params
+from babel_jax.model_folders.folder import Format, save_folder
+from babel_jax.model_folders.hf_config import write_hf_config
 from babel_jax.quality.regressor import Regressor, pack_documents, with_head
 
 SHAPE = {"vocab_size": 640, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

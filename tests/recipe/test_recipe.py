@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from babel_jax.checkpoints.folder import load_params, open_folder
 from babel_jax.config.file import load_config
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.files import only_process_in
 from babel_jax.model.decoder import forward
+from babel_jax.model_folders.folder import load_params, open_folder
 from babel_jax.recipe.recipe import run_recipe
 from babel_jax.training.checkpoints import read_json_lines
 

@@ -7,12 +7,12 @@ import optax
 import pytest
 from flax import traverse_util
 
-from babel_jax.checkpoints.hf_config import write_hf_config
 from babel_jax.config import ExpansionSettings, OptimizerRule, OptimizerSettings, Trained
 from babel_jax.errors import BadInput
 from babel_jax.expansion.apply import expand_hf_config, new_layers_of
 from babel_jax.expansion.plan import plan_from_settings
 from babel_jax.model.decoder import abstract_params
+from babel_jax.model_folders.hf_config import write_hf_config
 from babel_jax.training.deepening import Depth
 from babel_jax.training.optimizer import AdamW
 from babel_jax.training.run import train_stages

@@ -24,9 +24,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from babel_jax.checkpoints.folder import ModelFolder, load_params, open_folder
-from babel_jax.checkpoints.streaming import files_now, fingerprint
-from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.data.sources.embedded import read_texts
 from babel_jax.data.tokens.fertility import fertility
 from babel_jax.data.tokens.prompts import PromptTokenizer
@@ -41,6 +38,9 @@ from babel_jax.evaluation.bits_per_byte import scored_bits, text_to_score
 from babel_jax.evaluation.items import Items, accuracy, chrf_plus_plus, differences, means_of, scores_of
 from babel_jax.evaluation.scoring import score
 from babel_jax.files import make_folder, only_process_in, write_text
+from babel_jax.model_folders.folder import ModelFolder, load_params, open_folder
+from babel_jax.model_folders.streaming import files_now, fingerprint
+from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.training.mesh import make_mesh, param_shardings
 
 if TYPE_CHECKING:

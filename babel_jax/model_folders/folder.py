@@ -22,14 +22,19 @@ from flax import traverse_util
 from jaxtyping import Array, PyTree
 
 from babel_jax import __version__
-from babel_jax.checkpoints.hf_config import in_both_spellings, read_hf_config
-from babel_jax.checkpoints.hf_params import load_hf_params, open_hf_tensors, save_hf_params
-from babel_jax.checkpoints.layout import FOLDERS_BESIDE, MOST_BESIDE_BYTES, WEIGHT_SUFFIXES, check_shapes, leaf_shapes, tensor_shapes
-from babel_jax.checkpoints.names import Place, tensor_place
-from babel_jax.checkpoints.object_storage import is_url, stand_in
-from babel_jax.checkpoints.orbax_params import PARAMS, LeafFiles, StoredLeaves, load_orbax_params, save_orbax_params
-from babel_jax.checkpoints.safetensors_files import SHARD_BYTES, Specs, StoredTensors, TensorFiles
-from babel_jax.checkpoints.streaming import (
+from babel_jax.config import ModelConfig
+from babel_jax.digests import is_list, write_sums
+from babel_jax.distributed.agreement import agreed, new_folder_of_all, write_sums_of_all
+from babel_jax.errors import BadInput
+from babel_jax.files import read_bytes, read_json, write_bytes, write_text
+from babel_jax.model_folders.hf_config import in_both_spellings, read_hf_config
+from babel_jax.model_folders.hf_params import load_hf_params, open_hf_tensors, save_hf_params
+from babel_jax.model_folders.layout import FOLDERS_BESIDE, MOST_BESIDE_BYTES, WEIGHT_SUFFIXES, check_shapes, leaf_shapes, tensor_shapes
+from babel_jax.model_folders.names import Place, tensor_place
+from babel_jax.model_folders.object_storage import is_url, stand_in
+from babel_jax.model_folders.orbax_params import PARAMS, LeafFiles, StoredLeaves, load_orbax_params, save_orbax_params
+from babel_jax.model_folders.safetensors_files import SHARD_BYTES, Specs, StoredTensors, TensorFiles
+from babel_jax.model_folders.streaming import (
     Piece,
     Sink,
     Source,
@@ -41,13 +46,8 @@ from babel_jax.checkpoints.streaming import (
     stream,
     workers_within,
 )
-from babel_jax.checkpoints.tokenizer_files import check_vocabulary
-from babel_jax.checkpoints.transformers_check import loaded_by_transformers
-from babel_jax.config import ModelConfig
-from babel_jax.digests import is_list, write_sums
-from babel_jax.distributed.agreement import agreed, new_folder_of_all, write_sums_of_all
-from babel_jax.errors import BadInput
-from babel_jax.files import read_bytes, read_json, write_bytes, write_text
+from babel_jax.model_folders.tokenizer_files import check_vocabulary
+from babel_jax.model_folders.transformers_check import loaded_by_transformers
 from babel_jax.new_folders import Progress, Unverified, check_free, resumable_folder
 
 CONFIG = "config.json"

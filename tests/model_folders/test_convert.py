@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from babel_jax.checkpoints.folder import Format, convert, load_params, open_folder, save_folder
-from babel_jax.checkpoints.layout import leaf_shapes
 from babel_jax.config import Family
 from babel_jax.errors import BadInput
+from babel_jax.model_folders.folder import Format, convert, load_params, open_folder, save_folder
+from babel_jax.model_folders.layout import leaf_shapes
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", None])
@@ -79,7 +79,7 @@ LOAD_ON_A_MESH = """
 import sys
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from babel_jax.checkpoints.folder import load_params, open_folder
+from babel_jax.model_folders.folder import load_params, open_folder
 
 assert jax.device_count() == 8
 mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))

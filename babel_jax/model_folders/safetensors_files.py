@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from babel_jax.checkpoints.object_storage import remote_of
-from babel_jax.checkpoints.safetensors_header import DTYPES, FORMAT, METADATA, Header, explain_damage, read_header
 from babel_jax.errors import BadInput
 from babel_jax.files import link_file, open_to_write, preallocate, read_json, share_file, sync_file, write_text
+from babel_jax.model_folders.object_storage import remote_of
+from babel_jax.model_folders.safetensors_header import DTYPES, FORMAT, METADATA, Header, explain_damage, read_header
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

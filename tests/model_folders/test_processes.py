@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from babel_jax.checkpoints.folder import load_params, open_folder
-from babel_jax.checkpoints.layout import tensor_shapes
+from babel_jax.model_folders.folder import load_params, open_folder
+from babel_jax.model_folders.layout import tensor_shapes
 
 EXPORTS = ("tensor", "replicated")
 

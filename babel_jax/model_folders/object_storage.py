@@ -16,9 +16,9 @@ from typing import Any
 
 import fsspec
 
-from babel_jax.checkpoints.layout import FOLDERS_BESIDE, MOST_BESIDE_BYTES, WEIGHT_SUFFIXES
-from babel_jax.checkpoints.safetensors_header import MOST_HEADER_BYTES
 from babel_jax.errors import BadInput, one_line
+from babel_jax.model_folders.layout import FOLDERS_BESIDE, MOST_BESIDE_BYTES, WEIGHT_SUFFIXES
+from babel_jax.model_folders.safetensors_header import MOST_HEADER_BYTES
 
 _SHARD, _INDEX = ".safetensors", ".safetensors.index.json"
 _URLS: dict[Path, str] = {}  # of the local folders that stand in for others

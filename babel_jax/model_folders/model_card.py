@@ -13,10 +13,10 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from babel_jax import __version__
-from babel_jax.checkpoints.layout import MOST_BESIDE_BYTES
 from babel_jax.errors import one_line
 from babel_jax.files import read_bytes
 from babel_jax.languages import CODES
+from babel_jax.model_folders.layout import MOST_BESIDE_BYTES
 
 CARD, BASE_CARD = "README.md", "README.base.md"
 TAG = "babel-jax"

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from babel_jax.checkpoints.folder import Format, convert, load_params, open_folder, save_folder
-from babel_jax.checkpoints.object_storage import RemoteFiles
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
+from babel_jax.model_folders.folder import Format, convert, load_params, open_folder, save_folder
+from babel_jax.model_folders.object_storage import RemoteFiles
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from babel_jax.checkpoints.layout import Shape
-from babel_jax.checkpoints.safetensors_files import Specs
 from babel_jax.errors import BadInput
+from babel_jax.model_folders.layout import Shape
+from babel_jax.model_folders.safetensors_files import Specs
 from babel_jax.new_folders import Progress
 
 # A piece is also a chunk of an Orbax folder, so its size is no setting: one layout, whatever memory the converting machine had.

@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from babel_jax.checkpoints.folder import Format, convert, load_params, open_folder, save_folder
-from babel_jax.checkpoints.layout import tensor_shapes
-from babel_jax.checkpoints.orbax_params import LeafFiles
-from babel_jax.checkpoints.safetensors_files import TensorFiles
 from babel_jax.errors import BadInput
+from babel_jax.model_folders.folder import Format, convert, load_params, open_folder, save_folder
+from babel_jax.model_folders.layout import tensor_shapes
+from babel_jax.model_folders.orbax_params import LeafFiles
+from babel_jax.model_folders.safetensors_files import TensorFiles
 from babel_jax.new_folders import resumable_folder
 
 # Once ready, converts again and again under new names until it is killed.
 CONVERT_FOREVER = """
 import itertools, sys
-from babel_jax.checkpoints.folder import convert
+from babel_jax.model_folders.folder import convert
 source, out = sys.argv[1:]
 convert(source, out + "/warm")
 print("ready", flush=True)
@@ -130,7 +130,7 @@ def test_stopped_midway_the_same_command_goes_on(tmp_path, write_model, read_bit
         convert(source, tmp_path / "orbax")
         source = tmp_path / "orbax"
     sink = TensorFiles if format is Format.HF else LeafFiles
-    monkeypatch.setattr("babel_jax.checkpoints.streaming._BYTES_BETWEEN_SYNCS", 1)
+    monkeypatch.setattr("babel_jax.model_folders.streaming._BYTES_BETWEEN_SYNCS", 1)
     written = []
 
     def fail_at_tenth(self, name, start, values, write=sink.write):
@@ -152,7 +152,7 @@ def test_stopped_midway_the_same_command_goes_on(tmp_path, write_model, read_bit
 
 def test_what_was_begun_for_another_source_or_cut_in_its_list_does_not_count(tmp_path, write_model, read_bits, monkeypatch):
     source = write_model(tmp_path / "source")
-    monkeypatch.setattr("babel_jax.checkpoints.streaming._BYTES_BETWEEN_SYNCS", 1)
+    monkeypatch.setattr("babel_jax.model_folders.streaming._BYTES_BETWEEN_SYNCS", 1)
     partial = tmp_path / "out.partial"
 
     def stop(self, write_all=LeafFiles.close):

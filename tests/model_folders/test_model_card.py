@@ -4,8 +4,8 @@ import pytest
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import metadata_load
 
-from babel_jax.checkpoints.model_card import BASE_CARD, CARD, card_files
 from babel_jax.errors import BadInput
+from babel_jax.model_folders.model_card import BASE_CARD, CARD, card_files
 
 BASE = """---
 license: other

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from babel_jax.checkpoints.hf_config import read_hf_config
 from babel_jax.errors import BadInput
+from babel_jax.model_folders.hf_config import read_hf_config
 
 MODELS = ("qwen2", "qwen3", "llama", "mistral", "ministral", "gemma2")
 HONOURED = {

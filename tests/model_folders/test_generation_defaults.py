@@ -3,8 +3,8 @@ import logging
 
 import pytest
 
-from babel_jax.checkpoints.generation_defaults import stored_repetition_penalty
 from babel_jax.errors import BadInput
+from babel_jax.model_folders.generation_defaults import stored_repetition_penalty
 
 
 def test_the_penalty_of_the_folder_and_what_is_not_applied(tmp_path, caplog):

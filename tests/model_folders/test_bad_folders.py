@@ -9,9 +9,9 @@ from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models
 
-from babel_jax.checkpoints.folder import Format, convert, load_params, open_folder, save_folder
-from babel_jax.checkpoints.tokenizer_files import check_vocabulary
 from babel_jax.errors import BadInput
+from babel_jax.model_folders.folder import Format, convert, load_params, open_folder, save_folder
+from babel_jax.model_folders.tokenizer_files import check_vocabulary
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from flax import traverse_util
 
-from babel_jax.checkpoints.names import Place, is_stacked, tensor_name
 from babel_jax.config import ModelConfig
 from babel_jax.errors import BadInput
 from babel_jax.model.decoder import abstract_params
+from babel_jax.model_folders.names import Place, is_stacked, tensor_name
 
 Shape = tuple[int, ...]
 

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from babel_jax.checkpoints.hf_config import in_both_spellings, read_hf_config, stored_eos_token_ids, write_hf_config
 from babel_jax.config import Activation, Family, LayerType, ModelConfig, RopeScaling, RopeType
 from babel_jax.errors import BadInput
 from babel_jax.model.decoder import count_parameters
+from babel_jax.model_folders.hf_config import in_both_spellings, read_hf_config, stored_eos_token_ids, write_hf_config
 
 # The values of Qwen2.5-7B's config.json (transformers 4), and the same in transformers 5's spelling.
 QWEN_7B = {

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from babel_jax.checkpoints.safetensors_files import TensorFiles
-from babel_jax.checkpoints.streaming import PIECE_BYTES, pieces, rows_of_piece
+from babel_jax.model_folders.safetensors_files import TensorFiles
+from babel_jax.model_folders.streaming import PIECE_BYTES, pieces, rows_of_piece
 
 
 @given(

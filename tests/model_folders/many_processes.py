@@ -11,10 +11,10 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import load_file
 
-from babel_jax.checkpoints.folder import Format, load_params, open_folder, save_folder
-from babel_jax.checkpoints.names import is_stacked, tensor_names
-from babel_jax.checkpoints.safetensors_files import StoredTensors, TensorFiles
 from babel_jax.errors import BadInput
+from babel_jax.model_folders.folder import Format, load_params, open_folder, save_folder
+from babel_jax.model_folders.names import is_stacked, tensor_names
+from babel_jax.model_folders.safetensors_files import StoredTensors, TensorFiles
 from babel_jax.training.mesh import make_mesh, param_shardings, replicated
 
 MESHES = {

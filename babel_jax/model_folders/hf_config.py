@@ -6,11 +6,11 @@ transformers 4 writes `rope_theta`, `rope_scaling` and `torch_dtype`; transforme
 from enum import Enum
 from typing import Any, NamedTuple
 
-from babel_jax.checkpoints.hf_rope import completed_tables, read_rope, write_rope
 from babel_jax.config import Activation, Family, LayerType, ModelConfig
 from babel_jax.config.file import parse_settings
 from babel_jax.config.model import MOST_LAYERS
 from babel_jax.errors import BadInput
+from babel_jax.model_folders.hf_rope import completed_tables, read_rope, write_rope
 
 
 class Biases(Enum):

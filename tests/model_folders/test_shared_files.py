@@ -5,11 +5,11 @@ import shutil
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from babel_jax.checkpoints import safetensors_files
-from babel_jax.checkpoints.folder import Format, convert, transfer
 from babel_jax.expansion.apply import expand_folder
 from babel_jax.expansion.plan import plan_from_json
 from babel_jax.files import link_file, share_file
+from babel_jax.model_folders import safetensors_files
+from babel_jax.model_folders.folder import Format, convert, transfer
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_going_on_after_a_kill_never_writes_into_the_source(tmp_path, source, re
     for step in ("share", "stream"):
         final = tmp_path / f"deeper-{step}"
         with monkeypatch.context() as patch:
-            name = "babel_jax.new_folders.Progress.add" if step == "share" else "babel_jax.checkpoints.folder.stream"
+            name = "babel_jax.new_folders.Progress.add" if step == "share" else "babel_jax.model_folders.folder.stream"
             real = safetensors_files.TensorFiles.share
 
             def stop(*_, **__):
@@ -130,7 +130,7 @@ def test_a_note_of_clones_that_a_kill_cut_counts_for_none(tmp_path, source, read
         def stop(*_, **__):
             raise KeyboardInterrupt
 
-        patch.setattr("babel_jax.checkpoints.folder.stream", stop)
+        patch.setattr("babel_jax.model_folders.folder.stream", stop)
         with pytest.raises(KeyboardInterrupt):
             expand_folder(source, tmp_path / "deeper", plan(0, 1, 1, 2))
     progress = tmp_path / "deeper.partial" / "progress.jsonl"

@@ -16,14 +16,14 @@ from flax import traverse_util
 from jaxtyping import Array, PyTree
 from orbax.checkpoint import v1 as ocp
 
-from babel_jax.checkpoints.layout import Shape, check_shapes, leaf_shapes
-from babel_jax.checkpoints.names import Place, tensor_place
-from babel_jax.checkpoints.safetensors_files import Specs
-from babel_jax.checkpoints.safetensors_header import DTYPES
 from babel_jax.config import ModelConfig
 from babel_jax.distributed.agreement import agreed
 from babel_jax.errors import BadInput, one_line
 from babel_jax.files import PARTIAL, is_full, read_json, regular_file, sync_file, sync_folder, write_text
+from babel_jax.model_folders.layout import Shape, check_shapes, leaf_shapes
+from babel_jax.model_folders.names import Place, tensor_place
+from babel_jax.model_folders.safetensors_files import Specs
+from babel_jax.model_folders.safetensors_header import DTYPES
 
 PARAMS = "params"
 # Names and sizes of the files that Orbax wrote: it does not miss a truncated file before it reads that part, and then prints tracebacks.
