@@ -15,10 +15,10 @@ from tqdm import tqdm
 from babel_jax.config import ModelConfig
 from babel_jax.evaluation.prefix_trees import LONGEST_PACKED, SHORTEST, Row, Scored, empty_row, planned_rows
 from babel_jax.inference.generation import bucket
+from babel_jax.model.cross_entropy import scored_targets
 from babel_jax.model.decoder import hidden_states, output_table
-from babel_jax.model.placement import CONTEXT, WINDOW_AXES, Placement
+from babel_jax.model.parallel import CONTEXT, WINDOW_AXES, Placement
 from babel_jax.model.sharding import param_specs, placement_on
-from babel_jax.model.vocabulary import scored_targets
 from babel_jax.training.mesh import replicated
 
 CHUNK = 32  # places of a row whose logits are held at a time

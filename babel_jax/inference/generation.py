@@ -20,12 +20,12 @@ from babel_jax.config import ModelConfig
 from babel_jax.errors import BadInput
 from babel_jax.model.attention import attend_by_masks, visible
 from babel_jax.model.cache import Cache, empty_cache
+from babel_jax.model.cross_entropy import all_logits
 from babel_jax.model.decoder import Decoder, distinct_windows, output_table
 from babel_jax.model.layers import rope_tables
+from babel_jax.model.parallel import ALONE, ROW_AXES, TENSOR, Placement
 from babel_jax.model.parameters import bind
-from babel_jax.model.placement import ALONE, ROW_AXES, TENSOR, Placement
 from babel_jax.model.sharding import param_specs, placement_on
-from babel_jax.model.vocabulary import all_logits
 
 SMALLEST_BUCKET = 16
 MOST_PENALTY = 1e6  # of repetition, and by the same factor below 1: float32 divides by it

@@ -9,10 +9,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from babel_jax.config import ModelConfig
-from babel_jax.model.attend import attend
 from babel_jax.model.cache import Cache
+from babel_jax.model.flash_attention import attend
 from babel_jax.model.layers import Linear, RMSNorm, rotate
-from babel_jax.model.placement import ALONE, Placement
+from babel_jax.model.parallel import ALONE, Placement
 
 # (which of the model's distinct windows, query, key, value) to what each token takes from those that it sees, [batch time heads*head_dim].
 Attend = Callable[[Int[Array, ""], Array, Array, Array], Float[Array, "batch time size"]]

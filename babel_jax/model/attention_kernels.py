@@ -15,7 +15,7 @@ from jaxtyping import Array, Int
 from babel_jax.config import AttentionKernel, ComputeType, ModelConfig
 from babel_jax.errors import BadInput
 from babel_jax.model.attention import Attend, attend_by_masks, masked, masks
-from babel_jax.model.placement import GPU, Placement
+from babel_jax.model.parallel import GPU, Placement
 
 _LANES = 128
 _BLOCK = 1024  # the largest, of heads of 128; not tuned on hardware

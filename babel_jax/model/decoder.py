@@ -19,10 +19,10 @@ from babel_jax.config import AttentionKernel, ModelConfig, Remat
 from babel_jax.model.attention import Attend, Attention, attend_by_masks, masks, positions_of, tree_masks
 from babel_jax.model.attention_kernels import attention_over
 from babel_jax.model.cache import Cache
+from babel_jax.model.cross_entropy import looked_up
 from babel_jax.model.layers import GatedMLP, RMSNorm, product, rope_tables, softcapped
+from babel_jax.model.parallel import ALONE, GATHERED, Placement
 from babel_jax.model.parameters import bind, declare, descriptions, initialized, stack
-from babel_jax.model.placement import ALONE, GATHERED, Placement
-from babel_jax.model.vocabulary import looked_up
 
 Rope = tuple[Float[Array, "#batch time half"], ...]
 

@@ -15,8 +15,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from babel_jax.config import Activation, ModelConfig, RopeType
+from babel_jax.model.parallel import ALONE, Placement
 from babel_jax.model.parameters import declare
-from babel_jax.model.placement import ALONE, Placement
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
     Activation.SILU: jax.nn.silu,

@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from babel_jax.config import ModelConfig
 from babel_jax.model.decoder import describe
-from babel_jax.model.placement import AXES, CONTEXT, FSDP, RING, Placement, mesh_axes
+from babel_jax.model.parallel import AXES, CONTEXT, FSDP, RING, Placement, mesh_axes
 
 
 def torus(devices: Sequence[Any]) -> tuple[int, ...]:

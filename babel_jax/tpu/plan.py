@@ -16,7 +16,7 @@ from babel_jax.expansion.apply import expand_config
 from babel_jax.expansion.plan import PRESET_SOURCES, plan_from_settings
 from babel_jax.model.decoder import count_parameters
 from babel_jax.model.flops import model_flops_per_token
-from babel_jax.model.placement import WEIGHT_AXES
+from babel_jax.model.parallel import WEIGHT_AXES
 from babel_jax.model_folders.folder import open_folder
 from babel_jax.tpu.chips import CHIPS, Chip, chip_of
 

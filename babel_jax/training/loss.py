@@ -8,9 +8,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from babel_jax.config import AttentionKernel, ModelConfig, Remat
+from babel_jax.model.cross_entropy import target_logits
 from babel_jax.model.decoder import hidden_states, output_table
-from babel_jax.model.placement import ALONE, Placement
-from babel_jax.model.vocabulary import target_logits
+from babel_jax.model.parallel import ALONE, Placement
 
 
 class WindowLosses(NamedTuple):

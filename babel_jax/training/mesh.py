@@ -15,7 +15,7 @@ from babel_jax.config import ModelConfig
 from babel_jax.config.settings import divisors
 from babel_jax.errors import BadInput
 from babel_jax.model.decoder import describe
-from babel_jax.model.placement import AXES, CONTEXT, DATA, FSDP, RING, TENSOR, WINDOW_AXES, mesh_axes
+from babel_jax.model.parallel import AXES, CONTEXT, DATA, FSDP, RING, TENSOR, WINDOW_AXES, mesh_axes
 from babel_jax.model.sharding import param_specs, torus
 
 

@@ -13,8 +13,8 @@ from babel_jax.config import ModelConfig, OptimizerSettings, TrainingSettings
 from babel_jax.languages import CODES
 from babel_jax.model.attention_kernels import kernel_for
 from babel_jax.model.decoder import abstract_params, describe
+from babel_jax.model.parallel import CONTEXT, WINDOW_AXES, mesh_axes
 from babel_jax.model.parameters import Parameter
-from babel_jax.model.placement import CONTEXT, WINDOW_AXES, mesh_axes
 from babel_jax.model.sharding import param_specs, placement_on
 from babel_jax.training.loss import WindowLosses, summed_loss
 from babel_jax.training.mesh import batch_sharding, param_shardings, replicated

@@ -9,7 +9,7 @@ import numpy as np
 
 from babel_jax.evaluation.scoring import score
 from babel_jax.inference.generation import generate
-from babel_jax.model import vocabulary
+from babel_jax.model import cross_entropy as vocabulary
 from babel_jax.model.decoder import init_params
 from babel_jax.studies.sensitivity import sensitivity
 from babel_jax.training.mesh import make_mesh, param_shardings

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from babel_jax.model.attend import attend
 from babel_jax.model.decoder import forward
+from babel_jax.model.flash_attention import attend
 from babel_jax.model.layers import RMSNorm, rope_tables, rotate
 from babel_jax.model.parameters import bind
 from babel_jax.training.loss import summed_loss

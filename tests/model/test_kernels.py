@@ -14,13 +14,13 @@ from jax._src.cudnn import fused_attention_stablehlo
 
 from babel_jax.config import AttentionKernel, ComputeType, LayerType, ModelConfig, Remat
 from babel_jax.errors import BadInput
-from babel_jax.model import attend as plain_attention
-from babel_jax.model import vocabulary
+from babel_jax.model import cross_entropy as vocabulary
+from babel_jax.model import flash_attention as plain_attention
 from babel_jax.model.attention_kernels import attention_over, kernel_for
+from babel_jax.model.cross_entropy import target_logits
 from babel_jax.model.decoder import abstract_params
 from babel_jax.model.layers import softcapped
-from babel_jax.model.placement import ALONE, Placement
-from babel_jax.model.vocabulary import target_logits
+from babel_jax.model.parallel import ALONE, Placement
 from babel_jax.training.loss import summed_loss
 
 BATCH, TIME = 2, 256
@@ -96,7 +96,7 @@ def test_windows_on_several_devices_are_not_gathered():
     """Programs of evaluation are spread over devices by XLA: a loop over windows would bring all of them to each device."""
     program = """
 import jax, jax.numpy as jnp
-from babel_jax.model import attend
+from babel_jax.model import flash_attention as attend
 from babel_jax.training.mesh import batch_sharding, make_mesh
 attend._SCORE_BYTES = 1
 rows = jax.ShapeDtypeStruct((8, 16, 2, 8), jnp.float32, sharding=batch_sharding(make_mesh({"fsdp": 4})))

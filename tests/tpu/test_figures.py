@@ -8,7 +8,7 @@ from babel_jax.config import AttentionKernel, LayerType, ModelConfig, Remat
 from babel_jax.errors import BadInput
 from babel_jax.model.decoder import abstract_params, count_parameters, describe
 from babel_jax.model.flops import model_flops_per_token
-from babel_jax.model.placement import WEIGHT_AXES, Placement, mesh_axes
+from babel_jax.model.parallel import WEIGHT_AXES, Placement, mesh_axes
 from babel_jax.tpu.chips import chip_of
 from babel_jax.tpu.flops import program_flops
 from babel_jax.tpu.hlo import Program

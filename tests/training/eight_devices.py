@@ -9,7 +9,7 @@ import numpy as np
 
 from babel_jax.config import Family, ModelConfig, OptimizerSettings, TrainingSettings
 from babel_jax.config.file import parse_settings
-from babel_jax.model import vocabulary
+from babel_jax.model import cross_entropy as vocabulary
 from babel_jax.model.decoder import abstract_params, init_params
 from babel_jax.training.mesh import global_batch, make_mesh
 from babel_jax.training.optimizer import AdamW

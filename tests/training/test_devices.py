@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from babel_jax.errors import BadInput
-from babel_jax.model.placement import AXES
+from babel_jax.model.parallel import AXES
 from babel_jax.training.mesh import check_batch, make_mesh, param_shardings
 
 MESHES = [

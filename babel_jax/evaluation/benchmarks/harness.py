@@ -27,7 +27,7 @@ from babel_jax.evaluation.benchmarks.responses import Responses
 from babel_jax.evaluation.prefix_trees import Scored
 from babel_jax.evaluation.scoring import Score, on_mesh, rows_of_batch, score
 from babel_jax.inference.generation import SMALLEST_BUCKET, bucket, extend, padded_left, prefill, until_first
-from babel_jax.model.placement import ROW_AXES
+from babel_jax.model.parallel import ROW_AXES
 
 ROWS = 16  # prompts continued together: a step reads all weights, for however few of them. For them a batch may be as much larger:
 LARGER = 8  # times

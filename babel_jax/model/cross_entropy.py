@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from babel_jax.config.settings import divisors
 from babel_jax.model.layers import product, softcapped
-from babel_jax.model.placement import GPU, TENSOR, Placement
+from babel_jax.model.parallel import GPU, TENSOR, Placement
 
 _AXES = ("vocab", "embed")
 # Elements of a piece's logits, or of its part of the table where that is more: on GPUs 1 GiB, as every piece is a pass over what adds up.
