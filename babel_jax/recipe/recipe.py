@@ -60,12 +60,12 @@ from babel_jax.report.page import PAGE, write_report
 from babel_jax.report.record import SAMPLES, run_folder_of, versions
 from babel_jax.report.samples import write_samples
 from babel_jax.run_files import Best, Mixture, StepLine, Summary, read_as, read_lines
-from babel_jax.training.checkpoints import newest_step
 from babel_jax.training.compilation import compiled_in
 from babel_jax.training.deepening import depths
 from babel_jax.training.goodput import goodput_of
 from babel_jax.training.mesh import make_mesh, param_shardings
 from babel_jax.training.run import train_stages
+from babel_jax.training.run_state import newest_step
 from babel_jax.training.watch import BEST, Watch
 
 log = logging.getLogger("babel")

@@ -21,9 +21,9 @@ from babel_jax.errors import BadInput
 from babel_jax.model.decoder import abstract_params
 from babel_jax.tpu.flops import program_flops
 from babel_jax.tpu.hlo import Program
-from babel_jax.training.checkpoints import abstract_state
 from babel_jax.training.mesh import batch_sharding, check_batch, make_mesh, replicated
 from babel_jax.training.optimizer import AdamW
+from babel_jax.training.run_state import abstract_state
 from babel_jax.training.step import compiled_step, initial_state, state_shardings
 
 

@@ -26,13 +26,13 @@ from babel_jax.files import write_text
 from babel_jax.model.decoder import abstract_params
 from babel_jax.run_files import Mixture as MixtureFile
 from babel_jax.run_files import TextRead, read_as
-from babel_jax.training.checkpoints import Checkpoints, abstract_state, newest_step
 from babel_jax.training.compilation import Profile
 from babel_jax.training.deepening import Depth, depth_at, expand_state
 from babel_jax.training.goodput import Goodput, Spent
 from babel_jax.training.mesh import check_batch, everywhere, global_batch, make_mesh, window_share
 from babel_jax.training.metrics import Metrics
 from babel_jax.training.optimizer import AdamW, learning_rate
+from babel_jax.training.run_state import Checkpoints, abstract_state, newest_step
 from babel_jax.training.step import Step, TrainState, compiled_step, initial_state, placed_state, state_shardings
 from babel_jax.training.watch import Watch
 

@@ -7,7 +7,7 @@ import pytest
 
 from babel_jax.cli import main
 from babel_jax.errors import BadInput
-from babel_jax.training.checkpoints import read_json_lines
+from babel_jax.training.run_state import read_json_lines
 
 FILES = [
     "mixture.json",

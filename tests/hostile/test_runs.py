@@ -17,9 +17,9 @@ from babel_jax.errors import BadInput
 from babel_jax.files import explain_os_errors
 from babel_jax.model.decoder import init_params
 from babel_jax.recipe.recipe import run_recipe
-from babel_jax.training.checkpoints import newest_step, read_json_lines
 from babel_jax.training.deepening import Depth
 from babel_jax.training.run import train_stages
+from babel_jax.training.run_state import newest_step, read_json_lines
 from babel_jax.training.saved_steps import check_state, noted_in
 
 _spec = importlib.util.spec_from_file_location("faults", Path(__file__).with_name("faults.py"))

@@ -14,7 +14,7 @@ from babel_jax.files import only_process_in
 from babel_jax.model.decoder import forward
 from babel_jax.model_folders.folder import load_params, open_folder
 from babel_jax.recipe.recipe import run_recipe
-from babel_jax.training.checkpoints import read_json_lines
+from babel_jax.training.run_state import read_json_lines
 
 
 @pytest.fixture(scope="session")

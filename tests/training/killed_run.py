@@ -15,7 +15,7 @@ import jax
 
 from babel_jax.config.file import load_config
 from babel_jax.recipe.recipe import run_recipe
-from babel_jax.training.checkpoints import newest_step
+from babel_jax.training.run_state import newest_step
 
 
 def started(path, folder):

@@ -8,8 +8,8 @@ from functools import partial
 
 from babel_jax.cli import main
 from babel_jax.training import metrics
-from babel_jax.training.checkpoints import Checkpoints
 from babel_jax.training.metrics import Metrics
+from babel_jax.training.run_state import Checkpoints
 
 
 def at_step(step, act):

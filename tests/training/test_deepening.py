@@ -7,10 +7,10 @@ from flax import traverse_util
 
 from babel_jax.errors import BadInput
 from babel_jax.recipe.recipe import _claim
-from babel_jax.training.checkpoints import read_json_lines
 from babel_jax.training.deepening import depth_at, depths, expand_state
 from babel_jax.training.optimizer import AdamW
 from babel_jax.training.run import train_stages
+from babel_jax.training.run_state import read_json_lines
 
 
 def deepen(step, moments="copy", **expansion):

@@ -11,9 +11,9 @@ import pytest
 
 from babel_jax.errors import BadInput
 from babel_jax.recipe.integrity import verify_folder
-from babel_jax.training.checkpoints import Checkpoints
 from babel_jax.training.deepening import Depth
 from babel_jax.training.run import train_stages
+from babel_jax.training.run_state import Checkpoints
 
 
 @pytest.fixture(scope="module")

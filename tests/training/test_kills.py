@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from babel_jax.recipe.recipe import run_recipe
-from babel_jax.training.checkpoints import read_json_lines
+from babel_jax.training.run_state import read_json_lines
 
 KILLS = 20
 

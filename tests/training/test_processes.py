@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from babel_jax.training.checkpoints import newest_step, read_json_lines
+from babel_jax.training.run_state import newest_step, read_json_lines
 
 pytestmark = pytest.mark.slow
 WATCHED = "evaluation/during.jsonl"

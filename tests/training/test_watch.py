@@ -8,9 +8,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from babel_jax.training import run
-from babel_jax.training.checkpoints import read_json_lines
 from babel_jax.training.deepening import Depth
 from babel_jax.training.run import train_stages
+from babel_jax.training.run_state import read_json_lines
 from babel_jax.training.watch import Watch
 
 # The mean of bits per byte after so many steps; the best is neither the newest nor a multiple of checkpoint_every.
