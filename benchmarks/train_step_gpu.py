@@ -129,9 +129,9 @@ def main() -> None:
         return
 
     from babel_jax.config import ModelConfig
+    from babel_jax.hardware import peak_flops
     from babel_jax.model.decoder import count_parameters
     from babel_jax.model.flops import model_flops_per_token
-    from babel_jax.training.metrics import peak_flops
 
     config = ModelConfig(**shape(arguments))
     flops = model_flops_per_token(config, arguments.seq_len)

@@ -7,7 +7,7 @@ from babel_jax.commands.parsing import Commands, Result, percent
 
 
 def _report(options: argparse.Namespace) -> Result:
-    from babel_jax.recipe.recipe import report_run
+    from babel_jax.report.run_report import report_run
 
     return report_run(Path(options.run_folder), Path(options.out) if options.out else None, options.tolerance)
 

@@ -7,7 +7,7 @@ from babel_jax.commands.parsing import Commands, Result, positive, seed
 
 
 def _generate(options: argparse.Namespace) -> Result:
-    from babel_jax.recipe.recipe import generate_text
+    from babel_jax.inference.generate import generate_text
 
     return generate_text(options.model, options.prompt, options.max_new_tokens, options.temperature, options.top_p, options.seed)
 

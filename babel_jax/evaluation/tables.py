@@ -1,14 +1,13 @@
 """Tables and plots of a measure by language at several points of the recipe."""
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.evaluation.suite import CHANCE, CHOICE_TASKS, TRANSLATION_TASKS
-from babel_jax.files import explain_os_errors
 from babel_jax.languages import LANGUAGES
+from babel_jax.plots import saved_figure
 
 Points = Mapping[str, Mapping[str, float]]
 
@@ -90,26 +89,6 @@ def suite_table(results: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any
             cells = ["" if mean is None else f"{mean:.1f}" for mean in means]
             lines.append(f"| {name}{chance} | {group} | {items if group == 'all' else ''} | " + " | ".join(cells) + " |")
     return [*lines, ""]
-
-
-@contextlib.contextmanager
-def saved_figure(path: Path, rows: int, size: tuple[float, float]) -> Iterator[Any]:
-    """The axes of a figure of `size` inches with that many rows, to draw on; then it is written as a PNG, in one step."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(rows, 1, figsize=size, layout="constrained")
-    try:
-        yield axes
-        # Beside its final name first, like every other write.
-        partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-        with explain_os_errors(path):
-            figure.savefig(partial, dpi=110)
-            partial.replace(path)
-    finally:
-        pyplot.close(figure)
 
 
 def plot_points(path: Path, points: Points, losses: Mapping[str, Sequence[tuple[int, float]]]) -> None:

@@ -21,8 +21,9 @@ from babel_jax.model.attention_kernels import attention_over
 from babel_jax.model.cache import Cache
 from babel_jax.model.cross_entropy import looked_up
 from babel_jax.model.layers import GatedMLP, RMSNorm, product, rope_tables, softcapped
-from babel_jax.model.parallel import ALONE, GATHERED, Placement
+from babel_jax.model.parallel import ALONE, Placement
 from babel_jax.model.parameters import bind, declare, descriptions, initialized, stack
+from babel_jax.model.rematerialization import rematerialized
 
 Rope = tuple[Float[Array, "#batch time half"], ...]
 
@@ -185,38 +186,6 @@ class Decoder(nnx.Module):
 def distinct_windows(windows: tuple[int | None, ...]) -> tuple[int | None, ...]:
     """The different sliding windows of a model's layers, None (all) among them, in the order of their first layer."""
     return tuple(dict.fromkeys(windows))
-
-
-# What each policy keeps for the backward pass, by the names given with `checkpoint_name`; gathered weights never stay.
-_KEPT = {
-    Remat.FULL: (),
-    Remat.ATTENTION: ("attended",),
-    Remat.PROJECTIONS: ("attended", "heads", "between"),
-    Remat.GATE: ("attended", "heads", "between", "gate"),
-    Remat.MLP: ("attended", "heads", "seen", "between", "gate", "up"),
-}
-
-
-def rematerialized(layer: Any, remat: Remat, placement: Placement, scan_layers: bool) -> Any:
-    """The layer function, with the backward pass computing again what `remat` says."""
-    policies = jax.checkpoint_policies
-    if remat is Remat.NONE:
-        if placement.alone:
-            return layer
-        policy = policies.save_anything_except_these_names(GATHERED)
-    elif remat is Remat.DOTS:
-        policy = policies.dots_with_no_batch_dims_saveable
-    else:
-        policy = policies.save_only_these_names(*_KEPT[remat])
-        if "attended" in _KEPT[remat]:
-            policy = policies.save_from_both_policies(policy, _is_cudnn_attention)
-    # Inside a scan forward and backward are separate loops, so nothing merges them back and the barriers of prevent_cse only cost.
-    return jax.checkpoint(layer, policy=policy, prevent_cse=not scan_layers)
-
-
-def _is_cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Keeps what cuDNN's attention gives, and with it what its backward pass needs, which no name reaches."""
-    return str(primitive).startswith("dot_product_attention_fwd")
 
 
 # --- descriptions ------------------------------------------------------------------------------------------------------------

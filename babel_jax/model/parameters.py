@@ -77,3 +77,14 @@ def initialized(described: dict[str, Any], key: PRNGKeyArray, dtype: DTypeLike) 
         for path, parameter in traverse_util.flatten_dict(described, sep="/").items()
     }
     return traverse_util.unflatten_dict(leaves, sep="/")
+
+
+Place = tuple[str, ...]
+
+
+LAYERS: Place = ("model", "layers")
+
+
+def is_stacked(place: Place) -> bool:
+    """Whether the leaf at `place` has the layer as its first axis."""
+    return place[: len(LAYERS)] == LAYERS

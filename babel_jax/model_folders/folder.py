@@ -27,10 +27,11 @@ from babel_jax.digests import is_list, write_sums
 from babel_jax.distributed.agreement import agreed, new_folder_of_all, write_sums_of_all
 from babel_jax.errors import BadInput
 from babel_jax.files import read_bytes, read_json, write_bytes, write_text
+from babel_jax.model.parameters import Place
 from babel_jax.model_folders.hf_config import in_both_spellings, read_hf_config
 from babel_jax.model_folders.hf_params import load_hf_params, open_hf_tensors, save_hf_params
 from babel_jax.model_folders.layout import FOLDERS_BESIDE, MOST_BESIDE_BYTES, WEIGHT_SUFFIXES, check_shapes, leaf_shapes, tensor_shapes
-from babel_jax.model_folders.names import Place, tensor_place
+from babel_jax.model_folders.names import tensor_place
 from babel_jax.model_folders.object_storage import is_url, stand_in
 from babel_jax.model_folders.orbax_params import PARAMS, LeafFiles, StoredLeaves, load_orbax_params, save_orbax_params
 from babel_jax.model_folders.safetensors_files import SHARD_BYTES, Specs, StoredTensors, TensorFiles

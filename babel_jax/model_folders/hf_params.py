@@ -16,8 +16,9 @@ from babel_jax.config import ModelConfig
 from babel_jax.distributed.agreement import agreed, shared_out
 from babel_jax.errors import BadInput
 from babel_jax.files import explain_os_errors
+from babel_jax.model.parameters import Place, is_stacked
 from babel_jax.model_folders.layout import Shape, check_shapes, leaf_shapes, tensor_shapes
-from babel_jax.model_folders.names import Place, is_stacked, tensor_names, tensor_place
+from babel_jax.model_folders.names import tensor_names, tensor_place
 from babel_jax.model_folders.resharding import gathered, host_values, moved, reading_steps
 from babel_jax.model_folders.safetensors_files import SHARD_BYTES, Specs, StoredTensors, TensorFiles
 from babel_jax.model_folders.streaming import pieces

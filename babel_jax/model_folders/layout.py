@@ -8,7 +8,8 @@ from flax import traverse_util
 from babel_jax.config import ModelConfig
 from babel_jax.errors import BadInput
 from babel_jax.model.decoder import abstract_params
-from babel_jax.model_folders.names import Place, is_stacked, tensor_name
+from babel_jax.model.parameters import Place, is_stacked
+from babel_jax.model_folders.names import tensor_name
 
 Shape = tuple[int, ...]
 

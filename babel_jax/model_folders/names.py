@@ -5,15 +5,9 @@
 
 import re
 
-Place = tuple[str, ...]
+from babel_jax.model.parameters import LAYERS, Place, is_stacked
 
-LAYERS: Place = ("model", "layers")
 _LAYER_NAME = re.compile(r"model\.layers\.(0|[1-9][0-9]*)\.(.+)")
-
-
-def is_stacked(place: Place) -> bool:
-    """Whether the leaf at `place` has the layer as its first axis."""
-    return place[: len(LAYERS)] == LAYERS
 
 
 def tensor_name(place: Place, layer: int | None) -> str:

@@ -20,8 +20,9 @@ from babel_jax.config import ModelConfig
 from babel_jax.distributed.agreement import agreed
 from babel_jax.errors import BadInput, one_line
 from babel_jax.files import PARTIAL, is_full, read_json, regular_file, sync_file, sync_folder, write_text
+from babel_jax.model.parameters import Place
 from babel_jax.model_folders.layout import Shape, check_shapes, leaf_shapes
-from babel_jax.model_folders.names import Place, tensor_place
+from babel_jax.model_folders.names import tensor_place
 from babel_jax.model_folders.safetensors_files import Specs
 from babel_jax.model_folders.safetensors_header import DTYPES
 

@@ -31,13 +31,13 @@ from babel_jax.data.windows.prepared import REPORT, open_prepared
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.bits_per_byte import TextToScore, class_means, scored_bits, text_to_score
 from babel_jax.evaluation.scoring import score
-from babel_jax.evaluation.tables import saved_figure
 from babel_jax.expansion.apply import expand_config, expanding
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
 from babel_jax.files import make_folder, read_json, write_text
 from babel_jax.model.flops import model_flops_per_token
 from babel_jax.model_folders.folder import load_params, open_folder
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
+from babel_jax.plots import saved_figure
 from babel_jax.run_files import AblationResult, StepLine, read_as, read_lines
 from babel_jax.studies.packed_text import encode
 from babel_jax.studies.sensitivity import layers_to_double, sensitivity

@@ -12,10 +12,10 @@ from babel_jax.config import Config
 from babel_jax.data.batches.mixture import Dataset, MixtureRow, make_mixture
 from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.errors import BadInput
-from babel_jax.evaluation.tables import saved_figure
 from babel_jax.files import make_folder, write_text
 from babel_jax.languages import LANGUAGES, Resource
-from babel_jax.training.run import plan_stages
+from babel_jax.plots import saved_figure
+from babel_jax.training.stages import plan_stages
 
 _WITHOUT_CAP = 1e15  # passes
 

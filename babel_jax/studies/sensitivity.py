@@ -21,11 +21,11 @@ from tqdm import tqdm
 from babel_jax.config import ModelConfig
 from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.evaluation.scoring import rows_of_batch
-from babel_jax.evaluation.tables import saved_figure
 from babel_jax.model.cross_entropy import target_logits
 from babel_jax.model.decoder import hidden_in_order, output_table
 from babel_jax.model.parallel import ROW_AXES
 from babel_jax.model.sharding import param_specs, placement_on
+from babel_jax.plots import saved_figure
 from babel_jax.studies.packed_text import EncodedText
 from babel_jax.training.loss import target_mask
 

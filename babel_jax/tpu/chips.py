@@ -1,44 +1,13 @@
-"""Published peak rates of TPU chips, and the names of topologies."""
+"""The names of TPU topologies, such as v5p:8x8x8."""
 
 import difflib
 import itertools
 import math
 import re
-from dataclasses import dataclass
 
 from babel_jax.errors import BadInput
+from babel_jax.hardware import CHIPS, Chip
 
-
-@dataclass(frozen=True)
-class Chip:
-    """Peak rates of one chip, dense; bytes and FLOPs a second. `ici` is what all its links to other chips carry one way, `dcn` its share
-    of its host's network. `capacity` is the HBM, in GiB, that the compiler gives to a program.
-
-    Source: the pages of cloud.google.com/tpu/docs for v4, v5e, v5p, v6e and tpu7x; ici of v5e and v6e is half of the bidirectional figure
-    there; dcn is that of the pod by its chips (v5e 6.4 and v6e 25.6 Tbps by 256), else of a 200 Gbps host by 4 chips, of tpu7x 100 Gbps.
-    Capacity: what libtpu 0.0.42 says when it runs out; of tpu7x, where that was not seen, the 192 GB published.
-    """
-
-    name: str
-    bf16: float
-    hbm: float
-    ici: float
-    dcn: float
-    capacity: float
-    devices: int = 1  # that JAX sees on a chip
-    torus: int = 2  # dimensions
-
-
-CHIPS = {
-    chip.name: chip
-    for chip in (
-        Chip("v4", 275e12, 1228e9, 300e9, 6.25e9, 30.75, 1, 3),
-        Chip("v5e", 197e12, 819e9, 200e9, 3.125e9, 15.75),
-        Chip("v5p", 459e12, 2765e9, 600e9, 6.25e9, 95.74, 1, 3),
-        Chip("v6e", 918e12, 1638e9, 400e9, 12.5e9, 31.25),
-        Chip("tpu7x", 2307e12, 7380e9, 1200e9, 12.5e9, 178.8, 2, 3),
-    )
-}
 _LARGEST = {"v4": (16, 16, 16), "v5e": (16, 16), "v5p": (16, 16, 24), "v6e": (16, 16), "tpu7x": (16, 16, 36)}
 
 

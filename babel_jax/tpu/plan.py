@@ -14,11 +14,12 @@ from babel_jax.config import Config, ModelConfig, Stage
 from babel_jax.errors import BadInput
 from babel_jax.expansion.apply import expand_config
 from babel_jax.expansion.plan import PRESET_SOURCES, plan_from_settings
+from babel_jax.hardware import CHIPS, Chip
 from babel_jax.model.decoder import count_parameters
 from babel_jax.model.flops import model_flops_per_token
 from babel_jax.model.parallel import WEIGHT_AXES
 from babel_jax.model_folders.folder import open_folder
-from babel_jax.tpu.chips import CHIPS, Chip, chip_of
+from babel_jax.tpu.chips import chip_of
 
 log = logging.getLogger("babel")
 _GIB = 2**30

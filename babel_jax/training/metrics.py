@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from babel_jax.config import ModelConfig
 from babel_jax.files import write_text
+from babel_jax.hardware import peak_flops
 from babel_jax.languages import CODES
 from babel_jax.model.flops import model_flops_per_token
 from babel_jax.run_files import StepLine, read_lines
@@ -27,31 +28,9 @@ from babel_jax.training.goodput import Goodput
 
 log = logging.getLogger("babel")
 
-# Dense bfloat16 peaks in FLOP/s of one JAX device, by the longest name that its `device_kind` begins with. TPU: the pages of each version
-# in Google Cloud's documentation (a tpu7x chip of 2307 TFLOP/s is two devices). GPU: NVIDIA's data sheets, without sparsity.
-_PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "TPU7x": 1153.5e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-}
 
 _SECONDS_BETWEEN_LINES = 30.0
 _STEPS_BETWEEN_COMPARISONS = 100
-
-
-def peak_flops(device_kind: str, devices: int) -> float | None:
-    """The dense bfloat16 peak of all devices together, or None where it is not known (CPU)."""
-    known = [name for name in _PEAK_FLOPS if device_kind.startswith(name)]
-    return _PEAK_FLOPS[max(known, key=len)] * devices if known else None
 
 
 class Metrics:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from babel_jax.config import OptimizerRule, OptimizerSettings, Schedule, ScheduleKind, Trained
 from babel_jax.errors import BadInput
-from babel_jax.model_folders.names import is_stacked
+from babel_jax.model.parameters import is_stacked
 
 
 def rule_of_each(settings: OptimizerSettings, params: PyTree[Array]) -> PyTree[OptimizerRule]:

@@ -5,7 +5,6 @@ import itertools
 import json
 import logging
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -17,7 +16,6 @@ from jaxtyping import Array, PyTree
 
 from babel_jax.config import Config, ModelConfig, OptimizerSettings, Stage, Trained
 from babel_jax.data.batches.loading import Batches
-from babel_jax.data.batches.mixture import Mixture, make_mixture, make_mixture_of_steps, tokens_per_window
 from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.distributed.agreement import agreed, meet
 from babel_jax.distributed.stopping import SaveTimes, stop_requests
@@ -33,41 +31,12 @@ from babel_jax.training.mesh import check_batch, everywhere, global_batch, make_
 from babel_jax.training.metrics import Metrics
 from babel_jax.training.optimizer import AdamW, learning_rate
 from babel_jax.training.run_state import Checkpoints, abstract_state, newest_step
+from babel_jax.training.stages import PlannedStage, plan_stages
 from babel_jax.training.step import Step, TrainState, compiled_step, initial_state, placed_state, state_shardings
 from babel_jax.training.watch import Watch
 
 log = logging.getLogger("babel")
 StageEnd = Callable[[Stage, ModelConfig, PyTree[Array]], None]
-
-
-class PlannedStage(NamedTuple):
-    """A stage with its first step in the run, the step after its last, its mixture, and the tokens that it reads, padding left out."""
-
-    stage: Stage
-    start: int
-    end: int
-    mixture: Mixture
-    tokens: int
-
-
-def plan_stages(config: Config) -> list[PlannedStage]:
-    """Budgets in steps and mixtures of all stages. Raises BadInput for a mixture that the prepared data cannot give."""
-    supplies = open_prepared(config.data.folder).supplies
-    available = {key: supply.tokens for key, supply in supplies.items()}
-    windows_per_step = config.training.global_batch_size
-    planned, start = [], 0
-    for stage in config.stages:
-        most = round(stage.max_passes * sum(available.values())) if stage.max_passes is not None else sys.maxsize
-        if stage.steps:
-            mixture, tokens = make_mixture_of_steps(supplies, stage.mixture, stage.steps * windows_per_step)
-            steps = stage.steps
-        if not stage.steps or tokens > most:
-            tokens = max(1, min(most, stage.tokens or most))
-            mixture = make_mixture(available, stage.mixture, tokens)
-            steps = max(1, round(tokens / (windows_per_step * tokens_per_window(mixture, supplies))))
-        planned.append(PlannedStage(stage, start, start + steps, mixture, tokens))
-        start += steps
-    return planned
 
 
 class Setup(NamedTuple):

@@ -1,7 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babel_jax.model_folders.names import LAYERS, is_stacked, tensor_name, tensor_names, tensor_place
+from babel_jax.model.parameters import LAYERS, is_stacked
+from babel_jax.model_folders.names import tensor_name, tensor_names, tensor_place
 
 words = st.from_regex(r"[a-z][a-z_]{0,12}", fullmatch=True)
 rest = st.lists(words, min_size=1, max_size=4).map(tuple)

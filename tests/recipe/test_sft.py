@@ -10,13 +10,14 @@ import pytest
 from babel_jax.cli import main
 from babel_jax.config import ModelConfig
 from babel_jax.config.file import configs_folder, load_config
+from babel_jax.data.sources.conversations import conversation_text
 from babel_jax.data.tokens.chat_format import open_chat_format
-from babel_jax.data.windows.conversations import conversation_text, conversation_windows
+from babel_jax.data.windows.conversations import conversation_windows
 from babel_jax.evaluation.bits_per_byte import conversations_to_score, scored_bits
 from babel_jax.evaluation.scoring import score
+from babel_jax.inference.generate import generate_text
 from babel_jax.inference.generation import generate
 from babel_jax.model_folders.folder import load_params, open_folder
-from babel_jax.recipe.recipe import generate_text
 from babel_jax.training.loss import summed_loss
 from babel_jax.training.mesh import make_mesh
 

@@ -11,10 +11,10 @@ import pytest
 from huggingface_hub import ModelCard
 
 from babel_jax.errors import BadInput
-from babel_jax.recipe.recipe import report_run
 from babel_jax.report.charts import averaged, layers, number, ticks
 from babel_jax.report.gate import gate_words, regression_gate
 from babel_jax.report.page import write_report
+from babel_jax.report.run_report import report_run
 
 _VOID = {"meta", "link", "br", "hr", "img", "input"}
 

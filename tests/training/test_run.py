@@ -20,8 +20,9 @@ from babel_jax.training import metrics, run
 from babel_jax.training.deepening import Depth, depths
 from babel_jax.training.goodput import goodput_of
 from babel_jax.training.metrics import Metrics
-from babel_jax.training.run import _note_text, plan_stages, train_stages
+from babel_jax.training.run import _note_text, train_stages
 from babel_jax.training.run_state import Checkpoints, read_json_lines
+from babel_jax.training.stages import plan_stages
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any, TypeVar
 
 from babel_jax.config import MixtureSettings, Strategy
+from babel_jax.data.windows.prepared import Supply
 from babel_jax.errors import BadInput
 from babel_jax.languages import CODES, LANGUAGES, Resource
 
@@ -26,19 +27,6 @@ class MixtureRow:
     tokens: int
     share: float
     epochs: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Supply:
-    """What there is of a dataset: `tokens` without padding, in so many windows."""
-
-    tokens: int
-    windows: float
-
-    @property
-    def tokens_per_window(self) -> float:
-        """The mean: fewer than a window holds, where conversations do not fill it."""
-        return self.tokens / self.windows
 
 
 @dataclasses.dataclass(frozen=True)

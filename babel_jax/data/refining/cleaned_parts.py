@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from babel_jax.config import CleaningSettings, DataSettings, Source
+from babel_jax.data.json_files import read_json
 from babel_jax.data.refining.cleaning import Cleaner
 from babel_jax.data.refining.decontamination import evaluation_text
 from babel_jax.data.refining.shards import ShardWriter, json_lines, part_files
@@ -21,7 +22,6 @@ from babel_jax.data.sources.origins import changed_text, origin_of
 from babel_jax.data.sources.records import parts
 from babel_jax.data.sources.rows import RowCounts, read_rows
 from babel_jax.data.sources.streams import BadRowError
-from babel_jax.data.windows.prepared import read_json
 from babel_jax.files import PARTIAL, explain_os_errors, write_text
 
 DUPLICATES = "duplicates.json"  # beside the parts of a language, once its duplicates have been removed

@@ -13,13 +13,13 @@ from typing import Any
 from tqdm import tqdm
 
 from babel_jax.config import DataSettings
+from babel_jax.data.json_files import read_json
 from babel_jax.data.refining.cleaned_parts import clean_part, cleaned_folder, cleaning_tasks, forget_other_text, sources_of
 from babel_jax.data.refining.decontamination import evaluation_text
 from babel_jax.data.refining.duplicates import RemovalTask, pair_bucket, pairing_tasks, remove_duplicates
 from babel_jax.data.refining.engines import Workers
 from babel_jax.data.refining.shards import SKETCHES, part_counts, shards_of
 from babel_jax.data.sources.rows import Row, RowCounts
-from babel_jax.data.windows.prepared import read_json
 from babel_jax.files import explain_os_errors
 
 

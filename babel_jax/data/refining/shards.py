@@ -25,9 +25,9 @@ import pyarrow.parquet
 import zstandard
 
 from babel_jax.config import DeduplicationSettings
+from babel_jax.data.json_files import read_json
 from babel_jax.data.refining.deduplication import band_keys, digests, signatures
 from babel_jax.data.sources.rows import Row
-from babel_jax.data.windows.prepared import read_json
 from babel_jax.errors import BadInput
 from babel_jax.files import PARTIAL
 

@@ -14,7 +14,7 @@ _SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 
 def embedded_folder() -> Path:
     """Where the package keeps its own text: `xx.jsonl` with keys id, kind and text; ids are the same in all languages (parallel)."""
-    return Path(str(files("babel_jax.data"))) / "corpus"
+    return Path(str(files("babel_jax.data.sources"))) / "corpus"
 
 
 def embedded_corpus() -> dict[str, list[Row]]:

@@ -1,6 +1,7 @@
 """The text of web pages, made in a process of its own: the parser takes minutes for some pages of strangers, and may end its process.
 
-`python -m babel_jax.data.sources.html_text` is that process: it reads pages and writes texts, each after its length (8 bytes, little-endian).
+`python -m babel_jax.data.sources.html_text` is that process: it reads pages and writes texts. Before each text
+comes its length in 8 bytes, little-endian.
 """
 
 import atexit

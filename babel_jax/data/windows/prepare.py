@@ -20,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from babel_jax.config import BadRows, DataSettings, Engine, Settings, Source
+from babel_jax.data.json_files import read_json
 from babel_jax.data.refining.cleaned_parts import cleaned_folder, remove_aside, sources_of
 from babel_jax.data.refining.engines import open_workers
 from babel_jax.data.refining.refinement import refine, refined_counts, refined_rows
@@ -31,7 +32,7 @@ from babel_jax.data.tokens.chat_format import ChatFormat, open_chat_format
 from babel_jax.data.tokens.tokenizers import Tokenizer, open_tokenizer
 from babel_jax.data.windows.conversations import conversation_windows
 from babel_jax.data.windows.packing import pack
-from babel_jax.data.windows.prepared import COUNTS, REPORT, SETTINGS, dataset_folder, heldout_file, language_file, read_json
+from babel_jax.data.windows.prepared import COUNTS, REPORT, SETTINGS, dataset_folder, heldout_file, language_file
 from babel_jax.data.windows.storage import MASKED_FIELDS, write_windows
 from babel_jax.data.windows.survey import Survey, survey
 from babel_jax.digests import SUMS, file_sum, write_sums

@@ -16,8 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from babel_jax import files
-from babel_jax.data.batches.mixture import Supply
+from babel_jax.data.json_files import read_json
 from babel_jax.data.sources.rows import Row
 from babel_jax.data.tokens.tokenizers import Tokenizer
 from babel_jax.digests import file_sum
@@ -39,6 +38,19 @@ def language_file(folder: Path, language: str) -> Path:
 def heldout_file(folder: Path, language: str) -> Path:
     """Where the held-out text of a language is."""
     return folder / "heldout" / f"{language}.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Supply:
+    """What there is of a dataset: `tokens` without padding, in so many windows."""
+
+    tokens: int
+    windows: float
+
+    @property
+    def tokens_per_window(self) -> float:
+        """The mean: fewer than a window holds, where conversations do not fill it."""
+        return self.tokens / self.windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,15 +159,3 @@ def open_prepared(folder: Path | str) -> PreparedData:
     if absent:
         raise BadInput(f"{absent[0]}: missing; remove the folder {folder} and run `babel prepare` again")
     return prepared
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises BadInput when it cannot be read."""
-    try:
-        values = files.read_json(path)
-        if isinstance(values, dict):
-            return values
-        problem = "not an object"
-    except (OSError, ValueError) as error:
-        problem = str(error)
-    raise BadInput(f"{path}: not readable JSON ({problem}); remove the folder {path.parent} and run `babel prepare` again")

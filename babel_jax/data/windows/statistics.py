@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from babel_jax.config import Source
-from babel_jax.data.windows.prepared import SETTINGS, PreparedData, open_prepared, read_json
+from babel_jax.data.json_files import read_json
+from babel_jax.data.windows.prepared import SETTINGS, PreparedData, open_prepared
 from babel_jax.errors import one_line
 from babel_jax.files import write_text
 from babel_jax.languages import LANGUAGES

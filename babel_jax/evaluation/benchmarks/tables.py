@@ -8,8 +8,8 @@ from typing import Any
 
 from babel_jax.evaluation.benchmarks.data import BITS_PER_BYTE, SOURCES
 from babel_jax.evaluation.items import GROUPS, means_of
-from babel_jax.evaluation.tables import saved_figure
 from babel_jax.languages import CODES, LANGUAGES, Resource, codes_of
+from babel_jax.plots import saved_figure
 
 TITLES = {
     "mmmlu": "MMMLU", "m3exam": "M3Exam", "xcopa": "XCOPA", "mgsm": "MGSM", "xnli": "XNLI", "flores200": "Flores-200",

@@ -6,7 +6,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from babel_jax.config import MixtureSettings, Strategy
-from babel_jax.data.batches.mixture import Supply, make_mixture, make_mixture_of_steps, water_fill
+from babel_jax.data.batches.mixture import make_mixture, make_mixture_of_steps, water_fill
+from babel_jax.data.windows.prepared import Supply
 from babel_jax.errors import BadInput
 from babel_jax.languages import CODES, LANGUAGES, Resource
 

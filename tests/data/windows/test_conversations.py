@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from babel_jax.config import DataSettings, Source
 from babel_jax.config.file import parse_settings
+from babel_jax.data.sources.conversations import conversation_text
 from babel_jax.data.tokens.chat_format import open_chat_format
-from babel_jax.data.windows.conversations import conversation_text, conversation_windows
+from babel_jax.data.windows.conversations import conversation_windows
 from babel_jax.data.windows.packing import best_fit
 from babel_jax.data.windows.prepare import prepare
 from babel_jax.data.windows.prepared import dataset_folder, open_prepared

@@ -1,0 +1,59 @@
+"""Published peak rates of the chips that this project runs on: the one table."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Peak rates of one TPU chip, dense; bytes and FLOPs a second.
+
+    `ici` is what all links of the chip to other chips carry one way, `dcn` the chip's share of its host's network. `capacity` is the HBM,
+    in GiB, that the compiler gives to a program. `devices` is how many devices JAX sees on a chip, `torus` the dimensions of a slice.
+    `kinds` are the beginnings of `jax.Device.device_kind`.
+
+    Source: the pages of cloud.google.com/tpu/docs for v4, v5e, v5p, v6e and tpu7x; ici of v5e and v6e is half of the bidirectional figure
+    there; dcn is that of the pod by its chips (v5e 6.4 and v6e 25.6 Tbps by 256), else of a 200 Gbps host by 4 chips, of tpu7x 100 Gbps.
+    Capacity: what libtpu 0.0.42 says when it runs out; of tpu7x, where that was not seen, the 192 GB published.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    bf16: float
+    hbm: float
+    ici: float
+    dcn: float
+    capacity: float
+    devices: int = 1
+    torus: int = 2
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", ("TPU v4",), 275e12, 1228e9, 300e9, 6.25e9, 30.75, 1, 3),
+        Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 819e9, 200e9, 3.125e9, 15.75),
+        Chip("v5p", ("TPU v5",), 459e12, 2765e9, 600e9, 6.25e9, 95.74, 1, 3),
+        Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 1638e9, 400e9, 12.5e9, 31.25),
+        Chip("tpu7x", ("TPU7x",), 2307e12, 7380e9, 1200e9, 12.5e9, 178.8, 2, 3),
+    )
+}
+
+# Dense bfloat16 peaks in FLOP/s of NVIDIA's data sheets, without sparsity, by the beginning of `device_kind`.
+_GPU_PEAK_FLOPS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
+
+
+def peak_flops(device_kind: str, devices: int) -> float | None:
+    """The dense bfloat16 peak, in FLOP/s, of that many JAX devices together; None where it is not known (CPU)."""
+    peaks = dict(_GPU_PEAK_FLOPS)
+    for chip in CHIPS.values():
+        for kind in chip.kinds:
+            peaks[kind] = chip.bf16 / chip.devices
+    known = [kind for kind in peaks if device_kind.startswith(kind)]
+    # The longest one: "TPU v5 lite" is no "TPU v5".
+    return peaks[max(known, key=len)] * devices if known else None

@@ -1,0 +1,69 @@
+"""Whose run a folder is: the config in it, and what may change between two starts."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from babel_jax.config import CHANGEABLE, Config
+from babel_jax.config.file import parse_settings, read_toml
+from babel_jax.distributed.agreement import agreed, first_text, same_on_all
+from babel_jax.distributed.lease import NAME as LEASE
+from babel_jax.errors import BadInput
+from babel_jax.files import PARTIAL
+from babel_jax.training.run_state import newest_step
+
+
+def check_same(config: Config) -> None:
+    """Raises BadInput on all processes where one was started with another config than process 0: they would wait for ever."""
+    mine = config.model_dump(mode="json")
+    if same_on_all(json.dumps(mine)):
+        return
+    first = json.loads(first_text(json.dumps(mine)))
+    with agreed():
+        if changed := _differences(first, mine):
+            raise BadInput(
+                f"the processes were started with different configs: not as in process 0 is {', '.join(changed)}; give all the same"
+            )
+
+
+def claim(run_folder: Path, config: Config) -> None:
+    """Writes the resolved config into the run folder, or checks it against the one that stands there.
+
+    One from which nothing was computed yet, as after a mistake in it, is replaced, and so is one that deepens the model at other steps
+    than those that were taken, or has another mesh.
+    """
+    path = run_folder / "config.toml"
+    if not path.is_file() and any(not file.name.endswith((PARTIAL, LEASE)) for file in run_folder.iterdir()):
+        raise BadInput(f"{run_folder}: not empty and not a run folder (it has no config.toml); give another out")
+    if not any((run_folder / name).exists() for name in ("evaluation", "metrics.jsonl", "summary.json")):
+        config.save(path)
+        return
+    before = parse_settings(Config, {**read_toml(path), "out": config.out}, str(path))
+    finished = (run_folder / "summary.json").is_file()
+    steps = sys.maxsize if finished else newest_step(run_folder / "checkpoints")
+    if _until(before, steps) == _until(config, steps):
+        if before != config and not finished:
+            config.save(path)
+    else:
+        may_change = tuple(f"training.{name}" for name in CHANGEABLE)
+        changed = _differences(before.model_dump(mode="json"), config.model_dump(mode="json"))
+        changed = [name for name in changed if not name.startswith(may_change)]
+        raise BadInput(f"{run_folder}: begun with another {', '.join(changed)}; give another out, or the settings of {path}")
+
+
+def _until(config: Config, step: int) -> Config:
+    """The config without the deepenings that a run of so many steps has not come to, nor what may change from one start to the next."""
+    training = config.training.model_copy(update=dict.fromkeys(CHANGEABLE))
+    deepen = tuple(deepening for deepening in config.deepen if deepening.step < step)
+    return config.model_copy(update={"training": training, "deepen": deepen})
+
+
+def _differences(before: Any, now: Any, key: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted({*before, *now})
+        return [found for name in names for found in _differences(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))]
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = enumerate(zip(before, now, strict=True))
+        return [found for number, (one, other) in pairs for found in _differences(one, other, f"{key}.{number}")]
+    return [] if before == now else [key]

@@ -1,0 +1,38 @@
+"""The stages of a run in steps: budgets and mixtures."""
+
+import sys
+from typing import NamedTuple
+
+from babel_jax.config import Config, Stage
+from babel_jax.data.batches.mixture import Mixture, make_mixture, make_mixture_of_steps, tokens_per_window
+from babel_jax.data.windows.prepared import open_prepared
+
+
+class PlannedStage(NamedTuple):
+    """A stage with its first step in the run, the step after its last, its mixture, and the tokens that it reads, padding left out."""
+
+    stage: Stage
+    start: int
+    end: int
+    mixture: Mixture
+    tokens: int
+
+
+def plan_stages(config: Config) -> list[PlannedStage]:
+    """Budgets in steps and mixtures of all stages. Raises BadInput for a mixture that the prepared data cannot give."""
+    supplies = open_prepared(config.data.folder).supplies
+    available = {key: supply.tokens for key, supply in supplies.items()}
+    windows_per_step = config.training.global_batch_size
+    planned, start = [], 0
+    for stage in config.stages:
+        most = round(stage.max_passes * sum(available.values())) if stage.max_passes is not None else sys.maxsize
+        if stage.steps:
+            mixture, tokens = make_mixture_of_steps(supplies, stage.mixture, stage.steps * windows_per_step)
+            steps = stage.steps
+        if not stage.steps or tokens > most:
+            tokens = max(1, min(most, stage.tokens or most))
+            mixture = make_mixture(available, stage.mixture, tokens)
+            steps = max(1, round(tokens / (windows_per_step * tokens_per_window(mixture, supplies))))
+        planned.append(PlannedStage(stage, start, start + steps, mixture, tokens))
+        start += steps
+    return planned
