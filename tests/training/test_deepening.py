@@ -6,7 +6,7 @@ import pytest
 from flax import traverse_util
 
 from babel_jax.errors import BadInput
-from babel_jax.recipe.recipe import _claim
+from babel_jax.recipe.claim import claim
 from babel_jax.training.deepening import depth_at, depths, expand_state
 from babel_jax.training.optimizer import AdamW
 from babel_jax.training.run import train_stages
@@ -130,15 +130,15 @@ def test_what_cannot_be_is_said(train, tmp_path, deepenings, says):
 
 def test_a_run_may_be_deepened_as_long_as_it_has_not_come_to_the_step(run_config, tmp_path):
     first, later, other = (run_config(tmp_path, deepen=[deepen(4, append=1), *more]) for more in ([], [deepen(6)], [deepen(7)]))
-    _claim(tmp_path, first)
+    claim(tmp_path, first)
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "checkpoints" / "6").mkdir(parents=True)
-    _claim(tmp_path, later)
-    _claim(tmp_path, other)
+    claim(tmp_path, later)
+    claim(tmp_path, other)
     (tmp_path / "checkpoints" / "8").mkdir()
-    _claim(tmp_path, other)
+    claim(tmp_path, other)
     for changed in (first, later):
         with pytest.raises(BadInput, match="begun with another deepen"):
-            _claim(tmp_path, changed)
+            claim(tmp_path, changed)
     with pytest.raises(BadInput, match="begun with another"):
-        _claim(tmp_path, other.model_copy(update={"seed": 1}))
+        claim(tmp_path, other.model_copy(update={"seed": 1}))
