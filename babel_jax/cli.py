@@ -21,8 +21,9 @@ from babel_jax.commands import corpus, evaluation, models, pods, quality, report
 from babel_jax.commands.parsing import Run
 from babel_jax.distributed import cluster
 from babel_jax.distributed.signals import INTERRUPTED, end_at_once, interruptible, say
-from babel_jax.errors import BadInput, Preempted, json_printable, one_line, printable
+from babel_jax.errors import BadInput, Preempted, json_printable, one_line, printable, shown
 from babel_jax.files import os_error_line
+from babel_jax.sending import settle_all
 
 # Once for each write that is under way when another one has failed.
 _CLOSED_LOOP = "Event loop is closed"
@@ -52,6 +53,7 @@ def _main(arguments: list[str] | None) -> int:
     try:
         with _log_shown():
             result = options.run(options)
+            settle_all()
     except BadInput as error:
         _print(f"babel: {error}\n", sys.stderr)
         return cluster.leave(2)
@@ -84,6 +86,7 @@ def _main(arguments: list[str] | None) -> int:
 
 def _print(text: str, stream: TextIO) -> int:
     """Writes text at once and gives the exit status. Where nobody reads it any more (`| head`, a closed terminal), it is dropped."""
+    text = shown(text)
     try:
         stream.write(text)
         stream.flush()
@@ -139,7 +142,7 @@ class _Printable(logging.Formatter):
     """Log records without characters that a terminal obeys."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return printable(shown(super().format(record)))
 
 
 def _parser() -> argparse.ArgumentParser:

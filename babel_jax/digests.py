@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from babel_jax.errors import BadInput, one_line
-from babel_jax.files import open_regular, read_text, write_text
+from babel_jax.files import make_folder, open_regular, read_text, write_text
 from babel_jax.new_folders import Progress
+from babel_jax.places import UNFINISHED, listing, open_stored, pull, sizes_of, url_of
 
 SUMS = "SHA256SUMS"
 MOST_LIST_BYTES = 256 * 2**20  # some two million files
@@ -31,9 +32,12 @@ class Checked:
     damaged: Mapping[Path, str]
 
 
-def file_sum(path: Path, below: Path | None = None) -> str:
-    """The SHA-256 of a regular file, in hex; memory does not depend on its size. `below` is as for `open_regular`."""
-    with open_regular(path, below) as file:
+def file_sum(path: Path, below: Path | None = None, stored: bool = True) -> str:
+    """The SHA-256 of a regular file, in hex; memory does not depend on its size. `below` is as for `open_regular`.
+
+    Of a file in a bucket the bytes there are read, and with `stored` False those of the working copy.
+    """
+    with open_regular(path, below) if not stored or url_of(path) is None else open_stored(path) as file:
         # By its type a BinaryIO has no readinto; every file that is opened has.
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
@@ -45,13 +49,14 @@ def is_list(path: Path) -> bool:
 
 def files_below(folder: Path) -> list[Path]:
     """The files below a folder, without lists, hidden files and the mark of a folder that is being filled."""
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
-    return [path for path in found if not is_list(path) and path.name != Progress.NAME]
+    found = (path for path in listing(folder) if not path.name.startswith("."))
+    return [path for path in found if not is_list(path) and path.name not in (Progress.NAME, UNFINISHED)]
 
 
 def write_sums(folder: Path, files: Iterable[Path] | None = None, name: str = SUMS) -> None:
     """Writes the list `name` of some files below a folder; without `files`, of all."""
     chosen = sorted(files_below(folder) if files is None else files)
+    make_folder(folder)  # the working copy of one that another library writes into a bucket
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         sums = list(pool.map(file_sum, chosen))
     write_text(folder / name, "".join(_line(found, path.relative_to(folder)) for path, found in zip(chosen, sums, strict=True)))
@@ -80,7 +85,8 @@ def read_sums(path: Path) -> dict[Path, str]:
 
 def lists_below(folder: Path) -> list[Path]:
     """The lists in a folder and below."""
-    return sorted(path for path in folder.rglob(f"{SUMS}*") if is_list(path) and path.is_file())
+    pull(folder, lambda name: is_list(Path(name)))
+    return [path for path in listing(folder) if is_list(path)]
 
 
 def check_sums(
@@ -88,10 +94,12 @@ def check_sums(
     below: Path,
     mine: Callable[[Mapping[Path, int]], Iterable[Path]] | None = None,
     seen: Callable[[int], object] = lambda size: None,
+    stored: bool = True,
 ) -> Checked:
     """Compares files with lists of them. Links that lead out of the folder `below` are not followed.
 
     `mine` picks, of all files with their sizes, the ones to read: several processes share them. `seen` is told the bytes of each file read.
+    Of a folder in a bucket the files there are read, and with `stored` False those of the working copy.
     """
     wanted: dict[Path, str] = {}
     damaged: dict[Path, str] = {}
@@ -100,11 +108,11 @@ def check_sums(
             wanted |= read_sums(path)
         except (BadInput, OSError) as error:
             damaged[path] = one_line(error)
-    sizes = {path: path.stat().st_size for path in wanted if path.is_file()}
+    sizes = sizes_of(wanted, below, stored)
     damaged |= {path: "missing" for path in wanted if path not in sizes}
     chosen = list(sizes if mine is None else mine(sizes))
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        reasons = pool.map(lambda path: _difference(path, wanted[path], below), chosen)
+        reasons = pool.map(lambda path: _difference(path, wanted[path], below, stored), chosen)
         for path, reason in zip(chosen, reasons, strict=True):
             seen(sizes[path])
             if reason is not None:
@@ -118,10 +126,10 @@ def unlisted(folder: Path, lists: Sequence[Path]) -> list[Path]:
     return [path for path in files_below(folder) if path not in listed]
 
 
-def _difference(path: Path, wanted: str, below: Path) -> str | None:
+def _difference(path: Path, wanted: str, below: Path, stored: bool) -> str | None:
     try:
-        return None if file_sum(path, below) == wanted else "not the bytes that were written"
-    except (OSError, BadInput) as error:
+        return None if file_sum(path, below, stored) == wanted else "not the bytes that were written"
+    except Exception as error:  # also whatever the packages behind fsspec raise
         return one_line(error)
 
 

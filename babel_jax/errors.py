@@ -4,7 +4,20 @@ import re
 
 LONGEST_LINE = 2_000  # characters of a message
 _LINE_ENDS = re.compile(r"[ \t]*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+_SHOWN_AS: dict[str, str] = {}  # of paths that stand for something else
 _JOINERS = "\u200c\u200d"  # format characters that Persian, Hindi and others need, and that move nothing on a terminal
+
+
+def show_as(path: str, name: str) -> None:
+    """Names a path otherwise in all that is told and kept: the URL of a bucket in place of its working copy here."""
+    _SHOWN_AS[path] = name
+
+
+def shown(text: str) -> str:
+    """Text with paths named as `show_as` says."""
+    for path, name in _SHOWN_AS.items():
+        text = text.replace(path, name)
+    return text
 
 
 def printable(text: str) -> str:
@@ -51,7 +64,7 @@ class BadInput(ValueError):
     """
 
     def __init__(self, message: object):
-        super().__init__(one_line(message))
+        super().__init__(one_line(shown(str(message))))
 
 
 class Preempted(BaseException):

@@ -14,13 +14,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from babel_jax.errors import BadInput, one_line
+from babel_jax.errors import BadInput, one_line, shown
+from babel_jax.places import PARTIAL, url_of
+from babel_jax.sending import push
 
 MOST_TEXT_BYTES = 16 * 2**20  # of a file that is read whole, where the caller names no other bound
 MOST_LINE_BYTES = 16 * 2**20  # of a file of JSON lines that this program or a server writes
 MOST_DEPTH = 200  # nested lists and objects of a JSON value
 MOST_DIGITS = 100  # of a whole number in JSON; transformers itself writes one of 31 digits (model_max_length)
-PARTIAL = ".partial"
 LEFT_SECONDS = 3600  # after which a file that is being written beside its name was left by a killed process
 _FICLONE = 0x40049409  # Linux, ioctl_ficlone(2): XFS, Btrfs and others
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -186,12 +187,15 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces `path` by `text` (UTF-8) in one step."""
-    write_bytes(path, text.encode("utf-8"))
+    """Replaces `path` by `text` (UTF-8) in one step. A text for a bucket names no paths of the working copy."""
+    write_bytes(path, (text if url_of(path) is None else shown(text)).encode("utf-8"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replaces `path` by `data` in one step. Two processes that write one file do not meet: each has a file of its own until then."""
+    """Replaces `path` by `data` in one step, in a bucket too where `path` is in its working copy.
+
+    Two processes that write one file do not meet: each has a file of its own until then.
+    """
     with explain_os_errors(path):
         if path.is_dir() or not path.parent.is_dir():
             raise BadInput(f"{path}: " + ("a folder; give the name of a file" if path.is_dir() else f"there is no folder {path.parent}"))
@@ -206,6 +210,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             partial.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+    push(path)
 
 
 def _new_file_beside(path: Path) -> tuple[Path, BinaryIO]:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from babel_jax import sending
 from babel_jax.errors import BadInput
 from babel_jax.files import (
     LEFT_SECONDS,
@@ -75,6 +76,7 @@ def new_folder(final: Path) -> Iterator[Path]:
     make_folder(final.parent)
     with explain_os_errors(final):
         _remove_leftovers(final)
+        sending.begin(final)
         partial = unguessable(final)
         partial.mkdir()
         try:
@@ -83,6 +85,7 @@ def new_folder(final: Path) -> Iterator[Path]:
                 _move_into_place(partial, final)
         except BaseException:
             _remove(partial)
+            sending.abandon(final)
             raise
 
 
@@ -120,9 +123,10 @@ def _begins_with(mark: Path, fingerprint: str) -> bool:
 
 def check_free(final: Path) -> None:
     """Raises BadInput when there is something under the name of a folder to be made."""
+    taken = sending.is_taken(final)
     try:
         final.with_name(final.name + PARTIAL).is_symlink()  # that name too must be possible
-        taken = final.is_symlink() or (final.exists() and not (final.is_dir() and not any(final.iterdir())))
+        taken = taken or final.is_symlink() or (final.exists() and not (final.is_dir() and not any(final.iterdir())))
     except OSError as error:
         raise BadInput(f"{final}: no folder can be made here ({error.strerror}); give another place") from None
     if taken:
@@ -165,6 +169,7 @@ def _move_into_place(partial: Path, final: Path) -> None:
         else:
             sync_folder(file)
     sync_folder(partial)
+    sending.publish(partial, final)
     try:
         if final.exists():
             final.rmdir()
@@ -252,12 +257,14 @@ def resumable_folder(final: Path, fingerprint: str) -> Iterator[tuple[Path, Prog
             raise BadInput(f"{final}: another process has just made it") from None
         try:
             check_free(final)  # again: another process may have finished before the lock was ours
+            sending.begin(final)
             yield partial, progress
             _move_into_place(partial, final)
         except BaseException as error:
             bad = isinstance(error, BadInput) and not isinstance(error, Unverified)
             if bad or not progress.done:
                 _remove(partial)
+                sending.abandon(final)
             raise
         finally:
             progress.close()

@@ -9,6 +9,7 @@ from babel_jax.errors import BadInput
 from babel_jax.files import open_regular, parse_json, read_json
 
 MOST_LINE_BYTES = 16 * 2**20
+RAW = ("checkpoints", "compiled")  # of a run folder in a bucket: written there by Orbax and JAX themselves
 
 
 class _Part(BaseModel):
@@ -136,6 +137,11 @@ class AblationResult(_Part):
     seed: int
     before: dict[str, float]
     after: dict[str, float] = {}
+
+
+def is_beside_checkpoints(name: str) -> bool:
+    """Whether a file of a run folder, by its name there, is one that a run has on disk too, where the folder is in a bucket."""
+    return name.split("/")[0] not in RAW and name != "lease.json" and not name.endswith(".safetensors")
 
 
 def read_as(path: Path, kind: Any) -> Any:

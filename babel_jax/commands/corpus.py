@@ -1,16 +1,16 @@
 """The corpus: mixture, statistics."""
 
 import argparse
-from pathlib import Path
 
 from babel_jax.commands.parsing import Commands, Result
 
 
 def _mixture(options: argparse.Namespace) -> Result:
     from babel_jax.config.file import load_config
+    from babel_jax.sending import output
     from babel_jax.studies.mixtures import mixture_report
 
-    return mixture_report(load_config(options.config, tuple(options.set)), Path(options.out))
+    return mixture_report(load_config(options.config, tuple(options.set)), output(options.out))
 
 
 def _statistics(options: argparse.Namespace) -> Result:

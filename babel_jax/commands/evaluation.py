@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 
 from babel_jax.commands.parsing import Commands, Result, count, positive, words
+from babel_jax.places import place
+from babel_jax.sending import output
 
 
 def _evaluate(options: argparse.Namespace) -> Result:
@@ -17,10 +19,10 @@ def _evaluate(options: argparse.Namespace) -> Result:
         limit=options.limit,
         max_bytes=options.max_bytes,
         chat=options.chat,
-        trained_in=Path(options.contamination) if options.contamination else None,
+        trained_in=place(options.contamination) if options.contamination else None,
     )
     benchmarks = request.tasks != ("bits_per_byte",)
-    out = Path(options.out) if options.out else Path("runs/evaluation") if benchmarks else None
+    out = output(options.out) if options.out else Path("runs/evaluation") if benchmarks else None
     return evaluate(options.model, options.baseline, request, out)
 
 

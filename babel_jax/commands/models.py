@@ -69,18 +69,20 @@ def _transfer_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sensitivity(options: argparse.Namespace) -> Result:
+    from babel_jax.sending import output
     from babel_jax.studies.sensitivity_report import sensitivity_report
 
-    return sensitivity_report(options.model, options.data, options.languages, options.max_bytes or _MAX_BYTES, Path(options.out))
+    return sensitivity_report(options.model, options.data, options.languages, options.max_bytes or _MAX_BYTES, output(options.out))
 
 
 def _ablate(options: argparse.Namespace) -> Result:
+    from babel_jax.places import on_disk
     from babel_jax.studies.ablation import DEFAULT, ablate
 
     return ablate(
         options.model,
         options.data,
-        Path(options.out),
+        on_disk(options.out, "the folder of an ablation"),
         variants=options.variants or DEFAULT,
         new_layers=options.new_layers,
         tokens=options.tokens,

@@ -1,15 +1,15 @@
 """What a run says of itself: report."""
 
 import argparse
-from pathlib import Path
 
 from babel_jax.commands.parsing import Commands, Result, percent
 
 
 def _report(options: argparse.Namespace) -> Result:
+    from babel_jax.places import on_disk, place
     from babel_jax.report.run_report import report_run
 
-    return report_run(Path(options.run_folder), Path(options.out) if options.out else None, options.tolerance)
+    return report_run(place(options.run_folder), on_disk(options.out, "the page") if options.out else None, options.tolerance)
 
 
 def declare(command: Commands) -> None:

@@ -1,7 +1,6 @@
 """Runs: demo, prepare, train, sft."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from babel_jax.commands.parsing import Commands, Result, steps
@@ -12,9 +11,10 @@ if TYPE_CHECKING:
 
 
 def _demo(options: argparse.Namespace) -> Result:
+    from babel_jax.places import on_disk
     from babel_jax.recipe.demo import demo
 
-    return demo(Path(options.out), corpus=options.corpus, base=options.base)
+    return demo(on_disk(options.out, "the demo's folder"), corpus=options.corpus, base=options.base)
 
 
 def _prepare(options: argparse.Namespace) -> Result:

@@ -1,15 +1,15 @@
 """Whether files are as they were written: verify."""
 
 import argparse
-from pathlib import Path
 
 from babel_jax.commands.parsing import Commands, Result
 
 
 def _verify(options: argparse.Namespace) -> Result:
+    from babel_jax.places import place
     from babel_jax.recipe.integrity import verify_folder
 
-    return verify_folder(Path(options.folder))
+    return verify_folder(place(options.folder))
 
 
 def declare(command: Commands) -> None:

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from babel_jax.errors import BadInput
+from babel_jax.buckets import explain, kvstore
+from babel_jax.errors import BadInput, one_line
 from babel_jax.files import only_process_in, read_json, write_text
+from babel_jax.places import url_of
 
 log = logging.getLogger("babel")
 
@@ -30,8 +32,12 @@ def leased(folder: Path, beat: float = _SECONDS_BETWEEN_BEATS) -> Iterator[None]
     On this host a lock says so at once, and goes with its process. For other hosts, whose locks a network disk may not show, and on disks
     without locks, the holder writes a new number into lease.json every `beat` seconds: a lease whose number stands still for eight beats
     is of a job that was killed, and is taken over. Clocks of hosts are not compared. A holder that finds itself replaced, as it or its
-    disk had hung, ends the process.
+    disk had hung, ends the process. In a bucket every write is on the condition that nobody else has written since.
     """
+    if (url := url_of(folder)) is not None:
+        with _leased_in_bucket(url, beat):
+            yield
+        return
     with only_process_in(folder) as locked:
         path, holder, ended = folder / NAME, uuid.uuid4().hex, threading.Event()
         if not locked and not path.is_file():
@@ -113,6 +119,82 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _write(path: Path, holder: str, beat: int) -> None:
     write_text(path, _lease(holder, beat))
+
+
+@contextlib.contextmanager
+def _leased_in_bucket(url: str, beat: float) -> Iterator[None]:
+    holder, ended = uuid.uuid4().hex, threading.Event()
+    with explain(url, "written"):
+        store = kvstore(url)
+        before = store.read(NAME).result()
+        found = _parsed(before.value)
+        if found is not None and not _is_over(found, locked=False):
+            before = _silent_in_bucket(store, url, before, beat)
+        generation = _exchanged(store, before.stamp.generation, _lease(holder, 0))
+        now = store.read(NAME).result()
+        if (other := _parsed(now.value) or {}).get("holder") == holder:
+            generation = now.stamp.generation  # also where the answer to our write was lost
+        else:
+            raise BadInput(f"{url}: another job has just begun in it (on {other.get('host')}); wait for that one, or give another out")
+    held = [generation or b""]
+    keeper = threading.Thread(target=_keep_in_bucket, args=(store, url, holder, held, beat, ended), name="lease", daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        keeper.join()
+        with contextlib.suppress(ValueError):  # it then ends by its silence
+            store.write(NAME, None, if_equal=held[0]).result()
+
+
+def _exchanged(store: Any, generation: bytes, text: str) -> bytes | None:
+    """The generation of the lease that was written in place of the one of `generation`; None where that is not there any more."""
+    return store.write(NAME, text.encode(), if_equal=generation).result().generation or None
+
+
+def _silent_in_bucket(store: Any, url: str, before: Any, beat: float) -> Any:
+    """The lease as it is once its job has given no sign of life for long. Raises BadInput where it gives one."""
+    found = _parsed(before.value) or {}
+    log.info("%s/%s: of a job on %s; waiting %.0f s for a sign of life", url, NAME, found.get("host"), beat * _BEATS_OF_PATIENCE)
+    until = time.monotonic() + beat * _BEATS_OF_PATIENCE
+    while time.monotonic() < until:
+        time.sleep(beat / 4)
+        now = store.read(NAME).result()
+        if now.state == "missing":
+            return now
+        if now.stamp.generation != before.stamp.generation:
+            raise BadInput(
+                f"{url}: another job is at work in it (process {found.get('process')} on {found.get('host')}); wait for that one, or give "
+                "another out"
+            )
+    return before
+
+
+def _keep_in_bucket(store: Any, url: str, holder: str, held: list[bytes], beat: float, ended: threading.Event) -> None:
+    number = 0
+    while not ended.wait(beat):
+        number += 1
+        try:
+            generation = _exchanged(store, held[0], _lease(holder, number))
+            if generation is None:
+                # A write whose answer was lost is ours all the same.
+                now = store.read(NAME).result()
+                if (found := _parsed(now.value) or {}).get("holder") != holder:
+                    print(f"babel: {url}: taken over by a job on {found.get('host')}; this one ends", file=sys.stderr, flush=True)
+                    os._exit(2)
+                generation = now.stamp.generation
+            held[0] = generation
+        except ValueError as error:  # as TensorStore raises for whatever it meets
+            log.warning("%s/%s: %s", url, NAME, one_line(error, 200))
+
+
+def _parsed(data: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _lease(holder: str, beat: int) -> str:

@@ -22,6 +22,7 @@ from flax import traverse_util
 from jaxtyping import Array, PyTree
 
 from babel_jax import __version__
+from babel_jax.buckets import is_url
 from babel_jax.config import ModelConfig
 from babel_jax.digests import is_list, write_sums
 from babel_jax.distributed.agreement import agreed, new_folder_of_all, write_sums_of_all
@@ -32,7 +33,7 @@ from babel_jax.model_folders.hf_config import in_both_spellings, read_hf_config
 from babel_jax.model_folders.hf_params import load_hf_params, open_hf_tensors, save_hf_params
 from babel_jax.model_folders.layout import FOLDERS_BESIDE, MOST_BESIDE_BYTES, WEIGHT_SUFFIXES, check_shapes, leaf_shapes, tensor_shapes
 from babel_jax.model_folders.names import tensor_place
-from babel_jax.model_folders.object_storage import is_url, stand_in
+from babel_jax.model_folders.object_storage import stand_in
 from babel_jax.model_folders.orbax_params import PARAMS, LeafFiles, StoredLeaves, load_orbax_params, save_orbax_params
 from babel_jax.model_folders.safetensors_files import SHARD_BYTES, Specs, StoredTensors, TensorFiles
 from babel_jax.model_folders.streaming import (
@@ -50,6 +51,7 @@ from babel_jax.model_folders.streaming import (
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.model_folders.transformers_check import loaded_by_transformers
 from babel_jax.new_folders import Progress, Unverified, check_free, resumable_folder
+from babel_jax.places import place, url_of
 
 CONFIG = "config.json"
 MOST_CONFIG_BYTES = 2**22  # with the plans of many expansions it stays below 1 MB
@@ -76,10 +78,11 @@ class ModelFolder:
 def open_folder(path: Path | str) -> ModelFolder:
     """Reads config.json and tells the format by the contents; parameters are not looked at.
 
-    An HF folder may be on object storage, named by its URL (gs://bucket/name): `path` is then a local folder that stands in for it.
+    A folder may be in a bucket, named by its URL (gs://bucket/name): `path` is then a local folder that stands in for it.
     Raises BadInput for anything that is not a model folder of a supported architecture.
     """
-    path = stand_in(str(path)) if is_url(path) else Path(path)
+    url = str(path) if is_url(path) else url_of(Path(path))
+    path = stand_in(url) if url is not None else Path(path)
     try:
         found = path.is_dir(), path.exists()
     except OSError:  # a name that the system cannot hold
@@ -132,12 +135,11 @@ def save_folder(
     path on a disk that they share; each writes files of its own. Raises BadInput, on all of them, when the folder exists, the disk is
     full, or `params` is not the model that `hf_config` describes.
     """
-    config = read_hf_config(hf_config, str(Path(path) / CONFIG))
+    path = place(path)
+    config = read_hf_config(hf_config, str(path / CONFIG))
     found = {"/".join(place): tuple(leaf.shape) for place, leaf in traverse_util.flatten_dict(params).items()}
     expected = {"/".join(place): shape for place, shape in leaf_shapes(config).items()}
-    check_shapes(found, expected, Path(path), lambda _: Path(path))
-
-    path = Path(path)
+    check_shapes(found, expected, path, lambda _: path)
     hf_config = in_both_spellings(hf_config, str(path / CONFIG))
     with new_folder_of_all(path) as partial:
         with agreed():
@@ -197,7 +199,7 @@ def transfer(
     is full, or the memory does not suffice for one piece.
     """
     start = time.monotonic()
-    path = Path(destination)
+    path = place(destination)
     check_free(path)
     if path.resolve().is_relative_to(source.path.resolve()):
         raise BadInput(f"{path}: inside of the folder that is read; give another place")
@@ -317,9 +319,9 @@ def _types(dtypes: Mapping[str, np.dtype]) -> dict[Place, set[str]]:
 
 
 def _check_types(path: Path, specs: Specs) -> None:
-    for place, own in _types({name: dtype for name, (_, dtype) in specs.items()}).items():
+    for leaf, own in _types({name: dtype for name, (_, dtype) in specs.items()}).items():
         if len(own) > 1:
-            raise BadInput(f"{path}: the layers of {'/'.join(place)} have different types ({', '.join(sorted(own))}); make them one type")
+            raise BadInput(f"{path}: the layers of {'/'.join(leaf)} have different types ({', '.join(sorted(own))}); make them one type")
 
 
 def _verified(

@@ -6,43 +6,48 @@ file there is the header, followed by a hole as long as the values. This process
 """
 
 import atexit
-import contextlib
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
-from babel_jax.errors import BadInput, one_line
+from babel_jax.buckets import SCHEMES, explain, tried, without_secrets
+from babel_jax.errors import BadInput, show_as
 from babel_jax.model_folders.layout import FOLDERS_BESIDE, MOST_BESIDE_BYTES, WEIGHT_SUFFIXES
 from babel_jax.model_folders.safetensors_header import MOST_HEADER_BYTES
+from babel_jax.places import UNFINISHED, place, pull
 
 _SHARD, _INDEX = ".safetensors", ".safetensors.index.json"
+_PARAMS = "params"  # of an Orbax folder
+_VALUES = "/d/"  # within it, where TensorStore's files of values are
 _URLS: dict[Path, str] = {}  # of the local folders that stand in for others
 
 
-def is_url(path: Path | str) -> bool:
-    """Whether this names a folder on object storage."""
-    return isinstance(path, str) and "://" in path
-
-
 def stand_in(url: str) -> Path:
-    """A local folder for the Hugging Face model folder at `url`, removed when the program ends.
+    """A local folder for the model folder at `url`, removed when the program ends.
 
-    Raises BadInput when there is no folder, it cannot be read, or fsspec lacks the package for such URLs.
+    Raises BadInput when there is no folder, it is not whole or cannot be read, or fsspec lacks the package for such URLs.
     """
     url = url.rstrip("/")
     with explain(url):
-        system, root = fsspec.core.url_to_fs(url)
-        if not system.isdir(root):
-            raise BadInput(f"{url}: no such model folder")
-        entries = {_file_name(entry): entry for entry in system.ls(root, detail=True)}
+        system, root = tried(lambda: fsspec.core.url_to_fs(url))
+        if not tried(lambda: system.isdir(root)):
+            raise BadInput(f"{without_secrets(url)}: no such model folder")
+        entries = {_file_name(entry): entry for entry in tried(lambda: system.ls(root, detail=True))}
         entries.pop("", None)
+        if UNFINISHED in entries:
+            raise BadInput(f"{without_secrets(url)}: not whole: a command is writing it, or was killed as it did; run that command again")
         if not any(name.endswith(_SHARD) for name in entries):
-            raise BadInput(f"{url}: holds no safetensors files; only Hugging Face folders can be read there, so convert the model first")
+            if _PARAMS in entries and url.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
+                return _copy_without_values(url)
+            raise BadInput(
+                f"{without_secrets(url)}: holds no safetensors files; Orbax folders can be read on "
+                f"{' and '.join(f'{scheme}://' for scheme in SCHEMES)} alone, so convert the model first"
+            )
         parent = Path(tempfile.mkdtemp(prefix="babel-"))
         atexit.register(shutil.rmtree, parent, ignore_errors=True)
         local = parent / (url.rsplit("/", 1)[-1].strip(".") or "model")
@@ -60,17 +65,25 @@ def stand_in(url: str) -> Path:
             elif not name.endswith(WEIGHT_SUFFIXES) or name.endswith(_INDEX):
                 _fetch(system, entry, local / name, url)
         sizes = {str(entry["name"]): int(entry["size"]) for entry in entries.values() if entry["type"] == "file"}
-        lengths = [struct.unpack("<Q", data)[0] for data in system.cat_ranges(list(shards), 0, 8, on_error="raise")]
+        starts = tried(lambda: system.cat_ranges(list(shards), 0, 8, on_error="raise"))
+        lengths = [struct.unpack("<Q", data)[0] for data in starts]
         for (name, file), length in zip(shards.items(), lengths, strict=True):
             if 8 + length > sizes[name] or length > MOST_HEADER_BYTES:
-                raise BadInput(f"{url}/{file.name}: truncated or damaged, or not a safetensors file; copy it there again")
-        headers = system.cat_ranges(list(shards), 0, [8 + length for length in lengths], on_error="raise")
+                raise BadInput(f"{without_secrets(url)}/{file.name}: truncated or damaged, or not a safetensors file; copy it there again")
+        headers = tried(lambda: system.cat_ranges(list(shards), 0, [8 + length for length in lengths], on_error="raise"))
         for (name, file), header in zip(shards.items(), headers, strict=True):
             with open(file, "wb") as handle:
                 handle.write(header)
                 handle.truncate(sizes[name])
     _URLS[local.resolve()] = url
+    show_as(str(local), without_secrets(url))
     return local
+
+
+def _copy_without_values(url: str) -> Path:
+    folder = place(url)
+    pull(folder, lambda name: not (name.startswith(f"{_PARAMS}/") and _VALUES in name))
+    return folder
 
 
 def _file_name(entry: Mapping[str, Any]) -> str:
@@ -81,8 +94,10 @@ def _file_name(entry: Mapping[str, Any]) -> str:
 
 def _fetch(system: Any, entry: Mapping[str, Any], file: Path, url: str) -> None:
     if int(entry["size"]) > MOST_BESIDE_BYTES:
-        raise BadInput(f"{url}/{file.name}: larger than the {MOST_BESIDE_BYTES:,} bytes that a file beside the parameters may have")
-    system.get_file(str(entry["name"]), str(file))
+        raise BadInput(
+            f"{without_secrets(url)}/{file.name}: larger than the {MOST_BESIDE_BYTES:,} bytes that a file beside the parameters may have"
+        )
+    tried(lambda: system.get_file(str(entry["name"]), str(file)))
 
 
 class RemoteFiles:
@@ -96,9 +111,11 @@ class RemoteFiles:
     def read(self, name: str, start: int, stop: int) -> bytes:
         """The bytes `start` to `stop` of a file."""
         with explain(f"{self.url}/{name}"):
-            data = self._system.cat_file(f"{self._root}/{name}", start, stop)
+            data = tried(lambda: self._system.cat_file(f"{self._root}/{name}", start=start, end=stop))
             if len(data) != stop - start:
-                raise BadInput(f"{self.url}/{name}: shorter than when it was opened; run the command again when nothing writes there")
+                raise BadInput(
+                    f"{without_secrets(self.url)}/{name}: shorter than when it was opened; run the command again when nothing writes there"
+                )
         return data
 
 
@@ -106,17 +123,3 @@ def remote_of(folder: Path) -> RemoteFiles | None:
     """Where the values are of a folder that stands in for another; None for any other folder."""
     url = _URLS.get(folder.resolve())
     return None if url is None else RemoteFiles(url)
-
-
-@contextlib.contextmanager
-def explain(url: str) -> Iterator[None]:
-    """Turns whatever the packages behind fsspec raise into BadInput that names `url`."""
-    try:
-        yield
-    except BadInput:
-        raise
-    except Exception as error:
-        reason = one_line(error, 200) or type(error).__name__
-        raise BadInput(
-            f"{url}: cannot be read ({reason}); check the name, the rights and that the package for such URLs is there"
-        ) from error

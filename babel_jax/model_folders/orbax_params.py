@@ -16,6 +16,7 @@ from flax import traverse_util
 from jaxtyping import Array, PyTree
 from orbax.checkpoint import v1 as ocp
 
+from babel_jax.buckets import kvstore_spec
 from babel_jax.config import ModelConfig
 from babel_jax.distributed.agreement import agreed
 from babel_jax.errors import BadInput, one_line
@@ -25,6 +26,7 @@ from babel_jax.model_folders.layout import Shape, check_shapes, leaf_shapes
 from babel_jax.model_folders.names import tensor_place
 from babel_jax.model_folders.safetensors_files import Specs
 from babel_jax.model_folders.safetensors_header import DTYPES
+from babel_jax.places import listing, native, url_of
 
 PARAMS = "params"
 # Names and sizes of the files that Orbax wrote: it does not miss a truncated file before it reads that part, and then prints tracebacks.
@@ -48,13 +50,13 @@ def load_orbax_params(folder: Path, config: ModelConfig, dtype: Any, shardings: 
         for place, leaf in _checked_metadata(path, config).items()
     }
     with _explain(path):
-        return ocp.load(path, traverse_util.unflatten_dict(wanted))
+        return ocp.load(native(path), traverse_util.unflatten_dict(wanted))
 
 
 def _checked_metadata(path: Path, config: ModelConfig) -> dict[Place, Any]:
     _check_files(path)
     with _explain(path):
-        stored = traverse_util.flatten_dict(ocp.metadata(path).metadata)
+        stored = traverse_util.flatten_dict(ocp.metadata(native(path)).metadata)
     check_shapes(
         {"/".join(place): tuple(getattr(leaf, "shape", ())) for place, leaf in stored.items()},
         {"/".join(place): shape for place, shape in leaf_shapes(config).items()},
@@ -177,7 +179,7 @@ def _open_leaf(
     """The leaf as a TensorStore array, a future; made anew with `shape`, unless it is there in that shape already."""
     spec: dict[str, Any] = {
         "driver": "zarr3",
-        "kvstore": {"driver": "ocdbt", "base": f"file://{path.absolute()}/{_ITEM}/", "path": ".".join(place) + "/"},
+        "kvstore": {"driver": "ocdbt", "base": _store(path / _ITEM), "path": ".".join(place) + "/"},
         "recheck_cached_data": False,
         # As Orbax reads: a chunk that is not there is damage. So chunks of zeros have to be there.
         "fill_missing_data_reads": False,
@@ -198,14 +200,22 @@ def _open_leaf(
     return tensorstore.open(spec, context=context)
 
 
+def _store(folder: Path) -> Any:
+    url = url_of(folder)
+    return f"file://{folder.absolute()}/" if url is None else kvstore_spec(f"{url}/")
+
+
 def _check_files(path: Path) -> None:
     """Raises BadInput when a file is irregular, missing, or of another size than it was written with. Orbax checkpoints of others have no
     list of sizes."""
-    for file in sorted(path.rglob("*")):
-        if file.is_symlink() or not file.is_dir():
-            regular_file(file, path.parent)
+    if url_of(path) is None:
+        for file in sorted(path.rglob("*")):
+            if file.is_symlink() or not file.is_dir():
+                regular_file(file, path.parent)
+    there = listing(path)
+    for file, size in there.items():
         # Orbax and TensorStore read whole files other than those of values.
-        if file.parent.name != _VALUES and file.is_file() and file.stat().st_size > _MOST_METADATA_BYTES:
+        if file.parent.name != _VALUES and size > _MOST_METADATA_BYTES:
             raise BadInput(f"{file}: larger than the {_MOST_METADATA_BYTES:,} bytes that such a file may have")
     try:
         sizes = read_json(path / FILES, path.parent)
@@ -213,8 +223,7 @@ def _check_files(path: Path) -> None:
         return
     if not isinstance(sizes, dict):
         raise BadInput(f"{path / FILES}: not a list of files with their sizes; make the folder again")
-    with _explain(path):
-        found = {name: (path / name).stat().st_size if (path / name).is_file() else None for name in sizes}
+    found = {name: there.get(path / name) for name in sizes}
     for name, size in sizes.items():
         if found[name] != size and not name.endswith(PARTIAL):
             state = "missing" if found[name] is None else f"{found[name]} bytes long, not {size}"

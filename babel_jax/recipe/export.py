@@ -18,6 +18,7 @@ from babel_jax.expansion.plan import ExpansionPlan
 from babel_jax.model.decoder import forward
 from babel_jax.model_folders.folder import Format, ModelFolder, copy_other_files, load_params, open_folder, save_folder
 from babel_jax.model_folders.hf_config import stored_eos_token_ids, write_hf_config
+from babel_jax.places import place
 from babel_jax.report.card import run_card
 from babel_jax.run_files import Mixture, read_as
 
@@ -53,7 +54,7 @@ def export(
     eos = chat_eos or (None if stored else tokenizer.eos_id)
     hf_config = write_hf_config(model_config, base, str(config.export_dtype), eos_token_id=eos, pad_token_id=tokenizer.pad_id)
     exported = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(config.export_dtype)), params)
-    mixture = Path(config.out) / "mixture.json"
+    mixture = place(config.out) / "mixture.json"
     mixtures = read_as(mixture, dict[str, Mixture]) if mixture.is_file() else {}
     card = run_card(config, hf_config, folder.path if folder is not None else None, mixtures)
     with tempfile.TemporaryDirectory() as files:

@@ -42,12 +42,14 @@ from babel_jax.files import explain_os_errors, make_folder
 from babel_jax.model.decoder import init_params
 from babel_jax.model_folders.folder import ModelFolder, load_params, open_folder
 from babel_jax.model_folders.tokenizer_files import is_padding
+from babel_jax.places import place, pull
 from babel_jax.recipe.claim import check_same, claim
 from babel_jax.recipe.export import export, export_difference
 from babel_jax.recipe.summary import summarize
 from babel_jax.report.page import PAGE, write_report
 from babel_jax.report.samples import write_samples
-from babel_jax.run_files import Summary, read_as
+from babel_jax.run_files import RAW, Summary, is_beside_checkpoints, read_as
+from babel_jax.sending import check_access, settle
 from babel_jax.training.compilation import compiled_in
 from babel_jax.training.deepening import depths
 from babel_jax.training.mesh import make_mesh, param_shardings
@@ -64,17 +66,21 @@ def run_recipe(config: Config, compare_export: bool = False, profile: range | No
     `compare_export`, for models that one device holds twice, "export_difference": see `export_difference`. `profile` says which steps to
     trace.
     """
-    run_folder = Path(config.out)
+    run_folder = place(config.out)
     check_same(config)
     # Of several processes of one run, the first speaks for all.
     with contextlib.ExitStack() as held:
         held.enter_context(explain_os_errors(run_folder))
         with agreed():
             make_folder(run_folder)
+            check_access(run_folder)
             if jax.process_index() == 0:
                 held.enter_context(leased(run_folder))
+        with agreed():
+            pull(run_folder, is_beside_checkpoints, fresh=True)
         if config.training.compilation_cache:
             held.enter_context(compiled_in(run_folder / "compiled"))
+        held.callback(settle, run_folder, RAW)
         return _run(config, run_folder, compare_export, profile)
 
 
@@ -182,9 +188,9 @@ def _check_fit(config: Config, model_config: ModelConfig, tokenizer: Tokenizer) 
 
 def _measure(config: Config, point: str, model_config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer) -> None:
     """Measures on the held-out text and writes the point's file; one that is there already stays."""
-    if first_says(point_file(Path(config.out), point).is_file()):
+    if first_says(point_file(place(config.out), point).is_file()):
         return
     results = measure(config, point, model_config, params, tokenizer)
     with agreed():
         if jax.process_index() == 0:
-            write_point(Path(config.out), point, results)
+            write_point(place(config.out), point, results)

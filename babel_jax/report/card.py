@@ -14,13 +14,14 @@ from babel_jax.evaluation.tables import points_table, suite_table
 from babel_jax.expansion.card import TAG, expansion_section
 from babel_jax.languages import CODES, LANGUAGES
 from babel_jax.model_folders.model_card import card_files
+from babel_jax.places import place
 
 _GROUPS = {"all": "all languages", "high": "high-resource languages", "low": "low-resource languages"}
 
 
 def run_card(config: Config, hf_config: Mapping[str, Any], source: Path | None, mixtures: Mapping[str, Any]) -> dict[str, str]:
     """The files of `card_files` for the exported model of a run; `mixtures` is what mixture.json holds, `source` the base's folder."""
-    points = read_points(Path(config.out), point_names(config))
+    points = read_points(place(config.out), point_names(config))
     trained = {row["language"] for mixture in mixtures.values() for row in mixture["rows"]}
     expansion = expansion_section(hf_config)
     return card_files(

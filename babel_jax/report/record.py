@@ -17,7 +17,20 @@ from babel_jax.expansion.card import plans_of
 from babel_jax.expansion.plan import ExpansionPlan
 from babel_jax.languages import CODES
 from babel_jax.model_folders.folder import CONFIG
-from babel_jax.run_files import Best, DuringLine, Evaluation, GoodputFile, Mixture, Sample, StepLine, Summary, read_as, read_lines
+from babel_jax.places import pull
+from babel_jax.run_files import (
+    Best,
+    DuringLine,
+    Evaluation,
+    GoodputFile,
+    Mixture,
+    Sample,
+    StepLine,
+    Summary,
+    is_beside_checkpoints,
+    read_as,
+    read_lines,
+)
 from babel_jax.training.watch import BEST, DURING
 
 SAMPLES = "samples.json"
@@ -55,6 +68,7 @@ class RunRecord:
 def run_folder_of(path: Path | str) -> Path:
     """The run folder itself, or the one in a demo's folder. Raises BadInput for anything else."""
     path = Path(path)
+    pull(path, is_beside_checkpoints)
     for folder in (path, path / "run"):
         if (folder / "config.toml").is_file():
             return folder

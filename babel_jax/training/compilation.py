@@ -9,6 +9,9 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import Array, PyTree
 
+from babel_jax.places import native
+from babel_jax.sending import settle
+
 log = logging.getLogger("babel")
 
 
@@ -23,7 +26,7 @@ def compiled_in(folder: Path) -> Iterator[None]:
     if jax.config.values["jax_compilation_cache_dir"] and not several:
         yield
         return
-    setting, value = ("jax_enable_compilation_cache", False) if several else ("jax_compilation_cache_dir", str(folder.absolute()))
+    setting, value = ("jax_enable_compilation_cache", False) if several else ("jax_compilation_cache_dir", str(native(folder)))
     before = jax.config.values[setting]
     jax.config.update(setting, value)
     compilation_cache.reset_cache()
@@ -65,5 +68,6 @@ class Profile:
         if self._running and step >= self._steps.stop - 1:
             jax.block_until_ready(values)
             jax.profiler.stop_trace()
+            settle(self._folder)
             self._running, self._steps = False, range(0)
             log.info("trace in %s: see it with TensorBoard's profile plugin", self._folder)

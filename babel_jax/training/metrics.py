@@ -23,6 +23,7 @@ from babel_jax.hardware import peak_flops
 from babel_jax.languages import CODES
 from babel_jax.model.flops import model_flops_per_token
 from babel_jax.run_files import StepLine, read_lines
+from babel_jax.sending import push, settle
 from babel_jax.training.board import Board
 from babel_jax.training.goodput import Goodput
 
@@ -141,6 +142,8 @@ class Metrics:
         if self._writes and last is not None:
             self._board.flush()
             os.fsync(self._file.fileno())
+            push(self._path)
+            settle(self._path.parent / "tensorboard")
             self._goodput.save(last)
         return skipped
 

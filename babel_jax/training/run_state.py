@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import shutil
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +26,10 @@ from babel_jax.distributed.agreement import agreed, shared_out
 from babel_jax.distributed.cluster import lost_process
 from babel_jax.errors import BadInput
 from babel_jax.files import explain_os_errors
+from babel_jax.places import folders_in, listing, native, path_of, pull
 from babel_jax.run_files import Line, read_lines
-from babel_jax.training.saved_steps import STATE, check_state, noted_in, to_note
+from babel_jax.sending import move
+from babel_jax.training.saved_steps import STATE, check_state, is_note, noted_in, to_note
 from babel_jax.training.step import TrainState
 
 log = logging.getLogger("babel")
@@ -50,6 +51,7 @@ class Checkpoints:
         `model_after` gives the model after so many steps.
         """
         self._folder, self._model_after, self._failed = folder.absolute(), model_after, False
+        self._native = native(self._folder)  # for Orbax, which writes into a bucket itself
         with agreed(), explain_os_errors(folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         kept: list[PreservationPolicy] = [LatestN(keep), _Named(best_step)]
@@ -62,7 +64,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         # Named, as Orbax would else read off the newest folder, which may be damaged, what it holds.
-        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=_Digested())
+        self._manager = ocp.CheckpointManager(self._native, options=options, item_handlers=_Digested())
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -103,6 +105,7 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 with agreed():
+                    pull(self._folder / str(step), is_note)
                     stage, model = noted_in(self._folder / str(step))
             except Exception as error:  # Orbax and TensorStore raise what they like for damaged files
                 unreadable[step] = _first_line(error)
@@ -154,14 +157,13 @@ class Checkpoints:
             primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"restore-{process}"
         )
         with ocp.Checkpointer(ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone) as reader:
-            return reader.restore(self._folder / str(step) / STATE, args=ocp.args.StandardRestore(abstract))
+            return reader.restore(self._native / str(step) / STATE, args=ocp.args.StandardRestore(abstract))
 
     def _set_aside(self, step: int) -> None:
         aside = self._folder / f"{step}.damaged"
         with agreed():
             if jax.process_index() == 0:
-                shutil.rmtree(aside, ignore_errors=True)
-                (self._folder / str(step)).rename(aside)
+                move(self._folder / str(step), aside)
         self._manager.reload()
 
 
@@ -173,11 +175,11 @@ class _Digested(ocp.StandardCheckpointHandler):
 
     async def async_save(self, directory: Any, *arguments: Any, **names: Any) -> list[Any]:
         futures = await super().async_save(directory, *arguments, **names)
-        return [*(futures or []), _OwnSums(Path(getattr(directory, "path", directory)))]
+        return [*(futures or []), _OwnSums(path_of(getattr(directory, "path", directory)))]
 
     def finalize(self, directory: Any) -> None:
         super().finalize(directory)
-        folder = Path(directory)
+        folder = path_of(directory)
         write_sums(folder, unlisted(folder, lists_below(folder)))
 
 
@@ -201,7 +203,7 @@ class _OwnSums:
 
     def result(self, timeout: float | None = None) -> None:
         process = jax.process_index()
-        own = [path for path in (self.folder / f"ocdbt.process_{process}").rglob("*") if path.is_file()]
+        own = list(listing(self.folder / f"ocdbt.process_{process}"))
         write_sums(self.folder, own, f"{SUMS}.process_{process}")
 
     def cancel(self) -> None:
@@ -237,7 +239,7 @@ def abstract_state(state: TrainState, shardings: PyTree[Any]) -> PyTree[jax.Shap
 
 def newest_step(folder: Path) -> int:
     """The step of the newest checkpoint in a folder, 0 where there is none."""
-    return max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=0)
+    return max((int(path.name) for path in folders_in(folder) if path.name.isdecimal()), default=0)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

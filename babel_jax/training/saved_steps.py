@@ -10,13 +10,18 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from babel_jax.digests import Checked, check_sums, lists_below, unlisted
+from babel_jax.digests import SUMS, Checked, check_sums, lists_below, unlisted
 from babel_jax.errors import BadInput
 from babel_jax.files import read_json
 
 STATE, METADATA, SUCCESS = "default", "_CHECKPOINT_METADATA", "commit_success.txt"  # Orbax's names
 _NOTED_SUM = "sha256"  # of what else is noted
 _NOTED_BEFORE = {"stage", "model"}  # by versions without digests
+
+
+def is_note(name: str) -> bool:
+    """Whether a file of a step is read by this module, and not by Orbax; by its name within the step."""
+    return name == METADATA or name.rpartition("/")[2].startswith(SUMS)
 
 
 def to_note(stage: str, model: Mapping[str, Any]) -> dict[str, Any]:

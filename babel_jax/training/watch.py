@@ -17,6 +17,7 @@ from babel_jax.config import ModelConfig
 from babel_jax.distributed.agreement import agreed
 from babel_jax.files import make_folder, write_text
 from babel_jax.run_files import DuringLine, read_lines
+from babel_jax.sending import remove
 
 DURING, BEST = "during.jsonl", "best.json"
 # What the model scores after so many steps: {task: {language: {"score", ...}}}, with bits_per_byte among the tasks.
@@ -64,7 +65,7 @@ class Watch:
                 found = {"step": best, "bits_per_byte": mean, "checkpoint": f"checkpoints/{best}"}
                 write_text(self._folder / BEST, json.dumps(found, indent=2) + "\n")
             else:
-                (self._folder / BEST).unlink(missing_ok=True)
+                remove(self._folder / BEST)
 
 
 def _mean(line: dict[str, Any]) -> float:

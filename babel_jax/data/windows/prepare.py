@@ -40,6 +40,8 @@ from babel_jax.errors import BadInput
 from babel_jax.files import PARTIAL, explain_os_errors, make_folder, only_process_in, write_text
 from babel_jax.languages import CODES
 from babel_jax.new_folders import new_folder, remove_mark
+from babel_jax.places import place, url_of
+from babel_jax.sending import drafted
 
 log = logging.getLogger("babel")
 
@@ -58,7 +60,7 @@ def prepare(settings: DataSettings, tokenizer: Path | str | None = None, recheck
     `refined_counts`).
     Raises BadInput for unusable input, a language without usable text, a folder made with other settings, and a full disk.
     """
-    folder = Path(settings.folder)
+    folder = place(settings.folder)
     path = settings.tokenizer or tokenizer
     if path is None:
         raise BadInput("data.tokenizer is not set and there is no model folder to take one from; name a model folder or a tokenizer file")
@@ -67,7 +69,7 @@ def prepare(settings: DataSettings, tokenizer: Path | str | None = None, recheck
     _opened.cache_clear()  # what lies at the path may have changed
     _chat_format.cache_clear()
     opened = _opened(str(path), settings.add_bos_token)
-    settings = settings.model_copy(update={"tokenizer": str(path)})
+    settings = settings.model_copy(update={"tokenizer": str(path), "folder": str(folder)})
     made_from = {
         "format": FORMAT,
         "tokenizer": opened.fingerprint,
@@ -78,8 +80,9 @@ def prepare(settings: DataSettings, tokenizer: Path | str | None = None, recheck
         **{name: _dumped(getattr(settings, name)) for name in ("cleaning", "decontamination", "deduplication")},
         "evaluation_files": _evaluation_files(settings),
     }
-    make_folder(folder)
-    with only_process_in(folder, wait=True):
+    if url_of(folder) is None:
+        make_folder(folder)
+    with drafted(folder), only_process_in(folder, wait=True):
         return _prepared(settings, folder, opened, made_from, recheck)
 
 
@@ -230,7 +233,7 @@ def _prepare_language(task: _LanguageTask) -> dict[str, Any]:
         surveyed, counts = _survey(settings, language)
         heldout = heldout_file(folder, language)
         _write_heldout(heldout, surveyed.heldout)
-        _write_json(known, {**counts, "heldout_sha256": file_sum(heldout), "sources": made_from})
+        _write_json(known, {**counts, "heldout_sha256": file_sum(heldout, stored=False), "sources": made_from})
     entry = read_json(known)
     if (changed := _changed(settings, language, entry["sources"], task.recheck)) is not None:
         raise BadInput(

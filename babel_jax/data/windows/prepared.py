@@ -19,8 +19,9 @@ from typing import Any
 from babel_jax.data.json_files import read_json
 from babel_jax.data.sources.rows import Row
 from babel_jax.data.tokens.tokenizers import Tokenizer
-from babel_jax.digests import file_sum
+from babel_jax.digests import SUMS, file_sum
 from babel_jax.errors import BadInput
+from babel_jax.places import place, pull
 
 REPORT, SETTINGS, COUNTS = "prepared.json", "settings.json", "counts.json"
 
@@ -83,8 +84,8 @@ class PreparedData:
             for source in described:
                 source.pop("path", None)
                 source["files"] = [file.get("digest") for file in (source.get("files") or {}).values()]
-            for place in ("located", "cleaning"):  # they name paths
-                entry.pop(place, None)
+            for name in ("located", "cleaning"):  # they name paths
+                entry.pop(name, None)
             hashed.update(json.dumps([language, entry, described], sort_keys=True).encode())
         return hashed.hexdigest()
 
@@ -135,7 +136,7 @@ class PreparedData:
     def heldout(self, language: str) -> list[Row]:
         """The held-out rows of a language. Raises BadInput where the text is not what was held out: figures of it would mean nothing."""
         file, written = heldout_file(self.folder, language), self.report["languages"][language].get("heldout_sha256")
-        if written is not None and file_sum(file) != written:
+        if written is not None and file_sum(file, stored=False) != written:
             raise BadInput(f"{file}: not as it was written; remove the folder {self.folder} and run `babel prepare` again")
         with open(file, encoding="utf-8") as lines:
             return [Row(**json.loads(line)) for line in lines]
@@ -143,7 +144,8 @@ class PreparedData:
 
 def open_prepared(folder: Path | str) -> PreparedData:
     """A folder that `prepare` finished. Raises BadInput when it is missing, unfinished or unreadable."""
-    folder = Path(folder)
+    folder = place(folder)
+    pull(folder, is_beside_text)
     if not (folder / REPORT).is_file():
         state = "is not finished" if (folder / SETTINGS).is_file() else "is no folder of prepared data"
         raise BadInput(f"{folder}: {state} (it has no {REPORT}); run `babel prepare`")
@@ -159,3 +161,9 @@ def open_prepared(folder: Path | str) -> PreparedData:
     if absent:
         raise BadInput(f"{absent[0]}: missing; remove the folder {folder} and run `babel prepare` again")
     return prepared
+
+
+def is_beside_text(name: str) -> bool:
+    """Whether a file is one that every reader of the folder needs; windows come when they are opened, by name within the folder."""
+    top, _, rest = name.partition("/")
+    return top in (REPORT, SETTINGS, SUMS, "languages", "heldout") or (top == "windows" and rest.count("/") == 1)

@@ -13,6 +13,10 @@ import tensorflow_datasets as tfds
 from absl import logging
 from tensorflow_datasets.core import example_serializer
 
+from babel_jax.digests import SUMS, check_sums, is_list
+from babel_jax.errors import BadInput
+from babel_jax.places import pull
+
 DATASET = "windows"
 VERSION = "1.0.0"
 SPLIT = "train"
@@ -74,7 +78,15 @@ def write_windows(
 
 
 def open_windows(folder: Path) -> Any:
-    """The random-access data source (`len`, `[index]`, `__getitems__`) of a dataset that `write_windows` wrote."""
+    """The random-access data source (`len`, `[index]`, `__getitems__`) of a dataset that `write_windows` wrote.
+
+    One in a bucket is copied to the scratch space first, as a whole. Raises BadInput where what came is not what was written.
+    """
+    if came := pull(folder):
+        found = check_sums([path for path in folder.glob(f"{SUMS}*") if is_list(path)], folder, lambda sizes: came, stored=False)
+        if found.damaged:
+            path, reason = next(iter(found.damaged.items()))
+            raise BadInput(f"{path}: {reason}; prepare the folder again")
     with _quiet():
         return tfds.builder_from_directory(os.fspath(folder / VERSION)).as_data_source(split=SPLIT)
 

@@ -20,6 +20,7 @@ from babel_jax.data.tokens.tokenizers import Tokenizer, open_tokenizer
 from babel_jax.data.windows.prepared import PreparedData, dataset_folder, open_prepared
 from babel_jax.data.windows.storage import open_windows
 from babel_jax.errors import BadInput
+from babel_jax.places import pull
 
 LENGTH = 13
 Windows = Int[np.ndarray, "windows time"]
@@ -32,6 +33,7 @@ def contamination(run: Path, items: Mapping[str, Mapping[str, Sequence[Mapping[s
 
     `run` is a run folder; all windows of its data count, whatever the mixture took of them. Raises BadInput where it is none.
     """
+    pull(run, lambda name: name == "config.toml")
     path = run / "config.toml"
     if not path.is_file():
         raise BadInput(f"{run}: not a run folder (it has no config.toml); give the folder that `babel train` made")

@@ -1,0 +1,185 @@
+"""Buckets on object storage: names, the clients that read and write them, and what their errors say.
+
+fsspec (gcsfs, s3fs) moves files, TensorStore writes on condition. Both, and Orbax, find credentials and endpoints where the cloud's own
+tools do; see docs/buckets.md for the names of settings.
+"""
+
+import base64
+import contextlib
+import dataclasses
+import functools
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from babel_jax.errors import BadInput, one_line
+
+SCHEMES = ("gs", "s3")  # those that can be written to; any of fsspec's can be read
+_ATTEMPTS = 5
+_FIRST_WAIT_SECONDS = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A file in a bucket: its bytes, and what changes when its content does. `md5` is hex, None where the bucket does not say."""
+
+    size: int
+    version: str
+    md5: str | None
+
+
+def is_url(place: Path | str) -> bool:
+    """Whether this names something in a bucket or on another object storage."""
+    return isinstance(place, str) and "://" in place
+
+
+def clean(url: str) -> str:
+    """The URL of a folder in a bucket in the one form that is used here. Raises BadInput for any other URL."""
+    found = re.fullmatch(r"(\w+)://([^/?#@]+)((?:/[^?#]*)?)/*", url)
+    if found is None:
+        raise BadInput(f"{without_secrets(url)}: no folder of a bucket; write gs://BUCKET/FOLDER or s3://BUCKET/FOLDER")
+    scheme, bucket, path = found.groups()
+    parts = [part for part in path.split("/") if part]
+    if not parts or any(part in (".", "..") for part in parts):
+        raise BadInput(f"{without_secrets(url)}: names no folder in the bucket; write {scheme}://{bucket}/FOLDER")
+    return f"{scheme}://{bucket}/{'/'.join(parts)}"
+
+
+def without_secrets(url: str) -> str:
+    """A URL without what may be a key in it: the part before @, and the part after ?."""
+    return re.sub(r"://[^/@]*@", "://", re.split(r"[?#]", url, maxsplit=1)[0])
+
+
+def stored_below(url: str) -> dict[str, Stored]:
+    """The files below a URL by their names there."""
+
+    def find() -> dict[str, Any]:
+        system = filesystem(url)
+        system.invalidate_cache()
+        try:
+            return system.find(key(url), detail=True)
+        except FileNotFoundError:
+            system.ls(key(url).split("/")[0])  # of a bucket that is there this gives something, or nothing
+            return {}
+
+    start = key(url).rstrip("/") + "/"
+    with explain(url):
+        found = tried(find)
+        if not found:
+            tried(lambda: _check_bucket(url))
+    return {name[len(start) :]: _described(entry) for name, entry in found.items() if name.startswith(start) and not name.endswith("/")}
+
+
+def _check_bucket(url: str) -> None:
+    system, bucket = filesystem(url), key(url).split("/")[0]
+    try:
+        system.ls(bucket, refresh=True)
+    except FileNotFoundError:
+        raise BadInput(f"{url}: there is no bucket {bucket}, or it is not yours to see; check its name and the account") from None
+
+
+def _described(entry: Mapping[str, Any]) -> Stored:
+    etag = str(entry.get("ETag") or entry.get("etag") or "").strip('"')
+    digest = entry.get("md5Hash")
+    md5 = base64.b64decode(digest).hex() if isinstance(digest, str) else etag if re.fullmatch("[0-9a-f]{32}", etag) else None
+    version = str(entry.get("generation") or etag or entry.get("mtime") or entry.get("created") or "")
+    return Stored(int(entry["size"]), version, md5)
+
+
+def filesystem(url: str) -> Any:
+    """fsspec's client for a URL, which reads credentials and endpoints where the cloud's own tools do."""
+    import fsspec
+
+    return fsspec.core.url_to_fs(url, use_listings_cache=False)[0]
+
+
+def key(url: str) -> str:
+    """BUCKET/NAME, as fsspec's clients name files."""
+    return url.split("://", 1)[1]
+
+
+def kvstore(url: str) -> Any:
+    """TensorStore's client for a folder in a bucket: it writes on condition that nobody else has written (leases)."""
+    import tensorstore
+
+    return tensorstore.KvStore.open(kvstore_spec(url + "/")).result()
+
+
+def kvstore_spec(url: str) -> dict[str, Any] | str:
+    """What TensorStore is to open for a URL."""
+    if not url.startswith("s3://"):
+        return url
+    bucket, _, path = key(url).partition("/")
+    spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": path}
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        spec |= {"endpoint": endpoint, "aws_region": region or "us-east-1"}
+    return spec
+
+
+@functools.cache
+def let_orbax_speak_s3() -> None:
+    """Lets Orbax write to s3:// as it writes to gs://.
+
+    Orbax 0.12 knows gs:// alone: it takes any other URL for a relative path on disk, and refuses it. TensorStore, which does the writing,
+    knows both. What Orbax does for gs:// holds for S3 alike: no renames, a file of success that is written last.
+    """
+    from orbax.checkpoint._src.path import gcs_utils
+    from orbax.checkpoint._src.serialization import tensorstore_utils
+
+    for_gcs = gcs_utils.get_kvstore_for_gcs
+    prefixes = tuple(f"{scheme}://" for scheme in SCHEMES)
+
+    def normalized(path: str) -> str:
+        return re.sub(r"^(gs|s3):/(?=[^/])", r"\1://", os.path.normpath(path))
+
+    for module, name, value in (
+        (gcs_utils, "_GCS_PATH_PREFIX", prefixes),
+        (gcs_utils, "get_kvstore_for_gcs", lambda path: for_gcs(path) if path.startswith("gs://") else kvstore_spec(path)),
+        (tensorstore_utils, "_use_gcs_driver", lambda folder: folder.startswith(prefixes)),
+        (tensorstore_utils, "_normalize_path", normalized),
+    ):
+        if not hasattr(module, name):
+            raise BadInput("s3://: this version of Orbax cannot be taught to write there; install the one of constraints.txt, or use gs://")
+        setattr(module, name, value)
+
+
+def tried(operation: Callable[[], Any]) -> Any:
+    """What an operation gives, tried again where the connection or the service failed."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            return operation()
+        except (BadInput, FileNotFoundError, PermissionError, FileExistsError, ImportError):
+            raise
+        except Exception as error:
+            if attempt + 1 == _ATTEMPTS or _is_refusal(error):
+                raise
+            time.sleep(_FIRST_WAIT_SECONDS * 2**attempt)
+    raise AssertionError
+
+
+def _is_refusal(error: Exception) -> bool:
+    words = str(error)
+    return any(word in words for word in ("Forbidden", "AccessDenied", "Access Denied", "PERMISSION_DENIED", "NoSuchBucket", "credentials"))
+
+
+@contextlib.contextmanager
+def explain(url: str, done: str = "read") -> Iterator[None]:
+    """Turns whatever the packages behind fsspec and TensorStore raise into BadInput that names `url`, and no keys."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except FileNotFoundError as error:
+        if done == "read":
+            reason = one_line(without_secrets(str(error)), 200) or "not there"
+            raise BadInput(f"{without_secrets(url)}: cannot be read ({reason}); check the name of the bucket and of the folder") from error
+        raise BadInput(f"{without_secrets(url)}: cannot be {done}: there is no such bucket or file; check the name") from error
+    except Exception as error:
+        reason = one_line(re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", str(error)), 200) or type(error).__name__
+        raise BadInput(
+            f"{without_secrets(url)}: cannot be {done} ({reason}); check the name, the rights and that the package for such URLs is there"
+        ) from error

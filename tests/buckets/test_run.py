@@ -1,0 +1,73 @@
+"""A whole run in a bucket: the same to the bit as on disk."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load, load_file
+
+from babel_jax.places import place
+from babel_jax.recipe.integrity import verify_folder
+from babel_jax.recipe.recipe import run_recipe
+from babel_jax.report.run_report import report_run
+
+EXPANSION = {"insert_after": [1, 3], "init": "zero"}
+
+
+@pytest.fixture(scope="module")
+def on_disk(recipe_config, small_settings, small_prepared, small_model, base, tmp_path_factory):
+    """The run that those in buckets are compared with."""
+    out = tmp_path_factory.mktemp("on_disk") / "run"
+    return run_recipe(recipe_config(out, small_settings, small_model, {"folder": base["hf"]}, expansion=EXPANSION))
+
+
+@pytest.fixture
+def config_in(recipe_config, small_settings, small_model, base):
+    """The config of the same run with all its folders below a URL."""
+
+    def make(server, url, **changes):
+        server.put_folder(Path(base["hf"]), f"{url}/models/base")
+        settings = small_settings.model_copy(update={"folder": f"{url}/data"})
+        return recipe_config(f"{url}/run", settings, small_model, {"folder": f"{url}/models/base"}, expansion=EXPANSION, **changes)
+
+    return make
+
+
+def check_same(server, result, on_disk):
+    run = Path(on_disk["out"])
+    assert result["bits_per_byte"] == on_disk["bits_per_byte"]
+    lines = [json.loads(line) for line in server.read("bucket", "run/metrics.jsonl").splitlines()]
+    expected = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"], line["gradient_norm"]) for line in lines] == [
+        (line["step"], line["loss"], line["gradient_norm"]) for line in expected
+    ]
+    written, wanted = load(server.read("bucket", "run/hf/model.safetensors")), load_file(run / "hf" / "model.safetensors")
+    assert written.keys() == wanted.keys()
+    assert all((written[name] == wanted[name]).all() for name in wanted)
+    ours = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and "checkpoints" not in path.parts}
+    there = {name.removeprefix("run/") for name in server.names("bucket", "run/") if "/checkpoints/" not in name}
+    events = "tensorboard/events"
+    assert {name for name in ours if not name.startswith(events)} == {name for name in there if not name.startswith(events)}
+    assert any(name.startswith(events) for name in there)
+
+
+@pytest.mark.parametrize("kind", ["gcs", "s3"])
+def test_a_run_in_a_bucket_is_that_on_disk(kind, request, config_in, on_disk, scratch, anew):
+    server, url = request.getfixturevalue(kind), {"gcs": "gs://bucket", "s3": "s3://bucket"}[kind]
+    config = config_in(server, url)
+    result = run_recipe(config, compare_export=True)
+    assert (result["out"], result["hf"]) == (f"{url}/run", f"{url}/run/hf")
+    assert result["export_difference"] == 0.0
+    check_same(server, result, on_disk)
+    steps = {name.split("/")[2] for name in server.names("bucket", "run/checkpoints/")}
+    assert steps == {"6", "8"}
+    for name in server.names("bucket"):  # what is kept there names no folder of this machine
+        assert str(scratch).encode() not in server.read("bucket", name), name
+
+    anew()  # as in another process; of the scratch space it uses the windows
+    before = dict(server.requests)
+    assert run_recipe(config) == result
+    assert server.requests["GET"] - before["GET"] < 100
+    page = report_run(place(config.out))["path"]
+    assert Path(page).read_bytes() == server.read("bucket", "run/report.html")
+    assert verify_folder(place(config.out))["files"] > 20
