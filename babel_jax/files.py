@@ -8,6 +8,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Iterator, Sequence
@@ -26,9 +27,11 @@ LEFT_SECONDS = 3600  # after which a file that is being written beside its name 
 _FICLONE = 0x40049409  # Linux, ioctl_ficlone(2): XFS, Btrfs and others
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FAILED = (errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ENODEV, errno.ENOTCONN)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _BAD_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 _WITHOUT_PREALLOCATION = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 _WITHOUT_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)  # as of some network and FUSE file systems
+_NUMBER_IN_WORDS = re.compile(r"\b(?:os error |errno |os_error_code=')([0-9]+)", re.IGNORECASE)  # as Rust, Arrow, TensorStore write it
 
 
 def regular_file(path: Path, below: Path | None = None) -> Path:
@@ -186,6 +189,12 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def remove_folder(folder: Path) -> None:
+    """Removes a folder, where there is one, and all in it. Raises OSError where a part of it stays: it would be taken for new work."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replaces `path` by `text` (UTF-8) in one step. A text for a bucket names no paths of the working copy."""
     write_bytes(path, (text if url_of(path) is None else shown(text)).encode("utf-8"))
@@ -224,6 +233,13 @@ def _new_file_beside(path: Path) -> tuple[Path, BinaryIO]:
                 partial.unlink()
         partial = unguessable(path)
         return partial, open(partial, "xb", opener=_not_through_links)
+
+
+def remove_left_files(folder: Path) -> None:
+    """Removes files that a killed process was writing beside their names, anywhere in a folder in which no other process writes."""
+    for partial in list(folder.rglob(f"*{PARTIAL}")):
+        if partial.is_symlink() or partial.is_file():
+            partial.unlink(missing_ok=True)
 
 
 def unguessable(final: Path) -> Path:
@@ -350,17 +366,23 @@ def explain_os_errors(path: Path) -> Iterator[None]:
 
 
 def os_error_line(error: Exception, path: Path | None = None) -> str | None:
-    """One line for an error that comes of a disk or its permissions; None for any other error."""
+    """One line for an error that comes of a disk, its permissions or its file system; None for any other error."""
     place = getattr(error, "filename", None) or path or "the disk"
     if is_full(error):
         return f"{path or place}: no space left on the disk; free some or choose another place"
-    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+    if isinstance(error, PermissionError) or _named(error, _FORBIDDEN):
         return f"{place}: not permitted; check the owner and mode of the folder"
     if failed := _named(error, _FAILED):
         return f"{place}: the disk or its connection failed ({failed}); once it works, the same command goes on"
-    if isinstance(error, OSError) and error.errno in _BAD_NAMES:
-        return f"{one_line(place, 300)}: {error.strerror}; give another name"
-    return None
+    number = _number_of(error)
+    if number in _BAD_NAMES:
+        return f"{one_line(place, 300)}: {os.strerror(number)}; give another name"
+    if number in (errno.EMFILE, errno.ENFILE):
+        return f"{place}: {os.strerror(number)}; raise the limit (ulimit -n)"
+    # A name that is not there is the one error that a fault of the program would show as.
+    if number is None or number == errno.ENOENT:
+        return None
+    return f"{one_line(place, 300)}: the file system refused ({os.strerror(number)}); run the same command again, or choose another place"
 
 
 def is_full(error: Exception) -> bool:
@@ -373,5 +395,13 @@ def _named(error: Exception, numbers: Sequence[int]) -> str | None:
 
     Libraries that write through C++ or Rust raise types of their own; the system's words are all they share.
     """
-    number = getattr(error, "errno", None)
+    number = _number_of(error)
     return next((os.strerror(one) for one in numbers if one == number or os.strerror(one) in str(error)), None)
+
+
+def _number_of(error: Exception) -> int | None:
+    """The system's number of an error, also where a library has it in words alone."""
+    number = getattr(error, "errno", None)
+    if not isinstance(number, int) and (found := _NUMBER_IN_WORDS.search(str(error))):
+        number = int(found[1])
+    return number if isinstance(number, int) and number in errno.errorcode else None

@@ -29,6 +29,7 @@ from babel_jax.files import (
     unguessable,
 )
 
+_TENSORSTORE_PARTIAL = ".__lock"  # of a file that TensorStore was about to give its name
 _NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EBADF)  # as of some network and FUSE file systems
 
 
@@ -182,6 +183,11 @@ def _move_into_place(partial: Path, final: Path) -> None:
     (final / _Mark.NAME).unlink()
 
 
+def _half_written(folder: Path) -> list[Path]:
+    """Files that a kill left beside their names."""
+    return [path for path in folder.rglob("*") if path.name.endswith((PARTIAL, _TENSORSTORE_PARTIAL)) and not path.is_dir()]
+
+
 class Progress:
     """Which parts of a folder being made are on disk, in its mark: a line of what it is made of, then parts, as many a line as noted."""
 
@@ -198,7 +204,7 @@ class Progress:
         begun, *done = [line[:-1] for line in lines if line.endswith("\n")] or [""]
         self._lines, self._fingerprint = done if begun == fingerprint else [], fingerprint
         self.done = {part for line in self._lines for part in line.split()}
-        for path in folder.rglob(f"*{PARTIAL}"):  # files that a kill left beside their names
+        for path in _half_written(folder):
             path.unlink()
         if begun != fingerprint or not all(line.endswith("\n") for line in lines):
             self._restart(folder)

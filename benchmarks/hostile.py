@@ -1,9 +1,11 @@
-"""Hostile input through the commands: how many were used, refused in one line, or neither; the worst processor seconds and memory.
+"""Hostile input through the commands, and disks that fail under them.
 
-    python benchmarks/hostile.py --inputs 2000
+    python benchmarks/hostile.py --inputs 2000 --faults 1000
 
 Each input is a good one with seeded changes (those of tests/hostile), and each runs in a process of its own with a bound on memory and
-time. Exit status 1 where one input ended otherwise than with status 0, or with status 2 and one line.
+time: how many were used, refused in one line, or neither; the worst processor seconds and memory. Of faults see disk_faults.py: how many
+were met, and after how many of them something was lost, half-written or wrong without a word. Exit status 1 where one ended otherwise
+than it should.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import os
 import random
 import resource
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -26,6 +29,7 @@ from babel_jax import (
 )
 from babel_jax.cli import main
 from babel_jax.config import Family
+from benchmarks import disk_faults
 from tests.data.tokens.test_special_tokens import byte_level
 from tests.hostile import test_model_folders as folders
 from tests.hostile import test_text as text
@@ -164,11 +168,30 @@ def all_ended(cases: list[tuple[str, int]]) -> Iterator[tuple[str, int, str, flo
 
 
 def table() -> int:
-    """Runs all inputs and prints the table."""
+    """Prints both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=200)
-    parser.add_argument("--kinds", default="", help="only kinds that have this in their name")
+    parser.add_argument("--faults", type=int, default=0)
+    parser.add_argument("--kinds", default="", help="only kinds of input, and commands of faults, that have this in their name")
+    parser.add_argument("--seed", type=int, default=0, help="of the faults")
     options = parser.parse_args()
+    failed = inputs_table(options) if options.inputs else 0
+    if options.faults:
+        with tempfile.TemporaryDirectory() as folder:
+            failed += faults_table(options, Path(folder))
+    return int(failed > 0)
+
+
+def faults_table(options: argparse.Namespace, place: Path) -> int:
+    """Meets all faults and prints the table, in a Python below the library that counts calls."""
+    if disk_faults.LIBRARY not in os.environ:
+        library = disk_faults.build(place)
+        return subprocess.call([sys.executable, *sys.argv, "--inputs", "0"], env={**os.environ, disk_faults.LIBRARY: str(library)})
+    return disk_faults.table(place, options.faults, options.seed, options.kinds)
+
+
+def inputs_table(options: argparse.Namespace) -> int:
+    """Runs all inputs and prints the table; gives the number of those that went wrong."""
     kinds = [kind for kind in KINDS if options.kinds in kind]
     cases = [(kinds[number % len(kinds)], number // len(kinds)) for number in range(options.inputs)]
     ended: dict[str, list[tuple[str, float, float]]] = collections.defaultdict(list)
@@ -185,7 +208,7 @@ def table() -> int:
         other = len(results) - counts["used"] - counts["refused"]
         worst = max(seconds for _, seconds, _ in results), max(mebibytes for _, _, mebibytes in results)
         print(f"{kind:34} {len(results):6} {counts['used']:6} {counts['refused']:8} {other:6} {worst[0]:8.1f} {worst[1]:10.0f}")
-    return int(failed > 0)
+    return failed
 
 
 if __name__ == "__main__":

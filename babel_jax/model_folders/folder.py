@@ -200,7 +200,8 @@ def transfer(
     """
     start = time.monotonic()
     path = place(destination)
-    check_free(path)
+    if not (path / Progress.NAME).is_file():  # of a process that was killed, or just now gives the folder its name: see below
+        check_free(path)
     if path.resolve().is_relative_to(source.path.resolve()):
         raise BadInput(f"{path}: inside of the folder that is read; give another place")
     workers_within(memory_limit)

@@ -7,7 +7,6 @@ dropped/xx/SSS-PPPPP.jsonl.zst  the documents that cleaning dropped, with the re
 
 import dataclasses
 import json
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from babel_jax.data.sources.origins import changed_text, origin_of
 from babel_jax.data.sources.records import parts
 from babel_jax.data.sources.rows import RowCounts, read_rows
 from babel_jax.data.sources.streams import BadRowError
-from babel_jax.files import PARTIAL, explain_os_errors, write_text
+from babel_jax.files import PARTIAL, explain_os_errors, remove_folder, write_text
 
 DUPLICATES = "duplicates.json"  # beside the parts of a language, once its duplicates have been removed
 
@@ -109,7 +108,7 @@ def forget_other_text(settings: DataSettings, language: str, tasks: Sequence[Cle
             remove_aside(Path(settings.folder), language)
             folder.rename(_aside(Path(settings.folder), language))  # gone in one step
             folder.mkdir()
-            shutil.rmtree(links, ignore_errors=True)
+            remove_folder(links)
             remove_aside(Path(settings.folder), language)
         else:
             for path in other:
@@ -124,7 +123,7 @@ def _aside(prepared: Path, language: str) -> Path:
 
 def remove_aside(prepared: Path, language: str) -> None:
     """Removes the shards of other text, also those that a killed process had begun to remove."""
-    shutil.rmtree(_aside(prepared, language), ignore_errors=True)
+    remove_folder(_aside(prepared, language))
 
 
 def clean_part(task: CleaningTask) -> None:

@@ -4,7 +4,6 @@ Each task leaves its files in one step, so that a run that was stopped goes on w
 shard, a bucket of documents, or the duplicates of a language. The tasks are those of `cleaned_parts.py` and `duplicates.py`.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from babel_jax.data.refining.duplicates import RemovalTask, pair_bucket, pairing
 from babel_jax.data.refining.engines import Workers
 from babel_jax.data.refining.shards import SKETCHES, part_counts, shards_of
 from babel_jax.data.sources.rows import Row, RowCounts
-from babel_jax.files import explain_os_errors
+from babel_jax.files import explain_os_errors, remove_folder
 
 
 def refine(settings: DataSettings, languages: Sequence[str], workers: Workers, recheck: bool = False) -> None:
@@ -45,7 +44,7 @@ def refine(settings: DataSettings, languages: Sequence[str], workers: Workers, r
     _run(pair_bucket, pairing, workers, "find duplicates", "buckets")
     _run(remove_duplicates, [RemovalTask(settings, code) for code in left], workers, "remove duplicates", "languages")
     for code in languages:
-        shutil.rmtree(folder / "links" / code, ignore_errors=True)
+        remove_folder(folder / "links" / code)
         for shard in shards_of(cleaned_folder(settings, code)):
             for name in SKETCHES:
                 shard.beside(name).unlink(missing_ok=True)

@@ -37,7 +37,7 @@ from babel_jax.data.windows.storage import MASKED_FIELDS, write_windows
 from babel_jax.data.windows.survey import Survey, survey
 from babel_jax.digests import SUMS, file_sum, write_sums
 from babel_jax.errors import BadInput
-from babel_jax.files import PARTIAL, explain_os_errors, make_folder, only_process_in, write_text
+from babel_jax.files import PARTIAL, explain_os_errors, make_folder, only_process_in, remove_left_files, write_text
 from babel_jax.languages import CODES
 from babel_jax.new_folders import new_folder, remove_mark
 from babel_jax.places import place, url_of
@@ -155,10 +155,9 @@ def _prepared(settings: DataSettings, folder: Path, opened: Tokenizer, made_from
 def _remove_leftovers(folder: Path) -> None:
     for code in CODES:
         remove_aside(folder, code)
+    remove_left_files(folder)
     for partial in list(folder.rglob(f"*{PARTIAL}")):
-        if partial.is_symlink() or partial.is_file():
-            partial.unlink(missing_ok=True)
-        elif partial.is_dir() and not any(partial.iterdir()):
+        if partial.is_dir() and not any(partial.iterdir()):
             partial.rmdir()  # `new_folder` removes those that are not empty
     for counts in folder.glob(f"windows/*/{COUNTS}"):
         if counts.parent.suffix != PARTIAL:
