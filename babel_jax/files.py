@@ -11,7 +11,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -235,10 +235,10 @@ def _new_file_beside(path: Path) -> tuple[Path, BinaryIO]:
         return partial, open(partial, "xb", opener=_not_through_links)
 
 
-def remove_left_files(folder: Path) -> None:
-    """Removes files that a killed process was writing beside their names, anywhere in a folder in which no other process writes."""
-    for partial in list(folder.rglob(f"*{PARTIAL}")):
-        if partial.is_symlink() or partial.is_file():
+def remove_left_files(paths: Iterable[Path]) -> None:
+    """Removes, of some paths, the files NAME.partial, which a killed process was writing. No other process may write there."""
+    for partial in list(paths):
+        if partial.name.endswith(PARTIAL) and (partial.is_symlink() or partial.is_file()):
             partial.unlink(missing_ok=True)
 
 
@@ -395,8 +395,9 @@ def _named(error: Exception, numbers: Sequence[int]) -> str | None:
 
     Libraries that write through C++ or Rust raise types of their own; the system's words are all they share.
     """
-    number = _number_of(error)
-    return next((os.strerror(one) for one in numbers if one == number or os.strerror(one) in str(error)), None)
+    if (number := _number_of(error)) is not None:
+        return os.strerror(number) if number in numbers else None
+    return next((os.strerror(one) for one in numbers if os.strerror(one) in str(error)), None)
 
 
 def _number_of(error: Exception) -> int | None:

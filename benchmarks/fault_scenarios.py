@@ -4,16 +4,16 @@ import dataclasses
 import json
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from babel_jax.checkpoints.hf_config import write_hf_config
-from babel_jax.checkpoints.layout import tensor_shapes
 from babel_jax.config import ModelConfig
-from tests.data.test_special_tokens import byte_level
+from babel_jax.model_folders.hf_config import write_hf_config
+from babel_jax.model_folders.layout import tensor_shapes
+from tests.data.tokens.test_special_tokens import byte_level
 
 MARKERS = ("<|im_start|>", "<|im_end|>")
 WORDS = ("habari", "nyumba", "mtoto", "kitabu", "shule", "maji", "chakula", "njia", "siku", "mwaka", "rafiki", "kazi", "mlima")
@@ -70,8 +70,8 @@ SCENARIOS = {
 Run = Callable[[list[str], Path], object]
 
 
-def make_inputs(base: Path, run: Run) -> None:
-    """Writes the inputs of all scenarios; `run` runs a command in a folder and raises where it fails."""
+def make_inputs(base: Path, run: Run, names: Iterable[str]) -> None:
+    """Writes the inputs of some scenarios; `run` runs a command in a folder and raises where it fails."""
     tokenizer = byte_level(base / "tokenizer", MARKERS)
     (tokenizer / "chat_template.jinja").write_text(
         "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
@@ -79,8 +79,27 @@ def make_inputs(base: Path, run: Run) -> None:
     )
     _write_model(base / "source", tokenizer)
     _write_texts(base)
+    _write_configs(base, tokenizer)
+    needed = {part for name in names for part in (*SCENARIOS[name].arguments, *SCENARIOS[name].copied)}
+    if "{base}/orbax" in needed:
+        run(["convert", str(base / "source"), str(base / "orbax"), "--to", "orbax"], base)
+    if needed & {"{base}/train.toml", "data", "trained/run"}:
+        run(["prepare", str(base / "prepare.toml")], base)
+    if "trained/run" in needed:
+        (base / "trained").mkdir()
+        run(["train", str(base / "train.toml")], base / "trained")
+    for name in ("judged", "classified"):
+        if f"{name}/out" in needed:
+            (base / name).mkdir()
+            _write_judged(base / "texts", base / name / "out")
+    if "classified/out" in needed:
+        run(["classifier", str(base / "quality.toml")], base / "classified")
+
+
+def _write_configs(base: Path, tokenizer: Path) -> None:
     data = f'tokenizer = "{tokenizer}"\nseq_len = 64\nheldout_fraction = 0.2\nworkers = 1\n'
-    sources = "".join(f'[[data.sources]]\nlanguage = "{code}"\npath = "{base}/texts/{code}.jsonl"\n' for code in ("en", "sw"))
+    texts = [f'language = "{code}"\npath = "{base}/texts/{code}.jsonl"\n' for code in ("en", "sw")]
+    sources = "".join(f"[[data.sources]]\n{text}" for text in texts)
     cleaning = 'shard_documents = 10\n[data.cleaning]\nmin_characters = 20\noff = ["repetition", "words", "language"]\n'
     (base / "prepare.toml").write_text(
         f'out = "run"\n[model]\nfolder = "none"\n[data]\nfolder = "data"\n{data}{cleaning}[data.deduplication]\n{sources}'
@@ -93,17 +112,8 @@ def make_inputs(base: Path, run: Run) -> None:
     (base / "quality.toml").write_text(
         'out = "out"\n[judge]\ndocuments = 12\ndimensions = { fluency = "a", substance = "b" }\n'
         f'[classifier]\nmodel = "{base}/source"\nseq_len = 64\nbatch_size = 4\nepochs = 1.0\nschedule = {{ peak = 3e-3 }}\n'
-        'heldout_fraction = 0.25\ncompute_dtype = "float32"\n'
-        + "".join(f'[[sources]]\nlanguage = "{code}"\npath = "{base}/texts/{code}.jsonl"\n' for code in ("en", "sw"))
+        'heldout_fraction = 0.25\ncompute_dtype = "float32"\n' + "".join(f"[[sources]]\n{text}" for text in texts)
     )
-    run(["convert", str(base / "source"), str(base / "orbax"), "--to", "orbax"], base)
-    run(["prepare", str(base / "prepare.toml")], base)
-    for name, command in (("trained", "train"), ("judged", ""), ("classified", "classifier")):
-        (base / name).mkdir()
-        if name != "trained":
-            _write_judged(base / "texts", base / name / "out")
-        if command:
-            run([command, str(base / ("train.toml" if command == "train" else "quality.toml"))], base / name)
 
 
 def _write_model(folder: Path, tokenizer: Path) -> None:

@@ -1,13 +1,15 @@
 """Reading of files that may come from strangers, and messages about them."""
 
+import errno
 import json
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 
 from babel_jax.errors import BadInput, json_printable, one_line, printable
-from babel_jax.files import MOST_DEPTH, parse_json, read_bytes, read_json, read_text, regular_file, write_text
+from babel_jax.files import MOST_DEPTH, os_error_line, parse_json, read_bytes, read_json, read_text, regular_file, write_text
 
 
 def test_control_characters_are_escaped_and_letters_of_all_scripts_stay():
@@ -127,3 +129,23 @@ def test_names_that_no_file_can_have_are_one_line(tmp_path):
         with pytest.raises(BadInput, match=says) as raised:
             write_text(tmp_path / name, "text")
         assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.EINVAL, "Invalid argument", "a/b"), "a/b: the file system refused (Invalid argument)"),
+        (ValueError("Failed to rename fd: 19: Invalid argument [os_error_code='22']"), "here: the file system refused (Invalid argument)"),
+        (ValueError("I/O error: No such device or address (os error 6)"), "here: the file system refused (No such device or address)"),
+        (OSError("[Errno 22] Error writing bytes to file"), "here: the file system refused (Invalid argument)"),
+        (ValueError("Error writing: Permission denied [os_error_code='13']"), "here: not permitted"),
+        (OSError(errno.EMFILE, "Too many open files", "a"), "a: Too many open files; raise the limit (ulimit -n)"),
+    ],
+)
+def test_an_error_of_the_file_system_is_one_line(error, says):
+    assert os_error_line(error, Path("here")).startswith(says)
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "No such file", "a"), ValueError("9 is no error"), OSError("timed out")])
+def test_an_error_of_the_program_keeps_its_traceback(error):
+    assert os_error_line(error, Path("here")) is None

@@ -1,5 +1,6 @@
 """Whose run a folder is: the config in it, and what may change between two starts."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from babel_jax.config.file import parse_settings, read_toml
 from babel_jax.distributed.agreement import agreed, first_text, same_on_all
 from babel_jax.distributed.lease import NAME as LEASE
 from babel_jax.errors import BadInput
-from babel_jax.files import PARTIAL
+from babel_jax.files import PARTIAL, remove_left_files
 from babel_jax.training.run_state import newest_step
 
 
@@ -34,7 +35,11 @@ def claim(run_folder: Path, config: Config) -> None:
     than those that were taken, or has another mesh.
     """
     path = run_folder / "config.toml"
-    if not path.is_file() and any(not file.name.endswith((PARTIAL, LEASE)) for file in run_folder.iterdir()):
+    if path.is_file():
+        # Prepared data may be below the run folder, and another process may write it: of the run's own places alone.
+        with contextlib.suppress(OSError):
+            remove_left_files([*run_folder.iterdir(), *run_folder.glob("evaluation/*")])
+    elif any(not file.name.endswith((PARTIAL, LEASE)) for file in run_folder.iterdir()):
         raise BadInput(f"{run_folder}: not empty and not a run folder (it has no config.toml); give another out")
     if not any((run_folder / name).exists() for name in ("evaluation", "metrics.jsonl", "summary.json")):
         config.save(path)

@@ -155,7 +155,7 @@ def _prepared(settings: DataSettings, folder: Path, opened: Tokenizer, made_from
 def _remove_leftovers(folder: Path) -> None:
     for code in CODES:
         remove_aside(folder, code)
-    remove_left_files(folder)
+    remove_left_files(folder.rglob(f"*{PARTIAL}"))
     for partial in list(folder.rglob(f"*{PARTIAL}")):
         if partial.is_dir() and not any(partial.iterdir()):
             partial.rmdir()  # `new_folder` removes those that are not empty
