@@ -49,9 +49,10 @@ def sft(config_file, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def undisturbed(config_file):
-    """What a run leaves."""
-    assert main(["sft", str(config_file)]) == 0
-    return result(config_file.parent / "run")
+    """What a run leaves, and how many renames, links and syncs it makes."""
+    with pytest.MonkeyPatch.context() as patch, faults(patch) as counted:
+        assert main(["sft", str(config_file)]) == 0
+    return result(config_file.parent / "run"), counted.count
 
 
 def result(folder):
@@ -67,23 +68,16 @@ def assert_one_line(said):
     return line
 
 
-@pytest.mark.parametrize(("kind", "part"), [(None, 0.2), (None, 0.6), (None, 0.95), (errno.ENOSPC, 0.5), (errno.EIO, 0.8)])
-def test_ended_in_its_writes(sft, undisturbed, tmp_path, monkeypatch, kind, part):
-    with faults(monkeypatch) as counted:
-        assert sft("whole")[0] == 0
-    assert result(tmp_path / "whole") == undisturbed
-    with faults(monkeypatch, int(part * counted.count), kind):
-        try:
-            status, said = sft()
-        except Killed:
-            status, said = 9, None
-    if kind is None:
-        assert status == 9
-    else:
-        assert status == 2
-        assert ("no space left" if kind == errno.ENOSPC else "the disk or its connection failed") in assert_one_line(said)
+def test_a_full_disk_then_ended_in_its_writes(sft, undisturbed, tmp_path, monkeypatch):
+    expected, count = undisturbed
+    with faults(monkeypatch, count // 2, errno.ENOSPC):
+        status, said = sft()
+    assert status == 2
+    assert "no space left on the disk" in assert_one_line(said)
+    with faults(monkeypatch, count // 4), pytest.raises(Killed):
+        sft()
     assert sft()[0] == 0
-    assert result(tmp_path / "run") == undisturbed
+    assert result(tmp_path / "run") == expected
     assert not list((tmp_path / "run").rglob(f"*{PARTIAL}"))
 
 
@@ -100,27 +94,22 @@ def stopped_at(step, monkeypatch, what):
     monkeypatch.setattr(Metrics, "log", logged)
 
 
-def test_sigterm_between_steps(sft, undisturbed, tmp_path, monkeypatch):
-    stopped_at(3, monkeypatch, lambda: signal.raise_signal(signal.SIGTERM))
-    status, said = sft()
-    assert (status, json.loads(said.out)["preempted"]) == (0, True)
-    assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
-    assert sft()[0] == 0
-    assert result(tmp_path / "run") == undisturbed
-
-
 def killed():
     raise Killed
 
 
-def test_killed_between_steps_and_the_newest_checkpoint_damaged(sft, undisturbed, tmp_path, monkeypatch):
-    stopped_at(5, monkeypatch, killed)
+def test_sigterm_then_killed_between_steps_then_the_newest_checkpoint_damaged(sft, undisturbed, tmp_path, monkeypatch):
+    stopped_at(1, monkeypatch, lambda: signal.raise_signal(signal.SIGTERM))
+    status, said = sft()
+    assert (status, json.loads(said.out)["preempted"]) == (0, True)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert {path.name for path in checkpoints.iterdir() if path.name.isdecimal()} <= {"1", "2"}
+    stopped_at(4, monkeypatch, killed)
     with pytest.raises(Killed):
         sft()
-    checkpoints = tmp_path / "run" / "checkpoints"
-    newest = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal())
-    assert newest == 4
-    values = max((checkpoints / "4" / "default").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    newest = max((path for path in checkpoints.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
+    assert newest.name == "4"
+    values = max((newest / "default").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
     with open(values, "r+b") as file:
         file.seek(values.stat().st_size // 2)
         byte = file.read(1)[0]
@@ -129,12 +118,11 @@ def test_killed_between_steps_and_the_newest_checkpoint_damaged(sft, undisturbed
     status, said = sft()
     assert status == 0
     assert "not the bytes that were written" in said.err
-    assert result(tmp_path / "run") == undisturbed
+    assert result(tmp_path / "run") == undisturbed[0]
 
 
 def test_another_process_has_the_output(sft, undisturbed, config_file, tmp_path):
     shutil.copytree(config_file.parent / "run", tmp_path / "run")
-    before = result(tmp_path / "run")
     handle = os.open(tmp_path / "run", os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -143,4 +131,4 @@ def test_another_process_has_the_output(sft, undisturbed, config_file, tmp_path)
         os.close(handle)
     assert status == 2
     assert "another process is at work in it" in assert_one_line(said)
-    assert result(tmp_path / "run") == before
+    assert result(tmp_path / "run") == undisturbed[0]
