@@ -1,14 +1,13 @@
 """What `babel prepare` does to raw text before it is tokenized: cleaning, decontamination, deduplication, and on which machines."""
 
-from enum import StrEnum
 from typing import Self
 
 from pydantic import model_validator
 
-from babel_jax.config.settings import Fraction, LocalPath, NonNegative, Positive, Settings
+from babel_jax.config.settings import Choice, Fraction, LocalPath, NonNegative, Positive, Settings
 
 
-class Rule(StrEnum):
+class Rule(Choice):
     """Why cleaning drops a document. Each is a threshold of `CleaningSettings`; data/refining/cleaning.py says where each comes from."""
 
     CHARACTERS = "characters"
@@ -92,7 +91,7 @@ class DeduplicationSettings(Settings):
         return self
 
 
-class Engine(StrEnum):
+class Engine(Choice):
     """Where the tasks of `babel prepare` run: in processes of this machine, or on a Ray cluster that shares its file system."""
 
     LOCAL = "local"

@@ -1,20 +1,19 @@
 """The text, the prepared datasets, and how a stage mixes them."""
 
-from enum import StrEnum
 from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from babel_jax.config.catalogue import expand
 from babel_jax.config.cleaning import CleaningSettings, DecontaminationSettings, DeduplicationSettings, Engine, Rule
-from babel_jax.config.settings import Fraction, LocalPath, NonNegative, Positive, PositiveFloat, Settings
+from babel_jax.config.settings import Choice, Fraction, LocalPath, NonNegative, Positive, PositiveFloat, Settings
 from babel_jax.languages import language
 
 # A source whose text stands under one of these has conversations: lists of messages.
 CONVERSATION_KEYS = ("messages", "conversations")
 
 
-class BadRows(StrEnum):
+class BadRows(Choice):
     """What to do with a text row that cannot be read: stop at it, or count it and go on."""
 
     REFUSE = "refuse"
@@ -119,7 +118,7 @@ class DataSettings(Settings):
         return self
 
 
-class Strategy(StrEnum):
+class Strategy(Choice):
     """How a mixture shares its tokens among languages: as equal as supply allows (water-filling), in proportion to
     supply ** (1 / temperature), or by explicit weights."""
 

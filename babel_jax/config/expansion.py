@@ -1,18 +1,17 @@
 """The plan of new layers."""
 
-from enum import StrEnum
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from babel_jax.config.settings import LocalPath, NonNegative, Positive, Seed, Settings
+from babel_jax.config.settings import Choice, LocalPath, NonNegative, Positive, Seed, Settings
 
 # What parameters are shifted or scaled by. With this bound they stay finite in each type that they may have: the largest float16 is 65,504,
 # and noise is drawn at most 4.4 deviations from its mean.
 Moderate = Annotated[float, Field(ge=-1e4, le=1e4)]
 
 
-class Init(StrEnum):
+class Init(Choice):
     """How a new layer begins. The first three are those of the Babel report: an exact copy of its source, the copy plus Gaussian noise,
     all zeros.
 
@@ -48,7 +47,7 @@ class ExpansionSettings(Settings):
         return self
 
 
-class Moments(StrEnum):
+class Moments(Choice):
     """What the Adam moments of a new layer begin with: those of its source layer, or zeros."""
 
     COPY = "copy"

@@ -1,11 +1,10 @@
 """The model: its shape and variant, and where a run takes it from."""
 
-from enum import StrEnum
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from babel_jax.config.settings import LocalPath, NonNegativeFloat, Positive, PositiveFloat, Settings, divisors
+from babel_jax.config.settings import Choice, LocalPath, NonNegativeFloat, Positive, PositiveFloat, Settings, divisors
 
 # Bounds of what a config.json may ask for, far above any model of these families: nothing is made of a number beyond them.
 MOST_LAYERS = 2_000
@@ -23,7 +22,7 @@ Tokens = Annotated[int, Field(gt=0, le=MOST_TOKENS)]
 Positions = Annotated[int, Field(gt=0, le=MOST_POSITIONS)]
 
 
-class Family(StrEnum):
+class Family(Choice):
     """Supported architectures; the values are the `model_type` of config.json."""
 
     QWEN2 = "qwen2"
@@ -33,21 +32,21 @@ class Family(StrEnum):
     GEMMA2 = "gemma2"
 
 
-class Activation(StrEnum):
+class Activation(Choice):
     """The function on the gate of the MLP, named as in config.json; the second is GELU by its tanh approximation."""
 
     SILU = "silu"
     GELU = "gelu_pytorch_tanh"
 
 
-class LayerType(StrEnum):
+class LayerType(Choice):
     """What a layer attends to; names as in the `layer_types` of config.json (transformers 5)."""
 
     FULL = "full_attention"
     SLIDING = "sliding_attention"
 
 
-class RopeType(StrEnum):
+class RopeType(Choice):
     """Position scaling of rotary embeddings, named as in config.json."""
 
     DEFAULT = "default"

@@ -3,13 +3,12 @@
 import re
 import string
 import urllib.parse
-from enum import StrEnum
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from babel_jax.config.data import BadRows, Source
-from babel_jax.config.settings import Fraction, LocalPath, NonNegative, Positive, PositiveFloat, Seed, Settings
+from babel_jax.config.settings import Choice, Fraction, LocalPath, NonNegative, Positive, PositiveFloat, Seed, Settings
 from babel_jax.config.training import ComputeType, Schedule
 from babel_jax.languages import language
 
@@ -89,7 +88,7 @@ class JudgeSettings(Settings):
         return self
 
 
-class Calibration(StrEnum):
+class Calibration(Choice):
     """What a score of 0.3 says: that 30% of the text of the same language is worse, that 30% of all text is, or 0.3 of the judge's
     scale."""
 

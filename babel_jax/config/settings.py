@@ -2,9 +2,11 @@
 
 import math
 import os
-from typing import Annotated
+from enum import StrEnum
+from typing import Annotated, Any, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema
 
 
 def _absolute(path: str) -> str:
@@ -27,6 +29,15 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+
+class Choice(StrEnum):
+    """Base of all settings that are one of some words. A plain string is taken too: `ExpansionSettings(append=2, init="noise")`."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
+        # In strict validation, which all settings have, pydantic otherwise takes members of the enumeration alone.
+        return cast(CoreSchema, {**handler(source), "strict": False})
 
 
 class Settings(BaseModel):

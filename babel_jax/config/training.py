@@ -1,15 +1,14 @@
 """Stages, optimizer, and how a step is computed."""
 
-from enum import StrEnum
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from babel_jax.config.data import MixtureSettings
-from babel_jax.config.settings import BelowOne, FileName, Fraction, Positive, PositiveFloat, Settings, divisors
+from babel_jax.config.settings import BelowOne, Choice, FileName, Fraction, Positive, PositiveFloat, Settings, divisors
 
 
-class ScheduleKind(StrEnum):
+class ScheduleKind(Choice):
     """Learning-rate schedules: warmup-stable-decay, cosine decay, constant; each after a linear warmup."""
 
     WSD = "wsd"
@@ -33,7 +32,7 @@ class Schedule(Settings):
         return self
 
 
-class Trained(StrEnum):
+class Trained(Choice):
     """What a stage trains: all parameters, or those of the layers that expansion added (so that the others stay as they are)."""
 
     ALL = "all"
@@ -62,7 +61,7 @@ class Stage(Settings):
         return self
 
 
-class ComputeType(StrEnum):
+class ComputeType(Choice):
     """A floating-point type. That of computing is the type of activations and of the weights in matrix products; master weights, norms,
     softmax and loss are float32."""
 
@@ -98,7 +97,7 @@ class OptimizerSettings(Settings):
     )
 
 
-class Remat(StrEnum):
+class Remat(Choice):
     """What the backward pass computes again, from the least to the most; what it keeps of a layer, beside the residual stream:
 
     none: all. dots: the products with weights. mlp, the default: queries, keys, values (of whole windows, where `context` cuts them), what
@@ -116,7 +115,7 @@ class Remat(StrEnum):
     FULL = "full"
 
 
-class AttentionKernel(StrEnum):
+class AttentionKernel(Choice):
     """What computes attention in training: `auto` is splash attention on TPU, cuDNN on GPU where it can, XLA elsewhere."""
 
     AUTO = "auto"

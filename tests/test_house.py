@@ -1,0 +1,58 @@
+"""The order of the folders: no folder imports itself by way of others, and the table in README.md names each of them."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+MODULES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in (ROOT / "babel_jax").rglob("*.py")}
+
+
+def room_of(module: str) -> str:
+    """A module's folder; modules at the top are rooms of their own."""
+    folder = module.rpartition(".")[0]
+    return module if folder == "babel_jax" else folder
+
+
+def imported_by(path: Path) -> set[str]:
+    """The modules of this project that a file imports, at its top or within a function; not those for types alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = [f"{node.module}.{name.name}" for name in node.names] + [node.module]
+            found |= {name for name in names if name in MODULES}
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names if name.name in MODULES}
+    return found
+
+
+def test_no_room_imports_itself_by_way_of_others():
+    arrows: dict[str, set[str]] = {}
+    for module, path in MODULES.items():
+        room = room_of(module)
+        arrows.setdefault(room, set()).update(room_of(other) for other in imported_by(path))
+    assert len(arrows) > 25
+    above: list[str] = []
+    done: set[str] = set()
+
+    def visit(room: str) -> None:
+        assert room not in above, " -> ".join([*above[above.index(room) :], room])
+        if room in done:
+            return
+        above.append(room)
+        for below in sorted(arrows[room] - {room}):
+            visit(below)
+        done.add(above.pop())
+
+    for room in arrows:
+        visit(room)
+
+
+def test_the_table_names_every_folder():
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    for folder in {path.parent.relative_to(ROOT).as_posix() for path in MODULES.values()} - {"babel_jax", "babel_jax/data"}:
+        name = folder.removeprefix("babel_jax/")
+        assert f"`{folder}/`" in page or f"`{name}/`" in page or f"`{name.rpartition('/')[2]}/`" in page, folder
