@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import math
 import os
 import re
@@ -18,6 +19,8 @@ from typing import Any, BinaryIO
 from babel_jax.errors import BadInput, one_line, shown
 from babel_jax.places import PARTIAL, url_of
 from babel_jax.sending import push
+
+log = logging.getLogger("babel")
 
 MOST_TEXT_BYTES = 16 * 2**20  # of a file that is read whole, where the caller names no other bound
 MOST_LINE_BYTES = 16 * 2**20  # of a file of JSON lines that this program or a server writes
@@ -341,10 +344,14 @@ def only_process_in(folder: Path, wait: bool = False) -> Iterator[bool]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             locked = True
         except BlockingIOError:
-            raise BadInput(f"{folder}: another process is at work in it; wait for that one, or give another folder") from None
+            if not wait:
+                raise BadInput(f"{folder}: another process is at work in it; wait for that one, or give another folder") from None
+            log.info("%s: another process is at work in it; waiting for that one", folder)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            locked = True
         except OSError:  # a file system without locks
             locked = False
         yield locked

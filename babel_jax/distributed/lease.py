@@ -59,6 +59,17 @@ def leased(folder: Path, beat: float = _SECONDS_BETWEEN_BEATS) -> Iterator[None]
                 path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def alone_in(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Keeps other processes out of a folder: by a lock, as `only_process_in` does, and by a lease where the file system has no locks."""
+    with contextlib.ExitStack() as held:
+        locked = held.enter_context(only_process_in(folder, wait))
+        # Into a folder that cannot be written to, another process writes as little.
+        if not locked and os.access(folder, os.W_OK):
+            held.enter_context(leased(folder))
+        yield
+
+
 def _is_over(found: dict[str, Any], locked: bool) -> bool:
     """Whether the job of a lease is known to have ended: it was on this machine, and has no lock or process any more."""
     if found.get("machine") != _machine():

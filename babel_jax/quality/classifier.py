@@ -27,9 +27,10 @@ from babel_jax.data.sources.records import source_files
 from babel_jax.data.sources.rows import Row, RowCounts, read_rows
 from babel_jax.data.sources.streams import file_version
 from babel_jax.data.tokens.tokenizers import open_tokenizer
+from babel_jax.distributed.lease import alone_in
 from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput
-from babel_jax.files import PARTIAL, explain_os_errors, make_folder, only_process_in, read_json, write_text
+from babel_jax.files import PARTIAL, explain_os_errors, make_folder, read_json, write_text
 from babel_jax.languages import CODES, LANGUAGES
 from babel_jax.model_folders.folder import Format, load_params, open_folder, save_folder
 from babel_jax.model_folders.hf_config import write_hf_config
@@ -55,7 +56,7 @@ def train_classifier(config: QualityConfig) -> dict[str, Any]:
     """
     out, settings = Path(config.out), config.classifier
     make_folder(out)
-    with only_process_in(out), new_folder(out / CLASSIFIER) as partial:
+    with alone_in(out), new_folder(out / CLASSIFIER) as partial:
         judged = read_judged(out / JUDGED, config.judge.dimensions)
         is_heldout = [unit_draw(Purpose.CLASSIFIER_HELDOUT, document["id"]) < settings.heldout_fraction for document in judged]
         heldout = list(itertools.compress(judged, is_heldout))
@@ -111,7 +112,7 @@ def score_sources(config: QualityConfig, languages: Sequence[str] | None = None)
     regressor, quality = open_classifier(config)
     make_folder(out / SCORED)
     counted: dict[str, dict[str, float]] = {}
-    with only_process_in(out):
+    with alone_in(out):
         for code in CODES:
             own = [source for source in config.sources if source.language == code and (languages is None or code in languages)]
             if not own:

@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from babel_jax.config.quality import JudgeSettings, QualityConfig
 from babel_jax.data.sources.rows import Row, RowCounts, read_rows
+from babel_jax.distributed.lease import alone_in
 from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput, one_line
-from babel_jax.files import explain_os_errors, make_folder, only_process_in, open_to_append, parse_json, read_bytes, read_lines, write_text
+from babel_jax.files import explain_os_errors, make_folder, open_to_append, parse_json, read_bytes, read_lines, write_text
 from babel_jax.languages import CODES, LANGUAGES
 from babel_jax.quality.server import Server
 
@@ -54,7 +55,7 @@ def judge(config: QualityConfig, replies: Path | None = None) -> dict[str, Any]:
     """
     out = Path(config.out)
     make_folder(out)
-    with only_process_in(out):
+    with alone_in(out):
         sample = dict(_sample(config))
         requests = {name: _request(config.judge, *document) for name, document in sample.items()}
         _write_prompts(out / PROMPTS, requests)

@@ -36,8 +36,10 @@ from babel_jax.data.windows.prepared import COUNTS, REPORT, SETTINGS, dataset_fo
 from babel_jax.data.windows.storage import MASKED_FIELDS, write_windows
 from babel_jax.data.windows.survey import Survey, survey
 from babel_jax.digests import SUMS, file_sum, write_sums
+from babel_jax.distributed.lease import NAME as LEASE
+from babel_jax.distributed.lease import alone_in
 from babel_jax.errors import BadInput
-from babel_jax.files import PARTIAL, explain_os_errors, make_folder, only_process_in, remove_left_files, write_text
+from babel_jax.files import PARTIAL, explain_os_errors, make_folder, remove_left_files, write_text
 from babel_jax.languages import CODES
 from babel_jax.new_folders import new_folder, remove_mark
 from babel_jax.places import place, url_of
@@ -82,7 +84,7 @@ def prepare(settings: DataSettings, tokenizer: Path | str | None = None, recheck
     }
     if url_of(folder) is None:
         make_folder(folder)
-    with drafted(folder), only_process_in(folder, wait=True):
+    with drafted(folder), alone_in(folder, wait=True):
         return _prepared(settings, folder, opened, made_from, recheck)
 
 
@@ -185,7 +187,7 @@ def _claim(folder: Path, made_from: dict[str, Any]) -> None:
     """Writes what the folder is made from, or raises BadInput when it was begun from something else."""
     if not (folder / SETTINGS).is_file():
         with explain_os_errors(folder):
-            if any(path.suffix != PARTIAL for path in folder.iterdir()):
+            if any(path.suffix != PARTIAL and path.name != LEASE for path in folder.iterdir()):
                 raise BadInput(f"{folder}: exists and is no folder of prepared data; give another data.folder or remove it first")
         _write_json(folder / SETTINGS, made_from)
         return
