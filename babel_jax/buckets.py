@@ -18,7 +18,7 @@ from typing import Any
 from babel_jax.errors import BadInput, one_line
 
 SCHEMES = ("gs", "s3")  # those that can be written to; any of fsspec's can be read
-_ATTEMPTS = 5
+_ATTEMPTS = 3  # beside those of the clients themselves
 _FIRST_WAIT_SECONDS = 0.5
 
 
@@ -62,7 +62,6 @@ def stored_below(url: str) -> dict[str, Stored]:
         try:
             return system.find(key(url), detail=True)
         except FileNotFoundError:
-            system.ls(key(url).split("/")[0])  # of a bucket that is there this gives something, or nothing
             return {}
 
     start = key(url).rstrip("/") + "/"

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -189,11 +189,11 @@ def abandon(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def drafted(folder: Path) -> Iterator[None]:
+def drafted(folder: Path, wanted: Callable[[str], bool]) -> Iterator[None]:
     """In the block a folder is made here alone, by code that goes on with what it finds; then it is published.
 
-    What the bucket has of a whole folder is here when the block begins, but for the large files. Of a folder that the bucket has nothing
-    of nothing is here; of a begun one there is what this machine has of it.
+    What the bucket has of a whole folder is here when the block begins: the `wanted` files, by name, that are not large. Of a folder
+    that the bucket has nothing of nothing is here; of a begun one there is what this machine has of it.
     """
     url, copy = url_of(folder), copy_of(folder)
     if url is None or copy is None:
@@ -201,7 +201,7 @@ def drafted(folder: Path) -> Iterator[None]:
         return
     there = stored_below(url)
     if there and UNFINISHED not in there:
-        pull(folder, lambda name: there[name].size <= SMALL_BYTES)
+        pull(folder, lambda name: wanted(name) and there[name].size <= SMALL_BYTES)
         before = _snapshot(folder)
     else:
         if not there:

@@ -6,6 +6,7 @@ file there is the header, followed by a hole as long as the values. This process
 """
 
 import atexit
+import contextlib
 import shutil
 import struct
 import tempfile
@@ -36,6 +37,8 @@ def stand_in(url: str) -> Path:
     with explain(url):
         system, root = tried(lambda: fsspec.core.url_to_fs(url))
         if not tried(lambda: system.isdir(root)):
+            with contextlib.suppress(FileNotFoundError):
+                tried(lambda: system.ls(root))  # raises where it may not be read: `isdir` says no then
             raise BadInput(f"{without_secrets(url)}: no such model folder")
         entries = {_file_name(entry): entry for entry in tried(lambda: system.ls(root, detail=True))}
         entries.pop("", None)

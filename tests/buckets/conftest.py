@@ -1,11 +1,16 @@
 """Buckets of the test servers, to which all clients in this process are pointed, and a scratch space of the test's own."""
 
+from pathlib import Path
+
 import fsspec
 import pytest
 
 from babel_jax import buckets, errors, places
+from babel_jax.recipe.recipe import run_recipe
 from tests.buckets.gcs_server import GcsServer
 from tests.buckets.s3_server import S3Server
+
+EXPANSION = {"insert_after": [1, 3], "init": "zero"}
 
 
 @pytest.fixture
@@ -64,3 +69,22 @@ def forget():
 def anew():
     """`forget`."""
     return forget
+
+
+@pytest.fixture(scope="session")
+def on_disk(recipe_config, small_settings, small_prepared, small_model, base, tmp_path_factory):
+    """The run that those in buckets are compared with."""
+    out = tmp_path_factory.mktemp("on_disk") / "run"
+    return run_recipe(recipe_config(out, small_settings, small_model, {"folder": base["hf"]}, expansion=EXPANSION))
+
+
+@pytest.fixture
+def config_in(recipe_config, small_settings, small_model, base):
+    """The config of the same run with all its folders below a URL."""
+
+    def make(server, url, **changes):
+        server.put_folder(Path(base["hf"]), f"{url}/models/base")
+        settings = small_settings.model_copy(update={"folder": f"{url}/data"})
+        return recipe_config(f"{url}/run", settings, small_model, {"folder": f"{url}/models/base"}, expansion=EXPANSION, **changes)
+
+    return make

@@ -144,7 +144,9 @@ class _Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.requests[kind] += 1
             server.bytes["received"] += len(body)
-        fault = server.fault(method, urllib.parse.unquote(self.path)) or Fault()
+        named = re.search(rb'"name": ?"([^"]+)"', body[:2000]) if "uploadType=multipart" in self.path else None
+        path = urllib.parse.unquote(self.path) + (f"&name={named[1].decode()}" if named else "")
+        fault = server.fault(method, path) or Fault()
         if fault.seconds:
             time.sleep(fault.seconds)
         if fault.status:

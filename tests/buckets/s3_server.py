@@ -28,9 +28,10 @@ class S3Server:
         self.requests[environment["REQUEST_METHOD"]] += 1
         status = self.fault(environment["REQUEST_METHOD"], environment["PATH_INFO"])
         if status is not None:
-            environment["wsgi.input"].read()
+            environment["wsgi.input"].read(int(environment.get("CONTENT_LENGTH") or 0))
             start(f"{status} fault", [("Content-Type", "application/xml")])
-            return [b"<Error><Code>SlowDown</Code><Message>a fault of the test</Message></Error>"]
+            code = b"AccessDenied" if status == 403 else b"SlowDown"
+            return [b"<Error><Code>" + code + b"</Code><Message>a fault of the test</Message></Error>"]
         return self._app(environment, start)
 
     def close(self) -> None:

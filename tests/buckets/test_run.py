@@ -11,27 +11,6 @@ from babel_jax.recipe.integrity import verify_folder
 from babel_jax.recipe.recipe import run_recipe
 from babel_jax.report.run_report import report_run
 
-EXPANSION = {"insert_after": [1, 3], "init": "zero"}
-
-
-@pytest.fixture(scope="module")
-def on_disk(recipe_config, small_settings, small_prepared, small_model, base, tmp_path_factory):
-    """The run that those in buckets are compared with."""
-    out = tmp_path_factory.mktemp("on_disk") / "run"
-    return run_recipe(recipe_config(out, small_settings, small_model, {"folder": base["hf"]}, expansion=EXPANSION))
-
-
-@pytest.fixture
-def config_in(recipe_config, small_settings, small_model, base):
-    """The config of the same run with all its folders below a URL."""
-
-    def make(server, url, **changes):
-        server.put_folder(Path(base["hf"]), f"{url}/models/base")
-        settings = small_settings.model_copy(update={"folder": f"{url}/data"})
-        return recipe_config(f"{url}/run", settings, small_model, {"folder": f"{url}/models/base"}, expansion=EXPANSION, **changes)
-
-    return make
-
 
 def check_same(server, result, on_disk):
     run = Path(on_disk["out"])

@@ -32,7 +32,7 @@ from babel_jax.data.tokens.chat_format import ChatFormat, open_chat_format
 from babel_jax.data.tokens.tokenizers import Tokenizer, open_tokenizer
 from babel_jax.data.windows.conversations import conversation_windows
 from babel_jax.data.windows.packing import pack
-from babel_jax.data.windows.prepared import COUNTS, REPORT, SETTINGS, dataset_folder, heldout_file, language_file
+from babel_jax.data.windows.prepared import COUNTS, REPORT, SETTINGS, dataset_folder, heldout_file, is_no_window, language_file
 from babel_jax.data.windows.storage import MASKED_FIELDS, write_windows
 from babel_jax.data.windows.survey import Survey, survey
 from babel_jax.digests import SUMS, file_sum, write_sums
@@ -84,7 +84,7 @@ def prepare(settings: DataSettings, tokenizer: Path | str | None = None, recheck
     }
     if url_of(folder) is None:
         make_folder(folder)
-    with drafted(folder), alone_in(folder, wait=True):
+    with drafted(folder, is_no_window), alone_in(folder, wait=True):
         return _prepared(settings, folder, opened, made_from, recheck)
 
 

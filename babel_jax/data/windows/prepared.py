@@ -163,6 +163,11 @@ def open_prepared(folder: Path | str) -> PreparedData:
     return prepared
 
 
+def is_no_window(name: str) -> bool:
+    """Whether a file, by its name within the folder, is none of the dataset of windows itself."""
+    return not (name.startswith("windows/") and name.count("/") > 2)
+
+
 def is_beside_text(name: str) -> bool:
     """Whether a file is one that every reader of the folder needs; windows come when they are opened, by name within the folder."""
     top, _, rest = name.partition("/")
