@@ -165,6 +165,16 @@ def _is_refusal(error: Exception) -> bool:
     return any(word in words for word in ("Forbidden", "AccessDenied", "Access Denied", "PERMISSION_DENIED", "NoSuchBucket", "credentials"))
 
 
+_CLIENTS = ("gcsfs", "s3fs", "aiohttp", "aiobotocore", "botocore", "google", "requests")
+_SIGNS = ("http_response", "gs://", "s3://", "GCS", "CURL", "PERMISSION_DENIED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "UNAUTHENTICATED")
+
+
+def is_of_bucket(error: Exception) -> bool:
+    """Whether an error comes of a bucket or the way to it: one of a client's own types, or of TensorStore, which raises ValueError."""
+    words = str(error)
+    return type(error).__module__.split(".")[0] in _CLIENTS or isinstance(error, OSError) or any(sign in words for sign in _SIGNS)
+
+
 @contextlib.contextmanager
 def explain(url: str, done: str = "read") -> Iterator[None]:
     """Turns whatever the packages behind fsspec and TensorStore raise into BadInput that names `url`, and no keys."""

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from babel_jax.buckets import explain, is_of_bucket
 from babel_jax.errors import BadInput, one_line, shown
 from babel_jax.places import PARTIAL, url_of
 from babel_jax.sending import push
@@ -370,6 +371,22 @@ def explain_os_errors(path: Path) -> Iterator[None]:
         if (line := os_error_line(error, path)) is not None:
             raise BadInput(line) from error
         raise
+
+
+@contextlib.contextmanager
+def explain_storage_errors(path: Path) -> Iterator[None]:
+    """As `explain_os_errors`, and for a path in a working copy the same for the bucket that it stands for."""
+    url = url_of(path)
+    try:
+        with explain_os_errors(path):
+            yield
+    except BadInput:
+        raise
+    except Exception as error:
+        if url is None or not is_of_bucket(error):
+            raise
+        with explain(url, "written"):
+            raise
 
 
 def os_error_line(error: Exception, path: Path | None = None) -> str | None:

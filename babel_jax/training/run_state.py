@@ -25,7 +25,7 @@ from babel_jax.digests import SUMS, lists_below, unlisted, write_sums
 from babel_jax.distributed.agreement import agreed, shared_out
 from babel_jax.distributed.cluster import lost_process
 from babel_jax.errors import BadInput
-from babel_jax.files import explain_os_errors
+from babel_jax.files import explain_storage_errors
 from babel_jax.places import folders_in, listing, native, path_of, pull
 from babel_jax.run_files import Line, read_lines
 from babel_jax.sending import move
@@ -52,7 +52,7 @@ class Checkpoints:
         """
         self._folder, self._model_after, self._failed = folder.absolute(), model_after, False
         self._native = native(self._folder)  # for Orbax, which writes into a bucket itself
-        with agreed(), explain_os_errors(folder):
+        with agreed(), explain_storage_errors(folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         kept: list[PreservationPolicy] = [LatestN(keep), _Named(best_step)]
         if keep_every is not None:
@@ -64,7 +64,8 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         # Named, as Orbax would else read off the newest folder, which may be damaged, what it holds.
-        self._manager = ocp.CheckpointManager(self._native, options=options, item_handlers=_Digested())
+        with explain_storage_errors(folder):
+            self._manager = ocp.CheckpointManager(self._native, options=options, item_handlers=_Digested())
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -72,14 +73,14 @@ class Checkpoints:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if lost_process(error):
             return  # the last write waits for the process that has gone, until JAX aborts this one with a stack trace
-        with explain_os_errors(self._folder):
+        with explain_storage_errors(self._folder):
             self._manager.close()
 
     def save(self, step: int, state: TrainState, stage: str) -> None:
         """Begins to write the state after `step` steps, with the name of the stage; a state that stands there already is left alone."""
         if self._manager.latest_step() == step:
             return
-        with explain_os_errors(self._folder):
+        with explain_storage_errors(self._folder):
             self._manager.save(step, args=_DigestedSave(state), custom_metadata=to_note(stage, self._model(step)))
 
     def check(self) -> None:
@@ -89,7 +90,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when what was begun is on disk."""
-        with explain_os_errors(self._folder):
+        with explain_storage_errors(self._folder):
             self._manager.wait_until_finished()
 
     def restore(self, abstract: Callable[[int, str], PyTree[jax.ShapeDtypeStruct]]) -> tuple[int, str, TrainState] | None:
