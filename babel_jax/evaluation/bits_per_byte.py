@@ -35,6 +35,11 @@ class TextToScore:
     bytes_of: dict[str, list[int]]
 
 
+def longest_window(seq_len: int, max_positions: int, conversations: bool) -> int:
+    """The most tokens of a sequence that a run scores: 2,048, and of conversations as many as it trains on; never more than positions."""
+    return min(max(LONGEST_WINDOW, seq_len) if conversations else LONGEST_WINDOW, max_positions)
+
+
 def text_to_score(
     tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]], max_positions: int, max_bytes: int | None = None
 ) -> TextToScore:

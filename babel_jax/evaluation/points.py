@@ -19,7 +19,7 @@ from babel_jax.data.tokens.chat_format import open_chat_format
 from babel_jax.data.tokens.tokenizers import Tokenizer
 from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.errors import BadInput
-from babel_jax.evaluation.bits_per_byte import class_means, conversations_to_score, scored_bits, text_to_score
+from babel_jax.evaluation.bits_per_byte import class_means, conversations_to_score, longest_window, scored_bits, text_to_score
 from babel_jax.evaluation.scoring import score
 from babel_jax.evaluation.suite import Results, run_suite
 from babel_jax.files import make_folder, write_text
@@ -41,15 +41,16 @@ def measure(config: Config, point: str, model_config: ModelConfig, params: PyTre
     prepared = open_prepared(config.data.folder)
     heldout = {code: prepared.heldout(code) for code in prepared.languages}
     texts = {code: [row.text for row in rows] for code, rows in heldout.items()}
-    mesh, positions = make_mesh(config.training.mesh), model_config.max_position_embeddings
+    mesh = make_mesh(config.training.mesh)
+    longest = longest_window(config.data.seq_len, model_config.max_position_embeddings, config.data.conversations)
     if config.data.conversations:
         format = open_chat_format(tokenizer.path, config.data.chat_template)
-        to_score = conversations_to_score(format, texts, positions, settings.max_bytes)
+        to_score = conversations_to_score(format, texts, longest, settings.max_bytes)
     else:
-        to_score = text_to_score(tokenizer, texts, positions, settings.max_bytes)
+        to_score = text_to_score(tokenizer, texts, longest, settings.max_bytes)
     if not to_score.sequences and config.data.heldout_fraction > 0:
         raise BadInput(f"{config.data.folder}: too little text to hold any out; give more text, or data.heldout_fraction = 0")
-    batch_tokens = settings.batch_size * config.data.seq_len
+    batch_tokens = tokens_of_batch(config)
     scored = functools.partial(score, model_config, params, mesh=mesh, batch_tokens=batch_tokens, compute_dtype=dtype, what="bits per byte")
     measured = scored_bits(to_score, scored)
     results: Results = {
@@ -62,6 +63,11 @@ def measure(config: Config, point: str, model_config: ModelConfig, params: PyTre
         if values:
             log.info("%s, %s: %s", task.replace("_", " "), point, ", ".join(f"{group} {mean:.3f}" for group, mean in means.items()))
     return results
+
+
+def tokens_of_batch(config: Config) -> int:
+    """Tokens that are scored together."""
+    return config.evaluation.batch_size * config.data.seq_len
 
 
 def scores_of(results: Results, task: str) -> dict[str, float]:

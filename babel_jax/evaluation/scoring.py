@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,12 @@ from babel_jax.model.cross_entropy import scored_targets
 from babel_jax.model.decoder import hidden_states, output_table
 from babel_jax.model.parallel import CONTEXT, WINDOW_AXES, Placement
 from babel_jax.model.sharding import param_specs, placement_on
-from babel_jax.training.mesh import replicated
+from babel_jax.training.mesh import batch_sharding, replicated
 
 CHUNK = 32  # places of a row whose logits are held at a time
 BLOCK_TOKENS = 1 << 22  # tokens planned at a time
+
+_COLUMNS = ("tokens", "positions", "ends", "places", "targets")  # of a batch of rows
 
 # Of each sequence: the sum of log p over its targets, and whether every one of them is the likeliest token.
 Score = tuple[float, bool]
@@ -44,8 +47,7 @@ def score(
     length for all that are longer.
     """
     scores: dict[int, Score] = {}
-    longest = bucket(max((len(sequence.tokens) for sequence in sequences), default=1), SHORTEST)
-    lengths = sorted({*(SHORTEST << power for power in range(5)), max(longest, LONGEST_PACKED)})
+    lengths = row_lengths(max((len(sequence.tokens) for sequence in sequences), default=1))
 
     def cost(rows: int, length: int) -> float:
         size = rows_of_batch(length, batch_tokens, mesh)
@@ -61,6 +63,20 @@ def score(
                     done(found)
                     progress.update(len(found))
     return [scores[number] for number in range(len(sequences))]
+
+
+def row_lengths(longest: int) -> list[int]:
+    """The lengths of rows for sequences of at most `longest` tokens."""
+    return sorted({*(SHORTEST << power for power in range(5)), max(bucket(longest, SHORTEST), LONGEST_PACKED)})
+
+
+def scoring_program(
+    mesh: Mesh, config: ModelConfig, compute_dtype: DTypeLike, params: PyTree[jax.ShapeDtypeStruct], length: int, batch_tokens: int
+) -> tuple[Any, tuple[Any, ...]]:
+    """The jitted function that `score` calls for rows of a length, and its arguments as shapes."""
+    rows = jax.ShapeDtypeStruct((rows_of_batch(length, batch_tokens, mesh), length), jnp.int32, sharding=batch_sharding(mesh))
+    chunks = jax.ShapeDtypeStruct((), jnp.int32)
+    return _log_likelihoods, (mesh, config, jnp.dtype(compute_dtype), params, *[rows] * len(_COLUMNS), chunks)
 
 
 def _by_owner(rows: Sequence[Row], log_p: np.ndarray, greedy: np.ndarray) -> Iterator[tuple[int, Score]]:
@@ -117,8 +133,7 @@ def _batches(rows: Sequence[Row], length: int, size: int) -> Iterator[list[Row]]
 def _score_rows(
     mesh: Mesh, config: ModelConfig, compute_dtype: np.dtype, params: PyTree[Array], rows: Sequence[Row]
 ) -> tuple[Float[np.ndarray, "batch time"], Bool[np.ndarray, "batch time"]]:
-    names = ("tokens", "positions", "ends", "places", "targets")
-    columns = [on_mesh(mesh, np.stack([getattr(row, name) for row in rows])) for name in names]
+    columns = [on_mesh(mesh, np.stack([getattr(row, name) for row in rows])) for name in _COLUMNS]
     entries = max(row.entries for row in rows)
     log_p, greedy = _log_likelihoods(mesh, config, compute_dtype, params, *columns, np.int32(-(-entries // CHUNK)))
     return np.asarray(log_p), np.asarray(greedy)

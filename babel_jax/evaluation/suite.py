@@ -25,6 +25,7 @@ from jaxtyping import Array, PyTree
 from babel_jax.config import ModelConfig
 from babel_jax.data.sources.rows import Row
 from babel_jax.data.tokens.tokenizers import Tokenizer
+from babel_jax.evaluation.bits_per_byte import LONGEST_WINDOW
 from babel_jax.evaluation.items import chrf_plus_plus
 from babel_jax.evaluation.prefix_trees import Scored
 from babel_jax.evaluation.scoring import score
@@ -42,7 +43,8 @@ Results = dict[str, dict[str, dict[str, Any]]]
 _FRUITLESS, _LONGEST_SENTENCE = 200, 2_000
 
 _ENGLISH = "en"
-_NEW_TOKENS, _ROWS, _BATCH_TOKENS = 48, 32, 4096
+_NEW_TOKENS = 48
+SUITE_ROWS, SUITE_BATCH_TOKENS = 32, 4096
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？।۔؟။])[\"'”’»」』)]*\s*")
 _WITHOUT_SPACES = ("Hans", "Jpan", "Thai", "Mymr")
 
@@ -116,7 +118,7 @@ def run_suite(
     whole = [all(len(option.tokens) for option in options) for options in scored]
     questions = list(itertools.compress(questions, whole))
     sequences = [option for options in itertools.compress(scored, whole) for option in options]
-    likelihoods = iter(score(config, params, sequences, mesh, _BATCH_TOKENS, compute_dtype))
+    likelihoods = iter(score(config, params, sequences, mesh, SUITE_BATCH_TOKENS, compute_dtype))
     right: dict[tuple[str, str], list[float]] = {}
     for question in questions:
         lengths = [len(option[len(question.context) :].encode()) if question.by_byte else 1 for option in question.options]
@@ -222,25 +224,32 @@ def _aligned(text: str, english: str) -> list[tuple[str, str]]:
     return list(zip(own, theirs, strict=True)) if len(own) == len(theirs) else [(text, english)]
 
 
+def suite_tokens(config: ModelConfig) -> tuple[int, int]:
+    """The most tokens that are read of a text, and that are written after a prompt."""
+    longest = min(LONGEST_WINDOW, config.max_position_embeddings)
+    return longest, min(_NEW_TOKENS, longest // 2)
+
+
 def _scored(tokenizer: Tokenizer, question: Choice, option: str, config: ModelConfig) -> Scored:
-    """The tokens behind the context are scored; what the model has no positions for is left out on the left."""
+    """The tokens behind the context are scored; what is more than `suite_tokens` is left out on the left."""
+    longest, _ = suite_tokens(config)
     begin = tokenizer.begin_ids
     ids = np.asarray([*begin, *tokenizer.encode(option)], np.int32)
     context = max(1, len(begin) + len(tokenizer.encode(question.context)))
-    targets = ids[max(1, min(context, len(ids) - 1)) :][-config.max_position_embeddings :]
-    return Scored(ids[:-1][-config.max_position_embeddings :], targets)
+    targets = ids[max(1, min(context, len(ids) - 1)) :][-longest:]
+    return Scored(ids[:-1][-longest:], targets)
 
 
 def _continued(
     config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer, prompts: Sequence[str], mesh: Mesh, compute_dtype: DTypeLike
 ) -> Iterator[str]:
-    new = min(_NEW_TOKENS, config.max_position_embeddings // 2)
+    longest, new = suite_tokens(config)
     begin = tokenizer.begin_ids
-    room = config.max_position_embeddings - new - len(begin)
+    room = longest - new - len(begin)
     encoded = [[*begin, *ids[-room:]] for ids in tokenizer.encode_batch(prompts)]
-    for start in range(0, len(encoded), _ROWS):
-        batch = encoded[start : start + _ROWS]
-        full = batch + batch[-1:] * (_ROWS - len(batch))
+    for start in range(0, len(encoded), SUITE_ROWS):
+        batch = encoded[start : start + SUITE_ROWS]
+        full = batch + batch[-1:] * (SUITE_ROWS - len(batch))
         written = generate(config, params, full, new, tokenizer.stop_ids, compute_dtype=compute_dtype, mesh=mesh)
         for prompt, ids in zip(batch, written, strict=False):
             yield continuation(tokenizer, prompt, ids)

@@ -115,6 +115,33 @@ def generate(
     return [until_first(row, eos_ids) for row in new.tolist()]
 
 
+def generation_programs(
+    mesh: Mesh,
+    config: ModelConfig,
+    compute_dtype: DTypeLike,
+    params: PyTree[jax.ShapeDtypeStruct],
+    prompts: int,
+    tokens: int,
+    new_tokens: int,
+    sampled: bool = False,
+) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    """The jitted functions that `generate` calls for so many prompts of so many tokens, with their arguments as shapes: prefill, extend."""
+    rows, new_size = rows_of(mesh, prompts), bucket(new_tokens, SMALLEST_BUCKET)
+    number, none = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((0,), jnp.int32)
+    given = jax.ShapeDtypeStruct((rows, bucket(tokens, SMALLEST_BUCKET)), jnp.int32)
+    padding, eos = jax.ShapeDtypeStruct((rows,), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    first = (config, new_size, compute_dtype, params, none, given, padding, number)
+    state = jax.eval_shape(partial(prefill, *first[:3], mesh=mesh), *first[3:])
+    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), _of_state(_SAME))
+    state = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings)
+    sampling = None
+    if sampled:
+        keys = jax.eval_shape(partial(jax.random.split, num=rows), jax.random.key(0))
+        sampling = Sampling(jnp.float32(1.0), jnp.int32(1), jnp.float32(1.0), keys)
+    second = (config, compute_dtype, params, state, padding, number, eos, sampling, None)
+    return [(prefill, first, {"mesh": mesh}), (extend, second, {"mesh": mesh})]
+
+
 def until_first(tokens: list[int], eos_ids: Sequence[int]) -> list[int]:
     """The tokens up to the first of `eos_ids`, with it; all where there is none."""
     return tokens[: next((place + 1 for place, token in enumerate(tokens) if token in eos_ids), len(tokens))]
@@ -235,7 +262,7 @@ def extend(
 
         return jax.lax.while_loop(more, one_more, (state, unfinished(state)))[0]
 
-    of_state: Any = Decoding(_SAME, _SAME, _BY_ROWS, _BY_ROWS, _CACHE, _BY_ROWS)
+    of_state = _of_state(_BY_ROWS)
     of_sampling: Any = _SAME if sampling is None else Sampling(_SAME, _SAME, _SAME, _BY_ROWS)
     of_repetition: Any = _SAME if repetition is None else Repetition(_SAME, _BY_ROWS)
     in_specs = (param_specs(config), of_state, _BY_ROWS, _SAME, _SAME, of_sampling, of_repetition)
@@ -247,6 +274,11 @@ _SAME: Any = PartitionSpec()
 _BY_ROWS: Any = PartitionSpec(ROW_AXES)
 _BY_LAYER: Any = PartitionSpec(None, ROW_AXES, TENSOR)
 _CACHE: Any = Cache(_BY_LAYER, _BY_LAYER, _SAME)
+
+
+def _of_state(tokens: Any) -> Any:
+    """How a state lies on a mesh, its tokens and who is finished as `tokens` says."""
+    return Decoding(_SAME, _SAME, tokens, tokens, _CACHE, _BY_ROWS)
 
 
 def _placement(mesh: Mesh | None) -> Placement:

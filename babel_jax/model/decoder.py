@@ -211,6 +211,11 @@ def init_params(config: ModelConfig, key: PRNGKeyArray, dtype: DTypeLike = jnp.f
     return initialized(describe(config), key, dtype)
 
 
+def initializing(shardings: PyTree[jax.sharding.Sharding]) -> Any:
+    """`init_params` jitted, of a config and a key: each device makes its own part."""
+    return jax.jit(init_params, static_argnums=0, out_shardings=shardings)
+
+
 # --- the forward pass --------------------------------------------------------------------------------------------------------
 
 

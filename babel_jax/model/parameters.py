@@ -8,6 +8,7 @@ without the layer index: all layers of a decoder are stacked along a leading axi
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -65,6 +66,12 @@ def bind(module: M, params: PyTree[Array]) -> M:
     graphdef, state = nnx.split(module)
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graphdef, state)
+
+
+@partial(jax.jit, static_argnums=1)
+def in_type(params: PyTree[Array], dtype: DTypeLike) -> PyTree[Array]:
+    """All parameters in one type; they lie where they lay."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
 def initialized(described: dict[str, Any], key: PRNGKeyArray, dtype: DTypeLike) -> PyTree[Array]:

@@ -12,6 +12,7 @@ all-gather): XLA has a collective for those. Between unrelated layouts it would 
 import functools
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,37 +57,54 @@ def moved(values: Array, steps: list[Sharding]) -> Array:
     if values.sharding.is_equivalent_to(steps[-1], values.ndim):
         return jax.device_put(values, steps[-1])
 
-    return _mover(tuple(steps[1:]), values.dtype)(values)
+    return mover(tuple(steps[1:]), values.dtype)(values)
 
 
 @functools.cache
-def _mover(steps: tuple[Sharding, ...], dtype: np.dtype) -> Callable[[Array], Array]:
+def mover(steps: tuple[Sharding, ...], dtype: np.dtype) -> Callable[[Array], Array]:
+    """The program of `moved`, for arrays of one type that lie as the step before the first of `steps` says."""
     # As bits: XLA may take bfloat16 for float32 on the way, on CPU in collectives too, which changes NaNs. The barriers keep it from
     # taking the two conversions for none.
     bits = jnp.dtype(f"uint{8 * dtype.itemsize}")
 
-    def move(values: Array) -> Array:
+    def move_leaf(values: Array) -> Array:
         moving = jax.lax.optimization_barrier(jax.lax.bitcast_convert_type(values, bits))
         for step in steps:
             moving = jax.lax.with_sharding_constraint(moving, step)
         return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(moving), dtype)
 
-    return jax.jit(move, out_shardings=steps[-1])
+    return jax.jit(move_leaf, out_shardings=steps[-1])
 
 
 def gathered(leaf: Array, layer: int | None) -> Array:
     """A leaf, or one layer of it, such that the devices of each process have all of it: spread over them by the mesh axes that do not
     cross processes, gathered along those that do."""
-    values = leaf if layer is None else leaf[layer]
-    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
-        return values
+    if not isinstance(leaf, jax.Array):
+        return leaf if layer is None else leaf[layer]
     if not isinstance(leaf.sharding, NamedSharding):
-        raise TypeError(f"arrays of several processes need a NamedSharding; this has {leaf.sharding}")
-    mesh, ends = _split(leaf.sharding, leaf.ndim)
+        if not leaf.is_fully_addressable:
+            raise TypeError(f"arrays of several processes need a NamedSharding; this has {leaf.sharding}")
+        return leaf if layer is None else leaf[layer]
+    if layer is None and leaf.is_fully_addressable:
+        return leaf
+    return gatherer(leaf.sharding, leaf.ndim, leaf.dtype, layer is not None)(leaf, np.int32(layer or 0))
+
+
+@functools.cache
+def gatherer(sharding: NamedSharding, dimensions: int, dtype: np.dtype, stacked: bool) -> Callable[[Array, Any], Array]:
+    """The program of `gathered` for leaves that lie as `sharding` says; `stacked`: one layer, its number the second argument."""
+    mesh, ends = _split(sharding, dimensions)
     process = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
     inside = {name for axis, name in enumerate(mesh.axis_names) if (process == process.take([0], axis)).all()}
     kept = [tuple(axis for axis in axes if axis in inside) for axes in ends]
-    return moved(values, [values.sharding, NamedSharding(mesh, PartitionSpec(*(kept if layer is None else kept[1:])))])
+    before = sharding.update(spec=PartitionSpec(*sharding.spec[1:])) if stacked else sharding
+    after = NamedSharding(mesh, PartitionSpec(*(kept[1:] if stacked else kept)))
+
+    def gather_tensor(leaf: Array, layer: Array) -> Array:
+        values = jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False) if stacked else leaf
+        return mover((before, after), dtype)(values)
+
+    return jax.jit(gather_tensor, out_shardings=after)
 
 
 def host_values(values: Array) -> np.ndarray:

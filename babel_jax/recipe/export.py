@@ -16,6 +16,7 @@ from babel_jax.data.tokens.tokenizers import Tokenizer
 from babel_jax.expansion.apply import expand_hf_config
 from babel_jax.expansion.plan import ExpansionPlan
 from babel_jax.model.decoder import forward
+from babel_jax.model.parameters import in_type
 from babel_jax.model_folders.folder import Format, ModelFolder, copy_other_files, load_params, open_folder, save_folder
 from babel_jax.model_folders.hf_config import stored_eos_token_ids, write_hf_config
 from babel_jax.places import place
@@ -53,7 +54,7 @@ def export(
     chat_eos = list(dict.fromkeys([chat.end_id, *stored, tokenizer.eos_id])) if chat is not None else []
     eos = chat_eos or (None if stored else tokenizer.eos_id)
     hf_config = write_hf_config(model_config, base, str(config.export_dtype), eos_token_id=eos, pad_token_id=tokenizer.pad_id)
-    exported = jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(config.export_dtype)), params)
+    exported = in_type(params, jnp.dtype(config.export_dtype))
     mixture = place(config.out) / "mixture.json"
     mixtures = read_as(mixture, dict[str, Mixture]) if mixture.is_file() else {}
     card = run_card(config, hf_config, folder.path if folder is not None else None, mixtures)

@@ -39,7 +39,7 @@ from babel_jax.evaluation.points import measure, point_file, write_point
 from babel_jax.expansion.apply import expand_config, expanding, new_layers_of
 from babel_jax.expansion.plan import plan_from_settings
 from babel_jax.files import explain_os_errors, make_folder
-from babel_jax.model.decoder import init_params
+from babel_jax.model.decoder import initializing
 from babel_jax.model_folders.folder import ModelFolder, load_params, open_folder
 from babel_jax.model_folders.tokenizer_files import is_padding
 from babel_jax.places import place, pull
@@ -108,7 +108,7 @@ def _run(config: Config, run_folder: Path, compare_export: bool, profile: range 
         mesh = make_mesh(config.training.mesh)
         shardings = param_shardings(base_config, mesh)
         if folder is None:
-            params = jax.jit(init_params, static_argnums=0, out_shardings=shardings)(base_config, jax.random.key(config.seed))
+            params = initializing(shardings)(base_config, jax.random.key(config.seed))
         else:
             params = load_params(folder, dtype=jnp.float32, shardings=shardings)
             _measure(config, "base", base_config, params, tokenizer)
@@ -133,7 +133,8 @@ def _run(config: Config, run_folder: Path, compare_export: bool, profile: range 
     if first_says(not (run_folder / "hf").is_dir()):
         export(run_folder / "hf", config, model_config, folder, plans, params, tokenizer)
     difference = export_difference(run_folder / "hf", params, model_config) if compare_export else None
-    write_samples(run_folder, model_config, params, tokenizer, open_prepared(config.data.folder), make_mesh(config.training.mesh))
+    mesh, dtype = make_mesh(config.training.mesh), jnp.dtype(config.training.compute_dtype)
+    write_samples(run_folder, model_config, params, tokenizer, open_prepared(config.data.folder), mesh, dtype)
     with agreed():
         if first:
             summarize(config, run_folder, model_config, difference)

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from babel_jax.config import ModelConfig
@@ -20,19 +22,26 @@ _PROMPT_WORDS, _PROMPT_TOKENS, _NEW_TOKENS = 8, 64, 48
 
 
 def write_samples(
-    run_folder: Path, config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer, data: PreparedData, mesh: Mesh | None = None
+    run_folder: Path,
+    config: ModelConfig,
+    params: PyTree[Array],
+    tokenizer: Tokenizer,
+    data: PreparedData,
+    mesh: Mesh | None = None,
+    dtype: DTypeLike = jnp.float32,
 ) -> None:
     """Writes samples.json, unless it is there: {language: {"prompt", "text"}}, drawn at temperature 0.7 from the likeliest 90%.
 
-    `mesh` is the one that `params` lie on, None for one device. All processes of a run call it.
+    `mesh` is the one that `params` lie on, None for one device; `dtype` is the type of activations. All processes of a run call it.
     """
     if first_says((run_folder / SAMPLES).is_file()):
         return
     prompts = {code: prompt for code in data.languages for row in data.heldout(code)[:1] if (prompt := beginning(row.text, code))}
-    new = min(_NEW_TOKENS, config.max_position_embeddings // 2)
-    longest = min(_PROMPT_TOKENS, config.max_position_embeddings - new)
+    longest, new = sample_tokens(config)
     encoded = {code: [*tokenizer.begin_ids, *tokenizer.encode(prompt)][:longest] for code, prompt in prompts.items()}
-    written = generate(config, params, list(encoded.values()), new, tokenizer.stop_ids, temperature=0.7, top_p=0.9, mesh=mesh)
+    written = generate(
+        config, params, list(encoded.values()), new, tokenizer.stop_ids, temperature=0.7, top_p=0.9, compute_dtype=dtype, mesh=mesh
+    )
     samples = {
         code: {"prompt": tokenizer.decode(prompt), "text": continuation(tokenizer, prompt, ids)}
         for (code, prompt), ids in zip(encoded.items(), written, strict=True)
@@ -40,6 +49,12 @@ def write_samples(
     with agreed():
         if jax.process_index() == 0:
             write_text(run_folder / SAMPLES, json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
+
+
+def sample_tokens(config: ModelConfig) -> tuple[int, int]:
+    """The most tokens of a prompt, and of what is written after it."""
+    new = min(_NEW_TOKENS, config.max_position_embeddings // 2)
+    return min(_PROMPT_TOKENS, config.max_position_embeddings - new), new
 
 
 def beginning(text: str, language: str) -> str:

@@ -1,78 +1,108 @@
-"""`babel plan`: what a run's train step would need, move and take on a TPU pod, from the program compiled for it."""
+"""`babel plan`: what the programs of a run would need, move and take on a TPU pod, from each as compiled for it."""
 
 import importlib.util
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from babel_jax.config import Config, ModelConfig, Stage
 from babel_jax.errors import BadInput
-from babel_jax.expansion.apply import expand_config
-from babel_jax.expansion.plan import PRESET_SOURCES, plan_from_settings
 from babel_jax.hardware import CHIPS, Chip
 from babel_jax.model.decoder import count_parameters
 from babel_jax.model.flops import model_flops_per_token
 from babel_jax.model.parallel import WEIGHT_AXES
-from babel_jax.model_folders.folder import open_folder
 from babel_jax.tpu.chips import chip_of
+from babel_jax.tpu.costs import advice, by_axes, described_program, hbm_of, programs_table, seconds_of, short_of
+from babel_jax.tpu.programs import STEP
+from babel_jax.tpu.shapes import Base, base_of, trained_shape
 
 log = logging.getLogger("babel")
 _GIB = 2**30
 _DAY = 86_400
 
 
-def plan(config: Config, topology: str, slices: int = 1) -> dict[str, Any]:
-    """The plan for one topology, its figures per chip and step unless they say otherwise; `fits` says whether it has the memory.
+class Which(StrEnum):
+    """Which programs are compiled: all of `babel train` (or sft), its last train step alone, all but train steps, or those of `babel
+    evaluate`."""
 
-    Raises BadInput for a topology that does not exist, and where mesh, batch and model do not divide.
+    TRAIN = "train"
+    STEP = "step"
+    REST = "rest"
+    EVALUATE = "evaluate"
+
+
+def plan(config: Config, topology: str, slices: int = 1, which: Which = Which.STEP, configs: Path | None = None) -> dict[str, Any]:
+    """The plan for one topology; figures at the top are per chip and step unless they say otherwise.
+
+    `programs` has the memory and the least time of each program, and `fits` says whether all have the memory. `configs` is the folder of
+    other configs (see `base_of`). Raises BadInput for a topology that does not exist, and where mesh, batch and model do not divide.
     """
-    chip, shape = chip_of(topology), planned_shape(config)
+    chip, base = chip_of(topology), base_of(config, configs)
+    shape = trained_shape(config, base.config)
     if unknown := sorted(set(config.prices) - set(CHIPS)):
         raise BadInput(f"prices: no chip is named {', '.join(unknown)}; valid: {', '.join(CHIPS)}")
     if config.data.seq_len > shape.max_position_embeddings:
         raise BadInput(
             f"data.seq_len = {config.data.seq_len} exceeds the model's max_position_embeddings = {shape.max_position_embeddings}"
         )
-    return described(config, shape, topology, slices, chip, _compiled(config, shape, topology, slices))
-
-
-def planned_shape(config: Config) -> ModelConfig:
-    """The shape of the model that is trained: of the model folder where it is there, else of the preset's source; expanded."""
-    if config.model.shape is not None:
-        base = config.model.shape
+    found = _compiled(config, base, topology, slices, which)
+    programs = [described_program(config, one, chip) for one in found]
+    if which in (Which.EVALUATE, Which.REST):
+        result = result_without_step(shape, topology, slices, chip, found)
     else:
-        assert config.model.folder is not None
-        preset = config.expansion.preset if config.expansion is not None else None
-        if preset in PRESET_SOURCES and not Path(config.model.folder).exists():
-            base = PRESET_SOURCES[preset]
-        else:
-            base = open_folder(config.model.folder).config
-    if config.expansion is None:
-        return base
-    return expand_config(base, plan_from_settings(config.expansion, base.num_hidden_layers))
+        step = [one for one in found if one["kind"] == STEP][-1]
+        result = described(config, shape, topology, slices, chip, step)
+    return with_programs(result, programs, which)
 
 
-def _compiled(config: Config, shape: ModelConfig, topology: str, slices: int) -> dict[str, Any]:
-    """What `tpu.worker` finds. The compiler is asked in a process of its own, which needs neither TPU nor network."""
+def _compiled(config: Config, base: Base, topology: str, slices: int, which: Which) -> list[dict[str, Any]]:
+    """What `tpu.worker` finds of each program. The compiler is asked in a process of its own, which needs neither TPU nor network."""
     if importlib.util.find_spec("libtpu") is None:
         raise BadInput("babel plan compiles with libtpu, which is not installed: pip install 'babel-jax[tpu]'")
-    log.info("compiling the step for %s; a large model takes minutes", topology if slices == 1 else f"{slices} slices of {topology}")
-    request = {"config": _plain(config), "shape": _plain(shape), "topology": topology, "slices": slices}
+    where = topology if slices == 1 else f"{slices} slices of {topology}"
+    log.info("compiling for %s; a program of a large model takes minutes", where)
+    request: dict[str, Any] = {"config": _plain(config), "base": _plain(base.config), "new_layers": list(base.new_layers), "which": which}
+    request |= {"topology": topology, "slices": slices}
     here = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     here["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**{key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}, **here}
     command = [sys.executable, "-m", "babel_jax.tpu.worker"]
-    answer = subprocess.run(command, input=json.dumps(request), env=environment, capture_output=True, text=True)
-    if answer.returncode:
-        raise RuntimeError(f"the compiler stopped with status {answer.returncode}:\n{answer.stderr[-4000:]}")
-    found: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
-    if "bad_input" in found:
-        raise BadInput(found["bad_input"])
+    found: list[dict[str, Any]] = []
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True) as worker,
+        tqdm(desc="programs", unit="program", leave=False, disable=None) as progress,
+    ):
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        try:
+            worker.stdin.write(json.dumps(request))
+            worker.stdin.close()
+            for line in worker.stdout:
+                told = json.loads(line)
+                if "bad_input" in told:
+                    raise BadInput(told["bad_input"])
+                if "programs" in told:
+                    progress.total = len(told["programs"])
+                    continue
+                found.append(told)
+                progress.set_postfix_str(told["name"])
+                progress.update()
+        finally:
+            worker.kill()  # it has nothing left to do, or nobody to tell
+        worker.wait()
+        if not found or len(found) != progress.total:
+            errors.seek(0)
+            raise RuntimeError(f"the compiler stopped with status {worker.returncode}:\n{errors.read()[-4000:]}")
     return found
 
 
@@ -81,13 +111,31 @@ def _plain(settings: Any) -> dict[str, Any]:
     return plain
 
 
+def result_without_step(shape: ModelConfig, topology: str, slices: int, chip: Chip, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """What stands at the top of a plan that has no train step."""
+    mesh = found[0]["mesh"]
+    chips = math.prod(mesh.values()) // chip.devices
+    parameters = count_parameters(shape)
+    where = topology if slices == 1 else f"{slices} slices of {topology}"
+    summary = f"{parameters:,} parameters in {shape.num_hidden_layers} layers on {where}, {chips:,} chips"
+    return {"topology": topology, "slices": slices, "chips": chips, "mesh": mesh, "parameters": parameters, "summary": summary}
+
+
+def with_programs(result: dict[str, Any], programs: list[dict[str, Any]], which: Which) -> dict[str, Any]:
+    """The result with all programs, `fits` where all of them fit, and the table of them and what to change at the end of its summary."""
+    short = [one for one in programs if not one["fits"]]
+    lines = [result["summary"]]
+    if which is not Which.STEP:
+        lines += ["", programs_table(programs)]
+        lines += [short_of(one) for one in short]
+        lines.append("all programs fit" if not short else f"{len(short)} of {len(programs)} programs do not fit")
+    return result | {"fits": not short, "programs": programs, "summary": "\n".join(lines)}
+
+
 def described(config: Config, shape: ModelConfig, topology: str, slices: int, chip: Chip, found: dict[str, Any]) -> dict[str, Any]:
     """The result of `plan`, from what the compiled program was found to be."""
     mesh, training = found["mesh"], config.training
-    devices = 1
-    for size in mesh.values():
-        devices *= size
-    chips = devices // chip.devices
+    chips = math.prod(mesh.values()) // chip.devices
     parameters = count_parameters(shape)
     tokens_per_step = training.global_batch_size * config.data.seq_len
     model_flops = model_flops_per_token(shape, config.data.seq_len) * tokens_per_step / chips
@@ -110,22 +158,22 @@ def described(config: Config, shape: ModelConfig, topology: str, slices: int, ch
         "gradient_accumulation": training.gradient_accumulation, "compile_seconds": round(found["compile_seconds"], 1),
         "model_flops": model_flops, "hardware_flops": hardware_flops, "wire_bytes_minimum": minimum, "host_gib": host,
     }  # fmt: skip
-    compute = hardware_flops / chip.bf16
     if short := found.get("out_of_memory"):
         hbm |= {"arguments": None, "temporaries": None, "needs": short["needs"] or None}
-        advice = f"needs {short['needs']:.1f} of {short['has'] or chip.capacity:.1f} GiB: try {_advice(config, mesh)}"
+        tries = f"needs {short['needs']:.1f} of {short['has'] or chip.capacity:.1f} GiB: try {advice(config, mesh)}"
         unknown = dict.fromkeys(("wire_bytes", "step_seconds_bound", "mfu_bound", "tokens_per_day", "chip_hours", "bound_by"))
-        return result | unknown | {"fits": False, "hbm_gib": hbm, "summary": f"{_head(result, shape)}\n{advice}"}
+        return result | unknown | {"fits": False, "hbm_gib": hbm, "summary": f"{_head(result, shape)}\n{tries}"}
     hbm |= {name: found[name] / _GIB * chip.devices for name in ("arguments", "temporaries", "peak")}
+    fits = hbm_of(found, chip)["total"] <= chip.capacity
     hbm["activations"] = max(0.0, hbm["temporaries"] - hbm["gradients"])
-    seconds = {"compute": compute, "hbm": found["hbm_bytes"] * chip.devices / chip.hbm} | _wire_seconds(found["collectives"], chip)
+    seconds = seconds_of(found, chip)
     bound = max(seconds.values())
     tokens_per_day = tokens_per_step / bound * _DAY
     stages = [_stage(stage, tokens_per_step, bound, chips, config.prices.get(chip.name)) for stage in config.stages]
     result |= {
-        "fits": hbm["arguments"] + hbm["temporaries"] <= chip.capacity,
+        "fits": fits,
         "hbm_gib": hbm,
-        "collectives": _by_axes(found["collectives"]),
+        "collectives": by_axes(found["collectives"]),
         "wire_bytes": sum(one["bytes"] * one["times"] for one in found["collectives"]) * chip.devices,
         "seconds": seconds,
         "bound_by": max(seconds, key=lambda name: seconds[name]),
@@ -139,28 +187,6 @@ def described(config: Config, shape: ModelConfig, topology: str, slices: int, ch
     return result | {"summary": _summary(result, shape, chip)}
 
 
-def _wire_seconds(collectives: Sequence[dict[str, Any]], chip: Chip) -> dict[str, float]:
-    """Bounds within slices, where a collective along some dimensions of the torus has their links alone, and between slices."""
-    within = between = 0.0
-    for one in collectives:
-        moved = one["bytes"] * one["times"] * chip.devices
-        if one["slices"]:
-            between += moved / chip.dcn
-        elif one["axes"]:
-            within += moved / (chip.ici * max(1, one["dimensions"]) / chip.torus)
-    return {"ici": within, "dcn": between}
-
-
-def _by_axes(collectives: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    sums: dict[tuple[str, str], list[int]] = {}
-    for one in collectives:
-        total = sums.setdefault((one["kind"], " x ".join(one["axes"])), [0, 0])
-        total[0] += one["bytes"] * one["times"]
-        total[1] += one["times"]
-    ordered = sorted(sums.items(), key=lambda item: -item[1][0])
-    return [{"kind": kind, "axes": axes, "bytes": moved, "times": times} for (kind, axes), (moved, times) in ordered if axes]
-
-
 def _stage(stage: Stage, tokens_per_step: int, seconds: float, chips: int, price: float | None) -> dict[str, Any]:
     """The least time and cost of a stage's budget; `max_passes` needs the data and is not looked at."""
     steps = stage.steps or max(1, round((stage.tokens or 0) / tokens_per_step))
@@ -169,23 +195,6 @@ def _stage(stage: Stage, tokens_per_step: int, seconds: float, chips: int, price
         "name": stage.name, "steps": steps, "tokens": steps * tokens_per_step, "days": steps * seconds / _DAY, "chip_hours": hours,
         "cost": None if price is None else hours * price,
     }  # fmt: skip
-
-
-def _advice(config: Config, mesh: dict[str, int]) -> str:
-    """What would need less, the cheapest first."""
-    training, tries = config.training, []
-    if training.remat != "full":
-        tries.append('training.remat = "full"')
-    windows = training.global_batch_size // training.gradient_accumulation
-    if windows > mesh["data"] * mesh["fsdp"] * mesh["ring"]:
-        tries.append(f"training.gradient_accumulation = {training.gradient_accumulation * 2}")
-    if config.data.seq_len % (4 * mesh["context"]) == 0:
-        tries.append(f"training.mesh.context = {mesh['context'] * 2}")
-    if not training.offload_optimizer_state:
-        tries.append("training.offload_optimizer_state = true")
-    if config.optimizer.first_moment != "bfloat16":
-        tries.append('optimizer.first_moment = "bfloat16"')
-    return ", ".join(tries) + ", or more chips"
 
 
 def _head(result: dict[str, Any], shape: ModelConfig) -> str:

@@ -1,6 +1,6 @@
-"""Compiles the train step for a TPU topology and measures the program: a process of its own, as libtpu serves one program at a time.
+"""Compiles the programs of a run for a TPU topology and measures them: a process of its own, as libtpu wants to be alone in one.
 
-Reads a request from standard input, writes the findings to standard output; both are one JSON object.
+Reads a request from standard input, one JSON object, and writes its findings to standard output, a JSON object a line.
 """
 
 import json
@@ -14,21 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
+from jax.sharding import Mesh
 
 from babel_jax.config import Config, ModelConfig
 from babel_jax.config.file import parse_settings
 from babel_jax.errors import BadInput
-from babel_jax.model.decoder import abstract_params
+from babel_jax.evaluation.benchmarks.evaluate import batch_tokens_on
 from babel_jax.tpu.flops import program_flops
-from babel_jax.tpu.hlo import Program
-from babel_jax.training.mesh import batch_sharding, check_batch, make_mesh, replicated
-from babel_jax.training.optimizer import AdamW
-from babel_jax.training.run_state import abstract_state
-from babel_jax.training.step import compiled_step, initial_state, state_shardings
+from babel_jax.tpu.hlo import Program as Moved
+from babel_jax.tpu.programs import STEP, Program, copied_bytes, device_bytes, evaluation_programs, training_programs
+from babel_jax.tpu.shapes import Base, trained_shape
+from babel_jax.training.mesh import make_mesh
 
 
-def measured(config: Config, shape: ModelConfig, topology: str, slices: int, keep_text: Path | None = None) -> dict[str, Any]:
-    """Memory, FLOPs and collectives of one device, or under `out_of_memory` what the compiler says. Raises BadInput as `make_mesh` does."""
+def topology_mesh(config: Config, topology: str, slices: int, evaluation: bool = False) -> Mesh:
+    """The mesh of the config on a topology, as `babel evaluate` has it where `evaluation` says so. Raises BadInput as `make_mesh` does."""
     extra: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if topology.startswith("v4:"):
         extra["chip_config_name"] = "megacore"  # one device a chip, as on the pods; of the newer chips that is how they are described
@@ -36,25 +36,38 @@ def measured(config: Config, shape: ModelConfig, topology: str, slices: int, kee
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **extra).devices
     except jax.errors.JaxRuntimeError as error:
         raise BadInput(f"--topology {topology}: {str(error).splitlines()[0]}") from None
-    mesh = make_mesh(config.training.mesh, devices)
-    check_batch(mesh, config.training.global_batch_size, config.training.gradient_accumulation, config.data.seq_len)
-    params = abstract_params(shape)
-    optimizer = AdamW(config.optimizer, params)
-    shardings = state_shardings(shape, optimizer, mesh, config.training.offload_optimizer_state)
-    state = abstract_state(jax.eval_shape(lambda params: initial_state(optimizer, params), params), shardings)
-    windows = config.training.global_batch_size
-    batch = {
-        name: jax.ShapeDtypeStruct((windows, *rest), jnp.int32, sharding=batch_sharding(mesh))
-        for name, rest in (("tokens", (config.data.seq_len,)), ("segment_ids", (config.data.seq_len,)), ("language", ()))
-    }
-    rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
-    step: Any = compiled_step(shape, optimizer, config.optimizer, config.training, mesh)
-    traced = step.trace(state, batch, rate)
-    found: dict[str, Any] = {
-        "mesh": dict(mesh.shape),
-        "hardware_flops": program_flops(traced.jaxpr.jaxpr, shape, config.data.seq_len),
-    }
+    return make_mesh({"fsdp": -1} if evaluation else config.training.mesh, devices)
+
+
+def chosen_programs(config: Config, base: Base, mesh: Mesh, which: str) -> list[Program]:
+    """Those that `tpu.plan.Which` names."""
+    if which == "evaluate":
+        return evaluation_programs(trained_shape(config, base.config), mesh, jnp.bfloat16, batch_tokens_on(mesh.size))
+    programs = training_programs(config, base.config, base.new_layers, mesh)
+    steps = [program for program in programs if program.kind == STEP]
+    if which == "step":
+        return steps[-1:]
+    return [program for program in programs if program.kind != STEP] if which == "rest" else programs
+
+
+def measured(program: Program, shape: ModelConfig, mesh: Mesh, keep_text: Path | None = None) -> dict[str, Any]:
+    """Memory, FLOPs and collectives of one device, or under `out_of_memory` what the compiler says. Bytes unless it says otherwise."""
     start = time.perf_counter()
+    found: dict[str, Any]
+    if program.function is None:
+        found = {"kind": program.kind, "name": program.name, "mesh": dict(mesh.shape), "beside": device_bytes(program.beside)}
+        arguments, copied = device_bytes(program.arguments), copied_bytes(program.arguments)
+        # To the host's memory and on to the disk, which says how long that takes.
+        moved = {"hbm_bytes": arguments + 2 * copied, "collectives": [], "hardware_flops": 0.0, "compile_seconds": 0.0}
+        return found | moved | {"arguments": arguments, "temporaries": copied, "results": 0}
+    traced = program.function.trace(*program.arguments, **program.named)
+    found = {
+        "kind": program.kind,
+        "name": program.name,
+        "mesh": dict(mesh.shape),
+        "beside": device_bytes(program.beside),
+        "hardware_flops": program_flops(traced.jaxpr.jaxpr, shape, program.seq_len),
+    }
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
@@ -65,18 +78,20 @@ def measured(config: Config, shape: ModelConfig, topology: str, slices: int, kee
     text = compiled.as_text()
     if keep_text is not None:
         keep_text.write_text(text)
-    program = Program(text)
+    read = Moved(text)
     flat = list(mesh.devices.flat)
     coordinates = {device.id: (getattr(device, "slice_index", 0), tuple(device.coords)) for device in flat}
     return found | {
         "compile_seconds": time.perf_counter() - start,
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
+        # What is given beside the arguments whose memory it takes over.
+        "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "peak": memory.peak_memory_in_bytes,
-        "hbm_bytes": program.hbm_bytes(),
+        "hbm_bytes": read.hbm_bytes(),
         "collectives": [
             {"kind": one.kind, "bytes": one.bytes, "times": one.times, **_spans([flat[place].id for place in one.group], coordinates, mesh)}
-            for one in program.collectives()
+            for one in read.collectives()
         ],
     }
 
@@ -105,16 +120,24 @@ def out_of_hbm(message: str) -> dict[str, float] | None:
     return {"needs": sizes[0] if sizes else 0.0, "has": sizes[1] if len(sizes) > 1 else 0.0, "message": message.splitlines()[0]}  # type: ignore[dict-item]
 
 
+def _tell(found: dict[str, Any]) -> None:
+    print(json.dumps(found), flush=True)
+
+
 def main() -> int:
-    """One request, one answer."""
+    """One request; the names of the programs, then what each was found to be as soon as it is compiled."""
     request = json.load(sys.stdin)
     config = parse_settings(Config, request["config"], "config")
-    shape = parse_settings(ModelConfig, request["shape"], "model")
+    base = Base(parse_settings(ModelConfig, request["base"], "model"), tuple(request["new_layers"]))
+    which, keep = request["which"], Path(request["hlo"]) if request.get("hlo") else None
     try:
-        found = measured(config, shape, request["topology"], request["slices"], Path(request["hlo"]) if request.get("hlo") else None)
+        mesh = topology_mesh(config, request["topology"], request["slices"], which == "evaluate")
+        programs = chosen_programs(config, base, mesh, which)
+        _tell({"programs": [program.name for program in programs]})
+        for program in programs:
+            _tell(measured(program, trained_shape(config, base.config), mesh, keep))
     except BadInput as error:
-        found = {"bad_input": str(error)}
-    print(json.dumps(found))
+        _tell({"bad_input": str(error)})
     return 0
 
 

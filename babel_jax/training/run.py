@@ -43,10 +43,21 @@ class Setup(NamedTuple):
     """What a step needs, for one model and one choice of what is trained; `abstract` is the state as shapes, types and shardings."""
 
     model: Depth
+    trained: Trained
     optimizer: AdamW
     shardings: TrainState
     abstract: TrainState
     step: Step
+
+
+def setup_of(config: Config, mesh: Mesh, model: Depth, trained: Trained) -> Setup:
+    """The setup of one model and one choice of what is trained."""
+    params = abstract_params(model.config)
+    optimizer = AdamW(config.optimizer, params, trained, model.new_layers)
+    shardings = state_shardings(model.config, optimizer, mesh, config.training.offload_optimizer_state)
+    abstract = abstract_state(jax.eval_shape(lambda params: initial_state(optimizer, params), params), shardings)
+    step = compiled_step(model.config, optimizer, config.optimizer, config.training, mesh)
+    return Setup(model, trained, optimizer, shardings, abstract, step)
 
 
 def train_stages(
@@ -85,13 +96,10 @@ def train_stages(
 
     @functools.cache
     def setup(step: int, trained: Trained) -> Setup:
-        model = depth_at(models, step)
-        params = abstract_params(model.config)
-        optimizer = AdamW(config.optimizer, params, trained, model.new_layers)
-        log.info("optimizer, training %s of %d layers\n%s", trained, model.config.num_hidden_layers, optimizer.table())
-        shardings = state_shardings(model.config, optimizer, mesh, config.training.offload_optimizer_state)
-        abstract = abstract_state(jax.eval_shape(lambda params: initial_state(optimizer, params), params), shardings)
-        return Setup(model, optimizer, shardings, abstract, compiled_step(model.config, optimizer, config.optimizer, config.training, mesh))
+        made = setup_of(config, mesh, depth_at(models, step), trained)
+        layers = made.model.config.num_hidden_layers
+        log.info("optimizer, training %s of %d layers\n%s", trained, layers, made.optimizer.table())
+        return made
 
     def setup_at(step: int, trained: Trained) -> Setup:
         return setup(depth_at(models, step).start, trained)
@@ -193,8 +201,14 @@ def _parts(plan: PlannedStage, models: Sequence[Depth]) -> list[tuple[int, int]]
 
 def _carried_over(state: TrainState, before: Setup, after: Setup, settings: OptimizerSettings) -> TrainState:
     """The state of a deeper model, or with the moments of another choice of what is trained."""
+    params, opt_state = carrying_over(before, after, settings)(state["params"], state["opt_state"])
+    return {**state, "params": params, "opt_state": opt_state}
 
-    def convert(params: PyTree[Array], opt_state: PyTree[Array]) -> tuple[PyTree[Array], PyTree[Array]]:
+
+def carrying_over(before: Setup, after: Setup, settings: OptimizerSettings) -> Any:
+    """The program of `_carried_over`: of parameters and moments."""
+
+    def carry_over(params: PyTree[Array], opt_state: PyTree[Array]) -> tuple[PyTree[Array], PyTree[Array]]:
         opt_state = jax.device_put(opt_state, jax.memory.Space.Device)  # where they are offloaded
         if before.model is after.model:
             return params, after.optimizer.carried_over(opt_state, before.optimizer, params)
@@ -203,9 +217,7 @@ def _carried_over(state: TrainState, before: Setup, after: Setup, settings: Opti
         params, opt_state = expand_state(params, whole.carried_over(opt_state, before.optimizer, params), after.model)
         return params, after.optimizer.carried_over(opt_state, deeper, params)
 
-    shardings = after.shardings["params"], after.shardings["opt_state"]
-    params, opt_state = jax.jit(convert, out_shardings=shardings)(state["params"], state["opt_state"])
-    return {**state, "params": params, "opt_state": opt_state}
+    return jax.jit(carry_over, out_shardings=(after.shardings["params"], after.shardings["opt_state"]))
 
 
 class Loop(NamedTuple):

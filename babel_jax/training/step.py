@@ -1,7 +1,6 @@
 """The train step: one pure function over a plain dict of state, jitted once for all stages."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -133,21 +132,29 @@ def _interleaved(rows: Array, parts: int) -> Array:
 
 def placed_state(optimizer: AdamW, params: PyTree[Array], shardings: TrainState) -> TrainState:
     """`initial_state` on the mesh: no device ever holds more of the moments than its part. Takes the arrays of `params` over."""
-    params = jax.device_put(params, shardings["params"])
-    return jax.jit(partial(initial_state, optimizer), out_shardings=shardings, donate_argnums=0)(params)
+    return beginning(optimizer, shardings)(jax.device_put(params, shardings["params"]))
+
+
+def beginning(optimizer: AdamW, shardings: TrainState) -> Any:
+    """`initial_state` jitted, with the parameters donated."""
+
+    def begin_training(params: PyTree[Array]) -> TrainState:
+        return initial_state(optimizer, params)
+
+    return jax.jit(begin_training, out_shardings=shardings, donate_argnums=0)
 
 
 def compiled_step(config: ModelConfig, optimizer: AdamW, settings: OptimizerSettings, training: TrainingSettings, mesh: Mesh) -> Step:
     """`train_step` jitted for a mesh, with the state donated. States must come with `state_shardings`, so that it compiles once."""
 
-    def step(state: TrainState, batch: dict[str, Array], rate: Float[Array, ""]) -> tuple[TrainState, dict[str, Array]]:
+    def train(state: TrainState, batch: dict[str, Array], rate: Float[Array, ""]) -> tuple[TrainState, dict[str, Array]]:
         return train_step(optimizer, gradients_of, state, batch, rate, training.offload_optimizer_state)
 
     gradients_of = summed_gradients(config, training, settings.z_loss, mesh)
     shardings = state_shardings(config, optimizer, mesh, training.offload_optimizer_state)
     everywhere = replicated(mesh)
     return jax.jit(
-        step,
+        train,
         in_shardings=(shardings, batch_sharding(mesh), everywhere),
         out_shardings=(shardings, everywhere),
         donate_argnums=0,

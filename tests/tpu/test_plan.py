@@ -11,7 +11,8 @@ from babel_jax.model.decoder import count_parameters
 from babel_jax.tpu import plan as plan_module
 from babel_jax.tpu import search as search_module
 from babel_jax.tpu.chips import chip_of
-from babel_jax.tpu.plan import described, planned_shape
+from babel_jax.tpu.plan import Which, described
+from babel_jax.tpu.shapes import base_of, trained_shape
 
 OFFLOAD = ("training.offload_optimizer_state=true",)
 KEYS = {
@@ -49,9 +50,13 @@ def tiny_toml(tmp_path):
     return path
 
 
+def planned_shape(config):
+    return trained_shape(config, base_of(config).config)
+
+
 @pytest.mark.slow
 def test_a_plan_of_the_real_step(tiny_toml, capsys):
-    assert main(["plan", str(tiny_toml), "--topology", "v5e:2x2", "--json"]) == 0
+    assert main(["plan", str(tiny_toml), "--topology", "v5e:2x2", "--step-only", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found.keys() >= KEYS
     shape = planned_shape(load_config(tiny_toml))
@@ -68,6 +73,8 @@ def test_a_plan_of_the_real_step(tiny_toml, capsys):
     (stage,) = found["stages"]
     assert stage["cost"] == pytest.approx(2 * found["chip_hours"])
     assert found["chip_hours"] == pytest.approx(stage["steps"] * found["step_seconds_bound"] * 4 / 3600)
+    (program,) = found["programs"]
+    assert (program["name"], program["fits"], program["seconds"]) == ("step: one", True, found["step_seconds_bound"])
 
 
 @pytest.mark.slow
@@ -100,7 +107,19 @@ def test_the_shipped_configs_need_no_checkpoint():
         assert count_parameters(planned_shape(load_config(configs_folder() / f"{name}.toml"))) == parameters
 
 
+def test_the_shape_of_a_chat_run_is_known_from_the_config_that_exports_its_model(tmp_path):
+    chat = load_config(configs_folder() / "babel-9b-chat.toml")
+    base = base_of(chat, configs_folder())
+    assert count_parameters(base.config) == 9_013_963_264
+    # Copies behind layers 14, 16 .. 24, of a model that has new ones before: positions as the deeper model counts.
+    assert base.new_layers == (15, 18, 21, 24, 27, 30)
+    elsewhere = chat.model_copy(update={"model": chat.model.model_copy(update={"folder": "runs/of-nobody/hf"})})
+    with pytest.raises(BadInput, match="runs/of-nobody/hf: no such model folder, and no config in .* exports it"):
+        base_of(elsewhere, configs_folder())
+
+
 MEASURED = {
+    "kind": "step", "name": "step: one", "beside": 0, "results": 0,
     "mesh": {"data": 1, "fsdp": 2, "ring": 2, "context": 1, "tensor": 1}, "hardware_flops": 197e12, "compile_seconds": 1.0,
     "arguments": 2**30,     "temporaries": 2**31, "peak": 2**31, "hbm_bytes": 819e9 / 4,
     "collectives": [
@@ -136,7 +155,14 @@ def test_offloading_frees_the_memory_of_the_moments(tiny_toml):
 
 def test_what_does_not_fit_says_what_to_try(tiny_toml):
     config = load_config(tiny_toml, ("training.remat=mlp", "training.global_batch_size=16"))
-    short = {"mesh": MEASURED["mesh"], "hardware_flops": 1e12, "compile_seconds": 1.0, "out_of_memory": {"needs": 31.55, "has": 15.75}}
+    short = {
+        "kind": "step",
+        "name": "step: one",
+        "mesh": MEASURED["mesh"],
+        "hardware_flops": 1e12,
+        "compile_seconds": 1.0,
+        "out_of_memory": {"needs": 31.55, "has": 15.75},
+    }
     found = described(config, planned_shape(config), "v5e:2x2", 1, chip_of("v5e:2x2"), short)
     assert found.keys() >= KEYS
     assert not found["fits"]
@@ -144,23 +170,55 @@ def test_what_does_not_fit_says_what_to_try(tiny_toml):
     json.dumps(found, allow_nan=False)
 
 
+SHORT = {
+    "kind": "step", "name": "step: one", "beside": 0, "mesh": MEASURED["mesh"], "hardware_flops": 1e12, "compile_seconds": 1.0,
+    "out_of_memory": {"needs": 20.0, "has": 15.75},
+}  # fmt: skip
+
+
+def test_a_plan_fits_only_where_all_programs_do(tiny_toml, monkeypatch, capsys):
+    """With a stand-in for the compiler. What else lies on the chips and results count; what is too large is named, with what to change."""
+    fits = MEASURED | {"kind": "bits per byte", "name": "bits per byte: base", "results": 2**30}
+    beside = fits | {"name": "bits per byte: one", "beside": 13 * 2**30}  # 1 + 2 + 1 + 13 of 15.75
+    found = [fits, MEASURED, beside, SHORT | {"kind": "suite, prefill", "name": "suite, prefill: one"}]
+    monkeypatch.setattr(plan_module, "_compiled", lambda *_: found)
+    assert main(["plan", str(tiny_toml), "--topology", "v5e:2x2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["fits"], [one["fits"] for one in told["programs"]]) == (False, [True, True, False, False])
+    assert [one["hbm_gib"]["total"] for one in told["programs"]] == [4, 3, 17, 20]
+    assert told["programs"][0]["seconds"] == 2.0
+    lines = told["summary"].splitlines()
+    assert "bits per byte: one: needs 17.00 of 15.75 GiB, 1.25 GiB too many; try evaluation.batch_size = 4" in told["summary"]
+    assert "suite, prefill: one: needs 20.00 of 15.75 GiB, 4.25 GiB too many; try evaluation.suite_items = 0" in told["summary"]
+    assert lines[-1] == "2 of 4 programs do not fit"
+    monkeypatch.setattr(plan_module, "_compiled", lambda *_: [fits, MEASURED])
+    assert main(["plan", str(tiny_toml), "--topology", "v5e:2x2"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "all programs fit"
+
+
+@pytest.mark.slow
+def test_a_program_that_does_not_fit_is_named(tiny_toml, capsys):
+    """Log-likelihoods of 32,768 tokens in a tiny model: the scores of one head alone are 4 GiB."""
+    positions = ["--set", "model.shape.max_position_embeddings=65536", "--set", "model.shape.num_attention_heads=16"]
+    assert main(["plan", str(tiny_toml), "--topology", "v5e:2x2", "--evaluate", *positions]) == 0
+    told = capsys.readouterr().out
+    assert "log-likelihoods: 65,536 tokens" in told
+    assert "do not fit" in told.splitlines()[-1]
+
+
 def test_the_search_ranks_what_fits(tiny_toml, monkeypatch):
     """With a stand-in for the compiler: only full remat fits, context makes it faster, tensor does not divide, and attention breaks it."""
 
-    def compiled(config, shape, topology, slices):
+    def compiled(config, base, topology, slices, which):
+        assert which is Which.STEP
         mesh, training = config.training.mesh, config.training
         if "tensor" in mesh:
             raise BadInput("tensor does not divide")
         if training.remat == "attention":
             raise RuntimeError("the compiler stopped with status 1:\nsomewhere")
         if training.remat != "full":
-            return {
-                "mesh": MEASURED["mesh"],
-                "hardware_flops": 1e12,
-                "compile_seconds": 1.0,
-                "out_of_memory": {"needs": 20.0, "has": 15.75},
-            }
-        return MEASURED | {"hardware_flops": 500e12 / mesh.get("context", 1), "hbm_bytes": 1, "collectives": []}
+            return [SHORT]
+        return [MEASURED | {"hardware_flops": 500e12 / mesh.get("context", 1), "hbm_bytes": 1, "collectives": []}]
 
     monkeypatch.setattr(plan_module, "_compiled", compiled)
     config = load_config(tiny_toml, ("data.seq_len=8192", "model.shape.max_position_embeddings=8192", "training.mesh={data=-1}"))

@@ -97,6 +97,11 @@ def evaluate(model: str, baselines: Sequence[str], request: Request, out: Path |
     return result
 
 
+def batch_tokens_on(devices: int) -> int:
+    """Tokens that so many accelerators score together."""
+    return 16384 * devices
+
+
 def _checked(name: str, chat: bool) -> ModelFolder:
     """The folder of a model that can be evaluated."""
     folder = open_folder(name)
@@ -149,7 +154,7 @@ def _measured(
 ) -> tuple[dict[str, dict[str, list[Items]]], dict[str, Any]]:
     """Items by task and language of one model, and what else is to be said of it."""
     mesh, dtype = make_mesh({"fsdp": -1}), jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    batch_tokens = 2048 if jax.default_backend() == "cpu" else 16384 * jax.device_count()
+    batch_tokens = 2048 if jax.default_backend() == "cpu" else batch_tokens_on(jax.device_count())
     params = load_params(folder, dtype=dtype, shardings=param_shardings(folder.config, mesh))
     measured: dict[str, dict[str, list[Items]]] = {}
     details: dict[str, Any] = {}

@@ -1,0 +1,151 @@
+"""A run scaled down for a rehearsal: its mesh axes and its settings kept, its widths, windows and budgets small."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import AbstractMesh
+
+from babel_jax.config import Config, ModelConfig, Stage
+from babel_jax.config.file import parse_settings
+from babel_jax.config.settings import divisors
+from babel_jax.errors import BadInput
+from babel_jax.model.parallel import AXES, CONTEXT, DATA, FSDP, RING, TENSOR
+from babel_jax.training.mesh import check_batch, param_shardings
+
+STEPS = 4  # of each stage: room for two preemptions and a deepening
+PREEMPTED_AFTER = (1, 2)  # steps
+SEQ_LEN = 64
+_HEAD_DIM = 8
+_ACCUMULATION = 2  # pieces of a batch at the most
+
+Mesh = dict[str, int]
+
+
+def scaled_mesh(sizes: Mapping[str, int], devices: int, slices: int = 1) -> Mesh:
+    """A mesh of so many devices whose axes are over 1 wherever those of `sizes` are on a pod of `slices` slices.
+
+    An axis of 6 becomes 2, one of 9 becomes 3: a size that divides the pod's. `fsdp` has a ring in it, as on a torus, unless its size is
+    given and below 4. What is left goes to the first axis over 1. Raises BadInput where the devices cannot be spread so.
+    """
+    if unknown := sorted(set(sizes) - set(AXES)):
+        raise BadInput(f"training.mesh: unknown axis {', '.join(unknown)}; valid axes: {', '.join(AXES)}")
+    wanted = {axis: sizes.get(axis, 1) for axis in (DATA, FSDP, CONTEXT, TENSOR)}
+    if DATA not in sizes:
+        wanted[DATA] = slices
+    scaled = {axis: _least(size) for axis, size in wanted.items()}
+    ring = 1
+    if scaled[FSDP] > 1 and (wanted[FSDP] == -1 or wanted[FSDP] % 4 == 0) and sizes.get(RING, 2) > 1:
+        ring = 2
+        scaled[FSDP] = 4
+    least = math.prod(scaled.values())
+    over_one = [axis for axis in (FSDP, DATA, CONTEXT, TENSOR) if scaled[axis] > 1]
+    if devices % least or (devices > least and not over_one):
+        names = ", ".join([*over_one, *([RING] if ring > 1 else [])]) or "no axis"
+        near = least * max(1, round(devices / least)) if over_one else 1
+        raise BadInput(
+            f"--devices {devices}: the mesh has {names} over 1, which takes {'a multiple of ' if over_one else ''}{least} devices; "
+            f"give --devices {near}"
+        )
+    if over_one:
+        scaled[over_one[0]] *= devices // least
+    return {**scaled, RING: ring}
+
+
+def other_mesh(mesh: Mesh) -> Mesh:
+    """Another mesh of as many devices, for a run to be resumed on."""
+    devices = math.prod(size for axis, size in mesh.items() if axis != RING)
+    flat = {DATA: 1, FSDP: devices, RING: 1, CONTEXT: 1, TENSOR: 1}
+    if {axis: size for axis, size in mesh.items() if axis != RING} != {axis: size for axis, size in flat.items() if axis != RING}:
+        return flat
+    return flat if devices == 1 else {**flat, DATA: 2, FSDP: devices // 2}
+
+
+def check_divides(config: Config, shape: ModelConfig) -> None:
+    """Raises BadInput where the sizes that the config gives its mesh do not divide the model itself, or its windows."""
+    sizes = {axis: max(1, config.training.mesh.get(axis, 1)) for axis in AXES}
+    sizes[FSDP] = max(1, sizes[FSDP] // sizes[RING])
+    abstract: Any = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    param_shardings(shape, abstract)
+    groups = math.prod(sizes[axis] for axis in (DATA, FSDP, RING))
+    check_batch(abstract, groups, 1, config.data.seq_len)
+
+
+def scaled_shape(shape: ModelConfig, mesh: Mesh, vocabulary: int) -> ModelConfig:
+    """The model with its layers, kinds of layers and other choices, and with widths that the mesh divides; rows for `vocabulary` tokens."""
+    devices, tensor = math.prod(size for axis, size in mesh.items() if axis != RING), mesh[TENSOR]
+    group = min(2, shape.num_attention_heads // shape.num_key_value_heads)
+    kv_heads = math.lcm(tensor, min(2, shape.num_key_value_heads))
+    sizes: dict[str, Any] = {
+        "vocab_size": math.lcm(64, tensor) * -(-vocabulary // math.lcm(64, tensor)),
+        "hidden_size": math.lcm(32, 2 * devices),
+        "intermediate_size": math.lcm(64, 2 * devices),
+        "num_attention_heads": group * kv_heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": _HEAD_DIM,
+        "query_pre_attn_scalar": _HEAD_DIM,
+        "max_position_embeddings": 4 * SEQ_LEN,
+    }
+    if shape.sliding_window is not None:
+        sizes["sliding_window"] = SEQ_LEN // 4
+    return shape.model_copy(update=sizes)
+
+
+def scaled_config(config: Config, mesh: Mesh, data: Mapping[str, Any], model: Mapping[str, Any], out: Path) -> Config:
+    """The config with a few steps of each stage on `mesh`, on the text and the model given; all else as it is."""
+    devices = math.prod(size for axis, size in mesh.items() if axis != RING)
+    training = config.training
+    pieces = min(_ACCUMULATION, training.gradient_accumulation)
+    values = config.model_dump(mode="json", exclude_none=True)
+    values["out"] = str(out)
+    values["model"] = dict(model)
+    values["data"] = {**values["data"], **data}
+    values["training"] |= {
+        "global_batch_size": devices * pieces,
+        "gradient_accumulation": pieces,
+        "mesh": mesh,
+        "checkpoint_every": 2 * STEPS,
+        "max_skipped_steps": STEPS,
+    }
+    for name in ("checkpoint_minutes", "keep_every"):
+        values["training"].pop(name, None)
+    evaluation = values["evaluation"]
+    evaluation |= {"batch_size": devices, "max_bytes": 300, "suite_items": min(1, evaluation["suite_items"])}
+    if "every" in evaluation:
+        evaluation["every"] = STEPS - 1
+    for stage in values["stages"]:
+        stage.pop("tokens", None)
+        stage.pop("max_passes", None)
+        stage["steps"] = STEPS
+        stage["mixture"]["max_epochs"] = 1e6
+    for deepening, step in zip(values["deepen"], _deepened_at(config), strict=True):
+        deepening["step"] = step
+    return parse_settings(Config, values, "rehearsal")
+
+
+def _deepened_at(config: Config) -> list[int]:
+    """The step of the rehearsal that stands for each deepening: in the same stage, the last ones of it."""
+    starts, start = [], 0
+    for stage in config.stages:
+        starts.append(start)
+        start += _steps(config, stage)
+    stages = [max((number for number, first in enumerate(starts) if first <= deepening.step), default=0) for deepening in config.deepen]
+    found = []
+    for number, stage_number in enumerate(stages):
+        later = stages[number:].count(stage_number)
+        if later > STEPS - 2:
+            raise BadInput(f"deepen: {later} in one stage; a rehearsal has {STEPS} steps of each, room for {STEPS - 2}")
+        found.append(stage_number * STEPS + STEPS - later)
+    return found
+
+
+def _steps(config: Config, stage: Stage) -> int:
+    return stage.steps or max(1, round((stage.tokens or 0) / (config.training.global_batch_size * config.data.seq_len)))
+
+
+def _least(size: int) -> int:
+    """2 for what is left, else the smallest size over 1 that divides the size."""
+    if size == -1:
+        return 2
+    return next((divisor for divisor in divisors(size) if divisor > 1), 1) if size > 1 else 1

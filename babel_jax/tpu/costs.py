@@ -1,0 +1,142 @@
+"""Memory and least time of one compiled program on a chip, and what to change where it does not fit."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from babel_jax.config import Config
+from babel_jax.hardware import Chip
+from babel_jax.tpu.programs import BITS_PER_BYTE, CARRYING, EXPANSION, OPTIMIZER, STEP, SUITE
+
+_GIB = 2**30
+
+
+def described_program(config: Config, found: dict[str, Any], chip: Chip) -> dict[str, Any]:
+    """A program as `babel plan` tells of it, from what the worker found; per chip, and for one run of the program."""
+    described = {"name": found["name"], "kind": found["kind"], "compile_seconds": round(found["compile_seconds"], 1)}
+    described["hardware_flops"] = found["hardware_flops"] * chip.devices
+    hbm = hbm_of(found, chip)
+    if short := found.get("out_of_memory"):
+        hbm |= {"total": short["needs"] + hbm["beside"] if short["needs"] else None}
+        described |= dict.fromkeys(("seconds", "bound_by", "wire_bytes", "collectives"))
+        fits = False
+    else:
+        seconds = seconds_of(found, chip)
+        described["seconds"] = max(seconds.values())
+        described["bound_by"] = max(seconds, key=lambda name: seconds[name])
+        described["wire_bytes"] = sum(one["bytes"] * one["times"] for one in found["collectives"]) * chip.devices
+        described["collectives"] = by_axes(found["collectives"])
+        fits = hbm["total"] <= chip.capacity
+    described |= {"fits": fits, "hbm_gib": hbm}
+    return described if fits else described | {"advice": _advice_for(found["kind"], config, found["mesh"])}
+
+
+def hbm_of(found: dict[str, Any], chip: Chip) -> dict[str, Any]:
+    """GiB a chip: arguments, temporaries, results that take no argument's place, what else lies there, all together, and capacity."""
+    parts = ("arguments", "temporaries", "results", "beside")
+    if "out_of_memory" in found:
+        known: dict[str, Any] = dict.fromkeys(parts) | {"beside": found.get("beside", 0) / _GIB * chip.devices, "total": None}
+    else:
+        known = {name: found.get(name, 0) / _GIB * chip.devices for name in parts}
+        known["total"] = sum(known.values())
+    return known | {"capacity": chip.capacity}
+
+
+def seconds_of(found: dict[str, Any], chip: Chip) -> dict[str, float]:
+    """Bounds on the time of one run at the published peaks, if all overlap."""
+    compute = found["hardware_flops"] * chip.devices / chip.bf16
+    return {"compute": compute, "hbm": found["hbm_bytes"] * chip.devices / chip.hbm} | _wire_seconds(found["collectives"], chip)
+
+
+def programs_table(programs: Sequence[dict[str, Any]]) -> str:
+    """A line for each program."""
+    width = max(len(one["name"]) for one in programs)
+    columns = f"{'arguments':>9} {'temp.':>7} {'results':>7} {'beside':>7} {'total':>7}"
+    head = f"{'GiB a chip':<{width}} {columns}  fits {'seconds':>8}  binds   wire GB"
+    lines = [head]
+    for one in programs:
+        hbm = one["hbm_gib"]
+        sizes = [_shown(hbm[part]) for part in ("arguments", "temporaries", "results", "beside", "total")]
+        memory = f"{sizes[0]:>9} " + " ".join(f"{size:>7}" for size in sizes[1:])
+        if one["seconds"] is None:
+            lines.append(f"{one['name']:<{width}} {memory}  no")
+            continue
+        fits = "yes" if one["fits"] else "no"
+        lines.append(
+            f"{one['name']:<{width}} {memory}  {fits:<4} {one['seconds']:>8.3g}  {one['bound_by']:<7} {one['wire_bytes'] / 1e9:>7.3g}"
+        )
+    lines.append("seconds: one run at the least (a step, a batch, a new token); beside: what else lies on the chip meanwhile")
+    return "\n".join(lines)
+
+
+def short_of(program: dict[str, Any]) -> str:
+    """The line on a program that does not fit."""
+    hbm = program["hbm_gib"]
+    missing = "more than there is" if hbm["total"] is None else f"{hbm['total'] - hbm['capacity']:.2f} GiB too many"
+    needs = "" if hbm["total"] is None else f" needs {hbm['total']:.2f} of {hbm['capacity']:.2f} GiB,"
+    return f"{program['name']}:{needs} {missing}; try {program['advice']}"
+
+
+def _shown(gib: float | None) -> str:
+    return "" if gib is None else f"{gib:.2f}"
+
+
+def _advice_for(kind: str, config: Config, mesh: dict[str, int]) -> str:
+    """What would need less, the cheapest first."""
+    kind, tries = kind.partition(",")[0], []
+    if kind == STEP:
+        return advice(config, mesh)
+    if kind == BITS_PER_BYTE and config.evaluation.batch_size > 1:
+        tries.append(f"evaluation.batch_size = {max(1, config.evaluation.batch_size // 2)}")
+    if kind == SUITE:
+        tries.append("evaluation.suite_items = 0")
+    if kind in (CARRYING, OPTIMIZER, BITS_PER_BYTE, SUITE):
+        tries += _smaller_moments(config)
+    if kind == EXPANSION:
+        tries.append("babel expand of the folder before the run, in place of [expansion]")
+    return ", ".join([*tries, "more chips"]).replace(", more chips", ", or more chips")
+
+
+def advice(config: Config, mesh: dict[str, int]) -> str:
+    """What would make a train step need less, the cheapest first."""
+    training, tries = config.training, []
+    if training.remat != "full":
+        tries.append('training.remat = "full"')
+    windows = training.global_batch_size // training.gradient_accumulation
+    if windows > mesh["data"] * mesh["fsdp"] * mesh["ring"]:
+        tries.append(f"training.gradient_accumulation = {training.gradient_accumulation * 2}")
+    if config.data.seq_len % (4 * mesh["context"]) == 0:
+        tries.append(f"training.mesh.context = {mesh['context'] * 2}")
+    tries += _smaller_moments(config)
+    return ", ".join(tries) + ", or more chips"
+
+
+def _smaller_moments(config: Config) -> list[str]:
+    tries = []
+    if not config.training.offload_optimizer_state:
+        tries.append("training.offload_optimizer_state = true")
+    if config.optimizer.first_moment != "bfloat16":
+        tries.append('optimizer.first_moment = "bfloat16"')
+    return tries
+
+
+def _wire_seconds(collectives: Sequence[dict[str, Any]], chip: Chip) -> dict[str, float]:
+    """Bounds within slices, where a collective along some dimensions of the torus has their links alone, and between slices."""
+    within = between = 0.0
+    for one in collectives:
+        moved = one["bytes"] * one["times"] * chip.devices
+        if one["slices"]:
+            between += moved / chip.dcn
+        elif one["axes"]:
+            within += moved / (chip.ici * max(1, one["dimensions"]) / chip.torus)
+    return {"ici": within, "dcn": between}
+
+
+def by_axes(collectives: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The bytes of collectives by kind and mesh axes, the most first."""
+    sums: dict[tuple[str, str], list[int]] = {}
+    for one in collectives:
+        total = sums.setdefault((one["kind"], " x ".join(one["axes"])), [0, 0])
+        total[0] += one["bytes"] * one["times"]
+        total[1] += one["times"]
+    ordered = sorted(sums.items(), key=lambda item: -item[1][0])
+    return [{"kind": kind, "axes": axes, "bytes": moved, "times": times} for (kind, axes), (moved, times) in ordered if axes]

@@ -1,0 +1,278 @@
+"""The programs that `babel train` and `babel evaluate` run on the devices, as jitted functions with abstract arguments.
+
+Every one comes from the function that the run itself jits. What takes no program (reading a checkpoint, tokens on their way to the devices)
+is not in the list. `babel rehearse` compares the list with the programs that a run really compiled.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, partial
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from jaxtyping import PyTree
+
+from babel_jax.config import Config, ModelConfig, Stage, Trained
+from babel_jax.evaluation.bits_per_byte import longest_window
+from babel_jax.evaluation.points import tokens_of_batch
+from babel_jax.evaluation.scoring import row_lengths, scoring_program
+from babel_jax.evaluation.suite import SUITE_BATCH_TOKENS, SUITE_ROWS, suite_tokens
+from babel_jax.expansion.apply import expand_config, expanding
+from babel_jax.expansion.plan import plan_from_settings
+from babel_jax.inference.generation import generation_programs
+from babel_jax.languages import CODES
+from babel_jax.model.decoder import abstract_params, initializing
+from babel_jax.model.parameters import in_type, is_stacked
+from babel_jax.model_folders.resharding import gatherer, mover, reading_steps
+from babel_jax.report.samples import sample_tokens
+from babel_jax.training.deepening import Depth, depth_at, depths
+from babel_jax.training.mesh import batch_sharding, check_batch, param_shardings, replicated
+from babel_jax.training.run import Setup, carrying_over, setup_of
+from babel_jax.training.step import beginning
+
+# Of benchmarks whose answers are written: prompts together on a device, and tokens of each.
+BENCHMARK_ROWS, BENCHMARK_PROMPT, BENCHMARK_NEW = 8, 2048, 256
+
+# Kinds of programs.
+STEP, READING, INITIAL, EXPANSION, OPTIMIZER = "step", "reading the folder", "initial parameters", "expansion", "optimizer state"
+CARRYING, BITS_PER_BYTE, SUITE, EXPORT, SAMPLES = "carrying moments", "bits per byte", "suite", "export", "samples"
+CHECKPOINT = "saving a checkpoint"
+ORBAX_PROGRAM = "slice"  # Orbax's, by which each of several copies of an array is cut to the part that it writes
+LOG_LIKELIHOODS, GENERATION = "log-likelihoods", "generation"
+PREFILL, NEW_TOKEN = "prefill", "a new token"
+
+
+class Program(NamedTuple):
+    """A jitted function with the arguments of its largest run, as shapes. `beside` lies on the devices meanwhile, but is no argument.
+
+    `kind` says what it does, and `points` when in the run it does so. `seq_len` is of the windows of a train step, else 0.
+    """
+
+    kind: str
+    points: tuple[str, ...]
+    function: Any  # None for what moves data without a program of ours
+    arguments: tuple[Any, ...]
+    named: Mapping[str, Any] = MappingProxyType({})
+    beside: Any = ()
+    seq_len: int = 0
+
+    @property
+    def name(self) -> str:
+        """What it does and when."""
+        return self.kind + (f": {', '.join(self.points)}" if self.points else "")
+
+    @property
+    def key(self) -> Any:
+        """Equal for programs that compile to the same."""
+        leaves, structure = jax.tree.flatten((self.arguments, dict(self.named)))
+        return (self.kind, id(self.function), structure, tuple(map(str, leaves)))
+
+
+def placed(params: PyTree[Any], shardings: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes with shardings."""
+    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), params, shardings)
+
+
+def device_bytes(arrays: PyTree[jax.ShapeDtypeStruct]) -> int:
+    """What arrays take of each device's own memory."""
+    total = 0
+    for leaf in jax.tree.leaves(arrays):
+        if leaf.sharding.memory_kind != "pinned_host":
+            total += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return total
+
+
+def copied_bytes(arrays: PyTree[jax.ShapeDtypeStruct]) -> int:
+    """What Orbax copies on a device while it saves: its part of each array that other devices hold too."""
+    total = 0
+    for leaf in jax.tree.leaves(arrays):
+        shard = device_bytes([leaf])
+        copies = leaf.sharding.mesh.size * math.prod(leaf.sharding.shard_shape(leaf.shape)) // max(1, math.prod(leaf.shape))
+        total += shard // copies if copies > 1 else 0
+    return total
+
+
+def training_programs(config: Config, base: ModelConfig, new_layers: Sequence[int], mesh: Mesh) -> list[Program]:
+    """The programs of `babel train` (or sft) in the order of the run; those that compile to the same are one, under all their names.
+
+    `base` is the shape of the model that the run begins with, before any expansion, and `new_layers` those of its layers that an earlier
+    expansion added. Raises BadInput where mesh, batch and model do not divide.
+    """
+    check_batch(mesh, config.training.global_batch_size, config.training.gradient_accumulation, config.data.seq_len)
+    return _merged(_training_programs(config, base, tuple(new_layers), mesh))
+
+
+def _training_programs(config: Config, base: ModelConfig, new_layers: tuple[int, ...], mesh: Mesh) -> Iterator[Program]:
+    plan = plan_from_settings(config.expansion, base.num_hidden_layers) if config.expansion is not None else None
+    first = expand_config(base, plan) if plan is not None else base
+    models = depths(first, plan.new_layers if plan is not None else new_layers, config.deepen)
+    params = params_on(mesh, base)
+    if config.model.folder is None:
+        yield Program(INITIAL, (), initializing(param_shardings(base, mesh)), (base, jax.eval_shape(lambda: jax.random.key(0))))
+    else:
+        yield from reading(mesh, base, params)
+        yield from _measuring(config, "base", base, mesh, params)
+    if plan is not None:
+        deeper = param_shardings(first, mesh)
+        yield Program(EXPANSION, (), expanding(deeper), (params, plan))
+        params = params_on(mesh, first)
+        if config.model.folder is not None:
+            yield from _measuring(config, "expanded", first, mesh, params)
+
+    @cache
+    def setup_at(start: int, trained: Trained) -> Setup:
+        return setup_of(config, mesh, depth_at(models, start), trained)
+
+    before: Setup | None = None
+    for stage, at, last_of_stage in _parts(config, models):
+        setup = setup_at(depth_at(models, at).start, stage.train)
+        state = setup.abstract
+        if before is None:
+            yield Program(OPTIMIZER, (), beginning(setup.optimizer, setup.shardings), (state["params"],))
+        elif before is not setup:
+            arguments = (before.abstract["params"], before.abstract["opt_state"])
+            yield Program(CARRYING, (_what(setup),), carrying_over(before, setup, config.optimizer), arguments)
+        yield step_program(config, setup, mesh, stage.name)
+        yield Program(CHECKPOINT, (), None, (state,))
+        points = [stage.result] if last_of_stage else []
+        if config.evaluation.every is not None:
+            points.append("between steps")
+        for point in points:
+            yield from _measuring(config, point, setup.model.config, mesh, state["params"], state["opt_state"])
+        before = setup
+
+    last = models[-1].config
+    params = params_on(mesh, last)
+    yield Program(EXPORT, ("type",), in_type, (params, jnp.dtype(config.export_dtype)))
+    yield from _exporting(mesh, last, params, jnp.dtype(config.export_dtype))
+    longest, new = sample_tokens(last)
+    yield from _generating((SAMPLES,), mesh, last, config.training.compute_dtype, params, (len(CODES), longest, new), sampled=True)
+
+
+def evaluation_programs(config: ModelConfig, mesh: Mesh, dtype: DTypeLike, batch_tokens: int) -> list[Program]:
+    """The programs of `babel evaluate`, whose parameters are of `dtype`: items of 4,096 tokens and of all positions, and continuations of
+    BENCHMARK_PROMPT tokens."""
+    params = params_on(mesh, config, dtype)
+    programs = list(reading(mesh, config, params))
+    for length in (row_lengths(1)[-1], row_lengths(config.max_position_embeddings)[-1]):
+        function, arguments = scoring_program(mesh, config, dtype, params, length, batch_tokens)
+        programs.append(Program(LOG_LIKELIHOODS, (f"{length:,} tokens",), function, arguments))
+    sizes = (BENCHMARK_ROWS * mesh.size, BENCHMARK_PROMPT, BENCHMARK_NEW)
+    return _merged([*programs, *_generating((GENERATION,), mesh, config, dtype, params, sizes)])
+
+
+def params_on(mesh: Mesh, config: ModelConfig, dtype: DTypeLike = jnp.float32) -> PyTree[jax.ShapeDtypeStruct]:
+    """The parameters as shapes, as they lie on the mesh."""
+    return placed(abstract_params(config, dtype), param_shardings(config, mesh))
+
+
+def step_program(config: Config, setup: Setup, mesh: Mesh, stage: str) -> Program:
+    """The train step of a stage."""
+    windows, rest = config.training.global_batch_size, (config.data.seq_len,)
+    fields = {"tokens": rest, "segment_ids": rest, "language": ()}
+    if config.data.conversations:
+        fields["loss_mask"] = rest
+    sharding = batch_sharding(mesh)
+    batch = {name: jax.ShapeDtypeStruct((windows, *shape), jnp.int32, sharding=sharding) for name, shape in fields.items()}
+    rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
+    return Program(STEP, (stage,), setup.step, (setup.abstract, batch, rate), seq_len=config.data.seq_len)
+
+
+def reading(mesh: Mesh, config: ModelConfig, params: PyTree[jax.ShapeDtypeStruct]) -> Iterator[Program]:
+    """Moving the largest leaf from how it was read to where it lies, with all parameters there already."""
+    moves = []
+    for place, leaf in traverse_util.flatten_dict(params).items():
+        steps = reading_steps(leaf.sharding, leaf.shape, is_stacked(place))
+        if not steps[0].is_equivalent_to(steps[-1], len(leaf.shape)):
+            moves.append((math.prod(leaf.shape), mover(tuple(steps[1:]), leaf.dtype), leaf.update(sharding=steps[0])))
+    if moves:
+        _, function, leaf = max(moves, key=lambda move: move[0])
+        yield Program(READING, (), function, (leaf,), beside=params)
+
+
+def _exporting(mesh: Mesh, config: ModelConfig, params: PyTree[jax.ShapeDtypeStruct], dtype: np.dtype) -> Iterator[Program]:
+    """Gathering the largest tensor outside of layers, and the largest of one layer, for the process that writes it."""
+    flat = {place: leaf.update(dtype=dtype) for place, leaf in traverse_util.flatten_dict(params).items()}
+    beside = (params, list(flat.values()))
+    for stacked, what in ((False, "embedding"), (True, "a layer's matrix")):
+        of_kind = [leaf for place, leaf in flat.items() if is_stacked(place) == stacked]
+        leaf = max(of_kind, key=lambda leaf: math.prod(leaf.shape))
+        function = gatherer(leaf.sharding, len(leaf.shape), dtype, stacked)
+        arguments = (leaf, jax.ShapeDtypeStruct((), jnp.int32))
+        yield Program(EXPORT, (what,), function, arguments, beside=_without(beside, leaf))
+
+
+def _without(arrays: Any, leaf: jax.ShapeDtypeStruct) -> list[jax.ShapeDtypeStruct]:
+    """All but one of the arrays that are as `leaf`."""
+    leaves = jax.tree.leaves(arrays)
+    leaves.remove(leaf)
+    return leaves
+
+
+def _measuring(
+    config: Config, point: str, model: ModelConfig, mesh: Mesh, params: PyTree[jax.ShapeDtypeStruct], beside: Any = ()
+) -> Iterator[Program]:
+    """Bits per byte and the offline suite at a point of a run."""
+    settings, dtype = config.evaluation, config.training.compute_dtype
+    longest = longest_window(config.data.seq_len, model.max_position_embeddings, config.data.conversations)
+    score = partial(scoring_program, mesh, model, dtype, params, row_lengths(longest)[-1])
+    function, arguments = score(tokens_of_batch(config))
+    yield Program(BITS_PER_BYTE, (point,), function, arguments, beside=beside)
+    if not settings.suite_items or config.data.conversations:
+        return
+    function, arguments = score(SUITE_BATCH_TOKENS)
+    yield Program(SUITE, (point,), function, arguments, beside=beside)
+    yield from _generating((SUITE, point), mesh, model, dtype, params, (SUITE_ROWS, *suite_tokens(model)), beside=beside)
+
+
+def _generating(
+    name: tuple[str, ...],
+    mesh: Mesh,
+    model: ModelConfig,
+    dtype: DTypeLike,
+    params: PyTree[jax.ShapeDtypeStruct],
+    sizes: tuple[int, int, int],
+    sampled: bool = False,
+    beside: Any = (),
+) -> Iterator[Program]:
+    programs = generation_programs(mesh, model, jnp.dtype(dtype), params, *sizes, sampled=sampled)
+    for (function, arguments, named), what in zip(programs, (PREFILL, NEW_TOKEN), strict=True):
+        yield Program(f"{name[0]}, {what}", name[1:], function, arguments, named, beside)
+
+
+def _parts(config: Config, models: Sequence[Depth]) -> list[tuple[Stage, int, bool]]:
+    """Each stage with the first step of each depth that it meets, and whether that depth is its last.
+
+    Budgets in tokens are taken for windows without padding.
+    """
+    found: list[tuple[Stage, int, bool]] = []
+    start = 0
+    for stage in config.stages:
+        tokens_of_step = config.training.global_batch_size * config.data.seq_len
+        end = start + (stage.steps or max(1, round((stage.tokens or 0) / tokens_of_step)))
+        firsts = [start, *(model.start for model in models if start < model.start < end)]
+        found += [(stage, first, first == firsts[-1]) for first in firsts]
+        start = end
+    return found
+
+
+def _what(setup: Setup) -> str:
+    trained = "new layers of " if setup.trained is Trained.NEW_LAYERS else ""
+    return f"{trained}{setup.model.config.num_hidden_layers} layers"
+
+
+def _merged(programs: Iterator[Program] | list[Program]) -> list[Program]:
+    """Programs that compile to the same as one: its names joined, beside it the most that any has."""
+    merged: dict[Any, Program] = {}
+    for program in programs:
+        if (known := merged.get(program.key)) is not None:
+            beside = max(known.beside, program.beside, key=device_bytes)
+            program = known._replace(points=tuple(dict.fromkeys([*known.points, *program.points])), beside=beside)
+        merged[program.key] = program
+    return list(merged.values())

@@ -1,0 +1,94 @@
+"""The shapes of a run's models, also where the folder that the run begins with does not exist yet."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from babel_jax.config import Config, ModelConfig
+from babel_jax.config.file import configs_folder, load_config
+from babel_jax.errors import BadInput
+from babel_jax.expansion.apply import expand_config, new_layers_of
+from babel_jax.expansion.plan import PRESET_SOURCES, plan_from_settings
+from babel_jax.model_folders.folder import open_folder
+from babel_jax.places import is_url
+from babel_jax.training.deepening import depths
+
+_LONGEST_CHAIN = 10  # configs that begin with what the one before exports
+
+
+class Base(NamedTuple):
+    """The model that a run begins with, before its expansion, and those of its layers that an earlier expansion added."""
+
+    config: ModelConfig
+    new_layers: tuple[int, ...] = ()
+
+
+def base_of(config: Config, configs: Path | None = None) -> Base:
+    """The base of a run: of the model folder if it exists, else the source of the preset, else what another config exports.
+
+    The other config is in the folder `configs` or among those of this package: its `out`/hf is this one's model.folder, as that of
+    babel-9b.toml is of babel-9b-chat.toml. Raises BadInput where none is.
+    """
+    return _base_of(config, [folder for folder in (configs, configs_folder()) if folder is not None], _LONGEST_CHAIN)
+
+
+def made_up_base(config: Config, configs: Path | None = None) -> tuple[Base, bool]:
+    """`base_of`, and where it finds none, Qwen2.5-7B with the layers that the run's expansion needs; the second value says which."""
+    try:
+        return base_of(config, configs), False
+    except BadInput:
+        assert config.model.folder is not None
+        if is_url(config.model.folder) or Path(config.model.folder).exists():
+            raise
+    shape = next(iter(PRESET_SOURCES.values()))
+    given = config.expansion.insert_after if config.expansion is not None else ()
+    return Base(shape.model_copy(update={"num_hidden_layers": max(2 * len(given), max(given, default=0) + 2, 4)})), True
+
+
+def _base_of(config: Config, folders: list[Path], most: int) -> Base:
+    if config.model.shape is not None:
+        return Base(config.model.shape)
+    source = config.model.folder
+    assert source is not None
+    if is_url(source) or Path(source).exists():
+        folder = open_folder(source)
+        return Base(folder.config, new_layers_of(folder.hf_config))
+    preset = config.expansion.preset if config.expansion is not None else None
+    if preset in PRESET_SOURCES:
+        return Base(PRESET_SOURCES[preset])
+    for earlier in _configs(folders):
+        if most and os.path.normpath(source) == os.path.normpath(os.path.join(earlier.out, "hf")):
+            base = _base_of(earlier, folders, most - 1)
+            shape = trained_shape(earlier, base.config)
+            if earlier.deepen:
+                return Base(shape, depths(expanded(earlier, base.config), (), earlier.deepen)[-1].new_layers)
+            plan = None
+            if earlier.expansion is not None:
+                plan = plan_from_settings(earlier.expansion, base.config.num_hidden_layers)
+            return Base(shape, base.new_layers if plan is None else plan.new_layers)
+    raise BadInput(
+        f"{source}: no such model folder, and no config in {' or '.join(map(str, folders))} exports it (its out/hf); "
+        "make the folder, or give model.shape"
+    )
+
+
+def _configs(folders: list[Path]) -> Iterator[Config]:
+    for folder in folders:
+        for path in sorted(folder.glob("*.toml")):
+            try:
+                yield load_config(path)
+            except BadInput:  # of another kind, such as quality.toml
+                continue
+
+
+def expanded(config: Config, base: ModelConfig) -> ModelConfig:
+    """The shape of a run's first step."""
+    if config.expansion is None:
+        return base
+    return expand_config(base, plan_from_settings(config.expansion, base.num_hidden_layers))
+
+
+def trained_shape(config: Config, base: ModelConfig) -> ModelConfig:
+    """The shape after all expansions of a run that begins with `base`."""
+    return depths(expanded(config, base), (), config.deepen)[-1].config
