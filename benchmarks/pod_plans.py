@@ -1,9 +1,10 @@
 """The shipped configs compiled for the pods that they are meant for, beside MaxText's figures; the table of the README.
 
-    python benchmarks/pod_plans.py [--results FILE] [--only v5p] [--table]
+    python benchmarks/pod_plans.py [--results FILE] [--only v5p] [--rest] [--table]
 
-Each plan is one `babel plan` (1 to 5 minutes on two cores) and is written as soon as it is there: the same command goes on. `--table`
-prints what is there. MaxText's figures are those of its own ahead-of-time check: MaxText 0.2.5, jax 0.12.0, its Qwen2.5-7B config with 34
+Each plan is one `babel plan --step-only` (1 to 5 minutes on two cores) and is written as soon as it is there: the same command goes on.
+`--rest` compiles the other programs of the runs too (about 10 minutes a row); rows that differ in the train step alone share them.
+`--table` prints what is there: a table of the steps, and one of all programs. MaxText's figures are those of its own ahead-of-time check: MaxText 0.2.5, jax 0.12.0, its Qwen2.5-7B config with 34
 layers and the shape of Babel-83B, one window of 4,096 tokens a chip, pure FSDP, float32 parameters and Adam, full remat.
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 from babel_jax.config.file import configs_folder, load_config
 from babel_jax.errors import BadInput
 from babel_jax.files import write_text
-from babel_jax.tpu.plan import plan
+from babel_jax.tpu.plan import Which, plan
 
 # Model, topology, slices, settings; those that stand for all of MaxText's are without remat and seq_len.
 LONG = ("data.seq_len=32768",)
@@ -42,6 +43,16 @@ MAXTEXT = {  # GiB of arguments and temporaries, GB on the wire
     ("babel-9b", "v5e:16x16"): (0.45, 5.23, None),
     ("babel-83b", "v5p:8x8x8"): (1.85, 16.08, 647),
 }
+
+
+# Settings that change the train step and none of the other programs.
+STEP_ALONE = ("training.global_batch_size", "training.remat", "training.gradient_accumulation")
+_REST = "rest: "
+
+
+def rest_name_of(model: str, topology: str, slices: int, settings: tuple[str, ...]) -> str:
+    """The name under which the programs of a run other than its steps are kept."""
+    return _REST + name_of(model, topology, slices, tuple(one for one in settings if not one.startswith(STEP_ALONE)))
 
 
 def name_of(model: str, topology: str, slices: int, settings: tuple[str, ...]) -> str:
@@ -76,24 +87,65 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def programs_table(results: dict[str, Any]) -> str:
+    """Markdown: a row for each program of each plan, the step first; and under it the most that any program of the run needs."""
+    lines = [
+        "| plan | program | HBM a chip, GiB: arguments + temporaries + results + beside = total | fits | seconds, at least | binds | wire GB |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in PLANS:
+        step, rest = results.get(name_of(*row)), results.get(rest_name_of(*row))
+        if step is None or rest is None:
+            continue
+        if "programs" not in rest:
+            lines.append(f"| {name_of(*row)} | {rest['error']} | | | | | |")
+            continue
+        hbm = step["hbm_gib"]
+        most, of = hbm["arguments"] + hbm["temporaries"], "step"
+        lines.append(
+            f"| {name_of(*row)} | step | {hbm['arguments']:.2f} + {hbm['temporaries']:.2f} + 0 + 0 = {most:.2f} of {hbm['capacity']:g} "
+            f"| {'yes' if step['fits'] else 'no'} | {step['step_seconds_bound']:.3g} | {step['bound_by']} | {step['wire_bytes'] / 1e9:.3g} |"
+        )
+        for one in rest["programs"]:
+            hbm = one["hbm_gib"]
+            if one["seconds"] is None:
+                lines.append(f"| | {one['name']} | {'more' if hbm['total'] is None else format(hbm['total'], '.2f')} | no | | | |")
+                continue
+            parts = " + ".join(f"{hbm[part]:.2f}" for part in ("arguments", "temporaries", "results", "beside"))
+            lines.append(
+                f"| | {one['name']} | {parts} = {hbm['total']:.2f} | {'yes' if one['fits'] else 'no'} | {one['seconds']:.3g} "
+                f"| {one['bound_by']} | {one['wire_bytes'] / 1e9:.3g} |"
+            )
+            most, of = max((most, of), (hbm["total"], one["name"]))
+        lines.append(f"| | **peak of the run** | {most:.2f} of {hbm['capacity']:g} ({of}) | | | | |")
+    return "\n".join(lines)
+
+
+def compiled(model: str, topology: str, slices: int, settings: tuple[str, ...], which: Which) -> dict[str, Any]:
+    """One plan, or under `error` why there is none."""
+    try:
+        return plan(load_config(configs_folder() / f"{model}.toml", settings), topology, slices, which)
+    except BadInput as error:
+        return {"fits": False, "error": str(error)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("pod_plans.json"))
     parser.add_argument("--only", default="", help="plans whose name holds this")
+    parser.add_argument("--rest", action="store_true", help="compile the programs other than the steps too")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, and compile nothing")
     arguments = parser.parse_args()
     results = json.loads(arguments.results.read_text()) if arguments.results.is_file() else {}
-    for model, topology, slices, settings in PLANS:
-        name = name_of(model, topology, slices, settings)
-        if arguments.table or name in results or arguments.only not in name:
-            continue
-        try:
-            results[name] = plan(load_config(configs_folder() / f"{model}.toml", settings), topology, slices)
-        except BadInput as error:
-            results[name] = {"fits": False, "error": str(error)}
-        print(name, results[name].get("summary", results[name]), "", sep="\n", flush=True)
-        write_text(arguments.results, json.dumps(results, indent=1) + "\n")
-    print(table(results))
+    for row in PLANS:
+        wanted = [(name_of(*row), Which.STEP)] + ([(rest_name_of(*row), Which.REST)] if arguments.rest else [])
+        for name, which in wanted:
+            if arguments.table or name in results or arguments.only not in name_of(*row):
+                continue
+            results[name] = compiled(*row, which)
+            print(name, results[name].get("summary", results[name]), "", sep="\n", flush=True)
+            write_text(arguments.results, json.dumps(results, indent=1) + "\n")
+    print(table(results), programs_table(results), sep="\n\n")
 
 
 if __name__ == "__main__":

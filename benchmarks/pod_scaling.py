@@ -12,7 +12,7 @@ import math
 
 from babel_jax.config.file import configs_folder, load_config
 from babel_jax.expansion.plan import PRESET_SOURCES
-from babel_jax.tpu.plan import plan
+from babel_jax.tpu.plan import Which, plan
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
         config = load_config(configs_folder() / "babel-83b.toml", [f"training.global_batch_size={chips}"])
         shape = PRESET_SOURCES["babel-83b"].model_copy(update={"num_hidden_layers": layers})
         model = config.model.model_copy(update={"shape": shape, "folder": None})
-        found = plan(config.model_copy(update={"model": model, "expansion": None}), topology)
+        found = plan(config.model_copy(update={"model": model, "expansion": None}), topology, which=Which.STEP)
         gathers = sum(one["times"] for one in found["collectives"] if one["kind"] == "all-gather")
         memory = found["hbm_gib"]["arguments"] + found["hbm_gib"]["temporaries"]
         ratio = found["wire_bytes"] / found["wire_bytes_minimum"]

@@ -40,7 +40,7 @@ class Which(StrEnum):
     EVALUATE = "evaluate"
 
 
-def plan(config: Config, topology: str, slices: int = 1, which: Which = Which.STEP, configs: Path | None = None) -> dict[str, Any]:
+def plan(config: Config, topology: str, slices: int = 1, which: Which = Which.TRAIN, configs: Path | None = None) -> dict[str, Any]:
     """The plan for one topology; figures at the top are per chip and step unless they say otherwise.
 
     `programs` has the memory and the least time of each program, and `fits` says whether all have the memory. `configs` is the folder of

@@ -9,7 +9,7 @@ from babel_jax.config import Config, Remat
 from babel_jax.config.settings import divisors
 from babel_jax.errors import BadInput
 from babel_jax.tpu.chips import chip_of
-from babel_jax.tpu.plan import plan
+from babel_jax.tpu.plan import Which, plan
 
 _CONTEXTS, _TENSORS = (2, 4, 8, 16), (2, 4)
 _LEAST_TOKENS = 1024  # of a window on one device: shorter parts only make the keys and values that are gathered more
@@ -30,7 +30,7 @@ def search(config: Config, topology: str, slices: int = 1) -> dict[str, Any]:
             settings = {"mesh": candidate.training.mesh, "remat": str(candidate.training.remat)}
             settings["gradient_accumulation"] = candidate.training.gradient_accumulation
             try:
-                found = plan(candidate, topology, slices)
+                found = plan(candidate, topology, slices, Which.STEP)
             except BadInput as error:
                 tried.append(settings | {"fits": False, "why": str(error)})
                 break

@@ -79,7 +79,7 @@ def test_a_plan_of_the_real_step(tiny_toml, capsys):
 
 @pytest.mark.slow
 def test_a_chip_of_v4_is_one_device_and_nothing_passes_between_slices_where_there_is_one(tiny_toml):
-    found = plan_module.plan(load_config(tiny_toml, ("training.mesh={fsdp=2, tensor=2}",)), "v4:2x2x1")
+    found = plan_module.plan(load_config(tiny_toml, ("training.mesh={fsdp=2, tensor=2}",)), "v4:2x2x1", which=Which.STEP)
     assert (found["chips"], found["mesh"]["fsdp"], found["mesh"]["tensor"]) == (4, 2, 2)
     assert found["seconds"]["dcn"] == 0
 
@@ -88,7 +88,7 @@ def test_a_chip_of_v4_is_one_device_and_nothing_passes_between_slices_where_ther
 def test_gathers_and_scatters_of_weights_are_not_made_all_reduces(tiny_toml):
     """Left to itself, the compiler transposes some gradients on v6e so that their scatters become all-reduces, twice the bytes."""
     larger = ("training.global_batch_size=16", "model.shape.vocab_size=4096", "model.shape.hidden_size=512")
-    found = plan_module.plan(load_config(tiny_toml, larger), "v6e:4x4")
+    found = plan_module.plan(load_config(tiny_toml, larger), "v6e:4x4", which=Which.STEP)
     kinds = {(one["kind"], axis) for one in found["collectives"] for axis in one["axes"].split(" x ")}
     assert kinds >= {("all-gather", "fsdp"), ("all-gather", "ring"), ("reduce-scatter", "fsdp"), ("reduce-scatter", "ring")}
     # What is left are vectors, and the sums of what is measured.
@@ -99,7 +99,7 @@ def test_gathers_and_scatters_of_weights_are_not_made_all_reduces(tiny_toml):
 def test_without_libtpu_a_line_says_what_to_install(tiny_toml, monkeypatch):
     monkeypatch.setattr(plan_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BadInput, match=r"libtpu, which is not installed: pip install 'babel-jax\[tpu\]'"):
-        plan_module.plan(load_config(tiny_toml), "v5e:2x2")
+        plan_module.plan(load_config(tiny_toml), "v5e:2x2", which=Which.STEP)
 
 
 def test_the_shipped_configs_need_no_checkpoint():
@@ -149,7 +149,7 @@ def test_offloaded_moments_are_counted_in_the_memory_of_the_host(tiny_toml):
 
 @pytest.mark.slow
 def test_offloading_frees_the_memory_of_the_moments(tiny_toml):
-    here, there = (plan_module.plan(load_config(tiny_toml, settings), "v5e:2x2")["hbm_gib"] for settings in ((), OFFLOAD))
+    here, there = (plan_module.plan(load_config(tiny_toml, settings), "v5e:2x2", which=Which.STEP)["hbm_gib"] for settings in ((), OFFLOAD))
     assert here["arguments"] - there["arguments"] == pytest.approx(here["optimizer"], rel=0.3)
 
 
@@ -238,7 +238,7 @@ def test_the_heads_of_gemma2_leave_the_kernel_room_in_vmem(tiny_toml):
     shape = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "num_hidden_layers": 2, "attn_logit_softcapping": 50.0}
     windows = {"sliding_window": 4096, "layer_types": '["sliding_attention", "full_attention"]'}
     settings = (f"model.shape.{name}={value}" for name, value in (shape | windows).items())
-    found = plan_module.plan(load_config(tiny_toml, (*settings, "data.seq_len=8192", "training.remat=mlp")), "v5p:2x2x1")
+    found = plan_module.plan(load_config(tiny_toml, (*settings, "data.seq_len=8192", "training.remat=mlp")), "v5p:2x2x1", which=Which.STEP)
     assert found["fits"]
 
 
