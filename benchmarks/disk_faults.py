@@ -31,7 +31,8 @@ KILLED = 9  # exit status of a process that disk_faults.c ends
 HARD_SECONDS = 180
 CLASSES = ("open", "write", "rename", "link", "fsync", "unlink", "mkdir", "room")
 ERRORS = {"killed": 0, "EIO": 5, "ENOSPC": 28, "EACCES": 13, "EINVAL": 22}
-NOT_COMPARED = "params/files.json"  # of an Orbax folder: the sizes of its files, of which some hold times
+# The sizes of files of which some hold times, and the time between the end of a process and the next.
+NOT_COMPARED = ("params/files.json", "goodput.json")
 UNFINISHED = (".partial", "orbax-checkpoint-tmp")  # in names of what is being written
 SECRET = "sk-planted-0123456789abcdef"
 

@@ -193,6 +193,10 @@ def parquet_rows(path: str, wanted: Sequence[str] | None = None) -> Iterator[Rec
     ):
         _check_expansion(path, file.metadata, wanted)
         for group in range(file.num_row_groups):
+            if _is_one_too_long(file.metadata.row_group(group), wanted):
+                number += 1
+                yield f"{path}:{number}", too_long()
+                continue
             size = _rows_at_once(file.metadata.row_group(group))
             for batch in file.iter_batches(size, row_groups=[group], columns=wanted):
                 columns = batch.schema.names
@@ -203,17 +207,32 @@ def parquet_rows(path: str, wanted: Sequence[str] | None = None) -> Iterator[Rec
 
 
 def _check_expansion(path: str, metadata: Any, wanted: Sequence[str] | None) -> None:
-    """Raises BadInput for a file that says that it expands as no text does."""
+    """Raises BadInput for a file that says that it expands as no text does, or that its rows are longer than memory is meant for."""
     for group in range(metadata.num_row_groups):
-        for column in range(metadata.num_columns):
-            chunk = metadata.row_group(group).column(column)
-            if wanted is not None and chunk.path_in_schema.split(".")[0] not in wanted:
-                continue
-            if chunk.total_uncompressed_size > max(_PARQUET_FREE_BYTES, MAX_EXPANSION * chunk.total_compressed_size):
+        for chunk in _chunks(metadata.row_group(group), wanted):
+            size = chunk.total_uncompressed_size
+            if size > max(_PARQUET_FREE_BYTES, MAX_EXPANSION * chunk.total_compressed_size):
                 raise BadInput(
-                    f"{path}: its column {chunk.path_in_schema!r} expands to {chunk.total_uncompressed_size >> 20} MiB, over "
-                    f"{MAX_EXPANSION} times its size, which no text does; leave it out, or write it without compression"
+                    f"{path}: its column {chunk.path_in_schema!r} expands to {size >> 20} MiB, over {MAX_EXPANSION} times its size, "
+                    "which no text does; leave it out, or write it without compression"
                 )
+            if chunk.num_values > 1 and size > _PARQUET_LONGEST_BYTES * chunk.num_values:
+                raise BadInput(
+                    f"{path}: the values of its column {chunk.path_in_schema!r} have over {_PARQUET_LONGEST_BYTES >> 20} MiB in the mean, "
+                    "which no document has; leave it out, or write each row into a row group of its own"
+                )
+
+
+def _is_one_too_long(group: Any, wanted: Sequence[str] | None) -> bool:
+    """Whether a row group is one row that need not be read to know that it is too long: Arrow would hold it three times."""
+    return group.num_rows == 1 and any(chunk.total_uncompressed_size > _PARQUET_LONGEST_BYTES for chunk in _chunks(group, wanted))
+
+
+def _chunks(group: Any, wanted: Sequence[str] | None) -> Iterator[Any]:
+    for number in range(group.num_columns):
+        chunk = group.column(number)
+        if wanted is None or chunk.path_in_schema.split(".")[0] in wanted:
+            yield chunk
 
 
 def _rows_at_once(group: Any) -> int:

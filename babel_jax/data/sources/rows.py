@@ -16,6 +16,8 @@ from babel_jax.data.sources.streams import MAX_DOCUMENT_BYTES, BadRowError, too_
 from babel_jax.errors import BadInput
 
 MAX_LOCATED = 20
+LONGEST_WORD = 1 << 18  # letters and digits in a row; BPE takes over a second for each MiB of one word
+_WORD = re.compile(r"\w+")
 # A kind is part of the names of files.
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _KEYS_NAMED = 10
@@ -139,9 +141,12 @@ def _row(record: Any, place: str, source: Source) -> Row:
             text = conversation_text(text)
         except ValueError as problem:
             raise BadRowError(str(problem)) from None
+    text = _string(text, source.text_key)
+    if len(text) > LONGEST_WORD and any(word.end() - word.start() > LONGEST_WORD for word in _WORD.finditer(text)):
+        raise BadRowError(f"a word of more than {LONGEST_WORD:,} letters, which no language has")
     return Row(
         _string(identifier, source.id_key),
-        _string(text, source.text_key),
+        text,
         kind,
         score,
         source.label,

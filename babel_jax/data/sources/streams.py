@@ -18,6 +18,7 @@ MAX_EXPANSION = 200
 EXPANSION_FREE_BYTES = 1 << 24  # small files may expand more
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 _ARCHIVES = (".warc", ".wet")
+_TOO_MUCH_THRIFT = "Exceeded size limit"  # Arrow's words for a parquet file's metadata of over 100 MB
 _LONGEST_REASON = 300  # characters
 # Under these keys stores say that a file is another one.
 _VERSIONS = ("ETag", "etag", "md5Hash", "crc32c", "generation", "LastModified", "last_modified", "mtime", "created")
@@ -130,6 +131,10 @@ def explained(path: str, reached: Any) -> Iterator[None]:
     except FileNotFoundError as error:
         raise _gone(path) from error
     except Exception as error:  # Arrow, fsspec's stores and the WARC parser each raise errors of their own
+        if _TOO_MUCH_THRIFT in str(error):
+            raise BadInput(
+                f"{path}: what it says of its columns (footer, statistics) is larger than Arrow reads; write it again without statistics"
+            ) from error
         raise BadInput(f"{path}: unreadable after {reached()}: {one_line(error)}; the file is corrupt or cut short") from error
 
 

@@ -11,7 +11,8 @@ import zstandard
 from babel_jax.config import BadRows, Source
 from babel_jax.data.sources import records
 from babel_jax.data.sources.origins import file_digest
-from babel_jax.data.sources.rows import MAX_LOCATED, Row, RowCounts, read_rows
+from babel_jax.data.sources.rows import LONGEST_WORD, MAX_LOCATED, Row, RowCounts, read_rows
+from babel_jax.data.sources.streams import explained
 from babel_jax.errors import BadInput
 
 DOCUMENTS = [("a", "one\ntwo"), ("b", "  drei, vier "), ("c", "பின்னர்")]
@@ -236,3 +237,33 @@ def test_tfds_by_name(tmp_path):
     missing = Source(language="de", tfds="nowhere_to_be_found", tfds_folder=str(tmp_path))
     with pytest.raises(BadInput, match=r"TFDS dataset nowhere_to_be_found \(split train\) cannot be read"):
         list(read_rows(missing, BadRows.REFUSE, RowCounts()))
+
+
+def test_a_word_that_no_language_has_is_a_bad_row(tmp_path):
+    """BPE takes the longer for each letter of a word, the longer the word is."""
+    path = tmp_path / "en.jsonl"
+    path.write_bytes(as_jsonl([("a", "x" * (LONGEST_WORD + 1)), ("b", "x" * LONGEST_WORD), ("c", "word, " * LONGEST_WORD)]))
+    rows, counts = read(path, BadRows.SKIP)
+    assert [row.id for row in rows] == ["b", "c"]
+    assert "a word of more than 262,144 letters" in counts.located[0]
+
+
+def test_rows_of_parquet_that_memory_is_not_meant_for(tmp_path, monkeypatch):
+    path = tmp_path / "en.parquet"
+    monkeypatch.setattr(records, "_PARQUET_LONGEST_BYTES", 10_000)
+    table = pyarrow.table({"text": ["first", "x" * 20_000 + "y", "last"]})
+    pyarrow.parquet.write_table(table, path, row_group_size=1, use_dictionary=False, compression="none")
+    rows, counts = read(path, BadRows.SKIP)
+    assert [row.text for row in rows] == ["first", "last"]
+    assert "en.parquet:2: longer than 16 MiB" in counts.located[0]
+    table = pyarrow.table({"text": ["first", "x" * 40_000]})
+    pyarrow.parquet.write_table(table, path, use_dictionary=False, compression="none")
+    with pytest.raises(BadInput, match=r"values of its column 'text' have over .* in the mean"):
+        read(path, BadRows.SKIP)
+
+
+def test_metadata_of_parquet_beyond_what_arrow_reads_is_not_called_corrupt():
+    """Arrow's words, for a footer of 110 MB."""
+    words = "Couldn't deserialize thrift: TProtocolException: Exceeded size limit"
+    with pytest.raises(BadInput, match=r"en.parquet: what it says of its columns .* than Arrow reads"), explained("en.parquet", str):
+        raise OSError(words)
