@@ -104,14 +104,16 @@ def evaluate(
     """
     from babel_jax.evaluation.benchmarks.evaluate import Request
     from babel_jax.evaluation.benchmarks.evaluate import evaluate as evaluate_models
+    from babel_jax.places import fetched
+    from babel_jax.sending import output
 
     request = Request(
         tasks=tuple(tasks),
         languages=tuple(languages) if languages is not None else None,
-        data=Path(data) if data is not None else None,
+        data=fetched(data) if data is not None else None,
         **options,
     )
-    return evaluate_models(str(model), [str(path) for path in baselines], request, Path(out) if out is not None else None)
+    return evaluate_models(str(model), [str(path) for path in baselines], request, output(out) if out is not None else None)
 
 
 def generate(

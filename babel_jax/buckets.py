@@ -58,7 +58,6 @@ def stored_below(url: str) -> dict[str, Stored]:
 
     def find() -> dict[str, Any]:
         system = filesystem(url)
-        system.invalidate_cache()
         try:
             return system.find(key(url), detail=True)
         except FileNotFoundError:
@@ -92,7 +91,17 @@ def filesystem(url: str) -> Any:
     """fsspec's client for a URL, which reads credentials and endpoints where the cloud's own tools do."""
     import fsspec
 
-    return fsspec.core.url_to_fs(url, use_listings_cache=False)[0]
+    let_no_client_remember_listings()
+    return fsspec.core.url_to_fs(url)[0]
+
+
+@functools.cache
+def let_no_client_remember_listings() -> None:
+    """Makes fsspec's clients ask the bucket what is there, also those of Orbax and JAX: TensorStore and other processes write there too."""
+    import fsspec
+
+    for scheme in (*SCHEMES, "gcs", "s3a"):
+        fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
 
 
 def key(url: str) -> str:

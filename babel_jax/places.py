@@ -29,6 +29,7 @@ from babel_jax.buckets import (
     filesystem,
     is_url,
     key,
+    let_no_client_remember_listings,
     let_orbax_speak_s3,
     stored_below,
     tried,
@@ -97,6 +98,13 @@ def place(where: Path | str) -> Path:
         return copy.root
 
 
+def fetched(where: Path | str) -> Path:
+    """The path of a folder that is read as a whole; one in a bucket is copied here first."""
+    folder = place(where)
+    pull(folder)
+    return folder
+
+
 def on_disk(where: Path | str, what: str) -> Path:
     """The path of a folder that must be on disk. Raises BadInput for a URL."""
     if is_url(where):
@@ -124,8 +132,10 @@ def native(path: Path) -> Any:
     from etils import epath
 
     url = url_of(path)
-    if url is not None and url.startswith("s3://"):
-        let_orbax_speak_s3()
+    if url is not None:
+        let_no_client_remember_listings()
+        if url.startswith("s3://"):
+            let_orbax_speak_s3()
     return path.absolute() if url is None else epath.Path(url)
 
 
@@ -205,6 +215,15 @@ def pull(folder: Path, wanted: Callable[[str], bool] = lambda name: True, fresh:
     if missing or fresh:
         write_state(copy)
     return [folder / name for name in missing]
+
+
+def fetch_part(folder: Path, other: Path, wanted: Callable[[Path], bool]) -> None:
+    """Fetches what the bucket has of a folder into another one; `wanted` says by its path which file is needed."""
+    url = url_of(folder)
+    assert url is not None
+    for name, found in stored_in(folder).items():
+        if wanted(Path(name)):
+            _fetch(f"{url}/{name}", other / name, found)
 
 
 def stored_in(folder: Path) -> dict[str, Stored]:

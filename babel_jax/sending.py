@@ -168,9 +168,11 @@ def publish(partial: Path, folder: Path) -> None:
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(send, first))
-    for name in there.keys() - names - {UNFINISHED}:  # of an earlier begin
+    for name in there.keys() - names - _listed(partial) - {UNFINISHED}:  # of an earlier begin
         _delete(f"{url}/{name}")
     _check_sizes(url, partial, first)
+    if missing := sorted(_listed(partial) - stored_below(url).keys() - names):
+        raise BadInput(f"{url}/{missing[0]}: another process has not sent it; run the command again")
     for path in files:
         if path.name in LAST:
             _send(path, f"{url}/{path.relative_to(partial)}")
@@ -178,6 +180,22 @@ def publish(partial: Path, folder: Path) -> None:
     copy.writes = copy.writes or partial != folder
     for path in files:
         copy.sent[str((folder / path.relative_to(partial)).relative_to(copy.root))] = state_of(path)
+
+
+def send_part(partial: Path, folder: Path) -> None:
+    """Sends this process's part of a folder that another one publishes: files that LAST does not name."""
+    url = url_of(folder)
+    assert url is not None
+    files = files_of(partial)
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(lambda path: _send(path, f"{url}/{path.relative_to(partial)}"), files))
+    _check_sizes(url, partial, files)
+
+
+def _listed(folder: Path) -> set[str]:
+    """The files that the folder's own list of digests names: some may have been sent by other processes."""
+    path = folder / "SHA256SUMS"
+    return {line.partition("  ")[2] for line in path.read_text(encoding="utf-8").splitlines()} if path.is_file() else set()
 
 
 def abandon(folder: Path) -> None:

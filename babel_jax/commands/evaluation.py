@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from babel_jax.commands.parsing import Commands, Result, count, positive, words
-from babel_jax.places import place
+from babel_jax.places import fetched, place
 from babel_jax.sending import output
 
 
@@ -14,7 +14,7 @@ def _evaluate(options: argparse.Namespace) -> Result:
     request = Request(
         tasks=tuple(options.tasks),
         languages=tuple(options.languages) if options.languages else None,
-        data=Path(options.data) if options.data else None,
+        data=fetched(options.data) if options.data else None,
         few_shot=options.few_shot,
         limit=options.limit,
         max_bytes=options.max_bytes,

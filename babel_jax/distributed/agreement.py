@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import itertools
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,13 +12,16 @@ import numpy as np
 from jax._src import distributed  # the barrier of the coordination service has no public name
 from jax.experimental import multihost_utils
 
-from babel_jax.digests import SUMS, files_below, merge_sums, write_sums
+from babel_jax.digests import SUMS, files_below, is_list, merge_sums, write_sums
 from babel_jax.errors import BadInput, one_line
 from babel_jax.new_folders import new_folder
+from babel_jax.places import fetch_part, url_of
+from babel_jax.sending import send_part
 
 _MESSAGE_BYTES = 1000
 _LONGEST_WAIT_MS = 7 * 24 * 3600 * 1000
 _meetings = itertools.count()
+_PARTS: dict[Path, Path] = {}  # folders for a bucket, of which each process fills its part on its own disk, and what they are to be
 
 
 @contextlib.contextmanager
@@ -82,12 +86,22 @@ def same_on_all(text: str) -> bool:
 
 @contextlib.contextmanager
 def new_folder_of_all(final: Path) -> Iterator[Path]:
-    """`new_folder`, made and renamed by process 0, filled by all. Raises BadInput on all of them where one fails."""
+    """`new_folder`, made and renamed by process 0, filled by all. Raises BadInput on all of them where one fails.
+
+    Of a folder for a bucket each process has a part on its own disk; `write_sums_of_all` sends the parts of the others.
+    """
     with contextlib.ExitStack() as made:
         with agreed():
             partial = made.enter_context(new_folder(final)) if jax.process_index() == 0 else final
         partial = final.with_name(first_text(partial.name))
+        in_parts = jax.process_count() > 1 and url_of(final) is not None
         with agreed():
+            if in_parts:
+                _PARTS[partial] = final
+                made.callback(_PARTS.pop, partial)
+                if jax.process_index() != 0:
+                    partial.mkdir()
+                    made.callback(shutil.rmtree, partial, ignore_errors=True)
             if not partial.is_dir():
                 raise BadInput(f"{partial}: not seen by all processes; give a folder on a disk that they share")
         yield partial
@@ -95,8 +109,16 @@ def new_folder_of_all(final: Path) -> Iterator[Path]:
             made.close()
 
 
+def is_in_parts(folder: Path) -> bool:
+    """Whether each process fills its part of this folder on its own disk."""
+    return folder in _PARTS
+
+
 def write_sums_of_all(folder: Path) -> None:
     """A list of digests of a folder that all processes have filled; each reads its share of the files. All call this."""
+    if folder in _PARTS:
+        _write_sums_of_parts(folder, _PARTS[folder])
+        return
     with agreed():
         files = {str(path): path.stat().st_size for path in files_below(folder)}
     owners, process = shared_out(files), jax.process_index()
@@ -105,6 +127,18 @@ def write_sums_of_all(folder: Path) -> None:
         write_sums(folder, [Path(path) for path in files if owners[path] == process], own)
     with agreed():
         if process == 0:
+            merge_sums(folder)
+
+
+def _write_sums_of_parts(folder: Path, final: Path) -> None:
+    process = jax.process_index()
+    with agreed():
+        write_sums(folder, name=f"{SUMS}.process_{process}")
+        if process != 0:
+            send_part(folder, final)
+    with agreed():
+        if process == 0:
+            fetch_part(final, folder, is_list)
             merge_sums(folder)
 
 

@@ -141,6 +141,8 @@ def save_folder(
     expected = {"/".join(place): shape for place, shape in leaf_shapes(config).items()}
     check_shapes(found, expected, path, lambda _: path)
     hf_config = in_both_spellings(hf_config, str(path / CONFIG))
+    if format is Format.ORBAX and jax.process_count() > 1 and url_of(path) is not None:
+        raise BadInput(f"{path}: several processes cannot write an Orbax folder into a bucket; write an HF folder, and convert it")
     with new_folder_of_all(path) as partial:
         with agreed():
             if jax.process_index() == 0:

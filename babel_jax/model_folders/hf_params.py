@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 from tqdm import tqdm
 
 from babel_jax.config import ModelConfig
-from babel_jax.distributed.agreement import agreed, shared_out
+from babel_jax.distributed.agreement import agreed, is_in_parts, shared_out
 from babel_jax.errors import BadInput
 from babel_jax.files import explain_os_errors
 from babel_jax.model.parameters import Place, is_stacked
@@ -145,7 +145,7 @@ def save_hf_params(folder: Path, config: ModelConfig, params: PyTree[Array], sha
         files.sync()
     with agreed(), explain_os_errors(folder):
         if jax.process_index() == 0:
-            files.close()
+            files.close(shared=not is_in_parts(folder))
 
 
 def _owners(specs: Specs) -> dict[str, int]:

@@ -195,12 +195,12 @@ class TensorFiles:
         for file in self._own:
             sync_file(self._folder / file)
 
-    def close(self) -> None:
+    def close(self, shared: bool = True) -> None:
         """Writes the index, where there are several files; of several processes, one calls this, when all have written and synced.
 
-        Raises BadInput when a file of another process is not there.
+        Raises BadInput when a file of another process is not there, unless the folder is not `shared` by them.
         """
-        missing = [file for file in self._shards if not (self._folder / file).is_file()]
+        missing = [file for file in self._shards if shared and not (self._folder / file).is_file()]
         if missing:
             raise BadInput(f"{self._folder}: {missing[0]} is not there; give a folder on a disk that all processes share")
         if len(self._shards) > 1:

@@ -37,6 +37,7 @@ from babel_jax.model_folders.hf_config import write_hf_config
 from babel_jax.model_folders.streaming import fingerprint
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.new_folders import new_folder
+from babel_jax.places import on_disk
 from babel_jax.quality.agreement import quantile_grid, quantile_of, roc_auc, spearman
 from babel_jax.quality.judge import JUDGED, Judged, read_judged
 from babel_jax.quality.regressor import HEAD, Regressor, with_head
@@ -54,7 +55,7 @@ def train_classifier(config: QualityConfig) -> dict[str, Any]:
     Returns {"out", "classifier", "documents", "languages": {code: {"trained", "heldout"}}, "losses": {"first", "last"}, "agreement":
     {code or "all": {"n", "spearman", "roc_auc", "error"}}, "summary"}. Raises BadInput where a language has no judged document to train on.
     """
-    out, settings = Path(config.out), config.classifier
+    out, settings = on_disk(config.out, "out"), config.classifier
     make_folder(out)
     with alone_in(out), new_folder(out / CLASSIFIER) as partial:
         judged = read_judged(out / JUDGED, config.judge.dimensions)
@@ -105,7 +106,7 @@ def score_sources(config: QualityConfig, languages: Sequence[str] | None = None)
     "languages": {code: {"documents", "kept", "tokens", "seconds", "mean_raw_score"}}, "tokens_per_second", "summary"}.
     Raises BadInput where there is no classifier, and for languages that no source is of.
     """
-    out = Path(config.out)
+    out = on_disk(config.out, "out")
     of_sources = dict.fromkeys(source.language for source in config.sources)
     if missing := [code for code in languages or () if code not in of_sources]:
         raise BadInput(f"--languages: no source is of {', '.join(missing)}; there are sources of {' '.join(of_sources)}")
@@ -147,7 +148,7 @@ def _scored_before(path: Path) -> dict[str, Any]:
 
 def open_classifier(config: QualityConfig) -> tuple[Regressor, dict[str, Any]]:
     """The trained classifier and its quality.json. Raises BadInput where there is none, or one of other dimensions."""
-    place = Path(config.out) / CLASSIFIER
+    place = on_disk(config.out, "out") / CLASSIFIER
     try:
         quality = read_json(place / QUALITY, place)
         head = {name: jnp.asarray(quality[HEAD][name], jnp.float32) for name in ("weight", "bias")}
@@ -200,7 +201,7 @@ def _counts(config: QualityConfig, trained: Sequence[Judged], heldout: Sequence[
     if without:
         told = ", ".join(f"{code} ({of_heldout[code]} judged{', all held out' if of_heldout[code] else ''})" for code in without)
         raise BadInput(
-            f"{Path(config.out) / JUDGED}: no document to train on in {told}; judge more, lower classifier.heldout_fraction, "
+            f"{on_disk(config.out, 'out') / JUDGED}: no document to train on in {told}; judge more, lower classifier.heldout_fraction, "
             "or leave out the sources of these languages"
         )
     return counts

@@ -24,6 +24,7 @@ from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput, one_line
 from babel_jax.files import explain_os_errors, make_folder, open_to_append, parse_json, read_bytes, read_lines, write_text
 from babel_jax.languages import CODES, LANGUAGES
+from babel_jax.places import on_disk
 from babel_jax.quality.server import Server
 
 log = logging.getLogger("babel")
@@ -53,7 +54,7 @@ def judge(config: QualityConfig, replies: Path | None = None) -> dict[str, Any]:
     with a warning. Raises BadInput for sources without text, a server that refuses all or many in a row, and a folder in which other
     text was sampled.
     """
-    out = Path(config.out)
+    out = on_disk(config.out, "out")
     make_folder(out)
     with alone_in(out):
         sample = dict(_sample(config))
@@ -218,7 +219,7 @@ def _replies(path: Path) -> Iterator[tuple[str, str | None, Any]]:
 
 
 def _read(config: QualityConfig, sample: dict[str, tuple[str, Row]], path: Path) -> dict[str, Any]:
-    out = Path(config.out)
+    out = on_disk(config.out, "out")
     judged: dict[str, Judged] = {}
     unreadable: dict[str, int] = {}
     answered = list(_replies(path)) if path.exists() else []

@@ -8,7 +8,8 @@ from tqdm import tqdm
 
 from babel_jax.digests import Checked, check_sums, files_below, lists_below, read_sums
 from babel_jax.errors import BadInput
-from babel_jax.training.saved_steps import check_state, noted_in
+from babel_jax.places import listing, pull
+from babel_jax.training.saved_steps import METADATA, check_state, is_note, noted_in
 
 _TOLD = 5  # damaged files that a message names
 
@@ -19,10 +20,11 @@ def verify_folder(folder: Path) -> dict[str, Any]:
     Returns {"folder", "files" and "bytes" read, "seconds", "without_digests": [files and checkpoints that cannot be checked], "summary"}.
     Raises BadInput, which names the damaged files, where there are any, and for a folder without digests.
     """
-    if not folder.is_dir():
+    there = listing(folder)
+    if not there and not folder.is_dir():
         raise BadInput(f"{folder}: no such folder")
     start = time.monotonic()
-    steps = sorted(path.parent for path in folder.rglob("_CHECKPOINT_METADATA") if path.parent.name.isdecimal())
+    steps = sorted(path.parent for path in there if path.name == METADATA and path.parent.name.isdecimal())
     lists = [path for path in lists_below(folder) if not any(path.is_relative_to(step) for step in steps)]
     without: list[Path] = []
     with tqdm(desc="verify", unit="B", unit_scale=True, disable=None) as progress:
@@ -59,6 +61,7 @@ def verify_folder(folder: Path) -> dict[str, Any]:
 
 
 def _check_step(step: Path) -> Checked | None:
+    pull(step, is_note)
     try:
         noted_in(step)
     except BadInput as problem:

@@ -51,6 +51,7 @@ class GcsServer:
         self.unreadable: set[str] = set()
         self.unwritable: set[str] = set()
         self.fault: Callable[[str, str], Fault | None] = lambda method, path: None
+        self.log: list[tuple[str, str, int, int]] = []  # method, path, bytes received and sent of every request
         self.requests: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self.lock = threading.RLock()
@@ -73,6 +74,7 @@ class GcsServer:
             self.unwritable.clear()
             self.requests.clear()
             self.bytes.clear()
+            self.log.clear()
             self.fault = lambda method, path: None
 
     def read(self, bucket: str, name: str) -> bytes:
@@ -153,6 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(fault.status, {}, json.dumps({"error": {"code": fault.status, "message": "a fault of the test"}}).encode())
             return
         status, headers, answer = self._answer(method, self.path, body)
+        server.log.append((method, path, len(body), len(answer)))
         self._send(status, headers, answer, fault.cut)
 
     def _body(self) -> bytes:

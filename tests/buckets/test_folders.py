@@ -12,6 +12,7 @@ from safetensors.numpy import load, load_file
 
 from babel_jax import cli
 from babel_jax.buckets import clean, without_secrets
+from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.data.windows.prepare import prepare
 from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.data.windows.storage import open_windows
@@ -235,7 +236,20 @@ def test_no_key_is_told(s3, config_in, tmp_path, capsys, monkeypatch):
 
 
 def test_commands_whose_folder_must_be_on_disk(capsys, scratch):
-    for arguments in (["demo", "--out", "gs://bucket/demo"], ["ablate", "gs://bucket/model", "--out", "gs://bucket/study"]):
+    for arguments in (
+        ["demo", "--out", "gs://bucket/demo"],
+        ["ablate", "gs://bucket/model", "--out", "gs://bucket/study"],
+        ["judge", str(Path(__file__).parents[2] / "configs" / "quality.toml"), "--set", "out=gs://bucket/quality"],
+    ):
         assert cli.main(arguments) == 2
         assert "must be a folder on disk" in capsys.readouterr().err
     assert not Path("gs:").exists()
+
+
+def test_a_tokenizer_in_a_bucket_is_the_one_on_disk(gcs, base):
+    gcs.put_folder(Path(base["hf"]), "gs://bucket/model")
+    gcs.log.clear()
+    assert open_tokenizer("gs://bucket/model").fingerprint == open_tokenizer(base["hf"]).fingerprint
+    assert not [path for _, path, _, _ in gcs.log if "safetensors" in path]
+    with pytest.raises(BadInput, match=r"gs://bucket/other: no such tokenizer|gs://bucket/other: no tokenizer"):
+        open_tokenizer("gs://bucket/other")

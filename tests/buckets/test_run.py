@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load, load_file
 
+from babel_jax.errors import BadInput
 from babel_jax.places import place
 from babel_jax.recipe.integrity import verify_folder
 from babel_jax.recipe.recipe import run_recipe
@@ -31,7 +32,7 @@ def check_same(server, result, on_disk):
 
 
 @pytest.mark.parametrize("kind", ["gcs", "s3"])
-def test_a_run_in_a_bucket_is_that_on_disk(kind, request, config_in, on_disk, scratch, anew):
+def test_a_run_in_a_bucket_is_that_on_disk(kind, request, config_in, on_disk, scratch, anew, monkeypatch):
     server, url = request.getfixturevalue(kind), {"gcs": "gs://bucket", "s3": "s3://bucket"}[kind]
     config = config_in(server, url)
     result = run_recipe(config, compare_export=True)
@@ -49,4 +50,27 @@ def test_a_run_in_a_bucket_is_that_on_disk(kind, request, config_in, on_disk, sc
     assert server.requests["GET"] - before["GET"] < 100
     page = report_run(place(config.out))["path"]
     assert Path(page).read_bytes() == server.read("bucket", "run/report.html")
-    assert verify_folder(place(config.out))["files"] > 20
+    anew()
+    monkeypatch.setenv("BABEL_SCRATCH", str(scratch / "of another machine"))
+    found = verify_folder(place(config.out))
+    assert found["files"] > 20
+    assert not [name for name in found["without_digests"] if name.startswith(("hf/", "checkpoints/"))]
+
+
+def test_a_flipped_bit_in_the_newest_checkpoint_is_found_and_the_one_before_is_used(gcs, config_in, on_disk, anew, caplog):
+    config = config_in(gcs, "gs://bucket")
+    run_recipe(config)
+    anew()
+    newest = "run/checkpoints/8/default/ocdbt.process_0/d/"
+    damaged = max(gcs.names("bucket", newest), key=lambda name: len(gcs.read("bucket", name)))
+    data = gcs.read("bucket", damaged)
+    gcs.buckets["bucket"][damaged].data = data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
+    for name in [*gcs.names("bucket", "run/hf/"), "run/summary.json", "run/evaluation/continued.json", "run/samples.json"]:
+        del gcs.buckets["bucket"][name]
+    with pytest.raises(BadInput, match=r"gs://bucket/run: 1 damaged: checkpoints/8/default/ocdbt.process_0/d/.* \(not the bytes that were"):
+        verify_folder(place(config.out))
+    anew()
+    check_same(gcs, run_recipe(config), on_disk)
+    assert "checkpoint 8 cannot be read" in caplog.text
+    assert "step 6 is taken" in caplog.text
+    assert gcs.read("bucket", damaged.replace("checkpoints/8/", "checkpoints/8.damaged/"))

@@ -32,6 +32,7 @@ from babel_jax.data.tokens.tokenizer_json import check_ids, loaded_tokenizer, me
 from babel_jax.data.tokens.unigram import train_unigram
 from babel_jax.errors import BadInput, one_line
 from babel_jax.files import parse_json, read_bytes, write_bytes, write_text
+from babel_jax.places import place, pull
 
 TOKENIZER_JSON, SENTENCEPIECE_MODEL = "tokenizer.json", "tokenizer.model"
 MOST_TOKENIZER_BYTES = 48 * 2**20  # Gemma 3's tokenizer.json has 33 MB
@@ -183,10 +184,11 @@ class Tokenizer(ABC):
 def open_tokenizer(path: Path | str, add_bos_token: bool | None = None) -> Tokenizer:
     """The tokenizer of a model folder (tokenizer.json, else tokenizer.model), or of one tokenizer.json or SentencePiece .model file.
 
-    `add_bos_token` says whether texts begin with bos_token; where it is None the tokenizer decides. Raises BadInput when there is no
-    tokenizer, it cannot be read, or nothing says which token ends a document.
+    A model folder may be in a bucket. `add_bos_token` says whether texts begin with bos_token; where it is None the tokenizer decides.
+    Raises BadInput when there is no tokenizer, it cannot be read, or nothing says which token ends a document.
     """
-    path = Path(path)
+    path = place(path)
+    pull(path, lambda name: "/" not in name and not name.endswith((".safetensors", ".bin")))
     if path.is_dir():
         found = [path / name for name in (TOKENIZER_JSON, SENTENCEPIECE_MODEL) if (path / name).is_file()]
         if not found:

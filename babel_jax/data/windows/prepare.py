@@ -71,6 +71,7 @@ def prepare(settings: DataSettings, tokenizer: Path | str | None = None, recheck
     _opened.cache_clear()  # what lies at the path may have changed
     _chat_format.cache_clear()
     opened = _opened(str(path), settings.add_bos_token)
+    path = place(path)
     settings = settings.model_copy(update={"tokenizer": str(path), "folder": str(folder)})
     made_from = {
         "format": FORMAT,

@@ -42,6 +42,7 @@ from babel_jax.files import make_folder, write_text
 from babel_jax.model_folders.folder import ModelFolder, load_params, open_folder
 from babel_jax.model_folders.streaming import files_now, fingerprint
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
+from babel_jax.sending import settle
 from babel_jax.training.mesh import make_mesh, param_shardings
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def evaluate(model: str, baselines: Sequence[str], request: Request, out: Path |
             with agreed():
                 if first:
                     _write(out, result)
+                    settle(out)
     return result
 
 
