@@ -1,7 +1,7 @@
 /* Loaded before the C library (LD_PRELOAD): one call that changes the disk below a folder fails, or ends the process as a kill would.
 
    `fault_arm(folder, at, error, sticky)`: the call numbered `at` (from 1) fails with errno `error`, or ends the process where `error` is 0;
-   with `sticky` all later calls that need room fail too, as on a full disk. `fault_calls` counts, `fault_class` says which call it was. */
+   with `sticky` all later calls that need room fail too, as on a full disk, where the first write that fails still writes a half. `fault_calls` counts, `fault_class` says which call it was. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -16,7 +16,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { MOST_CALLS = 1 << 20, KILLED = 9 };
+enum { MOST_CALLS = 1 << 20, KILLED = 9, SHORT = 2 };
 enum { OPEN, WRITE, RENAME, LINK, FSYNC, UNLINK, MKDIR, ROOM };
 
 static char below[PATH_MAX];
@@ -38,7 +38,7 @@ void fault_arm(const char *folder, long at, int error, int sticky) {
 long fault_calls(void) { return atomic_load(&calls); }
 int fault_class(long number) { return classes[number - 1]; }
 
-/* Whether this call is the one: then errno is set. */
+/* Whether this call is the one: then errno is set. SHORT is for a write of which a half is still written. */
 static int fails(int class) {
   long number = atomic_fetch_add(&calls, 1) + 1;
   if (number <= MOST_CALLS) classes[number - 1] = class;
@@ -46,7 +46,7 @@ static int fails(int class) {
   if (!fail_at || number < fail_at || (number > fail_at && !(fail_on && needs_room))) return 0;
   if (fail_with == 0) _exit(KILLED);
   errno = fail_with;
-  return 1;
+  return class == WRITE && number == fail_at && fail_with == ENOSPC ? SHORT : 1;
 }
 
 static int is_below(const char *path) { return below_length && strncmp(path, below, below_length) == 0; }
@@ -99,9 +99,16 @@ int openat64(int folder, const char *path, int flags, ...) {
 
 #define ON_HANDLE(class, type, failure, name, declared, passed) \
   type name declared { return handle_below(handle) && fails(class) ? failure : REAL(name) passed; }
-ON_HANDLE(WRITE, ssize_t, -1, write, (int handle, const void *data, size_t size), (handle, data, size))
-ON_HANDLE(WRITE, ssize_t, -1, pwrite, (int handle, const void *data, size_t size, off_t at), (handle, data, size, at))
-ON_HANDLE(WRITE, ssize_t, -1, pwrite64, (int handle, const void *data, size_t size, off64_t at), (handle, data, size, at))
+#define ON_WRITE(name, declared, passed) \
+  ssize_t name declared { \
+    int failed = handle_below(handle) ? fails(WRITE) : 0; \
+    if (failed == SHORT && size > 1) size /= 2; \
+    else if (failed) return -1; \
+    return REAL(name) passed; \
+  }
+ON_WRITE(write, (int handle, const void *data, size_t size), (handle, data, size))
+ON_WRITE(pwrite, (int handle, const void *data, size_t size, off_t at), (handle, data, size, at))
+ON_WRITE(pwrite64, (int handle, const void *data, size_t size, off64_t at), (handle, data, size, at))
 ON_HANDLE(WRITE, ssize_t, -1, writev, (int handle, const struct iovec *parts, int number), (handle, parts, number))
 ON_HANDLE(FSYNC, int, -1, fsync, (int handle), (handle))
 ON_HANDLE(FSYNC, int, -1, fdatasync, (int handle), (handle))

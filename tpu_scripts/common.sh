@@ -70,19 +70,25 @@ check_number() {
     [[ $2 =~ ^[1-9][0-9]*$ ]] || die "--$1 $2: give a whole number of 1 or more"
 }
 
-# The record has a line for each thing that these scripts created: its kind, place and name.
+# The record has a line for each thing that these scripts created: its kind, place and name; `deleted` and the same once it is deleted. Lines
+# are only added, so that a full disk or a second script loses none.
 remember() {
     $dry_run && return
-    { mkdir -p "${record%/*}" && printf '%s\n' "$*" >>"$record"; } || die "$record cannot be written, so nothing is created that could not be deleted again"
+    note "$*" || die "$record cannot be written, so nothing is created that could not be deleted again"
 }
 
 created_here() {
-    [[ -f $record ]] && grep -qxF -- "$*" "$record"
+    [[ -f $record && $(grep -xF -e "$*" -e "deleted $*" -- "$record" | tail -n 1) == "$*" ]]
 }
 
 forget() {
     $dry_run && return
-    local rest
-    rest=$(grep -vxF -- "$*" "$record" || true)
-    printf '%s' "${rest:+$rest$'\n'}" >"$record"
+    note "deleted $*"
+}
+
+note() {
+    mkdir -p "${record%/*}" || return
+    # A line that a full disk cut off is ended first.
+    if [[ -s $record && -n $(tail -c 1 "$record") ]]; then printf '\n' >>"$record" || return; fi
+    printf '%s\n' "$1" >>"$record"
 }

@@ -162,6 +162,19 @@ def test_it_is_recorded_before_it_is_created(call, tmp_path):
     assert (call.state / "shown").read_text() == "tpu-vm my-project my-zone my-pod\n"
 
 
+def test_lines_of_the_record_are_only_added(call, tmp_path):
+    record = tmp_path / "record"
+    before = "tpu-vm my-project my-zone another\ntpu-vm my-pro"  # cut off by a full disk
+    record.write_text(before)
+    for command in ("create", "delete", "create", "delete"):
+        assert call("tpu_vm.sh", command, *POD, *(KIND if command == "create" else ()), BABEL_RECORD=str(record))[0].returncode == 0
+    assert call("tpu_vm.sh", "delete", *POD, BABEL_RECORD=str(record))[0].returncode == 2
+    thing = "tpu-vm my-project my-zone my-pod"
+    assert record.read_text() == before + "\n" + f"{thing}\ndeleted {thing}\n" * 2
+    other = [word.replace("my-pod", "another") for word in POD]
+    assert call("tpu_vm.sh", "delete", *other, BABEL_RECORD=str(record))[0].returncode == 0
+
+
 @pytest.mark.parametrize(
     ("script", "arguments"),
     [

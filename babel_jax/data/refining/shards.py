@@ -11,6 +11,7 @@ cleaned/xx/SSS-PPPPP-NNN.documents.npy    of each a digest of the text, its leng
 import contextlib
 import dataclasses
 import functools
+import io
 import json
 import math
 import mmap
@@ -176,7 +177,10 @@ def write_array(path: Path, array: np.ndarray) -> None:
     """Writes an array in one step."""
 
     def write(file: BinaryIO) -> None:
-        np.save(file, array)
+        # On a file NumPy writes through C, and of a full disk says no more than how many values were written.
+        content = io.BytesIO()
+        np.save(content, array)
+        file.write(content.getbuffer())
 
     write_file(path, write)
 
@@ -200,7 +204,7 @@ def json_lines(path: Path | None) -> Iterator[Any]:
     try:
         with zstandard.open(partial, "wt", encoding="utf-8") as lines:
             yield lambda values: lines.write(json.dumps(values, ensure_ascii=False) + "\n")
-        partial.replace(path)
+        _into_place(partial)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
