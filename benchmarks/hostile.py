@@ -121,6 +121,8 @@ KINDS = {
 def ended_of(kind: str, code: int, said: str) -> str:
     """How an input ended."""
     lines = [line for line in said.splitlines() if line.startswith("babel: ")]
+    if disk_faults.SECRET in said:
+        return "secret told"
     if code == 0:
         return "used"
     if code == 2 and len(lines) == 1 and "Traceback" not in said and lines[0].isprintable():
@@ -194,6 +196,7 @@ def inputs_table(options: argparse.Namespace) -> int:
     """Runs all inputs and prints the table; gives the number of those that went wrong."""
     kinds = [kind for kind in KINDS if options.kinds in kind]
     cases = [(kinds[number % len(kinds)], number // len(kinds)) for number in range(options.inputs)]
+    os.environ |= {"HF_TOKEN": disk_faults.SECRET, "OPENAI_API_KEY": disk_faults.SECRET}
     ended: dict[str, list[tuple[str, float, float]]] = collections.defaultdict(list)
     failed = 0
     for kind, number, how, seconds, mebibytes, said in all_ended(cases):
