@@ -20,6 +20,7 @@ from babel_jax.errors import BadInput, one_line
 SCHEMES = ("gs", "s3")  # those that can be written to; any of fsspec's can be read
 _ATTEMPTS = 3  # beside those of the clients themselves
 _FIRST_WAIT_SECONDS = 0.5
+_SECONDS_OF_SILENCE = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,14 +92,21 @@ def filesystem(url: str) -> Any:
     """fsspec's client for a URL, which reads credentials and endpoints where the cloud's own tools do."""
     import fsspec
 
-    let_no_client_remember_listings()
+    set_up_clients()
     return fsspec.core.url_to_fs(url)[0]
 
 
 @functools.cache
-def let_no_client_remember_listings() -> None:
-    """Makes fsspec's clients ask the bucket what is there, also those of Orbax and JAX: TensorStore and other processes write there too."""
+def set_up_clients() -> None:
+    """Settings of all clients, also of those that Orbax and JAX make.
+
+    fsspec's ask the bucket each time what is there, since TensorStore and other processes write there too. TensorStore's give up a request
+    on which nothing moves, and make it again; without this they wait for ever.
+    """
     import fsspec
+
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", str(_SECONDS_OF_SILENCE))
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
 
     for scheme in (*SCHEMES, "gcs", "s3a"):
         fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
@@ -113,6 +121,7 @@ def kvstore(url: str) -> Any:
     """TensorStore's client for a folder in a bucket: it writes on condition that nobody else has written (leases)."""
     import tensorstore
 
+    set_up_clients()
     return tensorstore.KvStore.open(kvstore_spec(url + "/")).result()
 
 

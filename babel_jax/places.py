@@ -29,8 +29,8 @@ from babel_jax.buckets import (
     filesystem,
     is_url,
     key,
-    let_no_client_remember_listings,
     let_orbax_speak_s3,
+    set_up_clients,
     stored_below,
     tried,
     without_secrets,
@@ -124,7 +124,7 @@ def copy_of(path: Path) -> Copy | None:
     """The working copy that a path is in; None for any other path."""
     if not COPIES:
         return None
-    return next((copy for root, copy in COPIES.items() if path == root or path.is_relative_to(root)), None)
+    return next((copy for root, copy in list(COPIES.items()) if path == root or path.is_relative_to(root)), None)
 
 
 def native(path: Path) -> Any:
@@ -133,7 +133,7 @@ def native(path: Path) -> Any:
 
     url = url_of(path)
     if url is not None:
-        let_no_client_remember_listings()
+        set_up_clients()
         if url.startswith("s3://"):
             let_orbax_speak_s3()
     return path.absolute() if url is None else epath.Path(url)
@@ -142,7 +142,7 @@ def native(path: Path) -> Any:
 def path_of(native_path: Any) -> Path:
     """The path on disk for one that `native` gave, or one below it."""
     url = str(native_path)
-    for copy in COPIES.values():
+    for copy in list(COPIES.values()):
         if url == copy.url or url.startswith(f"{copy.url}/"):
             return copy.root / url[len(copy.url) + 1 :]
     return Path(url)

@@ -27,7 +27,7 @@ from babel_jax.config.file import shipped_config
 from babel_jax.data.sources.embedded import corpus_sources, embedded_folder
 from babel_jax.data.tokens.tokenizers import Tokenizer, open_tokenizer
 from babel_jax.data.windows.prepare import prepare
-from babel_jax.data.windows.prepared import REPORT, open_prepared
+from babel_jax.data.windows.prepared import is_prepared, open_prepared
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.bits_per_byte import TextToScore, class_means, scored_bits, text_to_score
 from babel_jax.evaluation.scoring import score
@@ -154,7 +154,7 @@ def _prepared(model: str, data: str | None, out: Path, new_layers: int | None, o
     if config.data.seq_len > folder.config.max_position_embeddings:
         raise BadInput(f"data.seq_len = {config.data.seq_len} exceeds the model's {folder.config.max_position_embeddings} positions")
     make_folder(out)
-    if not (Path(config.data.folder) / REPORT).is_file():
+    if not is_prepared(config.data.folder):
         prepare(config.data, config.model.folder)
     tokenizer, prepared = open_tokenizer(folder.path, config.data.add_bos_token), open_prepared(config.data.folder)
     prepared.check_tokenizer(tokenizer, config.data.conversations)

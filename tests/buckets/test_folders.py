@@ -12,6 +12,7 @@ from safetensors.numpy import load, load_file
 
 from babel_jax import cli
 from babel_jax.buckets import clean, without_secrets
+from babel_jax.config import CleaningSettings, DeduplicationSettings, Rule
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.data.windows.prepare import prepare
 from babel_jax.data.windows.prepared import open_prepared
@@ -253,3 +254,26 @@ def test_a_tokenizer_in_a_bucket_is_the_one_on_disk(gcs, base):
     assert not [path for _, path, _, _ in gcs.log if "safetensors" in path]
     with pytest.raises(BadInput, match=r"gs://bucket/other: no such tokenizer|gs://bucket/other: no tokenizer"):
         open_tokenizer("gs://bucket/other")
+
+
+def test_cleaned_text_and_a_preparation_that_was_stopped(gcs, small_settings, small_model, anew, scratch, monkeypatch, tmp_path):
+    cleaning = CleaningSettings(min_characters=20, off=(Rule.REPETITION, Rule.WORDS))
+    refined = small_settings.model_copy(update={"cleaning": cleaning, "deduplication": DeduplicationSettings(near=False)})
+    expected = prepare(refined.model_copy(update={"folder": str(tmp_path / "data")}), small_model)
+    settings = refined.model_copy(update={"folder": "gs://bucket/data"})
+    gcs.fault = lambda method, path: Fault(status=403) if method == "POST" and "data/heldout/" in path else None
+    with pytest.raises(BadInput, match=r"gs://bucket/data/heldout/\w+.jsonl: cannot be written \("):
+        prepare(settings, small_model)
+    gcs.fault = lambda method, path: None
+    assert "data/prepared.json" not in gcs.names("bucket")
+    anew()
+    with pytest.raises(BadInput, match=r"gs://bucket/data: not whole: a command is writing it, or was killed as it did"):
+        open_prepared("gs://bucket/data")
+    with monkeypatch.context() as changed:  # all is there; nothing is read or tokenized again
+        changed.setattr("babel_jax.data.windows.prepare._survey", None)
+        assert prepare(settings, small_model) == expected
+    anew()
+    monkeypatch.setenv("BABEL_SCRATCH", str(scratch / "of another machine"))
+    gcs.requests.clear()
+    assert prepare(settings, small_model) == expected
+    assert not gcs.requests["POST"]

@@ -163,6 +163,13 @@ def open_prepared(folder: Path | str) -> PreparedData:
     return prepared
 
 
+def is_prepared(folder: Path | str) -> bool:
+    """Whether a folder, which may be in a bucket, is one that `prepare` finished."""
+    path = place(folder)
+    pull(path, lambda name: name == REPORT)
+    return (path / REPORT).is_file()
+
+
 def is_no_window(name: str) -> bool:
     """Whether a file, by its name within the folder, is none of the dataset of windows itself."""
     return not (name.startswith("windows/") and name.count("/") > 2)
