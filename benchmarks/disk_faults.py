@@ -32,7 +32,7 @@ HARD_SECONDS = 180
 CLASSES = ("open", "write", "rename", "link", "fsync", "unlink", "mkdir", "room")
 ERRORS = {"killed": 0, "EIO": 5, "ENOSPC": 28, "EACCES": 13, "EINVAL": 22}
 NOT_COMPARED = ("params/files.json", "goodput.json")  # sizes of files of which some hold times; seconds
-DOWN = "down"  # the time between the end of a process and the next
+TIMES = re.compile(r"\.(time_spent|goodput|seconds)\b")  # in keys of JSON: a run that was disturbed has lost some
 UNFINISHED = (".partial", "orbax-checkpoint-tmp")  # in names of what is being written
 SECRET = "sk-planted-0123456789abcdef"
 
@@ -154,7 +154,7 @@ class Expected:
         for name in both - self._bytes.keys():
             ours, theirs = ({}, {}) if name.endswith(NOT_COMPARED) else (_leaves(first[name]), _leaves(second[name]))
             agree = {key: value for key, value in ours.items() if theirs.get(key, ...) == value}
-            self._leaves[name] = {key: value for key, value in agree.items() if key.rsplit(".", 1)[-1] != DOWN}
+            self._leaves[name] = {key: value for key, value in agree.items() if not TIMES.search(key)}
 
     def compared(self) -> tuple[int, int]:
         """The number of files that are compared to the bit, and of files of which some values are."""
