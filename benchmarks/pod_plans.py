@@ -4,8 +4,9 @@
 
 Each plan is one `babel plan --step-only` (1 to 5 minutes on two cores) and is written as soon as it is there: the same command goes on.
 `--rest` compiles the other programs of the runs too (about 10 minutes a row); rows that differ in the train step alone share them.
-`--table` prints what is there: a table of the steps, and one of all programs. MaxText's figures are those of its own ahead-of-time check: MaxText 0.2.5, jax 0.12.0, its Qwen2.5-7B config with 34
-layers and the shape of Babel-83B, one window of 4,096 tokens a chip, pure FSDP, float32 parameters and Adam, full remat.
+`--table` prints what is there: a table of the steps, and one of all programs. MaxText's figures are those of its own ahead-of-time check:
+MaxText 0.2.5, jax 0.12.0, its Qwen2.5-7B config with 34 layers and the shape of Babel-83B, one window of 4,096 tokens a chip, pure FSDP,
+float32 parameters and Adam, full remat.
 """
 
 import argparse
@@ -89,8 +90,9 @@ def table(results: dict[str, Any]) -> str:
 
 def programs_table(results: dict[str, Any]) -> str:
     """Markdown: a row for each program of each plan, the step first; and under it the most that any program of the run needs."""
+    sizes = "arguments + temporaries + results + beside = total"
     lines = [
-        "| plan | program | HBM a chip, GiB: arguments + temporaries + results + beside = total | fits | seconds, at least | binds | wire GB |",
+        f"| plan | program | HBM a chip, GiB: {sizes} | fits | seconds, at least | binds | wire GB |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in PLANS:
@@ -102,10 +104,9 @@ def programs_table(results: dict[str, Any]) -> str:
             continue
         hbm = step["hbm_gib"]
         most, of = hbm["arguments"] + hbm["temporaries"], "step"
-        lines.append(
-            f"| {name_of(*row)} | step | {hbm['arguments']:.2f} + {hbm['temporaries']:.2f} + 0 + 0 = {most:.2f} of {hbm['capacity']:g} "
-            f"| {'yes' if step['fits'] else 'no'} | {step['step_seconds_bound']:.3g} | {step['bound_by']} | {step['wire_bytes'] / 1e9:.3g} |"
-        )
+        memory = f"{hbm['arguments']:.2f} + {hbm['temporaries']:.2f} + 0 + 0 = {most:.2f} of {hbm['capacity']:g}"
+        work = f"{step['step_seconds_bound']:.3g} | {step['bound_by']} | {step['wire_bytes'] / 1e9:.3g}"
+        lines.append(f"| {name_of(*row)} | step | {memory} | {'yes' if step['fits'] else 'no'} | {work} |")
         for one in rest["programs"]:
             hbm = one["hbm_gib"]
             if one["seconds"] is None:

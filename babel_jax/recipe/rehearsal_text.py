@@ -20,6 +20,7 @@ from babel_jax.model_folders.hf_config import write_hf_config
 
 _VOCABULARY = 2048
 _ROWS = 16  # of each language, or of each source
+_TURN = 12  # characters of a message of a conversation
 _END, _CHAT = "<|endoftext|>", ("<|im_start|>", "<|im_end|>")
 
 
@@ -50,7 +51,7 @@ def write_sources(config: Config, folder: Path) -> tuple[list[dict[str, Any]], l
             rows = corpus[code][:_ROWS] if not config.data.conversations else _conversations(corpus[code][:_ROWS])
         path = folder / f"{number:03}-{code}.jsonl"
         key = "messages" if config.data.conversations else "text"
-        lines = [{"id": row.id, "kind": row.kind, key: json.loads(row.text) if key == "messages" else row.text} for row in rows]
+        lines = [{"id": row.id, "kind": row.kind, key: _short(row.text) if key == "messages" else row.text} for row in rows]
         write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         settings: dict[str, Any] = {"language": code, "path": str(path), "text_key": key}
         if source is not None:
@@ -74,10 +75,14 @@ def _conversations(rows: Sequence[Row]) -> list[Row]:
     """Each row as a question about its beginning, answered by the rest."""
     made = []
     for row in rows:
-        cut = len(row.text) // 3
-        messages = [{"role": "user", "content": row.text[:cut] or "?"}, {"role": "assistant", "content": row.text[cut : 3 * cut] or "."}]
+        messages = [{"role": "user", "content": row.text[:_TURN]}, {"role": "assistant", "content": row.text[_TURN:] or "."}]
         made.append(Row(row.id, json.dumps(messages, ensure_ascii=False), row.kind))
     return made
+
+
+def _short(conversation: str) -> list[dict[str, str]]:
+    """The messages of a conversation, cut so that an answer is within a small window."""
+    return [{**message, "content": message["content"][:_TURN]} for message in json.loads(conversation)]
 
 
 def write_tokenizer(folder: Path, texts: Sequence[str]) -> int:
