@@ -245,7 +245,13 @@ def extend(
     ) -> Decoding:
         def unfinished(state: Decoding) -> Int[Array, ""]:
             """Rows of all devices: all do as many steps, as they gather the parameters together."""
-            return placement.summed(jnp.sum(~state.finished), ROW_AXES)
+            left = jnp.sum(~state.finished).astype(jnp.int32)
+            if placement.alone:
+                return left
+            # Summed with something of the logits, so that this comes after the gathers that those need. XLA for CPU runs collectives in
+            # any order that the data allow, another one on each device, and they would wait for each other for ever.
+            after = jax.lax.bitcast_convert_type(state.logits[0, 0], jnp.int32)
+            return placement.summed(jnp.stack([left, after]), ROW_AXES)[0]
 
         def more(carry: tuple[Decoding, Array]) -> Bool[Array, ""]:
             state, left = carry

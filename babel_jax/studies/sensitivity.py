@@ -91,7 +91,7 @@ def _nats_and_cosines(
     tokens: Int[Array, "batch time"],
     segment_ids: Int[Array, "batch time"],
     loss_mask: Int[Array, "batch time"] | None = None,
-) -> tuple[Float[Array, ""], Float[Array, "steps"], Int[Array, ""]]:
+) -> tuple[Float[Array, ""], Float[Array, "steps"], Float[Array, ""]]:
     """Summed over a batch: nats of the predicted tokens, cosines of all tokens at each step, and how many tokens there are."""
     placement = placement_on(mesh, whole_windows=True)
 
@@ -103,9 +103,11 @@ def _nats_and_cosines(
         picked, log_z = target_logits(rows, output_table(config, params), targets, config.final_logit_softcapping, placement)
         nats = jnp.where(target_mask(segment_ids, loss_mask).reshape(-1), log_z - picked, 0.0)
         real = segment_ids > 0
-        sums = jnp.sum(nats), jnp.sum(jnp.where(real, cosines, 0.0), axis=(1, 2)), jnp.sum(real)
-        nats, cosine_sums, count = (placement.summed(part, ROW_AXES) for part in sums)
-        return nats, cosine_sums, count
+        sums = jnp.sum(jnp.where(real, cosines, 0.0), axis=(1, 2))
+        # One sum over the devices and not three: collectives that do not depend on each other may be run in any order on CPUs.
+        together = jnp.concatenate([jnp.sum(nats)[None], sums, jnp.sum(real).astype(jnp.float32)[None]])
+        together = placement.summed(together, ROW_AXES)
+        return together[0], together[1:-1], together[-1]
 
     arguments: tuple[Any, ...] = (params, order, tokens, segment_ids, loss_mask)
     if placement.alone:

@@ -197,13 +197,19 @@ def test_a_plan_fits_only_where_all_programs_do(tiny_toml, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_program_that_does_not_fit_is_named(tiny_toml, capsys):
-    """Log-likelihoods of 32,768 tokens in a tiny model: the scores of one head alone are 4 GiB."""
-    positions = ["--set", "model.shape.max_position_embeddings=65536", "--set", "model.shape.num_attention_heads=16"]
-    assert main(["plan", str(tiny_toml), "--topology", "v5e:2x2", "--evaluate", *positions]) == 0
-    told = capsys.readouterr().out
-    assert "log-likelihoods: 65,536 tokens" in told
-    assert "do not fit" in told.splitlines()[-1]
+def test_the_one_program_that_does_not_fit_is_named(tiny_toml, capsys):
+    """All of a run, compiled: 65,536 windows are measured together."""
+    assert main(["plan", str(tiny_toml), "--topology", "v5e:2x2", "--set", "evaluation.batch_size=65536", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    fits = {one["name"]: one["fits"] for one in told["programs"]}
+    assert fits == {
+        "initial parameters": True, "optimizer state": True, "step: one": True, "saving a checkpoint": True, "bits per byte: one": False,
+        "export: type": True, "export: embedding": True, "export: a layer's matrix": True, "samples, prefill": True,
+        "samples, a new token": True,
+    }  # fmt: skip
+    assert not told["fits"]
+    assert "try evaluation.batch_size = 32768" in told["summary"]
+    assert told["summary"].splitlines()[-1] == "1 of 10 programs do not fit"
 
 
 def test_the_search_ranks_what_fits(tiny_toml, monkeypatch):
