@@ -18,6 +18,7 @@ from typing import Any
 from babel_jax.errors import BadInput, one_line
 
 SCHEMES = ("gs", "s3")  # those that can be written to; any of fsspec's can be read
+PROBE = "babel-probe-"  # how the names of probes begin
 _ATTEMPTS = 3  # beside those of the clients themselves
 _FIRST_WAIT_SECONDS = 0.5
 _SECONDS_OF_SILENCE = 60
@@ -55,7 +56,7 @@ def without_secrets(url: str) -> str:
 
 
 def stored_below(url: str) -> dict[str, Stored]:
-    """The files below a URL by their names there."""
+    """The files below a URL by their names there, without probes: small files by which rights are tested."""
 
     def find() -> dict[str, Any]:
         system = filesystem(url)
@@ -69,7 +70,8 @@ def stored_below(url: str) -> dict[str, Stored]:
         found = tried(find)
         if not found:
             tried(lambda: _check_bucket(url))
-    return {name[len(start) :]: _described(entry) for name, entry in found.items() if name.startswith(start) and not name.endswith("/")}
+    names = {name: name[len(start) :] for name in found if name.startswith(start) and not name.endswith("/")}
+    return {below: _described(found[name]) for name, below in names.items() if PROBE not in below}
 
 
 def _check_bucket(url: str) -> None:

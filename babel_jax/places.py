@@ -166,13 +166,6 @@ def sizes_of(paths: Iterable[Path], folder: Path, stored: bool = True) -> dict[P
     return {path: found[path] for path in paths if path in found}
 
 
-def folders_in(folder: Path) -> list[Path]:
-    """The folders in a folder, on disk or in the bucket that it stands for."""
-    if url_of(folder) is None:
-        return [path for path in folder.glob("*") if path.is_dir()]
-    return [folder / name for name in sorted({name.split("/")[0] for name in stored_in(folder) if "/" in name})]
-
-
 def open_stored(path: Path) -> BinaryIO:
     """A file of a bucket, to be read from its begin to its end. For a path in a working copy alone."""
     url = url_of(path)

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from babel_jax.buckets import SCHEMES, Stored, explain, filesystem, key, stored_below, tried
+from babel_jax.buckets import PROBE, SCHEMES, Stored, explain, filesystem, key, stored_below, tried
 from babel_jax.errors import BadInput
 from babel_jax.places import (
     COPIES,
@@ -53,17 +53,28 @@ def output(where: Path | str) -> Path:
 
 
 def check_access(folder: Path) -> None:
-    """Raises BadInput unless files can be written, replaced and deleted where a working copy's folder stands. Nothing is left there."""
+    """Raises BadInput unless files can be written, replaced, read back and deleted where a working copy's folder stands.
+
+    Nothing is left there; what a kill leaves in the middle is no file of the folder (`buckets.stored_below`).
+    """
     if (url := url_of(folder)) is None:
         return
     if not url.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
         raise BadInput(f"{url}: files can be written to {' and '.join(f'{scheme}://' for scheme in SCHEMES)} alone; give one of these")
     stored_below(url)
-    probe = f"{url}/babel-probe-{os.urandom(8).hex()}"
+    probe = f"{url}/{PROBE}{os.urandom(8).hex()}"
     with explain(url, "written"):
         for data in (b"1", b"2"):
             tried(lambda data=data: filesystem(url).pipe_file(key(probe), data))  # type: ignore[misc]
-        tried(lambda: filesystem(url).rm_file(key(probe)))
+    seen = None
+    with explain(url), contextlib.suppress(FileNotFoundError):
+        seen = tried(lambda: filesystem(url).cat_file(key(probe)))
+    _delete(probe)
+    if seen != b"2":
+        raise BadInput(
+            f"{url}: what was just written is not what is read back; a run needs storage that shows a write at once, as Google's and "
+            "Amazon's own do; give another bucket, or a folder on disk"
+        )
 
 
 def push(path: Path) -> None:

@@ -26,10 +26,10 @@ from babel_jax.distributed.agreement import agreed, shared_out
 from babel_jax.distributed.cluster import lost_process
 from babel_jax.errors import BadInput
 from babel_jax.files import explain_storage_errors
-from babel_jax.places import folders_in, listing, native, path_of, pull
+from babel_jax.places import listing, native, path_of, pull, url_of
 from babel_jax.run_files import Line, read_lines
 from babel_jax.sending import move
-from babel_jax.training.saved_steps import STATE, check_state, is_note, noted_in, to_note
+from babel_jax.training.saved_steps import STATE, SUCCESS, check_state, is_note, noted_in, to_note
 from babel_jax.training.step import TrainState
 
 log = logging.getLogger("babel")
@@ -240,7 +240,11 @@ def abstract_state(state: TrainState, shardings: PyTree[Any]) -> PyTree[jax.Shap
 
 def newest_step(folder: Path) -> int:
     """The step of the newest checkpoint in a folder, 0 where there is none."""
-    return max((int(path.name) for path in folders_in(folder) if path.name.isdecimal()), default=0)
+    if url_of(folder) is None:
+        steps = [path.name for path in folder.glob("*")]
+    else:  # there a step that is being written has its final name too
+        steps = [path.parent.name for path in listing(folder) if path.name == SUCCESS and path.parent.parent == folder]
+    return max((int(step) for step in steps if step.isdecimal()), default=0)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

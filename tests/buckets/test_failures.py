@@ -13,10 +13,14 @@ from babel_jax import cli
 from babel_jax.buckets import kvstore
 from babel_jax.distributed.lease import NAME, leased
 from babel_jax.errors import BadInput
-from babel_jax.places import place
+from babel_jax.places import listing, place, pull
+from babel_jax.recipe.claim import claim
 from babel_jax.recipe.recipe import run_recipe
+from babel_jax.run_files import is_beside_checkpoints
+from babel_jax.sending import check_access, is_taken
 from babel_jax.training.compilation import compiled_in
-from tests.buckets.gcs_server import Fault
+from babel_jax.training.run_state import newest_step
+from tests.buckets.gcs_server import Fault, Stored
 from tests.buckets.test_run import check_same
 
 PARTS = (
@@ -44,6 +48,24 @@ def test_rights_that_end_in_the_middle_of_a_run(gcs, config_in, on_disk, tmp_pat
         gcs.fault = lambda method, path: None
         anew()
     check_same(gcs, run_recipe(config), on_disk)
+
+
+def test_a_bucket_that_shows_an_older_state_is_refused(gcs, scratch):
+    gcs.fault = lambda method, path: Fault(status=404) if method == "GET" and "babel-probe" in path and "prefix" not in path else None
+    with pytest.raises(BadInput, match=r"gs://bucket/run: what was just written is not what is read back"):
+        check_access(place("gs://bucket/run"))
+    assert gcs.names("bucket") == []
+
+
+def test_what_a_kill_left_at_the_very_start_is_no_run(gcs, config_in, anew):
+    """A probe, and a lease of a job that has ended."""
+    gcs.buckets["bucket"]["run/babel-probe-0123456789abcdef"] = Stored(b"1", 10**9)
+    folder = place("gs://bucket/run")
+    assert listing(folder) == {}
+    assert not is_taken(folder)
+    pull(folder, is_beside_checkpoints, fresh=True)
+    claim(folder, config_in(gcs, "gs://bucket"))
+    assert "run/config.toml" in gcs.names("bucket")
 
 
 @pytest.mark.parametrize("kind", ["gcs", "s3"])
@@ -127,3 +149,10 @@ def test_results_of_an_evaluation_are_in_the_bucket(gcs, base, tmp_path, capsys,
     there = {name.removeprefix("results/") for name in gcs.names("bucket", "results/")}
     assert there == {str(path.relative_to(tmp_path / "results")) for path in (tmp_path / "results").rglob("*") if path.is_file()}
     assert json.loads(gcs.read("bucket", "results/evaluation.json"))["tasks"] == expected["tasks"]
+
+
+def test_a_step_counts_when_its_file_of_success_is_there(gcs):
+    for name in ("4/default/d/x", "4/commit_success.txt", "4/default/commit_success.txt", "6/default/commit_success.txt", "6/default/d/x"):
+        gcs.buckets["bucket"][f"run/checkpoints/{name}"] = Stored(b"1", 1)
+    assert newest_step(place("gs://bucket/run") / "checkpoints") == 4
+    assert newest_step(place("gs://bucket/other") / "checkpoints") == 0
