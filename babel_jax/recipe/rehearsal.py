@@ -43,6 +43,8 @@ log = logging.getLogger("babel")
 
 # The programs are tiny and run a few times: LLVM is not to spend minutes on them.
 _QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# A busy laptop gives one of sixteen devices its turn late: XLA ends a process after 40 s of waiting, here after 5 minutes.
+_PATIENT = "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120 --xla_cpu_collective_call_terminate_timeout_seconds=300"
 _PREEMPTED = "preempted: "
 _DATA = {"heldout_fraction": 0.25, "heldout_bytes": 400, "workers": 1, "engine": "local"}
 
@@ -136,7 +138,7 @@ def _run(config: Config, base: Base, runs: list[dict[str, Any]], seen: Path, dev
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
     environment |= {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {_QUICK_TO_COMPILE}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {_QUICK_TO_COMPILE} {_PATIENT}",
         "JAX_ENABLE_COMPILATION_CACHE": "false",  # see training.compilation.compiled_in
         "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
@@ -158,8 +160,19 @@ def _run(config: Config, base: Base, runs: list[dict[str, Any]], seen: Path, dev
     if worker.returncode == 0:
         found: dict[str, Any] = json.loads(seen.read_text())
         return found
-    said = next((line.removeprefix("babel: ") for line in reversed(lines) if line.strip()), "")
-    raise BadInput(f"the rehearsal stopped with status {worker.returncode}: {said}")
+    raise BadInput(f"the rehearsal stopped with status {worker.returncode}: {_said(lines)}")
+
+
+def _said(lines: list[str]) -> str:
+    """The line of a process that says why it ended: the project's own, or that of XLA about devices that waited for each other, or the
+    last one."""
+    own = [line.removeprefix("babel: ") for line in lines if line.startswith("babel: ")]
+    waited = [line for line in lines if "Termination timeout" in line]
+    if own:
+        return own[-1]
+    if waited:
+        return "devices waited for each other for minutes; if this machine is busy, give fewer --devices, else it is a bug of this program"
+    return next((line for line in reversed(lines) if line.strip()), "it said nothing")
 
 
 def _points(config: Config, scaled: Config, base: Base, mesh: Mesh, told: list[str], seen: list[dict[str, Any]], text: str) -> list[Point]:

@@ -1,5 +1,7 @@
 """Every shipped config is rehearsed; meshes that cannot be scaled down are refused in one line."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from babel_jax.cli import main
@@ -7,6 +9,8 @@ from babel_jax.config.file import configs_folder, load_config
 from babel_jax.errors import BadInput
 from babel_jax.recipe.rehearsal import rehearse
 from babel_jax.recipe.rehearsal_config import other_mesh, scaled_mesh
+from babel_jax.recipe.rehearsal_worker import missing
+from babel_jax.tpu.programs import Program
 
 ONE = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1, "ring": 1}
 # 83B is 9B with more of each width; the data axis of several slices, and context and tensor, are rehearsed with it.
@@ -79,6 +83,18 @@ def test_bad_input_is_one_line(arguments, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_programs_that_no_plan_has_are_named():
+    def train(state):
+        return state
+
+    planned = [Program("step", ("one",), jax.jit(train), (jax.ShapeDtypeStruct((2, 3), jnp.float32),))]
+    assert missing({"jit(train)": 24}, planned) == []
+    assert missing({"jit(train)": 25, "jit(other)": 5}, planned) == [
+        "other (5 bytes of arguments)",
+        "train (25 bytes of arguments, planned 24)",
+    ]
 
 
 def test_a_rehearsal_says_what_ran(tmp_path):
