@@ -124,7 +124,8 @@ class AttentionKernel(Choice):
     CUDNN = "cudnn"
 
 
-# Settings of TrainingSettings that a run may be resumed with others of: they change its results by rounding at most.
+# Settings of TrainingSettings that a run may be resumed with others of. They change its results by rounding at most; `skip_spikes` changes
+# which updates are left out, and is what someone switches on after a spike.
 CHANGEABLE = (
     "mesh",
     "gradient_accumulation",
@@ -132,6 +133,8 @@ CHANGEABLE = (
     "scan_layers",
     "attention",
     "offload_optimizer_state",
+    "skip_spikes",
+    "recheck_every",
     "checkpoint_every",
     "checkpoint_minutes",
     "keep_checkpoints",
@@ -150,6 +153,10 @@ class TrainingSettings(Settings):
     With `scan_layers` a layer is compiled once and run in a loop; without, compile time grows with depth, and what remat keeps need not be
     copied into stacks over layers, which GPUs spend time on.
 
+    An update whose loss or gradient is not finite is left out. With `skip_spikes` so is one whose loss or gradient norm is more than so
+    many standard deviations above the mean of the last 128 steps (6 is usual). After `max_skipped_steps` of them in a row the run stops.
+    With `recheck_every` one step in so many computes its gradients twice, and the run stops where they differ in a bit: a chip is faulty.
+
     Checkpoints are saved after every `checkpoint_every` steps, when `checkpoint_minutes` have gone by, at the end of a stage, and where the
     run is stopped. The newest `keep_checkpoints` stay, and those whose step `keep_every` divides. `compilation_cache` keeps compiled
     programs in the run folder, unless JAX_COMPILATION_CACHE_DIR names another, so that a run which goes on compiles nothing again (but not
@@ -165,6 +172,8 @@ class TrainingSettings(Settings):
     attention: AttentionKernel = AttentionKernel.AUTO
     mesh: dict[str, int] = {"fsdp": -1}
     max_skipped_steps: Positive = 10
+    skip_spikes: PositiveFloat | None = None
+    recheck_every: Positive | None = None
     checkpoint_every: Positive = 500
     checkpoint_minutes: PositiveFloat | None = None
     keep_checkpoints: Positive = 2

@@ -62,6 +62,11 @@ def _exchange(message: str) -> list[str]:
     return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in multihost_utils.process_allgather(data)]
 
 
+def texts_of_all(text: str) -> list[str]:
+    """The text of each process, by its index; at most 1,000 bytes of it. All processes call this."""
+    return [text] if jax.process_count() == 1 else _exchange(text)
+
+
 def first_says(yes: bool) -> bool:
     """What process 0 says to a question that others may see another answer to, such as whether a file is there already."""
     return yes if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.asarray(yes)))

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import logging
+import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from babel_jax.config import Config, ModelConfig, OptimizerSettings, Stage, Trained
+from babel_jax.config import Config, ModelConfig, OptimizerSettings, Stage, Trained, TrainingSettings
 from babel_jax.data.batches.loading import Batches
 from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.distributed.agreement import agreed, meet
@@ -25,6 +26,7 @@ from babel_jax.model.decoder import abstract_params
 from babel_jax.run_files import Mixture as MixtureFile
 from babel_jax.run_files import TextRead, read_as
 from babel_jax.training.compilation import Profile
+from babel_jax.training.corruption import BitChecks, refuse_without_determinism
 from babel_jax.training.deepening import Depth, depth_at, expand_state
 from babel_jax.training.goodput import Goodput, Spent
 from babel_jax.training.mesh import check_batch, everywhere, global_batch, make_mesh, window_share
@@ -48,6 +50,7 @@ class Setup(NamedTuple):
     shardings: TrainState
     abstract: TrainState
     step: Step
+    bit_checks: BitChecks
 
 
 def setup_of(config: Config, mesh: Mesh, model: Depth, trained: Trained) -> Setup:
@@ -57,7 +60,8 @@ def setup_of(config: Config, mesh: Mesh, model: Depth, trained: Trained) -> Setu
     shardings = state_shardings(model.config, optimizer, mesh, config.training.offload_optimizer_state)
     abstract = abstract_state(jax.eval_shape(lambda params: initial_state(optimizer, params), params), shardings)
     step = compiled_step(model.config, optimizer, config.optimizer, config.training, mesh)
-    return Setup(model, trained, optimizer, shardings, abstract, step)
+    bit_checks = BitChecks(model.config, config.optimizer, config.training, mesh)
+    return Setup(model, trained, optimizer, shardings, abstract, step, bit_checks)
 
 
 def train_stages(
@@ -93,6 +97,8 @@ def train_stages(
     mesh = make_mesh(config.training.mesh)
     check_batch(mesh, config.training.global_batch_size, config.training.gradient_accumulation, config.data.seq_len)
     window_share(mesh)  # refused before anything is made
+    if config.training.recheck_every is not None:
+        refuse_without_determinism(jax.default_backend(), os.environ.get("XLA_FLAGS", ""))
 
     @functools.cache
     def setup(step: int, trained: Trained) -> Setup:
@@ -260,6 +266,10 @@ def _train_stage(loop: Loop, plan: PlannedStage, number: int, steps: range, curr
             rate = learning_rate(plan.stage.schedule, now - plan.start, plan.end - plan.start)
             with goodput.spent(Spent.DATA):
                 inputs = global_batch(next(batches), mesh), everywhere(np.float32(rate), mesh)
+            if training.recheck_every is not None and (now + 1) % training.recheck_every == 0:
+                with goodput.spent(Spent.STEP):
+                    current.bit_checks.check_gradients(now, state["params"], inputs[0])
+                metrics.restart_clock()
             traced.before(now)
             program = _program(loop, current.step, state, *inputs)
             with (
@@ -286,12 +296,13 @@ def _train_stage(loop: Loop, plan: PlannedStage, number: int, steps: range, curr
                 with goodput.spent(Spent.STEP):
                     skipped = metrics.sync()
                 with goodput.spent(Spent.CHECKPOINT):
+                    current.bit_checks.check_replicas(now + 1, state["params"])
                     checkpoints.save(now + 1, state, plan.stage.name)
                 metrics.restart_clock()
             if skipped >= training.max_skipped_steps:
                 raise BadInput(
-                    f"stage {plan.stage.name}: loss or gradient was not finite for {skipped} steps in a row, up to step {now}; "
-                    f"lower the peak rate or look at the data; {config.out}/checkpoints/{now + 1} has the parameters of before"
+                    f"stage {plan.stage.name}: loss or gradient was not finite{_or_a_spike(training)} for {skipped} steps in a row, up to "
+                    f"step {now}; lower the peak rate or look at the data; {config.out}/checkpoints/{now + 1} has the parameters of before"
                 )
             if signalled:
                 # Waited for here, where a second Ctrl-C is held back.
@@ -303,6 +314,10 @@ def _train_stage(loop: Loop, plan: PlannedStage, number: int, steps: range, curr
     with goodput.spent(Spent.CHECKPOINT):
         checkpoints.wait()
     return state
+
+
+def _or_a_spike(training: TrainingSettings) -> str:
+    return "" if training.skip_spikes is None else f", or more than {training.skip_spikes:g} deviations above those before,"
 
 
 def _batches(config: Config, plan: PlannedStage, number: int, mesh: Mesh) -> Batches:

@@ -30,6 +30,7 @@ from babel_jax.places import listing, native, path_of, pull, url_of
 from babel_jax.run_files import Line, read_lines
 from babel_jax.sending import move
 from babel_jax.training.saved_steps import STATE, SUCCESS, check_state, is_note, noted_in, to_note
+from babel_jax.training.spikes import no_recent
 from babel_jax.training.step import TrainState
 
 log = logging.getLogger("babel")
@@ -158,7 +159,13 @@ class Checkpoints:
             primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"restore-{process}"
         )
         with ocp.Checkpointer(ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone) as reader:
-            return reader.restore(self._native / str(step) / STATE, args=ocp.args.StandardRestore(abstract))
+            folder = self._native / str(step) / STATE
+            # Earlier versions did not save the losses and gradient norms of the last steps.
+            stored = {name: leaf for name, leaf in abstract.items() if name in reader.metadata(folder).item_metadata}
+            state = reader.restore(folder, args=ocp.args.StandardRestore(stored))
+        if "recent" not in state and "recent" in abstract:
+            state["recent"] = jax.device_put(no_recent(), abstract["recent"].sharding)
+        return state
 
     def _set_aside(self, step: int) -> None:
         aside = self._folder / f"{step}.damaged"

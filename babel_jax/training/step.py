@@ -18,8 +18,10 @@ from babel_jax.model.sharding import param_specs, placement_on
 from babel_jax.training.loss import WindowLosses, summed_loss
 from babel_jax.training.mesh import batch_sharding, param_shardings, replicated
 from babel_jax.training.optimizer import AdamW
+from babel_jax.training.spikes import is_spike, no_recent, with_newest
 
-# params, opt_state; step: int32[], updates tried; skipped: int32[], skipped in a row; windows_seen: int32[25], by language.
+# params, opt_state; step: int32[], updates tried; skipped: int32[], skipped in a row; windows_seen: int32[25], by language;
+# recent: float32[2, RECENT_STEPS], losses and gradient norms of the last steps.
 TrainState = dict[str, Any]
 SummedGradients = Callable[[PyTree[Array], dict[str, Array]], tuple[Array, WindowLosses, PyTree[Array]]]
 Step = Callable[[TrainState, dict[str, Array], Float[Array, ""]], tuple[TrainState, dict[str, Array]]]
@@ -28,7 +30,14 @@ Step = Callable[[TrainState, dict[str, Array], Float[Array, ""]], tuple[TrainSta
 def initial_state(optimizer: AdamW, params: PyTree[Array]) -> TrainState:
     """The state before the first step; may be traced."""
     step, skipped, windows_seen = (jnp.zeros(shape, jnp.int32) for shape in ((), (), (len(CODES),)))
-    return {"params": params, "opt_state": optimizer.init(params), "step": step, "skipped": skipped, "windows_seen": windows_seen}
+    return {
+        "params": params,
+        "opt_state": optimizer.init(params),
+        "step": step,
+        "skipped": skipped,
+        "windows_seen": windows_seen,
+        "recent": no_recent(),
+    }
 
 
 def state_shardings(config: ModelConfig, optimizer: AdamW, mesh: Mesh, offload: bool = False) -> TrainState:
@@ -36,7 +45,8 @@ def state_shardings(config: ModelConfig, optimizer: AdamW, mesh: Mesh, offload: 
     params, everywhere = param_shardings(config, mesh), replicated(mesh)
     moments = jax.tree.map(lambda sharding: sharding.with_memory_kind("pinned_host"), params) if offload else params
     opt_state = optimizer.shardings(abstract_params(config), moments, everywhere)
-    return {"params": params, "opt_state": opt_state, "step": everywhere, "skipped": everywhere, "windows_seen": everywhere}
+    others = dict.fromkeys(("step", "skipped", "windows_seen", "recent"), everywhere)
+    return {"params": params, "opt_state": opt_state, **others}
 
 
 def summed_gradients(config: ModelConfig, training: TrainingSettings, z_loss: float, mesh: Mesh) -> SummedGradients:
@@ -91,12 +101,14 @@ def train_step(
     batch: dict[str, Array],
     rate: Float[Array, ""],
     offload: bool = False,
+    skip_spikes: float | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update, and its metrics: loss, gradient_norm, skipped, and nats, targets, tokens and windows seen by language.
 
     Tokens are those of the step's windows without padding; windows seen are those of all steps up to this one.
 
-    A loss or gradient that is not finite leaves parameters and moments as they are, to the bit.
+    A loss or gradient that is not finite leaves parameters and moments as they are, to the bit. So does one that is more than `skip_spikes`
+    standard deviations above those of the steps before.
     """
     params = state["params"]
     total, windows, gradients = gradients_of(params, batch)
@@ -104,17 +116,21 @@ def train_step(
     targets = jnp.maximum(jnp.sum(windows.targets), 1).astype(jnp.float32)
     norm = optimizer.norm(gradients) / targets
     factor = jnp.minimum(1.0, optimizer.clip_norm / (norm + 1e-12)) / targets
-    finite = jnp.isfinite(norm) & jnp.isfinite(total)
+    loss = jnp.sum(windows.nats) / targets
+    newest = jnp.stack([loss, norm])
+    kept = jnp.isfinite(norm) & jnp.isfinite(total)
+    if skip_spikes is not None:
+        kept &= ~is_spike(newest, state["recent"], skip_spikes)
     gradients = jax.tree.map(lambda gradient: gradient * factor, gradients)
-    params, opt_state = optimizer.update(gradients, state["opt_state"], params, rate, finite, offload)
+    params, opt_state = optimizer.update(gradients, state["opt_state"], params, rate, kept, offload)
 
     def by_language(values: Array) -> Array:
         return jax.ops.segment_sum(values, batch["language"], num_segments=len(CODES))
 
-    skipped = jnp.where(finite, 0, state["skipped"] + 1)
+    skipped = jnp.where(kept, 0, state["skipped"] + 1)
     windows_seen = state["windows_seen"] + by_language(jnp.ones_like(batch["language"]))
     metrics = {
-        "loss": jnp.sum(windows.nats) / targets,
+        "loss": loss,
         "gradient_norm": norm,
         "skipped": skipped,
         "nats": by_language(windows.nats),
@@ -122,7 +138,14 @@ def train_step(
         "tokens": by_language(jnp.sum(batch["segment_ids"] > 0, axis=1)),
         "windows_seen": windows_seen,
     }
-    new_state = {"params": params, "opt_state": opt_state, "step": state["step"] + 1, "skipped": skipped, "windows_seen": windows_seen}
+    new_state = {
+        "params": params,
+        "opt_state": opt_state,
+        "step": state["step"] + 1,
+        "skipped": skipped,
+        "windows_seen": windows_seen,
+        "recent": with_newest(state["recent"], newest),
+    }
     return new_state, metrics
 
 
@@ -148,7 +171,7 @@ def compiled_step(config: ModelConfig, optimizer: AdamW, settings: OptimizerSett
     """`train_step` jitted for a mesh, with the state donated. States must come with `state_shardings`, so that it compiles once."""
 
     def train(state: TrainState, batch: dict[str, Array], rate: Float[Array, ""]) -> tuple[TrainState, dict[str, Array]]:
-        return train_step(optimizer, gradients_of, state, batch, rate, training.offload_optimizer_state)
+        return train_step(optimizer, gradients_of, state, batch, rate, training.offload_optimizer_state, training.skip_spikes)
 
     gradients_of = summed_gradients(config, training, settings.z_loss, mesh)
     shardings = state_shardings(config, optimizer, mesh, training.offload_optimizer_state)

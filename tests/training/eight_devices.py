@@ -9,8 +9,10 @@ import numpy as np
 
 from babel_jax.config import Family, ModelConfig, OptimizerSettings, TrainingSettings
 from babel_jax.config.file import parse_settings
+from babel_jax.errors import BadInput
 from babel_jax.model import cross_entropy as vocabulary
 from babel_jax.model.decoder import abstract_params, init_params
+from babel_jax.training.corruption import BitChecks
 from babel_jax.training.mesh import global_batch, make_mesh
 from babel_jax.training.optimizer import AdamW
 from babel_jax.training.step import compiled_step, placed_state, state_shardings
@@ -50,6 +52,9 @@ def run(mesh_sizes: dict[str, int], **settings: object) -> dict[str, object]:
         batch = {"tokens": tokens, "segment_ids": segment_ids, "language": (np.arange(16) % 25).astype(np.int32)}
         state, metrics = step(state, global_batch(batch, mesh), jnp.float32(1e-2))
         losses.append(float(metrics["loss"]))
+    checks = BitChecks(CONFIG, settings, training, mesh)
+    checks.check_gradients(3, state["params"], global_batch(batch, mesh))
+    checks.check_replicas(3, state["params"])
     leaf = state["opt_state"].inner_state.mu["model"]["layers"]["mlp"]["up_proj"]["weight"]
     share = leaf.addressable_shards[0].data.size / leaf.size
     return {
@@ -58,7 +63,25 @@ def run(mesh_sizes: dict[str, int], **settings: object) -> dict[str, object]:
         "memory": leaf.sharding.memory_kind,
         "norm": float(metrics["gradient_norm"]),
         "compiled": step._cache_size(),
+        "other_replicas": refusal_of_other_replicas(checks, state["params"], mesh),
     }
+
+
+def refusal_of_other_replicas(checks: BitChecks, params: dict, mesh: jax.sharding.Mesh) -> str:
+    """What is said where the device that comes last in the mesh holds one other bit of the first row of a norm."""
+    leaf = params["model"]["norm"]["weight"]
+    parts = []
+    for shard in leaf.addressable_shards:
+        values = np.array(shard.data)
+        if shard.device == mesh.devices.flat[-1]:
+            values.view(np.uint32)[0] ^= 1
+        parts.append(jax.device_put(values, shard.device))
+    other = jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
+    try:
+        checks.check_replicas(7, params | {"model": params["model"] | {"norm": {"weight": other}}})
+    except BadInput as found:
+        return str(found)
+    return ""
 
 
 if __name__ == "__main__":

@@ -55,6 +55,8 @@ def test_losses_are_those_of_one_device(one_device, eight_devices, number):
     assert found["compiled"] == 1
     sizes, settings = MESHES[number]
     assert found["memory"] == ("pinned_host" if settings.get("offload_optimizer_state") else "device")
+    # A replica with another bit is found, and the gradients of one batch are the same twice.
+    assert ("differ on host" in found["other_replicas"]) == ("data" in sizes)
     assert found["share"] == 1 / math.prod(size for axis, size in sizes.items() if axis not in ("data", "ring"))
 
 
