@@ -44,6 +44,7 @@ STEP, READING, INITIAL, EXPANSION, OPTIMIZER = "step", "reading the folder", "in
 CARRYING, BITS_PER_BYTE, SUITE, EXPORT, SAMPLES = "carrying moments", "bits per byte", "suite", "export", "samples"
 CHECKPOINT = "saving a checkpoint"
 ORBAX_PROGRAM = "slice"  # Orbax's, by which each of several copies of an array is cut to the part that it writes
+RECHECK, REPLICAS = "gradients twice", "comparing replicas"
 LOG_LIKELIHOODS, GENERATION = "log-likelihoods", "generation"
 PREFILL, NEW_TOKEN = "prefill", "a new token"
 
@@ -138,7 +139,14 @@ def _training_programs(config: Config, base: ModelConfig, new_layers: tuple[int,
         elif before is not setup:
             arguments = (before.abstract["params"], before.abstract["opt_state"])
             yield Program(CARRYING, (_what(setup),), carrying_over(before, setup, config.optimizer), arguments)
-        yield step_program(config, setup, mesh, stage.name)
+        step = step_program(config, setup, mesh, stage.name)
+        yield step
+        if config.training.recheck_every is not None:
+            yield Program(
+                RECHECK, (stage.name,), setup.bit_checks.of_gradients, (state["params"], step.arguments[1]), beside=state["opt_state"]
+            )
+        if setup.bit_checks.has_replicas:
+            yield Program(REPLICAS, (), setup.bit_checks.of_params, (state["params"],), beside=state["opt_state"])
         yield Program(CHECKPOINT, (), None, (state,))
         points = [stage.result] if last_of_stage else []
         if config.evaluation.every is not None:

@@ -27,11 +27,14 @@ _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
 class BitChecks:
-    """The checks of one model on one mesh; their programs are compiled when they are first used."""
+    """The checks of one model on one mesh. The programs `of_gradients` and `of_params` are compiled when they are first used.
+
+    `has_replicas` says whether the mesh has several copies of the parameters, which `check_replicas` compares.
+    """
 
     def __init__(self, config: ModelConfig, settings: OptimizerSettings, training: TrainingSettings, mesh: Mesh):
         self._mesh = mesh
-        self._has_replicas = mesh.shape[DATA] > 1
+        self.has_replicas = mesh.shape[DATA] > 1
         everywhere = replicated(mesh)
         specs = param_specs(config)
         gradients_of = summed_gradients(config, training, settings.z_loss, mesh)
@@ -44,8 +47,8 @@ class BitChecks:
         def of_params(params: PyTree[Array]) -> UInt32[Array, "devices leaves"]:
             return _by_device(params, specs, mesh)
 
-        self._of_gradients = jax.jit(of_gradients, out_shardings=everywhere)
-        self._of_params = jax.jit(of_params, out_shardings=everywhere)
+        self.of_gradients = jax.jit(of_gradients, out_shardings=everywhere)
+        self.of_params = jax.jit(of_params, out_shardings=everywhere)
         self._params_specs = jax.tree.leaves(specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
 
     def check_gradients(self, step: int, params: PyTree[Array], batch: dict[str, Array]) -> None:
@@ -54,21 +57,21 @@ class BitChecks:
         The first column is of the losses of a device's own windows. Devices that differ there are the faulty ones: sums over devices
         spread a wrong gradient to all.
         """
-        first, second = np.asarray(self._of_gradients(params, batch)), np.asarray(self._of_gradients(params, batch))
+        first, second = np.asarray(self.of_gradients(params, batch)), np.asarray(self.of_gradients(params, batch))
         different = first != second
         if not different.any():
             return
         rows = different[:, 0] if different[:, 0].any() else different.any(axis=1)
         raise BadInput(
-            f"step {step}: the gradients of one batch, computed twice, differ on {self._named(np.flatnonzero(rows))}: a chip computes wrong "
-            "numbers; take the host out of the job and resume from the last checkpoint"
+            f"step {step}: the gradients of one batch, computed twice, differ on {self._named(np.flatnonzero(rows))}: a chip computes "
+            "wrong numbers; take the host out of the job and resume from the last checkpoint"
         )
 
     def check_replicas(self, step: int, params: PyTree[Array]) -> None:
         """Compares parameters that several devices hold. Raises BadInput, on all processes, with the hosts of those that differ."""
-        if not self._has_replicas:
+        if not self.has_replicas:
             return
-        sums = np.asarray(self._of_params(params))
+        sums = np.asarray(self.of_params(params))
         wrong: set[int] = set()
         for leaf, spec in enumerate(self._params_specs):
             for group in _groups_of_replicas(self._mesh, spec):

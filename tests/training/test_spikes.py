@@ -108,7 +108,7 @@ def checks(tiny_config):
 
 def test_gradients_that_differ_name_the_host(checks, monkeypatch):
     answers = [np.zeros((1, 3), np.uint32), np.asarray([[0, 1, 0]], np.uint32)]
-    checks._of_gradients = lambda *_: answers.pop()
+    checks.of_gradients = lambda *_: answers.pop()
     monkeypatch.setattr(corruption.socket, "gethostname", lambda: "host-17")
     with pytest.raises(BadInput, match=r"step 4: .* differ on host host-17 \(devices 0\): a chip computes wrong numbers"):
         checks.check_gradients(4, {}, {})
