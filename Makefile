@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint install constraints clean
+.PHONY: demo test test-slow lint install constraints clean
 
 demo: $(VENV)/installed
 	$(BIN)/babel demo --out runs/demo
 
 test: $(VENV)/installed-test lint
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+# Tests of over 20 seconds each: whole pods' programs, many processes, many kills. SLOW_TESTS_UNTIL (seconds since 1970) skips what has
+# not begun by then.
+test-slow: $(VENV)/installed-test
+	JAX_PLATFORMS=cpu SLOW_TESTS_UNTIL=$(SLOW_TESTS_UNTIL) $(BIN)/python -m pytest -n 2 --dist loadfile -m slow -rs
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check babel_jax tests benchmarks

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,14 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 # The first example of a property compiles, so a deadline for each says nothing.
 settings.register_profile("compiled", deadline=None)
 settings.load_profile("compiled")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """CI has a time by which slow tests must have begun."""
+    until = os.environ.get("SLOW_TESTS_UNTIL")
+    if until and time.time() > float(until) and item.get_closest_marker("slow"):
+        pytest.skip("CI's time is over; `make test-slow` runs it")
 
 
 @pytest.fixture(scope="session")
