@@ -10,7 +10,7 @@ from babel_jax.places import place
 from babel_jax.recipe.integrity import verify_folder
 from tests.training.test_processes import train
 
-OVERRIDES = ("training.mesh.fsdp=2",)
+OVERRIDES = ("training.mesh.fsdp=2", "training.checkpoint_every=4", "evaluation.max_bytes=300")
 
 
 @pytest.mark.slow
