@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,11 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 # The first example of a property compiles, so a deadline for each says nothing.
 settings.register_profile("compiled", deadline=None)
 settings.load_profile("compiled")
+
+
+def pytest_configure() -> None:
+    """Under `nohup` SIGHUP is switched off, which the commands heed; tests of SIGHUP want a terminal's."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(tryfirst=True)

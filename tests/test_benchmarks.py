@@ -14,7 +14,7 @@ def run(name: str, *arguments: str) -> str:
     return subprocess.run([sys.executable, FOLDER / name, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("name", sorted(file.name for file in FOLDER.glob("*.py")))
+@pytest.mark.parametrize("name", sorted(file.name for file in FOLDER.glob("*.py") if "__main__" in file.read_text(encoding="utf-8")))
 def test_a_benchmark_finds_what_it_imports(name):
     if name in NEEDS_TORCH:
         pytest.importorskip("torch")

@@ -25,7 +25,8 @@ from babel_jax.errors import BadInput, Preempted
 from babel_jax.files import write_text
 from babel_jax.model.decoder import abstract_params
 from babel_jax.recipe.recipe import run_recipe
-from babel_jax.tpu.programs import ORBAX_PROGRAM, Program, training_programs
+from babel_jax.tpu.kinds import ORBAX_PROGRAM
+from babel_jax.tpu.programs import Program, training_programs
 from babel_jax.training import run
 from babel_jax.training.mesh import make_mesh
 from babel_jax.training.metrics import Metrics

@@ -5,7 +5,7 @@ from typing import Any
 
 from babel_jax.config import Config
 from babel_jax.hardware import Chip
-from babel_jax.tpu.programs import BITS_PER_BYTE, CARRYING, EXPANSION, OPTIMIZER, STEP, SUITE
+from babel_jax.tpu.kinds import BITS_PER_BYTE, CARRYING, EXPANSION, OPTIMIZER, STEP, SUITE
 
 _GIB = 2**30
 

@@ -22,7 +22,7 @@ from babel_jax.model.flops import model_flops_per_token
 from babel_jax.model.parallel import WEIGHT_AXES
 from babel_jax.tpu.chips import chip_of
 from babel_jax.tpu.costs import advice, by_axes, described_program, hbm_of, programs_table, seconds_of, short_of
-from babel_jax.tpu.programs import STEP
+from babel_jax.tpu.kinds import STEP
 from babel_jax.tpu.shapes import Base, base_of, trained_shape
 
 log = logging.getLogger("babel")

@@ -31,6 +31,25 @@ from babel_jax.model.decoder import abstract_params, initializing
 from babel_jax.model.parameters import in_type, is_stacked
 from babel_jax.model_folders.resharding import gatherer, mover, reading_steps
 from babel_jax.report.samples import sample_tokens
+from babel_jax.tpu.kinds import (
+    BITS_PER_BYTE,
+    CARRYING,
+    CHECKPOINT,
+    EXPANSION,
+    EXPORT,
+    GENERATION,
+    INITIAL,
+    LOG_LIKELIHOODS,
+    NEW_TOKEN,
+    OPTIMIZER,
+    PREFILL,
+    READING,
+    RECHECK,
+    REPLICAS,
+    SAMPLES,
+    STEP,
+    SUITE,
+)
 from babel_jax.training.deepening import Depth, depth_at, depths
 from babel_jax.training.mesh import batch_sharding, check_batch, param_shardings, replicated
 from babel_jax.training.run import Setup, carrying_over, setup_of
@@ -38,15 +57,6 @@ from babel_jax.training.step import beginning
 
 # Of benchmarks whose answers are written: prompts together on a device, and tokens of each.
 BENCHMARK_ROWS, BENCHMARK_PROMPT, BENCHMARK_NEW = 8, 2048, 256
-
-# Kinds of programs.
-STEP, READING, INITIAL, EXPANSION, OPTIMIZER = "step", "reading the folder", "initial parameters", "expansion", "optimizer state"
-CARRYING, BITS_PER_BYTE, SUITE, EXPORT, SAMPLES = "carrying moments", "bits per byte", "suite", "export", "samples"
-CHECKPOINT = "saving a checkpoint"
-ORBAX_PROGRAM = "slice"  # Orbax's, by which each of several copies of an array is cut to the part that it writes
-RECHECK, REPLICAS = "gradients twice", "comparing replicas"
-LOG_LIKELIHOODS, GENERATION = "log-likelihoods", "generation"
-PREFILL, NEW_TOKEN = "prefill", "a new token"
 
 
 class Program(NamedTuple):

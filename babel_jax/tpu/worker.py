@@ -22,7 +22,8 @@ from babel_jax.errors import BadInput
 from babel_jax.evaluation.benchmarks.evaluate import batch_tokens_on
 from babel_jax.tpu.flops import program_flops
 from babel_jax.tpu.hlo import Program as Moved
-from babel_jax.tpu.programs import STEP, Program, copied_bytes, device_bytes, evaluation_programs, training_programs
+from babel_jax.tpu.kinds import STEP
+from babel_jax.tpu.programs import Program, copied_bytes, device_bytes, evaluation_programs, training_programs
 from babel_jax.tpu.shapes import Base, trained_shape
 from babel_jax.training.mesh import make_mesh
 

@@ -97,7 +97,7 @@ def test_of_jobs_that_begin_together_one_gets_the_folder(gcs):
     def begin():
         together.wait()
         try:
-            with leased(folder, beat=0.1):
+            with leased(folder, beat=0.5):
                 outcomes.append("held")
                 release.wait()
         except BadInput as refused:
@@ -107,7 +107,7 @@ def test_of_jobs_that_begin_together_one_gets_the_folder(gcs):
     jobs = [threading.Thread(target=begin) for _ in range(8)]
     for job in jobs:
         job.start()
-    for _ in range(500):
+    for _ in range(3000):
         if len(outcomes) == 8:
             break
         jobs[0].join(0.02)

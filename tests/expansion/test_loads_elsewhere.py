@@ -120,6 +120,7 @@ def test_a_mistral_that_was_expanded_into_the_other_dialect_is_read_and_mended(t
     np.testing.assert_array_equal(theirs(tmp_path / "mended"), expected)
 
 
+@pytest.mark.slow
 def test_verify_asks_transformers_for_its_model_of_the_config(tmp_path, write_small_model, monkeypatch):
     source = write_small_model(tmp_path / "source", config_of(Family.MISTRAL))
     pytest.importorskip("transformers")

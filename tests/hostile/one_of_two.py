@@ -16,7 +16,7 @@ from babel_jax.distributed import lease
 from babel_jax.recipe import recipe  # noqa: F401 - so that both begin at once
 
 flock = fcntl.flock
-lease.leased.__wrapped__.__defaults__ = (0.2,)  # seconds
+lease.leased.__wrapped__.__defaults__ = (1.0,)  # seconds
 
 
 def no_flock(*_):

@@ -47,6 +47,7 @@ def eight_devices():
     return forced(8, MESHES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(MESHES)), ids=[json.dumps(mesh).replace('"', "") for mesh in MESHES])
 def test_losses_are_those_of_one_device(one_device, eight_devices, number):
     found = eight_devices[number]

@@ -49,6 +49,7 @@ def flip(file, bit):
     file.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_sets_the_step_aside(trained, tmp_path, caplog):
     checkpoints, restore = trained
     step, stage, _ = restore(checkpoints)
