@@ -3,18 +3,22 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow lint install constraints clean
+.PHONY: demo test test-slow test-long lint install constraints clean
 
 demo: $(VENV)/installed
 	$(BIN)/babel demo --out runs/demo
 
 test: $(VENV)/installed-test lint
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not long"
 
 # Tests of over 20 seconds each: whole pods' programs, many processes, many kills. SLOW_TESTS_UNTIL (seconds since 1970) skips what has
 # not begun by then.
 test-slow: $(VENV)/installed-test
-	JAX_PLATFORMS=cpu SLOW_TESTS_UNTIL=$(SLOW_TESTS_UNTIL) $(BIN)/python -m pytest -n 2 --dist loadfile -m slow -rs
+	JAX_PLATFORMS=cpu SLOW_TESTS_UNTIL=$(SLOW_TESTS_UNTIL) $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not long" -rs
+
+# Tests of minutes each: a rehearsal of every shipped config.
+test-long: $(VENV)/installed-test
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m long
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check babel_jax tests benchmarks

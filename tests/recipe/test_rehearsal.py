@@ -110,7 +110,7 @@ def test_a_rehearsal_says_what_ran(tmp_path):
         rehearse(load_config(configs_folder() / "tiny-base.toml"), devices=4, out=tmp_path / "kept")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", SLOW)
 def test_every_shipped_config(name, capsys):
     assert main(["rehearse", str(configs_folder() / f"{name}.toml"), *SLOW[name]]) == 0, capsys.readouterr().err[-3000:]
