@@ -7,32 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from babel_jax.config import Config, DataSettings, ExpansionSettings, ModelConfig, Settings
+# A name imported as itself is one that this module gives on.
+from babel_jax.config import Config, DataSettings, ExpansionSettings, Settings
+from babel_jax.config import ModelConfig as ModelConfig
 from babel_jax.config.file import load_config, parse_settings
 from babel_jax.errors import BadInput
 from babel_jax.expansion.plan import ExpansionPlan
-from babel_jax.model_folders.folder import ModelFolder, load_params, open_folder, save_folder
-
-__all__ = [
-    "BadInput",
-    "Config",
-    "DataSettings",
-    "ExpansionPlan",
-    "ExpansionSettings",
-    "ModelConfig",
-    "ModelFolder",
-    "convert",
-    "evaluate",
-    "expand",
-    "generate",
-    "load_config",
-    "load_params",
-    "open_folder",
-    "plan",
-    "prepare",
-    "save_folder",
-    "train",
-]
+from babel_jax.model_folders.folder import ModelFolder as ModelFolder
+from babel_jax.model_folders.folder import load_params as load_params
+from babel_jax.model_folders.folder import open_folder
+from babel_jax.model_folders.folder import save_folder as save_folder
 
 _S = TypeVar("_S", bound=Settings)
 

@@ -19,10 +19,10 @@ from typing import TextIO
 from babel_jax import __version__
 from babel_jax.commands import corpus, evaluation, models, pods, quality, report, runs, text, verify
 from babel_jax.commands.parsing import Run
+from babel_jax.disk_errors import os_error_line
 from babel_jax.distributed import cluster
 from babel_jax.distributed.signals import INTERRUPTED, end_at_once, interruptible, say
 from babel_jax.errors import BadInput, Preempted, json_printable, one_line, printable, shown
-from babel_jax.files import os_error_line
 from babel_jax.sending import settle_all
 
 # Once for each write that is under way when another one has failed.

@@ -16,18 +16,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from babel_jax import sending
+from babel_jax.disk_errors import explain_os_errors
 from babel_jax.errors import BadInput
-from babel_jax.files import (
-    LEFT_SECONDS,
-    PARTIAL,
-    explain_os_errors,
-    make_folder,
-    open_regular,
-    open_to_write,
-    sync_file,
-    sync_folder,
-    unguessable,
-)
+from babel_jax.files import LEFT_SECONDS, PARTIAL, make_folder, open_regular, open_to_write, sync_file, sync_folder, unguessable
 
 _TENSORSTORE_PARTIAL = ".__lock"  # of a file that TensorStore was about to give its name
 _NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EBADF)  # as of some network and FUSE file systems

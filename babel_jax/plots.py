@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from babel_jax.files import explain_os_errors
+from babel_jax.disk_errors import explain_os_errors
 
 
 @contextlib.contextmanager

@@ -13,9 +13,9 @@ from jaxtyping import Array, PyTree
 from tqdm import tqdm
 
 from babel_jax.config import ModelConfig
+from babel_jax.disk_errors import explain_os_errors
 from babel_jax.distributed.agreement import agreed, is_in_parts, shared_out
 from babel_jax.errors import BadInput
-from babel_jax.files import explain_os_errors
 from babel_jax.model.parameters import Place, is_stacked
 from babel_jax.model_folders.layout import Shape, check_shapes, leaf_shapes, tensor_shapes
 from babel_jax.model_folders.names import tensor_names, tensor_place

@@ -18,9 +18,10 @@ from orbax.checkpoint import v1 as ocp
 
 from babel_jax.buckets import kvstore_spec
 from babel_jax.config import ModelConfig
+from babel_jax.disk_errors import is_full
 from babel_jax.distributed.agreement import agreed
 from babel_jax.errors import BadInput, one_line
-from babel_jax.files import PARTIAL, is_full, read_json, regular_file, sync_file, sync_folder, write_text
+from babel_jax.files import PARTIAL, read_json, regular_file, sync_file, sync_folder, write_text
 from babel_jax.model.parameters import Place
 from babel_jax.model_folders.layout import Shape, check_shapes, leaf_shapes
 from babel_jax.model_folders.names import tensor_place

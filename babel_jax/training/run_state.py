@@ -22,10 +22,10 @@ from orbax.checkpoint.checkpoint_managers import (
 
 from babel_jax.config import ModelConfig
 from babel_jax.digests import SUMS, lists_below, unlisted, write_sums
+from babel_jax.disk_errors import explain_storage_errors
 from babel_jax.distributed.agreement import agreed, shared_out
 from babel_jax.distributed.cluster import lost_process
 from babel_jax.errors import BadInput
-from babel_jax.files import explain_storage_errors
 from babel_jax.places import listing, native, path_of, pull, url_of
 from babel_jax.run_files import Line, read_lines
 from babel_jax.sending import move

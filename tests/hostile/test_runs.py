@@ -13,8 +13,8 @@ from babel_jax.config import Config
 from babel_jax.config.file import parse_settings
 from babel_jax.data.windows.prepare import prepare
 from babel_jax.digests import check_sums, lists_below
+from babel_jax.disk_errors import explain_os_errors
 from babel_jax.errors import BadInput
-from babel_jax.files import explain_os_errors
 from babel_jax.model.decoder import init_params
 from babel_jax.recipe.recipe import run_recipe
 from babel_jax.training.deepening import Depth

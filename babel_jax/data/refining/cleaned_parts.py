@@ -21,7 +21,8 @@ from babel_jax.data.sources.origins import changed_text, origin_of
 from babel_jax.data.sources.records import parts
 from babel_jax.data.sources.rows import RowCounts, read_rows
 from babel_jax.data.sources.streams import BadRowError
-from babel_jax.files import PARTIAL, explain_os_errors, remove_folder, write_text
+from babel_jax.disk_errors import explain_os_errors
+from babel_jax.files import PARTIAL, remove_folder, write_text
 
 DUPLICATES = "duplicates.json"  # beside the parts of a language, once its duplicates have been removed
 

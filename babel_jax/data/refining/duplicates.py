@@ -19,7 +19,7 @@ from babel_jax.config import DataSettings
 from babel_jax.data.refining.cleaned_parts import DUPLICATES, cleaned_folder, sources_of
 from babel_jax.data.refining.deduplication import components, links_in_band, survivors
 from babel_jax.data.refining.shards import json_lines, shards_of, write_array, write_file
-from babel_jax.files import explain_os_errors
+from babel_jax.disk_errors import explain_os_errors
 
 _PAIRS_AT_ONCE = 1 << 16
 

@@ -19,7 +19,8 @@ from babel_jax.data.refining.duplicates import RemovalTask, pair_bucket, pairing
 from babel_jax.data.refining.engines import Workers
 from babel_jax.data.refining.shards import SKETCHES, part_counts, shards_of
 from babel_jax.data.sources.rows import Row, RowCounts
-from babel_jax.files import explain_os_errors, remove_folder
+from babel_jax.disk_errors import explain_os_errors
+from babel_jax.files import remove_folder
 
 
 def refine(settings: DataSettings, languages: Sequence[str], workers: Workers, recheck: bool = False) -> None:

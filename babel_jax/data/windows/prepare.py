@@ -16,7 +16,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from babel_jax.config import BadRows, DataSettings, Engine, Settings, Source
@@ -28,27 +27,24 @@ from babel_jax.data.refining.shards import part_counts
 from babel_jax.data.sources.origins import changed_text, file_digest, origin_of
 from babel_jax.data.sources.records import parts
 from babel_jax.data.sources.rows import Row, RowCounts, read_rows
-from babel_jax.data.tokens.chat_format import ChatFormat, open_chat_format
 from babel_jax.data.tokens.tokenizers import Tokenizer, open_tokenizer
-from babel_jax.data.windows.conversations import conversation_windows
-from babel_jax.data.windows.packing import pack
+from babel_jax.data.windows.datasets import opened_chat_format, write_dataset, write_json
 from babel_jax.data.windows.prepared import COUNTS, REPORT, SETTINGS, dataset_folder, heldout_file, is_no_window, language_file
-from babel_jax.data.windows.storage import MASKED_FIELDS, write_windows
 from babel_jax.data.windows.survey import Survey, survey
 from babel_jax.digests import SUMS, file_sum, write_sums
+from babel_jax.disk_errors import explain_os_errors
 from babel_jax.distributed.lease import NAME as LEASE
 from babel_jax.distributed.lease import alone_in
 from babel_jax.errors import BadInput
-from babel_jax.files import PARTIAL, explain_os_errors, make_folder, remove_left_files, write_text
+from babel_jax.files import PARTIAL, make_folder, remove_left_files, write_text
 from babel_jax.languages import CODES
-from babel_jax.new_folders import new_folder, remove_mark
+from babel_jax.new_folders import remove_mark
 from babel_jax.places import place, url_of
 from babel_jax.sending import drafted
 
 log = logging.getLogger("babel")
 
 FORMAT = 1
-_BATCH_CHARACTERS = 1 << 20
 
 
 def prepare(settings: DataSettings, tokenizer: Path | str | None = None, recheck: bool = False) -> dict[str, Any]:
@@ -69,7 +65,7 @@ def prepare(settings: DataSettings, tokenizer: Path | str | None = None, recheck
     if not settings.sources:
         raise BadInput("data.sources is empty; name at least one source of text")
     _opened.cache_clear()  # what lies at the path may have changed
-    _chat_format.cache_clear()
+    opened_chat_format.cache_clear()
     opened = _opened(str(path), settings.add_bos_token)
     path = place(path)
     settings = settings.model_copy(update={"tokenizer": str(path), "folder": str(folder)})
@@ -106,7 +102,7 @@ def _opened(path: str, add_bos_token: bool | None) -> Tokenizer:
 def _beginning(settings: DataSettings, opened: Tokenizer) -> dict[str, Any]:
     """What decides how each conversation, or each document, begins."""
     if settings.conversations:
-        return {"chat_template": _chat_format(settings.tokenizer, settings.chat_template).fingerprint}
+        return {"chat_template": opened_chat_format(settings.tokenizer, settings.chat_template).fingerprint}
     return {"begin_ids": opened.begin_ids or None}
 
 
@@ -148,7 +144,7 @@ def _prepared(settings: DataSettings, folder: Path, opened: Tokenizer, made_from
     # Text that is prepared already may be on a disk that cannot be written to.
     if not (folder / REPORT).is_file() or read_json(folder / REPORT) != report:
         (folder / SUMS).unlink(missing_ok=True)
-        _write_json(folder / REPORT, report)
+        write_json(folder / REPORT, report)
     if not (folder / SUMS).is_file() and os.access(folder, os.W_OK):
         beside = [path for code in languages for path in (language_file(folder, code), heldout_file(folder, code))]
         write_sums(folder, [folder / SETTINGS, folder / REPORT, *beside])
@@ -190,7 +186,7 @@ def _claim(folder: Path, made_from: dict[str, Any]) -> None:
         with explain_os_errors(folder):
             if any(path.suffix != PARTIAL and path.name != LEASE for path in folder.iterdir()):
                 raise BadInput(f"{folder}: exists and is no folder of prepared data; give another data.folder or remove it first")
-        _write_json(folder / SETTINGS, made_from)
+        write_json(folder / SETTINGS, made_from)
         return
     before = read_json(folder / SETTINGS)
     # Earlier versions did not keep the digests of evaluation files.
@@ -235,7 +231,7 @@ def _prepare_language(task: _LanguageTask) -> dict[str, Any]:
         surveyed, counts = _survey(settings, language)
         heldout = heldout_file(folder, language)
         _write_heldout(heldout, surveyed.heldout)
-        _write_json(known, {**counts, "heldout_sha256": file_sum(heldout, stored=False), "sources": made_from})
+        write_json(known, {**counts, "heldout_sha256": file_sum(heldout, stored=False), "sources": made_from})
     entry = read_json(known)
     if (changed := _changed(settings, language, entry["sources"], task.recheck)) is not None:
         raise BadInput(
@@ -249,7 +245,8 @@ def _prepare_language(task: _LanguageTask) -> dict[str, Any]:
         dataset = dataset_folder(folder, language, kind)
         if not (dataset / COUNTS).is_file():
             surveyed = surveyed or _survey(settings, language)[0]
-            _write_dataset(dataset, settings, language, kind, surveyed, tokenizer)
+            rows = surveyed.training_rows(_rows(settings, language, RowCounts()), kind)
+            write_dataset(dataset, settings, language, kind, rows, surveyed.documents[kind], tokenizer)
         entry["kinds"][kind] = read_json(dataset / COUNTS)
     return entry
 
@@ -310,82 +307,9 @@ def _rows(settings: DataSettings, language: str, counts: RowCounts) -> Iterator[
     check = None
     if settings.conversations:
         assert settings.tokenizer is not None
-        check = _chat_format(settings.tokenizer, settings.chat_template).check
+        check = opened_chat_format(settings.tokenizer, settings.chat_template).check
     sources = sources_of(settings, language)
     return itertools.chain.from_iterable(read_rows(source, settings.bad_rows, counts, check=check) for source in sources)
-
-
-def _write_dataset(dataset: Path, settings: DataSettings, language: str, kind: str, surveyed: Survey, tokenizer: Tokenizer) -> None:
-    rows = surveyed.training_rows(_rows(settings, language, RowCounts()), kind)
-    counts = {"tokens": 0, "documents": 0, "bytes": 0, "windows": 0}
-    progress = tqdm(total=surveyed.documents[kind], desc=f"tokenize {language} {kind}", unit=" documents", leave=False, disable=None)
-    with progress, new_folder(dataset) as partial:
-        if settings.conversations:
-            texts = (row.text for row in _watched(rows, progress))
-            assert settings.tokenizer is not None
-            format = _chat_format(settings.tokenizer, settings.chat_template)
-            masked = conversation_windows(texts, format, settings.seq_len, counts)
-            counted = _counted(_some(masked, language, kind, counts, settings), counts)
-            write_windows(partial, dataset.name, counted, settings.seq_len, MASKED_FIELDS)
-        else:
-            windows = pack(_tokenized(rows, tokenizer, counts, progress), settings.seq_len, tokenizer.eos_id)
-            write_windows(partial, dataset.name, _counted(windows, counts), settings.seq_len)
-        _write_json(partial / COUNTS, counts)
-        write_sums(partial)
-
-
-def _tokenized(rows: Iterator[Row], tokenizer: Tokenizer, counts: dict[str, int], progress: tqdm) -> Iterator[list[int]]:
-    """The ids of each row's text, tokenized some at a time; counts them on the way."""
-    for texts in _batches(row.text for row in rows):
-        encoded = tokenizer.encode_batch(texts)
-        counts["documents"] += len(texts)
-        counts["bytes"] += sum(len(text.encode()) for text in texts)
-        begun = [[*tokenizer.begin_ids, *ids] for ids in encoded]
-        counts["tokens"] += sum(map(len, begun)) + len(begun)
-        progress.update(len(texts))
-        yield from begun
-
-
-def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-@functools.lru_cache(maxsize=1)
-def _chat_format(tokenizer: str, template: str | None) -> ChatFormat:
-    """A chat format, opened once for all languages of a process; its template runs in a process of its own."""
-    return open_chat_format(tokenizer, template)
-
-
-def _watched(rows: Iterator[Row], progress: tqdm) -> Iterator[Row]:
-    for row in rows:
-        yield row
-        progress.update()
-
-
-def _some(windows: Iterator[Any], language: str, kind: str, counts: dict[str, int], settings: DataSettings) -> Iterator[Any]:
-    """The windows. Raises BadInput where there is none: all conversations are too long."""
-    first = next(windows, None)
-    if first is None:
-        raise BadInput(
-            f"{language} {kind}: no conversation has an answer within data.seq_len = {settings.seq_len} tokens, so that all "
-            f"{counts['left_out']} would be left out; set data.seq_len higher"
-        )
-    yield from itertools.chain([first], windows)
-
-
-def _counted(windows: Iterator[tuple[np.ndarray, ...]], counts: dict[str, int]) -> Iterator[tuple[np.ndarray, ...]]:
-    for window in windows:
-        counts["windows"] += 1
-        yield window
 
 
 def _write_heldout(path: Path, rows: Sequence[Row]) -> None:
@@ -393,9 +317,3 @@ def _write_heldout(path: Path, rows: Sequence[Row]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     kept = [{"id": row.id, "text": row.text, "kind": row.kind, **({} if row.score is None else {"score": row.score})} for row in rows]
     write_text(path, "".join(json.dumps(values, ensure_ascii=False) + "\n" for values in kept))
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    with explain_os_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from babel_jax.files import explain_os_errors, open_to_append
+from babel_jax.disk_errors import explain_os_errors
+from babel_jax.files import open_to_append
 from babel_jax.model_folders.streaming import fingerprint
 
 

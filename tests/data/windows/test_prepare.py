@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from babel_jax.config import BadRows, DataSettings, Source
 from babel_jax.data.sources.rows import RowCounts, read_rows
 from babel_jax.data.tokens.tokenizers import open_tokenizer
+from babel_jax.data.windows import datasets
 from babel_jax.data.windows import prepare as prepare_module
 from babel_jax.data.windows.prepare import prepare
 from babel_jax.data.windows.prepared import dataset_folder, open_prepared
@@ -105,7 +106,7 @@ def test_done_again_nothing_is_written(small_settings, small_model, monkeypatch,
     settings = small_settings.model_copy(update={"folder": str(tmp_path / "data")})
     first = prepare(settings, small_model)
     before = files_of(tmp_path)
-    monkeypatch.setattr(prepare_module, "write_windows", None)
+    monkeypatch.setattr(datasets, "write_windows", None)
     monkeypatch.setattr(prepare_module, "survey", None)
     assert prepare(settings, small_model) == first
     assert files_of(tmp_path) == before
@@ -124,15 +125,15 @@ def test_stopped_it_goes_on_where_it_was(small_settings, small_prepared, small_m
         write(folder, name, windows, seq_len)
         written.append(name)
 
-    write = prepare_module.write_windows
+    write = datasets.write_windows
     with monkeypatch.context() as patch:
-        patch.setattr(prepare_module, "write_windows", stop)
+        patch.setattr(datasets, "write_windows", stop)
         with pytest.raises(stopped_by):
             prepare(settings, small_model)
     with pytest.raises(BadInput, match=r"is not finished \(it has no prepared.json\); run `babel prepare`"):
         open_prepared(settings.folder)
     assert not list(Path(settings.folder).rglob("*.partial"))
-    monkeypatch.setattr(prepare_module, "write_windows", lambda folder, name, *rest: (written.append(name), write(folder, name, *rest)))
+    monkeypatch.setattr(datasets, "write_windows", lambda folder, name, *rest: (written.append(name), write(folder, name, *rest)))
     prepare(settings, small_model)
     assert len(written) == len(set(written)) == 7
     assert files_of(settings.folder) == files_of(small_prepared)

@@ -1,0 +1,118 @@
+"""One dataset of a language and kind: its rows as windows of token ids, with their counts and digests."""
+
+import functools
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from babel_jax.config import DataSettings
+from babel_jax.data.sources.rows import Row
+from babel_jax.data.tokens.chat_format import ChatFormat, open_chat_format
+from babel_jax.data.tokens.tokenizers import Tokenizer
+from babel_jax.data.windows.conversations import conversation_windows
+from babel_jax.data.windows.packing import pack
+from babel_jax.data.windows.prepared import COUNTS
+from babel_jax.data.windows.storage import MASKED_FIELDS, write_windows
+from babel_jax.digests import write_sums
+from babel_jax.disk_errors import explain_os_errors
+from babel_jax.errors import BadInput
+from babel_jax.files import write_text
+from babel_jax.new_folders import new_folder
+
+_BATCH_CHARACTERS = 1 << 20
+
+
+def write_dataset(
+    dataset: Path,
+    settings: DataSettings,
+    language: str,
+    kind: str,
+    rows: Iterator[Row],
+    documents: int,
+    tokenizer: Tokenizer,
+) -> None:
+    """Writes the folder `dataset` from its `documents` rows, whole or not at all, with its counts and digests.
+
+    Raises BadInput where no conversation has an answer within a window.
+    """
+    counts = {"tokens": 0, "documents": 0, "bytes": 0, "windows": 0}
+    progress = tqdm(total=documents, desc=f"tokenize {language} {kind}", unit=" documents", leave=False, disable=None)
+    with progress, new_folder(dataset) as partial:
+        if settings.conversations:
+            texts = (row.text for row in _watched(rows, progress))
+            assert settings.tokenizer is not None
+            format = opened_chat_format(settings.tokenizer, settings.chat_template)
+            masked = conversation_windows(texts, format, settings.seq_len, counts)
+            counted = _counted(_some(masked, language, kind, counts, settings), counts)
+            write_windows(partial, dataset.name, counted, settings.seq_len, MASKED_FIELDS)
+        else:
+            windows = pack(_tokenized(rows, tokenizer, counts, progress), settings.seq_len, tokenizer.eos_id)
+            write_windows(partial, dataset.name, _counted(windows, counts), settings.seq_len)
+        write_json(partial / COUNTS, counts)
+        write_sums(partial)
+
+
+def _tokenized(rows: Iterator[Row], tokenizer: Tokenizer, counts: dict[str, int], progress: tqdm) -> Iterator[list[int]]:
+    """The ids of each row's text, tokenized some at a time; counts them on the way."""
+    for texts in _batches(row.text for row in rows):
+        encoded = tokenizer.encode_batch(texts)
+        counts["documents"] += len(texts)
+        counts["bytes"] += sum(len(text.encode()) for text in texts)
+        begun = [[*tokenizer.begin_ids, *ids] for ids in encoded]
+        counts["tokens"] += sum(map(len, begun)) + len(begun)
+        progress.update(len(texts))
+        yield from begun
+
+
+def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+@functools.lru_cache(maxsize=1)
+def opened_chat_format(tokenizer: str, template: str | None) -> ChatFormat:
+    """A chat format, opened once for all languages of a process; its template runs in a process of its own."""
+    return open_chat_format(tokenizer, template)
+
+
+def _watched(rows: Iterator[Row], progress: tqdm) -> Iterator[Row]:
+    for row in rows:
+        yield row
+        progress.update()
+
+
+def _some(windows: Iterator[Any], language: str, kind: str, counts: dict[str, int], settings: DataSettings) -> Iterator[Any]:
+    """The windows. Raises BadInput where there is none: all conversations are too long."""
+    first = next(windows, None)
+    if first is None:
+        raise BadInput(
+            f"{language} {kind}: no conversation has an answer within data.seq_len = {settings.seq_len} tokens, so that all "
+            f"{counts['left_out']} would be left out; set data.seq_len higher"
+        )
+    yield from itertools.chain([first], windows)
+
+
+def _counted(windows: Iterator[tuple[np.ndarray, ...]], counts: dict[str, int]) -> Iterator[tuple[np.ndarray, ...]]:
+    for window in windows:
+        counts["windows"] += 1
+        yield window
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes values as a JSON file, whole or not at all, in a folder that is made where it is missing."""
+    with explain_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
