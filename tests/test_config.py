@@ -1,8 +1,9 @@
 """Settings: what is refused, in which words, and that the resolved config says everything."""
 
 import pytest
+from pydantic import ValidationError
 
-from babel_jax.config import Config, ModelConfig
+from babel_jax.config import Config, ExpansionSettings, Init, ModelConfig
 from babel_jax.config.file import configs_folder, load_config, parse_settings, read_toml
 from babel_jax.config.quality import JudgeSettings, QualityConfig
 from babel_jax.errors import BadInput
@@ -118,3 +119,14 @@ def test_a_model_config_can_be_a_static_argument(path):
     assert isinstance(shape, ModelConfig)
     assert hash(shape) == hash(shape.model_copy())
     assert shape.with_layers((0, 0, 1)).num_hidden_layers == 3
+
+
+@pytest.mark.parametrize("given", ["noise", Init.NOISE])
+def test_a_word_is_taken_where_a_setting_is_one_of_some(given):
+    assert ExpansionSettings(append=2, init=given).init is Init.NOISE
+
+
+@pytest.mark.parametrize("given", ["nois", "NOISE", "", 1, None, True])
+def test_other_words_are_refused(given):
+    with pytest.raises(ValidationError, match="'copy', 'noise', 'zero', 'average', 'identity' or 'scaled'"):
+        ExpansionSettings(append=2, init=given)

@@ -99,6 +99,16 @@ def earlier_save(self, step, state, stage, save=run_state.Checkpoints.save):
     save(self, step, {name: leaf for name, leaf in state.items() if name != "recent"}, stage)
 
 
+def test_a_run_checks_its_gradients_every_so_many_steps_and_replicas_before_each_checkpoint(run_config, begin, tmp_path, monkeypatch):
+    gradients, replicas = [], []
+    monkeypatch.setattr(BitChecks, "check_gradients", lambda self, step, params, batch: gradients.append((step, batch["tokens"].shape)))
+    monkeypatch.setattr(BitChecks, "check_replicas", lambda self, step, params: replicas.append(step))
+    config = run_config(tmp_path, training={"recheck_every": 4})
+    train_stages(config, [Depth(0, config.model.shape, ())], lambda: begin(config.model.shape), tmp_path, lambda *_: None)
+    assert gradients == [(3, (4, 64)), (7, (4, 64))]
+    assert replicas == [3, 6, 9, 10]
+
+
 @pytest.fixture
 def checks(tiny_config):
     made = BitChecks.__new__(BitChecks)
