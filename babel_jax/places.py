@@ -48,7 +48,7 @@ _SLOTS = 64  # processes of one machine that work on one URL
 
 @dataclasses.dataclass
 class Copy:
-    """A working copy. `sent` are size and mtime of each file that is in the bucket as it is here. A draft is not sent yet."""
+    """A working copy of a folder in a bucket. `sent` has size and mtime of each file that is the same in the bucket. Drafts are not sent."""
 
     url: str
     root: Path
@@ -113,7 +113,7 @@ def on_disk(where: Path | str, what: str) -> Path:
 
 
 def url_of(path: Path) -> str | None:
-    """The URL that a path in a working copy stands for; None for any other path, for drafts, and for what is a folder's begin."""
+    """The URL that a path in a working copy stands for; None for any other path, for drafts, and for the mark of an unfinished folder."""
     copy = copy_of(path)
     if copy is None or copy.draft or any(part.endswith(PARTIAL) for part in path.relative_to(copy.root).parts):
         return None
@@ -128,7 +128,7 @@ def copy_of(path: Path) -> Copy | None:
 
 
 def native(path: Path) -> Any:
-    """The path for libraries that speak to buckets themselves (Orbax, JAX): of etils, with the URL, for a path in a working copy."""
+    """The path for libraries that speak to buckets themselves (Orbax, JAX). For a path in a working copy it is an etils path of the URL."""
     from etils import epath
 
     url = url_of(path)
@@ -159,7 +159,7 @@ def listing(folder: Path) -> dict[Path, int]:
 
 
 def sizes_of(paths: Iterable[Path], folder: Path, stored: bool = True) -> dict[Path, int]:
-    """The sizes of those of some paths below a folder that are files there, on disk or, with `stored`, in the bucket."""
+    """The sizes, by path, of files below a folder: on disk, or with `stored` in the bucket. Paths without a file are left out."""
     if not stored or url_of(folder) is None:
         return {path: path.stat().st_size for path in paths if path.is_file()}
     found = listing(folder)
@@ -258,7 +258,7 @@ def _fetch(url: str, path: Path, found: Stored) -> None:
 
 
 def state_of(path: Path) -> list[int]:
-    """What tells a file on disk from itself once it was changed."""
+    """The size and time of change of a file on disk: if they differ, the file was changed."""
     found = path.stat()
     return [found.st_size, found.st_mtime_ns]
 
@@ -284,6 +284,6 @@ def write_state(copy: Copy) -> None:
 
 
 def _leave(copy: Copy) -> None:
-    """At the end of the process: a working copy that was written into is in the bucket, and goes; one that was read stays for the next."""
+    """Runs at the end of the process: removes working copies that were written and sent, and keeps those that were read, for the next."""
     if copy.writes:
         shutil.rmtree(copy.root, ignore_errors=True)

@@ -96,7 +96,7 @@ def remove(path: Path) -> None:
 
 
 def move(folder: Path, other: Path) -> None:
-    """Gives a folder another name, on disk or in the bucket; what has that name goes. In a bucket file after file is copied there."""
+    """Renames a folder, on disk or in the bucket, and removes an older folder of that name. In a bucket, files are copied one by one."""
     url, new = url_of(folder), url_of(other)
     shutil.rmtree(other, ignore_errors=True)
     if url is None or new is None:
@@ -133,7 +133,7 @@ def settle_all() -> None:
 
 
 def is_taken(folder: Path) -> bool:
-    """Whether the bucket has something, other than the begin of a folder, where a new folder is to be. What is left here goes."""
+    """Whether the bucket has any object where a new folder is to be, other than the mark of an unfinished one. Removes old files here."""
     url = url_of(folder)
     if url is None:
         return False
@@ -160,7 +160,7 @@ def begin(folder: Path) -> None:
 
 
 def publish(partial: Path, folder: Path) -> None:
-    """Sends a folder that is whole here, and will be `folder`, to the bucket; there it is whole when the last file has come.
+    """Sends a complete folder to the bucket, where `folder` stands for it. It is complete there when the last file has arrived.
 
     Files that are there as they are here are not sent again.
     """
@@ -219,7 +219,7 @@ def abandon(folder: Path) -> None:
 
 @contextlib.contextmanager
 def drafted(folder: Path, wanted: Callable[[str], bool]) -> Iterator[None]:
-    """In the block a folder is made here alone, by code that goes on with what it finds; then it is published.
+    """The block makes a folder on this disk and may resume earlier work there; after the block the folder is published.
 
     What the bucket has of a whole folder is here when the block begins: the `wanted` files, by name, that are not large. Of a folder
     that the bucket has nothing of nothing is here; of a begun one there is what this machine has of it.

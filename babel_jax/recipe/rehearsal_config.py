@@ -125,7 +125,7 @@ def scaled_config(config: Config, mesh: Mesh, data: Mapping[str, Any], model: Ma
 
 
 def _deepened_at(config: Config) -> list[int]:
-    """The step of the rehearsal that stands for each deepening: in the same stage, the last ones of it."""
+    """The step of the rehearsal at which each deepening happens: one of the last steps of the stage that has it in the config."""
     starts, start = [], 0
     for stage in config.stages:
         starts.append(start)
@@ -145,7 +145,7 @@ def _steps(config: Config, stage: Stage) -> int:
 
 
 def _least(size: int) -> int:
-    """2 for what is left, else the smallest size over 1 that divides the size."""
+    """The size of a mesh axis in the rehearsal: 2 for -1, else the smallest number over 1 that divides the axis."""
     if size == -1:
         return 2
     return next((divisor for divisor in divisors(size) if divisor > 1), 1) if size > 1 else 1
