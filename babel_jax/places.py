@@ -48,7 +48,10 @@ _SLOTS = 64  # processes of one machine that work on one URL
 
 @dataclasses.dataclass
 class Copy:
-    """A working copy of a folder in a bucket. `sent` has size and mtime of each file that is the same in the bucket. Drafts are not sent."""
+    """A working copy of a folder in a bucket.
+
+    `sent` has size and mtime of each file that is the same in the bucket. Drafts are not sent.
+    """
 
     url: str
     root: Path
