@@ -4,7 +4,8 @@
 
     babel.expand("Qwen2.5-7B", "babel-9b", {"preset": "babel-9b"})
 
-All names of `babel_jax.api` are here; each is imported when it is first used, so that `babel --help` stays quick.
+All names of `babel_jax.api` are here; each is imported when it is first used, so that `babel --help` stays
+quick.
 """
 
 from typing import TYPE_CHECKING, Any

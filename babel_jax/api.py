@@ -1,6 +1,7 @@
 """The Python face: what `import babel_jax` gives. Each function is what the command of its name calls.
 
-Settings may be an object of their class, a dict of plain values as in a TOML file, or, for a whole run, the path of a TOML file.
+Settings may be an object of their class, a dict of plain values as in a TOML file, or, for a whole run, the
+path of a TOML file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,11 +22,15 @@ from babel_jax.model_folders.folder import save_folder as save_folder
 _S = TypeVar("_S", bound=Settings)
 
 
-def convert(source: Path | str, destination: Path | str, to: str | None = None, **options: Any) -> dict[str, Any]:
-    """Writes a model folder in the other format, or in the format `to` ("hf" or "orbax"); every tensor is the same to the bit.
+def convert(
+    source: Path | str, destination: Path | str, to: str | None = None, **options: Any
+) -> dict[str, Any]:
+    """Writes a model folder in the other format, or in the format `to` ("hf" or "orbax"); every tensor is the
+    same to the bit.
 
-    `options` are those of `model_folders.folder.transfer`, for example `verify=True`. Returns the figures that `babel convert --json`
-    prints. Raises BadInput for a folder that is no model, and for a destination that is not empty.
+    `options` are those of `model_folders.folder.transfer`, for example `verify=True`. Returns the figures
+    that `babel convert --json` prints. Raises BadInput for a folder that is no model, and for a destination
+    that is not empty.
     """
     from babel_jax.model_folders.folder import Format
     from babel_jax.model_folders.folder import convert as convert_folder
@@ -36,11 +41,16 @@ def convert(source: Path | str, destination: Path | str, to: str | None = None, 
 
 
 def expand(
-    source: Path | str, destination: Path | str, plan: ExpansionPlan | ExpansionSettings | Mapping[str, Any], **options: Any
+    source: Path | str,
+    destination: Path | str,
+    plan: ExpansionPlan | ExpansionSettings | Mapping[str, Any],
+    **options: Any,
 ) -> dict[str, Any]:
-    """Writes a deeper model folder. `plan` says which layers are copied: a plan, settings, or a dict such as {"insert_after": [14, 16]}.
+    """Writes a deeper model folder. `plan` says which layers are copied: a plan, settings, or a dict such as
+    {"insert_after": [14, 16]}.
 
-    Returns the figures that `babel expand --json` prints, with `new_layers`. Raises BadInput for a plan that does not fit the model.
+    Returns the figures that `babel expand --json` prints, with `new_layers`. Raises BadInput for a plan that
+    does not fit the model.
     """
     from babel_jax.expansion.apply import expand_folder
     from babel_jax.expansion.plan import plan_from_settings
@@ -51,10 +61,14 @@ def expand(
     return expand_folder(source, destination, plan, **options)
 
 
-def prepare(settings: DataSettings | Mapping[str, Any], tokenizer: Path | str | None = None) -> dict[str, Any]:
-    """Cleans, packs and stores text as windows of token ids in `settings.folder`; resumes where an earlier call was stopped.
+def prepare(
+    settings: DataSettings | Mapping[str, Any], tokenizer: Path | str | None = None
+) -> dict[str, Any]:
+    """Cleans, packs and stores text as windows of token ids in `settings.folder`; resumes where an earlier
+    call was stopped.
 
-    `tokenizer` is a model folder or a tokenizer's file, where the settings name none. Returns the counts by language.
+    `tokenizer` is a model folder or a tokenizer's file, where the settings name none. Returns the counts by
+    language.
     """
     from babel_jax.data.windows.prepare import prepare as prepare_folder
 
@@ -62,9 +76,11 @@ def prepare(settings: DataSettings | Mapping[str, Any], tokenizer: Path | str | 
 
 
 def train(config: Config | Mapping[str, Any] | Path | str) -> dict[str, Any]:
-    """Runs or resumes the whole recipe: expansion, the stages, evaluation at each point, export. A finished run is read from its summary.
+    """Runs or resumes the whole recipe: expansion, the stages, evaluation at each point, export. A finished
+    run is read from its summary.
 
-    `config` is a `Config`, a dict, or the path of a TOML file. Returns {"out", "hf", "bits_per_byte", "means", "summary", ...}.
+    `config` is a `Config`, a dict, or the path of a TOML file. Returns {"out", "hf", "bits_per_byte",
+    "means", "summary", ...}.
     """
     from babel_jax.recipe.recipe import run_recipe
 
@@ -83,8 +99,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measures a model folder, and compares it with the `baselines`.
 
-    `data` is a folder of text and benchmarks; None takes the package's text, and the hub for benchmarks. `options` are `few_shot`,
-    `limit`, `max_bytes` and `chat`. Returns {"tasks": {task: {language: {"score", "stderr", "n"}}}, "means", "missing", "summary", ...}.
+    `data` is a folder of text and benchmarks; None takes the package's text, and the hub for benchmarks.
+    `options` are `few_shot`, `limit`, `max_bytes` and `chat`. Returns {"tasks": {task: {language: {"score",
+    "stderr", "n"}}}, "means", "missing", "summary", ...}.
     """
     from babel_jax.evaluation.benchmarks.evaluate import Request
     from babel_jax.evaluation.benchmarks.evaluate import evaluate as evaluate_models
@@ -97,20 +114,33 @@ def evaluate(
         data=fetched(data) if data is not None else None,
         **options,
     )
-    return evaluate_models(str(model), [str(path) for path in baselines], request, output(out) if out is not None else None)
+    return evaluate_models(
+        str(model), [str(path) for path in baselines], request, output(out) if out is not None else None
+    )
 
 
 def generate(
-    model: Path | str, prompt: str, max_new_tokens: int = 64, *, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
+    model: Path | str,
+    prompt: str,
+    max_new_tokens: int = 64,
+    *,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
 ) -> str:
-    """The text with which a model folder continues a prompt. `temperature` 0 takes the likeliest token at each position."""
+    """The text with which a model folder continues a prompt.
+
+    `temperature` 0 takes the likeliest token at each position.
+    """
     from babel_jax.inference.generate import generate_text
 
     return generate_text(str(model), prompt, max_new_tokens, temperature, top_p, seed)["text"]
 
 
 def plan(config: Config | Mapping[str, Any] | Path | str, topology: str, slices: int = 1) -> dict[str, Any]:
-    """What a run needs on a TPU topology such as "v5p:4x4x4", from the programs compiled for it (needs libtpu, not a TPU)."""
+    """What a run needs on a TPU topology such as "v5p:4x4x4", from the programs compiled for it (needs
+    libtpu, not a TPU).
+    """
     from babel_jax.tpu.plan import plan as plan_run
 
     return plan_run(_run_config(config), topology, slices)

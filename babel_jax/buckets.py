@@ -1,7 +1,7 @@
 """Buckets on object storage: names, the clients that read and write them, and what their errors say.
 
-fsspec (gcsfs, s3fs) moves files, TensorStore writes on condition. Both, and Orbax, find credentials and endpoints where the cloud's own
-tools do; see docs/buckets.md for the names of settings.
+fsspec (gcsfs, s3fs) moves files, TensorStore writes on condition. Both, and Orbax, find credentials and
+endpoints where the cloud's own tools do; see docs/buckets.md for the names of settings.
 """
 
 import base64
@@ -26,7 +26,10 @@ _SECONDS_OF_SILENCE = 60
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A file in a bucket: its bytes, and what changes when its content does. `md5` is hex, None where the bucket does not say."""
+    """A file in a bucket: its bytes, and what changes when its content does.
+
+    `md5` is hex, None where the bucket does not say.
+    """
 
     size: int
     version: str
@@ -39,14 +42,21 @@ def is_url(place: Path | str) -> bool:
 
 
 def clean(url: str) -> str:
-    """The URL of a folder in a bucket in the one form that is used here. Raises BadInput for any other URL."""
+    """The URL of a folder in a bucket in the one form that is used here.
+
+    Raises BadInput for any other URL.
+    """
     found = re.fullmatch(r"(\w+)://([^/?#@]+)((?:/[^?#]*)?)/*", url)
     if found is None:
-        raise BadInput(f"{without_secrets(url)}: no folder of a bucket; write gs://BUCKET/FOLDER or s3://BUCKET/FOLDER")
+        raise BadInput(
+            f"{without_secrets(url)}: no folder of a bucket; write gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"
+        )
     scheme, bucket, path = found.groups()
     parts = [part for part in path.split("/") if part]
     if not parts or any(part in (".", "..") for part in parts):
-        raise BadInput(f"{without_secrets(url)}: names no folder in the bucket; write {scheme}://{bucket}/FOLDER")
+        raise BadInput(
+            f"{without_secrets(url)}: names no folder in the bucket; write {scheme}://{bucket}/FOLDER"
+        )
     return f"{scheme}://{bucket}/{'/'.join(parts)}"
 
 
@@ -79,13 +89,21 @@ def _check_bucket(url: str) -> None:
     try:
         system.ls(bucket, refresh=True)
     except FileNotFoundError:
-        raise BadInput(f"{url}: there is no bucket {bucket}, or it is not yours to see; check its name and the account") from None
+        raise BadInput(
+            f"{url}: there is no bucket {bucket}, or it is not yours to see; check its name and the account"
+        ) from None
 
 
 def _described(entry: Mapping[str, Any]) -> Stored:
     etag = str(entry.get("ETag") or entry.get("etag") or "").strip('"')
     digest = entry.get("md5Hash")
-    md5 = base64.b64decode(digest).hex() if isinstance(digest, str) else etag if re.fullmatch("[0-9a-f]{32}", etag) else None
+    md5 = (
+        base64.b64decode(digest).hex()
+        if isinstance(digest, str)
+        else etag
+        if re.fullmatch("[0-9a-f]{32}", etag)
+        else None
+    )
     version = str(entry.get("generation") or etag or entry.get("mtime") or entry.get("created") or "")
     return Stored(int(entry["size"]), version, md5)
 
@@ -102,8 +120,9 @@ def filesystem(url: str) -> Any:
 def set_up_clients() -> None:
     """Settings of all clients, also of those that Orbax and JAX make.
 
-    fsspec's ask the bucket each time what is there, since TensorStore and other processes write there too. TensorStore's give up a request
-    on which nothing moves, and make it again; without this they wait for ever.
+    fsspec's ask the bucket each time what is there, since TensorStore and other processes write there too.
+    TensorStore's give up a request on which nothing moves, and make it again; without this they wait for
+    ever.
     """
     import fsspec
 
@@ -120,7 +139,9 @@ def key(url: str) -> str:
 
 
 def kvstore(url: str) -> Any:
-    """TensorStore's client for a folder in a bucket: it writes on condition that nobody else has written (leases)."""
+    """TensorStore's client for a folder in a bucket: it writes on condition that nobody else has written
+    (leases).
+    """
     import tensorstore
 
     set_up_clients()
@@ -143,8 +164,9 @@ def kvstore_spec(url: str) -> dict[str, Any] | str:
 def let_orbax_speak_s3() -> None:
     """Lets Orbax write to s3:// as it writes to gs://.
 
-    Orbax 0.12 knows gs:// alone: it takes any other URL for a relative path on disk, and refuses it. TensorStore, which does the writing,
-    knows both. What Orbax does for gs:// holds for S3 alike: no renames, a file of success that is written last.
+    Orbax 0.12 knows gs:// alone: it takes any other URL for a relative path on disk, and refuses it.
+    TensorStore, which does the writing, knows both. What Orbax does for gs:// holds for S3 alike: no renames,
+    a file of success that is written last.
     """
     from orbax.checkpoint._src.path import gcs_utils
     from orbax.checkpoint._src.serialization import tensorstore_utils
@@ -157,12 +179,19 @@ def let_orbax_speak_s3() -> None:
 
     for module, name, value in (
         (gcs_utils, "_GCS_PATH_PREFIX", prefixes),
-        (gcs_utils, "get_kvstore_for_gcs", lambda path: for_gcs(path) if path.startswith("gs://") else kvstore_spec(path)),
+        (
+            gcs_utils,
+            "get_kvstore_for_gcs",
+            lambda path: for_gcs(path) if path.startswith("gs://") else kvstore_spec(path),
+        ),
         (tensorstore_utils, "_use_gcs_driver", lambda folder: folder.startswith(prefixes)),
         (tensorstore_utils, "_normalize_path", normalized),
     ):
         if not hasattr(module, name):
-            raise BadInput("s3://: this version of Orbax cannot be taught to write there; install the one of constraints.txt, or use gs://")
+            raise BadInput(
+                "s3://: this version of Orbax cannot be taught to write there; install the one of "
+                "constraints.txt, or use gs://"
+            )
         setattr(module, name, value)
 
 
@@ -182,22 +211,50 @@ def tried(operation: Callable[[], Any]) -> Any:
 
 def _is_refusal(error: Exception) -> bool:
     words = str(error)
-    return any(word in words for word in ("Forbidden", "AccessDenied", "Access Denied", "PERMISSION_DENIED", "NoSuchBucket", "credentials"))
+    return any(
+        word in words
+        for word in (
+            "Forbidden",
+            "AccessDenied",
+            "Access Denied",
+            "PERMISSION_DENIED",
+            "NoSuchBucket",
+            "credentials",
+        )
+    )
 
 
 _CLIENTS = ("gcsfs", "s3fs", "aiohttp", "aiobotocore", "botocore", "google", "requests")
-_SIGNS = ("http_response", "gs://", "s3://", "GCS", "CURL", "PERMISSION_DENIED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "UNAUTHENTICATED")
+_SIGNS = (
+    "http_response",
+    "gs://",
+    "s3://",
+    "GCS",
+    "CURL",
+    "PERMISSION_DENIED",
+    "UNAVAILABLE",
+    "RESOURCE_EXHAUSTED",
+    "UNAUTHENTICATED",
+)
 
 
 def is_of_bucket(error: Exception) -> bool:
-    """Whether an error comes of a bucket or the way to it: one of a client's own types, or of TensorStore, which raises ValueError."""
+    """Whether an error comes of a bucket or the way to it: one of a client's own types, or of TensorStore,
+    which raises ValueError.
+    """
     words = str(error)
-    return type(error).__module__.split(".")[0] in _CLIENTS or isinstance(error, OSError) or any(sign in words for sign in _SIGNS)
+    return (
+        type(error).__module__.split(".")[0] in _CLIENTS
+        or isinstance(error, OSError)
+        or any(sign in words for sign in _SIGNS)
+    )
 
 
 @contextlib.contextmanager
 def explain(url: str, done: str = "read") -> Iterator[None]:
-    """Turns whatever the packages behind fsspec and TensorStore raise into BadInput that names `url`, and no keys."""
+    """Turns whatever the packages behind fsspec and TensorStore raise into BadInput that names `url`, and no
+    keys.
+    """
     try:
         yield
     except BadInput:
@@ -205,10 +262,16 @@ def explain(url: str, done: str = "read") -> Iterator[None]:
     except FileNotFoundError as error:
         if done == "read":
             reason = one_line(without_secrets(str(error)), 200) or "not there"
-            raise BadInput(f"{without_secrets(url)}: cannot be read ({reason}); check the name of the bucket and of the folder") from error
-        raise BadInput(f"{without_secrets(url)}: cannot be {done}: there is no such bucket or file; check the name") from error
+            raise BadInput(
+                f"{without_secrets(url)}: cannot be read ({reason}); check the name of the bucket and of "
+                "the folder"
+            ) from error
+        raise BadInput(
+            f"{without_secrets(url)}: cannot be {done}: there is no such bucket or file; check the name"
+        ) from error
     except Exception as error:
         reason = one_line(re.sub(r"(https?://[^\s?]+)\?\S+", r"\1", str(error)), 200) or type(error).__name__
         raise BadInput(
-            f"{without_secrets(url)}: cannot be {done} ({reason}); check the name, the rights and that the package for such URLs is there"
+            f"{without_secrets(url)}: cannot be {done} ({reason}); check the name, the rights and that the "
+            "package for such URLs is there"
         ) from error

@@ -1,6 +1,8 @@
-"""The `babel` command: parses, calls, prints. Exit status 0 on success and on SIGTERM, 2 on bad input, 130 on Ctrl-C.
+"""The `babel` command: parses, calls, prints. Exit status 0 on success and on SIGTERM, 2 on bad input, 130 on
+Ctrl-C.
 
-The commands stand in commands/. What one needs is imported when it runs, so that `babel --help` answers at once.
+The commands stand in commands/. What one needs is imported when it runs, so that `babel --help` answers at
+once.
 """
 
 import argparse
@@ -40,7 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
                 _print("babel: interrupted; the same command goes on where this can be resumed\n", sys.stderr)
                 return cluster.leave(INTERRUPTED)
     finally:
-        if arguments is None:  # nothing follows but Python's own end, which another Ctrl-C would fill with tracebacks
+        if (
+            arguments is None
+        ):  # nothing follows but Python's own end, which another Ctrl-C would fill with tracebacks
             signal.signal(signal.SIGINT, end_at_once)
         _print("", sys.stdout)  # what argparse wrote
 
@@ -64,7 +68,10 @@ def _main(arguments: list[str] | None) -> int:
             return _print("", sys.stdout) or _READERLESS
         reason = os_error_line(error)
         if isinstance(error, MemoryError):
-            reason = f"not enough memory ({one_line(error, 200) or 'of this machine'}); use a smaller model or batch, or a larger machine"
+            reason = (
+                f"not enough memory ({one_line(error, 200) or 'of this machine'}); use a smaller model or "
+                "batch, or a larger machine"
+            )
         if reason is not None:
             _print(f"babel: {reason}\n", sys.stderr)
             return cluster.leave(2)
@@ -78,14 +85,19 @@ def _main(arguments: list[str] | None) -> int:
     if not cluster.speaks():
         return 0
     if options.json:
-        return _print(json_printable(json.dumps(result, ensure_ascii=False, allow_nan=False)) + "\n", sys.stdout)
+        return _print(
+            json_printable(json.dumps(result, ensure_ascii=False, allow_nan=False)) + "\n", sys.stdout
+        )
     # Texts of models, servers and files are in it, and a terminal obeys control characters.
     text = printable(result.get("summary") or "\n".join(f"{key}: {value}" for key, value in result.items()))
     return _print(text + "\n", sys.stdout)
 
 
 def _print(text: str, stream: TextIO) -> int:
-    """Writes text at once and gives the exit status. Where nobody reads it any more (`| head`, a closed terminal), it is dropped."""
+    """Writes text at once and gives the exit status.
+
+    Where nobody reads it any more (`| head`, a closed terminal), it is dropped.
+    """
     text = shown(text)
     try:
         stream.write(text)
@@ -93,7 +105,9 @@ def _print(text: str, stream: TextIO) -> int:
         return 0
     except OSError as error:
         with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.suppress(OSError, ValueError):
-            os.dup2(nowhere.fileno(), stream.fileno())  # so that Python's own flush at the end does not fail again
+            os.dup2(
+                nowhere.fileno(), stream.fileno()
+            )  # so that Python's own flush at the end does not fail again
         if error.errno in (errno.EPIPE, errno.EIO):
             return 0
         say(f"babel: standard output: {error.strerror}; the command itself is done")
@@ -108,7 +122,9 @@ def _nobody_reads(stream: TextIO) -> bool:
 
 @contextlib.contextmanager
 def _log_shown() -> Iterator[None]:
-    """What the project logs goes to standard error, above any progress bar; of other packages only warnings do."""
+    """What the project logs goes to standard error, above any progress bar; of other packages only warnings
+    do.
+    """
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     shown = logging.StreamHandler(sys.stderr)
@@ -121,8 +137,8 @@ def _log_shown() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _errors_told_once() -> Iterator[None]:
-    """Without the tracebacks that Orbax logs of its threads, and TensorStore prints of its callbacks, before one of these errors is raised
-    and told in one line."""
+    """Without the tracebacks that Orbax logs of its threads, and TensorStore prints of its callbacks, before
+    one of these errors is raised and told in one line."""
     from absl import logging as absl
 
     def is_no_error(record: logging.LogRecord) -> bool:
@@ -130,7 +146,9 @@ def _errors_told_once() -> Iterator[None]:
 
     hook = sys.unraisablehook
     absl.get_absl_logger().addFilter(is_no_error)
-    sys.unraisablehook = lambda unraisable: None if str(unraisable.exc_value) == _CLOSED_LOOP else hook(unraisable)
+    sys.unraisablehook = lambda unraisable: (
+        None if str(unraisable.exc_value) == _CLOSED_LOOP else hook(unraisable)
+    )
     try:
         yield
     finally:
@@ -146,14 +164,20 @@ class _Printable(logging.Formatter):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="babel", description="Grow a pretrained decoder and train it on in 25 languages.")
+    parser = argparse.ArgumentParser(
+        prog="babel", description="Grow a pretrained decoder and train it on in 25 languages."
+    )
     parser.add_argument("--version", action="version", version=f"babel-jax {__version__}")
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     def command(name: str, run: Run, does: str, example: str) -> argparse.ArgumentParser:
         made = commands.add_parser(
-            name, help=does, description=does, epilog=f"example: {example}", formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=does,
+            description=does,
+            epilog=f"example: {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         made.add_argument("--json", action="store_true", help="print the result as one JSON object")
         made.set_defaults(run=run)

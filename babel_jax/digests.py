@@ -1,7 +1,9 @@
-"""Lists of SHA-256 digests beside files: written when a folder is made, checked whenever its bits are in doubt.
+"""Lists of SHA-256 digests beside files: written when a folder is made, checked whenever its bits are in
+doubt.
 
-A list is a file SHA256SUMS (or SHA256SUMS.SOMETHING, of what one of several processes wrote) in the form of sha256sum, so that
-`sha256sum -c SHA256SUMS` checks it too. It covers files of its own folder and of folders below, but no hidden ones.
+A list is a file SHA256SUMS (or SHA256SUMS.SOMETHING, of what one of several processes wrote) in the form of
+sha256sum, so that `sha256sum -c SHA256SUMS` checks it too. It covers files of its own folder and of folders
+below, but no hidden ones.
 """
 
 import concurrent.futures
@@ -25,7 +27,9 @@ _LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """What became of the files of some lists: how many, their bytes, and those that are not as they were written, each with the reason."""
+    """What became of the files of some lists: how many, their bytes, and those that are not as they were
+    written, each with the reason.
+    """
 
     files: int
     bytes: int
@@ -33,7 +37,8 @@ class Checked:
 
 
 def file_sum(path: Path, below: Path | None = None, stored: bool = True) -> str:
-    """The SHA-256 of a regular file, in hex; memory does not depend on its size. `below` is as for `open_regular`.
+    """The SHA-256 of a regular file, in hex; memory does not depend on its size. `below` is as for
+    `open_regular`.
 
     Of a file in a bucket the bytes there are read, and with `stored` False those of the working copy.
     """
@@ -59,26 +64,37 @@ def write_sums(folder: Path, files: Iterable[Path] | None = None, name: str = SU
     make_folder(folder)  # the working copy of one that another library writes into a bucket
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         sums = list(pool.map(file_sum, chosen))
-    write_text(folder / name, "".join(_line(found, path.relative_to(folder)) for path, found in zip(chosen, sums, strict=True)))
+    write_text(
+        folder / name,
+        "".join(_line(found, path.relative_to(folder)) for path, found in zip(chosen, sums, strict=True)),
+    )
 
 
 def merge_sums(folder: Path) -> None:
     """Makes one list of the lists of a folder itself."""
     lists = sorted(folder.glob(f"{SUMS}.*"))
     found = {path: digest for one in lists for path, digest in read_sums(one).items()}
-    write_text(folder / SUMS, "".join(_line(digest, path.relative_to(folder)) for path, digest in sorted(found.items())))
+    write_text(
+        folder / SUMS,
+        "".join(_line(digest, path.relative_to(folder)) for path, digest in sorted(found.items())),
+    )
     for one in lists:
         one.unlink()
 
 
 def read_sums(path: Path) -> dict[Path, str]:
-    """The digests of a list by the files' paths. Raises BadInput for a damaged list, and for a file outside of the list's folder."""
+    """The digests of a list by the files' paths.
+
+    Raises BadInput for a damaged list, and for a file outside of the list's folder.
+    """
     found = {}
     for number, line in enumerate(read_text(path, most_bytes=MOST_LIST_BYTES).split("\n")[:-1], 1):
         match = _LINE.fullmatch(line)
         name = Path(_unescaped(match[3]) if match[1] else match[3]) if match else Path()
         if match is None or name.is_absolute() or ".." in name.parts:
-            raise BadInput(f"{path}:{number}: no digest and name of a file below this folder; the list is damaged")
+            raise BadInput(
+                f"{path}:{number}: no digest and name of a file below this folder; the list is damaged"
+            )
         found[path.parent / name] = match[2]
     return found
 
@@ -98,8 +114,9 @@ def check_sums(
 ) -> Checked:
     """Compares files with lists of them. Links that lead out of the folder `below` are not followed.
 
-    `mine` picks, of all files with their sizes, the ones to read: several processes share them. `seen` is told the bytes of each file read.
-    Of a folder in a bucket the files there are read, and with `stored` False those of the working copy.
+    `mine` picks, of all files with their sizes, the ones to read: several processes share them. `seen` is
+    told the bytes of each file read. Of a folder in a bucket the files there are read, and with `stored`
+    False those of the working copy.
     """
     wanted: dict[Path, str] = {}
     damaged: dict[Path, str] = {}

@@ -23,7 +23,9 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _BAD_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 
 
-_NUMBER_IN_WORDS = re.compile(r"\b(?:os error |errno |os_error_code=')([0-9]+)", re.IGNORECASE)  # as Rust, Arrow, TensorStore write it
+_NUMBER_IN_WORDS = re.compile(
+    r"\b(?:os error |errno |os_error_code=')([0-9]+)", re.IGNORECASE
+)  # as Rust, Arrow, TensorStore write it
 
 
 @contextlib.contextmanager
@@ -56,14 +58,18 @@ def explain_storage_errors(path: Path) -> Iterator[None]:
 
 
 def os_error_line(error: Exception, path: Path | None = None) -> str | None:
-    """One line for an error that comes of a disk, its permissions or its file system; None for any other error."""
+    """One line for an error that comes of a disk, its permissions or its file system; None for any other
+    error.
+    """
     place = getattr(error, "filename", None) or path or "the disk"
     if is_full(error):
         return f"{path or place}: no space left on the disk; free some or choose another place"
     if isinstance(error, PermissionError) or _named(error, _FORBIDDEN):
         return f"{place}: not permitted; check the owner and mode of the folder"
     if failed := _named(error, _FAILED):
-        return f"{place}: the disk or its connection failed ({failed}); once it works, the same command goes on"
+        return (
+            f"{place}: the disk or its connection failed ({failed}); once it works, the same command goes on"
+        )
     number = _number_of(error)
     if number in _BAD_NAMES:
         return f"{one_line(place, 300)}: {os.strerror(number)}; give another name"
@@ -72,7 +78,10 @@ def os_error_line(error: Exception, path: Path | None = None) -> str | None:
     # A name that is not there is the one error that a fault of the program would show as.
     if number is None or number == errno.ENOENT:
         return None
-    return f"{one_line(place, 300)}: the file system refused ({os.strerror(number)}); run the same command again, or choose another place"
+    return (
+        f"{one_line(place, 300)}: the file system refused ({os.strerror(number)}); run the same command "
+        "again, or choose another place"
+    )
 
 
 def is_full(error: Exception) -> bool:

@@ -1,4 +1,6 @@
-"""Files and folders: read only where they are regular and bounded, written such that they appear whole or not at all."""
+"""Files and folders: read only where they are regular and bounded, written such that they appear whole or not
+at all.
+"""
 
 import contextlib
 import errno
@@ -30,27 +32,44 @@ MOST_DIGITS = 100  # of a whole number in JSON; transformers itself writes one o
 LEFT_SECONDS = 3600  # after which a file that is being written beside its name was left by a killed process
 _FICLONE = 0x40049409  # Linux, ioctl_ficlone(2): XFS, Btrfs and others
 _WITHOUT_PREALLOCATION = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
-_WITHOUT_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)  # as of some network and FUSE file systems
+_WITHOUT_FOLDER_SYNC = (
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.ENOSYS,
+    errno.EBADF,
+)  # as of some network and FUSE file systems
 
 
 def regular_file(path: Path, below: Path | None = None) -> Path:
     """The real path of a regular file, with links followed.
 
-    With `below`, a folder that may come from a stranger, links may lead only to files inside of it; those of the Hugging Face hub's
-    cache may also lead from snapshots/ to blobs/. Raises FileNotFoundError where nothing has that name, and BadInput for a folder, a
-    FIFO, a device, a link that leads elsewhere or nowhere, and a name that the system cannot hold.
+    With `below`, a folder that may come from a stranger, links may lead only to files inside of it; those of
+    the Hugging Face hub's cache may also lead from snapshots/ to blobs/. Raises FileNotFoundError where
+    nothing has that name, and BadInput for a folder, a FIFO, a device, a link that leads elsewhere or
+    nowhere, and a name that the system cannot hold.
     """
     try:
         real = path.resolve(strict=True)
         mode = real.stat().st_mode
     except FileNotFoundError:
         if path.is_symlink():
-            raise BadInput(f"{path}: a link to {path.readlink()}, which is not there; remove it or fetch the file again") from None
+            raise BadInput(
+                f"{path}: a link to {path.readlink()}, which is not there; remove it or fetch the file again"
+            ) from None
         raise
-    except (OSError, ValueError, RuntimeError) as error:  # ELOOP is a RuntimeError of pathlib, a NUL in a name a ValueError
-        raise BadInput(f"{one_line(path, 200)}: no such file ({getattr(error, 'strerror', None) or error})") from None
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # ELOOP is a RuntimeError of pathlib, a NUL in a name a ValueError
+        raise BadInput(
+            f"{one_line(path, 200)}: no such file ({getattr(error, 'strerror', None) or error})"
+        ) from None
     if below is not None and not _leads_inside(real, below.resolve()):
-        raise BadInput(f"{path}: a link to {real}, outside of the folder {below}; put the file itself there if you trust the link")
+        raise BadInput(
+            f"{path}: a link to {real}, outside of the folder {below}; put the file itself there if you "
+            "trust the link"
+        )
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "no regular file (a device, pipe or socket)"
         raise BadInput(f"{path}: {kind}; a file is needed")
@@ -63,7 +82,10 @@ def _leads_inside(real: Path, folder: Path) -> bool:
 
 
 def open_regular(path: Path, below: Path | None = None) -> BinaryIO:
-    """A regular file, opened to be read in bytes; arguments and errors as of `regular_file`. Never waits for a FIFO or device."""
+    """A regular file, opened to be read in bytes; arguments and errors as of `regular_file`.
+
+    Never waits for a FIFO or device.
+    """
     real = regular_file(path, below)
     handle = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):  # exchanged since the check
@@ -73,7 +95,10 @@ def open_regular(path: Path, below: Path | None = None) -> BinaryIO:
 
 
 def read_bytes(path: Path, below: Path | None = None, most_bytes: int = MOST_TEXT_BYTES) -> bytes:
-    """The content of a regular file of at most `most_bytes`. Raises BadInput for a larger one, and as `regular_file` does."""
+    """The content of a regular file of at most `most_bytes`.
+
+    Raises BadInput for a larger one, and as `regular_file` does.
+    """
     with explain_os_errors(path), open_regular(path, below) as file:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
@@ -82,28 +107,38 @@ def read_bytes(path: Path, below: Path | None = None, most_bytes: int = MOST_TEX
 
 
 def read_text(path: Path, below: Path | None = None, most_bytes: int = MOST_TEXT_BYTES) -> str:
-    """The text of a file in UTF-8, with or without a byte order mark. Raises BadInput for other bytes, and as `read_bytes` does."""
+    """The text of a file in UTF-8, with or without a byte order mark.
+
+    Raises BadInput for other bytes, and as `read_bytes` does.
+    """
     try:
         return read_bytes(path, below, most_bytes).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 text ({error})") from None
 
 
-def read_json(path: Path, below: Path | None = None, most_bytes: int = MOST_TEXT_BYTES, unique_keys: bool = True) -> Any:
-    """The value of a JSON file. Raises FileNotFoundError without one, and BadInput as `read_bytes` and `parse_json` do."""
+def read_json(
+    path: Path, below: Path | None = None, most_bytes: int = MOST_TEXT_BYTES, unique_keys: bool = True
+) -> Any:
+    """The value of a JSON file.
+
+    Raises FileNotFoundError without one, and BadInput as `read_bytes` and `parse_json` do.
+    """
     return parse_json(read_bytes(path, below, most_bytes), str(path), unique_keys)
 
 
 def parse_json(text: str | bytes, where: str, unique_keys: bool = True) -> Any:
     """The value of JSON text; `where` (a path, or a path and line) begins messages.
 
-    Raises BadInput for what is not JSON (NaN and Infinity are not), for numbers beyond float64 or MOST_DIGITS, for more than MOST_DEPTH
-    nested values, for half of a surrogate pair, which no file in UTF-8 can hold, and, with `unique_keys`, for a key that an object has
-    twice: readers differ in which of the two values holds.
+    Raises BadInput for what is not JSON (NaN and Infinity are not), for numbers beyond float64 or
+    MOST_DIGITS, for more than MOST_DEPTH nested values, for half of a surrogate pair, which no file in UTF-8
+    can hold, and, with `unique_keys`, for a key that an object has twice: readers differ in which of the two
+    values holds.
     """
     try:
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
-        # Hooks make a vocabulary of 150,000 tokens take seconds, so that of numbers is left out where no number can need it.
+        # Hooks make a vocabulary of 150,000 tokens take seconds, so that of numbers is left out where no
+        # number can need it.
         large = _MAYBE_LARGE.search(text) is not None
         value = json.loads(
             text,
@@ -116,7 +151,9 @@ def parse_json(text: str | bytes, where: str, unique_keys: bool = True) -> Any:
         if _MAYBE_SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
-        raise BadInput(f"{where}: not a readable JSON file: more than {MOST_DEPTH} values nested in each other") from None
+        raise BadInput(
+            f"{where}: not a readable JSON file: more than {MOST_DEPTH} values nested in each other"
+        ) from None
     except ValueError as error:
         raise BadInput(f"{where}: not a readable JSON file: {one_line(error, 300)}") from None
     return value
@@ -174,7 +211,8 @@ def sync_file(file: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names inside `folder` durable (POSIX: a rename survives a power cut only after the folder's fsync).
+    """Makes the names inside `folder` durable (POSIX: a rename survives a power cut only after the folder's
+    fsync).
 
     Where a file system cannot sync folders, nothing is done.
     """
@@ -189,13 +227,19 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder, where there is one, and all in it. Raises OSError where a part of it stays: it would be taken for new work."""
+    """Removes a folder, where there is one, and all in it.
+
+    Raises OSError where a part of it stays: it would be taken for new work.
+    """
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(folder)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces `path` by `text` (UTF-8) in one step. A text for a bucket names no paths of the working copy."""
+    """Replaces `path` by `text` (UTF-8) in one step.
+
+    A text for a bucket names no paths of the working copy.
+    """
     write_bytes(path, (text if url_of(path) is None else shown(text)).encode("utf-8"))
 
 
@@ -206,7 +250,14 @@ def write_bytes(path: Path, data: bytes) -> None:
     """
     with explain_os_errors(path):
         if path.is_dir() or not path.parent.is_dir():
-            raise BadInput(f"{path}: " + ("a folder; give the name of a file" if path.is_dir() else f"there is no folder {path.parent}"))
+            raise BadInput(
+                f"{path}: "
+                + (
+                    "a folder; give the name of a file"
+                    if path.is_dir()
+                    else f"there is no folder {path.parent}"
+                )
+            )
         partial, file = _new_file_beside(path)
         try:
             with file:
@@ -222,7 +273,9 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def _new_file_beside(path: Path) -> tuple[Path, BinaryIO]:
-    """A file of this process alone that is to become `path`: NAME.partial, or another name where something has that one already."""
+    """A file of this process alone that is to become `path`: NAME.partial, or another name where something
+    has that one already.
+    """
     partial = path.with_name(path.name + PARTIAL)
     try:
         return partial, open(partial, "xb", opener=_not_through_links)
@@ -235,7 +288,10 @@ def _new_file_beside(path: Path) -> tuple[Path, BinaryIO]:
 
 
 def remove_left_files(paths: Iterable[Path]) -> None:
-    """Removes, of some paths, the files NAME.partial, which a killed process was writing. No other process may write there."""
+    """Removes, of some paths, the files NAME.partial, which a killed process was writing.
+
+    No other process may write there.
+    """
     for partial in list(paths):
         if partial.name.endswith(PARTIAL) and (partial.is_symlink() or partial.is_file()):
             partial.unlink(missing_ok=True)
@@ -252,7 +308,8 @@ def open_to_write(path: Path, buffering: int = -1) -> BinaryIO:
 
 
 def open_to_append(path: Path) -> BinaryIO:
-    """A file to which lines are added, made where it is not there; a last line that a kill cut off is ended, so that the next is its own.
+    """A file to which lines are added, made where it is not there; a last line that a kill cut off is ended,
+    so that the next is its own.
 
     Raises BadInput for a link and for what is no regular file: a FIFO would be waited for.
     """
@@ -273,13 +330,19 @@ def open_to_append(path: Path) -> BinaryIO:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a regular file, with what is no UTF-8 replaced. Raises BadInput for a line of more than MOST_LINE_BYTES."""
+    """The lines of a regular file, with what is no UTF-8 replaced.
+
+    Raises BadInput for a line of more than MOST_LINE_BYTES.
+    """
     with explain_os_errors(path), open_regular(path) as file:
         number = 0
         while line := file.readline(MOST_LINE_BYTES + 1):
             number += 1
             if len(line) > MOST_LINE_BYTES:
-                raise BadInput(f"{path}:{number}: a line of more than {MOST_LINE_BYTES:,} bytes; the file is damaged, or is another one")
+                raise BadInput(
+                    f"{path}:{number}: a line of more than {MOST_LINE_BYTES:,} bytes; the file is damaged, "
+                    "or is another one"
+                )
             yield line.decode("utf-8", "replace")
 
 
@@ -288,7 +351,9 @@ def _not_through_links(path: str, flags: int) -> int:
 
 
 def preallocate(file: BinaryIO, size: int) -> None:
-    """Gives a file its size and, where the file system can, its room on the disk: a full disk shows here, and not hours later."""
+    """Gives a file its size and, where the file system can, its room on the disk: a full disk shows here, and
+    not hours later.
+    """
     try:
         os.posix_fallocate(file.fileno(), 0, size)
     except (AttributeError, OSError) as error:  # macOS has no such function
@@ -298,7 +363,10 @@ def preallocate(file: BinaryIO, size: int) -> None:
 
 
 def share_file(source: Path, target: Path) -> bool:
-    """Makes `target` a clone of a file: the disk holds it once, until one of them changes. False where it cannot be made."""
+    """Makes `target` a clone of a file: the disk holds it once, until one of them changes.
+
+    False where it cannot be made.
+    """
     try:
         with open_regular(source) as read, open(target, "xb", opener=_not_through_links) as write:
             try:
@@ -312,7 +380,10 @@ def share_file(source: Path, target: Path) -> bool:
 
 
 def link_file(source: Path, target: Path) -> bool:
-    """Makes `target` a second name of a file: a program that writes into one writes into both. False where it cannot be made."""
+    """Makes `target` a second name of a file: a program that writes into one writes into both.
+
+    False where it cannot be made.
+    """
     try:
         os.link(source.resolve(), target)
         return True
@@ -321,19 +392,25 @@ def link_file(source: Path, target: Path) -> bool:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it, where they are not there yet. Raises BadInput where that cannot be done."""
+    """Makes a folder and those above it, where they are not there yet.
+
+    Raises BadInput where that cannot be done.
+    """
     with explain_os_errors(path):
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             if isinstance(error, PermissionError) or is_full(error) or error.errno == errno.EROFS:
                 raise
-            raise BadInput(f"{path}: no folder can be made here ({error.strerror}); give another place") from None
+            raise BadInput(
+                f"{path}: no folder can be made here ({error.strerror}); give another place"
+            ) from None
 
 
 @contextlib.contextmanager
 def only_process_in(folder: Path, wait: bool = False) -> Iterator[bool]:
-    """Keeps other processes of this host out of a folder; the lock goes with the process. Raises BadInput, or waits, where one is in it.
+    """Keeps other processes of this host out of a folder; the lock goes with the process. Raises BadInput, or
+    waits, where one is in it.
 
     Gives False where the file system has no locks, so that another process may be in the folder.
     """
@@ -344,7 +421,9 @@ def only_process_in(folder: Path, wait: bool = False) -> Iterator[bool]:
             locked = True
         except BlockingIOError:
             if not wait:
-                raise BadInput(f"{folder}: another process is at work in it; wait for that one, or give another folder") from None
+                raise BadInput(
+                    f"{folder}: another process is at work in it; wait for that one, or give another folder"
+                ) from None
             log.info("%s: another process is at work in it; waiting for that one", folder)
             fcntl.flock(handle, fcntl.LOCK_EX)
             locked = True

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 class Chip:
     """Peak rates of one TPU chip, dense; bytes and FLOPs a second.
 
-    `ici` is what all links of the chip to other chips carry one way, `dcn` the chip's share of its host's network. `capacity` is the HBM,
-    in GiB, that the compiler gives to a program. `devices` is how many devices JAX sees on a chip, `torus` the dimensions of a slice.
-    `kinds` are the beginnings of `jax.Device.device_kind`.
+    `ici` is what all links of the chip to other chips carry one way, `dcn` the chip's share of its host's
+    network. `capacity` is the HBM, in GiB, that the compiler gives to a program. `devices` is how many
+    devices JAX sees on a chip, `torus` the dimensions of a slice. `kinds` are the beginnings of
+    `jax.Device.device_kind`.
 
-    Source: the pages of cloud.google.com/tpu/docs for v4, v5e, v5p, v6e and tpu7x; ici of v5e and v6e is half of the bidirectional figure
-    there; dcn is that of the pod by its chips (v5e 6.4 and v6e 25.6 Tbps by 256), else of a 200 Gbps host by 4 chips, of tpu7x 100 Gbps.
-    Capacity: what libtpu 0.0.42 says when it runs out; of tpu7x, where that was not seen, the 192 GB published.
+    Source: the pages of cloud.google.com/tpu/docs for v4, v5e, v5p, v6e and tpu7x; ici of v5e and v6e is half
+    of the bidirectional figure there; dcn is that of the pod by its chips (v5e 6.4 and v6e 25.6 Tbps by 256),
+    else of a 200 Gbps host by 4 chips, of tpu7x 100 Gbps. Capacity: what libtpu 0.0.42 says when it runs out;
+    of tpu7x, where that was not seen, the 192 GB published.
     """
 
     name: str
@@ -49,7 +51,9 @@ _GPU_PEAK_FLOPS = {
 
 
 def peak_flops(device_kind: str, devices: int) -> float | None:
-    """The dense bfloat16 peak, in FLOP/s, of that many JAX devices together; None where it is not known (CPU)."""
+    """The dense bfloat16 peak, in FLOP/s, of that many JAX devices together; None where it is not known
+    (CPU).
+    """
     peaks = dict(_GPU_PEAK_FLOPS)
     for chip in CHIPS.values():
         for kind in chip.kinds:

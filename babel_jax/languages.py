@@ -1,8 +1,9 @@
 """The 25 languages of Babel as data.
 
-Order, Common Crawl shares and the resource classes are those of the Babel technical report (arXiv 2503.00865, table 1);
-speakers (first and second language together) are approximate, in millions, in the report's order of size.
-`flores` is the Flores-200 name of the language (ISO 639-3 code and ISO 15924 script); macroareas are Glottolog's.
+Order, Common Crawl shares and the resource classes are those of the Babel technical report (arXiv 2503.00865,
+table 1); speakers (first and second language together) are approximate, in millions, in the report's order of
+size. `flores` is the Flores-200 name of the language (ISO 639-3 code and ISO 15924 script); macroareas are
+Glottolog's.
 """
 
 import dataclasses
@@ -13,7 +14,9 @@ from babel_jax.errors import BadInput
 
 
 class Resource(StrEnum):
-    """The report's two classes: it names eleven languages high-resource (nominally a Common Crawl share above 1%)."""
+    """The report's two classes: it names eleven languages high-resource (nominally a Common Crawl share above
+    1%).
+    """
 
     HIGH = "high"
     LOW = "low"

@@ -1,7 +1,8 @@
 """Folders that appear whole or not at all: filled beside their final name, synced, then renamed.
 
-What is being filled is ours alone: it has our mark and belongs to this user, or it is left as it is. Of a folder that can be gone on with
-(NAME.partial) one process holds the lock, until the folder has its name; other folders have names that nobody can guess.
+What is being filled is ours alone: it has our mark and belongs to this user, or it is left as it is. Of a
+folder that can be gone on with (NAME.partial) one process holds the lock, until the folder has its name;
+other folders have names that nobody can guess.
 """
 
 import contextlib
@@ -18,24 +19,44 @@ from pathlib import Path
 from babel_jax import sending
 from babel_jax.disk_errors import explain_os_errors
 from babel_jax.errors import BadInput
-from babel_jax.files import LEFT_SECONDS, PARTIAL, make_folder, open_regular, open_to_write, sync_file, sync_folder, unguessable
+from babel_jax.files import (
+    LEFT_SECONDS,
+    PARTIAL,
+    make_folder,
+    open_regular,
+    open_to_write,
+    sync_file,
+    sync_folder,
+    unguessable,
+)
 
 _TENSORSTORE_PARTIAL = ".__lock"  # of a file that TensorStore was about to give its name
-_NO_LOCKS = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EBADF)  # as of some network and FUSE file systems
+_NO_LOCKS = (
+    errno.ENOTSUP,
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.EINVAL,
+    errno.EBADF,
+)  # as of some network and FUSE file systems
 
 
 class Unverified(BadInput):
-    """What was written does not read back as it should: it does not get its final name, and it is kept to go on with."""
+    """What was written does not read back as it should: it does not get its final name, and it is kept to go
+    on with.
+    """
 
 
 class _Mark:
-    """The file in a folder being filled that says that it is ours, and the lock on it. It moves with the folder, so the lock holds until
-    the folder has its name. That of a killed process counts for nothing; on file systems without locks nothing keeps others away."""
+    """The file in a folder being filled that says that it is ours, and the lock on it. It moves with the
+    folder, so the lock holds until the folder has its name. That of a killed process counts for nothing; on
+    file systems without locks nothing keeps others away."""
 
     NAME = "progress.jsonl"
 
     def __init__(self, folder: Path):
-        """Raises BadInput when another process fills the folder, and FileNotFoundError when one has just given it its name."""
+        """Raises BadInput when another process fills the folder, and FileNotFoundError when one has just
+        given it its name.
+        """
         self._path = folder / self.NAME
         self.file = open_to_write(self._path)
         try:
@@ -96,12 +117,16 @@ def _remove_leftovers(final: Path) -> None:
 
 
 def remove_mark(final: Path, fingerprint: str = "") -> None:
-    """Removes the mark that a process left in a folder when it was killed between the rename and the removal of the mark.
+    """Removes the mark that a process left in a folder when it was killed between the rename and the removal
+    of the mark.
 
-    Only a mark that begins with the line `fingerprint` is removed (for `new_folder`: an empty one), so that it is no file of others.
+    Only a mark that begins with the line `fingerprint` is removed (for `new_folder`: an empty one), so that
+    it is no file of others.
     """
     mark = final / _Mark.NAME
-    with contextlib.suppress(BadInput, OSError):  # another process is about to remove it, or nothing can be changed here
+    with contextlib.suppress(
+        BadInput, OSError
+    ):  # another process is about to remove it, or nothing can be changed here
         if not mark.is_symlink() and mark.is_file() and is_ours(final) and _begins_with(mark, fingerprint):
             with _Mark(final).file:
                 mark.unlink()
@@ -118,9 +143,15 @@ def check_free(final: Path) -> None:
     taken = sending.is_taken(final)
     try:
         final.with_name(final.name + PARTIAL).is_symlink()  # that name too must be possible
-        taken = taken or final.is_symlink() or (final.exists() and not (final.is_dir() and not any(final.iterdir())))
+        taken = (
+            taken
+            or final.is_symlink()
+            or (final.exists() and not (final.is_dir() and not any(final.iterdir())))
+        )
     except OSError as error:
-        raise BadInput(f"{final}: no folder can be made here ({error.strerror}); give another place") from None
+        raise BadInput(
+            f"{final}: no folder can be made here ({error.strerror}); give another place"
+        ) from None
     if taken:
         raise BadInput(f"{final}: exists already; give another output folder or remove it first")
 
@@ -135,7 +166,9 @@ def is_ours(partial: Path) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """Removes a folder in which threads of Orbax and TensorStore may still be writing after one of them has raised an error."""
+    """Removes a folder in which threads of Orbax and TensorStore may still be writing after one of them has
+    raised an error.
+    """
     for _ in range(100):
         # The mark goes last: without it a folder that a kill leaves here would be no one's.
         for path in folder.iterdir() if folder.is_dir() else ():
@@ -168,7 +201,9 @@ def _move_into_place(partial: Path, final: Path) -> None:
         partial.rename(final)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise BadInput(f"{final}: appeared while it was made; give another output folder or remove it first") from None
+            raise BadInput(
+                f"{final}: appeared while it was made; give another output folder or remove it first"
+            ) from None
         raise
     sync_folder(final.parent)
     (final / _Mark.NAME).unlink()
@@ -176,19 +211,28 @@ def _move_into_place(partial: Path, final: Path) -> None:
 
 def _half_written(folder: Path) -> list[Path]:
     """Files that a kill left beside their names."""
-    return [path for path in folder.rglob("*") if path.name.endswith((PARTIAL, _TENSORSTORE_PARTIAL)) and not path.is_dir()]
+    return [
+        path
+        for path in folder.rglob("*")
+        if path.name.endswith((PARTIAL, _TENSORSTORE_PARTIAL)) and not path.is_dir()
+    ]
 
 
 class Progress:
-    """Which parts of a folder being made are on disk, in its mark: a line of what it is made of, then parts, as many a line as noted."""
+    """Which parts of a folder being made are on disk, in its mark: a line of what it is made of, then parts,
+    as many a line as noted.
+    """
 
     NAME = _Mark.NAME
 
     def __init__(self, folder: Path, fingerprint: str):
-        """Goes on with a folder that was begun with the same fingerprint; otherwise it is emptied. Raises BadInput for a folder that is
-        not ours or that another process fills, and FileNotFoundError when that one has just given it its name."""
+        """Goes on with a folder that was begun with the same fingerprint; otherwise it is emptied. Raises
+        BadInput for a folder that is not ours or that another process fills, and FileNotFoundError when that
+        one has just given it its name."""
         if folder.is_symlink() or (folder.exists() and not is_ours(folder)):
-            raise BadInput(f"{folder}: not begun by this program for this user; remove it, or give another output folder")
+            raise BadInput(
+                f"{folder}: not begun by this program for this user; remove it, or give another output folder"
+            )
         folder.mkdir(exist_ok=True)
         self._file = _Mark(folder).file
         lines = self._file.read().decode("utf-8", "replace").splitlines(keepends=True)
@@ -201,7 +245,9 @@ class Progress:
             self._restart(folder)
 
     def _restart(self, folder: Path) -> None:
-        """Without the line that was being written when the process was killed; without all else, where nothing of it counts."""
+        """Without the line that was being written when the process was killed; without all else, where
+        nothing of it counts.
+        """
         if not self._lines:
             for path in folder.iterdir():
                 if path.name != self.NAME:
@@ -237,10 +283,11 @@ class Progress:
 
 @contextlib.contextmanager
 def resumable_folder(final: Path, fingerprint: str) -> Iterator[tuple[Path, Progress]]:
-    """As `new_folder`, for long work: after Ctrl-C, a kill or a full disk, the next call of the same fingerprint goes on.
+    """As `new_folder`, for long work: after Ctrl-C, a kill or a full disk, the next call of the same
+    fingerprint goes on.
 
-    What was done is in NAME.partial. It is removed when nothing is done yet or the source turns out to be bad, and kept when what was
-    written could not be verified (`Unverified`).
+    What was done is in NAME.partial. It is removed when nothing is done yet or the source turns out to be
+    bad, and kept when what was written could not be verified (`Unverified`).
     """
     final = Path(final)
     remove_mark(final, fingerprint)

@@ -1,11 +1,12 @@
 """Where files are: in a folder on disk, or in a bucket (gs://, s3://), for which a folder on disk stands in.
 
-All code names files by paths on disk. `place(url)` gives the path of a folder in the scratch space that is the working copy of a folder
-in a bucket. What the working copy lacks is fetched by `pull`; what is written into it is sent by sending.py. For any other path these
-functions do nothing, or look at the disk. The bucket is what holds: a working copy may be lost at any moment.
+All code names files by paths on disk. `place(url)` gives the path of a folder in the scratch space that is
+the working copy of a folder in a bucket. What the working copy lacks is fetched by `pull`; what is written
+into it is sent by sending.py. For any other path these functions do nothing, or look at the disk. The bucket
+is what holds: a working copy may be lost at any moment.
 
-BABEL_SCRATCH is the scratch space (default ~/.cache/babel-jax). A working copy belongs to one process: another process of this machine
-that opens the same URL has one of its own.
+BABEL_SCRATCH is the scratch space (default ~/.cache/babel-jax). A working copy belongs to one process:
+another process of this machine that opens the same URL has one of its own.
 """
 
 import atexit
@@ -85,7 +86,10 @@ def place(where: Path | str) -> Path:
                 above.mkdir(parents=True, exist_ok=True, mode=0o700)
                 lock = open(above / "lock", "ab")  # noqa: SIM115 - held as long as the process lives
             except OSError as error:
-                raise BadInput(f"{scratch}: no scratch space can be made here ({error.strerror}); set BABEL_SCRATCH to a folder") from None
+                raise BadInput(
+                    f"{scratch}: no scratch space can be made here ({error.strerror}); set BABEL_SCRATCH to "
+                    "a folder"
+                ) from None
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
@@ -111,14 +115,23 @@ def fetched(where: Path | str) -> Path:
 def on_disk(where: Path | str, what: str) -> Path:
     """The path of a folder that must be on disk. Raises BadInput for a URL."""
     if is_url(where):
-        raise BadInput(f"{without_secrets(str(where))}: {what} must be a folder on disk; give one, and copy it to the bucket afterwards")
+        raise BadInput(
+            f"{without_secrets(str(where))}: {what} must be a folder on disk; give one, and copy it to the "
+            "bucket afterwards"
+        )
     return Path(where)
 
 
 def url_of(path: Path) -> str | None:
-    """The URL that a path in a working copy stands for; None for any other path, for drafts, and for the mark of an unfinished folder."""
+    """The URL that a path in a working copy stands for; None for any other path, for drafts, and for the mark
+    of an unfinished folder.
+    """
     copy = copy_of(path)
-    if copy is None or copy.draft or any(part.endswith(PARTIAL) for part in path.relative_to(copy.root).parts):
+    if (
+        copy is None
+        or copy.draft
+        or any(part.endswith(PARTIAL) for part in path.relative_to(copy.root).parts)
+    ):
         return None
     return f"{copy.url}/{path.relative_to(copy.root)}" if path != copy.root else copy.url
 
@@ -127,11 +140,16 @@ def copy_of(path: Path) -> Copy | None:
     """The working copy that a path is in; None for any other path."""
     if not COPIES:
         return None
-    return next((copy for root, copy in list(COPIES.items()) if path == root or path.is_relative_to(root)), None)
+    return next(
+        (copy for root, copy in list(COPIES.items()) if path == root or path.is_relative_to(root)), None
+    )
 
 
 def native(path: Path) -> Any:
-    """The path for libraries that speak to buckets themselves (Orbax, JAX). For a path in a working copy it is an etils path of the URL."""
+    """The path for libraries that speak to buckets themselves (Orbax, JAX).
+
+    For a path in a working copy it is an etils path of the URL.
+    """
     from etils import epath
 
     url = url_of(path)
@@ -151,18 +169,23 @@ def path_of(native_path: Any) -> Path:
     return Path(url)
 
 
-# --- reading -----------------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------
 
 
 def listing(folder: Path) -> dict[Path, int]:
-    """The sizes of all files below a folder, on disk or in the bucket that it stands for; none where there is no folder."""
+    """The sizes of all files below a folder, on disk or in the bucket that it stands for; none where there is
+    no folder.
+    """
     if url_of(folder) is None:
         return {path: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
     return {folder / name: found.size for name, found in sorted(stored_in(folder).items())}
 
 
 def sizes_of(paths: Iterable[Path], folder: Path, stored: bool = True) -> dict[Path, int]:
-    """The sizes, by path, of files below a folder: on disk, or with `stored` in the bucket. Paths without a file are left out."""
+    """The sizes, by path, of files below a folder: on disk, or with `stored` in the bucket.
+
+    Paths without a file are left out.
+    """
     if not stored or url_of(folder) is None:
         return {path: path.stat().st_size for path in paths if path.is_file()}
     found = listing(folder)
@@ -177,31 +200,40 @@ def open_stored(path: Path) -> BinaryIO:
 
 
 def pull(folder: Path, wanted: Callable[[str], bool] = lambda name: True, fresh: bool = False) -> list[Path]:
-    """Fetches what the bucket has of a folder, and the working copy has not; gives the files that were fetched.
+    """Fetches what the bucket has of a folder, and the working copy has not; gives the files that were
+    fetched.
 
-    `wanted` says by its name within the folder which file is needed. With `fresh` the working copy is emptied first. Every file is
-    checked by its size, and by its digest where the bucket knows one. Raises BadInput where the bucket cannot be read, the scratch disk
-    has no room, or the folder is not whole.
+    `wanted` says by its name within the folder which file is needed. With `fresh` the working copy is emptied
+    first. Every file is checked by its size, and by its digest where the bucket knows one. Raises BadInput
+    where the bucket cannot be read, the scratch disk has no room, or the folder is not whole.
     """
     url, copy = url_of(folder), copy_of(folder)
     if url is None or copy is None:
         return []
     stored = stored_in(folder)
     if UNFINISHED in stored:
-        raise BadInput(f"{url}: not whole: a command is writing it, or was killed as it did; run that command again, or remove the folder")
+        raise BadInput(
+            f"{url}: not whole: a command is writing it, or was killed as it did; run that command again, "
+            "or remove the folder"
+        )
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
     begun = {name[: -len(UNFINISHED)] for name in stored if name.endswith(f"/{UNFINISHED}")}
     missing = {}
     for name, found in stored.items():
-        if wanted(name) and not any(name.startswith(other) for other in begun) and not _is_here(copy, folder / name, found):
+        if (
+            wanted(name)
+            and not any(name.startswith(other) for other in begun)
+            and not _is_here(copy, folder / name, found)
+        ):
             missing[name] = found
     needed = sum(found.size for found in missing.values())
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free - FREE_BYTES
     if needed > free:
         raise BadInput(
-            f"{url}: {needed:,} bytes are to be copied to the scratch space, whose disk has {max(free, 0):,} free; set BABEL_SCRATCH to a "
+            f"{url}: {needed:,} bytes are to be copied to the scratch space, whose disk has "
+            f"{max(free, 0):,} free; set BABEL_SCRATCH to a "
             "folder on a larger disk"
         )
     with ThreadPoolExecutor(THREADS) as pool:
@@ -214,7 +246,9 @@ def pull(folder: Path, wanted: Callable[[str], bool] = lambda name: True, fresh:
 
 
 def fetch_part(folder: Path, other: Path, wanted: Callable[[Path], bool]) -> None:
-    """Fetches what the bucket has of a folder into another one; `wanted` says by its path which file is needed."""
+    """Fetches what the bucket has of a folder into another one; `wanted` says by its path which file is
+    needed.
+    """
     url = url_of(folder)
     assert url is not None
     for name, found in stored_in(folder).items():
@@ -231,7 +265,9 @@ def stored_in(folder: Path) -> dict[str, Stored]:
 
 def _is_here(copy: Copy, path: Path, found: Stored) -> bool:
     name = str(path.relative_to(copy.root))
-    return path.is_file() and copy.versions.get(name) == found.version and copy.sent.get(name) == state_of(path)
+    return (
+        path.is_file() and copy.versions.get(name) == found.version and copy.sent.get(name) == state_of(path)
+    )
 
 
 def _fetch(url: str, path: Path, found: Stored) -> None:
@@ -257,7 +293,7 @@ def _fetch(url: str, path: Path, found: Stored) -> None:
             partial.unlink(missing_ok=True)
 
 
-# --- what a working copy is known to hold --------------------------------------------------------------------------------------
+# --- what a working copy is known to hold -----------------------------------------------------------------
 
 
 def state_of(path: Path) -> list[int]:
@@ -287,6 +323,8 @@ def write_state(copy: Copy) -> None:
 
 
 def _leave(copy: Copy) -> None:
-    """Runs at the end of the process: removes working copies that were written and sent, and keeps those that were read, for the next."""
+    """Runs at the end of the process: removes working copies that were written and sent, and keeps those that
+    were read, for the next.
+    """
     if copy.writes:
         shutil.rmtree(copy.root, ignore_errors=True)

@@ -10,7 +10,9 @@ from babel_jax.disk_errors import explain_os_errors
 
 @contextlib.contextmanager
 def saved_figure(path: Path, rows: int, size: tuple[float, float]) -> Iterator[Any]:
-    """The axes of a figure of `size` inches with that many rows, to draw on; then it is written as a PNG, in one step."""
+    """The axes of a figure of `size` inches with that many rows, to draw on; then it is written as a PNG, in
+    one step.
+    """
     import matplotlib
 
     matplotlib.use("agg")

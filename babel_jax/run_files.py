@@ -1,4 +1,6 @@
-"""The JSON files of a run folder, read back: a damaged one is named in one line, whatever was changed in it."""
+"""The JSON files of a run folder, read back: a damaged one is named in one line, whatever
+was changed in it.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -140,7 +142,9 @@ class AblationResult(_Part):
 
 
 def is_beside_checkpoints(name: str) -> bool:
-    """Whether a file of a run folder, by its name there, is one that a run has on disk too, where the folder is in a bucket."""
+    """Whether a file of a run folder, by its name there, is one that a run has on disk too, where the folder
+    is in a bucket.
+    """
     return name.split("/")[0] not in RAW and name != "lease.json" and not name.endswith(".safetensors")
 
 
@@ -153,9 +157,11 @@ def read_as(path: Path, kind: Any) -> Any:
 
 
 def read_lines(path: Path, kind: Any) -> list[dict[str, Any]]:
-    """The objects of a JSON lines file, each of a kind; none without a file. A last line that was cut off is left out.
+    """The objects of a JSON lines file, each of a kind; none without a file. A last line that was cut off is
+    left out.
 
-    Raises BadInput for any other damaged line: to leave it out would lose what a run has done, without a word.
+    Raises BadInput for any other damaged line: to leave it out would lose what a run has done, without a
+    word.
     """
     found: list[dict[str, Any]] = []
     if not path.is_file():
@@ -175,5 +181,8 @@ def _checked(value: Any, kind: Any, where: str) -> Any:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise BadInput(f"{where}: damaged, or of an older version ({key}: {first['msg']}); put back a copy of it, or remove it") from None
+        raise BadInput(
+            f"{where}: damaged, or of an older version ({key}: {first['msg']}); put back a copy of it, or "
+            "remove it"
+        ) from None
     return value

@@ -1,10 +1,13 @@
-"""Writing into buckets: what is written into a working copy (places.py) is sent to the bucket that it stands for.
+"""Writing into buckets: what is written into a working copy (places.py) is sent to the bucket that it stands
+for.
 
-A file is sent by `push` (called by `files.write_bytes`), a folder that appears as one by `begin` and `publish` (called by
-new_folders.py), all that changed by `settle`. For paths outside of working copies these functions do nothing.
+A file is sent by `push` (called by `files.write_bytes`), a folder that appears as one by `begin` and
+`publish` (called by new_folders.py), all that changed by `settle`. For paths outside of working copies these
+functions do nothing.
 
-A bucket has no rename. So a folder that is being sent has the file UNFINISHED in the bucket from its begin to its end, the files by which
-readers know a folder (LAST) are sent last, and readers here refuse a folder that has UNFINISHED.
+A bucket has no rename. So a folder that is being sent has the file UNFINISHED in the bucket from its begin to
+its end, the files by which readers know a folder (LAST) are sent last, and readers here refuse a folder that
+has UNFINISHED.
 """
 
 import contextlib
@@ -40,7 +43,8 @@ LAST = ("config.json", "prepared.json")
 
 
 def output(where: Path | str) -> Path:
-    """The path of a folder of results, which may be in a bucket: with what is there already, but for large files.
+    """The path of a folder of results, which may be in a bucket: with what is there already, but for large
+    files.
 
     Raises BadInput where nothing can be written there.
     """
@@ -53,14 +57,18 @@ def output(where: Path | str) -> Path:
 
 
 def check_access(folder: Path) -> None:
-    """Raises BadInput unless files can be written, replaced, read back and deleted where a working copy's folder stands.
+    """Raises BadInput unless files can be written, replaced, read back and deleted where a working copy's
+    folder stands.
 
     Nothing is left there; what a kill leaves in the middle is no file of the folder (`buckets.stored_below`).
     """
     if (url := url_of(folder)) is None:
         return
     if not url.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
-        raise BadInput(f"{url}: files can be written to {' and '.join(f'{scheme}://' for scheme in SCHEMES)} alone; give one of these")
+        raise BadInput(
+            f"{url}: files can be written to {' and '.join(f'{scheme}://' for scheme in SCHEMES)} alone; "
+            "give one of these"
+        )
     stored_below(url)
     probe = f"{url}/{PROBE}{os.urandom(8).hex()}"
     with explain(url, "written"):
@@ -72,7 +80,8 @@ def check_access(folder: Path) -> None:
     _delete(probe)
     if seen != b"2":
         raise BadInput(
-            f"{url}: what was just written is not what is read back; a run needs storage that shows a write at once, as Google's and "
+            f"{url}: what was just written is not what is read back; a run needs storage that shows a write "
+            "at once, as Google's and "
             "Amazon's own do; give another bucket, or a folder on disk"
         )
 
@@ -96,7 +105,10 @@ def remove(path: Path) -> None:
 
 
 def move(folder: Path, other: Path) -> None:
-    """Renames a folder, on disk or in the bucket, and removes an older folder of that name. In a bucket, files are copied one by one."""
+    """Renames a folder, on disk or in the bucket, and removes an older folder of that name.
+
+    In a bucket, files are copied one by one.
+    """
     url, new = url_of(folder), url_of(other)
     shutil.rmtree(other, ignore_errors=True)
     if url is None or new is None:
@@ -112,9 +124,11 @@ def move(folder: Path, other: Path) -> None:
 
 
 def settle(folder: Path, left_out: Iterable[str] = ()) -> None:
-    """Sends what changed in the working copy of a folder, but for the folders named in `left_out`, which other libraries write.
+    """Sends what changed in the working copy of a folder, but for the folders named in `left_out`, which
+    other libraries write.
 
-    Nothing is deleted in the bucket: what is missing here may have been taken by one who cleans the scratch disk.
+    Nothing is deleted in the bucket: what is missing here may have been taken by one who cleans the scratch
+    disk.
     """
     copy = copy_of(folder)
     if copy is None or url_of(folder) is None:
@@ -133,7 +147,11 @@ def settle_all() -> None:
 
 
 def is_taken(folder: Path) -> bool:
-    """Whether the bucket has any object where a new folder is to be, other than the mark of an unfinished one. Removes old files here."""
+    """Whether the bucket has any object where a new folder is to be, other than the mark of an unfinished
+    one.
+
+    Removes old files here.
+    """
     url = url_of(folder)
     if url is None:
         return False
@@ -143,7 +161,8 @@ def is_taken(folder: Path) -> bool:
 
 
 def begin(folder: Path) -> None:
-    """Notes in the bucket that a folder is being made, before hours of work. Raises BadInput where nothing may be written there.
+    """Notes in the bucket that a folder is being made, before hours of work. Raises BadInput where nothing
+    may be written there.
 
     Raises it also where a living process of this machine makes the folder.
     """
@@ -153,14 +172,21 @@ def begin(folder: Path) -> None:
     mark, name = _maker(), key(f"{url}/{UNFINISHED}")
     with explain(url, "written"), contextlib.suppress(FileNotFoundError):
         found = json.loads(tried(lambda: filesystem(url).cat_file(name)))
-        if found.get("host") == mark["host"] and found.get("process") != mark["process"] and _is_alive(found.get("process")):
-            raise BadInput(f"{url}: process {found['process']} of this machine is writing it; wait for that one")
+        if (
+            found.get("host") == mark["host"]
+            and found.get("process") != mark["process"]
+            and _is_alive(found.get("process"))
+        ):
+            raise BadInput(
+                f"{url}: process {found['process']} of this machine is writing it; wait for that one"
+            )
     with explain(url, "written"):
         tried(lambda: filesystem(url).pipe_file(name, json.dumps(mark).encode()))
 
 
 def publish(partial: Path, folder: Path) -> None:
-    """Sends a complete folder to the bucket, where `folder` stands for it. It is complete there when the last file has arrived.
+    """Sends a complete folder to the bucket, where `folder` stands for it. It is complete there when the last
+    file has arrived.
 
     Files that are there as they are here are not sent again.
     """
@@ -206,7 +232,11 @@ def send_part(partial: Path, folder: Path) -> None:
 def _listed(folder: Path) -> set[str]:
     """The files that the folder's own list of digests names: some may have been sent by other processes."""
     path = folder / "SHA256SUMS"
-    return {line.partition("  ")[2] for line in path.read_text(encoding="utf-8").splitlines()} if path.is_file() else set()
+    return (
+        {line.partition("  ")[2] for line in path.read_text(encoding="utf-8").splitlines()}
+        if path.is_file()
+        else set()
+    )
 
 
 def abandon(folder: Path) -> None:
@@ -219,10 +249,12 @@ def abandon(folder: Path) -> None:
 
 @contextlib.contextmanager
 def drafted(folder: Path, wanted: Callable[[str], bool]) -> Iterator[None]:
-    """The block makes a folder on this disk and may resume earlier work there; after the block the folder is published.
+    """The block makes a folder on this disk and may resume earlier work there; after the block the folder is
+    published.
 
-    What the bucket has of a whole folder is here when the block begins: the `wanted` files, by name, that are not large. Of a folder
-    that the bucket has nothing of nothing is here; of a begun one there is what this machine has of it.
+    What the bucket has of a whole folder is here when the block begins: the `wanted` files, by name, that are
+    not large. Of a folder that the bucket has nothing of nothing is here; of a begun one there is what this
+    machine has of it.
     """
     url, copy = url_of(folder), copy_of(folder)
     if url is None or copy is None:
@@ -302,7 +334,9 @@ def _check_sizes(url: str, folder: Path, files: Iterable[Path]) -> None:
     for path in files:
         found = there.get(str(path.relative_to(folder)))
         if found is None or found.size != path.stat().st_size:
-            raise BadInput(f"{url}/{path.relative_to(folder)}: not in the bucket as it was sent; run the command again")
+            raise BadInput(
+                f"{url}/{path.relative_to(folder)}: not in the bucket as it was sent; run the command again"
+            )
 
 
 def _maker() -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""A tiny run on disk, on gs:// and on s3:// (servers of the tests, on this machine): seconds, and the requests and bytes of a checkpoint.
+"""A tiny run on disk, on gs:// and on s3:// (servers of the tests, on this machine): seconds, and the
+requests and bytes of a checkpoint.
 
 python -m benchmarks.buckets [--hidden 256] [--steps 8]
 
-The servers answer at once, so the seconds are of the clients and of the servers' own work; a real bucket adds its latency to each request.
+The servers answer at once, so the seconds are of the clients and of the servers' own work; a real bucket adds
+its latency to each request.
 """
 
 import argparse
@@ -35,7 +37,10 @@ def config_of(out: str, data: str, folder: Path, hidden: int, steps: int) -> Con
     sources = []
     for language in ("en", "zh", "sw", "ha"):
         path = folder / f"{language}.jsonl"
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in parallel_rows(language)), encoding="utf-8")
+        path.write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in parallel_rows(language)),
+            encoding="utf-8",
+        )
         sources.append({"language": language, "path": str(path)})
     shape = {
         "vocab_size": 1280,
@@ -46,12 +51,29 @@ def config_of(out: str, data: str, folder: Path, hidden: int, steps: int) -> Con
         "num_key_value_heads": 2,
         "max_position_embeddings": 128,
     }
-    stage = {"name": "pretraining", "result": "base", "steps": steps, "schedule": {"peak": 1e-3}, "mixture": {"max_epochs": 1000.0}}
+    stage = {
+        "name": "pretraining",
+        "result": "base",
+        "steps": steps,
+        "schedule": {"peak": 1e-3},
+        "mixture": {"max_epochs": 1000.0},
+    }
     values = {
         "out": out,
         "model": {"shape": shape},
-        "data": {"folder": data, "seq_len": 64, "heldout_fraction": 0.1, "sources": sources, "tokenizer": str(folder / "small.model")},
-        "training": {"global_batch_size": 4, "checkpoint_every": EVERY, "keep_checkpoints": KEPT, "compilation_cache": False},
+        "data": {
+            "folder": data,
+            "seq_len": 64,
+            "heldout_fraction": 0.1,
+            "sources": sources,
+            "tokenizer": str(folder / "small.model"),
+        },
+        "training": {
+            "global_batch_size": 4,
+            "checkpoint_every": EVERY,
+            "keep_checkpoints": KEPT,
+            "compilation_cache": False,
+        },
         "evaluation": {"batch_size": 4, "max_bytes": 500},
         "stages": [stage],
     }
@@ -86,7 +108,9 @@ def costs(log: list[tuple[str, str, int, int]], steps: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--steps", type=int, default=8)
     arguments = parser.parse_args()
@@ -110,12 +134,20 @@ def main() -> None:
         gcs.log.clear()
         s3.requests.clear()
         seconds, part, parameters = run(prepared)
-        found[name] = {"seconds": round(seconds, 2), "seconds_of_checkpoints": round(seconds * part, 2), "parameters": parameters}
+        found[name] = {
+            "seconds": round(seconds, 2),
+            "seconds_of_checkpoints": round(seconds * part, 2),
+            "parameters": parameters,
+        }
         if name == "gs":
             found[name] |= costs(gcs.log, arguments.steps)
         if name == "s3":
             found[name] |= {"requests": dict(s3.requests)}
-    state = sum(path.stat().st_size for path in (folder / "run" / "checkpoints" / str(arguments.steps)).rglob("*") if path.is_file())
+    state = sum(
+        path.stat().st_size
+        for path in (folder / "run" / "checkpoints" / str(arguments.steps)).rglob("*")
+        if path.is_file()
+    )
     found["disk"]["bytes_of_a_checkpoint"] = state
     print(json.dumps(found, indent=2))
     shutil.rmtree(folder)

@@ -1,12 +1,14 @@
-"""Seconds and peak memory of `babel convert` and `babel expand` beside `cp` of the same bytes, transformers and mergekit.
+"""Seconds and peak memory of `babel convert` and `babel expand` beside `cp` of the same bytes, transformers
+and mergekit.
 
     python benchmarks/conversion.py [--shape 0.5b] [--rounds 3] [--scratch DIR]
 
-Each command runs in a process of its own, all in turn, on the same random Qwen2 folder (bfloat16), with the source in the page cache. babel
-returns when all is on disk, as the second `cp` does; the others leave that to the kernel. Between two commands stand --pause seconds: a
-virtual machine may give free memory back to its host, so that a `cp` that begins at once finds pages that the last output left, and a
-command that first imports Python does not. Memory is the process's peak resident set; mergekit takes part where `mergekit-yaml` is
-installed (0.1.4 with transformers 4.57: later ones refuse more layers).
+Each command runs in a process of its own, all in turn, on the same random Qwen2 folder (bfloat16), with the
+source in the page cache. babel returns when all is on disk, as the second `cp` does; the others leave that to
+the kernel. Between two commands stand --pause seconds: a virtual machine may give free memory back to its
+host, so that a `cp` that begins at once finds pages that the last output left, and a command that first
+imports Python does not. Memory is the process's peak resident set; mergekit takes part where `mergekit-yaml`
+is installed (0.1.4 with transformers 4.57: later ones refuse more layers).
 """
 
 import argparse
@@ -50,7 +52,8 @@ SHAPES = {
 }
 TRANSFORMERS = """
 import sys, torch, transformers
-transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16).save_pretrained(sys.argv[2])
+model = transformers.AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
+model.save_pretrained(sys.argv[2])
 """
 
 
@@ -72,7 +75,10 @@ def mergekit_plan(path: Path, source: Path, insert_after: list[int], layers: int
     """A passthrough merge that repeats the same layers."""
     bounds = [0, *(layer + 1 for layer in insert_after), layers]
     starts = [0, *insert_after]
-    slices = [{"sources": [{"model": str(source), "layer_range": [start, end]}]} for start, end in zip(starts, bounds[1:], strict=True)]
+    slices = [
+        {"sources": [{"model": str(source), "layer_range": [start, end]}]}
+        for start, end in zip(starts, bounds[1:], strict=True)
+    ]
     path.write_text(json.dumps({"slices": slices, "merge_method": "passthrough", "dtype": "bfloat16"}))
 
 
@@ -80,7 +86,10 @@ def run(command: list[str]) -> tuple[float, int]:
     """Seconds and peak resident bytes of a command. Raises RuntimeError where it fails."""
     start = time.perf_counter()
     process = os.posix_spawnp(
-        command[0], command, {**os.environ, "JAX_PLATFORMS": "cpu"}, file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+        command[0],
+        command,
+        {**os.environ, "JAX_PLATFORMS": "cpu"},
+        file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
     )
     _, status, usage = os.wait4(process, 0)
     if status:
@@ -89,13 +98,21 @@ def run(command: list[str]) -> tuple[float, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=sorted(SHAPES), default="0.5b")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pause", type=float, default=10, help="seconds before each command (default %(default)s)")
+    parser.add_argument(
+        "--pause", type=float, default=10, help="seconds before each command (default %(default)s)"
+    )
     parser.add_argument("--scratch", help="where to write (default: a temporary folder)")
     parser.add_argument("--memory-limit", default="4", help="GiB, of babel's commands (default %(default)s)")
-    parser.add_argument("--without-peers", action="store_true", help="only cp and babel: for models that do not fit the peers' memory")
+    parser.add_argument(
+        "--without-peers",
+        action="store_true",
+        help="only cp and babel: for models that do not fit the peers' memory",
+    )
     arguments = parser.parse_args()
     config = SHAPES[arguments.shape]
     layers = config.num_hidden_layers
@@ -103,7 +120,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as temporary:
         scratch = Path(temporary)
         source, orbax, out = scratch / "source", scratch / "orbax", scratch / "out"
-        # In a process of its own: what this one has had resident counts, over fork and exec, as its children's peak.
+        # In a process of its own: what this one has had resident counts, over fork and exec, as its
+        # children's peak.
         writer = multiprocessing.get_context("spawn").Process(target=write_model, args=(source, config))
         writer.start()
         writer.join()
@@ -125,7 +143,12 @@ def main() -> None:
             commands["transformers load, save"] = [sys.executable, "-c", TRANSFORMERS, str(source), str(out)]
             if shutil.which("mergekit-yaml"):
                 mergekit_plan(scratch / "merge.yml", source, insert_after, layers)
-                commands["mergekit, copy"] = ["mergekit-yaml", "--no-copy-tokenizer", str(scratch / "merge.yml"), str(out)]
+                commands["mergekit, copy"] = [
+                    "mergekit-yaml",
+                    "--no-copy-tokenizer",
+                    str(scratch / "merge.yml"),
+                    str(out),
+                ]
         found: dict[str, list[tuple[float, int, int]]] = {name: [] for name in commands}
         for _ in range(arguments.rounds):
             for name, command in commands.items():
@@ -134,13 +157,19 @@ def main() -> None:
                 written = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
                 found[name].append((seconds, memory, written))
                 shutil.rmtree(out)
-    print(f"{arguments.shape}: {size / 2**30:.2f} GiB, {layers} layers, {len(insert_after)} inserted; medians of {arguments.rounds} rounds")
+    print(
+        f"{arguments.shape}: {size / 2**30:.2f} GiB, {layers} layers, {len(insert_after)} inserted; medians "
+        f"of {arguments.rounds} rounds"
+    )
     print(f"{'':<26} {'seconds':>8} {'GiB written':>12} {'GiB/s':>7} {'time / cp':>10} {'peak GiB':>9}")
     copied = statistics.median(seconds / written for seconds, _, written in found["cp"])
     for name, each in found.items():
         seconds, memory = (statistics.median(one[place] for one in each) for place in (0, 1))
         written = each[0][2]
-        line = f"{written / 2**30:>12.2f} {written / 2**30 / seconds:>7.2f} {seconds / written / copied:>10.2f} {memory / 2**30:>9.2f}"
+        line = (
+            f"{written / 2**30:>12.2f} {written / 2**30 / seconds:>7.2f} "
+            f"{seconds / written / copied:>10.2f} {memory / 2**30:>9.2f}"
+        )
         print(f"{name:<26} {seconds:>8.2f} {line}")
 
 

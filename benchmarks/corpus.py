@@ -1,13 +1,15 @@
-"""Documents a second of the steps from raw text to packed windows, beside peers; workers; memory and cost as documents grow.
+"""Documents a second of the steps from raw text to packed windows, beside peers; workers; memory and cost as
+documents grow.
 
     python benchmarks/corpus.py peers [--documents 10000] [--rounds 3] [--tokenizer FOLDER]
     python benchmarks/corpus.py workers [--documents 20000]
     python benchmarks/corpus.py scale [--sizes 100000,1000000]
 
-Documents of about 1,000 characters in the 25 languages, made of words of the package's own text, one in ten a copy with a few letters
-changed. Rates of `peers` are per core: documents by second of processor time of all threads, which other work on the machine hardly
-changes. Peers: datasketch 2 (its candidates as they are) and gaoya 0.2, for near-duplicates by the same shingles, bands and rows; rensa fed
-with shingles as strings; and `datasets.map` with the same tokenizer, batched, into Arrow files (tokens alone, not packed).
+Documents of about 1,000 characters in the 25 languages, made of words of the package's own text, one in ten a
+copy with a few letters changed. Rates of `peers` are per core: documents by second of processor time of all
+threads, which other work on the machine hardly changes. Peers: datasketch 2 (its candidates as they are) and
+gaoya 0.2, for near-duplicates by the same shingles, bands and rows; rensa fed with shingles as strings; and
+`datasets.map` with the same tokenizer, batched, into Arrow files (tokens alone, not packed).
 """
 
 import argparse
@@ -43,7 +45,9 @@ SETTINGS = DeduplicationSettings()
 def documents(number: int, characters: int = CHARACTERS, seed: int = 0) -> Iterator[tuple[str, str]]:
     """(language, text), the languages in turn."""
     draw = random.Random(seed)
-    words = {code: [word for row in rows for word in row.text.split()] for code, rows in embedded_corpus().items()}
+    words = {
+        code: [word for row in rows for word in row.text.split()] for code, rows in embedded_corpus().items()
+    }
     mean = {code: sum(map(len, own)) / len(own) + 1 for code, own in words.items()}
     last: dict[str, str] = {}
     for count in range(number):
@@ -66,7 +70,9 @@ def shingles(text: str) -> set[str]:
 
 def ours(texts: list[str]) -> int:
     """How many of the texts have an earlier one like them, as all the others here."""
-    signature = np.concatenate([signatures(texts[at : at + 1000], SETTINGS) for at in range(0, len(texts), 1000)])
+    signature = np.concatenate(
+        [signatures(texts[at : at + 1000], SETTINGS) for at in range(0, len(texts), 1000)]
+    )
     keys = band_keys(digests(texts), signature, SETTINGS)
     links = []
     for band in range(1, len(keys)):
@@ -119,7 +125,9 @@ def rensa_alone(texts: list[str]) -> int:
     return sum(index.insert_matrix_and_query_duplicate_flags(matrix, 0))
 
 
-def measure(contestants: dict[str, Callable[[], Any]], number: int, rounds: int) -> dict[str, tuple[float, Any]]:
+def measure(
+    contestants: dict[str, Callable[[], Any]], number: int, rounds: int
+) -> dict[str, tuple[float, Any]]:
     """Documents by second of processor time, the median of rounds in alternation, and what each gives."""
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     given: dict[str, Any] = {}
@@ -135,7 +143,10 @@ def peers(options: argparse.Namespace) -> None:
     rows = list(documents(options.documents))
     texts = [text for _, text in rows]
     mean = sum(len(text.encode()) for text in texts) / len(texts)
-    print(f"{len(texts)} documents, {sum(map(len, texts)) / len(texts):.0f} characters or {mean:.0f} bytes each\n")
+    print(
+        f"{len(texts)} documents, {sum(map(len, texts)) / len(texts):.0f} characters or {mean:.0f} bytes "
+        "each\n"
+    )
 
     cleaners = {code: Cleaner(CleaningSettings(), code) for code in dict.fromkeys(code for code, _ in rows)}
     without = {code: Cleaner(CleaningSettings(off=(Rule.LANGUAGE,)), code) for code in cleaners}
@@ -144,7 +155,9 @@ def peers(options: argparse.Namespace) -> None:
         "clean, all rules": lambda: [cleaners[code](text)[1] for code, text in rows],
         "clean, without language": lambda: [without[code](text)[1] for code, text in rows],
         "language alone": lambda: [language_probabilities(text) for text in texts],
-        "sign (MinHash)": lambda: [signatures(texts[at : at + 1000], SETTINGS) for at in range(0, len(texts), 1000)],
+        "sign (MinHash)": lambda: [
+            signatures(texts[at : at + 1000], SETTINGS) for at in range(0, len(texts), 1000)
+        ],
     }
     _table("step", measure(steps, len(texts), options.rounds), show=False)
     few = texts[: max(1000, len(texts) // 5)]
@@ -184,12 +197,21 @@ def _map(path: str, texts: list[str]) -> int:
     datasets.disable_progress_bars()
 
     def tokenize(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-        return {"input_ids": [encoding.ids for encoding in tokenizer.encode_batch_fast(batch["text"], add_special_tokens=False)]}
+        return {
+            "input_ids": [
+                encoding.ids
+                for encoding in tokenizer.encode_batch_fast(batch["text"], add_special_tokens=False)
+            ]
+        }
 
     with tempfile.TemporaryDirectory() as folder:
         rows = datasets.Dataset.from_dict({"text": texts})
         mapped = rows.map(
-            tokenize, batched=True, remove_columns="text", cache_file_name=f"{folder}/mapped.arrow", load_from_cache_file=False
+            tokenize,
+            batched=True,
+            remove_columns="text",
+            cache_file_name=f"{folder}/mapped.arrow",
+            load_from_cache_file=False,
         )
         return sum(len(ids) for batch in mapped.with_format("numpy").iter(1000) for ids in batch["input_ids"])
 
@@ -221,42 +243,76 @@ def workers(options: argparse.Namespace) -> None:
             for number in found:
                 cleaning = CleaningSettings(off=(Rule.LANGUAGE,))
                 settings = DataSettings(
-                    folder=f"{place}/{attempt}-{number}", cleaning=cleaning, deduplication=SETTINGS, workers=number, sources=sources
+                    folder=f"{place}/{attempt}-{number}",
+                    cleaning=cleaning,
+                    deduplication=SETTINGS,
+                    workers=number,
+                    sources=sources,
                 )
                 with open_workers(Engine.LOCAL, number) as opened:
                     start = time.perf_counter()
                     refine(settings, ["sw"], opened)
                     found[number].append(time.perf_counter() - start)
     one, two = (statistics.median(found[number]) for number in (1, 2))
-    print(f"{options.documents} documents: 1 worker {one:.1f} s, 2 workers {two:.1f} s, {one / two:.2f} times as fast (with their start)")
+    print(
+        f"{options.documents} documents: 1 worker {one:.1f} s, 2 workers {two:.1f} s, {one / two:.2f} times "
+        "as fast (with their start)"
+    )
 
 
 def scale(options: argparse.Namespace) -> None:
-    """Peak memory, processor seconds and disk by number of documents, each in its own process; and what a trillion tokens would take."""
+    """Peak memory, processor seconds and disk by number of documents, each in its own process; and what a
+    trillion tokens would take.
+    """
     seconds = []
     for size in options.sizes:
-        command = [sys.executable, __file__, "one", "--documents", str(size), "--characters", str(options.characters)]
-        result = json.loads(subprocess.run([*command, *options.extra], check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        command = [
+            sys.executable,
+            __file__,
+            "one",
+            "--documents",
+            str(size),
+            "--characters",
+            str(options.characters),
+        ]
+        result = json.loads(
+            subprocess.run(
+                [*command, *options.extra], check=True, capture_output=True, text=True
+            ).stdout.splitlines()[-1]
+        )
         seconds.append((size, result["seconds"], result["bytes"], result["disk"]))
         print(
-            f"{size:>10,} documents: peak {result['mib']:,.0f} MiB, {result['seconds']:,.1f} processor seconds, "
-            f"{result['bytes'] / 2**20:,.0f} MiB of text, {result['disk'] / 2**20:,.0f} MiB of shards and sketches at the most",
+            f"{size:>10,} documents: peak {result['mib']:,.0f} MiB, {result['seconds']:,.1f} processor "
+            "seconds, "
+            f"{result['bytes'] / 2**20:,.0f} MiB of text, {result['disk'] / 2**20:,.0f} MiB of shards and "
+            "sketches at the most",
             flush=True,
         )
     sizes = np.array([text for _, _, text, _ in seconds], float)
-    (slope, _), residual, *_ = np.linalg.lstsq(np.stack([sizes, np.ones_like(sizes)], 1), np.array([took for _, took, _, _ in seconds]))
+    (slope, _), residual, *_ = np.linalg.lstsq(
+        np.stack([sizes, np.ones_like(sizes)], 1), np.array([took for _, took, _, _ in seconds])
+    )
     disk = seconds[-1][3] / seconds[-1][2]
     trillion = 1e12 * options.bytes_a_token
     print(
         f"for 10^12 tokens of {options.bytes_a_token} bytes: {slope * trillion / 3600:,.0f} core-hours, "
-        f"{disk * trillion / 1e12:,.1f} TB (linear fit, residual {float(residual[0]) if len(residual) else 0:.2g} s^2)"
+        f"{disk * trillion / 1e12:,.1f} TB (linear fit, residual "
+        f"{float(residual[0]) if len(residual) else 0:.2g} s^2)"
     )
 
 
 def one(options: argparse.Namespace) -> None:
     """Cleans (where asked) and deduplicates so many documents, and prints what it took as JSON."""
     with tempfile.TemporaryDirectory() as place:
-        command = [sys.executable, __file__, "write", "--documents", str(options.documents), "--characters", str(options.characters)]
+        command = [
+            sys.executable,
+            __file__,
+            "write",
+            "--documents",
+            str(options.documents),
+            "--characters",
+            str(options.characters),
+        ]
         subprocess.run([*command, "--out", f"{place}/in"], check=True)
         source = Source(language="sw", path=f"{place}/in/*.jsonl", name="made")
         cleaning = CleaningSettings(off=(Rule.LANGUAGE,)) if options.clean else None
@@ -274,7 +330,10 @@ def one(options: argparse.Namespace) -> None:
                 nonlocal most
                 for task in tasks:
                     yield task, function(task)
-                most = max(most, sum(path.stat().st_size for path in Path(settings.folder).rglob("*") if path.is_file()))
+                most = max(
+                    most,
+                    sum(path.stat().st_size for path in Path(settings.folder).rglob("*") if path.is_file()),
+                )
 
         start = time.process_time()
         refine(settings, ["sw"], Watched())
@@ -285,22 +344,36 @@ def one(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["peers", "workers", "scale", "one", "write"])
     parser.add_argument("--documents", type=int, default=10_000)
     parser.add_argument("--characters", type=int, default=CHARACTERS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokenizer", help="folder with tokenizer.json and its configs")
-    parser.add_argument("--sizes", type=lambda text: [int(part) for part in text.split(",")], default=[100_000, 300_000, 1_000_000])
+    parser.add_argument(
+        "--sizes",
+        type=lambda text: [int(part) for part in text.split(",")],
+        default=[100_000, 300_000, 1_000_000],
+    )
     parser.add_argument("--bytes-a-token", type=float, default=4.0)
     parser.add_argument("--bucket", type=int, default=50_000, help="documents of a pairing task")
     parser.add_argument("--shard", type=int, default=20_000, help="documents of a shard")
     parser.add_argument("--clean", action="store_true")
     parser.add_argument("--out")
     options = parser.parse_args()
-    options.extra = ["--bucket", str(options.bucket), "--shard", str(options.shard), *(["--clean"] if options.clean else [])]
+    options.extra = [
+        "--bucket",
+        str(options.bucket),
+        "--shard",
+        str(options.shard),
+        *(["--clean"] if options.clean else []),
+    ]
     if options.what == "write":
-        write_files(Path(options.out), options.documents, max(1, options.documents // 50_000), options.characters)
+        write_files(
+            Path(options.out), options.documents, max(1, options.documents // 50_000), options.characters
+        )
     else:
         {"peers": peers, "workers": workers, "scale": scale, "one": one}[options.what](options)
 

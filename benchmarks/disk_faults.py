@@ -1,7 +1,9 @@
-"""Disks that fail and processes that end, at the n-th call by which a command changes the disk: what came of each.
+"""Disks that fail and processes that end, at the n-th call by which a command changes the disk: what came of
+each.
 
-`benchmarks/hostile.py --faults N` runs this. Each fault is a run of a command in a process of its own, below a library in C
-(disk_faults.c, made by `cc`) that counts the calls of all libraries; then the same command runs again, undisturbed.
+`benchmarks/hostile.py --faults N` runs this. Each fault is a run of a command in a process of its own, below
+a library in C (disk_faults.c, made by `cc`) that counts the calls of all libraries; then the same command
+runs again, undisturbed.
 """
 
 import collections
@@ -32,7 +34,9 @@ HARD_SECONDS = 180
 CLASSES = ("open", "write", "rename", "link", "fsync", "unlink", "mkdir", "room")
 ERRORS = {"killed": 0, "EIO": 5, "ENOSPC": 28, "EACCES": 13, "EINVAL": 22}
 NOT_COMPARED = ("params/files.json", "goodput.json")  # sizes of files of which some hold times; seconds
-TIMES = re.compile(r"\.(time_spent|goodput|seconds)\b")  # in keys of JSON: a run that was disturbed has lost some
+TIMES = re.compile(
+    r"\.(time_spent|goodput|seconds)\b"
+)  # in keys of JSON: a run that was disturbed has lost some
 UNFINISHED = (".partial", "orbax-checkpoint-tmp")  # in names of what is being written
 SECRET = "sk-planted-0123456789abcdef"
 
@@ -63,7 +67,9 @@ class Ended:
     def in_one_line(self) -> bool:
         """Whether it was refused as bad input is."""
         lines = [line for line in self.said.splitlines() if line.startswith("babel: ")]
-        return self.status == 2 and len(lines) == 1 and lines[0].isprintable() and "Traceback" not in self.said
+        return (
+            self.status == 2 and len(lines) == 1 and lines[0].isprintable() and "Traceback" not in self.said
+        )
 
 
 @dataclasses.dataclass
@@ -88,8 +94,11 @@ def build(folder: Path) -> Path:
     return library
 
 
-def run(arguments: list[str], work: Path, at: int = 0, error: str = "killed", calls: Path | None = None) -> Ended:
-    """Runs a command in a forked process, in the folder `work`. This process has no threads, so that it may fork.
+def run(
+    arguments: list[str], work: Path, at: int = 0, error: str = "killed", calls: Path | None = None
+) -> Ended:
+    """Runs a command in a forked process, in the folder `work`. This process has no threads, so that it may
+    fork.
 
     With `at`, that call fails. With `calls`, the classes of all calls are written there, a byte each.
     """
@@ -105,19 +114,25 @@ def run(arguments: list[str], work: Path, at: int = 0, error: str = "killed", ca
             os.chdir(work)
             if at or calls:
                 library = ctypes.CDLL(os.environ[LIBRARY])
-                library.fault_arm(f"{work}/".encode(), ctypes.c_long(at), ERRORS[error], int(error == "ENOSPC"))
+                library.fault_arm(
+                    f"{work}/".encode(), ctypes.c_long(at), ERRORS[error], int(error == "ENOSPC")
+                )
             status = main(arguments)
             sys.stderr.flush()
             if calls:
                 number = library.fault_calls()
                 calls.write_bytes(bytes(library.fault_class(ctypes.c_long(one + 1)) for one in range(number)))
         except BaseException as problem:  # what a user would see as a traceback
-            os.write(2, ("Traceback\n" + "".join(traceback.format_exception(problem))).encode("utf-8", "replace"))
+            os.write(
+                2, ("Traceback\n" + "".join(traceback.format_exception(problem))).encode("utf-8", "replace")
+            )
         finally:
             os._exit(status)
     _, status, used = os.wait4(child, 0)
     text = said.read_text(errors="replace")
-    return Ended(os.waitstatus_to_exitcode(status), text, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+    return Ended(
+        os.waitstatus_to_exitcode(status), text, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+    )
 
 
 def command_of(name: str, base: Path) -> list[str]:
@@ -126,7 +141,9 @@ def command_of(name: str, base: Path) -> list[str]:
 
 
 def finish(name: str, work: Path) -> str | None:
-    """Runs what follows a scenario, where its files must be brought into a form to compare; gives what went wrong."""
+    """Runs what follows a scenario, where its files must be brought into a form to compare; gives what went
+    wrong.
+    """
     then = SCENARIOS[name].then
     if not then:
         return None
@@ -143,16 +160,22 @@ def begin(name: str, base: Path, work: Path) -> None:
 
 
 class Expected:
-    """What a command leaves on disk, told from two undisturbed runs: what differs between them (times, random names) is not compared."""
+    """What a command leaves on disk, told from two undisturbed runs: what differs between them (times, random
+    names) is not compared.
+    """
 
     def __init__(self, one: Path, two: Path):
         first, second = _files(one), _files(two)
         both = first.keys() & second.keys()
         self.random_names = {_without_numbers(name) for name in first.keys() ^ second.keys()}
-        self._bytes = {name: hashlib.sha256(first[name]).digest() for name in both if first[name] == second[name]}
+        self._bytes = {
+            name: hashlib.sha256(first[name]).digest() for name in both if first[name] == second[name]
+        }
         self._leaves: dict[str, Mapping[str, Any]] = {}
         for name in both - self._bytes.keys():
-            ours, theirs = ({}, {}) if name.endswith(NOT_COMPARED) else (_leaves(first[name]), _leaves(second[name]))
+            ours, theirs = (
+                ({}, {}) if name.endswith(NOT_COMPARED) else (_leaves(first[name]), _leaves(second[name]))
+            )
             agree = {key: value for key, value in ours.items() if theirs.get(key, ...) == value}
             self._leaves[name] = {key: value for key, value in agree.items() if not TIMES.search(key)}
 
@@ -161,7 +184,9 @@ class Expected:
         return len(self._bytes), sum(bool(leaves) for leaves in self._leaves.values())
 
     def difference(self, work: Path, below: str = "") -> str | None:
-        """The first difference of the files of a folder (of those whose names begin with `below`) to those expected."""
+        """The first difference of the files of a folder (of those whose names begin with `below`) to those
+        expected.
+        """
         found = _files(work)
         for name in self._bytes.keys() | self._leaves.keys():
             if not name.startswith(below):
@@ -179,13 +204,21 @@ class Expected:
     def left(self, work: Path) -> str | None:
         """A file that no undisturbed run leaves."""
         known = self._bytes.keys() | self._leaves.keys()
-        others = (name for name in _files(work) if name not in known and _without_numbers(name) not in self.random_names)
+        others = (
+            name
+            for name in _files(work)
+            if name not in known and _without_numbers(name) not in self.random_names
+        )
         # NAME.partial may be of another process; `write_bytes` removes it once it is old.
         return next((name for name in others if name.removesuffix(PARTIAL) not in known), None)
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def _without_numbers(name: str) -> str:
@@ -302,7 +335,9 @@ def undisturbed_runs(name: str, base: Path, place: Path) -> tuple[Expected, byte
     return expected, (place / "calls").read_bytes(), ended
 
 
-def outcomes(place: Path, number: int, seed: int = 0, only: str = "", at_a_time: int = 2) -> Iterator[Outcome]:
+def outcomes(
+    place: Path, number: int, seed: int = 0, only: str = "", at_a_time: int = 2
+) -> Iterator[Outcome]:
     """The outcomes of so many faults, as they come."""
     base = place / "base"
     base.mkdir()
@@ -312,8 +347,14 @@ def outcomes(place: Path, number: int, seed: int = 0, only: str = "", at_a_time:
     known = {name: undisturbed_runs(name, base, place) for name in names}
     for name, (expected, classes, ended) in known.items():
         exact, partly = expected.compared()
-        counts = ", ".join(f"{count} {CLASSES[kind]}" for kind, count in sorted(collections.Counter(classes).items()))
-        print(f"{name}: {ended.seconds:.1f} s; calls: {counts}; compared: {exact} files to the bit, {partly} in values", flush=True)
+        counts = ", ".join(
+            f"{count} {CLASSES[kind]}" for kind, count in sorted(collections.Counter(classes).items())
+        )
+        print(
+            f"{name}: {ended.seconds:.1f} s; calls: {counts}; compared: {exact} files to the bit, {partly} "
+            "in values",
+            flush=True,
+        )
     faults = drawn({name: classes for name, (_, classes, _) in known.items()}, number, seed)
     before = {name: hashlib.sha256(data).digest() for name, data in _files(base).items()}
     read, write = os.pipe()
@@ -333,7 +374,9 @@ def outcomes(place: Path, number: int, seed: int = 0, only: str = "", at_a_time:
         for line in lines:
             values = json.loads(line)
             yield Outcome(**values | {"fault": Fault(**values["fault"])})
-    assert {name: hashlib.sha256(data).digest() for name, data in _files(base).items()} == before, "an input was changed"
+    assert {name: hashlib.sha256(data).digest() for name, data in _files(base).items()} == before, (
+        "an input was changed"
+    )
 
 
 def table(place: Path, number: int, seed: int, only: str) -> int:
@@ -343,11 +386,19 @@ def table(place: Path, number: int, seed: int, only: str) -> int:
         found[outcome.fault.scenario].append(outcome)
         if outcome.wrong:
             print(f"{outcome.fault}: {outcome.wrong}", flush=True)
-    print(f"{'command':18} {'faults':>6} " + " ".join(f"{name:>12}" for name in (*OUTCOMES, *WRONG)) + f" {'worst s':>8} {'MiB':>6}")
+    print(
+        f"{'command':18} {'faults':>6} "
+        + " ".join(f"{name:>12}" for name in (*OUTCOMES, *WRONG))
+        + f" {'worst s':>8} {'MiB':>6}"
+    )
     for name, results in [*found.items(), ("all", [one for some in found.values() for one in some])]:
         first = collections.Counter(one.first for one in results)
         wrong = collections.Counter(kind for one in results for kind in one.wrong)
         counts = [*(first[kind] for kind in OUTCOMES), *(wrong[kind] for kind in WRONG)]
         worst = max(one.seconds for one in results), max(one.mebibytes for one in results)
-        print(f"{name:18} {len(results):6} " + " ".join(f"{count:12}" for count in counts) + f" {worst[0]:8.1f} {worst[1]:6.0f}")
+        print(
+            f"{name:18} {len(results):6} "
+            + " ".join(f"{count:12}" for count in counts)
+            + f" {worst[0]:8.1f} {worst[1]:6.0f}"
+        )
     return sum(bool(one.wrong) for some in found.values() for one in some)

@@ -1,9 +1,11 @@
-"""Requests a second of our model in lm-evaluation-harness on a CPU, beside the harness's own Hugging Face backend.
+"""Requests a second of our model in lm-evaluation-harness on a CPU, beside the harness's own Hugging Face
+backend.
 
     python benchmarks/evaluation.py [--items 24] [--rounds 3] [--hidden 512 --layers 8 --vocab 16000]
 
-The two take turns in one process on one folder of random weights, float32, with the same requests: the forms of the benchmarks, made of
-the package's own text. Compiling is timed apart, in the first round. Answers are compared on the way.
+The two take turns in one process on one folder of random weights, float32, with the same requests: the forms
+of the benchmarks, made of the package's own text. Compiling is timed apart, in the first round. Answers are
+compared on the way.
 """
 
 import argparse
@@ -45,16 +47,28 @@ def model_folder(path: Path, hidden: int, layers: int, vocab: int) -> ModelConfi
         num_key_value_heads=max(1, hidden // 256),
         max_position_embeddings=2048,
     )
-    params = jax.tree.map(np.asarray, init_params(config.model_copy(update={"initializer_range": 0.1}), jax.random.key(0)))
+    params = jax.tree.map(
+        np.asarray, init_params(config.model_copy(update={"initializer_range": 0.1}), jax.random.key(0))
+    )
     (path / "files").mkdir()
     tokenizer.save(path / "files")
-    save_folder(path / "hf", Format.HF, params, write_hf_config(config, None, "float32", eos_token_id=tokenizer.eos_id), path / "files")
+    save_folder(
+        path / "hf",
+        Format.HF,
+        params,
+        write_hf_config(config, None, "float32", eos_token_id=tokenizer.eos_id),
+        path / "files",
+    )
     return config
 
 
 def forms(items: int) -> dict[str, list[tuple]]:
-    """Requests in the form of each benchmark: (context, continuation), or (context, settings) where the model writes."""
-    words = [word for text in read_texts(None, ["en", "sw", "id"]).values() for own in text for word in own.split()]
+    """Requests in the form of each benchmark: (context, continuation), or (context, settings) where the model
+    writes.
+    """
+    words = [
+        word for text in read_texts(None, ["en", "sw", "id"]).values() for own in text for word in own.split()
+    ]
     random = np.random.default_rng(0)
 
     def some(count: int) -> str:
@@ -75,12 +89,21 @@ def forms(items: int) -> dict[str, list[tuple]]:
         "MMMLU, 5 examples": [(exam, f" {letter}") for exam in exams for letter in "ABCD"],
         "XCOPA": [(cause, f" {some(8)}") for cause in causes for _ in range(2)],
         "XNLI": [
-            ("", f"{premise}, right? {word}, {ending}") for premise in premises for ending in [some(10)] for word in ("Yes", "Also", "No")
+            ("", f"{premise}, right? {word}, {ending}")
+            for premise in premises
+            for ending in [some(10)]
+            for word in ("Yes", "Also", "No")
         ],
         "MGSM, 4 examples": [
-            (f"{steps}Question: {some(40)}\nStep-by-Step Answer:", {"until": ["Question:"], "max_gen_toks": 64}) for _ in exams
+            (
+                f"{steps}Question: {some(40)}\nStep-by-Step Answer:",
+                {"until": ["Question:"], "max_gen_toks": 64},
+            )
+            for _ in exams
         ],
-        "Flores-200, 5 examples": [(f"{pairs}English: {some(20)}\nSwahili:", {"until": ["\n"], "max_gen_toks": 64}) for _ in exams],
+        "Flores-200, 5 examples": [
+            (f"{pairs}English: {some(20)}\nSwahili:", {"until": ["\n"], "max_gen_toks": 64}) for _ in exams
+        ],
     }
 
 
@@ -101,7 +124,10 @@ def main() -> None:
         params = load_params(open_folder(hf), shardings=param_shardings(config, mesh))
     sizes = f"{count_parameters(config):,} parameters, vocabulary {config.vocab_size}, {options.items} items"
     print(f"{sizes}, float32, {torch.get_num_threads()} threads")
-    print(f"{'requests':24} {'number':>6} {'compile s':>9} {'ours s':>8} {'theirs s':>8} {'ratio':>6} {'largest difference':>19}")
+    print(
+        f"{'requests':24} {'number':>6} {'compile s':>9} {'ours s':>8} {'theirs s':>8} {'ratio':>6} "
+        f"{'largest difference':>19}"
+    )
     for name, arguments in forms(options.items).items():
         kind = "generate_until" if isinstance(arguments[0][1], dict) else "loglikelihood"
         requests = [Instance(kind, {}, each, number) for number, each in enumerate(arguments)]
@@ -114,11 +140,18 @@ def main() -> None:
                 answers[who] = getattr(model, kind)(requests, disable_tqdm=True)
                 seconds[who].append(time.perf_counter() - start)
         pairs = zip(answers["ours"], answers["theirs"], strict=True)
-        same = max((abs(one[0] - other[0]) if kind == "loglikelihood" else float(one != other)) for one, other in pairs)
+        same = max(
+            (abs(one[0] - other[0]) if kind == "loglikelihood" else float(one != other))
+            for one, other in pairs
+        )
         first, *rest = seconds["ours"]
         ours_s, theirs_s = statistics.median(rest), statistics.median(seconds["theirs"][1:])
         ratio = f"{theirs_s / ours_s:6.2f}"
-        print(f"{name:24} {len(requests):6} {first - ours_s:9.1f} {ours_s:8.2f} {theirs_s:8.2f} {ratio} {same:19.1e}", flush=True)
+        print(
+            f"{name:24} {len(requests):6} {first - ours_s:9.1f} {ours_s:8.2f} {theirs_s:8.2f} {ratio} "
+            f"{same:19.1e}",
+            flush=True,
+        )
     programs = scoring.compilations() + generation.prefill._cache_size() + generation.extend._cache_size()
     print(f"{programs} programs compiled")
 

@@ -16,7 +16,21 @@ from babel_jax.model_folders.layout import tensor_shapes
 from tests.data.tokens.test_special_tokens import byte_level
 
 MARKERS = ("<|im_start|>", "<|im_end|>")
-WORDS = ("habari", "nyumba", "mtoto", "kitabu", "shule", "maji", "chakula", "njia", "siku", "mwaka", "rafiki", "kazi", "mlima")
+WORDS = (
+    "habari",
+    "nyumba",
+    "mtoto",
+    "kitabu",
+    "shule",
+    "maji",
+    "chakula",
+    "njia",
+    "siku",
+    "mwaka",
+    "rafiki",
+    "kazi",
+    "mlima",
+)
 SHAPE = ModelConfig(
     vocab_size=272,
     hidden_size=16,
@@ -27,9 +41,11 @@ SHAPE = ModelConfig(
     max_position_embeddings=128,
 )
 TRAINING = (
-    '[training]\nglobal_batch_size = 4\ncompute_dtype = "float32"\ncheckpoint_every = 2\ncompilation_cache = false\n'
+    '[training]\nglobal_batch_size = 4\ncompute_dtype = "float32"\ncheckpoint_every = 2\ncompilation_cache '
+    "= false\n"
     "[evaluation]\nbatch_size = 4\nmax_bytes = 300\n"
-    '[[stages]]\nname = "only"\nresult = "recovered"\nsteps = 4\nschedule = { peak = 1e-3 }\nmixture = { max_epochs = 1000.0 }\n'
+    '[[stages]]\nname = "only"\nresult = "recovered"\nsteps = 4\nschedule = { peak = 1e-3 }\nmixture = { '
+    "max_epochs = 1000.0 }\n"
 )
 
 
@@ -37,8 +53,9 @@ TRAINING = (
 class Scenario:
     """A command. `{base}` in its arguments is the folder of inputs; its own folder is where it runs.
 
-    `copied` are inputs that it changes: names below the base. `whole` is a folder that appears whole or not at all, and is then refused.
-    `then` is run after it, where its own files are of no use to compare: Orbax draws names, and notes times.
+    `copied` are inputs that it changes: names below the base. `whole` is a folder that appears whole or not
+    at all, and is then refused. `then` is run after it, where its own files are of no use to compare: Orbax
+    draws names, and notes times.
     """
 
     arguments: tuple[str, ...]
@@ -50,21 +67,32 @@ class Scenario:
 
 BACK = ("convert", "out", "back", "--to", "hf")
 SCENARIOS = {
-    "convert to orbax": Scenario(("convert", "{base}/source", "out", "--to", "orbax"), whole="out", then=BACK, weight=3),
+    "convert to orbax": Scenario(
+        ("convert", "{base}/source", "out", "--to", "orbax"), whole="out", then=BACK, weight=3
+    ),
     "convert to hf": Scenario(("convert", "{base}/orbax", "out", "--to", "hf"), whole="out", weight=3),
-    "expand": Scenario(("expand", "{base}/source", "out", "--insert-after", "1", "--init", "noise"), whole="out", weight=3),
-    "expand orbax": Scenario(("expand", "{base}/orbax", "out", "--insert-after", "1"), whole="out", then=BACK),
+    "expand": Scenario(
+        ("expand", "{base}/source", "out", "--insert-after", "1", "--init", "noise"), whole="out", weight=3
+    ),
+    "expand orbax": Scenario(
+        ("expand", "{base}/orbax", "out", "--insert-after", "1"), whole="out", then=BACK
+    ),
     "prepare": Scenario(("prepare", "{base}/prepare.toml"), weight=6),
     "train": Scenario(("train", "{base}/train.toml"), weight=3),
     "sft": Scenario(("sft", "{base}/sft.toml"), weight=3),
-    "evaluate": Scenario(("evaluate", "{base}/source", "--data", "{base}/texts", "--max-bytes", "300", "--out", "out"), weight=2),
+    "evaluate": Scenario(
+        ("evaluate", "{base}/source", "--data", "{base}/texts", "--max-bytes", "300", "--out", "out"),
+        weight=2,
+    ),
     "judge": Scenario(("judge", "{base}/quality.toml"), weight=2),
     "classifier": Scenario(("classifier", "{base}/quality.toml"), ("judged/out",), whole="out/classifier"),
     "score": Scenario(("score", "{base}/quality.toml"), ("classified/out",), weight=2),
     "statistics": Scenario(("statistics", "data"), ("data",), weight=2),
     "mixture": Scenario(("mixture", "{base}/train.toml", "--out", "out")),
     "report": Scenario(("report", "run"), ("trained/run",)),
-    "sensitivity": Scenario(("sensitivity", "{base}/source", "--data", "{base}/texts", "--max-bytes", "300", "--out", "out")),
+    "sensitivity": Scenario(
+        ("sensitivity", "{base}/source", "--data", "{base}/texts", "--max-bytes", "300", "--out", "out")
+    ),
 }
 
 Run = Callable[[list[str], Path], object]
@@ -100,26 +128,37 @@ def _write_configs(base: Path, tokenizer: Path) -> None:
     data = f'tokenizer = "{tokenizer}"\nseq_len = 64\nheldout_fraction = 0.2\nworkers = 1\n'
     texts = [f'language = "{code}"\npath = "{base}/texts/{code}.jsonl"\n' for code in ("en", "sw")]
     sources = "".join(f"[[data.sources]]\n{text}" for text in texts)
-    cleaning = 'shard_documents = 10\n[data.cleaning]\nmin_characters = 20\noff = ["repetition", "words", "language"]\n'
+    cleaning = (
+        'shard_documents = 10\n[data.cleaning]\nmin_characters = 20\noff = ["repetition", "words", '
+        '"language"]\n'
+    )
     (base / "prepare.toml").write_text(
-        f'out = "run"\n[model]\nfolder = "none"\n[data]\nfolder = "data"\n{data}{cleaning}[data.deduplication]\n{sources}'
+        'out = "run"\n[model]\nfolder = "none"\n[data]\nfolder = '
+        f'"data"\n{data}{cleaning}[data.deduplication]\n{sources}'
     )
     head = f'out = "run"\nexport_dtype = "float32"\n[model]\nfolder = "{base}/source"\n'
     expansion = '[expansion]\ninsert_after = [1]\ninit = "zero"\n'
     (base / "train.toml").write_text(f'{head}{expansion}[data]\nfolder = "{base}/data"\n{data}{TRAINING}')
-    talk = f'conversations = true\n[[data.sources]]\nlanguage = "sw"\nkind = "chat"\ntext_key = "messages"\npath = "{base}/talk.jsonl"\n'
+    talk = (
+        'conversations = true\n[[data.sources]]\nlanguage = "sw"\nkind = "chat"\ntext_key = '
+        f'"messages"\npath = "{base}/talk.jsonl"\n'
+    )
     (base / "sft.toml").write_text(f'{head}[data]\nfolder = "data"\n{data}{talk}{TRAINING}')
     (base / "quality.toml").write_text(
         'out = "out"\n[judge]\ndocuments = 12\ndimensions = { fluency = "a", substance = "b" }\n'
-        f'[classifier]\nmodel = "{base}/source"\nseq_len = 64\nbatch_size = 4\nepochs = 1.0\nschedule = {{ peak = 3e-3 }}\n'
-        'heldout_fraction = 0.25\ncompute_dtype = "float32"\n' + "".join(f"[[sources]]\n{text}" for text in texts)
+        f'[classifier]\nmodel = "{base}/source"\nseq_len = 64\nbatch_size = 4\nepochs = 1.0\nschedule = {{ '
+        "peak = 3e-3 }\n"
+        'heldout_fraction = 0.25\ncompute_dtype = "float32"\n'
+        + "".join(f"[[sources]]\n{text}" for text in texts)
     )
 
 
 def _write_model(folder: Path, tokenizer: Path) -> None:
     shutil.copytree(tokenizer, folder)
     draw = np.random.default_rng(0)
-    tensors = {name: draw.normal(0, 0.1, shape).astype(np.float32) for name, shape in tensor_shapes(SHAPE).items()}
+    tensors = {
+        name: draw.normal(0, 0.1, shape).astype(np.float32) for name, shape in tensor_shapes(SHAPE).items()
+    }
     names, index = list(tensors), {}
     for number, part in enumerate((names[::2], names[1::2]), 1):
         file = f"model-{number:05d}-of-00002.safetensors"
@@ -134,12 +173,18 @@ def _write_texts(base: Path) -> None:
     draw = random.Random(0)
     (base / "texts").mkdir()
     for code in ("en", "sw"):
-        rows = [{"id": f"{code}{number}", "text": f"{code} " + " ".join(draw.choices(WORDS, k=30)) + "."} for number in range(24)]
+        rows = [
+            {"id": f"{code}{number}", "text": f"{code} " + " ".join(draw.choices(WORDS, k=30)) + "."}
+            for number in range(24)
+        ]
         rows.append({"id": f"{code}again", "text": rows[0]["text"]})
         (base / "texts" / f"{code}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     turns = [[" ".join(draw.choices(WORDS, k=5)) for _ in range(2)] for _ in range(20)]
     talk = [
-        {"id": str(number), "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
+        {
+            "id": str(number),
+            "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}],
+        }
         for number, (asked, said) in enumerate(turns)
     ]
     (base / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talk))
@@ -153,4 +198,15 @@ def _write_judged(texts: Path, out: Path) -> None:
                 row = json.loads(line)
                 scores = {"fluency": number % 5, "substance": (number + 2) % 5}
                 score = sum(scores.values()) / 2
-                file.write(json.dumps({"id": row["id"], "language": code, "text": row["text"], "scores": scores, "score": score}) + "\n")
+                file.write(
+                    json.dumps(
+                        {
+                            "id": row["id"],
+                            "language": code,
+                            "text": row["text"],
+                            "scores": scores,
+                            "score": score,
+                        }
+                    )
+                    + "\n"
+                )

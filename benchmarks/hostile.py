@@ -2,10 +2,10 @@
 
     python benchmarks/hostile.py --inputs 2000 --faults 1000
 
-Each input is a good one with seeded changes (those of tests/hostile), and each runs in a process of its own with a bound on memory and
-time: how many were used, refused in one line, or neither; the worst processor seconds and memory. Of faults see disk_faults.py: how many
-were met, and after how many of them something was lost, half-written or wrong without a word. Exit status 1 where one ended otherwise
-than it should.
+Each input is a good one with seeded changes (those of tests/hostile), and each runs in a process of its own
+with a bound on memory and time: how many were used, refused in one line, or neither; the worst processor
+seconds and memory. Of faults see disk_faults.py: how many were met, and after how many of them something was
+lost, half-written or wrong without a word. Exit status 1 where one ended otherwise than it should.
 """
 
 import argparse
@@ -39,7 +39,16 @@ HARD_SECONDS, HARD_MEMORY = 60, 6 * 2**30  # those at which it is ended
 AT_A_TIME = 2
 TALK = [{"role": "user", "content": "Habari?"}, {"role": "assistant", "content": "Nzuri."}]
 TEMPLATE = "{% for m in messages %}{{ '<s>' + m.role + '\n' + m.content | trim + '</s>\n' }}{% endfor %}"
-PIECES = ("{% for a in range(99999) %}", "{{ 'a' * 10**10 }}", "{{ 9**9**9 }}", "{%", "}}", "{{ x.y.z }}", "{{ m.__class__ }}", "\ud7ff")
+PIECES = (
+    "{% for a in range(99999) %}",
+    "{{ 'a' * 10**10 }}",
+    "{{ 9**9**9 }}",
+    "{%",
+    "}}",
+    "{{ x.y.z }}",
+    "{{ m.__class__ }}",
+    "\ud7ff",
+)
 
 
 def model_case(name: str, draw: random.Random, place: Path) -> list[str]:
@@ -54,7 +63,9 @@ def model_case(name: str, draw: random.Random, place: Path) -> list[str]:
 def plan_case(_: str, draw: random.Random, place: Path) -> list[str]:
     """A changed plan."""
     source = folders.folder(place / "source", Family.LLAMA)
-    (place / "plan.json").write_text(json.dumps({"layers": [{"source": 0}, {"source": 1}, {"source": 1, "init": "zero"}, {"source": 2}]}))
+    (place / "plan.json").write_text(
+        json.dumps({"layers": [{"source": 0}, {"source": 1}, {"source": 1, "init": "zero"}, {"source": 2}]})
+    )
     folders.change_json(draw, place / "plan.json")
     return ["expand", str(source), str(place / "out"), "--plan", str(place / "plan.json")]
 
@@ -69,7 +80,9 @@ def tokenizer_case(name: str, draw: random.Random, place: Path) -> list[str]:
     """A changed file of a tokenizer."""
     folder = byte_level(place / "tokenizer", begin="<s> $A")
     (folder / "added_tokens.json").write_text(json.dumps({"<|end|>": 258, "<|turn|>": 259}))
-    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": "</s>", "pad_token": {"content": "<|end|>"}}))
+    (folder / "special_tokens_map.json").write_text(
+        json.dumps({"eos_token": "</s>", "pad_token": {"content": "<|end|>"}})
+    )
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [257, 258]}))
     folders.change_json(draw, folder / name)
     (place / "en.jsonl").write_bytes(text.jsonl())
@@ -80,8 +93,12 @@ def template_case(_: str, draw: random.Random, place: Path) -> list[str]:
     """A changed chat template."""
     folder = byte_level(place / "tokenizer")
     at = draw.randrange(len(TEMPLATE))
-    (folder / "chat_template.jinja").write_text(TEMPLATE[:at] + draw.choice(PIECES) + TEMPLATE[at + draw.choice((0, 0, 3)) :])
-    (place / "en.jsonl").write_text("".join(json.dumps({"id": str(number), "messages": TALK}) + "\n" for number in range(4)))
+    (folder / "chat_template.jinja").write_text(
+        TEMPLATE[:at] + draw.choice(PIECES) + TEMPLATE[at + draw.choice((0, 0, 3)) :]
+    )
+    (place / "en.jsonl").write_text(
+        "".join(json.dumps({"id": str(number), "messages": TALK}) + "\n" for number in range(4))
+    )
     return prepared(place, place / "en.jsonl", folder, draw, 'text_key = "messages"', "conversations = true")
 
 
@@ -94,11 +111,14 @@ def config_case(_: str, draw: random.Random, place: Path) -> list[str]:
     return arguments
 
 
-def prepared(place: Path, file: Path, tokenizer: Path, draw: random.Random, source: str = "", data: str = "") -> list[str]:
+def prepared(
+    place: Path, file: Path, tokenizer: Path, draw: random.Random, source: str = "", data: str = ""
+) -> list[str]:
     """The arguments that prepare one file."""
     cleaning = "" if data or draw.random() < 0.5 else "\n[data.cleaning]\nmin_characters = 10\n"
     (place / "config.toml").write_text(
-        f'out = "{place}/run"\n[model]\nfolder = "none"\n[data]\nfolder = "{place}/data"\ntokenizer = "{tokenizer}"\nseq_len = 64\n'
+        f'out = "{place}/run"\n[model]\nfolder = "none"\n[data]\nfolder = "{place}/data"\ntokenizer = '
+        f'"{tokenizer}"\nseq_len = 64\n'
         f'heldout_fraction = 0.0\nbad_rows = "{draw.choice(("skip", "refuse"))}"\n{data}\n{cleaning}'
         f'[[data.sources]]\nlanguage = "en"\npath = "{file}"\n{source}\n'
     )
@@ -151,7 +171,9 @@ def begin(kind: str, number: int, place: Path) -> int:
 
 
 def all_ended(cases: list[tuple[str, int]]) -> Iterator[tuple[str, int, str, float, float, str]]:
-    """(kind, number, how it ended, seconds of processors, MiB, what was said) of each input, two at a time."""
+    """(kind, number, how it ended, seconds of processors, MiB, what was said) of each
+    input, two at a time.
+    """
     running: dict[int, tuple[str, int, tempfile.TemporaryDirectory[str]]] = {}
     waiting = list(reversed(cases))
     while waiting or running:
@@ -171,10 +193,16 @@ def all_ended(cases: list[tuple[str, int]]) -> Iterator[tuple[str, int, str, flo
 
 def table() -> int:
     """Prints both tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--inputs", type=int, default=200)
     parser.add_argument("--faults", type=int, default=0)
-    parser.add_argument("--kinds", default="", help="only kinds of input, and commands of faults, that have this in their name")
+    parser.add_argument(
+        "--kinds",
+        default="",
+        help="only kinds of input, and commands of faults, that have this in their name",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
     options = parser.parse_args()
     failed = inputs_table(options) if options.inputs else 0
@@ -188,7 +216,10 @@ def faults_table(options: argparse.Namespace, place: Path) -> int:
     """Meets all faults and prints the table, in a Python below the library that counts calls."""
     if disk_faults.LIBRARY not in os.environ:
         library = disk_faults.build(place)
-        return subprocess.call([sys.executable, *sys.argv, "--inputs", "0"], env={**os.environ, disk_faults.LIBRARY: str(library)})
+        return subprocess.call(
+            [sys.executable, *sys.argv, "--inputs", "0"],
+            env={**os.environ, disk_faults.LIBRARY: str(library)},
+        )
     return disk_faults.table(place, options.faults, options.seed, options.kinds)
 
 
@@ -203,14 +234,21 @@ def inputs_table(options: argparse.Namespace) -> int:
         ended[kind].append((how, seconds, mebibytes))
         if how not in ("used", "refused") or seconds > SECONDS or mebibytes * 2**20 > MEMORY:
             failed += 1
-            print(f"{kind} {number}: {how}, {seconds:.1f} s, {mebibytes:.0f} MiB: {said[-400:]!r}", flush=True)
-    print(f"{'kind':34} {'inputs':>6} {'used':>6} {'refused':>8} {'other':>6} {'worst s':>8} {'worst MiB':>10}")
+            print(
+                f"{kind} {number}: {how}, {seconds:.1f} s, {mebibytes:.0f} MiB: {said[-400:]!r}", flush=True
+            )
+    print(
+        f"{'kind':34} {'inputs':>6} {'used':>6} {'refused':>8} {'other':>6} {'worst s':>8} {'worst MiB':>10}"
+    )
     rows = [*ended.items(), ("all", [result for one_kind in ended.values() for result in one_kind])]
     for kind, results in rows:
         counts = collections.Counter(how for how, _, _ in results)
         other = len(results) - counts["used"] - counts["refused"]
         worst = max(seconds for _, seconds, _ in results), max(mebibytes for _, _, mebibytes in results)
-        print(f"{kind:34} {len(results):6} {counts['used']:6} {counts['refused']:8} {other:6} {worst[0]:8.1f} {worst[1]:10.0f}")
+        print(
+            f"{kind:34} {len(results):6} {counts['used']:6} {counts['refused']:8} {other:6} {worst[0]:8.1f} "
+            f"{worst[1]:10.0f}"
+        )
     return failed
 
 

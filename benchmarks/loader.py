@@ -1,8 +1,10 @@
-"""Tokens a second of the loader on one core: 25 datasets of packed windows mixed, shuffled and batched, beside peers.
+"""Tokens a second of the loader on one core: 25 datasets of packed windows mixed, shuffled and batched,
+beside peers.
 
     python benchmarks/loader.py [--windows 100] [--seq-len 4096] [--batch 32] [--rounds 5]
 
-Peers, in alternation with it: Grain's own mix of the same datasets, and bare random reads of one dataset through TFDS and ArrayRecord.
+Peers, in alternation with it: Grain's own mix of the same datasets, and bare random reads of one dataset
+through TFDS and ArrayRecord.
 """
 
 import argparse
@@ -31,7 +33,9 @@ READS = 1024
 
 
 def write_datasets(folder: Path, windows: int, seq_len: int) -> None:
-    """A folder as `babel prepare` leaves it, one dataset for each of the 25 languages, of random tokens in documents of random length."""
+    """A folder as `babel prepare` leaves it, one dataset for each of the 25 languages, of random tokens in
+    documents of random length.
+    """
     generator = np.random.default_rng(0)
     languages = {}
     for code in CODES:
@@ -41,14 +45,20 @@ def write_datasets(folder: Path, windows: int, seq_len: int) -> None:
         place = dataset_folder(folder, code, "web")
         place.mkdir(parents=True)
         write_windows(place, place.name, pack(documents, seq_len, eos_id=0), seq_len)
-        languages[code] = {"kinds": {"web": {"tokens": int(np.sum(lengths + 1)), "windows": len(open_windows(place))}}}
+        languages[code] = {
+            "kinds": {"web": {"tokens": int(np.sum(lengths + 1)), "windows": len(open_windows(place))}}
+        }
         heldout_file(folder, code).parent.mkdir(parents=True, exist_ok=True)
         heldout_file(folder, code).touch()
-    (folder / REPORT).write_text(json.dumps({"seq_len": seq_len, "tokenizer": {"fingerprint": "none"}, "languages": languages}))
+    (folder / REPORT).write_text(
+        json.dumps({"seq_len": seq_len, "tokenizer": {"fingerprint": "none"}, "languages": languages})
+    )
 
 
 def measure(contestants: dict[str, tuple[int, Callable[[int], None]]], rounds: int) -> dict[str, list[float]]:
-    """Tokens a second by contestant and round; each is called with the number of the round, once before for warmth."""
+    """Tokens a second by contestant and round; each is called with the number of the round, once before for
+    warmth.
+    """
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds + 1):
         for name, (tokens, work) in contestants.items():
@@ -60,7 +70,9 @@ def measure(contestants: dict[str, tuple[int, Callable[[int], None]]], rounds: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--windows", type=int, default=100, help="windows of each dataset")
     parser.add_argument("--seq-len", type=int, default=4096)
     parser.add_argument("--batch", type=int, default=32)
@@ -80,9 +92,9 @@ def main() -> None:
         batches = Batches(folder, mixture, arguments.batch, arguments.seq_len, seed=0)
         ahead = batches.iterate()
         sources = [open_windows(dataset_folder(folder, code, "web")) for code in CODES]
-        own_mix = grain.MapDataset.mix([grain.MapDataset.source(source).shuffle(seed=0).repeat() for source in sources]).batch(
-            arguments.batch
-        )
+        own_mix = grain.MapDataset.mix(
+            [grain.MapDataset.source(source).shuffle(seed=0).repeat() for source in sources]
+        ).batch(arguments.batch)
         one = sources[0]
         order = np.random.default_rng(0).integers(0, len(one), steps * arguments.batch).tolist()
         tokens = steps * arguments.batch * arguments.seq_len
@@ -92,9 +104,15 @@ def main() -> None:
 
         rates = measure(
             {
-                "Batches[step]": (tokens, lambda number: [batches[number * steps + step] for step in range(steps)] and None),
+                "Batches[step]": (
+                    tokens,
+                    lambda number: [batches[number * steps + step] for step in range(steps)] and None,
+                ),
                 "Batches.iterate": (tokens, lambda number: [next(ahead) for _ in range(steps)] and None),
-                "Grain's own mix": (tokens, lambda number: [own_mix[number * steps + step] for step in range(steps)] and None),
+                "Grain's own mix": (
+                    tokens,
+                    lambda number: [own_mix[number * steps + step] for step in range(steps)] and None,
+                ),
                 "one TFDS dataset": (tokens, read(one.__getitem__)),
                 "one ArrayRecord file, bytes": (tokens, read(one.data_source.__getitem__)),
             },
@@ -102,7 +120,10 @@ def main() -> None:
         )
     print(f"{'million tokens/s':<28} {'median':>8} {'least':>8} {'most':>8}")
     for name, each in rates.items():
-        print(f"{name:<28} {statistics.median(each) / 1e6:>8.1f} {min(each) / 1e6:>8.1f} {max(each) / 1e6:>8.1f}")
+        print(
+            f"{name:<28} {statistics.median(each) / 1e6:>8.1f} {min(each) / 1e6:>8.1f} "
+            f"{max(each) / 1e6:>8.1f}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""The shipped configs compiled for the pods that they are meant for, beside MaxText's figures; the table of the README.
+"""The shipped configs compiled for the pods that they are meant for, beside MaxText's figures; the table of
+the README.
 
     python benchmarks/pod_plans.py [--results FILE] [--only v5p] [--rest] [--table]
 
-Each plan is one `babel plan --step-only` (1 to 5 minutes on two cores) and is written as soon as it is there: the same command goes on.
-`--rest` compiles the other programs of the runs too (about 10 minutes a row); rows that differ in the train step alone share them.
-`--table` prints what is there: a table of the steps, and one of all programs. MaxText's figures are those of its own ahead-of-time check:
-MaxText 0.2.5, jax 0.12.0, its Qwen2.5-7B config with 34 layers and the shape of Babel-83B, one window of 4,096 tokens a chip, pure FSDP,
+Each plan is one `babel plan --step-only` (1 to 5 minutes on two cores) and is written as soon as it is there:
+the same command goes on. `--rest` compiles the other programs of the runs too (about 10 minutes a row); rows
+that differ in the train step alone share them. `--table` prints what is there: a table of the steps, and one
+of all programs. MaxText's figures are those of its own ahead-of-time check: MaxText 0.2.5, jax 0.12.0, its
+Qwen2.5-7B config with 34 layers and the shape of Babel-83B, one window of 4,096 tokens a chip, pure FSDP,
 float32 parameters and Adam, full remat.
 """
 
@@ -26,18 +28,38 @@ PLANS: list[tuple[str, str, int, tuple[str, ...]]] = [
     ("babel-9b", "v5e:16x16", 1, ("training.global_batch_size=256",)),
     ("babel-83b", "v5p:8x8x8", 1, ("training.global_batch_size=512",)),
     ("babel-83b", "v5e:16x16", 16, ("training.global_batch_size=2048", HALVES)),
-    ("babel-83b", "v5e:16x16", 16, ("training.global_batch_size=2048", HALVES, "training.remat=attention", OFFLOAD)),
+    (
+        "babel-83b",
+        "v5e:16x16",
+        16,
+        ("training.global_batch_size=2048", HALVES, "training.remat=attention", OFFLOAD),
+    ),
     ("babel-9b", "v5p:4x4x4", 1, ("training.global_batch_size=64",)),
     ("babel-9b", "v6e:8x8", 1, ("training.global_batch_size=64", "training.remat=mlp")),
     ("babel-83b", "v6e:16x16", 1, ("training.global_batch_size=256",)),
     ("babel-83b", "v6e:16x16", 1, ("training.global_batch_size=256", "training.remat=attention")),
     ("babel-83b", "v6e:16x16", 1, ("training.global_batch_size=128", HALVES, "training.remat=gate", OFFLOAD)),
-    ("babel-9b", "v5p:4x4x4", 1, ("training.global_batch_size=16", "training.mesh={fsdp=-1, context=4}", "training.remat=mlp", *LONG)),
+    (
+        "babel-9b",
+        "v5p:4x4x4",
+        1,
+        ("training.global_batch_size=16", "training.mesh={fsdp=-1, context=4}", "training.remat=mlp", *LONG),
+    ),
     ("babel-83b", "v5p:8x8x8", 1, ("training.global_batch_size=512", "training.remat=mlp")),
     ("babel-9b", "v5e:16x16", 1, ("training.global_batch_size=256", "training.remat=gate")),
-    ("babel-83b", "v5p:8x8x8", 1, ("training.global_batch_size=64", "training.mesh={fsdp=-1, context=8}", "training.remat=mlp", *LONG)),
+    (
+        "babel-83b",
+        "v5p:8x8x8",
+        1,
+        ("training.global_batch_size=64", "training.mesh={fsdp=-1, context=8}", "training.remat=mlp", *LONG),
+    ),
     ("babel-9b", "v5p:4x4x4", 1, ("training.global_batch_size=64", "training.remat=mlp")),
-    ("babel-9b", "v5e:16x16", 1, ("training.global_batch_size=16", "training.mesh={fsdp=-1, context=16}", "training.remat=mlp", *LONG)),
+    (
+        "babel-9b",
+        "v5e:16x16",
+        1,
+        ("training.global_batch_size=16", "training.mesh={fsdp=-1, context=16}", "training.remat=mlp", *LONG),
+    ),
 ]
 MAXTEXT = {  # GiB of arguments and temporaries, GB on the wire
     ("babel-9b", "v5p:4x4x4"): (1.58, 5.52, 67),
@@ -53,7 +75,9 @@ _REST = "rest: "
 
 def rest_name_of(model: str, topology: str, slices: int, settings: tuple[str, ...]) -> str:
     """The name under which the programs of a run other than its steps are kept."""
-    return _REST + name_of(model, topology, slices, tuple(one for one in settings if not one.startswith(STEP_ALONE)))
+    return _REST + name_of(
+        model, topology, slices, tuple(one for one in settings if not one.startswith(STEP_ALONE))
+    )
 
 
 def name_of(model: str, topology: str, slices: int, settings: tuple[str, ...]) -> str:
@@ -63,7 +87,8 @@ def name_of(model: str, topology: str, slices: int, settings: tuple[str, ...]) -
 def table(results: dict[str, Any]) -> str:
     """Markdown, a row for each plan."""
     lines = [
-        "| model | pod | settings | HBM a chip, GiB: arguments + temporaries of capacity | hardware / model FLOPs | wire GB (of the least) "
+        "| model | pod | settings | HBM a chip, GiB: arguments + temporaries of capacity | hardware / model "
+        "FLOPs | wire GB (of the least) "
         "| seconds a step, at least | binds | MFU at most | MaxText: GiB, wire GB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -81,15 +106,19 @@ def table(results: dict[str, Any]) -> str:
         peer = MAXTEXT.get((model, topology)) if "remat" not in shown and "seq_len" not in shown else None
         theirs = "" if peer is None else f"{peer[0]} + {peer[1]}" + (f", {peer[2]}" if peer[2] else "")
         lines.append(
-            f"| {model} | {pod} | {shown} | {hbm['arguments']:.2f} + {hbm['temporaries']:.2f} of {hbm['capacity']:g} "
+            f"| {model} | {pod} | {shown} | {hbm['arguments']:.2f} + {hbm['temporaries']:.2f} of "
+            f"{hbm['capacity']:g} "
             f"| {found['hardware_flops'] / found['model_flops']:.3f} | {wire / 1e9:.1f} ({wire / least:.3f}) "
-            f"| {found['step_seconds_bound']:.2f} | {found['bound_by']} | {found['mfu_bound']:.0%} | {theirs} |"
+            f"| {found['step_seconds_bound']:.2f} | {found['bound_by']} | {found['mfu_bound']:.0%} | "
+            f"{theirs} |"
         )
     return "\n".join(lines)
 
 
 def programs_table(results: dict[str, Any]) -> str:
-    """Markdown: a row for each program of each plan, the step first; and under it the most that any program of the run needs."""
+    """Markdown: a row for each program of each plan, the step first; and under it the most that any program
+    of the run needs.
+    """
     sizes = "arguments + temporaries + results + beside = total"
     lines = [
         f"| plan | program | HBM a chip, GiB: {sizes} | fits | seconds, at least | binds | wire GB |",
@@ -104,17 +133,25 @@ def programs_table(results: dict[str, Any]) -> str:
             continue
         hbm = step["hbm_gib"]
         most, of = hbm["arguments"] + hbm["temporaries"], "step"
-        memory = f"{hbm['arguments']:.2f} + {hbm['temporaries']:.2f} + 0 + 0 = {most:.2f} of {hbm['capacity']:g}"
+        memory = (
+            f"{hbm['arguments']:.2f} + {hbm['temporaries']:.2f} + 0 + 0 = {most:.2f} of {hbm['capacity']:g}"
+        )
         work = f"{step['step_seconds_bound']:.3g} | {step['bound_by']} | {step['wire_bytes'] / 1e9:.3g}"
         lines.append(f"| {name_of(*row)} | step | {memory} | {'yes' if step['fits'] else 'no'} | {work} |")
         for one in rest["programs"]:
             hbm = one["hbm_gib"]
             if one["seconds"] is None:
-                lines.append(f"| | {one['name']} | {'more' if hbm['total'] is None else format(hbm['total'], '.2f')} | no | | | |")
+                lines.append(
+                    f"| | {one['name']} | {'more' if hbm['total'] is None else format(hbm['total'], '.2f')} "
+                    "| no | | | |"
+                )
                 continue
-            parts = " + ".join(f"{hbm[part]:.2f}" for part in ("arguments", "temporaries", "results", "beside"))
+            parts = " + ".join(
+                f"{hbm[part]:.2f}" for part in ("arguments", "temporaries", "results", "beside")
+            )
             lines.append(
-                f"| | {one['name']} | {parts} = {hbm['total']:.2f} | {'yes' if one['fits'] else 'no'} | {one['seconds']:.3g} "
+                f"| | {one['name']} | {parts} = {hbm['total']:.2f} | {'yes' if one['fits'] else 'no'} | "
+                f"{one['seconds']:.3g} "
                 f"| {one['bound_by']} | {one['wire_bytes'] / 1e9:.3g} |"
             )
             most, of = max((most, of), (hbm["total"], one["name"]))
@@ -122,7 +159,9 @@ def programs_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def compiled(model: str, topology: str, slices: int, settings: tuple[str, ...], which: Which) -> dict[str, Any]:
+def compiled(
+    model: str, topology: str, slices: int, settings: tuple[str, ...], which: Which
+) -> dict[str, Any]:
     """One plan, or under `error` why there is none."""
     try:
         return plan(load_config(configs_folder() / f"{model}.toml", settings), topology, slices, which)
@@ -131,15 +170,21 @@ def compiled(model: str, topology: str, slices: int, settings: tuple[str, ...], 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("pod_plans.json"))
     parser.add_argument("--only", default="", help="plans whose name holds this")
     parser.add_argument("--rest", action="store_true", help="compile the programs other than the steps too")
-    parser.add_argument("--table", action="store_true", help="print the table of what is there, and compile nothing")
+    parser.add_argument(
+        "--table", action="store_true", help="print the table of what is there, and compile nothing"
+    )
     arguments = parser.parse_args()
     results = json.loads(arguments.results.read_text()) if arguments.results.is_file() else {}
     for row in PLANS:
-        wanted = [(name_of(*row), Which.STEP)] + ([(rest_name_of(*row), Which.REST)] if arguments.rest else [])
+        wanted = [(name_of(*row), Which.STEP)] + (
+            [(rest_name_of(*row), Which.REST)] if arguments.rest else []
+        )
         for name, which in wanted:
             if arguments.table or name in results or arguments.only not in name_of(*row):
                 continue

@@ -1,9 +1,11 @@
-"""A run's report in a real browser: screenshots for desktop and phone, light and dark, what the console says, and what is too wide.
+"""A run's report in a real browser: screenshots for desktop and phone, light and dark, what the console says,
+and what is too wide.
 
     apt-get install chromium
     python benchmarks/report_in_browser.py runs/demo/report.html --out runs/shots
 
-Exit status 1 when the console has a message, anything is asked of the network, or the page is wider than the screen.
+Exit status 1 when the console has a message, anything is asked of the network, or the page is wider than the
+screen.
 """
 
 import argparse
@@ -20,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--hide-scrollbars",
 )  # fmt: skip
 SCREENS = {"desktop": (1280, 900, 1), "phone": (390, 844, 2)}
@@ -45,7 +48,11 @@ class Browser:
         """One call; events that come meanwhile are kept."""
         self._number += 1
         data = json.dumps({"id": self._number, "method": method, "params": params}).encode()
-        size = struct.pack("!BBH", 0x81, 0xFE, len(data)) if len(data) < 65536 else struct.pack("!BBQ", 0x81, 0xFF, len(data))
+        size = (
+            struct.pack("!BBH", 0x81, 0xFE, len(data))
+            if len(data) < 65536
+            else struct.pack("!BBQ", 0x81, 0xFF, len(data))
+        )
         self._socket.sendall(size + b"\0\0\0\0" + data)
         while True:
             message = json.loads(self._message())
@@ -60,7 +67,13 @@ class Browser:
         while True:
             first, second = self._read(2)
             size = second & 0x7F
-            size = struct.unpack("!H", self._read(2))[0] if size == 126 else struct.unpack("!Q", self._read(8))[0] if size == 127 else size
+            size = (
+                struct.unpack("!H", self._read(2))[0]
+                if size == 126
+                else struct.unpack("!Q", self._read(8))[0]
+                if size == 127
+                else size
+            )
             whole += self._read(size)
             if first & 0x80:
                 return whole
@@ -73,7 +86,9 @@ class Browser:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("page", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/shots"))
     parser.add_argument("--chromium", default="chromium")
@@ -81,7 +96,13 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     wrong = []
     with tempfile.TemporaryDirectory() as profile:
-        command = [options.chromium, *FLAGS, f"--user-data-dir={profile}", "--remote-debugging-port=0", "about:blank"]
+        command = [
+            options.chromium,
+            *FLAGS,
+            f"--user-data-dir={profile}",
+            "--remote-debugging-port=0",
+            "about:blank",
+        ]
         chromium = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             browser = Browser(_socket_of(Path(profile)))
@@ -89,7 +110,15 @@ def main() -> int:
                 browser.call(f"{domain}.enable")
             for screen, (width, height, scale) in SCREENS.items():
                 for scheme in ("light", "dark"):
-                    wrong += _look(browser, options.page, options.out / f"{screen}-{scheme}.png", width, height, scale, scheme)
+                    wrong += _look(
+                        browser,
+                        options.page,
+                        options.out / f"{screen}-{scheme}.png",
+                        width,
+                        height,
+                        scale,
+                        scheme,
+                    )
         finally:
             chromium.terminate()
             chromium.wait()
@@ -109,13 +138,24 @@ def _socket_of(profile: Path) -> str:
     raise RuntimeError("chromium did not start")
 
 
-def _look(browser: Browser, page: Path, shot: Path, width: int, height: int, scale: int, scheme: str) -> list[str]:
+def _look(
+    browser: Browser, page: Path, shot: Path, width: int, height: int, scale: int, scheme: str
+) -> list[str]:
     browser.events.clear()
-    browser.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=scale > 1)
+    browser.call(
+        "Emulation.setDeviceMetricsOverride",
+        width=width,
+        height=height,
+        deviceScaleFactor=scale,
+        mobile=scale > 1,
+    )
     browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     browser.call("Page.navigate", url=page.resolve().as_uri())
     for _ in range(300):
-        if browser.call("Runtime.evaluate", expression="document.readyState")["result"]["value"] == "complete":
+        if (
+            browser.call("Runtime.evaluate", expression="document.readyState")["result"]["value"]
+            == "complete"
+        ):
             break
         time.sleep(0.1)
     wide = browser.call("Runtime.evaluate", expression=_TOO_WIDE, returnByValue=True)["result"]["value"]
@@ -125,7 +165,11 @@ def _look(browser: Browser, page: Path, shot: Path, width: int, height: int, sca
     shot.write_bytes(base64.b64decode(picture["data"]))
     kinds = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
     said = [event["params"] for event in browser.events if event["method"] in kinds]
-    asked = [event["params"]["request"]["url"] for event in browser.events if event["method"] == "Network.requestWillBeSent"]
+    asked = [
+        event["params"]["request"]["url"]
+        for event in browser.events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
     asked = [url for url in asked if not url.startswith(("data:", "file:"))]
     print(f"{shot}: {size['height']:.0f} pixels high")
     return [f"{shot.stem}: {problem}" for problem in (*said, *asked, *wide)]

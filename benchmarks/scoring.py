@@ -1,9 +1,11 @@
-"""Scoring text with the quality classifier, beside transformers' model for sequence classification with the same weights.
+"""Scoring text with the quality classifier, beside transformers' model for sequence classification with the
+same weights.
 
     python benchmarks/scoring.py [--hidden 256] [--layers 6] [--documents 400] [--rounds 3]
 
-Both get the same documents of the package's corpus (all 25 languages, joined to about 1 kB), tokenized by the same tokenizer in the time
-that counts, float32. The peer runs batches of 16 documents of like length, padded; here documents share windows. Rounds alternate.
+Both get the same documents of the package's corpus (all 25 languages, joined to about 1 kB), tokenized by the
+same tokenizer in the time that counts, float32. The peer runs batches of 16 documents of like length, padded;
+here documents share windows. Rounds alternate.
 """
 
 import argparse
@@ -65,10 +67,14 @@ def main():
         params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
         save_folder(Path(place) / "hf", Format.HF, params, write_hf_config(config))
         peer = transformers.Qwen2Model.from_pretrained(Path(place) / "hf", dtype=torch.float32).eval()
-        params = with_head(load_params(open_folder(Path(place) / "hf"), dtype=jnp.float32), options.hidden, DIMENSIONS)
+        params = with_head(
+            load_params(open_folder(Path(place) / "hf"), dtype=jnp.float32), options.hidden, DIMENSIONS
+        )
     head = np.random.default_rng(1).normal(size=(DIMENSIONS, options.hidden)).astype(np.float32)
     params["head"] = {"weight": jnp.asarray(head), "bias": jnp.zeros(DIMENSIONS)}
-    settings = ClassifierSettings(model="none", seq_len=SEQ_LEN, batch_size=BATCH // 4, compute_dtype=ComputeType.FLOAT32)
+    settings = ClassifierSettings(
+        model="none", seq_len=SEQ_LEN, batch_size=BATCH // 4, compute_dtype=ComputeType.FLOAT32
+    )
     regressor = Regressor(config, params, tokenizer, settings)
 
     def ours():
@@ -84,7 +90,10 @@ def main():
             ids = torch.zeros((len(chosen), longest), dtype=torch.long)
             mask = torch.zeros_like(ids)
             for row, number in enumerate(chosen):
-                ids[row, : len(encoded[number])], mask[row, : len(encoded[number])] = torch.tensor(encoded[number]), 1
+                ids[row, : len(encoded[number])], mask[row, : len(encoded[number])] = (
+                    torch.tensor(encoded[number]),
+                    1,
+                )
             with torch.inference_mode():
                 hidden = peer(ids, attention_mask=mask).last_hidden_state
             ends = torch.tensor([len(encoded[number]) - 1 for number in chosen])
@@ -100,7 +109,10 @@ def main():
             run()
             seconds[run].append(time.perf_counter() - start)
     rates = {run: tokens / statistics.median(own) for run, own in seconds.items()}
-    print(f"{len(texts)} documents, {tokens:,} tokens, {jax.devices()[0].device_kind}; largest difference of a score {difference:.1e}")
+    print(
+        f"{len(texts)} documents, {tokens:,} tokens, {jax.devices()[0].device_kind}; largest difference of "
+        f"a score {difference:.1e}"
+    )
     print(f"babel_jax     {rates[ours]:>10,.0f} tokens/s")
     print(f"transformers  {rates[theirs]:>10,.0f} tokens/s")
     print(f"ratio         {rates[ours] / rates[theirs]:>10.2f}")

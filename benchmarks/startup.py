@@ -1,4 +1,5 @@
-"""CPU seconds of `import babel_jax` and `babel --help`, each in fresh processes, beside an empty Python and `import jax`.
+"""CPU seconds of `import babel_jax` and `babel --help`, each in fresh processes, beside an empty Python and
+`import jax`.
 
 python benchmarks/startup.py [--rounds 5]
 """
@@ -28,7 +29,9 @@ def cpu_seconds(arguments: list[str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}

@@ -1,10 +1,12 @@
-"""Tokens a second of the float32 train step on a CPU, beside a minimal step in plain JAX and torch `transformers` in eager mode.
+"""Tokens a second of the float32 train step on a CPU, beside a minimal step in plain JAX and torch
+`transformers` in eager mode.
 
     python benchmarks/train_step.py [--shape small large] [--rounds 4]
 
-The three take turns in one process, on the same batch, with the same work a step: loss, gradients, clipping at norm 1, AdamW. Ours
-alone also masks packed segments, decides what to do with a gradient that is not finite, and counts losses by language. A turn is a few
-steps, the first of them not counted: it has to fetch the memory that the kernel took back while the others worked, as no run does.
+The three take turns in one process, on the same batch, with the same work a step: loss, gradients, clipping
+at norm 1, AdamW. Ours alone also masks packed segments, decides what to do with a gradient that is not
+finite, and counts losses by language. A turn is a few steps, the first of them not counted: it has to fetch
+the memory that the kernel took back while the others worked, as no run does.
 """
 
 import argparse
@@ -26,8 +28,16 @@ from babel_jax.training.optimizer import AdamW
 from babel_jax.training.step import compiled_step, placed_state, state_shardings
 
 SHAPES = {
-    "small": ({"hidden_size": 256, "num_hidden_layers": 8, "intermediate_size": 1024, "vocab_size": 8192}, 8, 512),
-    "large": ({"hidden_size": 512, "num_hidden_layers": 12, "intermediate_size": 2048, "vocab_size": 32000}, 4, 512),
+    "small": (
+        {"hidden_size": 256, "num_hidden_layers": 8, "intermediate_size": 1024, "vocab_size": 8192},
+        8,
+        512,
+    ),
+    "large": (
+        {"hidden_size": 512, "num_hidden_layers": 12, "intermediate_size": 2048, "vocab_size": 32000},
+        4,
+        512,
+    ),
 }
 RATE = 1e-3
 STEPS = 2  # counted, in a turn
@@ -54,7 +64,9 @@ def our_step(config: ModelConfig, tokens: np.ndarray, training: TrainingSettings
 
 
 def plain_step(config: ModelConfig, tokens: np.ndarray) -> Step:
-    """What one would write in an afternoon: matrices [in, out], one scan, one causal mask, AdamW over `jax.tree.map`."""
+    """What one would write in an afternoon: matrices [in, out], one scan, one causal mask, AdamW over
+    `jax.tree.map`.
+    """
     c, batch, time_steps = config, *tokens.shape
     heads, kv_heads, width = c.num_attention_heads, c.num_key_value_heads, c.head_dim
     keys = iter(jax.random.split(jax.random.key(0), 16))
@@ -83,7 +95,10 @@ def plain_step(config: ModelConfig, tokens: np.ndarray) -> Step:
         },
     }
     angles = np.arange(time_steps)[:, None] * c.rope_theta ** (-np.arange(0, width, 2) / width)
-    cos, sin = (jnp.asarray(f(np.concatenate([angles, angles], -1)), jnp.float32)[None, :, None] for f in (np.cos, np.sin))
+    cos, sin = (
+        jnp.asarray(f(np.concatenate([angles, angles], -1)), jnp.float32)[None, :, None]
+        for f in (np.cos, np.sin)
+    )
     causal = np.tril(np.ones((time_steps, time_steps), bool))
 
     def norm(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -110,7 +125,9 @@ def plain_step(config: ModelConfig, tokens: np.ndarray) -> Step:
         log_p = jax.nn.log_softmax(norm(x, params["norm"]) @ params["head"])
         return -jnp.mean(jnp.take_along_axis(log_p[:, :-1], tokens[:, 1:, None], -1))
 
-    def step(state: tuple[Any, Any, Any, jax.Array], tokens: jax.Array) -> tuple[tuple[Any, Any, Any, jax.Array], jax.Array]:
+    def step(
+        state: tuple[Any, Any, Any, jax.Array], tokens: jax.Array
+    ) -> tuple[tuple[Any, Any, Any, jax.Array], jax.Array]:
         params, m, v, count = state
         loss, grads = jax.value_and_grad(loss_of)(params, tokens)
         total = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(grads)))
@@ -125,7 +142,12 @@ def plain_step(config: ModelConfig, tokens: np.ndarray) -> Step:
         return (jax.tree.map(update, params, m, v), m, v, count), loss
 
     compiled = jax.jit(step, donate_argnums=0)
-    state = (params, jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.int32))
+    state = (
+        params,
+        jax.tree.map(jnp.zeros_like, params),
+        jax.tree.map(jnp.zeros_like, params),
+        jnp.zeros((), jnp.int32),
+    )
     inputs = jnp.asarray(tokens)
 
     def run() -> float:
@@ -139,13 +161,16 @@ def plain_step(config: ModelConfig, tokens: np.ndarray) -> Step:
 def torch_step(config: ModelConfig, tokens: np.ndarray) -> Step:
     """Qwen2ForCausalLM, eager attention, fused AdamW, all cores."""
     names = {
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads",
         "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings",
     }  # fmt: skip
     hf_config = transformers.Qwen2Config(**config.model_dump(include=names), use_cache=False)
     hf_config._attn_implementation = "eager"
     model = transformers.Qwen2ForCausalLM(hf_config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
     inputs = torch.from_numpy(tokens).long()
 
     def run() -> float:
@@ -160,16 +185,22 @@ def torch_step(config: ModelConfig, tokens: np.ndarray) -> Step:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", nargs="+", choices=sorted(SHAPES), default=list(SHAPES))
     parser.add_argument("--rounds", type=int, default=4)
     arguments = parser.parse_args()
     for name in arguments.shape:
         sizes, batch, seq_len = SHAPES[name]
-        config = ModelConfig(**sizes, num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=seq_len)
+        config = ModelConfig(
+            **sizes, num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=seq_len
+        )
         tokens = np.random.default_rng(0).integers(0, config.vocab_size, (batch, seq_len), dtype=np.int32)
         steps = {
-            "babel_jax": our_step(config, tokens, TrainingSettings(global_batch_size=batch, compute_dtype=ComputeType.FLOAT32)),
+            "babel_jax": our_step(
+                config, tokens, TrainingSettings(global_batch_size=batch, compute_dtype=ComputeType.FLOAT32)
+            ),
             "plain JAX": plain_step(config, tokens),
             "torch": torch_step(config, tokens),
         }
@@ -183,12 +214,18 @@ def main() -> None:
                     step()
                     rates[peer].append(tokens.size / (time.perf_counter() - start))
         counted = f"{arguments.rounds} x {STEPS} steps"
-        print(f"{name}: {count_parameters(config):,} parameters, {batch} x {seq_len} tokens; tokens/s of {counted}")
+        print(
+            f"{name}: {count_parameters(config):,} parameters, {batch} x {seq_len} tokens; tokens/s of "
+            f"{counted}"
+        )
         print(f"{'':<12} {'median':>8} {'least':>8} {'most':>8} {'ours / it':>10} {'first loss':>11}")
         ours = statistics.median(rates["babel_jax"])
         for peer, each in rates.items():
             median = statistics.median(each)
-            print(f"{peer:<12} {median:>8,.0f} {min(each):>8,.0f} {max(each):>8,.0f} {ours / median:>10.3f} {first[peer]:>11.3f}")
+            print(
+                f"{peer:<12} {median:>8,.0f} {min(each):>8,.0f} {max(each):>8,.0f} {ours / median:>10.3f} "
+                f"{first[peer]:>11.3f}"
+            )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Tokens a second and model FLOP utilization of the bfloat16 train step on one GPU, beside torch `transformers` (SDPA, torch.compile).
+"""Tokens a second and model FLOP utilization of the bfloat16 train step on one GPU, beside torch
+`transformers` (SDPA, torch.compile).
 
     python benchmarks/train_step_gpu.py [--windows 6] [--seq-len 4096] [--layers 28] [--steps 16]
 
-The shape is Qwen2.5-1.5B's. Each runs in a process of its own, as neither leaves the other the memory, and does the same work a step on the
-same tokens: loss, gradients, clipping at norm 1, AdamW, with parameters and moments in float32. torch takes the most windows at a time
-that it has the memory for, and sums gradients over the rest. Rates are medians over steps, after two that compile.
+The shape is Qwen2.5-1.5B's. Each runs in a process of its own, as neither leaves the other the memory, and
+does the same work a step on the same tokens: loss, gradients, clipping at norm 1, AdamW, with parameters and
+moments in float32. torch takes the most windows at a time that it has the memory for, and sums gradients over
+the rest. Rates are medians over steps, after two that compile.
 """
 
 import argparse
@@ -32,7 +34,8 @@ def ours(arguments: argparse.Namespace, tokens: np.ndarray) -> tuple[Step, str]:
     from babel_jax.config import ModelConfig, Remat, TrainingSettings
 
     training = TrainingSettings(
-        global_batch_size=len(tokens), gradient_accumulation=len(tokens) // arguments.at_a_time, remat=Remat(arguments.remat),
+        global_batch_size=len(tokens), gradient_accumulation=len(tokens) // arguments.at_a_time,
+        remat=Remat(arguments.remat),
         scan_layers=arguments.scan_layers,
     )  # fmt: skip
     return our_step(ModelConfig(**shape(arguments)), tokens, training), jax.devices()[0].device_kind
@@ -50,7 +53,9 @@ def peer(arguments: argparse.Namespace, tokens: np.ndarray) -> tuple[Step, str]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):
         model = transformers.Qwen2ForCausalLM(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
     torch.set_float32_matmul_precision("high")
     compiled = torch.compile(model)
     pieces = torch.from_numpy(tokens).long().to(device).split(arguments.at_a_time)
@@ -73,15 +78,19 @@ def peer(arguments: argparse.Namespace, tokens: np.ndarray) -> tuple[Step, str]:
 def shape(arguments: argparse.Namespace) -> dict[str, int | bool]:
     """Qwen2.5-1.5B's config.json, but for the depth."""
     return {
-        "vocab_size": arguments.vocab_size, "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": arguments.layers,
-        "num_attention_heads": 12, "num_key_value_heads": 2, "head_dim": 128, "max_position_embeddings": arguments.seq_len,
+        "vocab_size": arguments.vocab_size, "hidden_size": 1536, "intermediate_size": 8960,
+        "num_hidden_layers": arguments.layers,
+        "num_attention_heads": 12, "num_key_value_heads": 2, "head_dim": 128,
+        "max_position_embeddings": arguments.seq_len,
         "tie_word_embeddings": True,
     }  # fmt: skip
 
 
 def measured(arguments: argparse.Namespace) -> dict[str, Any]:
     """One of the two, in this process."""
-    tokens = np.random.default_rng(0).integers(0, arguments.vocab_size, (arguments.windows, arguments.seq_len), dtype=np.int32)
+    tokens = np.random.default_rng(0).integers(
+        0, arguments.vocab_size, (arguments.windows, arguments.seq_len), dtype=np.int32
+    )
     start = time.perf_counter()
     run, device = (ours if arguments.only == "babel_jax" else peer)(arguments, tokens)
     first = run()
@@ -113,13 +122,17 @@ def at_most(arguments: argparse.Namespace, name: str) -> tuple[dict[str, Any], i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--windows", type=int, default=6, help="of a step")
     parser.add_argument("--seq-len", type=int, default=4096)
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--vocab-size", type=int, default=151936)
     parser.add_argument("--remat", default="mlp", help="ours")
-    parser.add_argument("--scan-layers", action="store_true", help="ours: one layer in a loop, as is the default of training")
+    parser.add_argument(
+        "--scan-layers", action="store_true", help="ours: one layer in a loop, as is the default of training"
+    )
     parser.add_argument("--steps", type=int, default=16, help="counted")
     parser.add_argument("--only", choices=("babel_jax", "torch"), help=argparse.SUPPRESS)
     parser.add_argument("--at-a-time", type=int, help=argparse.SUPPRESS)
@@ -135,8 +148,14 @@ def main() -> None:
 
     config = ModelConfig(**shape(arguments))
     flops = model_flops_per_token(config, arguments.seq_len)
-    print(f"{count_parameters(config):,} parameters, {arguments.windows} windows of {arguments.seq_len} tokens a step")
-    print(f"{'':<10} {'at a time':>9} {'tokens/s':>9} {'least':>9} {'most':>9} {'MFU':>6} {'ours / it':>10} {'start, s':>9} {'loss':>15}")
+    print(
+        f"{count_parameters(config):,} parameters, {arguments.windows} windows of {arguments.seq_len} "
+        "tokens a step"
+    )
+    print(
+        f"{'':<10} {'at a time':>9} {'tokens/s':>9} {'least':>9} {'most':>9} {'MFU':>6} {'ours / it':>10} "
+        f"{'start, s':>9} {'loss':>15}"
+    )
     reference = None
     for name in ("babel_jax", "torch"):
         if (result := at_most(arguments, name)) is None:
@@ -149,7 +168,8 @@ def main() -> None:
         share = f"{median * flops / peak:.1%}" if peak else "-"
         losses = f"{found['first']:.3f} {found['last']:.3f}"
         print(
-            f"{name:<10} {at_a_time:>9} {median:>9,.0f} {min(rates):>9,.0f} {max(rates):>9,.0f} {share:>6} {reference / median:>10.3f} "
+            f"{name:<10} {at_a_time:>9} {median:>9,.0f} {min(rates):>9,.0f} {max(rates):>9,.0f} {share:>6} "
+            f"{reference / median:>10.3f} "
             f"{found['compile_seconds']:>9.0f} {losses:>15}   {device}"
         )
 

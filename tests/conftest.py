@@ -1,4 +1,6 @@
-"""Fixtures for all tests: tiny models, a tiny corpus, and the bridge from `transformers` models, which are the reference."""
+"""Fixtures for all tests: tiny models, a tiny corpus, and the bridge from `transformers` models, which are
+the reference.
+"""
 
 import json
 import os
@@ -76,7 +78,10 @@ def stacked_tree() -> Callable[[Any], Any]:
                 layers.setdefault("/".join([*parts[:2], *parts[3:]]), {})[int(parts[2])] = value
             else:
                 single["/".join(parts)] = jnp.asarray(value)
-        stacked = {path: jnp.asarray(np.stack([by_index[i] for i in range(len(by_index))])) for path, by_index in layers.items()}
+        stacked = {
+            path: jnp.asarray(np.stack([by_index[i] for i in range(len(by_index))]))
+            for path, by_index in layers.items()
+        }
         return traverse_util.unflatten_dict(single | stacked, sep="/")
 
     return convert
@@ -84,7 +89,9 @@ def stacked_tree() -> Callable[[Any], Any]:
 
 @pytest.fixture(scope="session")
 def reference_model() -> Callable[..., Any]:
-    """A `transformers` model of a ModelConfig, float32, eager attention, with every parameter random (norms and biases too)."""
+    """A `transformers` model of a ModelConfig, float32, eager attention, with every parameter random (norms
+    and biases too).
+    """
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
 
@@ -94,15 +101,22 @@ def reference_model() -> Callable[..., Any]:
         if scaling.rope_type is not RopeType.DEFAULT:
             rope["factor"] = scaling.factor
         if scaling.rope_type is RopeType.LLAMA3:
-            rope |= scaling.model_dump(include={"low_freq_factor", "high_freq_factor", "original_max_position_embeddings"})
+            rope |= scaling.model_dump(
+                include={"low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+            )
         same = config.model_dump(
             include={
-                "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+                "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                "num_key_value_heads",
                 "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings",
             }
         )  # fmt: skip
         types = [str(LayerType.FULL if window is None else LayerType.SLIDING) for window in config.windows]
-        by_layer = {"layer_types": types, "use_sliding_window": True, "sliding_window": config.sliding_window or 4096}
+        by_layer = {
+            "layer_types": types,
+            "use_sliding_window": True,
+            "sliding_window": config.sliding_window or 4096,
+        }
         name, own = {
             Family.QWEN2: ("Qwen2", by_layer),
             Family.QWEN3: ("Qwen3", by_layer | {"attention_bias": config.qkv_bias}),
@@ -151,16 +165,19 @@ ARTICLE_1 = {
     "ja": "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。",
     "sw": "Watu wote wamezaliwa huru, hadhi na haki zao ni sawa.",
     "tl": "Ang lahat ng tao'y isinilang na malaya at pantay-pantay sa karangalan at mga karapatan.",
-    "ta": "மனிதப் பிறிவியினர் சகலரும் சுதந்திரமாகவே பிறக்கின்றனர்; அவர்கள் மதிப்பிலும், உரிமைகளிலும் சமமானவர்கள்.",
+    "ta": ("மனிதப் பிறிவியினர் சகலரும் சுதந்திரமாகவே பிறக்கின்றனர்; அவர்கள் மதிப்பிலும், உரிமைகளிலும் சமமானவர்கள்."),
     "vi": "Tất cả mọi người sinh ra đều được tự do và bình đẳng về nhân phẩm và quyền lợi.",
     "tr": "Bütün insanlar hür, haysiyet ve haklar bakımından eşit doğarlar.",
     "it": "Tutti gli esseri umani nascono liberi ed eguali in dignità e diritti.",
     "jv": "Saben uwong kalairake kanthi mardika lan darbe martabat lan hak-hak kang padha.",
     "ko": "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다.",
-    "ha": "Su dai 'yan-adam, ana haifuwarsu ne duka 'yantattu, kuma kowannensu na da mutunci da hakkoki daidai da na kowa.",
+    "ha": (
+        "Su dai 'yan-adam, ana haifuwarsu ne duka 'yantattu, kuma kowannensu na da mutunci da hakkoki "
+        "daidai da na kowa."
+    ),
     "fa": "تمام افراد بشر آزاد به دنیا می‌آیند و از لحاظ حیثیت و حقوق با هم برابرند.",
     "th": "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ",
-    "my": "လူတိုင်းသည် တူညီ လွတ်လပ်သော ဂုဏ်သိက္ခာဖြင့် လည်းကောင်း၊ တူညီလွတ်လပ်သော အခွင့်အရေးများဖြင့် လည်းကောင်း၊ မွေးဖွားလာသူများ ဖြစ်သည်။",
+    "my": ("လူတိုင်းသည် တူညီ လွတ်လပ်သော ဂုဏ်သိက္ခာဖြင့် လည်းကောင်း၊ တူညီလွတ်လပ်သော အခွင့်အရေးများဖြင့် လည်းကောင်း၊ မွေးဖွားလာသူများ ဖြစ်သည်။"),
 }
 
 
@@ -193,7 +210,11 @@ def write_rows():
 def parallel_rows(language, kinds=("web", "textbook"), number=40):
     """Rows whose ids are the same in every language; texts differ."""
     return [
-        {"id": f"{kind}-{index}", "kind": kind, "text": f"{ARTICLE_1[language]} {language} {kind} {index}\n" * (1 + index % 3)}
+        {
+            "id": f"{kind}-{index}",
+            "kind": kind,
+            "text": f"{ARTICLE_1[language]} {language} {kind} {index}\n" * (1 + index % 3),
+        }
         for kind in kinds
         for index in range(number)
     ]
@@ -221,7 +242,12 @@ def small_corpus(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_settings(small_corpus, tmp_path_factory):
     """Settings for windows of 64 tokens of the small corpus."""
-    return DataSettings(folder=str(tmp_path_factory.mktemp("prepared") / "data"), seq_len=64, heldout_fraction=0.1, sources=small_corpus)
+    return DataSettings(
+        folder=str(tmp_path_factory.mktemp("prepared") / "data"),
+        seq_len=64,
+        heldout_fraction=0.1,
+        sources=small_corpus,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -233,7 +259,9 @@ def small_prepared(small_settings, small_model):
 
 @pytest.fixture(scope="session")
 def chat_tokenizer(tmp_path_factory):
-    """A folder with a byte-level BPE tokenizer of 600 tokens, made as Qwen's is, with ChatML's control tokens."""
+    """A folder with a byte-level BPE tokenizer of 600 tokens, made as Qwen's is, with ChatML's control
+    tokens.
+    """
     tokenizers = pytest.importorskip("tokenizers")
     folder = tmp_path_factory.mktemp("chat_tokenizer")
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -279,7 +307,9 @@ _SHAPE = {
 
 @pytest.fixture(scope="session")
 def recipe_config():
-    """Makes the config of a run of two stages of 4 steps on the small corpus: (out, settings, tokenizer, model, **changes)."""
+    """Makes the config of a run of two stages of 4 steps on the small corpus: (out, settings, tokenizer,
+    model, **changes).
+    """
     return _recipe_config
 
 
@@ -292,7 +322,13 @@ def shape():
 @pytest.fixture(scope="session")
 def base(small_settings, small_prepared, small_model, tmp_path_factory):
     """The result of a run from random weights, of one stage and without expansion."""
-    stage = {"name": "pretraining", "result": "base", "steps": 4, "schedule": {"peak": 5e-3}, "mixture": {"max_epochs": 1000.0}}
+    stage = {
+        "name": "pretraining",
+        "result": "base",
+        "steps": 4,
+        "schedule": {"peak": 5e-3},
+        "mixture": {"max_epochs": 1000.0},
+    }
     out = tmp_path_factory.mktemp("runs") / "base"
     return run_recipe(_recipe_config(out, small_settings, small_model, {"shape": _SHAPE}, stages=[stage]))
 

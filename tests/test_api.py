@@ -14,7 +14,8 @@ from babel_jax import api
 PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 EXAMPLES = re.findall(r"```python\n(.+?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
-# Libraries that take long to import or that a plain installation lacks, and commands' modules that must not need them.
+# Libraries that take long to import or that a plain installation lacks, and commands' modules that must not
+# need them.
 FOR_PREPARED_DATA = ("tensorflow_datasets", "grain", "array_record", "rensa", "py3langid", "pyarrow")
 NEVER_AT_ONCE = ("torch", "transformers", "lm_eval", "ray", "datasets", "matplotlib")
 LACKS = {
@@ -57,5 +58,7 @@ def test_the_examples_of_the_page_run(base, rows_of, write_rows, tmp_path, monke
 @pytest.mark.parametrize("module", LACKS)
 def test_what_a_module_imports(module):
     script = f"import sys, {module}\nprint(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert not {*LACKS[module]} & {*loaded}

@@ -1,4 +1,6 @@
-"""The benchmarks can be run: measured figures belong into notes, but a benchmark that fell behind the code helps nobody."""
+"""The benchmarks can be run: measured figures belong into notes, but a benchmark that fell behind the code
+helps nobody.
+"""
 
 import subprocess
 import sys
@@ -11,10 +13,15 @@ NEEDS_TORCH = {"train_step.py", "evaluation.py"}
 
 
 def run(name: str, *arguments: str) -> str:
-    return subprocess.run([sys.executable, FOLDER / name, *arguments], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [sys.executable, FOLDER / name, *arguments], capture_output=True, text=True, check=True
+    ).stdout
 
 
-@pytest.mark.parametrize("name", sorted(file.name for file in FOLDER.glob("*.py") if "__main__" in file.read_text(encoding="utf-8")))
+@pytest.mark.parametrize(
+    "name",
+    sorted(file.name for file in FOLDER.glob("*.py") if "__main__" in file.read_text(encoding="utf-8")),
+)
 def test_a_benchmark_finds_what_it_imports(name):
     if name in NEEDS_TORCH:
         pytest.importorskip("torch")

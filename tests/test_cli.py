@@ -36,7 +36,10 @@ def babel(capsys):
 def config_file(small_settings, small_model, tmp_path_factory):
     """A config of two steps from random weights, with its own data folder, and its run folder."""
     folder = tmp_path_factory.mktemp("cli")
-    sources = "\n".join(f'[[data.sources]]\nlanguage = "{source.language}"\npath = "{source.path}"' for source in small_settings.sources)
+    sources = "\n".join(
+        f'[[data.sources]]\nlanguage = "{source.language}"\npath = "{source.path}"'
+        for source in small_settings.sources
+    )
     path = folder / "config.toml"
     path.write_text(f"""
 out = "{folder / "run"}"
@@ -76,18 +79,25 @@ def trained(config_file):
 def test_without_a_command_it_says_what_there_is(babel):
     status, out, _ = babel()
     assert status == 0
-    assert all(name in out for name in ("demo", "convert", "expand", "prepare", "train", "evaluate", "generate"))
+    assert all(
+        name in out for name in ("demo", "convert", "expand", "prepare", "train", "evaluate", "generate")
+    )
 
 
 def test_help_needs_no_jax():
-    code = "import sys, babel_jax.cli as c\ntry: c.main(['train', '--help'])\nexcept SystemExit: pass\nprint('jax' in sys.modules)"
+    code = (
+        "import sys, babel_jax.cli as c\ntry: c.main(['train', '--help'])\nexcept SystemExit: "
+        "pass\nprint('jax' in sys.modules)"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.endswith("False\n")
     assert "example: babel train" in found.stdout
 
 
 def test_prepare(babel, config_file):
-    status, out, _ = babel("prepare", config_file, "--json", "--set", f"data.folder={config_file.parent / 'other'}")
+    status, out, _ = babel(
+        "prepare", config_file, "--json", "--set", f"data.folder={config_file.parent / 'other'}"
+    )
     found = json.loads(out)
     assert status == 0
     assert found["windows"] > 0
@@ -105,7 +115,15 @@ def test_train_and_its_result(babel, config_file, trained):
 
 
 def test_progress_and_the_mixture_go_to_standard_error(config_file, trained, tmp_path):
-    command = [sys.executable, "-m", "babel_jax.cli", "train", str(config_file), "--set", f"out={tmp_path / 'run'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "babel_jax.cli",
+        "train",
+        str(config_file),
+        "--set",
+        f"out={tmp_path / 'run'}",
+    ]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     assert "stage only: steps 0 to 3\nlanguage  kind" in found.stderr
@@ -128,7 +146,10 @@ def test_control_c_is_130_and_the_same_command_goes_on(babel, config_file, train
     assert "babel: interrupted" in err
     status, out, _ = babel(*command)
     assert status == 0
-    assert json.loads(out)["bits_per_byte"] == json.loads((trained / "summary.json").read_text(encoding="utf-8"))["bits_per_byte"]
+    assert (
+        json.loads(out)["bits_per_byte"]
+        == json.loads((trained / "summary.json").read_text(encoding="utf-8"))["bits_per_byte"]
+    )
 
 
 @pytest.mark.parametrize("where", ["between two steps", "in an evaluation"])
@@ -149,7 +170,10 @@ def test_sigterm_is_0_and_the_same_command_goes_on(babel, config_file, trained, 
     assert stopped["summary"].endswith("; resume with the same command")
     status, out, _ = babel(*command)
     assert status == 0
-    assert json.loads(out)["bits_per_byte"] == json.loads((trained / "summary.json").read_text(encoding="utf-8"))["bits_per_byte"]
+    assert (
+        json.loads(out)["bits_per_byte"]
+        == json.loads((trained / "summary.json").read_text(encoding="utf-8"))["bits_per_byte"]
+    )
 
 
 def test_convert_expand_and_generate(babel, trained, tmp_path):
@@ -161,7 +185,18 @@ def test_convert_expand_and_generate(babel, trained, tmp_path):
     assert set(found) >= {"seconds", "peak_rss_bytes"}
 
     plan = tmp_path / "plan.json"
-    status, out, _ = babel("expand", tmp_path / "orbax", tmp_path / "deep", "--append", 2, "--init", "zero", "--save-plan", plan, "--json")
+    status, out, _ = babel(
+        "expand",
+        tmp_path / "orbax",
+        tmp_path / "deep",
+        "--append",
+        2,
+        "--init",
+        "zero",
+        "--save-plan",
+        plan,
+        "--json",
+    )
     assert status == 0
     assert json.loads(out)["layers"] == 4
     status, out, _ = babel("expand", trained / "hf", tmp_path / "deep-hf", "--plan", plan, "--json")
@@ -193,22 +228,39 @@ def test_relative_folders_of_both_formats(babel, trained, tmp_path, monkeypatch)
 
 
 def test_verify_compares_logits_where_the_model_fits(babel, trained, tmp_path):
-    command = ("expand", trained / "hf", tmp_path / "same", "--append", 1, "--init", "noise", "--verify", "--json")
+    command = (
+        "expand",
+        trained / "hf",
+        tmp_path / "same",
+        "--append",
+        1,
+        "--init",
+        "noise",
+        "--verify",
+        "--json",
+    )
     status, out, _ = babel(*command)
     assert (status, json.loads(out)["verified"]["logits_difference"]) == (0, 0.0)
     # Found out where the folder that was written is another model.
     other = tmp_path / "other"
-    assert babel("expand", trained / "hf", other, "--append", 1, "--init", "noise", "--noise-std", "1.0")[0] == 0
+    assert (
+        babel("expand", trained / "hf", other, "--append", 1, "--init", "noise", "--noise-std", "1.0")[0] == 0
+    )
     plan = plan_from_settings(ExpansionSettings(append=1, init=Init.NOISE), 2)
     with pytest.raises(BadInput, match="its logits differ by"):
         logits_difference(str(trained / "hf"), str(other), plan, 2**31)
-    assert logits_difference(str(trained / "hf"), str(other), plan, 1000) == "not compared: the model exceeds the memory limit"
+    assert (
+        logits_difference(str(trained / "hf"), str(other), plan, 1000)
+        == "not compared: the model exceeds the memory limit"
+    )
 
 
 def test_verify_where_the_layers_differ_in_type(babel, trained, tmp_path):
     shutil.copytree(trained / "hf", tmp_path / "mixed")
     tensors = load_file(tmp_path / "mixed" / "model.safetensors")
-    tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"].astype(np.float16)
+    tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.up_proj.weight"].astype(
+        np.float16
+    )
     save_file(tensors, tmp_path / "mixed" / "model.safetensors", metadata={"format": "pt"})
     for command, found in (
         (("convert", tmp_path / "mixed", tmp_path / "again", "--to", "hf"), 0.0),
@@ -241,7 +293,9 @@ def test_evaluate(babel, trained, small_settings, tmp_path):
     texts.mkdir()
     for source in small_settings.sources:
         rows = read_rows(source, "refuse", RowCounts())
-        (texts / f"{source.language}.jsonl").write_text("".join(json.dumps({"text": row.text}) + "\n" for row in rows))
+        (texts / f"{source.language}.jsonl").write_text(
+            "".join(json.dumps({"text": row.text}) + "\n" for row in rows)
+        )
     status, out, _ = babel("evaluate", trained / "hf", "--data", texts, "--languages", "sw,en", "--json")
     found = json.loads(out)
     assert status == 0
@@ -262,7 +316,10 @@ def test_evaluate(babel, trained, small_settings, tmp_path):
     ("arguments", "says"),
     [
         (("train", "missing.toml"), "missing.toml: no such config file"),
-        (("train", "CONFIG", "--set", "trainning.remat=full"), "trainning: unknown key; did you mean training"),
+        (
+            ("train", "CONFIG", "--set", "trainning.remat=full"),
+            "trainning: unknown key; did you mean training",
+        ),
         (("train", "CONFIG", "--set", "data.seq_len=4096"), "seq_len = 4096 exceeds"),
         (("convert", "missing", "DST"), "missing: no such model folder"),
         (("expand", "MODEL", "DST", "--preset", "babel-7b"), "babel-9b"),
@@ -273,20 +330,50 @@ def test_evaluate(babel, trained, small_settings, tmp_path):
         (("generate", "MODEL", "x", "--temperature", "-1"), "temperature"),
         (("evaluate", "MODEL", "--languages", "xx"), "xx"),
         (("generate", "MODEL", "x", "--temperature", "nan"), "temperature"),
-        (("expand", "MODEL", "DST", "--append", "1", "--noise-std", "3"), "--noise-std has no effect without --init noise"),
-        (("expand", "MODEL", "DST", "--append", "1", "--init", "noise", "--noise-mean", "1e39"), "noise_mean: Input should be less than"),
-        (("expand", "MODEL", "DST", "--append", "1", "--init", "noise", "--noise-mean", "inf"), "noise_mean: Input should be a finite"),
-        (("expand", "MODEL", "DST", "--append", "1", "--init", "noise", "--noise-std", "2e4"), "noise_std: Input should be less than"),
+        (
+            ("expand", "MODEL", "DST", "--append", "1", "--noise-std", "3"),
+            "--noise-std has no effect without --init noise",
+        ),
+        (
+            ("expand", "MODEL", "DST", "--append", "1", "--init", "noise", "--noise-mean", "1e39"),
+            "noise_mean: Input should be less than",
+        ),
+        (
+            ("expand", "MODEL", "DST", "--append", "1", "--init", "noise", "--noise-mean", "inf"),
+            "noise_mean: Input should be a finite",
+        ),
+        (
+            ("expand", "MODEL", "DST", "--append", "1", "--init", "noise", "--noise-std", "2e4"),
+            "noise_std: Input should be less than",
+        ),
         (("expand", "MODEL", "DST", "--plan", "FILE", "--init", "zero"), "--init has no effect with --plan"),
         (("expand", "MODEL", "DST", "--plan", "FILE", "--seed", "3"), "--seed has no effect with --plan"),
         (("expand", "MODEL", "DST", "--auto", "1", "--append", "1"), "--auto chooses the layers"),
         (("expand", "MODEL", "DST", "--auto", "3"), "--auto 3: the model has 2 layers"),
-        (("expand", "MODEL", "DST", "--append", "1", "--data", "EMPTY"), "--data has no effect without --auto"),
-        (("expand", "MODEL", "DST", "--append", "1", "--languages", "sw"), "--languages has no effect without --auto"),
-        (("expand", "MODEL", "DST", "--append", "1", "--max-bytes", "9"), "--max-bytes has no effect without --auto"),
-        (("expand", "MODEL", "DST", "--append", "1", "--save-plan", "FILE/plan.json"), "plan.json: there is no folder"),
-        (("ablate", "MODEL", "--out", "DST", "--variants", "among:copies"), "variant 'among:copies' is not known"),
-        (("ablate", "MODEL", "--out", "DST", "--variants", "after:copy:slow"), "variant 'after:copy:slow' is not known"),
+        (
+            ("expand", "MODEL", "DST", "--append", "1", "--data", "EMPTY"),
+            "--data has no effect without --auto",
+        ),
+        (
+            ("expand", "MODEL", "DST", "--append", "1", "--languages", "sw"),
+            "--languages has no effect without --auto",
+        ),
+        (
+            ("expand", "MODEL", "DST", "--append", "1", "--max-bytes", "9"),
+            "--max-bytes has no effect without --auto",
+        ),
+        (
+            ("expand", "MODEL", "DST", "--append", "1", "--save-plan", "FILE/plan.json"),
+            "plan.json: there is no folder",
+        ),
+        (
+            ("ablate", "MODEL", "--out", "DST", "--variants", "among:copies"),
+            "variant 'among:copies' is not known",
+        ),
+        (
+            ("ablate", "MODEL", "--out", "DST", "--variants", "after:copy:slow"),
+            "variant 'after:copy:slow' is not known",
+        ),
         (("sensitivity", "MODEL", "--out", "FILE"), "no folder can be made here (File exists)"),
         (("convert", "MODEL", "FILE/x"), "no folder can be made here"),
         (("train", "CONFIG", "--set", "out=FILE"), "no folder can be made here (File exists)"),
@@ -299,7 +386,10 @@ def test_evaluate(babel, trained, small_settings, tmp_path):
         (("evaluate", "MODEL", "--data", "EMPTY"), "no text of two tokens or more in sw"),
         (("evaluate", "MODEL", "--tasks", "xcop"), "unknown task 'xcop': did you mean xcopa"),
         (("evaluate", "MODEL", "--baseline", "missing"), "missing: no such model folder"),
-        (("evaluate", "MODEL", "--tasks", "xcopa", "--data", "EMPTY", "--languages", "id"), "for id it needs"),
+        (
+            ("evaluate", "MODEL", "--tasks", "xcopa", "--data", "EMPTY", "--languages", "id"),
+            "for id it needs",
+        ),
         (("report", "EMPTY"), "not a run folder (it has no config.toml), nor a demo's"),
         (("report", "MODEL/..", "--out", "EMPTY"), "a folder; give the name of a file"),
         (("demo", "--out", "FILE"), "no folder can be made here (File exists)"),
@@ -319,7 +409,9 @@ def test_a_mistake_is_one_line_and_status_2(babel, config_file, trained, tmp_pat
         "EMPTY": tmp_path / "empty",
     }
     pattern = re.compile("|".join(places))
-    status, out, err = babel(*(pattern.sub(lambda found: str(places[found[0]]), argument) for argument in arguments))
+    status, out, err = babel(
+        *(pattern.sub(lambda found: str(places[found[0]]), argument) for argument in arguments)
+    )
     assert (status, out) == (2, "")
     assert err.startswith("babel: ")
     assert err.count("\n") == 1
@@ -331,12 +423,21 @@ def test_a_mistake_is_one_line_and_status_2(babel, config_file, trained, tmp_pat
     [
         (("convert", "a", "b", "--memory-limit", "nan"), "'nan' is not a number of GiB, such as 4"),
         (("expand", "a", "b", "--memory-limit", "1e300"), "'1e300' is not a number of GiB, such as 4"),
-        (("expand", "a", "b", "--insert-after", "1,x"), "'1,x' is not a list of whole numbers, such as 14,16"),
+        (
+            ("expand", "a", "b", "--insert-after", "1,x"),
+            "'1,x' is not a list of whole numbers, such as 14,16",
+        ),
         (("expand", "a", "b", "--append", "0"), "'0' is not a whole number of 1 or more"),
-        (("generate", "a", "b", "--seed", "99999999999"), "'99999999999' is not a whole number from 0 to 4294967295"),
+        (
+            ("generate", "a", "b", "--seed", "99999999999"),
+            "'99999999999' is not a whole number from 0 to 4294967295",
+        ),
         (("generate", "a", "b", "--max-new-tokens", "-3"), "'-3' is not a whole number of 1 or more"),
         (("report", "a", "--tolerance", "-1"), "'-1' is not a percentage of 0 or more, such as 0.5"),
-        (("train", "a", "--profile", "13:10"), "'13:10' is not a range of steps, such as 10:13 for the steps 10, 11 and 12"),
+        (
+            ("train", "a", "--profile", "13:10"),
+            "'13:10' is not a range of steps, such as 10:13 for the steps 10, 11 and 12",
+        ),
         (("evaluate", "a", "--few-shot", "-1"), "'-1' is not a whole number of 0 or more"),
         (("evaluate", "a", "--max-bytes", "0"), "'0' is not a whole number of 1 or more"),
     ],
@@ -353,22 +454,47 @@ def test_sensitivity_ablate_and_auto(babel, trained, small_settings, tmp_path):
     texts.mkdir()
     for source in small_settings.sources:
         rows = read_rows(source, "refuse", RowCounts())
-        (texts / f"{source.language}.jsonl").write_text("".join(json.dumps({"text": row.text}) + "\n" for row in rows))
+        (texts / f"{source.language}.jsonl").write_text(
+            "".join(json.dumps({"text": row.text}) + "\n" for row in rows)
+        )
     data = ("--data", texts)
     status, out, _ = babel("sensitivity", trained / "hf", *data, "--out", tmp_path / "sensitivity", "--json")
     found = json.loads(out)
     assert status == 0
     assert len(found["cosine"]) == len(found["removed"]) == len(found["doubled"]) == found["layers"] == 2
     assert set(found["model"]) == {"en", "zh", "sw", "ha"}
-    assert {path.name for path in (tmp_path / "sensitivity").iterdir()} == {f"sensitivity.{kind}" for kind in ("md", "json", "png")}
+    assert {path.name for path in (tmp_path / "sensitivity").iterdir()} == {
+        f"sensitivity.{kind}" for kind in ("md", "json", "png")
+    }
 
     best = min(range(2), key=lambda layer: sum(found["doubled"][layer].values()))
-    status, out, _ = babel("expand", trained / "hf", tmp_path / "auto", "--auto", 1, *data, "--save-plan", tmp_path / "plan.json", "--json")
+    status, out, _ = babel(
+        "expand",
+        trained / "hf",
+        tmp_path / "auto",
+        "--auto",
+        1,
+        *data,
+        "--save-plan",
+        tmp_path / "plan.json",
+        "--json",
+    )
     assert status == 0
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert [layer["source"] for layer in plan["layers"]] == sorted([0, 1, best])
 
-    command = ("ablate", trained / "hf", *data, "--out", tmp_path / "ablation", "--tokens", 512, "--seeds", "0,1", "--json")
+    command = (
+        "ablate",
+        trained / "hf",
+        *data,
+        "--out",
+        tmp_path / "ablation",
+        "--tokens",
+        512,
+        "--seeds",
+        "0,1",
+        "--json",
+    )
     small = (
         "--set",
         "data.seq_len=32",
@@ -380,7 +506,10 @@ def test_sensitivity_ablate_and_auto(babel, trained, small_settings, tmp_path):
     status, out, _ = babel(*command, *small)
     found = json.loads(out)
     assert status == 0
-    assert [(result["variant"], result["seed"]) for result in found["results"][:2]] == [("among:copy", 0), ("after:zero", 0)]
+    assert [(result["variant"], result["seed"]) for result in found["results"][:2]] == [
+        ("among:copy", 0),
+        ("after:zero", 0),
+    ]
     by_name = {(result["variant"], result["seed"]): result for result in found["results"]}
     assert len(by_name) == 12
     assert by_name["after:zero", 1]["before"] == pytest.approx(found["base"])
@@ -389,7 +518,11 @@ def test_sensitivity_ablate_and_auto(babel, trained, small_settings, tmp_path):
     # Trained otherwise from the same beginning, for as many steps.
     for training in ("new-first", "new-rate"):
         same, other = by_name["among:copy", 0], by_name[f"among:copy:{training}", 0]
-        assert (other["before"], other["layers"], len(other["losses"])) == (same["before"], same["layers"], len(same["losses"]))
+        assert (other["before"], other["layers"], len(other["losses"])) == (
+            same["before"],
+            same["layers"],
+            len(same["losses"]),
+        )
         assert other["after"] != same["after"]
     assert (tmp_path / "ablation" / "ablation.png").read_bytes().startswith(b"\x89PNG")
     assert "| parent:compute |" in (tmp_path / "ablation" / "ablation.md").read_text()

@@ -42,21 +42,48 @@ def path(tmp_path):
     [
         (
             "training.remta='full'",
-            "training.remta: unknown key; did you mean remat. valid keys: attention, checkpoint_every, checkpoint_minutes",
+            (
+                "training.remta: unknown key; did you mean remat. valid keys: attention, checkpoint_every, "
+                "checkpoint_minutes"
+            ),
         ),
         ("stages.0.schedule.pek=1.0", "stages.0.schedule.pek: unknown key; did you mean peak."),
         ("training.global_batch_size='many'", "training.global_batch_size: Input should be a valid integer"),
         ("training.global_batch_size=0", "training.global_batch_size: Input should be greater than 0"),
-        ("training.remat=most", "training.remat: Input should be 'none', 'dots', 'mlp', 'gate', 'projections', 'attention' or 'full'"),
-        ("data.sources.0.off=['evaluation']", "data.sources.0.off.0: Input should be 'characters', .* or 'language'.*given: 'evaluation'"),
-        ("data.cleaning.off=['evaluation']", "data.cleaning.off.0: Input should be 'characters', .* or 'language'.*given: 'evaluation'"),
-        ("model.shape.num_key_value_heads=3", "num_attention_heads = 4 is not divisible by num_key_value_heads = 3; valid.* .1, 2, 4"),
-        ("model.shape.sliding_window=64", "sliding_window = 64 is of no layer; layer_types says which are sliding_attention"),
+        (
+            "training.remat=most",
+            (
+                "training.remat: Input should be 'none', 'dots', 'mlp', 'gate', 'projections', 'attention' "
+                "or 'full'"
+            ),
+        ),
+        (
+            "data.sources.0.off=['evaluation']",
+            "data.sources.0.off.0: Input should be 'characters', .* or 'language'.*given: 'evaluation'",
+        ),
+        (
+            "data.cleaning.off=['evaluation']",
+            "data.cleaning.off.0: Input should be 'characters', .* or 'language'.*given: 'evaluation'",
+        ),
+        (
+            "model.shape.num_key_value_heads=3",
+            "num_attention_heads = 4 is not divisible by num_key_value_heads = 3; valid.* .1, 2, 4",
+        ),
+        (
+            "model.shape.sliding_window=64",
+            "sliding_window = 64 is of no layer; layer_types says which are sliding_attention",
+        ),
         ("data.seq_len=512", "data.seq_len = 512 exceeds model.shape.max_position_embeddings = 256"),
         ("stages.0.mixture.languages=['en','sv']", "unknown language 'sv'.* did you mean.* sw"),
-        ("stages.0.mixture.languages=['th']", "mixture of 'recovery' names th, which data.sources has no source for; there are.* en sw"),
+        (
+            "stages.0.mixture.languages=['th']",
+            "mixture of 'recovery' names th, which data.sources has no source for; there are.* en sw",
+        ),
         ("stages.0.tokens=5", "give exactly one of tokens and steps"),
-        ("training.gradient_accumulation=3", "global_batch_size = 8 is not divisible by gradient_accumulation = 3; valid"),
+        (
+            "training.gradient_accumulation=3",
+            "global_batch_size = 8 is not divisible by gradient_accumulation = 3; valid",
+        ),
         ("model.folder=x", "give exactly one of folder .* and shape"),
         ("training.keep_every=700", "keep_every = 700 is not a multiple of checkpoint_every = 500"),
         ("seed=4294967296", "seed: Input should be less than 4294967296"),
@@ -90,7 +117,9 @@ def test_a_missing_key_is_named(path):
 
 
 def test_the_resolved_config_gives_itself_back(path, tmp_path):
-    config = load_config(path, ("training.mesh={data=2, fsdp=-1}", "seed=7", "stages.0.mixture.curated={en=0.1}"))
+    config = load_config(
+        path, ("training.mesh={data=2, fsdp=-1}", "seed=7", "stages.0.mixture.curated={en=0.1}")
+    )
     config.save(tmp_path / "resolved.toml")
     assert load_config(tmp_path / "resolved.toml") == config
     assert config.seed == 7
@@ -108,7 +137,9 @@ def test_shipped_configs_are_valid(name):
 
 
 def test_points_of_a_run_have_different_names(path):
-    path.write_text(TOML[: TOML.index("[model.shape]")] + '[model]\nfolder = "x"\n' + TOML[TOML.index("[data]") :])
+    path.write_text(
+        TOML[: TOML.index("[model.shape]")] + '[model]\nfolder = "x"\n' + TOML[TOML.index("[data]") :]
+    )
     assert load_config(path).stages[0].result == "recovered"
     with pytest.raises(BadInput, match="results must differ, also from base and expanded; given base"):
         load_config(path, ("stages.0.result=base",))

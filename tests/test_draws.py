@@ -25,7 +25,9 @@ def test_every_purpose_has_a_key_of_its_own():
 
 @pytest.mark.parametrize(("one", "other"), list(itertools.permutations(Purpose, 2)))
 def test_draws_of_two_purposes_are_independent(one, other):
-    """The lowest 1% by one purpose are spread evenly by the other: a tenth lies below 0.1, to four deviations."""
+    """The lowest 1% by one purpose are spread evenly by the other: a tenth lies below 0.1, to four
+    deviations.
+    """
     first = np.array([unit_draw(one, identifier) for identifier in IDS])
     second = np.array([unit_draw(other, identifier) for identifier in IDS])
     lowest = np.argsort(first)[:200]

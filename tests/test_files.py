@@ -58,9 +58,9 @@ def test_json_that_others_would_read_otherwise_or_not_at_all_is_refused(text, sa
 
 
 def test_json_that_is_right_is_read():
-    assert parse_json(b'\xef\xbb\xbf{"a": [1, 2.5, "\\ud83d\\ude00", null, 1000000000000000019884624838656]}', "file") == {
-        "a": [1, 2.5, "😀", None, 10**30 + 19884624838656]
-    }
+    assert parse_json(
+        b'\xef\xbb\xbf{"a": [1, 2.5, "\\ud83d\\ude00", null, 1000000000000000019884624838656]}', "file"
+    ) == {"a": [1, 2.5, "😀", None, 10**30 + 19884624838656]}
     assert parse_json("[" * MOST_DEPTH + "]" * MOST_DEPTH, "file")
     assert parse_json('{"a": 1, "a": 2}', "file", unique_keys=False) == {"a": 2}
 
@@ -136,17 +136,32 @@ def test_names_that_no_file_can_have_are_one_line(tmp_path):
     ("error", "says"),
     [
         (OSError(errno.EINVAL, "Invalid argument", "a/b"), "a/b: the file system refused (Invalid argument)"),
-        (ValueError("Failed to rename fd: 19: Invalid argument [os_error_code='22']"), "here: the file system refused (Invalid argument)"),
-        (ValueError("I/O error: No such device or address (os error 6)"), "here: the file system refused (No such device or address)"),
-        (OSError("[Errno 22] Error writing bytes to file"), "here: the file system refused (Invalid argument)"),
+        (
+            ValueError("Failed to rename fd: 19: Invalid argument [os_error_code='22']"),
+            "here: the file system refused (Invalid argument)",
+        ),
+        (
+            ValueError("I/O error: No such device or address (os error 6)"),
+            "here: the file system refused (No such device or address)",
+        ),
+        (
+            OSError("[Errno 22] Error writing bytes to file"),
+            "here: the file system refused (Invalid argument)",
+        ),
         (ValueError("Error writing: Permission denied [os_error_code='13']"), "here: not permitted"),
-        (OSError(errno.EMFILE, "Too many open files", "a"), "a: Too many open files; raise the limit (ulimit -n)"),
+        (
+            OSError(errno.EMFILE, "Too many open files", "a"),
+            "a: Too many open files; raise the limit (ulimit -n)",
+        ),
     ],
 )
 def test_an_error_of_the_file_system_is_one_line(error, says):
     assert os_error_line(error, Path("here")).startswith(says)
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "No such file", "a"), ValueError("9 is no error"), OSError("timed out")])
+@pytest.mark.parametrize(
+    "error",
+    [FileNotFoundError(errno.ENOENT, "No such file", "a"), ValueError("9 is no error"), OSError("timed out")],
+)
 def test_an_error_of_the_program_keeps_its_traceback(error):
     assert os_error_line(error, Path("here")) is None

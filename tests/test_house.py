@@ -1,10 +1,15 @@
-"""The order of the folders: no folder imports itself by way of others, and the table in README.md names each of them."""
+"""The order of the folders: no folder imports itself by way of others, and the table in README.md names each
+of them.
+"""
 
 import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-MODULES = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in (ROOT / "babel_jax").rglob("*.py")}
+MODULES = {
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path
+    for path in (ROOT / "babel_jax").rglob("*.py")
+}
 
 
 def room_of(module: str) -> str:
@@ -14,7 +19,9 @@ def room_of(module: str) -> str:
 
 
 def imported_by(path: Path) -> set[str]:
-    """The modules of this project that a file imports, at its top or within a function; not those for types alone."""
+    """The modules of this project that a file imports, at its top or within a function; not those for types
+    alone.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
@@ -53,6 +60,11 @@ def test_no_room_imports_itself_by_way_of_others():
 
 def test_the_table_names_every_folder():
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    for folder in {path.parent.relative_to(ROOT).as_posix() for path in MODULES.values()} - {"babel_jax", "babel_jax/data"}:
+    for folder in {path.parent.relative_to(ROOT).as_posix() for path in MODULES.values()} - {
+        "babel_jax",
+        "babel_jax/data",
+    }:
         name = folder.removeprefix("babel_jax/")
-        assert f"`{folder}/`" in page or f"`{name}/`" in page or f"`{name.rpartition('/')[2]}/`" in page, folder
+        assert f"`{folder}/`" in page or f"`{name}/`" in page or f"`{name.rpartition('/')[2]}/`" in page, (
+            folder
+        )

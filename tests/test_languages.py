@@ -26,7 +26,11 @@ SCRIPTS = {
 def test_there_are_25_with_11_of_high_resource():
     assert len(CODES) == 25
     assert set(codes_of(Resource.HIGH)) == {"en", "zh", "de", "es", "fr", "id", "it", "ja", "pt", "ru", "vi"}
-    assert {code for code in CODES if LANGUAGES[code].direction is Direction.RIGHT_TO_LEFT} == {"ar", "fa", "ur"}
+    assert {code for code in CODES if LANGUAGES[code].direction is Direction.RIGHT_TO_LEFT} == {
+        "ar",
+        "fa",
+        "ur",
+    }
     assert len({LANGUAGES[code].flores for code in CODES}) == 25
 
 
@@ -42,6 +46,8 @@ def test_embedded_text_is_in_the_script_of_its_language(code):
     assert unicodedata.is_normalized("NFC", text)
     letters = [letter for letter in text if letter.isalpha()]
     of_script = [
-        letter for letter in letters if unicodedata.name(letter, "").startswith((SCRIPTS[LANGUAGES[code].script], "CJK", "KATAKANA"))
+        letter
+        for letter in letters
+        if unicodedata.name(letter, "").startswith((SCRIPTS[LANGUAGES[code].script], "CJK", "KATAKANA"))
     ]
     assert len(of_script) > 0.97 * len(letters)

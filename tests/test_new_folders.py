@@ -46,7 +46,10 @@ def test_nothing_is_wiped_or_written_through_a_link(tmp_path):
     (tmp_path / "final").symlink_to(victim)
     with pytest.raises(BadInput, match="exists already"):
         fill(tmp_path / "final")
-    assert {file.name: file.read_text() for file in victim.iterdir()} == {"progress.jsonl": "print\n", "file": "theirs"}
+    assert {file.name: file.read_text() for file in victim.iterdir()} == {
+        "progress.jsonl": "print\n",
+        "file": "theirs",
+    }
 
 
 def test_the_lock_holds_until_the_folder_has_its_name(tmp_path, monkeypatch):
@@ -65,7 +68,9 @@ def test_the_lock_holds_until_the_folder_has_its_name(tmp_path, monkeypatch):
     assert [path.name for path in final.iterdir()] == ["file"]
 
 
-def test_a_process_that_waited_between_looking_and_locking_does_not_wipe_the_finished_folder(tmp_path, monkeypatch):
+def test_a_process_that_waited_between_looking_and_locking_does_not_wipe_the_finished_folder(
+    tmp_path, monkeypatch
+):
     """It has opened the mark of the folder that another process then gave its name."""
     final, real = tmp_path / "out", fcntl.flock
 
@@ -119,7 +124,11 @@ def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path
 
 def test_a_kill_between_the_rename_and_the_end_leaves_a_whole_folder(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(new_folders, "sync_folder", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt) if folder == tmp_path else None)
+        patch.setattr(
+            new_folders,
+            "sync_folder",
+            lambda folder: (_ for _ in ()).throw(KeyboardInterrupt) if folder == tmp_path else None,
+        )
         with pytest.raises(KeyboardInterrupt):
             fill(tmp_path / "out")
     assert (tmp_path / "out" / "file").read_text() == "mine"

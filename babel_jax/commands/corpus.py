@@ -28,10 +28,19 @@ def declare(command: Commands) -> None:
         "babel mixture configs/babel-9b.toml --out runs/mixture",
     )
     mixture.add_argument("config", metavar="CONFIG")
-    mixture.add_argument("--out", default="runs/mixture", help="folder for table, plot, CSV and JSON (default %(default)s)")
-    mixture.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as seed=1")
+    mixture.add_argument(
+        "--out", default="runs/mixture", help="folder for table, plot, CSV and JSON (default %(default)s)"
+    )
+    mixture.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as seed=1"
+    )
 
     statistics = command(
-        "statistics", _statistics, "a page of figures and a dataset card of prepared data", "babel statistics data/qwen2.5"
+        "statistics",
+        _statistics,
+        "a page of figures and a dataset card of prepared data",
+        "babel statistics data/qwen2.5",
     )
-    statistics.add_argument("data", metavar="DATA", help="a folder that babel prepare made; both are written into it")
+    statistics.add_argument(
+        "data", metavar="DATA", help="a folder that babel prepare made; both are written into it"
+    )

@@ -35,7 +35,13 @@ def declare(command: Commands) -> None:
         "babel evaluate runs/demo/hf --baseline runs/demo/base/hf --tasks xcopa,xnli",
     )
     evaluate.add_argument("model", metavar="MODEL")
-    evaluate.add_argument("--baseline", action="append", default=[], metavar="MODEL", help="compare with this one; may be repeated")
+    evaluate.add_argument(
+        "--baseline",
+        action="append",
+        default=[],
+        metavar="MODEL",
+        help="compare with this one; may be repeated",
+    )
     evaluate.add_argument(
         "--tasks",
         type=words,
@@ -43,13 +49,32 @@ def declare(command: Commands) -> None:
         metavar="xcopa,xnli",
         help="all, or of mmmlu m3exam xcopa mgsm xnli flores200 bits_per_byte (default bits_per_byte)",
     )
-    evaluate.add_argument("--languages", type=words, metavar="en,sw", help="only these (default: all that have data)")
     evaluate.add_argument(
-        "--data", metavar="DIR", help="folder with xx.jsonl text and xcopa/id.test.jsonl ... (default: the package's text, the hub's items)"
+        "--languages", type=words, metavar="en,sw", help="only these (default: all that have data)"
     )
-    evaluate.add_argument("--few-shot", type=count, metavar="N", help="examples in each prompt (default: as the task says)")
-    evaluate.add_argument("--limit", type=positive, metavar="N", help="only the first items of each task and language")
-    evaluate.add_argument("--max-bytes", type=positive, default=200_000, help="of text for each language (default %(default)s)")
+    evaluate.add_argument(
+        "--data",
+        metavar="DIR",
+        help=(
+            "folder with xx.jsonl text and xcopa/id.test.jsonl ... (default: the package's text, the hub's "
+            "items)"
+        ),
+    )
+    evaluate.add_argument(
+        "--few-shot", type=count, metavar="N", help="examples in each prompt (default: as the task says)"
+    )
+    evaluate.add_argument(
+        "--limit", type=positive, metavar="N", help="only the first items of each task and language"
+    )
+    evaluate.add_argument(
+        "--max-bytes", type=positive, default=200_000, help="of text for each language (default %(default)s)"
+    )
     evaluate.add_argument("--chat", action="store_true", help="ask by the model's chat template")
-    evaluate.add_argument("--contamination", metavar="RUN", help="look for the items in the training windows of this run folder")
-    evaluate.add_argument("--out", metavar="DIR", help="folder for tables, plots and answers (default for benchmarks: runs/evaluation)")
+    evaluate.add_argument(
+        "--contamination", metavar="RUN", help="look for the items in the training windows of this run folder"
+    )
+    evaluate.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder for tables, plots and answers (default for benchmarks: runs/evaluation)",
+    )

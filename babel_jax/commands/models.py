@@ -10,14 +10,26 @@ from babel_jax.errors import BadInput
 if TYPE_CHECKING:
     from babel_jax.expansion.plan import ExpansionPlan
 
-_INITS = ("copy", "noise", "zero", "average", "identity", "scaled")  # those of config.Init, whose import costs more than the help
+_INITS = (
+    "copy",
+    "noise",
+    "zero",
+    "average",
+    "identity",
+    "scaled",
+)  # those of config.Init, whose import costs more than the help
 _MAX_BYTES = 4_000  # of text for each language, to measure layers on
 
 
 def _convert(options: argparse.Namespace) -> Result:
     from babel_jax.model_folders.folder import Format, convert
 
-    written = convert(options.source, options.destination, Format(options.to) if options.to else None, **_transfer_options(options))
+    written = convert(
+        options.source,
+        options.destination,
+        Format(options.to) if options.to else None,
+        **_transfer_options(options),
+    )
     return _compared(options, written, None)
 
 
@@ -33,24 +45,42 @@ def _expand(options: argparse.Namespace) -> Result:
     noise = sorted(given.keys() & {"noise_mean", "noise_std", "seed"})
     if "plan" in given and (noise or "init" in given):
         option = "init" if "init" in given else noise[0].replace("_", "-")
-        raise BadInput(f"babel expand: --{option} has no effect with --plan, which says how each layer begins; leave it out")
+        raise BadInput(
+            f"babel expand: --{option} has no effect with --plan, which says how each layer begins; leave "
+            "it out"
+        )
     if noise and given.get("init") != "noise":
-        raise BadInput(f"babel expand: --{noise[0].replace('_', '-')} has no effect without --init noise; add it or leave the other out")
+        raise BadInput(
+            f"babel expand: --{noise[0].replace('_', '-')} has no effect without --init noise; add it or "
+            "leave the other out"
+        )
     if options.auto is not None:
         from babel_jax.studies.sensitivity_report import layers_by_sensitivity
 
         if given.keys() & {"preset", "insert_after", "append", "plan"}:
-            raise BadInput("babel expand: --auto chooses the layers; leave out --preset, --insert-after, --append and --plan")
+            raise BadInput(
+                "babel expand: --auto chooses the layers; leave out --preset, --insert-after, --append and "
+                "--plan"
+            )
         max_bytes = options.max_bytes or _MAX_BYTES
-        given["insert_after"] = layers_by_sensitivity(options.source, options.auto, options.data, options.languages, max_bytes)
-    elif measured_on := [name for name in ("data", "languages", "max_bytes") if getattr(options, name) is not None]:
+        given["insert_after"] = layers_by_sensitivity(
+            options.source, options.auto, options.data, options.languages, max_bytes
+        )
+    elif measured_on := [
+        name for name in ("data", "languages", "max_bytes") if getattr(options, name) is not None
+    ]:
         option = measured_on[0].replace("_", "-")
-        raise BadInput(f"babel expand: --{option} has no effect without --auto, which measures the layers; add it or leave the other out")
+        raise BadInput(
+            f"babel expand: --{option} has no effect without --auto, which measures the layers; add it or "
+            "leave the other out"
+        )
     settings = parse_settings(ExpansionSettings, given, "babel expand")
     plan = plan_from_settings(settings, open_folder(options.source).config.num_hidden_layers)
     if options.save_plan:
         save_plan(plan, Path(options.save_plan))
-    return _compared(options, expand_folder(options.source, options.destination, plan, **_transfer_options(options)), plan)
+    return _compared(
+        options, expand_folder(options.source, options.destination, plan, **_transfer_options(options)), plan
+    )
 
 
 def _compared(options: argparse.Namespace, written: Result, plan: "ExpansionPlan | None") -> Result:
@@ -59,7 +89,9 @@ def _compared(options: argparse.Namespace, written: Result, plan: "ExpansionPlan
         from babel_jax.expansion.verification import logits_difference
 
         limit = int(options.memory_limit * 2**30)
-        written["verified"]["logits_difference"] = logits_difference(options.source, options.destination, plan, limit)
+        written["verified"]["logits_difference"] = logits_difference(
+            options.source, options.destination, plan, limit
+        )
     return written
 
 
@@ -72,7 +104,9 @@ def _sensitivity(options: argparse.Namespace) -> Result:
     from babel_jax.sending import output
     from babel_jax.studies.sensitivity_report import sensitivity_report
 
-    return sensitivity_report(options.model, options.data, options.languages, options.max_bytes or _MAX_BYTES, output(options.out))
+    return sensitivity_report(
+        options.model, options.data, options.languages, options.max_bytes or _MAX_BYTES, output(options.out)
+    )
 
 
 def _ablate(options: argparse.Namespace) -> Result:
@@ -93,53 +127,100 @@ def _ablate(options: argparse.Namespace) -> Result:
 
 def declare(command: Commands) -> None:
     """Adds the commands of this file."""
-    convert = command("convert", _convert, "model folder of one format to the other", "babel convert Qwen2.5-7B qwen-orbax --to orbax")
+    convert = command(
+        "convert",
+        _convert,
+        "model folder of one format to the other",
+        "babel convert Qwen2.5-7B qwen-orbax --to orbax",
+    )
     convert.add_argument("source", metavar="SRC")
     convert.add_argument("destination", metavar="DST")
-    convert.add_argument("--to", choices=["hf", "orbax"], help="format of DST (default: the one that SRC is not)")
+    convert.add_argument(
+        "--to", choices=["hf", "orbax"], help="format of DST (default: the one that SRC is not)"
+    )
 
-    expand = command("expand", _expand, "a deeper model folder, of the same format", "babel expand Qwen2.5-7B babel-9b --preset babel-9b")
+    expand = command(
+        "expand",
+        _expand,
+        "a deeper model folder, of the same format",
+        "babel expand Qwen2.5-7B babel-9b --preset babel-9b",
+    )
     expand.add_argument("source", metavar="SRC")
     expand.add_argument("destination", metavar="DST")
     expand.add_argument("--plan", help="plan file: for each layer its source and how it begins")
     expand.add_argument("--preset", help="babel-9b (28 to 34 layers) or babel-83b (80 to 92)")
-    expand.add_argument("--insert-after", type=integers, metavar="14,16", help="copy these layers, each behind itself")
-    expand.add_argument("--append", type=positive, metavar="N", help="repeat the last N layers behind the model")
+    expand.add_argument(
+        "--insert-after", type=integers, metavar="14,16", help="copy these layers, each behind itself"
+    )
+    expand.add_argument(
+        "--append", type=positive, metavar="N", help="repeat the last N layers behind the model"
+    )
     expand.add_argument("--init", choices=_INITS, help="how new layers begin (default copy)")
     expand.add_argument("--noise-mean", type=float)
     expand.add_argument("--noise-std", type=float)
     expand.add_argument("--seed", type=seed)
-    expand.add_argument("--auto", type=int, metavar="N", help="copy the N layers that cost least when passed twice (see sensitivity)")
+    expand.add_argument(
+        "--auto",
+        type=int,
+        metavar="N",
+        help="copy the N layers that cost least when passed twice (see sensitivity)",
+    )
     expand.add_argument("--save-plan", metavar="FILE", help="write the plan, to edit and apply with --plan")
 
     for between_folders in (convert, expand):
         between_folders.add_argument(
-            "--memory-limit", type=gib, default=4.0, metavar="GIB", help="most memory to use (default %(default)s)"
+            "--memory-limit",
+            type=gib,
+            default=4.0,
+            metavar="GIB",
+            help="most memory to use (default %(default)s)",
         )
         between_folders.add_argument(
             "--verify",
             action="store_true",
-            help="read all back; compare every tensor's sha256, logits where the model fits, and transformers' model of config.json",
+            help=(
+                "read all back; compare every tensor's sha256, logits where the model fits, and "
+                "transformers' model of config.json"
+            ),
         )
         files = between_folders.add_mutually_exclusive_group()
         files.add_argument(
-            "--no-links", action="store_true", help="copy safetensors files that stay as they are, also where the disk has clones"
+            "--no-links",
+            action="store_true",
+            help="copy safetensors files that stay as they are, also where the disk has clones",
         )
         files.add_argument(
             "--hard-links",
             action="store_true",
-            help="where the disk has no clones, make such files one with the source's; a program that writes in place then changes both",
+            help=(
+                "where the disk has no clones, make such files one with the source's; a program that writes "
+                "in place then changes both"
+            ),
         )
 
     sensitivity = command(
-        "sensitivity", _sensitivity, "how much each layer matters", "babel sensitivity Qwen2.5-0.5B --data text/ --out runs/sensitivity"
+        "sensitivity",
+        _sensitivity,
+        "how much each layer matters",
+        "babel sensitivity Qwen2.5-0.5B --data text/ --out runs/sensitivity",
     )
     sensitivity.add_argument("model", metavar="MODEL")
-    sensitivity.add_argument("--out", default="runs/sensitivity", help="folder for table, plot and JSON (default %(default)s)")
+    sensitivity.add_argument(
+        "--out", default="runs/sensitivity", help="folder for table, plot and JSON (default %(default)s)"
+    )
     for with_text in (sensitivity, expand):
-        with_text.add_argument("--data", help="folder of xx.jsonl, .gz or .zst text to measure on (default: the package's own)")
-        with_text.add_argument("--languages", type=words, metavar="en,sw", help="only these (default: all that have text)")
-        with_text.add_argument("--max-bytes", type=positive, metavar="N", help=f"of text for each language (default {_MAX_BYTES})")
+        with_text.add_argument(
+            "--data", help="folder of xx.jsonl, .gz or .zst text to measure on (default: the package's own)"
+        )
+        with_text.add_argument(
+            "--languages", type=words, metavar="en,sw", help="only these (default: all that have text)"
+        )
+        with_text.add_argument(
+            "--max-bytes",
+            type=positive,
+            metavar="N",
+            help=f"of text for each language (default {_MAX_BYTES})",
+        )
 
     ablate = command(
         "ablate",
@@ -149,9 +230,26 @@ def declare(command: Commands) -> None:
     )
     ablate.add_argument("model", metavar="MODEL")
     ablate.add_argument("--data", help="folder of xx.jsonl, .gz or .zst text (default: the package's own)")
-    ablate.add_argument("--out", default="runs/ablation", help="folder; the same command goes on in it (default %(default)s)")
-    ablate.add_argument("--tokens", type=int, default=0, help="budget of recovery for each variant (default: none)")
+    ablate.add_argument(
+        "--out", default="runs/ablation", help="folder; the same command goes on in it (default %(default)s)"
+    )
+    ablate.add_argument(
+        "--tokens", type=int, default=0, help="budget of recovery for each variant (default: none)"
+    )
     ablate.add_argument("--seeds", type=integers, default=[0], metavar="0,1,2")
-    ablate.add_argument("--new-layers", type=positive, metavar="N", help="how many (default: as Babel-9B, about a fifth of the depth)")
-    ablate.add_argument("--variants", type=words, metavar="among:copy,parent", help="default: the report's table and more")
-    ablate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting of configs/ablation.toml")
+    ablate.add_argument(
+        "--new-layers",
+        type=positive,
+        metavar="N",
+        help="how many (default: as Babel-9B, about a fifth of the depth)",
+    )
+    ablate.add_argument(
+        "--variants", type=words, metavar="among:copy,parent", help="default: the report's table and more"
+    )
+    ablate.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting of configs/ablation.toml",
+    )

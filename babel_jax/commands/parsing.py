@@ -40,7 +40,9 @@ def steps(text: str) -> range:
     """Steps of a run: 10:13 to range(10, 13)."""
     first, _, end = text.partition(":")
     if not first.isdecimal() or not end.isdecimal() or int(first) >= int(end):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a range of steps, such as 10:13 for the steps 10, 11 and 12")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a range of steps, such as 10:13 for the steps 10, 11 and 12"
+        )
     return range(int(first), int(end))
 
 

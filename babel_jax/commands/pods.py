@@ -22,7 +22,10 @@ def _rehearse(options: argparse.Namespace) -> Result:
     from babel_jax.config.file import load_config
     from babel_jax.recipe.rehearsal import rehearse
 
-    config, out = load_config(options.config, tuple(options.set)), None if options.out is None else Path(options.out)
+    config, out = (
+        load_config(options.config, tuple(options.set)),
+        None if options.out is None else Path(options.out),
+    )
     return rehearse(config, options.devices, options.slices, Path(options.config).parent, out)
 
 
@@ -35,21 +38,56 @@ def declare(command: Commands) -> None:
         "babel plan configs/babel-9b.toml --topology v5e:16x16 --set training.gradient_accumulation=4",
     )
     plan.add_argument("config", metavar="CONFIG")
-    plan.add_argument("--topology", required=True, metavar="CHIP:SHAPE", help="v5e:16x16, v6e:8x8, v5p:8x8x8, v4:4x4x4, tpu7x:4x4x4 ...")
-    plan.add_argument("--slices", type=positive, default=1, help="how many of them, joined by the data centre's network")
+    plan.add_argument(
+        "--topology",
+        required=True,
+        metavar="CHIP:SHAPE",
+        help="v5e:16x16, v6e:8x8, v5p:8x8x8, v4:4x4x4, tpu7x:4x4x4 ...",
+    )
+    plan.add_argument(
+        "--slices", type=positive, default=1, help="how many of them, joined by the data centre's network"
+    )
     one = plan.add_mutually_exclusive_group()
-    one.add_argument("--step-only", action="store_true", help="compile the last train step alone: one program in place of ten or so")
-    one.add_argument("--evaluate", action="store_true", help="the programs of babel evaluate on the model that CONFIG trains")
-    one.add_argument("--search", action="store_true", help="try meshes, pieces of the batch and remat policies, and rank those that fit")
-    plan.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as data.seq_len=32768")
+    one.add_argument(
+        "--step-only",
+        action="store_true",
+        help="compile the last train step alone: one program in place of ten or so",
+    )
+    one.add_argument(
+        "--evaluate",
+        action="store_true",
+        help="the programs of babel evaluate on the model that CONFIG trains",
+    )
+    one.add_argument(
+        "--search",
+        action="store_true",
+        help="try meshes, pieces of the batch and remat policies, and rank those that fit",
+    )
+    plan.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting, such as data.seq_len=32768",
+    )
     rehearse = command(
         "rehearse",
         _rehearse,
-        "the whole run of a config on CPU devices in minutes: its mesh axes kept, its widths and budgets scaled down",
+        "the whole run of a config on CPU devices in minutes: its mesh axes kept, its widths and budgets "
+        "scaled down",
         "babel rehearse configs/babel-9b.toml",
     )
     rehearse.add_argument("config", metavar="CONFIG")
-    rehearse.add_argument("--devices", type=positive, default=16, help="CPU devices to make (default %(default)s)")
-    rehearse.add_argument("--slices", type=positive, default=1, help="slices of the pod: the data axis, unless the mesh names it")
+    rehearse.add_argument(
+        "--devices", type=positive, default=16, help="CPU devices to make (default %(default)s)"
+    )
+    rehearse.add_argument(
+        "--slices",
+        type=positive,
+        default=1,
+        help="slices of the pod: the data axis, unless the mesh names it",
+    )
     rehearse.add_argument("--out", help="a new folder to keep the rehearsal in (default: a temporary one)")
-    rehearse.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    rehearse.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting"
+    )

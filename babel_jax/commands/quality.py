@@ -33,11 +33,33 @@ def _score(options: argparse.Namespace) -> Result:
 
 def declare(command: Commands) -> None:
     """Adds the commands of this file."""
-    judge = command("judge", _judge, "scores of a sample of the text by a large model", "babel judge configs/quality.toml")
-    judge.add_argument("--replies", metavar="FILE", help="batch results of the prompts (default: OUT/replies.jsonl)")
-    classifier = command("classifier", _classifier, "a small model that learns the judge's scores", "babel classifier configs/quality.toml")
-    score = command("score", _score, "rows with the classifier's score", "babel score configs/quality.toml --languages ha,sw")
-    score.add_argument("--languages", type=words, metavar="en,sw", help="only these (default: all that the sources have)")
+    judge = command(
+        "judge", _judge, "scores of a sample of the text by a large model", "babel judge configs/quality.toml"
+    )
+    judge.add_argument(
+        "--replies", metavar="FILE", help="batch results of the prompts (default: OUT/replies.jsonl)"
+    )
+    classifier = command(
+        "classifier",
+        _classifier,
+        "a small model that learns the judge's scores",
+        "babel classifier configs/quality.toml",
+    )
+    score = command(
+        "score",
+        _score,
+        "rows with the classifier's score",
+        "babel score configs/quality.toml --languages ha,sw",
+    )
+    score.add_argument(
+        "--languages", type=words, metavar="en,sw", help="only these (default: all that the sources have)"
+    )
     for with_config in (judge, classifier, score):
         with_config.add_argument("config", metavar="CONFIG")
-        with_config.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as seed=1")
+        with_config.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="override a setting, such as seed=1",
+        )

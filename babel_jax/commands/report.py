@@ -9,12 +9,27 @@ def _report(options: argparse.Namespace) -> Result:
     from babel_jax.places import on_disk, place
     from babel_jax.report.run_report import report_run
 
-    return report_run(place(options.run_folder), on_disk(options.out, "the page") if options.out else None, options.tolerance)
+    return report_run(
+        place(options.run_folder),
+        on_disk(options.out, "the page") if options.out else None,
+        options.tolerance,
+    )
 
 
 def declare(command: Commands) -> None:
     """Adds the commands of this file."""
-    report = command("report", _report, "one HTML page on a run, and whether a language got worse", "babel report runs/demo")
+    report = command(
+        "report",
+        _report,
+        "one HTML page on a run, and whether a language got worse",
+        "babel report runs/demo",
+    )
     report.add_argument("run_folder", metavar="RUN", help="a run folder, or a demo's")
     report.add_argument("--out", metavar="FILE", help="where to write the page (default: report.html in RUN)")
-    report.add_argument("--tolerance", type=percent, default=0.0, metavar="PERCENT", help="how much worse a language may be (default 0)")
+    report.add_argument(
+        "--tolerance",
+        type=percent,
+        default=0.0,
+        metavar="PERCENT",
+        help="how much worse a language may be (default 0)",
+    )

@@ -9,7 +9,14 @@ from babel_jax.commands.parsing import Commands, Result, positive, seed
 def _generate(options: argparse.Namespace) -> Result:
     from babel_jax.inference.generate import generate_text
 
-    return generate_text(options.model, options.prompt, options.max_new_tokens, options.temperature, options.top_p, options.seed)
+    return generate_text(
+        options.model,
+        options.prompt,
+        options.max_new_tokens,
+        options.temperature,
+        options.top_p,
+        options.seed,
+    )
 
 
 def _chat(options: argparse.Namespace) -> Result:
@@ -25,7 +32,12 @@ def _chat(options: argparse.Namespace) -> Result:
 
 def declare(command: Commands) -> None:
     """Adds the commands of this file."""
-    generate = command("generate", _generate, "text from a model", 'babel generate runs/demo/hf "Every morning" --max-new-tokens 40')
+    generate = command(
+        "generate",
+        _generate,
+        "text from a model",
+        'babel generate runs/demo/hf "Every morning" --max-new-tokens 40',
+    )
     generate.add_argument("model", metavar="MODEL")
     generate.add_argument("prompt", metavar="PROMPT")
     generate.add_argument("--max-new-tokens", type=positive, default=64)
@@ -40,6 +52,8 @@ def declare(command: Commands) -> None:
     chat.add_argument("--system", metavar="TEXT", help="what the model is told before the first turn")
     chat.add_argument("--max-new-tokens", type=positive, default=256)
     for writes in (generate, chat):
-        writes.add_argument("--temperature", type=float, default=0.0, help="0 (the default) takes the likeliest token")
+        writes.add_argument(
+            "--temperature", type=float, default=0.0, help="0 (the default) takes the likeliest token"
+        )
         writes.add_argument("--top-p", type=float, default=1.0)
         writes.add_argument("--seed", type=seed, default=0)

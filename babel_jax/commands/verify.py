@@ -14,5 +14,14 @@ def _verify(options: argparse.Namespace) -> Result:
 
 def declare(command: Commands) -> None:
     """Adds the commands of this file."""
-    verify = command("verify", _verify, "compare the files of a folder with the digests beside them", "babel verify runs/babel-9b")
-    verify.add_argument("folder", metavar="FOLDER", help="a run folder, prepared data or a model folder that this program wrote")
+    verify = command(
+        "verify",
+        _verify,
+        "compare the files of a folder with the digests beside them",
+        "babel verify runs/babel-9b",
+    )
+    verify.add_argument(
+        "folder",
+        metavar="FOLDER",
+        help="a run folder, prepared data or a model folder that this program wrote",
+    )

@@ -1,12 +1,27 @@
 """Every setting of the project: typed, validated and frozen. `config.file.load_config` reads them from TOML.
 
-The resolved config (`Config.to_toml`) written into a run folder reproduces the run alone: its local paths are absolute.
+The resolved config (`Config.to_toml`) written into a run folder reproduces the run alone: its local paths are
+absolute.
 """
 
-from babel_jax.config.cleaning import CleaningSettings, DecontaminationSettings, DeduplicationSettings, Engine, Rule
+from babel_jax.config.cleaning import (
+    CleaningSettings,
+    DecontaminationSettings,
+    DeduplicationSettings,
+    Engine,
+    Rule,
+)
 from babel_jax.config.data import BadRows, DataSettings, MixtureSettings, Source, Strategy
 from babel_jax.config.expansion import Deepening, ExpansionSettings, Init, Moments
-from babel_jax.config.model import Activation, Family, LayerType, ModelConfig, ModelSource, RopeScaling, RopeType
+from babel_jax.config.model import (
+    Activation,
+    Family,
+    LayerType,
+    ModelConfig,
+    ModelSource,
+    RopeScaling,
+    RopeType,
+)
 from babel_jax.config.run import Config, EvaluationSettings
 from babel_jax.config.settings import Settings
 from babel_jax.config.training import (

@@ -1,4 +1,6 @@
-"""The catalogue: the corpora that the report names, where each lives and what it has in each of the 25 languages (catalogue.toml)."""
+"""The catalogue: the corpora that the report names, where each lives and what it has in each of the 25
+languages (catalogue.toml).
+"""
 
 import functools
 import tomllib
@@ -17,8 +19,9 @@ def catalogue() -> dict[str, dict[str, Any]]:
 def expand(given: Any) -> list[Any]:
     """The sources that one of a config stands for: itself, or those of the catalogue that it names.
 
-    `{"catalogue": NAME, "language": "sw"}` is that language's, without `language` all that the corpus has; other keys replace those of
-    the catalogue. Raises ValueError for an unknown name and for a language that the corpus does not have.
+    `{"catalogue": NAME, "language": "sw"}` is that language's, without `language` all that the corpus has;
+    other keys replace those of the catalogue. Raises ValueError for an unknown name and for a language that
+    the corpus does not have.
     """
     if not isinstance(given, dict) or "catalogue" not in given:
         return [given]
@@ -27,7 +30,11 @@ def expand(given: Any) -> list[Any]:
         raise ValueError(f"no corpus {name!r} in the catalogue; it has {', '.join(catalogue())}")
     entry = catalogue()[name]
     configurations = entry["configurations"]
-    wanted = [language(given["language"]).code] if "language" in given else [code for code in CODES if code in configurations]
+    wanted = (
+        [language(given["language"]).code]
+        if "language" in given
+        else [code for code in CODES if code in configurations]
+    )
     missing = [code for code in wanted if code not in configurations]
     if missing:
         raise ValueError(f"{name} has no text in {', '.join(missing)}; it has {' '.join(configurations)}")

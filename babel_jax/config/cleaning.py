@@ -1,4 +1,6 @@
-"""What `babel prepare` does to raw text before it is tokenized: cleaning, decontamination, deduplication, and on which machines."""
+"""What `babel prepare` does to raw text before it is tokenized: cleaning, decontamination, deduplication, and
+on which machines.
+"""
 
 from typing import Self
 
@@ -8,7 +10,10 @@ from babel_jax.config.settings import Choice, Fraction, LocalPath, NonNegative, 
 
 
 class Rule(Choice):
-    """Why cleaning drops a document. Each is a threshold of `CleaningSettings`; data/refining/cleaning.py says where each comes from."""
+    """Why cleaning drops a document.
+
+    Each is a threshold of `CleaningSettings`; data/refining/cleaning.py says where each comes from.
+    """
 
     CHARACTERS = "characters"
     ENCODING = "encoding"
@@ -26,14 +31,17 @@ class Rule(Choice):
 
 
 class CleaningSettings(Settings):
-    """The rules that drop documents, and what is done to the text of those that stay. `off` names rules that do not apply,
-    `off` of a source those that do not apply to it. The rules are for prose: of lists of messages, manuals and code many repeat too much.
+    """The rules that drop documents, and what is done to the text of those that stay. `off` names rules that
+    do not apply, `off` of a source those that do not apply to it. The rules are for prose: of lists of
+    messages, manuals and code many repeat too much.
 
-    Text is brought to NFC and loses its control characters; then a document is dropped that has fewer than `min_characters` characters,
-    more than these fractions of digits (the report's two rules), of lines that begin with a bullet or end in an ellipsis, of characters
-    in repeated lines, paragraphs and word n-grams (for n = 2, 3, 4 the commonest n-gram, for 5 to 10 all that occur twice), fewer
-    letters, or that is less likely than `min_language_probability` in its language. `mask_personal_data` replaces e-mail addresses, phone
-    and card numbers by what they are. `keep_dropped` writes the dropped documents to `dropped/` with the reason.
+    Text is brought to NFC and loses its control characters; then a document is dropped that has fewer than
+    `min_characters` characters, more than these fractions of digits (the report's two rules), of lines that
+    begin with a bullet or end in an ellipsis, of characters in repeated lines, paragraphs and word n-grams
+    (for n = 2, 3, 4 the commonest n-gram, for 5 to 10 all that occur twice), fewer letters, or that is less
+    likely than `min_language_probability` in its language. `mask_personal_data` replaces e-mail addresses,
+    phone and card numbers by what they are. `keep_dropped` writes the dropped documents to `dropped/` with
+    the reason.
     """
 
     off: tuple[Rule, ...] = ()
@@ -50,18 +58,26 @@ class CleaningSettings(Settings):
     max_repeated_paragraphs: Fraction = 0.3
     max_repeated_paragraph_characters: Fraction = 0.2
     max_commonest_ngram: tuple[Fraction, Fraction, Fraction] = (0.20, 0.18, 0.16)
-    max_repeated_ngrams: tuple[Fraction, Fraction, Fraction, Fraction, Fraction, Fraction] = (0.15, 0.14, 0.13, 0.12, 0.11, 0.10)
+    max_repeated_ngrams: tuple[Fraction, Fraction, Fraction, Fraction, Fraction, Fraction] = (
+        0.15,
+        0.14,
+        0.13,
+        0.12,
+        0.11,
+        0.10,
+    )
     min_language_probability: Fraction = 0.1
     mask_personal_data: bool = True
     keep_dropped: bool = False
 
 
 class DecontaminationSettings(Settings):
-    """Files of evaluation items (.jsonl, .txt or .parquet); documents that share a run of this many letters and digits are dropped,
-    of every source.
+    """Files of evaluation items (.jsonl, .txt or .parquet); documents that share a run of this many letters
+    and digits are dropped, of every source.
 
-    `characters` counts letters and digits without the space and punctuation between them; in documents in Chinese, Japanese
-    and Korean, whose characters say more, `dense_characters` of which half are such are enough too.
+    `characters` counts letters and digits without the space and punctuation between them; in documents in
+    Chinese, Japanese and Korean, whose characters say more, `dense_characters` of which half are such are
+    enough too.
     """
 
     paths: tuple[LocalPath, ...]
@@ -70,11 +86,13 @@ class DecontaminationSettings(Settings):
 
 
 class DeduplicationSettings(Settings):
-    """Of documents of one language with the same text, or by MinHash at least `similarity` of the same shingles, one stays.
+    """Of documents of one language with the same text, or by MinHash at least `similarity` of the same
+    shingles, one stays.
 
-    It is the one of the heaviest source, then of the highest score, then the longest, then the first. A shingle is `shingle` characters;
-    `bands` of `rows` MinHash values each find the pairs, all bands * rows values verify them. `near = false` leaves only equal text.
-    `bucket_documents` bounds the documents that one pairing task holds.
+    It is the one of the heaviest source, then of the highest score, then the longest, then the first. A
+    shingle is `shingle` characters; `bands` of `rows` MinHash values each find the pairs, all bands * rows
+    values verify them. `near = false` leaves only equal text. `bucket_documents` bounds the documents that
+    one pairing task holds.
     """
 
     near: bool = True
@@ -87,12 +105,16 @@ class DeduplicationSettings(Settings):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.near and self.similarity == 0:
-            raise ValueError("similarity = 0 would make all documents duplicates; give a number above 0, or near = false")
+            raise ValueError(
+                "similarity = 0 would make all documents duplicates; give a number above 0, or near = false"
+            )
         return self
 
 
 class Engine(Choice):
-    """Where the tasks of `babel prepare` run: in processes of this machine, or on a Ray cluster that shares its file system."""
+    """Where the tasks of `babel prepare` run: in processes of this machine, or on a Ray cluster that shares
+    its file system.
+    """
 
     LOCAL = "local"
     RAY = "ray"

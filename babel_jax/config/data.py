@@ -5,8 +5,22 @@ from typing import Annotated, Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from babel_jax.config.catalogue import expand
-from babel_jax.config.cleaning import CleaningSettings, DecontaminationSettings, DeduplicationSettings, Engine, Rule
-from babel_jax.config.settings import Choice, Fraction, LocalPath, NonNegative, Positive, PositiveFloat, Settings
+from babel_jax.config.cleaning import (
+    CleaningSettings,
+    DecontaminationSettings,
+    DeduplicationSettings,
+    Engine,
+    Rule,
+)
+from babel_jax.config.settings import (
+    Choice,
+    Fraction,
+    LocalPath,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    Settings,
+)
 from babel_jax.languages import language
 
 # A source whose text stands under one of these has conversations: lists of messages.
@@ -21,15 +35,18 @@ class BadRows(Choice):
 
 
 class Source(Settings):
-    """Text rows of one language: files (`path`, globs allowed), a TFDS dataset or a Hugging Face dataset by name.
+    """Text rows of one language: files (`path`, globs allowed), a TFDS dataset or a Hugging Face dataset by
+    name.
 
-    Files: .jsonl or .txt (plain or .gz or .zst), .parquet, and .warc or .wet (plain or .gz), on a disk or wherever fsspec reads
-    (gs://, s3://, hf://). `kind` holds for rows that have no `kind` of their own. `name` stands in reports (default: where the text
-    is), `licence` beside it. `where` passes over rows in which a key has another value, as where one file holds many languages.
-    `off` names rules of data.cleaning that do not apply to this source: `where = { kind = "textbook" }` and `off = ["repetition"]` keep
-    manuals that repeat themselves. Of duplicates in several sources the copy of the source with the highest `weight` stays, if
-    data.deduplication is given, else the first; how much of a source is trained on is a matter of the mixture, not of its weight.
-    `catalogue = "madlad-400"` in the place of all this stands for the sources of that name that the package knows; see catalogue.toml.
+    Files: .jsonl or .txt (plain or .gz or .zst), .parquet, and .warc or .wet (plain or .gz), on a disk or
+    wherever fsspec reads (gs://, s3://, hf://). `kind` holds for rows that have no `kind` of their own.
+    `name` stands in reports (default: where the text is), `licence` beside it. `where` passes over rows in
+    which a key has another value, as where one file holds many languages. `off` names rules of data.cleaning
+    that do not apply to this source: `where = { kind = "textbook" }` and `off = ["repetition"]` keep manuals
+    that repeat themselves. Of duplicates in several sources the copy of the source with the highest `weight`
+    stays, if data.deduplication is given, else the first; how much of a source is trained on is a matter of
+    the mixture, not of its weight. `catalogue = "madlad-400"` in the place of all this stands for the sources
+    of that name that the package knows; see catalogue.toml.
     """
 
     language: str
@@ -72,15 +89,16 @@ class Source(Settings):
 class DataSettings(Settings):
     """The prepared datasets: where they are, and how `babel prepare` makes them.
 
-    `tokenizer` is a model folder, a tokenizer.json or a SentencePiece .model file; without it the run's model folder has it.
-    `add_bos_token` says whether each document begins with the tokenizer's bos_token; without it the tokenizer decides (Llama, Gemma and
-    Mistral: yes; Qwen: no). It holds for training and for what the run measures. Chat templates write what begins a conversation.
-    With `conversations` the sources hold lists of messages (text_key "messages", or "conversations"), which become text by the chat
-    template of the tokenizer's folder or by the file `chat_template`.
-    Digests of all files that were read tell text that has changed; see docs/cleaning.md.
-    Without `cleaning` text stays as it is, without `deduplication` only rows of equal text are dropped. `workers` processes (0: one for
-    each core; on Ray as many as it has) work at a time; the result does not depend on their number. `shard_documents` bounds the
-    documents of a cleaned shard, and with them the memory that a worker takes.
+    `tokenizer` is a model folder, a tokenizer.json or a SentencePiece .model file; without it the run's model
+    folder has it. `add_bos_token` says whether each document begins with the tokenizer's bos_token; without
+    it the tokenizer decides (Llama, Gemma and Mistral: yes; Qwen: no). It holds for training and for what the
+    run measures. Chat templates write what begins a conversation. With `conversations` the sources hold lists
+    of messages (text_key "messages", or "conversations"), which become text by the chat template of the
+    tokenizer's folder or by the file `chat_template`. Digests of all files that were read tell text that has
+    changed; see docs/cleaning.md. Without `cleaning` text stays as it is, without `deduplication` only rows
+    of equal text are dropped. `workers` processes (0: one for each core; on Ray as many as it has) work at a
+    time; the result does not depend on their number. `shard_documents` bounds the documents of a cleaned
+    shard, and with them the memory that a worker takes.
     """
 
     folder: LocalPath
@@ -103,24 +121,32 @@ class DataSettings(Settings):
     @field_validator("sources", mode="before")
     @classmethod
     def _expanded(cls, sources: Any) -> Any:
-        return tuple(source for given in sources for source in expand(given)) if isinstance(sources, list) else sources
+        return (
+            tuple(source for given in sources for source in expand(given))
+            if isinstance(sources, list)
+            else sources
+        )
 
     @model_validator(mode="after")
     def _of_one_form(self) -> Self:
         for source in self.sources:
             if (source.text_key in CONVERSATION_KEYS) != self.conversations:
                 raise ValueError(
-                    f"conversations = {str(self.conversations).lower()} and a source with text_key = {source.text_key!r}: "
+                    f"conversations = {str(self.conversations).lower()} and a source with text_key = "
+                    f"{source.text_key!r}: "
                     f"conversations are read from {' or '.join(CONVERSATION_KEYS)}, text from anything else"
                 )
         if self.conversations and (self.cleaning or self.decontamination or self.deduplication):
-            raise ValueError("cleaning, decontamination and deduplication are of text; leave them out with conversations = true")
+            raise ValueError(
+                "cleaning, decontamination and deduplication are of text; leave them out with conversations "
+                "= true"
+            )
         return self
 
 
 class Strategy(Choice):
-    """How a mixture shares its tokens among languages: as equal as supply allows (water-filling), in proportion to
-    supply ** (1 / temperature), or by explicit weights."""
+    """How a mixture shares its tokens among languages: as equal as supply allows (water-filling), in
+    proportion to supply ** (1 / temperature), or by explicit weights."""
 
     EQUAL = "equal"
     TEMPERATURE = "temperature"
@@ -130,12 +156,14 @@ class Strategy(Choice):
 class MixtureSettings(Settings):
     """Shares of a stage, in tokens; padding is none of them.
 
-    languages: those that take part; empty means all that have data. `weights` maps a language to its weight (strategy `weights`).
-    max_epochs: cap on passes over one dataset; the surplus goes to the others. `curated` maps a language to its share of all tokens, in
-    total: curated = { en = 0.3 } makes 30% of the stage English, taken from the kind `curated` (else `textbook`, else any) as far as there
-    is enough of it. `curated_extra` maps a language to a share of such text that comes on top of the language's own part: with two
-    languages of equal parts, curated_extra = { en = 0.3 } makes 30% + 35% English. The multipliers raise the weight of low-resource
-    languages, and of the kind `textbook` within every language.
+    languages: those that take part; empty means all that have data. `weights` maps a language to its weight
+    (strategy `weights`).
+    max_epochs: cap on passes over one dataset; the surplus goes to the others. `curated` maps a language to
+    its share of all tokens, in total: curated = { en = 0.3 } makes 30% of the stage English, taken from the
+    kind `curated` (else `textbook`, else any) as far as there is enough of it. `curated_extra` maps a
+    language to a share of such text that comes on top of the language's own part: with two languages of equal
+    parts, curated_extra = { en = 0.3 } makes 30% + 35% English. The multipliers raise the weight of
+    low-resource languages, and of the kind `textbook` within every language.
     """
 
     strategy: Strategy = Strategy.EQUAL
@@ -155,10 +183,15 @@ class MixtureSettings(Settings):
         if (self.strategy is Strategy.WEIGHTS) != bool(self.weights):
             raise ValueError('strategy = "weights" and a table of weights go together')
         if both := sorted(self.curated.keys() & self.curated_extra.keys()):
-            raise ValueError(f"curated and curated_extra both name {', '.join(both)}; curated is a total, curated_extra comes on top")
+            raise ValueError(
+                f"curated and curated_extra both name {', '.join(both)}; curated is a total, curated_extra "
+                "comes on top"
+            )
         total = sum(self.curated.values()) + sum(self.curated_extra.values())
         if total >= 1.0:
-            raise ValueError(f"the shares of curated and curated_extra add up to {total:g}; they must stay below 1")
+            raise ValueError(
+                f"the shares of curated and curated_extra add up to {total:g}; they must stay below 1"
+            )
         return self
 
     @property

@@ -6,17 +6,18 @@ from pydantic import Field, model_validator
 
 from babel_jax.config.settings import Choice, LocalPath, NonNegative, Positive, Seed, Settings
 
-# What parameters are shifted or scaled by. With this bound they stay finite in each type that they may have: the largest float16 is 65,504,
-# and noise is drawn at most 4.4 deviations from its mean.
+# What parameters are shifted or scaled by. With this bound they stay finite in each type that they may have:
+# the largest float16 is 65,504, and noise is drawn at most 4.4 deviations from its mean.
 Moderate = Annotated[float, Field(ge=-1e4, le=1e4)]
 
 
 class Init(Choice):
-    """How a new layer begins. The first three are those of the Babel report: an exact copy of its source, the copy plus Gaussian noise,
-    all zeros.
+    """How a new layer begins. The first three are those of the Babel report: an exact copy of its source, the
+    copy plus Gaussian noise, all zeros.
 
-    Beyond it: `average` is the mean of its source and the layer behind that; `identity` a copy that adds nothing at first, as its output
-    projections are zero (LLaMA Pro, Wu et al. 2024); `scaled` a copy that shares the residual update with its source, each giving half.
+    Beyond it: `average` is the mean of its source and the layer behind that; `identity` a copy that adds
+    nothing at first, as its output projections are zero (LLaMA Pro, Wu et al. 2024); `scaled` a copy that
+    shares the residual update with its source, each giving half.
     """
 
     COPY = "copy"
@@ -43,7 +44,10 @@ class ExpansionSettings(Settings):
     def _one(self) -> Self:
         given = [name for name in ("preset", "insert_after", "append", "plan") if getattr(self, name)]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of preset, insert_after, append and plan; given: {', '.join(given) or 'none'}")
+            raise ValueError(
+                "give exactly one of preset, insert_after, append and plan; given: "
+                f"{', '.join(given) or 'none'}"
+            )
         return self
 
 
@@ -55,7 +59,9 @@ class Moments(Choice):
 
 
 class Deepening(Settings):
-    """An expansion in the middle of a run, before it takes the step `step` (counted over all stages, from 0)."""
+    """An expansion in the middle of a run, before it takes the step `step` (counted over
+    all stages, from 0).
+    """
 
     step: Positive
     expansion: ExpansionSettings

@@ -25,7 +25,8 @@ def load_config(path: Path | str, overrides: tuple[str, ...] = ()) -> Config:
 
 
 def load_settings(kind: type[S], path: Path | str, overrides: tuple[str, ...] = ()) -> S:
-    """Reads a TOML file and applies overrides of the form `a.b=value` (value in TOML syntax; anything else is a string).
+    """Reads a TOML file and applies overrides of the form `a.b=value` (value in TOML syntax; anything else is
+    a string).
 
     Raises BadInput with the file, the dotted key and the valid choices for whatever does not fit.
     """
@@ -41,8 +42,11 @@ def configs_folder() -> Path:
     return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
 
 
-def shipped_config(name: str, made: dict[str, Any], overrides: tuple[str, ...] = (), languages: Collection[str] | None = None) -> Config:
-    """One of the shipped configs, with the values of `made` in place of its own (merged into tables), and then the overrides.
+def shipped_config(
+    name: str, made: dict[str, Any], overrides: tuple[str, ...] = (), languages: Collection[str] | None = None
+) -> Config:
+    """One of the shipped configs, with the values of `made` in place of its own (merged into tables), and
+    then the overrides.
 
     With `languages`, its mixtures lose their shares of other languages, which the text does not have.
     """
@@ -88,9 +92,13 @@ def _toml(text: str) -> dict[str, Any]:
 
 
 def parse_settings(kind: type[S], values: dict[str, Any], where: str) -> S:
-    """Settings of one class from plain values; `where` stands in messages. Raises BadInput that names every mistake in one line."""
+    """Settings of one class from plain values; `where` stands in messages.
+
+    Raises BadInput that names every mistake in one line.
+    """
     try:
-        # Through JSON, because strict validation then still takes lists for tuples and strings for enums, and nothing else.
+        # Through JSON, because strict validation then still takes lists for tuples and strings for enums, and
+        # nothing else.
         as_json = json.dumps(values, default=str)
     except (ValueError, RecursionError) as error:  # a number of thousands of digits
         raise BadInput(f"{where}: a value that no setting has: {one_line(error, 300)}") from None
@@ -104,7 +112,9 @@ def parse_settings(kind: type[S], values: dict[str, Any], where: str) -> S:
 def _override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
-        raise BadInput(f"--set {override}: not of the form key=value, for example training.global_batch_size=16")
+        raise BadInput(
+            f"--set {override}: not of the form key=value, for example training.global_batch_size=16"
+        )
     try:
         value = _toml(f"value = {text}")["value"]
     except ValueError:
@@ -142,7 +152,11 @@ def _explain(kind: type[BaseModel], problem: ErrorDetails) -> str:
     if problem["type"] == "extra_forbidden":
         valid = sorted(_class_at(kind, location[:-1]).model_fields)
         near = difflib.get_close_matches(str(location[-1]), valid, n=1)
-        return f"{key}: unknown key; " + (f"did you mean {near[0]}? " if near else "") + f"valid keys: {', '.join(valid)}"
+        return (
+            f"{key}: unknown key; "
+            + (f"did you mean {near[0]}? " if near else "")
+            + f"valid keys: {', '.join(valid)}"
+        )
     if problem["type"] == "missing":
         return f"{key}: missing; this key is needed"
     message = problem["msg"].removeprefix("Value error, ")
@@ -160,6 +174,10 @@ def _class_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> type[Ba
 
 
 def _classes_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, BaseModel):
+    if (
+        isinstance(annotation, type)
+        and not isinstance(annotation, types.GenericAlias)
+        and issubclass(annotation, BaseModel)
+    ):
         return [annotation]
     return [found for argument in typing.get_args(annotation) for found in _classes_in(argument)]

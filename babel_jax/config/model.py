@@ -4,9 +4,18 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from babel_jax.config.settings import Choice, LocalPath, NonNegativeFloat, Positive, PositiveFloat, Settings, divisors
+from babel_jax.config.settings import (
+    Choice,
+    LocalPath,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+    Settings,
+    divisors,
+)
 
-# Bounds of what a config.json may ask for, far above any model of these families: nothing is made of a number beyond them.
+# Bounds of what a config.json may ask for, far above any model of these families: nothing is made of a number
+# beyond them.
 MOST_LAYERS = 2_000
 MOST_HEADS = 2**14
 MOST_FEATURES = 2**20  # hidden_size, head_dim
@@ -33,7 +42,9 @@ class Family(Choice):
 
 
 class Activation(Choice):
-    """The function on the gate of the MLP, named as in config.json; the second is GELU by its tanh approximation."""
+    """The function on the gate of the MLP, named as in config.json; the second is GELU by its tanh
+    approximation.
+    """
 
     SILU = "silu"
     GELU = "gelu_pytorch_tanh"
@@ -55,7 +66,9 @@ class RopeType(Choice):
 
 
 class RopeScaling(Settings):
-    """Rotary scaling; the frequency factors matter for `llama3` alone (Llama 3.1 report, section 3.4; key names of config.json)."""
+    """Rotary scaling; the frequency factors matter for `llama3` alone (Llama 3.1 report, section 3.4; key
+    names of config.json).
+    """
 
     rope_type: RopeType = RopeType.DEFAULT
     factor: PositiveFloat = 1.0
@@ -66,7 +79,10 @@ class RopeScaling(Settings):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.rope_type is RopeType.LLAMA3 and self.high_freq_factor <= self.low_freq_factor:
-            raise ValueError(f"high_freq_factor = {self.high_freq_factor} must be greater than low_freq_factor = {self.low_freq_factor}")
+            raise ValueError(
+                f"high_freq_factor = {self.high_freq_factor} must be greater than low_freq_factor = "
+                f"{self.low_freq_factor}"
+            )
         return self
 
 
@@ -75,11 +91,13 @@ def _gemma2(known: dict[str, Any]) -> bool:
 
 
 class ModelConfig(Settings):
-    """Shape and variant of a decoder; names are those of config.json. Hashable, so it may be a static argument of jit.
+    """Shape and variant of a decoder; names are those of config.json. Hashable, so it may be a static
+    argument of jit.
 
-    What config.json leaves to the family has a name of ours: `qk_norm` (a norm on the queries and keys of each head), `post_norms` (a norm
-    on what attention and MLP give), `norm_offset` (added to the weights of norms), `scaled_embeddings` (by sqrt(hidden_size)).
-    Attention scores are scaled by 1 / sqrt(query_pre_attn_scalar), and x is soft-capped to cap * tanh(x / cap).
+    What config.json leaves to the family has a name of ours: `qk_norm` (a norm on the queries and keys of
+    each head), `post_norms` (a norm on what attention and MLP give), `norm_offset` (added to the weights of
+    norms), `scaled_embeddings` (by sqrt(hidden_size)). Attention scores are scaled by 1 /
+    sqrt(query_pre_attn_scalar), and x is soft-capped to cap * tanh(x / cap).
     """
 
     family: Family = Family.QWEN2
@@ -89,7 +107,9 @@ class ModelConfig(Settings):
     num_hidden_layers: Layers
     num_attention_heads: Heads
     num_key_value_heads: Heads = Field(default_factory=lambda known: known["num_attention_heads"])
-    head_dim: Features = Field(default_factory=lambda known: known["hidden_size"] // known["num_attention_heads"])
+    head_dim: Features = Field(
+        default_factory=lambda known: known["hidden_size"] // known["num_attention_heads"]
+    )
     max_position_embeddings: Positions = 32768
     rope_theta: PositiveFloat = 1_000_000.0
     rope_scaling: RopeScaling = RopeScaling()
@@ -99,7 +119,9 @@ class ModelConfig(Settings):
     qk_norm: bool = Field(default_factory=lambda known: known["family"] is Family.QWEN3)
     o_bias: bool = False
     mlp_bias: bool = False
-    hidden_act: Activation = Field(default_factory=lambda known: Activation.GELU if _gemma2(known) else Activation.SILU)
+    hidden_act: Activation = Field(
+        default_factory=lambda known: Activation.GELU if _gemma2(known) else Activation.SILU
+    )
     query_pre_attn_scalar: Positive = Field(default_factory=lambda known: known["head_dim"])
     attn_logit_softcapping: PositiveFloat | None = None
     final_logit_softcapping: PositiveFloat | None = None
@@ -114,19 +136,24 @@ class ModelConfig(Settings):
     def _possible(self) -> Self:
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
-                f"num_attention_heads = {self.num_attention_heads} is not divisible by num_key_value_heads = {self.num_key_value_heads}; "
+                f"num_attention_heads = {self.num_attention_heads} is not divisible by num_key_value_heads "
+                f"= {self.num_key_value_heads}; "
                 f"valid num_key_value_heads: {divisors(self.num_attention_heads)}"
             )
         if self.head_dim % 2 or self.head_dim < 2:
             raise ValueError(f"head_dim = {self.head_dim}; rotary positions need an even one of 2 or more")
         if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
             raise ValueError(
-                f"layer_types has {len(self.layer_types)} entries; it needs one for each of num_hidden_layers = {self.num_hidden_layers}"
+                f"layer_types has {len(self.layer_types)} entries; it needs one for each of "
+                f"num_hidden_layers = {self.num_hidden_layers}"
             )
         if LayerType.SLIDING in self.layer_types and self.sliding_window is None:
             raise ValueError("layer_types names sliding_attention and sliding_window is not set")
         if self.sliding_window is not None and LayerType.SLIDING not in self.layer_types:
-            raise ValueError(f"sliding_window = {self.sliding_window} is of no layer; layer_types says which are sliding_attention")
+            raise ValueError(
+                f"sliding_window = {self.sliding_window} is of no layer; layer_types says which are "
+                "sliding_attention"
+            )
         return self
 
     @property
@@ -142,7 +169,9 @@ class ModelConfig(Settings):
 
 
 class ModelSource(Settings):
-    """Where a run's model comes from: a model folder of either format, or `shape` with random initial weights."""
+    """Where a run's model comes from: a model folder of either format, or `shape` with random initial
+    weights.
+    """
 
     folder: LocalPath | None = None
     shape: ModelConfig | None = None
@@ -150,5 +179,7 @@ class ModelSource(Settings):
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.folder is None) == (self.shape is None):
-            raise ValueError("give exactly one of folder (a model folder) and shape (a table of the model's sizes)")
+            raise ValueError(
+                "give exactly one of folder (a model folder) and shape (a table of the model's sizes)"
+            )
         return self

@@ -1,4 +1,6 @@
-"""The quality classifier: what a judge is asked, the small model that learns its scores, and how scores of languages compare."""
+"""The quality classifier: what a judge is asked, the small model that learns its scores, and how scores of
+languages compare.
+"""
 
 import re
 import string
@@ -8,7 +10,16 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from babel_jax.config.data import BadRows, Source
-from babel_jax.config.settings import Choice, Fraction, LocalPath, NonNegative, Positive, PositiveFloat, Seed, Settings
+from babel_jax.config.settings import (
+    Choice,
+    Fraction,
+    LocalPath,
+    NonNegative,
+    Positive,
+    PositiveFloat,
+    Seed,
+    Settings,
+)
 from babel_jax.config.training import ComputeType, Schedule
 from babel_jax.languages import language
 
@@ -24,19 +35,29 @@ Text:
 {text}
 """
 DIMENSIONS = {
-    "fluency": "Is it natural, connected and correct language, and not a list, a menu, keywords or a machine translation?",
-    "substance": "Would a reader learn something: facts, arguments, a story? Or is it advertising, boilerplate, or about nothing?",
-    "cleanliness": "Is it free of navigation, markup, broken characters, cut sentences, repetition, and of other languages?",
+    "fluency": (
+        "Is it natural, connected and correct language, and not a list, a menu, keywords or a machine "
+        "translation?"
+    ),
+    "substance": (
+        "Would a reader learn something: facts, arguments, a story? Or is it advertising, boilerplate, or "
+        "about nothing?"
+    ),
+    "cleanliness": (
+        "Is it free of navigation, markup, broken characters, cut sentences, repetition, and of other "
+        "languages?"
+    ),
 }
 
 
 class JudgeSettings(Settings):
     """What a large model is asked about a sample of the text.
 
-    `documents` of each language are judged, cut to `max_characters`. `dimensions` maps a name to what is asked; `prompt` may hold
-    {language}, {dimensions}, {names}, {lowest}, {highest} and {text}. `endpoint` is the base URL of an OpenAI-compatible server
-    (http://host:port/v1), whose key is in the environment variable `key_variable`; without it prompts and replies are files. An answer
-    has to be complete within `timeout_seconds`.
+    `documents` of each language are judged, cut to `max_characters`. `dimensions` maps a name to what is
+    asked; `prompt` may hold {language}, {dimensions}, {names}, {lowest}, {highest} and {text}. `endpoint` is
+    the base URL of an OpenAI-compatible server (http://host:port/v1), whose key is in the environment
+    variable `key_variable`; without it prompts and replies are files. An answer has to be complete within
+    `timeout_seconds`.
     """
 
     model: str = "judge"
@@ -57,7 +78,8 @@ class JudgeSettings(Settings):
         # Not with the value: it may be a key or hold a password.
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_variable):
             raise ValueError(
-                "key_variable is no name of an environment variable (letters, digits and _); the key itself is not to stand here"
+                "key_variable is no name of an environment variable (letters, digits and _); the key itself "
+                "is not to stand here"
             )
         if self.endpoint is not None:
             try:
@@ -66,7 +88,10 @@ class JudgeSettings(Settings):
             except ValueError:  # its message has the text in it
                 raise ValueError("endpoint is no address such as http://host:port/v1") from None
             if parts.username or parts.password or "@" in parts.netloc or parts.query or parts.fragment:
-                raise ValueError("endpoint holds a user name, a password or a query; put the key into the variable that key_variable names")
+                raise ValueError(
+                    "endpoint holds a user name, a password or a query; put the key into the variable that "
+                    "key_variable names"
+                )
             if (
                 parts.scheme not in ("http", "https")
                 or not parts.hostname
@@ -84,13 +109,16 @@ class JudgeSettings(Settings):
         except ValueError as error:
             raise ValueError(f"prompt: {error}; write {{{{ and }}}} for braces") from None
         if not {"text", "dimensions"} <= used <= known:
-            raise ValueError(f"prompt must hold {{text}} and {{dimensions}}, and of names in braces only {', '.join(sorted(known))}")
+            raise ValueError(
+                f"prompt must hold {{text}} and {{dimensions}}, and of names in braces only "
+                f"{', '.join(sorted(known))}"
+            )
         return self
 
 
 class Calibration(Choice):
-    """What a score of 0.3 says: that 30% of the text of the same language is worse, that 30% of all text is, or 0.3 of the judge's
-    scale."""
+    """What a score of 0.3 says: that 30% of the text of the same language is worse, that 30% of all text is,
+    or 0.3 of the judge's scale."""
 
     LANGUAGE = "language"
     ALL = "all"
@@ -98,11 +126,13 @@ class Calibration(Choice):
 
 
 class ClassifierSettings(Settings):
-    """The small model: a decoder from the model folder `model` with one linear map from its last state to the dimensions.
+    """The small model: a decoder from the model folder `model` with one linear map from its last state to the
+    dimensions.
 
-    Documents are cut to `seq_len` - 1 tokens. `good` is the mean score, on the judge's scale, from which on a text counts as good (for the
-    area under the ROC curve). Held-out documents are chosen by their ids, independently of which were judged. Rows with a score below
-    `threshold`, or that of their language in `thresholds`, are left out of what `babel score` writes.
+    Documents are cut to `seq_len` - 1 tokens. `good` is the mean score, on the judge's scale, from which on a
+    text counts as good (for the area under the ROC curve). Held-out documents are chosen by their ids,
+    independently of which were judged. Rows with a score below `threshold`, or that of their language in
+    `thresholds`, are left out of what `babel score` writes.
     """
 
     model: LocalPath
@@ -126,7 +156,10 @@ class ClassifierSettings(Settings):
 
 
 class QualityConfig(Settings):
-    """One classifier. `out` is its folder; `sources` are the text that is sampled for the judge, and that `babel score` scores."""
+    """One classifier.
+
+    `out` is its folder; `sources` are the text that is sampled for the judge, and that `babel score` scores.
+    """
 
     out: LocalPath
     seed: Seed = 0

@@ -17,9 +17,9 @@ from babel_jax.files import write_text
 
 
 class EvaluationSettings(Settings):
-    """What is measured on held-out text: for bits per byte windows a batch and the most bytes of each language; `suite_items` of each task
-    and language of the offline suite (evaluation/suite.py), 0 leaving it out. With `every`, a number of steps, it is measured in between
-    too, and not only at the ends of stages.
+    """What is measured on held-out text: for bits per byte windows a batch and the most bytes of each
+    language; `suite_items` of each task and language of the offline suite (evaluation/suite.py), 0 leaving it
+    out. With `every`, a number of steps, it is measured in between too, and not only at the ends of stages.
     """
 
     batch_size: Positive = 8
@@ -31,8 +31,9 @@ class EvaluationSettings(Settings):
 class Config(Settings):
     """One run. `out` is the run folder. Relative paths are taken from the working directory.
 
-    `expansion` is applied before the first step, `deepen` in the middle; entries may be added while the run has not come to their steps.
-    `prices` are those of an hour of a chip, by its name (v4, v5e, v5p, v6e, tpu7x), in any currency; `babel plan` reckons with them.
+    `expansion` is applied before the first step, `deepen` in the middle; entries may be added while the run
+    has not come to their steps. `prices` are those of an hour of a chip, by its name (v4, v5e, v5p, v6e,
+    tpu7x), in any currency; `babel plan` reckons with them.
     """
 
     out: LocalPath
@@ -50,14 +51,24 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.model.shape is not None and self.data.seq_len > (longest := self.model.shape.max_position_embeddings):
-            raise ValueError(f"data.seq_len = {self.data.seq_len} exceeds model.shape.max_position_embeddings = {longest}")
+        if self.model.shape is not None and self.data.seq_len > (
+            longest := self.model.shape.max_position_embeddings
+        ):
+            raise ValueError(
+                f"data.seq_len = {self.data.seq_len} exceeds model.shape.max_position_embeddings = {longest}"
+            )
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stages: names must differ; given {', '.join(names)}")
-        points = [*(("base", "expanded") if self.model.folder is not None else ()), *(stage.result for stage in self.stages)]
+        points = [
+            *(("base", "expanded") if self.model.folder is not None else ()),
+            *(stage.result for stage in self.stages),
+        ]
         if len(set(points)) != len(points):
-            raise ValueError(f"stages: results must differ, also from base and expanded; given {', '.join(s.result for s in self.stages)}")
+            raise ValueError(
+                "stages: results must differ, also from base and expanded; given "
+                f"{', '.join(s.result for s in self.stages)}"
+            )
         steps = [deepening.step for deepening in self.deepen]
         if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
             raise ValueError(f"deepen: the steps must ascend; given {', '.join(map(str, steps))}")
@@ -67,7 +78,8 @@ class Config(Settings):
             missing = [code for code in named if with_sources and code not in with_sources]
             if missing:
                 raise ValueError(
-                    f"stages: the mixture of {stage.name!r} names {', '.join(missing)}, which data.sources has no source for; "
+                    f"stages: the mixture of {stage.name!r} names {', '.join(missing)}, which data.sources "
+                    "has no source for; "
                     f"there are sources for {' '.join(sorted(with_sources))}"
                 )
         return self

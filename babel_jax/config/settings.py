@@ -32,11 +32,15 @@ PositiveFloat = Annotated[float, Field(gt=0.0)]
 
 
 class Choice(StrEnum):
-    """Base of all settings that are one of some words. A plain string is taken too: `ExpansionSettings(append=2, init="noise")`."""
+    """Base of all settings that are one of some words.
+
+    A plain string is taken too: `ExpansionSettings(append=2, init="noise")`.
+    """
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
-        # In strict validation, which all settings have, pydantic otherwise takes members of the enumeration alone.
+        # In strict validation, which all settings have, pydantic otherwise takes members of the enumeration
+        # alone.
         return cast(CoreSchema, {**handler(source), "strict": False})
 
 

@@ -5,7 +5,16 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from babel_jax.config.data import MixtureSettings
-from babel_jax.config.settings import BelowOne, Choice, FileName, Fraction, Positive, PositiveFloat, Settings, divisors
+from babel_jax.config.settings import (
+    BelowOne,
+    Choice,
+    FileName,
+    Fraction,
+    Positive,
+    PositiveFloat,
+    Settings,
+    divisors,
+)
 
 
 class ScheduleKind(Choice):
@@ -17,7 +26,10 @@ class ScheduleKind(Choice):
 
 
 class Schedule(Settings):
-    """Learning rate of a stage. Warmup and decay are fractions of the stage's steps; the final rate is a fraction of the peak."""
+    """Learning rate of a stage.
+
+    Warmup and decay are fractions of the stage's steps; the final rate is a fraction of the peak.
+    """
 
     kind: ScheduleKind = ScheduleKind.WSD
     peak: PositiveFloat
@@ -33,16 +45,20 @@ class Schedule(Settings):
 
 
 class Trained(Choice):
-    """What a stage trains: all parameters, or those of the layers that expansion added (so that the others stay as they are)."""
+    """What a stage trains: all parameters, or those of the layers that expansion added (so that the others
+    stay as they are).
+    """
 
     ALL = "all"
     NEW_LAYERS = "new_layers"
 
 
 class Stage(Settings):
-    """One stage of a run: its budget in `tokens` or in `steps`, its rate and its mixture. `result` names the model after it in tables.
+    """One stage of a run: its budget in `tokens` or in `steps`, its rate and its mixture. `result` names the
+    model after it in tables.
 
-    `max_passes` cuts the budget to so many passes over all the prepared text, so that little text is not learned by heart.
+    `max_passes` cuts the budget to so many passes over all the prepared text, so that little text is not
+    learned by heart.
     """
 
     name: FileName
@@ -62,15 +78,17 @@ class Stage(Settings):
 
 
 class ComputeType(Choice):
-    """A floating-point type. That of computing is the type of activations and of the weights in matrix products; master weights, norms,
-    softmax and loss are float32."""
+    """A floating-point type. That of computing is the type of activations and of the weights in matrix
+    products; master weights, norms, softmax and loss are float32."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
 
 
 class OptimizerRule(Settings):
-    """The first rule wins whose `pattern`, a regular expression, is found in the parameter's path (model/layers/mlp/up_proj/weight)."""
+    """The first rule wins whose `pattern`, a regular expression, is found in the parameter's path
+    (model/layers/mlp/up_proj/weight).
+    """
 
     pattern: str
     rate: Annotated[float, Field(ge=0.0)] = 1.0
@@ -79,9 +97,11 @@ class OptimizerRule(Settings):
 
 
 class OptimizerSettings(Settings):
-    """AdamW with decoupled weight decay (Loshchilov and Hutter 2019). The rules are ordered and must cover every parameter.
+    """AdamW with decoupled weight decay (Loshchilov and Hutter 2019). The rules are ordered and must cover
+    every parameter.
 
-    `new_layers_rate` is a factor on the rate of the layers that expansion added. `first_moment` is the type that m is kept in.
+    `new_layers_rate` is a factor on the rate of the layers that expansion added. `first_moment` is the type
+    that m is kept in.
     """
 
     b1: BelowOne = 0.9
@@ -98,12 +118,15 @@ class OptimizerSettings(Settings):
 
 
 class Remat(Choice):
-    """What the backward pass computes again, from the least to the most; what it keeps of a layer, beside the residual stream:
+    """What the backward pass computes again, from the least to the most; what it keeps of a layer, beside the
+    residual stream:
 
-    none: all. dots: the products with weights. mlp, the default: queries, keys, values (of whole windows, where `context` cuts them), what
-    attention gives, the stream between attention and MLP, and both inner parts of the MLP, so that no product with weights is done twice
-    (but where heads or what layers give are normalized: Qwen3, Gemma 2) and nothing of windows is gathered twice. gate: of the inner parts
-    one, and keys and values of this device's part. projections: none of the two. attention: what attention gives. full: nothing.
+    none: all. dots: the products with weights. mlp, the default: queries, keys, values (of whole windows,
+    where `context` cuts them), what attention gives, the stream between attention and MLP, and both inner
+    parts of the MLP, so that no product with weights is done twice (but where heads or what layers give are
+    normalized: Qwen3, Gemma 2) and nothing of windows is gathered twice. gate: of the inner parts one, and
+    keys and values of this device's part. projections: none of the two. attention: what attention gives.
+    full: nothing.
     """
 
     NONE = "none"
@@ -116,7 +139,9 @@ class Remat(Choice):
 
 
 class AttentionKernel(Choice):
-    """What computes attention in training: `auto` is splash attention on TPU, cuDNN on GPU where it can, XLA elsewhere."""
+    """What computes attention in training: `auto` is splash attention on TPU, cuDNN on GPU where it can, XLA
+    elsewhere.
+    """
 
     AUTO = "auto"
     XLA = "xla"
@@ -124,8 +149,8 @@ class AttentionKernel(Choice):
     CUDNN = "cudnn"
 
 
-# Settings of TrainingSettings that a run may be resumed with others of. They change its results by rounding at most; `skip_spikes` changes
-# which updates are left out, and is what someone switches on after a spike.
+# Settings of TrainingSettings that a run may be resumed with others of. They change its results by rounding
+# at most; `skip_spikes` changes which updates are left out, and is what someone switches on after a spike.
 CHANGEABLE = (
     "mesh",
     "gradient_accumulation",
@@ -146,21 +171,24 @@ CHANGEABLE = (
 class TrainingSettings(Settings):
     """How a step is computed. `global_batch_size` counts windows.
 
-    `mesh` gives sizes of mesh axes, -1 for what is left: data (replicas; not named, one for each slice of a pod), fsdp (windows, and
-    parameters), context (parts of each window, and parameters), tensor (features); see training.mesh. Weights are gathered, and gradients
-    scattered, in `compute_dtype`; sums over data are float32. With `offload_optimizer_state` the moments of Adam stay in the memory of the
-    hosts, and are on the devices a few parameters at a time, at the end of the step; all at once where a run is deepened.
-    With `scan_layers` a layer is compiled once and run in a loop; without, compile time grows with depth, and what remat keeps need not be
-    copied into stacks over layers, which GPUs spend time on.
+    `mesh` gives sizes of mesh axes, -1 for what is left: data (replicas; not named, one for each slice of a
+    pod), fsdp (windows, and parameters), context (parts of each window, and parameters), tensor (features);
+    see training.mesh. Weights are gathered, and gradients scattered, in `compute_dtype`; sums over data are
+    float32. With `offload_optimizer_state` the moments of Adam stay in the memory of the hosts, and are on
+    the devices a few parameters at a time, at the end of the step; all at once where a run is deepened. With
+    `scan_layers` a layer is compiled once and run in a loop; without, compile time grows with depth, and what
+    remat keeps need not be copied into stacks over layers, which GPUs spend time on.
 
-    An update whose loss or gradient is not finite is left out. With `skip_spikes` so is one whose loss or gradient norm is more than so
-    many standard deviations above the mean of the last 128 steps (6 is usual). After `max_skipped_steps` of them in a row the run stops.
-    With `recheck_every` one step in so many computes its gradients twice, and the run stops where they differ in a bit: a chip is faulty.
+    An update whose loss or gradient is not finite is left out. With `skip_spikes` so is one whose loss or
+    gradient norm is more than so many standard deviations above the mean of the last 128 steps (6 is usual).
+    After `max_skipped_steps` of them in a row the run stops. With `recheck_every` one step in so many
+    computes its gradients twice, and the run stops where they differ in a bit: a chip is faulty.
 
-    Checkpoints are saved after every `checkpoint_every` steps, when `checkpoint_minutes` have gone by, at the end of a stage, and where the
-    run is stopped. The newest `keep_checkpoints` stay, and those whose step `keep_every` divides. `compilation_cache` keeps compiled
-    programs in the run folder, unless JAX_COMPILATION_CACHE_DIR names another, so that a run which goes on compiles nothing again (but not
-    those for several CPU devices).
+    Checkpoints are saved after every `checkpoint_every` steps, when `checkpoint_minutes` have gone by, at the
+    end of a stage, and where the run is stopped. The newest `keep_checkpoints` stay, and those whose step
+    `keep_every` divides. `compilation_cache` keeps compiled programs in the run folder, unless
+    JAX_COMPILATION_CACHE_DIR names another, so that a run which goes on compiles nothing again (but not those
+    for several CPU devices).
     """
 
     global_batch_size: Positive = 8
@@ -184,9 +212,13 @@ class TrainingSettings(Settings):
     def _possible(self) -> Self:
         if self.global_batch_size % self.gradient_accumulation:
             raise ValueError(
-                f"global_batch_size = {self.global_batch_size} is not divisible by gradient_accumulation = {self.gradient_accumulation}; "
+                f"global_batch_size = {self.global_batch_size} is not divisible by gradient_accumulation = "
+                f"{self.gradient_accumulation}; "
                 f"valid: {divisors(self.global_batch_size)}"
             )
         if self.keep_every is not None and self.keep_every % self.checkpoint_every:
-            raise ValueError(f"keep_every = {self.keep_every} is not a multiple of checkpoint_every = {self.checkpoint_every}")
+            raise ValueError(
+                f"keep_every = {self.keep_every} is not a multiple of checkpoint_every = "
+                f"{self.checkpoint_every}"
+            )
         return self

@@ -16,4 +16,7 @@ def read_json(path: Path) -> dict[str, Any]:
         problem = "not an object"
     except (OSError, ValueError) as error:
         problem = str(error)
-    raise BadInput(f"{path}: not readable JSON ({problem}); remove the folder {path.parent} and run `babel prepare` again")
+    raise BadInput(
+        f"{path}: not readable JSON ({problem}); remove the folder {path.parent} and run `babel prepare` "
+        "again"
+    )

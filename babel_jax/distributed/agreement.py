@@ -1,4 +1,6 @@
-"""Several JAX processes that write one folder or read one model: all succeed, or all fail with one message."""
+"""Several JAX processes that write one folder or read one model: all succeed, or all fail
+with one message.
+"""
 
 import contextlib
 import hashlib
@@ -21,15 +23,17 @@ from babel_jax.sending import send_part
 _MESSAGE_BYTES = 1000
 _LONGEST_WAIT_MS = 7 * 24 * 3600 * 1000
 _meetings = itertools.count()
-_PARTS: dict[Path, Path] = {}  # folders for a bucket, of which each process fills its part on its own disk, and what they are to be
+_PARTS: dict[
+    Path, Path
+] = {}  # folders for a bucket, of which each process fills its part on its own disk, and what they are to be
 
 
 @contextlib.contextmanager
 def agreed() -> Iterator[None]:
     """Ends on all processes when each has come to the end of the block.
 
-    Where one raises an error in it, the others raise BadInput with its message, so that none waits for one that has gone. The block may
-    hold no collective operation that a process which failed would miss.
+    Where one raises an error in it, the others raise BadInput with its message, so that none waits for one
+    that has gone. The block may hold no collective operation that a process which failed would miss.
     """
     if jax.process_count() == 1:
         yield
@@ -48,7 +52,8 @@ def agreed() -> Iterator[None]:
 def meet() -> None:
     """Waits until all processes are here, however long one of them compiles or prepares.
 
-    Collective operations would wait only so long (Gloo 30 s to connect). A process that has died ends the others also here.
+    Collective operations would wait only so long (Gloo 30 s to connect). A process that has died ends the
+    others also here.
     """
     if (client := distributed.global_state.client) is not None:
         client.wait_at_barrier(f"babel {next(_meetings)}", _LONGEST_WAIT_MS)
@@ -59,7 +64,9 @@ def _exchange(message: str) -> list[str]:
     data = np.zeros(_MESSAGE_BYTES, np.uint8)
     encoded = np.frombuffer(message.encode()[:_MESSAGE_BYTES], np.uint8)
     data[: len(encoded)] = encoded
-    return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in multihost_utils.process_allgather(data)]
+    return [
+        bytes(row).rstrip(b"\0").decode(errors="ignore") for row in multihost_utils.process_allgather(data)
+    ]
 
 
 def texts_of_all(text: str) -> list[str]:
@@ -68,7 +75,9 @@ def texts_of_all(text: str) -> list[str]:
 
 
 def first_says(yes: bool) -> bool:
-    """What process 0 says to a question that others may see another answer to, such as whether a file is there already."""
+    """What process 0 says to a question that others may see another answer to, such as whether a file is
+    there already.
+    """
     return yes if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.asarray(yes)))
 
 
@@ -85,15 +94,19 @@ def same_on_all(text: str) -> bool:
     """Whether all processes give the same text, by its hash."""
     if jax.process_count() == 1:
         return True
-    digests = multihost_utils.process_allgather(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8))
+    digests = multihost_utils.process_allgather(
+        np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    )
     return bool((digests == digests[0]).all())
 
 
 @contextlib.contextmanager
 def new_folder_of_all(final: Path) -> Iterator[Path]:
-    """`new_folder`, made and renamed by process 0, filled by all. Raises BadInput on all of them where one fails.
+    """`new_folder`, made and renamed by process 0, filled by all. Raises BadInput on all of them where one
+    fails.
 
-    Of a folder for a bucket each process has a part on its own disk; `write_sums_of_all` sends the parts of the others.
+    Of a folder for a bucket each process has a part on its own disk; `write_sums_of_all` sends the parts of
+    the others.
     """
     with contextlib.ExitStack() as made:
         with agreed():
@@ -108,7 +121,9 @@ def new_folder_of_all(final: Path) -> Iterator[Path]:
                     partial.mkdir()
                     made.callback(shutil.rmtree, partial, ignore_errors=True)
             if not partial.is_dir():
-                raise BadInput(f"{partial}: not seen by all processes; give a folder on a disk that they share")
+                raise BadInput(
+                    f"{partial}: not seen by all processes; give a folder on a disk that they share"
+                )
         yield partial
         with agreed():
             made.close()
@@ -120,7 +135,10 @@ def is_in_parts(folder: Path) -> bool:
 
 
 def write_sums_of_all(folder: Path) -> None:
-    """A list of digests of a folder that all processes have filled; each reads its share of the files. All call this."""
+    """A list of digests of a folder that all processes have filled; each reads its share of the files.
+
+    All call this.
+    """
     if folder in _PARTS:
         _write_sums_of_parts(folder, _PARTS[folder])
         return
@@ -148,7 +166,9 @@ def _write_sums_of_parts(folder: Path, final: Path) -> None:
 
 
 def shared_out(sizes: Mapping[str, int]) -> dict[str, int]:
-    """A process for each of several things, so that each process gets about as much: each goes to the one that has least so far."""
+    """A process for each of several things, so that each process gets about as much: each goes to the one
+    that has least so far.
+    """
     loads = [0] * jax.process_count()
     owners = {}
     for name, size in sizes.items():

@@ -1,9 +1,9 @@
 """Several processes that run one program: how they find each other, and how all of them end when one does.
 
-On Cloud TPU, GKE, Slurm and Open MPI it is JAX that finds the coordinator, the number of processes and the number of this one. By hand
-they are JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID; JAX_NUM_PROCESSES = 1 alone keeps JAX
-from looking. BABEL_HEARTBEAT_SECONDS is how long a process may be silent until the others end, BABEL_CONNECT_SECONDS how long they wait
-for it at the start.
+On Cloud TPU, GKE, Slurm and Open MPI it is JAX that finds the coordinator, the number of processes and the
+number of this one. By hand they are JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
+JAX_PROCESS_ID; JAX_NUM_PROCESSES = 1 alone keeps JAX from looking. BABEL_HEARTBEAT_SECONDS is how long a
+process may be silent until the others end, BABEL_CONNECT_SECONDS how long they wait for it at the start.
 """
 
 import contextlib
@@ -35,10 +35,11 @@ _SIGNS_OF_A_LOST_PROCESS = (
 
 
 def join() -> None:
-    """Joins the other processes of the job that the environment names; does nothing where there is one process.
+    """Joins the other processes of the job that the environment names; does nothing where there is one
+    process.
 
-    To be called before anything else of JAX. Afterwards only process 0 logs. Raises BadInput where the environment says half of it, and
-    ends the process with status 1 where the others do not come.
+    To be called before anything else of JAX. Afterwards only process 0 logs. Raises BadInput where the
+    environment says half of it, and ends the process with status 1 where the others do not come.
     """
     import jax
 
@@ -74,9 +75,15 @@ def join() -> None:
 
 def _nobody_came(by_hand: Mapping[str, Any] | None, seconds: int) -> NoReturn:
     others = (
-        "the other processes of the job" if by_hand is None else "all {num_processes} processes at {coordinator_address}".format(**by_hand)
+        "the other processes of the job"
+        if by_hand is None
+        else "all {num_processes} processes at {coordinator_address}".format(**by_hand)
     )
-    print(f"babel: {others} did not come together within {seconds} s; see that each is started and reaches the first", file=sys.stderr)
+    print(
+        f"babel: {others} did not come together within {seconds} s; see that each is started and reaches "
+        "the first",
+        file=sys.stderr,
+    )
     _end(1)
 
 
@@ -88,12 +95,14 @@ def speaks() -> bool:
 def leave(status: int) -> int:
     """To be returned by a command that failed. Where there are several processes this one ends here.
 
-    An ordinary exit would first wait for the others, and they may be in a collective operation that waits for this one. Where all have
-    failed alike, each still prints its message.
+    An ordinary exit would first wait for the others, and they may be in a collective operation that waits for
+    this one. Where all have failed alike, each still prints its message.
     """
     if joined():
         with contextlib.suppress(Exception):
-            _jax()._src.distributed.global_state.client.wait_at_barrier("babel leaves", _SECONDS_TO_LEAVE * 1000)
+            _jax()._src.distributed.global_state.client.wait_at_barrier(
+                "babel leaves", _SECONDS_TO_LEAVE * 1000
+            )
         _end(status)
     return status
 
@@ -116,43 +125,65 @@ def lost_process(error: BaseException | None) -> str | None:
         return None
     jax = _jax()
     return (
-        f"process {jax.process_index()} of {jax.process_count()} lost another one of the job, whose own output says why "
+        f"process {jax.process_index()} of {jax.process_count()} lost another one of the job, whose own "
+        "output says why "
         f"({_one_line(error)}); start all again with the same command, which goes on at the last checkpoint"
     )
 
 
 def _by_hand(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """Arguments of `jax.distributed.initialize` from the variables set by hand; None where none is, none of them for one process."""
+    """Arguments of `jax.distributed.initialize` from the variables set by hand; None where none is, none of
+    them for one process.
+    """
     if environment.get("JAX_NUM_PROCESSES") == "1":
         return {}
     missing = [name for name in _BY_HAND if not environment.get(name)]
-    if len(missing) == len(_BY_HAND) or (missing == ["JAX_NUM_PROCESSES", "JAX_PROCESS_ID"] and _cluster_of_several()):
+    if len(missing) == len(_BY_HAND) or (
+        missing == ["JAX_NUM_PROCESSES", "JAX_PROCESS_ID"] and _cluster_of_several()
+    ):
         return None
     if missing:
         given = ", ".join(name for name in _BY_HAND if name not in missing)
-        raise BadInput(f"environment: {given} without {', '.join(missing)}; processes started by hand need all of {', '.join(_BY_HAND)}")
+        raise BadInput(
+            f"environment: {given} without {', '.join(missing)}; processes started by hand need all of "
+            f"{', '.join(_BY_HAND)}"
+        )
     address, processes = environment[_BY_HAND[0]], _number(environment, "JAX_NUM_PROCESSES", 0, least=1)
     process = _number(environment, "JAX_PROCESS_ID", 0, least=0)
     if process >= processes:
-        raise BadInput(f"environment: JAX_PROCESS_ID = {process}, and JAX_NUM_PROCESSES = {processes}; processes are counted from 0")
+        raise BadInput(
+            f"environment: JAX_PROCESS_ID = {process}, and JAX_NUM_PROCESSES = {processes}; processes are "
+            "counted from 0"
+        )
     if not address.rpartition(":")[0] or not address.rpartition(":")[2].isdecimal():
         raise BadInput(f"environment: JAX_COORDINATOR_ADDRESS = {address} is not of the form host:port")
     return {"coordinator_address": address, "num_processes": processes, "process_id": process}
 
 
 def _cluster_of_several() -> bool:
-    """Whether JAX sees a cluster of several processes. Raises BadInput where there are signs of one that JAX cannot read."""
-    from jax._src.clusters import ClusterEnv, K8sCluster  # what `jax.distributed.initialize()` asks; it has no public form
+    """Whether JAX sees a cluster of several processes.
+
+    Raises BadInput where there are signs of one that JAX cannot read.
+    """
+    from jax._src.clusters import (
+        ClusterEnv,
+        K8sCluster,
+    )  # what `jax.distributed.initialize()` asks; it has no public form
 
     _check_signs(os.environ)
     # Only in an indexed Job does a pod have a number.
-    kinds = [kind for kind in ClusterEnv._cluster_types if kind is not K8sCluster or "JOB_COMPLETION_INDEX" in os.environ]
+    kinds = [
+        kind
+        for kind in ClusterEnv._cluster_types
+        if kind is not K8sCluster or "JOB_COMPLETION_INDEX" in os.environ
+    ]
     try:
         found = next((kind for kind in kinds if not kind.opt_in_only_method and _is_present(kind)), None)
         return found is not None and found.get_process_count() > 1
     except Exception as error:  # metadata servers and Kubernetes
         raise BadInput(
-            f"environment: signs of a cluster, but its size cannot be learned: {_one_line(error)}; JAX_NUM_PROCESSES=1 is for one process"
+            f"environment: signs of a cluster, but its size cannot be learned: {_one_line(error)}; "
+            "JAX_NUM_PROCESSES=1 is for one process"
         ) from None
 
 
@@ -166,24 +197,46 @@ def _is_present(kind: Any) -> bool:
 
 
 def _check_signs(environment: Mapping[str, str]) -> None:
-    # Where there is no TPU, libtpu writes such words into the environment, which the processes that are started from there inherit.
-    environment = {name: value for name, value in environment.items() if not value.startswith("WARNING: could not determine")}
+    # Where there is no TPU, libtpu writes such words into the environment, which the processes that are
+    # started from there inherit.
+    environment = {
+        name: value
+        for name, value in environment.items()
+        if not value.startswith("WARNING: could not determine")
+    }
 
     def several(name: str) -> bool:
         return environment.get(name, "").isdecimal() and int(environment[name]) > 1
 
     if several("SLURM_NTASKS") and "SLURM_PROCID" in environment and "SLURM_STEP_NODELIST" not in environment:
         tasks = environment["SLURM_NTASKS"]
-        raise BadInput(f"environment: SLURM_NTASKS = {tasks}, but no SLURM_STEP_NODELIST with the hostnames; start the command with srun")
+        raise BadInput(
+            f"environment: SLURM_NTASKS = {tasks}, but no SLURM_STEP_NODELIST with the hostnames; start the "
+            "command with srun"
+        )
     hosts = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
     if several("MEGASCALE_NUM_SLICES") and not environment.get("MEGASCALE_COORDINATOR_ADDRESS"):
         slices = environment["MEGASCALE_NUM_SLICES"]
-        raise BadInput(f"environment: MEGASCALE_NUM_SLICES = {slices}, but no MEGASCALE_COORDINATOR_ADDRESS; set it to the host of slice 0")
-    if any(len(environment.get(name, "").split(",")) > 1 for name in hosts) and not environment.get("TPU_WORKER_ID", "").isdecimal():
-        raise BadInput("environment: hostnames of several TPU workers, but no TPU_WORKER_ID; set it to this worker's place among them")
-    if environment.get("TPU_WORKER_ID", "0") not in ("", "0") and not any(environment.get(name) for name in hosts):
+        raise BadInput(
+            f"environment: MEGASCALE_NUM_SLICES = {slices}, but no MEGASCALE_COORDINATOR_ADDRESS; set it to "
+            "the host of slice 0"
+        )
+    if (
+        any(len(environment.get(name, "").split(",")) > 1 for name in hosts)
+        and not environment.get("TPU_WORKER_ID", "").isdecimal()
+    ):
+        raise BadInput(
+            "environment: hostnames of several TPU workers, but no TPU_WORKER_ID; set it to this worker's "
+            "place among them"
+        )
+    if environment.get("TPU_WORKER_ID", "0") not in ("", "0") and not any(
+        environment.get(name) for name in hosts
+    ):
         worker = environment["TPU_WORKER_ID"]
-        raise BadInput(f"environment: TPU_WORKER_ID = {worker}, but no TPU_WORKER_HOSTNAMES; set it to the hostnames of all workers")
+        raise BadInput(
+            f"environment: TPU_WORKER_ID = {worker}, but no TPU_WORKER_HOSTNAMES; set it to the hostnames "
+            "of all workers"
+        )
 
 
 def _number(environment: Mapping[str, str], name: str, default: int, least: int) -> int:

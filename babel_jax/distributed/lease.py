@@ -29,10 +29,11 @@ _BEATS_OF_PATIENCE = 8  # more than the 60 seconds for which gcsfuse, by default
 def leased(folder: Path, beat: float = _SECONDS_BETWEEN_BEATS) -> Iterator[None]:
     """Keeps other jobs out of a folder while the block runs. Raises BadInput where one is in it.
 
-    On this host a lock says so at once, and goes with its process. For other hosts, whose locks a network disk may not show, and on disks
-    without locks, the holder writes a new number into lease.json every `beat` seconds: a lease whose number stands still for eight beats
-    is of a job that was killed, and is taken over. Clocks of hosts are not compared. A holder that finds itself replaced, as it or its
-    disk had hung, ends the process. In a bucket every write is on the condition that nobody else has written since.
+    On this host a lock says so at once, and goes with its process. For other hosts, whose locks a network
+    disk may not show, and on disks without locks, the holder writes a new number into lease.json every `beat`
+    seconds: a lease whose number stands still for eight beats is of a job that was killed, and is taken over.
+    Clocks of hosts are not compared. A holder that finds itself replaced, as it or its disk had hung, ends
+    the process. In a bucket every write is on the condition that nobody else has written since.
     """
     if (url := url_of(folder)) is not None:
         with _leased_in_bucket(url, beat):
@@ -61,7 +62,9 @@ def leased(folder: Path, beat: float = _SECONDS_BETWEEN_BEATS) -> Iterator[None]
 
 @contextlib.contextmanager
 def alone_in(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Keeps other processes out of a folder: by a lock, as `only_process_in` does, and by a lease where the file system has no locks."""
+    """Keeps other processes out of a folder: by a lock, as `only_process_in` does, and by a lease where the
+    file system has no locks.
+    """
     with contextlib.ExitStack() as held:
         locked = held.enter_context(only_process_in(folder, wait))
         # Into a folder that cannot be written to, another process writes as little.
@@ -71,7 +74,9 @@ def alone_in(folder: Path, wait: bool = False) -> Iterator[None]:
 
 
 def _is_over(found: dict[str, Any], locked: bool) -> bool:
-    """Whether the job of a lease is known to have ended: it was on this machine, and has no lock or process any more."""
+    """Whether the job of a lease is known to have ended: it was on this machine, and has no lock or process
+    any more.
+    """
     if found.get("machine") != _machine():
         return False
     process = found.get("process")
@@ -87,7 +92,12 @@ def _is_over(found: dict[str, Any], locked: bool) -> bool:
 
 
 def _wait_for_silence(path: Path, found: dict[str, Any], beat: float) -> None:
-    log.info("%s: of a job on %s; waiting %.0f s for a sign of life", path, found.get("host"), beat * _BEATS_OF_PATIENCE)
+    log.info(
+        "%s: of a job on %s; waiting %.0f s for a sign of life",
+        path,
+        found.get("host"),
+        beat * _BEATS_OF_PATIENCE,
+    )
     until = time.monotonic() + beat * _BEATS_OF_PATIENCE
     while time.monotonic() < until:
         time.sleep(beat / 4)
@@ -96,7 +106,10 @@ def _wait_for_silence(path: Path, found: dict[str, Any], beat: float) -> None:
             return
         if now != found:
             where = f"process {now.get('process')} on {now.get('host')}"
-            raise BadInput(f"{path.parent}: another job is at work in it ({where}); wait for that one, or give another out")
+            raise BadInput(
+                f"{path.parent}: another job is at work in it ({where}); wait for that one, or give another "
+                "out"
+            )
 
 
 def _keep(path: Path, holder: str, beat: float, ended: threading.Event) -> None:
@@ -105,7 +118,11 @@ def _keep(path: Path, holder: str, beat: float, ended: threading.Event) -> None:
         try:
             found = _read(path)
             if found is not None and found.get("holder") != holder:
-                print(f"babel: {path.parent}: taken over by a job on {found.get('host')}; this one ends", file=sys.stderr, flush=True)
+                print(
+                    f"babel: {path.parent}: taken over by a job on {found.get('host')}; this one ends",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 os._exit(2)
             number += 1
             _write(path, holder, number)
@@ -146,9 +163,14 @@ def _leased_in_bucket(url: str, beat: float) -> Iterator[None]:
         if (other := _parsed(now.value) or {}).get("holder") == holder:
             generation = now.stamp.generation  # also where the answer to our write was lost
         else:
-            raise BadInput(f"{url}: another job has just begun in it (on {other.get('host')}); wait for that one, or give another out")
+            raise BadInput(
+                f"{url}: another job has just begun in it (on {other.get('host')}); wait for that one, or "
+                "give another out"
+            )
     held = [generation or b""]
-    keeper = threading.Thread(target=_keep_in_bucket, args=(store, url, holder, held, beat, ended), name="lease", daemon=True)
+    keeper = threading.Thread(
+        target=_keep_in_bucket, args=(store, url, holder, held, beat, ended), name="lease", daemon=True
+    )
     keeper.start()
     try:
         yield
@@ -160,14 +182,25 @@ def _leased_in_bucket(url: str, beat: float) -> Iterator[None]:
 
 
 def _exchanged(store: Any, generation: bytes, text: str) -> bytes | None:
-    """The generation of the lease that was written in place of the one of `generation`; None where that is not there any more."""
+    """The generation of the lease that was written in place of the one of `generation`; None where that is
+    not there any more.
+    """
     return store.write(NAME, text.encode(), if_equal=generation).result().generation or None
 
 
 def _silent_in_bucket(store: Any, url: str, before: Any, beat: float) -> Any:
-    """The lease as it is once its job has given no sign of life for long. Raises BadInput where it gives one."""
+    """The lease as it is once its job has given no sign of life for long.
+
+    Raises BadInput where it gives one.
+    """
     found = _parsed(before.value) or {}
-    log.info("%s/%s: of a job on %s; waiting %.0f s for a sign of life", url, NAME, found.get("host"), beat * _BEATS_OF_PATIENCE)
+    log.info(
+        "%s/%s: of a job on %s; waiting %.0f s for a sign of life",
+        url,
+        NAME,
+        found.get("host"),
+        beat * _BEATS_OF_PATIENCE,
+    )
     until = time.monotonic() + beat * _BEATS_OF_PATIENCE
     while time.monotonic() < until:
         time.sleep(beat / 4)
@@ -176,13 +209,16 @@ def _silent_in_bucket(store: Any, url: str, before: Any, beat: float) -> Any:
             return now
         if now.stamp.generation != before.stamp.generation:
             raise BadInput(
-                f"{url}: another job is at work in it (process {found.get('process')} on {found.get('host')}); wait for that one, or give "
+                f"{url}: another job is at work in it (process {found.get('process')} on "
+                f"{found.get('host')}); wait for that one, or give "
                 "another out"
             )
     return before
 
 
-def _keep_in_bucket(store: Any, url: str, holder: str, held: list[bytes], beat: float, ended: threading.Event) -> None:
+def _keep_in_bucket(
+    store: Any, url: str, holder: str, held: list[bytes], beat: float, ended: threading.Event
+) -> None:
     number = 0
     while not ended.wait(beat):
         number += 1
@@ -192,7 +228,11 @@ def _keep_in_bucket(store: Any, url: str, holder: str, held: list[bytes], beat: 
                 # A write whose answer was lost is ours all the same.
                 now = store.read(NAME).result()
                 if (found := _parsed(now.value) or {}).get("holder") != holder:
-                    print(f"babel: {url}: taken over by a job on {found.get('host')}; this one ends", file=sys.stderr, flush=True)
+                    print(
+                        f"babel: {url}: taken over by a job on {found.get('host')}; this one ends",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                     os._exit(2)
                 generation = now.stamp.generation
             held[0] = generation
@@ -209,5 +249,11 @@ def _parsed(data: bytes) -> dict[str, Any] | None:
 
 
 def _lease(holder: str, beat: int) -> str:
-    lease = {"holder": holder, "machine": _machine(), "host": socket.gethostname(), "process": os.getpid(), "beat": beat}
+    lease = {
+        "holder": holder,
+        "machine": _machine(),
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "beat": beat,
+    }
     return json.dumps(lease) + "\n"

@@ -1,8 +1,9 @@
 """Signals that end a command: they stop it in order, and a signal that follows does not tear the stop apart.
 
-Ctrl-C raises KeyboardInterrupt, a second one ends the process at once. SIGTERM (a machine is taken away) and SIGHUP (a terminal is closed)
-raise Preempted where a command can be resumed. Python throws away an exception that a handler raises inside of a callback, such as the
-ones that JAX gives to the garbage collector; such a signal is sent once more.
+Ctrl-C raises KeyboardInterrupt, a second one ends the process at once. SIGTERM (a machine is taken away) and
+SIGHUP (a terminal is closed) raise Preempted where a command can be resumed. Python throws away an exception
+that a handler raises inside of a callback, such as the ones that JAX gives to the garbage collector; such a
+signal is sent once more.
 """
 
 import contextlib
@@ -27,7 +28,10 @@ _came: list[signal.Signals] = []  # of STOPS, within `preempted`
 
 @contextlib.contextmanager
 def handled(number: signal.Signals, handler: Handler) -> Iterator[None]:
-    """Has a signal handled in the block. Does nothing outside of the main thread, and for a SIGHUP that `nohup` has switched off."""
+    """Has a signal handled in the block.
+
+    Does nothing outside of the main thread, and for a SIGHUP that `nohup` has switched off.
+    """
     if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
         yield
         return
@@ -44,14 +48,16 @@ def handled(number: signal.Signals, handler: Handler) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_back(number: signal.Signals) -> Iterator[None]:
-    """Holds a signal back until the block ends, and lets no library in the block replace its handler, as `ray.init` does.
+    """Holds a signal back until the block ends, and lets no library in the block replace its handler, as
+    `ray.init` does.
 
     Does nothing outside of the main thread, where Python lets nobody replace a handler.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # Python does not see the handlers that C++ installs, such as that of jax.distributed; sigaction(2) sees both kinds.
+    # Python does not see the handlers that C++ installs, such as that of jax.distributed; sigaction(2) sees
+    # both kinds.
     libc, action = ctypes.CDLL(None), ctypes.create_string_buffer(_MOST_ACTION_BYTES)
     libc.sigaction(number, None, action)
     came: list[int] = []
@@ -74,7 +80,9 @@ def held_back(number: signal.Signals) -> Iterator[None]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """The first Ctrl-C in the block raises KeyboardInterrupt; the second ends the process, as a kill would, without a traceback."""
+    """The first Ctrl-C in the block raises KeyboardInterrupt; the second ends the process, as a kill would,
+    without a traceback.
+    """
     interrupts = 0
 
     def interrupt(*_: Any) -> NoReturn:
@@ -93,13 +101,17 @@ def interruptible() -> Iterator[None]:
 
 
 def end_at_once(*_: Any) -> NoReturn:
-    """Ends the process: what it has on disk is as after a kill, so the same command resumes or begins anew."""
+    """Ends the process: what it has on disk is as after a kill, so the same command
+    resumes or begins anew.
+    """
     say("babel: interrupted again; ended at once")
     os._exit(INTERRUPTED)
 
 
 def say(line: str) -> None:
-    """Writes a line to standard error; may be called by a signal handler, in the middle of any other output."""
+    """Writes a line to standard error; may be called by a signal handler, in the middle
+    of any other output.
+    """
     with contextlib.suppress(OSError):
         os.write(2, f"{line}\n".encode())
 
@@ -141,7 +153,9 @@ def swallowed() -> list[signal.Signals]:
 def _sent_again(
     kind: type[BaseException], number: Callable[[], signal.Signals], before: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
-    """Sends a signal once more where its exception, of this kind, was raised in a callback from which Python lets none out."""
+    """Sends a signal once more where its exception, of this kind, was raised in a callback from which Python
+    lets none out.
+    """
     hook = sys.unraisablehook
 
     def seen(unraisable: Any) -> None:

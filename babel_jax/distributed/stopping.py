@@ -1,4 +1,6 @@
-"""After which steps a run saves, and after which it stops before its time: the same steps in all of its processes."""
+"""After which steps a run saves, and after which it stops before its time: the same steps in all of its
+processes.
+"""
 
 import contextlib
 import math
@@ -16,7 +18,10 @@ from babel_jax.distributed.signals import STOPS, handled, preempted, say, swallo
 
 Stopped = Callable[[int], signal.Signals | None]
 
-_SAID = ("stopping after this step, with a checkpoint", "still writing the checkpoint; once more Ctrl-C ends at once, without it")
+_SAID = (
+    "stopping after this step, with a checkpoint",
+    "still writing the checkpoint; once more Ctrl-C ends at once, without it",
+)
 _INTERRUPTS_TO_END = len(_SAID) + 1
 
 
@@ -24,9 +29,10 @@ _INTERRUPTS_TO_END = len(_SAID) + 1
 def stop_requests() -> Iterator[Stopped]:
     """Holds Ctrl-C, SIGTERM and SIGHUP back and gives a function that says after each step whether one came.
 
-    A second Ctrl-C changes nothing, as the checkpoint is being written then; a third stops at once, without one.
-    The function takes the number of steps done, ever more. All processes must call it after every step: it then says so in all of them
-    after the same one, whichever got the signal. That costs no communication until there is one.
+    A second Ctrl-C changes nothing, as the checkpoint is being written then; a third stops at once, without
+    one. The function takes the number of steps done, ever more. All processes must call it after every step:
+    it then says so in all of them after the same one, whichever got the signal. That costs no communication
+    until there is one.
     """
     came = swallowed()
     interrupts = 0
@@ -61,8 +67,9 @@ def stop_requests() -> Iterator[Stopped]:
 
 @contextlib.contextmanager
 def preempted_by_sigterm() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise Preempted, as Ctrl-C raises KeyboardInterrupt: at once, so between steps `stop_requests` is to hold them
-    back. Of several processes JAX listens to SIGTERM, and SIGHUP is handed to it."""
+    """SIGTERM and SIGHUP raise Preempted, as Ctrl-C raises KeyboardInterrupt: at once, so between steps
+    `stop_requests` is to hold them back. Of several processes JAX listens to SIGTERM, and SIGHUP is handed to
+    it."""
     if jax.distributed.is_initialized():
         with handled(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM)):
             yield
@@ -72,13 +79,17 @@ def preempted_by_sigterm() -> Iterator[None]:
 
 
 class SaveTimes:
-    """Says after each step whether a checkpoint is due: `every` so many steps, and where `minutes` have gone by since the last.
+    """Says after each step whether a checkpoint is due: `every` so many steps, and where `minutes` have gone
+    by since the last.
 
-    The minutes are those of process 0. The others ask it: it answers in how many steps they are to ask again, which is at half of what is
-    left. So a few questions are asked for each checkpoint, and none where there is one process.
+    The minutes are those of process 0. The others ask it: it answers in how many steps they are to ask again,
+    which is at half of what is left. So a few questions are asked for each checkpoint, and none where there
+    is one process.
     """
 
-    def __init__(self, start: int, every: int, minutes: float | None, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self, start: int, every: int, minutes: float | None, clock: Callable[[], float] = time.monotonic
+    ):
         """`start` is the number of steps done; `clock` counts seconds."""
         self._every, self._seconds, self._clock = every, None if minutes is None else 60 * minutes, clock
         self._saved_at, self._asked_step, self._asked_at, self._ask = clock(), start, clock(), start + 1
@@ -101,7 +112,11 @@ class SaveTimes:
         self._asked_step, self._asked_at = step, now
         if left <= 0:
             return 0
-        return 1 if jax.process_count() == 1 else max(1, math.floor(min(left / max(seconds_a_step, 1e-9), 1e6) / 2))
+        return (
+            1
+            if jax.process_count() == 1
+            else max(1, math.floor(min(left / max(seconds_a_step, 1e-9), 1e6) / 2))
+        )
 
 
 def _of_first(number: int) -> int:

@@ -19,7 +19,13 @@ from babel_jax.data.tokens.chat_format import open_chat_format
 from babel_jax.data.tokens.tokenizers import Tokenizer
 from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.errors import BadInput
-from babel_jax.evaluation.bits_per_byte import class_means, conversations_to_score, longest_window, scored_bits, text_to_score
+from babel_jax.evaluation.bits_per_byte import (
+    class_means,
+    conversations_to_score,
+    longest_window,
+    scored_bits,
+    text_to_score,
+)
 from babel_jax.evaluation.scoring import score
 from babel_jax.evaluation.suite import Results, run_suite
 from babel_jax.files import make_folder, write_text
@@ -32,8 +38,11 @@ BITS_PER_BYTE = "bits_per_byte"
 LOWER_IS_BETTER = (BITS_PER_BYTE,)
 
 
-def measure(config: Config, point: str, model_config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer) -> Results:
-    """Bits per byte by language, and the offline suite where the config asks for it, on the held-out text; `point` is for the log.
+def measure(
+    config: Config, point: str, model_config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer
+) -> Results:
+    """Bits per byte by language, and the offline suite where the config asks for it, on the held-out text;
+    `point` is for the log.
 
     Raises BadInput where there is none though the config holds some out.
     """
@@ -42,26 +51,49 @@ def measure(config: Config, point: str, model_config: ModelConfig, params: PyTre
     heldout = {code: prepared.heldout(code) for code in prepared.languages}
     texts = {code: [row.text for row in rows] for code, rows in heldout.items()}
     mesh = make_mesh(config.training.mesh)
-    longest = longest_window(config.data.seq_len, model_config.max_position_embeddings, config.data.conversations)
+    longest = longest_window(
+        config.data.seq_len, model_config.max_position_embeddings, config.data.conversations
+    )
     if config.data.conversations:
         format = open_chat_format(tokenizer.path, config.data.chat_template)
         to_score = conversations_to_score(format, texts, longest, settings.max_bytes)
     else:
         to_score = text_to_score(tokenizer, texts, longest, settings.max_bytes)
     if not to_score.sequences and config.data.heldout_fraction > 0:
-        raise BadInput(f"{config.data.folder}: too little text to hold any out; give more text, or data.heldout_fraction = 0")
+        raise BadInput(
+            f"{config.data.folder}: too little text to hold any out; give more text, or "
+            "data.heldout_fraction = 0"
+        )
     batch_tokens = tokens_of_batch(config)
-    scored = functools.partial(score, model_config, params, mesh=mesh, batch_tokens=batch_tokens, compute_dtype=dtype, what="bits per byte")
+    scored = functools.partial(
+        score,
+        model_config,
+        params,
+        mesh=mesh,
+        batch_tokens=batch_tokens,
+        compute_dtype=dtype,
+        what="bits per byte",
+    )
     measured = scored_bits(to_score, scored)
     results: Results = {
-        BITS_PER_BYTE: {code: {"score": items.score, "stderr": None, "n": len(items.columns)} for code, items in measured.items()}
+        BITS_PER_BYTE: {
+            code: {"score": items.score, "stderr": None, "n": len(items.columns)}
+            for code, items in measured.items()
+        }
     }
     if settings.suite_items and not config.data.conversations:
         results |= run_suite(model_config, params, tokenizer, heldout, settings.suite_items, mesh, dtype)
     for task, values in results.items():
-        means = {group: mean for group, mean in class_means(scores_of(results, task)).items() if mean is not None}
+        means = {
+            group: mean for group, mean in class_means(scores_of(results, task)).items() if mean is not None
+        }
         if values:
-            log.info("%s, %s: %s", task.replace("_", " "), point, ", ".join(f"{group} {mean:.3f}" for group, mean in means.items()))
+            log.info(
+                "%s, %s: %s",
+                task.replace("_", " "),
+                point,
+                ", ".join(f"{group} {mean:.3f}" for group, mean in means.items()),
+            )
     return results
 
 
@@ -88,7 +120,10 @@ def write_point(run_folder: Path, point: str, results: Results) -> None:
 
 
 def read_points(run_folder: Path, names: Sequence[str]) -> dict[str, Results]:
-    """The results of those points that have been measured, in the order of `names`. Raises BadInput for a file of something else."""
+    """The results of those points that have been measured, in the order of `names`.
+
+    Raises BadInput for a file of something else.
+    """
     found = {name: point_file(run_folder, name) for name in names}
     return {name: _read_point(path) for name, path in found.items() if path.is_file()}
 

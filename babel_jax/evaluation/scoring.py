@@ -1,4 +1,6 @@
-"""Log-likelihoods of many token sequences: rows of prefix trees, in batches of few shapes, spread over the devices of a mesh."""
+"""Log-likelihoods of many token sequences: rows of prefix trees, in batches of few shapes, spread over the
+devices of a mesh.
+"""
 
 import functools
 import math
@@ -41,10 +43,11 @@ def score(
     done: Callable[[dict[int, Score]], None] = lambda scores: None,
     what: str = "scoring",
 ) -> list[Score]:
-    """Scores of all sequences; `done` is told of those of each batch, and a progress bar says `what` is being done.
+    """Scores of all sequences; `done` is told of those of each batch, and a progress bar says `what` is being
+    done.
 
-    A batch has `batch_tokens` tokens or one row for each device. At most six shapes are compiled: rows of 256 to 4,096 tokens, and one
-    length for all that are longer.
+    A batch has `batch_tokens` tokens or one row for each device. At most six shapes are compiled: rows of 256
+    to 4,096 tokens, and one length for all that are longer.
     """
     scores: dict[int, Score] = {}
     lengths = row_lengths(max((len(sequence.tokens) for sequence in sequences), default=1))
@@ -67,14 +70,23 @@ def score(
 
 def row_lengths(longest: int) -> list[int]:
     """The lengths of rows for sequences of at most `longest` tokens."""
-    return sorted({*(SHORTEST << power for power in range(5)), max(bucket(longest, SHORTEST), LONGEST_PACKED)})
+    return sorted(
+        {*(SHORTEST << power for power in range(5)), max(bucket(longest, SHORTEST), LONGEST_PACKED)}
+    )
 
 
 def scoring_program(
-    mesh: Mesh, config: ModelConfig, compute_dtype: DTypeLike, params: PyTree[jax.ShapeDtypeStruct], length: int, batch_tokens: int
+    mesh: Mesh,
+    config: ModelConfig,
+    compute_dtype: DTypeLike,
+    params: PyTree[jax.ShapeDtypeStruct],
+    length: int,
+    batch_tokens: int,
 ) -> tuple[Any, tuple[Any, ...]]:
     """The jitted function that `score` calls for rows of a length, and its arguments as shapes."""
-    rows = jax.ShapeDtypeStruct((rows_of_batch(length, batch_tokens, mesh), length), jnp.int32, sharding=batch_sharding(mesh))
+    rows = jax.ShapeDtypeStruct(
+        (rows_of_batch(length, batch_tokens, mesh), length), jnp.int32, sharding=batch_sharding(mesh)
+    )
     chunks = jax.ShapeDtypeStruct((), jnp.int32)
     return _log_likelihoods, (mesh, config, jnp.dtype(compute_dtype), params, *[rows] * len(_COLUMNS), chunks)
 
@@ -87,14 +99,18 @@ def _by_owner(rows: Sequence[Row], log_p: np.ndarray, greedy: np.ndarray) -> Ite
 
 
 def rows_of_batch(length: int, batch_tokens: int, mesh: Mesh, axes: tuple[str, ...] = WINDOW_AXES) -> int:
-    """Rows of a batch: as many as `batch_tokens` allow, and the same number on every device that holds rows of its own."""
+    """Rows of a batch: as many as `batch_tokens` allow, and the same number on every device that holds rows
+    of its own.
+    """
     groups = math.prod(mesh.shape[axis] for axis in axes)
     return groups * max(1, batch_tokens // length // groups)
 
 
 def on_mesh(mesh: Mesh, rows: np.ndarray, axes: tuple[str, ...] = WINDOW_AXES) -> jax.Array:
     """Rows that every process has, spread over these axes of the mesh."""
-    return jax.make_array_from_callback(rows.shape, NamedSharding(mesh, PartitionSpec(axes)), lambda index: rows[index])
+    return jax.make_array_from_callback(
+        rows.shape, NamedSharding(mesh, PartitionSpec(axes)), lambda index: rows[index]
+    )
 
 
 def compilations() -> int:
@@ -135,7 +151,9 @@ def _score_rows(
 ) -> tuple[Float[np.ndarray, "batch time"], Bool[np.ndarray, "batch time"]]:
     columns = [on_mesh(mesh, np.stack([getattr(row, name) for row in rows])) for name in _COLUMNS]
     entries = max(row.entries for row in rows)
-    log_p, greedy = _log_likelihoods(mesh, config, compute_dtype, params, *columns, np.int32(-(-entries // CHUNK)))
+    log_p, greedy = _log_likelihoods(
+        mesh, config, compute_dtype, params, *columns, np.int32(-(-entries // CHUNK))
+    )
     return np.asarray(log_p), np.asarray(greedy)
 
 
@@ -152,19 +170,31 @@ def _log_likelihoods(
     targets: Int[Array, "batch time"],
     chunks: Int[Array, ""],
 ) -> tuple[Float[Array, "batch time"], Bool[Array, "batch time"]]:
-    """log p of each target at its place of the row, float32, and whether it is the likeliest token; for the first `chunks` chunks.
+    """log p of each target at its place of the row, float32, and whether it is the likeliest token; for the
+    first `chunks` chunks.
 
-    As in the train step, each device works through its own rows, and its own part of each, and gathers the parameters of one layer, or of
-    one piece of the vocabulary, at a time. The results are the same on every device, so that every process has them all.
+    As in the train step, each device works through its own rows, and its own part of each, and gathers the
+    parameters of one layer, or of one piece of the vocabulary, at a time. The results are the same on every
+    device, so that every process has them all.
     """
     placement = placement_on(mesh)
 
     def of_own_rows(params: PyTree[Array], chunks: Array, *columns: Array) -> tuple[Array, Array]:
         tokens, positions, ends, places, targets = columns
-        hidden = hidden_states(config, params, tokens, positions=positions, ends=ends, compute_dtype=compute_dtype, placement=placement)
+        hidden = hidden_states(
+            config,
+            params,
+            tokens,
+            positions=positions,
+            ends=ends,
+            compute_dtype=compute_dtype,
+            placement=placement,
+        )
         # Entries stand at the beginning of their list: the devices of the context axis take them in turn.
         places, targets = _in_turn(places, placement), _in_turn(targets, placement)
-        log_p, greedy = _of_entries(config, params, placement.all_places(hidden), places, targets, chunks, placement)
+        log_p, greedy = _of_entries(
+            config, params, placement.all_places(hidden), places, targets, chunks, placement
+        )
         return _all_turns(log_p, placement), _all_turns(greedy, placement)
 
     columns = (tokens, positions, ends, places, targets)
@@ -172,7 +202,9 @@ def _log_likelihoods(
         return of_own_rows(params, chunks, *columns)
     rows = PartitionSpec(WINDOW_AXES)
     in_specs = (param_specs(config), PartitionSpec(), *[rows] * len(columns))
-    found = jax.shard_map(of_own_rows, mesh=mesh, in_specs=in_specs, out_specs=(rows, rows), check_vma=False)(params, chunks, *columns)
+    found = jax.shard_map(of_own_rows, mesh=mesh, in_specs=in_specs, out_specs=(rows, rows), check_vma=False)(
+        params, chunks, *columns
+    )
     return jax.lax.with_sharding_constraint(found, replicated(mesh))
 
 
@@ -185,7 +217,9 @@ def _of_entries(
     chunks: Int[Array, ""],
     placement: Placement,
 ) -> tuple[Float[Array, "batch entries"], Bool[Array, "batch entries"]]:
-    """Of each entry of the first chunks log p of its target after the hidden state at its place, and whether it is the likeliest."""
+    """Of each entry of the first chunks log p of its target after the hidden state at its place, and whether
+    it is the likeliest.
+    """
 
     def in_chunks(column: Array) -> Array:
         """[batch, entries, ..] to [chunks, batch x entries of a chunk, ..]."""
@@ -196,7 +230,12 @@ def _of_entries(
     count = entries // math.gcd(CHUNK // placement.size(CONTEXT) or 1, entries)
     at_places = jnp.take_along_axis(hidden, places[..., None], axis=1)
     found = scored_targets(
-        in_chunks(at_places), in_chunks(targets), chunks, output_table(config, params), config.final_logit_softcapping, placement
+        in_chunks(at_places),
+        in_chunks(targets),
+        chunks,
+        output_table(config, params),
+        config.final_logit_softcapping,
+        placement,
     )
     log_p, greedy = (part.reshape(count, rows, -1).swapaxes(0, 1).reshape(rows, entries) for part in found)
     return log_p, greedy

@@ -1,12 +1,14 @@
-"""The offline suite: small tasks in the forms of the big benchmarks, made of the held-out text that every run has.
+"""The offline suite: small tasks in the forms of the big benchmarks, made of the held-out text that every run
+has.
 
-continuation  which of four sentences goes on a passage; the likeliest by the byte (the form of XCOPA and M3Exam)
-cloze         which of four words fills a gap; the likeliest sentence (the form of XNLI)
-to_english    a sentence after one example of its translation, greedily; chrF++ (the form of Flores-200)
-from_english  the same the other way
+continuation  which of four sentences goes on a passage; the likeliest by the byte (the form of XCOPA and
+M3Exam) cloze         which of four words fills a gap; the likeliest sentence (the form of XNLI) to_english
+a sentence after one example of its translation, greedily; chrF++ (the form of Flores-200) from_english  the
+same the other way
 
-Rows of one id are translations of each other where two languages hold out the same ids. A suite of a few passages shows that the path from
-text to table works, and differences that are large; it does not rank models.
+Rows of one id are translations of each other where two languages hold out the same ids. A suite of a few
+passages shows that the path from text to table works, and differences that are large; it does not rank
+models.
 """
 
 import itertools
@@ -50,7 +52,10 @@ _WITHOUT_SPACES = ("Hans", "Jpan", "Thai", "Mymr")
 
 
 class Choice(NamedTuple):
-    """A question: texts that begin with `context`, the first of them true. `by_byte` divides their log-likelihoods by their lengths."""
+    """A question: texts that begin with `context`, the first of them true.
+
+    `by_byte` divides their log-likelihoods by their lengths.
+    """
 
     task: str
     language: str
@@ -69,7 +74,10 @@ class Translation(NamedTuple):
 
 
 def choices(texts: Mapping[str, Sequence[Row]], items: int) -> list[Choice]:
-    """At most `items` questions of each task and language. They are the same ones in languages whose passages have as many sentences."""
+    """At most `items` questions of each task and language.
+
+    They are the same ones in languages whose passages have as many sentences.
+    """
     found: list[Choice] = []
     for language, rows in texts.items():
         passages = [(row.id, sentences(row.text)) for row in rows]
@@ -79,7 +87,9 @@ def choices(texts: Mapping[str, Sequence[Row]], items: int) -> list[Choice]:
 
 
 def translations(texts: Mapping[str, Sequence[Row]], items: int) -> list[Translation]:
-    """At most half as many sentences as `items` (they cost more) of each language other than English to English, and as many from it."""
+    """At most half as many sentences as `items` (they cost more) of each language other than English to
+    English, and as many from it.
+    """
     found: list[Translation] = []
     english = {row.id: row.text for row in texts.get(_ENGLISH, ())}
     for language, rows in texts.items():
@@ -107,13 +117,18 @@ def run_suite(
     mesh: Mesh,
     compute_dtype: DTypeLike = jnp.float32,
 ) -> Results:
-    """Scores on at most `items` items of each task and language; a language without items of a task is left out of it.
+    """Scores on at most `items` items of each task and language; a language without items of a task is left
+    out of it.
 
-    Accuracies are percentages, chrF++ goes from 0 to 100. `stderr` is that of a mean over items, None for one item and for chrF++.
+    Accuracies are percentages, chrF++ goes from 0 to 100. `stderr` is that of a mean over items, None for one
+    item and for chrF++.
     """
     results: Results = {}
     questions = choices(texts, items)
-    scored = [[_scored(tokenizer, question, option, config) for option in question.options] for question in questions]
+    scored = [
+        [_scored(tokenizer, question, option, config) for option in question.options]
+        for question in questions
+    ]
     # An option of a single token has nothing before it that it could be likely behind.
     whole = [all(len(option.tokens) for option in options) for options in scored]
     questions = list(itertools.compress(questions, whole))
@@ -121,16 +136,27 @@ def run_suite(
     likelihoods = iter(score(config, params, sequences, mesh, SUITE_BATCH_TOKENS, compute_dtype))
     right: dict[tuple[str, str], list[float]] = {}
     for question in questions:
-        lengths = [len(option[len(question.context) :].encode()) if question.by_byte else 1 for option in question.options]
+        lengths = [
+            len(option[len(question.context) :].encode()) if question.by_byte else 1
+            for option in question.options
+        ]
         values = [next(likelihoods)[0] / length for length in lengths]
         right.setdefault((question.task, question.language), []).append(100.0 * (values[0] > max(values[1:])))
     for (task, language), hits in right.items():
         stderr = float(np.std(hits, ddof=1) / np.sqrt(len(hits))) if len(hits) > 1 else None
-        results.setdefault(task, {})[language] = {"score": float(np.mean(hits)), "stderr": stderr, "n": len(hits)}
+        results.setdefault(task, {})[language] = {
+            "score": float(np.mean(hits)),
+            "stderr": stderr,
+            "n": len(hits),
+        }
 
     written: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
     asked = translations(texts, items)
-    for item, text in zip(asked, _continued(config, params, tokenizer, [item.prompt for item in asked], mesh, compute_dtype), strict=True):
+    for item, text in zip(
+        asked,
+        _continued(config, params, tokenizer, [item.prompt for item in asked], mesh, compute_dtype),
+        strict=True,
+    ):
         hypotheses, references = written.setdefault((item.task, item.language), ([], []))
         hypotheses.append(text.split("\n")[0].strip())
         references.append(item.reference)
@@ -141,13 +167,17 @@ def run_suite(
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a passage; of a script without marks at their ends (Thai) what stands between spaces."""
+    """The sentences of a passage; of a script without marks at their ends (Thai) what
+    stands between spaces.
+    """
     found = [part for part in _SENTENCE_END.split(text) if part.strip()]
     return found if len(found) > 1 else text.split()
 
 
 def words(text: str, language: str) -> list[tuple[int, int]]:
-    """Where the words of a text begin and end; in scripts without spaces, pairs of characters with their marks."""
+    """Where the words of a text begin and end; in scripts without spaces, pairs of characters with their
+    marks.
+    """
     found, start = [], None
     for place, character in enumerate([*text, " "]):
         inside = unicodedata.category(character)[0] in "LMN"
@@ -160,21 +190,30 @@ def words(text: str, language: str) -> list[tuple[int, int]]:
         return found
     pairs = []
     for first, last in found:
-        edges = [place for place in range(first, last) if unicodedata.category(text[place])[0] != "M"] + [last]
+        edges = [place for place in range(first, last) if unicodedata.category(text[place])[0] != "M"] + [
+            last
+        ]
         pairs += list(itertools.pairwise(edges[::2]))
     return pairs
 
 
 def _continuations(language: str, passages: Sequence[tuple[str, Sequence[str]]]) -> Iterator[Choice]:
     space = "" if LANGUAGES[language].script in ("Hans", "Jpan") else " "
-    pool = [(identifier, place, sentence) for identifier, own in passages for place, sentence in enumerate(own)]
+    pool = [
+        (identifier, place, sentence) for identifier, own in passages for place, sentence in enumerate(own)
+    ]
     fruitless = 0
     for cut in range(1, max((len(own) for _, own in passages), default=0)):
         for identifier, own in passages:
             if cut >= len(own):
                 continue
-            # Not what stands before the gap, which the model has read, and not the same sentence from elsewhere.
-            others = [text for whose, place, text in pool if (whose, place) > (identifier, cut) or whose != identifier]
+            # Not what stands before the gap, which the model has read, and not the same sentence from
+            # elsewhere.
+            others = [
+                text
+                for whose, place, text in pool
+                if (whose, place) > (identifier, cut) or whose != identifier
+            ]
             before = set(own[: cut + 1])
             others = [text for text in others if text not in before]
             if len(others) < _CHOICES - 1:
@@ -185,12 +224,20 @@ def _continuations(language: str, passages: Sequence[tuple[str, Sequence[str]]])
             wrong = random.Random(f"{identifier} {cut}").sample(others, _CHOICES - 1)
             context = space.join(own[:cut])
             fruitless = 0
-            yield Choice(_CONTINUATION, language, context, tuple(context + space + text for text in (own[cut], *wrong)), by_byte=True)
+            yield Choice(
+                _CONTINUATION,
+                language,
+                context,
+                tuple(context + space + text for text in (own[cut], *wrong)),
+                by_byte=True,
+            )
 
 
 def _clozes(language: str, passages: Sequence[tuple[str, Sequence[str]]]) -> Iterator[Choice]:
     every = [sentence for _, own in passages for sentence in own]
-    vocabulary = list(dict.fromkeys(sentence[slice(*place)] for sentence in every for place in words(sentence, language)))
+    vocabulary = list(
+        dict.fromkeys(sentence[slice(*place)] for sentence in every for place in words(sentence, language))
+    )
     fruitless = 0
     for number, sentence in enumerate(every):
         if fruitless == _FRUITLESS:
@@ -209,7 +256,9 @@ def _clozes(language: str, passages: Sequence[tuple[str, Sequence[str]]]) -> Ite
         others.sort(key=lambda word: (_bytes_apart(word, right), chosen.random()))
         if len(others) < _CHOICES - 1:
             continue
-        options = tuple(sentence[:start] + word + sentence[stop:] for word in (right, *others[: _CHOICES - 1]))
+        options = tuple(
+            sentence[:start] + word + sentence[stop:] for word in (right, *others[: _CHOICES - 1])
+        )
         fruitless = 0
         yield Choice(_CLOZE, language, "", options, by_byte=False)
 
@@ -241,7 +290,12 @@ def _scored(tokenizer: Tokenizer, question: Choice, option: str, config: ModelCo
 
 
 def _continued(
-    config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer, prompts: Sequence[str], mesh: Mesh, compute_dtype: DTypeLike
+    config: ModelConfig,
+    params: PyTree[Array],
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    mesh: Mesh,
+    compute_dtype: DTypeLike,
 ) -> Iterator[str]:
     longest, new = suite_tokens(config)
     begin = tokenizer.begin_ids
@@ -250,7 +304,9 @@ def _continued(
     for start in range(0, len(encoded), SUITE_ROWS):
         batch = encoded[start : start + SUITE_ROWS]
         full = batch + batch[-1:] * (SUITE_ROWS - len(batch))
-        written = generate(config, params, full, new, tokenizer.stop_ids, compute_dtype=compute_dtype, mesh=mesh)
+        written = generate(
+            config, params, full, new, tokenizer.stop_ids, compute_dtype=compute_dtype, mesh=mesh
+        )
         for prompt, ids in zip(batch, written, strict=False):
             yield continuation(tokenizer, prompt, ids)
 

@@ -27,41 +27,54 @@ from babel_jax.model_folders.streaming import Piece, Source
 
 
 def expand_params(params: PyTree[Array], plan: ExpansionPlan) -> PyTree[Array]:
-    """The parameters of the deeper model: one gather along the layer axis for each leaf under the layers, then what is new in it.
+    """The parameters of the deeper model: one gather along the layer axis for each leaf under the layers,
+    then what is new in it.
 
-    Every leaf keeps its type; the noise is drawn from a table and added in float32. It depends on the layer's seed, the leaf's path and
-    the layer's position alone, so its bits are the same under any mesh. Pure: may run inside jit with shardings. Raises BadInput for a
-    plan of another depth.
+    Every leaf keeps its type; the noise is drawn from a table and added in float32. It depends on the layer's
+    seed, the leaf's path and the layer's position alone, so its bits are the same under any mesh. Pure: may
+    run inside jit with shardings. Raises BadInput for a plan of another depth.
     """
     leaves = traverse_util.flatten_dict(params)
     for depth in {leaf.shape[0] for place, leaf in leaves.items() if is_stacked(place)}:
         plan.check(depth, "plan")
     return traverse_util.unflatten_dict(
         {
-            place: _expand_leaf(leaf, _path_hash(place), plan, _is_output(place)) if is_stacked(place) else leaf
+            place: _expand_leaf(leaf, _path_hash(place), plan, _is_output(place))
+            if is_stacked(place)
+            else leaf
             for place, leaf in leaves.items()
         }
     )
 
 
 def expanding(shardings: PyTree[jax.sharding.Sharding]) -> Any:
-    """`expand_params` jitted: (params, plan) to the deeper parameters, which lie as `shardings` say. Each device makes its own part."""
+    """`expand_params` jitted: (params, plan) to the deeper parameters, which lie as `shardings` say.
+
+    Each device makes its own part.
+    """
     return jax.jit(expand_params, static_argnums=1, out_shardings=shardings)
 
 
 def expand_config(config: ModelConfig, plan: ExpansionPlan) -> ModelConfig:
-    """The config of the deeper model. Raises BadInput for a plan of another depth, and for an output scale that would have no effect."""
+    """The config of the deeper model.
+
+    Raises BadInput for a plan of another depth, and for an output scale that would have no effect.
+    """
     plan.check(config.num_hidden_layers, "plan")
     if config.post_norms and any(layer.output_scale not in (0.0, 1.0) for layer in plan.layers):
-        raise BadInput(f"plan: output_scale must be 0 or 1 in a {config.family} model, whose norms behind attention and MLP undo any other")
+        raise BadInput(
+            f"plan: output_scale must be 0 or 1 in a {config.family} model, whose norms behind attention "
+            "and MLP undo any other"
+        )
     return config.with_layers(plan.source_layers)
 
 
 def expand_hf_config(hf: dict[str, Any], plan: ExpansionPlan, source_name: str) -> dict[str, Any]:
-    """config.json of the deeper model, with the plan and where it comes from under `babel_expansion`; all other keys are kept.
+    """config.json of the deeper model, with the plan and where it comes from under `babel_expansion`; all
+    other keys are kept.
 
-    `max_window_layers` stays the number of leading layers with full attention. Where new layers break that pattern (full after sliding),
-    `layer_types` says the type of each.
+    `max_window_layers` stays the number of leading layers with full attention. Where new layers break that
+    pattern (full after sliding), `layer_types` says the type of each.
     """
     config = expand_config(read_hf_config(hf, f"config.json of {source_name}"), plan)
     deeper = {**hf, "num_hidden_layers": len(plan.layers)}
@@ -70,15 +83,25 @@ def expand_hf_config(hf: dict[str, Any], plan: ExpansionPlan, source_name: str) 
     elif needs_layer_types(config):
         deeper["layer_types"] = [str(kind) for kind in config.layer_types]
     if hf.get("max_window_layers") is not None:
-        sliding = [target for target, source in enumerate(plan.source_layers) if source >= hf["max_window_layers"]]
-        deeper["max_window_layers"] = sliding[0] if sliding else max(hf["max_window_layers"], len(plan.layers))
-    provenance = {"babel_jax": __version__, "source": source_name, "source_num_hidden_layers": plan.depth, **plan.model_dump()}
+        sliding = [
+            target for target, source in enumerate(plan.source_layers) if source >= hf["max_window_layers"]
+        ]
+        deeper["max_window_layers"] = (
+            sliding[0] if sliding else max(hf["max_window_layers"], len(plan.layers))
+        )
+    provenance = {
+        "babel_jax": __version__,
+        "source": source_name,
+        "source_num_hidden_layers": plan.depth,
+        **plan.model_dump(),
+    }
     before = {"before": hf[PROVENANCE]} if PROVENANCE in hf else {}
     return {**deeper, PROVENANCE: {**provenance, **before}}
 
 
 def new_layers_of(hf: dict[str, Any]) -> tuple[int, ...]:
-    """Positions of the layers that the last expansion added, from the `babel_expansion` of a config.json; empty without one.
+    """Positions of the layers that the last expansion added, from the `babel_expansion` of a config.json;
+    empty without one.
 
     Raises BadInput when that is no plan, or one of another depth than the model's.
     """
@@ -86,16 +109,25 @@ def new_layers_of(hf: dict[str, Any]) -> tuple[int, ...]:
         return ()
     provenance = hf[PROVENANCE]
     where = f"config.json: {PROVENANCE}"
-    plan = plan_from_json({"layers": provenance.get("layers")} if isinstance(provenance, dict) else provenance, where)
+    plan = plan_from_json(
+        {"layers": provenance.get("layers")} if isinstance(provenance, dict) else provenance, where
+    )
     if len(plan.layers) != hf.get("num_hidden_layers"):
-        raise BadInput(f"{where}: a plan of {len(plan.layers)} layers in a model of {hf.get('num_hidden_layers')}; remove it")
+        raise BadInput(
+            f"{where}: a plan of {len(plan.layers)} layers in a model of {hf.get('num_hidden_layers')}; "
+            "remove it"
+        )
     return plan.new_layers
 
 
-def expand_folder(source: Path | str, destination: Path | str, plan: ExpansionPlan, **options: Any) -> dict[str, Any]:
-    """Writes the deeper model of a model folder in the same format, with its own card; gives the figures of `summary` and `new_layers`.
+def expand_folder(
+    source: Path | str, destination: Path | str, plan: ExpansionPlan, **options: Any
+) -> dict[str, Any]:
+    """Writes the deeper model of a model folder in the same format, with its own card; gives the figures of
+    `summary` and `new_layers`.
 
-    `options` are those of `transfer`. Raises BadInput for a plan of another depth, and as `open_folder` and `transfer` do.
+    `options` are those of `transfer`. Raises BadInput for a plan of another depth, and as `open_folder` and
+    `transfer` do.
     """
     folder = open_folder(source)
     plan.check(folder.config.num_hidden_layers, str(folder.path))
@@ -107,11 +139,15 @@ def expand_folder(source: Path | str, destination: Path | str, plan: ExpansionPl
 
 @functools.partial(jax.jit, static_argnames=("plan", "is_output"))
 def _expand_leaf(
-    leaf: Float[Array, "source_layers ..."], path_hash: UInt32[Array, ""], plan: ExpansionPlan, is_output: bool
+    leaf: Float[Array, "source_layers ..."],
+    path_hash: UInt32[Array, ""],
+    plan: ExpansionPlan,
+    is_output: bool,
 ) -> Float[Array, "target_layers ..."]:
     expanded = jnp.take(leaf, np.asarray(plan.source_layers), axis=0, mode="clip")
     zero, average, noise = (
-        [target for target, layer in enumerate(plan.layers) if layer.init is init] for init in (Init.ZERO, Init.AVERAGE, Init.NOISE)
+        [target for target, layer in enumerate(plan.layers) if layer.init is init]
+        for init in (Init.ZERO, Init.AVERAGE, Init.NOISE)
     )
     if zero:
         expanded = expanded.at[np.asarray(zero)].set(0)
@@ -120,7 +156,9 @@ def _expand_leaf(
         expanded = expanded.at[np.asarray(average)].set(_mean(expanded[np.asarray(average)], behind))
     if noise:
         drawn = [_noise_arguments(plan, target, path_hash) for target in noise]
-        noisy = jax.vmap(_with_noise)(expanded[np.asarray(noise)], *(jnp.stack(values) for values in zip(*drawn, strict=True)))
+        noisy = jax.vmap(_with_noise)(
+            expanded[np.asarray(noise)], *(jnp.stack(values) for values in zip(*drawn, strict=True))
+        )
         expanded = expanded.at[np.asarray(noise)].set(noisy)
     scaled = [target for target, layer in enumerate(plan.layers) if is_output and layer.output_scale != 1.0]
     if scaled:
@@ -130,7 +168,9 @@ def _expand_leaf(
 
 
 def _is_output(place: Place) -> bool:
-    """Whether a leaf belongs to the last map of attention or MLP, whose result is added to the residual stream."""
+    """Whether a leaf belongs to the last map of attention or MLP, whose result is added to the residual
+    stream.
+    """
     return place[-2] in ("o_proj", "down_proj")
 
 
@@ -156,7 +196,8 @@ def _path_hash(place: Place) -> UInt32[Array, ""]:
 def _quantiles() -> Float[np.ndarray, "65536"]:
     """Equally likely values of a normal distribution, with mean 0 and deviation 1.
 
-    The noise is drawn from this table, as functions such as erf_inv differ in their last bit between shapes, back ends and versions.
+    The noise is drawn from this table, as functions such as erf_inv differ in their last bit between shapes,
+    back ends and versions.
     """
     normal = statistics.NormalDist()
     values = np.array([normal.inv_cdf((number + 0.5) / 2**16) for number in range(2**16)])
@@ -177,7 +218,9 @@ def _with_noise(
     table: Float[Array, "65536"],
     first: UInt32[Array, ""] | int = 0,
 ) -> Float[Array, "rows ..."]:
-    """`values` are the rows from `first` on: each row has a random stream of its own, so that pieces get the noise of the whole."""
+    """`values` are the rows from `first` on: each row has a random stream of its own, so that pieces get the
+    noise of the whole.
+    """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), path_hash), target)
 
     def noisy(row: Array, number: Array) -> Array:
@@ -203,7 +246,11 @@ def _change(plan: ExpansionPlan) -> Change:
         place, target = tensor_place(name)
         if target is None:
             return True
-        return target not in new and source_of(name) == name and (plan.layers[target].output_scale == 1.0 or not _is_output(place))
+        return (
+            target not in new
+            and source_of(name) == name
+            and (plan.layers[target].output_scale == 1.0 or not _is_output(place))
+        )
 
     def values(piece: Piece, source: Source) -> np.ndarray:
         place, target = tensor_place(piece.name)
@@ -215,7 +262,11 @@ def _change(plan: ExpansionPlan) -> Change:
             return np.zeros_like(read)
         with one_at_a_time, jax.default_device(jax.local_devices(backend="cpu")[0]):
             if layer.init is Init.NOISE:
-                read = np.asarray(_with_noise_compiled(read, *_noise_arguments(plan, target, _path_hash(place)), jnp.uint32(piece.start)))
+                read = np.asarray(
+                    _with_noise_compiled(
+                        read, *_noise_arguments(plan, target, _path_hash(place)), jnp.uint32(piece.start)
+                    )
+                )
             if layer.init is Init.AVERAGE:
                 behind = tensor_name(place, _layer_behind(plan, target))
                 read = np.asarray(_mean(read, source.read_rows(behind, piece.start, piece.stop)))

@@ -1,4 +1,5 @@
-"""The plan of a deeper model: for each of its layers the source layer and how a new one begins (Babel report, arXiv 2503.00865, section 3).
+"""The plan of a deeper model: for each of its layers the source layer and how a new one begins (Babel report,
+arXiv 2503.00865, section 3).
 
 A plan file is JSON, made by `save_plan` and open to editing:
 
@@ -10,9 +11,10 @@ A plan file is JSON, made by `save_plan` and open to editing:
                 {"source": 3, "init": "copy"},
                 {"source": 3, "init": "copy", "output_scale": 0.5}]}
 
-One entry is one layer of the deeper model, from the input up; `source` counts the source model's layers from 0. The first `copy` of a
-source layer is that layer itself, kept; every other entry is a new layer. Source layers are kept all and in their order; new ones stand
-anywhere, as many as are wanted. `output_scale` is a factor on the output projections of attention and MLP, so on what the layer adds.
+One entry is one layer of the deeper model, from the input up; `source` counts the source model's layers from
+0. The first `copy` of a source layer is that layer itself, kept; every other entry is a new layer. Source
+layers are kept all and in their order; new ones stand anywhere, as many as are wanted. `output_scale` is a
+factor on the output projections of attention and MLP, so on what the layer adds.
 """
 
 import json
@@ -31,13 +33,15 @@ from babel_jax.files import read_json, write_text
 
 PROVENANCE = "babel_expansion"  # the key of config.json under which an expanded model keeps its plan
 
-# Depth of the source model, and the source layers that a new layer follows: Qwen2.5-7B and Qwen2.5-72B in the report.
+# Depth of the source model, and the source layers that a new layer follows: Qwen2.5-7B and Qwen2.5-72B in the
+# report.
 PRESETS: dict[str, tuple[int, tuple[int, ...]]] = {
     "babel-9b": (28, tuple(range(14, 25, 2))),
     "babel-83b": (80, tuple(range(40, 63, 2))),
 }
 
-# The shapes of the two source models, for plans and runs without a checkpoint (their config.json at huggingface.co/Qwen).
+# The shapes of the two source models, for plans and runs without a checkpoint (their config.json at
+# huggingface.co/Qwen).
 _QWEN = ModelConfig(
     vocab_size=152064,
     hidden_size=3584,
@@ -47,7 +51,13 @@ _QWEN = ModelConfig(
     num_key_value_heads=4,
     max_position_embeddings=131072,
 )
-_LARGER = {"hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8}
+_LARGER = {
+    "hidden_size": 8192,
+    "intermediate_size": 29568,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+}
 PRESET_SOURCES: dict[str | None, ModelConfig] = {
     "babel-9b": _QWEN,
     "babel-83b": _QWEN.model_copy(update={**_LARGER, "rms_norm_eps": 1e-5}),
@@ -55,7 +65,8 @@ PRESET_SOURCES: dict[str | None, ModelConfig] = {
 
 
 class TargetLayer(Settings):
-    """One layer of the deeper model. The noise is N(noise_mean, noise_std) with `seed`, added to a copy; it counts for Init.NOISE alone.
+    """One layer of the deeper model. The noise is N(noise_mean, noise_std) with `seed`, added to a copy; it
+    counts for Init.NOISE alone.
 
     Init.IDENTITY and Init.SCALED are written as copies with an `output_scale`.
     """
@@ -70,9 +81,13 @@ class TargetLayer(Settings):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.init in (Init.IDENTITY, Init.SCALED):
-            raise ValueError(f"init = {self.init}: in a plan this is init = copy with an output_scale of 0 or 0.5")
+            raise ValueError(
+                f"init = {self.init}: in a plan this is init = copy with an output_scale of 0 or 0.5"
+            )
         if self.init is not Init.NOISE and (self.noise_mean, self.noise_std, self.seed) != (0.0, 0.0, 0):
-            raise ValueError(f"init = {self.init}: noise_mean, noise_std and seed belong to init = {Init.NOISE}")
+            raise ValueError(
+                f"init = {self.init}: noise_mean, noise_std and seed belong to init = {Init.NOISE}"
+            )
         return self
 
     @model_serializer
@@ -94,16 +109,22 @@ class ExpansionPlan(Settings):
         kept = [layer.source for target, layer in enumerate(self.layers) if target not in new]
         if kept != list(range(len(kept))):
             raise ValueError(
-                f"layers: keep source layers {kept}; every source layer must be kept by an entry with init = copy, in order from 0"
+                f"layers: keep source layers {kept}; every source layer must be kept by an entry with init "
+                "= copy, in order from 0"
             )
         absent = sorted({layer.source for layer in self.layers} - set(kept))
         if absent:
-            raise ValueError(f"layers: source layers {absent} have new layers and no entry with init = copy that keeps them")
+            raise ValueError(
+                f"layers: source layers {absent} have new layers and no entry with init = copy that keeps "
+                "them"
+            )
         return self
 
     @property
     def source_layers(self) -> tuple[int, ...]:
-        """For each layer of the deeper model the source layer: the index of the gather along the layer axis."""
+        """For each layer of the deeper model the source layer: the index of the gather
+        along the layer axis.
+        """
         return tuple(layer.source for layer in self.layers)
 
     @property
@@ -127,16 +148,22 @@ class ExpansionPlan(Settings):
         """Raises BadInput unless the plan is for a source model of `num_layers` layers."""
         beyond = sorted({source for source in self.source_layers if source >= num_layers})
         if beyond:
-            raise BadInput(f"{where}: names source layers {beyond}, and the model has layers 0 to {num_layers - 1}")
+            raise BadInput(
+                f"{where}: names source layers {beyond}, and the model has layers 0 to {num_layers - 1}"
+            )
         if self.depth != num_layers:
-            raise BadInput(f"{where}: keeps {self.depth} layers, and the model has {num_layers}; the plan is for another model")
+            raise BadInput(
+                f"{where}: keeps {self.depth} layers, and the model has {num_layers}; the plan is for "
+                "another model"
+            )
 
 
 def plan_from_settings(settings: ExpansionSettings, num_layers: int) -> ExpansionPlan:
     """The plan for a model of `num_layers` layers.
 
-    `insert_after` puts a new layer behind each source layer that it names; `append` repeats the last layers in their order behind the
-    model. Raises BadInput for layers that are not there or named twice, a preset of another depth, and a plan file that does not fit.
+    `insert_after` puts a new layer behind each source layer that it names; `append` repeats the last layers
+    in their order behind the model. Raises BadInput for layers that are not there or named twice, a preset of
+    another depth, and a plan file that does not fit.
     """
     if settings.plan is not None:
         plan = load_plan(Path(settings.plan))
@@ -149,14 +176,18 @@ def plan_from_settings(settings: ExpansionSettings, num_layers: int) -> Expansio
         depth, after = PRESETS[settings.preset]
         if depth != num_layers:
             raise BadInput(
-                f"preset {settings.preset} is for a model of {depth} layers; this one has {num_layers}: give insert_after or append"
+                f"preset {settings.preset} is for a model of {depth} layers; this one has {num_layers}: "
+                "give insert_after or append"
             )
     beyond = [source for source in after if source >= num_layers]
     if beyond:
         raise BadInput(f"insert_after names layers {beyond}, and the model has layers 0 to {num_layers - 1}")
     twice = sorted({source for source in after if after.count(source) > 1})
     if twice:
-        raise BadInput(f"insert_after names layers {twice} more than once; for several copies of a layer give a plan file")
+        raise BadInput(
+            f"insert_after names layers {twice} more than once; for several copies of a layer give a plan "
+            "file"
+        )
     if settings.append > num_layers:
         raise BadInput(f"append = {settings.append}: the model has {num_layers} layers to repeat")
     appended = range(num_layers - settings.append, num_layers)

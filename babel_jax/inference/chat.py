@@ -15,7 +15,10 @@ from babel_jax.model_folders.tokenizer_files import check_vocabulary
 
 
 class Conversation:
-    """The turns so far, and a model to answer them. Raises BadInput for a folder without a tokenizer or chat template."""
+    """The turns so far, and a model to answer them.
+
+    Raises BadInput for a folder without a tokenizer or chat template.
+    """
 
     def __init__(self, model: str, system: str | None = None, max_new_tokens: int = 256, **sampling: Any):
         """`sampling`: temperature, top_p and seed of `generate`."""
@@ -31,7 +34,8 @@ class Conversation:
         self.messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
 
     def answer(self, text: str) -> dict[str, Any]:
-        """Takes a turn; gives {"prompt", "text", "tokens"} of the answer. The oldest turns are left out where all do not fit the model.
+        """Takes a turn; gives {"prompt", "text", "tokens"} of the answer. The oldest turns are left out where
+        all do not fit the model.
 
         Raises BadInput where this turn alone does not; the conversation then stands as before it.
         """
@@ -39,8 +43,17 @@ class Conversation:
             raise BadInput("babel chat: there is nothing to answer; write something")
         messages = [*self.messages, {"role": "user", "content": text}]
         ids = self._prompt(messages)
-        tokens = generate(self._config, self._params, [ids], self._max_new_tokens, self._tokenizer.stop_ids, **self._sampling)[0]
-        said = self._tokenizer.decode_after(ids, [token for token in tokens if token not in self._tokenizer.stop_ids])
+        tokens = generate(
+            self._config,
+            self._params,
+            [ids],
+            self._max_new_tokens,
+            self._tokenizer.stop_ids,
+            **self._sampling,
+        )[0]
+        said = self._tokenizer.decode_after(
+            ids, [token for token in tokens if token not in self._tokenizer.stop_ids]
+        )
         self.messages = [*messages, {"role": "assistant", "content": said}]
         return {"prompt": text, "text": said, "tokens": tokens}
 
@@ -56,7 +69,9 @@ class Conversation:
 
 
 def talk(conversation: Conversation, read: Callable[[str], str] = input) -> dict[str, Any]:
-    """Turns from the terminal until it ends (Ctrl-D); an answer that is refused leaves the conversation as it was."""
+    """Turns from the terminal until it ends (Ctrl-D); an answer that is refused leaves the conversation as it
+    was.
+    """
     while True:
         try:
             text = read("> ")

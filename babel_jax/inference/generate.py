@@ -11,7 +11,9 @@ from babel_jax.model_folders.folder import load_params, open_folder
 from babel_jax.model_folders.generation_defaults import stored_repetition_penalty
 
 
-def generate_text(model: str, prompt: str, max_new_tokens: int, temperature: float, top_p: float, seed: int) -> dict[str, Any]:
+def generate_text(
+    model: str, prompt: str, max_new_tokens: int, temperature: float, top_p: float, seed: int
+) -> dict[str, Any]:
     """What a model folder writes after a prompt."""
     folder = open_folder(model)
     tokenizer = open_tokenizer(folder.path)

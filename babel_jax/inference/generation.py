@@ -1,7 +1,9 @@
-"""Text from a model: a prefill of the prompts, then one token at a time over a key-value cache, each in one compiled program.
+"""Text from a model: a prefill of the prompts, then one token at a time over a key-value cache, each in one
+compiled program.
 
-Prompts are padded on the left, and lengths rounded up to powers of two, so that few programs are compiled. On a mesh of several devices
-each device continues rows of its own (ROW_AXES), and gathers the parameters of one layer, or of one piece of the vocabulary, at a time.
+Prompts are padded on the left, and lengths rounded up to powers of two, so that few programs are compiled. On
+a mesh of several devices each device continues rows of its own (ROW_AXES), and gathers the parameters of one
+layer, or of one piece of the vocabulary, at a time.
 """
 
 import math
@@ -32,7 +34,9 @@ MOST_PENALTY = 1e6  # of repetition, and by the same factor below 1: float32 div
 
 
 class Sampling(NamedTuple):
-    """How the next token is drawn: temperature, then the `top_k` most likely, then the least number whose probability reaches `top_p`."""
+    """How the next token is drawn: temperature, then the `top_k` most likely, then the least number whose
+    probability reaches `top_p`.
+    """
 
     temperature: Float[Array, ""]
     top_k: Int[Array, ""]
@@ -41,7 +45,8 @@ class Sampling(NamedTuple):
 
 
 class Repetition(NamedTuple):
-    """A penalty on tokens that a row has already: their logits are divided by it where positive, else multiplied (Keskar et al. 2019).
+    """A penalty on tokens that a row has already: their logits are divided by it where positive, else
+    multiplied (Keskar et al. 2019).
 
     `in_prompt` says which tokens of the vocabulary the prompts have.
     """
@@ -51,10 +56,11 @@ class Repetition(NamedTuple):
 
 
 class Decoding(NamedTuple):
-    """State of the loop over new tokens: how many there are, the tokens [batch, new], who is finished, the cache, the next logits.
+    """State of the loop over new tokens: how many there are, the tokens [batch, new], who is finished, the
+    cache, the next logits.
 
-    The first `shared` places of the cache are the same in all rows. On a mesh, cache and logits lie by rows; the rest is on all devices,
-    so that every process can read it.
+    The first `shared` places of the cache are the same in all rows. On a mesh, cache and logits lie by rows;
+    the rest is on all devices, so that every process can read it.
     """
 
     shared: Int[Array, ""]
@@ -80,20 +86,28 @@ def generate(
     compute_dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
 ) -> list[list[int]]:
-    """New tokens for each prompt, all prompts in one batch; the first of `eos_ids`, where one comes, is the last token.
+    """New tokens for each prompt, all prompts in one batch; the first of `eos_ids`, where one comes, is the
+    last token.
 
     With `mesh`, `params` lie on it as `param_specs` says, and rows are spread over it.
 
-    Temperature 0 takes the most likely token. Draws of a prompt depend on `seed` and its place in `prompts` alone. Raises BadInput for an
-    empty prompt, ids outside of the vocabulary, and lengths beyond the model's positions.
+    Temperature 0 takes the most likely token. Draws of a prompt depend on `seed` and its place in `prompts`
+    alone. Raises BadInput for an empty prompt, ids outside of the vocabulary, and lengths beyond the model's
+    positions.
     """
     if not prompts or max_new_tokens < 1:
         return [[] for _ in prompts]
     _check(config, prompts, max_new_tokens)
     if not 0.0 <= temperature < float("inf") or not 0.0 < top_p <= 1.0 or (top_k is not None and top_k < 1):
-        raise BadInput(f"temperature = {temperature}, top_p = {top_p}, top_k = {top_k}: need temperature >= 0, 0 < top_p <= 1, top_k >= 1")
+        raise BadInput(
+            f"temperature = {temperature}, top_p = {top_p}, top_k = {top_k}: need temperature >= 0, 0 < "
+            "top_p <= 1, top_k >= 1"
+        )
     if not 1.0 / MOST_PENALTY <= repetition_penalty <= MOST_PENALTY:
-        raise BadInput(f"repetition_penalty = {repetition_penalty}: a number above 0, and at most {MOST_PENALTY:g}, is needed")
+        raise BadInput(
+            f"repetition_penalty = {repetition_penalty}: a number above 0, and at most {MOST_PENALTY:g}, is "
+            "needed"
+        )
     rows, time = rows_of(mesh, len(prompts)), bucket(max(len(prompt) for prompt in prompts), SMALLEST_BUCKET)
     tokens, padding = padded_left(prompts, rows, time)
     sampling = None
@@ -103,14 +117,18 @@ def generate(
         sampling = Sampling(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p), keys)
     new_size, eos = bucket(max_new_tokens, SMALLEST_BUCKET), np.array(eos_ids or [-1], np.int32)
     nothing_shared = np.zeros(0, np.int32)
-    state = prefill(config, new_size, compute_dtype, params, nothing_shared, tokens, padding, len(prompts), mesh=mesh)
+    state = prefill(
+        config, new_size, compute_dtype, params, nothing_shared, tokens, padding, len(prompts), mesh=mesh
+    )
     repetition = None
     if repetition_penalty != 1.0:
         in_prompt = np.zeros((rows, config.vocab_size), bool)
         for row, prompt in enumerate(prompts):
             in_prompt[row, list(prompt)] = True
         repetition = Repetition(jnp.float32(repetition_penalty), cast(Array, in_prompt))
-    state = extend(config, compute_dtype, params, state, padding, max_new_tokens, eos, sampling, repetition, mesh=mesh)
+    state = extend(
+        config, compute_dtype, params, state, padding, max_new_tokens, eos, sampling, repetition, mesh=mesh
+    )
     new = np.asarray(state.tokens)[: len(prompts), : int(state.step)]
     return [until_first(row, eos_ids) for row in new.tolist()]
 
@@ -125,7 +143,9 @@ def generation_programs(
     new_tokens: int,
     sampled: bool = False,
 ) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
-    """The jitted functions that `generate` calls for so many prompts of so many tokens, with their arguments as shapes: prefill, extend."""
+    """The jitted functions that `generate` calls for so many prompts of so many tokens, with their arguments
+    as shapes: prefill, extend.
+    """
     rows, new_size = rows_of(mesh, prompts), bucket(new_tokens, SMALLEST_BUCKET)
     number, none = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((0,), jnp.int32)
     given = jax.ShapeDtypeStruct((rows, bucket(tokens, SMALLEST_BUCKET)), jnp.int32)
@@ -133,7 +153,11 @@ def generation_programs(
     first = (config, new_size, compute_dtype, params, none, given, padding, number)
     state = jax.eval_shape(partial(prefill, *first[:3], mesh=mesh), *first[3:])
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), _of_state(_SAME))
-    state = jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings)
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        shardings,
+    )
     sampling = None
     if sampled:
         keys = jax.eval_shape(partial(jax.random.split, num=rows), jax.random.key(0))
@@ -153,8 +177,12 @@ def rows_of(mesh: Mesh | None, prompts: int) -> int:
     return devices * bucket(-(-prompts // devices), 1)
 
 
-def padded_left(prompts: Sequence[Sequence[int]], rows: int, time: int) -> tuple[Int[np.ndarray, "rows time"], Int[np.ndarray, "rows"]]:
-    """Prompts at the right end of `rows` rows of `time` tokens, and how many places before each are none of its tokens."""
+def padded_left(
+    prompts: Sequence[Sequence[int]], rows: int, time: int
+) -> tuple[Int[np.ndarray, "rows time"], Int[np.ndarray, "rows"]]:
+    """Prompts at the right end of `rows` rows of `time` tokens, and how many places before each are none of
+    its tokens.
+    """
     tokens, padding = np.zeros((rows, time), np.int32), np.full(rows, time, np.int32)
     for row, prompt in enumerate(prompts):
         padding[row] = time - len(prompt)
@@ -172,10 +200,14 @@ def _check(config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens
         if not len(prompt):
             raise BadInput(f"prompt {number} is empty: give at least one token")
         if min(prompt) < 0 or max(prompt) >= config.vocab_size:
-            raise BadInput(f"prompt {number} has a token id outside of the model's vocabulary, 0 to {config.vocab_size - 1}")
+            raise BadInput(
+                f"prompt {number} has a token id outside of the model's vocabulary, 0 to "
+                f"{config.vocab_size - 1}"
+            )
         if len(prompt) + max_new_tokens > config.max_position_embeddings:
             raise BadInput(
-                f"prompt {number} has {len(prompt)} tokens; with {max_new_tokens} new ones it exceeds the model's "
+                f"prompt {number} has {len(prompt)} tokens; with {max_new_tokens} new ones it exceeds the "
+                "model's "
                 f"{config.max_position_embeddings} positions: shorten it or ask for fewer"
             )
 
@@ -192,21 +224,27 @@ def prefill(
     rows: Int[Array, ""],
     mesh: Mesh | None = None,
 ) -> Decoding:
-    """The state before the first of at most `new_size` new tokens. Every row is `prefix`, computed once, and the tokens of its own.
+    """The state before the first of at most `new_size` new tokens. Every row is `prefix`, computed once, and
+    the tokens of its own.
 
     The first `padding` of those are no tokens, nor are rows from `rows` on.
     """
     placement, (batch, time) = _placement(mesh), tokens.shape
     shared = jnp.int32(prefix.shape[0])
 
-    def of_own_rows(params: PyTree[Array], prefix: Array, tokens: Array, padding: Array) -> tuple[Cache, Array]:
+    def of_own_rows(
+        params: PyTree[Array], prefix: Array, tokens: Array, padding: Array
+    ) -> tuple[Cache, Array]:
         empty = partial(empty_cache, config, dtype=compute_dtype, parts=placement.size(TENSOR))
         advance = partial(_advance, config, compute_dtype, placement, params)
         cache = empty(len(tokens), prefix.shape[0] + time + new_size)
         if prefix.shape[0]:
             none = jnp.zeros((1,), jnp.int32)
             _, seen = advance(prefix[None], none, empty(1, prefix.shape[0]), shared)
-            keys, values = (all.at[:, :, :, : prefix.shape[0]].set(part) for all, part in zip(cache[:2], seen[:2], strict=True))
+            keys, values = (
+                all.at[:, :, :, : prefix.shape[0]].set(part)
+                for all, part in zip(cache[:2], seen[:2], strict=True)
+            )
             cache = Cache(keys, values, shared)
         logits, cache = advance(tokens, padding, cache, shared)
         return cache, logits
@@ -231,7 +269,9 @@ def extend(
     repetition: Repetition | None = None,
     mesh: Mesh | None = None,
 ) -> Decoding:
-    """The state with further tokens: until every row is finished (by one of `eos_ids`) or has `until` new tokens in all."""
+    """The state with further tokens: until every row is finished (by one of `eos_ids`) or has `until` new
+    tokens in all.
+    """
     placement = _placement(mesh)
 
     def of_own_rows(
@@ -248,8 +288,9 @@ def extend(
             left = jnp.sum(~state.finished).astype(jnp.int32)
             if placement.alone:
                 return left
-            # Summed with something of the logits, so that this comes after the gathers that those need. XLA for CPU runs collectives in
-            # any order that the data allow, another one on each device, and they would wait for each other for ever.
+            # Summed with something of the logits, so that this comes after the gathers that those need. XLA
+            # for CPU runs collectives in any order that the data allow, another one on each device, and they
+            # would wait for each other for ever.
             after = jax.lax.bitcast_convert_type(state.logits[0, 0], jnp.int32)
             return placement.summed(jnp.stack([left, after]), ROW_AXES)[0]
 
@@ -262,7 +303,9 @@ def extend(
             chosen = _choose(_penalized(state, repetition), sampling, state.step)
             new = jax.lax.dynamic_update_slice(state.tokens, chosen[:, None], (0, state.step))
             finished = state.finished | jnp.isin(chosen, eos_ids)
-            logits, cache = _advance(config, compute_dtype, placement, params, chosen[:, None], padding, state.cache, state.shared)
+            logits, cache = _advance(
+                config, compute_dtype, placement, params, chosen[:, None], padding, state.cache, state.shared
+            )
             state = Decoding(state.shared, state.step + 1, new, finished, cache, logits)
             return state, unfinished(state)
 
@@ -291,7 +334,9 @@ def _placement(mesh: Mesh | None) -> Placement:
     return ALONE if mesh is None else placement_on(mesh, whole_windows=True)
 
 
-def _on_rows(mesh: Mesh | None, of_own_rows: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+def _on_rows(
+    mesh: Mesh | None, of_own_rows: Callable[..., Any], in_specs: Any, out_specs: Any
+) -> Callable[..., Any]:
     """The function on all devices of a mesh, each with its rows."""
     if mesh is None or _placement(mesh).alone:
         return of_own_rows
@@ -301,7 +346,9 @@ def _on_rows(mesh: Mesh | None, of_own_rows: Callable[..., Any], in_specs: Any, 
 def _readable_everywhere(state: Decoding, mesh: Mesh | None) -> Decoding:
     if mesh is None:
         return state
-    tokens, finished = jax.lax.with_sharding_constraint((state.tokens, state.finished), NamedSharding(mesh, PartitionSpec()))
+    tokens, finished = jax.lax.with_sharding_constraint(
+        (state.tokens, state.finished), NamedSharding(mesh, PartitionSpec())
+    )
     return state._replace(tokens=tokens, finished=finished)
 
 
@@ -325,13 +372,17 @@ def _advance(
     positions = jnp.where(source < shared, source, source - padding[:, None])
     own = jax.lax.dynamic_slice_in_dim(positions, cache.filled, tokens.shape[1], axis=1)
     rope = rope_tables(config, jnp.maximum(own, 0))
-    window_masks = visible(own[:, :, None] - positions[:, None, :], real[:, None, :], distinct_windows(config.windows))
+    window_masks = visible(
+        own[:, :, None] - positions[:, None, :], real[:, None, :], distinct_windows(config.windows)
+    )
     attend = attend_by_masks(config, window_masks)
     hidden, extended = decoder.model(tokens, rope, attend, compute_dtype, cache=cache, placement=placement)
     assert extended is not None
     if placement.alone:
         return decoder.unembed(hidden[:, -1]), extended
-    return all_logits(hidden[:, -1], output_table(config, params), config.final_logit_softcapping, placement), extended
+    return all_logits(
+        hidden[:, -1], output_table(config, params), config.final_logit_softcapping, placement
+    ), extended
 
 
 def _penalized(state: Decoding, repetition: Repetition | None) -> Float[Array, "batch vocab"]:
@@ -339,11 +390,15 @@ def _penalized(state: Decoding, repetition: Repetition | None) -> Float[Array, "
         return state.logits
     new = jnp.arange(state.tokens.shape[1]) < state.step
     seen = repetition.in_prompt.at[jnp.arange(len(state.tokens))[:, None], state.tokens].max(new)
-    punished = jnp.where(state.logits < 0, state.logits * repetition.penalty, state.logits / repetition.penalty)
+    punished = jnp.where(
+        state.logits < 0, state.logits * repetition.penalty, state.logits / repetition.penalty
+    )
     return jnp.where(seen, punished, state.logits)
 
 
-def _choose(logits: Float[Array, "batch vocab"], sampling: Sampling | None, step: Int[Array, ""]) -> Int[Array, "batch"]:
+def _choose(
+    logits: Float[Array, "batch vocab"], sampling: Sampling | None, step: Int[Array, ""]
+) -> Int[Array, "batch"]:
     if sampling is None:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     keys = jax.vmap(jax.random.fold_in, (0, None))(sampling.keys, step)
@@ -351,8 +406,11 @@ def _choose(logits: Float[Array, "batch vocab"], sampling: Sampling | None, step
     return jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
 
 
-def likely(logits: Float[Array, "batch vocab"], top_k: Int[Array, ""], top_p: Float[Array, ""]) -> Float[Array, "batch vocab"]:
-    """Logits with -inf for all but the `top_k` greatest, and of these all but the fewest whose probability reaches `top_p`.
+def likely(
+    logits: Float[Array, "batch vocab"], top_k: Int[Array, ""], top_p: Float[Array, ""]
+) -> Float[Array, "batch vocab"]:
+    """Logits with -inf for all but the `top_k` greatest, and of these all but the fewest whose probability
+    reaches `top_p`.
 
     The second is nucleus sampling (Holtzman et al. 2020).
     """
@@ -360,5 +418,11 @@ def likely(logits: Float[Array, "batch vocab"], top_k: Int[Array, ""], top_p: Fl
     descending = jnp.where(jnp.arange(logits.shape[-1]) < top_k, descending, -jnp.inf)
     probability = jax.nn.softmax(descending, axis=-1)
     reached = jnp.cumsum(probability, axis=-1) - probability >= top_p
-    least = jnp.min(jnp.where(reached, jnp.inf, descending), axis=-1, keepdims=True, where=descending > -jnp.inf, initial=jnp.inf)
+    least = jnp.min(
+        jnp.where(reached, jnp.inf, descending),
+        axis=-1,
+        keepdims=True,
+        where=descending > -jnp.inf,
+        initial=jnp.inf,
+    )
     return jnp.where(logits >= least, logits, -jnp.inf)

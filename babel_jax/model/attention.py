@@ -14,7 +14,8 @@ from babel_jax.model.flash_attention import attend
 from babel_jax.model.layers import Linear, RMSNorm, rotate
 from babel_jax.model.parallel import ALONE, Placement
 
-# (which of the model's distinct windows, query, key, value) to what each token takes from those that it sees, [batch time heads*head_dim].
+# (which of the model's distinct windows, query, key, value) to what each token takes from those that it sees,
+# [batch time heads*head_dim].
 Attend = Callable[[Int[Array, ""], Array, Array, Array], Float[Array, "batch time size"]]
 
 
@@ -27,29 +28,45 @@ def positions_of(segment_ids: Int[Array, "batch time"]) -> Int[Array, "batch tim
 
 
 def visible(
-    distance: Int[Array, "*#batch time source"], same: Bool[Array, "#batch #time source"] | None, windows: tuple[int | None, ...]
+    distance: Int[Array, "*#batch time source"],
+    same: Bool[Array, "#batch #time source"] | None,
+    windows: tuple[int | None, ...],
 ) -> Bool[Array, "windows #batch time source"]:
     """For each window, True where the token at `time` may attend to the one at `source`.
 
-    `distance` is how many places of the sequence the source stands before it (transformers counts windows so too: in places, not in
-    positions), `same` says whether both are of one segment; a token sees itself and `window - 1` before it, or all for None.
+    `distance` is how many places of the sequence the source stands before it (transformers counts windows so
+    too: in places, not in positions), `same` says whether both are of one segment; a token sees itself and
+    `window - 1` before it, or all for None.
     """
     causal = (distance >= 0)[None] if same is None else (distance >= 0) & same
     return jnp.stack([causal if window is None else causal & (distance < window) for window in windows])
 
 
 def masks(
-    segment_ids: Int[Array, "batch source"] | None, source: int, windows: tuple[int | None, ...], placement: Placement = ALONE
+    segment_ids: Int[Array, "batch source"] | None,
+    source: int,
+    windows: tuple[int | None, ...],
+    placement: Placement = ALONE,
 ) -> Bool[Array, "windows #batch time source"]:
-    """`visible` for whole sequences, or for this device's part of each. Padding is a segment of its own: every token sees one at least."""
+    """`visible` for whole sequences, or for this device's part of each.
+
+    Padding is a segment of its own: every token sees one at least.
+    """
     place = jnp.arange(source, dtype=jnp.int32)
     own = placement.own_places(place[None])[0]
-    same = None if segment_ids is None else placement.own_places(segment_ids)[:, :, None] == segment_ids[:, None, :]
+    same = (
+        None
+        if segment_ids is None
+        else placement.own_places(segment_ids)[:, :, None] == segment_ids[:, None, :]
+    )
     return visible(own[:, None] - place[None, :], same, windows)
 
 
 def tree_masks(
-    ends: Int[Array, "batch source"], positions: Int[Array, "batch source"], windows: tuple[int | None, ...], placement: Placement = ALONE
+    ends: Int[Array, "batch source"],
+    positions: Int[Array, "batch source"],
+    windows: tuple[int | None, ...],
+    placement: Placement = ALONE,
 ) -> Bool[Array, "windows batch time source"]:
     """`visible` for rows of prefix trees, or for this device's part of each, written out depth first.
 
@@ -63,11 +80,16 @@ def tree_masks(
     return visible(placement.own_places(positions)[:, :, None] - positions[:, None, :], above, windows)
 
 
-def masked(window_masks: Bool[Array, "windows #batch time source"], attention: Callable[[Array, Array, Array, Array], Array]) -> Attend:
+def masked(
+    window_masks: Bool[Array, "windows #batch time source"],
+    attention: Callable[[Array, Array, Array, Array], Array],
+) -> Attend:
     """`attention` of queries, keys and values with that one of these masks which is a layer's."""
 
     def attend_masked(which: Int[Array, ""], query: Array, key: Array, value: Array) -> Array:
-        return attention(query, key, value, window_masks[0] if window_masks.shape[0] == 1 else window_masks[which])
+        return attention(
+            query, key, value, window_masks[0] if window_masks.shape[0] == 1 else window_masks[which]
+        )
 
     return attend_masked
 
@@ -75,11 +97,15 @@ def masked(window_masks: Bool[Array, "windows #batch time source"], attention: C
 def attend_by_masks(config: ModelConfig, window_masks: Bool[Array, "windows #batch time source"]) -> Attend:
     """`attend.attend` with one of these masks."""
     scale, softcap = config.query_pre_attn_scalar**-0.5, config.attn_logit_softcapping
-    return masked(window_masks, lambda query, key, value, mask: attend(query, key, value, mask, scale, softcap))
+    return masked(
+        window_masks, lambda query, key, value, mask: attend(query, key, value, mask, scale, softcap)
+    )
 
 
 class Attention(nnx.Module):
-    """Projections to queries, keys and values, their norms in each head (Qwen3), rotary positions, attention, and the projection back."""
+    """Projections to queries, keys and values, their norms in each head (Qwen3), rotary positions, attention,
+    and the projection back.
+    """
 
     def __init__(self, config: ModelConfig):
         hidden, std = config.hidden_size, config.initializer_range
@@ -105,9 +131,13 @@ class Attention(nnx.Module):
         cache: Cache | None = None,
         placement: Placement = ALONE,
     ) -> tuple[Float[Array, "batch time embed"], Cache | None]:
-        """With a cache, keys and values go into its `layer` first, and attention is over all that it holds."""
+        """With a cache, keys and values go into its `layer` first, and attention is over
+        all that it holds.
+        """
         x = placement.into_features(x)
-        query, key, value = (self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj))
+        query, key, value = (
+            self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
         if self.has_norm:
             query, key = self.q_norm(query, placement), self.k_norm(key, placement)
         query, key = rotate(query, *rope), rotate(key, *rope)

@@ -1,6 +1,8 @@
-"""What computes attention over whole sequences: XLA, splash attention on TPU, cuDNN on GPU; one function, `attention_over`, chooses.
+"""What computes attention over whole sequences: XLA, splash attention on TPU, cuDNN on GPU; one function,
+`attention_over`, chooses.
 
-All give what `attend.attend` gives, to rounding: packed segments, grouped heads, sliding windows; soft-capped scores but for cuDNN.
+All give what `attend.attend` gives, to rounding: packed segments, grouped heads, sliding windows; soft-capped
+scores but for cuDNN.
 """
 
 import math
@@ -21,22 +23,32 @@ _LANES = 128
 _BLOCK = 1024  # the largest, of heads of 128; not tuned on hardware
 
 
-def kernel_for(kernel: AttentionKernel, config: ModelConfig, time: int, platform: str, dtype: ComputeType) -> AttentionKernel:
-    """What `auto` means on a platform (cpu, gpu, tpu) for windows, or parts of windows, of `time` tokens; any other choice is kept.
+def kernel_for(
+    kernel: AttentionKernel, config: ModelConfig, time: int, platform: str, dtype: ComputeType
+) -> AttentionKernel:
+    """What `auto` means on a platform (cpu, gpu, tpu) for windows, or parts of windows, of `time` tokens; any
+    other choice is kept.
 
-    Raises BadInput for splash attention where it has no blocks of such a length, and for cuDNN where it would fail or give something else.
+    Raises BadInput for splash attention where it has no blocks of such a length, and for cuDNN where it would
+    fail or give something else.
     """
     if kernel is AttentionKernel.SPLASH and time % _LANES:
         raise BadInput(
-            f"training.attention = splash takes windows, or the parts that context cuts them into, of a multiple of {_LANES} tokens; "
-            f"these have {time}; give auto or xla, another data.seq_len, or a smaller context in training.mesh"
+            "training.attention = splash takes windows, or the parts that context cuts them into, of a "
+            f"multiple of {_LANES} tokens; "
+            f"these have {time}; give auto or xla, another data.seq_len, or a smaller context in "
+            "training.mesh"
         )
     softcap = config.attn_logit_softcapping
-    for_cudnn = dtype is ComputeType.BFLOAT16 and softcap is None and config.head_dim % 8 == 0 and time % 2 == 0
+    for_cudnn = (
+        dtype is ComputeType.BFLOAT16 and softcap is None and config.head_dim % 8 == 0 and time % 2 == 0
+    )
     if kernel is AttentionKernel.CUDNN and not for_cudnn:
         raise BadInput(
-            "training.attention = cudnn takes bfloat16, heads of a multiple of 8, an even number of tokens and no soft cap; "
-            f"here are {dtype}, heads of {config.head_dim}, {time} tokens and a soft cap of {softcap}; give auto or xla"
+            "training.attention = cudnn takes bfloat16, heads of a multiple of 8, an even number of tokens "
+            "and no soft cap; "
+            f"here are {dtype}, heads of {config.head_dim}, {time} tokens and a soft cap of {softcap}; give "
+            "auto or xla"
         )
     if kernel is not AttentionKernel.AUTO:
         return kernel
@@ -48,7 +60,10 @@ def kernel_for(kernel: AttentionKernel, config: ModelConfig, time: int, platform
 
 
 def splash_block(tokens: int, head_dim: int) -> int:
-    """The block of splash attention for so many tokens, a multiple of 128. That of larger heads is smaller, as it has to stay in VMEM."""
+    """The block of splash attention for so many tokens, a multiple of 128.
+
+    That of larger heads is smaller, as it has to stay in VMEM.
+    """
     largest = max(1, _BLOCK // max(head_dim, _LANES))
     return _LANES * math.gcd(tokens // _LANES, largest)
 
@@ -61,7 +76,9 @@ def attention_over(
     source: int,
     placement: Placement,
 ) -> Attend:
-    """Attention of this device's part of sequences of `source` tokens, whose `segment_ids` come in full, as keys and values do."""
+    """Attention of this device's part of sequences of `source` tokens, whose `segment_ids` come in full, as
+    keys and values do.
+    """
     if kernel is AttentionKernel.SPLASH:
         return _splash(config, windows, segment_ids, source, placement)
     window_masks = masks(segment_ids, source, windows, placement)
@@ -71,12 +88,18 @@ def attention_over(
 
 
 def _splash(
-    config: ModelConfig, windows: tuple[int | None, ...], segment_ids: Int[Array, "batch source"] | None, source: int, placement: Placement
+    config: ModelConfig,
+    windows: tuple[int | None, ...],
+    segment_ids: Int[Array, "batch source"] | None,
+    source: int,
+    placement: Placement,
 ) -> Attend:
-    """The Pallas kernel of jax.experimental; blocks that no query sees are not computed. Off TPU it is interpreted, for tests.
+    """The Pallas kernel of jax.experimental; blocks that no query sees are not computed. Off TPU it is
+    interpreted, for tests.
 
-    What a device's queries see depends on where they stand, so its masks (which blocks to compute, and of which places) are data: they are
-    made for all devices of the context axis, and each takes its own. Of the first half of a window, nobody sees the second.
+    What a device's queries see depends on where they stand, so its masks (which blocks to compute, and of
+    which places) are data: they are made for all devices of the context axis, and each takes its own. Of the
+    first half of a window, nobody sees the second.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_masks
@@ -93,18 +116,31 @@ def _splash(
         block_q, block_kv = (splash_block(tokens, config.head_dim) for tokens in (size, seen))
         blocks = splash.BlockSizes(
             block_q=block_q, block_kv=block_kv, block_kv_compute=min(block_kv, 512),
-            block_q_dkv=block_q, block_kv_dkv=block_kv, block_kv_dkv_compute=min(block_kv, 512), use_fused_bwd_kernel=True,
+            block_q_dkv=block_q, block_kv_dkv=block_kv, block_kv_dkv_compute=min(block_kv, 512),
+            use_fused_bwd_kernel=True,
         )  # fmt: skip
         shape = (size * len(parts[half]), seen)
-        mask = splash_masks.CausalMask(shape) if window is None else splash_masks.LocalMask(shape, (window - 1, 0), 0)
-        mask.q_sequence = np.concatenate([np.arange(part * size, (part + 1) * size, dtype=np.int32) for part in parts[half]])
+        mask = (
+            splash_masks.CausalMask(shape)
+            if window is None
+            else splash_masks.LocalMask(shape, (window - 1, 0), 0)
+        )
+        mask.q_sequence = np.concatenate(
+            [np.arange(part * size, (part + 1) * size, dtype=np.int32) for part in parts[half]]
+        )
         of_all = splash.make_splash_mha(
-            splash_masks.MultiHeadMask([mask] * heads), block_sizes=blocks, attn_logits_soft_cap=softcap, head_shards=1,
-            q_seq_shards=len(parts[half]), residual_checkpoint_name="attended", interpret=placement.platform != "tpu",
+            splash_masks.MultiHeadMask([mask] * heads), block_sizes=blocks, attn_logits_soft_cap=softcap,
+            head_shards=1,
+            q_seq_shards=len(parts[half]), residual_checkpoint_name="attended",
+            interpret=placement.platform != "tpu",
         )  # fmt: skip
         # Arrays of the kernel are [heads, blocks of queries, blocks of keys] and [places].
-        kernel = jax.tree.map(lambda rows: placement.own_context(rows, axis=1 if rows.ndim == 3 else 0), of_all)
-        segments = splash.SegmentIds(*(jnp.broadcast_to(rows, (batch, rows.shape[1])) for rows in (own_ids[half], ids[:, :seen])))
+        kernel = jax.tree.map(
+            lambda rows: placement.own_context(rows, axis=1 if rows.ndim == 3 else 0), of_all
+        )
+        segments = splash.SegmentIds(
+            *(jnp.broadcast_to(rows, (batch, rows.shape[1])) for rows in (own_ids[half], ids[:, :seen]))
+        )
         return jax.vmap(kernel)(query, key, value, segments)
 
     def of_half(which: Int[Array, ""], half: int, query: Array, key: Array, value: Array) -> Array:
@@ -114,7 +150,9 @@ def _splash(
 
     def attend(which: Int[Array, ""], query: Array, key: Array, value: Array) -> Array:
         halves = jnp.split(query * scale, len(parts), axis=1)
-        out = jnp.concatenate([of_half(which, half, part, key, value) for half, part in enumerate(halves)], axis=2)
+        out = jnp.concatenate(
+            [of_half(which, half, part, key, value) for half, part in enumerate(halves)], axis=2
+        )
         return out.swapaxes(1, 2).reshape(*query.shape[:2], -1)
 
     return attend
@@ -123,15 +161,22 @@ def _splash(
 def _cudnn(config: ModelConfig, window_masks: Array, placement: Placement) -> Attend:
     """cuDNN's fused attention; off GPU XLA's of the same arguments, for tests.
 
-    Its masks are a matrix of each window, so segments cost memory by the square of the sequence (cuDNN takes no sliding window beside one).
-    Of whole windows nothing is computed that the causal mask hides. `decoder.rematerialized` keeps what the backward pass needs.
+    Its masks are a matrix of each window, so segments cost memory by the square of the sequence (cuDNN takes
+    no sliding window beside one). Of whole windows nothing is computed that the causal mask hides.
+    `decoder.rematerialized` keeps what the backward pass needs.
     """
     scale, causal = config.query_pre_attn_scalar**-0.5, placement.window_parts == 1
     implementation: Literal["cudnn", "xla"] = "cudnn" if placement.platform in GPU else "xla"
 
     def attention(query: Array, key: Array, value: Array, mask: Array) -> Array:
         out = jax.nn.dot_product_attention(
-            query, key, value, mask=mask[:, None], scale=scale, is_causal=causal, implementation=implementation
+            query,
+            key,
+            value,
+            mask=mask[:, None],
+            scale=scale,
+            is_causal=causal,
+            implementation=implementation,
         )
         return out.reshape(*query.shape[:2], -1)
 

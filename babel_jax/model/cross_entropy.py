@@ -1,7 +1,9 @@
-"""Looking up tokens, and the cross-entropy over them, a piece of the vocabulary at a time: neither whole table nor logits need to exist.
+"""Looking up tokens, and the cross-entropy over them, a piece of the vocabulary at a time: neither whole
+table nor logits need to exist.
 
-The tables are [vocab, embed], as this device holds them under its `Placement`. A piece is gathered, used, and its gradient complete and
-scattered before the next one: nothing adds up over pieces but what has the size of the activations.
+The tables are [vocab, embed], as this device holds them under its `Placement`. A piece is gathered, used, and
+its gradient complete and scattered before the next one: nothing adds up over pieces but what has the size of
+the activations.
 """
 
 from functools import partial
@@ -16,21 +18,33 @@ from babel_jax.model.layers import product, softcapped
 from babel_jax.model.parallel import GPU, TENSOR, Placement
 
 _AXES = ("vocab", "embed")
-# Elements of a piece's logits, or of its part of the table where that is more: on GPUs 1 GiB, as every piece is a pass over what adds up.
+# Elements of a piece's logits, or of its part of the table where that is more: on GPUs 1 GiB, as every piece
+# is a pass over what adds up.
 _LARGEST_PIECE = 2**26
 _LARGEST_PIECE_ON_GPU = 2**28
 
 
 def pieces(rows: int, tokens: int, embed: int, platform: str) -> int:
-    """Into how many pieces to cut a table of so many rows: the fewest of equal size whose logits are not too large."""
+    """Into how many pieces to cut a table of so many rows: the fewest of equal size whose logits are not too
+    large.
+    """
     largest = _LARGEST_PIECE_ON_GPU if platform in GPU else _LARGEST_PIECE
-    return next(count for count in divisors(rows) if rows // count * max(tokens, embed) <= largest or count == rows)
+    return next(
+        count for count in divisors(rows) if rows // count * max(tokens, embed) <= largest or count == rows
+    )
 
 
 def looked_up(
-    weight: Float[Array, "rows part"], tokens: Int[Array, "batch time"], vocab: int, dtype: DTypeLike, placement: Placement
+    weight: Float[Array, "rows part"],
+    tokens: Int[Array, "batch time"],
+    vocab: int,
+    dtype: DTypeLike,
+    placement: Placement,
 ) -> Float[Array, "batch time embed"]:
-    """Rows of the table; NaN for ids beyond it. The gradients of one row's many tokens are summed in float32."""
+    """Rows of the table; NaN for ids beyond it.
+
+    The gradients of one row's many tokens are summed in float32.
+    """
     rows = weight.shape[0]
     count = pieces(rows, tokens.size, weight.shape[1] * placement.weight_parts, placement.platform)
     first, size = placement.own_features(rows), rows // count
@@ -58,9 +72,11 @@ def target_logits(
     softcap: float | None,
     placement: Placement,
 ) -> tuple[Float[Array, "tokens"], Float[Array, "tokens"]]:
-    """The logit of each target and the logarithm of the softmax's normalizer, float32: all that a cross-entropy needs of the logits.
+    """The logit of each target and the logarithm of the softmax's normalizer, float32: all that a
+    cross-entropy needs of the logits.
 
-    Products are in the type of `hidden`. The backward pass computes the logits again, unless one piece holds them all.
+    Products are in the type of `hidden`. The backward pass computes the logits again, unless one piece holds
+    them all.
     """
     return _forward(hidden, weight, targets, softcap, placement)[0]
 
@@ -99,7 +115,9 @@ def _backward(softcap: float | None, placement: Placement, saved, gradients):  #
         if logits is None:
             logits = softcapped(product(hidden, table, jnp.float32), softcap)
         chosen = jnp.arange(logits.shape[1], dtype=jnp.int32) == (targets - start)[:, None]
-        of_logits = jnp.exp(logits - log_z[:, None]) * of_log_z[:, None] + jnp.where(chosen, of_picked[:, None], 0.0)
+        of_logits = jnp.exp(logits - log_z[:, None]) * of_log_z[:, None] + jnp.where(
+            chosen, of_picked[:, None], 0.0
+        )
         if softcap is not None:
             of_logits = of_logits * (1.0 - jnp.square(logits / softcap))
         of_logits = of_logits.astype(hidden.dtype)
@@ -123,10 +141,11 @@ def scored_targets(
     softcap: float | None,
     placement: Placement,
 ) -> tuple[Float[Array, "chunks tokens"], Bool[Array, "chunks tokens"]]:
-    """log p of each target, float32, and whether it is the likeliest token (the one of the lowest id, where several are).
+    """log p of each target, float32, and whether it is the likeliest token (the one of the lowest id, where
+    several are).
 
-    Only the first `chunks` are computed. No piece of the table is gathered twice, and the logits of one chunk and one piece exist at a
-    time. Not to be differentiated.
+    Only the first `chunks` are computed. No piece of the table is gathered twice, and the logits of one chunk
+    and one piece exist at a time. Not to be differentiated.
     """
     starts, parts = _parts(hidden[0], weight, placement)
     size = parts.shape[1]
@@ -141,7 +160,9 @@ def scored_targets(
             best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
             best_logit = jnp.take_along_axis(logits, best[:, None], axis=-1)[:, 0]
             new_largest = jnp.maximum(largest, best_logit)
-            total = total * jnp.exp(largest - new_largest) + jnp.exp(logits - new_largest[:, None]).sum(axis=-1)
+            total = total * jnp.exp(largest - new_largest) + jnp.exp(logits - new_largest[:, None]).sum(
+                axis=-1
+            )
             place = targets[number] - start
             here = (place >= 0) & (place < size)
             found = jnp.take_along_axis(logits, jnp.where(here, place, 0)[:, None], axis=-1)[:, 0]
@@ -156,7 +177,12 @@ def scored_targets(
         return jax.lax.fori_loop(0, chunks, add_chunk, carry), None
 
     lowest = jnp.full(targets.shape, jnp.finfo(jnp.float32).min)
-    empty: tuple[Array, ...] = (lowest, jnp.zeros(targets.shape), jnp.zeros(targets.shape), jnp.zeros(targets.shape, jnp.int32))
+    empty: tuple[Array, ...] = (
+        lowest,
+        jnp.zeros(targets.shape),
+        jnp.zeros(targets.shape),
+        jnp.zeros(targets.shape, jnp.int32),
+    )
     (largest, total, picked, likeliest), _ = jax.lax.scan(add_piece, empty, (starts, parts))
     overall = placement.largest_of_features(largest)
     total = placement.summed(total * jnp.exp(largest - overall), (TENSOR,))
@@ -166,9 +192,15 @@ def scored_targets(
 
 
 def all_logits(
-    hidden: Float[Array, "rows embed"], weight: Float[Array, "rows part"], softcap: float | None, placement: Placement
+    hidden: Float[Array, "rows embed"],
+    weight: Float[Array, "rows part"],
+    softcap: float | None,
+    placement: Placement,
 ) -> Float[Array, "rows vocab"]:
-    """The logits of the whole vocabulary, float32, by products in the type of `hidden`. Not to be differentiated."""
+    """The logits of the whole vocabulary, float32, by products in the type of `hidden`.
+
+    Not to be differentiated.
+    """
     _, parts = _parts(hidden, weight, placement)
 
     def of_piece(carry: None, part: Array) -> tuple[None, Array]:
@@ -179,7 +211,9 @@ def all_logits(
     return placement.all_features(own)
 
 
-def _parts(hidden: Array, weight: Array, placement: Placement) -> tuple[Int[Array, "count"], Float[Array, "count size part"]]:
+def _parts(
+    hidden: Array, weight: Array, placement: Placement
+) -> tuple[Int[Array, "count"], Float[Array, "count size part"]]:
     """The table in pieces, and the token id that each begins with."""
     rows = weight.shape[0]
     count = pieces(rows, hidden.shape[0], hidden.shape[1], placement.platform)

@@ -1,7 +1,9 @@
-"""The decoder: one module for all families (a family is data: biases, norms, tying, rope scaling, windows), and the functions around it.
+"""The decoder: one module for all families (a family is data: biases, norms, tying, rope scaling, windows),
+and the functions around it.
 
-The module is never filled eagerly. `forward` and its kin take the parameters as a plain nested dict, so a caller's step is a plain
-`jax.jit` over that dict. Layers are stacked and scanned: neither the trace nor, by default, the compile time grows with depth.
+The module is never filled eagerly. `forward` and its kin take the parameters as a plain nested dict, so a
+caller's step is a plain `jax.jit` over that dict. Layers are stacked and scanned: neither the trace nor, by
+default, the compile time grows with depth.
 """
 
 import math
@@ -50,7 +52,8 @@ class Embedding(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
-    """x + attention(norm(x)), and to that + mlp(norm(.)); with `post_norms` what attention and MLP give is normalized too.
+    """x + attention(norm(x)), and to that + mlp(norm(.)); with `post_norms` what attention and MLP give is
+    normalized too.
 
     The names are Hugging Face's: without post norms, `post_attention_layernorm` is the one before the MLP.
     """
@@ -77,11 +80,17 @@ class DecoderLayer(nnx.Module):
     ) -> tuple[Float[Array, "batch time embed"], Cache | None]:
         """The new residual stream; the cache, if any, with this layer's keys and values in it."""
         with jax.named_scope("attention"):
-            attended, cache = self.self_attn(self.input_layernorm(x), rope, attend, which, layer, cache, placement)
-            x = checkpoint_name(x + (self.post_attention_layernorm(attended) if self.post_norms else attended), "between")
+            attended, cache = self.self_attn(
+                self.input_layernorm(x), rope, attend, which, layer, cache, placement
+            )
+            x = checkpoint_name(
+                x + (self.post_attention_layernorm(attended) if self.post_norms else attended), "between"
+            )
         with jax.named_scope("mlp"):
             if self.post_norms:
-                return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x), placement)), cache
+                return x + self.post_feedforward_layernorm(
+                    self.mlp(self.pre_feedforward_layernorm(x), placement)
+                ), cache
             return x + self.mlp(self.post_attention_layernorm(x), placement), cache
 
 
@@ -109,7 +118,9 @@ class DecoderStack(nnx.Module):
         """Hidden states after the final norm, and the cache with these tokens in it."""
         graphdef, stacked = nnx.split(self.layers)
 
-        def run_layer(carry: tuple[Array, Cache | None], this: tuple[nnx.State, Array, Array]) -> tuple[tuple[Array, Cache | None], None]:
+        def run_layer(
+            carry: tuple[Array, Cache | None], this: tuple[nnx.State, Array, Array]
+        ) -> tuple[tuple[Array, Cache | None], None]:
             state, which, layer = this
             x, cache = carry
             decoder_layer = nnx.merge(graphdef, placement.state(state, compute_dtype))
@@ -133,17 +144,20 @@ class DecoderStack(nnx.Module):
         compute_dtype: DTypeLike,
         placement: Placement = ALONE,
     ) -> tuple[Float[Array, "batch time embed"], Float[Array, "steps batch time"]]:
-        """As `__call__`, but through the layers that `order` names, one after the other; a negative entry passes the stream on as it is.
+        """As `__call__`, but through the layers that `order` names, one after the other; a negative entry
+        passes the stream on as it is.
 
-        The second value is the cosine similarity (float32) of the residual stream before and behind each entry. As the order is data, one
-        program serves every removal, repetition and exchange of layers.
+        The second value is the cosine similarity (float32) of the residual stream before and behind each
+        entry. As the order is data, one program serves every removal, repetition and exchange of layers.
         """
         graphdef, stacked = nnx.split(self.layers)
         which = jnp.asarray(self._which_window())
 
         def run_layer(x: Array, layer: Int[Array, ""]) -> tuple[Array, Array]:
             def through(x: Array) -> Array:
-                state = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), stacked)
+                state = jax.tree.map(
+                    lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), stacked
+                )
                 decoder_layer = nnx.merge(graphdef, placement.state(state, compute_dtype))
                 return decoder_layer(x, rope, attend, which[layer], layer, None, placement)[0]
 
@@ -165,11 +179,16 @@ class DecoderStack(nnx.Module):
 
 
 def _cosine(one: Float[Array, "*rows embed"], other: Float[Array, "*rows embed"]) -> Float[Array, "*rows"]:
-    return jnp.sum(one * other, -1) / (jnp.linalg.norm(one, axis=-1) * jnp.linalg.norm(other, axis=-1) + 1e-30)
+    return jnp.sum(one * other, -1) / (
+        jnp.linalg.norm(one, axis=-1) * jnp.linalg.norm(other, axis=-1) + 1e-30
+    )
 
 
 class Decoder(nnx.Module):
-    """The abstract model: every parameter of `config` with its shape, logical axes and initializer. `bind` gives it arrays."""
+    """The abstract model: every parameter of `config` with its shape, logical axes and initializer.
+
+    `bind` gives it arrays.
+    """
 
     def __init__(self, config: ModelConfig):
         self.model = DecoderStack(config)
@@ -180,19 +199,25 @@ class Decoder(nnx.Module):
     def unembed(self, hidden: Float[Array, "... embed"]) -> Float[Array, "... vocab"]:
         """Logits, float32."""
         with jax.named_scope("unembed"):
-            return softcapped((self.model.embed_tokens if self.tied else self.lm_head).project(hidden), self.softcap)
+            return softcapped(
+                (self.model.embed_tokens if self.tied else self.lm_head).project(hidden), self.softcap
+            )
 
 
 def distinct_windows(windows: tuple[int | None, ...]) -> tuple[int | None, ...]:
-    """The different sliding windows of a model's layers, None (all) among them, in the order of their first layer."""
+    """The different sliding windows of a model's layers, None (all) among them, in the order of their first
+    layer.
+    """
     return tuple(dict.fromkeys(windows))
 
 
-# --- descriptions ------------------------------------------------------------------------------------------------------------
+# --- descriptions -----------------------------------------------------------------------------------------
 
 
 def describe(config: ModelConfig) -> dict[str, Any]:
-    """Nested dict of `Parameter`: the one description that conversion, sharding, counts and initial values derive from."""
+    """Nested dict of `Parameter`: the one description that conversion, sharding, counts and initial values
+    derive from.
+    """
     return descriptions(Decoder(config))
 
 
@@ -207,7 +232,10 @@ def count_parameters(config: ModelConfig) -> int:
 
 
 def init_params(config: ModelConfig, key: PRNGKeyArray, dtype: DTypeLike = jnp.float32) -> PyTree[Array]:
-    """Random initial parameters: normal matrices of std `initializer_range`, zero biases, norms of one. May be jitted and sharded."""
+    """Random initial parameters: normal matrices of std `initializer_range`, zero biases, norms of one.
+
+    May be jitted and sharded.
+    """
     return initialized(describe(config), key, dtype)
 
 
@@ -216,7 +244,7 @@ def initializing(shardings: PyTree[jax.sharding.Sharding]) -> Any:
     return jax.jit(init_params, static_argnums=0, out_shardings=shardings)
 
 
-# --- the forward pass --------------------------------------------------------------------------------------------------------
+# --- the forward pass -------------------------------------------------------------------------------------
 
 
 def hidden_states(
@@ -233,16 +261,20 @@ def hidden_states(
     placement: Placement = ALONE,
     scan_layers: bool = True,
 ) -> Float[Array, "batch time embed"]:
-    """Hidden states after the final norm, in `compute_dtype`; with a placement, those of this device's part of each window.
+    """Hidden states after the final norm, in `compute_dtype`; with a placement, those of this device's part
+    of each window.
 
-    segment_ids: 0 is padding, 1.. are the documents of a packed window; a token attends to earlier ones of its own segment. Without them a
-    window is one document. positions default to counting from each segment's start. With `ends` (and positions) the rows hold prefix
-    trees, as `tree_masks` says, in place of segments. Without `scan_layers` the program has every layer in it, one after the other.
+    segment_ids: 0 is padding, 1.. are the documents of a packed window; a token attends to earlier ones of
+    its own segment. Without them a window is one document. positions default to counting from each segment's
+    start. With `ends` (and positions) the rows hold prefix trees, as `tree_masks` says, in place of segments.
+    Without `scan_layers` the program has every layer in it, one after the other.
     """
     time = tokens.shape[1]
     if positions is None:
         assert ends is None
-        positions = jnp.arange(time, dtype=jnp.int32)[None] if segment_ids is None else positions_of(segment_ids)
+        positions = (
+            jnp.arange(time, dtype=jnp.int32)[None] if segment_ids is None else positions_of(segment_ids)
+        )
     windows = distinct_windows(config.windows)
     if ends is None:
         attend = attention_over(config, windows, kernel, segment_ids, time, placement)
@@ -251,7 +283,9 @@ def hidden_states(
     rope = rope_tables(config, placement.own_places(positions))
     decoder = bind(Decoder(config), params)
     own_tokens = placement.own_places(tokens)
-    return decoder.model(own_tokens, rope, attend, compute_dtype, remat, placement=placement, scan_layers=scan_layers)[0]
+    return decoder.model(
+        own_tokens, rope, attend, compute_dtype, remat, placement=placement, scan_layers=scan_layers
+    )[0]
 
 
 def hidden_in_order(
@@ -263,7 +297,8 @@ def hidden_in_order(
     compute_dtype: DTypeLike = jnp.float32,
     placement: Placement = ALONE,
 ) -> tuple[Float[Array, "batch time embed"], Float[Array, "steps batch time"]]:
-    """Hidden states of the model whose layers run as `order` says, and the cosines of `DecoderStack.in_order`.
+    """Hidden states of the model whose layers run as `order` says, and the cosines of
+    `DecoderStack.in_order`.
 
     With a placement, windows are whole (`whole_windows`).
     """
@@ -274,12 +309,21 @@ def hidden_in_order(
 
 
 def output_table(config: ModelConfig, params: PyTree[Array]) -> Float[Array, "vocab embed"]:
-    """The rows that hidden states are multiplied with to give logits: the input embedding, where they are tied."""
-    return params["model"]["embed_tokens"]["weight"] if config.tie_word_embeddings else params["lm_head"]["weight"]
+    """The rows that hidden states are multiplied with to give logits: the input embedding, where they are
+    tied.
+    """
+    return (
+        params["model"]["embed_tokens"]["weight"]
+        if config.tie_word_embeddings
+        else params["lm_head"]["weight"]
+    )
 
 
 def unembed(
-    config: ModelConfig, params: PyTree[Array], hidden: Float[Array, "... embed"], compute_dtype: DTypeLike = jnp.float32
+    config: ModelConfig,
+    params: PyTree[Array],
+    hidden: Float[Array, "... embed"],
+    compute_dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "... vocab"]:
     """float32 logits of hidden states, with the products in `compute_dtype`."""
     return bind(Decoder(config), params).unembed(hidden.astype(compute_dtype))
@@ -296,5 +340,13 @@ def forward(
     remat: Remat = Remat.NONE,
 ) -> Float[Array, "batch time vocab"]:
     """float32 logits; arguments as of `hidden_states`."""
-    hidden = hidden_states(config, params, tokens, segment_ids=segment_ids, positions=positions, compute_dtype=compute_dtype, remat=remat)
+    hidden = hidden_states(
+        config,
+        params,
+        tokens,
+        segment_ids=segment_ids,
+        positions=positions,
+        compute_dtype=compute_dtype,
+        remat=remat,
+    )
     return unembed(config, params, hidden, compute_dtype)

@@ -1,7 +1,9 @@
-"""Attention in plain JAX, a few windows at a time, with the backward pass of FlashAttention-2 (Dao 2023, algorithm 2).
+"""Attention in plain JAX, a few windows at a time, with the backward pass of FlashAttention-2 (Dao 2023,
+algorithm 2).
 
-Scores are the one thing whose size grows with the square of the sequence. They live for a few windows and a quarter of the queries, are
-never kept, and come back in the backward pass from log Z, so they stay in the cache of a CPU's cores.
+Scores are the one thing whose size grows with the square of the sequence. They live for a few windows and a
+quarter of the queries, are never kept, and come back in the backward pass from log Z, so they stay in the
+cache of a CPU's cores.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +18,9 @@ from jaxtyping import Array, Bool, Float
 from babel_jax.model.layers import softcapped
 
 _SCORE_BYTES = 16 * 2**20  # of the windows that are worked at together, where one alone has not more
-_PARTS = 4  # of the queries of a square of scores: each looks no further than its own end, which leaves out 3/8 of the work
+# of the queries of a square of scores: each looks no further than its own end, which leaves out 3/8 of the
+# work
+_PARTS = 4
 _LEAST = 64  # queries in a part
 
 Rows = Float[Array, "kv_heads group time head_dim"]
@@ -33,8 +37,9 @@ def attend(
 ) -> Float[Array, "batch time heads*head_dim"]:
     """softmax(query key^T * scale) value; scores (soft-capped, where asked) and softmax in float32.
 
-    Heads i * heads / kv_heads and the following ones share key and value i, which are never repeated in memory. Where `time` and
-    `source` are the same, the mask must hide from each place those behind it. Each must see one at least, or its gradient is wrong.
+    Heads i * heads / kv_heads and the following ones share key and value i, which are never repeated in
+    memory. Where `time` and `source` are the same, the mask must hide from each place those behind it. Each
+    must see one at least, or its gradient is wrong.
     """
     return _forward(query, key, value, mask, scale, softcap)[0]
 
@@ -43,7 +48,8 @@ def _forward(
     query: Array, key: Array, value: Array, mask: Array, scale: float, softcap: float | None
 ) -> tuple[Array, tuple[Array, Array, Array, Array, Array, Array]]:
     out, log_z = _by_windows(partial(_window, softcap), query * scale, key, value, mask)
-    # Named where they are made: a remat policy that keeps them must keep log Z too, or the whole pass would be run again for it.
+    # Named where they are made: a remat policy that keeps them must keep log Z too, or the whole pass would
+    # be run again for it.
     out, log_z = checkpoint_name(out, "attended"), checkpoint_name(log_z, "attended")
     return out, (query, key, value, mask, out, log_z)
 
@@ -52,7 +58,9 @@ def _backward(
     scale: float, softcap: float | None, kept: tuple[Array, Array, Array, Array, Array, Array], d_out: Array
 ) -> tuple[Array, Array, Array, None]:
     query, key, value, mask, out, log_z = kept
-    gradients = _by_windows(partial(_window_backward, softcap), query * scale, key, value, mask, out, log_z, d_out)
+    gradients = _by_windows(
+        partial(_window_backward, softcap), query * scale, key, value, mask, out, log_z, d_out
+    )
     d_query, d_key, d_value = gradients
     return d_query * scale, d_key, d_value, None
 
@@ -60,11 +68,13 @@ def _backward(
 attend.defvjp(_forward, _backward)
 
 
-def _by_windows(function: Callable[..., Any], query: Array, key: Array, value: Array, mask: Array, *others: Array) -> Any:
+def _by_windows(
+    function: Callable[..., Any], query: Array, key: Array, value: Array, mask: Array, *others: Array
+) -> Any:
     """The function over one window, for as many at a time as the scores of one allow.
 
-    Windows that may lie on several devices (all programs of several devices but those under `shard_map`) are worked at all at once: a
-    loop over them would gather them on every device.
+    Windows that may lie on several devices (all programs of several devices but those under `shard_map`) are
+    worked at all at once: a loop over them would gather them on every device.
     """
     batch, time, heads, _ = query.shape
     rows = (query, key, value, jnp.broadcast_to(mask, (batch, *mask.shape[1:])), *others)
@@ -84,7 +94,9 @@ def _parts(time: int, source: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _to_rows(x: Float[Array, "time heads_head_dim"], kv_heads: int, group: int) -> Rows:
-    """The heads of a group are further rows of one matrix product, so queries are transposed here and the far larger scores never."""
+    """The heads of a group are further rows of one matrix product, so queries are transposed here and the far
+    larger scores never.
+    """
     return x.reshape(x.shape[0], kv_heads, group, -1).transpose(1, 2, 0, 3)
 
 
@@ -93,10 +105,15 @@ def _from_rows(rows: Rows) -> Float[Array, "time heads_head_dim"]:
 
 
 def _scores(
-    rows: Rows, key: Float[Array, "kv_heads source head_dim"], mask: Bool[Array, "time source"], softcap: float | None
+    rows: Rows,
+    key: Float[Array, "kv_heads source head_dim"],
+    mask: Bool[Array, "time source"],
+    softcap: float | None,
 ) -> Float[Array, "kv_heads group*time source"]:
     kv_heads, group, time, head_dim = rows.shape
-    scores = jnp.einsum("krd,ksd->krs", rows.reshape(kv_heads, -1, head_dim), key, preferred_element_type=jnp.float32)
+    scores = jnp.einsum(
+        "krd,ksd->krs", rows.reshape(kv_heads, -1, head_dim), key, preferred_element_type=jnp.float32
+    )
     scores = softcapped(scores, softcap).reshape(kv_heads, group, time, -1)
     return jnp.where(mask, scores, jnp.finfo(jnp.float32).min).reshape(kv_heads, group * time, -1)
 
@@ -115,14 +132,29 @@ def _window(
         most = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - most)
         z = jnp.sum(weights, axis=-1, keepdims=True)
-        out = jnp.einsum("krs,ksd->krd", weights.astype(value.dtype), value[:, keys], preferred_element_type=jnp.float32) / z
+        out = (
+            jnp.einsum(
+                "krs,ksd->krd",
+                weights.astype(value.dtype),
+                value[:, keys],
+                preferred_element_type=jnp.float32,
+            )
+            / z
+        )
         outs.append(out.astype(value.dtype).reshape(shape))
         log_zs.append((most + jnp.log(z)).reshape(*shape[:3], 1))
     return _from_rows(jnp.concatenate(outs, axis=2)), jnp.concatenate(log_zs, axis=2)
 
 
 def _window_backward(
-    softcap: float | None, query: Array, key: Array, value: Array, mask: Array, out: Array, log_z: Array, d_out: Array
+    softcap: float | None,
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array,
+    out: Array,
+    log_z: Array,
+    d_out: Array,
 ) -> tuple[Array, Array, Array]:
     """Gradients of one window's query, key and value."""
     source, kv_heads, _ = key.shape
@@ -136,11 +168,15 @@ def _window_backward(
     for queries, keys in _parts(time, source):
         scores_of = partial(_scores, mask=mask[queries, keys], softcap=softcap)
         scores, pull = jax.vjp(scores_of, rows[:, :, queries], key[:, keys])
-        flat_log_z, flat_inner, flat_d_out = (x[:, :, queries].reshape(kv_heads, -1, x.shape[-1]) for x in (log_z, inner, d_out))
+        flat_log_z, flat_inner, flat_d_out = (
+            x[:, :, queries].reshape(kv_heads, -1, x.shape[-1]) for x in (log_z, inner, d_out)
+        )
         weights = jnp.exp(scores - flat_log_z)
         d_weights = jnp.einsum("krd,ksd->krs", flat_d_out, value[:, keys], preferred_element_type=jnp.float32)
         of_rows, of_key = pull(weights * (d_weights - flat_inner))
-        of_value = jnp.einsum("krs,krd->ksd", weights.astype(value.dtype), flat_d_out, preferred_element_type=jnp.float32)
+        of_value = jnp.einsum(
+            "krs,krd->ksd", weights.astype(value.dtype), flat_d_out, preferred_element_type=jnp.float32
+        )
         d_rows.append(of_rows)
         d_key, d_value = d_key.at[:, keys].add(of_key), d_value.at[:, keys].add(of_value)
     d_query = _from_rows(jnp.concatenate(d_rows, axis=2)).reshape(query.shape)

@@ -5,7 +5,8 @@ from babel_jax.model.decoder import count_parameters
 
 
 def model_flops_per_token(config: ModelConfig, seq_len: int) -> float:
-    """6 for each parameter but the input embedding, and causal attention at half (or at its window), forward and backward.
+    """6 for each parameter but the input embedding, and causal attention at half (or at its window), forward
+    and backward.
 
     Recomputation is excluded, and sequences count as one document each.
     """

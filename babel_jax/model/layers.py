@@ -25,7 +25,9 @@ ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
 
 
 class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x^2) + eps) * (offset + weight) (Zhang and Sennrich 2019), in float32, rounded once to the type of x."""
+    """x / sqrt(mean(x^2) + eps) * (offset + weight) (Zhang and Sennrich 2019), in float32, rounded once to
+    the type of x.
+    """
 
     def __init__(self, size: int, axis: str | None, config: ModelConfig):
         """Over the last axis, of `size` and with the logical name `axis`."""
@@ -33,32 +35,48 @@ class RMSNorm(nnx.Module):
         self.eps, self.offset = config.rms_norm_eps, config.norm_offset
 
     def __call__(self, x: Float[Array, "... size"], features: Placement = ALONE) -> Float[Array, "... size"]:
-        """Normalized x, in its type; `features` is given where x differs between the devices of the tensor axis."""
+        """Normalized x, in its type; `features` is given where x differs between the devices of the tensor
+        axis.
+        """
         wide = x.astype(jnp.float32)
         scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
-        return (wide * scale * (self.offset + features.into_features(self.weight[...]).astype(jnp.float32))).astype(x.dtype)
+        return (
+            wide * scale * (self.offset + features.into_features(self.weight[...]).astype(jnp.float32))
+        ).astype(x.dtype)
 
 
-def product(x: Float[Array, "*batch in"], weight: Float[Array, "out in"], dtype: DTypeLike | None = None) -> Float[Array, "*batch out"]:
+def product(
+    x: Float[Array, "*batch in"], weight: Float[Array, "out in"], dtype: DTypeLike | None = None
+) -> Float[Array, "*batch out"]:
     """x @ weight.T, given and summed in `dtype` where it is set.
 
-    As a product of two matrices: with several axes to sum over, XLA copies the transposed activations for the gradient of the weight.
+    As a product of two matrices: with several axes to sum over, XLA copies the transposed activations for the
+    gradient of the weight.
     """
-    return jnp.einsum("ni,oi->no", x.reshape(-1, x.shape[-1]), weight, preferred_element_type=dtype).reshape(*x.shape[:-1], -1)
+    return jnp.einsum("ni,oi->no", x.reshape(-1, x.shape[-1]), weight, preferred_element_type=dtype).reshape(
+        *x.shape[:-1], -1
+    )
 
 
 class Linear(nnx.Module):
-    """x @ weight.T + bias. The weight is [out, in], as in Hugging Face checkpoints, so that conversion copies no element."""
+    """x @ weight.T + bias.
+
+    The weight is [out, in], as in Hugging Face checkpoints, so that conversion copies no element.
+    """
 
     def __init__(self, in_size: int, out_size: int, axes: tuple[str, str], bias: bool, std: float):
-        """`axes` are the logical names of the (out, in) axes; `std` is the standard deviation of initial weights."""
+        """`axes` are the logical names of the (out, in) axes; `std` is the standard deviation of initial
+        weights.
+        """
         self.weight = declare((out_size, in_size), axes, jax.nn.initializers.normal(std))
         if bias:
             self.bias = declare((out_size,), axes[:1], jax.nn.initializers.zeros)
         self.has_bias = bias
 
     def __call__(self, x: Float[Array, "... in"], summed: Placement = ALONE) -> Float[Array, "... out"]:
-        """The map, in the type of x; `summed` is given where each device of the tensor axis has a part of `in`."""
+        """The map, in the type of x; `summed` is given where each device of the tensor axis has a part of
+        `in`.
+        """
         out = summed.from_features(product(x, self.weight[...].astype(x.dtype)))
         return out + self.bias[...].astype(x.dtype) if self.has_bias else out
 
@@ -73,7 +91,9 @@ class GatedMLP(nnx.Module):
         self.down_proj = Linear(inner, hidden, ("embed", "mlp"), config.mlp_bias, std)
         self.activation = config.hidden_act
 
-    def __call__(self, x: Float[Array, "batch time embed"], placement: Placement = ALONE) -> Float[Array, "batch time embed"]:
+    def __call__(
+        self, x: Float[Array, "batch time embed"], placement: Placement = ALONE
+    ) -> Float[Array, "batch time embed"]:
         """The MLP, in the type of x."""
         x = placement.into_features(x)
         gate, up = checkpoint_name(self.gate_proj(x), "gate"), checkpoint_name(self.up_proj(x), "up")
@@ -81,38 +101,53 @@ class GatedMLP(nnx.Module):
 
 
 def softcapped(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
-    """cap * tanh(x / cap): as x near 0, and never beyond the cap (Gemma 2 report, section 2); x itself for None."""
+    """cap * tanh(x / cap): as x near 0, and never beyond the cap (Gemma 2 report, section 2); x itself for
+    None.
+    """
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def rope_frequencies(config: ModelConfig) -> Float[np.ndarray, "half"]:
-    """Radians per position for each pair of a head's dimensions, float32 (Su et al. 2021; pairs are (i, i + head_dim / 2), as in GPT-NeoX).
+    """Radians per position for each pair of a head's dimensions, float32 (Su et al. 2021; pairs are (i, i +
+    head_dim / 2), as in GPT-NeoX).
 
     `linear` divides all by the factor (Chen et al. 2023). `llama3` divides those of wavelengths over
-    original_max_position_embeddings / low_freq_factor, keeps those under original_max_position_embeddings / high_freq_factor and blends
-    in between (Llama 3.1 report, section 3.4).
+    original_max_position_embeddings / low_freq_factor, keeps those under original_max_position_embeddings /
+    high_freq_factor and blends in between (Llama 3.1 report, section 3.4).
     """
-    frequencies = 1.0 / config.rope_theta ** (np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
+    frequencies = 1.0 / config.rope_theta ** (
+        np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
+    )
     scaling = config.rope_scaling
     if scaling.rope_type is RopeType.LINEAR:
         frequencies = frequencies / scaling.factor
     elif scaling.rope_type is RopeType.LLAMA3:
         turns = scaling.original_max_position_embeddings * frequencies / (2 * np.pi)
-        kept = np.clip((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor), 0.0, 1.0)
+        kept = np.clip(
+            (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor), 0.0, 1.0
+        )
         frequencies = kept * frequencies + (1.0 - kept) * frequencies / scaling.factor
     return frequencies.astype(np.float32)
 
 
-def rope_tables(config: ModelConfig, positions: Int[Array, "batch time"]) -> tuple[Float[Array, "batch time half"], ...]:
+def rope_tables(
+    config: ModelConfig, positions: Int[Array, "batch time"]
+) -> tuple[Float[Array, "batch time half"], ...]:
     """Cosines and sines of the rotation at each position, float32."""
     angles = positions[..., None].astype(jnp.float32) * rope_frequencies(config)
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(
-    x: Float[Array, "batch time heads head_dim"], cosine: Float[Array, "#batch time half"], sine: Float[Array, "#batch time half"]
+    x: Float[Array, "batch time heads head_dim"],
+    cosine: Float[Array, "#batch time half"],
+    sine: Float[Array, "#batch time half"],
 ) -> Float[Array, "batch time heads head_dim"]:
-    """Turned x: each pair of dimensions by its position's angle; computed in float32, given back in the type of x."""
+    """Turned x: each pair of dimensions by its position's angle; computed in float32, given back in the type
+    of x.
+    """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cosine, sine = cosine[:, :, None, :], sine[:, :, None, :]
-    return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1).astype(x.dtype)
+    return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1).astype(
+        x.dtype
+    )

@@ -1,8 +1,10 @@
-"""What a parameter is: shape, type, logical axes and initializer, declared once, where the module that uses it is defined.
+"""What a parameter is: shape, type, logical axes and initializer, declared once, where the module that uses
+it is defined.
 
-Modules are built abstract (`nnx.Param` over `jax.ShapeDtypeStruct`), so that a model of any size can be described without memory.
-Outside of modules the parameters are one plain nested dict of arrays. Its paths are the names that Hugging Face uses, split at the dots,
-without the layer index: all layers of a decoder are stacked along a leading axis with the logical name `layers`.
+Modules are built abstract (`nnx.Param` over `jax.ShapeDtypeStruct`), so that a model of any size can be
+described without memory. Outside of modules the parameters are one plain nested dict of arrays. Its paths are
+the names that Hugging Face uses, split at the dots, without the layer index: all layers of a decoder are
+stacked along a leading axis with the logical name `layers`.
 """
 
 import zlib
@@ -25,7 +27,8 @@ M = TypeVar("M", bound=nnx.Module)
 class Parameter:
     """Description of one leaf of the parameter tree.
 
-    `logical_axes` has a name or None for each axis; training/ maps the names to mesh axes. `initializer` takes (key, shape, dtype).
+    `logical_axes` has a name or None for each axis; training/ maps the names to mesh axes. `initializer`
+    takes (key, shape, dtype).
     """
 
     shape: tuple[int, ...]
@@ -34,20 +37,30 @@ class Parameter:
     initializer: Initializer
 
 
-def declare(shape: tuple[int, ...], logical_axes: tuple[str | None, ...], initializer: Initializer) -> nnx.Param:
+def declare(
+    shape: tuple[int, ...], logical_axes: tuple[str | None, ...], initializer: Initializer
+) -> nnx.Param:
     """A parameter of a module, without memory. Master weights are float32."""
-    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), logical_axes=logical_axes, initializer=initializer)
+    return nnx.Param(
+        jax.ShapeDtypeStruct(shape, jnp.float32), logical_axes=logical_axes, initializer=initializer
+    )
 
 
 def stack(layer: M, count: int) -> M:
-    """The same module with every parameter stacked `count` times along a new first axis, whose logical name is `layers`."""
+    """The same module with every parameter stacked `count` times along a new first axis, whose logical name
+    is `layers`.
+    """
 
     def stacked(param: nnx.Variable) -> nnx.Variable:
         one = param.get_value()
-        return param.replace(jax.ShapeDtypeStruct((count, *one.shape), one.dtype), logical_axes=("layers", *param.logical_axes))
+        return param.replace(
+            jax.ShapeDtypeStruct((count, *one.shape), one.dtype), logical_axes=("layers", *param.logical_axes)
+        )
 
     graphdef, state = nnx.split(layer)
-    return nnx.merge(graphdef, jax.tree.map(stacked, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))
+    return nnx.merge(
+        graphdef, jax.tree.map(stacked, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    )
 
 
 def descriptions(module: nnx.Module) -> dict[str, Any]:
@@ -62,7 +75,10 @@ def descriptions(module: nnx.Module) -> dict[str, Any]:
 
 
 def bind(module: M, params: PyTree[Array]) -> M:
-    """The abstract module with the arrays of a plain nested dict in place. Raises ValueError where the paths differ."""
+    """The abstract module with the arrays of a plain nested dict in place.
+
+    Raises ValueError where the paths differ.
+    """
     graphdef, state = nnx.split(module)
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graphdef, state)
@@ -77,10 +93,13 @@ def in_type(params: PyTree[Array], dtype: DTypeLike) -> PyTree[Array]:
 def initialized(described: dict[str, Any], key: PRNGKeyArray, dtype: DTypeLike) -> PyTree[Array]:
     """Arrays for a nested dict of `Parameter`.
 
-    The random stream of a leaf depends on `key` and on its path alone: not on the other leaves, not on the mesh.
+    The random stream of a leaf depends on `key` and on its path alone: not on the other leaves, not on the
+    mesh.
     """
     leaves = {
-        path: parameter.initializer(jax.random.fold_in(key, zlib.crc32(path.encode())), parameter.shape, dtype)
+        path: parameter.initializer(
+            jax.random.fold_in(key, zlib.crc32(path.encode())), parameter.shape, dtype
+        )
         for path, parameter in traverse_util.flatten_dict(described, sep="/").items()
     }
     return traverse_util.unflatten_dict(leaves, sep="/")

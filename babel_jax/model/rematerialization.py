@@ -7,7 +7,8 @@ import jax
 from babel_jax.config import Remat
 from babel_jax.model.parallel import GATHERED, Placement
 
-# What each policy keeps for the backward pass, by the names given with `checkpoint_name`; gathered weights never stay.
+# What each policy keeps for the backward pass, by the names given with `checkpoint_name`; gathered weights
+# never stay.
 _KEPT = {
     Remat.FULL: (),
     Remat.ATTENTION: ("attended",),
@@ -30,7 +31,8 @@ def rematerialized(layer: Any, remat: Remat, placement: Placement, scan_layers: 
         policy = policies.save_only_these_names(*_KEPT[remat])
         if "attended" in _KEPT[remat]:
             policy = policies.save_from_both_policies(policy, _is_cudnn_attention)
-    # Inside a scan forward and backward are separate loops, so nothing merges them back and the barriers of prevent_cse only cost.
+    # Inside a scan forward and backward are separate loops, so nothing merges them back and the barriers of
+    # prevent_cse only cost.
     return jax.checkpoint(layer, policy=policy, prevent_cse=not scan_layers)
 
 

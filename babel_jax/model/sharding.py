@@ -1,4 +1,6 @@
-"""A mesh of devices as the model's functions under `jax.shard_map` see it: the part of each device, and where parameters lie."""
+"""A mesh of devices as the model's functions under `jax.shard_map` see it: the part of each device, and where
+parameters lie.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,13 +26,18 @@ def torus(devices: Sequence[Any]) -> tuple[int, ...]:
 def placement_on(mesh: Mesh, whole_windows: bool = False) -> Placement:
     """The part of each device of the mesh; see `Placement` for `whole_windows`.
 
-    XLA for TPU has no gather over three dimensions of a torus, and no scatter over all of one: both run in stages.
+    XLA for TPU has no gather over three dimensions of a torus, and no scatter over all of one: both run in
+    stages.
     """
     sizes = {axis: mesh.shape[axis] for axis in AXES if mesh.shape[axis] > 1}
     platform = mesh.devices.flat[0].platform
     one, ring = (tuple(axis for axis in axes if axis in sizes) for axes in ((FSDP,), (RING, CONTEXT)))
     scatters = tuple(axes for axes in (one, ring) if axes)
-    gathers = tuple(reversed(scatters)) if len(torus(list(mesh.devices.flat))) > 2 else tuple(filter(None, (one + ring,)))
+    gathers = (
+        tuple(reversed(scatters))
+        if len(torus(list(mesh.devices.flat))) > 2
+        else tuple(filter(None, (one + ring,)))
+    )
     return Placement(tuple(sizes.items()), gathers, scatters, platform, whole_windows)
 
 

@@ -9,7 +9,8 @@ from babel_jax.errors import BadInput
 from babel_jax.files import read_json
 
 GENERATION_CONFIG = "generation_config.json"
-# Keys by which transformers' generate would choose other tokens, also where it takes the likeliest, with the values that change nothing.
+# Keys by which transformers' generate would choose other tokens, also where it takes the likeliest, with the
+# values that change nothing.
 _NOT_APPLIED: dict[str, tuple[Any, ...]] = {
     "no_repeat_ngram_size": (0, None),
     "encoder_repetition_penalty": (1.0, None),
@@ -39,9 +40,15 @@ def stored_repetition_penalty(folder: Path) -> float:
         return 1.0
     if not isinstance(values, dict):
         raise BadInput(f"{path}: a JSON object is needed")
-    ignored = [f"{key} = {values[key]!r}" for key, none in _NOT_APPLIED.items() if key in values and values[key] not in none]
+    ignored = [
+        f"{key} = {values[key]!r}"
+        for key, none in _NOT_APPLIED.items()
+        if key in values and values[key] not in none
+    ]
     if ignored:
-        log.warning("%s: not applied here, so transformers may write another text: %s", path, ", ".join(ignored))
+        log.warning(
+            "%s: not applied here, so transformers may write another text: %s", path, ", ".join(ignored)
+        )
     penalty = values.get("repetition_penalty")
     if penalty is None:
         return 1.0

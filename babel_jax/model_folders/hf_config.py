@@ -1,6 +1,7 @@
 """config.json of Hugging Face to `ModelConfig` and back, in the spellings of transformers 4 and 5.
 
-transformers 4 writes `rope_theta`, `rope_scaling` and `torch_dtype`; transformers 5 `rope_parameters`, `dtype` and `layer_types`.
+transformers 4 writes `rope_theta`, `rope_scaling` and `torch_dtype`; transformers 5 `rope_parameters`,
+`dtype` and `layer_types`.
 """
 
 from enum import Enum
@@ -14,7 +15,9 @@ from babel_jax.model_folders.hf_rope import completed_tables, read_rope, write_r
 
 
 class Biases(Enum):
-    """Which projections of attention have biases: q, k and v; all four where `attention_bias` says so; none."""
+    """Which projections of attention have biases: q, k and v; all four where
+    `attention_bias` says so; none.
+    """
 
     QKV = "qkv"
     ATTENTION_BIAS = "attention_bias"
@@ -22,8 +25,9 @@ class Biases(Enum):
 
 
 class Windows(Enum):
-    """Which layers have the sliding window: those that `use_sliding_window` and `layer_types` or `max_window_layers` name; those that
-    `layer_types` names, and without that key every other one from the first on, or all (Mistral; with the key it is Ministral); none."""
+    """Which layers have the sliding window: those that `use_sliding_window` and `layer_types` or
+    `max_window_layers` name; those that `layer_types` names, and without that key every other one from the
+    first on, or all (Mistral; with the key it is Ministral); none."""
 
     BY_LAYER = "by layer"
     ALTERNATING = "alternating"
@@ -42,7 +46,9 @@ class Traits(NamedTuple):
     activation_key: str = "hidden_act"
     activation: Activation = Activation.SILU
     tied: bool = False  # where tie_word_embeddings is not there
-    gemma2: bool = False  # soft caps, norms after attention and MLP, weights of norms around 0, scaled embeddings
+    gemma2: bool = (
+        False  # soft caps, norms after attention and MLP, weights of norms around 0, scaled embeddings
+    )
 
 
 FAMILIES = {
@@ -74,13 +80,17 @@ _NEEDED = (
 _SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 _SLIDING_WINDOW = 4096  # the same of a window; null is none
 _SPELLED_TWICE = ("rope_theta", "rope_scaling", "rope_parameters", "torch_dtype", "dtype")
-_FLOATS = ("rms_norm_eps", "initializer_range")  # transformers 5 refuses a config in which these are whole numbers
+_FLOATS = (
+    "rms_norm_eps",
+    "initializer_range",
+)  # transformers 5 refuses a config in which these are whole numbers
 # Ministral is Mistral with layer_types, and transformers takes a mistral with that key for one.
 _MINISTRAL = ("ministral", "MinistralForCausalLM")
 
-# Keys that change what transformers computes, or how its cache works, in a model of any type, and that this decoder does not have.
+# Keys that change what transformers computes, or how its cache works, in a model of any type, and that this
+# decoder does not have.
 _NOT_SUPPORTED = {
-    "quantization_config": "quantized weights are not supported; give the model in bfloat16, float16 or float32",
+    "quantization_config": "quantized weights are not supported; give bfloat16, float16 or float32",
     "use_bidirectional_attention": "not supported; this is a causal decoder",
     "per_layer_config": "layers that differ from each other are not supported",
     "attention_chunk_size": "attention in chunks is not supported",
@@ -88,7 +98,8 @@ _NOT_SUPPORTED = {
     "attribute_map": "other names for keys are not supported; write the values under their own names",
     "is_encoder_decoder": "not supported; this is a decoder alone",
     **dict.fromkeys(
-        ("text_config", "text_encoder", "decoder", "generator"), "a model of several parts is not supported; give the text model alone"
+        ("text_config", "text_encoder", "decoder", "generator"),
+        "a model of several parts is not supported; give the text model alone",
     ),
 }
 
@@ -96,12 +107,14 @@ _NOT_SUPPORTED = {
 def read_hf_config(hf: dict[str, Any], where: str) -> ModelConfig:
     """The model that a config.json describes; `where` (its path) stands in messages.
 
-    Keys that say nothing about the decoder's computation are not looked at. Raises BadInput for another architecture, a missing key, and
-    anything that would make the model compute something else than this decoder does (quantization, other activations or rotary types).
+    Keys that say nothing about the decoder's computation are not looked at. Raises BadInput for another
+    architecture, a missing key, and anything that would make the model compute something else than this
+    decoder does (quantization, other activations or rotary types).
     """
     family = _family(hf, where)
     traits = FAMILIES[family]
-    # transformers' defaults for these two are sizes of its own choice; Llama's default is one key head for each query head.
+    # transformers' defaults for these two are sizes of its own choice; Llama's default is one key head for
+    # each query head.
     needed = {
         Family.LLAMA: _NEEDED,
         Family.QWEN3: (*_NEEDED, "num_key_value_heads", "head_dim"),
@@ -110,7 +123,9 @@ def read_hf_config(hf: dict[str, Any], where: str) -> ModelConfig:
     _check_keys(hf, needed, where)
     if hf.get(traits.activation_key, traits.activation) != traits.activation:
         given = f"{traits.activation_key} = {hf[traits.activation_key]!r}"
-        raise BadInput(f"{where}: {given} is not supported in a model of type {family}; supported: {traits.activation}")
+        raise BadInput(
+            f"{where}: {given} is not supported in a model of type {family}; supported: {traits.activation}"
+        )
     theta, scaling = read_rope(hf, where)
     window, layer_types = _windows(hf, traits.windows, where)
     biases = traits.biases is Biases.ATTENTION_BIAS and hf.get("attention_bias", False)
@@ -139,17 +154,27 @@ def read_hf_config(hf: dict[str, Any], where: str) -> ModelConfig:
 
 
 def _check_keys(hf: dict[str, Any], needed: tuple[str, ...], where: str) -> None:
-    """Raises BadInput for a key that is missing or has no number, and for keys that this decoder does not have."""
+    """Raises BadInput for a key that is missing or has no number, and for keys that this decoder does not
+    have.
+    """
     missing = [key for key in needed if hf.get(key) is None]
     if missing:
         raise BadInput(f"{where}: missing {', '.join(missing)}; without it the model's shape is not known")
     wrong = [key for key in (*needed, "rope_theta") if not isinstance(hf.get(key, 0), int | float | None)]
-    wrong += [key for key in ("num_hidden_layers", "max_window_layers") if not isinstance(hf.get(key, 0), int | None)]
+    wrong += [
+        key
+        for key in ("num_hidden_layers", "max_window_layers")
+        if not isinstance(hf.get(key, 0), int | None)
+    ]
     if wrong:
-        raise BadInput(f"{where}: {', '.join(f'{key} = {hf[key]!r}' for key in wrong)}: not a number, or not a whole one")
+        raise BadInput(
+            f"{where}: {', '.join(f'{key} = {hf[key]!r}' for key in wrong)}: not a number, or not a whole one"
+        )
     # Before any list with one entry a layer is made.
     if not 0 < hf["num_hidden_layers"] <= MOST_LAYERS:
-        raise BadInput(f"{where}: num_hidden_layers = {hf['num_hidden_layers']}: 1 to {MOST_LAYERS} layers are supported")
+        raise BadInput(
+            f"{where}: num_hidden_layers = {hf['num_hidden_layers']}: 1 to {MOST_LAYERS} layers are supported"
+        )
     ids = hf.get("eos_token_id")
     if not all(isinstance(one, int) for one in (ids if isinstance(ids, list) else [ids]) if one is not None):
         raise BadInput(f"{where}: eos_token_id = {ids!r}: not a token id or a list of them")
@@ -159,7 +184,8 @@ def _check_keys(hf: dict[str, Any], needed: tuple[str, ...], where: str) -> None
     pad = hf.get("pad_token_id")
     if isinstance(pad, int) and pad >= hf["vocab_size"]:
         raise BadInput(
-            f"{where}: pad_token_id = {pad}: the embedding has rows 0 to {hf['vocab_size'] - 1}; transformers loads no such model"
+            f"{where}: pad_token_id = {pad}: the embedding has rows 0 to {hf['vocab_size'] - 1}; "
+            "transformers loads no such model"
         )
     for key, reason in _NOT_SUPPORTED.items():
         if hf.get(key):
@@ -178,11 +204,13 @@ def write_hf_config(
     bos_token_id: int | None = None,
     pad_token_id: int | None = None,
 ) -> dict[str, Any]:
-    """A config.json that transformers 4 and 5 and vLLM read alike: what the two spell differently stands in both spellings.
+    """A config.json that transformers 4 and 5 and vLLM read alike: what the two spell differently stands in
+    both spellings.
 
-    `base` keeps its other keys. A token id that is not given is taken from `base`, and is null without one: transformers' own defaults
-    (Llama: 1 and 2) name tokens that a tokenizer may use for something else. `dtype` names the type of the stored tensors.
-    Raises BadInput for a model that its family cannot express in config.json.
+    `base` keeps its other keys. A token id that is not given is taken from `base`, and is null without one:
+    transformers' own defaults (Llama: 1 and 2) name tokens that a tokenizer may use for something else.
+    `dtype` names the type of the stored tensors. Raises BadInput for a model that its family cannot express
+    in config.json.
     """
     hf = dict(base or {})
     given = {"eos_token_id": eos_token_id, "bos_token_id": bos_token_id, "pad_token_id": pad_token_id}
@@ -210,7 +238,10 @@ def write_hf_config(
     if traits.windows is not Windows.NONE:
         hf["sliding_window"] = config.sliding_window if sliding else None
     if traits.windows is Windows.BY_LAYER:
-        hf |= {"use_sliding_window": sliding, "max_window_layers": types.index(LayerType.SLIDING) if sliding else len(types)}
+        hf |= {
+            "use_sliding_window": sliding,
+            "max_window_layers": types.index(LayerType.SLIDING) if sliding else len(types),
+        }
         hf["layer_types"] = [str(kind) for kind in types]
     elif needs_layer_types(config) or "layer_types" in hf:
         hf["layer_types"] = [str(kind) for kind in types]
@@ -218,7 +249,9 @@ def write_hf_config(
 
 
 def needs_layer_types(config: ModelConfig) -> bool:
-    """Whether a config.json of this model must have `layer_types` for transformers to know which layers have the window."""
+    """Whether a config.json of this model must have `layer_types` for transformers to know which layers have
+    the window.
+    """
     windows = FAMILIES[config.family].windows
     if windows is Windows.ALL:
         return len(set(config.layer_types)) > 1
@@ -227,7 +260,11 @@ def needs_layer_types(config: ModelConfig) -> bool:
 
 def _check_expressible(config: ModelConfig, traits: Traits, types: tuple[LayerType, ...]) -> None:
     attention = (config.qkv_bias, config.o_bias)
-    possible = {Biases.QKV: ((True, False),), Biases.ATTENTION_BIAS: ((True, True), (False, False)), Biases.NONE: ((False, False),)}
+    possible = {
+        Biases.QKV: ((True, False),),
+        Biases.ATTENTION_BIAS: ((True, True), (False, False)),
+        Biases.NONE: ((False, False),),
+    }
     windows = {
         Windows.BY_LAYER: True,
         Windows.ALTERNATING: True,
@@ -239,7 +276,11 @@ def _check_expressible(config: ModelConfig, traits: Traits, types: tuple[LayerTy
         *(() if traits.mlp_bias or not config.mlp_bias else ("mlp_bias",)),
         *(() if traits.qk_norm == config.qk_norm else ("qk_norm",)),
         *(() if config.hidden_act is traits.activation else ("hidden_act",)),
-        *(() if {config.post_norms, config.scaled_embeddings, config.norm_offset == 1.0} == {traits.gemma2} else ("norms",)),
+        *(
+            ()
+            if {config.post_norms, config.scaled_embeddings, config.norm_offset == 1.0} == {traits.gemma2}
+            else ("norms",)
+        ),
         *(() if traits.gemma2 or not _has_softcaps(config) else ("soft caps",)),
         *(() if windows[traits.windows] else ("layer_types",)),
     ]
@@ -248,14 +289,19 @@ def _check_expressible(config: ModelConfig, traits: Traits, types: tuple[LayerTy
 
 
 def _has_softcaps(config: ModelConfig) -> bool:
-    return any(getattr(config, key) is not None for key in _SOFTCAPS) or config.query_pre_attn_scalar != config.head_dim
+    return (
+        any(getattr(config, key) is not None for key in _SOFTCAPS)
+        or config.query_pre_attn_scalar != config.head_dim
+    )
 
 
 def in_both_spellings(hf: dict[str, Any], where: str) -> dict[str, Any]:
-    """The same config.json with what only one of transformers 4 and 5 would find spelled for the other too; no value is changed.
+    """The same config.json with what only one of transformers 4 and 5 would find spelled for the other too;
+    no value is changed.
 
-    Without it transformers 4 reads a folder of transformers 5 with a rotary theta of its own, and transformers 5 fails on a Mistral with
-    `layer_types` and without `head_dim`. Raises BadInput as `read_hf_config` does.
+    Without it transformers 4 reads a folder of transformers 5 with a rotary theta of its own, and
+    transformers 5 fails on a Mistral with `layer_types` and without `head_dim`. Raises BadInput as
+    `read_hf_config` does.
     """
     dtype = hf.get("dtype", hf.get("torch_dtype"))
     config = read_hf_config(hf, where)
@@ -263,7 +309,11 @@ def in_both_spellings(hf: dict[str, Any], where: str) -> dict[str, Any]:
     added = {key: written[key] for key in _SPELLED_TWICE if hf.get(key) is None and written[key] is not None}
     # transformers takes null for a value of these, and a Ministral without head_dim for one of null.
     null = [key for key in ("head_dim", "max_window_layers", "use_sliding_window") if hf.get(key, 0) is None]
-    if config.family is Family.MISTRAL and ("layer_types" in hf or _is_ministral(hf, config.family)) and "head_dim" not in hf:
+    if (
+        config.family is Family.MISTRAL
+        and ("layer_types" in hf or _is_ministral(hf, config.family))
+        and "head_dim" not in hf
+    ):
         null.append("head_dim")
     added |= {key: written[key] for key in null if key in written and written[key] is not None}
     floats = {key: float(hf[key]) for key in _FLOATS if isinstance(hf.get(key), int)}
@@ -283,9 +333,13 @@ def _family(hf: dict[str, Any], where: str) -> Family:
     if hf["model_type"] not in [*Family, _MINISTRAL[0]]:
         raise BadInput(f"{where}: model_type = {hf['model_type']!r} is not supported; supported: {supported}")
     family = Family.MISTRAL if hf["model_type"] == _MINISTRAL[0] else Family(hf["model_type"])
-    architectures = [[FAMILIES[family].architecture]] + ([[_MINISTRAL[1]]] if family is Family.MISTRAL else [])
+    architectures = [[FAMILIES[family].architecture]] + (
+        [[_MINISTRAL[1]]] if family is Family.MISTRAL else []
+    )
     if hf.get("architectures") and hf["architectures"] not in architectures:
-        raise BadInput(f"{where}: architectures = {hf['architectures']!r} is not supported; supported: {supported}")
+        raise BadInput(
+            f"{where}: architectures = {hf['architectures']!r} is not supported; supported: {supported}"
+        )
     return family
 
 
@@ -294,21 +348,30 @@ def _is_ministral(hf: dict[str, Any], family: Family) -> bool:
 
 
 def _windows(hf: dict[str, Any], windows: Windows, where: str) -> tuple[int | None, list[str]]:
-    """The sliding window and the type of each layer; a window that no layer uses is None, and `layer_types` is then empty."""
+    """The sliding window and the type of each layer; a window that no layer uses is None, and `layer_types`
+    is then empty.
+    """
     layers = hf["num_hidden_layers"]
     types = hf.get("layer_types")
     if not isinstance(types, list | None):
         raise BadInput(f"{where}: layer_types must be a list with one entry for each layer")
     if types is not None and len(types) != layers:
-        raise BadInput(f"{where}: layer_types has {len(types)} entries; it needs one for each of num_hidden_layers = {layers}")
+        raise BadInput(
+            f"{where}: layer_types has {len(types)} entries; it needs one for each of num_hidden_layers = "
+            f"{layers}"
+        )
     if windows is Windows.NONE:
         others = [kind for kind in types or () if kind != LayerType.FULL]
         if others:
-            raise BadInput(f"{where}: layer_types names {others[0]!r}, which a {hf['model_type']} model does not have")
+            raise BadInput(
+                f"{where}: layer_types names {others[0]!r}, which a {hf['model_type']} model does not have"
+            )
         if types is None and hf.get("sliding_window") is not None:
             # transformers computes logits without it, and its cache drops keys by it.
             given = f"sliding_window = {hf['sliding_window']!r}"
-            raise BadInput(f"{where}: {given}: a {hf['model_type']} model has no sliding window; set it to null")
+            raise BadInput(
+                f"{where}: {given}: a {hf['model_type']} model has no sliding window; set it to null"
+            )
         return None, []
     if windows is Windows.ALL:
         window = hf.get("sliding_window", _SLIDING_WINDOW)
@@ -317,7 +380,9 @@ def _windows(hf: dict[str, Any], windows: Windows, where: str) -> tuple[int | No
         return (window, types) if any(kind != LayerType.FULL for kind in types) else (None, [])
     if windows is Windows.ALTERNATING:
         types = types or [str(LayerType.FULL if layer % 2 else LayerType.SLIDING) for layer in range(layers)]
-        return (hf.get("sliding_window", _SLIDING_WINDOW), types) if LayerType.SLIDING in types else (None, [])
+        return (
+            (hf.get("sliding_window", _SLIDING_WINDOW), types) if LayerType.SLIDING in types else (None, [])
+        )
     window = hf.get("sliding_window", _SLIDING_WINDOW) if hf.get("use_sliding_window", False) else None
     if types is None and window is not None:
         if hf.get("max_window_layers") is None:

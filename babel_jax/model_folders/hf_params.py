@@ -31,17 +31,20 @@ _EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def open_hf_tensors(folder: Path, config: ModelConfig, compare_copy: bool = True) -> StoredTensors:
-    """The folder's tensors, checked against the config. Raises BadInput for missing, unexpected and misshapen ones.
+    """The folder's tensors, checked against the config. Raises BadInput for missing, unexpected and misshapen
+    ones.
 
-    Two things that old files hold beside the parameters are passed over: buffers of rotary frequencies, and in a tied model a second copy
-    of the embedding under the name of the output layer. `compare_copy` says whether to read both and see that they are the same.
+    Two things that old files hold beside the parameters are passed over: buffers of rotary frequencies, and
+    in a tied model a second copy of the embedding under the name of the output layer. `compare_copy` says
+    whether to read both and see that they are the same.
     """
     stored = StoredTensors(folder)
     found = {name: stored.shape(name) for name in stored.file_of if not name.endswith("rotary_emb.inv_freq")}
     if config.tie_word_embeddings and _OUTPUT in found and _EMBEDDING in found:
         if compare_copy and not _equal(stored, _OUTPUT, _EMBEDDING):
             raise BadInput(
-                f"{folder}: config.json ties the embeddings (tie_word_embeddings), and {_OUTPUT} differs from {_EMBEDDING}; "
+                f"{folder}: config.json ties the embeddings (tie_word_embeddings), and {_OUTPUT} differs "
+                f"from {_EMBEDDING}; "
                 "set tie_word_embeddings to false or remove the tensor"
             )
         del found[_OUTPUT]
@@ -59,25 +62,41 @@ def _equal(stored: StoredTensors, one: str, other: str) -> bool:
     )
 
 
-def load_hf_params(folder: Path, config: ModelConfig, dtype: Any, shardings: dict[Place, jax.sharding.Sharding]) -> PyTree[Array]:
-    """The parameter tree of an HF folder, leaf after leaf: each device reads rows of it, and they move to where `shardings` wants them.
+def load_hf_params(
+    folder: Path, config: ModelConfig, dtype: Any, shardings: dict[Place, jax.sharding.Sharding]
+) -> PyTree[Array]:
+    """The parameter tree of an HF folder, leaf after leaf: each device reads rows of it, and they move to
+    where `shardings` wants them.
 
-    So all processes together read every byte about once, and beside the parameters there is memory for one leaf's share.
-    `dtype` None keeps every tensor's own type. Raises BadInput, on all processes, as `open_hf_tensors` does, and where the layers' types
-    differ within a leaf.
+    So all processes together read every byte about once, and beside the parameters there is memory for one
+    leaf's share. `dtype` None keeps every tensor's own type. Raises BadInput, on all processes, as
+    `open_hf_tensors` does, and where the layers' types differ within a leaf.
     """
     with agreed():
         stored = open_hf_tensors(folder, config, compare_copy=jax.process_index() == 0)
     params = {}
     with ThreadPoolExecutor(_READERS) as readers:
-        for place, shape in tqdm(leaf_shapes(config).items(), "read tensors", unit=" leaves", leave=False, disable=_drawn_by_first()):
+        for place, shape in tqdm(
+            leaf_shapes(config).items(),
+            "read tensors",
+            unit=" leaves",
+            leave=False,
+            disable=_drawn_by_first(),
+        ):
             steps = reading_steps(shardings[place], shape, is_stacked(place))
             with agreed():
                 read = _read_leaf(stored, place, shape, config.num_hidden_layers, dtype, steps[0], readers)
             params[place] = jax.block_until_ready(moved(read, steps))
     # Of one process nobody wants to know.
     level = logging.INFO if jax.process_count() > 1 else logging.DEBUG
-    log.log(level, "%s: process %d of %d read %d bytes", folder, jax.process_index(), jax.process_count(), stored.bytes_read)
+    log.log(
+        level,
+        "%s: process %d of %d read %d bytes",
+        folder,
+        jax.process_index(),
+        jax.process_count(),
+        stored.bytes_read,
+    )
     return traverse_util.unflatten_dict(params)
 
 
@@ -90,11 +109,16 @@ def _read_leaf(
     sharding: jax.sharding.Sharding,
     readers: ThreadPoolExecutor,
 ) -> Array:
-    """A leaf whose parts are read as `sharding` says; a part that several devices of this process have, once."""
+    """A leaf whose parts are read as `sharding` says; a part that several devices of this
+    process have, once.
+    """
     names = tensor_names(place, layers)
     own = sorted({str(stored.dtype(name)) for name in names})
     if dtype is None and len(own) > 1:
-        raise BadInput(f"{stored.folder}: the layers of {'/'.join(place)} have different types ({', '.join(own)}); make them one type")
+        raise BadInput(
+            f"{stored.folder}: the layers of {'/'.join(place)} have different types ({', '.join(own)}); "
+            "make them one type"
+        )
     parts: dict[str, np.ndarray] = {}
 
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -102,7 +126,10 @@ def _read_leaf(
         if str(index) not in parts:
             of_tensor, chosen = (index[1:], names[index[0]]) if is_stacked(place) else (index, names)
             start, stop, _ = of_tensor[0].indices(stored.shape(names[0])[0])
-            sizes = [len(range(*one.indices(size))) for one, size in zip(of_tensor, stored.shape(names[0]), strict=True)]
+            sizes = [
+                len(range(*one.indices(size)))
+                for one, size in zip(of_tensor, stored.shape(names[0]), strict=True)
+            ]
             values = np.empty((len(chosen), *sizes), dtype or stored.dtype(names[0]))
 
             def read(number: int) -> None:
@@ -115,21 +142,28 @@ def _read_leaf(
     return jax.make_array_from_callback(shape, sharding, part)
 
 
-def save_hf_params(folder: Path, config: ModelConfig, params: PyTree[Array], shard_bytes: int = SHARD_BYTES) -> None:
+def save_hf_params(
+    folder: Path, config: ModelConfig, params: PyTree[Array], shard_bytes: int = SHARD_BYTES
+) -> None:
     """Writes the safetensors files of a parameter tree that has the shapes of `config`.
 
-    Of several processes each writes whole layers, and the tensors outside of them, about as much as the others. A tensor is gathered on
-    the devices of every process, one after the other, and the process that it is for takes it to the host and writes it while the next
-    ones are gathered: the memory needed is a tensor's share on a device, and a layer on the host. Raises BadInput, on all processes, when
-    one cannot write.
+    Of several processes each writes whole layers, and the tensors outside of them, about as much as the
+    others. A tensor is gathered on the devices of every process, one after the other, and the process that it
+    is for takes it to the host and writes it while the next ones are gathered: the memory needed is a
+    tensor's share on a device, and a layer on the host. Raises BadInput, on all processes, when one cannot
+    write.
     """
     leaves = traverse_util.flatten_dict(params)
-    specs = {name: (shape, np.dtype(leaves[tensor_place(name)[0]].dtype)) for name, shape in tensor_shapes(config).items()}
+    specs = {
+        name: (shape, np.dtype(leaves[tensor_place(name)[0]].dtype))
+        for name, shape in tensor_shapes(config).items()
+    }
     owners = _owners(specs)
     with agreed(), explain_os_errors(folder):
         files = TensorFiles(folder, specs, shard_bytes, owners, jax.process_index())
     with agreed(), explain_os_errors(folder), ThreadPoolExecutor(1) as writer:
-        # Errors of writing are raised behind the loop, so that a process that cannot write still takes part in the gathering.
+        # Errors of writing are raised behind the loop, so that a process that cannot write still takes part
+        # in the gathering.
         writing: list[Future[None]] = []
         before: int | None = None
         for name in tqdm(specs, "write tensors", unit=" tensors", leave=False, disable=_drawn_by_first()):
@@ -155,11 +189,16 @@ def _owners(specs: Specs) -> dict[str, int]:
         layer = tensor_place(name)[1]
         units.setdefault(name if layer is None else str(layer), []).append(name)
     by_unit = shared_out(
-        {unit: sum(math.prod(specs[name][0]) * specs[name][1].itemsize for name in names) for unit, names in units.items()}
+        {
+            unit: sum(math.prod(specs[name][0]) * specs[name][1].itemsize for name in names)
+            for unit, names in units.items()
+        }
     )
     return {name: by_unit[unit] for unit, names in units.items() for name in names}
 
 
 def _drawn_by_first() -> bool | None:
-    """What tqdm is to have as `disable`: one bar, whatever the number of processes, and none where there is no terminal."""
+    """What tqdm is to have as `disable`: one bar, whatever the number of processes, and none where there is
+    no terminal.
+    """
     return None if jax.process_index() == 0 else True

@@ -1,4 +1,5 @@
-"""Rotary positions in a config.json, as transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`) spell them.
+"""Rotary positions in a config.json, as transformers 4 (`rope_theta`, `rope_scaling`) and 5
+(`rope_parameters`) spell them.
 
 Both spellings may stand in one file. Where readers would then take different values, the file is refused.
 """
@@ -20,11 +21,17 @@ _ORIGINAL = "original_max_position_embeddings"
 
 
 def read_rope(hf: dict[str, Any], where: str) -> tuple[float, RopeScaling]:
-    """Theta and scaling. Raises BadInput for other types of scaling, and where transformers 4 and 5 would read different values."""
+    """Theta and scaling.
+
+    Raises BadInput for other types of scaling, and where transformers 4 and 5 would read different values.
+    """
     tables = {name: hf[name] for name in _TABLES if hf.get(name)}
     for name, table in tables.items():
         if not isinstance(table, dict) or any(isinstance(value, dict) for value in table.values()):
-            raise BadInput(f"{where}: {name} must be one table for all layers; rotary parameters by layer type are not supported")
+            raise BadInput(
+                f"{where}: {name} must be one table for all layers; rotary parameters by layer type are not "
+                "supported"
+            )
     for name, table in {"config.json": hf, **tables}.items():
         if (table.get("partial_rotary_factor") or 1.0) != 1.0:
             given = f"partial_rotary_factor = {table['partial_rotary_factor']!r}"
@@ -41,32 +48,45 @@ def _read_theta(hf: dict[str, Any], tables: dict[str, dict[str, Any]], where: st
         raise BadInput(f"{where}: rope_theta = {given[0]!r}: not a number")
     thetas = set(given)
     if len(thetas) > 1:
-        raise BadInput(f"{where}: rope_theta is given as {' and as '.join(sorted(map(str, thetas)))}; keep the one that holds")
+        raise BadInput(
+            f"{where}: rope_theta is given as {' and as '.join(sorted(map(str, thetas)))}; keep the one "
+            "that holds"
+        )
     # null is no default: transformers computes with it and fails.
     null = [name for name, table in tables.items() if table.get("rope_theta", 0) is None]
     if null or (not thetas and hf.get("rope_theta", 0) is None):
         raise BadInput(f"{where}: {[*null, 'config.json'][0]}: rope_theta is null; give its number")
     if len(tables) == 2 and hf.get("rope_theta") is None and len(given) == 1:
-        raise BadInput(f"{where}: rope_theta is in one of rope_scaling and rope_parameters alone; write it into both")
+        raise BadInput(
+            f"{where}: rope_theta is in one of rope_scaling and rope_parameters alone; write it into both"
+        )
     return thetas.pop() if thetas else TRANSFORMERS_ROPE_THETA
 
 
 def _read_scaling(table: dict[str, Any], name: str, hf: dict[str, Any], where: str) -> RopeScaling:
     rope_type = table.get("rope_type", table.get("type", "default"))
     if rope_type not in list(RopeType):
-        raise BadInput(f"{where}: {name}: rope type {rope_type!r} is not supported; supported: {', '.join(RopeType)}")
-    # transformers takes the model's own length where this key is nowhere, and prefers the one outside of the table.
+        raise BadInput(
+            f"{where}: {name}: rope type {rope_type!r} is not supported; supported: {', '.join(RopeType)}"
+        )
+    # transformers takes the model's own length where this key is nowhere, and prefers the one outside of the
+    # table.
     known = {_ORIGINAL: hf["max_position_embeddings"], **table}
     keys = ROPE_KEYS[RopeType(rope_type)]
     if _ORIGINAL in keys and _ORIGINAL in hf:
         if table.get(_ORIGINAL) not in (None, hf[_ORIGINAL]):
             both = f"{_ORIGINAL} = {hf[_ORIGINAL]!r}, and in {name} {table[_ORIGINAL]!r}"
-            raise BadInput(f"{where}: {both}; transformers 4 and 5 differ in which of them they take, so keep the one that holds")
+            raise BadInput(
+                f"{where}: {both}; transformers 4 and 5 differ in which of them they take, so keep the one "
+                "that holds"
+            )
         known[_ORIGINAL] = hf[_ORIGINAL]
     missing = [key for key in keys if known.get(key) is None]
     if missing:
         raise BadInput(f"{where}: {name}: missing {', '.join(missing)}, which rope type {rope_type} needs")
-    return parse_settings(RopeScaling, {"rope_type": rope_type, **{key: known[key] for key in keys}}, f"{where}: {name}")
+    return parse_settings(
+        RopeScaling, {"rope_type": rope_type, **{key: known[key] for key in keys}}, f"{where}: {name}"
+    )
 
 
 def write_rope(config: ModelConfig) -> dict[str, Any]:
@@ -82,6 +102,8 @@ def write_rope(config: ModelConfig) -> dict[str, Any]:
 
 
 def completed_tables(hf: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """The rotary tables of a config.json with what its readers would take from elsewhere in it, or from a default."""
+    """The rotary tables of a config.json with what its readers would take from elsewhere in it, or from a
+    default.
+    """
     needed = {key: getattr(config.rope_scaling, key) for key in ROPE_KEYS[config.rope_scaling.rope_type]}
     return {name: {**needed, **hf[name]} for name in _TABLES if hf.get(name)}

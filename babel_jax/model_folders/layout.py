@@ -13,9 +13,24 @@ from babel_jax.model_folders.names import tensor_name
 
 Shape = tuple[int, ...]
 
-# Weights of any framework and their indexes. No other file of a model folder is large, and all others say the same of a changed model.
+# Weights of any framework and their indexes. No other file of a model folder is large, and all others say the
+# same of a changed model.
 WEIGHT_SUFFIXES = (
-    *(".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".ckpt", ".onnx", ".onnx_data", ".npz", ".ot", ".tflite"),
+    *(
+        ".safetensors",
+        ".bin",
+        ".pt",
+        ".pth",
+        ".gguf",
+        ".h5",
+        ".msgpack",
+        ".ckpt",
+        ".onnx",
+        ".onnx_data",
+        ".npz",
+        ".ot",
+        ".tflite",
+    ),
     ".index.json",
 )
 MOST_BESIDE_BYTES = 2**27  # of any other file: the largest tokenizers have 40 MB
@@ -29,25 +44,43 @@ def leaf_shapes(config: ModelConfig) -> dict[Place, Shape]:
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """The shape of every tensor of an HF folder by its name: those outside of the layers, then layer after layer."""
+    """The shape of every tensor of an HF folder by its name: those outside of the layers, then layer after
+    layer.
+    """
     leaves = leaf_shapes(config)
     outside = {tensor_name(place, None): shape for place, shape in leaves.items() if not is_stacked(place)}
     stacked = {place: shape for place, shape in leaves.items() if is_stacked(place)}
     layers = range(config.num_hidden_layers)
-    return outside | {tensor_name(place, layer): shape[1:] for layer in layers for place, shape in stacked.items()}
+    return outside | {
+        tensor_name(place, layer): shape[1:] for layer in layers for place, shape in stacked.items()
+    }
 
 
-def check_shapes(found: Mapping[str, Shape], expected: Mapping[str, Shape], folder: Path, place_of: Callable[[str], Path]) -> None:
-    """Raises BadInput unless exactly the expected tensors are found, each in its shape. `place_of` gives the file that holds a tensor."""
+def check_shapes(
+    found: Mapping[str, Shape], expected: Mapping[str, Shape], folder: Path, place_of: Callable[[str], Path]
+) -> None:
+    """Raises BadInput unless exactly the expected tensors are found, each in its shape.
+
+    `place_of` gives the file that holds a tensor.
+    """
     missing = [name for name in expected if name not in found]
     if missing:
-        raise BadInput(f"{folder}: missing {_several(missing)}, which config.json calls for; fetch the folder again or correct config.json")
+        raise BadInput(
+            f"{folder}: missing {_several(missing)}, which config.json calls for; fetch the folder again or "
+            "correct config.json"
+        )
     unexpected = [name for name in found if name not in expected]
     if unexpected:
-        raise BadInput(f"{place_of(unexpected[0])}: unexpected {_several(unexpected)}, which the model in config.json does not have")
+        raise BadInput(
+            f"{place_of(unexpected[0])}: unexpected {_several(unexpected)}, which the model in config.json "
+            "does not have"
+        )
     for name, shape in expected.items():
         if found[name] != shape:
-            raise BadInput(f"{place_of(name)}: tensor {name} has shape {list(found[name])}; config.json calls for {list(shape)}")
+            raise BadInput(
+                f"{place_of(name)}: tensor {name} has shape {list(found[name])}; config.json calls for "
+                f"{list(shape)}"
+            )
 
 
 def _several(names: list[str]) -> str:

@@ -1,7 +1,8 @@
 """The card of a model folder: README.md, front matter for the hub above what is known of the model.
 
-A card speaks of one model, so a folder with new parameters gets a new one. The card of a foreign base stays beside it as README.base.md,
-also through further steps; one that this project wrote says nothing that the next does not.
+A card speaks of one model, so a folder with new parameters gets a new one. The card of a foreign base stays
+beside it as README.base.md, also through further steps; one that this project wrote says nothing that the
+next does not.
 """
 
 import re
@@ -37,19 +38,26 @@ def card_files(
     tags: Sequence[str] = (),
     results: Sequence[EvalResult] = (),
 ) -> dict[str, str]:
-    """The texts of README.md, and of README.base.md where there is a foreign card, for a model of `hf_config` made of the folder `source`
-    (None: of random weights).
+    """The texts of README.md, and of README.base.md where there is a foreign card, for a model of `hf_config`
+    made of the folder `source` (None: of random weights).
 
     Licence, base model and languages are the source's, `languages` being added; `sections` are Markdown.
     """
     before = _front_matter(source) if source is not None else {}
     ours = TAG in _several(before.get("tags"))
     base = _text(before.get("base_model")) if ours else None if source is None else _name(source, hf_config)
-    named = markdown_code(base) if base else "a model that babel-jax trained from random weights" if ours else "random weights"
+    named = (
+        markdown_code(base)
+        if base
+        else "a model that babel-jax trained from random weights"
+        if ours
+        else "random weights"
+    )
     spoken = {*(one_line(code, _LONGEST_VALUE) for code in _several(before.get("language"))), *languages}
     data = ModelCardData(
         base_model=base,
-        language=sorted(spoken, key=lambda code: (CODES.index(code) if code in CODES else len(CODES), code)) or None,
+        language=sorted(spoken, key=lambda code: (CODES.index(code) if code in CODES else len(CODES), code))
+        or None,
         library_name="transformers",
         pipeline_tag=_text(before.get("pipeline_tag")) or "text-generation",
         tags=[TAG, *tags],
@@ -72,7 +80,10 @@ def card_files(
     card = f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(part for part in body if part) + "\n"
     if foreign is None:
         return {CARD: card}
-    return {CARD: card, BASE_CARD: read_bytes(foreign, foreign.parent, MOST_BESIDE_BYTES).decode("utf-8", "replace")}
+    return {
+        CARD: card,
+        BASE_CARD: read_bytes(foreign, foreign.parent, MOST_BESIDE_BYTES).decode("utf-8", "replace"),
+    }
 
 
 def _licence_line(licence: str | None, source: Path | None) -> str:
@@ -89,13 +100,19 @@ def markdown_code(text: object) -> str:
 
 
 def markdown_text(text: object) -> str:
-    """Text of strangers in a line of Markdown, with all that Markdown and HTML would take for their own escaped."""
+    """Text of strangers in a line of Markdown, with all that Markdown and HTML would take for their own
+    escaped.
+    """
     return _MARKDOWN.sub(r"\\\g<0>", one_line(text, _LONGEST_VALUE))
 
 
 def _foreign_card(source: Path | None, ours: bool) -> Path | None:
     names = (BASE_CARD,) if ours else (CARD,)
-    return next((source / name for name in names if (source / name).is_file()), None) if source is not None else None
+    return (
+        next((source / name for name in names if (source / name).is_file()), None)
+        if source is not None
+        else None
+    )
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -130,12 +147,25 @@ def _text(value: Any) -> str | None:
 
 
 def _name(source: Path, hf_config: Mapping[str, Any]) -> str:
-    """The hub's ID of the source, where its config.json has kept it and not the path of a folder, or else the folder's name."""
+    """The hub's ID of the source, where its config.json has kept it and not the path of a folder, or else the
+    folder's name.
+    """
     kept = hf_config.get("_name_or_path")
-    return kept if isinstance(kept, str) and _HUB_ID.fullmatch(kept) and not Path(kept).exists() else source.resolve().name
+    return (
+        kept
+        if isinstance(kept, str) and _HUB_ID.fullmatch(kept) and not Path(kept).exists()
+        else source.resolve().name
+    )
 
 
 def _several(value: Any) -> list[str]:
-    """What the hub lets be written as one string or as a list. Norwegian, `no` without quotes, is false in YAML 1.1."""
+    """What the hub lets be written as one string or as a list.
+
+    Norwegian, `no` without quotes, is false in YAML 1.1.
+    """
     values = value if isinstance(value, list) else [value]
-    return ["no" if one is False else one for one in values[:_MOST_LANGUAGES] if isinstance(one, str) or one is False]
+    return [
+        "no" if one is False else one
+        for one in values[:_MOST_LANGUAGES]
+        if isinstance(one, str) or one is False
+    ]

@@ -1,8 +1,10 @@
-"""Model folders on object storage (gs://, s3://, ...), read in place through fsspec: any system that it has a package for.
+"""Model folders on object storage (gs://, s3://, ...), read in place through fsspec: any system that it has a
+package for.
 
-A folder there is stood in for by a local one, so that all other code deals with files: small files are copies, and of each safetensors
-file there is the header, followed by a hole as long as the values. This process alone knows where the values are, as it opened the URL:
-`StoredTensors` reads byte ranges there. No file of a folder can say so.
+A folder there is stood in for by a local one, so that all other code deals with files: small files are
+copies, and of each safetensors file there is the header, followed by a hole as long as the values. This
+process alone knows where the values are, as it opened the URL: `StoredTensors` reads byte ranges there. No
+file of a folder can say so.
 """
 
 import atexit
@@ -31,7 +33,8 @@ _URLS: dict[Path, str] = {}  # of the local folders that stand in for others
 def stand_in(url: str) -> Path:
     """A local folder for the model folder at `url`, removed when the program ends.
 
-    Raises BadInput when there is no folder, it is not whole or cannot be read, or fsspec lacks the package for such URLs.
+    Raises BadInput when there is no folder, it is not whole or cannot be read, or fsspec lacks the package
+    for such URLs.
     """
     url = url.rstrip("/")
     with explain(url):
@@ -43,7 +46,10 @@ def stand_in(url: str) -> Path:
         entries = {_file_name(entry): entry for entry in tried(lambda: system.ls(root, detail=True))}
         entries.pop("", None)
         if UNFINISHED in entries:
-            raise BadInput(f"{without_secrets(url)}: not whole: a command is writing it, or was killed as it did; run that command again")
+            raise BadInput(
+                f"{without_secrets(url)}: not whole: a command is writing it, or was killed as it did; run "
+                "that command again"
+            )
         if not any(name.endswith(_SHARD) for name in entries):
             if _PARAMS in entries and url.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
                 return _copy_without_values(url)
@@ -67,13 +73,20 @@ def stand_in(url: str) -> Path:
                 shards[str(entry["name"])] = local / name
             elif not name.endswith(WEIGHT_SUFFIXES) or name.endswith(_INDEX):
                 _fetch(system, entry, local / name, url)
-        sizes = {str(entry["name"]): int(entry["size"]) for entry in entries.values() if entry["type"] == "file"}
+        sizes = {
+            str(entry["name"]): int(entry["size"]) for entry in entries.values() if entry["type"] == "file"
+        }
         starts = tried(lambda: system.cat_ranges(list(shards), 0, 8, on_error="raise"))
         lengths = [struct.unpack("<Q", data)[0] for data in starts]
         for (name, file), length in zip(shards.items(), lengths, strict=True):
             if 8 + length > sizes[name] or length > MOST_HEADER_BYTES:
-                raise BadInput(f"{without_secrets(url)}/{file.name}: truncated or damaged, or not a safetensors file; copy it there again")
-        headers = tried(lambda: system.cat_ranges(list(shards), 0, [8 + length for length in lengths], on_error="raise"))
+                raise BadInput(
+                    f"{without_secrets(url)}/{file.name}: truncated or damaged, or not a safetensors file; "
+                    "copy it there again"
+                )
+        headers = tried(
+            lambda: system.cat_ranges(list(shards), 0, [8 + length for length in lengths], on_error="raise")
+        )
         for (name, file), header in zip(shards.items(), headers, strict=True):
             with open(file, "wb") as handle:
                 handle.write(header)
@@ -98,7 +111,8 @@ def _file_name(entry: Mapping[str, Any]) -> str:
 def _fetch(system: Any, entry: Mapping[str, Any], file: Path, url: str) -> None:
     if int(entry["size"]) > MOST_BESIDE_BYTES:
         raise BadInput(
-            f"{without_secrets(url)}/{file.name}: larger than the {MOST_BESIDE_BYTES:,} bytes that a file beside the parameters may have"
+            f"{without_secrets(url)}/{file.name}: larger than the {MOST_BESIDE_BYTES:,} bytes that a file "
+            "beside the parameters may have"
         )
     tried(lambda: system.get_file(str(entry["name"]), str(file)))
 
@@ -117,7 +131,8 @@ class RemoteFiles:
             data = tried(lambda: self._system.cat_file(f"{self._root}/{name}", start=start, end=stop))
             if len(data) != stop - start:
                 raise BadInput(
-                    f"{without_secrets(self.url)}/{name}: shorter than when it was opened; run the command again when nothing writes there"
+                    f"{without_secrets(self.url)}/{name}: shorter than when it was opened; run the command "
+                    "again when nothing writes there"
                 )
         return data
 

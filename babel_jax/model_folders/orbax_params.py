@@ -1,4 +1,6 @@
-"""The parameter tree in an Orbax checkpoint: the same nested tree, layers stacked, every leaf in its own type."""
+"""The parameter tree in an Orbax checkpoint: the same nested tree, layers stacked, every leaf in its own
+type.
+"""
 
 import contextlib
 import json
@@ -30,7 +32,8 @@ from babel_jax.model_folders.safetensors_header import DTYPES
 from babel_jax.places import listing, native, url_of
 
 PARAMS = "params"
-# Names and sizes of the files that Orbax wrote: it does not miss a truncated file before it reads that part, and then prints tracebacks.
+# Names and sizes of the files that Orbax wrote: it does not miss a truncated file before it reads that part,
+# and then prints tracebacks.
 FILES = "files.json"
 _NO_CACHE = {"cache_pool": {"total_bytes_limit": 0}}
 # TensorStore would wait for the disk after every piece, and pieces for each other.
@@ -40,7 +43,9 @@ _VALUES = "d"  # the folder of OCDBT's files of values
 _ITEM = "state"  # the folder into which Orbax's v1 API puts a tree
 
 
-def load_orbax_params(folder: Path, config: ModelConfig, dtype: Any, shardings: dict[Place, jax.sharding.Sharding]) -> PyTree[Array]:
+def load_orbax_params(
+    folder: Path, config: ModelConfig, dtype: Any, shardings: dict[Place, jax.sharding.Sharding]
+) -> PyTree[Array]:
     """The parameter tree of an Orbax folder. `dtype` None keeps each leaf's own type.
 
     Raises BadInput when params/ is damaged or does not hold the model of the config.
@@ -66,7 +71,10 @@ def _checked_metadata(path: Path, config: ModelConfig) -> dict[Place, Any]:
     )
     for place, leaf in stored.items():
         if np.dtype(leaf.dtype) not in DTYPES.values():
-            raise BadInput(f"{path}: {'/'.join(place)} has type {leaf.dtype}; supported: {', '.join(map(str, DTYPES.values()))}")
+            raise BadInput(
+                f"{path}: {'/'.join(place)} has type {leaf.dtype}; supported: "
+                f"{', '.join(map(str, DTYPES.values()))}"
+            )
     return stored
 
 
@@ -117,12 +125,15 @@ class StoredLeaves:
 class LeafFiles:
     """params/ being written: tensors by their Hugging Face names, in pieces, into stacked leaves.
 
-    Orbax itself writes the tree, with leaves of one element, so that names and metadata are as it wants them; TensorStore then makes each
-    leaf anew (zarr 3 in OCDBT, like Orbax) in chunks of one piece, uncompressed, with a checksum (crc32c) that every reader verifies.
+    Orbax itself writes the tree, with leaves of one element, so that names and metadata are as it wants them;
+    TensorStore then makes each leaf anew (zarr 3 in OCDBT, like Orbax) in chunks of one piece, uncompressed,
+    with a checksum (crc32c) that every reader verifies.
     """
 
     def __init__(self, folder: Path, specs: Specs, rows_of_piece: Callable[[Shape, np.dtype], int]):
-        """`specs` are shape and type of each tensor by its name; rows of different tensors of a leaf are of one type."""
+        """`specs` are shape and type of each tensor by its name; rows of different tensors of a leaf are of
+        one type.
+        """
         self._path = (folder / PARAMS).absolute()
         leaves: dict[Place, tuple[Shape, np.dtype, int]] = {}
         for name, (shape, dtype) in specs.items():
@@ -132,13 +143,23 @@ class LeafFiles:
         if not (self._path / "orbax.checkpoint").is_file():
             shutil.rmtree(self._path, ignore_errors=True)
             with _quiet():
-                ocp.save(self._path, traverse_util.unflatten_dict({place: np.zeros(1, dtype) for place, (_, dtype, _) in leaves.items()}))
+                ocp.save(
+                    self._path,
+                    traverse_util.unflatten_dict(
+                        {place: np.zeros(1, dtype) for place, (_, dtype, _) in leaves.items()}
+                    ),
+                )
         self._synced: set[Path] = set()
         context, opened = tensorstore.Context(_NO_CACHE | _NO_SYNC), {}
         for place, (shape, dtype, layers) in leaves.items():
             chunk = (rows_of_piece(shape, dtype), *shape[1:])
             opened[place] = _open_leaf(
-                context, self._path, place, (layers, *shape) if layers else shape, (1, *chunk) if layers else chunk, dtype
+                context,
+                self._path,
+                place,
+                (layers, *shape) if layers else shape,
+                (1, *chunk) if layers else chunk,
+                dtype,
             )
         try:
             for array in opened.values():
@@ -147,7 +168,9 @@ class LeafFiles:
         except ValueError as error:  # the machine went down between two syncs
             if is_full(error):
                 raise
-            raise BadInput(f"{self._path}: what an earlier run left is damaged and was removed; run the command again") from error
+            raise BadInput(
+                f"{self._path}: what an earlier run left is damaged and was removed; run the command again"
+            ) from error
 
     def write(self, name: str, start: int, values: np.ndarray) -> None:
         """Writes rows of a tensor from the row `start` on, which begins a piece."""
@@ -157,7 +180,10 @@ class LeafFiles:
         (array[rows] if layer is None else array[layer, rows]).write(values).result()
 
     def sync(self) -> None:
-        """Returns when all that was written is on disk. Files of values are written once; only the manifests are written again."""
+        """Returns when all that was written is on disk.
+
+        Files of values are written once; only the manifests are written again.
+        """
         found = {path for path in self._path.rglob("*") if path.is_file()}
         for file in sorted(found - self._synced):
             sync_file(file)
@@ -175,9 +201,16 @@ class LeafFiles:
 
 
 def _open_leaf(
-    context: tensorstore.Context, path: Path, place: Place, shape: Shape | None = None, chunk: Shape | None = None, dtype: Any = None
+    context: tensorstore.Context,
+    path: Path,
+    place: Place,
+    shape: Shape | None = None,
+    chunk: Shape | None = None,
+    dtype: Any = None,
 ) -> Any:
-    """The leaf as a TensorStore array, a future; made anew with `shape`, unless it is there in that shape already."""
+    """The leaf as a TensorStore array, a future; made anew with `shape`, unless it is there in that shape
+    already.
+    """
     spec: dict[str, Any] = {
         "driver": "zarr3",
         "kvstore": {"driver": "ocdbt", "base": _store(path / _ITEM), "path": ".".join(place) + "/"},
@@ -207,8 +240,8 @@ def _store(folder: Path) -> Any:
 
 
 def _check_files(path: Path) -> None:
-    """Raises BadInput when a file is irregular, missing, or of another size than it was written with. Orbax checkpoints of others have no
-    list of sizes."""
+    """Raises BadInput when a file is irregular, missing, or of another size than it was written with. Orbax
+    checkpoints of others have no list of sizes."""
     if url_of(path) is None:
         for file in sorted(path.rglob("*")):
             if file.is_symlink() or not file.is_dir():
@@ -217,7 +250,9 @@ def _check_files(path: Path) -> None:
     for file, size in there.items():
         # Orbax and TensorStore read whole files other than those of values.
         if file.parent.name != _VALUES and size > _MOST_METADATA_BYTES:
-            raise BadInput(f"{file}: larger than the {_MOST_METADATA_BYTES:,} bytes that such a file may have")
+            raise BadInput(
+                f"{file}: larger than the {_MOST_METADATA_BYTES:,} bytes that such a file may have"
+            )
     try:
         sizes = read_json(path / FILES, path.parent)
     except FileNotFoundError:
@@ -232,13 +267,16 @@ def _check_files(path: Path) -> None:
 
 
 def _check_layout(path: Path) -> None:
-    """Raises BadInput for what Orbax itself reads and `_open_leaf` does not: Orbax v0 has no folder around the tree and writes zarr 2."""
+    """Raises BadInput for what Orbax itself reads and `_open_leaf` does not: Orbax v0 has no folder around
+    the tree and writes zarr 2.
+    """
     description = path / _ITEM / "_METADATA"
     with _explain(path):
         layout = read_json(description, path.parent, _MOST_METADATA_BYTES) if description.is_file() else {}
     if not (layout.get("use_ocdbt") and layout.get("use_zarr3")):
         raise BadInput(
-            f"{path}: not in the layout of Orbax v1 (zarr 3 in OCDBT) but, it seems, in that of v0, which is not read in pieces; "
+            f"{path}: not in the layout of Orbax v1 (zarr 3 in OCDBT) but, it seems, in that of v0, which "
+            "is not read in pieces; "
             "write it anew with orbax.checkpoint.v1: save(NEW, load(OLD))"
         )
 
@@ -248,9 +286,13 @@ def _explain(path: Path) -> Iterator[None]:
     try:
         with _quiet():
             yield
-    except Exception as error:  # Orbax and tensorstore raise whatever they meet: JSON, key, value and OS errors
+    except (
+        Exception
+    ) as error:  # Orbax and tensorstore raise whatever they meet: JSON, key, value and OS errors
         line = one_line(error, 200)
-        raise BadInput(f"{path}: damaged Orbax parameters ({type(error).__name__}: {line}); make the folder again") from error
+        raise BadInput(
+            f"{path}: damaged Orbax parameters ({type(error).__name__}: {line}); make the folder again"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -265,4 +307,6 @@ def _quiet() -> Iterator[None]:
 
 
 # So does asyncio, of Orbax's tasks that failed beside the first one, whenever they are collected.
-logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
+logging.getLogger("asyncio").addFilter(
+    lambda record: "exception was never retrieved" not in record.getMessage()
+)

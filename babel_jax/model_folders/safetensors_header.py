@@ -1,6 +1,8 @@
-"""The header of a safetensors file: which tensors it holds, of what type and shape, and where their bytes are.
+"""The header of a safetensors file: which tensors it holds, of what type and shape, and where their bytes
+are.
 
-Format: https://huggingface.co/docs/safetensors, a little-endian u64 with the length of a JSON header, the header, the bytes.
+Format: https://huggingface.co/docs/safetensors, a little-endian u64 with the length of a JSON header, the
+header, the bytes.
 """
 
 import contextlib
@@ -16,14 +18,20 @@ from safetensors import SafetensorError, safe_open
 from babel_jax.errors import BadInput, one_line
 from babel_jax.files import open_regular, parse_json, regular_file
 
-DTYPES: dict[str, np.dtype] = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16), "F32": np.dtype(np.float32)}
+DTYPES: dict[str, np.dtype] = {
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+}
 FORMAT = "pt"  # transformers refuses files whose metadata does not name the framework's format
 METADATA = "__metadata__"
 MOST_HEADER_BYTES = 2**24  # 83 billion parameters in one file have a header of 0.2 MB
 
 
 class StoredTensor(NamedTuple):
-    """A tensor in a file: its type as the file names it, its shape, and the place of its bytes counted from the file's begin."""
+    """A tensor in a file: its type as the file names it, its shape, and the place of its bytes counted from
+    the file's begin.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -32,7 +40,10 @@ class StoredTensor(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a file holds: tensors by name; whether transformers takes the file as it is. `path` has links followed."""
+    """What a file holds: tensors by name; whether transformers takes the file as it is.
+
+    `path` has links followed.
+    """
 
     path: Path
     tensors: dict[str, StoredTensor]
@@ -40,7 +51,10 @@ class Header(NamedTuple):
 
 
 def read_header(file: Path, below: Path) -> Header:
-    """The header of a file in the folder `below`. Raises BadInput for a file that is damaged, irregular, or whose header is too large."""
+    """The header of a file in the folder `below`.
+
+    Raises BadInput for a file that is damaged, irregular, or whose header is too large.
+    """
     with explain_damage(file):
         with open_regular(file, below) as handle:
             prefix = handle.read(8)
@@ -51,14 +65,18 @@ def read_header(file: Path, below: Path) -> Header:
                 raise OSError(f"a header of {length:,} bytes; at most {MOST_HEADER_BYTES:,} are read")
             data = handle.read(length)
         path = regular_file(file, below)
-        with safe_open(path, framework="numpy") as opened:  # the format's own library checks offsets and sizes
+        with safe_open(
+            path, framework="numpy"
+        ) as opened:  # the format's own library checks offsets and sizes
             has_format = (opened.metadata() or {}).get("format") == FORMAT
     entries = parse_json(data, f"{file}: header")
     tensors = {}
     for name, entry in entries.items():
         if name != METADATA:
             begin, end = entry["data_offsets"]
-            tensors[name] = StoredTensor(entry["dtype"], tuple(entry["shape"]), 8 + length + begin, end - begin)
+            tensors[name] = StoredTensor(
+                entry["dtype"], tuple(entry["shape"]), 8 + length + begin, end - begin
+            )
     return Header(path, tensors, has_format)
 
 
@@ -68,4 +86,7 @@ def explain_damage(file: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError) as error:
-        raise BadInput(f"{file}: truncated or damaged, or not a safetensors file ({one_line(error, 300)}); fetch it again") from error
+        raise BadInput(
+            f"{file}: truncated or damaged, or not a safetensors file ({one_line(error, 300)}); fetch it "
+            "again"
+        ) from error

@@ -1,4 +1,6 @@
-"""Moving parameters from folder to folder in pieces: memory depends on the size of a piece, not of the model."""
+"""Moving parameters from folder to folder in pieces: memory depends on the size of a
+piece, not of the model.
+"""
 
 import contextlib
 import hashlib
@@ -17,7 +19,8 @@ from babel_jax.model_folders.layout import Shape
 from babel_jax.model_folders.safetensors_files import Specs
 from babel_jax.new_folders import Progress
 
-# A piece is also a chunk of an Orbax folder, so its size is no setting: one layout, whatever memory the converting machine had.
+# A piece is also a chunk of an Orbax folder, so its size is no setting: one layout, whatever memory the
+# converting machine had.
 PIECE_BYTES = 32 * 2**20
 _PROGRAM_BYTES = 800 * 2**20  # what Python, JAX and Orbax take by themselves
 _BYTES_FOR_EACH_WORKER = 8 * PIECE_BYTES  # read, changed in float32 (noise) and written
@@ -54,7 +57,8 @@ class Sink(Protocol):
 
 
 def rows_of_piece(shape: Shape, dtype: np.dtype) -> int:
-    """How many rows of a tensor make a piece: at least one, at most about PIECE_BYTES, and less than one row a piece is missing at the end.
+    """How many rows of a tensor make a piece: at least one, at most about PIECE_BYTES, and less than one row
+    a piece is missing at the end.
 
     A chunk of an Orbax folder takes its full size on the disk, however few rows are left for it.
     """
@@ -74,16 +78,24 @@ def workers_within(memory_limit: int) -> int:
     workers = (memory_limit - _PROGRAM_BYTES) // _BYTES_FOR_EACH_WORKER
     if workers < 1:
         least = (_PROGRAM_BYTES + _BYTES_FOR_EACH_WORKER) / 2**30
-        raise BadInput(f"--memory-limit {memory_limit / 2**30:.2f} GiB is too little; give at least {least:.2f}")
+        raise BadInput(
+            f"--memory-limit {memory_limit / 2**30:.2f} GiB is too little; give at least {least:.2f}"
+        )
     return min(workers, _MOST_WORKERS)
 
 
-def stream(specs: Specs, read: Callable[[Piece], np.ndarray], sink: Sink, progress: Progress, memory_limit: int) -> None:
-    """Writes the tensors of `specs` into `sink`, but those that `progress` has already; `read` gives their pieces.
+def stream(
+    specs: Specs, read: Callable[[Piece], np.ndarray], sink: Sink, progress: Progress, memory_limit: int
+) -> None:
+    """Writes the tensors of `specs` into `sink`, but those that `progress` has already; `read` gives their
+    pieces.
 
-    Tensors are noted as done when they are on disk, about once in a GiB. Reading and writing of several pieces overlap.
+    Tensors are noted as done when they are on disk, about once in a GiB. Reading and writing of several
+    pieces overlap.
     """
-    sizes = {name: int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for name, (shape, dtype) in specs.items()}
+    sizes = {
+        name: int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for name, (shape, dtype) in specs.items()
+    }
     bar = tqdm(total=sum(sizes.values()), desc="write tensors", unit="B", unit_scale=True, disable=None)
     bar.update(sum(size for name, size in sizes.items() if name in progress.done))
 
@@ -120,7 +132,9 @@ def digests(specs: Specs, read: Callable[[Piece], np.ndarray], memory_limit: int
 
 @contextlib.contextmanager
 def _workers(number: int) -> Iterator[Callable[[Callable, Iterator | tqdm], None]]:
-    """A function that calls another with each of many arguments, on `number` threads, and returns when all are done."""
+    """A function that calls another with each of many arguments, on `number` threads, and returns when all
+    are done.
+    """
     with ThreadPoolExecutor(number) as executor:
 
         def submit(function: Callable, arguments: Iterator | tqdm) -> None:
@@ -138,8 +152,12 @@ def _workers(number: int) -> Iterator[Callable[[Callable, Iterator | tqdm], None
 
 
 def files_now(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of change of every file of a folder, by which a source that changed while it was read is found out."""
-    found = {str(file.relative_to(folder)): file.stat() for file in sorted(folder.rglob("*")) if file.is_file()}
+    """Size and time of change of every file of a folder, by which a source that changed while it was read is
+    found out.
+    """
+    found = {
+        str(file.relative_to(folder)): file.stat() for file in sorted(folder.rglob("*")) if file.is_file()
+    }
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
 
 
@@ -153,4 +171,7 @@ def check_unchanged(folder: Path, before: Mapping[str, tuple[int, int]]) -> None
     now = files_now(folder)
     changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     if changed:
-        raise BadInput(f"{folder}: {', '.join(changed[:3])} changed while it was read; run the command again when nothing writes there")
+        raise BadInput(
+            f"{folder}: {', '.join(changed[:3])} changed while it was read; run the command again when "
+            "nothing writes there"
+        )

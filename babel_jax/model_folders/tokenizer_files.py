@@ -23,20 +23,30 @@ log = logging.getLogger("babel")
 
 
 def check_vocabulary(folder: Path, embedding_rows: int, needed: bool = False) -> None:
-    """Raises BadInput when the tokenizer in `folder` gives ids that the embedding has no row for, or is missing though `needed`.
+    """Raises BadInput when the tokenizer in `folder` gives ids that the embedding has no row for, or is
+    missing though `needed`.
 
-    More rows than tokens are as usual: Qwen2.5 has 152,064 rows for 151,665 tokens. A padding token without a row is logged alone: some
-    models (WizardLM) have one that was added to the tokenizer and not to the embedding, and no text ever has it.
+    More rows than tokens are as usual: Qwen2.5 has 152,064 rows for 151,665 tokens. A padding token without a
+    row is logged alone: some models (WizardLM) have one that was added to the tokenizer and not to the
+    embedding, and no text ever has it.
     """
     ids = _ids(folder)
     if ids is None and needed:
-        raise BadInput(f"{folder}: no tokenizer ({TOKENIZER_JSON} or {SENTENCEPIECE_MODEL}); copy the model's tokenizer files there")
+        raise BadInput(
+            f"{folder}: no tokenizer ({TOKENIZER_JSON} or {SENTENCEPIECE_MODEL}); copy the model's "
+            "tokenizer files there"
+        )
     beyond = {token: number for token, number in (ids or {}).items() if number >= embedding_rows}
     if beyond and all(map(is_padding, beyond)):
-        log.warning("%s: the padding token %s has no row in the embedding; it is never used here", folder, next(iter(beyond)))
+        log.warning(
+            "%s: the padding token %s has no row in the embedding; it is never used here",
+            folder,
+            next(iter(beyond)),
+        )
     elif beyond:
         raise BadInput(
-            f"{folder}: the tokenizer has ids up to {max(beyond.values())} and the embedding has {embedding_rows} rows (vocab_size in "
+            f"{folder}: the tokenizer has ids up to {max(beyond.values())} and the embedding has "
+            f"{embedding_rows} rows (vocab_size in "
             "config.json); one of the two belongs to another model"
         )
 
@@ -70,9 +80,15 @@ def _ids_of_json(values: Any, path: Path) -> dict[str, int]:
             found = {piece: number for number, (piece, _) in enumerate(vocabulary)}
         else:
             found = {str(token): int(number) for token, number in vocabulary.items()}
-        return {**found, **{str(token["content"]): int(token["id"]) for token in values.get("added_tokens") or ()}}
+        return {
+            **found,
+            **{str(token["content"]): int(token["id"]) for token in values.get("added_tokens") or ()},
+        }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadInput(f"{path}: the tokenizer cannot be read: no vocabulary of tokens with ids ({error!r}); fetch it again") from None
+        raise BadInput(
+            f"{path}: the tokenizer cannot be read: no vocabulary of tokens with ids ({error!r}); fetch it "
+            "again"
+        ) from None
 
 
 def _ids_of_pieces(model: bytes, path: Path) -> dict[str, int]:
@@ -93,7 +109,10 @@ def _added(folder: Path) -> dict[str, int]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, BadInput):
             raise
-        raise BadInput(f"{folder}: {_ADDED} or added_tokens_decoder in {_CONFIG} does not give tokens with their ids ({error!r})") from None
+        raise BadInput(
+            f"{folder}: {_ADDED} or added_tokens_decoder in {_CONFIG} does not give tokens with their ids "
+            f"({error!r})"
+        ) from None
 
 
 def _object(folder: Path, name: str) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Whether transformers, where it is installed, makes the model of a config.json that was written: the reader that we did not write.
+"""Whether transformers, where it is installed, makes the model of a config.json that was written: the reader
+that we did not write.
 
 It runs in a process of its own, which takes no memory from this one, and never runs code of the folder.
 """
@@ -34,8 +35,9 @@ print(json.dumps(found))
 def loaded_by_transformers(written: Path, source: Path, expected: Mapping[str, Shape]) -> str:
     """What transformers says of the config.json in `written`: its version, or why it was not asked.
 
-    Where torch is installed too, the parameters of its model must be `expected` (shapes by name). Raises Unverified where transformers
-    fails on `written` and does not on `source`, and where its parameters are others.
+    Where torch is installed too, the parameters of its model must be `expected` (shapes by name). Raises
+    Unverified where transformers fails on `written` and does not on `source`, and where its parameters are
+    others.
     """
     if importlib.util.find_spec("transformers") is None:
         return "not asked: transformers is not installed"
@@ -43,13 +45,20 @@ def loaded_by_transformers(written: Path, source: Path, expected: Mapping[str, S
     if failure:
         if _asked(source)[1]:
             return f"does not load the source either: {failure}"
-        raise Unverified(f"{written}: transformers does not load its config.json ({failure}); tell the developers")
+        raise Unverified(
+            f"{written}: transformers does not load its config.json ({failure}); tell the developers"
+        )
     if found["shapes"] is not None:
         theirs = {name: tuple(shape) for name, shape in found["shapes"].items()}
-        wrong = sorted(name for name in theirs.keys() | expected.keys() if theirs.get(name) != expected.get(name))
+        wrong = sorted(
+            name for name in theirs.keys() | expected.keys() if theirs.get(name) != expected.get(name)
+        )
         if wrong:
             shapes = f"{wrong[0]} has shape {theirs.get(wrong[0])} there and {expected.get(wrong[0])} here"
-            raise Unverified(f"{written}: transformers makes another model of its config.json ({shapes}); tell the developers")
+            raise Unverified(
+                f"{written}: transformers makes another model of its config.json ({shapes}); tell the "
+                "developers"
+            )
     return f"loads with transformers {found['version']}"
 
 
@@ -58,9 +67,18 @@ def _asked(folder: Path) -> tuple[dict[str, Any], str]:
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     command = [sys.executable, "-c", _PROGRAM, str(folder)]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, env={**os.environ, **quiet}, check=False)
+        answer = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            env={**os.environ, **quiet},
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return {}, f"no answer within {_SECONDS} s"
     if answer.returncode:
-        return {}, one_line((answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"])[-1], 300)
+        return {}, one_line(
+            (answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"])[-1], 300
+        )
     return json.loads(answer.stdout.splitlines()[-1]), ""

@@ -19,8 +19,8 @@ def spearman(one: Float[np.ndarray, "n"], other: Float[np.ndarray, "n"]) -> floa
 
 
 def roc_auc(scores: Float[np.ndarray, "n"], good: Bool[np.ndarray, "n"]) -> float:
-    """The chance that a good text has the higher score of a good and a bad one, ties counting half (Mann and Whitney); not a number
-    where all are of one kind."""
+    """The chance that a good text has the higher score of a good and a bad one, ties counting half (Mann and
+    Whitney); not a number where all are of one kind."""
     number = int(good.sum())
     if number in (0, len(good)):
         return float("nan")
@@ -33,7 +33,9 @@ def quantile_grid(values: Float[np.ndarray, "n"], points: int = 101) -> list[flo
 
 
 def quantile_of(values: Float[np.ndarray, "n"], grid: list[float]) -> Float[np.ndarray, "n"]:
-    """Which part of the values that made the grid is below each value, from 0 to 1; of those equal to it half counts."""
+    """Which part of the values that made the grid is below each value, from 0 to 1; of those equal to it half
+    counts.
+    """
     made = np.asarray(grid)
     left, right = np.searchsorted(made, values, "left"), np.searchsorted(made, values, "right")
     below, above = np.clip(left - 1, 0, len(made) - 1), np.clip(left, 0, len(made) - 1)

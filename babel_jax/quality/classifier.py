@@ -1,9 +1,9 @@
 """The classifier's folder: trained on judged documents, measured on those held out, and used to score text.
 
-hf/           the decoder, a model folder (without an output projection of its own)
-quality.json  the head, the scale, what scores of each language mean, and the agreement with the judge; written last
-agreement.md  the agreement as a table
-scored/xx.jsonl  rows with their `score`; what they were made from and how long it took is in xx.json, written last
+hf/           the decoder, a model folder (without an output projection of its own) quality.json  the head,
+the scale, what scores of each language mean, and the agreement with the judge; written last agreement.md  the
+agreement as a table scored/xx.jsonl  rows with their `score`; what they were made from and how long it took
+is in xx.json, written last
 """
 
 import contextlib
@@ -53,14 +53,18 @@ log = logging.getLogger("babel")
 def train_classifier(config: QualityConfig) -> dict[str, Any]:
     """Trains on OUT/judged.jsonl and writes OUT/classifier, whole or not at all.
 
-    Returns {"out", "classifier", "documents", "languages": {code: {"trained", "heldout"}}, "losses": {"first", "last"}, "agreement":
-    {code or "all": {"n", "spearman", "roc_auc", "error"}}, "summary"}. Raises BadInput where a language has no judged document to train on.
+    Returns {"out", "classifier", "documents", "languages": {code: {"trained", "heldout"}}, "losses":
+    {"first", "last"}, "agreement": {code or "all": {"n", "spearman", "roc_auc", "error"}}, "summary"}. Raises
+    BadInput where a language has no judged document to train on.
     """
     out, settings = on_disk(config.out, "out"), config.classifier
     make_folder(out)
     with alone_in(out), new_folder(out / CLASSIFIER) as partial:
         judged = read_judged(out / JUDGED, config.judge.dimensions)
-        is_heldout = [unit_draw(Purpose.CLASSIFIER_HELDOUT, document["id"]) < settings.heldout_fraction for document in judged]
+        is_heldout = [
+            unit_draw(Purpose.CLASSIFIER_HELDOUT, document["id"]) < settings.heldout_fraction
+            for document in judged
+        ]
         heldout = list(itertools.compress(judged, is_heldout))
         trained = [document for document, held in zip(judged, is_heldout, strict=True) if not held]
         counts = _counts(config, trained, heldout)
@@ -68,9 +72,13 @@ def train_classifier(config: QualityConfig) -> dict[str, Any]:
         folder = open_folder(settings.model)
         check_vocabulary(folder.path, folder.config.vocab_size)
         tied = folder.config.model_copy(update={"tie_word_embeddings": True})
-        params = with_head(load_params(folder, dtype=jnp.float32), tied.hidden_size, len(config.judge.dimensions))
+        params = with_head(
+            load_params(folder, dtype=jnp.float32), tied.hidden_size, len(config.judge.dimensions)
+        )
         regressor = Regressor(tied, params, open_tokenizer(folder.path), settings)
-        losses = regressor.train([document["text"] for document in trained], _targets(trained, config), config.seed)
+        losses = regressor.train(
+            [document["text"] for document in trained], _targets(trained, config), config.seed
+        )
 
         raw = _raw_scores(regressor, [document["text"] for document in judged])
         grids = _grids([document["language"] for document in judged], raw)
@@ -100,47 +108,69 @@ def train_classifier(config: QualityConfig) -> dict[str, Any]:
 
 
 def score_sources(config: QualityConfig, languages: Sequence[str] | None = None) -> dict[str, Any]:
-    """Writes OUT/scored/xx.jsonl for each language of the sources: rows {"id", "text", "kind", "score", "raw_score"}, in their order.
+    """Writes OUT/scored/xx.jsonl for each language of the sources: rows {"id", "text", "kind", "score",
+    "raw_score"}, in their order.
 
-    `score` is what `classifier.calibration` makes of the raw score, the mean of the dimensions as a part of the judge's scale. A language
-    that was done with the same classifier and text is left as it is. Rows below the threshold are left out. Returns {"out",
-    "languages": {code: {"documents", "kept", "tokens", "seconds", "mean_raw_score"}}, "tokens_per_second", "summary"}.
-    Raises BadInput where there is no classifier, and for languages that no source is of.
+    `score` is what `classifier.calibration` makes of the raw score, the mean of the dimensions as a part of
+    the judge's scale. A language that was done with the same classifier and text is left as it is. Rows below
+    the threshold are left out. Returns {"out", "languages": {code: {"documents", "kept", "tokens", "seconds",
+    "mean_raw_score"}}, "tokens_per_second", "summary"}. Raises BadInput where there is no classifier, and for
+    languages that no source is of.
     """
     out = on_disk(config.out, "out")
     of_sources = dict.fromkeys(source.language for source in config.sources)
     if missing := [code for code in languages or () if code not in of_sources]:
-        raise BadInput(f"--languages: no source is of {', '.join(missing)}; there are sources of {' '.join(of_sources)}")
+        raise BadInput(
+            f"--languages: no source is of {', '.join(missing)}; there are sources of {' '.join(of_sources)}"
+        )
     regressor, quality = open_classifier(config)
     make_folder(out / SCORED)
     counted: dict[str, dict[str, float]] = {}
     with alone_in(out):
         for code in CODES:
-            own = [source for source in config.sources if source.language == code and (languages is None or code in languages)]
+            own = [
+                source
+                for source in config.sources
+                if source.language == code and (languages is None or code in languages)
+            ]
             if not own:
                 continue
             known = out / SCORED / f"{code}.json"
             settings = config.classifier.model_dump(mode="json")
-            made = fingerprint(quality=quality, settings=settings, characters=config.judge.max_characters, text=_text(own))
+            made = fingerprint(
+                quality=quality, settings=settings, characters=config.judge.max_characters, text=_text(own)
+            )
             before = _scored_before(known)
             if before.get("made") == made:
                 counted[code] = {name: value for name, value in before.items() if name != "made"}
                 continue
             rows = (row for source in own for row in read_rows(source, config.bad_rows, RowCounts()))
-            counted[code] = _score_language(rows, out / SCORED / f"{code}.jsonl", code, regressor, quality["grids"], config)
+            counted[code] = _score_language(
+                rows, out / SCORED / f"{code}.jsonl", code, regressor, quality["grids"], config
+            )
             write_text(known, json.dumps({"made": made, **counted[code]}) + "\n")
     tokens, seconds = (sum(entry[name] for entry in counted.values()) for name in ("tokens", "seconds"))
     rate = tokens / seconds if seconds else None
     lines = [
-        f"{code}: {entry['kept']:,} of {entry['documents']:,} documents kept, mean raw score {entry['mean_raw_score']:.3f}"
+        (
+            f"{code}: {entry['kept']:,} of {entry['documents']:,} documents kept, mean raw score "
+            f"{entry['mean_raw_score']:.3f}"
+        )
         for code, entry in counted.items()
     ]
     lines += [f"{rate:,.0f} tokens/s"] if rate else []
-    return {"out": str(out / SCORED), "languages": counted, "tokens_per_second": rate, "summary": "\n".join([*lines, str(out / SCORED)])}
+    return {
+        "out": str(out / SCORED),
+        "languages": counted,
+        "tokens_per_second": rate,
+        "summary": "\n".join([*lines, str(out / SCORED)]),
+    }
 
 
 def _scored_before(path: Path) -> dict[str, Any]:
-    """What was noted of a language; empty where nothing was, or it is damaged: the language is then scored anew."""
+    """What was noted of a language; empty where nothing was, or it is damaged: the language is then scored
+    anew.
+    """
     try:
         return read_as(path, dict[str, Any])
     except (FileNotFoundError, BadInput):
@@ -148,7 +178,10 @@ def _scored_before(path: Path) -> dict[str, Any]:
 
 
 def open_classifier(config: QualityConfig) -> tuple[Regressor, dict[str, Any]]:
-    """The trained classifier and its quality.json. Raises BadInput where there is none, or one of other dimensions."""
+    """The trained classifier and its quality.json.
+
+    Raises BadInput where there is none, or one of other dimensions.
+    """
     place = on_disk(config.out, "out") / CLASSIFIER
     try:
         quality = read_json(place / QUALITY, place)
@@ -156,14 +189,21 @@ def open_classifier(config: QualityConfig) -> tuple[Regressor, dict[str, Any]]:
     except FileNotFoundError:
         raise BadInput(f"{place}: no classifier; run `babel classifier` first") from None
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise BadInput(f"{place / QUALITY}: damaged ({error}); remove the folder {place} and run `babel classifier` again") from None
+        raise BadInput(
+            f"{place / QUALITY}: damaged ({error}); remove the folder {place} and run `babel classifier` "
+            "again"
+        ) from None
     folder = open_folder(place / "hf")
     params = {"model": load_params(folder, dtype=jnp.float32)["model"], HEAD: head}
     return Regressor(folder.config, params, open_tokenizer(folder.path), config.classifier), quality
 
 
-def calibrated(raw: Float[np.ndarray, "n"], language: str, grids: dict[str, list[float]], by: Calibration) -> Float[np.ndarray, "n"]:
-    """Raw scores as what a threshold is compared with; a language that was not judged has the meaning of all together."""
+def calibrated(
+    raw: Float[np.ndarray, "n"], language: str, grids: dict[str, list[float]], by: Calibration
+) -> Float[np.ndarray, "n"]:
+    """Raw scores as what a threshold is compared with; a language that was not judged has the meaning of all
+    together.
+    """
     if by is Calibration.NONE:
         return np.clip(raw, 0.0, 1.0)
     return quantile_of(raw, grids[language if by is Calibration.LANGUAGE and language in grids else ALL])
@@ -179,30 +219,48 @@ def agreement_table(agreement: dict[str, dict[str, Any]], good: float) -> str:
     ]
     for code, entry in agreement.items():
         name = f"{LANGUAGES[code].name} ({code})" if code in LANGUAGES else "**all**"
-        values = ["" if entry[key] is None else f"{entry[key]:.3f}" for key in ("spearman", "roc_auc", "error")]
+        values = [
+            "" if entry[key] is None else f"{entry[key]:.3f}" for key in ("spearman", "roc_auc", "error")
+        ]
         lines.append(f"| {name} | {entry['n']} | {100 * entry['good']:.0f} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 
 def counts_table(counts: dict[str, dict[str, int]]) -> str:
     """A line for each language: how many judged documents are trained on, and how many are held out."""
-    lines = [f"{code}: {own['trained']:,} documents to train on, {own['heldout']:,} held out" for code, own in counts.items()]
+    lines = [
+        f"{code}: {own['trained']:,} documents to train on, {own['heldout']:,} held out"
+        for code, own in counts.items()
+    ]
     return "\n".join(lines)
 
 
-def _counts(config: QualityConfig, trained: Sequence[Judged], heldout: Sequence[Judged]) -> dict[str, dict[str, int]]:
+def _counts(
+    config: QualityConfig, trained: Sequence[Judged], heldout: Sequence[Judged]
+) -> dict[str, dict[str, int]]:
     """{code: {"trained", "heldout"}} for the languages of the sources and of the judged documents.
 
-    Raises BadInput for a language without a document to train on: its scores would be those of other languages.
+    Raises BadInput for a language without a document to train on: its scores would be those of other
+    languages.
     """
-    of_trained, of_heldout = (Counter(document["language"] for document in documents) for documents in (trained, heldout))
+    of_trained, of_heldout = (
+        Counter(document["language"] for document in documents) for documents in (trained, heldout)
+    )
     languages = {source.language for source in config.sources} | of_trained.keys() | of_heldout.keys()
-    counts = {code: {"trained": of_trained[code], "heldout": of_heldout[code]} for code in CODES if code in languages}
+    counts = {
+        code: {"trained": of_trained[code], "heldout": of_heldout[code]}
+        for code in CODES
+        if code in languages
+    }
     without = [code for code, own in counts.items() if not own["trained"]]
     if without:
-        told = ", ".join(f"{code} ({of_heldout[code]} judged{', all held out' if of_heldout[code] else ''})" for code in without)
+        told = ", ".join(
+            f"{code} ({of_heldout[code]} judged{', all held out' if of_heldout[code] else ''})"
+            for code in without
+        )
         raise BadInput(
-            f"{on_disk(config.out, 'out') / JUDGED}: no document to train on in {told}; judge more, lower classifier.heldout_fraction, "
+            f"{on_disk(config.out, 'out') / JUDGED}: no document to train on in {told}; judge more, lower "
+            "classifier.heldout_fraction, "
             "or leave out the sources of these languages"
         )
     return counts
@@ -210,12 +268,20 @@ def _counts(config: QualityConfig, trained: Sequence[Judged], heldout: Sequence[
 
 def _text(sources: Sequence[Source]) -> list[Any]:
     """The sources with the bytes of their files, which tell text that has changed."""
-    files = [[(path, file_version(path)) for path in source_files(source)] if source.path else [] for source in sources]
+    files = [
+        [(path, file_version(path)) for path in source_files(source)] if source.path else []
+        for source in sources
+    ]
     return [[source.model_dump(mode="json"), own] for source, own in zip(sources, files, strict=True)]
 
 
 def _score_language(
-    rows: Iterator[Row], path: Path, code: str, regressor: Regressor, grids: dict[str, list[float]], config: QualityConfig
+    rows: Iterator[Row],
+    path: Path,
+    code: str,
+    regressor: Regressor,
+    grids: dict[str, list[float]],
+    config: QualityConfig,
 ) -> dict[str, float]:
     """Writes the scored rows beside the final name, then moves them there."""
     partial = path.with_name(path.name + PARTIAL)
@@ -231,7 +297,9 @@ def _score_language(
     with contextlib.ExitStack() as stack:
         stack.enter_context(explain_os_errors(path))
         file = stack.enter_context(open(partial, "w", encoding="utf-8"))
-        progress = stack.enter_context(tqdm(desc=f"score {code}", unit=" documents", leave=False, disable=None))
+        progress = stack.enter_context(
+            tqdm(desc=f"score {code}", unit=" documents", leave=False, disable=None)
+        )
         for scores, speed in regressor.score(texts()):
             raw = scores.mean(axis=1)
             parts = calibrated(raw, code, grids, config.classifier.calibration)
@@ -240,7 +308,11 @@ def _score_language(
                 if score < threshold:
                     continue
                 total["kept"] += 1
-                values = {**dataclasses.asdict(row), "score": round(float(score), 4), "raw_score": round(float(raw_score), 4)}
+                values = {
+                    **dataclasses.asdict(row),
+                    "score": round(float(score), 4),
+                    "raw_score": round(float(raw_score), 4),
+                }
                 file.write(json.dumps(values, ensure_ascii=False) + "\n")
             total["documents"] += speed.documents
             total["tokens"] += speed.tokens
@@ -266,14 +338,20 @@ def _raw_scores(regressor: Regressor, texts: Sequence[str]) -> Float[np.ndarray,
 
 def _grids(languages: Sequence[str], raw: Float[np.ndarray, "documents"]) -> dict[str, list[float]]:
     own = np.array(languages)
-    return {code: quantile_grid(raw[own == code]) for code in dict.fromkeys(languages)} | {ALL: quantile_grid(raw)}
+    return {code: quantile_grid(raw[own == code]) for code in dict.fromkeys(languages)} | {
+        ALL: quantile_grid(raw)
+    }
 
 
-def _agreement(heldout: Sequence[Judged], raw: Float[np.ndarray, "documents"], config: QualityConfig) -> dict[str, dict[str, Any]]:
+def _agreement(
+    heldout: Sequence[Judged], raw: Float[np.ndarray, "documents"], config: QualityConfig
+) -> dict[str, dict[str, Any]]:
     languages = np.array([document["language"] for document in heldout])
     given = _targets(heldout, config).mean(axis=1) if heldout else np.zeros(0)
     good = np.array([document["score"] for document in heldout]) >= config.classifier.good
-    chosen = {code: languages == code for code in CODES if code in languages} | {ALL: np.ones(len(heldout), bool)}
+    chosen = {code: languages == code for code in CODES if code in languages} | {
+        ALL: np.ones(len(heldout), bool)
+    }
     found = {}
     for code, own in chosen.items():
         if own.any():

@@ -1,8 +1,10 @@
-"""Scores of a sample of documents by a judge: prompts out, replies in, by files or through an OpenAI-compatible server.
+"""Scores of a sample of documents by a judge: prompts out, replies in, by files or through an
+OpenAI-compatible server.
 
 prompts.jsonl  requests in the form of OpenAI's batch files, which other servers (vLLM's run_batch) take too
-replies.jsonl  the answers, in the form of batch results; from a server they are added one by one, so that a stopped command goes on
-judged.jsonl   {"id", "language", "text", "scores": {dimension: number}, "score": their mean} of each reply that can be read
+replies.jsonl  the answers, in the form of batch results; from a server they are added one by one, so that a
+stopped command goes on judged.jsonl   {"id", "language", "text", "scores": {dimension: number}, "score":
+their mean} of each reply that can be read
 """
 
 import concurrent.futures
@@ -48,12 +50,13 @@ class Judged(TypedDict):
 
 
 def judge(config: QualityConfig, replies: Path | None = None) -> dict[str, Any]:
-    """Does what can be done: writes the prompts, asks the server where one is named, and reads what replies there are.
+    """Does what can be done: writes the prompts, asks the server where one is named, and reads what replies
+    there are.
 
-    `replies` is a file of answers from elsewhere, in the place of OUT/replies.jsonl. Returns {"out", "prompts", "replies", "judged",
-    "unreadable": {reason: count}, "languages": {code: {"documents", "mean"}}, "summary"}. A prompt that the server refuses is left out
-    with a warning. Raises BadInput for sources without text, a server that refuses all or many in a row, and a folder in which other
-    text was sampled.
+    `replies` is a file of answers from elsewhere, in the place of OUT/replies.jsonl. Returns {"out",
+    "prompts", "replies", "judged", "unreadable": {reason: count}, "languages": {code: {"documents", "mean"}},
+    "summary"}. A prompt that the server refuses is left out with a warning. Raises BadInput for sources
+    without text, a server that refuses all or many in a row, and a folder in which other text was sampled.
     """
     out = on_disk(config.out, "out")
     make_folder(out)
@@ -80,7 +83,11 @@ def parse_reply(content: str, settings: JudgeSettings) -> dict[str, float]:
         except (ValueError, RecursionError):
             continue
         scores = {name: found.get(name) for name in settings.dimensions}
-        numbers = {name: value for name, value in scores.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+        numbers = {
+            name: value
+            for name, value in scores.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
         if len(numbers) < len(scores):
             problem = "a dimension without a number"
         elif not all(settings.lowest <= value <= settings.highest for value in numbers.values()):
@@ -92,16 +99,24 @@ def parse_reply(content: str, settings: JudgeSettings) -> dict[str, float]:
 
 
 def read_judged(path: Path, dimensions: Iterable[str]) -> list[Judged]:
-    """The judged documents of a file. Raises BadInput where it is missing or was made for other dimensions."""
+    """The judged documents of a file.
+
+    Raises BadInput where it is missing or was made for other dimensions.
+    """
     if not path.is_file():
         raise BadInput(f"{path}: no judged documents; run `babel judge` first")
     judged: list[Judged] = []
-    for number, line in enumerate(read_lines(path), 1):  # splitlines() would also split at U+2028 and the like, which texts hold
+    for number, line in enumerate(
+        read_lines(path), 1
+    ):  # splitlines() would also split at U+2028 and the like, which texts hold
         judged.append(_document(parse_json(line, f"{path}:{number}"), f"{path}:{number}"))
     if not judged:
         raise BadInput(f"{path}: no document was judged; look at the replies beside it")
     if set(judged[0]["scores"]) != set(dimensions):
-        raise BadInput(f"{path}: judged on {', '.join(judged[0]['scores'])}, not on judge.dimensions; run `babel judge` again")
+        raise BadInput(
+            f"{path}: judged on {', '.join(judged[0]['scores'])}, not on judge.dimensions; run `babel "
+            "judge` again"
+        )
     return judged
 
 
@@ -109,18 +124,26 @@ def _document(value: Any, where: str) -> Judged:
     texts = [value.get(key) for key in ("id", "language", "text")] if isinstance(value, dict) else [None]
     scores = value.get("scores") if isinstance(value, dict) else None
     numbers = [*scores.values(), value.get("score")] if isinstance(scores, dict) else [None]
-    whole = all(isinstance(one, int | float) and not isinstance(one, bool) and abs(one) <= _HIGHEST for one in numbers)
+    whole = all(
+        isinstance(one, int | float) and not isinstance(one, bool) and abs(one) <= _HIGHEST for one in numbers
+    )
     if not whole or not all(isinstance(text, str) for text in texts) or value["language"] not in LANGUAGES:
-        raise BadInput(f"{where}: no judged document with its scores; remove the file and run `babel judge` again")
+        raise BadInput(
+            f"{where}: no judged document with its scores; remove the file and run `babel judge` again"
+        )
     return value
 
 
 def _sample(config: QualityConfig) -> Iterator[tuple[str, tuple[str, Row]]]:
-    """Of each language the documents whose ids draw the lowest numbers: pairs of a name for the request, and (language, row)."""
+    """Of each language the documents whose ids draw the lowest numbers: pairs of a name for the request, and
+    (language, row).
+    """
     for code in CODES:
         sources = [source for source in config.sources if source.language == code]
         rows = (row for source in sources for row in read_rows(source, config.bad_rows, RowCounts()))
-        chosen = heapq.nsmallest(config.judge.documents, tqdm(rows, f"sample {code}", leave=False, disable=None), key=_place)
+        chosen = heapq.nsmallest(
+            config.judge.documents, tqdm(rows, f"sample {code}", leave=False, disable=None), key=_place
+        )
         if sources and not chosen:
             raise BadInput(f"sources: no text in {code}")
         for number, row in enumerate(chosen):
@@ -145,11 +168,18 @@ def _request(settings: JudgeSettings, language: str, row: Row) -> dict[str, Any]
 
 def _write_prompts(path: Path, requests: dict[str, dict[str, Any]]) -> None:
     text = "".join(
-        json.dumps({"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}, ensure_ascii=False) + "\n"
+        json.dumps(
+            {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body},
+            ensure_ascii=False,
+        )
+        + "\n"
         for name, body in requests.items()
     )
     if path.exists() and path.with_name(REPLIES).exists() and not _holds(path, text.encode()):
-        raise BadInput(f"{path}: there are replies to other prompts in this folder; give another out, or remove {REPLIES}")
+        raise BadInput(
+            f"{path}: there are replies to other prompts in this folder; give another out, or remove "
+            f"{REPLIES}"
+        )
     write_text(path, text)
 
 
@@ -158,15 +188,19 @@ def _holds(path: Path, data: bytes) -> bool:
 
 
 def _ask(settings: JudgeSettings, requests: dict[str, dict[str, Any]], path: Path) -> None:
-    """Adds the answers that are missing to the file of replies. A refusal is added when an answer follows, or at the end: if many in a row
-    stop the command, they are asked again."""
+    """Adds the answers that are missing to the file of replies. A refusal is added when an answer follows, or
+    at the end: if many in a row stop the command, they are asked again."""
     server = Server(settings)
     answered = {name for name, _, _ in _replies(path)} if path.exists() else set()
     waiting = [name for name in requests if name not in answered]
     most = min(_REFUSED_IN_A_ROW, len(requests))
     refused: list[str] = []  # lines since the last answer
     lock = threading.Lock()
-    with explain_os_errors(path), open_to_append(path) as file, concurrent.futures.ThreadPoolExecutor(settings.parallel) as pool:
+    with (
+        explain_os_errors(path),
+        open_to_append(path) as file,
+        concurrent.futures.ThreadPoolExecutor(settings.parallel) as pool,
+    ):
 
         def write(lines: list[str]) -> None:
             file.write("".join(f"{line}\n" for line in lines).encode())
@@ -183,14 +217,24 @@ def _ask(settings: JudgeSettings, requests: dict[str, dict[str, Any]], path: Pat
                 refused.append(line)
                 if len(refused) >= most:
                     raise BadInput(
-                        f"judge.endpoint: {server.url} refused {len(refused)} prompts in a row, the last with status {status} "
-                        f"({body}); look at judge.model and judge.max_characters; what was answered is kept, and the same command goes on"
+                        f"judge.endpoint: {server.url} refused {len(refused)} prompts in a row, the last "
+                        f"with status {status} "
+                        f"({body}); look at judge.model and judge.max_characters; what was answered is "
+                        "kept, and the same command goes on"
                     )
-            log.warning("judge: %s is left out, as the server refused it with status %d (%s)", name, status, body)
+            log.warning(
+                "judge: %s is left out, as the server refused it with status %d (%s)", name, status, body
+            )
 
         asked = [pool.submit(answer, name) for name in waiting]
         try:
-            for done in tqdm(concurrent.futures.as_completed(asked), "judge", total=len(asked), unit=" documents", disable=None):
+            for done in tqdm(
+                concurrent.futures.as_completed(asked),
+                "judge",
+                total=len(asked),
+                unit=" documents",
+                disable=None,
+            ):
                 done.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -199,7 +243,8 @@ def _ask(settings: JudgeSettings, requests: dict[str, dict[str, Any]], path: Pat
 
 
 def _replies(path: Path) -> Iterator[tuple[str, str | None, Any]]:
-    """Of each line a request's name, the text of the answer, None where it has none, and its status, None where it is not said.
+    """Of each line a request's name, the text of the answer, None where it has none, and its status, None
+    where it is not said.
 
     A line that was cut off is passed over.
     """
@@ -240,7 +285,10 @@ def _read(config: QualityConfig, sample: dict[str, tuple[str, Row]], path: Path)
         text = row.text[: config.judge.max_characters]
         mean = sum(scores.values()) / len(scores)
         judged[name] = {"id": row.id, "language": language, "text": text, "scores": scores, "score": mean}
-    write_text(out / JUDGED, "".join(json.dumps(judged[name], ensure_ascii=False) + "\n" for name in sample if name in judged))
+    write_text(
+        out / JUDGED,
+        "".join(json.dumps(judged[name], ensure_ascii=False) + "\n" for name in sample if name in judged),
+    )
     languages = {}
     for code in dict.fromkeys(language for language, _ in sample.values()):
         own = [document["score"] for document in judged.values() if document["language"] == code]
@@ -249,7 +297,10 @@ def _read(config: QualityConfig, sample: dict[str, tuple[str, Row]], path: Path)
     summary = [f"{len(sample)} prompts in {out / PROMPTS}, {len(judged)} judged in {out / JUDGED}"]
     summary += [f"{count} replies left out: {reason}" for reason, count in unreadable.items()]
     if missing and config.judge.endpoint is None:
-        summary.append(f"{missing} wait for replies: run the prompts as a batch, and give its results with --replies FILE")
+        summary.append(
+            f"{missing} wait for replies: run the prompts as a batch, and give its results with --replies "
+            "FILE"
+        )
     return {
         "out": str(out),
         "prompts": len(sample),

@@ -1,6 +1,8 @@
-"""A decoder with a linear map from the last state of a document to its scores, trained and run on packed windows.
+"""A decoder with a linear map from the last state of a document to its scores, trained and run on packed
+windows.
 
-Documents are packed whole, each ended by the tokenizer's eos, where its scores are read. Scores are parts of the judge's scale, 0 to 1.
+Documents are packed whole, each ended by the tokenizer's eos, where its scores are read. Scores are parts of
+the judge's scale, 0 to 1.
 """
 
 import dataclasses
@@ -21,7 +23,15 @@ from babel_jax.config.quality import ClassifierSettings
 from babel_jax.data.tokens.tokenizers import Tokenizer
 from babel_jax.data.windows.packing import best_fit
 from babel_jax.model.decoder import hidden_states
-from babel_jax.training.mesh import batch_sharding, check_batch, everywhere, global_batch, make_mesh, param_shardings, replicated
+from babel_jax.training.mesh import (
+    batch_sharding,
+    check_batch,
+    everywhere,
+    global_batch,
+    make_mesh,
+    param_shardings,
+    replicated,
+)
 from babel_jax.training.optimizer import AdamW, learning_rate
 
 HEAD = "head"
@@ -54,9 +64,15 @@ class Speed:
 
 def pack_documents(texts: Sequence[str], tokenizer: Tokenizer, seq_len: int) -> Windows:
     """The documents as the tokenizer begins them, cut to `seq_len` - 1 tokens, each with eos after it."""
-    encoded = [[*[*tokenizer.begin_ids, *ids][: seq_len - 1], tokenizer.eos_id] for ids in tokenizer.encode_batch(texts)]
+    encoded = [
+        [*[*tokenizer.begin_ids, *ids][: seq_len - 1], tokenizer.eos_id]
+        for ids in tokenizer.encode_batch(texts)
+    ]
     placed = best_fit([len(ids) for ids in encoded], seq_len)
-    tokens, segment_ids = np.full((len(placed), seq_len), tokenizer.eos_id, np.int32), np.zeros((len(placed), seq_len), np.int32)
+    tokens, segment_ids = (
+        np.full((len(placed), seq_len), tokenizer.eos_id, np.int32),
+        np.zeros((len(placed), seq_len), np.int32),
+    )
     window, end = np.zeros(len(encoded), np.int64), np.zeros(len(encoded), np.int64)
     for place, documents in enumerate(placed):
         start = 0
@@ -69,8 +85,13 @@ def pack_documents(texts: Sequence[str], tokenizer: Tokenizer, seq_len: int) -> 
 
 
 def with_head(params: PyTree[Array], hidden_size: int, dimensions: int) -> PyTree[Array]:
-    """The parameters of a decoder, without its output projection, with a head of zeros: every score is then the middle of the scale."""
-    head = {"weight": jnp.zeros((dimensions, hidden_size), jnp.float32), "bias": jnp.full(dimensions, 0.5, jnp.float32)}
+    """The parameters of a decoder, without its output projection, with a head of zeros: every score is then
+    the middle of the scale.
+    """
+    head = {
+        "weight": jnp.zeros((dimensions, hidden_size), jnp.float32),
+        "bias": jnp.full(dimensions, 0.5, jnp.float32),
+    }
     return {"model": params["model"], HEAD: head}
 
 
@@ -81,17 +102,27 @@ def predict(
     segment_ids: Int[Array, "batch time"],
     compute_dtype: str,
 ) -> Float[Array, "batch time dimensions"]:
-    """The scores of what has been read up to each position, float32. The decoder must have tied embeddings."""
+    """The scores of what has been read up to each position, float32.
+
+    The decoder must have tied embeddings.
+    """
     decoder = {"model": params["model"]}
-    hidden = hidden_states(config, decoder, tokens, segment_ids=segment_ids, compute_dtype=jnp.dtype(compute_dtype))
+    hidden = hidden_states(
+        config, decoder, tokens, segment_ids=segment_ids, compute_dtype=jnp.dtype(compute_dtype)
+    )
     return hidden.astype(jnp.float32) @ params[HEAD]["weight"].T + params[HEAD]["bias"]
 
 
 class Regressor:
     """A classifier at work on the devices of this process, which share the windows of a batch."""
 
-    def __init__(self, config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer, settings: ClassifierSettings):
-        """`params` are as `with_head` gives them; their arrays are taken over. Raises BadInput where a batch cannot be shared."""
+    def __init__(
+        self, config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer, settings: ClassifierSettings
+    ):
+        """`params` are as `with_head` gives them; their arrays are taken over.
+
+        Raises BadInput where a batch cannot be shared.
+        """
         self.config, self._tokenizer, self._settings = config, tokenizer, settings
         self._mesh = make_mesh({"data": -1})
         check_batch(self._mesh, settings.batch_size, 1, settings.seq_len)
@@ -104,8 +135,12 @@ class Regressor:
             out_shardings=batch_sharding(self._mesh),
         )
 
-    def train(self, texts: Sequence[str], scores: Float[np.ndarray, "documents dimensions"], seed: int) -> list[float]:
-        """Learns the scores of texts; gives the loss (mean squared error at the documents' ends) of every step."""
+    def train(
+        self, texts: Sequence[str], scores: Float[np.ndarray, "documents dimensions"], seed: int
+    ) -> list[float]:
+        """Learns the scores of texts; gives the loss (mean squared error at the documents' ends) of every
+        step.
+        """
         settings, windows = self._settings, pack_documents(texts, self._tokenizer, self._settings.seq_len)
         targets = np.full((*windows.tokens.shape, scores.shape[1]), np.nan, np.float32)
         targets[windows.window, windows.end] = scores
@@ -122,14 +157,23 @@ class Regressor:
         step = jax.jit(
             self._step(optimizer),
             donate_argnums=(0, 1),
-            in_shardings=(self._shardings, abstract_moments, batch_sharding(self._mesh), replicated(self._mesh)),
+            in_shardings=(
+                self._shardings,
+                abstract_moments,
+                batch_sharding(self._mesh),
+                replicated(self._mesh),
+            ),
             out_shardings=(self._shardings, abstract_moments, replicated(self._mesh)),
         )
         losses: list[Array | float] = []
         order = _order(count, seed)
         for now in tqdm(range(steps), "train", unit=" steps", disable=None):
             chosen = np.fromiter(itertools.islice(order, settings.batch_size), np.int64)
-            fields = {"tokens": windows.tokens[chosen], "segment_ids": windows.segment_ids[chosen], "targets": targets[chosen]}
+            fields = {
+                "tokens": windows.tokens[chosen],
+                "segment_ids": windows.segment_ids[chosen],
+                "targets": targets[chosen],
+            }
             rate = everywhere(np.float32(learning_rate(settings.schedule, now, steps)), self._mesh)
             self.params, moments, loss = step(self.params, moments, global_batch(fields, self._mesh), rate)
             # Taken one step late: the devices need not wait for the host, nor does it run far ahead of them.
@@ -138,7 +182,9 @@ class Regressor:
         return [float(loss) for loss in losses]
 
     def score(self, texts: Iterable[str]) -> Iterator[tuple[Float[np.ndarray, "block dimensions"], Speed]]:
-        """The scores of texts in their order, a block of some thousand at a time, with what each block took."""
+        """The scores of texts in their order, a block of some thousand at a time, with
+        what each block took.
+        """
         texts, batch = iter(texts), self._settings.batch_size
         while block := list(itertools.islice(texts, _BLOCK_DOCUMENTS)):
             start = time.perf_counter()
@@ -147,7 +193,10 @@ class Regressor:
             tokens, segment_ids = np.pad(windows.tokens, padding), np.pad(windows.segment_ids, padding)
             found = []
             for first in range(0, len(tokens), batch):
-                fields = {"tokens": tokens[first : first + batch], "segment_ids": segment_ids[first : first + batch]}
+                fields = {
+                    "tokens": tokens[first : first + batch],
+                    "segment_ids": segment_ids[first : first + batch],
+                }
                 found.append(self._predict(self.params, *global_batch(fields, self._mesh).values()))
             # Taken from the devices once all is under way, so that they need not wait.
             scores = np.concatenate([np.asarray(values) for values in found])[windows.window, windows.end]
@@ -162,7 +211,9 @@ class Regressor:
             def loss_of(params: PyTree[Array]) -> Float[Array, ""]:
                 scores = predict(config, params, batch["tokens"], batch["segment_ids"], compute_dtype)
                 known = jnp.isfinite(batch["targets"])
-                return jnp.sum(jnp.where(known, scores - jnp.nan_to_num(batch["targets"]), 0.0) ** 2) / jnp.maximum(jnp.sum(known), 1)
+                return jnp.sum(
+                    jnp.where(known, scores - jnp.nan_to_num(batch["targets"]), 0.0) ** 2
+                ) / jnp.maximum(jnp.sum(known), 1)
 
             loss, gradients = jax.value_and_grad(loss_of)(params)
             factor = jnp.minimum(1.0, optimizer.clip_norm / (optimizer.norm(gradients) + 1e-12))

@@ -1,7 +1,8 @@
-"""An OpenAI-compatible server and its key: one place that sends the key, and one that keeps it out of everything that is written.
+"""An OpenAI-compatible server and its key: one place that sends the key, and one that keeps it out of
+everything that is written.
 
-A request goes to the configured address alone: a redirect is an error, as the key would go with it. An answer has a total deadline and a
-size, also where a server sends a byte now and then.
+A request goes to the configured address alone: a redirect is an error, as the key would go with it. An answer
+has a total deadline and a size, also where a server sends a byte now and then.
 """
 
 import http.client
@@ -23,7 +24,11 @@ from babel_jax.errors import BadInput, one_line
 MOST_ANSWER_BYTES = 4 * 2**20  # of status line, headers and body together
 _SAID_CHARACTERS = 300  # of a server's own words in a message
 _RETRIED = (408, 409, 429, 500, 502, 503, 504)
-_OF_ONE_PROMPT = (400, 413, 422)  # it is too long, or a filter stops it; where many in a row get these, it is not for the prompts
+_OF_ONE_PROMPT = (
+    400,
+    413,
+    422,
+)  # it is too long, or a filter stops it; where many in a row get these, it is not for the prompts
 _FIRST_PAUSE_SECONDS = 1.0
 _LEAST_SECRET = 6  # characters; a shorter key would be found in ordinary words
 
@@ -37,10 +42,13 @@ class Server:
         self._key = _key(settings.key_variable)
         self._url = f"{(settings.endpoint or '').rstrip('/')}/chat/completions"
         self.url = redacted(self._url, self._key)  # for messages
-        self._opener = urllib.request.build_opener(_NoRedirects(), _Http(settings.timeout_seconds), _Https(settings.timeout_seconds))
+        self._opener = urllib.request.build_opener(
+            _NoRedirects(), _Http(settings.timeout_seconds), _Https(settings.timeout_seconds)
+        )
 
     def post(self, body: dict[str, Any]) -> tuple[int, Any]:
-        """The server's status and answer, without the key; asked again, after pauses that double, where it was busy or did not answer.
+        """The server's status and answer, without the key; asked again, after pauses that double, where it
+        was busy or did not answer.
 
         Raises BadInput for any status but 200 and those of one prompt, and for what is no answer.
         """
@@ -63,7 +71,10 @@ class Server:
             problem = f"status {status}: {said}"
             if status not in _RETRIED:
                 break
-        raise BadInput(f"judge.endpoint: {self.url} does not serve ({problem}); what was answered is kept, and the same command goes on")
+        raise BadInput(
+            f"judge.endpoint: {self.url} does not serve ({problem}); what was answered is kept, and the "
+            "same command goes on"
+        )
 
     def without_key(self, value: Any) -> Any:
         """JSON values with the key replaced wherever a text has it."""
@@ -77,7 +88,10 @@ class Server:
 
     def _answer(self, body: dict[str, Any]) -> tuple[int, Any]:
         """The status with the JSON value of a 200, or the words of another status."""
-        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {self._key}"} if self._key else {})}
+        headers = {
+            "Content-Type": "application/json",
+            **({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+        }
         request = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
         try:
             with self._opener.open(request, timeout=self._settings.timeout_seconds) as response:
@@ -87,7 +101,9 @@ class Server:
                 return error.code, error.read().decode(errors="replace")
 
     def _words(self, text: str) -> str:
-        """A server's or library's words for a message: the key goes before they are cut, so that no part of it stays."""
+        """A server's or library's words for a message: the key goes before they are cut, so that no part of
+        it stays.
+        """
         return one_line(redacted(" ".join(text.split()), self._key), _SAID_CHARACTERS)
 
 
@@ -95,7 +111,13 @@ def redacted(text: str, key: str | None) -> str:
     """A text in which the key, also as it is written in URLs, in JSON and in Python, is replaced by [key]."""
     if not key or len(key) < _LEAST_SECRET:
         return text
-    for form in {key, urllib.parse.quote(key, safe=""), urllib.parse.quote_plus(key), json.dumps(key)[1:-1], repr(key)[1:-1]}:
+    for form in {
+        key,
+        urllib.parse.quote(key, safe=""),
+        urllib.parse.quote_plus(key),
+        json.dumps(key)[1:-1],
+        repr(key)[1:-1],
+    }:
         text = text.replace(form, "[key]")
     return text
 
@@ -106,7 +128,8 @@ def _key(variable: str) -> str | None:
         return None
     if not re.fullmatch(r"[\x21-\x7e]+", key):
         raise BadInput(
-            f"{variable}: the key has a space, a line end or a letter beyond ASCII inside, which no header can hold; set it anew"
+            f"{variable}: the key has a space, a line end or a letter beyond ASCII inside, which no header "
+            "can hold; set it anew"
         )
     return key
 
@@ -115,7 +138,8 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
         fp.close()
         raise BadInput(
-            f"judge.endpoint: it redirects to another address (status {code}), and the key goes to judge.endpoint alone; name the final one"
+            f"judge.endpoint: it redirects to another address (status {code}), and the key goes to "
+            "judge.endpoint alone; name the final one"
         )
 
 
@@ -150,7 +174,9 @@ class _BoundedResponse(http.client.HTTPResponse):
         self.fp = io.BufferedReader(_BoundedReader(self.fp.detach(), sock.settimeout, deadline))  # type: ignore[attr-defined]
 
 
-def _bounded(kind: type[http.client.HTTPConnection], seconds: float) -> Callable[..., http.client.HTTPConnection]:
+def _bounded(
+    kind: type[http.client.HTTPConnection], seconds: float
+) -> Callable[..., http.client.HTTPConnection]:
     def connect(*arguments: Any, **names: Any) -> http.client.HTTPConnection:
         connection = kind(*arguments, **names)
         connection.response_class = partial(_BoundedResponse, deadline=time.monotonic() + seconds)  # type: ignore[assignment]

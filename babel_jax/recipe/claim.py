@@ -16,7 +16,9 @@ from babel_jax.training.run_state import newest_step
 
 
 def check_same(config: Config) -> None:
-    """Raises BadInput on all processes where one was started with another config than process 0: they would wait for ever."""
+    """Raises BadInput on all processes where one was started with another config than process 0: they would
+    wait for ever.
+    """
     mine = config.model_dump(mode="json")
     if same_on_all(json.dumps(mine)):
         return
@@ -24,23 +26,27 @@ def check_same(config: Config) -> None:
     with agreed():
         if changed := _differences(first, mine):
             raise BadInput(
-                f"the processes were started with different configs: not as in process 0 is {', '.join(changed)}; give all the same"
+                "the processes were started with different configs: not as in process 0 is "
+                f"{', '.join(changed)}; give all the same"
             )
 
 
 def claim(run_folder: Path, config: Config) -> None:
     """Writes the resolved config into the run folder, or checks it against the one that stands there.
 
-    One from which nothing was computed yet, as after a mistake in it, is replaced, and so is one that deepens the model at other steps
-    than those that were taken, or has another mesh.
+    One from which nothing was computed yet, as after a mistake in it, is replaced, and so is one that deepens
+    the model at other steps than those that were taken, or has another mesh.
     """
     path = run_folder / "config.toml"
     if path.is_file():
-        # Prepared data may be below the run folder, and another process may write it: of the run's own places alone.
+        # Prepared data may be below the run folder, and another process may write it: of the run's own places
+        # alone.
         with contextlib.suppress(OSError):
             remove_left_files([*run_folder.iterdir(), *run_folder.glob("evaluation/*")])
     elif any(not file.name.endswith((PARTIAL, LEASE)) for file in run_folder.iterdir()):
-        raise BadInput(f"{run_folder}: not empty and not a run folder (it has no config.toml); give another out")
+        raise BadInput(
+            f"{run_folder}: not empty and not a run folder (it has no config.toml); give another out"
+        )
     if not any((run_folder / name).exists() for name in ("evaluation", "metrics.jsonl", "summary.json")):
         config.save(path)
         return
@@ -54,11 +60,16 @@ def claim(run_folder: Path, config: Config) -> None:
         may_change = tuple(f"training.{name}" for name in CHANGEABLE)
         changed = _differences(before.model_dump(mode="json"), config.model_dump(mode="json"))
         changed = [name for name in changed if not name.startswith(may_change)]
-        raise BadInput(f"{run_folder}: begun with another {', '.join(changed)}; give another out, or the settings of {path}")
+        raise BadInput(
+            f"{run_folder}: begun with another {', '.join(changed)}; give another out, or the settings of "
+            f"{path}"
+        )
 
 
 def _until(config: Config, step: int) -> Config:
-    """The config without the deepenings that a run of so many steps has not come to, nor what may change from one start to the next."""
+    """The config without the deepenings that a run of so many steps has not come to, nor what may change from
+    one start to the next.
+    """
     training = config.training.model_copy(update=dict.fromkeys(CHANGEABLE))
     deepen = tuple(deepening for deepening in config.deepen if deepening.step < step)
     return config.model_copy(update={"training": training, "deepen": deepen})
@@ -67,8 +78,14 @@ def _until(config: Config, step: int) -> Config:
 def _differences(before: Any, now: Any, key: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         names = sorted({*before, *now})
-        return [found for name in names for found in _differences(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))]
+        return [
+            found
+            for name in names
+            for found in _differences(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))
+        ]
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         pairs = enumerate(zip(before, now, strict=True))
-        return [found for number, (one, other) in pairs for found in _differences(one, other, f"{key}.{number}")]
+        return [
+            found for number, (one, other) in pairs for found in _differences(one, other, f"{key}.{number}")
+        ]
     return [] if before == now else [key]

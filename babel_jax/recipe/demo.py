@@ -22,16 +22,24 @@ _TOKENIZER_BYTES = 400_000
 
 
 def demo(out: Path, corpus: str | None = None, base: str | None = None) -> dict[str, Any]:
-    """Runs or resumes the recipe in `out`: tokenizer/, data/, base/ (a run) and run/ (the recipe's own); gives `run_recipe`'s result.
+    """Runs or resumes the recipe in `out`: tokenizer/, data/, base/ (a run) and run/ (the recipe's own);
+    gives `run_recipe`'s result.
 
-    `corpus` is a folder of xx.jsonl text in place of the package's own; `base` a model folder in place of a model trained here.
+    `corpus` is a folder of xx.jsonl text in place of the package's own; `base` a model folder in place of a
+    model trained here.
     """
     make_folder(out)
-    sources = [source.model_dump(mode="json", exclude_none=True) for source in corpus_sources(corpus or embedded_folder())]
+    sources = [
+        source.model_dump(mode="json", exclude_none=True)
+        for source in corpus_sources(corpus or embedded_folder())
+    ]
     languages = {source["language"] for source in sources}
     if base is None:
         tokenizer = _tokenizer(out / "tokenizer", corpus)
-        made = {"out": str(out / "base"), "data": {"folder": str(out / "data"), "tokenizer": str(tokenizer), "sources": sources}}
+        made = {
+            "out": str(out / "base"),
+            "data": {"folder": str(out / "data"), "tokenizer": str(tokenizer), "sources": sources},
+        }
         log.info("training the base model")
         base = run_recipe(shipped_config("tiny-base.toml", made, languages=languages))["hf"]
         made |= {"out": str(out / "run"), "model": {"folder": base}}
@@ -53,7 +61,9 @@ def demo(out: Path, corpus: str | None = None, base: str | None = None) -> dict[
 
 
 def _tokenizer(folder: Path, corpus: str | None) -> Path:
-    """A SentencePiece model of 4,096 pieces, trained on the same amount of text of every language, as far as there is."""
+    """A SentencePiece model of 4,096 pieces, trained on the same amount of text of every language, as far as
+    there is.
+    """
     if not folder.is_dir():
         texts = []
         for source in corpus_sources(corpus or embedded_folder()):

@@ -17,7 +17,14 @@ from babel_jax.expansion.apply import expand_hf_config
 from babel_jax.expansion.plan import ExpansionPlan
 from babel_jax.model.decoder import forward
 from babel_jax.model.parameters import in_type
-from babel_jax.model_folders.folder import Format, ModelFolder, copy_other_files, load_params, open_folder, save_folder
+from babel_jax.model_folders.folder import (
+    Format,
+    ModelFolder,
+    copy_other_files,
+    load_params,
+    open_folder,
+    save_folder,
+)
 from babel_jax.model_folders.hf_config import stored_eos_token_ids, write_hf_config
 from babel_jax.places import place
 from babel_jax.report.card import run_card
@@ -25,8 +32,12 @@ from babel_jax.run_files import Mixture, read_as
 
 
 def export_difference(hf: Path, params: PyTree[Array], config: ModelConfig) -> float:
-    """The largest difference between the logits of `params` and those of the exported folder, read again, on fixed tokens."""
-    reloaded = load_params(open_folder(hf), dtype=jnp.float32, shardings=jax.tree.map(lambda leaf: leaf.sharding, params))
+    """The largest difference between the logits of `params` and those of the exported folder, read again, on
+    fixed tokens.
+    """
+    reloaded = load_params(
+        open_folder(hf), dtype=jnp.float32, shardings=jax.tree.map(lambda leaf: leaf.sharding, params)
+    )
     tokens = np.arange(64, dtype=np.int32)[None] * 37 % config.vocab_size
     logits = jax.jit(forward, static_argnums=0)
     return float(jnp.max(jnp.abs(logits(config, params, tokens) - logits(config, reloaded, tokens))))
@@ -41,19 +52,25 @@ def export(
     params: PyTree[Array],
     tokenizer: Tokenizer,
 ) -> None:
-    """Writes the trained parameters as a Hugging Face folder, with the files beside the weights and a model card.
+    """Writes the trained parameters as a Hugging Face folder, with the files beside the weights and a model
+    card.
 
-    `folder` is the model that the run began with, None for a model from random weights; `plans` are all expansions since.
+    `folder` is the model that the run began with, None for a model from random weights; `plans` are all
+    expansions since.
     """
     base = None
     if folder is not None:
-        base = functools.reduce(lambda hf, plan: expand_hf_config(hf, plan, folder.path.name), plans, folder.hf_config)
+        base = functools.reduce(
+            lambda hf, plan: expand_hf_config(hf, plan, folder.path.name), plans, folder.hf_config
+        )
     stored = stored_eos_token_ids(base or {})
     chat = open_chat_format(tokenizer.path, config.data.chat_template) if config.data.conversations else None
     # What ends an assistant's turn comes first: some readers take one id alone.
     chat_eos = list(dict.fromkeys([chat.end_id, *stored, tokenizer.eos_id])) if chat is not None else []
     eos = chat_eos or (None if stored else tokenizer.eos_id)
-    hf_config = write_hf_config(model_config, base, str(config.export_dtype), eos_token_id=eos, pad_token_id=tokenizer.pad_id)
+    hf_config = write_hf_config(
+        model_config, base, str(config.export_dtype), eos_token_id=eos, pad_token_id=tokenizer.pad_id
+    )
     exported = in_type(params, jnp.dtype(config.export_dtype))
     mixture = place(config.out) / "mixture.json"
     mixtures = read_as(mixture, dict[str, Mixture]) if mixture.is_file() else {}

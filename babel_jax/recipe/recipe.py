@@ -1,20 +1,16 @@
-"""The recipe as one function: a model, expanded, trained through the stages, measured at each point, exported.
+"""The recipe as one function: a model, expanded, trained through the stages, measured at each point,
+exported.
 
 It alone sees all the parts. What it writes into the run folder:
 
-config.toml        the resolved config; alone it makes the run again
-checkpoints/       the train state, by step
-metrics.jsonl      a line for each step; the same in tensorboard/
-goodput.json       where the wall time went, over all restarts
-compiled/          compiled programs, for restarts
-lease.json         the job that is at work in the folder
-mixture.json       tokens, shares and epochs of each stage
-evaluation/X.json  bits per byte and the offline suite at the point X: base, expanded, and the result of each stage
-evaluation/        during.jsonl and best.json: the same between steps, and the best of them (training/watch.py)
-hf/                the trained model as a Hugging Face folder
-samples.json       what the trained model writes in each language
-summary.*          table (.md), figures (.json) and plot (.png)
-report.html        all of it on one page
+config.toml        the resolved config; alone it makes the run again checkpoints/       the train state, by
+step metrics.jsonl      a line for each step; the same in tensorboard/ goodput.json       where the wall time
+went, over all restarts compiled/          compiled programs, for restarts lease.json         the job that is
+at work in the folder mixture.json       tokens, shares and epochs of each stage evaluation/X.json  bits per
+byte and the offline suite at the point X: base, expanded, and the result of each stage evaluation/
+during.jsonl and best.json: the same between steps, and the best of them (training/watch.py) hf/
+the trained model as a Hugging Face folder samples.json       what the trained model writes in each language
+summary.*          table (.md), figures (.json) and plot (.png) report.html        all of it on one page
 """
 
 import contextlib
@@ -63,9 +59,9 @@ log = logging.getLogger("babel")
 def run_recipe(config: Config, compare_export: bool = False, profile: range | None = None) -> dict[str, Any]:
     """Runs or resumes the run folder `config.out`; a finished one is answered from its summary.
 
-    Returns {"out", "hf", "bits_per_byte": {point: {language: value}}, "means", "parameters", "layers", "summary"}, and with
-    `compare_export`, for models that one device holds twice, "export_difference": see `export_difference`. `profile` says which steps to
-    trace.
+    Returns {"out", "hf", "bits_per_byte": {point: {language: value}}, "means", "parameters", "layers",
+    "summary"}, and with `compare_export`, for models that one device holds twice, "export_difference": see
+    `export_difference`. `profile` says which steps to trace.
     """
     run_folder = place(config.out)
     check_same(config)
@@ -102,7 +98,11 @@ def _run(config: Config, run_folder: Path, compare_export: bool, profile: range 
         base_config = folder.config if folder is not None else config.model.shape
         assert base_config is not None
         _check_fit(config, base_config, tokenizer)
-    plan = plan_from_settings(config.expansion, base_config.num_hidden_layers) if config.expansion is not None else None
+    plan = (
+        plan_from_settings(config.expansion, base_config.num_hidden_layers)
+        if config.expansion is not None
+        else None
+    )
     model_config = expand_config(base_config, plan) if plan is not None else base_config
 
     def begin() -> PyTree[Array]:
@@ -122,15 +122,22 @@ def _run(config: Config, run_folder: Path, compare_export: bool, profile: range 
     def measure_stage(stage: Stage, model_config: ModelConfig, params: PyTree[Array]) -> None:
         _measure(config, stage.result, model_config, params, tokenizer)
 
-    new_layers = plan.new_layers if plan is not None else new_layers_of(folder.hf_config) if folder is not None else ()
+    new_layers = (
+        plan.new_layers if plan is not None else new_layers_of(folder.hf_config) if folder is not None else ()
+    )
     models = depths(model_config, new_layers, config.deepen)
     watch = Watch(
         run_folder,
         config.evaluation.every,
-        lambda step, model_config, params: measure(config, f"after {step} steps", model_config, params, tokenizer),
+        lambda step, model_config, params: measure(
+            config, f"after {step} steps", model_config, params, tokenizer
+        ),
     )
     params = train_stages(config, models, begin, run_folder, measure_stage, watch, profile)
-    model_config, plans = models[-1].config, [applied for applied in (plan, *(model.plan for model in models)) if applied is not None]
+    model_config, plans = (
+        models[-1].config,
+        [applied for applied in (plan, *(model.plan for model in models)) if applied is not None],
+    )
     if first_says(not (run_folder / "hf").is_dir()):
         export(run_folder / "hf", config, model_config, folder, plans, params, tokenizer)
     difference = export_difference(run_folder / "hf", params, model_config) if compare_export else None
@@ -171,24 +178,34 @@ def _check_fit(config: Config, model_config: ModelConfig, tokenizer: Tokenizer) 
     chat = open_chat_format(tokenizer.path, config.data.chat_template) if config.data.conversations else None
     if prepared.chat_template != (chat.fingerprint if chat is not None else None):
         as_other = "as the other of text and conversations"
-        other = f"with another chat template than {chat.where}" if chat and prepared.chat_template else as_other
-        raise BadInput(f"{config.data.folder}: prepared {other}; prepare another folder, or set data.conversations as it was then")
+        other = (
+            f"with another chat template than {chat.where}" if chat and prepared.chat_template else as_other
+        )
+        raise BadInput(
+            f"{config.data.folder}: prepared {other}; prepare another folder, or set data.conversations as "
+            "it was then"
+        )
     rows = model_config.vocab_size
-    # A padding token may have no row (WizardLM): no text has it, and windows are padded with the token that ends a document.
+    # A padding token may have no row (WizardLM): no text has it, and windows are padded with the token that
+    # ends a document.
     beyond = {token.id: token.content for token in tokenizer.added_tokens if token.id >= rows}
     is_only_padding = len(beyond) == tokenizer.vocab_size - rows and all(map(is_padding, beyond.values()))
     if tokenizer.vocab_size > rows and not is_only_padding:
         raise BadInput(
-            f"the tokenizer {tokenizer.path} has {tokenizer.vocab_size:,} entries, and the model's embedding {rows:,} rows (vocab_size); "
+            f"the tokenizer {tokenizer.path} has {tokenizer.vocab_size:,} entries, and the model's "
+            f"embedding {rows:,} rows (vocab_size); "
             "set data.tokenizer to the model's own"
         )
     if config.data.seq_len > model_config.max_position_embeddings:
         raise BadInput(
-            f"data.seq_len = {config.data.seq_len} exceeds the model's max_position_embeddings = {model_config.max_position_embeddings}"
+            f"data.seq_len = {config.data.seq_len} exceeds the model's max_position_embeddings = "
+            f"{model_config.max_position_embeddings}"
         )
 
 
-def _measure(config: Config, point: str, model_config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer) -> None:
+def _measure(
+    config: Config, point: str, model_config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer
+) -> None:
     """Measures on the held-out text and writes the point's file; one that is there already stays."""
     if first_says(point_file(place(config.out), point).is_file()):
         return

@@ -1,7 +1,9 @@
-"""`babel rehearse`: the whole run of a config on forced CPU devices, its mesh axes kept, its widths and budgets scaled down.
+"""`babel rehearse`: the whole run of a config on forced CPU devices, its mesh axes kept, its widths and
+budgets scaled down.
 
-One process begins the run on the pod's axes and is preempted; another resumes it on another mesh, is preempted again, and resumes it on the
-pod's axes to its end. What ran is then read from the run folder, not from what was meant to run.
+One process begins the run on the pod's axes and is preempted; another resumes it on another mesh, is
+preempted again, and resumes it on the pod's axes to its end. What ran is then read from the run folder, not
+from what was meant to run.
 """
 
 import contextlib
@@ -43,8 +45,12 @@ log = logging.getLogger("babel")
 
 # The programs are tiny and run a few times: LLVM is not to spend minutes on them.
 _QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-# A busy laptop gives one of sixteen devices its turn late: XLA ends a process after 40 s of waiting, here after 5 minutes.
-_PATIENT = "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120 --xla_cpu_collective_call_terminate_timeout_seconds=300"
+# A busy laptop gives one of sixteen devices its turn late: XLA ends a process after 40 s of waiting, here
+# after 5 minutes.
+_PATIENT = (
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120 "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=300"
+)
 _PREEMPTED = "preempted: "
 _DATA = {"heldout_fraction": 0.25, "heldout_bytes": 400, "workers": 1, "engine": "local"}
 
@@ -57,11 +63,14 @@ class Point(NamedTuple):
     how: str
 
 
-def rehearse(config: Config, devices: int = 16, slices: int = 1, configs: Path | None = None, out: Path | None = None) -> dict[str, Any]:
+def rehearse(
+    config: Config, devices: int = 16, slices: int = 1, configs: Path | None = None, out: Path | None = None
+) -> dict[str, Any]:
     """Rehearses a run in the folder `out`, or in one that is removed afterwards; `configs` as for `base_of`.
 
-    Returns {"devices", "mesh", "other_mesh", "points": [{"what", "ran", "how"}], "seconds", "summary"}. Raises BadInput for a mesh that
-    does not scale down to so many devices, for what the run itself refuses, and where anything of the run did not run.
+    Returns {"devices", "mesh", "other_mesh", "points": [{"what", "ran", "how"}], "seconds", "summary"}.
+    Raises BadInput for a mesh that does not scale down to so many devices, for what the run itself refuses,
+    and where anything of the run did not run.
     """
     start = time.monotonic()
     mesh = scaled_mesh(config.training.mesh, devices, slices)
@@ -82,7 +91,10 @@ def rehearse(config: Config, devices: int = 16, slices: int = 1, configs: Path |
         seen = []
         first, second = PREEMPTED_AFTER
         begun: list[dict[str, Any]] = [{"mesh": mesh, "preempt_after": first}]
-        resumed: list[dict[str, Any]] = [{"mesh": other_mesh(mesh), "preempt_after": second}, {"mesh": mesh, "preempt_after": None}]
+        resumed: list[dict[str, Any]] = [
+            {"mesh": other_mesh(mesh), "preempt_after": second},
+            {"mesh": mesh, "preempt_after": None},
+        ]
         for number, own in enumerate([begun, resumed] if scaled.stages else [resumed[1:]]):
             seen.append(_run(scaled, small, own, folder / f"programs-{number}.json", devices, told))
         points = _points(config, scaled, small, mesh, told, seen, text)
@@ -90,7 +102,8 @@ def rehearse(config: Config, devices: int = 16, slices: int = 1, configs: Path |
     if failed := [point for point in points if not point.ran]:
         log.info("%s", table)
         raise BadInput(
-            f"the rehearsal did not pass: {failed[0].what}: {failed[0].how}" + (f"; and {len(failed) - 1} more" if failed[1:] else "")
+            f"the rehearsal did not pass: {failed[0].what}: {failed[0].how}"
+            + (f"; and {len(failed) - 1} more" if failed[1:] else "")
         )
     seconds = time.monotonic() - start
     return {
@@ -99,7 +112,10 @@ def rehearse(config: Config, devices: int = 16, slices: int = 1, configs: Path |
         "other_mesh": other_mesh(mesh),
         "points": [point._asdict() for point in points],
         "seconds": seconds,
-        "summary": f"{table}\nall of it ran, on {devices} CPU devices in {seconds:.0f} s; memory on the pod: babel plan",
+        "summary": (
+            f"{table}\nall of it ran, on {devices} CPU devices in {seconds:.0f} s; memory on the pod: babel "
+            "plan"
+        ),
     }
 
 
@@ -114,26 +130,47 @@ def _folder(out: Path | None) -> Iterator[Path]:
 
 
 def _prepared(config: Config, base: Base, mesh: Mesh, folder: Path) -> tuple[Config, Base, str]:
-    """The scaled config and base, and what its text is; text, tokenizer and model are written into the folder."""
+    """The scaled config and base, and what its text is; text, tokenizer and model are written into the
+    folder.
+    """
     sources, own = write_sources(config, folder / "text")
     corpus = embedded_corpus()
     tokenizer = folder / "tokenizer"
     entries = write_tokenizer(tokenizer, [row.text for rows in corpus.values() for row in rows])
     small = Base(scaled_shape(base.config, mesh, entries), base.new_layers)
-    data = {**_DATA, "folder": str(folder / "data"), "seq_len": SEQ_LEN, "sources": sources, "tokenizer": str(tokenizer)}
+    data = {
+        **_DATA,
+        "folder": str(folder / "data"),
+        "seq_len": SEQ_LEN,
+        "sources": sources,
+        "tokenizer": str(tokenizer),
+    }
     model: dict[str, Any] = {"shape": small.config.model_dump(mode="json", exclude_none=True)}
     if config.model.folder is not None:
         write_model(folder / "model", small.config, tokenizer)
         model = {"folder": str(folder / "model")}
     codes = ", ".join(dict.fromkeys(source["language"] for source in sources))
-    text = f"{codes}; the package's own text" + (f", but of {', '.join(own)} the first rows of data.sources" if own else "")
+    text = f"{codes}; the package's own text" + (
+        f", but of {', '.join(own)} the first rows of data.sources" if own else ""
+    )
     return scaled_config(config, mesh, data, model, folder / "run"), small, text
 
 
-def _run(config: Config, base: Base, runs: list[dict[str, Any]], seen: Path, devices: int, told: list[str]) -> dict[str, Any]:
-    """One process of the rehearsal; adds what it says of preemptions to `told`, and gives which programs it compiled."""
-    request = {"config": json.loads(config.model_dump_json(exclude_none=True)), "runs": runs, "seen": str(seen)}
-    request |= {"base": json.loads(base.config.model_dump_json(exclude_none=True)), "new_layers": list(base.new_layers)}
+def _run(
+    config: Config, base: Base, runs: list[dict[str, Any]], seen: Path, devices: int, told: list[str]
+) -> dict[str, Any]:
+    """One process of the rehearsal; adds what it says of preemptions to `told`, and gives which programs it
+    compiled.
+    """
+    request = {
+        "config": json.loads(config.model_dump_json(exclude_none=True)),
+        "runs": runs,
+        "seen": str(seen),
+    }
+    request |= {
+        "base": json.loads(base.config.model_dump_json(exclude_none=True)),
+        "new_layers": list(base.new_layers),
+    }
     package = str(Path(__file__).parents[2])
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
     environment |= {
@@ -144,7 +181,9 @@ def _run(config: Config, base: Base, runs: list[dict[str, Any]], seen: Path, dev
     }
     lines: list[str] = []
     command = [sys.executable, "-m", "babel_jax.recipe.rehearsal_worker"]
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as worker:
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as worker:
         assert worker.stdin is not None
         assert worker.stderr is not None
         try:
@@ -164,53 +203,96 @@ def _run(config: Config, base: Base, runs: list[dict[str, Any]], seen: Path, dev
 
 
 def _said(lines: list[str]) -> str:
-    """The line of a process that says why it ended: the project's own, or that of XLA about devices that waited for each other, or the
-    last one."""
+    """The line of a process that says why it ended: the project's own, or that of XLA about devices that
+    waited for each other, or the last one."""
     own = [line.removeprefix("babel: ") for line in lines if line.startswith("babel: ")]
     waited = [line for line in lines if "Termination timeout" in line]
     if own:
         return own[-1]
     if waited:
-        return "devices waited for each other for minutes; if this machine is busy, give fewer --devices, else it is a bug of this program"
+        return (
+            "devices waited for each other for minutes; if this machine is busy, give fewer --devices, else "
+            "it is a bug of this program"
+        )
     return next((line for line in reversed(lines) if line.strip()), "it said nothing")
 
 
-def _points(config: Config, scaled: Config, base: Base, mesh: Mesh, told: list[str], seen: list[dict[str, Any]], text: str) -> list[Point]:
+def _points(
+    config: Config,
+    scaled: Config,
+    base: Base,
+    mesh: Mesh,
+    told: list[str],
+    seen: list[dict[str, Any]],
+    text: str,
+) -> list[Point]:
     """What ran, read from the run folder."""
     out = Path(scaled.out)
     steps = {line["step"]: line for line in read_lines(out / "metrics.jsonl", StepLine)}
-    points = [Point("text", (Path(scaled.data.folder)).is_dir(), f"{text}; windows of {scaled.data.seq_len} tokens")]
+    points = [
+        Point("text", (Path(scaled.data.folder)).is_dir(), f"{text}; windows of {scaled.data.seq_len} tokens")
+    ]
     first, last = expanded(scaled, base.config), trained_shape(scaled, base.config)
     measured = read_points(out, point_names(scaled))
-    before = [] if scaled.model.folder is None else ["base"] if scaled.expansion is None else ["base", "expanded"]
+    before = (
+        [] if scaled.model.folder is None else ["base"] if scaled.expansion is None else ["base", "expanded"]
+    )
     if scaled.expansion is not None:
         layers = f"{base.config.num_hidden_layers} layers to {first.num_hidden_layers}"
         points.append(Point("expansion", "expanded" in measured or scaled.model.folder is None, layers))
     for number, stage in enumerate(scaled.stages):
-        own = [steps[step] for step in range(number * stage_steps(scaled), (number + 1) * stage_steps(scaled)) if step in steps]
+        own = [
+            steps[step]
+            for step in range(number * stage_steps(scaled), (number + 1) * stage_steps(scaled))
+            if step in steps
+        ]
         finite = [line["loss"] for line in own if line["loss"] is not None and math.isfinite(line["loss"])]
         how = f"{len(own)} steps, {len(finite)} finite losses, training {stage.train.replace('_', ' ')}"
         points.append(Point(f"stage {stage.name}", len(finite) == stage_steps(scaled), how))
     for deepening in scaled.deepen:
         points.append(
-            Point(f"deepening at step {deepening.step}", deepening.step in steps, f"to {last.num_hidden_layers} layers in the end")
+            Point(
+                f"deepening at step {deepening.step}",
+                deepening.step in steps,
+                f"to {last.num_hidden_layers} layers in the end",
+            )
         )
     if scaled.stages:
-        points.append(Point("preemption", bool(told), told[0] if told else "no SIGTERM came before the stage's end"))
-        resumed = f"{told[1]}, on {_words(other_mesh(mesh))}" if len(told) > 1 else "the second preemption did not come"
+        points.append(
+            Point("preemption", bool(told), told[0] if told else "no SIGTERM came before the stage's end")
+        )
+        resumed = (
+            f"{told[1]}, on {_words(other_mesh(mesh))}"
+            if len(told) > 1
+            else "the second preemption did not come"
+        )
         points.append(Point("resumed on another mesh", len(told) > 1, resumed))
     for name in (*before, *(stage.result for stage in scaled.stages)):
         tasks = measured.get(name, {})
         counts = ", ".join(f"{task.replace('_', ' ')} of {len(own)}" for task, own in tasks.items())
-        points.append(Point(f"evaluation {name}", bool(tasks.get("bits_per_byte")), counts and f"{counts} languages"))
+        points.append(
+            Point(f"evaluation {name}", bool(tasks.get("bits_per_byte")), counts and f"{counts} languages")
+        )
     if scaled.evaluation.every is not None:
         during = read_lines(out / "evaluation" / DURING, DuringLine)
-        points.append(Point("evaluation between steps", bool(during), f"after {', '.join(str(line['step']) for line in during)} steps"))
+        points.append(
+            Point(
+                "evaluation between steps",
+                bool(during),
+                f"after {', '.join(str(line['step']) for line in during)} steps",
+            )
+        )
     hf = out / "hf"
     exported = open_folder(hf).config.num_hidden_layers if hf.is_dir() else 0
-    points.append(Point("export", exported == last.num_hidden_layers, f"{exported} layers in {config.export_dtype}"))
     points.append(
-        Point("samples and report", (out / "samples.json").is_file() and (out / "report.html").is_file(), "samples.json, report.html")
+        Point("export", exported == last.num_hidden_layers, f"{exported} layers in {config.export_dtype}")
+    )
+    points.append(
+        Point(
+            "samples and report",
+            (out / "samples.json").is_file() and (out / "report.html").is_file(),
+            "samples.json, report.html",
+        )
     )
     missing = list(dict.fromkeys(one for part in seen for one in part["missing"]))
     names = sorted({name for part in seen for name in part["programs"]})
@@ -230,7 +312,9 @@ def stage_steps(config: Config) -> int:
 
 def _table(points: list[Point]) -> str:
     width = max(len(point.what) for point in points)
-    return "\n".join(f"{'ran' if point.ran else 'NOT':<4} {point.what:<{width}}  {point.how}" for point in points)
+    return "\n".join(
+        f"{'ran' if point.ran else 'NOT':<4} {point.what:<{width}}  {point.how}" for point in points
+    )
 
 
 def _words(mesh: Mesh) -> str:

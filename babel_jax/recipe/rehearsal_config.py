@@ -1,4 +1,6 @@
-"""A run scaled down for a rehearsal: its mesh axes and its settings kept, its widths, windows and budgets small."""
+"""A run scaled down for a rehearsal: its mesh axes and its settings kept, its widths, windows and budgets
+small.
+"""
 
 import math
 from collections.abc import Mapping
@@ -24,10 +26,12 @@ Mesh = dict[str, int]
 
 
 def scaled_mesh(sizes: Mapping[str, int], devices: int, slices: int = 1) -> Mesh:
-    """A mesh of so many devices whose axes are over 1 wherever those of `sizes` are on a pod of `slices` slices.
+    """A mesh of so many devices whose axes are over 1 wherever those of `sizes` are on a pod of `slices`
+    slices.
 
-    An axis of 6 becomes 2, one of 9 becomes 3: a size that divides the pod's. `fsdp` has a ring in it, as on a torus, unless its size is
-    given and below 4. What is left goes to the first axis over 1. Raises BadInput where the devices cannot be spread so.
+    An axis of 6 becomes 2, one of 9 becomes 3: a size that divides the pod's. `fsdp` has a ring in it, as on
+    a torus, unless its size is given and below 4. What is left goes to the first axis over 1. Raises BadInput
+    where the devices cannot be spread so.
     """
     if unknown := sorted(set(sizes) - set(AXES)):
         raise BadInput(f"training.mesh: unknown axis {', '.join(unknown)}; valid axes: {', '.join(AXES)}")
@@ -45,7 +49,8 @@ def scaled_mesh(sizes: Mapping[str, int], devices: int, slices: int = 1) -> Mesh
         names = ", ".join([*over_one, *([RING] if ring > 1 else [])]) or "no axis"
         near = least * max(1, round(devices / least)) if over_one else 1
         raise BadInput(
-            f"--devices {devices}: the mesh has {names} over 1, which takes {'a multiple of ' if over_one else ''}{least} devices; "
+            f"--devices {devices}: the mesh has {names} over 1, which takes "
+            f"{'a multiple of ' if over_one else ''}{least} devices; "
             f"give --devices {near}"
         )
     if over_one:
@@ -57,13 +62,17 @@ def other_mesh(mesh: Mesh) -> Mesh:
     """Another mesh of as many devices, for a run to be resumed on."""
     devices = math.prod(size for axis, size in mesh.items() if axis != RING)
     flat = {DATA: 1, FSDP: devices, RING: 1, CONTEXT: 1, TENSOR: 1}
-    if {axis: size for axis, size in mesh.items() if axis != RING} != {axis: size for axis, size in flat.items() if axis != RING}:
+    if {axis: size for axis, size in mesh.items() if axis != RING} != {
+        axis: size for axis, size in flat.items() if axis != RING
+    }:
         return flat
     return flat if devices == 1 else {**flat, DATA: 2, FSDP: devices // 2}
 
 
 def check_divides(config: Config, shape: ModelConfig) -> None:
-    """Raises BadInput where the sizes that the config gives its mesh do not divide the model itself, or its windows."""
+    """Raises BadInput where the sizes that the config gives its mesh do not divide the model itself, or its
+    windows.
+    """
     sizes = {axis: max(1, config.training.mesh.get(axis, 1)) for axis in AXES}
     sizes[FSDP] = max(1, sizes[FSDP] // sizes[RING])
     abstract: Any = AbstractMesh(tuple(sizes.values()), tuple(sizes))
@@ -73,7 +82,9 @@ def check_divides(config: Config, shape: ModelConfig) -> None:
 
 
 def scaled_shape(shape: ModelConfig, mesh: Mesh, vocabulary: int) -> ModelConfig:
-    """The model with its layers, kinds of layers and other choices, and with widths that the mesh divides; rows for `vocabulary` tokens."""
+    """The model with its layers, kinds of layers and other choices, and with widths that the mesh divides;
+    rows for `vocabulary` tokens.
+    """
     devices, tensor = math.prod(size for axis, size in mesh.items() if axis != RING), mesh[TENSOR]
     group = min(2, shape.num_attention_heads // shape.num_key_value_heads)
     kv_heads = math.lcm(tensor, min(2, shape.num_key_value_heads))
@@ -92,8 +103,12 @@ def scaled_shape(shape: ModelConfig, mesh: Mesh, vocabulary: int) -> ModelConfig
     return shape.model_copy(update=sizes)
 
 
-def scaled_config(config: Config, mesh: Mesh, data: Mapping[str, Any], model: Mapping[str, Any], out: Path) -> Config:
-    """The config with a few steps of each stage on `mesh`, on the text and the model given; all else as it is."""
+def scaled_config(
+    config: Config, mesh: Mesh, data: Mapping[str, Any], model: Mapping[str, Any], out: Path
+) -> Config:
+    """The config with a few steps of each stage on `mesh`, on the text and the model given; all else as it
+    is.
+    """
     devices = math.prod(size for axis, size in mesh.items() if axis != RING)
     training = config.training
     pieces = min(_ACCUMULATION, training.gradient_accumulation)
@@ -125,27 +140,38 @@ def scaled_config(config: Config, mesh: Mesh, data: Mapping[str, Any], model: Ma
 
 
 def _deepened_at(config: Config) -> list[int]:
-    """The step of the rehearsal at which each deepening happens: one of the last steps of the stage that has it in the config."""
+    """The step of the rehearsal at which each deepening happens: one of the last steps of the stage that has
+    it in the config.
+    """
     starts, start = [], 0
     for stage in config.stages:
         starts.append(start)
         start += _steps(config, stage)
-    stages = [max((number for number, first in enumerate(starts) if first <= deepening.step), default=0) for deepening in config.deepen]
+    stages = [
+        max((number for number, first in enumerate(starts) if first <= deepening.step), default=0)
+        for deepening in config.deepen
+    ]
     found = []
     for number, stage_number in enumerate(stages):
         later = stages[number:].count(stage_number)
         if later > STEPS - 2:
-            raise BadInput(f"deepen: {later} in one stage; a rehearsal has {STEPS} steps of each, room for {STEPS - 2}")
+            raise BadInput(
+                f"deepen: {later} in one stage; a rehearsal has {STEPS} steps of each, room for {STEPS - 2}"
+            )
         found.append(stage_number * STEPS + STEPS - later)
     return found
 
 
 def _steps(config: Config, stage: Stage) -> int:
-    return stage.steps or max(1, round((stage.tokens or 0) / (config.training.global_batch_size * config.data.seq_len)))
+    return stage.steps or max(
+        1, round((stage.tokens or 0) / (config.training.global_batch_size * config.data.seq_len))
+    )
 
 
 def _least(size: int) -> int:
-    """The size of a mesh axis in the rehearsal: 2 for -1, else the smallest number over 1 that divides the axis."""
+    """The size of a mesh axis in the rehearsal: 2 for -1, else the smallest number over 1 that divides the
+    axis.
+    """
     if size == -1:
         return 2
     return next((divisor for divisor in divisors(size) if divisor > 1), 1) if size > 1 else 1

@@ -1,4 +1,6 @@
-"""What a rehearsal reads: a little text in the languages of a config, a tokenizer of it, and a model with random weights."""
+"""What a rehearsal reads: a little text in the languages of a config, a tokenizer of it, and a model with
+random weights.
+"""
 
 import glob
 import itertools
@@ -27,7 +29,9 @@ _END, _CHAT = "<|endoftext|>", ("<|im_start|>", "<|im_end|>")
 
 
 def languages_of(config: Config) -> list[str]:
-    """The languages of the sources, or where there are none those that mixtures name, or all; English with them."""
+    """The languages of the sources, or where there are none those that mixtures name, or all; English with
+    them.
+    """
     named = {source.language for source in config.data.sources}
     if not named:
         for stage in config.stages:
@@ -38,7 +42,8 @@ def languages_of(config: Config) -> list[str]:
 
 
 def write_sources(config: Config, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Sources of the first rows of local files, and of the embedded corpus in place of what is elsewhere or not there yet.
+    """Sources of the first rows of local files, and of the embedded corpus in place of what is elsewhere or
+    not there yet.
 
     Gives the sources as settings, and the languages whose text is the user's own.
     """
@@ -50,14 +55,24 @@ def write_sources(config: Config, folder: Path) -> tuple[list[dict[str, Any]], l
         if rows:
             own.append(code)
         else:
-            rows = _conversations(corpus[code][:_ROWS]) if config.data.conversations else _passages(corpus[code])
+            rows = (
+                _conversations(corpus[code][:_ROWS]) if config.data.conversations else _passages(corpus[code])
+            )
         path = folder / f"{number:03}-{code}.jsonl"
         key = "messages" if config.data.conversations else "text"
-        lines = [{"id": row.id, "kind": row.kind, key: _short(row.text) if key == "messages" else row.text} for row in rows]
+        lines = [
+            {"id": row.id, "kind": row.kind, key: _short(row.text) if key == "messages" else row.text}
+            for row in rows
+        ]
         write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         settings: dict[str, Any] = {"language": code, "path": str(path), "text_key": key}
         if source is not None:
-            settings |= {"kind": source.kind, "weight": source.weight, "off": [str(rule) for rule in source.off], "name": source.label}
+            settings |= {
+                "kind": source.kind,
+                "weight": source.weight,
+                "off": [str(rule) for rule in source.off],
+                "name": source.label,
+            }
         sources.append(settings)
     return sources, list(dict.fromkeys(own))
 
@@ -74,7 +89,9 @@ def _first_rows(source: Source, config: Config) -> list[Row]:
 
 
 def _passages(rows: Sequence[Row]) -> list[Row]:
-    """Some rows of one kind as one text, so long that rules of cleaning keep it: Chinese says in 90 characters what others do in 300."""
+    """Some rows of one kind as one text, so long that rules of cleaning keep it: Chinese says in 90
+    characters what others do in 300.
+    """
     made = []
     for kind, own in itertools.groupby(rows, key=lambda row: row.kind):
         of_kind = list(own)
@@ -88,7 +105,10 @@ def _conversations(rows: Sequence[Row]) -> list[Row]:
     """Each row as a question about its beginning, answered by the rest."""
     made = []
     for row in rows:
-        messages = [{"role": "user", "content": row.text[:_TURN]}, {"role": "assistant", "content": row.text[_TURN:] or "."}]
+        messages = [
+            {"role": "user", "content": row.text[:_TURN]},
+            {"role": "assistant", "content": row.text[_TURN:] or "."},
+        ]
         made.append(Row(row.id, json.dumps(messages, ensure_ascii=False), row.kind))
     return made
 
@@ -99,7 +119,9 @@ def _short(conversation: str) -> list[dict[str, str]]:
 
 
 def write_tokenizer(folder: Path, texts: Sequence[str]) -> int:
-    """A byte-level BPE tokenizer as Qwen's is, with ChatML's control tokens; gives the number of its entries."""
+    """A byte-level BPE tokenizer as Qwen's is, with ChatML's control tokens; gives the
+    number of its entries.
+    """
     make_folder(folder)
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.normalizer = tokenizers.normalizers.NFC()
@@ -120,4 +142,6 @@ def write_tokenizer(folder: Path, texts: Sequence[str]) -> int:
 def write_model(folder: Path, shape: ModelConfig, tokenizer: Path) -> None:
     """A model folder with random weights, in bfloat16 as published models are."""
     params = jax.jit(init_params, static_argnums=(0, 2))(shape, jax.random.key(0), jax.numpy.bfloat16)
-    save_folder(folder, Format.HF, params, write_hf_config(shape, None, "bfloat16", eos_token_id=0), tokenizer)
+    save_folder(
+        folder, Format.HF, params, write_hf_config(shape, None, "bfloat16", eos_token_id=0), tokenizer
+    )

@@ -1,7 +1,8 @@
-"""A part of a rehearsal in a process of its own: runs the recipe on the CPU devices that the environment forces, as often as is asked.
+"""A part of a rehearsal in a process of its own: runs the recipe on the CPU devices that the environment
+forces, as often as is asked.
 
-Reads {"config", "base", "new_layers", "runs": [{"mesh", "preempt_after"}], "seen"} from standard input. A run gets SIGTERM after the
-step `preempt_after`, if that is not null. Writes what it compiled to the file `seen`.
+Reads {"config", "base", "new_layers", "runs": [{"mesh", "preempt_after"}], "seen"} from standard input. A run
+gets SIGTERM after the step `preempt_after`, if that is not null. Writes what it compiled to the file `seen`.
 """
 
 import contextlib
@@ -33,7 +34,9 @@ from babel_jax.training.metrics import Metrics
 
 
 class Compiled(logging.Handler):
-    """Collects the programs that JAX compiles: name and bytes of arguments, of those with as many bytes as `least`."""
+    """Collects the programs that JAX compiles: name and bytes of arguments, of those with as many bytes as
+    `least`.
+    """
 
     _LOGGER = logging.getLogger("jax._src.interpreters.pxla")
 
@@ -52,7 +55,11 @@ class Compiled(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Notes the record of one program."""
-        if not str(record.msg).startswith("Compiling") or not isinstance(record.args, tuple) or len(record.args) < 2:
+        if (
+            not str(record.msg).startswith("Compiling")
+            or not isinstance(record.args, tuple)
+            or len(record.args) < 2
+        ):
             return
         name, arguments = str(record.args[0]), record.args[1]
         size = _bytes(arguments)
@@ -61,7 +68,9 @@ class Compiled(logging.Handler):
 
 
 def missing(seen: dict[str, int], planned: list[Program]) -> list[str]:
-    """The programs that were compiled and are not in the plan, or are larger than the largest there of their name."""
+    """The programs that were compiled and are not in the plan, or are larger than the largest there of their
+    name.
+    """
     known: dict[str, int] = {}
     for program in planned:
         name = ORBAX_PROGRAM if program.function is None else program.function.__name__
@@ -71,18 +80,26 @@ def missing(seen: dict[str, int], planned: list[Program]) -> list[str]:
     for name, size in sorted(seen.items()):
         plain = name.removeprefix("jit_").removeprefix("jit(").removesuffix(")")
         if size > known.get(plain, 0):
-            found.append(f"{plain} ({size:,} bytes of arguments" + (f", planned {known[plain]:,})" if plain in known else ")"))
+            found.append(
+                f"{plain} ({size:,} bytes of arguments"
+                + (f", planned {known[plain]:,})" if plain in known else ")")
+            )
     return found
 
 
 def _bytes(arguments: Any) -> int:
     shaped = [one for one in arguments if hasattr(one, "shape") and hasattr(one, "dtype")]
-    return sum(math.prod(one.shape) * (one.dtype.itemsize if isinstance(one.dtype, np.dtype) else 4) for one in shaped)
+    return sum(
+        math.prod(one.shape) * (one.dtype.itemsize if isinstance(one.dtype, np.dtype) else 4)
+        for one in shaped
+    )
 
 
 @contextlib.contextmanager
 def _preempted_after(step: int | None) -> Iterator[None]:
-    """Sends this process SIGTERM when so many steps of the run are logged: the next thing that the run looks at is whether one came."""
+    """Sends this process SIGTERM when so many steps of the run are logged: the next thing that the run looks
+    at is whether one came.
+    """
 
     class Stopping(Metrics):
         def log(self, now: int, *arguments: Any) -> int:
@@ -105,7 +122,11 @@ def main() -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("babel").setLevel(logging.INFO)
     # Weights count; tables of positions and batches of a few tokens do not.
-    least = min(_bytes([leaf]) for leaf in jax.tree.leaves(abstract_params(base)) if len(leaf.shape) > 1 and _bytes([leaf]) > 2**13)
+    least = min(
+        _bytes([leaf])
+        for leaf in jax.tree.leaves(abstract_params(base))
+        if len(leaf.shape) > 1 and _bytes([leaf]) > 2**13
+    )
     try:
         programs, lacking = set[str](), list[str]()
         for asked in request["runs"]:

@@ -16,7 +16,9 @@ from babel_jax.training.goodput import goodput_of
 from babel_jax.training.watch import BEST
 
 
-def summarize(config: Config, run_folder: Path, model_config: ModelConfig, export_difference: float | None) -> None:
+def summarize(
+    config: Config, run_folder: Path, model_config: ModelConfig, export_difference: float | None
+) -> None:
     """Writes summary.md, summary.png and summary.json of a run whose points are all measured."""
     results, best = read_points(run_folder, point_names(config)), run_folder / "evaluation" / BEST
     points = {name: scores_of(tasks, BITS_PER_BYTE) for name, tasks in results.items()}
@@ -38,13 +40,19 @@ def summarize(config: Config, run_folder: Path, model_config: ModelConfig, expor
             *findings(points),
             "",
             *suite_table(results),
-            f"{count_parameters(model_config):,} parameters in {model_config.num_hidden_layers} layers. Model: {run_folder / 'hf'}",
+            (
+                f"{count_parameters(model_config):,} parameters in {model_config.num_hidden_layers} "
+                f"layers. Model: {run_folder / 'hf'}"
+            ),
             f"Plot: {run_folder / 'summary.png'}. Report: {run_folder / PAGE}",
             *_goodput_line(goodput),
         ]
     )
     if export_difference is not None:
-        text += f"\nThe exported model ({config.export_dtype}), read again, gives logits that differ by at most {export_difference:.1e}."
+        text += (
+            f"\nThe exported model ({config.export_dtype}), read again, gives logits that differ by at most "
+            f"{export_difference:.1e}."
+        )
     plot_points(run_folder / "summary.png", points, losses)
     write_text(run_folder / "summary.md", text + "\n")
     result = {
@@ -69,6 +77,8 @@ def _goodput_line(parts: dict[str, float] | None) -> list[str]:
     if parts is None:
         return []
     rest = ", ".join(
-        f"{name} {part:.1%}" for name, part in sorted(parts.items(), key=lambda item: -item[1]) if name != "step" and part >= 0.001
+        f"{name} {part:.1%}"
+        for name, part in sorted(parts.items(), key=lambda item: -item[1])
+        if name != "step" and part >= 0.001
     )
     return [f"Goodput {parts['step']:.1%} of the wall time of training; the rest: {rest}."]

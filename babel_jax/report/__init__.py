@@ -1,1 +1,3 @@
-"""What a run says of itself: one HTML page that needs nothing else, the regression gate, samples, and the sections of the model card."""
+"""What a run says of itself: one HTML page that needs nothing else, the regression gate, samples, and the
+sections of the model card.
+"""

@@ -19,8 +19,12 @@ from babel_jax.places import place
 _GROUPS = {"all": "all languages", "high": "high-resource languages", "low": "low-resource languages"}
 
 
-def run_card(config: Config, hf_config: Mapping[str, Any], source: Path | None, mixtures: Mapping[str, Any]) -> dict[str, str]:
-    """The files of `card_files` for the exported model of a run; `mixtures` is what mixture.json holds, `source` the base's folder."""
+def run_card(
+    config: Config, hf_config: Mapping[str, Any], source: Path | None, mixtures: Mapping[str, Any]
+) -> dict[str, str]:
+    """The files of `card_files` for the exported model of a run; `mixtures` is what mixture.json holds,
+    `source` the base's folder.
+    """
     points = read_points(place(config.out), point_names(config))
     trained = {row["language"] for mixture in mixtures.values() for row in mixture["rows"]}
     expansion = expansion_section(hf_config)
@@ -37,11 +41,19 @@ def run_card(config: Config, hf_config: Mapping[str, Any], source: Path | None, 
 def _mixture_section(config: Config, mixtures: Mapping[str, Any]) -> str:
     if not mixtures:
         return ""
-    lines = ["## Training data", "", "Share of each stage's tokens, and passes over what there is of each language and kind.", ""]
+    lines = [
+        "## Training data",
+        "",
+        "Share of each stage's tokens, and passes over what there is of each language and kind.",
+        "",
+    ]
     lines += ["| stage | language | kind | share, % | passes |", "| --- | --- | --- | ---: | ---: |"]
     for stage, mixture in mixtures.items():
         lines += [
-            f"| {stage} | {LANGUAGES[row['language']].name} | {row['kind']} | {100 * row['share']:.2f} | {row['epochs']:.2f} |"
+            (
+                f"| {stage} | {LANGUAGES[row['language']].name} | {row['kind']} | {100 * row['share']:.2f} "
+                f"| {row['epochs']:.2f} |"
+            )
             for row in mixture["rows"]
         ]
     tokens = config.training.global_batch_size * config.data.seq_len
@@ -52,8 +64,23 @@ def _evaluation_section(points: Mapping[str, Results]) -> str:
     bits = {name: scores for name, results in points.items() if (scores := scores_of(results, BITS_PER_BYTE))}
     if not bits:
         return ""
-    parts = ["## Evaluation", "", "Bits per byte on held-out text, by language (lower is better):", "", points_table(bits), ""]
-    return "\n".join([*parts, *(line.replace("# ", "### ", 1) if line.startswith("# ") else line for line in suite_table(points))]).rstrip()
+    parts = [
+        "## Evaluation",
+        "",
+        "Bits per byte on held-out text, by language (lower is better):",
+        "",
+        points_table(bits),
+        "",
+    ]
+    return "\n".join(
+        [
+            *parts,
+            *(
+                line.replace("# ", "### ", 1) if line.startswith("# ") else line
+                for line in suite_table(points)
+            ),
+        ]
+    ).rstrip()
 
 
 def _results(points: Mapping[str, Results]) -> list[EvalResult]:
@@ -62,7 +89,14 @@ def _results(points: Mapping[str, Results]) -> list[EvalResult]:
         return []
     last = points[[*points][-1]]
     return [
-        EvalResult("text-generation", "heldout", f"held-out text, {_GROUPS[group]}", task, round(mean, 4), dataset_config=group)
+        EvalResult(
+            "text-generation",
+            "heldout",
+            f"held-out text, {_GROUPS[group]}",
+            task,
+            round(mean, 4),
+            dataset_config=group,
+        )
         for task in last
         for group, mean in class_means(scores_of(last, task)).items()
         if mean is not None

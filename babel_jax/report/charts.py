@@ -1,6 +1,8 @@
-"""Charts as inline SVG, drawn for a width of 480 units, so that a phone shows them legibly and a desktop two side by side.
+"""Charts as inline SVG, drawn for a width of 480 units, so that a phone shows them legibly and a desktop two
+side by side.
 
-Colours are classes (s0, s1, ...) that the page's style sheet sets for light and dark; shapes differ too, so that colour is not needed.
+Colours are classes (s0, s1, ...) that the page's style sheet sets for light and dark; shapes differ too, so
+that colour is not needed.
 """
 
 import dataclasses
@@ -27,8 +29,9 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A chart: its title, a sentence that says what it shows, the same as a table, and its series by name with their numbers, which are
-    their colours and marks. Of several small `drawings` each has a label and a note."""
+    """A chart: its title, a sentence that says what it shows, the same as a table, and its series by name
+    with their numbers, which are their colours and marks. Of several small `drawings` each has a label and a
+    note."""
 
     name: str
     title: str
@@ -48,7 +51,9 @@ def number(value: float) -> str:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers from at most `low` to at least `high`: steps of 1, 2 or 5 times a power of ten, some `count` of them."""
+    """Round numbers from at most `low` to at least `high`: steps of 1, 2 or 5 times a power of ten, some
+    `count` of them.
+    """
     if not high > low:
         high = low + 1.0
     rough = (high - low) / count
@@ -66,7 +71,11 @@ def averaged(curve: Curve, most: int) -> list[tuple[float, float]]:
 
 
 def lines(
-    curves: Mapping[str, Curve], series: Mapping[str, int], x_label: str, y_label: str, raw: Mapping[str, Curve] = MappingProxyType({})
+    curves: Mapping[str, Curve],
+    series: Mapping[str, int],
+    x_label: str,
+    y_label: str,
+    raw: Mapping[str, Curve] = MappingProxyType({}),
 ) -> Markup:
     """Curves over one axis; `raw` are drawn thin behind them."""
     height = 280
@@ -77,7 +86,10 @@ def lines(
     for name, curve in raw.items():
         parts.append(f'<polyline class="raw s{series[name]}" points="{plot.path(curve)}"/>')
     for name, curve in curves.items():
-        parts.append(f'<polyline class="line s{series[name]}" points="{plot.path(curve)}"><title>{escape(name)}</title></polyline>')
+        parts.append(
+            f'<polyline class="line s{series[name]}" '
+            f'points="{plot.path(curve)}"><title>{escape(name)}</title></polyline>'
+        )
     return _svg("".join(parts), WIDTH, height)
 
 
@@ -92,25 +104,50 @@ def spark(curve: Curve, width: int = 150, height: int = 44) -> Markup:
 
     end = at(*curve[-1]).split(",")
     path = " ".join(at(x, y) for x, y in curve)
-    return _svg(f'<polyline class="line s3" points="{path}"/><circle class="dot s3" cx="{end[0]}" cy="{end[1]}" r="2.5"/>', width, height)
+    return _svg(
+        f'<polyline class="line s3" points="{path}"/><circle class="dot s3" cx="{end[0]}" cy="{end[1]}" '
+        'r="2.5"/>',
+        width,
+        height,
+    )
 
 
 def dots(
-    groups: Mapping[str, Mapping[str, Sequence[float | None]]], series: Mapping[str, int], unit: str, marks: Mapping[str, float]
+    groups: Mapping[str, Mapping[str, Sequence[float | None]]],
+    series: Mapping[str, int],
+    unit: str,
+    marks: Mapping[str, float],
 ) -> Markup:
-    """For each row a dot of each series on one axis, joined by a line; rows stand in groups. `marks` are vertical lines by their labels."""
-    values = [value for rows in groups.values() for row in rows.values() for value in row if value is not None] + [*marks.values()]
+    """For each row a dot of each series on one axis, joined by a line; rows stand in groups.
+
+    `marks` are vertical lines by their labels.
+    """
+    values = [
+        value for rows in groups.values() for row in rows.values() for value in row if value is not None
+    ] + [*marks.values()]
     table = _Rows(groups, 20, ticks(min(values), max(values)), unit)
     parts = [table.grid()]
     for label, value in marks.items():
         place, title = table.at(value), f"<title>{escape(label)}</title>"
-        parts.append(f'<line class="mark" x1="{place:.1f}" x2="{place:.1f}" y1="4" y2="{table.bottom}">{title}</line>')
+        parts.append(
+            f'<line class="mark" x1="{place:.1f}" x2="{place:.1f}" y1="4" y2="{table.bottom}">{title}</line>'
+        )
     for label, row, middle in table.rows():
-        there = [(table.at(value), value, name) for name, value in zip(series, row, strict=True) if value is not None]
+        there = [
+            (table.at(value), value, name)
+            for name, value in zip(series, row, strict=True)
+            if value is not None
+        ]
         if there:
-            parts.append(f'<line class="join" x1="{min(there)[0]:.1f}" x2="{max(there)[0]:.1f}" y1="{middle}" y2="{middle}"/>')
+            parts.append(
+                f'<line class="join" x1="{min(there)[0]:.1f}" x2="{max(there)[0]:.1f}" y1="{middle}" '
+                f'y2="{middle}"/>'
+            )
         # The first on top: it is a ring, through which one sees the others.
-        parts += [shape(series[name], x, middle, f"{label}, {name}: {value:.4g}") for x, value, name in reversed(there)]
+        parts += [
+            shape(series[name], x, middle, f"{label}, {name}: {value:.4g}")
+            for x, value, name in reversed(there)
+        ]
     return _svg("".join(parts), WIDTH, table.height)
 
 
@@ -132,7 +169,9 @@ def shape(place: int, x: float, y: float, says: str = "") -> str:
 def bars(groups: Mapping[str, Mapping[str, Sequence[float]]], series: Mapping[str, int], unit: str) -> Markup:
     """For each row a horizontal bar of each series from zero; rows stand in groups."""
     thick = 8
-    highest = max((value for rows in groups.values() for row in rows.values() for value in row), default=0.0) or 1.0
+    highest = (
+        max((value for rows in groups.values() for row in rows.values() for value in row), default=0.0) or 1.0
+    )
     table = _Rows(groups, max(18, thick * len(series) + 6), ticks(0, highest), unit)
     parts = [table.grid()]
     for label, row, middle in table.rows():
@@ -145,7 +184,9 @@ def bars(groups: Mapping[str, Mapping[str, Sequence[float]]], series: Mapping[st
 
 
 def layers(sources: Sequence[int], new: Mapping[int, str], depth: int) -> Markup:
-    """A deeper model beside the one that it was made of, the input at the bottom: the source of each layer, and a word on each new one."""
+    """A deeper model beside the one that it was made of, the input at the bottom: the source of each layer,
+    and a word on each new one.
+    """
     count = len(sources)
     pitch = 20 if count <= 48 else 10
     height = count * pitch + 46
@@ -159,22 +200,34 @@ def layers(sources: Sequence[int], new: Mapping[int, str], depth: int) -> Markup
     def middle(layer: int, lift: float = 0.0) -> float:
         return bottom - (layer + 0.5) * pitch - lift
 
-    parts = [f'<text class="axis" x="10" y="12">before: {depth}</text>', f'<text class="axis" x="230" y="12">after: {count}</text>']
-    parts += [f'<text class="tick" x="{x}" y="{height - 6}" text-anchor="middle">input</text>' for x in (60, 280)]
+    parts = [
+        f'<text class="axis" x="10" y="12">before: {depth}</text>',
+        f'<text class="axis" x="230" y="12">after: {count}</text>',
+    ]
+    parts += [
+        f'<text class="tick" x="{x}" y="{height - 6}" text-anchor="middle">input</text>' for x in (60, 280)
+    ]
     every = 1 if pitch == 20 else 10
     for layer in range(depth):
         parts.append(box(10, layer, "kept", offset))
         if layer % every == 0:
-            parts.append(f'<text class="tick" x="60" y="{middle(layer, offset) + 4:.1f}" text-anchor="middle">{layer}</text>')
+            parts.append(
+                f'<text class="tick" x="60" y="{middle(layer, offset) + 4:.1f}" '
+                f'text-anchor="middle">{layer}</text>'
+            )
     for target, source in enumerate(sources):
         start, end, kind = middle(source, offset), middle(target), "new" if target in new else "kept"
-        parts.append(f'<path class="from {kind}" d="M110 {start:.1f}C170 {start:.1f} 170 {end:.1f} 226 {end:.1f}"/>')
+        parts.append(
+            f'<path class="from {kind}" d="M110 {start:.1f}C170 {start:.1f} 170 {end:.1f} 226 {end:.1f}"/>'
+        )
         parts.append(f'<path class="tip {kind}" d="M230 {end:.1f}l-7 -3.5v7z"/>')
         parts.append(box(230, target, kind))
         if target in new:
             parts.append(f'<text class="label" x="338" y="{end + 4:.1f}">{escape(new[target])}</text>')
         if target % every == 0 or (target in new and every == 1):
-            parts.append(f'<text class="tick {kind}" x="280" y="{end + 4:.1f}" text-anchor="middle">{target}</text>')
+            parts.append(
+                f'<text class="tick {kind}" x="280" y="{end + 4:.1f}" text-anchor="middle">{target}</text>'
+            )
     return _svg("".join(parts), WIDTH, height)
 
 
@@ -208,24 +261,39 @@ class _Rows:
                 y += self.pitch
 
     def grid(self) -> str:
-        parts = [f'<line class="grid" x1="{self.at(x):.1f}" x2="{self.at(x):.1f}" y1="4" y2="{self.bottom}"/>' for x in self.xs]
+        parts = [
+            f'<line class="grid" x1="{self.at(x):.1f}" x2="{self.at(x):.1f}" y1="4" y2="{self.bottom}"/>'
+            for x in self.xs
+        ]
         parts += [
-            f'<text class="tick" x="{self.at(x):.1f}" y="{self.bottom + 14}" text-anchor="middle">{number(x)}</text>' for x in self.xs
+            (
+                f'<text class="tick" x="{self.at(x):.1f}" y="{self.bottom + 14}" '
+                f'text-anchor="middle">{number(x)}</text>'
+            )
+            for x in self.xs
         ]
         center = (_LABELS + WIDTH) / 2
-        parts.append(f'<text class="axis" x="{center:.0f}" y="{self.height - 3}" text-anchor="middle">{escape(self.unit)}</text>')
+        parts.append(
+            f'<text class="axis" x="{center:.0f}" y="{self.height - 3}" '
+            f'text-anchor="middle">{escape(self.unit)}</text>'
+        )
         y = 0
         for group, rows in self.groups.items():
             parts.append(f'<text class="group" x="0" y="{y + _HEAD - 9}">{escape(group)}</text>')
             y += _HEAD + self.pitch * len(rows)
         for label, _, middle in self.rows():
-            parts.append(f'<text class="label" x="{_LABELS - 9}" y="{middle + 4}" text-anchor="end">{escape(label)}</text>')
+            parts.append(
+                f'<text class="label" x="{_LABELS - 9}" y="{middle + 4}" '
+                f'text-anchor="end">{escape(label)}</text>'
+            )
         return "".join(parts)
 
 
 def _svg(inside: str, width: int, height: float) -> Markup:
     # The table below says the same to those who do not see it.
-    return Markup(f'<svg viewBox="0 0 {width} {height:.0f}" aria-hidden="true" focusable="false">{inside}</svg>')
+    return Markup(
+        f'<svg viewBox="0 0 {width} {height:.0f}" aria-hidden="true" focusable="false">{inside}</svg>'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +305,10 @@ class _Plot:
     height: int
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        across, up = (x - self.x[0]) / ((self.x[1] - self.x[0]) or 1), (y - self.y[0]) / ((self.y[1] - self.y[0]) or 1)
+        across, up = (
+            (x - self.x[0]) / ((self.x[1] - self.x[0]) or 1),
+            (y - self.y[0]) / ((self.y[1] - self.y[0]) or 1),
+        )
         high = self.height - _TOP - _BOTTOM
         return _LEFT + across * (WIDTH - _LEFT - _RIGHT), _TOP + (1 - min(max(up, 0.0), 1.0)) * high
 
@@ -249,13 +320,24 @@ class _Plot:
         parts = []
         for y in ys:
             height = self.at(self.x[0], y)[1]
-            parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
-            parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{height + 4:.1f}" text-anchor="end">{number(y)}</text>')
+            parts.append(
+                f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>'
+            )
+            parts.append(
+                f'<text class="tick" x="{_LEFT - 6}" y="{height + 4:.1f}" '
+                f'text-anchor="end">{number(y)}</text>'
+            )
         for x in xs:
             if x <= self.x[1]:
                 across = self.at(x, self.y[0])[0]
-                parts.append(f'<text class="tick" x="{across:.1f}" y="{bottom + 14}" text-anchor="middle">{number(x)}</text>')
+                parts.append(
+                    f'<text class="tick" x="{across:.1f}" y="{bottom + 14}" '
+                    f'text-anchor="middle">{number(x)}</text>'
+                )
         center = (_LEFT + WIDTH) / 2
-        parts.append(f'<text class="axis" x="{center:.0f}" y="{self.height - 3}" text-anchor="middle">{escape(x_label)}</text>')
+        parts.append(
+            f'<text class="axis" x="{center:.0f}" y="{self.height - 3}" '
+            f'text-anchor="middle">{escape(x_label)}</text>'
+        )
         parts.append(f'<text class="axis" x="4" y="12">{escape(y_label)}</text>')
         return "".join(parts)

@@ -17,7 +17,12 @@ _MEANS = "Means"
 GROUPS = {Resource.HIGH: "High-resource", Resource.LOW: "Low-resource"}
 # Base and expanded come before the results of the stages, which have the colours of their results.
 _STAGES = 2
-_IN_SHORT = {Init.COPY: "copy of {}", Init.NOISE: "{} with noise", Init.ZERO: "zeros", Init.AVERAGE: "mean of {} and next"}
+_IN_SHORT = {
+    Init.COPY: "copy of {}",
+    Init.NOISE: "{} with noise",
+    Init.ZERO: "zeros",
+    Init.AVERAGE: "mean of {} and next",
+}
 _TASKS = {
     BITS_PER_BYTE: ("Bits per byte", "bits to predict a byte of held-out text; fewer are better"),
     "continuation": ("Continuation", "which of four sentences goes on a held-out passage, % right"),
@@ -39,7 +44,9 @@ def evaluation_figures(record: RunRecord) -> list[Figure]:
     return found
 
 
-def _task_figure(task: str, points: Mapping[str, Results], series: Mapping[str, int], run: Sequence[str]) -> Figure:
+def _task_figure(
+    task: str, points: Mapping[str, Results], series: Mapping[str, int], run: Sequence[str]
+) -> Figure:
     """`run` are the points of the run itself, over which a change is given."""
     title, words = _TASKS.get(task, (TITLES.get(task, task), "score; more is better"))
     scores = {name: scores_of(results, task) for name, results in points.items()}
@@ -50,10 +57,16 @@ def _task_figure(task: str, points: Mapping[str, Results], series: Mapping[str, 
     for group, label in (("all", "all"), ("high", "high-resource"), ("low", "low-resource")):
         groups[_MEANS][label] = [means[name][group] for name in names]
     for resource, label in GROUPS.items():
-        own = {LANGUAGES[code].name: [scores[name].get(code) for name in names] for code in codes if LANGUAGES[code].resource is resource}
+        own = {
+            LANGUAGES[code].name: [scores[name].get(code) for name in names]
+            for code in codes
+            if LANGUAGES[code].resource is resource
+        }
         if own:
             groups[label] = own
-    groups[_MEANS] = {label: row for label, row in groups[_MEANS].items() if any(value is not None for value in row)}
+    groups[_MEANS] = {
+        label: row for label, row in groups[_MEANS].items() if any(value is not None for value in row)
+    }
     marks = {"chance": CHANCE[task]} if task in CHANCE else {}
     items = {code: result["n"] for code, result in next(iter(points.values()))[task].items()}
     percent = task in LOWER_IS_BETTER
@@ -85,8 +98,16 @@ def _task_figure(task: str, points: Mapping[str, Results], series: Mapping[str, 
     return Figure(
         task,
         title,
-        words[0].upper() + words[1:] + (f". The dashed line is chance ({CHANCE[task]:.0f}%)." if marks else "."),
-        [("", "", dots(groups, series, words.rsplit(", ", 1)[-1] if not percent else "bits per byte", marks))],
+        words[0].upper()
+        + words[1:]
+        + (f". The dashed line is chance ({CHANCE[task]:.0f}%)." if marks else "."),
+        [
+            (
+                "",
+                "",
+                dots(groups, series, words.rsplit(", ", 1)[-1] if not percent else "bits per byte", marks),
+            )
+        ],
         Table(["Language", "Class", *names, "Change", "Items"], rows),
         series,
         open_table=percent,
@@ -108,7 +129,8 @@ def loss_figure(record: RunRecord) -> Figure | None:
     return Figure(
         "loss",
         "Training loss by stage",
-        "Nats per token of each step's batch, thin, and its running mean. Stages read other mixtures, so that their losses do not compare.",
+        "Nats per token of each step's batch, thin, and its running mean. Stages read other mixtures, so "
+        "that their losses do not compare.",
         [("", "", lines(smooth, series, "step", "nats per token", shown))],
         Table(["Stage", "Step (mean of a sixth)", "Loss"], rows),
         series,
@@ -117,15 +139,27 @@ def loss_figure(record: RunRecord) -> Figure | None:
 
 def during_figure(record: RunRecord) -> Figure | None:
     """Bits per byte measured between steps, in the mean."""
-    measured = [(line["step"], class_means(scores_of(line["tasks"], BITS_PER_BYTE))) for line in record.during]
+    measured = [
+        (line["step"], class_means(scores_of(line["tasks"], BITS_PER_BYTE))) for line in record.during
+    ]
     labels = {"all": "all languages", "high": "high-resource", "low": "low-resource"}
-    curves = {label: [(step, mean) for step, means in measured if (mean := means[group]) is not None] for group, label in labels.items()}
+    curves = {
+        label: [(step, mean) for step, means in measured if (mean := means[group]) is not None]
+        for group, label in labels.items()
+    }
     curves = {label: curve for label, curve in curves.items() if len(curve) > 1}
     if not curves:
         return None
     series = {label: place for place, label in enumerate(curves, _STAGES)}
-    best = f" The best is after step {record.best['step']}: {record.best['bits_per_byte']:.3f}." if record.best else ""
-    rows = [[f"{step}", *("" if means[group] is None else f"{means[group]:.3f}" for group in labels)] for step, means in measured]
+    best = (
+        f" The best is after step {record.best['step']}: {record.best['bits_per_byte']:.3f}."
+        if record.best
+        else ""
+    )
+    rows = [
+        [f"{step}", *("" if means[group] is None else f"{means[group]:.3f}" for group in labels)]
+        for step, means in measured
+    ]
     return Figure(
         "during",
         "Bits per byte during training",
@@ -139,7 +173,11 @@ def during_figure(record: RunRecord) -> Figure | None:
 def language_loss_figure(record: RunRecord) -> Figure | None:
     """Training loss of each language."""
     curves = {
-        code: [(step["step"], step["loss_by_language"][code]) for step in record.steps if step["loss_by_language"].get(code) is not None]
+        code: [
+            (step["step"], step["loss_by_language"][code])
+            for step in record.steps
+            if step["loss_by_language"].get(code) is not None
+        ]
         for code in CODES
     }
     curves = {code: curve for code, curve in curves.items() if len(curve) > 1}
@@ -154,7 +192,8 @@ def language_loss_figure(record: RunRecord) -> Figure | None:
     return Figure(
         "language-loss",
         "Training loss by language",
-        "Nats per token over the run, each language on its own scale; the first and the last mean stand above.",
+        "Nats per token over the run, each language on its own scale; the first and the last mean stand "
+        "above.",
         cells,
         Table(
             ["Language", *(f"part {part + 1} of {most}" for part in range(most))],
@@ -169,9 +208,18 @@ def mixture_figures(record: RunRecord) -> Iterator[Figure]:
         names = list(record.mixtures)
         series = {name: place for place, name in enumerate(names, _STAGES)}
         shares = {name: _shares(mixture["rows"]) for name, mixture in record.mixtures.items()}
-        groups = _grouped(lambda code: [100 * shares[name].get(code, 0.0) for name in names] if _any(shares, code) else None)
+        groups = _grouped(
+            lambda code: [100 * shares[name].get(code, 0.0) for name in names] if _any(shares, code) else None
+        )
         rows = [
-            [LANGUAGES[row["language"]].name, name, row["kind"], f"{row['tokens']:,}", f"{100 * row['share']:.2f}", f"{row['epochs']:.2f}"]
+            [
+                LANGUAGES[row["language"]].name,
+                name,
+                row["kind"],
+                f"{row['tokens']:,}",
+                f"{100 * row['share']:.2f}",
+                f"{row['epochs']:.2f}",
+            ]
             for name in names
             for row in record.mixtures[name]["rows"]
         ]
@@ -179,7 +227,8 @@ def mixture_figures(record: RunRecord) -> Iterator[Figure]:
         yield Figure(
             "mixture",
             "Mixture of each stage",
-            "Share of a stage's tokens by language." + "".join(f" Warning: {warning}." for warning in dict.fromkeys(warnings)),
+            "Share of a stage's tokens by language."
+            + "".join(f" Warning: {warning}." for warning in dict.fromkeys(warnings)),
             [("", "", bars(groups, series, "% of the stage's tokens"))],
             Table(["Language", "Stage", "Kind", "Tokens there are", "Share, %", "Passes"], rows),
             series,
@@ -190,12 +239,27 @@ def mixture_figures(record: RunRecord) -> Iterator[Figure]:
         yield Figure(
             "tokens",
             "Tokens and passes by language",
-            f"Tokens trained on up to step {last['step']}, and how often each language's text was read (in the table).",
-            [("", "", bars(_grouped(lambda code: [tokens[code]] if code in tokens else None), {"tokens": _STAGES + 1}, "tokens"))],
+            f"Tokens trained on up to step {last['step']}, and how often each language's text was read (in "
+            "the table).",
+            [
+                (
+                    "",
+                    "",
+                    bars(
+                        _grouped(lambda code: [tokens[code]] if code in tokens else None),
+                        {"tokens": _STAGES + 1},
+                        "tokens",
+                    ),
+                )
+            ],
             Table(
                 ["Language", "Tokens", "Passes"],
                 [
-                    [LANGUAGES[code].name, f"{tokens[code]:,}", f"{epochs[code]:.2f}" if code in epochs else ""]
+                    [
+                        LANGUAGES[code].name,
+                        f"{tokens[code]:,}",
+                        f"{epochs[code]:.2f}" if code in epochs else "",
+                    ]
                     for code in CODES
                     if code in tokens
                 ],
@@ -207,8 +271,14 @@ def expansion_figures(record: RunRecord) -> Iterator[Figure]:
     """Each expansion drawn as layers."""
     for place, (_, plan) in enumerate(record.plans):
         new = {target: how_it_begins(plan, target) for target in plan.new_layers}
-        drawn = {target: _IN_SHORT[plan.layers[target].init].format(plan.layers[target].source) for target in new}
-        begins = f" New layers are filled; they begin as {' or '.join(dict.fromkeys(new.values()))}." if new else ""
+        drawn = {
+            target: _IN_SHORT[plan.layers[target].init].format(plan.layers[target].source) for target in new
+        }
+        begins = (
+            f" New layers are filled; they begin as {' or '.join(dict.fromkeys(new.values()))}."
+            if new
+            else ""
+        )
         yield Figure(
             f"expansion-{place}",
             f"Expansion: {plan.depth} layers become {len(plan.layers)}",
@@ -233,10 +303,26 @@ def goodput_figure(record: RunRecord) -> Figure | None:
     return Figure(
         "goodput",
         "Where the time went",
-        f"{record.goodput.get('step', 0.0) / total:.1%} of {number(total)} s of wall time, restarts included, went to steps that count."
+        (
+            f"{record.goodput.get('step', 0.0) / total:.1%} of {number(total)} s of wall time, restarts "
+            "included, went to steps that count."
+        )
         + _devices(record.steps),
-        [("", "", bars({"Wall time": {name: [100 * seconds / total] for name, seconds in parts}}, {"share": _STAGES}, "% of wall time"))],
-        Table(["What", "Seconds", "Share, %"], [[name, f"{seconds:,.1f}", f"{100 * seconds / total:.1f}"] for name, seconds in parts]),
+        [
+            (
+                "",
+                "",
+                bars(
+                    {"Wall time": {name: [100 * seconds / total] for name, seconds in parts}},
+                    {"share": _STAGES},
+                    "% of wall time",
+                ),
+            )
+        ],
+        Table(
+            ["What", "Seconds", "Share, %"],
+            [[name, f"{seconds:,.1f}", f"{100 * seconds / total:.1f}"] for name, seconds in parts],
+        ),
     )
 
 
@@ -245,22 +331,32 @@ def _devices(steps: Sequence[Mapping[str, Any]]) -> str:
     words = ""
     if memory := [step for step in steps if "device_memory_peak_gib" in step]:
         fullest = max(memory, key=lambda step: step["device_memory_peak_gib"])
-        limit = f" of {fullest['device_memory_limit_gib']:.1f}" if "device_memory_limit_gib" in fullest else ""
+        limit = (
+            f" of {fullest['device_memory_limit_gib']:.1f}" if "device_memory_limit_gib" in fullest else ""
+        )
         words += f" The fullest device of process 0 held {fullest['device_memory_peak_gib']:.1f}{limit} GiB."
     if compared := [step for step in steps if "slowest_process" in step]:
-        worst = max(compared, key=lambda step: step["slowest_process_seconds"] - step["median_process_seconds"])
+        worst = max(
+            compared, key=lambda step: step["slowest_process_seconds"] - step["median_process_seconds"]
+        )
         own, middle = worst["slowest_process_seconds"], worst["median_process_seconds"]
-        words += f" The slowest process, {worst['slowest_process']} up to step {worst['step']}, took {own:.3f} s of its own for a step,"
+        words += (
+            f" The slowest process, {worst['slowest_process']} up to step {worst['step']}, took {own:.3f} s "
+            "of its own for a step,"
+        )
         words += f" the one in the middle {middle:.3f} s."
     return words
 
 
 def suite_note(record: RunRecord) -> str:
     """What must be said of the suite's numbers, where there are any."""
-    if not any(task in results for results in record.points.values() for task in (*CHOICE_TASKS, *TRANSLATION_TASKS)):
+    if not any(
+        task in results for results in record.points.values() for task in (*CHOICE_TASKS, *TRANSLATION_TASKS)
+    ):
         return ""
     return (
-        "The offline suite asks a few items of each language, made of the run's own held-out text, in the forms of the big benchmarks. "
+        "The offline suite asks a few items of each language, made of the run's own held-out text, in the "
+        "forms of the big benchmarks. "
         "It shows large differences and does not rank models."
     )
 

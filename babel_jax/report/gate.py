@@ -1,4 +1,6 @@
-"""The regression gate: in which languages a run's model is worse than the parent that it grew from, and by how much."""
+"""The regression gate: in which languages a run's model is worse than the parent that it grew from, and by
+how much.
+"""
 
 import math
 from collections.abc import Mapping
@@ -11,19 +13,29 @@ from babel_jax.languages import CODES, LANGUAGES
 PARENT = "base"
 
 
-def regression_gate(points: Mapping[str, Results], model: str | None, tolerance: float = 0.0) -> dict[str, Any] | None:
+def regression_gate(
+    points: Mapping[str, Results], model: str | None, tolerance: float = 0.0
+) -> dict[str, Any] | None:
     """The point `model` against `base`; None where one of the two was not measured.
 
-    {"parent", "model", "tolerance", "passed", "changes": {language: percent of bits per byte}, "worse": those above the tolerance,
-    "tasks": {task: {language: change}}}. A task counts as worse in a language where its score fell by more than two standard errors of the
-    difference; one without a standard error is not judged.
+    {"parent", "model", "tolerance", "passed", "changes": {language: percent of bits per byte}, "worse": those
+    above the tolerance, "tasks": {task: {language: change}}}. A task counts as worse in a language where its
+    score fell by more than two standard errors of the difference; one without a standard error is not judged.
     """
     if model is None or model == PARENT or PARENT not in points or model not in points:
         return None
     before, after = scores_of(points[PARENT], BITS_PER_BYTE), scores_of(points[model], BITS_PER_BYTE)
-    changes = {code: 100 * (after[code] / before[code] - 1) for code in CODES if code in before and code in after}
-    worse = {code: change for code, change in sorted(changes.items(), key=lambda pair: -pair[1]) if change > tolerance}
-    tasks = {task: fallen for task in points[PARENT] if (fallen := _fallen(points[PARENT], points[model], task))}
+    changes = {
+        code: 100 * (after[code] / before[code] - 1) for code in CODES if code in before and code in after
+    }
+    worse = {
+        code: change
+        for code, change in sorted(changes.items(), key=lambda pair: -pair[1])
+        if change > tolerance
+    }
+    tasks = {
+        task: fallen for task in points[PARENT] if (fallen := _fallen(points[PARENT], points[model], task))
+    }
     return {
         "parent": PARENT,
         "model": model,
@@ -44,7 +56,10 @@ def gate_words(gate: Mapping[str, Any] | None) -> str:
     said = f"worse in bits per byte: {', '.join(worse) or 'none'}" + (
         f"; worse by two standard errors: {', '.join(tasks)}" if tasks else ""
     )
-    return f"Regression gate {'passed' if gate['passed'] else 'NOT passed'} ({gate['model']} against {gate['parent']}): {said}."
+    return (
+        f"Regression gate {'passed' if gate['passed'] else 'NOT passed'} ({gate['model']} against "
+        f"{gate['parent']}): {said}."
+    )
 
 
 def _fallen(before: Results, after: Results, task: str) -> dict[str, float]:

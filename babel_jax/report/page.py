@@ -29,7 +29,9 @@ PAGE = "report.html"
 
 
 def write_report(run_folder: Path, path: Path, tolerance: float = 0.0) -> dict[str, Any]:
-    """Writes the page to `path`; gives {"path", "gate"}, the gate as `regression_gate` does (None without a parent)."""
+    """Writes the page to `path`; gives {"path", "gate"}, the gate as `regression_gate` does (None without a
+    parent).
+    """
     record = read_run(run_folder)
     measured = [name for name in point_names(record.config) if name in record.points]
     gate = regression_gate(record.points, measured[-1] if measured else None, tolerance)
@@ -66,16 +68,32 @@ def _sections(record: RunRecord) -> list[dict[str, Any]]:
     """The parts of the page that have figures: an anchor, a title, a note and the figures."""
 
     def section(name: str, title: str, figures: list[Figure | None], note: str = "") -> dict[str, Any]:
-        return {"name": name, "title": title, "note": note, "figures": [figure for figure in figures if figure is not None]}
+        return {
+            "name": name,
+            "title": title,
+            "note": note,
+            "figures": [figure for figure in figures if figure is not None],
+        }
 
     evaluated = evaluation_figures(record)
     sections = [
         section("bits", "Bits per byte", [figure for figure in evaluated if figure.name == BITS_PER_BYTE]),
-        section("tasks", "Tasks", [figure for figure in evaluated if figure.name != BITS_PER_BYTE], suite_note(record)),
+        section(
+            "tasks",
+            "Tasks",
+            [figure for figure in evaluated if figure.name != BITS_PER_BYTE],
+            suite_note(record),
+        ),
         section(
             "training",
             "Expansion and training" if record.plans else "Training",
-            [*expansion_figures(record), loss_figure(record), during_figure(record), goodput_figure(record), language_loss_figure(record)],
+            [
+                *expansion_figures(record),
+                loss_figure(record),
+                during_figure(record),
+                goodput_figure(record),
+                language_loss_figure(record),
+            ],
         ),
         section("mixture", "Mixture", list(mixture_figures(record))),
     ]
@@ -93,21 +111,37 @@ def _facts(record: RunRecord) -> list[str]:
         facts.append(f"{number(record.summary['parameters'])} parameters")
     facts.append(f"{len(record.languages)} languages")
     if record.steps:
-        facts.append(f"{number(sum(step['tokens'] for step in record.steps))} tokens in {number(len(record.steps))} steps")
+        facts.append(
+            f"{number(sum(step['tokens'] for step in record.steps))} tokens in {number(len(record.steps))} "
+            "steps"
+        )
     if not record.summary:
         facts.append("under way")
     return facts
 
 
 def _tiles(record: RunRecord, gate: dict[str, Any] | None) -> list[dict[str, str]]:
-    """The figures that matter most: bits per byte of the last point, and what became of it since the parent."""
-    measured = {name: scores_of(record.points[name], BITS_PER_BYTE) for name in point_names(record.config) if name in record.points}
+    """The figures that matter most: bits per byte of the last point, and what became of
+    it since the parent.
+    """
+    measured = {
+        name: scores_of(record.points[name], BITS_PER_BYTE)
+        for name in point_names(record.config)
+        if name in record.points
+    }
     measured = {name: scores for name, scores in measured.items() if scores}
     if not measured:
         return []
     last = [*measured][-1]
     means = class_means(measured[last])
-    tiles = [{"label": f"bits per byte, {last}", "value": f"{means['all']:.3f}", "words": "mean over languages", "tone": ""}]
+    tiles = [
+        {
+            "label": f"bits per byte, {last}",
+            "value": f"{means['all']:.3f}",
+            "words": "mean over languages",
+            "tone": "",
+        }
+    ]
     if gate is None:
         return tiles
     before = class_means(measured[PARENT])
@@ -117,5 +151,12 @@ def _tiles(record: RunRecord, gate: dict[str, Any] | None) -> list[dict[str, str
             change = 100 * (now / was - 1)
             words = f"{label}: {was:.3f} → {now:.3f}"
             tone = "good" if change <= 0 else "bad"
-            tiles.append({"label": "against the parent", "value": f"{change:+.1f}%".replace("-", "−"), "words": words, "tone": tone})
+            tiles.append(
+                {
+                    "label": "against the parent",
+                    "value": f"{change:+.1f}%".replace("-", "−"),
+                    "words": words,
+                    "tone": tone,
+                }
+            )
     return tiles

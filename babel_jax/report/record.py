@@ -1,4 +1,7 @@
-"""What stands in a run folder, read once for all that is said about it. A run that is under way has less of it."""
+"""What stands in a run folder, read once for all that is said about it.
+
+A run that is under way has less of it.
+"""
 
 import dataclasses
 import importlib.metadata
@@ -34,15 +37,26 @@ from babel_jax.run_files import (
 from babel_jax.training.watch import BEST, DURING
 
 SAMPLES = "samples.json"
-_PACKAGES = ("babel-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers", "numpy")
+_PACKAGES = (
+    "babel-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "tokenizers",
+    "numpy",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """A run folder. `steps` are the lines of metrics.jsonl, `during` those of evaluation/during.jsonl, `best` the best of these.
+    """A run folder. `steps` are the lines of metrics.jsonl, `during` those of evaluation/during.jsonl, `best`
+    the best of these.
 
-    `mixtures` are by stage, `plans` the expansions with what each was made from, `samples` {language: {"prompt", "text"}}, `goodput`
-    seconds by what they went to.
+    `mixtures` are by stage, `plans` the expansions with what each was made from, `samples` {language:
+    {"prompt", "text"}}, `goodput` seconds by what they went to.
     """
 
     folder: Path
@@ -61,7 +75,9 @@ class RunRecord:
     def languages(self) -> list[str]:
         """The languages that it was trained or measured in, in the report's order."""
         trained = {row["language"] for mixture in self.mixtures.values() for row in mixture["rows"]}
-        measured = {code for results in self.points.values() for scores in results.values() for code in scores}
+        measured = {
+            code for results in self.points.values() for scores in results.values() for code in scores
+        }
         return [code for code in CODES if code in trained | measured]
 
 
@@ -80,7 +96,8 @@ def read_run(folder: Path) -> RunRecord:
     config = load_config(folder / "config.toml")
     own = read_points(folder, point_names(config))
     points = dict(own)
-    # Beside the run's own points, any other file of that form: benchmarks that `babel evaluate` wrote there, with those of baselines.
+    # Beside the run's own points, any other file of that form: benchmarks that `babel evaluate` wrote there,
+    # with those of baselines.
     for path in sorted((folder / "evaluation").glob("*.json")):
         if path.stem in own:
             continue
@@ -88,7 +105,11 @@ def read_run(folder: Path) -> RunRecord:
         if "tasks" in found:
             found = read_as(path, Evaluation)
             others = {found.get("model", path.stem): found, **found.get("baselines", {})}
-            points |= {name: {**points.get(name, {}), **other["tasks"]} for name, other in others.items() if name not in own}
+            points |= {
+                name: {**points.get(name, {}), **other["tasks"]}
+                for name, other in others.items()
+                if name not in own
+            }
     return RunRecord(
         folder,
         config,
@@ -112,11 +133,18 @@ def versions() -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return {**found, "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}", "processes": str(jax.process_count())}
+    return {
+        **found,
+        "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
+        "processes": str(jax.process_count()),
+    }
 
 
 def _object(path: Path, kind: Any) -> dict[str, Any]:
-    """The object in a file; empty where there is none, as in a run that is under way. Raises BadInput for a damaged file."""
+    """The object in a file; empty where there is none, as in a run that is under way.
+
+    Raises BadInput for a damaged file.
+    """
     try:
         found = read_as(path, kind)
     except FileNotFoundError:

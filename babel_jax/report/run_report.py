@@ -16,10 +16,19 @@ from babel_jax.report.samples import write_samples
 
 
 def report_run(path: Path, out: Path | None = None, tolerance: float = 0.0) -> dict[str, Any]:
-    """Writes the page of a run folder, or of a demo's; gives {"path", "gate", "summary"}. Samples that are missing are made first."""
+    """Writes the page of a run folder, or of a demo's; gives {"path", "gate", "summary"}.
+
+    Samples that are missing are made first.
+    """
     run_folder = run_folder_of(path)
     if (run_folder / "hf").is_dir() and not (run_folder / SAMPLES).is_file():
         folder, data = open_folder(run_folder / "hf"), load_config(run_folder / "config.toml").data.folder
-        write_samples(run_folder, folder.config, load_params(folder, dtype=jnp.float32), open_tokenizer(folder.path), open_prepared(data))
+        write_samples(
+            run_folder,
+            folder.config,
+            load_params(folder, dtype=jnp.float32),
+            open_tokenizer(folder.path),
+            open_prepared(data),
+        )
     found = write_report(run_folder, out or path / PAGE, tolerance)
     return {**found, "summary": f"{gate_words(found['gate'])}\nReport: {found['path']}"}

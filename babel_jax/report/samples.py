@@ -30,17 +30,34 @@ def write_samples(
     mesh: Mesh | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> None:
-    """Writes samples.json, unless it is there: {language: {"prompt", "text"}}, drawn at temperature 0.7 from the likeliest 90%.
+    """Writes samples.json, unless it is there: {language: {"prompt", "text"}}, drawn at temperature 0.7 from
+    the likeliest 90%.
 
-    `mesh` is the one that `params` lie on, None for one device; `dtype` is the type of activations. All processes of a run call it.
+    `mesh` is the one that `params` lie on, None for one device; `dtype` is the type of activations. All
+    processes of a run call it.
     """
     if first_says((run_folder / SAMPLES).is_file()):
         return
-    prompts = {code: prompt for code in data.languages for row in data.heldout(code)[:1] if (prompt := beginning(row.text, code))}
+    prompts = {
+        code: prompt
+        for code in data.languages
+        for row in data.heldout(code)[:1]
+        if (prompt := beginning(row.text, code))
+    }
     longest, new = sample_tokens(config)
-    encoded = {code: [*tokenizer.begin_ids, *tokenizer.encode(prompt)][:longest] for code, prompt in prompts.items()}
+    encoded = {
+        code: [*tokenizer.begin_ids, *tokenizer.encode(prompt)][:longest] for code, prompt in prompts.items()
+    }
     written = generate(
-        config, params, list(encoded.values()), new, tokenizer.stop_ids, temperature=0.7, top_p=0.9, compute_dtype=dtype, mesh=mesh
+        config,
+        params,
+        list(encoded.values()),
+        new,
+        tokenizer.stop_ids,
+        temperature=0.7,
+        top_p=0.9,
+        compute_dtype=dtype,
+        mesh=mesh,
     )
     samples = {
         code: {"prompt": tokenizer.decode(prompt), "text": continuation(tokenizer, prompt, ids)}

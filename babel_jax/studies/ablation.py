@@ -1,5 +1,6 @@
-"""The ablation of the Babel report (arXiv 2503.00865, table of positions and initializations): new layers of every kind, before training
-and after a given budget of it, against the unexpanded parent with as many tokens and with as much compute.
+"""The ablation of the Babel report (arXiv 2503.00865, table of positions and initializations): new layers of
+every kind, before training and after a given budget of it, against the unexpanded parent with as many tokens
+and with as much compute.
 
 What it writes into its folder:
 
@@ -65,7 +66,11 @@ TRAININGS = (NEW_FIRST, NEW_RATE)
 _NEW_FIRST_FRACTION = 0.25
 _NEW_RATE_FACTOR = 3.0
 DEFAULT = (
-    *(f"{position}:{init}" for position in ("among", "after") for init in ("copy", "noise-small", "noise-large")),
+    *(
+        f"{position}:{init}"
+        for position in ("among", "after")
+        for init in ("copy", "noise-small", "noise-large")
+    ),
     *("among:zero", "among:identity", "among:scaled", "among:average", "auto:copy"),
     *(f"among:{init}:{training}" for init in ("copy", "identity") for training in TRAININGS),
     *(PARENT, f"{PARENT}:compute"),
@@ -95,18 +100,27 @@ def ablate(
     seeds: Sequence[int] = (0,),
     overrides: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Measures every variant with every seed, before training and, for `tokens` > 0, after so many of them; goes on where it was stopped.
+    """Measures every variant with every seed, before training and, for `tokens` > 0, after so many of them;
+    goes on where it was stopped.
 
-    A variant is `position:init` (POSITIONS and INITS), the same with `:new-first` (only the new layers are trained for the first quarter of
-    the steps) or `:new-rate` (they have three times the rate of the others), `parent` (the model as it is, trained on as many tokens) or
-    `parent:compute` (on as many FLOPs). Without `new_layers` there is one for every other layer of the second half but the last two, as in
-    Babel-9B. `overrides` are settings of configs/ablation.toml. Raises BadInput for what does not fit.
+    A variant is `position:init` (POSITIONS and INITS), the same with `:new-first` (only the new layers are
+    trained for the first quarter of the steps) or `:new-rate` (they have three times the rate of the others),
+    `parent` (the model as it is, trained on as many tokens) or `parent:compute` (on as many FLOPs). Without
+    `new_layers` there is one for every other layer of the second half but the last two, as in Babel-9B.
+    `overrides` are settings of configs/ablation.toml. Raises BadInput for what does not fit.
     """
     for variant in variants:
         _check(variant)
     study = _prepared(model, data, out, new_layers, overrides)
     _claim(
-        out, {"model": str(Path(model).resolve()), "data": data, "new_layers": study.new_layers, "tokens": tokens, "set": list(overrides)}
+        out,
+        {
+            "model": str(Path(model).resolve()),
+            "data": data,
+            "new_layers": study.new_layers,
+            "tokens": tokens,
+            "set": list(overrides),
+        },
     )
     results: list[dict[str, Any]] = []
     with compiled_in(out / "compiled"):  # every variant of one depth compiles the same train step
@@ -117,7 +131,9 @@ def ablate(
                 if not path.is_file():
                     log.info("variant %s, seed %d", variant, seed)
                     path.parent.mkdir(exist_ok=True)
-                    write_text(path, json.dumps(_result(study, variant, seed, tokens, out / "runs"), indent=2) + "\n")
+                    write_text(
+                        path, json.dumps(_result(study, variant, seed, tokens, out / "runs"), indent=2) + "\n"
+                    )
                 results.append(read_as(path, AblationResult))
     return _summarized(model, study, base, results, tokens, out)
 
@@ -141,26 +157,45 @@ def _parts(variant: str) -> tuple[str, str, str]:
     return position, init, training
 
 
-def _prepared(model: str, data: str | None, out: Path, new_layers: int | None, overrides: tuple[str, ...]) -> Study:
+def _prepared(
+    model: str, data: str | None, out: Path, new_layers: int | None, overrides: tuple[str, ...]
+) -> Study:
     folder = open_folder(model)
     check_vocabulary(folder.path, folder.config.vocab_size)
-    sources = [source.model_dump(mode="json", exclude_none=True) for source in corpus_sources(data or embedded_folder())]
-    made = {"out": str(out), "model": {"folder": model}, "data": {"folder": str(out / "data"), "tokenizer": model, "sources": sources}}
+    sources = [
+        source.model_dump(mode="json", exclude_none=True)
+        for source in corpus_sources(data or embedded_folder())
+    ]
+    made = {
+        "out": str(out),
+        "model": {"folder": model},
+        "data": {"folder": str(out / "data"), "tokenizer": model, "sources": sources},
+    }
     config = shipped_config("ablation.toml", made, overrides)
     depth = folder.config.num_hidden_layers
     new_layers = new_layers or len(range(depth // 2, depth - 2, 2)) or 1
     if new_layers > depth:
         raise BadInput(f"--new-layers {new_layers}: the model has {depth} layers to copy")
     if config.data.seq_len > folder.config.max_position_embeddings:
-        raise BadInput(f"data.seq_len = {config.data.seq_len} exceeds the model's {folder.config.max_position_embeddings} positions")
+        raise BadInput(
+            f"data.seq_len = {config.data.seq_len} exceeds the model's "
+            f"{folder.config.max_position_embeddings} positions"
+        )
     make_folder(out)
     if not is_prepared(config.data.folder):
         prepare(config.data, config.model.folder)
-    tokenizer, prepared = open_tokenizer(folder.path, config.data.add_bos_token), open_prepared(config.data.folder)
+    tokenizer, prepared = (
+        open_tokenizer(folder.path, config.data.add_bos_token),
+        open_prepared(config.data.folder),
+    )
     prepared.check_tokenizer(tokenizer, config.data.conversations)
     texts = {code: [row.text for row in prepared.heldout(code)] for code in prepared.languages}
-    heldout = text_to_score(tokenizer, texts, folder.config.max_position_embeddings, config.evaluation.max_bytes)
-    params = load_params(folder, dtype=jnp.float32, shardings=param_shardings(folder.config, make_mesh(config.training.mesh)))
+    heldout = text_to_score(
+        tokenizer, texts, folder.config.max_position_embeddings, config.evaluation.max_bytes
+    )
+    params = load_params(
+        folder, dtype=jnp.float32, shardings=param_shardings(folder.config, make_mesh(config.training.mesh))
+    )
     return Study(config, folder.config, params, tokenizer, texts, heldout, new_layers)
 
 
@@ -213,7 +248,9 @@ def _result(study: Study, variant: str, seed: int, tokens: int, runs: Path) -> d
 
 
 def _stages(stage: Stage, steps: int, new_first: bool) -> tuple[Stage, ...]:
-    """The stage over so many steps; with `new_first` the new layers alone are trained before, at its peak rate, for a part of them."""
+    """The stage over so many steps; with `new_first` the new layers alone are trained before, at its peak
+    rate, for a part of them.
+    """
     alone = round(_NEW_FIRST_FRACTION * steps) if new_first else 0
     stages = (stage.model_copy(update={"steps": steps - alone, "tokens": None}),)
     if not alone:
@@ -239,7 +276,13 @@ def _plan(study: Study, variant: str, seed: int) -> ExpansionPlan | None:
         where: dict[str, Any] = {"append": count}
     elif position == "auto":
         evaluation, seq_len = study.config.evaluation, study.config.data.seq_len
-        packed = encode(study.tokenizer, study.texts, seq_len=seq_len, batch_size=evaluation.batch_size, max_bytes=evaluation.max_bytes)
+        packed = encode(
+            study.tokenizer,
+            study.texts,
+            seq_len=seq_len,
+            batch_size=evaluation.batch_size,
+            max_bytes=evaluation.max_bytes,
+        )
         packed = {language: text for language, text in packed.items() if text.bytes}
         found = sensitivity(study.model_config, study.params, packed, make_mesh(study.config.training.mesh))
         where = {"insert_after": layers_to_double(found, count)}
@@ -250,9 +293,15 @@ def _plan(study: Study, variant: str, seed: int) -> ExpansionPlan | None:
 
 
 def _every_other(depth: int, count: int) -> tuple[int, ...]:
-    """Every other layer from the middle on, as in Babel-9B; from before it where these are too few, and then all over the model."""
+    """Every other layer from the middle on, as in Babel-9B; from before it where these are too few, and then
+    all over the model.
+    """
     start = min(depth // 2, depth - 2 * count + 1)
-    return tuple(range(start, start + 2 * count, 2)) if start >= 0 else tuple(place * depth // count for place in range(count))
+    return (
+        tuple(range(start, start + 2 * count, 2))
+        if start >= 0
+        else tuple(place * depth // count for place in range(count))
+    )
 
 
 def _relative_flops(study: Study) -> float:
@@ -276,7 +325,9 @@ def _measured(study: Study, config: ModelConfig, params: PyTree[Array]) -> dict[
     return {language: items.score for language, items in scored_bits(study.heldout, scored).items()}
 
 
-def _summarized(model: str, study: Study, base: dict[str, float], results: list[dict[str, Any]], tokens: int, out: Path) -> dict[str, Any]:
+def _summarized(
+    model: str, study: Study, base: dict[str, float], results: list[dict[str, Any]], tokens: int, out: Path
+) -> dict[str, Any]:
     text = "\n".join(
         [
             f"# {study.new_layers} new layers in {model} ({study.model_config.num_hidden_layers} layers)",
@@ -291,13 +342,21 @@ def _summarized(model: str, study: Study, base: dict[str, float], results: list[
     )
     _plot(out / "ablation.png", base, results)
     write_text(out / "ablation.md", text + "\n")
-    result = {"model": model, "new_layers": study.new_layers, "tokens": tokens, "base": base, "results": results}
+    result = {
+        "model": model,
+        "new_layers": study.new_layers,
+        "tokens": tokens,
+        "base": base,
+        "results": results,
+    }
     write_text(out / "ablation.json", json.dumps(result, indent=2) + "\n")
     return {**result, "out": str(out), "summary": text}
 
 
 def ablation_table(base: dict[str, float], results: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a row for each variant; means over languages and seeds, the change from the base, and the deviation over seeds."""
+    """Markdown: a row for each variant; means over languages and seeds, the change from the base, and the
+    deviation over seeds.
+    """
     groups = [group for group, mean in class_means(base).items() if mean is not None]
     points = ["before", "after"] if all("after" in result for result in results) else ["before"]
     heads = [f"{point} training, {group}" for point in points for group in groups]
@@ -310,7 +369,9 @@ def ablation_table(base: dict[str, float], results: Sequence[dict[str, Any]]) ->
             for group in groups:
                 values = _over_seeds(results, variant, point, group)
                 spread = f" +- {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-                cells.append(f"{values.mean():.3f}{spread} ({100 * (values.mean() / _mean(base, group) - 1):+.1f}%)")
+                cells.append(
+                    f"{values.mean():.3f}{spread} ({100 * (values.mean() / _mean(base, group) - 1):+.1f}%)"
+                )
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -330,13 +391,24 @@ def _plot(path: Path, base: dict[str, float], results: Sequence[dict[str, Any]])
     with saved_figure(path, len(points), (10, 1.5 + 3.2 * len(points))) as axes:
         for point, ax in zip(points, np.atleast_1d(axes), strict=True):
             for place, variant in enumerate(variants):
-                values = [_mean(result[point], "all") for result in results if result["variant"] == variant and point in result]
-                ax.barh(place, np.mean(values) if values else np.nan, color="tab:blue" if point == "before" else "tab:green", alpha=0.6)
+                values = [
+                    _mean(result[point], "all")
+                    for result in results
+                    if result["variant"] == variant and point in result
+                ]
+                ax.barh(
+                    place,
+                    np.mean(values) if values else np.nan,
+                    color="tab:blue" if point == "before" else "tab:green",
+                    alpha=0.6,
+                )
                 ax.plot(values, [place] * len(values), "k.", markersize=5)
             ax.axvline(_mean(base, "all"), color="k", linestyle="--", linewidth=1)
             ax.set_yticks(range(len(variants)), variants)
             ax.invert_yaxis()
             ax.set_xlabel("bits per byte, mean over languages (dots: seeds; dashed: the model as it is)")
             ax.set_title("Before training" if point == "before" else "After recovery")
-            low = min([_mean(base, "all")] + [_mean(result[point], "all") for result in results if point in result])
+            low = min(
+                [_mean(base, "all")] + [_mean(result[point], "all") for result in results if point in result]
+            )
             ax.set_xlim(left=0.9 * low)

@@ -1,4 +1,6 @@
-"""The mixtures of a run's stages side by side, before anything is trained: what each language and kind has, gets, and would want."""
+"""The mixtures of a run's stages side by side, before anything is trained: what each language and kind has,
+gets, and would want.
+"""
 
 import csv
 import dataclasses
@@ -22,8 +24,8 @@ _WITHOUT_CAP = 1e15  # passes
 
 @dataclasses.dataclass(frozen=True)
 class DatasetPart:
-    """What one dataset gets in a stage: its share of the tokens, the share it would get were there no cap, its passes, and whether
-    the cap holds it."""
+    """What one dataset gets in a stage: its share of the tokens, the share it would get were there no cap,
+    its passes, and whether the cap holds it."""
 
     share: float
     uncapped_share: float
@@ -47,7 +49,10 @@ class StageMixture:
 
 
 def stage_mixtures(config: Config) -> list[StageMixture]:
-    """The mixtures of a run's stages, by its prepared data. Raises BadInput as `plan_stages` does, and where there is no stage."""
+    """The mixtures of a run's stages, by its prepared data.
+
+    Raises BadInput as `plan_stages` does, and where there is no stage.
+    """
     if not config.stages:
         raise BadInput("stages is empty; name at least one stage with its mixture")
     available = open_prepared(config.data.folder).available
@@ -57,15 +62,21 @@ def stage_mixtures(config: Config) -> list[StageMixture]:
         uncapped = make_mixture(available, settings.model_copy(update={"max_epochs": _WITHOUT_CAP}), budget)
         wanted = {(row.language, row.kind): row.share for row in uncapped.rows}
         parts = {
-            (row.language, row.kind): _part(row, wanted.get((row.language, row.kind), 0.0), settings.max_epochs)
+            (row.language, row.kind): _part(
+                row, wanted.get((row.language, row.kind), 0.0), settings.max_epochs
+            )
             for row in plan.mixture.rows
         }
-        stages.append(StageMixture(plan.stage.name, budget, settings.max_epochs, parts, plan.mixture.warnings))
+        stages.append(
+            StageMixture(plan.stage.name, budget, settings.max_epochs, parts, plan.mixture.warnings)
+        )
     return [dataclasses.replace(stage, warnings=(*stage.warnings, *_short(stage))) for stage in stages]
 
 
 def mixture_report(config: Config, out: Path) -> dict[str, Any]:
-    """Writes mixture.md, .csv, .json and .png into the folder `out`, and gives what mixture.json holds, with the table as `summary`."""
+    """Writes mixture.md, .csv, .json and .png into the folder `out`, and gives what mixture.json holds, with
+    the table as `summary`.
+    """
     stages = stage_mixtures(config)
     available = open_prepared(config.data.folder).available
     make_folder(out)
@@ -77,7 +88,10 @@ def mixture_report(config: Config, out: Path) -> dict[str, Any]:
             "",
             mixtures_table(stages, rows, available),
             "",
-            "Uncapped: the share were there no cap on epochs. `=` marks what the cap holds: its text is read max_epochs times, and what it",
+            (
+                "Uncapped: the share were there no cap on epochs. `=` marks what the cap holds: its text "
+                "is read max_epochs times, and what it"
+            ),
             "cannot take goes to the others.",
             *(f"warning: {warning}" for warning in warnings),
             "",
@@ -87,13 +101,21 @@ def mixture_report(config: Config, out: Path) -> dict[str, Any]:
     result = {
         "data": config.data.folder,
         "out": str(out),
-        "available": [{"language": language, "kind": kind, "tokens": available[language, kind]} for language, kind in rows],
+        "available": [
+            {"language": language, "kind": kind, "tokens": available[language, kind]}
+            for language, kind in rows
+        ],
         "stages": {
             stage.name: {
                 "tokens": stage.tokens,
                 "max_epochs": stage.max_epochs,
                 "rows": [
-                    {"language": key[0], "kind": key[1], "tokens": available[key], **dataclasses.asdict(stage.parts[key])}
+                    {
+                        "language": key[0],
+                        "kind": key[1],
+                        "tokens": available[key],
+                        **dataclasses.asdict(stage.parts[key]),
+                    }
                     for key in rows
                     if key in stage.parts
                 ],
@@ -110,10 +132,17 @@ def mixture_report(config: Config, out: Path) -> dict[str, Any]:
     return {**result, "summary": text}
 
 
-def mixtures_table(stages: Sequence[StageMixture], rows: Sequence[Dataset], available: dict[Dataset, int]) -> str:
-    """Markdown: a row for each dataset and for each class of languages; for each stage its share, its share without the cap, and epochs."""
+def mixtures_table(
+    stages: Sequence[StageMixture], rows: Sequence[Dataset], available: dict[Dataset, int]
+) -> str:
+    """Markdown: a row for each dataset and for each class of languages; for each stage its share, its share
+    without the cap, and epochs.
+    """
     columns = [f"{stage.name} {column}" for stage in stages for column in ("share %", "uncapped %", "epochs")]
-    lines = ["| language | class | kind | tokens | " + " | ".join(columns) + " |", "| --- | --- | --- |" + " ---: |" * (len(columns) + 1)]
+    lines = [
+        "| language | class | kind | tokens | " + " | ".join(columns) + " |",
+        "| --- | --- | --- |" + " ---: |" * (len(columns) + 1),
+    ]
     for key in rows:
         cells: list[str] = []
         for stage in stages:
@@ -121,10 +150,17 @@ def mixtures_table(stages: Sequence[StageMixture], rows: Sequence[Dataset], avai
             cells += (
                 ["", "", ""]
                 if part is None
-                else [f"{100 * part.share:.3f}", f"{100 * part.uncapped_share:.3f}", f"{part.epochs:.2f}{' =' if part.at_cap else ''}"]
+                else [
+                    f"{100 * part.share:.3f}",
+                    f"{100 * part.uncapped_share:.3f}",
+                    f"{part.epochs:.2f}{' =' if part.at_cap else ''}",
+                ]
             )
         language = LANGUAGES[key[0]]
-        lines.append(f"| {language.name} ({key[0]}) | {language.resource} | {key[1]} | {available[key]:,} | {' | '.join(cells)} |")
+        lines.append(
+            f"| {language.name} ({key[0]}) | {language.resource} | {key[1]} | {available[key]:,} | "
+            f"{' | '.join(cells)} |"
+        )
     for resource in Resource:
         own = _of_class(rows, resource)
         tokens = sum(available[key] for key in own)
@@ -132,13 +168,21 @@ def mixtures_table(stages: Sequence[StageMixture], rows: Sequence[Dataset], avai
         for stage in stages:
             share = stage.share(own)
             passes = share * stage.tokens / tokens if tokens else 0.0
-            cells += [f"{100 * share:.3f}", f"{100 * stage.share(own, 'uncapped_share'):.3f}", f"{passes:.2f}"]
+            cells += [
+                f"{100 * share:.3f}",
+                f"{100 * stage.share(own, 'uncapped_share'):.3f}",
+                f"{passes:.2f}",
+            ]
         lines.append(f"| **all {resource}-resource** | | | {tokens:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def plot_mixtures(path: Path, stages: Sequence[StageMixture], rows: Sequence[Dataset], available: dict[Dataset, int]) -> None:
-    """A PNG with a panel for each stage: the share of each language by kind, how far its text reaches, and its share without the cap."""
+def plot_mixtures(
+    path: Path, stages: Sequence[StageMixture], rows: Sequence[Dataset], available: dict[Dataset, int]
+) -> None:
+    """A PNG with a panel for each stage: the share of each language by kind, how far its text reaches, and
+    its share without the cap.
+    """
     codes = [code for code in LANGUAGES if any(code == key[0] for key in rows)]
     kinds = sorted({kind for _, kind in rows})
     with saved_figure(path, len(stages), (13, 1 + 4 * len(stages))) as panels:
@@ -150,13 +194,35 @@ def plot_mixtures(path: Path, stages: Sequence[StageMixture], rows: Sequence[Dat
                 axes.bar(range(len(codes)), heights, 0.7, bottom=below, label=kind)
                 below = [so_far + height for so_far, height in zip(below, heights, strict=True)]
             wanted = [100 * stage.share(own[code], "uncapped_share") for code in codes]
-            reach = [100 * stage.max_epochs * sum(available[key] for key in own[code]) / stage.tokens for code in codes]
-            axes.scatter(range(len(codes)), wanted, marker="o", facecolors="none", edgecolors="black", zorder=3, label="without the cap")
-            axes.scatter(range(len(codes)), reach, marker="_", s=220, color="red", zorder=3, label=f"its text {stage.max_epochs:g} times")
+            reach = [
+                100 * stage.max_epochs * sum(available[key] for key in own[code]) / stage.tokens
+                for code in codes
+            ]
+            axes.scatter(
+                range(len(codes)),
+                wanted,
+                marker="o",
+                facecolors="none",
+                edgecolors="black",
+                zorder=3,
+                label="without the cap",
+            )
+            axes.scatter(
+                range(len(codes)),
+                reach,
+                marker="_",
+                s=220,
+                color="red",
+                zorder=3,
+                label=f"its text {stage.max_epochs:g} times",
+            )
             axes.set_ylim(0, 1.15 * max(*below, *wanted))
             axes.set_ylabel("% of the tokens")
             axes.set_title(f"{stage.name}, {stage.tokens:,} tokens (* low-resource)")
-            names = [f"{LANGUAGES[code].name}{' *' if LANGUAGES[code].resource is Resource.LOW else ''}" for code in codes]
+            names = [
+                f"{LANGUAGES[code].name}{' *' if LANGUAGES[code].resource is Resource.LOW else ''}"
+                for code in codes
+            ]
             axes.set_xticks(range(len(codes)), names, rotation=45, ha="right")
             axes.legend(ncols=len(kinds) + 2)
 
@@ -173,8 +239,10 @@ def _short(stage: StageMixture) -> list[str]:
         share, wanted = stage.share(own), stage.share(own, "uncapped_share")
         if share < wanted * (1 - 1e-6) and any(stage.parts[key].at_cap for key in own):
             lines.append(
-                f"too little text in {LANGUAGES[code].name} ({code}): it gives {100 * share:.3g}% of the tokens in "
-                f"{max(stage.parts[key].epochs for key in own):.3g} passes, and its part would be {100 * wanted:.3g}%"
+                f"too little text in {LANGUAGES[code].name} ({code}): it gives {100 * share:.3g}% of the "
+                "tokens in "
+                f"{max(stage.parts[key].epochs for key in own):.3g} passes, and its part would be "
+                f"{100 * wanted:.3g}%"
             )
     return lines
 
@@ -187,7 +255,15 @@ def _csv(stages: Sequence[StageMixture], rows: Sequence[Dataset], available: dic
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     fields = [field.name for field in dataclasses.fields(DatasetPart)]
-    lines.writerow(["language", "class", "kind", "tokens", *(f"{stage.name}_{field}" for stage in stages for field in fields)])
+    lines.writerow(
+        [
+            "language",
+            "class",
+            "kind",
+            "tokens",
+            *(f"{stage.name}_{field}" for stage in stages for field in fields),
+        ]
+    )
     for key in rows:
         values = [getattr(stage.parts.get(key), field, "") for stage in stages for field in fields]
         lines.writerow([key[0], LANGUAGES[key[0]].resource, key[1], available[key], *values])

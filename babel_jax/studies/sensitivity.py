@@ -1,5 +1,5 @@
-"""How much each layer of a model matters, by language: how like the residual stream is before and behind it, and the loss without it and
-with it twice.
+"""How much each layer of a model matters, by language: how like the residual stream is before and behind it,
+and the loss without it and with it twice.
 
 A layer that may be passed twice at little cost is a good one to copy; see `layers_to_double`.
 """
@@ -34,9 +34,11 @@ ByLanguage = dict[str, float]
 
 @dataclasses.dataclass(frozen=True)
 class Sensitivity:
-    """Bits per byte by language: of the model, and for each layer of the model without it and with it twice in a row.
+    """Bits per byte by language: of the model, and for each layer of the model without it and with it twice
+    in a row.
 
-    `cosine` is, for each layer, the mean over tokens of the cosine similarity of the residual stream before and behind it.
+    `cosine` is, for each layer, the mean over tokens of the cosine similarity of the residual stream before
+    and behind it.
     """
 
     model: ByLanguage
@@ -46,7 +48,11 @@ class Sensitivity:
 
 
 def sensitivity(
-    config: ModelConfig, params: PyTree[Array], texts: Mapping[str, EncodedText], mesh: Mesh, compute_dtype: DTypeLike = jnp.float32
+    config: ModelConfig,
+    params: PyTree[Array],
+    texts: Mapping[str, EncodedText],
+    mesh: Mesh,
+    compute_dtype: DTypeLike = jnp.float32,
 ) -> Sensitivity:
     """Measures every layer: 2 * layers + 1 passes over the texts, by one compiled program.
 
@@ -61,9 +67,14 @@ def sensitivity(
         bits, cosines = {}, {}
         for language, text in texts.items():
             sums = [
-                _nats_and_cosines(mesh, config, jnp.dtype(compute_dtype), params, order, *_filled(batch, mesh)) for batch in text.batches
+                _nats_and_cosines(
+                    mesh, config, jnp.dtype(compute_dtype), params, order, *_filled(batch, mesh)
+                )
+                for batch in text.batches
             ]
-            nats, cosine_sums, tokens = (np.sum(np.asarray(column, np.float64), axis=0) for column in zip(*sums, strict=True))
+            nats, cosine_sums, tokens = (
+                np.sum(np.asarray(column, np.float64), axis=0) for column in zip(*sums, strict=True)
+            )
             bits[language] = float(nats) / float(np.log(2)) / text.bytes
             cosines[language] = cosine_sums / tokens
         return bits, cosines
@@ -71,7 +82,9 @@ def sensitivity(
     model, cosines = measured(whole)
     orders = tqdm([*without, *twice], "sensitivity", unit=" passes", leave=False, disable=None)
     changed = [measured(order)[0] for order in orders]
-    by_layer = [{language: float(values[layer]) for language, values in cosines.items()} for layer in range(layers)]
+    by_layer = [
+        {language: float(values[layer]) for language, values in cosines.items()} for layer in range(layers)
+    ]
     return Sensitivity(model, by_layer, changed[:layers], changed[layers:])
 
 
@@ -92,19 +105,26 @@ def _nats_and_cosines(
     segment_ids: Int[Array, "batch time"],
     loss_mask: Int[Array, "batch time"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, "steps"], Float[Array, ""]]:
-    """Summed over a batch: nats of the predicted tokens, cosines of all tokens at each step, and how many tokens there are."""
+    """Summed over a batch: nats of the predicted tokens, cosines of all tokens at each step, and how many
+    tokens there are.
+    """
     placement = placement_on(mesh, whole_windows=True)
 
     def of_own_windows(
         params: PyTree[Array], order: Array, tokens: Array, segment_ids: Array, loss_mask: Array | None
     ) -> tuple[Array, Array, Array]:
-        hidden, cosines = hidden_in_order(config, params, order, tokens, segment_ids, compute_dtype, placement)
+        hidden, cosines = hidden_in_order(
+            config, params, order, tokens, segment_ids, compute_dtype, placement
+        )
         rows, targets = hidden[:, :-1].reshape(-1, hidden.shape[-1]), tokens[:, 1:].reshape(-1)
-        picked, log_z = target_logits(rows, output_table(config, params), targets, config.final_logit_softcapping, placement)
+        picked, log_z = target_logits(
+            rows, output_table(config, params), targets, config.final_logit_softcapping, placement
+        )
         nats = jnp.where(target_mask(segment_ids, loss_mask).reshape(-1), log_z - picked, 0.0)
         real = segment_ids > 0
         sums = jnp.sum(jnp.where(real, cosines, 0.0), axis=(1, 2))
-        # One sum over the devices and not three: collectives that do not depend on each other may be run in any order on CPUs.
+        # One sum over the devices and not three: collectives that do not depend on each other may be run in
+        # any order on CPUs.
         together = jnp.concatenate([jnp.sum(nats)[None], sums, jnp.sum(real).astype(jnp.float32)[None]])
         together = placement.summed(together, ROW_AXES)
         return together[0], together[1:-1], together[-1]
@@ -114,7 +134,9 @@ def _nats_and_cosines(
         return of_own_windows(*arguments)
     rows, same = PartitionSpec(ROW_AXES), PartitionSpec()
     in_specs = (param_specs(config), same, rows, rows, same if loss_mask is None else rows)
-    return jax.shard_map(of_own_windows, mesh=mesh, in_specs=in_specs, out_specs=same, check_vma=False)(*arguments)
+    return jax.shard_map(of_own_windows, mesh=mesh, in_specs=in_specs, out_specs=same, check_vma=False)(
+        *arguments
+    )
 
 
 def layers_to_double(found: Sensitivity, count: int) -> tuple[int, ...]:
@@ -129,19 +151,27 @@ def layers_to_double(found: Sensitivity, count: int) -> tuple[int, ...]:
 
 
 def sensitivity_table(found: Sensitivity) -> str:
-    """Markdown: a row for each layer; the changes are of bits per byte against the whole model, in percent."""
+    """Markdown: a row for each layer; the changes are of bits per byte against the whole
+    model, in percent.
+    """
     groups = [group for group in ("all", "high", "low") if class_means(found.model)[group] is not None]
     heads = [f"{what}, {group}" for what in ("cosine", "removed", "doubled") for group in groups]
     lines = ["| layer | " + " | ".join(heads) + " |", "| ---: |" + " ---: |" * len(heads)]
     for layer in range(len(found.cosine)):
         cosines = [f"{_mean(found.cosine[layer], group):.3f}" for group in groups]
-        changes = [f"{_change(found, values[layer], group):+.1f}%" for values in (found.removed, found.doubled) for group in groups]
+        changes = [
+            f"{_change(found, values[layer], group):+.1f}%"
+            for values in (found.removed, found.doubled)
+            for group in groups
+        ]
         lines.append(f"| {layer} | " + " | ".join([*cosines, *changes]) + " |")
     return "\n".join(lines)
 
 
 def plot_sensitivity(path: Path, found: Sensitivity) -> None:
-    """A PNG: cosine similarity by layer above, the change of bits per byte with the layer removed or doubled below."""
+    """A PNG: cosine similarity by layer above, the change of bits per byte with the layer removed or doubled
+    below.
+    """
     with saved_figure(path, 2, (10, 8)) as (cosines, changes):
         layers = range(len(found.cosine))
         groups = {"all": "-", "high": "--", "low": ":"}
@@ -149,8 +179,17 @@ def plot_sensitivity(path: Path, found: Sensitivity) -> None:
             if class_means(found.model)[group] is None:
                 continue
             label = {"all": "all languages", "high": "high-resource", "low": "low-resource"}[group]
-            cosines.plot(layers, [_mean(values, group) for values in found.cosine], f"k{style}", marker=".", label=label)
-            for name, color, values in (("removed", "tab:red", found.removed), ("doubled", "tab:blue", found.doubled)):
+            cosines.plot(
+                layers,
+                [_mean(values, group) for values in found.cosine],
+                f"k{style}",
+                marker=".",
+                label=label,
+            )
+            for name, color, values in (
+                ("removed", "tab:red", found.removed),
+                ("doubled", "tab:blue", found.doubled),
+            ):
                 change = [_change(found, by_language, group) for by_language in values]
                 changes.plot(layers, change, style, color=color, marker=".", label=f"{name}, {label}")
         cosines.set_ylabel("cosine of the stream before and behind")

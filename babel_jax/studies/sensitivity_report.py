@@ -15,11 +15,19 @@ from babel_jax.files import make_folder, write_text
 from babel_jax.model_folders.folder import load_params, open_folder
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.studies.packed_text import encode
-from babel_jax.studies.sensitivity import Sensitivity, layers_to_double, plot_sensitivity, sensitivity, sensitivity_table
+from babel_jax.studies.sensitivity import (
+    Sensitivity,
+    layers_to_double,
+    plot_sensitivity,
+    sensitivity,
+    sensitivity_table,
+)
 from babel_jax.training.mesh import make_mesh, param_shardings
 
 
-def measure_sensitivity(model: str, data: str | None, languages: list[str] | None, max_bytes: int) -> Sensitivity:
+def measure_sensitivity(
+    model: str, data: str | None, languages: list[str] | None, max_bytes: int
+) -> Sensitivity:
     """The sensitivity of a model folder's layers on a folder of text, or on the package's own."""
     folder = open_folder(model)
     tokenizer = open_tokenizer(folder.path)
@@ -34,7 +42,9 @@ def measure_sensitivity(model: str, data: str | None, languages: list[str] | Non
     return sensitivity(folder.config, params, texts, mesh)
 
 
-def sensitivity_report(model: str, data: str | None, languages: list[str] | None, max_bytes: int, out: Path) -> dict[str, Any]:
+def sensitivity_report(
+    model: str, data: str | None, languages: list[str] | None, max_bytes: int, out: Path
+) -> dict[str, Any]:
     """Measures, and writes sensitivity.md, .json and .png into the folder `out`."""
     make_folder(out)
     found = measure_sensitivity(model, data, languages, max_bytes)
@@ -43,8 +53,11 @@ def sensitivity_report(model: str, data: str | None, languages: list[str] | None
         [
             f"# Sensitivity of the layers of {model}",
             "",
-            "Cosine similarity of the residual stream before and behind each layer, and the change of bits per byte with it removed or "
-            "passed twice. Bits per byte of the whole model: " + ", ".join(f"{group} {mean:.3f}" for group, mean in means.items()) + ".",
+            "Cosine similarity of the residual stream before and behind each layer, and the change of bits "
+            "per byte with it removed or "
+            "passed twice. Bits per byte of the whole model: "
+            + ", ".join(f"{group} {mean:.3f}" for group, mean in means.items())
+            + ".",
             "",
             sensitivity_table(found),
             "",
@@ -58,8 +71,13 @@ def sensitivity_report(model: str, data: str | None, languages: list[str] | None
     return {**result, "out": str(out), "summary": text}
 
 
-def layers_by_sensitivity(model: str, count: int, data: str | None, languages: list[str] | None, max_bytes: int) -> tuple[int, ...]:
-    """The layers of a model folder that cost least when passed twice. Raises BadInput for more of them than there are."""
+def layers_by_sensitivity(
+    model: str, count: int, data: str | None, languages: list[str] | None, max_bytes: int
+) -> tuple[int, ...]:
+    """The layers of a model folder that cost least when passed twice.
+
+    Raises BadInput for more of them than there are.
+    """
     depth = open_folder(model).config.num_hidden_layers
     if not 0 < count <= depth:
         raise BadInput(f"--auto {count}: the model has {depth} layers to choose from; give 1 to {depth}")

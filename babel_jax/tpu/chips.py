@@ -12,30 +12,47 @@ _LARGEST = {"v4": (16, 16, 16), "v5e": (16, 16), "v5p": (16, 16, 24), "v6e": (16
 
 
 def chip_of(topology: str) -> Chip:
-    """The chip of a topology such as v5p:8x8x8. Raises BadInput for one that does not exist, with those that are near."""
+    """The chip of a topology such as v5p:8x8x8.
+
+    Raises BadInput for one that does not exist, with those that are near.
+    """
     kind, _, extents = topology.partition(":")
     if kind not in CHIPS:
         near = difflib.get_close_matches(kind.replace("7x", "tpu7x"), CHIPS, n=1, cutoff=0.3)
         near = [name for name in CHIPS if name in near or name[:2] == kind[:2]] or list(CHIPS)
-        raise BadInput(f"--topology {topology}: no chip is named {kind!r}; near: {', '.join(near)}; for example v5p:8x8x8")
+        raise BadInput(
+            f"--topology {topology}: no chip is named {kind!r}; near: {', '.join(near)}; for example "
+            "v5p:8x8x8"
+        )
     chip = CHIPS[kind]
     if not re.fullmatch(r"\d+(x\d+)*", extents) or len(extents.split("x")) != chip.torus:
-        raise BadInput(f"--topology {topology}: {kind} has {chip.torus} extents; near: {', '.join(_near(kind, extents))}")
+        raise BadInput(
+            f"--topology {topology}: {kind} has {chip.torus} extents; near: {', '.join(_near(kind, extents))}"
+        )
     sizes = tuple(map(int, extents.split("x")))
     if sorted(sizes) not in map(sorted, _slices(kind)):
-        raise BadInput(f"--topology {topology}: there is no such slice of {kind}; near: {', '.join(_near(kind, extents))}")
+        raise BadInput(
+            f"--topology {topology}: there is no such slice of {kind}; near: "
+            f"{', '.join(_near(kind, extents))}"
+        )
     return chip
 
 
 def _slices(kind: str) -> list[tuple[int, ...]]:
-    """The extents of slices that can be had: v5e and v6e up to twice as long as wide, else part of a cube of 4x4x4, or whole cubes."""
+    """The extents of slices that can be had: v5e and v6e up to twice as long as wide, else part of a cube of
+    4x4x4, or whole cubes.
+    """
     shapes: list[tuple[int, ...]]
     if CHIPS[kind].torus == 2:
         shapes = [(x, y) for x in (2, 4, 8, 16) for y in (x, 2 * x)]
     else:
         cubes = itertools.combinations_with_replacement(range(4, max(_LARGEST[kind]) + 1, 4), 3)
         shapes = [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), *cubes]
-    return [shape for shape in shapes if all(size <= most for size, most in zip(sorted(shape), sorted(_LARGEST[kind]), strict=True))]
+    return [
+        shape
+        for shape in shapes
+        if all(size <= most for size, most in zip(sorted(shape), sorted(_LARGEST[kind]), strict=True))
+    ]
 
 
 def _near(kind: str, extents: str) -> list[str]:

@@ -11,8 +11,14 @@ _GIB = 2**30
 
 
 def described_program(config: Config, found: dict[str, Any], chip: Chip) -> dict[str, Any]:
-    """A program as `babel plan` tells of it, from what the worker found; per chip, and for one run of the program."""
-    described = {"name": found["name"], "kind": found["kind"], "compile_seconds": round(found["compile_seconds"], 1)}
+    """A program as `babel plan` tells of it, from what the worker found; per chip, and for one run of the
+    program.
+    """
+    described = {
+        "name": found["name"],
+        "kind": found["kind"],
+        "compile_seconds": round(found["compile_seconds"], 1),
+    }
     described["hardware_flops"] = found["hardware_flops"] * chip.devices
     hbm = hbm_of(found, chip)
     if short := found.get("out_of_memory"):
@@ -23,7 +29,9 @@ def described_program(config: Config, found: dict[str, Any], chip: Chip) -> dict
         seconds = seconds_of(found, chip)
         described["seconds"] = max(seconds.values())
         described["bound_by"] = max(seconds, key=lambda name: seconds[name])
-        described["wire_bytes"] = sum(one["bytes"] * one["times"] for one in found["collectives"]) * chip.devices
+        described["wire_bytes"] = (
+            sum(one["bytes"] * one["times"] for one in found["collectives"]) * chip.devices
+        )
         described["collectives"] = by_axes(found["collectives"])
         fits = hbm["total"] <= chip.capacity
     described |= {"fits": fits, "hbm_gib": hbm}
@@ -31,10 +39,15 @@ def described_program(config: Config, found: dict[str, Any], chip: Chip) -> dict
 
 
 def hbm_of(found: dict[str, Any], chip: Chip) -> dict[str, Any]:
-    """GiB a chip: arguments, temporaries, results that take no argument's place, what else lies there, all together, and capacity."""
+    """GiB a chip: arguments, temporaries, results that take no argument's place, what else lies there, all
+    together, and capacity.
+    """
     parts = ("arguments", "temporaries", "results", "beside")
     if "out_of_memory" in found:
-        known: dict[str, Any] = dict.fromkeys(parts) | {"beside": found.get("beside", 0) / _GIB * chip.devices, "total": None}
+        known: dict[str, Any] = dict.fromkeys(parts) | {
+            "beside": found.get("beside", 0) / _GIB * chip.devices,
+            "total": None,
+        }
     else:
         known = {name: found.get(name, 0) / _GIB * chip.devices for name in parts}
         known["total"] = sum(known.values())
@@ -44,7 +57,9 @@ def hbm_of(found: dict[str, Any], chip: Chip) -> dict[str, Any]:
 def seconds_of(found: dict[str, Any], chip: Chip) -> dict[str, float]:
     """Bounds on the time of one run at the published peaks, if all overlap."""
     compute = found["hardware_flops"] * chip.devices / chip.bf16
-    return {"compute": compute, "hbm": found["hbm_bytes"] * chip.devices / chip.hbm} | _wire_seconds(found["collectives"], chip)
+    return {"compute": compute, "hbm": found["hbm_bytes"] * chip.devices / chip.hbm} | _wire_seconds(
+        found["collectives"], chip
+    )
 
 
 def programs_table(programs: Sequence[dict[str, Any]]) -> str:
@@ -62,16 +77,22 @@ def programs_table(programs: Sequence[dict[str, Any]]) -> str:
             continue
         fits = "yes" if one["fits"] else "no"
         lines.append(
-            f"{one['name']:<{width}} {memory}  {fits:<4} {one['seconds']:>8.3g}  {one['bound_by']:<7} {one['wire_bytes'] / 1e9:>7.3g}"
+            f"{one['name']:<{width}} {memory}  {fits:<4} {one['seconds']:>8.3g}  {one['bound_by']:<7} "
+            f"{one['wire_bytes'] / 1e9:>7.3g}"
         )
-    lines.append("seconds: one run at the least (a step, a batch, a new token); beside: what else lies on the chip meanwhile")
+    lines.append(
+        "seconds: one run at the least (a step, a batch, a new token); beside: what else lies on the chip "
+        "meanwhile"
+    )
     return "\n".join(lines)
 
 
 def short_of(program: dict[str, Any]) -> str:
     """The line on a program that does not fit."""
     hbm = program["hbm_gib"]
-    missing = "more than there is" if hbm["total"] is None else f"{hbm['total'] - hbm['capacity']:.2f} GiB too many"
+    missing = (
+        "more than there is" if hbm["total"] is None else f"{hbm['total'] - hbm['capacity']:.2f} GiB too many"
+    )
     needs = "" if hbm["total"] is None else f" needs {hbm['total']:.2f} of {hbm['capacity']:.2f} GiB,"
     return f"{program['name']}:{needs} {missing}; try {program['advice']}"
 
@@ -120,7 +141,9 @@ def _smaller_moments(config: Config) -> list[str]:
 
 
 def _wire_seconds(collectives: Sequence[dict[str, Any]], chip: Chip) -> dict[str, float]:
-    """Bounds within slices, where a collective along some dimensions of the torus has their links alone, and between slices."""
+    """Bounds within slices, where a collective along some dimensions of the torus has their links alone, and
+    between slices.
+    """
     within = between = 0.0
     for one in collectives:
         moved = one["bytes"] * one["times"] * chip.devices
@@ -139,4 +162,8 @@ def by_axes(collectives: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         total[0] += one["bytes"] * one["times"]
         total[1] += one["times"]
     ordered = sorted(sums.items(), key=lambda item: -item[1][0])
-    return [{"kind": kind, "axes": axes, "bytes": moved, "times": times} for (kind, axes), (moved, times) in ordered if axes]
+    return [
+        {"kind": kind, "axes": axes, "bytes": moved, "times": times}
+        for (kind, axes), (moved, times) in ordered
+        if axes
+    ]

@@ -11,9 +11,11 @@ from babel_jax.model.attention_kernels import splash_block
 
 
 def program_flops(jaxpr: Any, config: ModelConfig, seq_len: int) -> float:
-    """Products of matrices in a jaxpr, times the lengths of its scans; inside `shard_map` shapes are those of one device.
+    """Products of matrices in a jaxpr, times the lengths of its scans; inside `shard_map` shapes are those of
+    one device.
 
-    Pallas kernels are those of splash attention over windows of `seq_len` tokens, and count the blocks that they do not skip.
+    Pallas kernels are those of splash attention over windows of `seq_len` tokens, and count the blocks that
+    they do not skip.
     """
     total = 0.0
     for equation in jaxpr.eqns:
@@ -23,11 +25,17 @@ def program_flops(jaxpr: Any, config: ModelConfig, seq_len: int) -> float:
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
-            total += 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+            total += (
+                2.0
+                * math.prod(equation.outvars[0].aval.shape)
+                * math.prod(shape[axis] for axis in contracted)
+            )
         elif name == "pallas_call":
             total += _splash_flops(equation, config, seq_len)
         elif name == "cond":
-            total += max(program_flops(branch.jaxpr, config, seq_len) for branch in equation.params["branches"])
+            total += max(
+                program_flops(branch.jaxpr, config, seq_len) for branch in equation.params["branches"]
+            )
         else:
             times = equation.params["length"] if name == "scan" else 1
             total += times * sum(program_flops(inner, config, seq_len) for inner in _inner(equation.params))
@@ -45,14 +53,21 @@ def _inner(params: dict[str, Any]) -> Iterator[Any]:
 def _splash_flops(equation: Any, config: ModelConfig, seq_len: int) -> float:
     """Forward two products of each visible block of scores with the heads, backward (one kernel) five.
 
-    Where `context` cuts windows into parts, each device has one of the first half and one of the second; the mean over devices counts.
+    Where `context` cuts windows into parts, each device has one of the first half and one of the second; the
+    mean over devices counts.
     """
-    query, key = [variable.aval.shape for variable in equation.invars if jnp.issubdtype(variable.aval.dtype, jnp.floating)][:2]
+    query, key = [
+        variable.aval.shape
+        for variable in equation.invars
+        if jnp.issubdtype(variable.aval.dtype, jnp.floating)
+    ][:2]
     (*batch, heads, time, head_dim), source = query, key[-2]
     block_q, block_kv = (splash_block(tokens, head_dim) for tokens in (time, source))
     products = 5 if "dkv" in equation.params["name"] else 2
     firsts = range(source // 2 if time < source == seq_len else 0, source, time)
-    seen = [_visible_area(window, first, time, block_q, block_kv) for window in config.windows for first in firsts]
+    seen = [
+        _visible_area(window, first, time, block_q, block_kv) for window in config.windows for first in firsts
+    ]
     return 2.0 * products * math.prod(batch) * heads * head_dim * sum(seen) / len(seen)
 
 

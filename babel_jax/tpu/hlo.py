@@ -11,7 +11,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8, "u64": 8, "f64": 8}
+_BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s16": 2,
+    "u16": 2,
+    "f32": 4,
+    "s32": 4,
+    "u32": 4,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+}
 _ARRAY = re.compile(r"\b(" + "|".join(_BYTES) + r")\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
@@ -44,10 +58,12 @@ class Instruction(NamedTuple):
 
 
 class Collective(NamedTuple):
-    """A collective that runs `times` a step, among the devices of `group` (and others alike); `bytes` is what one run counts.
+    """A collective that runs `times` a step, among the devices of `group` (and others alike); `bytes` is what
+    one run counts.
 
-    A gather counts its result and a scatter its operand once, an all-reduce its operand twice. One between slices has no group: it goes
-    through the hosts, and each device takes part with its fellows of the other slices.
+    A gather counts its result and a scatter its operand once, an all-reduce its operand twice. One between
+    slices has no group: it goes through the hosts, and each device takes part with its fellows of the other
+    slices.
     """
 
     kind: str
@@ -82,11 +98,20 @@ class Program:
                 continue
             if instruction.operation in ("async-done", "async-update"):
                 continue
-            for called in _called(instruction.rest, "calls|to_apply|branch_computations|true_computation|false_computation"):
+            for called in _called(
+                instruction.rest, "calls|to_apply|branch_computations|true_computation|false_computation"
+            ):
                 if called in self.computations:
                     if instruction.operation == "fusion":
                         self._fused.add(called)
-                    if instruction.operation not in ("all-reduce", "reduce-scatter", "reduce", "scatter", "sort", "all-reduce-start"):
+                    if instruction.operation not in (
+                        "all-reduce",
+                        "reduce-scatter",
+                        "reduce",
+                        "scatter",
+                        "sort",
+                        "all-reduce-start",
+                    ):
                         self._count(called, times)
 
     def _trips(self, condition: str) -> int:
@@ -96,7 +121,9 @@ class Program:
             for instruction in self.computations[waiting.pop()]:
                 if instruction.operation == "constant" and (value := re.match(r"(\d+)\)", instruction.rest)):
                     constants.append(int(value.group(1)))
-                waiting += [called for called in _called(instruction.rest, "calls") if called in self.computations]
+                waiting += [
+                    called for called in _called(instruction.rest, "calls") if called in self.computations
+                ]
         return max(constants)
 
     def collectives(self) -> list[Collective]:
@@ -105,12 +132,16 @@ class Program:
 
     def _collectives_in(self, name: str, times: int) -> Iterator[Collective]:
         instructions = self.computations[name]
-        if name.startswith("async_collective_fusion") or any('"AsyncCollectiveDone"' in instruction.rest for instruction in instructions):
+        if name.startswith("async_collective_fusion") or any(
+            '"AsyncCollectiveDone"' in instruction.rest for instruction in instructions
+        ):
             return
         shapes = {instruction.name: instruction.shape for instruction in instructions}
         for instruction in instructions:
             kind = instruction.operation.removesuffix("-start")
-            if kind == "send" and (between := re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)):
+            if kind == "send" and (
+                between := re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
+            ):
                 kind = between.group(1).lower().replace("_", "-")
                 sent = array_bytes(_split(instruction.shape)[0])
                 yield Collective(kind, 2 * sent if kind == "all-reduce" else sent, times, ())
@@ -120,17 +151,23 @@ class Program:
             operands = [shapes.get(operand, "") for operand in _operands(instruction.rest)]
             moved = sum(map(array_bytes, operands))
             if kind == "all-gather":
-                kind, moved = "all-gather", max([array_bytes(part) for part in _split(instruction.shape)], default=0)
+                kind, moved = (
+                    "all-gather",
+                    max([array_bytes(part) for part in _split(instruction.shape)], default=0),
+                )
                 if not instruction.shape.startswith("("):
                     moved = array_bytes(instruction.shape)
             elif kind == "all-reduce":
-                # A scatter that XLA fused: all of a ring's sums are formed on their way, and each device keeps its part.
+                # A scatter that XLA fused: all of a ring's sums are formed on their way, and each device
+                # keeps its part.
                 fused = name.startswith("all-reduce-scatter")
                 kind, moved = ("reduce-scatter", moved) if fused else (kind, 2 * moved)
             yield Collective(kind, moved, times, _group(instruction.rest))
 
     def hbm_bytes(self) -> int:
-        """What instructions read from and write to HBM, if nothing but what fusions keep inside stayed on the chip."""
+        """What instructions read from and write to HBM, if nothing but what fusions keep inside stayed on the
+        chip.
+        """
         total = 0
         for name, times in self.times.items():
             if name in self._fused:
@@ -158,11 +195,15 @@ class Program:
             return _in_hbm(instruction.shape) + sum(map(_in_hbm, operands))
         (called,) = _called(instruction.rest, "calls")
         parts = self._parts_read(called)
-        read = sum(min(_in_hbm(shape), parts.get(number, _in_hbm(shape))) for number, shape in enumerate(operands))
+        read = sum(
+            min(_in_hbm(shape), parts.get(number, _in_hbm(shape))) for number, shape in enumerate(operands)
+        )
         return read + max(0, _in_hbm(instruction.shape) - self._left_as_it_was(called))
 
     def _parts_read(self, name: str) -> dict[int, int]:
-        """Of those parameters that a fused computation only slices, or writes into, the bytes that it reads, by number."""
+        """Of those parameters that a fused computation only slices, or writes into, the bytes that it reads,
+        by number.
+        """
         inside = self.computations[name]
         parameters = {one.name: int(one.rest.split(")")[0]) for one in inside if one.operation == "parameter"}
         users: dict[int, list[int | None]] = defaultdict(list)
@@ -177,10 +218,14 @@ class Program:
                     elif one.operation == "dynamic-update-slice" and place == 0:
                         size = 0
                     users[parameters[operand]].append(size)
-        return {number: sum(size or 0 for size in sizes) for number, sizes in users.items() if None not in sizes}
+        return {
+            number: sum(size or 0 for size in sizes) for number, sizes in users.items() if None not in sizes
+        }
 
     def _left_as_it_was(self, name: str) -> int:
-        """Bytes of the result of a fused computation that it does not write, since it writes into a part of a parameter."""
+        """Bytes of the result of a fused computation that it does not write, since it writes into a part of a
+        parameter.
+        """
         inside = self.computations[name]
         shapes = {one.name: one.shape for one in inside}
         total = 0
@@ -194,7 +239,10 @@ class Program:
 
 def array_bytes(shape: str) -> int:
     """Bytes of an array type, or of all in a tuple of them."""
-    return sum(_BYTES[kind] * math.prod(int(size) for size in sizes.split(",") if size) for kind, sizes, _ in _ARRAY.findall(shape))
+    return sum(
+        _BYTES[kind] * math.prod(int(size) for size in sizes.split(",") if size)
+        for kind, sizes, _ in _ARRAY.findall(shape)
+    )
 
 
 def _in_hbm(shape: str) -> int:
@@ -222,11 +270,17 @@ def _operands(rest: str) -> list[str]:
 
 def _called(rest: str, keys: str) -> list[str]:
     found = re.findall(rf"\b(?:{keys})=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", rest)
-    return [name.strip().lstrip("%") for several, one in found for name in (several.split(",") if several else [one])]
+    return [
+        name.strip().lstrip("%")
+        for several, one in found
+        for name in (several.split(",") if several else [one])
+    ]
 
 
 def _group(rest: str) -> tuple[int, ...]:
-    """The first group of devices that a collective runs among; of a permutation, the first pair that differs."""
+    """The first group of devices that a collective runs among; of a permutation, the
+    first pair that differs.
+    """
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
         for one, other in re.findall(r"\{(\d+),(\d+)", pairs.group(1) + "}"):
             if one != other:
@@ -235,10 +289,15 @@ def _group(rest: str) -> tuple[int, ...]:
         return tuple(map(int, found.group(1).split(",")))
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
         return tuple(_numbered(found[3], found[4]).reshape(int(found[1]), int(found[2]))[0].tolist())
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", rest):
+    if found := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}",
+        rest,
+    ):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
         ids = _numbered(found[2] or ",".join(map(str, sizes.values())), found[3]).reshape(*sizes.values())
-        return tuple(ids[tuple(slice(None) if f"'{name}'" in found[4] else 0 for name in sizes)].flatten().tolist())
+        return tuple(
+            ids[tuple(slice(None) if f"'{name}'" in found[4] else 0 for name in sizes)].flatten().tolist()
+        )
     return ()
 
 

@@ -1,4 +1,6 @@
-"""`babel plan`: what the programs of a run would need, move and take on a TPU pod, from each as compiled for it."""
+"""`babel plan`: what the programs of a run would need, move and take on a TPU pod, from each as compiled for
+it.
+"""
 
 import importlib.util
 import json
@@ -21,7 +23,15 @@ from babel_jax.model.decoder import count_parameters
 from babel_jax.model.flops import model_flops_per_token
 from babel_jax.model.parallel import WEIGHT_AXES
 from babel_jax.tpu.chips import chip_of
-from babel_jax.tpu.costs import advice, by_axes, described_program, hbm_of, programs_table, seconds_of, short_of
+from babel_jax.tpu.costs import (
+    advice,
+    by_axes,
+    described_program,
+    hbm_of,
+    programs_table,
+    seconds_of,
+    short_of,
+)
 from babel_jax.tpu.kinds import STEP
 from babel_jax.tpu.shapes import Base, base_of, trained_shape
 
@@ -31,8 +41,8 @@ _DAY = 86_400
 
 
 class Which(StrEnum):
-    """Which programs are compiled: all of `babel train` (or sft), its last train step alone, all but train steps, or those of `babel
-    evaluate`."""
+    """Which programs are compiled: all of `babel train` (or sft), its last train step alone, all but train
+    steps, or those of `babel evaluate`."""
 
     TRAIN = "train"
     STEP = "step"
@@ -40,11 +50,14 @@ class Which(StrEnum):
     EVALUATE = "evaluate"
 
 
-def plan(config: Config, topology: str, slices: int = 1, which: Which = Which.TRAIN, configs: Path | None = None) -> dict[str, Any]:
+def plan(
+    config: Config, topology: str, slices: int = 1, which: Which = Which.TRAIN, configs: Path | None = None
+) -> dict[str, Any]:
     """The plan for one topology; figures at the top are per chip and step unless they say otherwise.
 
-    `programs` has the memory and the least time of each program, and `fits` says whether all have the memory. `configs` is the folder of
-    other configs (see `base_of`). Raises BadInput for a topology that does not exist, and where mesh, batch and model do not divide.
+    `programs` has the memory and the least time of each program, and `fits` says whether all have the memory.
+    `configs` is the folder of other configs (see `base_of`). Raises BadInput for a topology that does not
+    exist, and where mesh, batch and model do not divide.
     """
     chip, base = chip_of(topology), base_of(config, configs)
     shape = trained_shape(config, base.config)
@@ -52,7 +65,8 @@ def plan(config: Config, topology: str, slices: int = 1, which: Which = Which.TR
         raise BadInput(f"prices: no chip is named {', '.join(unknown)}; valid: {', '.join(CHIPS)}")
     if config.data.seq_len > shape.max_position_embeddings:
         raise BadInput(
-            f"data.seq_len = {config.data.seq_len} exceeds the model's max_position_embeddings = {shape.max_position_embeddings}"
+            f"data.seq_len = {config.data.seq_len} exceeds the model's max_position_embeddings = "
+            f"{shape.max_position_embeddings}"
         )
     found = _compiled(config, base, topology, slices, which)
     programs = [described_program(config, one, chip) for one in found]
@@ -65,21 +79,35 @@ def plan(config: Config, topology: str, slices: int = 1, which: Which = Which.TR
 
 
 def _compiled(config: Config, base: Base, topology: str, slices: int, which: Which) -> list[dict[str, Any]]:
-    """What `tpu.worker` finds of each program. The compiler is asked in a process of its own, which needs neither TPU nor network."""
+    """What `tpu.worker` finds of each program.
+
+    The compiler is asked in a process of its own, which needs neither TPU nor network.
+    """
     if importlib.util.find_spec("libtpu") is None:
-        raise BadInput("babel plan compiles with libtpu, which is not installed: pip install 'babel-jax[tpu]'")
+        raise BadInput(
+            "babel plan compiles with libtpu, which is not installed: pip install 'babel-jax[tpu]'"
+        )
     where = topology if slices == 1 else f"{slices} slices of {topology}"
     log.info("compiling for %s; a program of a large model takes minutes", where)
-    request: dict[str, Any] = {"config": _plain(config), "base": _plain(base.config), "new_layers": list(base.new_layers), "which": which}
+    request: dict[str, Any] = {
+        "config": _plain(config),
+        "base": _plain(base.config),
+        "new_layers": list(base.new_layers),
+        "which": which,
+    }
     request |= {"topology": topology, "slices": slices}
     here = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    here["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    here["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     environment = {**{key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}, **here}
     command = [sys.executable, "-m", "babel_jax.tpu.worker"]
     found: list[dict[str, Any]] = []
     with (
         tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True) as worker,
+        subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as worker,
         tqdm(desc="programs", unit="program", leave=False, disable=None) as progress,
     ):
         assert worker.stdin is not None
@@ -102,7 +130,9 @@ def _compiled(config: Config, base: Base, topology: str, slices: int, which: Whi
         worker.wait()
         if not found or len(found) != progress.total:
             errors.seek(0)
-            raise RuntimeError(f"the compiler stopped with status {worker.returncode}:\n{errors.read()[-4000:]}")
+            raise RuntimeError(
+                f"the compiler stopped with status {worker.returncode}:\n{errors.read()[-4000:]}"
+            )
     return found
 
 
@@ -111,28 +141,43 @@ def _plain(settings: Any) -> dict[str, Any]:
     return plain
 
 
-def result_without_step(shape: ModelConfig, topology: str, slices: int, chip: Chip, found: list[dict[str, Any]]) -> dict[str, Any]:
+def result_without_step(
+    shape: ModelConfig, topology: str, slices: int, chip: Chip, found: list[dict[str, Any]]
+) -> dict[str, Any]:
     """What stands at the top of a plan that has no train step."""
     mesh = found[0]["mesh"]
     chips = math.prod(mesh.values()) // chip.devices
     parameters = count_parameters(shape)
     where = topology if slices == 1 else f"{slices} slices of {topology}"
     summary = f"{parameters:,} parameters in {shape.num_hidden_layers} layers on {where}, {chips:,} chips"
-    return {"topology": topology, "slices": slices, "chips": chips, "mesh": mesh, "parameters": parameters, "summary": summary}
+    return {
+        "topology": topology,
+        "slices": slices,
+        "chips": chips,
+        "mesh": mesh,
+        "parameters": parameters,
+        "summary": summary,
+    }
 
 
 def with_programs(result: dict[str, Any], programs: list[dict[str, Any]], which: Which) -> dict[str, Any]:
-    """The result with all programs, `fits` where all of them fit, and the table of them and what to change at the end of its summary."""
+    """The result with all programs, `fits` where all of them fit, and the table of them and what to change at
+    the end of its summary.
+    """
     short = [one for one in programs if not one["fits"]]
     lines = [result["summary"]]
     if which is not Which.STEP:
         lines += ["", programs_table(programs)]
         lines += [short_of(one) for one in short]
-        lines.append("all programs fit" if not short else f"{len(short)} of {len(programs)} programs do not fit")
+        lines.append(
+            "all programs fit" if not short else f"{len(short)} of {len(programs)} programs do not fit"
+        )
     return result | {"fits": not short, "programs": programs, "summary": "\n".join(lines)}
 
 
-def described(config: Config, shape: ModelConfig, topology: str, slices: int, chip: Chip, found: dict[str, Any]) -> dict[str, Any]:
+def described(
+    config: Config, shape: ModelConfig, topology: str, slices: int, chip: Chip, found: dict[str, Any]
+) -> dict[str, Any]:
     """The result of `plan`, from what the compiled program was found to be."""
     mesh, training = found["mesh"], config.training
     chips = math.prod(mesh.values()) // chip.devices
@@ -144,32 +189,54 @@ def described(config: Config, shape: ModelConfig, topology: str, slices: int, ch
     parts = 1
     for axis in WEIGHT_AXES:
         parts *= mesh[axis]
-    # Weights gathered forward and backward, gradients scattered, for every piece of the batch; features stay split.
-    minimum = 3 * width * parameters // mesh["tensor"] * training.gradient_accumulation * chip.devices if parts > 1 else 0
+    # Weights gathered forward and backward, gradients scattered, for every piece of the batch; features stay
+    # split.
+    minimum = (
+        3 * width * parameters // mesh["tensor"] * training.gradient_accumulation * chip.devices
+        if parts > 1
+        else 0
+    )
     spread = parts * mesh["tensor"]
-    per_parameter = {"parameters": 4, "optimizer": 4 + (2 if config.optimizer.first_moment == "bfloat16" else 4), "gradients": 4}
-    hbm: dict[str, Any] = {name: size * parameters / spread / _GIB * chip.devices for name, size in per_parameter.items()}
+    per_parameter = {
+        "parameters": 4,
+        "optimizer": 4 + (2 if config.optimizer.first_moment == "bfloat16" else 4),
+        "gradients": 4,
+    }
+    hbm: dict[str, Any] = {
+        name: size * parameters / spread / _GIB * chip.devices for name, size in per_parameter.items()
+    }
     host = hbm["optimizer"] if training.offload_optimizer_state else 0.0
     hbm["optimizer"] -= host
     hbm["capacity"] = chip.capacity
     result: dict[str, Any] = {
         "topology": topology, "slices": slices, "chips": chips, "mesh": mesh, "parameters": parameters,
         "seq_len": config.data.seq_len, "tokens_per_step": tokens_per_step, "remat": str(training.remat),
-        "gradient_accumulation": training.gradient_accumulation, "compile_seconds": round(found["compile_seconds"], 1),
-        "model_flops": model_flops, "hardware_flops": hardware_flops, "wire_bytes_minimum": minimum, "host_gib": host,
+        "gradient_accumulation": training.gradient_accumulation,
+        "compile_seconds": round(found["compile_seconds"], 1),
+        "model_flops": model_flops, "hardware_flops": hardware_flops, "wire_bytes_minimum": minimum,
+        "host_gib": host,
     }  # fmt: skip
     if short := found.get("out_of_memory"):
         hbm |= {"arguments": None, "temporaries": None, "needs": short["needs"] or None}
-        tries = f"needs {short['needs']:.1f} of {short['has'] or chip.capacity:.1f} GiB: try {advice(config, mesh)}"
-        unknown = dict.fromkeys(("wire_bytes", "step_seconds_bound", "mfu_bound", "tokens_per_day", "chip_hours", "bound_by"))
-        return result | unknown | {"fits": False, "hbm_gib": hbm, "summary": f"{_head(result, shape)}\n{tries}"}
+        tries = (
+            f"needs {short['needs']:.1f} of {short['has'] or chip.capacity:.1f} GiB: try "
+            f"{advice(config, mesh)}"
+        )
+        unknown = dict.fromkeys(
+            ("wire_bytes", "step_seconds_bound", "mfu_bound", "tokens_per_day", "chip_hours", "bound_by")
+        )
+        return (
+            result | unknown | {"fits": False, "hbm_gib": hbm, "summary": f"{_head(result, shape)}\n{tries}"}
+        )
     hbm |= {name: found[name] / _GIB * chip.devices for name in ("arguments", "temporaries", "peak")}
     fits = hbm_of(found, chip)["total"] <= chip.capacity
     hbm["activations"] = max(0.0, hbm["temporaries"] - hbm["gradients"])
     seconds = seconds_of(found, chip)
     bound = max(seconds.values())
     tokens_per_day = tokens_per_step / bound * _DAY
-    stages = [_stage(stage, tokens_per_step, bound, chips, config.prices.get(chip.name)) for stage in config.stages]
+    stages = [
+        _stage(stage, tokens_per_step, bound, chips, config.prices.get(chip.name)) for stage in config.stages
+    ]
     result |= {
         "fits": fits,
         "hbm_gib": hbm,
@@ -187,12 +254,15 @@ def described(config: Config, shape: ModelConfig, topology: str, slices: int, ch
     return result | {"summary": _summary(result, shape, chip)}
 
 
-def _stage(stage: Stage, tokens_per_step: int, seconds: float, chips: int, price: float | None) -> dict[str, Any]:
+def _stage(
+    stage: Stage, tokens_per_step: int, seconds: float, chips: int, price: float | None
+) -> dict[str, Any]:
     """The least time and cost of a stage's budget; `max_passes` needs the data and is not looked at."""
     steps = stage.steps or max(1, round((stage.tokens or 0) / tokens_per_step))
     hours = steps * seconds * chips / 3600
     return {
-        "name": stage.name, "steps": steps, "tokens": steps * tokens_per_step, "days": steps * seconds / _DAY, "chip_hours": hours,
+        "name": stage.name, "steps": steps, "tokens": steps * tokens_per_step,
+        "days": steps * seconds / _DAY, "chip_hours": hours,
         "cost": None if price is None else hours * price,
     }  # fmt: skip
 
@@ -201,7 +271,8 @@ def _head(result: dict[str, Any], shape: ModelConfig) -> str:
     slices = f"{result['slices']} slices of " if result["slices"] > 1 else ""
     mesh = " x ".join(f"{axis} {size}" for axis, size in result["mesh"].items() if size > 1)
     return (
-        f"{result['parameters']:,} parameters in {shape.num_hidden_layers} layers on {slices}{result['topology']}, "
+        f"{result['parameters']:,} parameters in {shape.num_hidden_layers} layers on "
+        f"{slices}{result['topology']}, "
         f"{result['chips']:,} chips ({mesh}); {result['tokens_per_step']:,} tokens a step in windows of "
         f"{result['seq_len']:,}, remat {result['remat']}"
     )
@@ -212,28 +283,43 @@ def _summary(result: dict[str, Any], shape: ModelConfig, chip: Chip) -> str:
     total = hbm["arguments"] + hbm["temporaries"]
     lines = [
         _head(result, shape),
-        f"HBM a chip: {total:.2f} of {hbm['capacity']:.2f} GiB ({'fits' if result['fits'] else 'does not fit'}): arguments "
-        f"{hbm['arguments']:.2f} (parameters {hbm['parameters']:.2f}, optimizer {hbm['optimizer']:.2f}), temporaries "
-        f"{hbm['temporaries']:.2f} (gradients {hbm['gradients']:.2f}, activations and the rest {hbm['activations']:.2f})",
+        f"HBM a chip: {total:.2f} of {hbm['capacity']:.2f} GiB "
+        f"({'fits' if result['fits'] else 'does not fit'}): arguments "
+        f"{hbm['arguments']:.2f} (parameters {hbm['parameters']:.2f}, optimizer {hbm['optimizer']:.2f}), "
+        "temporaries "
+        f"{hbm['temporaries']:.2f} (gradients {hbm['gradients']:.2f}, activations and the rest "
+        f"{hbm['activations']:.2f})",
         f"FLOPs a chip and step: model {result['model_flops']:.4g}, hardware {result['hardware_flops']:.4g} "
         f"({result['hardware_flops'] / result['model_flops']:.3f} x)",
         f"wire a chip and step: {result['wire_bytes'] / 1e9:.2f} GB"
-        + (f", {result['wire_bytes'] / result['wire_bytes_minimum']:.3f} x the least of FSDP" if result["wire_bytes_minimum"] else ""),
+        + (
+            f", {result['wire_bytes'] / result['wire_bytes_minimum']:.3f} x the least of FSDP"
+            if result["wire_bytes_minimum"]
+            else ""
+        ),
     ]
     if result["host_gib"]:
-        lines.append(f"host memory a chip: {result['host_gib']:.2f} GiB of moments, read and written every step (not in the bound below)")
+        lines.append(
+            f"host memory a chip: {result['host_gib']:.2f} GiB of moments, read and written every step (not "
+            "in the bound below)"
+        )
     for one in result["collectives"]:
-        lines.append(f"  {one['kind']:<18} over {one['axes']:<22} {one['bytes'] / 1e9:>9.3f} GB in {one['times']} runs")
+        lines.append(
+            f"  {one['kind']:<18} over {one['axes']:<22} {one['bytes'] / 1e9:>9.3f} GB in {one['times']} runs"
+        )
     bounds = ", ".join(f"{name} {value:.3f}" for name, value in seconds.items())
     lines += [
-        f"seconds a step at the published peaks of {chip.name}, if all overlap: at least {result['step_seconds_bound']:.3f} ({bounds}); "
+        f"seconds a step at the published peaks of {chip.name}, if all overlap: at least "
+        f"{result['step_seconds_bound']:.3f} ({bounds}); "
         f"{result['bound_by']} binds",
-        f"model FLOP utilization: at most {result['mfu_bound']:.1%}; {result['tokens_per_second']:,.0f} tokens/s, "
+        f"model FLOP utilization: at most {result['mfu_bound']:.1%}; {result['tokens_per_second']:,.0f} "
+        "tokens/s, "
         f"{result['tokens_per_day'] / 1e9:,.1f} G a day",
     ]
     for stage in result["stages"]:
         cost = "" if stage["cost"] is None else f", {stage['cost']:,.0f} at the price given"
         lines.append(
-            f"stage {stage['name']}: {stage['steps']:,} steps, {stage['days']:.2f} days, {stage['chip_hours']:,.0f} chip-hours{cost}"
+            f"stage {stage['name']}: {stage['steps']:,} steps, {stage['days']:.2f} days, "
+            f"{stage['chip_hours']:,.0f} chip-hours{cost}"
         )
     return "\n".join(lines)

@@ -1,7 +1,9 @@
-"""The programs that `babel train` and `babel evaluate` run on the devices, as jitted functions with abstract arguments.
+"""The programs that `babel train` and `babel evaluate` run on the devices, as jitted functions with abstract
+arguments.
 
-Every one comes from the function that the run itself jits. What takes no program (reading a checkpoint, tokens on their way to the devices)
-is not in the list. `babel rehearse` compares the list with the programs that a run really compiled.
+Every one comes from the function that the run itself jits. What takes no program (reading a checkpoint,
+tokens on their way to the devices) is not in the list. `babel rehearse` compares the list with the programs
+that a run really compiled.
 """
 
 import math
@@ -60,9 +62,11 @@ BENCHMARK_ROWS, BENCHMARK_PROMPT, BENCHMARK_NEW = 8, 2048, 256
 
 
 class Program(NamedTuple):
-    """A jitted function with the arguments of its largest run, as shapes. `beside` lies on the devices meanwhile, but is no argument.
+    """A jitted function with the arguments of its largest run, as shapes. `beside` lies on the devices
+    meanwhile, but is no argument.
 
-    `kind` says what it does, and `points` when in the run it does so. `seq_len` is of the windows of a train step, else 0.
+    `kind` says what it does, and `points` when in the run it does so. `seq_len` is of the windows of a train
+    step, else 0.
     """
 
     kind: str
@@ -87,7 +91,11 @@ class Program(NamedTuple):
 
 def placed(params: PyTree[Any], shardings: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:
     """Shapes with shardings."""
-    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), params, shardings)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        params,
+        shardings,
+    )
 
 
 def device_bytes(arrays: PyTree[jax.ShapeDtypeStruct]) -> int:
@@ -104,28 +112,46 @@ def copied_bytes(arrays: PyTree[jax.ShapeDtypeStruct]) -> int:
     total = 0
     for leaf in jax.tree.leaves(arrays):
         shard = device_bytes([leaf])
-        copies = leaf.sharding.mesh.size * math.prod(leaf.sharding.shard_shape(leaf.shape)) // max(1, math.prod(leaf.shape))
+        copies = (
+            leaf.sharding.mesh.size
+            * math.prod(leaf.sharding.shard_shape(leaf.shape))
+            // max(1, math.prod(leaf.shape))
+        )
         total += shard // copies if copies > 1 else 0
     return total
 
 
-def training_programs(config: Config, base: ModelConfig, new_layers: Sequence[int], mesh: Mesh) -> list[Program]:
-    """The programs of `babel train` (or sft) in the order of the run; those that compile to the same are one, under all their names.
+def training_programs(
+    config: Config, base: ModelConfig, new_layers: Sequence[int], mesh: Mesh
+) -> list[Program]:
+    """The programs of `babel train` (or sft) in the order of the run; those that compile to the same are one,
+    under all their names.
 
-    `base` is the shape of the model that the run begins with, before any expansion, and `new_layers` those of its layers that an earlier
-    expansion added. Raises BadInput where mesh, batch and model do not divide.
+    `base` is the shape of the model that the run begins with, before any expansion, and `new_layers` those of
+    its layers that an earlier expansion added. Raises BadInput where mesh, batch and model do not divide.
     """
-    check_batch(mesh, config.training.global_batch_size, config.training.gradient_accumulation, config.data.seq_len)
+    check_batch(
+        mesh, config.training.global_batch_size, config.training.gradient_accumulation, config.data.seq_len
+    )
     return _merged(_training_programs(config, base, tuple(new_layers), mesh))
 
 
-def _training_programs(config: Config, base: ModelConfig, new_layers: tuple[int, ...], mesh: Mesh) -> Iterator[Program]:
-    plan = plan_from_settings(config.expansion, base.num_hidden_layers) if config.expansion is not None else None
+def _training_programs(
+    config: Config, base: ModelConfig, new_layers: tuple[int, ...], mesh: Mesh
+) -> Iterator[Program]:
+    plan = (
+        plan_from_settings(config.expansion, base.num_hidden_layers) if config.expansion is not None else None
+    )
     first = expand_config(base, plan) if plan is not None else base
     models = depths(first, plan.new_layers if plan is not None else new_layers, config.deepen)
     params = params_on(mesh, base)
     if config.model.folder is None:
-        yield Program(INITIAL, (), initializing(param_shardings(base, mesh)), (base, jax.eval_shape(lambda: jax.random.key(0))))
+        yield Program(
+            INITIAL,
+            (),
+            initializing(param_shardings(base, mesh)),
+            (base, jax.eval_shape(lambda: jax.random.key(0))),
+        )
     else:
         yield from reading(mesh, base, params)
         yield from _measuring(config, "base", base, mesh, params)
@@ -148,21 +174,31 @@ def _training_programs(config: Config, base: ModelConfig, new_layers: tuple[int,
             yield Program(OPTIMIZER, (), beginning(setup.optimizer, setup.shardings), (state["params"],))
         elif before is not setup:
             arguments = (before.abstract["params"], before.abstract["opt_state"])
-            yield Program(CARRYING, (_what(setup),), carrying_over(before, setup, config.optimizer), arguments)
+            yield Program(
+                CARRYING, (_what(setup),), carrying_over(before, setup, config.optimizer), arguments
+            )
         step = step_program(config, setup, mesh, stage.name)
         yield step
         if config.training.recheck_every is not None:
             yield Program(
-                RECHECK, (stage.name,), setup.bit_checks.of_gradients, (state["params"], step.arguments[1]), beside=state["opt_state"]
+                RECHECK,
+                (stage.name,),
+                setup.bit_checks.of_gradients,
+                (state["params"], step.arguments[1]),
+                beside=state["opt_state"],
             )
         if setup.bit_checks.has_replicas:
-            yield Program(REPLICAS, (), setup.bit_checks.of_params, (state["params"],), beside=state["opt_state"])
+            yield Program(
+                REPLICAS, (), setup.bit_checks.of_params, (state["params"],), beside=state["opt_state"]
+            )
         yield Program(CHECKPOINT, (), None, (state,))
         points = [stage.result] if last_of_stage else []
         if config.evaluation.every is not None:
             points.append("between steps")
         for point in points:
-            yield from _measuring(config, point, setup.model.config, mesh, state["params"], state["opt_state"])
+            yield from _measuring(
+                config, point, setup.model.config, mesh, state["params"], state["opt_state"]
+            )
         before = setup
 
     last = models[-1].config
@@ -170,12 +206,22 @@ def _training_programs(config: Config, base: ModelConfig, new_layers: tuple[int,
     yield Program(EXPORT, ("type",), in_type, (params, jnp.dtype(config.export_dtype)))
     yield from _exporting(mesh, last, params, jnp.dtype(config.export_dtype))
     longest, new = sample_tokens(last)
-    yield from _generating((SAMPLES,), mesh, last, config.training.compute_dtype, params, (len(CODES), longest, new), sampled=True)
+    yield from _generating(
+        (SAMPLES,),
+        mesh,
+        last,
+        config.training.compute_dtype,
+        params,
+        (len(CODES), longest, new),
+        sampled=True,
+    )
 
 
-def evaluation_programs(config: ModelConfig, mesh: Mesh, dtype: DTypeLike, batch_tokens: int) -> list[Program]:
-    """The programs of `babel evaluate`, whose parameters are of `dtype`: items of 4,096 tokens and of all positions, and continuations of
-    BENCHMARK_PROMPT tokens."""
+def evaluation_programs(
+    config: ModelConfig, mesh: Mesh, dtype: DTypeLike, batch_tokens: int
+) -> list[Program]:
+    """The programs of `babel evaluate`, whose parameters are of `dtype`: items of 4,096 tokens and of all
+    positions, and continuations of BENCHMARK_PROMPT tokens."""
     params = params_on(mesh, config, dtype)
     programs = list(reading(mesh, config, params))
     for length in (row_lengths(1)[-1], row_lengths(config.max_position_embeddings)[-1]):
@@ -185,7 +231,9 @@ def evaluation_programs(config: ModelConfig, mesh: Mesh, dtype: DTypeLike, batch
     return _merged([*programs, *_generating((GENERATION,), mesh, config, dtype, params, sizes)])
 
 
-def params_on(mesh: Mesh, config: ModelConfig, dtype: DTypeLike = jnp.float32) -> PyTree[jax.ShapeDtypeStruct]:
+def params_on(
+    mesh: Mesh, config: ModelConfig, dtype: DTypeLike = jnp.float32
+) -> PyTree[jax.ShapeDtypeStruct]:
     """The parameters as shapes, as they lie on the mesh."""
     return placed(abstract_params(config, dtype), param_shardings(config, mesh))
 
@@ -197,7 +245,10 @@ def step_program(config: Config, setup: Setup, mesh: Mesh, stage: str) -> Progra
     if config.data.conversations:
         fields["loss_mask"] = rest
     sharding = batch_sharding(mesh)
-    batch = {name: jax.ShapeDtypeStruct((windows, *shape), jnp.int32, sharding=sharding) for name, shape in fields.items()}
+    batch = {
+        name: jax.ShapeDtypeStruct((windows, *shape), jnp.int32, sharding=sharding)
+        for name, shape in fields.items()
+    }
     rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
     return Program(STEP, (stage,), setup.step, (setup.abstract, batch, rate), seq_len=config.data.seq_len)
 
@@ -208,14 +259,20 @@ def reading(mesh: Mesh, config: ModelConfig, params: PyTree[jax.ShapeDtypeStruct
     for place, leaf in traverse_util.flatten_dict(params).items():
         steps = reading_steps(leaf.sharding, leaf.shape, is_stacked(place))
         if not steps[0].is_equivalent_to(steps[-1], len(leaf.shape)):
-            moves.append((math.prod(leaf.shape), mover(tuple(steps[1:]), leaf.dtype), leaf.update(sharding=steps[0])))
+            moves.append(
+                (math.prod(leaf.shape), mover(tuple(steps[1:]), leaf.dtype), leaf.update(sharding=steps[0]))
+            )
     if moves:
         _, function, leaf = max(moves, key=lambda move: move[0])
         yield Program(READING, (), function, (leaf,), beside=params)
 
 
-def _exporting(mesh: Mesh, config: ModelConfig, params: PyTree[jax.ShapeDtypeStruct], dtype: np.dtype) -> Iterator[Program]:
-    """Gathering the largest tensor outside of layers, and the largest of one layer, for the process that writes it."""
+def _exporting(
+    mesh: Mesh, config: ModelConfig, params: PyTree[jax.ShapeDtypeStruct], dtype: np.dtype
+) -> Iterator[Program]:
+    """Gathering the largest tensor outside of layers, and the largest of one layer, for the process that
+    writes it.
+    """
     flat = {place: leaf.update(dtype=dtype) for place, leaf in traverse_util.flatten_dict(params).items()}
     beside = (params, list(flat.values()))
     for stacked, what in ((False, "embedding"), (True, "a layer's matrix")):
@@ -234,7 +291,12 @@ def _without(arrays: Any, leaf: jax.ShapeDtypeStruct) -> list[jax.ShapeDtypeStru
 
 
 def _measuring(
-    config: Config, point: str, model: ModelConfig, mesh: Mesh, params: PyTree[jax.ShapeDtypeStruct], beside: Any = ()
+    config: Config,
+    point: str,
+    model: ModelConfig,
+    mesh: Mesh,
+    params: PyTree[jax.ShapeDtypeStruct],
+    beside: Any = (),
 ) -> Iterator[Program]:
     """Bits per byte and the offline suite at a point of a run."""
     settings, dtype = config.evaluation, config.training.compute_dtype
@@ -246,7 +308,9 @@ def _measuring(
         return
     function, arguments = score(SUITE_BATCH_TOKENS)
     yield Program(SUITE, (point,), function, arguments, beside=beside)
-    yield from _generating((SUITE, point), mesh, model, dtype, params, (SUITE_ROWS, *suite_tokens(model)), beside=beside)
+    yield from _generating(
+        (SUITE, point), mesh, model, dtype, params, (SUITE_ROWS, *suite_tokens(model)), beside=beside
+    )
 
 
 def _generating(
@@ -291,6 +355,8 @@ def _merged(programs: Iterator[Program] | list[Program]) -> list[Program]:
     for program in programs:
         if (known := merged.get(program.key)) is not None:
             beside = max(known.beside, program.beside, key=device_bytes)
-            program = known._replace(points=tuple(dict.fromkeys([*known.points, *program.points])), beside=beside)
+            program = known._replace(
+                points=tuple(dict.fromkeys([*known.points, *program.points])), beside=beside
+            )
         merged[program.key] = program
     return list(merged.values())

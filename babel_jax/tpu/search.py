@@ -1,4 +1,6 @@
-"""Which mesh, remat policy and pieces of the batch suit a pod: candidates compiled one after the other, those that fit ranked."""
+"""Which mesh, remat policy and pieces of the batch suit a pod: candidates compiled one after the other, those
+that fit ranked.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,15 +14,19 @@ from babel_jax.tpu.chips import chip_of
 from babel_jax.tpu.plan import Which, plan
 
 _CONTEXTS, _TENSORS = (2, 4, 8, 16), (2, 4)
-_LEAST_TOKENS = 1024  # of a window on one device: shorter parts only make the keys and values that are gathered more
+_LEAST_TOKENS = (
+    1024  # of a window on one device: shorter parts only make the keys and values that are gathered more
+)
 # From the least recomputation to the most: of one mesh and batch, the first that fits is the fastest.
 _POLICIES = (Remat.MLP, Remat.GATE, Remat.PROJECTIONS, Remat.ATTENTION, Remat.FULL)
 
 
 def search(config: Config, topology: str, slices: int = 1) -> dict[str, Any]:
-    """The best plan, and under `candidates` all that fit, the shortest bound on the time of a step first, and why others do not.
+    """The best plan, and under `candidates` all that fit, the shortest bound on the time of a step first, and
+    why others do not.
 
-    A bound counts no latency, so among bounds that are alike within 2% fewer bytes on the wire come first, then more memory left.
+    A bound counts no latency, so among bounds that are alike within 2% fewer bytes on the wire come first,
+    then more memory left.
     """
     chip_of(topology)
     tried, fits = [], []
@@ -40,24 +46,43 @@ def search(config: Config, topology: str, slices: int = 1) -> dict[str, Any]:
             if found["fits"]:
                 fits.append(found)
                 tried.append(
-                    settings | {name: found[name] for name in ("fits", "step_seconds_bound", "mfu_bound", "wire_bytes", "bound_by")}
+                    settings
+                    | {
+                        name: found[name]
+                        for name in ("fits", "step_seconds_bound", "mfu_bound", "wire_bytes", "bound_by")
+                    }
                 )
                 break
             tried.append(settings | {"fits": False, "why": found["summary"].splitlines()[-1]})
     if not fits:
-        raise BadInput(f"nothing of what was tried fits {topology}: " + "; ".join(sorted({one["why"] for one in tried})))
+        raise BadInput(
+            f"nothing of what was tried fits {topology}: " + "; ".join(sorted({one["why"] for one in tried}))
+        )
     best = min(fits, key=_rank)
     order = sorted((one for one in tried if one["fits"]), key=lambda one: one["step_seconds_bound"])
     lines = [f"{'seconds':>9} {'MFU':>6} {'wire GB':>9}  settings"]
     for one in order:
-        where = f"mesh {one['mesh']}, remat {one['remat']}, gradient_accumulation {one['gradient_accumulation']}; {one['bound_by']} binds"
-        lines.append(f"{one['step_seconds_bound']:>9.3f} {one['mfu_bound']:>6.1%} {one['wire_bytes'] / 1e9:>9.1f}  {where}")
-    return best | {"candidates": order + [one for one in tried if not one["fits"]], "summary": "\n".join([*lines, "", best["summary"]])}
+        where = (
+            f"mesh {one['mesh']}, remat {one['remat']}, gradient_accumulation "
+            f"{one['gradient_accumulation']}; {one['bound_by']} binds"
+        )
+        lines.append(
+            f"{one['step_seconds_bound']:>9.3f} {one['mfu_bound']:>6.1%} {one['wire_bytes'] / 1e9:>9.1f}  "
+            f"{where}"
+        )
+    return best | {
+        "candidates": order + [one for one in tried if not one["fits"]],
+        "summary": "\n".join([*lines, "", best["summary"]]),
+    }
 
 
 def _rank(found: dict[str, Any]) -> tuple[float, int, float]:
     hbm = found["hbm_gib"]
-    return (round(found["step_seconds_bound"], 2 - len(str(int(found["step_seconds_bound"])))), found["wire_bytes"], hbm["temporaries"])
+    return (
+        round(found["step_seconds_bound"], 2 - len(str(int(found["step_seconds_bound"])))),
+        found["wire_bytes"],
+        hbm["temporaries"],
+    )
 
 
 def _candidates(config: Config) -> Iterator[list[Config]]:
@@ -71,5 +96,10 @@ def _candidates(config: Config) -> Iterator[list[Config]]:
     pieces = [count for count in divisors(batch) if count & (count - 1) == 0][:6]
     for mesh in meshes:
         for count in pieces:
-            changes = [{"mesh": dict(mesh), "gradient_accumulation": count, "remat": remat} for remat in _POLICIES]
-            yield [config.model_copy(update={"training": config.training.model_copy(update=change)}) for change in changes]
+            changes = [
+                {"mesh": dict(mesh), "gradient_accumulation": count, "remat": remat} for remat in _POLICIES
+            ]
+            yield [
+                config.model_copy(update={"training": config.training.model_copy(update=change)})
+                for change in changes
+            ]

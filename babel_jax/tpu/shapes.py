@@ -18,23 +18,30 @@ _LONGEST_CHAIN = 10  # configs that begin with what the one before exports
 
 
 class Base(NamedTuple):
-    """The model that a run begins with, before its expansion, and those of its layers that an earlier expansion added."""
+    """The model that a run begins with, before its expansion, and those of its layers that an earlier
+    expansion added.
+    """
 
     config: ModelConfig
     new_layers: tuple[int, ...] = ()
 
 
 def base_of(config: Config, configs: Path | None = None) -> Base:
-    """The base of a run: of the model folder if it exists, else the source of the preset, else what another config exports.
+    """The base of a run: of the model folder if it exists, else the source of the preset, else what another
+    config exports.
 
-    The other config is in the folder `configs` or among those of this package: its `out`/hf is this one's model.folder, as that of
-    babel-9b.toml is of babel-9b-chat.toml. Raises BadInput where none is.
+    The other config is in the folder `configs` or among those of this package: its `out`/hf is this one's
+    model.folder, as that of babel-9b.toml is of babel-9b-chat.toml. Raises BadInput where none is.
     """
-    return _base_of(config, [folder for folder in (configs, configs_folder()) if folder is not None], _LONGEST_CHAIN)
+    return _base_of(
+        config, [folder for folder in (configs, configs_folder()) if folder is not None], _LONGEST_CHAIN
+    )
 
 
 def made_up_base(config: Config, configs: Path | None = None) -> tuple[Base, bool]:
-    """`base_of`, and where it finds none, Qwen2.5-7B with the layers that the run's expansion needs; the second value says which."""
+    """`base_of`, and where it finds none, Qwen2.5-7B with the layers that the run's expansion needs; the
+    second value says which.
+    """
     try:
         return base_of(config, configs), False
     except BadInput:
@@ -43,7 +50,9 @@ def made_up_base(config: Config, configs: Path | None = None) -> tuple[Base, boo
             raise
     shape = next(iter(PRESET_SOURCES.values()))
     given = config.expansion.insert_after if config.expansion is not None else ()
-    return Base(shape.model_copy(update={"num_hidden_layers": max(2 * len(given), max(given, default=0) + 2, 4)})), True
+    return Base(
+        shape.model_copy(update={"num_hidden_layers": max(2 * len(given), max(given, default=0) + 2, 4)})
+    ), True
 
 
 def _base_of(config: Config, folders: list[Path], most: int) -> Base:
@@ -68,7 +77,8 @@ def _base_of(config: Config, folders: list[Path], most: int) -> Base:
                 plan = plan_from_settings(earlier.expansion, base.config.num_hidden_layers)
             return Base(shape, base.new_layers if plan is None else plan.new_layers)
     raise BadInput(
-        f"{source}: no such model folder, and no config in {' or '.join(map(str, folders))} exports it (its out/hf); "
+        f"{source}: no such model folder, and no config in {' or '.join(map(str, folders))} exports it (its "
+        "out/hf); "
         "make the folder, or give model.shape"
     )
 

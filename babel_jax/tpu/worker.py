@@ -1,6 +1,8 @@
-"""Compiles the programs of a run for a TPU topology and measures them: a process of its own, as libtpu wants to be alone in one.
+"""Compiles the programs of a run for a TPU topology and measures them: a process of its own, as libtpu wants
+to be alone in one.
 
-Reads a request from standard input, one JSON object, and writes its findings to standard output, a JSON object a line.
+Reads a request from standard input, one JSON object, and writes its findings to standard output, a JSON
+object a line.
 """
 
 import json
@@ -29,10 +31,15 @@ from babel_jax.training.mesh import make_mesh
 
 
 def topology_mesh(config: Config, topology: str, slices: int, evaluation: bool = False) -> Mesh:
-    """The mesh of the config on a topology, as `babel evaluate` has it where `evaluation` says so. Raises BadInput as `make_mesh` does."""
+    """The mesh of the config on a topology, as `babel evaluate` has it where `evaluation` says so.
+
+    Raises BadInput as `make_mesh` does.
+    """
     extra: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if topology.startswith("v4:"):
-        extra["chip_config_name"] = "megacore"  # one device a chip, as on the pods; of the newer chips that is how they are described
+        extra["chip_config_name"] = (
+            "megacore"  # one device a chip, as on the pods; of the newer chips that is how they are described
+        )
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **extra).devices
     except jax.errors.JaxRuntimeError as error:
@@ -43,7 +50,9 @@ def topology_mesh(config: Config, topology: str, slices: int, evaluation: bool =
 def chosen_programs(config: Config, base: Base, mesh: Mesh, which: str) -> list[Program]:
     """Those that `tpu.plan.Which` names."""
     if which == "evaluate":
-        return evaluation_programs(trained_shape(config, base.config), mesh, jnp.bfloat16, batch_tokens_on(mesh.size))
+        return evaluation_programs(
+            trained_shape(config, base.config), mesh, jnp.bfloat16, batch_tokens_on(mesh.size)
+        )
     programs = training_programs(config, base.config, base.new_layers, mesh)
     steps = [program for program in programs if program.kind == STEP]
     if which == "step":
@@ -51,15 +60,30 @@ def chosen_programs(config: Config, base: Base, mesh: Mesh, which: str) -> list[
     return [program for program in programs if program.kind != STEP] if which == "rest" else programs
 
 
-def measured(program: Program, shape: ModelConfig, mesh: Mesh, keep_text: Path | None = None) -> dict[str, Any]:
-    """Memory, FLOPs and collectives of one device, or under `out_of_memory` what the compiler says. Bytes unless it says otherwise."""
+def measured(
+    program: Program, shape: ModelConfig, mesh: Mesh, keep_text: Path | None = None
+) -> dict[str, Any]:
+    """Memory, FLOPs and collectives of one device, or under `out_of_memory` what the compiler says.
+
+    Bytes unless it says otherwise.
+    """
     start = time.perf_counter()
     found: dict[str, Any]
     if program.function is None:
-        found = {"kind": program.kind, "name": program.name, "mesh": dict(mesh.shape), "beside": device_bytes(program.beside)}
+        found = {
+            "kind": program.kind,
+            "name": program.name,
+            "mesh": dict(mesh.shape),
+            "beside": device_bytes(program.beside),
+        }
         arguments, copied = device_bytes(program.arguments), copied_bytes(program.arguments)
         # To the host's memory and on to the disk, which says how long that takes.
-        moved = {"hbm_bytes": arguments + 2 * copied, "collectives": [], "hardware_flops": 0.0, "compile_seconds": 0.0}
+        moved = {
+            "hbm_bytes": arguments + 2 * copied,
+            "collectives": [],
+            "hardware_flops": 0.0,
+            "compile_seconds": 0.0,
+        }
         return found | moved | {"arguments": arguments, "temporaries": copied, "results": 0}
     traced = program.function.trace(*program.arguments, **program.named)
     found = {
@@ -91,18 +115,29 @@ def measured(program: Program, shape: ModelConfig, mesh: Mesh, keep_text: Path |
         "peak": memory.peak_memory_in_bytes,
         "hbm_bytes": read.hbm_bytes(),
         "collectives": [
-            {"kind": one.kind, "bytes": one.bytes, "times": one.times, **_spans([flat[place].id for place in one.group], coordinates, mesh)}
+            {
+                "kind": one.kind,
+                "bytes": one.bytes,
+                "times": one.times,
+                **_spans([flat[place].id for place in one.group], coordinates, mesh),
+            }
             for one in read.collectives()
         ],
     }
 
 
-def _spans(group: list[int], coordinates: dict[int, tuple[int, tuple[int, ...]]], mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """Which mesh axes the devices of a group differ in, in how many dimensions of the torus, and whether they are of several slices."""
+def _spans(
+    group: list[int], coordinates: dict[int, tuple[int, tuple[int, ...]]], mesh: jax.sharding.Mesh
+) -> dict[str, Any]:
+    """Which mesh axes the devices of a group differ in, in how many dimensions of the torus, and whether they
+    are of several slices.
+    """
     if not group:
         return {"axes": ["data"], "dimensions": 0, "slices": True}
     places = {device.id: index for index, device in zip(_indices(mesh), mesh.devices.flat, strict=True)}
-    axes = [axis for number, axis in enumerate(mesh.axis_names) if len({places[one][number] for one in group}) > 1]
+    axes = [
+        axis for number, axis in enumerate(mesh.axis_names) if len({places[one][number] for one in group}) > 1
+    ]
     within = [coordinates[one][1] for one in group]
     dimensions = sum(len(set(values)) > 1 for values in zip(*within, strict=True))
     return {"axes": axes, "dimensions": dimensions, "slices": len({coordinates[one][0] for one in group}) > 1}
@@ -113,12 +148,21 @@ def _indices(mesh: jax.sharding.Mesh) -> list[tuple[int, ...]]:
 
 
 def out_of_hbm(message: str) -> dict[str, float] | None:
-    """The GiB that the compiler wanted and had; None where what it says is not that HBM is too small (a kernel may want too much VMEM)."""
+    """The GiB that the compiler wanted and had; None where what it says is not that HBM is too small (a
+    kernel may want too much VMEM).
+    """
     if "RESOURCE_EXHAUSTED" not in message or "memory space vmem" in message:
         return None
     units = {"K": 2**-20, "M": 2**-10, "G": 1.0, "T": 2**10}
-    sizes = [float(size) * units[unit] for size, unit in re.findall(r"(\d+(?:\.\d+)?)\s?([KMGT])(?:i?B)?\b", message)]
-    return {"needs": sizes[0] if sizes else 0.0, "has": sizes[1] if len(sizes) > 1 else 0.0, "message": message.splitlines()[0]}  # type: ignore[dict-item]
+    sizes = [
+        float(size) * units[unit]
+        for size, unit in re.findall(r"(\d+(?:\.\d+)?)\s?([KMGT])(?:i?B)?\b", message)
+    ]
+    return {
+        "needs": sizes[0] if sizes else 0.0,
+        "has": sizes[1] if len(sizes) > 1 else 0.0,
+        "message": message.splitlines()[0],  # type: ignore[dict-item]
+    }
 
 
 def _tell(found: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Scalars for TensorBoard, written by the thread that has them.
 
-tensorboardX's own SummaryWriter has a thread for this, with a queue: on a full disk the thread ends, and the next write waits for ever.
+tensorboardX's own SummaryWriter has a thread for this, with a queue: on a full disk the thread ends, and the
+next write waits for ever.
 """
 
 import os
@@ -16,13 +17,18 @@ class Board:
     """A file of events in a folder. Without `writes` nothing is written."""
 
     def __init__(self, folder: Path, first_step: int, writes: bool):
-        """What earlier files say of `first_step` and later steps is of a run that was cut off; TensorBoard leaves it out."""
+        """What earlier files say of `first_step` and later steps is of a run that was cut off; TensorBoard
+        leaves it out.
+        """
         self._events: EventsWriter | None = None
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
             # Two starts within a second have files of their own.
             self._events = EventsWriter(str(folder / "events"), f".{os.getpid()}.{time.time_ns() % 10**9}")
-            for event in (Event(file_version="brain.Event:2"), Event(session_log=SessionLog(status=SessionLog.START))):
+            for event in (
+                Event(file_version="brain.Event:2"),
+                Event(session_log=SessionLog(status=SessionLog.START)),
+            ):
                 event.step = first_step
                 self._write(event)
 

@@ -17,16 +17,21 @@ log = logging.getLogger("babel")
 
 @contextlib.contextmanager
 def compiled_in(folder: Path) -> Iterator[None]:
-    """Keeps what is compiled in the block in `folder`, or where the user has told JAX to; on several CPU devices nowhere.
+    """Keeps what is compiled in the block in `folder`, or where the user has told JAX to; on several CPU
+    devices nowhere.
 
-    XLA for CPU loads a program without the order of its collectives. Devices may then wait for each other in different ones, until XLA
-    aborts the process (seen with jax 0.10.2).
+    XLA for CPU loads a program without the order of its collectives. Devices may then wait for each other in
+    different ones, until XLA aborts the process (seen with jax 0.10.2).
     """
     several = jax.default_backend() == "cpu" and jax.device_count() > 1
     if jax.config.values["jax_compilation_cache_dir"] and not several:
         yield
         return
-    setting, value = ("jax_enable_compilation_cache", False) if several else ("jax_compilation_cache_dir", str(native(folder)))
+    setting, value = (
+        ("jax_enable_compilation_cache", False)
+        if several
+        else ("jax_compilation_cache_dir", str(native(folder)))
+    )
     before = jax.config.values[setting]
     jax.config.update(setting, value)
     compilation_cache.reset_cache()
@@ -38,9 +43,11 @@ def compiled_in(folder: Path) -> Iterator[None]:
 
 
 class Profile:
-    """Traces some steps into a folder, for TensorBoard's profile plugin or xprof; every process writes a file of its own.
+    """Traces some steps into a folder, for TensorBoard's profile plugin or xprof; every process writes a file
+    of its own.
 
-    The file has the name of the host. So where several processes may share one, which they do not on TPU, each has a folder too.
+    The file has the name of the host. So where several processes may share one, which they do not on TPU,
+    each has a folder too.
     """
 
     def __init__(self, folder: Path, steps: range | None):

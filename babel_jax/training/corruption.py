@@ -1,7 +1,9 @@
-"""Silent corruption: a chip that computes wrong numbers without an error is found, and its host named, before it spoils a run.
+"""Silent corruption: a chip that computes wrong numbers without an error is found, and its host named, before
+it spoils a run.
 
-Fleets of accelerators have such chips (Hochschild et al. 2021, "Cores that don't count"; the Gemini report 2023, section 3, replays steps).
-Two checks: the gradients of a step are computed twice and must be the same to the bit; so must parameters that devices hold in common.
+Fleets of accelerators have such chips (Hochschild et al. 2021, "Cores that don't count"; the Gemini report
+2023, section 3, replays steps). Two checks: the gradients of a step are computed twice and must be the same
+to the bit; so must parameters that devices hold in common.
 """
 
 import socket
@@ -27,12 +29,16 @@ _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
 class BitChecks:
-    """The checks of one model on one mesh. The programs `of_gradients` and `of_params` are compiled when they are first used.
+    """The checks of one model on one mesh. The programs `of_gradients` and `of_params` are compiled when they
+    are first used.
 
-    `has_replicas` says whether the mesh has several copies of the parameters, which `check_replicas` compares.
+    `has_replicas` says whether the mesh has several copies of the parameters, which `check_replicas`
+    compares.
     """
 
-    def __init__(self, config: ModelConfig, settings: OptimizerSettings, training: TrainingSettings, mesh: Mesh):
+    def __init__(
+        self, config: ModelConfig, settings: OptimizerSettings, training: TrainingSettings, mesh: Mesh
+    ):
         self._mesh = mesh
         self.has_replicas = mesh.shape[DATA] > 1
         everywhere = replicated(mesh)
@@ -52,23 +58,31 @@ class BitChecks:
         self._params_specs = jax.tree.leaves(specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
 
     def check_gradients(self, step: int, params: PyTree[Array], batch: dict[str, Array]) -> None:
-        """Computes losses and gradients twice. Raises BadInput, on all processes, with the hosts of the devices where a bit differs.
+        """Computes losses and gradients twice. Raises BadInput, on all processes, with the hosts of the
+        devices where a bit differs.
 
-        The first column is of the losses of a device's own windows. Devices that differ there are the faulty ones: sums over devices
-        spread a wrong gradient to all.
+        The first column is of the losses of a device's own windows. Devices that differ there are the faulty
+        ones: sums over devices spread a wrong gradient to all.
         """
-        first, second = np.asarray(self.of_gradients(params, batch)), np.asarray(self.of_gradients(params, batch))
+        first, second = (
+            np.asarray(self.of_gradients(params, batch)),
+            np.asarray(self.of_gradients(params, batch)),
+        )
         different = first != second
         if not different.any():
             return
         rows = different[:, 0] if different[:, 0].any() else different.any(axis=1)
         raise BadInput(
-            f"step {step}: the gradients of one batch, computed twice, differ on {self._named(np.flatnonzero(rows))}: a chip computes "
+            f"step {step}: the gradients of one batch, computed twice, differ on "
+            f"{self._named(np.flatnonzero(rows))}: a chip computes "
             "wrong numbers; take the host out of the job and resume from the last checkpoint"
         )
 
     def check_replicas(self, step: int, params: PyTree[Array]) -> None:
-        """Compares parameters that several devices hold. Raises BadInput, on all processes, with the hosts of those that differ."""
+        """Compares parameters that several devices hold.
+
+        Raises BadInput, on all processes, with the hosts of those that differ.
+        """
         if not self.has_replicas:
             return
         sums = np.asarray(self.of_params(params))
@@ -78,7 +92,8 @@ class BitChecks:
                 wrong |= _minority(sums[group, leaf], group)
         if wrong:
             raise BadInput(
-                f"step {step}: parameters that should be the same on all replicas differ on {self._named(sorted(wrong))}: a chip or a link "
+                f"step {step}: parameters that should be the same on all replicas differ on "
+                f"{self._named(sorted(wrong))}: a chip or a link "
                 "is faulty; take the host out of the job and resume from the last checkpoint"
             )
 
@@ -94,12 +109,19 @@ class BitChecks:
 
 
 def refuse_without_determinism(platform: str, flags: str) -> None:
-    """Raises BadInput where `training.recheck_every` would stop a sound run: sums by atomic operations on a GPU have no fixed order."""
+    """Raises BadInput where `training.recheck_every` would stop a sound run: sums by atomic operations on a
+    GPU have no fixed order.
+    """
     if platform == "gpu" and _DETERMINISTIC not in flags:
-        raise BadInput(f"training.recheck_every on a GPU needs sums in a fixed order: set XLA_FLAGS={_DETERMINISTIC}, or leave it out")
+        raise BadInput(
+            f"training.recheck_every on a GPU needs sums in a fixed order: set XLA_FLAGS={_DETERMINISTIC}, "
+            "or leave it out"
+        )
 
 
-def _by_device(values: PyTree[Array], specs: PyTree[PartitionSpec], mesh: Mesh) -> UInt32[Array, "devices values"]:
+def _by_device(
+    values: PyTree[Array], specs: PyTree[PartitionSpec], mesh: Mesh
+) -> UInt32[Array, "devices values"]:
     """A checksum of each leaf's part on each device; rows in the order of `mesh.devices.flat`."""
 
     def of_own_parts(values: PyTree[Array]) -> UInt32[Array, "1 values"]:
@@ -107,7 +129,9 @@ def _by_device(values: PyTree[Array], specs: PyTree[PartitionSpec], mesh: Mesh) 
 
     if mesh.size == 1:
         return of_own_parts(values)
-    return jax.shard_map(of_own_parts, mesh=mesh, in_specs=(specs,), out_specs=PartitionSpec(AXES), check_vma=False)(values)
+    return jax.shard_map(
+        of_own_parts, mesh=mesh, in_specs=(specs,), out_specs=PartitionSpec(AXES), check_vma=False
+    )(values)
 
 
 def _checksum(part: Array) -> UInt32[Array, ""]:
@@ -117,18 +141,24 @@ def _checksum(part: Array) -> UInt32[Array, ""]:
 
 
 def _groups_of_replicas(mesh: Mesh, spec: PartitionSpec) -> list[np.ndarray]:
-    """The devices, by their place in `mesh.devices.flat`, that hold the same part of a leaf: a group for each part."""
+    """The devices, by their place in `mesh.devices.flat`, that hold the same part of a leaf: a group for each
+    part.
+    """
     cut: set[Any] = set()
     for axes in spec:
         cut |= {axes} if isinstance(axes, str) else set(axes or ())
-    order = [number for number, axis in enumerate(AXES) if axis in cut] + [number for number, axis in enumerate(AXES) if axis not in cut]
+    order = [number for number, axis in enumerate(AXES) if axis in cut] + [
+        number for number, axis in enumerate(AXES) if axis not in cut
+    ]
     places = np.arange(mesh.size).reshape(mesh.devices.shape).transpose(order)
     replicas = int(np.prod([mesh.shape[axis] for axis in AXES if axis not in cut]))
     return list(places.reshape(-1, replicas))
 
 
 def _minority(sums: np.ndarray, group: np.ndarray) -> set[int]:
-    """The devices whose checksum is not the most frequent one; all of them where no checksum is more frequent than another."""
+    """The devices whose checksum is not the most frequent one; all of them where no checksum is more frequent
+    than another.
+    """
     counts = Counter(sums.tolist()).most_common()
     if len(counts) == 1:
         return set()

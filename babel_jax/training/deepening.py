@@ -37,27 +37,36 @@ def depths(config: ModelConfig, new_layers: tuple[int, ...], deepenings: Sequenc
         config = found[-1].config
         try:
             plan = plan_from_settings(deepening.expansion, config.num_hidden_layers)
-            found.append(Depth(deepening.step, expand_config(config, plan), plan.new_layers, plan, deepening.moments))
+            found.append(
+                Depth(deepening.step, expand_config(config, plan), plan.new_layers, plan, deepening.moments)
+            )
         except BadInput as problem:
             raise BadInput(f"deepen.{number}: {problem}") from None
     return found
 
 
 def depth_at(models: Sequence[Depth], step: int) -> Depth:
-    """The model that takes a step of the run. The checkpoint after n steps has the one of step n - 1: it is written before the change."""
+    """The model that takes a step of the run.
+
+    The checkpoint after n steps has the one of step n - 1: it is written before the change.
+    """
     return [model for model in models if model.start <= max(step, 0)][-1]
 
 
-def expand_state(params: PyTree[Array], moments: optax.OptState, deeper: Depth) -> tuple[PyTree[Array], optax.OptState]:
+def expand_state(
+    params: PyTree[Array], moments: optax.OptState, deeper: Depth
+) -> tuple[PyTree[Array], optax.OptState]:
     """Parameters and Adam moments (of all layers) of the deeper model. May be traced.
 
-    Kept layers keep their moments; those of a new layer are its source's, or zeros. The count, which corrects the bias of young moments,
-    goes on.
+    Kept layers keep their moments; those of a new layer are its source's, or zeros. The count, which corrects
+    the bias of young moments, goes on.
     """
     assert deeper.plan is not None
     expand = partial(_expand_moments, plan=deeper.plan, moments=deeper.moments)
     adam = moments.inner_state
-    return expand_params(params, deeper.plan), moments._replace(inner_state=adam._replace(mu=expand(adam.mu), nu=expand(adam.nu)))
+    return expand_params(params, deeper.plan), moments._replace(
+        inner_state=adam._replace(mu=expand(adam.mu), nu=expand(adam.nu))
+    )
 
 
 def _expand_moments(tree: PyTree[Array], plan: ExpansionPlan, moments: Moments) -> PyTree[Array]:

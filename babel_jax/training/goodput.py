@@ -1,4 +1,6 @@
-"""Goodput: which part of a run's wall time was spent in steps that count, and where the rest went, over all restarts."""
+"""Goodput: which part of a run's wall time was spent in steps that count, and where the rest went, over all
+restarts.
+"""
 
 import contextlib
 import json
@@ -16,7 +18,9 @@ log = logging.getLogger("babel")
 
 
 class Spent(StrEnum):
-    """What wall time goes to; a step repeated after a restart counts as lost when it was done first, a stopped run as down."""
+    """What wall time goes to; a step repeated after a restart counts as lost when it was done first, a
+    stopped run as down.
+    """
 
     STEP = "step"
     COMPILE = "compile"
@@ -37,10 +41,16 @@ def seconds_since_epoch() -> float:
 
 
 class Goodput:
-    """Seconds by what they went to; every moment goes to one thing. Kept in a file, so that a restarted run goes on counting."""
+    """Seconds by what they went to; every moment goes to one thing.
+
+    Kept in a file, so that a restarted run goes on counting.
+    """
 
     def __init__(self, path: Path, clock: Callable[[], float] = seconds_since_epoch):
-        """Goes on with the file at `path` where there is one. `clock` gives seconds since the epoch, and only goes forward."""
+        """Goes on with the file at `path` where there is one.
+
+        `clock` gives seconds since the epoch, and only goes forward.
+        """
         self._path, self._clock, self._now = path, clock, Spent.SETUP
         self.seconds = dict.fromkeys(Spent, 0.0)
         self._since = self._written = clock()
@@ -78,11 +88,18 @@ class Goodput:
         return self.seconds[Spent.STEP] / max(sum(self.seconds.values()), 1e-9)
 
     def save(self, last_step: int, at_most_every: float = 0.0) -> None:
-        """Writes the file, unless that was done less than `at_most_every` seconds ago. Steps up to `last_step` are in it."""
+        """Writes the file, unless that was done less than `at_most_every` seconds ago.
+
+        Steps up to `last_step` are in it.
+        """
         self._turn(self._now)
         if self._since - self._written >= at_most_every:
             self._written, self._last_step = self._since, last_step
-            kept = {"seconds": {str(name): seconds for name, seconds in self.seconds.items()}, "until": self._since, "last_step": last_step}
+            kept = {
+                "seconds": {str(name): seconds for name, seconds in self.seconds.items()},
+                "until": self._since,
+                "last_step": last_step,
+            }
             write_text(self._path, json.dumps(kept, indent=2) + "\n")
 
     def _turn(self, on: Spent) -> Spent:

@@ -14,14 +14,20 @@ from babel_jax.model.parallel import ALONE, Placement
 
 
 class WindowLosses(NamedTuple):
-    """For each window: the sum of its targets' negative log-likelihoods, in nats, and how many targets it has."""
+    """For each window: the sum of its targets' negative log-likelihoods, in nats, and how many targets it
+    has.
+    """
 
     nats: Float[Array, "batch"]
     targets: Int[Array, "batch"]
 
 
-def target_mask(segment_ids: Int[Array, "batch time"], loss_mask: Int[Array, "batch time"] | None = None) -> Bool[Array, "batch time-1"]:
-    """True where the next token belongs to the same document and is no padding; with `loss_mask` only where that has 1 for it."""
+def target_mask(
+    segment_ids: Int[Array, "batch time"], loss_mask: Int[Array, "batch time"] | None = None
+) -> Bool[Array, "batch time-1"]:
+    """True where the next token belongs to the same document and is no padding; with `loss_mask` only where
+    that has 1 for it.
+    """
     mask = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] > 0)
     return mask if loss_mask is None else mask & (loss_mask[:, 1:] > 0)
 
@@ -37,16 +43,19 @@ def summed_loss(
     placement: Placement = ALONE,
     scan_layers: bool = True,
 ) -> tuple[Float[Array, ""], WindowLosses]:
-    """The sum over all targets of -log p, plus `z_loss` * log(Z)^2 (PaLM, section 5), to be divided by the number of targets.
+    """The sum over all targets of -log p, plus `z_loss` * log(Z)^2 (PaLM, section 5), to be divided by the
+    number of targets.
 
     With a placement, the sums over the targets of this device's part of each window.
     """
     tokens, segment_ids = batch["tokens"], batch["segment_ids"]
     hidden = hidden_states(
-        config, params, tokens, segment_ids=segment_ids, compute_dtype=compute_dtype, remat=remat, kernel=kernel, placement=placement,
+        config, params, tokens, segment_ids=segment_ids, compute_dtype=compute_dtype, remat=remat,
+        kernel=kernel, placement=placement,
         scan_layers=scan_layers,
     )  # fmt: skip
-    # All positions go through the head and the last is masked: a slice of length T - 1 would break the tiling of the matrix product.
+    # All positions go through the head and the last is masked: a slice of length T - 1 would break the tiling
+    # of the matrix product.
     targets = placement.own_places(jnp.pad(tokens[:, 1:], ((0, 0), (0, 1))))
     mask = placement.own_places(jnp.pad(target_mask(segment_ids, batch.get("loss_mask")), ((0, 0), (0, 1))))
     rows = hidden.reshape(-1, hidden.shape[-1])

@@ -1,4 +1,6 @@
-"""The device mesh, and where parameters and batches lie on it; the table from logical axes to mesh axes is `model.placement.RULES`."""
+"""The device mesh, and where parameters and batches lie on it; the table from logical axes to mesh axes is
+`model.placement.RULES`.
+"""
 
 import functools
 import math
@@ -20,30 +22,42 @@ from babel_jax.model.sharding import param_specs, torus
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over all devices, or those given. `sizes` gives each of AXES its size, 1 if not named, -1 for what is left.
+    """A mesh over all devices, or those given. `sizes` gives each of AXES its size, 1 if not named, -1 for
+    what is left.
 
-    `data` not named is the number of slices, between which only the sums of gradients pass; named, it is a multiple of that. `ring` is the
-    part of `fsdp` that lies along one dimension of the torus (see `Placement`); not named, it is read off the devices' coordinates.
-    Raises BadInput when the sizes do not multiply to the number of devices.
+    `data` not named is the number of slices, between which only the sums of gradients pass; named, it is a
+    multiple of that. `ring` is the part of `fsdp` that lies along one dimension of the torus (see
+    `Placement`); not named, it is read off the devices' coordinates. Raises BadInput when the sizes do not
+    multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     unknown = set(sizes) - set(AXES)
     if unknown:
-        raise BadInput(f"training.mesh: unknown axis {', '.join(sorted(unknown))}; valid axes: {', '.join(AXES)}")
+        raise BadInput(
+            f"training.mesh: unknown axis {', '.join(sorted(unknown))}; valid axes: {', '.join(AXES)}"
+        )
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     wanted = {axis: sizes.get(axis, 1) for axis in (DATA, FSDP, CONTEXT, TENSOR)}
     wanted[DATA] = sizes.get(DATA, slices)
     fitted = _fitted(wanted, len(devices))
     if fitted[DATA] % slices:
-        raise BadInput(f"training.mesh: data = {fitted[DATA]} with {slices} slices; leave it out, or give a multiple of {slices}")
+        raise BadInput(
+            f"training.mesh: data = {fitted[DATA]} with {slices} slices; leave it out, or give a multiple "
+            f"of {slices}"
+        )
     ring = sizes.get(RING, 0) or _ring(devices, fitted)
     if ring < 1 or fitted[FSDP] % ring:
-        raise BadInput(f"training.mesh: ring = {ring} is a part of fsdp = {fitted[FSDP]}; sizes that divide it: {divisors(fitted[FSDP])}")
+        raise BadInput(
+            f"training.mesh: ring = {ring} is a part of fsdp = {fitted[FSDP]}; sizes that divide it: "
+            f"{divisors(fitted[FSDP])}"
+        )
     shape = (fitted[DATA], fitted[FSDP] // ring, ring, fitted[CONTEXT], fitted[TENSOR])
     if slices > 1:
         between = (slices, *[1] * (len(AXES) - 1))
         within = (shape[0] // slices, *shape[1:])
-        placed = mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
+        placed = mesh_utils.create_hybrid_device_mesh(
+            within, between, devices, allow_split_physical_axes=True
+        )
     else:
         placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -54,23 +68,35 @@ def _fitted(wanted: dict[str, int], devices: int) -> dict[str, int]:
     values = list(wanted.values())
     given = ", ".join(f"{axis} = {size}" for axis, size in wanted.items())
     if values.count(-1) > 1 or min(values) < -1 or 0 in values:
-        raise BadInput(f"training.mesh: {given} does not fit {devices} devices; sizes are 1 or more, one of them may be -1")
+        raise BadInput(
+            f"training.mesh: {given} does not fit {devices} devices; sizes are 1 or more, one of them may "
+            "be -1"
+        )
     if devices % known or (-1 not in values and known != devices):
         fits = []
         for axis, size in wanted.items():
             rest = known // size if size > 1 else known
             if size > 1 and devices % rest == 0:
-                near = [devices // rest] if -1 not in values else sorted(divisors(devices // rest), key=lambda d: abs(d - size))[:2]
+                near = (
+                    [devices // rest]
+                    if -1 not in values
+                    else sorted(divisors(devices // rest), key=lambda d: abs(d - size))[:2]
+                )
                 fits.append(f"{axis} = {' or '.join(map(str, near))}")
         raise BadInput(
-            f"training.mesh: {given} does not fit {devices} devices; the sizes must multiply to it, one of them may be -1"
+            (
+                f"training.mesh: {given} does not fit {devices} devices; the sizes must multiply to it, one "
+                "of them may be -1"
+            )
             + (f"; with the others as they are, {', or '.join(fits)} would" if fits else "")
         )
     return {axis: devices // known if size == -1 else size for axis, size in wanted.items()}
 
 
 def _ring(devices: Sequence[Any], sizes: dict[str, int]) -> int:
-    """What the axes for sequence and features leave of one dimension of the torus; 1 without a torus, or where fsdp is within it."""
+    """What the axes for sequence and features leave of one dimension of the torus; 1 without a torus, or
+    where fsdp is within it.
+    """
     extents = torus(devices)
     if len(extents) < 2:
         return 1
@@ -79,10 +105,15 @@ def _ring(devices: Sequence[Any], sizes: dict[str, int]) -> int:
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> PyTree[NamedSharding]:
-    """A sharding for each parameter. Raises BadInput where mesh axes do not divide the axis of a parameter."""
+    """A sharding for each parameter.
+
+    Raises BadInput where mesh axes do not divide the axis of a parameter.
+    """
     described = describe(config)
     for parameter in jax.tree.leaves(described):
-        for size, name, axes in zip(parameter.shape, parameter.logical_axes, mesh_axes(parameter.logical_axes), strict=True):
+        for size, name, axes in zip(
+            parameter.shape, parameter.logical_axes, mesh_axes(parameter.logical_axes), strict=True
+        ):
             parts = math.prod(mesh.shape[axis] for axis in axes)
             whole = size // config.head_dim if name in ("q_heads", "kv_heads") else size
             if whole % parts:
@@ -95,20 +126,36 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> PyTree[NamedSharding]:
 
 
 def check_batch(mesh: Mesh, global_batch_size: int, gradient_accumulation: int, seq_len: int) -> None:
-    """Raises BadInput where the windows of a micro-batch, or the tokens of a window, cannot be spread evenly over the mesh."""
-    groups, windows = math.prod(mesh.shape[axis] for axis in WINDOW_AXES), global_batch_size // gradient_accumulation
+    """Raises BadInput where the windows of a micro-batch, or the tokens of a window, cannot be spread evenly
+    over the mesh.
+    """
+    groups, windows = (
+        math.prod(mesh.shape[axis] for axis in WINDOW_AXES),
+        global_batch_size // gradient_accumulation,
+    )
     if windows % groups:
         unit = groups * gradient_accumulation
-        near = [size for size in (global_batch_size // unit * unit, (global_batch_size // unit + 1) * unit) if size]
+        near = [
+            size
+            for size in (global_batch_size // unit * unit, (global_batch_size // unit + 1) * unit)
+            if size
+        ]
         raise BadInput(
-            f"training.global_batch_size = {global_batch_size}: micro-batches of {windows} windows do not divide by the {groups} devices "
-            f"of data x fsdp; give a multiple of {unit}, such as {' or '.join(map(str, near))}, or another training.mesh"
+            f"training.global_batch_size = {global_batch_size}: micro-batches of {windows} windows do not "
+            f"divide by the {groups} devices "
+            f"of data x fsdp; give a multiple of {unit}, such as {' or '.join(map(str, near))}, or another "
+            "training.mesh"
         )
     context = mesh.shape[CONTEXT]
     if context > 1 and seq_len % (2 * context):
-        fit = [size for size in divisors(seq_len) if size <= 2 * context and (size == 1 or seq_len % (2 * size) == 0)]
+        fit = [
+            size
+            for size in divisors(seq_len)
+            if size <= 2 * context and (size == 1 or seq_len % (2 * size) == 0)
+        ]
         raise BadInput(
-            f"training.mesh: context = {context} cuts windows into {2 * context} parts, which does not divide data.seq_len = {seq_len}; "
+            f"training.mesh: context = {context} cuts windows into {2 * context} parts, which does not "
+            f"divide data.seq_len = {seq_len}; "
             f"sizes that do: {fit}"
         )
 
@@ -119,12 +166,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Windows of a batch spread over the axes that hold different windows. Their tokens are whole on each: `Placement.own_places` cuts."""
+    """Windows of a batch spread over the axes that hold different windows.
+
+    Their tokens are whole on each: `Placement.own_places` cuts.
+    """
     return NamedSharding(mesh, PartitionSpec(WINDOW_AXES))
 
 
 def everywhere(value: np.generic, mesh: Mesh) -> jax.Array:
-    """A number that all processes have, on every device. `jax.device_put` would have the processes compare it first, every time."""
+    """A number that all processes have, on every device.
+
+    `jax.device_put` would have the processes compare it first, every time.
+    """
     return jax.make_array_from_callback((), replicated(mesh), lambda _: np.asarray(value))
 
 
@@ -132,7 +185,8 @@ def everywhere(value: np.generic, mesh: Mesh) -> jax.Array:
 def window_share(mesh: Mesh) -> tuple[int, int]:
     """The share of each batch's windows that this process gives its devices, and how many shares there are.
 
-    Processes between which the mesh cuts windows or features have the same one. Raises BadInput where processes share some windows only.
+    Processes between which the mesh cuts windows or features have the same one. Raises BadInput where
+    processes share some windows only.
     """
     groups = math.prod(mesh.shape[axis] for axis in WINDOW_AXES)
     of_process: dict[int, set[int]] = {}
@@ -142,7 +196,8 @@ def window_share(mesh: Mesh) -> tuple[int, int]:
     shares = sorted({tuple(sorted(own)) for own in of_process.values()})
     if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) > groups:
         raise BadInput(
-            f"training.mesh: {dict(mesh.shape)} gives processes windows that overlap in part; give sizes that divide their devices"
+            f"training.mesh: {dict(mesh.shape)} gives processes windows that overlap in part; give sizes "
+            "that divide their devices"
         )
     return shares.index(tuple(sorted(of_process[jax.process_index()]))), len(shares)
 
@@ -151,5 +206,6 @@ def global_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """The global arrays of a batch whose windows of this process (see `window_share`) are given."""
     sharding, (_, shares) = batch_sharding(mesh), window_share(mesh)
     return {
-        name: jax.make_array_from_process_local_data(sharding, rows, (len(rows) * shares, *rows.shape[1:])) for name, rows in batch.items()
+        name: jax.make_array_from_process_local_data(sharding, rows, (len(rows) * shares, *rows.shape[1:]))
+        for name, rows in batch.items()
     }

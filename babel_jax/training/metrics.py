@@ -1,4 +1,6 @@
-"""What a run says of itself: a line of metrics for each step, to JSON lines, to TensorBoard and to the terminal."""
+"""What a run says of itself: a line of metrics for each step, to JSON lines, to TensorBoard and to the
+terminal.
+"""
 
 import json
 import logging
@@ -37,25 +39,43 @@ _STEPS_BETWEEN_COMPARISONS = 100
 class Metrics:
     """Writes `metrics.jsonl` and `tensorboard/` in a run folder, and shows progress on a terminal.
 
-    Where there is no terminal, progress is a line of the log every half minute. Values are taken one step late, so that the device never
-    waits for the host.
+    Where there is no terminal, progress is a line of the log every half minute. Values are taken one step
+    late, so that the device never waits for the host.
     """
 
-    def __init__(self, folder: Path, seq_len: int, available: Mapping[str, int], start_step: int, total_steps: int, goodput: Goodput):
-        """`available` is the tokens that each language has; lines of steps from `start_step` on are of a run that was cut off, and go."""
+    def __init__(
+        self,
+        folder: Path,
+        seq_len: int,
+        available: Mapping[str, int],
+        start_step: int,
+        total_steps: int,
+        goodput: Goodput,
+    ):
+        """`available` is the tokens that each language has; lines of steps from `start_step` on are of a run
+        that was cut off, and go.
+        """
         self._path, self._goodput = folder / "metrics.jsonl", goodput
         lines: list[dict[str, Any]] = []
         self._writes = writes = jax.process_index() == 0  # all processes see the same values
         if writes:
             lines = read_lines(self._path, StepLine)
-            if again := {line["step"]: line.get("seconds", 0.0) for line in lines if line["step"] >= start_step}:
+            if again := {
+                line["step"]: line.get("seconds", 0.0) for line in lines if line["step"] >= start_step
+            }:
                 goodput.lose(again)
                 goodput.save(start_step - 1)  # before the lines go that say so
             lines = [line for line in lines if line["step"] < start_step]
             write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file = open(self._path if writes else os.devnull, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._board = Board(folder / "tensorboard", start_step, writes)
-        self._bar = tqdm(total=total_steps, initial=start_step, desc="train", unit=" steps", disable=None if writes else True)
+        self._bar = tqdm(
+            total=total_steps,
+            initial=start_step,
+            desc="train",
+            unit=" steps",
+            disable=None if writes else True,
+        )
         self._seq_len, self._available = seq_len, available
         self._tokens: Counter[str] = Counter(lines[-1].get("tokens_by_language", {}) if lines else {})
         self._flops, self._peak = 0.0, peak_flops(jax.devices()[0].device_kind, jax.device_count())
@@ -79,7 +99,9 @@ class Metrics:
         self._last_time = time.monotonic()
 
     def log(self, step: int, stage: str, rate: float, values: dict[str, Array]) -> int:
-        """Takes the metrics of a step and writes those of the step before; gives how many updates in a row that one had skipped."""
+        """Takes the metrics of a step and writes those of the step before; gives how many updates in a row
+        that one had skipped.
+        """
         skipped = self.flush()
         self._waiting = ({"step": step, "stage": stage, "rate": rate}, values)
         return skipped
@@ -93,24 +115,37 @@ class Metrics:
         asked = time.monotonic()
         host = jax.device_get(values)
         now = time.monotonic()
-        # What this process had to do itself; in the rest it waited for devices, and so for the slowest process.
+        # What this process had to do itself; in the rest it waited for devices, and so for the slowest
+        # process.
         self._own_seconds, self._own_steps = self._own_seconds + asked - self._last_time, self._own_steps + 1
         seconds, self._last_time = now - self._last_time, now
-        line |= {"loss": float(host["loss"]), "gradient_norm": float(host["gradient_norm"]), "skipped": int(host["skipped"])}
+        line |= {
+            "loss": float(host["loss"]),
+            "gradient_norm": float(host["gradient_norm"]),
+            "skipped": int(host["skipped"]),
+        }
         tokens = {code: int(host["tokens"][i]) for i, code in enumerate(CODES) if host["tokens"][i]}
         self._tokens.update(tokens)
         # Tokens of the text: padding is none of them, here and wherever tokens are counted.
         line["tokens"] = sum(tokens.values())
-        line |= {"seconds": seconds, "tokens_per_second": line["tokens"] / seconds, "goodput": self._goodput.fraction()}
+        line |= {
+            "seconds": seconds,
+            "tokens_per_second": line["tokens"] / seconds,
+            "goodput": self._goodput.fraction(),
+        }
         line["time_spent"] = {str(on): round(spent, 3) for on, spent in self._goodput.seconds.items()}
         if self._peak is not None:
             line["model_flop_utilization"] = line["tokens_per_second"] * self._flops / self._peak
         line |= _device_memory() | self._stragglers(line["step"])
         targets, nats = host["targets"], host["nats"]
-        line["loss_by_language"] = {code: float(nats[i] / targets[i]) for i, code in enumerate(CODES) if targets[i]}
+        line["loss_by_language"] = {
+            code: float(nats[i] / targets[i]) for i, code in enumerate(CODES) if targets[i]
+        }
         line["tokens_by_language"] = {code: self._tokens[code] for code in CODES if self._tokens[code]}
         line["epochs_by_language"] = {
-            code: tokens / self._available[code] for code, tokens in line["tokens_by_language"].items() if code in self._available
+            code: tokens / self._available[code]
+            for code, tokens in line["tokens_by_language"].items()
+            if code in self._available
         }
         # JSON knows no NaN: a loss that is not finite is null.
         self._file.write(json.dumps(_finite(line)) + "\n")
@@ -133,10 +168,14 @@ class Metrics:
             for code, result in by_language.items():
                 self._board.add_scalar(f"evaluation/{task}/{code}", result["score"], step)
             if by_language:
-                self._board.add_scalar(f"evaluation/{task}/mean", fmean(result["score"] for result in by_language.values()), step)
+                self._board.add_scalar(
+                    f"evaluation/{task}/mean", fmean(result["score"] for result in by_language.values()), step
+                )
 
     def sync(self) -> int:
-        """As `flush`, and to the disk: a run that goes on from a checkpoint needs the lines of all steps before it."""
+        """As `flush`, and to the disk: a run that goes on from a checkpoint needs the lines of all steps
+        before it.
+        """
         last = None if self._waiting is None else self._waiting[0]["step"]
         skipped = self.flush()
         if self._writes and last is not None:
@@ -148,9 +187,11 @@ class Metrics:
         return skipped
 
     def _stragglers(self, step: int) -> dict[str, Any]:
-        """Once in a while, of several processes: how long each took on its own for a step; the slowest, and the one in the middle.
+        """Once in a while, of several processes: how long each took on its own for a step; the slowest, and
+        the one in the middle.
 
-        Seen so are slow hosts and disks. A slow device makes all wait alike: a trace (`--profile`) shows that.
+        Seen so are slow hosts and disks. A slow device makes all wait alike: a trace (`--profile`) shows
+        that.
         """
         if jax.process_count() == 1 or (step + 1) % _STEPS_BETWEEN_COMPARISONS:
             return {}
@@ -180,11 +221,19 @@ class Metrics:
 
 
 def _device_memory() -> dict[str, float]:
-    """Memory of this process's devices, GiB, the fullest of them, where the backend says it (CPU does not)."""
+    """Memory of this process's devices, GiB, the fullest of them, where the backend says
+    it (CPU does not).
+    """
     found = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
-    names = {"bytes_in_use": "device_memory_gib", "peak_bytes_in_use": "device_memory_peak_gib", "bytes_limit": "device_memory_limit_gib"}
+    names = {
+        "bytes_in_use": "device_memory_gib",
+        "peak_bytes_in_use": "device_memory_peak_gib",
+        "bytes_limit": "device_memory_limit_gib",
+    }
     return {
-        ours: max(stats[theirs] for stats in found) / 2**30 for theirs, ours in names.items() if all(theirs in s for s in found) and found
+        ours: max(stats[theirs] for stats in found) / 2**30
+        for theirs, ours in names.items()
+        if all(theirs in s for s in found) and found
     }
 
 

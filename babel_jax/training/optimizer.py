@@ -25,13 +25,18 @@ def rule_of_each(settings: OptimizerSettings, params: PyTree[Array]) -> PyTree[O
         try:
             re.compile(rule.pattern)
         except re.error as error:
-            raise BadInput(f"optimizer.rules.{number}.pattern: {rule.pattern!r} is no regular expression: {error}") from None
+            raise BadInput(
+                f"optimizer.rules.{number}.pattern: {rule.pattern!r} is no regular expression: {error}"
+            ) from None
 
     def first(path: str) -> OptimizerRule:
         for rule in settings.rules:
             if re.search(rule.pattern, path):
                 return rule
-        raise BadInput(f"optimizer.rules: none matches the parameter {path}; add a rule, for example with the pattern '.*' at the end")
+        raise BadInput(
+            f"optimizer.rules: none matches the parameter {path}; add a rule, for example with the pattern "
+            "'.*' at the end"
+        )
 
     flat = traverse_util.flatten_dict(params, sep="/")
     return traverse_util.unflatten_dict({path: first(path) for path in flat}, sep="/")
@@ -40,35 +45,47 @@ def rule_of_each(settings: OptimizerSettings, params: PyTree[Array]) -> PyTree[O
 class AdamW:
     """Decoupled weight decay (Loshchilov and Hutter 2019) with a rate, decay and freezing for each parameter.
 
-    p <- p - rate * rule.rate * (m / (sqrt(v) + eps) + rule.weight_decay * p), with bias-corrected moments m and v (v float32).
-    Frozen parameters hold no moments. With Trained.NEW_LAYERS only the rows `new_layers` of the leaves under the layers are trained, and
-    only these rows have moments: [new layers, ...].
+    p <- p - rate * rule.rate * (m / (sqrt(v) + eps) + rule.weight_decay * p), with bias-corrected moments m
+    and v (v float32). Frozen parameters hold no moments. With Trained.NEW_LAYERS only the rows `new_layers`
+    of the leaves under the layers are trained, and only these rows have moments: [new layers, ...].
     """
 
     def __init__(
-        self, settings: OptimizerSettings, params: PyTree[Array], trained: Trained = Trained.ALL, new_layers: tuple[int, ...] = ()
+        self,
+        settings: OptimizerSettings,
+        params: PyTree[Array],
+        trained: Trained = Trained.ALL,
+        new_layers: tuple[int, ...] = (),
     ):
         self.rules = rule_of_each(settings, params)
         stacked = traverse_util.path_aware_map(lambda path, _: is_stacked(tuple(map(str, path))), params)
         self._rows = np.asarray(new_layers) if trained is Trained.NEW_LAYERS else None
         self.trained = jax.tree.map(
-            lambda under_layers, rule: not rule.freeze and (self._rows is None or under_layers), stacked, self.rules
+            lambda under_layers, rule: not rule.freeze and (self._rows is None or under_layers),
+            stacked,
+            self.rules,
         )
         if not any(jax.tree.leaves(self.trained)):
             raise BadInput("optimizer.rules: every parameter is frozen; leave at least one to train")
         self.clip_norm = settings.clip_norm
         self._settings = settings
-        self._adam = optax.scale_by_adam(settings.b1, settings.b2, settings.eps, mu_dtype=jnp.dtype(settings.first_moment))
+        self._adam = optax.scale_by_adam(
+            settings.b1, settings.b2, settings.eps, mu_dtype=jnp.dtype(settings.first_moment)
+        )
         self._moments = optax.masked(self._adam, self.trained)
         self._rates = jax.tree.map(
-            lambda param, under_layers, rule: rule.rate * (self._factors(param, new_layers) if under_layers else 1.0),
+            lambda param, under_layers, rule: (
+                rule.rate * (self._factors(param, new_layers) if under_layers else 1.0)
+            ),
             params,
             stacked,
             self.rules,
         )
 
     def _factors(self, param: Array, new_layers: tuple[int, ...]) -> np.ndarray | float:
-        """What the rate of each row of a stacked leaf is multiplied with; one number where it is the same for all."""
+        """What the rate of each row of a stacked leaf is multiplied with; one number where it is the same for
+        all.
+        """
         factor = self._settings.new_layers_rate
         if self._rows is not None or factor == 1.0 or not new_layers:
             return factor if self._rows is not None else 1.0
@@ -91,14 +108,20 @@ class AdamW:
             rate, decay = ("frozen", "") if rule.freeze else (f"{rule.rate:g}", f"{rule.weight_decay:g}")
             lines.append(f"{path:<{width}} {rate:>8} {decay:>8}  {rule.pattern}")
         idle = [rule.pattern for rule in self._settings.rules if rule not in flat.values()]
-        return "\n".join([*lines, *(f"warning: the pattern {pattern} wins for no parameter" for pattern in idle)])
+        return "\n".join(
+            [*lines, *(f"warning: the pattern {pattern} wins for no parameter" for pattern in idle)]
+        )
 
     def init(self, params: PyTree[Array]) -> optax.OptState:
         """Zero moments."""
         return self._moments.init(self._chosen(params))
 
     def carried_over(self, state: optax.OptState, before: "AdamW", params: PyTree[Array]) -> optax.OptState:
-        """The moments that the optimizer `before` left, for what both train, and zeros for what only this one does. May be traced."""
+        """The moments that the optimizer `before` left, for what both train, and zeros for what only this one
+        does.
+
+        May be traced.
+        """
         rows, rows_before = self._rows, before._rows
 
         def carried(fresh: Array, old: Array) -> Array:
@@ -111,22 +134,41 @@ class AdamW:
 
         def moments(fresh: PyTree, old: PyTree) -> PyTree:
             return jax.tree.map(
-                lambda new, was: new if is_masked(new) or is_masked(was) else carried(new, was), fresh, old, is_leaf=is_masked
+                lambda new, was: new if is_masked(new) or is_masked(was) else carried(new, was),
+                fresh,
+                old,
+                is_leaf=is_masked,
             )
 
         fresh, old = self.init(params).inner_state, state.inner_state
-        return optax.MaskedState(optax.ScaleByAdamState(old.count, moments(fresh.mu, old.mu), moments(fresh.nu, old.nu)))
+        return optax.MaskedState(
+            optax.ScaleByAdamState(old.count, moments(fresh.mu, old.mu), moments(fresh.nu, old.nu))
+        )
 
-    def shardings(self, params: PyTree[Array], param_shardings: PyTree, other: jax.sharding.Sharding) -> PyTree:
+    def shardings(
+        self, params: PyTree[Array], param_shardings: PyTree, other: jax.sharding.Sharding
+    ) -> PyTree:
         """A sharding for each part of the state: a moment has that of its parameter, the rest has `other`."""
         state = jax.eval_shape(self.init, params)
-        with_moments = jax.tree.map(lambda sharding, trained: sharding if trained else optax.MaskedNode(), param_shardings, self.trained)
-        return optax.tree_map_params(self._moments, lambda _, sharding: sharding, state, with_moments, transform_non_params=lambda _: other)
+        with_moments = jax.tree.map(
+            lambda sharding, trained: sharding if trained else optax.MaskedNode(),
+            param_shardings,
+            self.trained,
+        )
+        return optax.tree_map_params(
+            self._moments,
+            lambda _, sharding: sharding,
+            state,
+            with_moments,
+            transform_non_params=lambda _: other,
+        )
 
     def norm(self, gradients: PyTree[Array]) -> Float[Array, ""]:
         """The global norm of the gradients of what is trained."""
         squares = jax.tree.map(
-            lambda gradient, trained: jnp.sum(jnp.square(gradient)) if trained else jnp.zeros(()), self._chosen(gradients), self.trained
+            lambda gradient, trained: jnp.sum(jnp.square(gradient)) if trained else jnp.zeros(()),
+            self._chosen(gradients),
+            self.trained,
         )
         return jnp.sqrt(sum(jax.tree.leaves(squares)))
 
@@ -146,7 +188,9 @@ class AdamW:
         before, structure = state.inner_state, cast(Any, jax.tree.structure(params))
         trees = (params, gradients, before.mu, before.nu, self.rules, self._rates, self.trained)
         last, found = jnp.asarray(finite), []
-        for param, gradient, mu, nu, rule, factor, trained in zip(*map(structure.flatten_up_to, trees), strict=True):
+        for param, gradient, mu, nu, rule, factor, trained in zip(
+            *map(structure.flatten_up_to, trees), strict=True
+        ):
             if not trained:
                 found.append((param, mu, nu))
                 continue
@@ -171,8 +215,9 @@ class AdamW:
 def learning_rate(schedule: Schedule, step: int, steps: int) -> float:
     """The rate of step 0 .. steps - 1 of a stage.
 
-    Linear warmup over the first `warmup_fraction` of the steps; then constant, or a half cosine down to `final_fraction` of the peak, or
-    (warmup-stable-decay, Hu et al. 2024) constant until the last `decay_fraction` of the steps falls linearly to it.
+    Linear warmup over the first `warmup_fraction` of the steps; then constant, or a half cosine down to
+    `final_fraction` of the peak, or (warmup-stable-decay, Hu et al. 2024) constant until the last
+    `decay_fraction` of the steps falls linearly to it.
     """
     warmup = round(schedule.warmup_fraction * steps)
     if step < warmup:

@@ -34,7 +34,14 @@ from babel_jax.training.metrics import Metrics
 from babel_jax.training.optimizer import AdamW, learning_rate
 from babel_jax.training.run_state import Checkpoints, abstract_state, newest_step
 from babel_jax.training.stages import PlannedStage, plan_stages
-from babel_jax.training.step import Step, TrainState, compiled_step, initial_state, placed_state, state_shardings
+from babel_jax.training.step import (
+    Step,
+    TrainState,
+    compiled_step,
+    initial_state,
+    placed_state,
+    state_shardings,
+)
 from babel_jax.training.watch import Watch
 
 log = logging.getLogger("babel")
@@ -42,7 +49,9 @@ StageEnd = Callable[[Stage, ModelConfig, PyTree[Array]], None]
 
 
 class Setup(NamedTuple):
-    """What a step needs, for one model and one choice of what is trained; `abstract` is the state as shapes, types and shardings."""
+    """What a step needs, for one model and one choice of what is trained; `abstract` is the state as shapes,
+    types and shardings.
+    """
 
     model: Depth
     trained: Trained
@@ -58,7 +67,9 @@ def setup_of(config: Config, mesh: Mesh, model: Depth, trained: Trained) -> Setu
     params = abstract_params(model.config)
     optimizer = AdamW(config.optimizer, params, trained, model.new_layers)
     shardings = state_shardings(model.config, optimizer, mesh, config.training.offload_optimizer_state)
-    abstract = abstract_state(jax.eval_shape(lambda params: initial_state(optimizer, params), params), shardings)
+    abstract = abstract_state(
+        jax.eval_shape(lambda params: initial_state(optimizer, params), params), shardings
+    )
     step = compiled_step(model.config, optimizer, config.optimizer, config.training, mesh)
     bit_checks = BitChecks(model.config, config.optimizer, config.training, mesh)
     return Setup(model, trained, optimizer, shardings, abstract, step, bit_checks)
@@ -75,10 +86,11 @@ def train_stages(
 ) -> PyTree[Array]:
     """Trains all stages and gives the parameters after the last.
 
-    `models` are those of `depths`, the first of which `make_params` gives the parameters of; it is called where no checkpoint is found, and
-    its arrays are taken over. Moments are kept from stage to stage, the schedule begins anew. `on_stage_end` is called before anything of
-    the next stage is saved; a run that was stopped in it calls it again. `watch` measures between steps, and `profile` says which steps to
-    trace. Raises BadInput where settings and data do not fit, and when too many updates in a row were skipped.
+    `models` are those of `depths`, the first of which `make_params` gives the parameters of; it is called
+    where no checkpoint is found, and its arrays are taken over. Moments are kept from stage to stage, the
+    schedule begins anew. `on_stage_end` is called before anything of the next stage is saved; a run that was
+    stopped in it calls it again. `watch` measures between steps, and `profile` says which steps to trace.
+    Raises BadInput where settings and data do not fit, and when too many updates in a row were skipped.
     """
     goodput = Goodput(run_folder / "goodput.json")
     with agreed():
@@ -90,12 +102,16 @@ def train_stages(
             write_text(run_folder / "mixture.json", json.dumps(mixtures, indent=2) + "\n")
     _check_models(stages, models)
     for plan in stages:
-        log.info("stage %s: steps %d to %d\n%s", plan.stage.name, plan.start, plan.end - 1, plan.mixture.table())
+        log.info(
+            "stage %s: steps %d to %d\n%s", plan.stage.name, plan.start, plan.end - 1, plan.mixture.table()
+        )
 
     if not stages:
         return make_params()
     mesh = make_mesh(config.training.mesh)
-    check_batch(mesh, config.training.global_batch_size, config.training.gradient_accumulation, config.data.seq_len)
+    check_batch(
+        mesh, config.training.global_batch_size, config.training.gradient_accumulation, config.data.seq_len
+    )
     window_share(mesh)  # refused before anything is made
     if config.training.recheck_every is not None:
         refuse_without_determinism(jax.default_backend(), os.environ.get("XLA_FLAGS", ""))
@@ -118,7 +134,11 @@ def train_stages(
     training = config.training
     with (
         Checkpoints(
-            run_folder / "checkpoints", model_after, training.keep_checkpoints, training.keep_every, lambda: watch.best_step
+            run_folder / "checkpoints",
+            model_after,
+            training.keep_checkpoints,
+            training.keep_every,
+            lambda: watch.best_step,
         ) as checkpoints,
         Profile(run_folder / "tensorboard", profile) as traced,
     ):
@@ -137,7 +157,8 @@ def train_stages(
         with Metrics(run_folder, config.data.seq_len, available, start, stages[-1].end, goodput) as metrics:
             loop = Loop(config, mesh, checkpoints, metrics, goodput, traced, watch, {})
             for number, plan in enumerate(stages):
-                # A run that stands right at the end of a stage may have been stopped in on_stage_end, so that is called again.
+                # A run that stands right at the end of a stage may have been stopped in on_stage_end, so that
+                # is called again.
                 if start > plan.end:
                     continue
                 for first, last in _parts(plan, models):
@@ -157,8 +178,13 @@ def train_stages(
 
 def _check_models(stages: Sequence[PlannedStage], models: Sequence[Depth]) -> None:
     for plan in stages:
-        if plan.stage.train is Trained.NEW_LAYERS and any(not depth_at(models, first).new_layers for first, _ in _parts(plan, models)):
-            raise BadInput(f'stage {plan.stage.name}: train = "{plan.stage.train}", and the model has no new layers; expand it first')
+        if plan.stage.train is Trained.NEW_LAYERS and any(
+            not depth_at(models, first).new_layers for first, _ in _parts(plan, models)
+        ):
+            raise BadInput(
+                f'stage {plan.stage.name}: train = "{plan.stage.train}", and the model has no new layers; '
+                "expand it first"
+            )
     steps = stages[-1].end if stages else 0
     for model in models[1:]:
         if model.start >= steps:
@@ -166,12 +192,16 @@ def _check_models(stages: Sequence[PlannedStage], models: Sequence[Depth]) -> No
 
 
 def _note_text(path: Path, fingerprint: str, step: int) -> None:
-    """Keeps which prepared text the steps from one on have read. Says so where a run goes on with other text than it was begun with."""
+    """Keeps which prepared text the steps from one on have read.
+
+    Says so where a run goes on with other text than it was begun with.
+    """
     before = read_as(path, TextRead)["text"] if step and path.is_file() else []
     known = [entry for entry in before if entry["from_step"] < step]
     if known and known[-1]["fingerprint"] != fingerprint:
         log.warning(
-            "the text was prepared anew, from other text or with other settings, since step %d: the steps from %d on read other windows, "
+            "the text was prepared anew, from other text or with other settings, since step %d: the steps "
+            "from %d on read other windows, "
             "and the result is not that of a run without a stop (%s keeps it)",
             known[-1]["from_step"],
             step,
@@ -183,7 +213,9 @@ def _note_text(path: Path, fingerprint: str, step: int) -> None:
 
 
 def _check_totals(stages: Sequence[PlannedStage], run_folder: Path) -> None:
-    """Raises BadInput for a run that an earlier version began, in which `curated` came on top of a language's own part."""
+    """Raises BadInput for a run that an earlier version began, in which `curated` came on top of a language's
+    own part.
+    """
     path = run_folder / "mixture.json"
     before = read_as(path, dict[str, MixtureFile]) if path.is_file() else {}
     for plan in stages:
@@ -193,14 +225,19 @@ def _check_totals(stages: Sequence[PlannedStage], run_folder: Path) -> None:
             has = plan.mixture.languages.get(code, 0.0)
             if abs(had - has) > 1e-6:
                 raise BadInput(
-                    f"{run_folder}: stage {plan.stage.name} was begun with {had:.1%} {code}, and curated = {{ {code} = "
-                    f"{plan.stage.mixture.curated[code]:g} }} now gives {has:.1%}: earlier versions added it to the language's own part; "
-                    f"write curated_extra for curated in the config and in {run_folder / 'config.toml'}, or give another out"
+                    f"{run_folder}: stage {plan.stage.name} was begun with {had:.1%} {code}, and curated = "
+                    f"{{ {code} = "
+                    f"{plan.stage.mixture.curated[code]:g} }} now gives {has:.1%}: earlier versions added "
+                    "it to the language's own part; "
+                    f"write curated_extra for curated in the config and in {run_folder / 'config.toml'}, or "
+                    "give another out"
                 )
 
 
 def _parts(plan: PlannedStage, models: Sequence[Depth]) -> list[tuple[int, int]]:
-    """The steps of a stage, cut where the model is deepened: pairs of the first step and the one after the last."""
+    """The steps of a stage, cut where the model is deepened: pairs of the first step and the one after the
+    last.
+    """
     cuts = [plan.start, *(model.start for model in models if plan.start < model.start < plan.end), plan.end]
     return list(itertools.pairwise(cuts))
 
@@ -220,7 +257,9 @@ def carrying_over(before: Setup, after: Setup, settings: OptimizerSettings) -> A
             return params, after.optimizer.carried_over(opt_state, before.optimizer, params)
         # Every layer has moments of its own only where all are trained.
         whole, deeper = (AdamW(settings, abstract_params(setup.model.config)) for setup in (before, after))
-        params, opt_state = expand_state(params, whole.carried_over(opt_state, before.optimizer, params), after.model)
+        params, opt_state = expand_state(
+            params, whole.carried_over(opt_state, before.optimizer, params), after.model
+        )
         return params, after.optimizer.carried_over(opt_state, deeper, params)
 
     return jax.jit(carry_over, out_shardings=(after.shardings["params"], after.shardings["opt_state"]))
@@ -240,7 +279,9 @@ class Loop(NamedTuple):
 
 
 def _program(loop: Loop, step: Step, *arguments: Any) -> Step:
-    """The step compiled, on all processes: no device waits in a collective operation for a host that compiles."""
+    """The step compiled, on all processes: no device waits in a collective operation for a host that
+    compiles.
+    """
     if step not in loop.programs:
         with loop.goodput.spent(Spent.COMPILE):
             loop.programs[step] = cast(jax.stages.Wrapped, step).lower(*arguments).compile()
@@ -249,11 +290,13 @@ def _program(loop: Loop, step: Step, *arguments: Any) -> Step:
     return loop.programs[step]
 
 
-def _train_stage(loop: Loop, plan: PlannedStage, number: int, steps: range, current: Setup, state: TrainState) -> TrainState:
+def _train_stage(
+    loop: Loop, plan: PlannedStage, number: int, steps: range, current: Setup, state: TrainState
+) -> TrainState:
     """The state after these steps of the stage (counted over the run), on disk when this returns.
 
-    Raises BadInput when too many updates in a row were skipped, and between two steps KeyboardInterrupt after Ctrl-C and Preempted after
-    SIGTERM or SIGHUP; all leave a checkpoint.
+    Raises BadInput when too many updates in a row were skipped, and between two steps KeyboardInterrupt after
+    Ctrl-C and Preempted after SIGTERM or SIGHUP; all leave a checkpoint.
     """
     config, mesh, checkpoints, metrics, goodput, traced, watch, _ = loop
     training = config.training
@@ -287,10 +330,12 @@ def _train_stage(loop: Loop, plan: PlannedStage, number: int, steps: range, curr
                     skipped = metrics.flush()
             if watch.due(now + 1):
                 with goodput.spent(Spent.EVALUATION):
-                    metrics.log_evaluation(now + 1, watch.measured(now + 1, current.model.config, state["params"]))
+                    metrics.log_evaluation(
+                        now + 1, watch.measured(now + 1, current.model.config, state["params"])
+                    )
                 metrics.restart_clock()
-            # Saved are: the best so far, every so many steps or minutes, the end of a stage and of a depth, and where the run stops before
-            # its time.
+            # Saved are: the best so far, every so many steps or minutes, the end of a stage and of a depth,
+            # and where the run stops before its time.
             last = signalled or now + 1 == steps.stop or skipped >= training.max_skipped_steps
             if save_times.due(now + 1) or last or watch.best_step == now + 1:
                 with goodput.spent(Spent.STEP):
@@ -301,8 +346,10 @@ def _train_stage(loop: Loop, plan: PlannedStage, number: int, steps: range, curr
                 metrics.restart_clock()
             if skipped >= training.max_skipped_steps:
                 raise BadInput(
-                    f"stage {plan.stage.name}: loss or gradient was not finite{_or_a_spike(training)} for {skipped} steps in a row, up to "
-                    f"step {now}; lower the peak rate or look at the data; {config.out}/checkpoints/{now + 1} has the parameters of before"
+                    f"stage {plan.stage.name}: loss or gradient was not finite{_or_a_spike(training)} for "
+                    f"{skipped} steps in a row, up to "
+                    f"step {now}; lower the peak rate or look at the data; "
+                    f"{config.out}/checkpoints/{now + 1} has the parameters of before"
                 )
             if signalled:
                 # Waited for here, where a second Ctrl-C is held back.
@@ -317,7 +364,11 @@ def _train_stage(loop: Loop, plan: PlannedStage, number: int, steps: range, curr
 
 
 def _or_a_spike(training: TrainingSettings) -> str:
-    return "" if training.skip_spikes is None else f", or more than {training.skip_spikes:g} deviations above those before,"
+    return (
+        ""
+        if training.skip_spikes is None
+        else f", or more than {training.skip_spikes:g} deviations above those before,"
+    )
 
 
 def _batches(config: Config, plan: PlannedStage, number: int, mesh: Mesh) -> Batches:

@@ -37,7 +37,10 @@ log = logging.getLogger("babel")
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run folder. As a context manager it waits for the last write, unless another process was lost."""
+    """The folder `checkpoints/` of a run folder.
+
+    As a context manager it waits for the last write, unless another process was lost.
+    """
 
     def __init__(
         self,
@@ -47,7 +50,8 @@ class Checkpoints:
         keep_every: int | None,
         best_step: Callable[[], int | None] = lambda: None,
     ):
-        """The newest `keep` steps stay, those that `keep_every` divides, and the one that `best_step` names when others are removed.
+        """The newest `keep` steps stay, those that `keep_every` divides, and the one that `best_step` names
+        when others are removed.
 
         `model_after` gives the model after so many steps.
         """
@@ -73,16 +77,21 @@ class Checkpoints:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if lost_process(error):
-            return  # the last write waits for the process that has gone, until JAX aborts this one with a stack trace
+            # the last write waits for the process that has gone, until JAX aborts this one with a stack trace
+            return
         with explain_storage_errors(self._folder):
             self._manager.close()
 
     def save(self, step: int, state: TrainState, stage: str) -> None:
-        """Begins to write the state after `step` steps, with the name of the stage; a state that stands there already is left alone."""
+        """Begins to write the state after `step` steps, with the name of the stage; a state that stands there
+        already is left alone.
+        """
         if self._manager.latest_step() == step:
             return
         with explain_storage_errors(self._folder):
-            self._manager.save(step, args=_DigestedSave(state), custom_metadata=to_note(stage, self._model(step)))
+            self._manager.save(
+                step, args=_DigestedSave(state), custom_metadata=to_note(stage, self._model(step))
+            )
 
     def check(self) -> None:
         """Raises what stopped the last write, if anything did, without waiting for one that is under way."""
@@ -94,14 +103,17 @@ class Checkpoints:
         with explain_storage_errors(self._folder):
             self._manager.wait_until_finished()
 
-    def restore(self, abstract: Callable[[int, str], PyTree[jax.ShapeDtypeStruct]]) -> tuple[int, str, TrainState] | None:
-        """The newest readable checkpoint: its step, the name of its stage, and the state; None where there is none.
+    def restore(
+        self, abstract: Callable[[int, str], PyTree[jax.ShapeDtypeStruct]]
+    ) -> tuple[int, str, TrainState] | None:
+        """The newest readable checkpoint: its step, the name of its stage, and the state; None where there is
+        none.
 
-        `abstract` gives shapes, types and shardings of the state after so many steps, in a stage. They may be of another mesh, and of
-        another number of processes, than the state was saved by.
-        Newer ones that one of the processes cannot read are set aside as STEP.damaged, with a warning. Raises BadInput, and moves nothing,
-        when none can be read: to begin anew would throw the run away for what may be a full memory or a missing disk. Raises it also for a
-        checkpoint of another model.
+        `abstract` gives shapes, types and shardings of the state after so many steps, in a stage. They may be
+        of another mesh, and of another number of processes, than the state was saved by. Newer ones that one
+        of the processes cannot read are set aside as STEP.damaged, with a warning. Raises BadInput, and moves
+        nothing, when none can be read: to begin anew would throw the run away for what may be a full memory
+        or a missing disk. Raises it also for a checkpoint of another model.
         """
         unreadable: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -115,7 +127,10 @@ class Checkpoints:
             ours = self._model(step)
             if changed := [name for name, value in model.items() if value != ours.get(name)]:
                 differences = ", ".join(f"{name} {model[name]}, here {ours.get(name)}" for name in changed)
-                raise BadInput(f"{self._folder / str(step)}: a checkpoint of another model ({differences}); give another out")
+                raise BadInput(
+                    f"{self._folder / str(step)}: a checkpoint of another model ({differences}); give "
+                    "another out"
+                )
             wanted = abstract(step, stage)
             try:
                 with agreed():
@@ -126,26 +141,45 @@ class Checkpoints:
                 unreadable[step] = _first_line(error)
                 continue
             for damaged, reason in unreadable.items():
-                log.warning("checkpoint %d cannot be read (%s); it is set aside, and step %d is taken", damaged, reason, step)
+                log.warning(
+                    "checkpoint %d cannot be read (%s); it is set aside, and step %d is taken",
+                    damaged,
+                    reason,
+                    step,
+                )
                 self._set_aside(damaged)
             return step, stage, state
         if unreadable:
             steps, reason = ", ".join(str(step) for step in unreadable), next(iter(unreadable.values()))
-            raise BadInput(f"{self._folder}: no checkpoint can be read (steps {steps}: {reason}); remove the run folder to begin anew")
+            raise BadInput(
+                f"{self._folder}: no checkpoint can be read (steps {steps}: {reason}); remove the run "
+                "folder to begin anew"
+            )
         return None
 
     def _wait_for_others(self, *, key: str, timeout_ms: int) -> None:
-        """Orbax's barrier, but not where writing failed: the others wait elsewhere for that part, so all would for 20 minutes."""
-        if threading.current_thread() is not threading.main_thread() and (failure := sys.exc_info()[1]) is not None:
+        """Orbax's barrier, but not where writing failed: the others wait elsewhere for that part, so all
+        would for 20 minutes.
+        """
+        if (
+            threading.current_thread() is not threading.main_thread()
+            and (failure := sys.exc_info()[1]) is not None
+        ):
             self._failed = True
             raise failure
         ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
     def _check_files(self, step: int) -> None:
-        """Raises BadInput where a file of the state is not as it was written. The processes share the reading."""
+        """Raises BadInput where a file of the state is not as it was written.
+
+        The processes share the reading.
+        """
         checked = check_state(self._folder / str(step), _share)
         if checked is None:
-            log.info("checkpoint %d is of an earlier version, without digests of its files; it is taken unchecked", step)
+            log.info(
+                "checkpoint %d is of an earlier version, without digests of its files; it is taken unchecked",
+                step,
+            )
         for path, reason in () if checked is None else checked.damaged.items():
             raise BadInput(f"{path.relative_to(self._folder)}: {reason}")
 
@@ -153,15 +187,21 @@ class Checkpoints:
         return self._model_after(step).model_dump(mode="json")
 
     def _read(self, step: int, abstract: PyTree[jax.ShapeDtypeStruct]) -> TrainState:
-        """The state, read by this process alone: Orbax would otherwise wait for others, which may have found their part damaged."""
+        """The state, read by this process alone: Orbax would otherwise wait for others, which may have found
+        their part damaged.
+        """
         process = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(
             primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"restore-{process}"
         )
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone) as reader:
+        with ocp.Checkpointer(
+            ocp.StandardCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone
+        ) as reader:
             folder = self._native / str(step) / STATE
             # Earlier versions did not save the losses and gradient norms of the last steps.
-            stored = {name: leaf for name, leaf in abstract.items() if name in reader.metadata(folder).item_metadata}
+            stored = {
+                name: leaf for name, leaf in abstract.items() if name in reader.metadata(folder).item_metadata
+            }
             state = reader.restore(folder, args=ocp.args.StandardRestore(stored))
         if "recent" not in state and "recent" in abstract:
             state["recent"] = jax.device_put(no_recent(), abstract["recent"].sharding)
@@ -178,7 +218,8 @@ class Checkpoints:
 class _Digested(ocp.StandardCheckpointHandler):
     """Writes digests of the files of a state beside them, before the folder of the step gets its name.
 
-    Each process reads what it wrote itself, in Orbax's thread, while training goes on; process 0 adds the rest, which is small.
+    Each process reads what it wrote itself, in Orbax's thread, while training goes on; process 0 adds the
+    rest, which is small.
     """
 
     async def async_save(self, directory: Any, *arguments: Any, **names: Any) -> list[Any]:
@@ -230,7 +271,9 @@ class _Named(PreservationPolicy):
 
     step: Callable[[], int | None]
 
-    def should_preserve(self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext) -> Sequence[bool]:
+    def should_preserve(
+        self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext
+    ) -> Sequence[bool]:
         named = self.step()
         return [checkpoint.step == named for checkpoint in checkpoints]
 
@@ -242,7 +285,11 @@ def _first_line(error: Exception) -> str:
 
 def abstract_state(state: TrainState, shardings: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:
     """Shapes, types and shardings of a state, for `restore`."""
-    return jax.tree.map(lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state, shardings)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        state,
+        shardings,
+    )
 
 
 def newest_step(folder: Path) -> int:
@@ -250,7 +297,11 @@ def newest_step(folder: Path) -> int:
     if url_of(folder) is None:
         steps = [path.name for path in folder.glob("*")]
     else:  # there a step that is being written has its final name too
-        steps = [path.parent.name for path in listing(folder) if path.name == SUCCESS and path.parent.parent == folder]
+        steps = [
+            path.parent.name
+            for path in listing(folder)
+            if path.name == SUCCESS and path.parent.parent == folder
+        ]
     return max((int(step) for step in steps if step.isdecimal()), default=0)
 
 

@@ -1,4 +1,5 @@
-"""The folder of one checkpoint: what is noted beside the state, and whether its files are as they were written.
+"""The folder of one checkpoint: what is noted beside the state, and whether its files are as they were
+written.
 
 STEP/_CHECKPOINT_METADATA    Orbax's; under custom_metadata the stage, the model and a digest of both
 STEP/default/                the state, with SHA256SUMS and SHA256SUMS.process_N
@@ -25,23 +26,33 @@ def is_note(name: str) -> bool:
 
 
 def to_note(stage: str, model: Mapping[str, Any]) -> dict[str, Any]:
-    """What is to be noted beside a state: the stage, the model's config as JSON values, and a digest of both."""
+    """What is to be noted beside a state: the stage, the model's config as JSON values,
+    and a digest of both.
+    """
     noted = {"stage": stage, "model": model}
     return {**noted, _NOTED_SUM: _sum_of(noted)}
 
 
 def noted_in(step: Path) -> tuple[str, dict[str, Any]]:
-    """The stage and the model that are noted. Raises BadInput where these cannot be read, or are not as they were written."""
+    """The stage and the model that are noted.
+
+    Raises BadInput where these cannot be read, or are not as they were written.
+    """
     noted = _noted(step)
     stage, model = noted.get("stage"), noted.get("model", {})
     if not isinstance(stage, str) or not isinstance(model, dict):
-        raise BadInput(f"{step / METADATA}: missing, damaged or of another version: it does not name the stage and the model")
+        raise BadInput(
+            f"{step / METADATA}: missing, damaged or of another version: it does not name the stage and the "
+            "model"
+        )
     if noted.keys() != _NOTED_BEFORE and noted.get(_NOTED_SUM) != _sum_of({"stage": stage, "model": model}):
         raise BadInput(f"{step / METADATA}: not as it was written")
     return stage, model
 
 
-def check_state(step: Path, mine: Callable[[Mapping[Path, int]], Iterable[Path]] | None = None) -> Checked | None:
+def check_state(
+    step: Path, mine: Callable[[Mapping[Path, int]], Iterable[Path]] | None = None
+) -> Checked | None:
     """Reads the files of the state, or the ones that `mine` picks, and compares them with their digests.
 
     Files that have no digest count as damaged. None for a step of a version that wrote no digests.
@@ -49,7 +60,11 @@ def check_state(step: Path, mine: Callable[[Mapping[Path, int]], Iterable[Path]]
     folder = step / STATE
     lists = lists_below(folder)
     if not lists:
-        return Checked(0, 0, {folder: "the digests of its files are missing"}) if _noted(step).keys() != _NOTED_BEFORE else None
+        return (
+            Checked(0, 0, {folder: "the digests of its files are missing"})
+            if _noted(step).keys() != _NOTED_BEFORE
+            else None
+        )
     checked = check_sums(lists, folder, mine)
     if checked.damaged:
         return checked

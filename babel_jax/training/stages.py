@@ -9,7 +9,9 @@ from babel_jax.data.windows.prepared import open_prepared
 
 
 class PlannedStage(NamedTuple):
-    """A stage with its first step in the run, the step after its last, its mixture, and the tokens that it reads, padding left out."""
+    """A stage with its first step in the run, the step after its last, its mixture, and the tokens that it
+    reads, padding left out.
+    """
 
     stage: Stage
     start: int
@@ -19,13 +21,18 @@ class PlannedStage(NamedTuple):
 
 
 def plan_stages(config: Config) -> list[PlannedStage]:
-    """Budgets in steps and mixtures of all stages. Raises BadInput for a mixture that the prepared data cannot give."""
+    """Budgets in steps and mixtures of all stages.
+
+    Raises BadInput for a mixture that the prepared data cannot give.
+    """
     supplies = open_prepared(config.data.folder).supplies
     available = {key: supply.tokens for key, supply in supplies.items()}
     windows_per_step = config.training.global_batch_size
     planned, start = [], 0
     for stage in config.stages:
-        most = round(stage.max_passes * sum(available.values())) if stage.max_passes is not None else sys.maxsize
+        most = (
+            round(stage.max_passes * sum(available.values())) if stage.max_passes is not None else sys.maxsize
+        )
         if stage.steps:
             mixture, tokens = make_mixture_of_steps(supplies, stage.mixture, stage.steps * windows_per_step)
             steps = stage.steps

@@ -20,7 +20,8 @@ from babel_jax.training.mesh import batch_sharding, param_shardings, replicated
 from babel_jax.training.optimizer import AdamW
 from babel_jax.training.spikes import is_spike, no_recent, with_newest
 
-# params, opt_state; step: int32[], updates tried; skipped: int32[], skipped in a row; windows_seen: int32[25], by language;
+# params, opt_state; step: int32[], updates tried; skipped: int32[], skipped in a row; windows_seen:
+# int32[25], by language;
 # recent: float32[2, RECENT_STEPS], losses and gradient norms of the last steps.
 TrainState = dict[str, Any]
 SummedGradients = Callable[[PyTree[Array], dict[str, Array]], tuple[Array, WindowLosses, PyTree[Array]]]
@@ -41,39 +42,58 @@ def initial_state(optimizer: AdamW, params: PyTree[Array]) -> TrainState:
 
 
 def state_shardings(config: ModelConfig, optimizer: AdamW, mesh: Mesh, offload: bool = False) -> TrainState:
-    """A sharding for each leaf of the state. With `offload` the moments are in the memory of the devices' hosts."""
+    """A sharding for each leaf of the state.
+
+    With `offload` the moments are in the memory of the devices' hosts.
+    """
     params, everywhere = param_shardings(config, mesh), replicated(mesh)
-    moments = jax.tree.map(lambda sharding: sharding.with_memory_kind("pinned_host"), params) if offload else params
+    moments = (
+        jax.tree.map(lambda sharding: sharding.with_memory_kind("pinned_host"), params) if offload else params
+    )
     opt_state = optimizer.shardings(abstract_params(config), moments, everywhere)
     others = dict.fromkeys(("step", "skipped", "windows_seen", "recent"), everywhere)
     return {"params": params, "opt_state": opt_state, **others}
 
 
-def summed_gradients(config: ModelConfig, training: TrainingSettings, z_loss: float, mesh: Mesh) -> SummedGradients:
-    """A function of parameters and batch that gives the loss, the losses of each window, and the gradients, summed over all targets.
+def summed_gradients(
+    config: ModelConfig, training: TrainingSettings, z_loss: float, mesh: Mesh
+) -> SummedGradients:
+    """A function of parameters and batch that gives the loss, the losses of each window, and the gradients,
+    summed over all targets.
 
-    It runs under `shard_map`: each device works through its own windows, and its own part of each, in `gradient_accumulation` pieces.
+    It runs under `shard_map`: each device works through its own windows, and its own part of each, in
+    `gradient_accumulation` pieces.
     """
     placement, specs = placement_on(mesh), param_specs(config)
     tokens_apart = (*WINDOW_AXES, CONTEXT)
 
-    def of_one(params: PyTree[Array], micro: dict[str, Array]) -> tuple[tuple[Array, WindowLosses], PyTree[Array]]:
+    def of_one(
+        params: PyTree[Array], micro: dict[str, Array]
+    ) -> tuple[tuple[Array, WindowLosses], PyTree[Array]]:
         tokens = micro["tokens"].shape[1] // placement.window_parts
         kernel = kernel_for(training.attention, config, tokens, placement.platform, training.compute_dtype)
 
         def loss(params: PyTree[Array]) -> tuple[Array, WindowLosses]:
             dtype = jnp.dtype(training.compute_dtype)
-            return summed_loss(config, params, micro, dtype, training.remat, z_loss, kernel, placement, training.scan_layers)
+            return summed_loss(
+                config, params, micro, dtype, training.remat, z_loss, kernel, placement, training.scan_layers
+            )
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
-    def of_own_windows(params: PyTree[Array], batch: dict[str, Array]) -> tuple[Array, WindowLosses, PyTree[Array]]:
+    def of_own_windows(
+        params: PyTree[Array], batch: dict[str, Array]
+    ) -> tuple[Array, WindowLosses, PyTree[Array]]:
         if training.gradient_accumulation == 1:
             (total, windows), gradients = of_one(params, batch)
         else:
-            micro_batches = jax.tree.map(lambda rows: _interleaved(rows, training.gradient_accumulation), batch)
+            micro_batches = jax.tree.map(
+                lambda rows: _interleaved(rows, training.gradient_accumulation), batch
+            )
 
-            def add(so_far: tuple[Array, PyTree[Array]], micro: dict[str, Array]) -> tuple[tuple[Array, PyTree[Array]], WindowLosses]:
+            def add(
+                so_far: tuple[Array, PyTree[Array]], micro: dict[str, Array]
+            ) -> tuple[tuple[Array, PyTree[Array]], WindowLosses]:
                 (total, windows), gradients = of_one(params, micro)
                 return (so_far[0] + total, jax.tree.map(jnp.add, so_far[1], gradients)), windows
 
@@ -86,12 +106,22 @@ def summed_gradients(config: ModelConfig, training: TrainingSettings, z_loss: fl
             return placement.summed(gradient, tuple(axis for axis in tokens_apart if axis not in split))
 
         windows = jax.tree.map(lambda rows: placement.summed(rows, (CONTEXT,)), windows)
-        return placement.summed(total, tokens_apart), windows, jax.tree.map(of_all, gradients, describe(config))
+        return (
+            placement.summed(total, tokens_apart),
+            windows,
+            jax.tree.map(of_all, gradients, describe(config)),
+        )
 
     if placement.alone:
         return of_own_windows
     windows = PartitionSpec(WINDOW_AXES)
-    return jax.shard_map(of_own_windows, mesh=mesh, in_specs=(specs, windows), out_specs=(PartitionSpec(), windows, specs), check_vma=False)
+    return jax.shard_map(
+        of_own_windows,
+        mesh=mesh,
+        in_specs=(specs, windows),
+        out_specs=(PartitionSpec(), windows, specs),
+        check_vma=False,
+    )
 
 
 def train_step(
@@ -103,12 +133,14 @@ def train_step(
     offload: bool = False,
     skip_spikes: float | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update, and its metrics: loss, gradient_norm, skipped, and nats, targets, tokens and windows seen by language.
+    """One update, and its metrics: loss, gradient_norm, skipped, and nats, targets, tokens and windows seen
+    by language.
 
-    Tokens are those of the step's windows without padding; windows seen are those of all steps up to this one.
+    Tokens are those of the step's windows without padding; windows seen are those of all steps up to this
+    one.
 
-    A loss or gradient that is not finite leaves parameters and moments as they are, to the bit. So does one that is more than `skip_spikes`
-    standard deviations above those of the steps before.
+    A loss or gradient that is not finite leaves parameters and moments as they are, to the bit. So does one
+    that is more than `skip_spikes` standard deviations above those of the steps before.
     """
     params = state["params"]
     total, windows, gradients = gradients_of(params, batch)
@@ -154,7 +186,10 @@ def _interleaved(rows: Array, parts: int) -> Array:
 
 
 def placed_state(optimizer: AdamW, params: PyTree[Array], shardings: TrainState) -> TrainState:
-    """`initial_state` on the mesh: no device ever holds more of the moments than its part. Takes the arrays of `params` over."""
+    """`initial_state` on the mesh: no device ever holds more of the moments than its part.
+
+    Takes the arrays of `params` over.
+    """
     return beginning(optimizer, shardings)(jax.device_put(params, shardings["params"]))
 
 
@@ -167,11 +202,26 @@ def beginning(optimizer: AdamW, shardings: TrainState) -> Any:
     return jax.jit(begin_training, out_shardings=shardings, donate_argnums=0)
 
 
-def compiled_step(config: ModelConfig, optimizer: AdamW, settings: OptimizerSettings, training: TrainingSettings, mesh: Mesh) -> Step:
-    """`train_step` jitted for a mesh, with the state donated. States must come with `state_shardings`, so that it compiles once."""
+def compiled_step(
+    config: ModelConfig, optimizer: AdamW, settings: OptimizerSettings, training: TrainingSettings, mesh: Mesh
+) -> Step:
+    """`train_step` jitted for a mesh, with the state donated.
 
-    def train(state: TrainState, batch: dict[str, Array], rate: Float[Array, ""]) -> tuple[TrainState, dict[str, Array]]:
-        return train_step(optimizer, gradients_of, state, batch, rate, training.offload_optimizer_state, training.skip_spikes)
+    States must come with `state_shardings`, so that it compiles once.
+    """
+
+    def train(
+        state: TrainState, batch: dict[str, Array], rate: Float[Array, ""]
+    ) -> tuple[TrainState, dict[str, Array]]:
+        return train_step(
+            optimizer,
+            gradients_of,
+            state,
+            batch,
+            rate,
+            training.offload_optimizer_state,
+            training.skip_spikes,
+        )
 
     gradients_of = summed_gradients(config, training, settings.z_loss, mesh)
     shardings = state_shardings(config, optimizer, mesh, training.offload_optimizer_state)

@@ -1,7 +1,8 @@
 """Measuring a model while it is trained, and which of its states was best.
 
 evaluation/during.jsonl  {"step", "tasks"} of every measurement; `step` is how many steps had been taken
-evaluation/best.json     {"step", "bits_per_byte", "checkpoint"}: the one with the lowest mean of bits per byte over the languages
+evaluation/best.json     {"step", "bits_per_byte", "checkpoint"}: the one with the lowest mean of bits per
+byte over the languages
 """
 
 import json
@@ -20,28 +21,38 @@ from babel_jax.run_files import DuringLine, read_lines
 from babel_jax.sending import remove
 
 DURING, BEST = "during.jsonl", "best.json"
-# What the model scores after so many steps: {task: {language: {"score", ...}}}, with bits_per_byte among the tasks.
+# What the model scores after so many steps: {task: {language: {"score", ...}}}, with bits_per_byte among the
+# tasks.
 Measure = Callable[[int, ModelConfig, PyTree[Array]], dict[str, dict[str, dict[str, Any]]]]
 
 
 class Watch:
-    """Measures every so many steps. It knows the best step so far also after a restart: `resume_at` tells it where a run goes on."""
+    """Measures every so many steps.
+
+    It knows the best step so far also after a restart: `resume_at` tells it where a run goes on.
+    """
 
     def __init__(self, run_folder: Path, every: int | None, measure: Measure):
         self._folder, self._every, self._measure = run_folder / "evaluation", every, measure
         self._lines: list[dict[str, Any]] = []
 
     def resume_at(self, step: int) -> None:
-        """Goes on with what was measured up to a step; what comes behind it is of a run that was cut off, and goes."""
+        """Goes on with what was measured up to a step; what comes behind it is of a run that was cut off, and
+        goes.
+        """
         if self._every is not None:
-            self._lines = [line for line in read_lines(self._folder / DURING, DuringLine) if line["step"] <= step]
+            self._lines = [
+                line for line in read_lines(self._folder / DURING, DuringLine) if line["step"] <= step
+            ]
             self._write()
 
     def due(self, step: int) -> bool:
         """Whether to measure after so many steps."""
         return self._every is not None and step % self._every == 0
 
-    def measured(self, step: int, config: ModelConfig, params: PyTree[Array]) -> dict[str, dict[str, dict[str, Any]]]:
+    def measured(
+        self, step: int, config: ModelConfig, params: PyTree[Array]
+    ) -> dict[str, dict[str, dict[str, Any]]]:
         """Measures, writes it down and gives it."""
         results = self._measure(step, config, params)
         self._lines.append({"step": step, "tasks": results})

@@ -1,4 +1,6 @@
-"""Buckets of the test servers, to which all clients in this process are pointed, and a scratch space of the test's own."""
+"""Buckets of the test servers, to which all clients in this process are pointed, and a scratch space of the
+test's own.
+"""
 
 from pathlib import Path
 
@@ -58,7 +60,9 @@ def s3(s3_server, scratch):
 
 
 def forget():
-    """Takes the working copies from this process, as its end would; what is in them stays, as after a kill."""
+    """Takes the working copies from this process, as its end would; what is in them
+    stays, as after a kill.
+    """
     for copy in places.COPIES.values():
         copy.lock.close()
     places.COPIES.clear()
@@ -75,7 +79,9 @@ def anew():
 def on_disk(recipe_config, small_settings, small_prepared, small_model, base, tmp_path_factory):
     """The run that those in buckets are compared with."""
     out = tmp_path_factory.mktemp("on_disk") / "run"
-    return run_recipe(recipe_config(out, small_settings, small_model, {"folder": base["hf"]}, expansion=EXPANSION))
+    return run_recipe(
+        recipe_config(out, small_settings, small_model, {"folder": base["hf"]}, expansion=EXPANSION)
+    )
 
 
 @pytest.fixture
@@ -85,6 +91,13 @@ def config_in(recipe_config, small_settings, small_model, base):
     def make(server, url, **changes):
         server.put_folder(Path(base["hf"]), f"{url}/models/base")
         settings = small_settings.model_copy(update={"folder": f"{url}/data"})
-        return recipe_config(f"{url}/run", settings, small_model, {"folder": f"{url}/models/base"}, expansion=EXPANSION, **changes)
+        return recipe_config(
+            f"{url}/run",
+            settings,
+            small_model,
+            {"folder": f"{url}/models/base"},
+            expansion=EXPANSION,
+            **changes,
+        )
 
     return make

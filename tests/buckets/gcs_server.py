@@ -1,8 +1,10 @@
-"""A server of the JSON API of Google Cloud Storage, for tests: buckets in memory, generations, conditions, faults and counts.
+"""A server of the JSON API of Google Cloud Storage, for tests: buckets in memory, generations, conditions,
+faults and counts.
 
-The emulators on PyPI (gcp-storage-emulator 2026.7.19) know no conditions (ifGenerationMatch), on which leases and OCDBT depend, and answer
-one request at a time. This one has what TensorStore, gcsfs and google-cloud-storage ask for here, as
-https://cloud.google.com/storage/docs/json_api describes it, and no rights but two kinds of buckets: `unreadable` and `unwritable`.
+The emulators on PyPI (gcp-storage-emulator 2026.7.19) know no conditions (ifGenerationMatch), on which leases
+and OCDBT depend, and answer one request at a time. This one has what TensorStore, gcsfs and
+google-cloud-storage ask for here, as https://cloud.google.com/storage/docs/json_api describes it, and no
+rights but two kinds of buckets: `unreadable` and `unwritable`.
 """
 
 import base64
@@ -36,7 +38,9 @@ class Stored:
 
 @dataclasses.dataclass
 class Fault:
-    """What happens to a request instead of, or on the way to, its answer: `status` is sent, or `seconds` pass, or the answer is cut."""
+    """What happens to a request instead of, or on the way to, its answer: `status` is sent, or `seconds`
+    pass, or the answer is cut.
+    """
 
     status: int = 0
     seconds: float = 0.0
@@ -44,14 +48,19 @@ class Fault:
 
 
 class GcsServer:
-    """Runs in threads of this process. `fault` is asked about each request (method, path) and may give a Fault."""
+    """Runs in threads of this process.
+
+    `fault` is asked about each request (method, path) and may give a Fault.
+    """
 
     def __init__(self) -> None:
         self.buckets: dict[str, dict[str, Stored]] = {}
         self.unreadable: set[str] = set()
         self.unwritable: set[str] = set()
         self.fault: Callable[[str, str], Fault | None] = lambda method, path: None
-        self.log: list[tuple[str, str, int, int]] = []  # method, path, bytes received and sent of every request
+        self.log: list[
+            tuple[str, str, int, int]
+        ] = []  # method, path, bytes received and sent of every request
         self.requests: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self.lock = threading.RLock()
@@ -85,7 +94,9 @@ class GcsServer:
         bucket, _, name = url.removeprefix("gs://").partition("/")
         for path in folder.rglob("*"):
             if path.is_file():
-                self.buckets[bucket][f"{name}/{path.relative_to(folder)}"] = Stored(path.read_bytes(), next(self.generations))
+                self.buckets[bucket][f"{name}/{path.relative_to(folder)}"] = Stored(
+                    path.read_bytes(), next(self.generations)
+                )
 
     def close(self) -> None:
         self._http.shutdown()
@@ -146,13 +157,19 @@ class _Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.requests[kind] += 1
             server.bytes["received"] += len(body)
-        named = re.search(rb'"name": ?"([^"]+)"', body[:2000]) if "uploadType=multipart" in self.path else None
+        named = (
+            re.search(rb'"name": ?"([^"]+)"', body[:2000]) if "uploadType=multipart" in self.path else None
+        )
         path = urllib.parse.unquote(self.path) + (f"&name={named[1].decode()}" if named else "")
         fault = server.fault(method, path) or Fault()
         if fault.seconds:
             time.sleep(fault.seconds)
         if fault.status:
-            self._send(fault.status, {}, json.dumps({"error": {"code": fault.status, "message": "a fault of the test"}}).encode())
+            self._send(
+                fault.status,
+                {},
+                json.dumps({"error": {"code": fault.status, "message": "a fault of the test"}}).encode(),
+            )
             return
         status, headers, answer = self._answer(method, self.path, body)
         server.log.append((method, path, len(body), len(answer)))
@@ -184,14 +201,20 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.wfile.write(body)
 
-    # --- the API -------------------------------------------------------------------------------------------------------------
+    # --- the API -------------------------------------------------------------------------------------------
 
     def _answer(self, method: str, target: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
         split = urllib.parse.urlsplit(target)
-        query = {name: values[0] for name, values in urllib.parse.parse_qs(split.query, keep_blank_values=True).items()}
+        query = {
+            name: values[0]
+            for name, values in urllib.parse.parse_qs(split.query, keep_blank_values=True).items()
+        }
         if split.path.rstrip("/") == "/batch/storage/v1":
             return self._batch(body)
-        parts = [urllib.parse.unquote(part) for part in re.sub(r"^/(upload|download)(?=/)", "", split.path).split("/")[1:]]
+        parts = [
+            urllib.parse.unquote(part)
+            for part in re.sub(r"^/(upload|download)(?=/)", "", split.path).split("/")[1:]
+        ]
         if parts[:2] != ["storage", "v1"]:
             return _error(404, "no such path")
         with self.server_of.lock:
@@ -199,17 +222,25 @@ class _Handler(BaseHTTPRequestHandler):
                 case ["b"]:
                     return _json({"items": [{"name": name} for name in self.server_of.buckets]})
                 case ["b", bucket]:
-                    return self._denied(bucket, "GET") or _json({"name": bucket, "location": "HERE", "locationType": "region"})
+                    return self._denied(bucket, "GET") or _json(
+                        {"name": bucket, "location": "HERE", "locationType": "region"}
+                    )
                 case ["b", bucket, "o"] if split.path.startswith("/upload"):
                     return self._denied(bucket, "POST") or self._upload(method, bucket, query, body)
                 case ["b", bucket, "o"]:
                     return self._denied(bucket, "GET") or self._list(bucket, query)
                 case ["b", bucket, "o", name]:
-                    return self._denied(bucket, method) or self._object(method, bucket, name, query, split.path.startswith("/download"))
+                    return self._denied(bucket, method) or self._object(
+                        method, bucket, name, query, split.path.startswith("/download")
+                    )
                 case ["b", bucket, "o", name, "moveTo", "o", new]:
                     return self._denied(bucket, "POST") or self._move(bucket, name, new)
                 case ["b", bucket, "o", name, "rewriteTo" | "copyTo", "b", other, "o", new]:
-                    return self._denied(bucket, "GET") or self._denied(other, "POST") or self._copy(bucket, name, other, new)
+                    return (
+                        self._denied(bucket, "GET")
+                        or self._denied(other, "POST")
+                        or self._copy(bucket, name, other, new)
+                    )
         return _error(404, "no such path")
 
     def _denied(self, bucket: str, method: str) -> tuple[int, dict[str, str], bytes] | None:
@@ -217,21 +248,35 @@ class _Handler(BaseHTTPRequestHandler):
         if bucket not in server.buckets:
             return _error(404, "The specified bucket does not exist.")
         if bucket in (server.unreadable if method == "GET" else server.unwritable):
-            return _error(403, "test@example.com does not have access to the Google Cloud Storage object. Permission denied")
+            return _error(
+                403,
+                "test@example.com does not have access to the Google Cloud Storage object. Permission denied",
+            )
         return None
 
     def _list(self, bucket: str, query: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
-        start, end, token = query.get("startOffset", ""), query.get("endOffset", ""), query.get("pageToken", "")
+        start, end, token = (
+            query.get("startOffset", ""),
+            query.get("endOffset", ""),
+            query.get("pageToken", ""),
+        )
         most = min(int(query.get("maxResults") or _PAGE), _PAGE)
         items: list[dict[str, Any]] = []
         prefixes: list[str] = []
         last = ""
         for name in sorted(self.server_of.buckets[bucket]):
-            if not name.startswith(prefix) or name < start or (end and name >= end) or (token and name <= token):
+            if (
+                not name.startswith(prefix)
+                or name < start
+                or (end and name >= end)
+                or (token and name <= token)
+            ):
                 continue
             below = name[len(prefix) :]
-            group = prefix + below.split(delimiter)[0] + delimiter if delimiter and delimiter in below else None
+            group = (
+                prefix + below.split(delimiter)[0] + delimiter if delimiter and delimiter in below else None
+            )
             if group is not None and (group in prefixes or (token and group <= token)):
                 continue
             if len(items) + len(prefixes) == most:
@@ -262,7 +307,9 @@ class _Handler(BaseHTTPRequestHandler):
             "etag": str(stored.generation),
         }
 
-    def _object(self, method: str, bucket: str, name: str, query: dict[str, str], download: bool) -> tuple[int, dict[str, str], bytes]:
+    def _object(
+        self, method: str, bucket: str, name: str, query: dict[str, str], download: bool
+    ) -> tuple[int, dict[str, str], bytes]:
         objects = self.server_of.buckets[bucket]
         if (refused := self._refused(bucket, name, query)) is not None:
             return refused
@@ -290,7 +337,9 @@ class _Handler(BaseHTTPRequestHandler):
             return 416, {"Content-Range": f"bytes */{size}"}, b""
         return 206, headers | {"Content-Range": f"bytes {first}-{last}/{size}"}, stored.data[first : last + 1]
 
-    def _refused(self, bucket: str, name: str, query: dict[str, str]) -> tuple[int, dict[str, str], bytes] | None:
+    def _refused(
+        self, bucket: str, name: str, query: dict[str, str]
+    ) -> tuple[int, dict[str, str], bytes] | None:
         stored = self.server_of.buckets[bucket].get(name)
         now = stored.generation if stored is not None else 0
         if "ifGenerationMatch" in query and int(query["ifGenerationMatch"]) != now:
@@ -301,24 +350,31 @@ class _Handler(BaseHTTPRequestHandler):
             return _error(404, "no such generation")
         return None
 
-    def _upload(self, method: str, bucket: str, query: dict[str, str], body: bytes) -> tuple[int, dict[str, str], bytes]:
+    def _upload(
+        self, method: str, bucket: str, query: dict[str, str], body: bytes
+    ) -> tuple[int, dict[str, str], bytes]:
         if "upload_id" in query:
             return self._upload_part(query["upload_id"], body)
         match query.get("uploadType"):
             case "media":
                 return self._put(bucket, query["name"], body, query)
             case "multipart":
-                message = email.message_from_bytes(b"Content-Type: " + self.headers["Content-Type"].encode() + b"\r\n\r\n" + body)
+                message = email.message_from_bytes(
+                    b"Content-Type: " + self.headers["Content-Type"].encode() + b"\r\n\r\n" + body
+                )
                 described, _ = message.get_payload()
                 name = json.loads(described.get_payload(decode=True)).get("name") or query["name"]
                 boundary = re.search(r'boundary=["\']?([^"\';]+)', self.headers["Content-Type"])[1].encode()
-                data = body.split(b"--" + boundary)[2].split(b"\r\n\r\n" if b"\r\n\r\n" in body else b"\n\n", 1)[1]
+                data = body.split(b"--" + boundary)[2].split(
+                    b"\r\n\r\n" if b"\r\n\r\n" in body else b"\n\n", 1
+                )[1]
                 return self._put(bucket, name, data[: -2 if data.endswith(b"\r\n") else -1], query)
             case "resumable":
                 name = query.get("name") or json.loads(body)["name"]
                 number = f"upload-{next(self.server_of.generations)}"
                 self.server_of.uploads[number] = {"bucket": bucket, "name": name, "query": query, "data": b""}
-                where = f"{self.server_of.url}/upload/storage/v1/b/{bucket}/o?uploadType=resumable&upload_id={number}"
+                objects = f"{self.server_of.url}/upload/storage/v1/b/{bucket}/o"
+                where = f"{objects}?uploadType=resumable&upload_id={number}"
                 return 200, {"Location": where}, b"{}"
         return _error(400, "no such uploadType")
 
@@ -335,7 +391,9 @@ class _Handler(BaseHTTPRequestHandler):
             return 308, received, b""
         return self._put(upload["bucket"], upload["name"], upload["data"], upload["query"])
 
-    def _put(self, bucket: str, name: str, data: bytes, query: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
+    def _put(
+        self, bucket: str, name: str, data: bytes, query: dict[str, str]
+    ) -> tuple[int, dict[str, str], bytes]:
         if (refused := self._refused(bucket, name, query)) is not None:
             return refused
         self.server_of.buckets[bucket][name] = Stored(data, next(self.server_of.generations))
@@ -346,7 +404,9 @@ class _Handler(BaseHTTPRequestHandler):
             return _error(404, f"No such object: {bucket}/{name}")
         data = self.server_of.buckets[bucket][name].data
         self._put(other, new, data, {})
-        return _json({"kind": "storage#rewriteResponse", "done": True, "resource": self._metadata(other, new)})
+        return _json(
+            {"kind": "storage#rewriteResponse", "done": True, "resource": self._metadata(other, new)}
+        )
 
     def _move(self, bucket: str, name: str, new: str) -> tuple[int, dict[str, str], bytes]:
         answer = self._copy(bucket, name, bucket, new)
@@ -368,7 +428,11 @@ class _Handler(BaseHTTPRequestHandler):
                 f"--batch\r\nContent-Type: application/http\r\nContent-ID: <response-{number}>\r\n\r\n"
                 f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\n\r\n{answer.decode()}\r\n"
             )
-        return 200, {"Content-Type": "multipart/mixed; boundary=batch"}, ("".join(answers) + "--batch--").encode()
+        return (
+            200,
+            {"Content-Type": "multipart/mixed; boundary=batch"},
+            ("".join(answers) + "--batch--").encode(),
+        )
 
 
 def _crc32c(data: bytes) -> str:

@@ -1,7 +1,8 @@
-"""Run by test_kills.py: runs a config in children, one after the other, until one of them ends by itself; the caller kills the others.
+"""Run by test_kills.py: runs a config in children, one after the other, until one of them ends by itself; the
+caller kills the others.
 
-It prints the number of each child's process, and at the end its status. The children are forked from a process that has all imported and
-nothing of JAX, TensorStore or fsspec started, so that a start costs little.
+It prints the number of each child's process, and at the end its status. The children are forked from a
+process that has all imported and nothing of JAX, TensorStore or fsspec started, so that a start costs little.
 """
 
 import os

@@ -13,7 +13,10 @@ from werkzeug.serving import make_server
 
 
 class S3Server:
-    """Runs in threads of this process. `fault` is asked about each request (method, path) and may give a status to answer with."""
+    """Runs in threads of this process.
+
+    `fault` is asked about each request (method, path) and may give a status to answer with.
+    """
 
     def __init__(self) -> None:
         self.fault: Callable[[str, str], int | None] = lambda method, path: None
@@ -74,4 +77,6 @@ class S3Server:
         bucket, _, name = url.removeprefix("s3://").partition("/")
         for path in folder.rglob("*"):
             if path.is_file():
-                self.client().put_object(Bucket=bucket, Key=f"{name}/{path.relative_to(folder)}", Body=path.read_bytes())
+                self.client().put_object(
+                    Bucket=bucket, Key=f"{name}/{path.relative_to(folder)}", Body=path.read_bytes()
+                )

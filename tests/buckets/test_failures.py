@@ -37,7 +37,9 @@ def test_rights_that_end_in_the_middle_of_a_run(gcs, config_in, on_disk, tmp_pat
     config = config_in(gcs, "gs://bucket")
     config.save(tmp_path / "run.toml")
     for part in PARTS:
-        gcs.fault = lambda method, path, part=part: Fault(status=403) if method != "GET" and f"run/{part}" in path else None
+        gcs.fault = lambda method, path, part=part: (
+            Fault(status=403) if method != "GET" and f"run/{part}" in path else None
+        )
         assert cli.main(["train", str(tmp_path / "run.toml")]) == 2, part
         told = capsys.readouterr().err
         lines = [line for line in told.splitlines() if line.startswith("babel: ")]
@@ -51,7 +53,9 @@ def test_rights_that_end_in_the_middle_of_a_run(gcs, config_in, on_disk, tmp_pat
 
 
 def test_a_bucket_that_shows_an_older_state_is_refused(gcs, scratch):
-    gcs.fault = lambda method, path: Fault(status=404) if method == "GET" and "babel-probe" in path and "prefix" not in path else None
+    gcs.fault = lambda method, path: (
+        Fault(status=404) if method == "GET" and "babel-probe" in path and "prefix" not in path else None
+    )
     with pytest.raises(BadInput, match=r"gs://bucket/run: what was just written is not what is read back"):
         check_access(place("gs://bucket/run"))
     assert gcs.names("bucket") == []
@@ -76,11 +80,19 @@ def test_a_run_folder_in_a_bucket_belongs_to_one_job(kind, request):
     with leased(folder, beat=0.05):
         first = json.loads(store.read(NAME).result().value)
         assert first["process"] == os.getpid()
-        with pytest.raises(BadInput, match=rf"{url}: another job is at work in it \(process {os.getpid()} on "), leased(folder, beat=0.05):
+        with (
+            pytest.raises(
+                BadInput, match=rf"{url}: another job is at work in it \(process {os.getpid()} on "
+            ),
+            leased(folder, beat=0.05),
+        ):
             pass
     assert store.read(NAME).result().state == "missing"
     # A job of another host that was killed: its lease stands still.
-    store.write(NAME, json.dumps({"holder": "gone", "machine": "another", "host": "far", "process": 1, "beat": 7}).encode()).result()
+    store.write(
+        NAME,
+        json.dumps({"holder": "gone", "machine": "another", "host": "far", "process": 1, "beat": 7}).encode(),
+    ).result()
     with leased(folder, beat=0.02):
         assert json.loads(store.read(NAME).result().value)["holder"] != "gone"
     # One of this machine whose process has ended is taken at once, and what is no lease too.
@@ -118,7 +130,10 @@ def test_of_jobs_that_begin_together_one_gets_the_folder(gcs):
 
 
 def test_compiled_programs_are_in_the_bucket(gcs):
-    before = {name: jax.config.values[name] for name in ("jax_persistent_cache_min_compile_time_secs", "jax_compilation_cache_dir")}
+    before = {
+        name: jax.config.values[name]
+        for name in ("jax_persistent_cache_min_compile_time_secs", "jax_compilation_cache_dir")
+    }
     jax.config.update("jax_compilation_cache_dir", None)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     try:
@@ -126,7 +141,13 @@ def test_compiled_programs_are_in_the_bucket(gcs):
         for _ in range(2):
             with compiled_in(place("gs://bucket/run") / "compiled"):
                 jax.jit(lambda x: jnp.tanh(x) @ x + 17)(jnp.ones((9, 9))).block_until_ready()
-            kept.append({name: stored.generation for name, stored in gcs.buckets["bucket"].items() if name.endswith("-cache")})
+            kept.append(
+                {
+                    name: stored.generation
+                    for name, stored in gcs.buckets["bucket"].items()
+                    if name.endswith("-cache")
+                }
+            )
             jax.clear_caches()
         # The second time the programs were there, and none was written again.
         assert any(name.startswith("run/compiled/jit") for name in kept[0])
@@ -138,7 +159,17 @@ def test_compiled_programs_are_in_the_bucket(gcs):
 
 def test_results_of_an_evaluation_are_in_the_bucket(gcs, base, tmp_path, capsys, anew):
     gcs.put_folder(Path(base["hf"]), "gs://bucket/model")
-    arguments = ["evaluate", "gs://bucket/model", "--tasks", "bits_per_byte", "--languages", "en,sw", "--max-bytes", "500", "--json"]
+    arguments = [
+        "evaluate",
+        "gs://bucket/model",
+        "--tasks",
+        "bits_per_byte",
+        "--languages",
+        "en,sw",
+        "--max-bytes",
+        "500",
+        "--json",
+    ]
     assert cli.main([*arguments, "--out", "gs://bucket/results"]) == 0
     found = json.loads(capsys.readouterr().out)
     anew()
@@ -147,12 +178,22 @@ def test_results_of_an_evaluation_are_in_the_bucket(gcs, base, tmp_path, capsys,
     assert found["out"] == "gs://bucket/results"
     assert found["tasks"] == expected["tasks"]
     there = {name.removeprefix("results/") for name in gcs.names("bucket", "results/")}
-    assert there == {str(path.relative_to(tmp_path / "results")) for path in (tmp_path / "results").rglob("*") if path.is_file()}
+    assert there == {
+        str(path.relative_to(tmp_path / "results"))
+        for path in (tmp_path / "results").rglob("*")
+        if path.is_file()
+    }
     assert json.loads(gcs.read("bucket", "results/evaluation.json"))["tasks"] == expected["tasks"]
 
 
 def test_a_step_counts_when_its_file_of_success_is_there(gcs):
-    for name in ("4/default/d/x", "4/commit_success.txt", "4/default/commit_success.txt", "6/default/commit_success.txt", "6/default/d/x"):
+    for name in (
+        "4/default/d/x",
+        "4/commit_success.txt",
+        "4/default/commit_success.txt",
+        "6/default/commit_success.txt",
+        "6/default/d/x",
+    ):
         gcs.buckets["bucket"][f"run/checkpoints/{name}"] = Stored(b"1", 1)
     assert newest_step(place("gs://bucket/run") / "checkpoints") == 4
     assert newest_step(place("gs://bucket/other") / "checkpoints") == 0

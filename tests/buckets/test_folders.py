@@ -1,4 +1,6 @@
-"""Model folders and prepared data in a bucket: both formats, read and written; what is not whole, and what may not be read or written."""
+"""Model folders and prepared data in a bucket: both formats, read and written; what is not whole, and what
+may not be read or written.
+"""
 
 import json
 import os
@@ -29,7 +31,9 @@ URLS = {"gcs": "gs://bucket", "s3": "s3://bucket"}
 
 def same_tree(one, other):
     assert jax.tree.structure(one) == jax.tree.structure(other)
-    assert jax.tree.all(jax.tree.map(lambda a, b: a.dtype == b.dtype and (np.asarray(a) == np.asarray(b)).all(), one, other))
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: a.dtype == b.dtype and (np.asarray(a) == np.asarray(b)).all(), one, other)
+    )
 
 
 @SERVERS
@@ -44,7 +48,10 @@ def test_both_formats_are_written_and_read(kind, request, base, anew, tmp_path):
     convert(f"{url}/orbax", f"{url}/hf", verify=kind == "gcs")
     anew()
     same_tree(load_params(open_folder(f"{url}/hf")), expected)
-    written, wanted = load(server.read("bucket", "hf/model.safetensors")), load_file(source / "model.safetensors")
+    written, wanted = (
+        load(server.read("bucket", "hf/model.safetensors")),
+        load_file(source / "model.safetensors"),
+    )
     assert all((written[name] == wanted[name]).all() for name in wanted)
     names = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
     assert set(server.names("bucket", "hf/")) == {f"hf/{name}" for name in names}
@@ -54,7 +61,9 @@ def test_both_formats_are_written_and_read(kind, request, base, anew, tmp_path):
 
 
 def test_a_folder_is_not_whole_before_its_last_file(gcs, base, anew):
-    """At every request that writes, the bucket either has no folder, or one that readers here and elsewhere refuse, or the whole one."""
+    """At every request that writes, the bucket either has no folder, or one that readers here and elsewhere
+    refuse, or the whole one.
+    """
     source, states = Path(base["hf"]), []
 
     def look(method, path):
@@ -75,7 +84,9 @@ def test_a_folder_is_not_whole_before_its_last_file(gcs, base, anew):
     for missing in ("new/config.json", "new/model.safetensors"):  # as a kill leaves it
         gcs.buckets["bucket"] = {name: stored for name, stored in stopped.items() if name != missing}
         gcs.buckets["bucket"][f"new/{UNFINISHED}"] = stopped["new/config.json"]
-        with pytest.raises(BadInput, match=r"gs://bucket/new: not whole: a command is writing it, or was killed as it did"):
+        with pytest.raises(
+            BadInput, match=r"gs://bucket/new: not whole: a command is writing it, or was killed as it did"
+        ):
             open_folder("gs://bucket/new")
         assert cli.main(["generate", "gs://bucket/new", "x"]) == 2
         anew()
@@ -87,7 +98,9 @@ def test_a_folder_is_not_whole_before_its_last_file(gcs, base, anew):
 
 
 def test_a_conversion_that_was_stopped_goes_on(gcs, base, anew, scratch, monkeypatch):
-    """The bucket fails in the middle of the upload: the command ends in one line, and the next one sends only what is missing."""
+    """The bucket fails in the middle of the upload: the command ends in one line, and the next one sends only
+    what is missing.
+    """
     sent = []
 
     def refuse(method, path):
@@ -107,7 +120,9 @@ def test_a_conversion_that_was_stopped_goes_on(gcs, base, anew, scratch, monkeyp
     assert cli.main(["verify", "gs://bucket/new"]) == 0
 
 
-def test_prepared_data_is_the_same_from_every_machine(gcs, small_settings, small_prepared, small_model, anew, scratch, monkeypatch):
+def test_prepared_data_is_the_same_from_every_machine(
+    gcs, small_settings, small_prepared, small_model, anew, scratch, monkeypatch
+):
     settings = small_settings.model_copy(update={"folder": "gs://bucket/data"})
     report = prepare(settings, small_model)
     assert report == prepare(small_settings, small_model)
@@ -126,7 +141,9 @@ def test_prepared_data_is_the_same_from_every_machine(gcs, small_settings, small
     windows = open_windows(here / "en-web")
     expected = open_windows(Path(small_prepared) / "windows" / "en-web")
     assert len(windows) == len(expected)
-    assert all((windows[number]["tokens"] == expected[number]["tokens"]).all() for number in range(len(windows)))
+    assert all(
+        (windows[number]["tokens"] == expected[number]["tokens"]).all() for number in range(len(windows))
+    )
     assert [path.parts[-3] for path in here.rglob("*array_record*")] == ["en-web"]
 
     anew()  # the same machine again: nothing is fetched twice
@@ -143,7 +160,9 @@ def test_prepared_data_is_the_same_from_every_machine(gcs, small_settings, small
     name = f"data/windows/en-web/1.0.0/{file.name}"
     data = gcs.read("bucket", name)
     gcs.buckets["bucket"][name].data, gcs.buckets["bucket"][name].generation = data[:-1] + b"x", 10**9
-    with pytest.raises(BadInput, match=rf"gs://bucket/{name}: not the bytes that were written; prepare the folder again"):
+    with pytest.raises(
+        BadInput, match=rf"gs://bucket/{name}: not the bytes that were written; prepare the folder again"
+    ):
         open_windows(place("gs://bucket/data") / "windows" / "en-web")
     with pytest.raises(BadInput, match=r"gs://bucket/data: prepared with another seq_len"):
         prepare(settings.model_copy(update={"seq_len": 32}), small_model)
@@ -154,7 +173,10 @@ def test_a_scratch_disk_without_room(gcs, small_settings, small_model, anew, scr
     anew()
     monkeypatch.setenv("BABEL_SCRATCH", str(scratch / "other"))
     monkeypatch.setattr("babel_jax.places.FREE_BYTES", 2**60)
-    with pytest.raises(BadInput, match=r"gs://bucket/data: [\d,]+ bytes are to be copied to the scratch space, .*set BABEL_SCRATCH"):
+    with pytest.raises(
+        BadInput,
+        match=r"gs://bucket/data: [\d,]+ bytes are to be copied to the scratch space, .*set BABEL_SCRATCH",
+    ):
         open_prepared("gs://bucket/data")
 
 
@@ -200,14 +222,26 @@ def run_in(tmp_path, config, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"out": "gs://nowhere/run"}, "gs://nowhere/run: there is no bucket nowhere, or it is not yours to see"),
+        (
+            {"out": "gs://nowhere/run"},
+            "gs://nowhere/run: there is no bucket nowhere, or it is not yours to see",
+        ),
         ({"out": "gs://locked/run"}, "gs://locked/run: cannot be written (Forbidden"),
         ({"out": "gs://hidden/run"}, "gs://hidden/run: cannot be read (Forbidden"),
-        ({"out": "memory://bucket/run"}, "memory://bucket/run: files can be written to gs:// and s3:// alone"),
-        ({"out": "nosuch://bucket/run"}, "nosuch://bucket/run: files can be written to gs:// and s3:// alone"),
+        (
+            {"out": "memory://bucket/run"},
+            "memory://bucket/run: files can be written to gs:// and s3:// alone",
+        ),
+        (
+            {"out": "nosuch://bucket/run"},
+            "nosuch://bucket/run: files can be written to gs:// and s3:// alone",
+        ),
         ({"data__folder": "gs://nowhere/data"}, "gs://nowhere/data: there is no bucket nowhere"),
         ({"data__folder": "gs://locked/data"}, "gs://locked/data: cannot be written (Forbidden"),
-        ({"data__folder": "gs://bucket/data", "data__sources": []}, "gs://bucket/data: is no folder of prepared data"),
+        (
+            {"data__folder": "gs://bucket/data", "data__sources": []},
+            "gs://bucket/data: is no folder of prepared data",
+        ),
         ({"model__folder": "gs://nowhere/model"}, "gs://nowhere/model: no such model folder"),
         ({"model__folder": "gs://hidden/model"}, "gs://hidden/model: cannot be read (Forbidden"),
         ({"out": "gs://bucket/models"}, "gs://bucket/models: not empty and not a run folder"),
@@ -240,7 +274,12 @@ def test_commands_whose_folder_must_be_on_disk(capsys, scratch):
     for arguments in (
         ["demo", "--out", "gs://bucket/demo"],
         ["ablate", "gs://bucket/model", "--out", "gs://bucket/study"],
-        ["judge", str(Path(__file__).parents[2] / "configs" / "quality.toml"), "--set", "out=gs://bucket/quality"],
+        [
+            "judge",
+            str(Path(__file__).parents[2] / "configs" / "quality.toml"),
+            "--set",
+            "out=gs://bucket/quality",
+        ],
     ):
         assert cli.main(arguments) == 2
         assert "must be a folder on disk" in capsys.readouterr().err
@@ -252,22 +291,32 @@ def test_a_tokenizer_in_a_bucket_is_the_one_on_disk(gcs, base):
     gcs.log.clear()
     assert open_tokenizer("gs://bucket/model").fingerprint == open_tokenizer(base["hf"]).fingerprint
     assert not [path for _, path, _, _ in gcs.log if "safetensors" in path]
-    with pytest.raises(BadInput, match=r"gs://bucket/other: no such tokenizer|gs://bucket/other: no tokenizer"):
+    with pytest.raises(
+        BadInput, match=r"gs://bucket/other: no such tokenizer|gs://bucket/other: no tokenizer"
+    ):
         open_tokenizer("gs://bucket/other")
 
 
-def test_cleaned_text_and_a_preparation_that_was_stopped(gcs, small_settings, small_model, anew, scratch, monkeypatch, tmp_path):
+def test_cleaned_text_and_a_preparation_that_was_stopped(
+    gcs, small_settings, small_model, anew, scratch, monkeypatch, tmp_path
+):
     cleaning = CleaningSettings(min_characters=20, off=(Rule.REPETITION, Rule.WORDS))
-    refined = small_settings.model_copy(update={"cleaning": cleaning, "deduplication": DeduplicationSettings(near=False)})
+    refined = small_settings.model_copy(
+        update={"cleaning": cleaning, "deduplication": DeduplicationSettings(near=False)}
+    )
     expected = prepare(refined.model_copy(update={"folder": str(tmp_path / "data")}), small_model)
     settings = refined.model_copy(update={"folder": "gs://bucket/data"})
-    gcs.fault = lambda method, path: Fault(status=403) if method == "POST" and "data/heldout/" in path else None
+    gcs.fault = lambda method, path: (
+        Fault(status=403) if method == "POST" and "data/heldout/" in path else None
+    )
     with pytest.raises(BadInput, match=r"gs://bucket/data/heldout/\w+.jsonl: cannot be written \("):
         prepare(settings, small_model)
     gcs.fault = lambda method, path: None
     assert "data/prepared.json" not in gcs.names("bucket")
     anew()
-    with pytest.raises(BadInput, match=r"gs://bucket/data: not whole: a command is writing it, or was killed as it did"):
+    with pytest.raises(
+        BadInput, match=r"gs://bucket/data: not whole: a command is writing it, or was killed as it did"
+    ):
         open_prepared("gs://bucket/data")
     with monkeypatch.context() as changed:  # all is there; nothing is read or tokenized again
         changed.setattr("babel_jax.data.windows.prepare._survey", None)

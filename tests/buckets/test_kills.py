@@ -1,4 +1,6 @@
-"""A run in a bucket that is killed (kill -9) at requests of all kinds, and one whose bucket fails now and then: nothing is lost."""
+"""A run in a bucket that is killed (kill -9) at requests of all kinds, and one whose bucket fails now and
+then: nothing is lost.
+"""
 
 import os
 import random
@@ -60,13 +62,22 @@ def test_a_run_in_a_bucket_is_killed_ten_times(gcs, config_in, on_disk, tmp_path
     gcs.fault = lambda method, path: None
     result = run_recipe(config_in(gcs, "gs://bucket"))
     check_same(gcs, result, on_disk)
-    assert not [name for name in gcs.names("bucket") if "babel-unfinished" in name or "probe" in name or name.endswith("lease.json")]
+    assert not [
+        name
+        for name in gcs.names("bucket")
+        if "babel-unfinished" in name or "probe" in name or name.endswith("lease.json")
+    ]
 
 
 @pytest.mark.slow
 def test_a_bucket_that_fails_now_and_then_changes_nothing(gcs, config_in, on_disk):
     chance, met = random.Random(2), Counter()
-    kinds = {"unavailable": Fault(status=503), "too many": Fault(status=429), "slow": Fault(seconds=0.3), "cut": Fault(cut=True)}
+    kinds = {
+        "unavailable": Fault(status=503),
+        "too many": Fault(status=429),
+        "slow": Fault(seconds=0.3),
+        "cut": Fault(cut=True),
+    }
 
     def fault(method, path):
         if chance.random() < 0.03:

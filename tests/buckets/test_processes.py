@@ -37,7 +37,11 @@ def test_two_processes_share_nothing_but_the_bucket(gcs, config_in, on_disk, tmp
     assert all(abs(written[name] - expected[name]).max() < 1e-4 for name in expected)
     there = {Path(name).name for name in gcs.names("bucket", "run/checkpoints/8/default/")}
     assert {"SHA256SUMS", "SHA256SUMS.process_0", "SHA256SUMS.process_1"} <= there
-    assert not [name for name in gcs.names("bucket", "run/") if "unfinished" in name or "probe" in name or name.endswith("lease.json")]
+    assert not [
+        name
+        for name in gcs.names("bucket", "run/")
+        if "unfinished" in name or "probe" in name or name.endswith("lease.json")
+    ]
     assert [name for name in gcs.names("bucket", "run/hf/") if "SHA256SUMS" in name] == ["run/hf/SHA256SUMS"]
     assert verify_folder(place("gs://bucket/run/hf"))["files"] == len(gcs.names("bucket", "run/hf/")) - 1
     assert verify_folder(place("gs://bucket/run"))["files"] > 20

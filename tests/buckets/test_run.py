@@ -21,13 +21,24 @@ def check_same(server, result, on_disk):
     assert [(line["step"], line["loss"], line["gradient_norm"]) for line in lines] == [
         (line["step"], line["loss"], line["gradient_norm"]) for line in expected
     ]
-    written, wanted = load(server.read("bucket", "run/hf/model.safetensors")), load_file(run / "hf" / "model.safetensors")
+    written, wanted = (
+        load(server.read("bucket", "run/hf/model.safetensors")),
+        load_file(run / "hf" / "model.safetensors"),
+    )
     assert written.keys() == wanted.keys()
     assert all((written[name] == wanted[name]).all() for name in wanted)
-    ours = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and "checkpoints" not in path.parts}
-    there = {name.removeprefix("run/") for name in server.names("bucket", "run/") if "/checkpoints/" not in name}
+    ours = {
+        str(path.relative_to(run))
+        for path in run.rglob("*")
+        if path.is_file() and "checkpoints" not in path.parts
+    }
+    there = {
+        name.removeprefix("run/") for name in server.names("bucket", "run/") if "/checkpoints/" not in name
+    }
     events = "tensorboard/events"
-    assert {name for name in ours if not name.startswith(events)} == {name for name in there if not name.startswith(events)}
+    assert {name for name in ours if not name.startswith(events)} == {
+        name for name in there if not name.startswith(events)
+    }
     assert any(name.startswith(events) for name in there)
 
 
@@ -57,7 +68,9 @@ def test_a_run_in_a_bucket_is_that_on_disk(kind, request, config_in, on_disk, sc
     assert not [name for name in found["without_digests"] if name.startswith(("hf/", "checkpoints/"))]
 
 
-def test_a_flipped_bit_in_the_newest_checkpoint_is_found_and_the_one_before_is_used(gcs, config_in, on_disk, anew, caplog):
+def test_a_flipped_bit_in_the_newest_checkpoint_is_found_and_the_one_before_is_used(
+    gcs, config_in, on_disk, anew, caplog
+):
     config = config_in(gcs, "gs://bucket")
     run_recipe(config)
     anew()
@@ -65,9 +78,20 @@ def test_a_flipped_bit_in_the_newest_checkpoint_is_found_and_the_one_before_is_u
     damaged = max(gcs.names("bucket", newest), key=lambda name: len(gcs.read("bucket", name)))
     data = gcs.read("bucket", damaged)
     gcs.buckets["bucket"][damaged].data = data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
-    for name in [*gcs.names("bucket", "run/hf/"), "run/summary.json", "run/evaluation/continued.json", "run/samples.json"]:
+    for name in [
+        *gcs.names("bucket", "run/hf/"),
+        "run/summary.json",
+        "run/evaluation/continued.json",
+        "run/samples.json",
+    ]:
         del gcs.buckets["bucket"][name]
-    with pytest.raises(BadInput, match=r"gs://bucket/run: 1 damaged: checkpoints/8/default/ocdbt.process_0/d/.* \(not the bytes that were"):
+    with pytest.raises(
+        BadInput,
+        match=(
+            r"gs://bucket/run: 1 damaged: checkpoints/8/default/ocdbt.process_0/d/.* \(not the bytes that "
+            r"were"
+        ),
+    ):
         verify_folder(place(config.out))
     anew()
     check_same(gcs, run_recipe(config), on_disk)

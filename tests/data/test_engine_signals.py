@@ -1,4 +1,6 @@
-"""SIGTERM to `babel prepare` in real processes, whatever runs its tasks: status 0, in time, and the same command goes on."""
+"""SIGTERM to `babel prepare` in real processes, whatever runs its tasks: status 0, in time, and the same
+command goes on.
+"""
 
 import json
 import signal
@@ -24,7 +26,8 @@ def prepare_command(tmp_path, small_model):
         config = tmp_path / f"{name}.toml"
         config.write_text(
             f'out = "{tmp_path}/run"\n[model]\nfolder = "none"\n'
-            f'[data]\nfolder = "{tmp_path / name}"\ntokenizer = "{small_model}"\nseq_len = 64\nengine = "{engine}"\nworkers = 2\n'
+            f'[data]\nfolder = "{tmp_path / name}"\ntokenizer = "{small_model}"\nseq_len = 64\nengine = '
+            f'"{engine}"\nworkers = 2\n'
             'shard_documents = 10\n[data.cleaning]\nmin_characters = 20\noff = ["repetition", "words"]\n'
             f'[[data.sources]]\nlanguage = "sw"\npath = "{tmp_path}/sw.jsonl"\n'
         )
@@ -34,7 +37,9 @@ def prepare_command(tmp_path, small_model):
 
 
 def stopped(command, ready):
-    """Sends SIGTERM to a command when it is ready, by its process id; gives the seconds until its end, its status, and what it wrote."""
+    """Sends SIGTERM to a command when it is ready, by its process id; gives the seconds until its end, its
+    status, and what it wrote.
+    """
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not ready(process.pid) and process.poll() is None:
         time.sleep(0.02)
@@ -48,7 +53,9 @@ def stopped(command, ready):
 def test_sigterm_to_prepare(prepare_command, tmp_path):
     subprocess.run(prepare_command("whole", "local"), check=True, capture_output=True, timeout=120)
     command = prepare_command("stopped", "local")
-    seconds, status, out, err = stopped(command, lambda _: list(tmp_path.glob("stopped/cleaned/sw/*.parquet")))
+    seconds, status, out, err = stopped(
+        command, lambda _: list(tmp_path.glob("stopped/cleaned/sw/*.parquet"))
+    )
     assert (status, out) == (0, "stopped by SIGTERM; resume with the same command\n"), err
     assert "Traceback" not in err
     assert seconds < MOST_SECONDS
@@ -66,7 +73,9 @@ def test_sigterm_while_ray_starts(prepare_command, tmp_path):
     servers = []
 
     def starts(process):
-        children = subprocess.run(["ps", "-o", "pid,comm", "--ppid", str(process)], capture_output=True, text=True).stdout.splitlines()
+        children = subprocess.run(
+            ["ps", "-o", "pid,comm", "--ppid", str(process)], capture_output=True, text=True
+        ).stdout.splitlines()
         servers.extend(int(line.split()[0]) for line in children if "gcs_server" in line)
         return servers
 

@@ -13,7 +13,13 @@ from babel_jax.distributed import cluster
 from babel_jax.errors import BadInput
 
 SIGNS = ("JAX_", "BABEL_", "SLURM_", "TPU_", "MEGASCALE_", "OMPI_", "KUBERNETES_", "JOB_")
-SLURM = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "node[03-04]"}
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_NODELIST": "node[03-04]",
+}
 
 
 @pytest.fixture
@@ -56,7 +62,12 @@ def test_a_pod_that_is_none_of_a_job_is_not_joined(joined):
 
 
 def test_processes_started_by_hand(joined):
-    handed = joined(JAX_COORDINATOR_ADDRESS="10.0.0.1:8476", JAX_NUM_PROCESSES="4", JAX_PROCESS_ID="3", BABEL_HEARTBEAT_SECONDS="20")
+    handed = joined(
+        JAX_COORDINATOR_ADDRESS="10.0.0.1:8476",
+        JAX_NUM_PROCESSES="4",
+        JAX_PROCESS_ID="3",
+        BABEL_HEARTBEAT_SECONDS="20",
+    )
     assert handed["coordinator_address"] == "10.0.0.1:8476"
     assert (handed["num_processes"], handed["process_id"]) == (4, 3)
     assert (handed["heartbeat_timeout_seconds"], handed["shutdown_timeout_seconds"]) == (20, 20)
@@ -79,18 +90,39 @@ def test_one_process_by_hand_keeps_jax_from_looking(joined):
     [
         (
             {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_PROCESS_ID": "0"},
-            "JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID without JAX_NUM_PROCESSES; processes started by hand need all of",
+            (
+                "JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID without JAX_NUM_PROCESSES; processes started by "
+                "hand need all of"
+            ),
         ),
-        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "JAX_COORDINATOR_ADDRESS without JAX_NUM_PROCESSES, JAX_PROCESS_ID"),
-        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID = 2.*counted from 0"),
-        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "JAX_NUM_PROCESSES = two is not a whole"),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "a:1"},
+            "JAX_COORDINATOR_ADDRESS without JAX_NUM_PROCESSES, JAX_PROCESS_ID",
+        ),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+            "JAX_PROCESS_ID = 2.*counted from 0",
+        ),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"},
+            "JAX_NUM_PROCESSES = two is not a whole",
+        ),
         (
             {"JAX_COORDINATOR_ADDRESS": "a", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
             "JAX_COORDINATOR_ADDRESS = a is not of the form",
         ),
-        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}, "no SLURM_STEP_NODELIST with the hostnames; start.* with srun"),
-        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}, "signs of a cluster.*Kubernetes.*JAX_NUM_PROCESSES=1"),
-        ({"TPU_WORKER_ID": "3"}, "TPU_WORKER_ID = 3, but no TPU_WORKER_HOSTNAMES; set it to the hostnames of all workers"),
+        (
+            {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"},
+            "no SLURM_STEP_NODELIST with the hostnames; start.* with srun",
+        ),
+        (
+            {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"},
+            "signs of a cluster.*Kubernetes.*JAX_NUM_PROCESSES=1",
+        ),
+        (
+            {"TPU_WORKER_ID": "3"},
+            "TPU_WORKER_ID = 3, but no TPU_WORKER_HOSTNAMES; set it to the hostnames of all workers",
+        ),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, "hostnames of several TPU workers, but no TPU_WORKER_ID"),
         ({"MEGASCALE_NUM_SLICES": "2"}, "MEGASCALE_NUM_SLICES = 2, but no MEGASCALE_COORDINATOR_ADDRESS"),
         ({"BABEL_HEARTBEAT_SECONDS": "0"}, "BABEL_HEARTBEAT_SECONDS = 0 is not a whole number of 1 or more"),
@@ -107,9 +139,15 @@ def test_processes_that_do_not_come_are_waited_for_so_long_and_may_come_next_tim
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
-    environment = {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu", "BABEL_CONNECT_SECONDS": "1"}
+    environment = {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "JAX_PLATFORMS": "cpu",
+        "BABEL_CONNECT_SECONDS": "1",
+    }
     environment |= {"JAX_COORDINATOR_ADDRESS": coordinator, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}
     command = [sys.executable, "-c", "from babel_jax.distributed.cluster import join; join()"]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1
-    assert ended.stderr.endswith("did not come together within 1 s; see that each is started and reaches the first\n")
+    assert ended.stderr.endswith(
+        "did not come together within 1 s; see that each is started and reaches the first\n"
+    )

@@ -1,4 +1,7 @@
-"""A run folder belongs to one job, also where hosts share the disk. Hosts are told apart by what `_machine` gives."""
+"""A run folder belongs to one job, also where hosts share the disk.
+
+Hosts are told apart by what `_machine` gives.
+"""
 
 import json
 import subprocess
@@ -12,7 +15,8 @@ from babel_jax.distributed.lease import leased
 from babel_jax.errors import BadInput
 
 BEAT = 0.02
-# Holds a folder as another host would, with a lock that this one does not see, until its input ends or it is killed.
+# Holds a folder as another host would, with a lock that this one does not see, until its input ends or it is
+# killed.
 HOLDER = """
 import contextlib, sys
 from pathlib import Path
@@ -40,7 +44,10 @@ def held(tmp_path):
 def test_a_job_on_another_host_is_refused_while_the_first_is_alive(held):
     folder, process = held
     # Patient enough for a loaded machine: the answer comes with the first beat that is seen.
-    with pytest.raises(BadInput, match=rf"{folder}: another job is at work in it \(process {process.pid} on "), leased(folder, 1.0):
+    with (
+        pytest.raises(BadInput, match=rf"{folder}: another job is at work in it \(process {process.pid} on "),
+        leased(folder, 1.0),
+    ):
         pass
     assert process.poll() is None
     process.communicate()
@@ -83,7 +90,11 @@ def test_a_holder_that_was_replaced_ends(held):
 
 
 def test_on_the_same_host_nothing_is_waited_for(tmp_path, monkeypatch):
-    with leased(tmp_path), pytest.raises(BadInput, match="another process is at work in it"), leased(tmp_path):
+    with (
+        leased(tmp_path),
+        pytest.raises(BadInput, match="another process is at work in it"),
+        leased(tmp_path),
+    ):
         pass
     # Killed here: the lock is gone, the file is not.
     lease._write(tmp_path / lease.NAME, "killed", 3)
@@ -120,7 +131,9 @@ def test_on_a_disk_without_locks_a_second_job_is_refused_and_the_first_lives(tmp
 
 
 def test_on_a_disk_without_locks_a_killed_job_s_lease_is_taken_at_once(tmp_path, without_locks):
-    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    )
     found = {"holder": "x", "machine": lease._machine(), "host": "h", "process": int(ended.stdout), "beat": 3}
     (tmp_path / lease.NAME).write_text(json.dumps(found))
     with leased(tmp_path, 3600.0):

@@ -21,7 +21,9 @@ class Thing:
 
 @pytest.fixture(autouse=True)
 def untouched():
-    """The handlers of the process, which other tests' libraries may have replaced, are after each test as before it."""
+    """The handlers of the process, which other tests' libraries may have replaced, are after each test as
+    before it.
+    """
     before = [signal.getsignal(one) for one in (*STOPS, signal.SIGINT)]
     yield
     assert [signal.getsignal(one) for one in (*STOPS, signal.SIGINT)] == before
@@ -158,10 +160,18 @@ def command(does, shell=""):
     line = [sys.executable, "-c", script]
     if not shell:
         return subprocess.run(line, capture_output=True, text=True, timeout=60)
-    return subprocess.run(["bash", "-c", f'set -o pipefail; "$@" {shell}', "bash", *line], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        ["bash", "-c", f'set -o pipefail; "$@" {shell}', "bash", *line],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
-TWICE = "try:\n        signal.raise_signal(signal.SIGINT)\n    finally:\n        signal.raise_signal(signal.SIGINT)"
+TWICE = (
+    "try:\n        signal.raise_signal(signal.SIGINT)\n    finally:\n        "
+    "signal.raise_signal(signal.SIGINT)"
+)
 
 
 def test_a_second_control_c_is_no_traceback():
@@ -173,7 +183,9 @@ def test_a_second_control_c_is_no_traceback():
     assert once.stderr == "babel: interrupted; the same command goes on where this can be resumed\n"
 
 
-@pytest.mark.parametrize("does", ["return {'summary': 'word ' * 100_000}", "print('x' * 1_000_000)\n    return {}"])
+@pytest.mark.parametrize(
+    "does", ["return {'summary': 'word ' * 100_000}", "print('x' * 1_000_000)\n    return {}"]
+)
 def test_nobody_reads_the_output(does):
     ended = command(does, "| head -c 10 > /dev/null")
     assert ended.stderr == ""
@@ -188,7 +200,15 @@ def test_output_to_a_full_disk_is_one_line():
 
 def test_help_for_nobody():
     ended = subprocess.run(
-        ["bash", "-c", 'set -o pipefail; "$@" --help | head -c 1 > /dev/null', "bash", sys.executable, "-m", "babel_jax.cli"],
+        [
+            "bash",
+            "-c",
+            'set -o pipefail; "$@" --help | head -c 1 > /dev/null',
+            "bash",
+            sys.executable,
+            "-m",
+            "babel_jax.cli",
+        ],
         capture_output=True,
         text=True,
         timeout=60,
@@ -196,7 +216,10 @@ def test_help_for_nobody():
     assert ended.stderr == ""
 
 
-@pytest.mark.parametrize("error", ["5, 'Input/output error', 'x'", "28, 'No space left on device', 'x'", "116, 'Stale file handle', 'x'"])
+@pytest.mark.parametrize(
+    "error",
+    ["5, 'Input/output error', 'x'", "28, 'No space left on device', 'x'", "116, 'Stale file handle', 'x'"],
+)
 def test_a_disk_that_fails_is_one_line(error):
     ended = command(f"raise OSError({error})")
     assert ended.returncode == 2

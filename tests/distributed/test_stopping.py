@@ -38,7 +38,10 @@ def test_saves_by_steps_and_by_minutes():
 
 
 def test_several_processes_ask_the_first_seldom_and_all_save_after_the_same_step(monkeypatch):
-    """Process 0's clock is the true one; another's runs away. What process 0 answers is replayed to it, as a broadcast does."""
+    """Process 0's clock is the true one; another's runs away.
+
+    What process 0 answers is replayed to it, as a broadcast does.
+    """
     monkeypatch.setattr("babel_jax.distributed.stopping.jax.process_count", lambda: 2)
     asked = []
 
@@ -55,7 +58,8 @@ def test_several_processes_ask_the_first_seldom_and_all_save_after_the_same_step
     first = run(lambda wait: asked.append(wait) or wait, 1.0)
     answers = iter(asked)
     assert run(lambda _: next(answers), 17.0) == first
-    # Every 600 s: after 600 steps of 1 s, and then 200 of 3 s; found at the latest as many steps late as were foreseen to be left, halved.
+    # Every 600 s: after 600 steps of 1 s, and then 200 of 3 s; found at the latest as many steps late as were
+    # foreseen to be left, halved.
     gaps = [after - before for before, after in zip([0, *first], first, strict=False)]
     assert gaps[0] == 600
     assert all(abs(gap - 200) <= 2 for gap in gaps[2:])

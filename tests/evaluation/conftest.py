@@ -18,7 +18,15 @@ from babel_jax.training.mesh import make_mesh, param_shardings
 
 MMMLU = [
     ("Mji mkuu wa Kenya ni upi?", "Nairobi", "Mombasa", "Kisumu", "Nakuru", "A", "high_school_geography"),
-    ("Mto mrefu zaidi barani Afrika ni upi?", "Kongo", "Nili", "Niger", "Zambezi", "B", "high_school_geography"),
+    (
+        "Mto mrefu zaidi barani Afrika ni upi?",
+        "Kongo",
+        "Nili",
+        "Niger",
+        "Zambezi",
+        "B",
+        "high_school_geography",
+    ),
     ("Bara kubwa zaidi ni lipi?", "Afrika", "Ulaya", "Asia", "Australia", "C", "high_school_geography"),
     ("Mbili jumlisha tatu ni ngapi?", "4", "6", "7", "5", "D", "elementary_mathematics"),
     ("Tano toa moja ni ngapi?", "4", "6", "3", "5", "A", "elementary_mathematics"),
@@ -45,7 +53,10 @@ MGSM_EXAMPLES = [
         6,
     ),
 ]
-MGSM = [("Neema anauza mayai 12 kila siku kwa siku 2. Ni mayai mangapi?", 24), ("Kuna viti 7 na 5 vimevunjika. Vizima ni vingapi?", 2)]
+MGSM = [
+    ("Neema anauza mayai 12 kila siku kwa siku 2. Ni mayai mangapi?", 24),
+    ("Kuna viti 7 na 5 vimevunjika. Vizima ni vingapi?", 2),
+]
 XNLI = [
     ("Paka amelala kwenye kiti.", "Kuna paka.", 0),
     ("Mvua inanyesha leo.", "Jua linawaka kila mahali.", 2),
@@ -72,14 +83,20 @@ def write_benchmarks(folder):
     write_rows(folder / "mmmlu/sw.test.jsonl", ("Question", "A", "B", "C", "D", "Answer", "Subject"), MMMLU)
     keys = ("question_text", "background_description", "options", "answer_text", "level", "subject_category")
     exams = [(question, [], *rest) for question, *rest in M3EXAM]
-    write_rows(folder / "m3exam/th.test.jsonl", keys, [*exams, ("ข้อใดถูก", ["อ่านประโยคนี้"], ["1. ใช่", "2. ไม่"], "1", "low", "language")])
+    write_rows(
+        folder / "m3exam/th.test.jsonl",
+        keys,
+        [*exams, ("ข้อใดถูก", ["อ่านประโยคนี้"], ["1. ใช่", "2. ไม่"], "1", "low", "language")],
+    )
     write_rows(folder / "m3exam/th.dev.jsonl", keys, exams)
     keys = ("premise", "choice1", "choice2", "question", "label")
     write_rows(folder / "xcopa/id.test.jsonl", keys, XCOPA)
     write_rows(folder / "xcopa/id.validation.jsonl", keys, XCOPA[::-1])
     write_rows(folder / "mgsm/sw.train.jsonl", ("question", "answer", "answer_number"), MGSM_EXAMPLES)
     write_rows(
-        folder / "mgsm/sw.test.jsonl", ("question", "answer", "answer_number"), [(question, None, number) for question, number in MGSM]
+        folder / "mgsm/sw.test.jsonl",
+        ("question", "answer", "answer_number"),
+        [(question, None, number) for question, number in MGSM],
     )
     write_rows(folder / "xnli/sw.validation.jsonl", ("premise", "hypothesis", "label"), XNLI)
     for split in ("dev", "devtest"):
@@ -122,9 +139,13 @@ TEMPLATE = (
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory, texts):
-    """The path of a model folder with random weights, float32, by the name of a variant and a seed; made once."""
+    """The path of a model folder with random weights, float32, by the name of a variant and a seed; made
+    once.
+    """
     folder = tmp_path_factory.mktemp("models")
-    train_sentencepiece([*texts.values(), *(question for question, *_ in MMMLU + XCOPA)], 1200, folder / "small.model")
+    train_sentencepiece(
+        [*texts.values(), *(question for question, *_ in MMMLU + XCOPA)], 1200, folder / "small.model"
+    )
     tokenizer = open_tokenizer(folder / "small.model")
 
     def make(variant="qwen2", seed=0, chat=False):
@@ -140,7 +161,13 @@ def tiny_folder(tmp_path_factory, texts):
         # Larger weights than at initialization: with those every token is about as likely as every other.
         params = init_params(config.model_copy(update={"initializer_range": 0.3}), jax.random.key(seed))
         params = jax.tree.map(np.asarray, params)
-        save_folder(path, Format.HF, params, write_hf_config(config, None, "float32", eos_token_id=tokenizer.eos_id), files)
+        save_folder(
+            path,
+            Format.HF,
+            params,
+            write_hf_config(config, None, "float32", eos_token_id=tokenizer.eos_id),
+            files,
+        )
         return path
 
     return make
@@ -155,6 +182,8 @@ def our_model():
         tokenizer = PromptTokenizer(path)
         mesh = make_mesh({"fsdp": -1})
         params = load_params(folder, shardings=param_shardings(folder.config, mesh))
-        return DecoderLM(folder.config, params, tokenizer, responses or Responses("test"), mesh, batch_tokens, np.float32)
+        return DecoderLM(
+            folder.config, params, tokenizer, responses or Responses("test"), mesh, batch_tokens, np.float32
+        )
 
     return make

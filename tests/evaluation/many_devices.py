@@ -1,4 +1,6 @@
-"""Run by test_many_devices.py, alone or as one of several JAX processes: evaluates a folder, twice, and prints the scores as JSON."""
+"""Run by test_many_devices.py, alone or as one of several JAX processes: evaluates a folder, twice, and
+prints the scores as JSON.
+"""
 
 import json
 import sys
@@ -14,7 +16,11 @@ def main(model: str, benchmarks: str, out: str) -> dict:
     request = Request(tasks=("xcopa", "xnli", "flores200"), data=Path(benchmarks), few_shot=1, limit=2)
     found = evaluate(model, [], request, Path(out))
     scoring._score_rows = None  # the second time all answers are there
-    return {"tasks": found["tasks"], "again": evaluate(model, [], request, Path(out))["tasks"], "devices": jax.device_count()}
+    return {
+        "tasks": found["tasks"],
+        "again": evaluate(model, [], request, Path(out))["tasks"],
+        "devices": jax.device_count(),
+    }
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Run by test_scoring.py with eight devices, on meshes whose every axis is over 1 somewhere: scores, continuations and sensitivities, as
-JSON."""
+"""Run by test_scoring.py with eight devices, on meshes whose every axis is over 1 somewhere: scores,
+continuations and sensitivities, as JSON."""
 
 import dataclasses
 import json
@@ -27,7 +27,9 @@ def main() -> None:
             scores = score(config, placed, sequences, mesh, 512)
             seen = [family, sizes, scores, None, None]
             if sizes is MESHES[family][0]:
-                written = [generate(config, placed, PROMPTS, 8, mesh=mesh, **sampling) for sampling in SAMPLED]
+                written = [
+                    generate(config, placed, PROMPTS, 8, mesh=mesh, **sampling) for sampling in SAMPLED
+                ]
                 seen[3:] = written, dataclasses.asdict(sensitivity(config, placed, encoded_texts(), mesh))
             print("SEEN " + json.dumps(seen))
 

@@ -17,6 +17,10 @@ def test_means_and_table():
 
 
 def test_the_plot_is_a_picture(tmp_path):
-    plot_points(tmp_path / "plot.png", {"base": {"en": 1.0}, "expanded": {"en": 1.1}}, {"recovery": [(0, 3.0), (1, 2.5)]})
+    plot_points(
+        tmp_path / "plot.png",
+        {"base": {"en": 1.0}, "expanded": {"en": 1.1}},
+        {"recovery": [(0, 3.0), (1, 2.5)]},
+    )
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]

@@ -1,4 +1,6 @@
-"""Scores and their intervals against sacrebleu, SciPy and exact counts; numbers in many scripts; the prompts of the harness's MMMLU."""
+"""Scores and their intervals against sacrebleu, SciPy and exact counts; numbers in many scripts; the prompts
+of the harness's MMMLU.
+"""
 
 from decimal import Decimal
 
@@ -15,7 +17,14 @@ from babel_jax.evaluation.benchmarks.data import answer_place, languages_of, opt
 from babel_jax.evaluation.benchmarks.numbers import last_number, same_number
 from babel_jax.evaluation.benchmarks.tables import overview, task_table
 from babel_jax.evaluation.benchmarks.tasks import load_tasks
-from babel_jax.evaluation.items import accuracy, bits_per_byte_of, chrf_plus_plus, differences, means_of, scores_of
+from babel_jax.evaluation.items import (
+    accuracy,
+    bits_per_byte_of,
+    chrf_plus_plus,
+    differences,
+    means_of,
+    scores_of,
+)
 
 REFERENCES = ["The children play ball.", "Water is life.", "Good morning to you all."]
 TRANSLATIONS = ["The children play.", "Water is a life", "Morning good"]
@@ -40,23 +49,40 @@ def test_the_interval_of_a_paired_difference_is_scipy_s():
     random = np.random.default_rng(0)
     theirs = random.random(200) < 0.5
     ours = np.where(random.random(200) < 0.8, theirs, random.random(200) < 0.7)
-    found = differences({"xnli": {"sw": [accuracy(ours)]}}, {"xnli": {"sw": [accuracy(theirs)]}})["xnli"]["sw"]
+    found = differences({"xnli": {"sw": [accuracy(ours)]}}, {"xnli": {"sw": [accuracy(theirs)]}})["xnli"][
+        "sw"
+    ]
     reference = stats.bootstrap(
-        (100.0 * ours - 100.0 * theirs,), np.mean, n_resamples=5000, method="percentile", rng=np.random.default_rng(1)
+        (100.0 * ours - 100.0 * theirs,),
+        np.mean,
+        n_resamples=5000,
+        method="percentile",
+        rng=np.random.default_rng(1),
     ).confidence_interval
     assert found["difference"] == pytest.approx(100 * (ours.mean() - theirs.mean()))
     assert found["low"] == pytest.approx(reference.low, abs=0.8)
     assert found["high"] == pytest.approx(reference.high, abs=0.8)
     # Drawn independently, two models that answer alike would seem to differ by chance.
-    assert differences({"xnli": {"sw": [accuracy(ours)]}}, {"xnli": {"sw": [accuracy(ours)]}})["xnli"]["sw"]["high"] < 3
+    assert (
+        differences({"xnli": {"sw": [accuracy(ours)]}}, {"xnli": {"sw": [accuracy(ours)]}})["xnli"]["sw"][
+            "high"
+        ]
+        < 3
+    )
 
 
-@pytest.mark.parametrize(("items", "won", "lost"), [(5, 0, 0), (5, 2, 0), (20, 0, 0), (100, 0, 0), (1000, 30, 10)])
+@pytest.mark.parametrize(
+    ("items", "won", "lost"), [(5, 0, 0), (5, 2, 0), (20, 0, 0), (100, 0, 0), (1000, 30, 10)]
+)
 def test_intervals_of_few_items_are_as_wide_as_what_is_not_known(items, won, lost):
-    """Against Bonett and Price's interval of a paired difference of proportions, and the rule of three where no item differs."""
+    """Against Bonett and Price's interval of a paired difference of proportions, and the rule of three where
+    no item differs.
+    """
     ours, theirs = np.zeros(items), np.zeros(items)
     ours[:won], theirs[won : won + lost] = 1, 1
-    found = differences({"xnli": {"sw": [accuracy(ours)]}}, {"xnli": {"sw": [accuracy(theirs)]}})["xnli"]["sw"]
+    found = differences({"xnli": {"sw": [accuracy(ours)]}}, {"xnli": {"sw": [accuracy(theirs)]}})["xnli"][
+        "sw"
+    ]
     first, second = (won + 1) / (items + 2), (lost + 1) / (items + 2)
     half = 1.96 * np.sqrt((first + second - (first - second) ** 2) / (items + 2))
     assert found["high"] - found["low"] >= 0.9 * 200 * half
@@ -68,13 +94,17 @@ def test_intervals_of_few_items_are_as_wide_as_what_is_not_known(items, won, los
 
 
 def test_intervals_hold_what_they_promise():
-    """Of intervals of ten documents' bits per byte at least 90% hold the true difference; plain percentiles hold some 88%."""
+    """Of intervals of ten documents' bits per byte at least 90% hold the true difference; plain percentiles
+    hold some 88%.
+    """
     random = np.random.default_rng(0)
     hits = 0
     for _ in range(200):
         ours, theirs = random.normal(10.0, 1.0, 10), random.normal(10.0, 1.0, 10)
         sizes = [10] * 10
-        found = differences({"b": {"sw": [bits_per_byte_of(ours, sizes)]}}, {"b": {"sw": [bits_per_byte_of(theirs, sizes)]}})["b"]["sw"]
+        found = differences(
+            {"b": {"sw": [bits_per_byte_of(ours, sizes)]}}, {"b": {"sw": [bits_per_byte_of(theirs, sizes)]}}
+        )["b"]["sw"]
         hits += found["low"] <= 0 <= found["high"]
     assert hits >= 182
 
@@ -90,19 +120,34 @@ def test_one_document_has_no_interval():
 
 def test_a_mean_says_of_how_many_languages_it_is():
     def first_cells(scores):
-        lines = overview({"ours": {task: {code: {"score": 60.0} for code in codes} for task, codes in scores.items()}})
+        lines = overview(
+            {"ours": {task: {code: {"score": 60.0} for code in codes} for task, codes in scores.items()}}
+        )
         return [line.split(" | ")[1] for line in lines if line.startswith("| ours")]
 
-    assert first_cells({"xcopa": ["sw"]}) == ["all, 1 of 8 languages", "high, 0 of 4 languages", "low, 1 of 4 languages"]
+    assert first_cells({"xcopa": ["sw"]}) == [
+        "all, 1 of 8 languages",
+        "high, 0 of 4 languages",
+        "low, 1 of 4 languages",
+    ]
     assert first_cells({"xcopa": ["zh", "id", "sw", "ta", "vi", "tr", "it", "th"]}) == ["all", "high", "low"]
-    assert first_cells({"xcopa": ["zh", "id", "vi", "it"]}) == ["all, 4 of 8 languages", "high", "low, 0 of 4 languages"]
+    assert first_cells({"xcopa": ["zh", "id", "vi", "it"]}) == [
+        "all, 4 of 8 languages",
+        "high",
+        "low, 0 of 4 languages",
+    ]
 
 
 def test_means_are_of_languages_then_of_tasks():
     scores = {"one": {"en": 1.0, "sw": 3.0, "ha": 5.0}, "two": {"sw": 10.0}}
     assert means_of(scores) == {"all": (3 + 10) / 2, "high": 1.0, "low": (4 + 10) / 2}
-    items = {task: {code: [accuracy([value / 10, value / 10])] for code, value in own.items()} for task, own in scores.items()}
-    found = differences(items, {task: {code: [accuracy([0.0, 0.0])] for code in own} for task, own in scores.items()})
+    items = {
+        task: {code: [accuracy([value / 10, value / 10])] for code, value in own.items()}
+        for task, own in scores.items()
+    }
+    found = differences(
+        items, {task: {code: [accuracy([0.0, 0.0])] for code in own} for task, own in scores.items()}
+    )
     assert found["one"]["low"]["difference"] == pytest.approx(40)
     assert found["all"]["low"]["difference"] == pytest.approx((40 + 100) / 2)
     assert "high" not in found["two"]
@@ -111,12 +156,18 @@ def test_means_are_of_languages_then_of_tasks():
 def test_translations_of_the_same_items_do_not_make_a_mean_surer():
     random = np.random.default_rng(0)
     ours, theirs = (accuracy(random.random(300) < share) for share in (0.6, 0.5))
-    found = differences({"xnli": {"sw": [ours], "th": [ours]}}, {"xnli": {"sw": [theirs], "th": [theirs]}})["xnli"]
+    found = differences({"xnli": {"sw": [ours], "th": [ours]}}, {"xnli": {"sw": [theirs], "th": [theirs]}})[
+        "xnli"
+    ]
     assert found["low"] == found["sw"] == found["th"]
     # Nor is one less sure than it is where the items are others in each language.
-    both = {code: (accuracy(random.random(300) < 0.6), accuracy(random.random(300) < 0.5)) for code in ("sw", "th", "ha", "my")}
+    both = {
+        code: (accuracy(random.random(300) < 0.6), accuracy(random.random(300) < 0.5))
+        for code in ("sw", "th", "ha", "my")
+    }
     found = differences(
-        {"m3exam": {code: [pair[0]] for code, pair in both.items()}}, {"m3exam": {code: [pair[1]] for code, pair in both.items()}}
+        {"m3exam": {code: [pair[0]] for code, pair in both.items()}},
+        {"m3exam": {code: [pair[1]] for code, pair in both.items()}},
     )
     width = found["m3exam"]["low"]["high"] - found["m3exam"]["low"]["low"]
     assert width == pytest.approx(2 * 1.96 * 100 * np.sqrt((0.24 + 0.25) / 300 / 4), rel=0.15)
@@ -190,7 +241,11 @@ def test_a_gold_answer_with_decimals_is_the_number_that_is_written(number):
     assert not same_number("none", number)
 
 
-@given(st.integers(-(10**9), 10**9), st.sampled_from(["", ",", ".", "'", "\u202f", " "]), st.sampled_from("0٠०০๐၀０"))
+@given(
+    st.integers(-(10**9), 10**9),
+    st.sampled_from(["", ",", ".", "'", "\u202f", " "]),
+    st.sampled_from("0٠०০๐၀０"),
+)
 def test_any_number_is_read_as_it_was_written(number, separator, zero):
     written = f"{number:,}".replace(",", separator)
     written = "".join(chr(ord(zero) + int(letter)) if letter.isdecimal() else letter for letter in written)
@@ -228,10 +283,16 @@ def test_rows_of_the_hub_s_that_cannot_be_asked_are_left_out_and_counted(monkeyp
     import datasets
 
     row = {"question_text": "?", "background_description": [], "level": "low", "subject_category": "math"}
-    rows = [row | {"options": options, "answer_text": "2"} for options in (["(1) a", "(2) b"], ["(1) a", "(2) b", " "], ["(1) a"])]
+    rows = [
+        row | {"options": options, "answer_text": "2"}
+        for options in (["(1) a", "(2) b"], ["(1) a", "(2) b", " "], ["(1) a"])
+    ]
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
     assert read_rows("m3exam", "th", None) == {"test": rows[:1], "dev": rows[:1]}
-    assert "chiayewken/m3exam th test:2: options is empty, or one of them is; left out, of 3 rows 2 like it" in caplog.text
+    assert (
+        "chiayewken/m3exam th test:2: options is empty, or one of them is; left out, of 3 rows 2 like it"
+        in caplog.text
+    )
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows[1:])
     with pytest.raises(BadInput, match="m3exam, th: the split test has no rows"):
         read_rows("m3exam", "th", None)
@@ -242,7 +303,9 @@ def test_pairs_of_the_hub_s_flores_have_its_own_names_of_languages(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", lambda path, config, split: [{"text": f"{config} {split}"}])
     for code, name in (("zh", "cmn_Hans"), ("tl", "fil_Latn"), ("sw", "swh_Latn")):
-        assert read_rows("flores200", code, None)["dev"] == [{"source": f"{name} dev", "target": "eng_Latn dev"}]
+        assert read_rows("flores200", code, None)["dev"] == [
+            {"source": f"{name} dev", "target": "eng_Latn dev"}
+        ]
 
 
 def test_mmmlu_has_the_prompts_of_the_harness_s_own_tasks(benchmarks):
@@ -256,7 +319,11 @@ def test_mmmlu_has_the_prompts_of_the_harness_s_own_tasks(benchmarks):
     rows = datasets.Dataset.from_list(list(ours.eval_docs))
     expected = []
     for subject in ("high_school_geography", "elementary_mathematics"):
-        task = {"task": f"mmmlu_sw_ke_{subject}", "custom_dataset": lambda **_: {"test": rows}, "num_fewshot": 1}
+        task = {
+            "task": f"mmmlu_sw_ke_{subject}",
+            "custom_dataset": lambda **_: {"test": rows},
+            "num_fewshot": 1,
+        }
         (theirs,) = manager.load([{"group": "g", "task": [task]}])["tasks"].values()
         theirs.set_fewshot_seed(0)
         theirs.build_all_requests()
@@ -277,7 +344,9 @@ FEATURES = {
 
 
 @pytest.mark.parametrize(("benchmark", "code"), [("xcopa", "id"), ("m3exam", "th")])
-def test_items_that_tfds_has_prepared_are_those_of_the_files(benchmarks, tmp_path, monkeypatch, benchmark, code):
+def test_items_that_tfds_has_prepared_are_those_of_the_files(
+    benchmarks, tmp_path, monkeypatch, benchmark, code
+):
     expected = read_rows(benchmark, code, benchmarks)
 
     class Rows(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -286,7 +355,9 @@ def test_items_that_tfds_has_prepared_are_those_of_the_files(benchmarks, tmp_pat
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=code)]  # noqa: RUF012
 
         def _info(self):
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(FEATURES[benchmark]), disable_shuffling=True)
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(FEATURES[benchmark]), disable_shuffling=True
+            )
 
         def _split_generators(self, dl_manager):
             return {split: self._generate_examples(rows) for split, rows in expected.items()}

@@ -28,7 +28,16 @@ def test_scores_do_not_depend_on_devices_and_processes(processes, devices, tiny_
     script = Path(__file__).with_name("many_devices.py")
     started = [
         subprocess.Popen(
-            [sys.executable, script, str(process), str(processes), str(port), tiny_folder(), benchmarks, tmp_path],
+            [
+                sys.executable,
+                script,
+                str(process),
+                str(processes),
+                str(port),
+                tiny_folder(),
+                benchmarks,
+                tmp_path,
+            ],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -41,11 +50,15 @@ def test_scores_do_not_depend_on_devices_and_processes(processes, devices, tiny_
     finally:
         for process in started:
             process.kill()
-    assert [process.returncode for process in started] == [0] * processes, "\n".join(errors[-3000:] for _, errors in ended)
+    assert [process.returncode for process in started] == [0] * processes, "\n".join(
+        errors[-3000:] for _, errors in ended
+    )
     request = Request(tasks=("xcopa", "xnli", "flores200"), data=benchmarks, few_shot=1, limit=2)
     expected = evaluate(str(tiny_folder()), [], request)["tasks"]
     for output, _ in ended:
-        seen = json.loads(next(line for line in output.splitlines() if line.startswith("SEEN ")).removeprefix("SEEN "))
+        seen = json.loads(
+            next(line for line in output.splitlines() if line.startswith("SEEN ")).removeprefix("SEEN ")
+        )
         assert seen["devices"] == processes * devices
         for task, by_language in expected.items():
             for code, score in by_language.items():

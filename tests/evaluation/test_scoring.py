@@ -23,7 +23,13 @@ from babel_jax.studies.sensitivity import sensitivity
 from babel_jax.training.mesh import make_mesh
 from tests.studies.test_packed_text import Bytes
 
-SHAPE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 CONFIGS = {
     "qwen2": ModelConfig(**SHAPE, num_key_value_heads=2),
     "gemma2": ModelConfig(
@@ -59,15 +65,24 @@ def encoded_texts():
         def encode_batch(self, texts):
             return [[byte % 61 for byte in text.encode()] for text in texts]
 
-    return encode(Tokens(), {"en": ["a short one", "another text, a bit longer"], "sw": ["habari ya asubuhi"]}, seq_len=24, batch_size=2)
+    return encode(
+        Tokens(),
+        {"en": ["a short one", "another text, a bit longer"], "sw": ["habari ya asubuhi"]},
+        seq_len=24,
+        batch_size=2,
+    )
 
 
 def random_sequences(random, number):
-    """Questions of a few examples, with choices; some the same, some of one token, some that share nothing, some scored as a whole."""
+    """Questions of a few examples, with choices; some the same, some of one token, some that share nothing,
+    some scored as a whole.
+    """
     examples = [random.integers(0, 61, size) for size in random.integers(1, 60, 3)]
     sequences = []
     for _ in range(number):
-        context = np.concatenate([examples[random.integers(3)], random.integers(0, 61, random.integers(0, 20))])
+        context = np.concatenate(
+            [examples[random.integers(3)], random.integers(0, 61, random.integers(0, 20))]
+        )
         for _ in range(random.integers(1, 5)):
             choice = random.integers(0, 61, random.integers(1, 9))
             whole = np.concatenate([context, choice])
@@ -77,7 +92,9 @@ def random_sequences(random, number):
 
 
 def alone(config, params, sequence):
-    logits = np.asarray(forward(config, params, sequence.tokens[None]), np.float64)[0][-len(sequence.targets) :]
+    logits = np.asarray(forward(config, params, sequence.tokens[None]), np.float64)[0][
+        -len(sequence.targets) :
+    ]
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     taken = log_p[np.arange(len(sequence.targets)), sequence.targets]
     return taken.sum(), bool((logits.argmax(-1) == sequence.targets).all())
@@ -106,7 +123,18 @@ def test_every_token_sees_its_own_branch_and_nothing_else(seed, number):
     for length, rows in planned.items():
         for row in rows:
             assert row.tokens.shape == row.ends.shape == (length,)
-            assert len({*zip(row.places[: row.entries].tolist(), row.targets[: row.entries].tolist(), strict=True)}) == row.entries
+            assert (
+                len(
+                    {
+                        *zip(
+                            row.places[: row.entries].tolist(),
+                            row.targets[: row.entries].tolist(),
+                            strict=True,
+                        )
+                    }
+                )
+                == row.entries
+            )
             for owner, own in row.owners:
                 sequence = sequences[owner]
                 last = row.places[own[-1]]
@@ -131,7 +159,9 @@ def test_a_shared_prefix_is_there_once():
 def test_what_choices_are_scored_on_together_is_scored_once():
     premise = np.arange(1, 60, dtype=np.int32)
     wholes = [np.append(premise, [200 + choice, 300, 301]).astype(np.int32) for choice in range(3)]
-    (rows,) = planned_rows([Scored(whole[:-1], whole[1:]) for whole in wholes], (128, 256), lambda rows, length: rows * length).values()
+    (rows,) = planned_rows(
+        [Scored(whole[:-1], whole[1:]) for whole in wholes], (128, 256), lambda rows, length: rows * length
+    ).values()
     assert len(rows) == 1
     assert rows[0].entries == 58 + 3 * 3
 
@@ -146,9 +176,15 @@ def test_scores_continuations_and_sensitivities_are_the_same_on_every_mesh():
     }
     command = [sys.executable, "-m", "tests.evaluation.score_on_meshes"]
     root = Path(__file__).parents[2]
-    ended = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=900, check=False)
+    ended = subprocess.run(
+        command, env=environment, cwd=root, capture_output=True, text=True, timeout=900, check=False
+    )
     assert ended.returncode == 0, ended.stderr[-3000:]
-    seen = [json.loads(line.removeprefix("SEEN ")) for line in ended.stdout.splitlines() if line.startswith("SEEN ")]
+    seen = [
+        json.loads(line.removeprefix("SEEN "))
+        for line in ended.stdout.splitlines()
+        if line.startswith("SEEN ")
+    ]
     assert len(seen) == sum(map(len, MESHES.values()))
     sequences = random_sequences(np.random.default_rng(0), 14)
     for family, config in CONFIGS.items():
@@ -158,14 +194,18 @@ def test_scores_continuations_and_sensitivities_are_the_same_on_every_mesh():
         expected_tokens = [generate(config, params, PROMPTS, 8, **sampling) for sampling in SAMPLED]
         by_layer = dataclasses.asdict(sensitivity(config, params, encoded_texts(), make_mesh({})))
         for _, sizes, scores, written, found in [one for one in seen if one[0] == family]:
-            for sequence, (log_p, greedy), (expected, likeliest) in zip(sequences, scores, expected_scores, strict=True):
+            for sequence, (log_p, greedy), (expected, likeliest) in zip(
+                sequences, scores, expected_scores, strict=True
+            ):
                 assert log_p == pytest.approx(expected, abs=1e-5 * len(sequence.targets), rel=0), sizes
                 assert greedy == likeliest
             if sizes != MESHES[family][0]:
                 continue
             assert written == expected_tokens, sizes
             for name, values in by_layer.items():
-                np.testing.assert_allclose(_numbers(found[name]), _numbers(values), rtol=1e-5, err_msg=str(sizes))
+                np.testing.assert_allclose(
+                    _numbers(found[name]), _numbers(values), rtol=1e-5, err_msg=str(sizes)
+                )
 
 
 def _numbers(values):

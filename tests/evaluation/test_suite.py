@@ -45,8 +45,13 @@ def test_parallel_passages_give_the_same_questions(passages):
 
     def places(language):
         own = [sentence for row in passages[language] for sentence in sentences(row.text)]
-        found = [question for question in asked if (question.task, question.language) == ("continuation", language)]
-        return [[own.index(option[len(question.context) :].strip()) for option in question.options] for question in found]
+        found = [
+            question for question in asked if (question.task, question.language) == ("continuation", language)
+        ]
+        return [
+            [own.index(option[len(question.context) :].strip()) for option in question.options]
+            for question in found
+        ]
 
     same = [code for code in CODES if code != "th"]  # which has no marks between sentences
     assert all(places(code) == places("en") for code in same)
@@ -65,7 +70,9 @@ def test_translations_are_of_the_same_sentence_with_another_as_example(passages)
 
 def test_only_the_same_ids_are_translations(passages):
     other = [Row(f"other-{row.id}", row.text, row.kind) for row in passages["sw"]]
-    asked = translations({"en": passages["en"], "sw": other, "ha": passages["ha"][:2], "fr": passages["fr"]}, 4)
+    asked = translations(
+        {"en": passages["en"], "sw": other, "ha": passages["ha"][:2], "fr": passages["fr"]}, 4
+    )
     assert {item.language for item in asked} == {"fr"}
     assert translations({"sw": passages["sw"], "fr": passages["fr"]}, 4) == []
 
@@ -91,7 +98,12 @@ def test_every_language_has_words_and_sentences(passages, code):
 def test_scores_are_those_of_each_item_alone(tiny_config, passages, small_model):
     tokenizer = open_tokenizer(small_model)
     config = tiny_config.model_copy(
-        update={"vocab_size": 1280, "initializer_range": 0.2, "num_hidden_layers": 2, "max_position_embeddings": 1024}
+        update={
+            "vocab_size": 1280,
+            "initializer_range": 0.2,
+            "num_hidden_layers": 2,
+            "max_position_embeddings": 1024,
+        }
     )
     params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(1))
     texts = {code: passages[code] for code in ("en", "sw", "th")}
@@ -116,22 +128,32 @@ def test_scores_are_those_of_each_item_alone(tiny_config, passages, small_model)
             values = [value / length for value, length in zip(values, lengths, strict=True)]
         hits.setdefault((question.task, question.language), []).append(100 * (int(np.argmax(values)) == 0))
     for (task, language), own in hits.items():
-        expected = {"score": np.mean(own), "stderr": pytest.approx(np.std(own) / np.sqrt(len(own) - 1)), "n": 3}
+        expected = {
+            "score": np.mean(own),
+            "stderr": pytest.approx(np.std(own) / np.sqrt(len(own) - 1)),
+            "n": 3,
+        }
         assert found[task][language] == expected
     assert len({tuple(own) for own in hits.values()}) > 1
 
     for task in ("to_english", "from_english"):
         for language in ("sw", "th"):
-            asked = [item for item in translations(texts, 3) if (item.task, item.language) == (task, language)]
+            asked = [
+                item for item in translations(texts, 3) if (item.task, item.language) == (task, language)
+            ]
             written = []
             for item in asked:
                 (ids,) = generate(config, params, [tokenizer.encode(item.prompt)], 48, [tokenizer.eos_id])
                 written.append(
-                    tokenizer.decode([token for token in ids if token < tokenizer.vocab_size and token != tokenizer.eos_id])
+                    tokenizer.decode(
+                        [token for token in ids if token < tokenizer.vocab_size and token != tokenizer.eos_id]
+                    )
                     .split("\n")[0]
                     .strip()
                 )
-            expected = sacrebleu.corpus_chrf(written, [[item.reference for item in asked]], word_order=2).score
+            expected = sacrebleu.corpus_chrf(
+                written, [[item.reference for item in asked]], word_order=2
+            ).score
             assert found[task][language] == {"score": pytest.approx(expected), "stderr": None, "n": 2}
 
 
@@ -158,7 +180,12 @@ def test_a_question_with_an_option_of_one_token_is_left_out(tiny_config, tiny_pa
 
 
 @pytest.mark.parametrize(
-    "text", ["The cat sat. " * 3000, "A b c. D e f. G h i. " * 1500, " ".join(f"w{number}" for number in range(40_000)) + ". End."]
+    "text",
+    [
+        "The cat sat. " * 3000,
+        "A b c. D e f. G h i. " * 1500,
+        " ".join(f"w{number}" for number in range(40_000)) + ". End.",
+    ],
 )
 def test_the_time_of_making_questions_is_bounded(text):
     """Of equal sentences it was cubic in their number, and of one long sentence quadratic in its words."""

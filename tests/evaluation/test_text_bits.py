@@ -42,7 +42,9 @@ def test_every_token_but_the_first_ones_is_a_target_once(length, size, first):
 
 
 def test_the_bits_of_a_long_document():
-    config = ModelConfig(vocab_size=256, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    config = ModelConfig(
+        vocab_size=256, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    )
     params = init_params(config.model_copy(update={"initializer_range": 0.3}), jax.random.key(0))
     texts = {"sw": ["habari ya asubuhi", "maji ni uhai " * 4, "x"], "my": ["\u1000\u1001"]}
 
@@ -52,12 +54,15 @@ def test_the_bits_of_a_long_document():
     logits_of = jax.jit(forward, static_argnums=0)
 
     found = scored_bits(text_to_score(Bytes(), texts, max_positions=16, max_bytes=1000), scored)
-    assert found["my"].columns[:, 1].tolist() == [5]  # of the first letter's three bytes, one is not predicted
+    assert found["my"].columns[:, 1].tolist() == [
+        5
+    ]  # of the first letter's three bytes, one is not predicted
     assert len(found["sw"].columns) == 2
     for row, text in zip(found["sw"].columns, texts["sw"], strict=False):
         ids, bits = np.frombuffer(text.encode(), np.uint8).astype(np.int32), 0.0
         for place in range(1, len(ids)):
-            # The first window predicts the tokens 1 to 16, each later one 8 more, the last of them with 16 tokens before it.
+            # The first window predicts the tokens 1 to 16, each later one 8 more, the last of them with 16
+            # tokens before it.
             stop = 17 if place <= 16 else min(len(ids), 25 + 8 * ((place - 17) // 8))
             start = max(0, stop - 17)
             before = np.zeros(16, np.int32)

@@ -28,7 +28,9 @@ def small_config() -> ModelConfig:
 
 @pytest.fixture
 def write_small_model(small_config):
-    """Writes an HF folder of one safetensors file with small normal values in every tensor, biases and norms too."""
+    """Writes an HF folder of one safetensors file with small normal values in every tensor, biases and norms
+    too.
+    """
 
     def write(path: Path, config: ModelConfig = small_config, dtype: str = "float32", **hf_keys) -> Path:
         path.mkdir(parents=True)
@@ -49,6 +51,10 @@ def read_tensors():
     """All tensors of an HF folder by name."""
 
     def read(path: Path) -> dict[str, np.ndarray]:
-        return {name: value for file in sorted(path.glob("*.safetensors")) for name, value in load_file(file).items()}
+        return {
+            name: value
+            for file in sorted(path.glob("*.safetensors"))
+            for name, value in load_file(file).items()
+        }
 
     return read

@@ -22,7 +22,9 @@ NOISE = ExpansionSettings(insert_after=(0, 2), init=Init.NOISE, noise_mean=0.01,
 
 def random_params(config, dtype=np.float32):
     random = np.random.default_rng(1)
-    return jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape) * 0.05, dtype), abstract_params(config))
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(random.normal(size=leaf.shape) * 0.05, dtype), abstract_params(config)
+    )
 
 
 def layer_leaves(params):
@@ -39,7 +41,9 @@ def test_copies_are_bit_equal_to_their_sources(small_config, dtype, position):
     # Random bits: NaNs, infinities and subnormal numbers are copied too.
     random = np.random.default_rng(0)
     params = jax.tree.map(
-        lambda leaf: jnp.asarray(np.frombuffer(random.bytes(leaf.size * jnp.dtype(dtype).itemsize), dtype).reshape(leaf.shape)),
+        lambda leaf: jnp.asarray(
+            np.frombuffer(random.bytes(leaf.size * jnp.dtype(dtype).itemsize), dtype).reshape(leaf.shape)
+        ),
         abstract_params(small_config),
     )
     plan = plan_from_settings(ExpansionSettings(**position), 4)
@@ -50,7 +54,9 @@ def test_copies_are_bit_equal_to_their_sources(small_config, dtype, position):
         assert leaf.shape == (6, *before[path].shape[1:])
         for target, source in enumerate(plan.source_layers):
             assert bits(leaf[target]) == bits(before[path][source])
-    assert bits(expanded["model"]["embed_tokens"]["weight"]) == bits(params["model"]["embed_tokens"]["weight"])
+    assert bits(expanded["model"]["embed_tokens"]["weight"]) == bits(
+        params["model"]["embed_tokens"]["weight"]
+    )
     shapes = jax.tree.map(lambda leaf: leaf.shape, abstract_params(expand_config(small_config, plan)))
     assert jax.tree.map(lambda leaf: leaf.shape, expanded) == shapes
 
@@ -59,8 +65,12 @@ def test_copies_are_bit_equal_to_their_sources(small_config, dtype, position):
 @pytest.mark.parametrize("position", [{"insert_after": (0, 2)}, {"append": 3}])
 @pytest.mark.parametrize("family", Family)
 @pytest.mark.parametrize("init", [Init.ZERO, Init.IDENTITY])
-def test_zero_and_identity_leave_the_logits_unchanged_to_the_bit(small_config, init, family, position, compute_dtype):
-    shape = small_config.model_dump(include={"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"})
+def test_zero_and_identity_leave_the_logits_unchanged_to_the_bit(
+    small_config, init, family, position, compute_dtype
+):
+    shape = small_config.model_dump(
+        include={"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}
+    )
     config = ModelConfig(family=family, tie_word_embeddings=True, **shape)
     params = random_params(config)
     plan = plan_from_settings(ExpansionSettings(**position, init=init), 4)
@@ -82,7 +92,9 @@ def test_average_is_the_mean_of_two_neighbours(small_config):
     for path, leaf in layer_leaves(expand_params(params, plan)).items():
         wide = np.asarray(before[path], np.float32)
         expected = ((wide[1] + wide[2]) / 2).astype(jnp.bfloat16)
-        assert [bits(leaf[target]) for target in (0, 1, 3, 4)] == [bits(before[path][source]) for source in range(4)]
+        assert [bits(leaf[target]) for target in (0, 1, 3, 4)] == [
+            bits(before[path][source]) for source in range(4)
+        ]
         assert bits(leaf[2]) == bits(expected)
         assert bits(leaf[5]) == bits(before[path][3])  # nothing stands behind the last layer
 
@@ -94,7 +106,9 @@ def test_scaled_layers_share_one_residual_update(small_config):
     for path, leaf in layer_leaves(expand_params(params, plan)).items():
         is_output = path.split("/")[-2] in ("o_proj", "down_proj")
         for target, (source, factor) in enumerate(zip(plan.source_layers, factors, strict=True)):
-            np.testing.assert_allclose(leaf[target], before[path][source] * (factor if is_output else 1.0), rtol=1e-7)
+            np.testing.assert_allclose(
+                leaf[target], before[path][source] * (factor if is_output else 1.0), rtol=1e-7
+            )
     with pytest.raises(BadInput, match="output_scale must be 0 or 1 in a gemma2"):
         expand_config(small_config.model_copy(update={"family": Family.GEMMA2, "post_norms": True}), plan)
 
@@ -124,10 +138,19 @@ def test_noise_depends_on_seed_path_and_position_alone(small_config):
     params = random_params(small_config)
     plan = plan_from_settings(NOISE, 4)
     expanded = layer_leaves(expand_params(params, plan))
-    one_leaf = {"model": {"layers": {"mlp": {"up_proj": {"weight": params["model"]["layers"]["mlp"]["up_proj"]["weight"]}}}}}
-    assert bits(layer_leaves(expand_params(one_leaf, plan))["mlp/up_proj/weight"]) == bits(expanded["mlp/up_proj/weight"])
+    one_leaf = {
+        "model": {
+            "layers": {"mlp": {"up_proj": {"weight": params["model"]["layers"]["mlp"]["up_proj"]["weight"]}}}
+        }
+    }
+    assert bits(layer_leaves(expand_params(one_leaf, plan))["mlp/up_proj/weight"]) == bits(
+        expanded["mlp/up_proj/weight"]
+    )
     alone = ExpansionPlan(
-        layers=tuple(layer if target == 1 else TargetLayer(source=layer.source) for target, layer in enumerate(plan.layers))
+        layers=tuple(
+            layer if target == 1 else TargetLayer(source=layer.source)
+            for target, layer in enumerate(plan.layers)
+        )
     )
     for path, leaf in layer_leaves(expand_params(params, alone)).items():
         assert bits(leaf[1]) == bits(expanded[path][1])
@@ -164,7 +187,8 @@ from babel_jax.expansion.plan import plan_from_json
 
 assert jax.device_count() == 8
 plan = plan_from_json(json.loads(sys.argv[1]), "plan")
-params = {"model": {"layers": {name: {"weight": jnp.asarray(np.arange(4 * 16 * 24, dtype=np.float32).reshape(4, 16, 24) / 999, dtype)}
+numbers = np.arange(4 * 16 * 24, dtype=np.float32).reshape(4, 16, 24) / 999
+params = {"model": {"layers": {name: {"weight": jnp.asarray(numbers, dtype)}
                                for name, dtype in (("a", jnp.float32), ("b", jnp.bfloat16))}}}
 for shape in ((8, 1), (2, 4)):
     mesh = jax.make_mesh(shape, ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
@@ -174,14 +198,22 @@ for shape in ((8, 1), (2, 4)):
     for expanded in (expand(sharded, plan), expand_params(sharded, plan)):
         leaves = traverse_util.flatten_dict(expanded, sep="/")
         assert len(leaves["model/layers/a/weight"].sharding.device_set) == 8
-        print(json.dumps({path: hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest() for path, leaf in leaves.items()}))
+        digests = {path: hashlib.sha256(np.asarray(leaf).tobytes()) for path, leaf in leaves.items()}
+        print(json.dumps({path: digest.hexdigest() for path, digest in digests.items()}))
 """
 
 
 def test_noise_is_the_same_on_one_device_and_on_meshes_of_eight():
     plan = plan_from_settings(NOISE, 4)
     values = np.arange(4 * 16 * 24, dtype=np.float32).reshape(4, 16, 24) / 999
-    params = {"model": {"layers": {"a": {"weight": jnp.asarray(values)}, "b": {"weight": jnp.asarray(values, jnp.bfloat16)}}}}
+    params = {
+        "model": {
+            "layers": {
+                "a": {"weight": jnp.asarray(values)},
+                "b": {"weight": jnp.asarray(values, jnp.bfloat16)},
+            }
+        }
+    }
     leaves = traverse_util.flatten_dict(expand_params(params, plan), sep="/")
     here = {path: hashlib.sha256(bits(leaf)).hexdigest() for path, leaf in leaves.items()}
     environment = {

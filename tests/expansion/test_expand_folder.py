@@ -38,7 +38,9 @@ def layer_bits(params):
 def test_both_formats_give_the_same_bits(tmp_path, write_small_model, read_tensors, init, dtype):
     source = write_small_model(tmp_path / "source", dtype=dtype)
     (source / "vocab.txt").write_text("a")
-    plan = plan_from_settings(AMONG.model_copy(update={"init": init, "noise_mean": 0.05, "noise_std": 0.05, "seed": 3}), 4)
+    plan = plan_from_settings(
+        AMONG.model_copy(update={"init": init, "noise_mean": 0.05, "noise_std": 0.05, "seed": 3}), 4
+    )
     hf = expand_folder(source, tmp_path / "hf", plan, shard_bytes=20_000)
     convert(source, tmp_path / "orbax")
     orbax = expand_folder(tmp_path / "orbax", tmp_path / "orbax_deeper", plan)
@@ -54,7 +56,11 @@ def test_both_formats_give_the_same_bits(tmp_path, write_small_model, read_tenso
     for name, value in after.items():
         *head, layer, rest = name.split(".", 3) if name.startswith("model.layers.") else (name, None, None)
         source_name = name if layer is None else ".".join((*head, str(plan.source_layers[int(layer)]), rest))
-        if layer is None or (int(layer) not in plan.new_layers and init is not Init.SCALED) or init is Init.COPY:
+        if (
+            layer is None
+            or (int(layer) not in plan.new_layers and init is not Init.SCALED)
+            or init is Init.COPY
+        ):
             assert value.tobytes() == before[source_name].tobytes()
         elif init is not Init.ZERO and init is not Init.NOISE:
             changed = init is Init.AVERAGE or rest in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
@@ -67,14 +73,22 @@ def test_both_formats_give_the_same_bits(tmp_path, write_small_model, read_tenso
         assert result.keys() >= {"layers", "parameters", "bytes_written", "seconds", "peak_rss_bytes"}
         assert (result["format"], result["layers"], result["new_layers"]) == (format, 6, [2, 4])
         assert result["parameters"] == sum(value.size for value in after.values())
-    assert (tmp_path / "orbax_deeper" / "vocab.txt").read_text() == (tmp_path / "hf" / "vocab.txt").read_text() == "a"
+    assert (
+        (tmp_path / "orbax_deeper" / "vocab.txt").read_text()
+        == (tmp_path / "hf" / "vocab.txt").read_text()
+        == "a"
+    )
 
 
-@pytest.mark.parametrize(("family", "tied"), [(Family.QWEN2, False), (Family.QWEN2, True), (Family.LLAMA, True)])
+@pytest.mark.parametrize(
+    ("family", "tied"), [(Family.QWEN2, False), (Family.QWEN2, True), (Family.LLAMA, True)]
+)
 def test_transformers_loads_the_deeper_folder(tmp_path, write_small_model, small_config, family, tied):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    config = small_config.model_copy(update={"family": family, "qkv_bias": family is Family.QWEN2, "tie_word_embeddings": tied})
+    config = small_config.model_copy(
+        update={"family": family, "qkv_bias": family is Family.QWEN2, "tie_word_embeddings": tied}
+    )
     source = write_small_model(tmp_path / "source", config)
     plan = plan_from_settings(AMONG, 4)
     expand_folder(source, tmp_path / "deeper", plan)
@@ -82,7 +96,9 @@ def test_transformers_loads_the_deeper_folder(tmp_path, write_small_model, small
 
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "deeper", local_files_only=True)
     shallow = transformers.AutoModelForCausalLM.from_pretrained(source, local_files_only=True)
-    by_hand = torch.nn.ModuleList(copy.deepcopy(shallow.model.layers[source]) for source in plan.source_layers)
+    by_hand = torch.nn.ModuleList(
+        copy.deepcopy(shallow.model.layers[source]) for source in plan.source_layers
+    )
     for position, layer in enumerate(by_hand):
         layer.self_attn.layer_idx = position
     shallow.model.layers, shallow.config.num_hidden_layers = by_hand, len(by_hand)
@@ -100,19 +116,29 @@ def test_transformers_loads_the_deeper_folder(tmp_path, write_small_model, small
 
 def test_config_tells_the_plan_and_where_it_comes_from(tmp_path, write_small_model):
     source = write_small_model(tmp_path / "qwen-tiny", of_mine=[1])
-    plan = plan_from_settings(AMONG.model_copy(update={"init": Init.NOISE, "noise_mean": 0.5, "noise_std": 0.25, "seed": 9}), 4)
+    plan = plan_from_settings(
+        AMONG.model_copy(update={"init": Init.NOISE, "noise_mean": 0.5, "noise_std": 0.25, "seed": 9}), 4
+    )
     expand_folder(source, tmp_path / "deeper", plan)
     written = json.loads((tmp_path / "deeper" / "config.json").read_text())
     provenance = written["babel_expansion"]
     assert (provenance["source"], provenance["babel_jax"]) == ("qwen-tiny", babel_jax.__version__)
     assert provenance["source_num_hidden_layers"] == 4
     assert plan_from_json({"layers": provenance["layers"]}, "config.json") == plan
-    assert (written["num_hidden_layers"], len(written["layer_types"]), written["max_window_layers"]) == (6, 6, 6)
+    assert (written["num_hidden_layers"], len(written["layer_types"]), written["max_window_layers"]) == (
+        6,
+        6,
+        6,
+    )
     before = json.loads((source / "config.json").read_text())
     changed = {"num_hidden_layers", "layer_types", "max_window_layers", "babel_expansion"}
-    assert {key: value for key, value in written.items() if key not in changed} == {k: v for k, v in before.items() if k not in changed}
+    assert {key: value for key, value in written.items() if key not in changed} == {
+        k: v for k, v in before.items() if k not in changed
+    }
 
-    expand_folder(tmp_path / "deeper", tmp_path / "deepest", plan_from_settings(ExpansionSettings(append=1), 6))
+    expand_folder(
+        tmp_path / "deeper", tmp_path / "deepest", plan_from_settings(ExpansionSettings(append=1), 6)
+    )
     again = json.loads((tmp_path / "deepest" / "config.json").read_text())["babel_expansion"]
     assert (again["source"], again["before"]) == ("deeper", provenance)
 
@@ -135,12 +161,18 @@ FULL, SLIDING = str(LayerType.FULL), str(LayerType.SLIDING)
 def test_max_window_layers_keeps_its_meaning(small_config, use, window_layers, settings, expected, types):
     from babel_jax.model_folders.hf_config import read_hf_config, write_hf_config
 
-    old = {key: value for key, value in write_hf_config(small_config).items() if key not in ("layer_types", "rope_parameters", "dtype")}
+    old = {
+        key: value
+        for key, value in write_hf_config(small_config).items()
+        if key not in ("layer_types", "rope_parameters", "dtype")
+    }
     old |= {"use_sliding_window": use, "sliding_window": 8, "max_window_layers": window_layers}
     plan = plan_from_settings(ExpansionSettings(**settings), 4)
     deeper = expand_hf_config(old, plan, "source")
     assert deeper["max_window_layers"] == expected
-    assert read_hf_config(deeper, "deeper").windows == tuple(8 if use and kind == SLIDING else None for kind in types)
+    assert read_hf_config(deeper, "deeper").windows == tuple(
+        8 if use and kind == SLIDING else None for kind in types
+    )
     if use and expected < len(types):
         assert deeper["layer_types"] == types
     transformers = pytest.importorskip("transformers")
@@ -197,6 +229,8 @@ def test_a_deeper_model_has_a_card_of_its_own(tmp_path, write_small_model, orbax
     assert "of 4 layers became 6 layers" in card.text
     assert "| 2 | 1 | copy and noise N(0.25, 0.5) |\n| 4 | 2 | copy" in card.text
     assert (tmp_path / "deeper" / "README.base.md").read_text() == "---\nlicense: mit\n---\n# Small\n"
-    expand_folder(tmp_path / "deeper", tmp_path / "deepest", plan_from_settings(ExpansionSettings(append=1), 6))
+    expand_folder(
+        tmp_path / "deeper", tmp_path / "deepest", plan_from_settings(ExpansionSettings(append=1), 6)
+    )
     text = (tmp_path / "deepest" / "README.md").read_text()
     assert text.index("of 4 layers became 6 layers") < text.index("of 6 layers became 7 layers")

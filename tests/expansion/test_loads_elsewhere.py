@@ -53,7 +53,9 @@ def edit(folder, **changes):
 
 def theirs(folder):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, attn_implementation="eager"
+    )
     with torch.no_grad():
         return model(torch.as_tensor(TOKENS, dtype=torch.long)).logits.numpy()
 
@@ -71,7 +73,9 @@ def assert_same_logits(folder):
 
 @pytest.mark.parametrize("init", Init)
 @pytest.mark.parametrize("family", Family)
-def test_a_deeper_model_of_either_dialect_loads_with_the_same_logits(tmp_path, write_small_model, family, init):
+def test_a_deeper_model_of_either_dialect_loads_with_the_same_logits(
+    tmp_path, write_small_model, family, init
+):
     noise = {"noise_mean": 0.01, "noise_std": 0.01} if init is Init.NOISE else {}
     if family is Family.GEMMA2 and init is Init.SCALED:
         pytest.skip("norms behind attention and MLP undo the scale, so it is refused")
@@ -88,7 +92,9 @@ def test_a_deeper_model_of_either_dialect_loads_with_the_same_logits(tmp_path, w
         assert "layer_types" not in json.loads((tmp_path / "old-deeper" / "config.json").read_text())
 
 
-@pytest.mark.parametrize("spelling", [{}, {"model_type": "ministral", "architectures": ["MinistralForCausalLM"]}])
+@pytest.mark.parametrize(
+    "spelling", [{}, {"model_type": "ministral", "architectures": ["MinistralForCausalLM"]}]
+)
 def test_mistral_with_layer_types_is_ministral(tmp_path, write_small_model, spelling):
     source = write_small_model(tmp_path / "source", config_of(Family.MISTRAL, (FULL, SLIDING, SLIDING)))
     edit(source, **spelling)
@@ -124,7 +130,9 @@ def test_a_mistral_that_was_expanded_into_the_other_dialect_is_read_and_mended(t
 def test_verify_asks_transformers_for_its_model_of_the_config(tmp_path, write_small_model, monkeypatch):
     source = write_small_model(tmp_path / "source", config_of(Family.MISTRAL))
     pytest.importorskip("transformers")
-    assert convert(source, tmp_path / "good", verify=True)["verified"]["transformers"].startswith("loads with transformers 5")
+    assert convert(source, tmp_path / "good", verify=True)["verified"]["transformers"].startswith(
+        "loads with transformers 5"
+    )
     broken = shutil.copytree(source, tmp_path / "broken")
     edit(broken, head_dim=None, layer_types=["sliding_attention"] * 3)
     expected = {"lm_head.weight": (1, 1)}
@@ -132,6 +140,8 @@ def test_verify_asks_transformers_for_its_model_of_the_config(tmp_path, write_sm
         transformers_check.loaded_by_transformers(broken, source, expected)
     with pytest.raises(BadInput, match="another model of its config.json"):
         transformers_check.loaded_by_transformers(source, source, expected)
-    assert transformers_check.loaded_by_transformers(broken, broken, expected).startswith("does not load the source either")
+    assert transformers_check.loaded_by_transformers(broken, broken, expected).startswith(
+        "does not load the source either"
+    )
     monkeypatch.setattr(transformers_check.importlib.util, "find_spec", lambda _: None)
     assert "not installed" in transformers_check.loaded_by_transformers(broken, source, expected)

@@ -8,7 +8,14 @@ from babel_jax.commands import models
 from babel_jax.config import ExpansionSettings, Init, ModelConfig
 from babel_jax.errors import BadInput
 from babel_jax.expansion.apply import expand_config
-from babel_jax.expansion.plan import PRESETS, ExpansionPlan, load_plan, plan_from_json, plan_from_settings, save_plan
+from babel_jax.expansion.plan import (
+    PRESETS,
+    ExpansionPlan,
+    load_plan,
+    plan_from_json,
+    plan_from_settings,
+    save_plan,
+)
 from babel_jax.model.decoder import count_parameters
 from babel_jax.studies.ablation import _every_other
 
@@ -40,13 +47,36 @@ def test_presets_are_those_of_the_report(preset, source, layers, parameters):
     assert (deeper.num_hidden_layers, count_parameters(deeper)) == (layers, parameters)
     assert all(plan.source_layers[new] == plan.source_layers[new - 1] for new in plan.new_layers)
     assert [plan.source_layers[new] for new in plan.new_layers] == list(PRESETS[preset][1])
-    with pytest.raises(BadInput, match=rf"{preset} is for a model of {source.num_hidden_layers} layers; this one has 27"):
+    with pytest.raises(
+        BadInput, match=rf"{preset} is for a model of {source.num_hidden_layers} layers; this one has 27"
+    ):
         plan_from_settings(ExpansionSettings(preset=preset), 27)
 
 
 def test_the_9b_preset_layer_by_layer():
     plan = plan_from_settings(ExpansionSettings(preset="babel-9b"), 28)
-    assert plan.source_layers == (*range(15), 14, 15, 16, 16, 17, 18, 18, 19, 20, 20, 21, 22, 22, 23, 24, 24, 25, 26, 27)
+    assert plan.source_layers == (
+        *range(15),
+        14,
+        15,
+        16,
+        16,
+        17,
+        18,
+        18,
+        19,
+        20,
+        20,
+        21,
+        22,
+        22,
+        23,
+        24,
+        24,
+        25,
+        26,
+        27,
+    )
     assert plan.new_layers == (15, 18, 21, 24, 27, 30)
 
 
@@ -60,10 +90,13 @@ def test_append_repeats_the_last_layers_in_order():
 settings_and_depth = st.integers(1, 20).flatmap(
     lambda depth: st.tuples(
         st.builds(
-            lambda position, init, seed, mean, std: ExpansionSettings(**position, init=init, seed=seed, noise_mean=mean, noise_std=std),
+            lambda position, init, seed, mean, std: ExpansionSettings(
+                **position, init=init, seed=seed, noise_mean=mean, noise_std=std
+            ),
             st.one_of(
                 st.builds(
-                    lambda after: {"insert_after": tuple(after)}, st.lists(st.integers(0, depth - 1), min_size=1, max_size=8, unique=True)
+                    lambda after: {"insert_after": tuple(after)},
+                    st.lists(st.integers(0, depth - 1), min_size=1, max_size=8, unique=True),
                 ),
                 st.builds(lambda append: {"append": append}, st.integers(1, depth)),
             ),
@@ -81,17 +114,29 @@ settings_and_depth = st.integers(1, 20).flatmap(
 def test_plans_keep_the_model_and_add_what_was_asked(drawn):
     settings, depth = drawn
     plan = plan_from_settings(settings, depth)
-    asked = sorted(settings.insert_after) if settings.insert_after else list(range(depth - settings.append, depth))
+    asked = (
+        sorted(settings.insert_after)
+        if settings.insert_after
+        else list(range(depth - settings.append, depth))
+    )
     assert [plan.source_layers[new] for new in plan.new_layers] == asked
-    assert [source for target, source in enumerate(plan.source_layers) if target not in plan.new_layers] == list(range(depth))
+    assert [
+        source for target, source in enumerate(plan.source_layers) if target not in plan.new_layers
+    ] == list(range(depth))
     assert plan.depth == depth
     if settings.insert_after:
         assert list(plan.source_layers) == sorted(plan.source_layers)
     for target, layer in enumerate(plan.layers):
         written_as_copy = settings.init in (Init.IDENTITY, Init.SCALED)
-        assert layer.init is (settings.init if target in plan.new_layers and not written_as_copy else Init.COPY)
+        assert layer.init is (
+            settings.init if target in plan.new_layers and not written_as_copy else Init.COPY
+        )
         if layer.init is Init.NOISE:
-            assert (layer.noise_mean, layer.noise_std, layer.seed) == (settings.noise_mean, settings.noise_std, settings.seed)
+            assert (layer.noise_mean, layer.noise_std, layer.seed) == (
+                settings.noise_mean,
+                settings.noise_std,
+                settings.seed,
+            )
 
 
 @given(settings_and_depth)
@@ -116,7 +161,9 @@ def test_a_plan_is_the_same_after_json(drawn):
 
 
 def test_a_saved_plan_is_edited_and_applied(tmp_path):
-    plan = plan_from_settings(ExpansionSettings(insert_after=(1,), init=Init.NOISE, noise_mean=1e-4, noise_std=1e-3, seed=5), 2)
+    plan = plan_from_settings(
+        ExpansionSettings(insert_after=(1,), init=Init.NOISE, noise_mean=1e-4, noise_std=1e-3, seed=5), 2
+    )
     save_plan(plan, tmp_path / "plan.json")
     assert load_plan(tmp_path / "plan.json") == plan
     text = (tmp_path / "plan.json").read_text()
@@ -126,7 +173,9 @@ def test_a_saved_plan_is_edited_and_applied(tmp_path):
     assert edited.layers[2].noise_std == 0.5
     with pytest.raises(BadInput, match=r"plan.json: keeps 2 layers, and the model has 3"):
         plan_from_settings(ExpansionSettings(plan=str(tmp_path / "plan.json")), 3)
-    with pytest.raises(BadInput, match=r"plan.json: names source layers \[1\], and the model has layers 0 to 0"):
+    with pytest.raises(
+        BadInput, match=r"plan.json: names source layers \[1\], and the model has layers 0 to 0"
+    ):
         plan_from_settings(ExpansionSettings(plan=str(tmp_path / "plan.json")), 1)
 
 
@@ -144,12 +193,27 @@ def copies(*sources):
         ({"layers": [{"source": -1}]}, ["layers.0.source", "-1"]),
         ({"layers": [{"source": 0.5}]}, ["layers.0.source", "0.5"]),
         ({"layers": [{"source": 0, "init": "random"}]}, ["layers.0.init", "'copy', 'noise', 'zero'"]),
-        ({"layers": [{"source": 0}, {"source": 0, "init": "scaled"}]}, ["layers.1", "init = copy with an output_scale of 0 or 0.5"]),
-        ({"layers": [{"source": 0}, {"source": 0, "init": "noise", "noise_std": -1.0}]}, ["layers.1.noise_std", "-1.0"]),
-        ({"layers": [{"source": 0}, {"source": 0, "init": "noise", "noise_mean": -1e39}]}, ["layers.1.noise_mean", "-1e+39"]),
-        ({"layers": [{"source": 0}, {"source": 0, "output_scale": 1e39}]}, ["layers.1.output_scale", "1e+39"]),
+        (
+            {"layers": [{"source": 0}, {"source": 0, "init": "scaled"}]},
+            ["layers.1", "init = copy with an output_scale of 0 or 0.5"],
+        ),
+        (
+            {"layers": [{"source": 0}, {"source": 0, "init": "noise", "noise_std": -1.0}]},
+            ["layers.1.noise_std", "-1.0"],
+        ),
+        (
+            {"layers": [{"source": 0}, {"source": 0, "init": "noise", "noise_mean": -1e39}]},
+            ["layers.1.noise_mean", "-1e+39"],
+        ),
+        (
+            {"layers": [{"source": 0}, {"source": 0, "output_scale": 1e39}]},
+            ["layers.1.output_scale", "1e+39"],
+        ),
         ({"layers": [{"source": 0}, {"source": 0, "init": "noise", "seed": 2**32}]}, ["layers.1.seed"]),
-        ({"layers": [{"source": 0}, {"source": 0, "init": "zero", "noise_std": 1.0}]}, ["layers.1", "init = zero"]),
+        (
+            {"layers": [{"source": 0}, {"source": 0, "init": "zero", "noise_std": 1.0}]},
+            ["layers.1", "init = zero"],
+        ),
         ({"layers": [{"source": 0, "sauce": 1}]}, ["sauce", "did you mean source?"]),
         ({"layers": [{"source": 0, "init": "zero"}]}, ["source layers [0]", "init = copy"]),
         (copies(0, 2), ["[0, 2]", "in order"]),
@@ -179,7 +243,10 @@ def test_plan_files_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"insert_after": (1, 2, 1)}, r"insert_after names layers \[1\] more than once; for several copies of a layer give a plan file"),
+        (
+            {"insert_after": (1, 2, 1)},
+            r"insert_after names layers \[1\] more than once; for several copies of a layer give a plan file",
+        ),
         ({"insert_after": (1, 4)}, r"insert_after names layers \[4\], and the model has layers 0 to 3"),
         ({"append": 5}, "append = 5: the model has 4 layers"),
         ({"preset": "babel-9c"}, "'babel-9c' is not known; known presets: babel-9b, babel-83b"),
@@ -191,7 +258,9 @@ def test_settings_that_do_not_fit_the_model(settings, words):
 
 
 def test_a_plan_is_hashable():
-    assert hash(plan_from_settings(ExpansionSettings(append=1), 2)) == hash(ExpansionPlan.model_validate_json(json.dumps(copies(0, 1, 1))))
+    assert hash(plan_from_settings(ExpansionSettings(append=1), 2)) == hash(
+        ExpansionPlan.model_validate_json(json.dumps(copies(0, 1, 1)))
+    )
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -27,14 +27,20 @@ def write_model():
     def write(path: Path, config: ModelConfig = TINY, dtype: str = "float32", shards: int = 2) -> Path:
         path.mkdir(parents=True)
         random = np.random.default_rng(0)
-        tensors = {name: random.normal(size=shape).astype(dtype) for name, shape in tensor_shapes(config).items()}
+        tensors = {
+            name: random.normal(size=shape).astype(dtype) for name, shape in tensor_shapes(config).items()
+        }
         names, index = list(tensors), {}
         for shard in range(shards):
             file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors" if shards > 1 else "model.safetensors"
-            save_file({name: tensors[name] for name in names[shard::shards]}, path / file, metadata={"format": "pt"})
+            save_file(
+                {name: tensors[name] for name in names[shard::shards]}, path / file, metadata={"format": "pt"}
+            )
             index |= dict.fromkeys(names[shard::shards], file)
         if shards > 1:
-            (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+            (path / "model.safetensors.index.json").write_text(
+                json.dumps({"metadata": {}, "weight_map": index})
+            )
         (path / "config.json").write_text(json.dumps(write_hf_config(config, dtype=dtype, eos_token_id=1)))
         return path
 

@@ -1,4 +1,6 @@
-"""Faults at the n-th rename, link or sync of a program that runs in this process: an error of the disk, or the end of the process."""
+"""Faults at the n-th rename, link or sync of a program that runs in this process: an error of the disk, or
+the end of the process.
+"""
 
 import contextlib
 import os
@@ -14,7 +16,9 @@ class Killed(BaseException):
 
 
 class Faults:
-    """Counts the changes; at the one numbered `at` (from 1) raises an OSError of this number, or, with None, kills."""
+    """Counts the changes; at the one numbered `at` (from 1) raises an OSError of this number, or, with None,
+    kills.
+    """
 
     def __init__(self, monkeypatch, at=0, number=None):
         self.count, self._at, self._number, self._dead = 0, at, number, False

@@ -1,9 +1,10 @@
-"""Kills a conversion at its n-th rename, link, removal, sync or new folder, for every n of a stride, and runs it again.
+"""Kills a conversion at its n-th rename, link, removal, sync or new folder, for every n of a stride, and runs
+it again.
 
     python kills_of_conversion.py FOLDER STRIDE_TO_HF STRIDE_TO_ORBAX
 
-FOLDER/source is the model. Prints how many kills there were; fails where bits differ or something is left behind. The parent starts no
-threads, so that it may fork.
+FOLDER/source is the model. Prints how many kills there were; fails where bits differ or something is left
+behind. The parent starts no threads, so that it may fork.
 """
 
 import os
@@ -48,7 +49,11 @@ def converted(source: Path, out: Path, to: Format, kill_at: int) -> int:
 
 
 def bits(folder: Path) -> dict:
-    return {name: value.tobytes() for file in sorted(folder.glob("*.safetensors")) for name, value in load_file(file).items()}
+    return {
+        name: value.tobytes()
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, value in load_file(file).items()
+    }
 
 
 def main() -> None:
@@ -65,7 +70,9 @@ def main() -> None:
             if not out.exists():
                 assert converted(source, out, to, 0) == 0, kill_at
                 assert {path.name for path in place.iterdir()} == {"source", "out"}, kill_at
-                assert not [path for path in out.rglob("*") if path.name.endswith((".partial", "progress.jsonl"))], kill_at
+                assert not [
+                    path for path in out.rglob("*") if path.name.endswith((".partial", "progress.jsonl"))
+                ], kill_at
             if to is Format.ORBAX:
                 assert converted(out, back, Format.HF, 0) == 0
             assert bits(out if to is Format.HF else back) == bits(source), kill_at

@@ -1,7 +1,8 @@
-"""One of two processes that begin the same commands at the same moment: each line of standard input is one to run.
+"""One of two processes that begin the same commands at the same moment: each line of standard input is one to
+run.
 
-A line is {"arguments": [...], "locks": bool}; the answer is a line {"status": ..., "said": ...}. Without locks flock(2) fails, as on some
-network disks, and a lease is renewed more often than it is by default.
+A line is {"arguments": [...], "locks": bool}; the answer is a line {"status": ..., "said": ...}. Without
+locks flock(2) fails, as on some network disks, and a lease is renewed more often than it is by default.
 """
 
 import contextlib

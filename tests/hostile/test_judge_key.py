@@ -17,7 +17,9 @@ ANSWER = json.dumps({"choices": [{"message": {"content": '{"fluency": 4, "substa
 
 @pytest.fixture
 def servers(monkeypatch):
-    """Starts servers: `start(answer)` gives the address of one whose POST and GET are answered by `answer(handler)`."""
+    """Starts servers: `start(answer)` gives the address of one whose POST and GET are answered by
+    `answer(handler)`.
+    """
     monkeypatch.setattr(serving, "_FIRST_PAUSE_SECONDS", 0.0)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     started = []
@@ -55,14 +57,17 @@ def judge(write_rows, tmp_path, capfd):
     def run(address, *changes):
         path = tmp_path / "quality.toml"
         path.write_text(
-            f'out = "{tmp_path / "out"}"\n[judge]\nendpoint = {json.dumps(address)}\nretries = 1\ntimeout_seconds = 1.0\n'
+            f'out = "{tmp_path / "out"}"\n[judge]\nendpoint = {json.dumps(address)}\nretries = '
+            "1\ntimeout_seconds = 1.0\n"
             f'dimensions = {{ fluency = "a", substance = "b" }}\n[classifier]\nmodel = "x"\n'
             f'[[sources]]\nlanguage = "en"\npath = "{tmp_path / "en.jsonl"}"\n'
         )
         status = main(["judge", str(path), *(part for change in changes for part in ("--set", change))])
         said = capfd.readouterr()
         files = (
-            [file.read_bytes().decode() for file in (tmp_path / "out").rglob("*") if file.is_file()] if (tmp_path / "out").is_dir() else []
+            [file.read_bytes().decode() for file in (tmp_path / "out").rglob("*") if file.is_file()]
+            if (tmp_path / "out").is_dir()
+            else []
         )
         return status, said.err, "\n".join([said.out, said.err, *files])
 
@@ -128,7 +133,10 @@ def test_an_answer_that_repeats_the_key(servers, judge):
     assert_no_key(output)
 
 
-@pytest.mark.parametrize("key", ["sk-a secret\nin two lines", "sk-a\rsecret", "sk-a\x00secret", "sk-sécret-0123456789", "sk-a secret"])
+@pytest.mark.parametrize(
+    "key",
+    ["sk-a secret\nin two lines", "sk-a\rsecret", "sk-a\x00secret", "sk-sécret-0123456789", "sk-a secret"],
+)
 def test_a_key_that_no_header_can_hold(servers, judge, monkeypatch, key):
     one = servers(lambda handler: send(handler, 200, ANSWER))
     monkeypatch.setattr(serving.os, "environ", {**serving.os.environ, "OPENAI_API_KEY": key})
@@ -146,7 +154,9 @@ def test_a_line_end_behind_the_key_is_no_part_of_it(servers, judge, monkeypatch)
     assert one.seen[0]["Authorization"] == f"Bearer {KEY}"
 
 
-@pytest.mark.parametrize("endpoint", ["http://host:pa55w0rd-secret/v1", "http://[pa55w0rd-secret/v1", ["pa55w0rd-secret"]])
+@pytest.mark.parametrize(
+    "endpoint", ["http://host:pa55w0rd-secret/v1", "http://[pa55w0rd-secret/v1", ["pa55w0rd-secret"]]
+)
 def test_an_endpoint_that_is_no_address_is_not_repeated(judge, endpoint):
     code, error, output = judge(endpoint)
     assert code == 2
@@ -155,7 +165,12 @@ def test_an_endpoint_that_is_no_address_is_not_repeated(judge, endpoint):
 
 
 @pytest.mark.parametrize(
-    "endpoint", [f"http://user:{'pa55w0rd-secret'}@host/v1", "http://pa55w0rd-secret@host/v1", "https://host/v1?key=pa55w0rd-secret"]
+    "endpoint",
+    [
+        f"http://user:{'pa55w0rd-secret'}@host/v1",
+        "http://pa55w0rd-secret@host/v1",
+        "https://host/v1?key=pa55w0rd-secret",
+    ],
 )
 def test_a_password_in_the_endpoint_is_refused_and_not_repeated(judge, endpoint):
     code, error, output = judge(endpoint)

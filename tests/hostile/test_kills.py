@@ -28,7 +28,13 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATF
 def test_killed_at_its_nth_rename_or_sync_a_conversion_loses_nothing(tmp_path, write_model):
     write_model(tmp_path / "source", dtype="float32", shards=1)
     script = Path(__file__).with_name("kills_of_conversion.py")
-    command = [sys.executable, str(script), str(tmp_path), "17", "83"]  # "1", "1" are all of some 350 places, in six minutes
+    command = [
+        sys.executable,
+        str(script),
+        str(tmp_path),
+        "17",
+        "83",
+    ]  # "1", "1" are all of some 350 places, in six minutes
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     kills = [int(line.split()[1]) for line in done.stdout.splitlines()]
@@ -50,8 +56,16 @@ def test_of_two_processes_at_one_output_one_makes_it(tmp_path, write_model):
     said = [one.communicate() for one in both]
     assert [one.returncode for one in both] == [0, 0], said
     assert sum(int(out) for out, _ in said) == 20
-    expected = {name: value.tobytes() for file in source.glob("*.safetensors") for name, value in load_file(file).items()}
+    expected = {
+        name: value.tobytes()
+        for file in source.glob("*.safetensors")
+        for name, value in load_file(file).items()
+    }
     for folder in (tmp_path / "out").iterdir():
-        found = {name: value.tobytes() for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+        found = {
+            name: value.tobytes()
+            for file in folder.glob("*.safetensors")
+            for name, value in load_file(file).items()
+        }
         assert found == expected
     assert {folder.name for folder in (tmp_path / "out").iterdir()} == {str(number) for number in range(20)}

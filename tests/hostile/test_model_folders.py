@@ -1,4 +1,5 @@
-"""Mutated model folders through the command line: each is used (exit 0) or refused in one line (exit 2), and leaves nothing half-made.
+"""Mutated model folders through the command line: each is used (exit 0) or refused in one line (exit 2), and
+leaves nothing half-made.
 
 Seeded: `python -m pytest tests/hostile -k "seed7"` repeats one. SEEDS can be raised for a longer search.
 """
@@ -22,9 +23,33 @@ SEEDS = 12  # for each kind of file
 # Values that broke something once, here or elsewhere.
 NASTY = [
     *(None, True, False, 0, 1, -1, 2, 2**31, 2**63, -(2**63), 10**12, 10**40, 0.5, -0.0, 1e308, 1e-308),
-    *("", "x", "\x1b[31mred", "a\nb", "\u202e", "NaN", "../../etc/passwd", "file:///etc/passwd", "x" * 100_000, "\ud83d"),
-    *([], {}, [None], [1, "2"], {"a": {"b": []}}, [[]] * 1000, ["sliding_attention"] * 3, ["full_attention"] * 3),
-    *({"rope_type": "llama3"}, {"type": "linear", "factor": 1e308}, {"rope_type": "default", "rope_theta": -1.0}),
+    *(
+        "",
+        "x",
+        "\x1b[31mred",
+        "a\nb",
+        "\u202e",
+        "NaN",
+        "../../etc/passwd",
+        "file:///etc/passwd",
+        "x" * 100_000,
+        "\ud83d",
+    ),
+    *(
+        [],
+        {},
+        [None],
+        [1, "2"],
+        {"a": {"b": []}},
+        [[]] * 1000,
+        ["sliding_attention"] * 3,
+        ["full_attention"] * 3,
+    ),
+    *(
+        {"rope_type": "llama3"},
+        {"type": "linear", "factor": 1e308},
+        {"rope_type": "default", "rope_theta": -1.0},
+    ),
 ]
 RAW = [
     b"",
@@ -57,7 +82,9 @@ def folder(path, family):
     )
     path.mkdir()
     values = np.random.default_rng(0)
-    tensors = {name: values.normal(size=shape).astype(np.float32) for name, shape in tensor_shapes(config).items()}
+    tensors = {
+        name: values.normal(size=shape).astype(np.float32) for name, shape in tensor_shapes(config).items()
+    }
     names = list(tensors)
     index = {}
     for number, part in enumerate((names[::2], names[1::2]), 1):
@@ -66,7 +93,9 @@ def folder(path, family):
         index |= dict.fromkeys(part, file)
     (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
     (path / "config.json").write_text(json.dumps(write_hf_config(config, eos_token_id=1)))
-    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2], "repetition_penalty": 1.1}))
+    (path / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [1, 2], "repetition_penalty": 1.1})
+    )
     vocabulary = {f"w{number}": number for number in range(16)}
     tokenizer = {
         "version": "1.0",
@@ -126,7 +155,10 @@ def change_header(chance, path):
     (length,) = struct.unpack("<Q", data[:8])
     how = chance.random()
     if how < 0.2:
-        data = struct.pack("<Q", chance.choice((0, 1, length - 1, length + 1, 2**24 + 1, 2**40, 2**64 - 1))) + data[8:]
+        data = (
+            struct.pack("<Q", chance.choice((0, 1, length - 1, length + 1, 2**24 + 1, 2**40, 2**64 - 1)))
+            + data[8:]
+        )
     elif how < 0.4:
         data = data[:8] + mutated_bytes(chance, data[8:])
     else:
@@ -136,7 +168,11 @@ def change_header(chance, path):
 
 
 def change_card(chance, path):
-    path.write_bytes(b"---\n" + mutated_bytes(chance, b"license: mit\nlanguage: [en, sw]\ntags:\n- chat\n") + b"\n---\n# A model\n")
+    path.write_bytes(
+        b"---\n"
+        + mutated_bytes(chance, b"license: mit\nlanguage: [en, sw]\ntags:\n- chat\n")
+        + b"\n---\n# A model\n"
+    )
 
 
 CHANGES = {

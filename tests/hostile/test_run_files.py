@@ -49,7 +49,9 @@ DAMAGES = {
 @pytest.fixture(scope="module")
 def run(grown, tmp_path_factory):
     return shutil.copytree(
-        grown["out"], tmp_path_factory.mktemp("damaged") / "run", ignore=shutil.ignore_patterns("checkpoints", "tensorboard")
+        grown["out"],
+        tmp_path_factory.mktemp("damaged") / "run",
+        ignore=shutil.ignore_patterns("checkpoints", "tensorboard"),
     )
 
 

@@ -1,4 +1,6 @@
-"""A disk that fails, and a process that ends, at the n-th rename, link or sync: nothing is half-written, and the same command goes on."""
+"""A disk that fails, and a process that ends, at the n-th rename, link or sync: nothing is half-written, and
+the same command goes on.
+"""
 
 import errno
 import importlib.util
@@ -32,19 +34,29 @@ KINDS = {"no space": errno.ENOSPC, "disk error": errno.EIO, "killed": None}
 
 def assert_nothing_half_written(folder):
     """What has its final name is whole."""
-    lists = [path for path in lists_below(folder) if ".partial" not in str(path) and "orbax-checkpoint-tmp" not in str(path)]
+    lists = [
+        path
+        for path in lists_below(folder)
+        if ".partial" not in str(path) and "orbax-checkpoint-tmp" not in str(path)
+    ]
     assert not check_sums(lists, folder).damaged
     for step in folder.glob("checkpoints/*"):
         if step.name.isdecimal():
             noted_in(step)
             assert not check_state(step).damaged
     for path in folder.rglob("*.json"):
-        if ".partial" not in str(path) and "compiled" not in path.parts and "orbax-checkpoint-tmp" not in str(path):
+        if (
+            ".partial" not in str(path)
+            and "compiled" not in path.parts
+            and "orbax-checkpoint-tmp" not in str(path)
+        ):
             json.loads(path.read_text())
 
 
 def fails_or_ends(run, number, at):
-    """Runs until the fault; gives whether there was one: threads of libraries may have fewer changes the next time."""
+    """Runs until the fault; gives whether there was one: threads of libraries may have fewer changes the next
+    time.
+    """
     try:
         run()
     except Killed:
@@ -60,7 +72,9 @@ def fails_or_ends(run, number, at):
 
 
 def contents(folder):
-    """Files and their bytes, and empty folders, without lists of digests and settings (they name the folder)."""
+    """Files and their bytes, and empty folders, without lists of digests and settings
+    (they name the folder).
+    """
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
         for path in sorted(folder.rglob("*"))
@@ -89,7 +103,13 @@ def test_prepare(small_settings, small_model, small_prepared, tmp_path, monkeypa
 
 @pytest.fixture(scope="module")
 def train(small_prepared, small_model):
-    shape = {"vocab_size": 1280, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape = {
+        "vocab_size": 1280,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     stage = {"name": "only", "steps": 5, "schedule": {"peak": 1e-2}, "mixture": {"max_epochs": 1000.0}}
 
     def run(folder):
@@ -104,7 +124,11 @@ def train(small_prepared, small_model):
         folder.mkdir(exist_ok=True)
         first = jax.jit(init_params, static_argnums=0)(config.model.shape, jax.random.key(0))
         with explain_os_errors(folder):  # as the command does
-            return jax.device_get(train_stages(config, [Depth(0, config.model.shape, ())], lambda: first, folder, lambda *_: None))
+            return jax.device_get(
+                train_stages(
+                    config, [Depth(0, config.model.shape, ())], lambda: first, folder, lambda *_: None
+                )
+            )
 
     return run
 
@@ -137,8 +161,13 @@ def test_the_whole_recipe(recipe_config, small_settings, small_model, base, tmp_
     """From expansion to the report, a fault at every 25th change."""
 
     def run(folder):
-        changes = {"expansion": {"insert_after": [1], "init": "zero"}, "evaluation": {"batch_size": 4, "max_bytes": 500, "every": 3}}
-        return run_recipe(recipe_config(folder, small_settings, small_model, {"folder": base["hf"]}, **changes))
+        changes = {
+            "expansion": {"insert_after": [1], "init": "zero"},
+            "evaluation": {"batch_size": 4, "max_bytes": 500, "every": 3},
+        }
+        return run_recipe(
+            recipe_config(folder, small_settings, small_model, {"folder": base["hf"]}, **changes)
+        )
 
     with faults(monkeypatch) as counted:
         expected = run(tmp_path / "undisturbed")

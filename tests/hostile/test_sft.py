@@ -1,4 +1,6 @@
-"""`babel sft` under faults: ended in its writes and between steps, a full disk, a damaged checkpoint, two at one output."""
+"""`babel sft` under faults: ended in its writes and between steps, a full disk, a damaged checkpoint, two at
+one output.
+"""
 
 import errno
 import fcntl
@@ -14,23 +16,37 @@ from babel_jax.files import PARTIAL
 from babel_jax.training.metrics import Metrics
 from tests.hostile.faults import Killed, faults
 
-SHAPE = {"vocab_size": 640, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+SHAPE = {
+    "vocab_size": 640,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 
 
 @pytest.fixture(scope="module")
 def config_file(chat_tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sft")
-    turns = [[{"role": "user", "content": f"{number}?"}, {"role": "assistant", "content": f"{number + 1}."}] for number in range(30)]
+    turns = [
+        [{"role": "user", "content": f"{number}?"}, {"role": "assistant", "content": f"{number + 1}."}]
+        for number in range(30)
+    ]
     rows = [{"id": str(number), "messages": turn} for number, turn in enumerate(turns)]
     (folder / "ha.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = folder / "config.toml"
     path.write_text(
         f'out = "{folder}/run"\nexport_dtype = "float32"\n'
-        "[model.shape]\nmax_position_embeddings = 64\n" + "".join(f"{key} = {value}\n" for key, value in SHAPE.items()) + "[training]\n"
+        "[model.shape]\nmax_position_embeddings = 64\n"
+        + "".join(f"{key} = {value}\n" for key, value in SHAPE.items())
+        + "[training]\n"
         'global_batch_size = 4\ncompute_dtype = "float32"\ncheckpoint_every = 2\ncompilation_cache = false\n'
-        '[[stages]]\nname = "chat"\nsteps = 5\nschedule = { peak = 1e-2 }\nmixture = { max_epochs = 1000.0 }\n'
-        f'[data]\nfolder = "{folder}/data"\ntokenizer = "{chat_tokenizer}"\nseq_len = 64\nheldout_fraction = 0.1\nconversations = true\n'
-        f'[[data.sources]]\nlanguage = "ha"\nkind = "chat"\ntext_key = "messages"\npath = "{folder}/ha.jsonl"\n'
+        '[[stages]]\nname = "chat"\nsteps = 5\nschedule = { peak = 1e-2 }\nmixture = { max_epochs = 1000.0 '
+        "}\n"
+        f'[data]\nfolder = "{folder}/data"\ntokenizer = "{chat_tokenizer}"\nseq_len = 64\nheldout_fraction '
+        "= 0.1\nconversations = true\n"
+        '[[data.sources]]\nlanguage = "ha"\nkind = "chat"\ntext_key = "messages"\npath = '
+        f'"{folder}/ha.jsonl"\n'
     )
     return path
 
@@ -59,7 +75,11 @@ def result(folder):
     """What a user has of a run: each step's loss, the scores, and the exported folder to the bit."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     hf = {path.name: path.read_bytes() for path in sorted((folder / "hf").iterdir())}
-    return [(line["step"], line["loss"]) for line in lines], json.loads((folder / "summary.json").read_text())["bits_per_byte"], hf
+    return (
+        [(line["step"], line["loss"]) for line in lines],
+        json.loads((folder / "summary.json").read_text())["bits_per_byte"],
+        hf,
+    )
 
 
 def assert_one_line(said):
@@ -98,7 +118,9 @@ def killed():
     raise Killed
 
 
-def test_sigterm_then_killed_between_steps_then_the_newest_checkpoint_damaged(sft, undisturbed, tmp_path, monkeypatch):
+def test_sigterm_then_killed_between_steps_then_the_newest_checkpoint_damaged(
+    sft, undisturbed, tmp_path, monkeypatch
+):
     stopped_at(1, monkeypatch, lambda: signal.raise_signal(signal.SIGTERM))
     status, said = sft()
     assert (status, json.loads(said.out)["preempted"]) == (0, True)
@@ -107,7 +129,9 @@ def test_sigterm_then_killed_between_steps_then_the_newest_checkpoint_damaged(sf
     stopped_at(4, monkeypatch, killed)
     with pytest.raises(Killed):
         sft()
-    newest = max((path for path in checkpoints.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
+    newest = max(
+        (path for path in checkpoints.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name)
+    )
     assert newest.name == "4"
     values = max((newest / "default").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
     with open(values, "r+b") as file:

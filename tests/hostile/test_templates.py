@@ -12,7 +12,10 @@ from tests.data.tokens.test_special_tokens import byte_level
 
 TALK = [{"role": "user", "content": "Habari"}]
 LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-DOUBLING = "{% set n = namespace(s='aaaaaaaaaa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}"
+DOUBLING = (
+    "{% set n = namespace(s='aaaaaaaaaa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ "
+    "n.s }}"
+)
 TEMPLATES = {
     LOOPS: "it runs for more than 5 seconds",
     "{{ 9 ** (9 ** 9) }}": "it runs for more than 5 seconds",
@@ -44,7 +47,9 @@ def test_a_template_that_does_harm(template):
 
 
 def test_after_a_template_was_ended_it_can_be_asked_again():
-    template = ChatTemplate("{% if messages|length > 1 %}" + LOOPS + "{% endif %}{{ messages[0].content }}", "t.jinja", {})
+    template = ChatTemplate(
+        "{% if messages|length > 1 %}" + LOOPS + "{% endif %}{{ messages[0].content }}", "t.jinja", {}
+    )
     with pytest.raises(BadInput, match="it runs for more than"):
         template.render([TALK * 2], [True])
     assert template.render([TALK], [True]) == ["Habari"]
@@ -57,7 +62,10 @@ def test_templates_of_the_wrong_type(tmp_path, stored):
 
 
 def test_several_templates_without_a_default(tmp_path):
-    folder = byte_level(tmp_path, config={"chat_template": [{"name": "rag", "template": "x"}, {"name": "tool_use", "template": "y"}]})
+    folder = byte_level(
+        tmp_path,
+        config={"chat_template": [{"name": "rag", "template": "x"}, {"name": "tool_use", "template": "y"}]},
+    )
     with pytest.raises(BadInput, match='has the templates rag, tool_use, and none with the name "default"'):
         PromptTokenizer(folder)
 
@@ -84,16 +92,31 @@ GROWING = [{"type": "Replace", "pattern": {"Regex": "."}, "content": "a" * 1000}
 TOKENIZERS = {
     "a regex that fails on a text": ({"pre_tokenizer": regex("(a+)+$")}, "the tokenizer fails"),
     "a regex that is none": ({"pre_tokenizer": regex("(")}, "not a readable tokenizer"),
-    "an empty pattern": ({"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "aa"}}, "the tokenizer fails"),
-    "a text that grows": ({"normalizer": {"type": "Sequence", "normalizers": GROWING * 6}}, "over 1,000 times as long"),
-    "a long beginning": ({"normalizer": {"type": "Prepend", "prepend": "a" * 10_000}}, "over 1,000 times as long"),
-    "a broken charsmap": ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "the tokenizer fails"),
+    "an empty pattern": (
+        {"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "aa"}},
+        "the tokenizer fails",
+    ),
+    "a text that grows": (
+        {"normalizer": {"type": "Sequence", "normalizers": GROWING * 6}},
+        "over 1,000 times as long",
+    ),
+    "a long beginning": (
+        {"normalizer": {"type": "Prepend", "prepend": "a" * 10_000}},
+        "over 1,000 times as long",
+    ),
+    "a broken charsmap": (
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        "the tokenizer fails",
+    ),
     "chunks of nothing": ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "the tokenizer fails"),
     "an unknown token in the template": (
         {"post_processor": single({"SpecialToken": {"id": "<x>", "type_id": 0}}, TEXT)},
         "the tokenizer fails",
     ),
-    "a million begins": ({"post_processor": single(*[BEGIN] * 1000, TEXT)}, "begins a text with 10,000 tokens"),
+    "a million begins": (
+        {"post_processor": single(*[BEGIN] * 1000, TEXT)},
+        "begins a text with 10,000 tokens",
+    ),
     "a template without the text": ({"post_processor": single(BEGIN)}, "gives no token for the text"),
     "added tokens that are none": ({"added_tokens": 5}, "a list of added_tokens is needed"),
     "an added token that is none": ({"added_tokens": [{"id": "1"}]}, "has no content and id"),
@@ -111,7 +134,9 @@ def test_a_tokenizer_that_does_harm(tmp_path, capfd, name):
         open_tokenizer(tmp_path).encode("a" * 40 + "b hello")
     capfd.readouterr()
     with pytest.raises(BadInput):
-        open_tokenizer(tmp_path).encode("a" * 40 + "b hello") if "on a text" in name else open_tokenizer(tmp_path)
+        open_tokenizer(tmp_path).encode("a" * 40 + "b hello") if "on a text" in name else open_tokenizer(
+            tmp_path
+        )
     # The library reports its panics itself, over many lines; those at opening are kept from the terminal.
     assert "on a text" in name or capfd.readouterr().err == ""
 

@@ -1,7 +1,8 @@
-"""Text of strangers: seeded mutations of every kind of file that `babel prepare` reads, through the command itself.
+"""Text of strangers: seeded mutations of every kind of file that `babel prepare` reads, through the command
+itself.
 
-Each ends with exit status 0, or 2 with one line; none with a traceback, and none takes long or leaves a half-written folder that a good
-file could not be prepared in.
+Each ends with exit status 0, or 2 with one line; none with a traceback, and none takes long or leaves a
+half-written folder that a good file could not be prepared in.
 """
 
 import contextlib
@@ -20,7 +21,10 @@ from babel_jax.cli import main
 
 MUTATIONS = 48  # of each kind of file
 SECONDS = 10.0  # for one
-ROWS = [{"id": str(number), "kind": "web", "score": 0.5, "text": f"The grandmother opens window number {number}."} for number in range(6)]
+ROWS = [
+    {"id": str(number), "kind": "web", "score": 0.5, "text": f"The grandmother opens window number {number}."}
+    for number in range(6)
+]
 
 
 def jsonl():
@@ -95,7 +99,9 @@ def mutated(content, draw):
                 content = content[:last] + content[first:]
             case 3 if content:
                 place = draw.randrange(len(content))
-                content = content[:place] + bytes([content[place] ^ 1 << draw.randrange(8)]) + content[place + 1 :]
+                content = (
+                    content[:place] + bytes([content[place] ^ 1 << draw.randrange(8)]) + content[place + 1 :]
+                )
     return content
 
 
@@ -131,9 +137,11 @@ def config(tmp_path, small_model):
         cleaned = "\n[data.cleaning]\nmin_characters = 10\n" if settings.get("cleaned") else ""
         path = tmp_path / f"{folder}.toml"
         path.write_text(
-            f'out = {json.dumps(str(tmp_path / "run"))}\n[model]\nfolder = "none"\n[data]\nfolder = {json.dumps(str(tmp_path / folder))}\n'
+            f'out = {json.dumps(str(tmp_path / "run"))}\n[model]\nfolder = "none"\n[data]\nfolder = '
+            f"{json.dumps(str(tmp_path / folder))}\n"
             f"tokenizer = {json.dumps(str(small_model))}\nseq_len = 32\nheldout_fraction = 0.0\nbad_rows = "
-            f'"{settings.get("bad_rows", "skip")}"\n{cleaned}[[data.sources]]\nlanguage = "en"\npath = {json.dumps(str(file))}\n'
+            f'"{settings.get("bad_rows", "skip")}"\n{cleaned}[[data.sources]]\nlanguage = "en"\npath = '
+            f"{json.dumps(str(file))}\n"
         )
         return ["prepare", str(path), "--json"]
 
@@ -148,7 +156,11 @@ def test_mutated_files(name, config, tmp_path):
     for number in range(MUTATIONS):
         draw = random.Random(f"{name} {number}")
         path.write_bytes(mutated(whole, draw))
-        status, out, err = run(config(path, f"data{number}", bad_rows=draw.choice(("skip", "refuse")), cleaned=draw.random() < 0.5))
+        status, out, err = run(
+            config(
+                path, f"data{number}", bad_rows=draw.choice(("skip", "refuse")), cleaned=draw.random() < 0.5
+            )
+        )
         check_ended(status, out, err)
         ended.append(status)
     assert 2 in ended

@@ -1,4 +1,6 @@
-"""Two processes that prepare one folder, and two that train one run, begun at the same moment, on a disk with locks and on one without."""
+"""Two processes that prepare one folder, and two that train one run, begun at the same moment, on a disk with
+locks and on one without.
+"""
 
 import json
 import os
@@ -19,14 +21,20 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATF
 def both():
     """Has two processes run a command; gives the answers, that of the worse status last."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    processes = [subprocess.Popen([sys.executable, str(SCRIPT)], text=True, env=ENVIRONMENT, **pipes) for _ in range(2)]
+    processes = [
+        subprocess.Popen([sys.executable, str(SCRIPT)], text=True, env=ENVIRONMENT, **pipes) for _ in range(2)
+    ]
     assert [one.stdout.readline() for one in processes] == ["ready\n"] * 2
 
     def run(locks, *arguments):
         for one in processes:
-            one.stdin.write(json.dumps({"arguments": [str(part) for part in arguments], "locks": locks}) + "\n")
+            one.stdin.write(
+                json.dumps({"arguments": [str(part) for part in arguments], "locks": locks}) + "\n"
+            )
             one.stdin.flush()
-        return sorted((json.loads(one.stdout.readline()) for one in processes), key=lambda answer: answer["status"])
+        return sorted(
+            (json.loads(one.stdout.readline()) for one in processes), key=lambda answer: answer["status"]
+        )
 
     yield run
     for one in processes:
@@ -35,7 +43,11 @@ def both():
 
 
 def files_of(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def assert_refused(answer):
@@ -62,7 +74,9 @@ def test_two_at_one_output(both, recipe_config, small_settings, small_model, sma
         assert found.keys() == expected.keys()
         assert {name for name in found if found[name] != expected[name]} <= {"settings.json", "SHA256SUMS"}
         run = tmp_path / f"run, locks {locks}"
-        first, second = both(locks, "train", tmp_path / "config.toml", "--set", f"out={run}", "--set", f"data.folder={folder}")
+        first, second = both(
+            locks, "train", tmp_path / "config.toml", "--set", f"out={run}", "--set", f"data.folder={folder}"
+        )
         assert first["status"] == 0, first["said"]
         assert_refused(second)
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

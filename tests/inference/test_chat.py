@@ -37,8 +37,16 @@ def folder(small_model, tmp_path_factory):
         num_attention_heads=4,
         max_position_embeddings=96,
     )
-    params = jax.tree.map(np.asarray, init_params(config.model_copy(update={"initializer_range": 0.3}), jax.random.key(0)))
-    save_folder(path / "hf", Format.HF, params, write_hf_config(config, None, "float32", eos_token_id=tokenizer.eos_id), path / "files")
+    params = jax.tree.map(
+        np.asarray, init_params(config.model_copy(update={"initializer_range": 0.3}), jax.random.key(0))
+    )
+    save_folder(
+        path / "hf",
+        Format.HF,
+        params,
+        write_hf_config(config, None, "float32", eos_token_id=tokenizer.eos_id),
+        path / "files",
+    )
     return path / "hf"
 
 
@@ -51,11 +59,19 @@ def test_two_turns_are_those_of_transformers(folder):
         talk_so_far = [*conversation.messages, {"role": "user", "content": text}]
         rendered = tokenizer.apply_chat_template(talk_so_far, tokenize=False, add_generation_prompt=True)
         ids = tokenizer(rendered, add_special_tokens=False, return_tensors="pt")
-        out = model.generate(**ids, max_new_tokens=8, do_sample=False, pad_token_id=0)[0, ids["input_ids"].shape[1] :].tolist()
+        out = model.generate(**ids, max_new_tokens=8, do_sample=False, pad_token_id=0)[
+            0, ids["input_ids"].shape[1] :
+        ].tolist()
         found = conversation.answer(text)
         assert found["tokens"] == out
         assert found["text"] == tokenizer.decode(out, skip_special_tokens=True)
-    assert [message["role"] for message in conversation.messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert [message["role"] for message in conversation.messages] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+    ]
 
 
 def test_the_oldest_turns_go_when_there_is_no_room(folder):

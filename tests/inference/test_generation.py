@@ -26,7 +26,9 @@ SHAPE = {
 }
 CONFIGS = {
     "qwen2": ModelConfig(**SHAPE, tie_word_embeddings=True),
-    "qwen3_sliding": ModelConfig(**SHAPE, family=Family.QWEN3, sliding_window=5, layer_types=(LayerType.FULL, LayerType.SLIDING)),
+    "qwen3_sliding": ModelConfig(
+        **SHAPE, family=Family.QWEN3, sliding_window=5, layer_types=(LayerType.FULL, LayerType.SLIDING)
+    ),
     "llama": ModelConfig(**SHAPE, family=Family.LLAMA),
     "gemma2": ModelConfig(
         **SHAPE,
@@ -42,7 +44,9 @@ NEW = 20
 
 
 @pytest.fixture(scope="module", params=CONFIGS, ids=str)
-def pair(request: pytest.FixtureRequest, reference_model: Callable[..., Any], stacked_tree: Callable[..., Any]) -> Any:
+def pair(
+    request: pytest.FixtureRequest, reference_model: Callable[..., Any], stacked_tree: Callable[..., Any]
+) -> Any:
     config = CONFIGS[request.param]
     # With small weights every model repeats one token, and any cache would do.
     model = reference_model(config, std=0.3)
@@ -55,13 +59,22 @@ def small() -> Any:
     return config, jax.tree.map(lambda leaf: leaf * 8, init_params(config, jax.random.key(1)))
 
 
-def generated_by_transformers(model: Any, prompts: list[list[int]], eos_id: int | None = None, **options: Any) -> list[list[int]]:
+def generated_by_transformers(
+    model: Any, prompts: list[list[int]], eos_id: int | None = None, **options: Any
+) -> list[list[int]]:
     torch = pytest.importorskip("torch")
     longest = max(map(len, prompts))
     tokens = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
     real = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     out = model.generate(
-        tokens, attention_mask=real, max_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=eos_id, use_cache=True, **options
+        tokens,
+        attention_mask=real,
+        max_new_tokens=NEW,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=eos_id,
+        use_cache=True,
+        **options,
     )
     return out[:, longest:].tolist()
 
@@ -84,7 +97,9 @@ def test_greedy_tokens_behind_a_beginning_that_all_share(pair: Any) -> None:
     config, model, params = pair
     beginning = [60, 2, 2, 9, 31, 30, 29, 11, 54, 3, 44]
     tokens, padding = padded_left(PROMPTS, len(PROMPTS), 16)
-    state = prefill(config, NEW, np.float32, params, np.array(beginning, np.int32), tokens, padding, len(PROMPTS))
+    state = prefill(
+        config, NEW, np.float32, params, np.array(beginning, np.int32), tokens, padding, len(PROMPTS)
+    )
     state = extend(config, np.float32, params, state, padding, NEW, np.array([-1]), None)
     assert state.tokens.tolist() == generated_by_transformers(model, [beginning + own for own in PROMPTS])
 
@@ -128,11 +143,17 @@ def test_draws_depend_on_the_seed_and_follow_the_distribution(small: Any) -> Non
     # Total variation distance of 1,024 draws.
     assert 0.05 < expected.max() < 0.5
     assert 0.5 * np.abs(counts / counts.sum() - expected).sum() < 0.15
-    assert generate(config, params, [prompt], 8, temperature=5.0, top_k=1) == generate(config, params, [prompt], 8)
+    assert generate(config, params, [prompt], 8, temperature=5.0, top_k=1) == generate(
+        config, params, [prompt], 8
+    )
 
 
 @settings(max_examples=50)
-@given(logits=st.lists(st.integers(-40, 40), min_size=6, max_size=6, unique=True), top_k=st.integers(1, 6), top_p=st.floats(0.05, 1.0))
+@given(
+    logits=st.lists(st.integers(-40, 40), min_size=6, max_size=6, unique=True),
+    top_k=st.integers(1, 6),
+    top_p=st.floats(0.05, 1.0),
+)
 def test_top_k_and_top_p_keep_the_fewest_that_suffice(logits: list[int], top_k: int, top_p: float) -> None:
     values = np.array(logits, np.float32) / 10
     order = np.argsort(-values)[:top_k]
@@ -158,7 +179,9 @@ def test_top_k_and_top_p_keep_the_fewest_that_suffice(logits: list[int], top_k: 
         ([[1]], 4, {"repetition_penalty": 1e308}, "repetition_penalty"),
     ],
 )
-def test_what_cannot_be_generated_is_said(small: Any, prompts: Any, new: int, options: Any, words: str) -> None:
+def test_what_cannot_be_generated_is_said(
+    small: Any, prompts: Any, new: int, options: Any, words: str
+) -> None:
     with pytest.raises(BadInput, match=words):
         generate(*small, prompts, new, **options)
 

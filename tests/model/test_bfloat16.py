@@ -67,7 +67,9 @@ def test_logits_and_loss_are_float32_and_close(tiny_config, tiny_params):
     assert rounded.dtype == jnp.float32
     assert not np.array_equal(np.asarray(rounded).astype(ml_dtypes.bfloat16), np.asarray(rounded))
     np.testing.assert_allclose(rounded, exact, atol=0.05 * np.abs(exact).max())
-    (loss, windows), (half, _) = (summed_loss(tiny_config, tiny_params, batch, dtype) for dtype in (jnp.float32, jnp.bfloat16))
+    (loss, windows), (half, _) = (
+        summed_loss(tiny_config, tiny_params, batch, dtype) for dtype in (jnp.float32, jnp.bfloat16)
+    )
     assert half.dtype == jnp.float32
     assert windows.nats.dtype == jnp.float32
     assert abs(float(half) / float(loss) - 1) < 1e-3

@@ -25,7 +25,13 @@ from babel_jax.training.loss import summed_loss
 
 BATCH, TIME = 2, 256
 SHAPE = ModelConfig(
-    vocab_size=64, hidden_size=512, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=128
+    vocab_size=64,
+    hidden_size=512,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=128,
 )
 
 
@@ -35,7 +41,11 @@ def plain(query, key, value, segment_ids, window, softcap):
     key, value = jnp.repeat(key, heads, 2), jnp.repeat(value, heads, 2)
     scores = softcapped(jnp.einsum("bthd,bshd->bhts", query, key) * query.shape[-1] ** -0.5, softcap)
     distance = np.arange(query.shape[1])[:, None] - np.arange(key.shape[1])
-    seen = (distance >= 0) & (distance < (window or 10**9)) & (segment_ids[:, :, None] == segment_ids[:, None, :])
+    seen = (
+        (distance >= 0)
+        & (distance < (window or 10**9))
+        & (segment_ids[:, :, None] == segment_ids[:, None, :])
+    )
     weights = jax.nn.softmax(jnp.where(seen[:, None], scores, -1e30), axis=-1)
     return jnp.einsum("bhts,bshd->bthd", weights, value).reshape(*query.shape[:2], -1)
 
@@ -43,7 +53,9 @@ def plain(query, key, value, segment_ids, window, softcap):
 @pytest.fixture(scope="module")
 def inputs():
     keys = jax.random.split(jax.random.key(0), 4)
-    query, key, value, weight = (jax.random.normal(k, (BATCH, TIME, h, 128)) for k, h in zip(keys, (4, 2, 2, 4), strict=True))
+    query, key, value, weight = (
+        jax.random.normal(k, (BATCH, TIME, h, 128)) for k, h in zip(keys, (4, 2, 2, 4), strict=True)
+    )
     segment_ids = np.stack([np.repeat([1, 2, 0], [100, 120, 36]), np.repeat([1, 2, 3], [60, 4, 192])])
     return query, key, value, weight.reshape(BATCH, TIME, -1), jnp.asarray(segment_ids, jnp.int32)
 
@@ -61,10 +73,14 @@ def test_a_kernel_gives_what_plain_attention_gives(inputs, kernel, windows, whic
     config = SHAPE.model_copy(update={"attn_logit_softcapping": softcap})
 
     def through(attend):
-        return jax.jit(jax.value_and_grad(lambda q, k, v: (attend(q, k, v) * weight).sum(), argnums=(0, 1, 2)))(query, key, value)
+        return jax.jit(
+            jax.value_and_grad(lambda q, k, v: (attend(q, k, v) * weight).sum(), argnums=(0, 1, 2))
+        )(query, key, value)
 
     def ours(query, key, value):
-        return attention_over(config, windows, kernel, segment_ids, TIME, ALONE)(jnp.int32(which), query, key, value)
+        return attention_over(config, windows, kernel, segment_ids, TIME, ALONE)(
+            jnp.int32(which), query, key, value
+        )
 
     expected, of_expected = through(lambda q, k, v: plain(q, k, v, segment_ids, windows[which], softcap))
     found, of_found = through(ours)
@@ -76,7 +92,9 @@ def test_a_kernel_gives_what_plain_attention_gives(inputs, kernel, windows, whic
 @pytest.mark.parametrize("together", [1, 2])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_attention_a_few_windows_at_a_time(inputs, monkeypatch, together, dtype):
-    """Three windows, one after the other or two and one; as all at once, and in bfloat16 within its precision."""
+    """Three windows, one after the other or two and one; as all at once, and in bfloat16 within its
+    precision.
+    """
     query, key, value, weight, segment_ids = (jnp.concatenate([rows, rows[:1, ::-1]]) for rows in inputs)
 
     def gradients(dtype):
@@ -89,11 +107,15 @@ def test_attention_a_few_windows_at_a_time(inputs, monkeypatch, together, dtype)
     at_once = gradients(jnp.float32)
     monkeypatch.setattr(plain_attention, "_SCORE_BYTES", together * 4 * query.shape[2] * TIME * TIME)
     for one, other in zip(gradients(dtype), at_once, strict=True):
-        assert float(jnp.linalg.norm(one - other) / jnp.linalg.norm(other)) < (1e-6 if dtype == jnp.float32 else 2e-2)
+        assert float(jnp.linalg.norm(one - other) / jnp.linalg.norm(other)) < (
+            1e-6 if dtype == jnp.float32 else 2e-2
+        )
 
 
 def test_windows_on_several_devices_are_not_gathered():
-    """Programs of evaluation are spread over devices by XLA: a loop over windows would bring all of them to each device."""
+    """Programs of evaluation are spread over devices by XLA: a loop over windows would bring all of them to
+    each device.
+    """
     program = """
 import jax, jax.numpy as jnp
 from babel_jax.model import flash_attention as attend
@@ -101,10 +123,13 @@ from babel_jax.training.mesh import batch_sharding, make_mesh
 attend._SCORE_BYTES = 1
 rows = jax.ShapeDtypeStruct((8, 16, 2, 8), jnp.float32, sharding=batch_sharding(make_mesh({"fsdp": 4})))
 mask = jnp.tril(jnp.ones((1, 16, 16), bool))
-print(jax.jit(lambda q, k, v: attend.attend(q, k, v, mask, 1.0, None)).lower(rows, rows, rows).compile().as_text())
+attended = jax.jit(lambda q, k, v: attend.attend(q, k, v, mask, 1.0, None))
+print(attended.lower(rows, rows, rows).compile().as_text())
 """
     flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    shown = subprocess.run([sys.executable, "-c", program], env=flags, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, "-c", program], env=flags, capture_output=True, text=True, check=True
+    ).stdout
     assert "ENTRY" in shown
     assert "all-gather" not in shown
 
@@ -112,8 +137,12 @@ print(jax.jit(lambda q, k, v: attend.attend(q, k, v, mask, 1.0, None)).lower(row
 @pytest.mark.parametrize("kernel", list(AttentionKernel)[1:])
 @pytest.mark.parametrize("window", [None, 70])
 def test_parts_of_a_window_see_what_the_whole_sees(inputs, kernel, window):
-    """Two devices of the context axis, here the lanes of a vmap with that name: each has two parts of the queries, and all keys."""
-    query, key, value, weight, segment_ids = (jnp.concatenate([rows, rows[:, ::-1]], axis=1) for rows in inputs)
+    """Two devices of the context axis, here the lanes of a vmap with that name: each has two parts of the
+    queries, and all keys.
+    """
+    query, key, value, weight, segment_ids = (
+        jnp.concatenate([rows, rows[:, ::-1]], axis=1) for rows in inputs
+    )
     placement = Placement(sizes=(("context", 2),))
 
     def part(query, key, value):
@@ -181,8 +210,13 @@ def test_what_cudnn_does_not_take_goes_to_xla_or_is_refused(time, dtype, changes
     ids=["kept", "computed again", "kept, with windows"],
 )
 @pytest.mark.parametrize("scan_layers", [True, False])
-def test_on_a_gpu_attention_is_causal_and_not_computed_again(monkeypatch, changes, remat, forward, scan_layers):
-    """The program for CUDA, lowered here: calls of cuDNN in the passes through a layer. Without loops barriers keep these apart."""
+def test_on_a_gpu_attention_is_causal_and_not_computed_again(
+    monkeypatch, changes, remat, forward, scan_layers
+):
+    """The program for CUDA, lowered here: calls of cuDNN in the passes through a layer.
+
+    Without loops barriers keep these apart.
+    """
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91100)
     shape = SHAPE.model_copy(update=changes)
     params = abstract_params(shape)
@@ -191,13 +225,28 @@ def test_on_a_gpu_attention_is_causal_and_not_computed_again(monkeypatch, change
     def loss(params, batch):
         placement = Placement(platform="gpu")
         kernel = AttentionKernel.CUDNN
-        return summed_loss(shape, params, batch, jnp.bfloat16, remat, kernel=kernel, placement=placement, scan_layers=scan_layers)[0]
+        return summed_loss(
+            shape,
+            params,
+            batch,
+            jnp.bfloat16,
+            remat,
+            kernel=kernel,
+            placement=placement,
+            scan_layers=scan_layers,
+        )[0]
 
     text = jax.jit(jax.grad(loss)).trace(params, batch).lower(lowering_platforms=("cuda",)).as_text()
     calls = re.findall(r"@__cudnn\$fmha\w+", text)
-    counts = Counter(calls)  # of a layer; some versions of jax write a function that is called twice only once
-    assert counts["@__cudnn$fmhaScaleBiasSoftmaxBackward"] in ((1,) if scan_layers else (1, shape.num_hidden_layers))
-    assert counts["@__cudnn$fmhaScaleBiasSoftmax"] == forward * counts["@__cudnn$fmhaScaleBiasSoftmaxBackward"]
+    counts = Counter(
+        calls
+    )  # of a layer; some versions of jax write a function that is called twice only once
+    assert counts["@__cudnn$fmhaScaleBiasSoftmaxBackward"] in (
+        (1,) if scan_layers else (1, shape.num_hidden_layers)
+    )
+    assert (
+        counts["@__cudnn$fmhaScaleBiasSoftmax"] == forward * counts["@__cudnn$fmhaScaleBiasSoftmaxBackward"]
+    )
     assert ("optimization_barrier" in text) is not scan_layers
     assert text.count("mask_type\\22: \\22CAUSAL") == len(calls)
 
@@ -221,14 +270,21 @@ def test_the_cross_entropy_in_pieces_is_the_plain_one(monkeypatch, softcap, larg
         return jnp.take_along_axis(logits, targets[:, None], 1)[:, 0], jax.nn.logsumexp(logits, axis=1)
 
     expected = jax.value_and_grad(lambda h, t: loss(full(h, t)), argnums=(0, 1))(hidden, table)
-    found = jax.value_and_grad(lambda h, t: loss(target_logits(h, t, targets, softcap, ALONE)), argnums=(0, 1))(hidden, table)
+    found = jax.value_and_grad(
+        lambda h, t: loss(target_logits(h, t, targets, softcap, ALONE)), argnums=(0, 1)
+    )(hidden, table)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-5)
 
 
 def test_the_logits_of_a_large_vocabulary_never_exist_whole():
-    """At the shape of Babel-9B, no array of the loss's own program has the size of the logits, or of the table in bfloat16."""
-    hidden, table = jax.ShapeDtypeStruct((4096, 3584), jnp.bfloat16), jax.ShapeDtypeStruct((152064, 3584), jnp.float32)
+    """At the shape of Babel-9B, no array of the loss's own program has the size of the logits, or of the
+    table in bfloat16.
+    """
+    hidden, table = (
+        jax.ShapeDtypeStruct((4096, 3584), jnp.bfloat16),
+        jax.ShapeDtypeStruct((152064, 3584), jnp.float32),
+    )
     targets = jax.ShapeDtypeStruct((4096,), jnp.int32)
 
     def loss(hidden, table, targets):

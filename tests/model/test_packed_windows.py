@@ -20,7 +20,12 @@ def model(request, tiny_config):
     changes = {
         "full": {},
         "sliding": {"sliding_window": 4, "layer_types": (LayerType.FULL, LayerType.SLIDING) * 2},
-        "gemma2": {"family": Family.GEMMA2, "attn_logit_softcapping": 4.0, "qkv_bias": False, "post_norms": True},
+        "gemma2": {
+            "family": Family.GEMMA2,
+            "attn_logit_softcapping": 4.0,
+            "qkv_bias": False,
+            "post_norms": True,
+        },
     }
     config = tiny_config.model_copy(update=changes[request.param])
     return config, jax.tree.map(lambda leaf: leaf * 3, init_params(config, jax.random.key(0)))
@@ -48,7 +53,10 @@ def test_padding_and_other_documents_change_no_bit(model):
     tokens = random.integers(0, 512, (1, TIME))
     segment_ids = np.repeat([1, 2, 0], [10, 12, 10])[None]
     other = np.where(segment_ids == 2, tokens, random.integers(0, 512, tokens.shape))
-    one, two = (np.asarray(run(config, params, each, segment_ids=segment_ids))[segment_ids == 2] for each in (tokens, other))
+    one, two = (
+        np.asarray(run(config, params, each, segment_ids=segment_ids))[segment_ids == 2]
+        for each in (tokens, other)
+    )
     np.testing.assert_array_equal(one, two)
 
 
@@ -61,7 +69,9 @@ def test_rematerialization_changes_no_gradient(tiny_config, tiny_params, remat):
 
     gradient = jax.jit(jax.grad(loss), static_argnums=1)
     for found, expected in zip(
-        jax.tree.leaves(gradient(tiny_params, remat)), jax.tree.leaves(gradient(tiny_params, Remat.NONE)), strict=True
+        jax.tree.leaves(gradient(tiny_params, remat)),
+        jax.tree.leaves(gradient(tiny_params, Remat.NONE)),
+        strict=True,
     ):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
@@ -74,4 +84,6 @@ def test_the_mask_by_its_definition(data, window):
     for time in range(len(segment_ids)):
         for source in range(len(segment_ids)):
             near = window is None or time - source < window
-            assert found[time, source] == (source <= time and segment_ids[time] == segment_ids[source] and near)
+            assert found[time, source] == (
+                source <= time and segment_ids[time] == segment_ids[source] and near
+            )

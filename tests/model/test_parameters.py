@@ -1,4 +1,6 @@
-"""One description per parameter: counts, names, shapes, initial values, and a program that does not grow with depth."""
+"""One description per parameter: counts, names, shapes, initial values, and a program that does not grow with
+depth.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +35,11 @@ def test_every_parameter_has_a_name_for_each_axis(tiny_config):
     for path, parameter in flatten_dict(describe(tiny_config), sep="/").items():
         assert len(parameter.logical_axes) == len(parameter.shape), path
         assert (parameter.logical_axes[0] == "layers") == ("/layers/" in path)
-    assert flatten_dict(describe(tiny_config), sep="/")["model/layers/mlp/down_proj/weight"].logical_axes == ("layers", "embed", "mlp")
+    assert flatten_dict(describe(tiny_config), sep="/")["model/layers/mlp/down_proj/weight"].logical_axes == (
+        "layers",
+        "embed",
+        "mlp",
+    )
 
 
 def test_initial_values_follow_the_key_and_the_path_alone(tiny_config, tiny_params):
@@ -52,7 +58,11 @@ def test_the_program_does_not_grow_with_depth(tiny_config):
     def equations(layers):
         config = tiny_config.model_copy(update={"num_hidden_layers": layers})
         tokens = jax.ShapeDtypeStruct((1, 16), jnp.int32)
-        return str(jax.make_jaxpr(lambda params, tokens: forward(config, params, tokens))(abstract_params(config), tokens)).count("\n")
+        return str(
+            jax.make_jaxpr(lambda params, tokens: forward(config, params, tokens))(
+                abstract_params(config), tokens
+            )
+        ).count("\n")
 
     assert equations(4) == equations(92)
 

@@ -16,12 +16,24 @@ from babel_jax.model.decoder import abstract_params, forward
 torch = pytest.importorskip("torch")
 
 FULL, SLIDING = LayerType.FULL, LayerType.SLIDING
-BASE = {"vocab_size": 211, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "max_position_embeddings": 512}
+BASE = {
+    "vocab_size": 211,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 512,
+}
 CONFIGS = {
     "qwen2": ModelConfig(**BASE, num_attention_heads=4, num_key_value_heads=2),
-    "qwen2_grouped_7_to_1": ModelConfig(**(BASE | {"hidden_size": 112}), num_attention_heads=14, num_key_value_heads=2),
-    "qwen2_tied_eps": ModelConfig(**BASE, num_attention_heads=4, num_key_value_heads=1, tie_word_embeddings=True, rms_norm_eps=1e-5),
-    "qwen2_head_dim": ModelConfig(**BASE, num_attention_heads=4, num_key_value_heads=4, head_dim=24, rope_theta=10_000.0),
+    "qwen2_grouped_7_to_1": ModelConfig(
+        **(BASE | {"hidden_size": 112}), num_attention_heads=14, num_key_value_heads=2
+    ),
+    "qwen2_tied_eps": ModelConfig(
+        **BASE, num_attention_heads=4, num_key_value_heads=1, tie_word_embeddings=True, rms_norm_eps=1e-5
+    ),
+    "qwen2_head_dim": ModelConfig(
+        **BASE, num_attention_heads=4, num_key_value_heads=4, head_dim=24, rope_theta=10_000.0
+    ),
     "qwen2_some_sliding": ModelConfig(
         **(BASE | {"num_hidden_layers": 4}),
         num_attention_heads=4,
@@ -30,9 +42,15 @@ CONFIGS = {
         layer_types=(FULL, SLIDING, FULL, SLIDING),
     ),
     "qwen2_all_sliding": ModelConfig(
-        **BASE, num_attention_heads=4, num_key_value_heads=2, sliding_window=5, layer_types=(SLIDING, SLIDING, SLIDING)
+        **BASE,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=5,
+        layer_types=(SLIDING, SLIDING, SLIDING),
     ),
-    "llama": ModelConfig(**BASE, family=Family.LLAMA, num_attention_heads=8, num_key_value_heads=4, rope_theta=10_000.0),
+    "llama": ModelConfig(
+        **BASE, family=Family.LLAMA, num_attention_heads=8, num_key_value_heads=4, rope_theta=10_000.0
+    ),
     "llama_tied_scaled": ModelConfig(
         **BASE,
         family=Family.LLAMA,
@@ -52,7 +70,9 @@ CONFIGS = {
         mlp_bias=True,
         rope_scaling=RopeScaling(rope_type=RopeType.LINEAR, factor=4.0),
     ),
-    "qwen3": ModelConfig(**BASE, family=Family.QWEN3, num_attention_heads=4, num_key_value_heads=2, head_dim=24),
+    "qwen3": ModelConfig(
+        **BASE, family=Family.QWEN3, num_attention_heads=4, num_key_value_heads=2, head_dim=24
+    ),
     "qwen3_biases_sliding": ModelConfig(
         **BASE,
         family=Family.QWEN3,
@@ -64,9 +84,16 @@ CONFIGS = {
         sliding_window=6,
         layer_types=(FULL, SLIDING, FULL),
     ),
-    "mistral": ModelConfig(**BASE, family=Family.MISTRAL, num_attention_heads=8, num_key_value_heads=2, rope_theta=1e6),
+    "mistral": ModelConfig(
+        **BASE, family=Family.MISTRAL, num_attention_heads=8, num_key_value_heads=2, rope_theta=1e6
+    ),
     "mistral_sliding": ModelConfig(
-        **BASE, family=Family.MISTRAL, num_attention_heads=4, num_key_value_heads=2, sliding_window=9, layer_types=(SLIDING,) * 3
+        **BASE,
+        family=Family.MISTRAL,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=9,
+        layer_types=(SLIDING,) * 3,
     ),
     # Soft caps low enough to bend the scores and logits of so small a model.
     "gemma2": ModelConfig(
@@ -84,13 +111,20 @@ CONFIGS = {
         rope_theta=10_000.0,
     ),
     "gemma2_uncapped_untied": ModelConfig(
-        **BASE, family=Family.GEMMA2, num_attention_heads=4, num_key_value_heads=4, sliding_window=9, layer_types=(SLIDING, FULL, FULL)
+        **BASE,
+        family=Family.GEMMA2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        sliding_window=9,
+        layer_types=(SLIDING, FULL, FULL),
     ),
 }
 
 
 @pytest.fixture(scope="module", params=CONFIGS, ids=str)
-def pair(request: pytest.FixtureRequest, reference_model: Callable[..., Any], stacked_tree: Callable[..., Any]) -> Any:
+def pair(
+    request: pytest.FixtureRequest, reference_model: Callable[..., Any], stacked_tree: Callable[..., Any]
+) -> Any:
     config = CONFIGS[request.param]
     model = reference_model(config)
     return config, model, stacked_tree(dict(model.named_parameters()))
@@ -138,7 +172,9 @@ def test_explicit_positions(pair: Any, tokens: np.ndarray) -> None:
     positions = np.cumsum(np.random.default_rng(2).integers(1, 4, tokens.shape), axis=1)
     with torch.no_grad():
         expected = model(
-            torch.tensor(tokens), position_ids=torch.tensor(positions), attention_mask=torch.ones(tokens.shape, dtype=torch.long)
+            torch.tensor(tokens),
+            position_ids=torch.tensor(positions),
+            attention_mask=torch.ones(tokens.shape, dtype=torch.long),
         ).logits.numpy()
     logits = jax.jit(partial(forward, config))(params, tokens, positions=positions)
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)

@@ -38,9 +38,13 @@ def write_model(write_model_of):
 
 @pytest.fixture(scope="session")
 def write_model_of(tiny_model_config):
-    """Writes an HF folder without any of the code under test except config.json's: every bit of every tensor is random, NaNs among them."""
+    """Writes an HF folder without any of the code under test except config.json's: every bit of every tensor
+    is random, NaNs among them.
+    """
 
-    def write(path: Path, config: ModelConfig = tiny_model_config, dtype: str | None = "bfloat16", shards: int = 2) -> Path:
+    def write(
+        path: Path, config: ModelConfig = tiny_model_config, dtype: str | None = "bfloat16", shards: int = 2
+    ) -> Path:
         path.mkdir(parents=True)
         random = np.random.default_rng(0)
         kinds = list(TYPES)
@@ -58,7 +62,9 @@ def write_model_of(tiny_model_config):
             save_file(part, path / file, metadata={"format": "pt"})
             weight_map |= dict.fromkeys(part, file)
         if shards > 1:
-            (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map}))
+            (path / "model.safetensors.index.json").write_text(
+                json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map})
+            )
         (path / "config.json").write_text(json.dumps(write_hf_config(config, dtype=dtype or "float32")))
         return path
 
@@ -72,7 +78,10 @@ def read_bits():
     def read(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
         tensors = {}
         for file in sorted(path.glob("*.safetensors")):
-            tensors |= {name: (str(value.dtype), value.shape, value.tobytes()) for name, value in load_file(file).items()}
+            tensors |= {
+                name: (str(value.dtype), value.shape, value.tobytes())
+                for name, value in load_file(file).items()
+            }
         return tensors
 
     return read

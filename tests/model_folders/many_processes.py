@@ -1,4 +1,6 @@
-"""Run by test_processes.py as one of several JAX processes: loads, saves and fails, and prints what it saw as JSON."""
+"""Run by test_processes.py as one of several JAX processes: loads, saves and fails, and prints what it saw as
+JSON.
+"""
 
 import errno
 import json
@@ -37,7 +39,9 @@ class BytesRead(logging.Handler):
 
 def check_bits(params, source):
     """Every part of every leaf that is here has the bits of the files, read by another library."""
-    tensors = {name: value for file in Path(source).glob("*.safetensors") for name, value in load_file(file).items()}
+    tensors = {
+        name: value for file in Path(source).glob("*.safetensors") for name, value in load_file(file).items()
+    }
     layers = open_folder(source).config.num_hidden_layers
     for place, leaf in traverse_util.flatten_dict(params).items():
         values = [tensors[name] for name in tensor_names(place, layers)]
@@ -62,7 +66,10 @@ def main(source: Path, odd: Path, out: Path) -> dict:
     seen: dict = {"bytes": {}, "odd": {}}
     fails = jax.process_index() == 1
 
-    for path, meshes, bytes_read in ((source, MESHES, seen["bytes"]), (odd, {"embed": MESHES["embed"]}, seen["odd"])):
+    for path, meshes, bytes_read in (
+        (source, MESHES, seen["bytes"]),
+        (odd, {"embed": MESHES["embed"]}, seen["odd"]),
+    ):
         folder = open_folder(path)
         for name, sizes in meshes.items():
             mesh = make_mesh(sizes)
@@ -85,7 +92,10 @@ def main(source: Path, odd: Path, out: Path) -> dict:
     seen["remote"] = counted.last
 
     write, names = TensorFiles.write, []
-    TensorFiles.write = lambda self, name, start, values: (names.append(name), write(self, name, start, values))
+    TensorFiles.write = lambda self, name, start, values: (
+        names.append(name),
+        write(self, name, start, values),
+    )
     save_folder(out / "tensor", Format.HF, params, folder.hf_config, folder.path, shard_bytes=3000)
     seen["written"] = list(names)
     save_folder(out / "replicated", Format.HF, everywhere, folder.hf_config)

@@ -38,7 +38,9 @@ def swap_shape(tensors):
 
 
 def to_one_other_type(tensors):
-    tensors["model.layers.0.mlp.down_proj.weight"] = tensors["model.layers.0.mlp.down_proj.weight"].astype(np.float32)
+    tensors["model.layers.0.mlp.down_proj.weight"] = tensors["model.layers.0.mlp.down_proj.weight"].astype(
+        np.float32
+    )
 
 
 def to_integers(tensors):
@@ -49,17 +51,27 @@ DAMAGES = {
     "a shard is missing": (lambda f: (f / SECOND).unlink(), [INDEX, SECOND, "missing"]),
     "a shard is truncated": (lambda f: truncate(f / SECOND), [SECOND, "truncated"]),
     "a shard is empty": (lambda f: (f / FIRST).write_bytes(b""), [FIRST, "truncated"]),
-    "a shard is something else": (lambda f: (f / FIRST).write_bytes(b"<html>" * 99), [FIRST, "not a safetensors file"]),
+    "a shard is something else": (
+        lambda f: (f / FIRST).write_bytes(b"<html>" * 99),
+        [FIRST, "not a safetensors file"],
+    ),
     "the index names a missing file": (
-        lambda f: edit_json(f / INDEX, lambda i: i["weight_map"].update({"lm_head.weight": "model-00009-of-00002.safetensors"})),
+        lambda f: edit_json(
+            f / INDEX,
+            lambda i: i["weight_map"].update({"lm_head.weight": "model-00009-of-00002.safetensors"}),
+        ),
         [INDEX, "model-00009-of-00002.safetensors", "missing"],
     ),
     "the index names the wrong shard": (
-        lambda f: edit_json(f / INDEX, lambda i: i["weight_map"].update({"model.embed_tokens.weight": SECOND})),
+        lambda f: edit_json(
+            f / INDEX, lambda i: i["weight_map"].update({"model.embed_tokens.weight": SECOND})
+        ),
         [INDEX, "model.embed_tokens.weight", SECOND],
     ),
     "the index leaves the folder": (
-        lambda f: edit_json(f / INDEX, lambda i: i["weight_map"].update({"lm_head.weight": "../secret.safetensors"})),
+        lambda f: edit_json(
+            f / INDEX, lambda i: i["weight_map"].update({"lm_head.weight": "../secret.safetensors"})
+        ),
         [INDEX, "outside"],
     ),
     "the index is no index": (lambda f: (f / INDEX).write_text("[]"), [INDEX, "weight_map"]),
@@ -76,7 +88,9 @@ DAMAGES = {
         ["missing 12 tensors", "model.layers.3."],
     ),
     "a tensor is unexpected": (
-        lambda f: edit_tensors(f / FIRST, lambda t: t.update({"model.layers.0.self_attn.q_norm.weight": np.ones(4, np.float32)})),
+        lambda f: edit_tensors(
+            f / FIRST, lambda t: t.update({"model.layers.0.self_attn.q_norm.weight": np.ones(4, np.float32)})
+        ),
         [FIRST, "unexpected tensor model.layers.0.self_attn.q_norm.weight"],
     ),
     "layers are left over": (
@@ -91,23 +105,43 @@ DAMAGES = {
         lambda f: edit_tensors(f / FIRST, to_one_other_type),
         ["model/layers/mlp/down_proj/weight", "bfloat16, float32"],
     ),
-    "a type is not supported": (lambda f: edit_tensors(f / FIRST, to_integers), [FIRST, "type I16", "BF16, F16, F32"]),
+    "a type is not supported": (
+        lambda f: edit_tensors(f / FIRST, to_integers),
+        [FIRST, "type I16", "BF16, F16, F32"],
+    ),
     "config.json is missing": (lambda f: (f / "config.json").unlink(), ["no config.json"]),
     "config.json is cut": (lambda f: truncate(f / "config.json"), ["config.json", "not a readable JSON"]),
-    "config.json is no object": (lambda f: (f / "config.json").write_text("3"), ["config.json", "not a JSON object"]),
-    "config.json is not UTF-8": (lambda f: (f / "config.json").write_bytes(b'{"a": "\xff"}'), ["config.json", "not a readable JSON"]),
+    "config.json is no object": (
+        lambda f: (f / "config.json").write_text("3"),
+        ["config.json", "not a JSON object"],
+    ),
+    "config.json is not UTF-8": (
+        lambda f: (f / "config.json").write_bytes(b'{"a": "\xff"}'),
+        ["config.json", "not a readable JSON"],
+    ),
     "config.json is of another architecture": (
         lambda f: edit_json(f / "config.json", lambda c: c.update(model_type="gpt2")),
         ["config.json", "'gpt2'", "qwen2", "llama"],
     ),
-    "there are no weights": (lambda f: [file.unlink() for file in f.glob("model*")], ["neither safetensors files nor an Orbax params/"]),
+    "there are no weights": (
+        lambda f: [file.unlink() for file in f.glob("model*")],
+        ["neither safetensors files nor an Orbax params/"],
+    ),
     "both formats are there": (lambda f: (f / "params").mkdir(), ["both safetensors files and params/"]),
     "the tokenizer is larger than the embedding": (
-        lambda f: Tokenizer(models.WordLevel({f"word{i}": i for i in range(49)}, "word0")).save(str(f / "tokenizer.json")),
+        lambda f: Tokenizer(models.WordLevel({f"word{i}": i for i in range(49)}, "word0")).save(
+            str(f / "tokenizer.json")
+        ),
         ["ids up to 48", "48 rows"],
     ),
-    "the tokenizer is damaged": (lambda f: (f / "tokenizer.json").write_text("{"), ["tokenizer cannot be read"]),
-    "the SentencePiece model is damaged": (lambda f: (f / "tokenizer.model").write_bytes(b"abc"), ["tokenizer cannot be read"]),
+    "the tokenizer is damaged": (
+        lambda f: (f / "tokenizer.json").write_text("{"),
+        ["tokenizer cannot be read"],
+    ),
+    "the SentencePiece model is damaged": (
+        lambda f: (f / "tokenizer.model").write_bytes(b"abc"),
+        ["tokenizer cannot be read"],
+    ),
 }
 
 
@@ -131,7 +165,10 @@ def only_file(folder, name):
 
 
 def largest_file(folder):
-    return max((file for file in (folder / "state").rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    return max(
+        (file for file in (folder / "state").rglob("*") if file.is_file()),
+        key=lambda file: file.stat().st_size,
+    )
 
 
 def rewrite_same_size(path):
@@ -163,7 +200,10 @@ def test_a_damaged_orbax_folder_is_refused_in_one_line(tmp_path, write_model, da
 def test_orbax_params_of_another_shape_are_refused(tmp_path, write_model):
     convert(write_model(tmp_path / "source"), tmp_path / "orbax")
     edit_json(tmp_path / "orbax" / "config.json", lambda config: config.update(vocab_size=50))
-    with pytest.raises(BadInput, match=r"(model/embed_tokens|lm_head)/weight has shape \[48, 16\]; config.json calls for \[50, 16\]"):
+    with pytest.raises(
+        BadInput,
+        match=r"(model/embed_tokens|lm_head)/weight has shape \[48, 16\]; config.json calls for \[50, 16\]",
+    ):
         load_params(open_folder(tmp_path / "orbax"))
 
 
@@ -178,13 +218,19 @@ def test_orbax_params_of_another_type_are_refused(tmp_path, write_model, dtype):
             use(open_folder(tmp_path / "orbax"))
 
 
-@pytest.mark.filterwarnings("ignore:Sharding info not provided when restoring")  # Orbax's, when a tree is read as it was saved
-def test_an_orbax_checkpoint_of_the_old_layout_is_named_so_and_can_be_written_anew(tmp_path, write_model, read_bits):
+@pytest.mark.filterwarnings(
+    "ignore:Sharding info not provided when restoring"
+)  # Orbax's, when a tree is read as it was saved
+def test_an_orbax_checkpoint_of_the_old_layout_is_named_so_and_can_be_written_anew(
+    tmp_path, write_model, read_bits
+):
     source = open_folder(write_model(tmp_path / "source"))
     old = tmp_path / "old" / "params"
     PyTreeCheckpointer().save(old, load_params(source))
     shutil.copy(source.path / "config.json", old.parent)
-    with pytest.raises(BadInput, match=r"old/params: not in the layout of Orbax v1 .*: save\(NEW, load\(OLD\)\)$"):
+    with pytest.raises(
+        BadInput, match=r"old/params: not in the layout of Orbax v1 .*: save\(NEW, load\(OLD\)\)$"
+    ):
         convert(old.parent, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     ocp.save(tmp_path / "new" / "params", ocp.load(old))

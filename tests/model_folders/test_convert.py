@@ -22,7 +22,9 @@ def test_every_bit_survives_the_way_to_orbax_and_back(tmp_path, write_model, rea
     there = convert(source, tmp_path / "orbax")
     back = convert(tmp_path / "orbax", tmp_path / "back", shard_bytes=4000)
     assert read_bits(tmp_path / "back") == read_bits(source)
-    assert json.loads((tmp_path / "back" / "config.json").read_text()) == json.loads((source / "config.json").read_text())
+    assert json.loads((tmp_path / "back" / "config.json").read_text()) == json.loads(
+        (source / "config.json").read_text()
+    )
     assert there.keys() >= {"layers", "parameters", "bytes_written", "seconds", "peak_rss_bytes"}
     assert (there["format"], back["format"], there["layers"], back["layers"]) == ("orbax", "hf", 3, 3)
     assert there["parameters"] == sum(np.prod(shape) for _, shape, _ in read_bits(source).values())
@@ -39,18 +41,32 @@ def test_shards_stay_under_the_limit_and_the_index_names_every_tensor(tmp_path, 
     assert set(index["weight_map"]) == set(tensors)
     assert index["metadata"]["total_size"] == sum(len(data) for _, _, data in tensors.values())
     assert (
-        max(sum(len(tensors[n][2]) for n, f in index["weight_map"].items() if f == file) for file in index["weight_map"].values()) <= 3000
+        max(
+            sum(len(tensors[n][2]) for n, f in index["weight_map"].items() if f == file)
+            for file in index["weight_map"].values()
+        )
+        <= 3000
     )
 
 
 def test_files_beside_the_parameters_come_along_and_weights_do_not(tmp_path, write_model):
     source = write_model(tmp_path / "source")
     kept = {"generation_config.json": "{}", "LICENSE": "text", "README.md": "card", "merges.txt": "a b"}
-    for name, text in {**kept, "pytorch_model.bin": "old", "pytorch_model.bin.index.json": "{}", ".cache": "x"}.items():
+    for name, text in {
+        **kept,
+        "pytorch_model.bin": "old",
+        "pytorch_model.bin.index.json": "{}",
+        ".cache": "x",
+    }.items():
         (source / name).write_text(text)
     (source / "runs").mkdir()
     convert(source, tmp_path / "orbax")
-    assert {file.name for file in (tmp_path / "orbax").iterdir()} == {"config.json", "params", "SHA256SUMS", *kept}
+    assert {file.name for file in (tmp_path / "orbax").iterdir()} == {
+        "config.json",
+        "params",
+        "SHA256SUMS",
+        *kept,
+    }
     assert all((tmp_path / "orbax" / name).read_text() == text for name, text in kept.items())
 
 
@@ -114,7 +130,9 @@ def test_saved_params_load_again_in_both_formats(tmp_path, write_model):
     for format in Format:
         save_folder(tmp_path / format, format, params, folder.hf_config)
         again = load_params(open_folder(tmp_path / format))
-        assert jax.tree.all(jax.tree.map(lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), params, again))
+        assert jax.tree.all(
+            jax.tree.map(lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), params, again)
+        )
 
 
 def test_a_tied_model_may_store_its_output_layer_twice(tmp_path, write_model, tiny_config, read_bits):
@@ -130,7 +148,9 @@ def test_a_tied_model_may_store_its_output_layer_twice(tmp_path, write_model, ti
     (tmp_path / "twice" / "config.json").write_text(json.dumps({**untied, "tie_word_embeddings": True}))
     convert(tmp_path / "twice", tmp_path / "orbax")
     convert(tmp_path / "orbax", tmp_path / "back")
-    assert read_bits(tmp_path / "back") == {name: value for name, value in bits.items() if name != "lm_head.weight"}
+    assert read_bits(tmp_path / "back") == {
+        name: value for name, value in bits.items() if name != "lm_head.weight"
+    }
 
 
 CASES = [
@@ -139,12 +159,34 @@ CASES = [
     ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, "float32"),
     ("llama", {"tie_word_embeddings": True}, "float16"),
     ("qwen3", {"head_dim": 16}, "bfloat16"),
-    ("qwen3", {"head_dim": 8, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1, "attention_bias": True}, "float32"),
+    (
+        "qwen3",
+        {
+            "head_dim": 8,
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "max_window_layers": 1,
+            "attention_bias": True,
+        },
+        "float32",
+    ),
     ("mistral", {"sliding_window": 6}, "bfloat16"),
     ("mistral", {"sliding_window": None, "head_dim": 16}, "float32"),
-    ("gemma2", {"head_dim": 8, "query_pre_attn_scalar": 16, "sliding_window": 6, "attn_logit_softcapping": 2.0}, "bfloat16"),
-    ("gemma2", {"head_dim": 16, "sliding_window": 6, "final_logit_softcapping": None, "tie_word_embeddings": False}, "float32"),
-    ("llama", {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True, "head_dim": 16}, "bfloat16"),
+    (
+        "gemma2",
+        {"head_dim": 8, "query_pre_attn_scalar": 16, "sliding_window": 6, "attn_logit_softcapping": 2.0},
+        "bfloat16",
+    ),
+    (
+        "gemma2",
+        {"head_dim": 16, "sliding_window": 6, "final_logit_softcapping": None, "tie_word_embeddings": False},
+        "float32",
+    ),
+    (
+        "llama",
+        {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True, "head_dim": 16},
+        "bfloat16",
+    ),
     (
         "llama",
         {
@@ -195,13 +237,16 @@ def test_transformers_folders_come_back_the_same(tmp_path, read_bits, family, op
     convert(tmp_path / "orbax", tmp_path / "back", shard_bytes=20_000)
 
     assert read_bits(tmp_path / "back") == read_bits(tmp_path / "source")
-    given, written = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("source", "back"))
+    given, written = (
+        json.loads((tmp_path / name / "config.json").read_text()) for name in ("source", "back")
+    )
     assert {key: written[key] for key in given} == given
     assert written["rope_theta"] == written["rope_parameters"]["rope_theta"]
     assert (written["torch_dtype"], written["dtype"]) == (dtype, dtype)
     # Both from disk: casting a model in memory rounds its rotary frequencies too, which are no parameters.
     before, after = (
-        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name, local_files_only=True) for name in ("source", "back")
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name, local_files_only=True)
+        for name in ("source", "back")
     )
     assert after.dtype == before.dtype == model.dtype
     tokens = torch.arange(40).reshape(2, 20) % 96

@@ -34,7 +34,12 @@ for number in itertools.count():
 def small_disk(tmp_path_factory):
     """A file system of 256 kB."""
     place = tmp_path_factory.mktemp("small_disk")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True, text=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if mounted.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
     yield place
@@ -47,7 +52,9 @@ def large_config(tiny_config):
 
 
 @pytest.mark.parametrize("format", Format)
-def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, small_disk, write_model, large_config, format, capfd):
+def test_a_full_disk_is_named_and_leaves_nothing(
+    tmp_path, small_disk, write_model, large_config, format, capfd
+):
     source = open_folder(write_model(tmp_path / "source", large_config))
     with pytest.raises(BadInput, match="no space left") as raised:
         save_folder(small_disk / "out", format, load_params(source), source.hf_config)
@@ -58,7 +65,9 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, small_disk, write_mod
 
 
 @pytest.mark.parametrize("kilobytes", [60, 90, 120, 150])
-def test_a_disk_that_is_full_before_the_first_tensor_is_not_taken_for_damage(tmp_path, small_disk, write_model, kilobytes):
+def test_a_disk_that_is_full_before_the_first_tensor_is_not_taken_for_damage(
+    tmp_path, small_disk, write_model, kilobytes
+):
     source = write_model(tmp_path / "source")
     (small_disk / "other").write_bytes(b"x" * (256 - kilobytes) * 1024)
     with pytest.raises(BadInput, match="no space left"):
@@ -76,7 +85,9 @@ def test_a_full_disk_while_the_other_files_are_copied(tmp_path, small_disk, writ
 
 
 @pytest.mark.parametrize("format", Format)
-def test_killed_at_any_moment_nothing_half_written_has_a_final_name(tmp_path, write_model, read_bits, large_config, format):
+def test_killed_at_any_moment_nothing_half_written_has_a_final_name(
+    tmp_path, write_model, read_bits, large_config, format
+):
     source = write_model(tmp_path / "source", large_config)
     bits = read_bits(source)
     if format is Format.HF:
@@ -89,13 +100,16 @@ def test_killed_at_any_moment_nothing_half_written_has_a_final_name(tmp_path, wr
             break
         out = tmp_path / f"out{attempt}"
         command = [sys.executable, "-c", CONVERT_FOREVER, str(source), str(out)]
-        # The working directory of pytest need not be the repository; the package is found where this process found it.
+        # The working directory of pytest need not be the repository; the package is found where this process
+        # found it.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         time.sleep(moments.uniform(0.0, 0.1))
-        while not any(out.glob("*.partial")):  # most of the time goes into reading, when there is nothing to spoil
+        while not any(
+            out.glob("*.partial")
+        ):  # most of the time goes into reading, when there is nothing to spoil
             pass
         time.sleep(moments.uniform(0.0, 0.01))
         process.send_signal(signal.SIGKILL)
@@ -122,7 +136,9 @@ def bits_of(folder: Path, scratch: Path, read_bits):
 
 @pytest.mark.parametrize("format", Format)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_stopped_midway_the_same_command_goes_on(tmp_path, write_model, read_bits, monkeypatch, error, format):
+def test_stopped_midway_the_same_command_goes_on(
+    tmp_path, write_model, read_bits, monkeypatch, error, format
+):
     """Tensors that were noted as done are not written again."""
     source = write_model(tmp_path / "hf")
     bits = read_bits(source)
@@ -150,7 +166,9 @@ def test_stopped_midway_the_same_command_goes_on(tmp_path, write_model, read_bit
     assert bits_of(tmp_path / "out", tmp_path / "again", read_bits) == bits
 
 
-def test_what_was_begun_for_another_source_or_cut_in_its_list_does_not_count(tmp_path, write_model, read_bits, monkeypatch):
+def test_what_was_begun_for_another_source_or_cut_in_its_list_does_not_count(
+    tmp_path, write_model, read_bits, monkeypatch
+):
     source = write_model(tmp_path / "source")
     monkeypatch.setattr("babel_jax.model_folders.streaming._BYTES_BETWEEN_SYNCS", 1)
     partial = tmp_path / "out.partial"
@@ -191,13 +209,18 @@ def test_a_source_that_changes_while_it_is_read_is_named(tmp_path, write_model, 
 
 def test_two_processes_at_one_output(tmp_path, write_model):
     source = write_model(tmp_path / "source")
-    with resumable_folder(tmp_path / "out", "mine"), pytest.raises(BadInput, match="another process is writing it"):
+    with (
+        resumable_folder(tmp_path / "out", "mine"),
+        pytest.raises(BadInput, match="another process is writing it"),
+    ):
         convert(source, tmp_path / "out")
 
 
 def test_verify_finds_a_bit_that_changed_on_the_way(tmp_path, write_model, monkeypatch):
     source = write_model(tmp_path / "source")
-    assert convert(source, tmp_path / "good", verify=True)["verified"]["tensors"] == len(tensor_shapes(open_folder(source).config))
+    assert convert(source, tmp_path / "good", verify=True)["verified"]["tensors"] == len(
+        tensor_shapes(open_folder(source).config)
+    )
 
     def flip(self, name, start, values, write=LeafFiles.write):
         if name == "model.norm.weight":
@@ -229,7 +252,9 @@ def test_too_little_memory_is_refused(tmp_path, write_model):
 
 
 @pytest.mark.parametrize("format", Format)
-def test_what_does_not_read_back_is_written_again_and_the_rest_is_kept(tmp_path, write_model, read_bits, monkeypatch, format):
+def test_what_does_not_read_back_is_written_again_and_the_rest_is_kept(
+    tmp_path, write_model, read_bits, monkeypatch, format
+):
     source = write_model(tmp_path / "hf")
     bits = read_bits(source)
     if format is Format.HF:
@@ -245,7 +270,9 @@ def test_what_does_not_read_back_is_written_again_and_the_rest_is_kept(tmp_path,
         write(self, name, start, values)
 
     monkeypatch.setattr(sink, "write", flip_first)
-    with pytest.raises(BadInput, match=r"1 tensors read back differ .*run the command again: it writes these anew"):
+    with pytest.raises(
+        BadInput, match=r"1 tensors read back differ .*run the command again: it writes these anew"
+    ):
         convert(source, tmp_path / "out", verify=True, shard_bytes=3000)
     assert (tmp_path / "out.partial").is_dir()
     first = len(written)

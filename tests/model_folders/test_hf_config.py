@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 from babel_jax.config import Activation, Family, LayerType, ModelConfig, RopeScaling, RopeType
 from babel_jax.errors import BadInput
 from babel_jax.model.decoder import count_parameters
-from babel_jax.model_folders.hf_config import in_both_spellings, read_hf_config, stored_eos_token_ids, write_hf_config
+from babel_jax.model_folders.hf_config import (
+    in_both_spellings,
+    read_hf_config,
+    stored_eos_token_ids,
+    write_hf_config,
+)
 
 # The values of Qwen2.5-7B's config.json (transformers 4), and the same in transformers 5's spelling.
 QWEN_7B = {
@@ -55,9 +60,15 @@ LLAMA = {
     "rms_norm_eps": 1e-5,
 }
 
-MISTRAL = {**LLAMA, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "num_key_value_heads": 2}
+MISTRAL = {
+    **LLAMA,
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "num_key_value_heads": 2,
+}
 
-# config.json of google/gemma-2-9b, as far as it describes the decoder; its model card gives 9.24 B parameters.
+# config.json of google/gemma-2-9b, as far as it describes the decoder; its model card gives 9.24 B
+# parameters.
 GEMMA_9B = {
     "architectures": ["Gemma2ForCausalLM"],
     "model_type": "gemma2",
@@ -85,19 +96,34 @@ GEMMA_9B = {
 def test_both_dialects_describe_the_same_model():
     old, new = read_hf_config(QWEN_7B, "old"), read_hf_config(QWEN_7B_NEW, "new")
     assert old == new
-    assert (old.head_dim, old.rope_theta, old.rms_norm_eps, old.qkv_bias, old.windows) == (128, 1e6, 1e-6, True, (None,) * 28)
+    assert (old.head_dim, old.rope_theta, old.rms_norm_eps, old.qkv_bias, old.windows) == (
+        128,
+        1e6,
+        1e-6,
+        True,
+        (None,) * 28,
+    )
 
 
 def test_llama_defaults_are_those_of_transformers():
     config = read_hf_config(LLAMA, "config.json")
-    assert (config.num_key_value_heads, config.rope_theta, config.qkv_bias, config.tie_word_embeddings) == (4, 10000.0, False, False)
-    biased = read_hf_config({**LLAMA, "attention_bias": True, "mlp_bias": True, "head_dim": 16}, "config.json")
+    assert (config.num_key_value_heads, config.rope_theta, config.qkv_bias, config.tie_word_embeddings) == (
+        4,
+        10000.0,
+        False,
+        False,
+    )
+    biased = read_hf_config(
+        {**LLAMA, "attention_bias": True, "mlp_bias": True, "head_dim": 16}, "config.json"
+    )
     assert (biased.qkv_bias, biased.o_bias, biased.mlp_bias, biased.head_dim) == (True, True, True, 16)
 
 
 @pytest.mark.parametrize("key", ["type", "rope_type"])
 def test_rope_scaling_of_transformers_4(key):
-    linear = read_hf_config({**LLAMA, "rope_theta": 5e5, "rope_scaling": {key: "linear", "factor": 2}}, "config.json")
+    linear = read_hf_config(
+        {**LLAMA, "rope_theta": 5e5, "rope_scaling": {key: "linear", "factor": 2}}, "config.json"
+    )
     assert linear.rope_scaling == RopeScaling(rope_type=RopeType.LINEAR, factor=2.0)
     assert linear.rope_theta == 5e5
 
@@ -118,7 +144,14 @@ def test_sliding_window_of_transformers_4():
 @pytest.mark.parametrize("family", [Family.QWEN2, Family.QWEN3, Family.MISTRAL, Family.GEMMA2])
 def test_a_window_that_is_left_out_is_that_of_transformers(family):
     transformers = pytest.importorskip("transformers")
-    hf = {**LLAMA, "num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8, "use_sliding_window": True, "max_window_layers": 1}
+    hf = {
+        **LLAMA,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "use_sliding_window": True,
+        "max_window_layers": 1,
+    }
     hf |= {"model_type": str(family), "architectures": None}
     theirs = getattr(transformers, f"{family.capitalize()}Config")(**hf)
     types = ["sliding_attention"] * 4 if family is Family.MISTRAL else theirs.layer_types
@@ -128,7 +161,9 @@ def test_a_window_that_is_left_out_is_that_of_transformers(family):
 
 
 def test_written_config_keeps_unknown_keys_and_names_the_end_of_text():
-    written = write_hf_config(read_hf_config(QWEN_7B, "x"), {**QWEN_7B, "of_mine": 1}, dtype="float32", eos_token_id=[7, 8])
+    written = write_hf_config(
+        read_hf_config(QWEN_7B, "x"), {**QWEN_7B, "of_mine": 1}, dtype="float32", eos_token_id=[7, 8]
+    )
     assert written["of_mine"] == 1
     assert written["bos_token_id"] == 151643
     assert stored_eos_token_ids(written) == (7, 8)
@@ -145,8 +180,13 @@ def model_configs(draw):
     rope_type = draw(st.sampled_from(RopeType))
     factors = {"factor": draw(st.floats(1, 8))} if rope_type is not RopeType.DEFAULT else {}
     if rope_type is RopeType.LLAMA3:
-        factors |= {"original_max_position_embeddings": draw(st.integers(1, 100)), "low_freq_factor": draw(st.floats(0.5, 2))}
-    types = draw(st.one_of(st.just([]), st.lists(st.sampled_from(LayerType), min_size=layers, max_size=layers)))
+        factors |= {
+            "original_max_position_embeddings": draw(st.integers(1, 100)),
+            "low_freq_factor": draw(st.floats(0.5, 2)),
+        }
+    types = draw(
+        st.one_of(st.just([]), st.lists(st.sampled_from(LayerType), min_size=layers, max_size=layers))
+    )
     sliding = family is not Family.LLAMA and LayerType.SLIDING in types
     caps = st.none() | st.floats(1, 100)
     gemma2 = {
@@ -190,7 +230,9 @@ def test_transformers_reads_the_written_config_as_meant(config):
     if config.hidden_size % config.num_attention_heads:
         return  # transformers refuses these for Llama and Gemma 2 whatever head_dim says
     written = write_hf_config(config)
-    ministral = config.family is Family.MISTRAL and "layer_types" in written  # as transformers' AutoConfig tells them apart
+    ministral = (
+        config.family is Family.MISTRAL and "layer_types" in written
+    )  # as transformers' AutoConfig tells them apart
     name = "Ministral" if ministral else config.family.capitalize()
     theirs = getattr(transformers, f"{name}Config").from_dict(written)
     assert theirs.rope_parameters["rope_theta"] == config.rope_theta
@@ -204,7 +246,9 @@ def test_transformers_reads_the_written_config_as_meant(config):
     if config.family is Family.MISTRAL and not ministral:
         assert (theirs.sliding_window,) * config.num_hidden_layers == config.windows
     elif config.family is not Family.LLAMA:
-        windows = tuple(theirs.sliding_window if kind == "sliding_attention" else None for kind in theirs.layer_types)
+        windows = tuple(
+            theirs.sliding_window if kind == "sliding_attention" else None for kind in theirs.layer_types
+        )
         assert windows == config.windows
 
 
@@ -220,21 +264,45 @@ def without(key):
         (without("num_key_value_heads"), ["missing num_key_value_heads"]),
         (without("model_type"), ["missing model_type", "qwen2", "llama"]),
         ({**QWEN_7B, "model_type": "mixtral"}, ["'mixtral'", "qwen2", "llama"]),
-        ({**QWEN_7B, "architectures": ["Qwen2ForSequenceClassification"]}, ["Qwen2ForSequenceClassification", "Qwen2ForCausalLM"]),
+        (
+            {**QWEN_7B, "architectures": ["Qwen2ForSequenceClassification"]},
+            ["Qwen2ForSequenceClassification", "Qwen2ForCausalLM"],
+        ),
         ({**QWEN_7B, "quantization_config": {"quant_method": "gptq"}}, ["quantization_config"]),
         ({**QWEN_7B, "hidden_act": "gelu"}, ["hidden_act = 'gelu'", "silu"]),
-        ({**QWEN_7B, "rope_scaling": {"type": "yarn", "factor": 4.0}}, ["rope_scaling", "'yarn'", "default, linear, llama3"]),
-        ({**QWEN_7B_NEW, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e6}}, ["rope_parameters", "'dynamic'"]),
+        (
+            {**QWEN_7B, "rope_scaling": {"type": "yarn", "factor": 4.0}},
+            ["rope_scaling", "'yarn'", "default, linear, llama3"],
+        ),
+        (
+            {**QWEN_7B_NEW, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e6}},
+            ["rope_parameters", "'dynamic'"],
+        ),
         ({**QWEN_7B, "rope_scaling": {"type": "linear"}}, ["missing factor"]),
         ({**QWEN_7B, "rope_scaling": {"type": "linear", "factor": -1.0}}, ["factor"]),
-        ({**QWEN_7B, "rope_scaling": {"type": "default", "partial_rotary_factor": 0.5}}, ["partial_rotary_factor = 0.5"]),
-        ({**QWEN_7B, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, ["rope_theta", "10000.0", "1000000.0"]),
-        ({**QWEN_7B_NEW, "rope_scaling": {"type": "linear", "factor": 2.0}}, ["rope_scaling and rope_parameters differ"]),
-        ({**QWEN_7B_NEW, "rope_parameters": {"full_attention": {"rope_type": "default"}}}, ["rope_parameters", "by layer type"]),
+        (
+            {**QWEN_7B, "rope_scaling": {"type": "default", "partial_rotary_factor": 0.5}},
+            ["partial_rotary_factor = 0.5"],
+        ),
+        (
+            {**QWEN_7B, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+            ["rope_theta", "10000.0", "1000000.0"],
+        ),
+        (
+            {**QWEN_7B_NEW, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            ["rope_scaling and rope_parameters differ"],
+        ),
+        (
+            {**QWEN_7B_NEW, "rope_parameters": {"full_attention": {"rope_type": "default"}}},
+            ["rope_parameters", "by layer type"],
+        ),
         ({**QWEN_7B, "num_key_value_heads": 5}, ["num_attention_heads = 28", "num_key_value_heads = 5"]),
         ({**QWEN_7B, "hidden_size": "3584"}, ["hidden_size = '3584'", "not a number"]),
         ({**QWEN_7B, "rope_theta": [1.0]}, ["rope_theta = [1.0]", "not a number"]),
-        ({**QWEN_7B_NEW, "rope_parameters": {"rope_type": "default", "rope_theta": [1.0]}}, ["rope_theta = [1.0]", "not a number"]),
+        (
+            {**QWEN_7B_NEW, "rope_parameters": {"rope_type": "default", "rope_theta": [1.0]}},
+            ["rope_theta = [1.0]", "not a number"],
+        ),
         ({**QWEN_7B, "max_window_layers": 1.5}, ["max_window_layers = 1.5", "not a whole one"]),
         ({**QWEN_7B, "eos_token_id": "</s>"}, ["eos_token_id = '</s>'", "not a token id"]),
         ({**QWEN_7B, "bos_token_id": "<s>"}, ["bos_token_id = '<s>'", "not a token id"]),
@@ -276,7 +344,9 @@ def test_a_model_that_the_family_cannot_express_is_refused(tiny_config):
             write_hf_config(tiny_config.model_copy(update=changes))
 
 
-@pytest.mark.parametrize("hf", [QWEN_7B, QWEN_7B_NEW, LLAMA, {**LLAMA, "rope_scaling": {"type": "linear", "factor": 2.0}}])
+@pytest.mark.parametrize(
+    "hf", [QWEN_7B, QWEN_7B_NEW, LLAMA, {**LLAMA, "rope_scaling": {"type": "linear", "factor": 2.0}}]
+)
 def test_the_other_spelling_is_added_and_nothing_changed(hf):
     both = in_both_spellings(hf, "config.json")
     assert {key: both[key] for key in hf} == hf
@@ -303,15 +373,29 @@ ONE_LINEAR = {"rope_scaling": {"type": "linear", "factor": 2.0}}
             ["rope_parameters: rope_theta is null"],
         ),
         (
-            {**LLAMA, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "rope_scaling": {"rope_type": "default"}},
+            {
+                **LLAMA,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+                "rope_scaling": {"rope_type": "default"},
+            },
             ["rope_theta is in one of"],
         ),
         (
-            {**LLAMA, "rope_scaling": {**LLAMA3, "original_max_position_embeddings": 32}, "original_max_position_embeddings": 16},
+            {
+                **LLAMA,
+                "rope_scaling": {**LLAMA3, "original_max_position_embeddings": 32},
+                "original_max_position_embeddings": 16,
+            },
             ["original_max_position_embeddings = 16", "32"],
         ),
-        ({**LLAMA, "rope_scaling": LLAMA3, "original_max_position_embeddings": None}, ["missing original_max_position_embeddings"]),
-        ({**LLAMA, "rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, ["high_freq_factor = 4.0", "low_freq_factor = 4.0"]),
+        (
+            {**LLAMA, "rope_scaling": LLAMA3, "original_max_position_embeddings": None},
+            ["missing original_max_position_embeddings"],
+        ),
+        (
+            {**LLAMA, "rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}},
+            ["high_freq_factor = 4.0", "low_freq_factor = 4.0"],
+        ),
         ({**LLAMA, "sliding_window": 8}, ["sliding_window = 8", "llama"]),
         ({**LLAMA, "layer_types": ["chunked_attention"] * 4}, ["'chunked_attention'", "llama"]),
         ({**LLAMA, "attention_chunk_size": 8}, ["attention_chunk_size = 8"]),
@@ -321,7 +405,10 @@ ONE_LINEAR = {"rope_scaling": {"type": "linear", "factor": 2.0}}
         ({**LLAMA, "text_config": {"hidden_size": 3}}, ["text_config"]),
         ({**LLAMA, "is_encoder_decoder": True}, ["is_encoder_decoder"]),
         ({**LLAMA, "pad_token_id": 100}, ["pad_token_id = 100", "rows 0 to 99"]),
-        ({**MISTRAL, "layer_types": ["sliding_attention"] * 4, "sliding_window": None}, ["sliding_window is not set"]),
+        (
+            {**MISTRAL, "layer_types": ["sliding_attention"] * 4, "sliding_window": None},
+            ["sliding_window is not set"],
+        ),
         ({**LLAMA, "num_hidden_layers": 10**12}, ["num_hidden_layers = 1000000000000", "1 to 2000"]),
         ({**LLAMA, "num_hidden_layers": 10**6}, ["num_hidden_layers"]),
         ({**LLAMA, "num_hidden_layers": -1}, ["num_hidden_layers = -1"]),
@@ -336,7 +423,9 @@ ONE_LINEAR = {"rope_scaling": {"type": "linear", "factor": 2.0}}
     ],
 )
 def test_keys_with_which_other_readers_compute_something_else_are_refused(hf, words):
-    """Each was tried with transformers 5.23: other logits or other generated tokens than ours, or no model."""
+    """Each was tried with transformers 5.23: other logits or other generated tokens than
+    ours, or no model.
+    """
     test_what_cannot_be_used_is_named(hf, words)
 
 
@@ -364,13 +453,27 @@ def test_whole_numbers_are_read_and_written_as_transformers_takes_them():
 
 
 @pytest.mark.parametrize(
-    "hf", [{**QWEN_7B, "head_dim": None}, {**QWEN_7B, "max_window_layers": None}, {**MISTRAL, "model_type": "ministral"}]
+    "hf",
+    [
+        {**QWEN_7B, "head_dim": None},
+        {**QWEN_7B, "max_window_layers": None},
+        {**MISTRAL, "model_type": "ministral"},
+    ],
 )
 def test_null_for_which_transformers_makes_no_model_is_filled(hf):
     transformers = pytest.importorskip("transformers")
-    hf = {**hf, "architectures": None, "num_hidden_layers": 2, "hidden_size": 56, "intermediate_size": 8, "vocab_size": 8}
+    hf = {
+        **hf,
+        "architectures": None,
+        "num_hidden_layers": 2,
+        "hidden_size": 56,
+        "intermediate_size": 8,
+        "vocab_size": 8,
+    }
     hf |= {"bos_token_id": None, "eos_token_id": None}
     both = in_both_spellings(hf, "x")
     kind = {"qwen2": "Qwen2", "ministral": "Ministral"}[hf["model_type"]]
-    model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config").from_dict(both))
+    model = getattr(transformers, f"{kind}ForCausalLM")(
+        getattr(transformers, f"{kind}Config").from_dict(both)
+    )
     assert model.model.layers[0].self_attn.head_dim == read_hf_config(hf, "x").head_dim

@@ -1,4 +1,5 @@
-"""Every key of config.json that transformers' code of the supported families reads is honoured here, refused, or without effect.
+"""Every key of config.json that transformers' code of the supported families reads is honoured here, refused,
+or without effect.
 
 A new version of transformers that reads another key fails this test: then look at the key.
 """
@@ -13,8 +14,23 @@ from babel_jax.model_folders.hf_config import read_hf_config
 
 MODELS = ("qwen2", "qwen3", "llama", "mistral", "ministral", "gemma2")
 HONOURED = {
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
-    *("max_position_embeddings", "rms_norm_eps", "attention_bias", "mlp_bias", "hidden_act", "hidden_activation"),
+    *(
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+    ),
+    *(
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "attention_bias",
+        "mlp_bias",
+        "hidden_act",
+        "hidden_activation",
+    ),
     *("layer_types", "sliding_window", "rope_parameters", "rope_theta", "original_max_position_embeddings"),
     *("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"),
 }
@@ -26,7 +42,8 @@ REFUSED = {
     "per_layer_config": {"1": {"rms_norm_eps": 1.0}},
     "attention_chunk_size": 4,
     "kv_sharing_modes": ["reuse"] * 4,
-    "pad_token_id": 100,  # refused beyond the vocabulary, where transformers makes no model; else without effect
+    # refused beyond the vocabulary, where transformers makes no model; else without effect
+    "pad_token_id": 100,
 }
 WITHOUT_EFFECT = {
     "attention_dropout": "in training alone, and this project trains without",
@@ -63,10 +80,19 @@ def test_every_key_that_transformers_reads_is_accounted_for():
         read |= keys_in((root / file).read_text())
     cache = (root / "cache_utils.py").read_text()
     read |= keys_in(cache[cache.index("def get_layer_types_and_kwargs") : cache.index("class DynamicCache(")])
-    own_state = {key for key in read if key.endswith("_inv_freq") or key in ("config", "default_theta", "default_rope_type", "rope_type")}
+    own_state = {
+        key
+        for key in read
+        if key.endswith("_inv_freq") or key in ("config", "default_theta", "default_rope_type", "rope_type")
+    }
     own_state |= {"_post_init_done", "is_heterogeneous", "ignore_keys_at_rope_validation"}
     assert read - own_state - HONOURED - REFUSED.keys() - WITHOUT_EFFECT.keys() == set()
-    assert {"is_causal", "partial_rotary_factor", "original_max_position_embeddings", "attention_chunk_size"} <= read
+    assert {
+        "is_causal",
+        "partial_rotary_factor",
+        "original_max_position_embeddings",
+        "attention_chunk_size",
+    } <= read
 
 
 @pytest.mark.parametrize("key", REFUSED)

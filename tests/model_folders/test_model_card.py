@@ -39,8 +39,17 @@ def written(folder, files):
 
 
 def test_the_front_matter_is_what_the_hub_reads(base, tmp_path):
-    results = [EvalResult("text-generation", "held-out", "held-out text", "bits_per_byte", 1.25, dataset_config="sw")]
-    files = card_files(CONFIG, base, ["## More\n\nwords"], languages=["fil", "th", "en"], tags=["depth-expansion"], results=results)
+    results = [
+        EvalResult("text-generation", "held-out", "held-out text", "bits_per_byte", 1.25, dataset_config="sw")
+    ]
+    files = card_files(
+        CONFIG,
+        base,
+        ["## More\n\nwords"],
+        languages=["fil", "th", "en"],
+        tags=["depth-expansion"],
+        results=results,
+    )
     data = metadata_load(written(tmp_path / "new", files) / CARD)
     assert {key: value for key, value in data.items() if key != "model-index"} == {
         "base_model": "Qwen2.5-Tiny",
@@ -61,16 +70,33 @@ def test_the_front_matter_is_what_the_hub_reads(base, tmp_path):
 
 
 def test_the_hubs_id_of_the_base_is_taken_where_it_is_kept(base):
-    assert ModelCard(card_files(CONFIG | {"_name_or_path": "Qwen/Qwen2.5-7B"}, base, [])[CARD]).data.base_model == "Qwen/Qwen2.5-7B"
+    assert (
+        ModelCard(card_files(CONFIG | {"_name_or_path": "Qwen/Qwen2.5-7B"}, base, [])[CARD]).data.base_model
+        == "Qwen/Qwen2.5-7B"
+    )
 
 
 @pytest.mark.parametrize(
-    "path", ["/home/me/model", "./model", "../model", "~/model", ".cache/model", "runs/base", "base", "", f"me/{'x' * 300}"]
+    "path",
+    [
+        "/home/me/model",
+        "./model",
+        "../model",
+        "~/model",
+        ".cache/model",
+        "runs/base",
+        "base",
+        "",
+        f"me/{'x' * 300}",
+    ],
 )
 def test_the_path_of_a_folder_is_no_id_of_the_hub(base, monkeypatch, path):
     monkeypatch.chdir(base)
     (base / "runs" / "base").mkdir(parents=True)
-    assert ModelCard(card_files(CONFIG | {"_name_or_path": path}, base, [])[CARD]).data.base_model == "Qwen2.5-Tiny"
+    assert (
+        ModelCard(card_files(CONFIG | {"_name_or_path": path}, base, [])[CARD]).data.base_model
+        == "Qwen2.5-Tiny"
+    )
 
 
 def test_licence_base_and_its_card_go_through_several_steps(base, tmp_path):
@@ -102,14 +128,18 @@ def test_a_card_that_cannot_be_read_is_kept_and_nothing_is_taken_from_it(base, t
     assert files[BASE_CARD] == text.encode("latin-1").decode("utf-8", "replace")
 
 
-@pytest.mark.parametrize(("written_so", "read"), [("no", ["no"]), ("[en, no]", ["en", "no"]), ("3", None), ("{en: yes}", None)])
+@pytest.mark.parametrize(
+    ("written_so", "read"), [("no", ["no"]), ("[en, no]", ["en", "no"]), ("3", None), ("{en: yes}", None)]
+)
 def test_norwegian_and_what_is_no_language(base, written_so, read):
     (base / CARD).write_text(f"---\nlicense: mit\ntags: 5\nlanguage: {written_so}\n---\n")
     data = ModelCard(card_files(CONFIG, base, [])[CARD]).data
     assert (data.license, data.language) == ("mit", read)
 
 
-BILLIONS = "a: &a [x, x]\n" + "".join(f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 9)}]\n" for n in range(20))
+BILLIONS = "a: &a [x, x]\n" + "".join(
+    f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 9)}]\n" for n in range(20)
+)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +169,9 @@ def test_names_and_licences_do_not_become_markup(tmp_path):
     folder = tmp_path / name
     folder.mkdir()
     licence = "free <img src=x onerror=alert(1)> [here](javascript:x) `x` **b** & | ~\x1b[31m"
-    (folder / CARD).write_text("---\n" + ModelCardData(license=licence).to_yaml() + "\n---\n", encoding="utf-8")
+    (folder / CARD).write_text(
+        "---\n" + ModelCardData(license=licence).to_yaml() + "\n---\n", encoding="utf-8"
+    )
     text = card_files(CONFIG, folder, [])[CARD]
     assert f"from ``` {name} ```" in text
     assert "<img" not in text.split("---")[2].replace("\\<img", "")

@@ -36,7 +36,11 @@ def test_a_folder_on_object_storage_is_read_in_place(remote, tmp_path, read_bits
     assert not (folder.path / "pytorch_model.bin").exists()
     with caplog.at_level(logging.DEBUG, "babel"):
         params = load_params(folder)
-    same = jax.tree.map(lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), params, load_params(open_folder(source)))
+    same = jax.tree.map(
+        lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(),
+        params,
+        load_params(open_folder(source)),
+    )
     assert jax.tree.all(same)
     assert caplog.records[-1].args[-1] == sum(len(data) for _, _, data in read_bits(source).values())
     # What stands in for it holds headers and holes, and takes no room on the disk.
@@ -55,7 +59,10 @@ def test_a_stand_in_never_gives_its_holes(remote, tmp_path):
     source, url = remote
     path = open_folder(url).path
     leaf = load_params(open_folder(path))["model"]["norm"]["weight"]
-    assert np.asarray(leaf).tobytes() == np.asarray(load_params(open_folder(source))["model"]["norm"]["weight"]).tobytes()
+    assert (
+        np.asarray(leaf).tobytes()
+        == np.asarray(load_params(open_folder(source))["model"]["norm"]["weight"]).tobytes()
+    )
 
 
 def test_tokenizers_are_found_there_too(remote, small_model):
@@ -93,14 +100,18 @@ def test_what_cannot_be_read_is_said_in_one_line(remote, monkeypatch):
     folder = open_folder(url)
     monkeypatch.setattr(buckets, "_FIRST_WAIT_SECONDS", 0.0)
     monkeypatch.setattr(type(system), "cat_file", unreachable)
-    with pytest.raises(BadInput, match=rf"{url}/model-0000.-of-00002.safetensors: cannot be read \(timed out\)"):
+    with pytest.raises(
+        BadInput, match=rf"{url}/model-0000.-of-00002.safetensors: cannot be read \(timed out\)"
+    ):
         load_params(folder, dtype=jnp.float32)
     monkeypatch.undo()
     system.put(str(source), "/bucket/orbax", recursive=True)
     for file in system.glob("/bucket/orbax/*.safetensors*"):
         system.rm(file)
     system.pipe_file("/bucket/orbax/params/x", b"")
-    with pytest.raises(BadInput, match=r"memory://bucket/orbax: .*Orbax folders can be read on gs:// and s3:// alone"):
+    with pytest.raises(
+        BadInput, match=r"memory://bucket/orbax: .*Orbax folders can be read on gs:// and s3:// alone"
+    ):
         open_folder("memory://bucket/orbax")
 
 

@@ -1,4 +1,6 @@
-"""Safetensors files that a new folder takes over as they are: cloned or linked where the disk can, never written to."""
+"""Safetensors files that a new folder takes over as they are: cloned or linked where the disk can, never
+written to.
+"""
 
 import shutil
 
@@ -24,7 +26,9 @@ def source(tmp_path, write_model):
         name = f"model-{number:05d}-of-00004.safetensors"
         save_file(chosen, source / name, metadata={"format": "pt"})
         files |= dict.fromkeys(chosen, name)
-    (source / "model.safetensors.index.json").write_text(f'{{"weight_map": {str(files).replace(chr(39), chr(34))}}}')
+    (source / "model.safetensors.index.json").write_text(
+        f'{{"weight_map": {str(files).replace(chr(39), chr(34))}}}'
+    )
     return source
 
 
@@ -38,7 +42,9 @@ def plan(*sources):
 
 @pytest.fixture
 def clones_unsupported(monkeypatch):
-    """Clones are new files with the same contents, so links are what can be seen in any file system: all calls here ask for them."""
+    """Clones are new files with the same contents, so links are what can be seen in any file system: all
+    calls here ask for them.
+    """
 
     def refuse(*_):
         raise OSError("not supported")
@@ -47,7 +53,9 @@ def clones_unsupported(monkeypatch):
     monkeypatch.setitem(transfer.__kwdefaults__, "hard_links", True)
 
 
-def test_files_of_tensors_that_stay_are_linked_and_others_copied(tmp_path, source, read_bits, clones_unsupported):
+def test_files_of_tensors_that_stay_are_linked_and_others_copied(
+    tmp_path, source, read_bits, clones_unsupported
+):
     before = {file.name: file.read_bytes() for file in source.iterdir()}
     expand_folder(source, tmp_path / "linked", plan(0, 1, 1, 2), verify=True)
     expand_folder(source, tmp_path / "copied", plan(0, 1, 1, 2), share=False)
@@ -60,28 +68,46 @@ def test_files_of_tensors_that_stay_are_linked_and_others_copied(tmp_path, sourc
     assert {file.name: file.read_bytes() for file in source.iterdir()} == before
 
 
-def test_a_layer_that_is_changed_where_it_stands_is_not_linked(tmp_path, source, read_bits, clones_unsupported):
-    scaled = plan_from_json({"layers": [{"source": 0}, {"source": 1, "output_scale": 0.5}, {"source": 2}]}, "test")
+def test_a_layer_that_is_changed_where_it_stands_is_not_linked(
+    tmp_path, source, read_bits, clones_unsupported
+):
+    scaled = plan_from_json(
+        {"layers": [{"source": 0}, {"source": 1, "output_scale": 0.5}, {"source": 2}]}, "test"
+    )
     expand_folder(source, tmp_path / "scaled", scaled, verify=True)
     assert len(inodes(tmp_path / "scaled") & inodes(source)) == 3
-    changed = [name for name, bits in read_bits(tmp_path / "scaled").items() if bits != read_bits(source)[name]]
-    assert sorted(changed) == ["model.layers.1.mlp.down_proj.weight", "model.layers.1.self_attn.o_proj.weight"]
+    changed = [
+        name for name, bits in read_bits(tmp_path / "scaled").items() if bits != read_bits(source)[name]
+    ]
+    assert sorted(changed) == [
+        "model.layers.1.mlp.down_proj.weight",
+        "model.layers.1.self_attn.o_proj.weight",
+    ]
 
 
 def test_where_the_disk_can_do_neither_files_are_copied(tmp_path, source, read_bits, monkeypatch):
     monkeypatch.setattr(safetensors_files, "share_file", lambda *_: False)
     expand_folder(source, tmp_path / "deeper", plan(0, 1, 1, 2), verify=True)
     assert not inodes(tmp_path / "deeper") & inodes(source)
-    assert read_bits(tmp_path / "deeper")["model.layers.2.mlp.up_proj.weight"] == read_bits(source)["model.layers.1.mlp.up_proj.weight"]
+    assert (
+        read_bits(tmp_path / "deeper")["model.layers.2.mlp.up_proj.weight"]
+        == read_bits(source)["model.layers.1.mlp.up_proj.weight"]
+    )
 
 
-def test_going_on_after_a_kill_never_writes_into_the_source(tmp_path, source, read_bits, clones_unsupported, monkeypatch):
+def test_going_on_after_a_kill_never_writes_into_the_source(
+    tmp_path, source, read_bits, clones_unsupported, monkeypatch
+):
     """Killed between the link and the note of it, or while it is copied because there are no links."""
     before = {file.name: file.read_bytes() for file in source.iterdir()}
     for step in ("share", "stream"):
         final = tmp_path / f"deeper-{step}"
         with monkeypatch.context() as patch:
-            name = "babel_jax.new_folders.Progress.add" if step == "share" else "babel_jax.model_folders.folder.stream"
+            name = (
+                "babel_jax.new_folders.Progress.add"
+                if step == "share"
+                else "babel_jax.model_folders.folder.stream"
+            )
             real = safetensors_files.TensorFiles.share
 
             def stop(*_, **__):
@@ -97,11 +123,16 @@ def test_going_on_after_a_kill_never_writes_into_the_source(tmp_path, source, re
             with pytest.raises(KeyboardInterrupt):
                 expand_folder(source, final, plan(0, 1, 1, 2))
         expand_folder(source, final, plan(0, 1, 1, 2), verify=True)
-        assert read_bits(final)["model.layers.3.mlp.up_proj.weight"] == read_bits(source)["model.layers.2.mlp.up_proj.weight"]
+        assert (
+            read_bits(final)["model.layers.3.mlp.up_proj.weight"]
+            == read_bits(source)["model.layers.2.mlp.up_proj.weight"]
+        )
     assert {file.name: file.read_bytes() for file in source.iterdir()} == before
 
 
-def test_links_of_which_a_kill_noted_a_part_are_made_anew(tmp_path, source, read_bits, clones_unsupported, monkeypatch):
+def test_links_of_which_a_kill_noted_a_part_are_made_anew(
+    tmp_path, source, read_bits, clones_unsupported, monkeypatch
+):
     before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in source.iterdir()}
     with monkeypatch.context() as patch:
         real = safetensors_files.TensorFiles.share
@@ -140,7 +171,9 @@ def test_a_note_of_clones_that_a_kill_cut_counts_for_none(tmp_path, source, read
     assert read_bits(tmp_path / "deeper") == read_bits(tmp_path / "whole")
 
 
-def test_a_file_without_the_format_that_transformers_wants_is_written_anew(tmp_path, source, clones_unsupported):
+def test_a_file_without_the_format_that_transformers_wants_is_written_anew(
+    tmp_path, source, clones_unsupported
+):
     file = source / "model-00001-of-00004.safetensors"
     save_file(load_file(file), file)
     convert(source, tmp_path / "same", Format.HF)
@@ -158,7 +191,9 @@ def test_share_file_leaves_nothing_where_it_cannot(tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"one", "two"}
 
 
-def test_without_clones_a_source_is_copied_so_that_nothing_written_in_place_reaches_it(tmp_path, source, monkeypatch):
+def test_without_clones_a_source_is_copied_so_that_nothing_written_in_place_reaches_it(
+    tmp_path, source, monkeypatch
+):
     """An older safetensors saves in place: through a hard link it would have destroyed the source."""
 
     def refuse(*_):

@@ -1,4 +1,6 @@
-"""Model folders as strangers may make them: what is read outside of them, what is no file, and names and copies of tensors."""
+"""Model folders as strangers may make them: what is read outside of them, what is no file, and names and
+copies of tensors.
+"""
 
 import json
 import logging
@@ -34,7 +36,11 @@ def refused(source, out, *words):
 def test_no_file_of_a_folder_says_where_its_values_are(tmp_path, write_model, read_bits):
     source, other = write_model(tmp_path / "source"), write_model(tmp_path / "other")
     tensors = load_file(other / FIRST)
-    save_file({name: np.zeros_like(value) for name, value in tensors.items()}, other / FIRST, metadata={"format": "pt"})
+    save_file(
+        {name: np.zeros_like(value) for name, value in tensors.items()},
+        other / FIRST,
+        metadata={"format": "pt"},
+    )
     (source / ".remote").write_text(f"file://{other}")
     convert(source, tmp_path / "orbax")
     convert(tmp_path / "orbax", tmp_path / "back")
@@ -42,7 +48,9 @@ def test_no_file_of_a_folder_says_where_its_values_are(tmp_path, write_model, re
 
 
 @pytest.mark.parametrize("target", ["/proc/self/environ", "../secret", "nothing"])
-@pytest.mark.parametrize("name", ["LICENSE", "tokenizer.json", "README.md", "generation_config.json", "config.json", FIRST, INDEX])
+@pytest.mark.parametrize(
+    "name", ["LICENSE", "tokenizer.json", "README.md", "generation_config.json", "config.json", FIRST, INDEX]
+)
 def test_links_that_lead_out_of_the_folder_are_refused(tmp_path, write_model, name, target):
     source = write_model(tmp_path / "source")
     (tmp_path / "secret").write_text("{}")
@@ -81,7 +89,9 @@ def test_links_inside_of_the_folder_and_of_the_hubs_cache_are_followed(tmp_path,
     assert not any(file.is_symlink() for file in (tmp_path / "out").iterdir())
 
 
-@pytest.mark.parametrize("name", ["LICENSE", "tokenizer.json", "tokenizer.model", "README.md", "config.json", FIRST, INDEX])
+@pytest.mark.parametrize(
+    "name", ["LICENSE", "tokenizer.json", "tokenizer.model", "README.md", "config.json", FIRST, INDEX]
+)
 @pytest.mark.parametrize("kind", ["fifo", "sparse"])
 def test_what_is_no_file_or_too_large_is_refused_at_once(tmp_path, write_model, name, kind):
     source = write_model(tmp_path / "source")
@@ -129,16 +139,31 @@ def overlapping(header):
         (lambda header: b'{"a":' * 100 + b"1" + b"}" * 100, "damaged"),
         (overlapping, "damaged"),
         (lambda header: {**header, "__metadata__": {"dtype": 3}}, "damaged"),
-        (lambda header: json.dumps(header).replace("{", '{"__metadata__":{"format":"pt"},', 1).encode(), "damaged"),
+        (
+            lambda header: json.dumps(header).replace("{", '{"__metadata__":{"format":"pt"},', 1).encode(),
+            "damaged",
+        ),
         (
             lambda header: (
-                json.dumps(header)[:-1].encode() + b',"model.norm.weight":' + json.dumps(header["model.norm.weight"]).encode() + b"}"
+                json.dumps(header)[:-1].encode()
+                + b',"model.norm.weight":'
+                + json.dumps(header["model.norm.weight"]).encode()
+                + b"}"
             ),
             "more than once",
         ),
         (lambda header: [], "damaged"),
-        (lambda header: {**header, "lm_head.weight": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 2**64 - 1]}}, "damaged"),
-        (lambda header: {**header, "x" * 2**24: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}, "at most 16,777,216 are read"),
+        (
+            lambda header: {
+                **header,
+                "lm_head.weight": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 2**64 - 1]},
+            },
+            "damaged",
+        ),
+        (
+            lambda header: {**header, "x" * 2**24: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}},
+            "at most 16,777,216 are read",
+        ),
     ],
 )
 def test_bad_headers_are_one_line(tmp_path, write_model, change, word):
@@ -147,7 +172,9 @@ def test_bad_headers_are_one_line(tmp_path, write_model, change, word):
     refused(source, tmp_path / "out", "model.safetensors", word)
 
 
-@pytest.mark.parametrize("metadata", [None, {"dtype": "F32"}, {"format": "pt", "dtype": "x", "data_offsets": "y"}])
+@pytest.mark.parametrize(
+    "metadata", [None, {"dtype": "F32"}, {"format": "pt", "dtype": "x", "data_offsets": "y"}]
+)
 def test_metadata_that_looks_like_a_tensor_is_metadata(tmp_path, write_model, read_bits, metadata):
     source = write_model(tmp_path / "source", shards=1)
     before = read_bits(source)
@@ -159,7 +186,18 @@ def test_metadata_that_looks_like_a_tensor_is_metadata(tmp_path, write_model, re
 
 @pytest.mark.parametrize(
     "weight_map",
-    [{"a": "x" * 10_000}, {"a": "nul\0"}, {"a": 3}, {"a": "."}, {"a": ".."}, {"a": "\x1b[31m\n"}, [], None, {}, {"a": "config.json"}],
+    [
+        {"a": "x" * 10_000},
+        {"a": "nul\0"},
+        {"a": 3},
+        {"a": "."},
+        {"a": ".."},
+        {"a": "\x1b[31m\n"},
+        [],
+        None,
+        {},
+        {"a": "config.json"},
+    ],
 )
 def test_bad_indexes_are_one_line(tmp_path, write_model, weight_map):
     source = write_model(tmp_path / "source")
@@ -223,13 +261,18 @@ def test_a_missing_output_layer_without_prefix_is_named(tmp_path, write_model):
     source = write_model(tmp_path / "source", shards=1)
     tensors = load_file(source / "model.safetensors")
     tensors.pop("lm_head.weight")
-    save_file({name.removeprefix("model."): value for name, value in tensors.items()}, source / "model.safetensors")
+    save_file(
+        {name.removeprefix("model."): value for name, value in tensors.items()}, source / "model.safetensors"
+    )
     refused(source, tmp_path / "out", "missing tensor lm_head.weight")
 
 
 def test_a_padding_token_beyond_the_embedding_is_told_and_others_are_refused(tmp_path, caplog, tiny_config):
     vocabulary = {f"word{number}": number for number in range(10)}
-    tokenizer = {"model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "word0"}, "added_tokens": []}
+    tokenizer = {
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "word0"},
+        "added_tokens": [],
+    }
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     (tmp_path / "added_tokens.json").write_text('{"<pad>": 10}')
     with caplog.at_level(logging.WARNING, "babel"):
@@ -239,7 +282,9 @@ def test_a_padding_token_beyond_the_embedding_is_told_and_others_are_refused(tmp
     with pytest.raises(BadInput, match="ids up to 11 and the embedding has 10 rows"):
         check_vocabulary(tmp_path, 10)
     (tmp_path / "added_tokens.json").unlink()
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"12": {"content": "<|x|>"}}}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"added_tokens_decoder": {"12": {"content": "<|x|>"}}})
+    )
     with pytest.raises(BadInput, match="ids up to 12"):
         check_vocabulary(tmp_path, 10)
     written = write_hf_config(tiny_config, pad_token_id=tiny_config.vocab_size)
@@ -248,7 +293,8 @@ def test_a_padding_token_beyond_the_embedding_is_told_and_others_are_refused(tmp
 
 @pytest.mark.parametrize(
     "tokenizer",
-    ["[]", "3", "{}", '{"model": null}', '{"model": {"vocab": 3}}', '{"model": {"vocab": {"a": "x"}}}', '{"model": {"vocab": [1]}}',
+    ["[]", "3", "{}", '{"model": null}', '{"model": {"vocab": 3}}', '{"model": {"vocab": {"a": "x"}}}',
+    '{"model": {"vocab": [1]}}',
      '{"model": {"vocab": {}}, "added_tokens": [3]}', '{"model": {"vocab": {"a": 2147483648}}}', "[" * 5000],
 )  # fmt: skip
 def test_odd_tokenizers_are_one_line(tmp_path, tokenizer):
@@ -269,7 +315,9 @@ def test_files_whose_names_are_ours_are_not_taken_over(tmp_path, write_model, re
 
 def test_what_cannot_fit_on_the_disk_is_said_before_hours_of_writing(tmp_path, write_model, monkeypatch):
     source = write_model(tmp_path / "source")
-    monkeypatch.setattr("babel_jax.model_folders.folder.shutil.disk_usage", lambda _: type("", (), {"free": 1000}))
+    monkeypatch.setattr(
+        "babel_jax.model_folders.folder.shutil.disk_usage", lambda _: type("", (), {"free": 1000})
+    )
     refused(source, tmp_path / "out", "no space left on the disk")
 
 
@@ -279,7 +327,10 @@ def test_templates_beside_survive_a_command_that_goes_on(tmp_path, write_model, 
     (source / "additional_chat_templates").mkdir()
     (source / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
     with monkeypatch.context() as patch:
-        patch.setattr("babel_jax.model_folders.folder.check_unchanged", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "babel_jax.model_folders.folder.check_unchanged",
+            lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
+        )
         with pytest.raises(KeyboardInterrupt):
             convert(source, tmp_path / "out")
     assert (tmp_path / "out.partial").is_dir()

@@ -9,9 +9,9 @@ from babel_jax.config.quality import Calibration
 from babel_jax.quality.agreement import quantile_grid, quantile_of, ranks, roc_auc, spearman
 from babel_jax.quality.classifier import calibrated
 
-values = st.lists(st.integers(-3, 3) | st.floats(-1e3, 1e3).map(lambda value: round(value, 3)), min_size=2, max_size=40).map(
-    lambda found: np.array(found, float)
-)
+values = st.lists(
+    st.integers(-3, 3) | st.floats(-1e3, 1e3).map(lambda value: round(value, 3)), min_size=2, max_size=40
+).map(lambda found: np.array(found, float))
 
 
 @given(values, st.randoms())
@@ -56,11 +56,20 @@ def test_one_threshold_keeps_the_same_share_of_every_language_unless_told_otherw
     raw = {"en": random.normal(0.7, 0.1, 4000), "ha": random.normal(0.3, 0.05, 4000)}
     grids = {code: quantile_grid(own[:2000]) for code, own in raw.items()}
     grids["all"] = quantile_grid(np.concatenate([own[:2000] for own in raw.values()]))
-    kept = {by: {code: float(np.mean(calibrated(own[2000:], code, grids, by) >= 0.6)) for code, own in raw.items()} for by in Calibration}
-    assert kept[Calibration.LANGUAGE] == {"en": pytest.approx(0.4, abs=0.03), "ha": pytest.approx(0.4, abs=0.03)}
+    kept = {
+        by: {
+            code: float(np.mean(calibrated(own[2000:], code, grids, by) >= 0.6)) for code, own in raw.items()
+        }
+        for by in Calibration
+    }
+    assert kept[Calibration.LANGUAGE] == {
+        "en": pytest.approx(0.4, abs=0.03),
+        "ha": pytest.approx(0.4, abs=0.03),
+    }
     assert kept[Calibration.ALL] == {"en": pytest.approx(0.8, abs=0.03), "ha": pytest.approx(0.0, abs=0.01)}
     assert kept[Calibration.NONE] == {"en": pytest.approx(np.mean(raw["en"][2000:] >= 0.6)), "ha": 0.0}
     # A language that nobody judged is measured by all of them.
     np.testing.assert_array_equal(
-        calibrated(raw["en"], "sw", grids, Calibration.LANGUAGE), calibrated(raw["en"], "en", grids, Calibration.ALL)
+        calibrated(raw["en"], "sw", grids, Calibration.LANGUAGE),
+        calibrated(raw["en"], "en", grids, Calibration.ALL),
     )

@@ -1,4 +1,6 @@
-"""The small model: its scores against torch, what it learns of planted quality, and the rows that it scores."""
+"""The small model: its scores against torch, what it learns of planted quality, and the
+rows that it scores.
+"""
 
 import json
 import random
@@ -18,7 +20,13 @@ from babel_jax.model_folders.folder import Format, save_folder
 from babel_jax.model_folders.hf_config import write_hf_config
 from babel_jax.quality.regressor import Regressor, pack_documents, with_head
 
-SHAPE = {"vocab_size": 640, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SHAPE = {
+    "vocab_size": 640,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +39,9 @@ def base(chat_tokenizer, tmp_path_factory):
     return folder
 
 
-def test_scores_are_those_of_torch_whatever_shares_the_window(chat_tokenizer, reference_model, stacked_tree, texts, base):
+def test_scores_are_those_of_torch_whatever_shares_the_window(
+    chat_tokenizer, reference_model, stacked_tree, texts, base
+):
     torch = pytest.importorskip("torch")
     config = ModelConfig(**SHAPE, max_position_embeddings=256, tie_word_embeddings=True)
     model = reference_model(config)
@@ -39,7 +49,9 @@ def test_scores_are_those_of_torch_whatever_shares_the_window(chat_tokenizer, re
     params = with_head(stacked_tree(dict(model.named_parameters())), 32, 2)
     head = np.random.default_rng(0).normal(size=(2, 32)).astype(np.float32)
     params["head"] = {"weight": jnp.asarray(head), "bias": jnp.asarray([0.25, -1.0])}
-    settings = ClassifierSettings(model=str(base), seq_len=64, batch_size=4, compute_dtype=ComputeType.FLOAT32)
+    settings = ClassifierSettings(
+        model=str(base), seq_len=64, batch_size=4, compute_dtype=ComputeType.FLOAT32
+    )
     documents = [text[:length] for text in texts.values() for length in (10, 30, 400)]
     ((scores, speed),) = Regressor(config, params, tokenizer, settings).score(documents)
     for document, score in zip(documents, scores, strict=True):
@@ -55,7 +67,9 @@ def test_packing_documents(chat_tokenizer, texts):
     tokenizer = open_tokenizer(chat_tokenizer)
     windows = pack_documents([*texts.values(), ""], tokenizer, 64)
     assert len(windows.tokens) < len(texts)
-    for document, (window, end) in zip([*texts.values(), ""], zip(windows.window, windows.end, strict=True), strict=True):
+    for document, (window, end) in zip(
+        [*texts.values(), ""], zip(windows.window, windows.end, strict=True), strict=True
+    ):
         own = windows.segment_ids[window] == windows.segment_ids[window, end]
         assert windows.tokens[window][own].tolist() == [*tokenizer.encode(document)[:63], 0]
         assert np.flatnonzero(own)[-1] == end
@@ -63,7 +77,9 @@ def test_packing_documents(chat_tokenizer, texts):
 
 @pytest.fixture(scope="module")
 def config_file(base, texts, tmp_path_factory):
-    """Planted quality: of each text some copies have a part of their letters replaced by signs, and are judged by how many."""
+    """Planted quality: of each text some copies have a part of their letters replaced by signs, and are
+    judged by how many.
+    """
     folder = tmp_path_factory.mktemp("quality")
     draw = random.Random(0)
     rows, judged = {"en": [], "ha": []}, []
@@ -72,10 +88,20 @@ def config_file(base, texts, tmp_path_factory):
             spoiled = draw.choice([0, 1, 2, 3, 4, 5]) / 5 * (1.0 if language == "en" else 0.6)
             words = texts[language].split()
             draw.shuffle(words)
-            text = "".join("#" if letter.isalpha() and draw.random() < spoiled else letter for letter in " ".join(words))
+            text = "".join(
+                "#" if letter.isalpha() and draw.random() < spoiled else letter for letter in " ".join(words)
+            )
             rows[language].append({"id": f"{language}{number}", "text": text})
             scores = {"fluency": 5 - 5 * spoiled, "substance": 5 - 4 * spoiled}
-            judged.append({"id": f"{language}{number}", "language": language, "text": text, "scores": scores, "score": 5 - 4.5 * spoiled})
+            judged.append(
+                {
+                    "id": f"{language}{number}",
+                    "language": language,
+                    "text": text,
+                    "scores": scores,
+                    "score": 5 - 4.5 * spoiled,
+                }
+            )
         (folder / f"{language}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[language]))
     (folder / "out").mkdir()
     (folder / "out" / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in judged))
@@ -107,7 +133,9 @@ def trained(config_file):
 def test_it_learns_the_judges_scores(trained):
     quality = json.loads((trained / "classifier" / "quality.json").read_text())
     assert list(quality["agreement"]) == ["en", "ha", "all"]
-    assert quality["agreement"]["all"]["n"] == sum(quality["agreement"][code]["n"] for code in ("en", "ha")) > 30
+    assert (
+        quality["agreement"]["all"]["n"] == sum(quality["agreement"][code]["n"] for code in ("en", "ha")) > 30
+    )
     assert quality["agreement"]["all"]["spearman"] > 0.8
     assert quality["agreement"]["all"]["roc_auc"] > 0.9
     assert quality["agreement"]["all"]["error"] < 0.03
@@ -135,8 +163,12 @@ def test_rows_get_scores_that_compare_within_their_language(config_file, trained
     capsys.readouterr()
     assert json.loads((trained / "scored" / "ha.json").read_text())["made"] != "something else"
     for language in ("en", "ha"):
-        rows = [json.loads(line) for line in (trained / "scored" / f"{language}.jsonl").read_text().splitlines()]
-        given = [json.loads(line) for line in (config_file.parent / f"{language}.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line) for line in (trained / "scored" / f"{language}.jsonl").read_text().splitlines()
+        ]
+        given = [
+            json.loads(line) for line in (config_file.parent / f"{language}.jsonl").read_text().splitlines()
+        ]
         assert [(row["id"], row["text"]) for row in rows] == [(row["id"], row["text"]) for row in given]
         assert np.mean([row["score"] >= 0.3 for row in rows]) == pytest.approx(0.7, abs=0.05)
         clean = [row["raw_score"] for row in rows if "#" not in row["text"]]
@@ -148,14 +180,30 @@ def test_rows_get_scores_that_compare_within_their_language(config_file, trained
 
 def test_a_threshold_keeps_the_same_share_of_each_language(config_file, trained, capsys):
     def kept(*changes):
-        assert main(["score", str(config_file), "--json", *(part for change in changes for part in ("--set", change))]) == 0
+        assert (
+            main(
+                [
+                    "score",
+                    str(config_file),
+                    "--json",
+                    *(part for change in changes for part in ("--set", change)),
+                ]
+            )
+            == 0
+        )
         languages = json.loads(capsys.readouterr().out)["languages"]
         for code, entry in languages.items():
             assert len((trained / "scored" / f"{code}.jsonl").read_text().splitlines()) == entry["kept"]
         return {code: entry["kept"] / entry["documents"] for code, entry in languages.items()}
 
-    assert kept("classifier.threshold=0.4") == {"en": pytest.approx(0.6, abs=0.05), "ha": pytest.approx(0.6, abs=0.05)}
-    assert kept("classifier.threshold=0.4", "classifier.thresholds={ha=0.0}") == {"en": pytest.approx(0.6, abs=0.05), "ha": 1.0}
+    assert kept("classifier.threshold=0.4") == {
+        "en": pytest.approx(0.6, abs=0.05),
+        "ha": pytest.approx(0.6, abs=0.05),
+    }
+    assert kept("classifier.threshold=0.4", "classifier.thresholds={ha=0.0}") == {
+        "en": pytest.approx(0.6, abs=0.05),
+        "ha": 1.0,
+    }
     # On the judge's own scale English, of which more is spoiled, loses more.
     shares = kept("classifier.threshold=0.6", 'classifier.calibration="none"')
     assert shares["en"] < shares["ha"] - 0.1
@@ -171,10 +219,34 @@ def test_what_is_missing_is_said(config_file, trained, tmp_path, capsys):
         error = capsys.readouterr().err
         assert says in error
         assert error.count("\n") == 1
-    assert main(["classifier", str(config_file), "--set", 'judge.dimensions={tone = "x"}', "--set", "out=" + str(tmp_path / "old")]) == 2
+    assert (
+        main(
+            [
+                "classifier",
+                str(config_file),
+                "--set",
+                'judge.dimensions={tone = "x"}',
+                "--set",
+                "out=" + str(tmp_path / "old"),
+            ]
+        )
+        == 2
+    )
     capsys.readouterr()
     (tmp_path / "old" / "judged.jsonl").write_bytes((trained / "judged.jsonl").read_bytes())
-    assert main(["classifier", str(config_file), "--set", 'judge.dimensions={tone = "x"}', "--set", "out=" + str(tmp_path / "old")]) == 2
+    assert (
+        main(
+            [
+                "classifier",
+                str(config_file),
+                "--set",
+                'judge.dimensions={tone = "x"}',
+                "--set",
+                "out=" + str(tmp_path / "old"),
+            ]
+        )
+        == 2
+    )
     assert "judged on fluency, substance, not on judge.dimensions" in capsys.readouterr().err
 
 
@@ -182,15 +254,30 @@ def with_judged(config_file, tmp_path, documents):
     """A folder of judged documents, and the arguments that name it."""
     (tmp_path / "out").mkdir()
     rows = [
-        {"id": f"{code}{number}", "language": code, "text": "a b c", "scores": {"fluency": 1.0, "substance": 1.0}, "score": 1.0}
+        {
+            "id": f"{code}{number}",
+            "language": code,
+            "text": "a b c",
+            "scores": {"fluency": 1.0, "substance": 1.0},
+            "score": 1.0,
+        }
         for code, count in documents.items()
         for number in range(count)
     ]
     (tmp_path / "out" / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return ["classifier", str(config_file), "--set", f"out={tmp_path / 'out'}", "--set", "classifier.epochs=0.1"]
+    return [
+        "classifier",
+        str(config_file),
+        "--set",
+        f"out={tmp_path / 'out'}",
+        "--set",
+        "classifier.epochs=0.1",
+    ]
 
 
-@pytest.mark.parametrize(("documents", "says"), [({"en": 5}, "ha (0 judged)"), ({"en": 5, "ha": 1}, "ha (1 judged, all held out)")])
+@pytest.mark.parametrize(
+    ("documents", "says"), [({"en": 5}, "ha (0 judged)"), ({"en": 5, "ha": 1}, "ha (1 judged, all held out)")]
+)
 def test_a_language_without_a_document_to_train_on_is_refused(config_file, tmp_path, capsys, documents, says):
     command = with_judged(config_file, tmp_path, documents)
     fraction = unit_draw(Purpose.CLASSIFIER_HELDOUT, "ha0") + 1e-9 if "ha" in documents else 0.0
@@ -207,5 +294,8 @@ def test_documents_are_counted_by_language(config_file, tmp_path, capsys):
     counts = json.loads(said.out)["languages"]
     assert {code: own["trained"] + own["heldout"] for code, own in counts.items()} == {"en": 30, "ha": 20}
     for code, own in counts.items():
-        assert own["heldout"] == sum(unit_draw(Purpose.CLASSIFIER_HELDOUT, f"{code}{n}") < 0.25 for n in range(30 if code == "en" else 20))
+        assert own["heldout"] == sum(
+            unit_draw(Purpose.CLASSIFIER_HELDOUT, f"{code}{n}") < 0.25
+            for n in range(30 if code == "en" else 20)
+        )
         assert f"{code}: {own['trained']} documents to train on, {own['heldout']} held out" in said.err

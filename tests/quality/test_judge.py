@@ -23,9 +23,14 @@ def config_file(write_rows, rows_of, tmp_path):
     for language in ("en", "ha"):
         write_rows(tmp_path / f"{language}.jsonl", rows_of(language, ("web",), 10))
     path = tmp_path / "quality.toml"
-    sources = "\n".join(f'[[sources]]\nlanguage = "{code}"\npath = "{tmp_path / code}.jsonl"' for code in ("en", "ha"))
+    sources = "\n".join(
+        f'[[sources]]\nlanguage = "{code}"\npath = "{tmp_path / code}.jsonl"' for code in ("en", "ha")
+    )
     path.write_text(
-        f'out = "{tmp_path / "out"}"\n[judge]\nmodel = "big"\ndocuments = 8\nmax_characters = 50\nretries = 2\n[judge.dimensions]\n'
+        (
+            f'out = "{tmp_path / "out"}"\n[judge]\nmodel = "big"\ndocuments = 8\nmax_characters = '
+            "50\nretries = 2\n[judge.dimensions]\n"
+        )
         + "\n".join(f'{name} = "{question}"' for name, question in DIMENSIONS.items())
         + f'\n[classifier]\nmodel = "x"\n{sources}\n'
     )
@@ -33,12 +38,19 @@ def config_file(write_rows, rows_of, tmp_path):
 
 
 def reply(name, content):
-    return json.dumps({"custom_id": name, "response": {"body": {"choices": [{"message": {"content": content}}]}}}) + "\n"
+    return (
+        json.dumps(
+            {"custom_id": name, "response": {"body": {"choices": [{"message": {"content": content}}]}}}
+        )
+        + "\n"
+    )
 
 
 @pytest.fixture
 def server():
-    """A stand-in for a server: `answers` is a function of the prompt giving (status, content); `seen` are the requests."""
+    """A stand-in for a server: `answers` is a function of the prompt giving (status, content); `seen` are the
+    requests.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
@@ -110,7 +122,9 @@ def test_a_server_is_asked_once_for_each_document(config_file, server, monkeypat
         return next(failures, 200), json.dumps({"fluency": 4, "substance": 5 if "English" in prompt else 1})
 
     server.answers = sometimes_busy
-    settings = load_settings(QualityConfig, config_file, (f"judge.endpoint=http://127.0.0.1:{server.server_port}/v1",))
+    settings = load_settings(
+        QualityConfig, config_file, (f"judge.endpoint=http://127.0.0.1:{server.server_port}/v1",)
+    )
     found = judge(settings)
     assert (found["judged"], found["unreadable"]) == (16, {})
     assert len(server.seen) == 18
@@ -122,7 +136,9 @@ def test_a_server_is_asked_once_for_each_document(config_file, server, monkeypat
 
 def test_a_reply_that_a_kill_cut_off_is_asked_for_again_and_no_other(config_file, server, tmp_path):
     server.answers = lambda prompt: (200, '{"fluency": 4, "substance": 2}')
-    settings = load_settings(QualityConfig, config_file, (f"judge.endpoint=http://127.0.0.1:{server.server_port}/v1",))
+    settings = load_settings(
+        QualityConfig, config_file, (f"judge.endpoint=http://127.0.0.1:{server.server_port}/v1",)
+    )
     judge(settings)
     replies, judged = tmp_path / "out" / "replies.jsonl", tmp_path / "out" / "judged.jsonl"
     whole, expected = replies.read_bytes(), judged.read_bytes()
@@ -136,7 +152,9 @@ def test_a_reply_that_a_kill_cut_off_is_asked_for_again_and_no_other(config_file
 
 def test_replies_that_are_no_file_of_ours(config_file, server, tmp_path):
     server.answers = lambda prompt: (200, '{"fluency": 4, "substance": 2}')
-    settings = load_settings(QualityConfig, config_file, (f"judge.endpoint=http://127.0.0.1:{server.server_port}/v1",))
+    settings = load_settings(
+        QualityConfig, config_file, (f"judge.endpoint=http://127.0.0.1:{server.server_port}/v1",)
+    )
     victim, replies = tmp_path / "victim", tmp_path / "out" / "replies.jsonl"
     victim.write_text("theirs\n")
     replies.parent.mkdir()
@@ -159,9 +177,15 @@ def test_replies_that_are_no_file_of_ours(config_file, server, tmp_path):
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_prompt_that_is_refused_is_left_out(config_file, server, tmp_path, caplog, status):
     server.answers = lambda prompt: (status if "English" in prompt else 200, '{"fluency": 4, "substance": 2}')
-    settings = load_settings(QualityConfig, config_file, (f"judge.endpoint=http://127.0.0.1:{server.server_port}/v1",))
+    settings = load_settings(
+        QualityConfig, config_file, (f"judge.endpoint=http://127.0.0.1:{server.server_port}/v1",)
+    )
     found = judge(settings)
-    assert (found["replies"], found["judged"], found["unreadable"]) == (16, 8, {f"status {status} from the server": 8})
+    assert (found["replies"], found["judged"], found["unreadable"]) == (
+        16,
+        8,
+        {f"status {status} from the server": 8},
+    )
     assert f"8 replies left out: status {status} from the server" in found["summary"]
     assert {row["language"] for row in read_judged(tmp_path / "out" / "judged.jsonl", DIMENSIONS)} == {"ha"}
     assert caplog.text.count("is left out, as the server refused it with status") == 8
@@ -172,7 +196,9 @@ def test_a_prompt_that_is_refused_is_left_out(config_file, server, tmp_path, cap
 def test_a_server_that_refuses_all_of_few_prompts(config_file, server):
     server.answers = lambda prompt: (400, "no such model")
     overrides = (f"judge.endpoint=http://127.0.0.1:{server.server_port}/v1", "judge.documents=1")
-    with pytest.raises(BadInput, match=r"refused 2 prompts in a row, the last with status 400 \(.*no such model"):
+    with pytest.raises(
+        BadInput, match=r"refused 2 prompts in a row, the last with status 400 \(.*no such model"
+    ):
         judge(load_settings(QualityConfig, config_file, overrides))
 
 
@@ -216,18 +242,36 @@ def test_an_answer_that_is_cut_off(config_file, server, monkeypatch):
 
     monkeypatch.setattr(server.RequestHandlerClass, "end_headers", promise_more)
     with pytest.raises(BadInput, match=r"does not serve \(IncompleteRead"):
-        judge(load_settings(QualityConfig, config_file, (f"judge.endpoint=http://127.0.0.1:{server.server_port}/v1",)))
+        judge(
+            load_settings(
+                QualityConfig, config_file, (f"judge.endpoint=http://127.0.0.1:{server.server_port}/v1",)
+            )
+        )
 
 
 def test_separators_of_lines_inside_of_a_text(tmp_path, write_rows):
-    rows = [{"id": "1", "language": "en", "text": "one\u2028two\x85three", "scores": {"fluency": 1.0}, "score": 1.0}]
+    rows = [
+        {
+            "id": "1",
+            "language": "en",
+            "text": "one\u2028two\x85three",
+            "scores": {"fluency": 1.0},
+            "score": 1.0,
+        }
+    ]
     assert read_judged(write_rows(tmp_path / "judged.jsonl", rows), ["fluency"]) == rows
 
 
 def test_no_server_at_all(config_file, monkeypatch):
     monkeypatch.setattr(serving, "_FIRST_PAUSE_SECONDS", 0.0)
-    with pytest.raises(BadInput, match=r"judge\.endpoint: http://127\.0\.0\.1:1/v1/chat/completions does not serve"):
-        judge(load_settings(QualityConfig, config_file, ("judge.endpoint=http://127.0.0.1:1/v1", "judge.retries=0")))
+    with pytest.raises(
+        BadInput, match=r"judge\.endpoint: http://127\.0\.0\.1:1/v1/chat/completions does not serve"
+    ):
+        judge(
+            load_settings(
+                QualityConfig, config_file, ("judge.endpoint=http://127.0.0.1:1/v1", "judge.retries=0")
+            )
+        )
 
 
 @pytest.mark.parametrize(
@@ -308,6 +352,8 @@ def test_a_file_of_odd_replies_is_read(config_file, tmp_path, capsys):
 )
 def test_damaged_files_of_judged_documents_are_one_line(tmp_path, line):
     path = tmp_path / "judged.jsonl"
-    path.write_text('{"id": "1", "language": "en", "text": "x", "scores": {"fluency": 4}, "score": 4}\n' + line + "\n")
+    path.write_text(
+        '{"id": "1", "language": "en", "text": "x", "scores": {"fluency": 4}, "score": 4}\n' + line + "\n"
+    )
     with pytest.raises(BadInput, match=r"judged\.jsonl:2: "):
         read_judged(path, ["fluency"])

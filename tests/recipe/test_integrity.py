@@ -1,4 +1,6 @@
-"""Digests beside files, and the command that checks them; against sha256sum where there is something to compare."""
+"""Digests beside files, and the command that checks them; against sha256sum where there is something to
+compare.
+"""
 
 import json
 import os
@@ -29,7 +31,9 @@ def folder(tmp_path):
 
 
 def test_lists_are_those_of_sha256sum(folder):
-    said = subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True, text=True)
+    said = subprocess.run(
+        ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True, text=True
+    )
     assert said.returncode == 0
     assert said.stdout.count(": OK") == len(NAMES)
     theirs = subprocess.run(["sha256sum", *NAMES], cwd=folder, capture_output=True, text=True).stdout
@@ -56,7 +60,9 @@ def test_what_is_wrong_is_told_by_file(folder, capsys):
 
 
 @pytest.mark.parametrize(
-    "line", ["../outside", "/etc/hostname", "sub/../../outside", "sub/link"], ids=["above", "absolute", "above by a detour", "link"]
+    "line",
+    ["../outside", "/etc/hostname", "sub/../../outside", "sub/link"],
+    ids=["above", "absolute", "above by a detour", "link"],
 )
 def test_a_list_does_not_lead_out_of_its_folder(folder, capsys, line):
     (folder.parent / "outside").write_text("secret")
@@ -95,9 +101,14 @@ def test_prepared_data(small_prepared, tmp_path, capsys):
     assert main(["verify", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["without_digests"] == []
     lists = [path.relative_to(folder) for path in lists_below(folder)]
-    assert [str(path.parent) for path in lists] == [".", *sorted(f"windows/{path.name}" for path in (folder / "windows").iterdir())]
+    assert [str(path.parent) for path in lists] == [
+        ".",
+        *sorted(f"windows/{path.name}" for path in (folder / "windows").iterdir()),
+    ]
     listed = {path for one in lists_below(folder) for path in read_sums(one)}
-    assert {path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("SHA256SUMS")} == listed
+    assert {
+        path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("SHA256SUMS")
+    } == listed
     # Held-out text is checked wherever it is used: one letter changed would change every figure a little.
     file = heldout_file(folder, "sw")
     before = open_prepared(folder).heldout("sw")
@@ -111,8 +122,13 @@ def test_prepared_data(small_prepared, tmp_path, capsys):
     assert open_prepared(folder).heldout("sw") == before
 
 
-def test_prepared_data_on_a_disk_that_cannot_be_written_to(small_settings, small_model, small_prepared, tmp_path, monkeypatch):
-    """`prepare` and training find all there: nothing is written. Root may write anywhere, so writing itself is forbidden here."""
+def test_prepared_data_on_a_disk_that_cannot_be_written_to(
+    small_settings, small_model, small_prepared, tmp_path, monkeypatch
+):
+    """`prepare` and training find all there: nothing is written.
+
+    Root may write anywhere, so writing itself is forbidden here.
+    """
     folder = shutil.copytree(small_prepared, tmp_path / "data")
 
     def fail(path, *_, **__):

@@ -31,7 +31,13 @@ def test_it_measures_every_point_and_zero_layers_cost_nothing(base, grown):
     assert points["expanded"] == points["base"]
     assert grown["means"]["continued"]["all"] < grown["means"]["base"]["all"]
     assert grown["layers"] == 6
-    assert list(grown["tasks"]["base"]) == ["bits_per_byte", "continuation", "cloze", "to_english", "from_english"]
+    assert list(grown["tasks"]["base"]) == [
+        "bits_per_byte",
+        "continuation",
+        "cloze",
+        "to_english",
+        "from_english",
+    ]
     assert grown["tasks"]["expanded"] == grown["tasks"]["base"]
 
 
@@ -55,7 +61,15 @@ def test_the_exported_folder_alone_loads_in_transformers(grown):
 def test_what_is_in_the_run_folder(config, grown, tmp_path):
     run = open_folder(grown["hf"]).path.parent
     names = {path.name for path in run.iterdir()}
-    assert names >= {"config.toml", "checkpoints", "metrics.jsonl", "tensorboard", "mixture.json", "evaluation", "hf"}
+    assert names >= {
+        "config.toml",
+        "checkpoints",
+        "metrics.jsonl",
+        "tensorboard",
+        "mixture.json",
+        "evaluation",
+        "hf",
+    }
     assert names >= {"summary.md", "summary.json", "summary.png", "samples.json", "report.html"}
     assert grown["export_difference"] == 0.0
     assert json.loads((run / "summary.json").read_text(encoding="utf-8")) == grown
@@ -76,7 +90,11 @@ def test_the_saved_config_alone_repeats_the_run(grown, tmp_path):
 
     assert losses(tmp_path / "again") == losses(run)
     assert again["bits_per_byte"] == grown["bits_per_byte"]
-    jax.tree.map(np.testing.assert_array_equal, load_params(open_folder(again["hf"])), load_params(open_folder(grown["hf"])))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        load_params(open_folder(again["hf"])),
+        load_params(open_folder(grown["hf"])),
+    )
 
 
 def test_a_finished_run_is_answered_from_its_summary(config, grown, monkeypatch):
@@ -88,7 +106,9 @@ def test_a_run_folder_of_other_settings_is_refused(config, grown):
     # A mesh may change, and is not named.
     training = config.training.model_copy(update={"global_batch_size": 8, "mesh": {"data": -1}})
     changed = config.model_copy(update={"seed": 5, "training": training})
-    with pytest.raises(BadInput, match=r"begun with another seed, training.global_batch_size; give another out"):
+    with pytest.raises(
+        BadInput, match=r"begun with another seed, training.global_batch_size; give another out"
+    ):
         run_recipe(changed)
 
 
@@ -111,18 +131,32 @@ def test_a_folder_that_is_no_run_folder_is_left_alone(config, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_model_tokenizer_and_data_must_fit(small_settings, small_prepared, small_model, tmp_path, recipe_config, shape):
-    with pytest.raises(BadInput, match=r"the tokenizer .* has [\d,]+ entries, and the model's embedding 100 rows"):
-        run_recipe(recipe_config(tmp_path / "small", small_settings, small_model, {"shape": shape | {"vocab_size": 100}}))
+def test_model_tokenizer_and_data_must_fit(
+    small_settings, small_prepared, small_model, tmp_path, recipe_config, shape
+):
+    with pytest.raises(
+        BadInput, match=r"the tokenizer .* has [\d,]+ entries, and the model's embedding 100 rows"
+    ):
+        run_recipe(
+            recipe_config(
+                tmp_path / "small", small_settings, small_model, {"shape": shape | {"vocab_size": 100}}
+            )
+        )
     stage = {"name": "one", "steps": 1, "schedule": {"peak": 1e-3}, "mixture": {"languages": ["th"]}}
     without = small_settings.model_copy(update={"sources": ()})
     with pytest.raises(BadInput, match=r"no text for th; there is text for en zh sw ha"):
         run_recipe(recipe_config(tmp_path / "thai", without, small_model, {"shape": shape}, stages=[stage]))
     with pytest.raises(BadInput, match=r"nothing: no such model folder"):
-        run_recipe(recipe_config(tmp_path / "no-model", small_settings, small_model, {"folder": str(tmp_path / "nothing")}))
+        run_recipe(
+            recipe_config(
+                tmp_path / "no-model", small_settings, small_model, {"folder": str(tmp_path / "nothing")}
+            )
+        )
 
 
-def test_a_padding_token_may_have_no_row_in_the_embedding(small_settings, small_model, tmp_path, recipe_config, shape):
+def test_a_padding_token_may_have_no_row_in_the_embedding(
+    small_settings, small_model, tmp_path, recipe_config, shape
+):
     """WizardLM's folders: [PAD] is in added_tokens.json, and the embedding is as it was before."""
     folder = tmp_path / "tokenizer"
     folder.mkdir()
@@ -130,7 +164,9 @@ def test_a_padding_token_may_have_no_row_in_the_embedding(small_settings, small_
     rows = open_tokenizer(small_model).vocab_size
     (folder / "added_tokens.json").write_text(json.dumps({"[PAD]": rows}))
     settings = small_settings.model_copy(update={"folder": str(tmp_path / "data")})
-    config = recipe_config(tmp_path / "run", settings, folder, {"shape": shape | {"vocab_size": rows}}, stages=[])
+    config = recipe_config(
+        tmp_path / "run", settings, folder, {"shape": shape | {"vocab_size": rows}}, stages=[]
+    )
     assert open_folder(run_recipe(config)["hf"]).config.vocab_size == rows
     (folder / "added_tokens.json").write_text(json.dumps({"[PAD]": rows, "<|end|>": rows + 1}))
     other = config.data.model_copy(update={"folder": str(tmp_path / "other")})
@@ -138,23 +174,38 @@ def test_a_padding_token_may_have_no_row_in_the_embedding(small_settings, small_
         run_recipe(config.model_copy(update={"data": other, "out": str(tmp_path / "refused")}))
 
 
-def test_a_run_from_a_shape_may_be_expanded_and_have_no_stages(small_settings, small_model, small_prepared, tmp_path, recipe_config, shape):
+def test_a_run_from_a_shape_may_be_expanded_and_have_no_stages(
+    small_settings, small_model, small_prepared, tmp_path, recipe_config, shape
+):
     expansion = {"insert_after": [1, 3], "init": "zero"}
-    config = recipe_config(tmp_path / "run", small_settings, small_model, {"shape": shape}, expansion=expansion, stages=[])
+    config = recipe_config(
+        tmp_path / "run", small_settings, small_model, {"shape": shape}, expansion=expansion, stages=[]
+    )
     found = run_recipe(config)
     assert (found["layers"], found["bits_per_byte"]) == (6, {})
     assert open_folder(found["hf"]).config.num_hidden_layers == 6
 
 
-def test_a_folder_of_a_run_that_was_killed_at_once_is_taken(base, small_settings, small_model, tmp_path, recipe_config):
+def test_a_folder_of_a_run_that_was_killed_at_once_is_taken(
+    base, small_settings, small_model, tmp_path, recipe_config
+):
     (tmp_path / "config.toml.partial").write_text("ou")
     stage = {"name": "one", "steps": 1, "schedule": {"peak": 1e-3}, "mixture": {"max_epochs": 1000.0}}
-    assert run_recipe(recipe_config(tmp_path, small_settings, small_model, {"folder": base["hf"]}, stages=[stage]))["layers"] == 4
+    assert (
+        run_recipe(
+            recipe_config(tmp_path, small_settings, small_model, {"folder": base["hf"]}, stages=[stage])
+        )["layers"]
+        == 4
+    )
 
 
-def test_after_a_mistake_the_corrected_config_takes_the_folder(base, small_settings, small_model, tmp_path, recipe_config):
+def test_after_a_mistake_the_corrected_config_takes_the_folder(
+    base, small_settings, small_model, tmp_path, recipe_config
+):
     stage = {"name": "one", "steps": 1, "schedule": {"peak": 1e-3}, "mixture": {"max_epochs": 1000.0}}
-    wrong = recipe_config(tmp_path, small_settings, small_model, {"folder": str(tmp_path / "nothing")}, stages=[stage])
+    wrong = recipe_config(
+        tmp_path, small_settings, small_model, {"folder": str(tmp_path / "nothing")}, stages=[stage]
+    )
     with pytest.raises(BadInput, match="no such model folder"):
         run_recipe(wrong)
     right = wrong.model_copy(update={"model": wrong.model.model_copy(update={"folder": base["hf"]})})

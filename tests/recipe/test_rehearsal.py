@@ -13,7 +13,8 @@ from babel_jax.recipe.rehearsal_worker import missing
 from babel_jax.tpu.programs import Program
 
 ONE = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1, "ring": 1}
-# 83B is 9B with more of each width; the data axis of several slices, and context and tensor, are rehearsed with it.
+# 83B is 9B with more of each width; the data axis of several slices, and context and tensor, are rehearsed
+# with it.
 SLOW = {
     "tiny": ["--devices", "4"],
     "tiny-from-base": ["--devices", "4"],
@@ -21,7 +22,14 @@ SLOW = {
     "tiny-chat": ["--devices", "4"],
     "babel-9b": [],
     "babel-9b-chat": ["--devices", "8"],
-    "babel-83b": ["--slices", "2", "--set", "training.mesh={fsdp=-1, context=2}", "--set", "evaluation.every=1000"],
+    "babel-83b": [
+        "--slices",
+        "2",
+        "--set",
+        "training.mesh={fsdp=-1, context=2}",
+        "--set",
+        "evaluation.every=1000",
+    ],
     "babel-83b-chat": ["--devices", "8", "--set", "training.mesh={fsdp=-1, tensor=4}"],
 }
 
@@ -73,9 +81,18 @@ def test_a_mesh_that_does_not_scale_down_is_refused(sizes, devices, slices, mess
     [
         (["--devices", "6"], "give --devices 8"),
         # Four heads of keys on eight parts: the small model would divide.
-        (["--set", "training.mesh={fsdp=-1, tensor=8}"], "tensor = 8 does not divide the model's kv_heads = 4"),
-        (["--set", "training.mesh={fsdp=-1, context=3}", "--devices", "12"], "context = 3 does not divide the model's embed = 3584"),
-        (["--set", "training.mesh={fsdp=-1, context=2}", "--set", "data.seq_len=4094"], "context = 2 cuts windows into 4 parts"),
+        (
+            ["--set", "training.mesh={fsdp=-1, tensor=8}"],
+            "tensor = 8 does not divide the model's kv_heads = 4",
+        ),
+        (
+            ["--set", "training.mesh={fsdp=-1, context=3}", "--devices", "12"],
+            "context = 3 does not divide the model's embed = 3584",
+        ),
+        (
+            ["--set", "training.mesh={fsdp=-1, context=2}", "--set", "data.seq_len=4094"],
+            "context = 2 cuts windows into 4 parts",
+        ),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, capsys):
@@ -102,7 +119,15 @@ def test_a_rehearsal_says_what_ran(tmp_path):
     found = rehearse(load_config(configs_folder() / "tiny-base.toml"), devices=4, out=tmp_path / "kept")
     assert all(point["ran"] for point in found["points"])
     how = {point["what"]: point["how"] for point in found["points"]}
-    assert how.keys() >= {"text", "stage pretraining", "preemption", "resumed on another mesh", "evaluation base", "export", "programs"}
+    assert how.keys() >= {
+        "text",
+        "stage pretraining",
+        "preemption",
+        "resumed on another mesh",
+        "evaluation base",
+        "export",
+        "programs",
+    }
     assert how["preemption"].startswith("stopped by SIGTERM after step")
     assert "each in the list of babel plan" in how["programs"]
     assert (tmp_path / "kept" / "run" / "hf" / "config.json").is_file()
@@ -113,7 +138,9 @@ def test_a_rehearsal_says_what_ran(tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("name", SLOW)
 def test_every_shipped_config(name, capsys):
-    assert main(["rehearse", str(configs_folder() / f"{name}.toml"), *SLOW[name]]) == 0, capsys.readouterr().err[-3000:]
+    assert main(["rehearse", str(configs_folder() / f"{name}.toml"), *SLOW[name]]) == 0, (
+        capsys.readouterr().err[-3000:]
+    )
     told = capsys.readouterr().out
     assert "all of it ran" in told.splitlines()[-1]
 

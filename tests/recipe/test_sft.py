@@ -1,4 +1,6 @@
-"""Chat fine-tuning end to end, on a tiny model: the loss against torch, the run by the command, and the exported folder."""
+"""Chat fine-tuning end to end, on a tiny model: the loss against torch, the run by the command, and the
+exported folder.
+"""
 
 import json
 
@@ -21,7 +23,13 @@ from babel_jax.model_folders.folder import load_params, open_folder
 from babel_jax.training.loss import summed_loss
 from babel_jax.training.mesh import make_mesh
 
-SHAPE = {"vocab_size": 640, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SHAPE = {
+    "vocab_size": 640,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 
 
 def conversation(number):
@@ -35,7 +43,9 @@ def conversation(number):
 
 
 def test_loss_and_gradient_are_those_of_torch(chat_tokenizer, reference_model, stacked_tree):
-    """Each conversation alone through transformers, labels -100 but for the assistant's tokens; ours has them packed in one window."""
+    """Each conversation alone through transformers, labels -100 but for the assistant's tokens; ours has them
+    packed in one window.
+    """
     torch = pytest.importorskip("torch")
     config = ModelConfig(**SHAPE, num_key_value_heads=2, max_position_embeddings=256)
     model = reference_model(config)
@@ -48,7 +58,9 @@ def test_loss_and_gradient_are_those_of_torch(chat_tokenizer, reference_model, s
     assert fields[1].max() > 1
     batch = {"tokens": fields[0], "segment_ids": fields[1], "loss_mask": fields[2]}
     params = stacked_tree(dict(model.named_parameters()))
-    (total, losses), gradients = jax.value_and_grad(lambda tree: summed_loss(config, tree, batch), has_aux=True)(params)
+    (total, losses), gradients = jax.value_and_grad(
+        lambda tree: summed_loss(config, tree, batch), has_aux=True
+    )(params)
 
     nats, targets = 0.0, 0
     for one in conversations:
@@ -61,13 +73,24 @@ def test_loss_and_gradient_are_those_of_torch(chat_tokenizer, reference_model, s
     assert float(total) == pytest.approx(nats, rel=1e-5)
     assert int(losses.targets.sum()) == targets == counts["targets"]
     expected = stacked_tree({name: parameter.grad for name, parameter in model.named_parameters()})
-    jax.tree.map(lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=2e-4, rtol=1e-3), gradients, expected)
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, atol=2e-4, rtol=1e-3),
+        gradients,
+        expected,
+    )
 
     # Held out, the same nats are counted for the bytes that the assistant said.
     to_score = conversations_to_score(format, {"ha": texts}, config.max_position_embeddings)
-    (measured,) = scored_bits(to_score, lambda sequences: score(config, params, sequences, make_mesh({}), 384)).values()
+    (measured,) = scored_bits(
+        to_score, lambda sequences: score(config, params, sequences, make_mesh({}), 384)
+    ).values()
     documents, counted = measured.columns[:, 0], measured.columns[:, 1]
-    said = sum(len(message["content"].encode()) for one in conversations for message in one if message["role"] == "assistant")
+    said = sum(
+        len(message["content"].encode())
+        for one in conversations
+        for message in one
+        if message["role"] == "assistant"
+    )
     assert (counted.sum(), len(documents)) == (said, 3)
     assert measured.score == pytest.approx(nats / np.log(2) / said, rel=1e-5)
 
@@ -118,7 +141,9 @@ def test_it_answers_and_stops(tuned):
     format = open_chat_format(tuned / "hf")
     params = load_params(folder, dtype=jnp.float32)
     said = conversation(4)[:3]
-    prompt = format._tokenizer.encode(format.render(said, add_generation_prompt=True), add_special_tokens=False).ids
+    prompt = format._tokenizer.encode(
+        format.render(said, add_generation_prompt=True), add_special_tokens=False
+    ).ids
     (new,) = generate(folder.config, params, [prompt], 40, folder.hf_config["eos_token_id"])
     assert new[-1] == format.end_id
     assert format.decode(new) == "Su dai 'yan-adam."
@@ -135,11 +160,19 @@ def test_the_exported_folder_is_a_chat_model_for_transformers(tuned, chat_tokeni
     tokenizer = transformers.AutoTokenizer.from_pretrained(tuned / "hf")
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert tokenizer.eos_token == "<|im_end|>"
-    assert model.config.eos_token_id == model.generation_config.eos_token_id == [end, tokenizer.convert_tokens_to_ids("<|endoftext|>")]
+    assert (
+        model.config.eos_token_id
+        == model.generation_config.eos_token_id
+        == [end, tokenizer.convert_tokens_to_ids("<|endoftext|>")]
+    )
     ours = open_chat_format(chat_tokenizer).encode(conversation(7))
     assert tokenizer.apply_chat_template(conversation(7), return_dict=True)["input_ids"] == ours.ids
-    inputs = tokenizer.apply_chat_template(conversation(7)[:3], add_generation_prompt=True, return_dict=True, return_tensors="pt")
-    new = model.generate(**inputs, max_new_tokens=40, do_sample=False, pad_token_id=0)[0, inputs["input_ids"].shape[1] :]
+    inputs = tokenizer.apply_chat_template(
+        conversation(7)[:3], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    new = model.generate(**inputs, max_new_tokens=40, do_sample=False, pad_token_id=0)[
+        0, inputs["input_ids"].shape[1] :
+    ]
     assert new[-1] == end
     assert tokenizer.decode(new, skip_special_tokens=True) == "Su dai 'yan-adam."
     assert generate_text(str(tuned / "hf"), "Is", 4, 0.0, 1.0, 0)["tokens"]
@@ -160,8 +193,22 @@ def test_from_a_model_folder_whose_files_stay(tuned, config_file, tmp_path):
     text = config_file.read_text()
     shape, rest = text.index("[model.shape]"), text.index("[training]")
     config.write_text(text[:shape] + f'[model]\nfolder = "{base}"\n' + text[rest:])
-    changes = {"out": tmp_path / "run", "data.folder": tmp_path / "data", "data.tokenizer": base, "stages.0.steps": 1}
-    assert main(["sft", str(config), *(part for key, value in changes.items() for part in ("--set", f"{key}={value}"))]) == 0
+    changes = {
+        "out": tmp_path / "run",
+        "data.folder": tmp_path / "data",
+        "data.tokenizer": base,
+        "stages.0.steps": 1,
+    }
+    assert (
+        main(
+            [
+                "sft",
+                str(config),
+                *(part for key, value in changes.items() for part in ("--set", f"{key}={value}")),
+            ]
+        )
+        == 0
+    )
     hf = tmp_path / "run" / "hf"
     assert json.loads((hf / "config.json").read_text())["eos_token_id"] == [2, 0]
     assert json.loads((hf / "generation_config.json").read_text())["eos_token_id"] == [2, 0]
@@ -174,7 +221,9 @@ def test_from_a_model_folder_whose_files_stay(tuned, config_file, tmp_path):
 def test_prepared_data_of_another_kind(tuned, config_file, tmp_path, capsys):
     """Without sources what lies in data.folder is taken, if it is what the settings say."""
     template = tmp_path / "other.jinja"
-    template.write_text("{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}")
+    template.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+    )
     common = [str(config_file), "--set", f"out={tmp_path / 'run'}", "--set", "data.sources=[]"]
     assert main(["sft", *common, "--set", f"data.chat_template={template}"]) == 2
     assert f"prepared with another chat template than {template}" in capsys.readouterr().err
@@ -183,7 +232,9 @@ def test_prepared_data_of_another_kind(tuned, config_file, tmp_path, capsys):
 
 
 def test_text_is_refused_and_the_shipped_configs_are_chat(tmp_path, capsys, config_file):
-    assert main(["sft", str(config_file), "--set", "data.conversations=false", "--set", "data.sources=[]"]) == 2
+    assert (
+        main(["sft", str(config_file), "--set", "data.conversations=false", "--set", "data.sources=[]"]) == 2
+    )
     assert "data.conversations is not true" in capsys.readouterr().err
     for name in ("babel-9b-chat.toml", "babel-83b-chat.toml", "tiny-chat.toml"):
         config = load_config(configs_folder() / name)

@@ -50,13 +50,18 @@ class Page(HTMLParser):
         return [
             element
             for element in self.elements
-            if element["tag"] == tag and (inside is None or any(outer is inside for outer in element["inside"]))
+            if element["tag"] == tag
+            and (inside is None or any(outer is inside for outer in element["inside"]))
         ]
 
 
 @pytest.fixture
 def run_folder(grown, tmp_path):
-    return Path(shutil.copytree(grown["out"], tmp_path / "grown", ignore=shutil.ignore_patterns("checkpoints", "tensorboard")))
+    return Path(
+        shutil.copytree(
+            grown["out"], tmp_path / "grown", ignore=shutil.ignore_patterns("checkpoints", "tensorboard")
+        )
+    )
 
 
 @pytest.fixture
@@ -105,7 +110,10 @@ def test_what_was_measured_between_steps(page, grown):
     assert [line["step"] for line in measured] == [3, 6]
     assert list(measured[0]["tasks"]) == list(grown["tasks"]["base"])
     best = json.loads((Path(grown["out"]) / "evaluation" / "best.json").read_text())
-    means = {line["step"]: np.mean([result["score"] for result in line["tasks"]["bits_per_byte"].values()]) for line in measured}
+    means = {
+        line["step"]: np.mean([result["score"] for result in line["tasks"]["bits_per_byte"].values()])
+        for line in measured
+    }
     assert best["step"] == min(means, key=means.get)
     assert best["bits_per_byte"] == pytest.approx(min(means.values()))
     assert grown["best"] == best
@@ -114,10 +122,19 @@ def test_what_was_measured_between_steps(page, grown):
 
 
 def test_the_table_says_what_was_measured(page, grown):
-    table = next(table for table in page.all("table") if any(outer.get("id") == "figure-bits_per_byte" for outer in table["inside"]))
-    rows = {row["text"].split("\n")[0]: [cell["text"] for cell in page.all("td", row)] for row in page.all("tr", table)[1:]}
+    table = next(
+        table
+        for table in page.all("table")
+        if any(outer.get("id") == "figure-bits_per_byte" for outer in table["inside"])
+    )
+    rows = {
+        row["text"].split("\n")[0]: [cell["text"] for cell in page.all("td", row)]
+        for row in page.all("tr", table)[1:]
+    }
     swahili = next(cells for text, cells in rows.items() if text.startswith("Swahili"))
-    measured = [grown["bits_per_byte"][point]["sw"] for point in ("base", "expanded", "recovered", "continued")]
+    measured = [
+        grown["bits_per_byte"][point]["sw"] for point in ("base", "expanded", "recovered", "continued")
+    ]
     assert swahili[:5] == ["low", *(f"{value:.3f}" for value in measured)]
     assert swahili[5] == f"{100 * (measured[-1] / measured[0] - 1):+.1f}%"
 
@@ -131,7 +148,13 @@ def test_samples_are_in_their_language_and_direction(run_folder, grown):
     write_report(run_folder, run_folder / "again.html")
     page = Page((run_folder / "again.html").read_text(encoding="utf-8"))
     found = {element["lang"]: element for element in page.all("p") if "lang" in element}
-    assert {code: element["dir"] for code, element in found.items()} == {"en": "ltr", "zh": "ltr", "sw": "ltr", "ha": "ltr", "ur": "rtl"}
+    assert {code: element["dir"] for code, element in found.items()} == {
+        "en": "ltr",
+        "zh": "ltr",
+        "sw": "ltr",
+        "ha": "ltr",
+        "ur": "rtl",
+    }
     assert found["ur"]["text"].startswith("تمام <b> انسان")
 
 
@@ -144,7 +167,9 @@ def test_what_is_missing_is_left_out_and_samples_are_made_anew(run_folder):
     assert found["gate"] is None
     assert found["summary"].startswith("There is no parent model to compare with.\nReport: ")
     again = json.loads((run_folder / "samples.json").read_text(encoding="utf-8"))
-    assert {code: sample["prompt"] for code, sample in again.items()} == {code: sample["prompt"] for code, sample in before.items()}
+    assert {code: sample["prompt"] for code, sample in again.items()} == {
+        code: sample["prompt"] for code, sample in before.items()
+    }
     page = Page((run_folder / "report.html").read_text(encoding="utf-8"))
     assert {figure["id"] for figure in page.all("figure")} == {"figure-expansion-0"}
     assert "under way" in page.all("header")[0]["text"]
@@ -163,10 +188,14 @@ def test_a_demo_folder_and_a_benchmark_beside_the_points(run_folder, tmp_path):
     (run_folder / "evaluation" / "benchmarks.json").write_text(json.dumps(both))
     (run_folder / "evaluation" / "other.json").write_text("[]")
     (run_folder / "goodput.json").write_text(json.dumps({"seconds": {"step": 75.0, "compile": 25.0}}))
-    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line) for line in (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     lines[0] |= {"device_memory_peak_gib": 11.5, "device_memory_limit_gib": 15.75}
     lines[1] |= {"slowest_process": 3, "slowest_process_seconds": 0.5, "median_process_seconds": 0.25}
-    (run_folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (run_folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+    )
     (tmp_path / "demo").mkdir()
     run_folder.rename(tmp_path / "demo" / "run")
     found = report_run(tmp_path / "demo")
@@ -176,11 +205,21 @@ def test_a_demo_folder_and_a_benchmark_beside_the_points(run_folder, tmp_path):
     (figure,) = [figure for figure in page.all("figure") if figure["id"] == "figure-goodput"]
     assert "75.0% of 100 s" in figure["text"]
     assert "The fullest device of process 0 held 11.5 of 15.8 GiB." in figure["text"]
-    assert "The slowest process, 3 up to step 1, took 0.500 s of its own for a step, the one in the middle 0.250 s." in figure["text"]
+    assert (
+        "The slowest process, 3 up to step 1, took 0.500 s of its own for a step, the one in the middle "
+        "0.250 s."
+    ) in figure["text"]
     (figure,) = [figure for figure in page.all("figure") if figure["id"] == "figure-xnli"]
     assert "XNLI" in figure["text"]
     head, *rows = page.all("tr", figure)
-    assert [cell["text"] for cell in page.all("th", head)] == ["Language", "Class", "Babel", "Qwen", "Change", "Items"]
+    assert [cell["text"] for cell in page.all("th", head)] == [
+        "Language",
+        "Class",
+        "Babel",
+        "Qwen",
+        "Change",
+        "Items",
+    ]
     (row,) = [row for row in rows if row["text"].startswith("Swahili")]
     assert [cell["text"] for cell in page.all("td", row)] == ["low", "53.5", "41.5", "", "100"]
 
@@ -195,13 +234,19 @@ def scores(**by_language):
 
 
 def test_the_gate_names_the_languages_that_got_worse():
-    points = {"base": {"bits_per_byte": scores(en=2.0, sw=4.0, th=1.0)}, "continued": {"bits_per_byte": scores(en=2.1, sw=3.0, th=1.01)}}
+    points = {
+        "base": {"bits_per_byte": scores(en=2.0, sw=4.0, th=1.0)},
+        "continued": {"bits_per_byte": scores(en=2.1, sw=3.0, th=1.01)},
+    }
     gate = regression_gate(points, "continued")
     assert gate["worse"] == {"en": pytest.approx(5.0), "th": pytest.approx(1.0)}
     assert list(gate["worse"]) == ["en", "th"]
     assert gate["changes"]["sw"] == pytest.approx(-25.0)
     assert not gate["passed"]
-    assert gate_words(gate) == "Regression gate NOT passed (continued against base): worse in bits per byte: English +5.0%, Thai +1.0%."
+    assert gate_words(gate) == (
+        "Regression gate NOT passed (continued against base): worse in bits per byte: English +5.0%, "
+        "Thai +1.0%."
+    )
     assert list(regression_gate(points, "continued", 1.5)["worse"]) == ["en"]
     assert regression_gate(points, "continued", 5.5)["passed"]
     assert regression_gate(points, "base") is None
@@ -228,7 +273,13 @@ def test_ticks_are_round_and_enclose():
     assert ticks(-0.3, 0.3)[0] <= -0.3
     assert ticks(0.0, 0.0)[0] == 0.0
     assert ticks(0.0, 0.0)[-1] > 0.0
-    assert [number(value) for value in (0.25, 3.0, 1234.5, 27_000, 9_013_963_264)] == ["0.25", "3", "1,234", "27k", "9.01G"]
+    assert [number(value) for value in (0.25, 3.0, 1234.5, 27_000, 9_013_963_264)] == [
+        "0.25",
+        "3",
+        "1,234",
+        "27k",
+        "9.01G",
+    ]
 
 
 def test_averages_keep_the_mean():
@@ -253,8 +304,14 @@ def test_the_exported_model_has_a_card(grown):
     assert card.data.tags == ["babel-jax", "multilingual", "depth-expansion"]
     assert card.data.base_model is None
     assert "from a model that babel-jax trained from random weights" in card.text
-    means = {result.dataset_config: result.metric_value for result in card.data.eval_results if result.metric_type == "bits_per_byte"}
-    assert means == {group: pytest.approx(mean, abs=1e-4) for group, mean in grown["means"]["continued"].items()}
+    means = {
+        result.dataset_config: result.metric_value
+        for result in card.data.eval_results
+        if result.metric_type == "bits_per_byte"
+    }
+    assert means == {
+        group: pytest.approx(mean, abs=1e-4) for group, mean in grown["means"]["continued"].items()
+    }
     assert "| Swahili (sw) | low |" in card.text
     assert "| 2 | 1 | zeros |" in card.text
     assert "| recovery | Hausa | web |" in card.text

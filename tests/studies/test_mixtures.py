@@ -36,10 +36,14 @@ def prepared(tmp_path):
 def config_file(tmp_path):
     def write(folder, *stages):
         path = tmp_path / "config.toml"
-        shape = "vocab_size = 64\nhidden_size = 8\nintermediate_size = 8\nnum_hidden_layers = 1\nnum_attention_heads = 1\n"
+        shape = (
+            "vocab_size = 64\nhidden_size = 8\nintermediate_size = 8\nnum_hidden_layers = "
+            "1\nnum_attention_heads = 1\n"
+        )
         path.write_text(
             f'out = "{tmp_path / "run"}"\n[model.shape]\n{shape}[data]\nfolder = "{folder}"\nseq_len = 64\n'
-            "[training]\nglobal_batch_size = 1\n" + "".join(f"[[stages]]\nschedule = {{ peak = 1.0 }}\n{stage}\n" for stage in stages)
+            "[training]\nglobal_batch_size = 1\n"
+            + "".join(f"[[stages]]\nschedule = {{ peak = 1.0 }}\n{stage}\n" for stage in stages)
         )
         return path
 
@@ -47,18 +51,34 @@ def config_file(tmp_path):
 
 
 def test_two_stages_side_by_side(prepared, config_file, tmp_path, capsys):
-    # 100 steps of 64 tokens. Equal parts are 1600 each; ha and sw have less, and en and zh share what they leave.
-    folder = prepared({("en", "web"): 9000, ("zh", "web"): 9000, ("sw", "textbook"): 100, ("sw", "web"): 300, ("ha", "web"): 20})
+    # 100 steps of 64 tokens. Equal parts are 1600 each; ha and sw have less, and en and zh share what they
+    # leave.
+    folder = prepared(
+        {
+            ("en", "web"): 9000,
+            ("zh", "web"): 9000,
+            ("sw", "textbook"): 100,
+            ("sw", "web"): 300,
+            ("ha", "web"): 20,
+        }
+    )
     config = config_file(
         folder,
         'name = "one"\nsteps = 100\nmixture = { max_epochs = 2.0 }',
-        'name = "two"\nsteps = 10\nmixture = { strategy = "temperature", languages = ["en", "sw"], textbook_multiplier = 3.0 }',
+        'name = "two"\nsteps = 10\nmixture = { strategy = "temperature", languages = ["en", "sw"], '
+        "textbook_multiplier = 3.0 }",
     )
     assert main(["mixture", str(config), "--out", str(tmp_path / "out"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     one, two = found["stages"]["one"], found["stages"]["two"]
     shares = {(row["language"], row["kind"]): row["share"] for row in one["rows"]}
-    expected = {("en", "web"): 2780, ("zh", "web"): 2780, ("sw", "textbook"): 200, ("sw", "web"): 600, ("ha", "web"): 40}
+    expected = {
+        ("en", "web"): 2780,
+        ("zh", "web"): 2780,
+        ("sw", "textbook"): 200,
+        ("sw", "web"): 600,
+        ("ha", "web"): 40,
+    }
     assert shares == {key: pytest.approx(tokens / 6400) for key, tokens in expected.items()}
     assert [row["at_cap"] for row in one["rows"]] == [False, False, True, True, True]
     assert one["rows"][0]["uncapped_share"] == pytest.approx(0.25)
@@ -98,7 +118,9 @@ def test_a_curated_share_that_is_not_there_is_said(prepared, config_file):
 
 @pytest.mark.parametrize("name", ["babel-9b.toml", "babel-83b.toml"])
 def test_the_shipped_stages_follow_the_report(prepared, name):
-    """On supplies like the web's (Common Crawl shares of 2 * 10**12 tokens, and a textbook for each language)."""
+    """On supplies like the web's (Common Crawl shares of 2 * 10**12 tokens, and a textbook for each
+    language).
+    """
     supply = {(code, "web"): round(LANGUAGES[code].common_crawl_percent / 100 * 2e12) for code in CODES}
     supply |= {(code, "textbook"): tokens // 50 for (code, _), tokens in list(supply.items())}
     supply |= {("en", "curated"): 10**11, ("zh", "curated"): 10**10}
@@ -108,7 +130,9 @@ def test_the_shipped_stages_follow_the_report(prepared, name):
     textbooks = [key for key in supply if key[1] == "textbook"]
     # Recovery: equal but where text runs short, with curated English and Chinese on top.
     shares = {code: recovery.share([(code, "web"), (code, "textbook")]) for code in CODES}
-    full = [code for code in CODES if not any(recovery.parts[code, kind].at_cap for kind in ("web", "textbook"))]
+    full = [
+        code for code in CODES if not any(recovery.parts[code, kind].at_cap for kind in ("web", "textbook"))
+    ]
     assert {"es", "ar", "hi", "ko"} <= set(full)
     np.testing.assert_allclose([shares[code] for code in full], max(shares.values()), rtol=1e-6)
     assert recovery.parts["en", "curated"].share > recovery.parts["zh", "curated"].share > 0
@@ -117,7 +141,9 @@ def test_the_shipped_stages_follow_the_report(prepared, name):
     assert continued.share(textbooks) > 3 * recovery.share(textbooks)
     assert continued.share(low) > 1.25 * recovery.share(low)
     assert continued.share([key for key in supply if key[0] == "en"]) > 0.1
-    assert all(part.epochs <= 4 * (1 + 1e-6) for stage in (recovery, continued) for part in stage.parts.values())
+    assert all(
+        part.epochs <= 4 * (1 + 1e-6) for stage in (recovery, continued) for part in stage.parts.values()
+    )
 
 
 def test_without_stages_or_data(prepared, config_file, tmp_path, capsys):

@@ -31,13 +31,20 @@ class Begun(Bytes):
 @pytest.fixture(scope="module")
 def model():
     config = ModelConfig(
-        vocab_size=256, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=256
+        vocab_size=256,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
     )
     return config, init_params(config.model_copy(update={"initializer_range": 0.3}), jax.random.key(0))
 
 
 def bits_of(config, params, text):
-    """The bits of all batches of one language's text: of each token that follows another of its segment and, with a mask, has 1 there."""
+    """The bits of all batches of one language's text: of each token that follows another of its segment and,
+    with a mask, has 1 there.
+    """
     bits = 0.0
     for tokens, segment_ids, *loss_mask in text.batches:
         logits = np.asarray(forward(config, params, tokens, segment_ids=segment_ids), np.float64)[:, :-1]
@@ -63,7 +70,9 @@ def test_packed_windows_give_the_bits_of_documents_alone(model, tokenizer):
     found = encode(tokenizer, texts, seq_len=32, batch_size=2)
     begin = tokenizer.begin_ids
     for language, documents in texts.items():
-        expected = sum(alone(*model, [*begin, *text.encode()], len(begin) + 1) for text in documents if len(text) > 1)
+        expected = sum(
+            alone(*model, [*begin, *text.encode()], len(begin) + 1) for text in documents if len(text) > 1
+        )
         assert bits_of(*model, found[language]) == pytest.approx(expected, rel=1e-4)
         count = sum(max(0, len(text.encode()) - 1) for text in documents)
         assert (found[language].bytes, found[language].tokens) == (count, count)

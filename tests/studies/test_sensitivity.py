@@ -1,4 +1,6 @@
-"""Sensitivities against models whose layers are really taken out or put in twice, by `transformers` and by hand."""
+"""Sensitivities against models whose layers are really taken out or put in twice, by `transformers` and by
+hand.
+"""
 
 import jax
 import numpy as np
@@ -19,8 +21,10 @@ TEXTS = {"en": ["a short one", "another text, a bit longer, in two pieces"], "sw
 @pytest.fixture(scope="module", params=[Family.QWEN2, Family.GEMMA2], ids=str)
 def model(request):
     config = ModelConfig(
-        family=request.param, vocab_size=256, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        max_position_embeddings=256, sliding_window=5, layer_types=(LayerType.SLIDING, LayerType.FULL, LayerType.SLIDING),
+        family=request.param, vocab_size=256, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=256, sliding_window=5, layer_types=(LayerType.SLIDING, LayerType.FULL,
+        LayerType.SLIDING),
     )  # fmt: skip
     params = init_params(config.model_copy(update={"initializer_range": 0.3}), jax.random.key(0))
     texts = encode(Bytes(), TEXTS, seq_len=48, batch_size=2)
@@ -47,7 +51,9 @@ def test_the_model_itself(model):
 def test_removed_and_doubled_layers_give_the_loss_of_such_models(model, layer):
     config, params, texts, found = model
     shallow, kept = without_layer(params, layer)
-    assert found.removed[layer] == pytest.approx(bits_per_byte(config.with_layers(tuple(kept)), shallow, texts), rel=1e-5)
+    assert found.removed[layer] == pytest.approx(
+        bits_per_byte(config.with_layers(tuple(kept)), shallow, texts), rel=1e-5
+    )
     plan = plan_from_settings(ExpansionSettings(insert_after=(layer,)), 3)
     deeper = bits_per_byte(expand_config(config, plan), expand_params(params, plan), texts)
     assert found.doubled[layer] == pytest.approx(deeper, rel=1e-5)
@@ -56,13 +62,21 @@ def test_removed_and_doubled_layers_give_the_loss_of_such_models(model, layer):
 
 def test_cosines_against_transformers(reference_model, stacked_tree):
     torch = pytest.importorskip("torch")
-    config = ModelConfig(vocab_size=256, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4)
+    config = ModelConfig(
+        vocab_size=256, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4
+    )
     reference = reference_model(config)
     texts = {"en": ["one text alone"]}
-    params, encoded = stacked_tree(dict(reference.named_parameters())), encode(Bytes(), texts, seq_len=16, batch_size=2)
+    params, encoded = (
+        stacked_tree(dict(reference.named_parameters())),
+        encode(Bytes(), texts, seq_len=16, batch_size=2),
+    )
     found = sensitivity(config, params, encoded, make_mesh({}))
     streams = []
-    hooks = [layer.register_forward_hook(lambda _, inputs, output: streams.append((inputs[0], output))) for layer in reference.model.layers]
+    hooks = [
+        layer.register_forward_hook(lambda _, inputs, output: streams.append((inputs[0], output)))
+        for layer in reference.model.layers
+    ]
     with torch.no_grad():
         reference(torch.tensor([list(texts["en"][0].encode())]))
     for hook in hooks:

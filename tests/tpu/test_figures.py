@@ -36,27 +36,40 @@ def test_a_topology_that_does_not_exist_is_refused_with_the_near_ones(topology, 
         chip_of(topology)
 
 
-@pytest.mark.parametrize("topology", ["v5e:4x8", "v6e:16x8", "v4:2x2x4", "v5p:2x2x1", "v5p:8x8x4", "v5p:12x12x12", "tpu7x:16x16x36"])
+@pytest.mark.parametrize(
+    "topology",
+    ["v5e:4x8", "v6e:16x8", "v4:2x2x4", "v5p:2x2x1", "v5p:8x8x4", "v5p:12x12x12", "tpu7x:16x16x36"],
+)
 def test_slices_that_can_be_had(topology):
     assert chip_of(topology).name == topology.partition(":")[0]
 
 
 def test_only_hbm_counts_as_memory_that_more_chips_would_give():
     """As libtpu 0.0.42 says it, shortened."""
-    hbm = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, HLO temporaries (91.47G) exceed available HBM (15.75G)."
+    hbm = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, HLO temporaries (91.47G) exceed available HBM "
+        "(15.75G)."
+    )
     found = out_of_hbm(hbm)
     assert (found["needs"], found["has"]) == (91.47, 15.75)
-    vmem = "RESOURCE_EXHAUSTED: E1001: CompileTimeScopedVmemOom:\nRan out of memory in memory space vmem while allocating on stack"
+    vmem = (
+        "RESOURCE_EXHAUSTED: E1001: CompileTimeScopedVmemOom:\nRan out of memory in memory space vmem while "
+        "allocating on stack"
+    )
     assert out_of_hbm(vmem) is None
     assert out_of_hbm("INTERNAL: a bug") is None
 
 
 def test_the_rates_are_those_published():
-    assert (chip_of("v5p:8x8x8").bf16, chip_of("v5e:16x16").hbm, chip_of("v6e:8x8").ici) == (459e12, 819e9, 400e9)
+    assert (chip_of("v5p:8x8x8").bf16, chip_of("v5e:16x16").hbm, chip_of("v6e:8x8").ici) == (
+        459e12,
+        819e9,
+        400e9,
+    )
 
 
-# What XLA for TPU writes, in the forms that matter: a loop of 5 with a gather in two parts, a scatter that is called an all-reduce, an
-# all-reduce that is one, one between slices, and a permutation.
+# What XLA for TPU writes, in the forms that matter: a loop of 5 with a gather in two parts, a scatter that is
+# called an all-reduce, an all-reduce that is one, one between slices, and a permutation.
 HLO = """\
 HloModule step
 
@@ -127,7 +140,9 @@ def test_collectives_count_by_their_kind_and_how_often_they_run():
 
 
 def test_what_a_program_of_xla_moves_is_what_it_must(tmp_path):
-    """A loop that adds a row of a matrix to a vector, on CPU: the rows alone are read, not the matrix each time."""
+    """A loop that adds a row of a matrix to a vector, on CPU: the rows alone are read, not the matrix each
+    time.
+    """
 
     def run(matrix):
         return jax.lax.scan(lambda total, row: (jnp.sin(total) + row, None), jnp.zeros(4096), matrix)[0]
@@ -196,13 +211,22 @@ def test_what_is_brought_onto_the_chip_ahead_is_read_once_and_in_part():
 
 
 def test_flops_of_a_step_are_those_of_its_products():
-    """Counted by hand for the forward pass; backward is twice that, and the causal half is not skipped by XLA's attention."""
+    """Counted by hand for the forward pass; backward is twice that, and the causal half is not skipped by
+    XLA's attention.
+    """
     config = ModelConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=80,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
     )
     batch, time = 2, 16
     tokens = {name: jax.ShapeDtypeStruct((batch, time), jnp.int32) for name in ("tokens", "segment_ids")}
-    jaxpr = jax.make_jaxpr(lambda params, batch: summed_loss(config, params, batch)[0])(abstract_params(config), tokens)
+    jaxpr = jax.make_jaxpr(lambda params, batch: summed_loss(config, params, batch)[0])(
+        abstract_params(config), tokens
+    )
     matrices = 3 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 80) + 96 * 32
     scores = 3 * 2 * time * 32
     assert program_flops(jaxpr.jaxpr, config, time) == 2 * batch * time * (matrices + scores)
@@ -212,9 +236,16 @@ def test_flops_of_a_step_are_those_of_its_products():
 
 @pytest.mark.parametrize("kernel", [AttentionKernel.XLA, AttentionKernel.SPLASH])
 def test_what_remat_keeps_is_not_counted_twice(kernel):
-    """`mlp` keeps all products with weights, and what attention gives; `full` does all of a layer again but its last product."""
+    """`mlp` keeps all products with weights, and what attention gives; `full` does all of a layer again but
+    its last product.
+    """
     config = ModelConfig(
-        vocab_size=96, hidden_size=256, intermediate_size=80, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1
+        vocab_size=96,
+        hidden_size=256,
+        intermediate_size=80,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
     )
     tokens = {name: jax.ShapeDtypeStruct((2, 128), jnp.int32) for name in ("tokens", "segment_ids")}
 
@@ -222,7 +253,11 @@ def test_what_remat_keeps_is_not_counted_twice(kernel):
         def loss(params, batch):
             return summed_loss(config, params, batch, remat=remat, kernel=kernel)[0]
 
-        return program_flops(jax.make_jaxpr(jax.grad(loss) if gradient else loss)(abstract_params(config), tokens).jaxpr, config, 128)
+        return program_flops(
+            jax.make_jaxpr(jax.grad(loss) if gradient else loss)(abstract_params(config), tokens).jaxpr,
+            config,
+            128,
+        )
 
     assert flops(Remat.MLP) == flops(Remat.NONE)
     head, down = 2 * 2 * 128 * 96 * 256, 3 * 2 * 2 * 128 * 80 * 256
@@ -231,7 +266,8 @@ def test_what_remat_keeps_is_not_counted_twice(kernel):
 
 def test_model_flops_of_a_window_count_what_it_sees():
     config = ModelConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4, sliding_window=8,
+        vocab_size=96, hidden_size=32, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
+        sliding_window=8,
         layer_types=(LayerType.FULL, LayerType.SLIDING),
     )  # fmt: skip
     whole = config.model_copy(update={"layer_types": ()})
@@ -246,7 +282,9 @@ def program_of_half(config, tokens, gradient=False, **options):
 
     def half(parameter):
         axes = mesh_axes(parameter.logical_axes)
-        shape = (size // 2 if own == WEIGHT_AXES else size for size, own in zip(parameter.shape, axes, strict=True))
+        shape = (
+            size // 2 if own == WEIGHT_AXES else size for size, own in zip(parameter.shape, axes, strict=True)
+        )
         return jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
 
     def loss(params, batch):
@@ -254,15 +292,19 @@ def program_of_half(config, tokens, gradient=False, **options):
 
     batch = {name: jax.ShapeDtypeStruct((1, tokens), jnp.int32) for name in ("tokens", "segment_ids")}
     function = jax.grad(loss) if gradient else loss
-    return jax.make_jaxpr(function, axis_env=[("context", 2)])(jax.tree.map(half, describe(config)), batch).jaxpr
+    return jax.make_jaxpr(function, axis_env=[("context", 2)])(
+        jax.tree.map(half, describe(config)), batch
+    ).jaxpr
 
 
 @pytest.mark.parametrize("window", [None, 1024])
 def test_flops_of_parts_are_those_of_the_blocks_that_they_see(window):
-    """Four parts of 1,024 tokens, a block each, on two devices: the first and the last on one see one and four blocks, the others two and
-    three; with a window of 1,024 tokens all but the first see two. XLA's attention does all four for each."""
+    """Four parts of 1,024 tokens, a block each, on two devices: the first and the last on one see one and
+    four blocks, the others two and three; with a window of 1,024 tokens all but the first see two. XLA's
+    attention does all four for each."""
     config = ModelConfig(
-        vocab_size=96, hidden_size=256, intermediate_size=80, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=96, hidden_size=256, intermediate_size=80, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1,
         sliding_window=window, layer_types=(LayerType.FULL if window is None else LayerType.SLIDING,),
     )  # fmt: skip
     xla, splash = (
@@ -275,7 +317,15 @@ def test_flops_of_parts_are_those_of_the_blocks_that_they_see(window):
 
 def test_keys_and_values_are_gathered_once_where_memory_is_not_short():
     config = ModelConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=80, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=80,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
     )
-    mlp, gate = (str(program_of_half(config, 64, gradient=True, remat=remat)).count("all_gather[") for remat in (Remat.MLP, Remat.GATE))
+    mlp, gate = (
+        str(program_of_half(config, 64, gradient=True, remat=remat)).count("all_gather[")
+        for remat in (Remat.MLP, Remat.GATE)
+    )
     assert gate - mlp == 2

@@ -1,4 +1,6 @@
-"""The scripts for pods, with stand-ins for gcloud, kubectl and Slurm that note what they are called with and say what a test wants."""
+"""The scripts for pods, with stand-ins for gcloud, kubectl and Slurm that note what they are called with and
+say what a test wants.
+"""
 
 import json
 import os
@@ -45,14 +47,20 @@ def call(tmp_path):
     for name in ("gcloud", "kubectl", "sbatch", "squeue", "scancel", "srun", "scontrol"):
         (commands / name).write_text(STAND_IN)
         (commands / name).chmod(0o755)
-    environment = {"PATH": f"{commands}:{os.environ['PATH']}", "HOME": str(tmp_path / "home"), "STAND_IN": str(state)}
+    environment = {
+        "PATH": f"{commands}:{os.environ['PATH']}",
+        "HOME": str(tmp_path / "home"),
+        "STAND_IN": str(state),
+    }
 
     def run(script, *arguments, answers=None, **variables):
         for name, lines in (answers or {}).items():
             (state / "answers" / name).write_text("".join(f"{line}\n" for line in lines))
         (state / "calls").write_text("")
         command = [SCRIPTS / script, *map(str, arguments)]
-        ended = subprocess.run(command, env=environment | variables, capture_output=True, text=True, timeout=60)
+        ended = subprocess.run(
+            command, env=environment | variables, capture_output=True, text=True, timeout=60
+        )
         return ended, [json.loads(line) for line in (state / "calls").read_text().splitlines()]
 
     run.state = state
@@ -64,7 +72,16 @@ PLACE = ["--project=my-project", "--zone=my-zone"]
 KIND = ("--type", "v5p-128", "--runtime", "v2-alpha-tpuv5")
 RUN = ("--config", "/data/my run.toml", "--out", "/data/it's $HOME")
 JOBSET = (
-    *("--name", "run", "--context", "my-cluster", "--image", "registry/babel:1", "--accelerator", "tpu-v5p-slice"),
+    *(
+        "--name",
+        "run",
+        "--context",
+        "my-cluster",
+        "--image",
+        "registry/babel:1",
+        "--accelerator",
+        "tpu-v5p-slice",
+    ),
     *("--topology", "4x4x4", "--chips", "4", "--hosts", "16", "--slices", "2", "--claim", "disk"),
     *("--config", '/data/a "b".toml', "--out", "/data/o p"),
 )
@@ -87,8 +104,22 @@ def test_no_project_and_no_zone_is_written_in_a_script(name):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ((), ["tpu-vm", "create", "my-pod", *PLACE, "--accelerator-type=v5p-128", "--version=v2-alpha-tpuv5"]),
-        (("--spot",), ["tpu-vm", "create", "my-pod", *PLACE, "--accelerator-type=v5p-128", "--spot", "--version=v2-alpha-tpuv5"]),
+        (
+            (),
+            ["tpu-vm", "create", "my-pod", *PLACE, "--accelerator-type=v5p-128", "--version=v2-alpha-tpuv5"],
+        ),
+        (
+            ("--spot",),
+            [
+                "tpu-vm",
+                "create",
+                "my-pod",
+                *PLACE,
+                "--accelerator-type=v5p-128",
+                "--spot",
+                "--version=v2-alpha-tpuv5",
+            ],
+        ),
         (
             ("--queued",),
             [
@@ -167,7 +198,12 @@ def test_lines_of_the_record_are_only_added(call, tmp_path):
     before = "tpu-vm my-project my-zone another\ntpu-vm my-pro"  # cut off by a full disk
     record.write_text(before)
     for command in ("create", "delete", "create", "delete"):
-        assert call("tpu_vm.sh", command, *POD, *(KIND if command == "create" else ()), BABEL_RECORD=str(record))[0].returncode == 0
+        assert (
+            call(
+                "tpu_vm.sh", command, *POD, *(KIND if command == "create" else ()), BABEL_RECORD=str(record)
+            )[0].returncode
+            == 0
+        )
     assert call("tpu_vm.sh", "delete", *POD, BABEL_RECORD=str(record))[0].returncode == 2
     thing = "tpu-vm my-project my-zone my-pod"
     assert record.read_text() == before + "\n" + f"{thing}\ndeleted {thing}\n" * 2
@@ -178,11 +214,46 @@ def test_lines_of_the_record_are_only_added(call, tmp_path):
 @pytest.mark.parametrize(
     ("script", "arguments"),
     [
-        ("tpu_vm.sh", ("create", "--name", "n", "--project", "p", "--type", "t", "--runtime", "r", "--zone", "--dry-run")),
+        (
+            "tpu_vm.sh",
+            (
+                "create",
+                "--name",
+                "n",
+                "--project",
+                "p",
+                "--type",
+                "t",
+                "--runtime",
+                "r",
+                "--zone",
+                "--dry-run",
+            ),
+        ),
         ("tpu_vm.sh", ("delete", "--name", "n", "--project", "p", "--zone", "--dry-run")),
         ("gke.sh", ("create", *JOBSET, "--namespace", "--dry-run")),
-        ("slurm.sh", ("launch", "--name", "n", "--nodes", "1", "--gpus", "1", "--config", "c", "--out", "o", "--partition", "--dry-run")),
-        ("slurm.sh", ("launch", "--name", "n", "--nodes", "1", "--gpus", "1", "--config", "c", "--out", "--", "x")),
+        (
+            "slurm.sh",
+            (
+                "launch",
+                "--name",
+                "n",
+                "--nodes",
+                "1",
+                "--gpus",
+                "1",
+                "--config",
+                "c",
+                "--out",
+                "o",
+                "--partition",
+                "--dry-run",
+            ),
+        ),
+        (
+            "slurm.sh",
+            ("launch", "--name", "n", "--nodes", "1", "--gpus", "1", "--config", "c", "--out", "--", "x"),
+        ),
     ],
 )
 def test_the_next_option_is_no_value(call, script, arguments):
@@ -191,7 +262,10 @@ def test_the_next_option_is_no_value(call, script, arguments):
     assert "needs a value" in ended.stderr
 
 
-@pytest.mark.parametrize("option", ["--image", "--accelerator", "--topology", "--claim", "--config", "--out", "--namespace", "--context"])
+@pytest.mark.parametrize(
+    "option",
+    ["--image", "--accelerator", "--topology", "--claim", "--config", "--out", "--namespace", "--context"],
+)
 @pytest.mark.parametrize("character", ["\n", "\r", "\x1b", "\x7f"])
 def test_control_characters_of_a_value_are_refused(call, option, character):
     ended, calls = call("gke.sh", "create", *JOBSET, option, f"a{character}privileged: true")
@@ -200,7 +274,14 @@ def test_control_characters_of_a_value_are_refused(call, option, character):
 
 
 def test_install_copies_this_commit_to_all_workers(call):
-    ended, calls = call("tpu_vm.sh", "install", *POD, "--mount", "sudo mount server:/disk /data", answers={"describe": ["0 READY"]})
+    ended, calls = call(
+        "tpu_vm.sh",
+        "install",
+        *POD,
+        "--mount",
+        "sudo mount server:/disk /data",
+        answers={"describe": ["0 READY"]},
+    )
     assert ended.returncode == 0, ended.stderr
     copied, mounted, installed = calls[-3:]
     assert copied[3:5] == ["tpu-vm", "scp"]
@@ -211,11 +292,19 @@ def test_install_copies_this_commit_to_all_workers(call):
 
 
 def test_install_needs_no_python_of_the_image_but_to_bring_uv(call, tmp_path):
-    """That is 3.10. What the script hands to ssh is run here by a shell, with a `python3` whose pip puts down a uv that notes its calls."""
+    """That is 3.10.
+
+    What the script hands to ssh is run here by a shell, with a `python3` whose pip puts down a uv that notes
+    its calls.
+    """
     _, calls = call("tpu_vm.sh", "install", *POD, answers={"describe": ["0 READY"]})
     worker, commands = tmp_path / "worker", tmp_path / "worker" / "bin"
     commands.mkdir(parents=True)
-    subprocess.run(["git", "archive", "--prefix=babel-jax/", f"--output={worker}/babel-jax.tar.gz", "HEAD"], cwd=SCRIPTS, check=True)
+    subprocess.run(
+        ["git", "archive", "--prefix=babel-jax/", f"--output={worker}/babel-jax.tar.gz", "HEAD"],
+        cwd=SCRIPTS,
+        check=True,
+    )
     (worker / "uv").write_text('#!/bin/sh\nfor word; do printf "%s\\n" "$word"; done >>uv.calls\n')
     pip = "-m pip install --quiet --upgrade --target .uv --constraint constraints.txt uv"
     python = f'#!/bin/sh\ntest "$*" = "{pip}" && mkdir -p .uv/bin && cp {worker}/uv .uv/bin/\n'
@@ -223,7 +312,9 @@ def test_install_needs_no_python_of_the_image_but_to_bring_uv(call, tmp_path):
     for command in (worker / "uv", commands / "python3"):
         command.chmod(0o755)
     environment = {"PATH": f"{commands}:{os.environ['PATH']}"}
-    ended = subprocess.run(["sh", "-c", calls[-1][-1].removeprefix("--command=")], cwd=worker, env=environment, check=False)
+    ended = subprocess.run(
+        ["sh", "-c", calls[-1][-1].removeprefix("--command=")], cwd=worker, env=environment, check=False
+    )
     assert ended.returncode == 0
     said = (worker / "babel-jax" / "uv.calls").read_text().splitlines()
     assert said[: said.index("pip")] == ["venv", "--quiet", "--clear", "--python", "3.11", ".venv"]
@@ -264,7 +355,9 @@ def test_resume_waits_for_the_end(call):
 
 
 def test_resume_starts_a_preempted_pod_again(call):
-    ended, actions = resumed(call, ["READY", "PREEMPTED", "CREATING", "READY", "READY", "READY"], ["running", "finished"])
+    ended, actions = resumed(
+        call, ["READY", "PREEMPTED", "CREATING", "READY", "READY", "READY"], ["running", "finished"]
+    )
     assert (ended.returncode, actions) == (0, ["delete", "create", "scp", "ssh", "ssh"])
 
 
@@ -273,7 +366,11 @@ def test_resume_installs_again_where_that_failed(call):
     call("tpu_vm.sh", "create", *POD, *KIND)
     ended, calls = call(
         *("tpu_vm.sh", "resume", *POD, *KIND, *RUN, "--poll", "0", "--mount", "do_mount"),
-        answers={"describe": ["0 PREEMPTED", *["0 READY"] * 6], "do_mount": ["1 ", "0 "], "--worker=0": ["0 finished"]},
+        answers={
+            "describe": ["0 PREEMPTED", *["0 READY"] * 6],
+            "do_mount": ["1 ", "0 "],
+            "--worker=0": ["0 finished"],
+        },
     )
     assert ended.returncode == 0, ended.stderr
     actions = [words[4] for words in calls if words[4] not in ("describe",) and "--worker=0" not in words]
@@ -310,21 +407,31 @@ def test_resume_goes_on_where_a_pod_cannot_be_deleted_or_a_start_does_not_reach_
     )
     assert ended.returncode == 0, ended.stderr
     assert "finished" in ended.stdout
-    assert [words[4] for words in calls if words[4] != "describe" and "--worker=0" not in words] == ["delete", "ssh", "ssh"]
+    assert [words[4] for words in calls if words[4] != "describe" and "--worker=0" not in words] == [
+        "delete",
+        "ssh",
+        "ssh",
+    ]
 
 
 def test_resume_leaves_a_run_alone_where_gcloud_fails_for_a_moment(call):
     call("tpu_vm.sh", "create", *POD, *KIND)
     ended, calls = call(
         *("tpu_vm.sh", "resume", *POD, *KIND, *RUN, "--poll", "0"),
-        answers={"create": ["1 exists"], "describe": ["0 READY", "1 ", "0 READY"], "--worker=0": ["0 running", "0 finished"]},
+        answers={
+            "create": ["1 exists"],
+            "describe": ["0 READY", "1 ", "0 READY"],
+            "--worker=0": ["0 running", "0 finished"],
+        },
     )
     assert ended.returncode == 0, ended.stderr
     assert [words[4] for words in calls if words[4] != "describe" and "--worker=0" not in words] == ["create"]
 
 
 def test_resume_leaves_a_pod_of_others_alone(call):
-    ended, calls = call("tpu_vm.sh", "resume", *POD, *KIND, *RUN, "--poll", "0", answers={"describe": ["0 PREEMPTED"]})
+    ended, calls = call(
+        "tpu_vm.sh", "resume", *POD, *KIND, *RUN, "--poll", "0", answers={"describe": ["0 PREEMPTED"]}
+    )
     assert ended.returncode == 2
     assert [words[4] for words in calls] == ["describe"]
 
@@ -370,7 +477,10 @@ def test_the_manifest_of_gke(call):
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4x4"
     (container,) = pod["containers"]
     assert container["resources"]["limits"]["google.com/tpu"] == 4
-    assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
     assert pod["securityContext"] == {"seccompProfile": {"type": "RuntimeDefault"}}
     assert shlex.split(container["command"][2])[3:7] == ["babel", "train", '/data/a "b".toml', "--set"]
     assert container["name"] == refused["onExitCodes"]["containerName"]
@@ -384,7 +494,10 @@ def test_the_manifest_of_gke(call):
 
 @pytest.mark.parametrize(("finished", "status"), [(True, 0), (False, 1)])
 def test_sigterm_reaches_babel_in_a_container(call, tmp_path, finished, status):
-    """It comes to the shell alone. The babel here takes a while to end, as one that writes a checkpoint does."""
+    """It comes to the shell alone.
+
+    The babel here takes a while to end, as one that writes a checkpoint does.
+    """
     yaml = pytest.importorskip("yaml")
     dry, _ = call("gke.sh", "create", *JOBSET, "--out", tmp_path, "--dry-run")
     found = yaml.safe_load(dry.stdout.partition("\n")[2])
@@ -412,18 +525,47 @@ def test_gke_deletes_only_its_own(call):
 
 def test_slurm(call, tmp_path):
     out = tmp_path / "my run"
-    job = ("launch", "--name", "run", "--nodes", "2", "--gpus", "8", "--config", "c d.toml", "--out", out, "--", "--set", "seed=1")
+    job = (
+        "launch",
+        "--name",
+        "run",
+        "--nodes",
+        "2",
+        "--gpus",
+        "8",
+        "--config",
+        "c d.toml",
+        "--out",
+        out,
+        "--",
+        "--set",
+        "seed=1",
+    )
     ended, calls = call("slurm.sh", *job)
     ((*options, script, babel, config, folder, set_, seed),) = calls
-    assert {"--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--requeue", "--signal=TERM@120"} <= set(options)
+    assert {"--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8", "--requeue", "--signal=TERM@120"} <= set(
+        options
+    )
     assert (babel, config, folder, set_, seed) == ("babel", "c d.toml", str(out), "--set", "seed=1")
 
     def run(status):
-        return call(script, babel, config, folder, set_, seed, answers={"srun": [f"{status} "]}, SLURM_JOB_ID="77")
+        return call(
+            script, babel, config, folder, set_, seed, answers={"srun": [f"{status} "]}, SLURM_JOB_ID="77"
+        )
 
     ended, calls = run(0)
     assert calls == [
-        ["srun", "--kill-on-bad-exit=1", "babel", "train", "c d.toml", "--set", f"out={out}", "--set", "seed=1"],
+        [
+            "srun",
+            "--kill-on-bad-exit=1",
+            "babel",
+            "train",
+            "c d.toml",
+            "--set",
+            f"out={out}",
+            "--set",
+            "seed=1",
+        ],
         ["scontrol", "requeue", "77"],
     ]
     ended, calls = run(2)

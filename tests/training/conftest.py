@@ -14,20 +14,38 @@ from babel_jax.training.metrics import Metrics
 
 @pytest.fixture(scope="session")
 def run_config(small_prepared, small_model):
-    """Makes the config of a run of two stages, 6 and 4 steps, on the small corpus; changes are by top-level key."""
+    """Makes the config of a run of two stages, 6 and 4 steps, on the small corpus; changes are by top-level
+    key.
+    """
 
     def make(out: Path, **changes: Any) -> Config:
         schedule = {"peak": 1e-2}
         values = {
             "out": str(out),
             "model": {
-                "shape": {"vocab_size": 1280, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+                "shape": {
+                    "vocab_size": 1280,
+                    "hidden_size": 32,
+                    "intermediate_size": 48,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 2,
+                }
             },
             "data": {"folder": str(small_prepared), "tokenizer": str(small_model), "seq_len": 64},
-            "training": {"global_batch_size": 4, "compute_dtype": "float32", "checkpoint_every": 3, "max_skipped_steps": 3},
+            "training": {
+                "global_batch_size": 4,
+                "compute_dtype": "float32",
+                "checkpoint_every": 3,
+                "max_skipped_steps": 3,
+            },
             "stages": [
                 {"name": "first", "steps": 6, "schedule": schedule, "mixture": {"max_epochs": 1000.0}},
-                {"name": "second", "steps": 4, "schedule": schedule, "mixture": {"strategy": "temperature", "max_epochs": 1000.0}},
+                {
+                    "name": "second",
+                    "steps": 4,
+                    "schedule": schedule,
+                    "mixture": {"strategy": "temperature", "max_epochs": 1000.0},
+                },
             ],
         }
         for key, change in changes.items():

@@ -1,4 +1,6 @@
-"""Run by test_devices.py in a process of its own: prints the losses, and more, of a run on each of several meshes of eight devices."""
+"""Run by test_devices.py in a process of its own: prints the losses, and more, of a run on each of several
+meshes of eight devices.
+"""
 
 import json
 import sys
@@ -34,13 +36,19 @@ CONFIG = ModelConfig(
 
 
 def run(mesh_sizes: dict[str, int], **settings: object) -> dict[str, object]:
-    """Losses of three steps, the last norm of gradients, and the largest share of a moment that one device holds."""
+    """Losses of three steps, the last norm of gradients, and the largest share of a moment that one device
+    holds.
+    """
     mesh = make_mesh(mesh_sizes, jax.devices()[: settings.pop("devices", None)])
-    training = parse_settings(TrainingSettings, {"global_batch_size": 16, "compute_dtype": "float32", **settings}, "test")
+    training = parse_settings(
+        TrainingSettings, {"global_batch_size": 16, "compute_dtype": "float32", **settings}, "test"
+    )
     settings = OptimizerSettings(z_loss=1e-3)
     optimizer = AdamW(settings, abstract_params(CONFIG))
     shardings = state_shardings(CONFIG, optimizer, mesh, training.offload_optimizer_state)
-    params = jax.jit(init_params, static_argnums=0, out_shardings=shardings["params"])(CONFIG, jax.random.key(0))
+    params = jax.jit(init_params, static_argnums=0, out_shardings=shardings["params"])(
+        CONFIG, jax.random.key(0)
+    )
     state = placed_state(optimizer, params, shardings)
     step = compiled_step(CONFIG, optimizer, settings, training, mesh)
     random = np.random.default_rng(0)
@@ -49,7 +57,11 @@ def run(mesh_sizes: dict[str, int], **settings: object) -> dict[str, object]:
         lengths = random.integers(5, 30, (16, 1))
         segment_ids = np.where(np.arange(32) < lengths, 1, 2).astype(np.int32)
         tokens = random.integers(0, CONFIG.vocab_size, (16, 32), dtype=np.int32)
-        batch = {"tokens": tokens, "segment_ids": segment_ids, "language": (np.arange(16) % 25).astype(np.int32)}
+        batch = {
+            "tokens": tokens,
+            "segment_ids": segment_ids,
+            "language": (np.arange(16) % 25).astype(np.int32),
+        }
         state, metrics = step(state, global_batch(batch, mesh), jnp.float32(1e-2))
         losses.append(float(metrics["loss"]))
     checks = BitChecks(CONFIG, settings, training, mesh)
@@ -68,7 +80,9 @@ def run(mesh_sizes: dict[str, int], **settings: object) -> dict[str, object]:
 
 
 def refusal_of_other_replicas(checks: BitChecks, params: dict, mesh: jax.sharding.Mesh) -> str:
-    """What is said where the device that comes last in the mesh holds one other bit of the first row of a norm."""
+    """What is said where the device that comes last in the mesh holds one other bit of the first row of a
+    norm.
+    """
     leaf = params["model"]["norm"]["weight"]
     parts = []
     for shard in leaf.addressable_shards:

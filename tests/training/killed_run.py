@@ -1,6 +1,8 @@
-"""Run by test_kills.py: trains one run in children that are killed at random moments, until it is done; prints what each kill found.
+"""Run by test_kills.py: trains one run in children that are killed at random moments, until it is done;
+prints what each kill found.
 
-The children are forked from a process that has all imported and nothing of JAX started, so that a start costs little.
+The children are forked from a process that has all imported and nothing of JAX started, so that a start costs
+little.
 """
 
 import json
@@ -42,9 +44,12 @@ def main(path, folder, kills):
         # So near that all kills fall into the 400 steps of the run, wherever they are.
         until = newest_step(folder / "checkpoints") + chance.randrange(1, 20)
         process = started(path, folder)
-        # A third of the kills falls on the start, a third on steps, and a third on a checkpoint that is being written.
+        # A third of the kills falls on the start, a third on steps, and a third on a checkpoint that is being
+        # written.
         moment = ("start", "steps", "save")[len(found) % 3]
-        while moment != "start" and not (steps_done(folder) >= until and (moment == "steps" or saving(folder))):
+        while moment != "start" and not (
+            steps_done(folder) >= until and (moment == "steps" or saving(folder))
+        ):
             if os.waitpid(process, os.WNOHANG)[0]:
                 sys.exit(f"ended by itself, after the kills {found}")
         time.sleep(chance.uniform(0, {"start": 2.0, "steps": 0.02, "save": 0.01}[moment]))

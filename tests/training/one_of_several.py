@@ -1,4 +1,6 @@
-"""Run by tests as one of several JAX processes, or alone: `babel train` on a tiny model, and in the hands of the test where to stop."""
+"""Run by tests as one of several JAX processes, or alone: `babel train` on a tiny model, and in the hands of
+the test where to stop.
+"""
 
 import os
 import resource
@@ -46,6 +48,8 @@ if __name__ == "__main__":
             when = at_save if step.startswith("save") else at_step
             # As on a full disk: no file of this process can grow beyond 100 bytes.
             full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
-            act = full if name == "FULL" else partial(os.kill, os.getpid(), getattr(signal, f"SIG{name}", None))
+            act = (
+                full if name == "FULL" else partial(os.kill, os.getpid(), getattr(signal, f"SIG{name}", None))
+            )
             when(int(step.removeprefix("save")), act)
     sys.exit(main(sys.argv[1:]))

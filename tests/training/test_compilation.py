@@ -15,7 +15,9 @@ import json, pathlib, sys
 import jax, jax.numpy as jnp
 from babel_jax.training.compilation import compiled_in
 hits = []
-jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith("/cache_hits") else None)
+jax.monitoring.register_event_listener(
+    lambda event, **_: hits.append(event) if event.endswith("/cache_hits") else None
+)
 step = jax.jit(lambda x: jnp.sin(x) @ x)
 folder = pathlib.Path(sys.argv[1])
 for _ in range(2):
@@ -23,19 +25,29 @@ for _ in range(2):
         step(jnp.ones((4, 4))).block_until_ready()
     jax.clear_caches()
 step(jnp.ones((5, 5)))
-print(json.dumps({"hits": len(hits), "kept": [file.name for file in folder.glob("jit__lambda*-cache")], "devices": jax.device_count()}))
+kept = [file.name for file in folder.glob("jit__lambda*-cache")]
+print(json.dumps({"hits": len(hits), "kept": kept, "devices": jax.device_count()}))
 """
 
 
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_run_that_goes_on_compiles_nothing_again(tmp_path, devices):
-    """But on several CPU devices, where programs that were loaded make devices wait for each other for ever, nothing is kept."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION")} | {
+    """But on several CPU devices, where programs that were loaded make devices wait for each other for ever,
+    nothing is kept.
+    """
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION")
+    } | {
         "JAX_PLATFORMS": "cpu",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
-    shown = subprocess.run([sys.executable, "-c", PROGRAM, tmp_path / "compiled"], env=environment, capture_output=True, text=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", PROGRAM, tmp_path / "compiled"],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert shown.returncode == 0, shown.stderr[-2000:]
     found = json.loads(shown.stdout)
     assert found["devices"] == devices

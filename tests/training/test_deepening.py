@@ -32,18 +32,25 @@ def train(run_config, begin):
             folder,
             lambda stage, model, _: ended.append((stage.name, model.num_hidden_layers)),
         )
-        return jax.device_get(params), ended, [line["loss"] for line in read_json_lines(folder / "metrics.jsonl")]
+        return (
+            jax.device_get(params),
+            ended,
+            [line["loss"] for line in read_json_lines(folder / "metrics.jsonl")],
+        )
 
     return go
 
 
 def test_step_and_data_stay_and_layers_of_zeros_change_no_loss(train, tmp_path):
     _, _, plain = train(tmp_path / "plain")
-    params, ended, deeper = train(tmp_path / "deeper", deepen=[deepen(4, insert_after=[0, 1], init="zero"), deepen(6, append=1)])
+    params, ended, deeper = train(
+        tmp_path / "deeper", deepen=[deepen(4, insert_after=[0, 1], init="zero"), deepen(6, append=1)]
+    )
     assert ended == [("first", 4), ("second", 5)]
     assert params["model"]["layers"]["mlp"]["up_proj"]["weight"].shape[0] == 5
     assert len(deeper) == len(plain) == 10
-    # The step before which new layers of zeros came sees the same batch and gives the same loss; then they are trained.
+    # The step before which new layers of zeros came sees the same batch and gives the same loss; then they
+    # are trained.
     np.testing.assert_allclose(deeper[:5], plain[:5], rtol=1e-6)
     assert deeper[5:] != pytest.approx(plain[5:], rel=1e-6)
 
@@ -109,7 +116,15 @@ def test_moments_of_new_layers_are_those_of_their_source_or_zero(run_config, beg
 def test_which_model_takes_which_step(run_config, tmp_path):
     config = run_config(tmp_path, deepen=[deepen(4), deepen(6, append=2)])
     models = depths(config.model.shape, (1,), config.deepen)
-    assert [depth_at(models, step).config.num_hidden_layers for step in (-1, 0, 3, 4, 5, 6, 99)] == [2, 2, 2, 3, 3, 5, 5]
+    assert [depth_at(models, step).config.num_hidden_layers for step in (-1, 0, 3, 4, 5, 6, 99)] == [
+        2,
+        2,
+        2,
+        3,
+        3,
+        5,
+        5,
+    ]
     assert [model.new_layers for model in models] == [(1,), (2,), (3, 4)]
 
 
@@ -117,8 +132,14 @@ def test_which_model_takes_which_step(run_config, tmp_path):
     ("deepenings", "says"),
     [
         ([deepen(10)], r"deepen: there is no step 10; the run has the steps 0 to 9"),
-        ([deepen(4, insert_after=[2])], r"deepen.0: insert_after names layers \[2\], and the model has layers 0 to 1"),
-        ([deepen(4), deepen(5, preset="babel-9b")], r"deepen.1: preset babel-9b is for a model of 28 layers; this one has 3"),
+        (
+            [deepen(4, insert_after=[2])],
+            r"deepen.0: insert_after names layers \[2\], and the model has layers 0 to 1",
+        ),
+        (
+            [deepen(4), deepen(5, preset="babel-9b")],
+            r"deepen.1: preset babel-9b is for a model of 28 layers; this one has 3",
+        ),
         ([deepen(5), deepen(5)], r"deepen: the steps must ascend; given 5, 5"),
         ([deepen(0)], r"deepen.0.step"),
     ],
@@ -129,7 +150,9 @@ def test_what_cannot_be_is_said(train, tmp_path, deepenings, says):
 
 
 def test_a_run_may_be_deepened_as_long_as_it_has_not_come_to_the_step(run_config, tmp_path):
-    first, later, other = (run_config(tmp_path, deepen=[deepen(4, append=1), *more]) for more in ([], [deepen(6)], [deepen(7)]))
+    first, later, other = (
+        run_config(tmp_path, deepen=[deepen(4, append=1), *more]) for more in ([], [deepen(6)], [deepen(7)])
+    )
     claim(tmp_path, first)
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "checkpoints" / "6").mkdir(parents=True)

@@ -32,7 +32,9 @@ def forced(devices: int, meshes: list) -> list:
         "JAX_ENABLE_COMPILATION_CACHE": "false",  # see training.compilation.compiled_in
     }
     script = Path(__file__).with_name("eight_devices.py")
-    found = subprocess.run([sys.executable, script, json.dumps(meshes)], env=environment, capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, script, json.dumps(meshes)], env=environment, capture_output=True, text=True
+    )
     assert found.returncode == 0, found.stderr[-2000:]
     return json.loads(found.stdout)
 
@@ -48,7 +50,9 @@ def eight_devices():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(MESHES)), ids=[json.dumps(mesh).replace('"', "") for mesh in MESHES])
+@pytest.mark.parametrize(
+    "number", range(len(MESHES)), ids=[json.dumps(mesh).replace('"', "") for mesh in MESHES]
+)
 def test_losses_are_those_of_one_device(one_device, eight_devices, number):
     found = eight_devices[number]
     np.testing.assert_allclose(found["losses"], one_device["losses"], rtol=2e-5)
@@ -58,7 +62,9 @@ def test_losses_are_those_of_one_device(one_device, eight_devices, number):
     assert found["memory"] == ("pinned_host" if settings.get("offload_optimizer_state") else "device")
     # A replica with another bit is found, and the gradients of one batch are the same twice.
     assert ("differ on host" in found["other_replicas"]) == ("data" in sizes)
-    assert found["share"] == 1 / math.prod(size for axis, size in sizes.items() if axis not in ("data", "ring"))
+    assert found["share"] == 1 / math.prod(
+        size for axis, size in sizes.items() if axis not in ("data", "ring")
+    )
 
 
 class FakeMesh:
@@ -69,16 +75,25 @@ class FakeMesh:
 
 
 def test_sizes_that_do_not_divide_are_refused_with_those_that_do(tiny_config):
-    with pytest.raises(BadInput, match=r"training.mesh: tensor = 3 does not divide the model's vocab = 512; sizes that do: \["):
+    with pytest.raises(
+        BadInput,
+        match=r"training.mesh: tensor = 3 does not divide the model's vocab = 512; sizes that do: \[",
+    ):
         param_shardings(tiny_config, FakeMesh(tensor=3))
     with pytest.raises(BadInput, match=r"kv_heads = 2; sizes that do: \[1, 2\]"):
         param_shardings(tiny_config, FakeMesh(tensor=4))
     with pytest.raises(BadInput, match=r"fsdp x context = 96 does not divide the model's embed = 64"):
         param_shardings(tiny_config, FakeMesh(fsdp=32, context=3))
-    with pytest.raises(BadInput, match=r"6 windows do not divide by the 4 devices .*; give a multiple of 8, such as 8 or 16"):
+    with pytest.raises(
+        BadInput, match=r"6 windows do not divide by the 4 devices .*; give a multiple of 8, such as 8 or 16"
+    ):
         check_batch(FakeMesh(data=2, fsdp=2), 12, 2, 128)
     with pytest.raises(
-        BadInput, match=r"context = 3 cuts windows into 6 parts, which does not divide data.seq_len = 128; sizes that do: \[1, 2, 4\]"
+        BadInput,
+        match=(
+            r"context = 3 cuts windows into 6 parts, which does not divide data.seq_len = 128; sizes that "
+            r"do: \[1, 2, 4\]"
+        ),
     ):
         check_batch(FakeMesh(context=3), 1, 1, 128)
     check_batch(FakeMesh(data=2, fsdp=2, context=4), 16, 2, 128)
@@ -100,7 +115,8 @@ class FakeChip:
 def chips(slices, *extents):
     places = itertools.product(range(slices), *(range(extent) for extent in reversed(extents)))
     return [
-        FakeChip(number, tuple(reversed(xyz)), number_of_slice, number_of_slice) for number, (number_of_slice, *xyz) in enumerate(places)
+        FakeChip(number, tuple(reversed(xyz)), number_of_slice, number_of_slice)
+        for number, (number_of_slice, *xyz) in enumerate(places)
     ]
 
 

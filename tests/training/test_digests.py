@@ -18,7 +18,9 @@ from babel_jax.training.run_state import Checkpoints
 
 @pytest.fixture(scope="module")
 def trained(run_config, begin, tmp_path_factory):
-    """A run with the checkpoints 9 and 10, and a function that restores from a folder of checkpoints as that run would."""
+    """A run with the checkpoints 9 and 10, and a function that restores from a folder of checkpoints as that
+    run would.
+    """
     folder = tmp_path_factory.mktemp("trained")
     config = run_config(folder)
     seen = []
@@ -29,7 +31,13 @@ def trained(run_config, begin, tmp_path_factory):
             return restore(self, abstract)
 
         patch.setattr(Checkpoints, "restore", spy)
-        train_stages(config, [Depth(0, config.model.shape, ())], lambda: begin(config.model.shape), folder, lambda *_: None)
+        train_stages(
+            config,
+            [Depth(0, config.model.shape, ())],
+            lambda: begin(config.model.shape),
+            folder,
+            lambda *_: None,
+        )
     model_after, abstract = seen[0]
 
     def restore(checkpoints):
@@ -54,7 +62,9 @@ def test_any_flipped_bit_sets_the_step_aside(trained, tmp_path, caplog):
     checkpoints, restore = trained
     step, stage, _ = restore(checkpoints)
     assert (step, stage) == (10, "second")
-    _, _, before = restore(shutil.copytree(checkpoints, tmp_path / "nine", ignore=shutil.ignore_patterns("10")))
+    _, _, before = restore(
+        shutil.copytree(checkpoints, tmp_path / "nine", ignore=shutil.ignore_patterns("10"))
+    )
     draw = random.Random(0)
     files = files_of(checkpoints / "10")
     for number in range(40):
@@ -104,7 +114,10 @@ def test_changed_metadata_are_damage_and_not_another_model(trained, tmp_path):
         text = file.read_text()
         assert text.count('"hidden_size": 32') == 1
         file.write_text(text.replace('"hidden_size": 32', '"hidden_size": 33'))
-    with pytest.raises(BadInput, match=r"no checkpoint can be read \(steps 10, 9: .*_CHECKPOINT_METADATA: not as it was written\)"):
+    with pytest.raises(
+        BadInput,
+        match=r"no checkpoint can be read \(steps 10, 9: .*_CHECKPOINT_METADATA: not as it was written\)",
+    ):
         restore(copy)
 
 
@@ -119,7 +132,10 @@ def test_checkpoints_of_versions_without_digests_are_read(trained, tmp_path, cap
         file.write_text(json.dumps(noted))
     caplog.set_level("INFO", "babel")
     assert restore(copy)[0] == 10
-    assert "checkpoint 10 is of an earlier version, without digests of its files; it is taken unchecked" in caplog.text
+    assert (
+        "checkpoint 10 is of an earlier version, without digests of its files; it is taken unchecked"
+        in caplog.text
+    )
 
 
 def test_verify_checks_a_run_folder(trained, tmp_path):
@@ -144,6 +160,8 @@ def test_the_lists_are_those_of_sha256sum(trained):
     folder = checkpoints / "10" / "default"
     lists = sorted(path.name for path in folder.glob("SHA256SUMS*"))
     assert lists == ["SHA256SUMS", "SHA256SUMS.process_0"]
-    said = subprocess.run(["sha256sum", "--check", "--strict", *lists], cwd=folder, capture_output=True, text=True)
+    said = subprocess.run(
+        ["sha256sum", "--check", "--strict", *lists], cwd=folder, capture_output=True, text=True
+    )
     assert said.returncode == 0
     assert said.stdout.count(": OK\n") == len(files_of(folder)) - len(lists)

@@ -1,4 +1,6 @@
-"""One run, killed 20 times at random moments: its losses are those of an undisturbed one, no batch lost or repeated."""
+"""One run, killed 20 times at random moments: its losses are those of an undisturbed one, no batch lost or
+repeated.
+"""
 
 import json
 import os
@@ -16,7 +18,10 @@ KILLS = 20
 
 @pytest.mark.slow
 def test_twenty_random_kills(run_config, tmp_path):
-    stages = [{"name": name, "steps": 200, "schedule": {"peak": 1e-3}, "mixture": {"max_epochs": 100000.0}} for name in ("first", "second")]
+    stages = [
+        {"name": name, "steps": 200, "schedule": {"peak": 1e-3}, "mixture": {"max_epochs": 100000.0}}
+        for name in ("first", "second")
+    ]
     config = run_config(
         tmp_path / "undisturbed",
         stages=stages,
@@ -40,10 +45,15 @@ def test_twenty_random_kills(run_config, tmp_path):
     assert len({step for step, _ in found["kills"]}) > KILLS // 4
     assert any(saving for _, saving in found["kills"])
     runs = [
-        [(line["step"], line["stage"], line["loss"], line["tokens_by_language"]) for line in read_json_lines(folder / "metrics.jsonl")]
+        [
+            (line["step"], line["stage"], line["loss"], line["tokens_by_language"])
+            for line in read_json_lines(folder / "metrics.jsonl")
+        ]
         for folder in (tmp_path / "undisturbed", tmp_path / "killed")
     ]
     assert [step for step, *_ in runs[0]] == list(range(400))
     assert runs[0] == runs[1]
-    kept = {int(path.name) for path in (tmp_path / "killed" / "checkpoints").iterdir() if path.name.isdecimal()}
+    kept = {
+        int(path.name) for path in (tmp_path / "killed" / "checkpoints").iterdir() if path.name.isdecimal()
+    }
     assert kept == {140, 280, 399, 400}

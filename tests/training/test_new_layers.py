@@ -22,7 +22,13 @@ NEW = (1,)
 
 def stages(*trained):
     return [
-        {"name": f"part{number}", "steps": 4, "schedule": {"peak": 1e-2}, "mixture": {"max_epochs": 1000.0}, "train": train}
+        {
+            "name": f"part{number}",
+            "steps": 4,
+            "schedule": {"peak": 1e-2},
+            "mixture": {"max_epochs": 1000.0},
+            "train": train,
+        }
         for number, train in enumerate(trained)
     ]
 
@@ -35,7 +41,9 @@ def train(run_config, begin):
         folder.mkdir(exist_ok=True)
         config = run_config(folder, **changes)
         shape = config.model.shape
-        return train_stages(config, [Depth(0, shape, new_layers)], lambda: begin(shape), folder, lambda *_: None)
+        return train_stages(
+            config, [Depth(0, shape, new_layers)], lambda: begin(shape), folder, lambda *_: None
+        )
 
     return go
 
@@ -57,7 +65,9 @@ def test_all_but_the_new_layers_stay_to_the_bit(train, begin, run_config, tmp_pa
 
 def test_a_rate_of_zero_for_new_layers_keeps_them(train, begin, run_config, tmp_path):
     before = leaves(begin(run_config(tmp_path).model.shape))
-    for path, leaf in leaves(train(tmp_path, stages=stages("all"), optimizer={"new_layers_rate": 0.0})).items():
+    for path, leaf in leaves(
+        train(tmp_path, stages=stages("all"), optimizer={"new_layers_rate": 0.0})
+    ).items():
         assert (leaf[0] != before[path][0]).any(), path
         if path.startswith("model/layers"):
             np.testing.assert_array_equal(leaf[1], before[path][1], err_msg=path)
@@ -74,7 +84,9 @@ def test_cut_off_anywhere_it_goes_on_to_the_same_bits(train, tmp_path, cut_off, 
 
 
 def test_a_stage_of_new_layers_needs_some(train, tmp_path):
-    with pytest.raises(BadInput, match=r'stage part0: train = "new_layers", and the model has no new layers; expand it first'):
+    with pytest.raises(
+        BadInput, match=r'stage part0: train = "new_layers", and the model has no new layers; expand it first'
+    ):
         train(tmp_path, new_layers=(), stages=stages("new_layers"))
 
 
@@ -91,18 +103,25 @@ SETTINGS = OptimizerSettings(
 def trees(tiny_config):
     random = np.random.default_rng(0)
     shapes = abstract_params(tiny_config)
-    return shapes, *(jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape), jnp.float32), shapes) for _ in range(4))
+    return shapes, *(
+        jax.tree.map(lambda leaf: jnp.asarray(random.normal(size=leaf.shape), jnp.float32), shapes)
+        for _ in range(4)
+    )
 
 
 def test_the_update_is_that_of_optax(trees):
     shapes, params, *gradients = trees
     ours = AdamW(SETTINGS, shapes)
-    labels = jax.tree.map(lambda rule: rule.pattern, ours.rules, is_leaf=lambda rule: isinstance(rule, OptimizerRule))
+    labels = jax.tree.map(
+        lambda rule: rule.pattern, ours.rules, is_leaf=lambda rule: isinstance(rule, OptimizerRule)
+    )
     theirs = optax.multi_transform(
         {
             rule.pattern: optax.set_to_zero()
             if rule.freeze
-            else optax.adamw(1e-3 * rule.rate, SETTINGS.b1, SETTINGS.b2, SETTINGS.eps, weight_decay=rule.weight_decay)
+            else optax.adamw(
+                1e-3 * rule.rate, SETTINGS.b1, SETTINGS.b2, SETTINGS.eps, weight_decay=rule.weight_decay
+            )
             for rule in SETTINGS.rules
         },
         labels,
@@ -112,7 +131,9 @@ def test_the_update_is_that_of_optax(trees):
         found, state = ours.update(gradient, state, found, np.float32(1e-3))
         updates, reference = theirs.update(gradient, reference, expected)
         expected = optax.apply_updates(expected, updates)
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7), found, expected)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7), found, expected
+    )
 
 
 def test_rows_are_updated_as_in_the_whole_and_the_others_have_no_moments(trees):
@@ -132,7 +153,9 @@ def test_rows_are_updated_as_in_the_whole_and_the_others_have_no_moments(trees):
         for layer in range(4) if path.startswith("model/layers") else [...]:
             same = expected if layer in new_layers and path in trained else before
             np.testing.assert_array_equal(leaf[layer], same[path][layer], err_msg=f"{path} {layer}")
-    squares = sum(np.sum(np.square(leaves(gradients[0])[path][list(new_layers)], dtype=np.float64)) for path in trained)
+    squares = sum(
+        np.sum(np.square(leaves(gradients[0])[path][list(new_layers)], dtype=np.float64)) for path in trained
+    )
     assert rows.norm(gradients[0]) == pytest.approx(np.sqrt(squares), rel=1e-5)
 
 
@@ -144,7 +167,9 @@ def test_moments_are_carried_over(trees):
     assert jax.tree.structure(state) == jax.tree.structure(whole.init(params))
     assert int(state.inner_state.count) == 1
     up = state.inner_state.mu["model"]["layers"]["mlp"]["up_proj"]["weight"]
-    np.testing.assert_array_equal(up[np.array([1, 3])], row_state.inner_state.mu["model"]["layers"]["mlp"]["up_proj"]["weight"])
+    np.testing.assert_array_equal(
+        up[np.array([1, 3])], row_state.inner_state.mu["model"]["layers"]["mlp"]["up_proj"]["weight"]
+    )
     assert not np.asarray(up)[[0, 2]].any()
     assert not np.asarray(state.inner_state.mu["model"]["embed_tokens"]["weight"]).any()
     back = rows.carried_over(state, whole, params)

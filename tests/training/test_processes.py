@@ -19,7 +19,9 @@ SCRIPT = Path(__file__).with_name("one_of_several.py")
 
 
 def train(config, count, devices=4, orders="", overrides=(), of_each=None):
-    """Runs the config by `count` processes with `devices` among them; gives (exit status, output, errors) of each."""
+    """Runs the config by `count` processes with `devices` among them; gives (exit status, output, errors) of
+    each.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -40,8 +42,19 @@ def train(config, count, devices=4, orders="", overrides=(), of_each=None):
                 "JAX_PROCESS_ID": str(number),
             }
         settings = [*overrides, *(of_each(number) if of_each else ())]
-        command = [sys.executable, SCRIPT, "train", config, "--json", *(part for one in settings for part in ("--set", one))]
-        started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        command = [
+            sys.executable,
+            SCRIPT,
+            "train",
+            config,
+            "--json",
+            *(part for one in settings for part in ("--set", one)),
+        ]
+        started.append(
+            subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        )
     try:
         ended = [started[0].communicate(timeout=240)]
         if "STOP" in orders:
@@ -63,7 +76,9 @@ def config(run_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("several")
     path = folder / "run.toml"
     evaluation = {"batch_size": 4, "max_bytes": 500, "every": 4}
-    run_config(folder / "run", training={"mesh": {"fsdp": 4}}, evaluation=evaluation, export_dtype="float32").save(path)
+    run_config(
+        folder / "run", training={"mesh": {"fsdp": 4}}, evaluation=evaluation, export_dtype="float32"
+    ).save(path)
     return path
 
 
@@ -80,7 +95,9 @@ def test_four_processes_give_what_one_does(config, alone):
     folder, expected = alone
     out, count = config.with_name("by-4"), 4
     ended = train(config, count, overrides=[f"out={out}"])
-    assert [status for status, _, _ in ended] == [0] * count, "\n".join(errors[:4000] for _, _, errors in ended)
+    assert [status for status, _, _ in ended] == [0] * count, "\n".join(
+        errors[:4000] for _, _, errors in ended
+    )
     assert [output != "" for _, output, _ in ended] == [number == 0 for number in range(count)]
     found = json.loads(ended[0][1])
     np.testing.assert_allclose(list(losses(out).values()), list(losses(folder).values()), rtol=1e-6)
@@ -88,7 +105,10 @@ def test_four_processes_give_what_one_does(config, alone):
     for point, values in expected["bits_per_byte"].items():
         assert found["bits_per_byte"][point] == pytest.approx(values, rel=1e-5)
     assert {path.name for path in out.iterdir()} == {path.name for path in folder.iterdir()}
-    seen, expected = ({line["step"]: line["tasks"]["bits_per_byte"] for line in read_json_lines(run / WATCHED)} for run in (out, folder))
+    seen, expected = (
+        {line["step"]: line["tasks"]["bits_per_byte"] for line in read_json_lines(run / WATCHED)}
+        for run in (out, folder)
+    )
     assert list(seen) == list(expected) == [4, 8]
     for step, by_language in expected.items():
         assert {code: one["score"] for code, one in seen[step].items()} == {
@@ -106,27 +126,37 @@ def test_four_processes_give_what_one_does(config, alone):
 
 
 @pytest.mark.parametrize(
-    ("count", "mesh"), [(2, "{context=2, tensor=2}"), (4, "{fsdp=2, context=2}")], ids=["all windows shared", "each shared by two"]
+    ("count", "mesh"),
+    [(2, "{context=2, tensor=2}"), (4, "{fsdp=2, context=2}")],
+    ids=["all windows shared", "each shared by two"],
 )
 def test_processes_may_share_windows(config, alone, count, mesh):
     """Each has other tokens or features of them."""
     folder, _ = alone
     out = config.with_name(f"shared-by-{count}")
-    ended = train(config, count, overrides=[f"out={out}", f"training.mesh={mesh}", "training.offload_optimizer_state=true"])
-    assert [status for status, _, _ in ended] == [0] * count, "\n".join(errors[:4000] for _, _, errors in ended)
+    ended = train(
+        config,
+        count,
+        overrides=[f"out={out}", f"training.mesh={mesh}", "training.offload_optimizer_state=true"],
+    )
+    assert [status for status, _, _ in ended] == [0] * count, "\n".join(
+        errors[:4000] for _, _, errors in ended
+    )
     np.testing.assert_allclose(list(losses(out).values()), list(losses(folder).values()), rtol=1e-5)
 
 
 def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on_by_another_number(config, alone):
     folder, _ = alone
     out = config.with_name("killed")
-    # Behind the end of a stage, which waits for its checkpoint: one that is being written would be lost with the process.
+    # Behind the end of a stage, which waits for its checkpoint: one that is being written would be lost with
+    # the process.
     (first, _, said), (second, _, _) = train(config, 2, orders="KILL:1:7", overrides=[f"out={out}"])
     assert (first, second) == (1, -9), said[-3000:]
     assert "process 0 of 2 lost another one of the job" in said
     assert "goes on at the last checkpoint" in said
     assert "Traceback" not in said
-    # Another number of processes, of devices, another mesh, and smaller pieces of the batch, as fewer devices have room for.
+    # Another number of processes, of devices, another mesh, and smaller pieces of the batch, as fewer devices
+    # have room for.
     changed = ["training.mesh={data=2}", "training.gradient_accumulation=2"]
     ((status, _, errors),) = train(config, 1, devices=2, overrides=[f"out={out}", *changed])
     assert status == 0, errors[-3000:]
@@ -148,7 +178,9 @@ def test_a_process_that_is_killed_while_a_checkpoint_is_written_ends_the_others_
 
 def test_a_process_that_cannot_write_its_part_of_a_checkpoint_ends_the_job(config):
     """It would wait for the others at one place, and they for its part at another."""
-    (first, _, said), (second, _, reason) = train(config, 2, orders="FULL:1:1", overrides=[f"out={config.with_name('full')}"])
+    (first, _, said), (second, _, reason) = train(
+        config, 2, orders="FULL:1:1", overrides=[f"out={config.with_name('full')}"]
+    )
     assert second == 2
     assert "File too large" in reason
     assert first != 0  # with a line of its own, or aborted by JAX before it came to that
@@ -195,14 +227,21 @@ def test_sigterm_of_one_process_stops_all_at_one_step_with_a_checkpoint(config):
 def test_ctrl_c_in_one_process_ends_all_alike(config):
     out, steps = config.with_name("interrupted"), "stages.0.steps=2000"
     ended = train(config, 2, orders="INT:1:3", overrides=[f"out={out}", steps])
-    assert [status for status, _, _ in ended] == [130, 130], "\n".join(errors[-3000:] for _, _, errors in ended)
+    assert [status for status, _, _ in ended] == [130, 130], "\n".join(
+        errors[-3000:] for _, _, errors in ended
+    )
     assert all("babel: interrupted" in errors for _, _, errors in ended)
     assert list(losses(out)) == list(range(newest_step(out / "checkpoints")))
 
 
 def test_processes_of_different_configs_are_refused_before_anything_is_written(config):
     out = config.with_name("different")
-    ended = train(config, 2, overrides=[f"out={out}"], of_each=lambda number: [f"optimizer.b1=0.{8 + number}", f"seed={number}"])
+    ended = train(
+        config,
+        2,
+        overrides=[f"out={out}"],
+        of_each=lambda number: [f"optimizer.b1=0.{8 + number}", f"seed={number}"],
+    )
     assert [status for status, _, _ in ended] == [2, 2]
     assert all("not as in process 0 is optimizer.b1, seed" in errors for _, _, errors in ended)
     assert not out.exists()

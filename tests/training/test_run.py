@@ -1,4 +1,4 @@
-"""The staged run: stopped anywhere, it goes on to the same bits; what goes wrong is said and loses nothing."""
+"""The staged run: stopped anywhere, it resumes to the same bits; each fault is said and loses nothing."""
 
 import itertools
 import json
@@ -27,14 +27,20 @@ from babel_jax.training.stages import plan_stages
 
 @pytest.fixture
 def train(run_config, begin):
-    """Runs a folder to its end, or until something is raised; gives the parameters and the stages whose end was seen."""
+    """Runs a folder to its end, or until something is raised; gives the parameters and the stages whose end
+    was seen.
+    """
 
     def go(folder, params=None, **changes):
         config = run_config(folder, **changes)
         ended = []
         shape = config.model.shape
         last = train_stages(
-            config, [Depth(0, shape, ())], lambda: params or begin(shape), folder, lambda stage, *_: ended.append(stage.name)
+            config,
+            [Depth(0, shape, ())],
+            lambda: params or begin(shape),
+            folder,
+            lambda stage, *_: ended.append(stage.name),
         )
         return last, ended
 
@@ -45,12 +51,17 @@ def train(run_config, begin):
 def undisturbed(run_config, begin, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     config = run_config(folder)
-    params = train_stages(config, [Depth(0, config.model.shape, ())], lambda: begin(config.model.shape), folder, lambda *_: None)
+    params = train_stages(
+        config, [Depth(0, config.model.shape, ())], lambda: begin(config.model.shape), folder, lambda *_: None
+    )
     return folder, jax.device_get(params)
 
 
 def losses(folder):
-    return [(line["step"], line["stage"], line["loss"], line["rate"]) for line in read_json_lines(folder / "metrics.jsonl")]
+    return [
+        (line["step"], line["stage"], line["loss"], line["rate"])
+        for line in read_json_lines(folder / "metrics.jsonl")
+    ]
 
 
 def tokens_of_steps(config, plan, number=0):
@@ -64,10 +75,16 @@ def test_metrics_of_every_step(undisturbed, run_config):
     folder, _ = undisturbed
     lines = list(read_json_lines(folder / "metrics.jsonl"))
     config = run_config(folder)
-    tokens = [count for number, plan in enumerate(plan_stages(config)) for count in tokens_of_steps(config, plan, number)]
+    tokens = [
+        count
+        for number, plan in enumerate(plan_stages(config))
+        for count in tokens_of_steps(config, plan, number)
+    ]
     assert [line["tokens"] for line in lines] == tokens
     assert any(count < 4 * 64 for count in tokens)
-    assert [(line["step"], line["stage"]) for line in lines] == [(step, "first" if step < 6 else "second") for step in range(10)]
+    assert [(line["step"], line["stage"]) for line in lines] == [
+        (step, "first" if step < 6 else "second") for step in range(10)
+    ]
     assert lines[-1]["loss"] < lines[0]["loss"]
     for line in lines:
         assert sum(line["tokens_by_language"].values()) == sum(tokens[: line["step"] + 1])
@@ -80,7 +97,9 @@ def test_metrics_of_every_step(undisturbed, run_config):
 
 @pytest.mark.parametrize("stop", [0, 1, 3, 4, 6, 9])
 def test_a_run_cut_off_goes_on_to_the_same_bits(undisturbed, train, tmp_path, cut_off, stop):
-    """As after kill -9: nothing is saved or closed on the way out, but the checkpoints of every third step are there."""
+    """As after kill -9: nothing is saved or closed on the way out, but the checkpoints of every third step
+    are there.
+    """
     folder, params = undisturbed
     cut_off(stop, lambda: train(tmp_path))
     again, ended = train(tmp_path)
@@ -118,7 +137,10 @@ def test_control_c_saves_between_two_steps(undisturbed, train, tmp_path, monkeyp
 
 @pytest.mark.parametrize("presses", [2, 3])
 def test_a_second_control_c_loses_nothing(undisturbed, train, tmp_path, monkeypatch, presses, capfd):
-    """The second comes while the checkpoint is written. Only the third ends at once; what is being written is still waited for."""
+    """The second comes while the checkpoint is written.
+
+    Only the third ends at once; what is being written is still waited for.
+    """
     folder, _ = undisturbed
 
     def press(self, step, *rest, log=Metrics.log):
@@ -147,17 +169,27 @@ def test_a_second_control_c_loses_nothing(undisturbed, train, tmp_path, monkeypa
 def test_accumulated_gradients_are_those_of_the_whole_batch(undisturbed, train, tmp_path):
     folder, params = undisturbed
     again, _ = train(tmp_path, training={"gradient_accumulation": 2})
-    np.testing.assert_allclose([line[2] for line in losses(tmp_path)], [line[2] for line in losses(folder)], rtol=1e-4)
-    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=2e-3), jax.device_get(again), params)
+    np.testing.assert_allclose(
+        [line[2] for line in losses(tmp_path)], [line[2] for line in losses(folder)], rtol=1e-4
+    )
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, atol=2e-3), jax.device_get(again), params
+    )
 
 
-def test_a_loss_that_stays_not_finite_stops_the_run_with_the_parameters_of_before(train, begin, run_config, tmp_path):
+def test_a_loss_that_stays_not_finite_stops_the_run_with_the_parameters_of_before(
+    train, begin, run_config, tmp_path
+):
     shape = run_config(tmp_path).model.shape
     params = begin(shape)
     params["model"]["norm"]["weight"] = params["model"]["norm"]["weight"].at[0].set(jnp.nan)
     before = jax.device_get(params)
     with pytest.raises(
-        BadInput, match=r"stage first: loss or gradient was not finite for 3 steps in a row, up to step \d; lower the peak rate"
+        BadInput,
+        match=(
+            r"stage first: loss or gradient was not finite for 3 steps in a row, up to step \d; lower the "
+            r"peak rate"
+        ),
     ):
         train(tmp_path, params)
     lines = list(read_json_lines(tmp_path / "metrics.jsonl"))
@@ -189,7 +221,10 @@ def cut_arrays(checkpoint):
     [
         (cut_arrays, "not the bytes that were written"),
         (lambda checkpoint: shutil.rmtree(checkpoint / "default"), "the digests of its files are missing"),
-        (lambda checkpoint: (checkpoint / "_CHECKPOINT_METADATA").write_text(""), "missing, damaged or of another version"),
+        (
+            lambda checkpoint: (checkpoint / "_CHECKPOINT_METADATA").write_text(""),
+            "missing, damaged or of another version",
+        ),
     ],
     ids=["arrays cut off", "no arrays", "no metadata"],
 )
@@ -216,7 +251,10 @@ def test_damaged_metadata_of_a_checkpoint_are_named(undisturbed, train, tmp_path
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), params)
     for file in (tmp_path / "checkpoints").rglob(newest.name):
         file.unlink()
-    with pytest.raises(BadInput, match=r"no checkpoint can be read .*/_CHECKPOINT_METADATA: missing, damaged .*remove the run folder"):
+    with pytest.raises(
+        BadInput,
+        match=r"no checkpoint can be read .*/_CHECKPOINT_METADATA: missing, damaged .*remove the run folder",
+    ):
         train(tmp_path)
 
 
@@ -249,24 +287,41 @@ def test_a_run_that_goes_on_with_other_text_says_so(tmp_path, caplog):
     _note_text(path, "other", 5)
     _note_text(path, "other", 8)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "the text was prepared anew, from other text or with other settings, since step 0: the steps from 5 on" in caplog.text
+    assert (
+        "the text was prepared anew, from other text or with other settings, since step 0: the steps "
+        "from 5 on"
+    ) in caplog.text
     assert [entry["from_step"] for entry in json.loads(path.read_text())["text"]] == [0, 5]
     _note_text(path, "third", 0)
     assert json.loads(path.read_text())["text"] == [{"from_step": 0, "fingerprint": "third"}]
 
 
 def test_budgets_in_tokens_become_steps(run_config, tmp_path):
-    stage = {"name": "only", "tokens": 4 * 64 * 7 + 100, "schedule": {"peak": 1e-3}, "mixture": {"max_epochs": 1000.0}}
+    stage = {
+        "name": "only",
+        "tokens": 4 * 64 * 7 + 100,
+        "schedule": {"peak": 1e-3},
+        "mixture": {"max_epochs": 1000.0},
+    }
     config = run_config(tmp_path, stages=[stage])
     (plan,) = plan_stages(config)
     assert abs(sum(tokens_of_steps(config, plan)) - stage["tokens"]) <= 4 * 64
 
 
 def test_passes_over_all_text_cut_a_budget(run_config, small_prepared, tmp_path):
-    stage = {"name": "only", "steps": 10_000, "max_passes": 2.0, "schedule": {"peak": 1e-3}, "mixture": {"max_epochs": 1000.0}}
+    stage = {
+        "name": "only",
+        "steps": 10_000,
+        "max_passes": 2.0,
+        "schedule": {"peak": 1e-3},
+        "mixture": {"max_epochs": 1000.0},
+    }
     config = run_config(tmp_path, stages=[stage])
     (plan,) = plan_stages(config)
-    assert abs(sum(tokens_of_steps(config, plan)) - 2 * sum(open_prepared(small_prepared).available.values())) <= 4 * 64
+    assert (
+        abs(sum(tokens_of_steps(config, plan)) - 2 * sum(open_prepared(small_prepared).available.values()))
+        <= 4 * 64
+    )
     (plan,) = plan_stages(run_config(tmp_path, stages=[stage | {"steps": 3}]))
     assert plan.end == 3
 
@@ -305,9 +360,19 @@ def test_the_newest_checkpoints_stay_and_some_for_good(train, tmp_path):
 def test_a_checkpoint_of_another_model_is_refused_and_stays(undisturbed, train, tmp_path):
     folder, _ = undisturbed
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    shape = {"vocab_size": 1280, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape = {
+        "vocab_size": 1280,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     with pytest.raises(
-        BadInput, match=r"checkpoints/10: a checkpoint of another model \(intermediate_size 48, here 64\); give another out"
+        BadInput,
+        match=(
+            r"checkpoints/10: a checkpoint of another model \(intermediate_size 48, here 64\); give another "
+            r"out"
+        ),
     ):
         train(tmp_path, model={"shape": shape})
     assert (tmp_path / "checkpoints" / "10").is_dir()
@@ -334,10 +399,14 @@ def test_a_write_that_failed_is_noticed_before_the_next_save(run_config, tmp_pat
 def test_steps_are_traced_on_request(run_config, begin, tmp_path, caplog):
     config = run_config(tmp_path)
     shape = config.model.shape
-    train_stages(config, depths(shape, (), ()), lambda: begin(shape), tmp_path, lambda *_: None, profile=range(2, 4))
+    train_stages(
+        config, depths(shape, (), ()), lambda: begin(shape), tmp_path, lambda *_: None, profile=range(2, 4)
+    )
     (trace,) = (tmp_path / "tensorboard").glob("plugins/profile/*/*.xplane.pb")
     assert trace.stat().st_size > 1000
-    train_stages(config, depths(shape, (), ()), lambda: begin(shape), tmp_path, lambda *_: None, profile=range(2, 4))
+    train_stages(
+        config, depths(shape, (), ()), lambda: begin(shape), tmp_path, lambda *_: None, profile=range(2, 4)
+    )
     assert "none of these steps was done" in caplog.text
 
 
@@ -347,7 +416,9 @@ def test_lines_say_where_the_time_went(undisturbed):
     assert all(0 < line["goodput"] < 1 and line["seconds"] > 0 for line in lines)
     for before, after in itertools.pairwise(lines):
         assert after["time_spent"]["step"] > before["time_spent"]["step"]
-    assert lines[-1]["goodput"] == pytest.approx(lines[-1]["time_spent"]["step"] / sum(lines[-1]["time_spent"].values()), abs=1e-3)
+    assert lines[-1]["goodput"] == pytest.approx(
+        lines[-1]["time_spent"]["step"] / sum(lines[-1]["time_spent"].values()), abs=1e-3
+    )
     parts = goodput_of(folder / "goodput.json")
     assert sum(parts.values()) == pytest.approx(1)
     assert all(parts[name] > 0 for name in ("step", "compile", "data", "checkpoint", "setup"))
@@ -373,7 +444,9 @@ def test_the_seconds_of_a_step_are_its_own(train, tmp_path, monkeypatch):
     assert all(line["seconds"] < 100 for line in read_json_lines(tmp_path / "metrics.jsonl"))
 
 
-def test_steps_done_again_count_as_lost_also_after_a_start_that_came_to_nothing(train, cut_off, tmp_path, monkeypatch):
+def test_steps_done_again_count_as_lost_also_after_a_start_that_came_to_nothing(
+    train, cut_off, tmp_path, monkeypatch
+):
     cut_off(5, lambda: train(tmp_path))
     with monkeypatch.context() as patch:
         patch.setattr(run, "_program", lambda *_: (_ for _ in ()).throw(RuntimeError("no memory")))

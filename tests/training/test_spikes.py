@@ -63,16 +63,28 @@ def test_a_lasting_rise_is_followed():
 
 
 def test_a_spike_leaves_the_parameters_as_they_are_and_is_counted(run_config, begin, tmp_path, monkeypatch):
-    """From the fourth step on, every update is far outside: it changes nothing, and after three the run stops as it does for NaN."""
-    monkeypatch.setattr("babel_jax.training.step.is_spike", lambda _, recent, deviations: jnp.sum(jnp.isfinite(recent[0])) >= 3)
+    """From the fourth step on, every update is far outside: it changes nothing, and after three the run stops
+    as it does for NaN.
+    """
+    monkeypatch.setattr(
+        "babel_jax.training.step.is_spike",
+        lambda _, recent, deviations: jnp.sum(jnp.isfinite(recent[0])) >= 3,
+    )
     config = run_config(tmp_path, training={"skip_spikes": 6.0, "recheck_every": 2})
     model = [Depth(0, config.model.shape, ())]
-    with pytest.raises(BadInput, match="was not finite, or more than 6 deviations above those before, for 3 steps in a row, up to step 5"):
+    with pytest.raises(
+        BadInput,
+        match=(
+            "was not finite, or more than 6 deviations above those before, for 3 steps in a row, up to step 5"
+        ),
+    ):
         train_stages(config, model, lambda: begin(config.model.shape), tmp_path, lambda *_: None)
     lines = read_json_lines(tmp_path / "metrics.jsonl")
     assert [line["skipped"] for line in lines] == [0, 0, 0, 1, 2, 3]
     saved = [
-        ocp.StandardCheckpointer().restore(tmp_path / "checkpoints" / str(step) / "default")["params"]["model"]["norm"]["weight"]
+        ocp.StandardCheckpointer().restore(tmp_path / "checkpoints" / str(step) / "default")["params"][
+            "model"
+        ]["norm"]["weight"]
         for step in (3, 6)
     ]
     assert np.array_equal(*saved)
@@ -99,12 +111,24 @@ def earlier_save(self, step, state, stage, save=run_state.Checkpoints.save):
     save(self, step, {name: leaf for name, leaf in state.items() if name != "recent"}, stage)
 
 
-def test_a_run_checks_its_gradients_every_so_many_steps_and_replicas_before_each_checkpoint(run_config, begin, tmp_path, monkeypatch):
+def test_a_run_checks_its_gradients_every_so_many_steps_and_replicas_before_each_checkpoint(
+    run_config, begin, tmp_path, monkeypatch
+):
     gradients, replicas = [], []
-    monkeypatch.setattr(BitChecks, "check_gradients", lambda self, step, params, batch: gradients.append((step, batch["tokens"].shape)))
+    monkeypatch.setattr(
+        BitChecks,
+        "check_gradients",
+        lambda self, step, params, batch: gradients.append((step, batch["tokens"].shape)),
+    )
     monkeypatch.setattr(BitChecks, "check_replicas", lambda self, step, params: replicas.append(step))
     config = run_config(tmp_path, training={"recheck_every": 4})
-    train_stages(config, [Depth(0, config.model.shape, ())], lambda: begin(config.model.shape), tmp_path, lambda *_: None)
+    train_stages(
+        config,
+        [Depth(0, config.model.shape, ())],
+        lambda: begin(config.model.shape),
+        tmp_path,
+        lambda *_: None,
+    )
     assert gradients == [(3, (4, 64)), (7, (4, 64))]
     assert replicas == [3, 6, 9, 10]
 
@@ -120,7 +144,9 @@ def test_gradients_that_differ_name_the_host(checks, monkeypatch):
     answers = [np.zeros((1, 3), np.uint32), np.asarray([[0, 1, 0]], np.uint32)]
     checks.of_gradients = lambda *_: answers.pop()
     monkeypatch.setattr(corruption.socket, "gethostname", lambda: "host-17")
-    with pytest.raises(BadInput, match=r"step 4: .* differ on host host-17 \(devices 0\): a chip computes wrong numbers"):
+    with pytest.raises(
+        BadInput, match=r"step 4: .* differ on host host-17 \(devices 0\): a chip computes wrong numbers"
+    ):
         checks.check_gradients(4, {}, {})
 
 

@@ -1,4 +1,6 @@
-"""Batches of packed windows: the batch of a step is a pure function of (mixture, seed, step), however many processes read it."""
+"""Batches of packed windows: the batch of a step is a pure function of (mixture, seed, step), however many
+processes read it.
+"""
 
 import bisect
 import hashlib
@@ -20,16 +22,18 @@ Batch = Mapping[str, Int32[np.ndarray, "..."]]
 
 _PREFETCHED_BATCHES = 4
 _SHARE_UNITS = 1 << 24
-# Grain computes with lengths as C integers, so there must be an end; this one is beyond 10**18 tokens at 4096.
+# Grain computes with lengths as C integers, so there must be an end; this one is beyond 10**18 tokens at
+# 4096.
 _WINDOWS_WITHOUT_END = 1 << 48
 
 
 class Batches:
     """The batches of a stage, by step and without end.
 
-    Each dataset of the mixture is shuffled anew for each epoch and repeated. Among the first n windows of the run a dataset with share s
-    has n * s, to less than two windows, where all datasets fill their windows alike; shares are of tokens, so that windows that are half
-    empty are read twice as often. Share p of P has rows p * B / P to (p + 1) * B / P - 1 of each global batch of B rows.
+    Each dataset of the mixture is shuffled anew for each epoch and repeated. Among the first n windows of the
+    run a dataset with share s has n * s, to less than two windows, where all datasets fill their windows
+    alike; shares are of tokens, so that windows that are half empty are read twice as often. Share p of P has
+    rows p * B / P to (p + 1) * B / P - 1 of each global batch of B rows.
     """
 
     def __init__(
@@ -44,30 +48,44 @@ class Batches:
     ):
         """Opens the datasets of `mixture` in a folder of prepared data.
 
-        Raises BadInput when the windows are not of `seq_len` tokens, a dataset is missing, or the batch does not divide into shares.
+        Raises BadInput when the windows are not of `seq_len` tokens, a dataset is missing, or the batch does
+        not divide into shares.
         """
         prepared = open_prepared(folder)
         if prepared.seq_len != seq_len:
             raise BadInput(
-                f"{folder}: its windows hold {prepared.seq_len} tokens, not data.seq_len = {seq_len}; prepare another folder for that"
+                f"{folder}: its windows hold {prepared.seq_len} tokens, not data.seq_len = {seq_len}; "
+                "prepare another folder for that"
             )
         if global_batch_size % shares:
-            raise BadInput(f"training.global_batch_size = {global_batch_size} is not a multiple of the {shares} shares of the processes")
-        missing = [f"{row.language} {row.kind}" for row in mixture.rows if (row.language, row.kind) not in prepared.available]
+            raise BadInput(
+                f"training.global_batch_size = {global_batch_size} is not a multiple of the {shares} shares "
+                "of the processes"
+            )
+        missing = [
+            f"{row.language} {row.kind}"
+            for row in mixture.rows
+            if (row.language, row.kind) not in prepared.available
+        ]
         if missing:
             raise BadInput(f"{folder}: the mixture names {', '.join(missing)}, which is not prepared there")
         sources = [_source(prepared.folder, row.language, row.kind) for row in mixture.rows]
         orders = [
-            ShuffledEpochs(len(source), f"{seed} {row.language} {row.kind}") for source, row in zip(sources, mixture.rows, strict=True)
+            ShuffledEpochs(len(source), f"{seed} {row.language} {row.kind}")
+            for source, row in zip(sources, mixture.rows, strict=True)
         ]
-        # Shares are of tokens. A dataset whose windows are half empty gives as many tokens in twice as many windows.
-        rates = [row.share / prepared.supplies[row.language, row.kind].tokens_per_window for row in mixture.rows]
+        # Shares are of tokens. A dataset whose windows are half empty gives as many tokens in twice as many
+        # windows.
+        rates = [
+            row.share / prepared.supplies[row.language, row.kind].tokens_per_window for row in mixture.rows
+        ]
         mixed = grain.MapDataset.select_from_datasets(sources, Selection(rates, orders))
         batches = mixed.batch(global_batch_size // shares)
         self._batches = batches.slice(slice(share, None, shares))
 
     def __getitem__(self, step: int) -> Batch:
-        """The share's rows of a step: "tokens" and "segment_ids" int32[rows, seq_len], "language" int32[rows], an index into CODES.
+        """The share's rows of a step: "tokens" and "segment_ids" int32[rows, seq_len], "language"
+        int32[rows], an index into CODES.
 
         Windows of conversations have "loss_mask" int32[rows, seq_len] besides.
         """
@@ -82,8 +100,9 @@ class Batches:
 class ShuffledEpochs:
     """The order of a dataset's windows, epoch after epoch, each shuffled for itself.
 
-    Grain's own shuffle finds a place by trial among at least 2**16: 0.2 ms for a dataset of 100 windows, where this takes a microsecond.
-    The price is 4 bytes of memory for each window, and a pause to sort when an epoch begins.
+    Grain's own shuffle finds a place by trial among at least 2**16: 0.2 ms for a dataset of 100 windows,
+    where this takes a microsecond. The price is 4 bytes of memory for each window, and a pause to sort when
+    an epoch begins.
     """
 
     def __init__(self, length: int, seed: str):
@@ -100,15 +119,18 @@ class ShuffledEpochs:
             bits = np.random.Philox(key=np.array([self._key, epoch], np.uint64)).random_raw(self.length)
             order = np.argsort(bits, kind="stable").astype(np.uint32)
             # The thread that reads ahead may already be in the next epoch.
-            self._epochs = {near: self._epochs[near] for near in (epoch - 1, epoch + 1) if near in self._epochs} | {epoch: order}
+            self._epochs = {
+                near: self._epochs[near] for near in (epoch - 1, epoch + 1) if near in self._epochs
+            } | {epoch: order}
         return int(order[place])
 
 
 class Selection(grain.transforms.DatasetSelectionMap):
     """Which window of which dataset stands at a place of the mixed sequence.
 
-    Grain's own `mix` rounds weights to a hundredth of the smallest, so it is off by up to 1%, and favours the first datasets at the start;
-    here shares are exact to 2**-24 and each dataset is within two windows of its share at every place.
+    Grain's own `mix` rounds weights to a hundredth of the smallest, so it is off by up to 1%, and favours the
+    first datasets at the start; here shares are exact to 2**-24 and each dataset is within two windows of its
+    share at every place.
     """
 
     def __init__(self, shares: Sequence[float], orders: Sequence[ShuffledEpochs]):
@@ -127,7 +149,8 @@ class Selection(grain.transforms.DatasetSelectionMap):
     def place(self, index: int) -> tuple[int, int]:
         """(dataset, how many windows of it come before).
 
-        The datasets are halved by weight until one is left; of the first n windows of a group, its first half has n * weight, rounded.
+        The datasets are halved by weight until one is left; of the first n windows of a group, its first half
+        has n * weight, rounded.
         """
         first, last = 0, len(self._edges) - 1
         before, after = index, index + 1
@@ -135,7 +158,9 @@ class Selection(grain.transforms.DatasetSelectionMap):
             low, high = self._edges[first], self._edges[last]
             middle = min(max(bisect.bisect(self._edges, (low + high) // 2), first + 1), last - 1)
             weight, whole = self._edges[middle] - low, high - low
-            half_before, half_after = ((2 * count * weight + whole) // (2 * whole) for count in (before, after))
+            half_before, half_after = (
+                (2 * count * weight + whole) // (2 * whole) for count in (before, after)
+            )
             if half_after > half_before:
                 last, before, after = middle, half_before, half_after
             else:

@@ -1,1 +1,3 @@
-"""Better text: cleaning, personal data, languages, duplicates and evaluation items, by rules that are counted."""
+"""Better text: cleaning, personal data, languages, duplicates and evaluation items, by rules that are
+counted.
+"""

@@ -1,4 +1,6 @@
-"""What the characters of a text are, counted without a loop in Python: one table of all code points, looked up for a whole text."""
+"""What the characters of a text are, counted without a loop in Python: one table of all code points, looked
+up for a whole text.
+"""
 
 import functools
 import itertools
@@ -9,15 +11,18 @@ from enum import IntEnum
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8, UInt32, UInt64
 
-# Words are not separated in these; so many characters (grapheme clusters) stand for a word of other languages in counts and n-grams.
-# Means of words in segmented text: 1.5 to 2 characters in Chinese and Japanese, about 4 clusters in Thai and Burmese.
+# Words are not separated in these; so many characters (grapheme clusters) stand for a word of other languages
+# in counts and n-grams. Means of words in segmented text: 1.5 to 2 characters in Chinese and Japanese, about
+# 4 clusters in Thai and Burmese.
 CHARACTERS_A_WORD = {"zh": 2, "ja": 2, "th": 4, "my": 4}
 
 CodePoints = UInt32[np.ndarray, "characters"]
 
 
 class Kind(IntEnum):
-    """The kinds that the rules tell apart; of Unicode's general categories those in `_KINDS`, and the rest."""
+    """The kinds that the rules tell apart; of Unicode's general categories those in
+    `_KINDS`, and the rest.
+    """
 
     OTHER = 0
     LETTER = 1
@@ -31,7 +36,14 @@ class Kind(IntEnum):
     DAMAGED = 9
 
 
-_KINDS = {"L": Kind.LETTER, "M": Kind.MARK, "N": Kind.NUMBER, "Z": Kind.SPACE, "P": Kind.PUNCTUATION, "S": Kind.SYMBOL}
+_KINDS = {
+    "L": Kind.LETTER,
+    "M": Kind.MARK,
+    "N": Kind.NUMBER,
+    "Z": Kind.SPACE,
+    "P": Kind.PUNCTUATION,
+    "S": Kind.SYMBOL,
+}
 
 
 @functools.cache
@@ -50,12 +62,15 @@ def _table() -> UInt8[np.ndarray, "1114112"]:
     return kinds
 
 
-# Unicode's "stream-safe" text (UAX 15) has at most 30 combining marks in a row. The time of normal forms is quadratic in such a run.
+# Unicode's "stream-safe" text (UAX 15) has at most 30 combining marks in a row. The time of normal forms is
+# quadratic in such a run.
 MAX_MARKS = 64
 
 
 def with_short_runs_of_marks(text: str) -> str:
-    """The text with at most MAX_MARKS combining marks in a row; the same object where it has no longer run."""
+    """The text with at most MAX_MARKS combining marks in a row; the same object where it
+    has no longer run.
+    """
     if text.isascii() or len(text) <= MAX_MARKS:
         return text
     is_mark = _combining()[code_points(text)]
@@ -69,7 +84,9 @@ def with_short_runs_of_marks(text: str) -> str:
 
 
 def nfc(text: str) -> str:
-    """The text in Unicode's NFC, in time linear in its length: what exceeds MAX_MARKS combining marks in a row is left out."""
+    """The text in Unicode's NFC, in time linear in its length: what exceeds MAX_MARKS combining marks in a
+    row is left out.
+    """
     text = with_short_runs_of_marks(text)
     return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
 
@@ -77,7 +94,11 @@ def nfc(text: str) -> str:
 @functools.cache
 def _combining() -> Bool[np.ndarray, "1114112"]:
     """Which code points normal forms sort: those of a canonical combining class other than 0."""
-    return np.fromiter((unicodedata.combining(chr(number)) != 0 for number in range(sys.maxunicode + 1)), bool, sys.maxunicode + 1)
+    return np.fromiter(
+        (unicodedata.combining(chr(number)) != 0 for number in range(sys.maxunicode + 1)),
+        bool,
+        sys.maxunicode + 1,
+    )
 
 
 def code_points(text: str) -> CodePoints:
@@ -93,11 +114,15 @@ def kinds(points: CodePoints) -> UInt8[np.ndarray, "characters"]:
 def clusters(
     points: CodePoints, of: UInt8[np.ndarray, "characters"]
 ) -> tuple[UInt64[np.ndarray, "clusters"], Int64[np.ndarray, "clusters"]]:
-    """Hashes and lengths of the grapheme clusters that are no space: a character with the marks and joiners behind it (about UAX 29).
+    """Hashes and lengths of the grapheme clusters that are no space: a character with the marks and joiners
+    behind it (about UAX 29).
 
-    A run of letters and digits of a script that does separate words, such as a Latin name in Japanese, is one.
+    A run of letters and digits of a script that does separate words, such as a Latin name in Japanese, is
+    one.
     """
-    is_word = ((of == Kind.LETTER) | (of == Kind.DIGIT)) & ~_without_spaces()[np.minimum(points >> 7, _LAST_BLOCK)]
+    is_word = ((of == Kind.LETTER) | (of == Kind.DIGIT)) & ~_without_spaces()[
+        np.minimum(points >> 7, _LAST_BLOCK)
+    ]
     goes_on = (of == Kind.MARK) | (of == Kind.FORMAT)
     goes_on[1:] |= is_word[1:] & is_word[:-1]
     kept = of != Kind.SPACE
@@ -110,9 +135,16 @@ def clusters(
     return np.add.reduceat(mixed(points + (places << np.uint64(32))), starts), lengths
 
 
-# Blocks of 128 code points that hold the letters of scripts written without spaces: Thai and Lao, Burmese, Khmer, kana and Chinese
-# characters, and their compatibility forms.
-_SCRIPTS_WITHOUT_SPACES = ((0x0E00, 0x0EFF), (0x1000, 0x107F), (0x1780, 0x17FF), (0x2E80, 0x9FFF), (0xAA00, 0xAA7F), (0xF900, 0xFAFF))
+# Blocks of 128 code points that hold the letters of scripts written without spaces: Thai and Lao, Burmese,
+# Khmer, kana and Chinese characters, and their compatibility forms.
+_SCRIPTS_WITHOUT_SPACES = (
+    (0x0E00, 0x0EFF),
+    (0x1000, 0x107F),
+    (0x1780, 0x17FF),
+    (0x2E80, 0x9FFF),
+    (0xAA00, 0xAA7F),
+    (0xF900, 0xFAFF),
+)
 _LAST_BLOCK = 0x20000 >> 7
 
 

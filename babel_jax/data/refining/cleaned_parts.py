@@ -48,7 +48,10 @@ class CleaningTask:
         return self.stem.with_suffix(".json")
 
     def made_from(self) -> dict[str, Any]:
-        """What tells its text from other text: the source's settings, the part, and its origin. Reads the text of files."""
+        """What tells its text from other text: the source's settings, the part, and its origin.
+
+        Reads the text of files.
+        """
         source = sources_of(self.settings, self.language)[self.source]
         return {**source.model_dump(mode="json"), "part": self.part, **origin_of(source, self.part)}
 
@@ -66,7 +69,8 @@ def cleaned_folder(settings: DataSettings, language: str) -> Path:
 def sources_of(settings: DataSettings, language: str) -> list[Source]:
     """The sources of a language, in the order of the settings, each with a label of its own.
 
-    Weights, licences and counts are kept by label. Two sources that read one file by `where` get what they ask for into their names.
+    Weights, licences and counts are kept by label. Two sources that read one file by `where` get what they
+    ask for into their names.
     """
     own = [source for source in settings.sources if source.language == language]
     times = Counter(source.label for source in own)
@@ -78,7 +82,9 @@ def sources_of(settings: DataSettings, language: str) -> list[Source]:
             asked = ", ".join(f"{key} = {value}" for key, value in source.where.items())
             name = f"{label} ({asked})" if asked else label
             seen[name] += 1
-            source = source.model_copy(update={"name": name if seen[name] == 1 and asked else f"{name} #{seen[name]}"})
+            source = source.model_copy(
+                update={"name": name if seen[name] == 1 and asked else f"{name} #{seen[name]}"}
+            )
         named.append(source)
     return named
 
@@ -92,15 +98,23 @@ def cleaning_tasks(settings: DataSettings, language: str) -> list[CleaningTask]:
     ]
 
 
-def forget_other_text(settings: DataSettings, language: str, tasks: Sequence[CleaningTask], recheck: bool = False) -> None:
-    """A run that was stopped may go on with other text: parts that were cleaned from what is no longer there are removed.
+def forget_other_text(
+    settings: DataSettings, language: str, tasks: Sequence[CleaningTask], recheck: bool = False
+) -> None:
+    """A run that was stopped may go on with other text: parts that were cleaned from what is no longer there
+    are removed.
 
-    Where duplicates have been looked for, all of the language is done again: what was compared is not the same any more.
+    Where duplicates have been looked for, all of the language is done again: what was compared is not the
+    same any more.
     """
     folder, links = cleaned_folder(settings, language), Path(settings.folder) / "links" / language
     wanted = {task.done: task for task in tasks}
     done = part_files(folder)
-    other = [path for path in done if path not in wanted or not wanted[path].is_of(read_json(path).get("made_from", {}), recheck)]
+    other = [
+        path
+        for path in done
+        if path not in wanted or not wanted[path].is_of(read_json(path).get("made_from", {}), recheck)
+    ]
     was_compared = links.exists() or (folder / DUPLICATES).is_file()
     if not other and (len(done) == len(tasks) or not was_compared):
         return
@@ -139,7 +153,10 @@ def clean_part(task: CleaningTask) -> None:
     documents = characters = 0
     dropped_file = Path(settings.folder) / "dropped" / task.language / f"{task.stem.name}.jsonl.zst"
     keep_dropped = settings.cleaning is not None and settings.cleaning.keep_dropped
-    with explain_os_errors(task.stem.parent), json_lines(dropped_file if keep_dropped else None) as write_dropped:
+    with (
+        explain_os_errors(task.stem.parent),
+        json_lines(dropped_file if keep_dropped else None) as write_dropped,
+    ):
         writer = ShardWriter(task.stem, settings.shard_documents, settings.deduplication)
         try:
             for row in read_rows(source, settings.bad_rows, rows, task.part):
@@ -150,7 +167,11 @@ def clean_part(task: CleaningTask) -> None:
                         # Before personal data is masked, which evaluation items hold as they are.
                         file = evaluation.file_of(text, task.language)
                     if clean is not None and document is not None:
-                        text = clean.without_personal_data(document) if rule is None and file is None else document.text
+                        text = (
+                            clean.without_personal_data(document)
+                            if rule is None and file is None
+                            else document.text
+                        )
                 except BadRowError as problem:
                     rows.refuse(f"{row.source}, {row.id}", problem, settings.bad_rows)
                     continue
@@ -160,7 +181,13 @@ def clean_part(task: CleaningTask) -> None:
                 reason = rule if file is None else "evaluation"
                 if reason is not None:
                     dropped[reason] += 1
-                    write_dropped({"reason": reason, "file": file, **dataclasses.asdict(dataclasses.replace(row, text=text))})
+                    write_dropped(
+                        {
+                            "reason": reason,
+                            "file": file,
+                            **dataclasses.asdict(dataclasses.replace(row, text=text)),
+                        }
+                    )
                     continue
                 characters += len(text)
                 writer.add(dataclasses.replace(row, text=text))

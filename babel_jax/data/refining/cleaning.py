@@ -1,9 +1,10 @@
 """Cleaning one document: its text normalized, the rules that drop it, and personal data masked.
 
-Where a rule comes from: the Babel report (arXiv 2503.00865): characters, digits. Gopher (Rae et al. 2021, arXiv 2112.11446, table A1):
-words, symbols, bullets, ellipses, lines, paragraphs, repetition. C4 (Raffel et al. 2020): placeholder. ROOTS (Laurençon et al. 2022):
-letters, language. Gopher's bounds on the number and the mean length of words, its stop words, and C4's on sentences, braces and bad
-words are for English, or for prose alone, and are not here. `encoding` is ours: text that was decoded wrongly.
+Where a rule comes from: the Babel report (arXiv 2503.00865): characters, digits. Gopher (Rae et al. 2021,
+arXiv 2112.11446, table A1): words, symbols, bullets, ellipses, lines, paragraphs, repetition. C4 (Raffel et
+al. 2020): placeholder. ROOTS (Laurençon et al. 2022): letters, language. Gopher's bounds on the number and
+the mean length of words, its stop words, and C4's on sentences, braces and bad words are for English, or for
+prose alone, and are not here. `encoding` is ours: text that was decoded wrongly.
 """
 
 import dataclasses
@@ -31,13 +32,16 @@ from babel_jax.data.refining.personal import mask
 from babel_jax.data.refining.repetition import commonest_ngram, repeated_fractions, repeated_ngrams
 from babel_jax.data.sources.streams import BadRowError
 
-# Form feeds, vertical tabs and the separators of C0 stand between words: page ends of PDF, soft line ends of word processors.
+# Form feeds, vertical tabs and the separators of C0 stand between words: page ends of PDF, soft line ends of
+# word processors.
 _SEPARATORS = re.compile(" ?[\x0b\x0c\x1c-\x1f]+ ?")
-# The rest of C0 and C1 but tab and newline, and the byte order mark. Joiners (U+200C, U+200D) and marks of direction carry meaning.
+# The rest of C0 and C1 but tab and newline, and the byte order mark. Joiners (U+200C, U+200D) and marks of
+# direction carry meaning.
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x9f\ufeff]")
 _LINE_ENDS = re.compile("\r\n?|\x85|\u2028|\u2029")
 _BLANK_LINES = re.compile(r"\n{3,}")
-# UTF-8 read as Windows-1252, such as "Ã©" for é and "â€™" for ’: the first byte of a sequence and what its second byte became.
+# UTF-8 read as Windows-1252, such as "Ã©" for é and "â€™" for ’: the first byte of a sequence and what its
+# second byte became.
 _MOJIBAKE = re.compile("[ÂÃ][\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â€[\x80-\xbf‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]?")
 _BULLETS = ("•", "●", "○", "■", "▪", "‣", "◦", "·", "*", "-", "–", "—", "►", "➤", "・")
 _ELLIPSES = ("…", "...", "。。。")
@@ -46,10 +50,11 @@ _PLACEHOLDER = "lorem ipsum"
 
 
 def normalize(text: str) -> str:
-    """Unicode's NFC, one kind of line end, no control characters, no white space at the ends of lines, no blank lines around the text.
+    """Unicode's NFC, one kind of line end, no control characters, no white space at the ends of lines, no
+    blank lines around the text.
 
-    Indentation stays, as code has it. The time is linear in the length of the text. Raises BadRowError for a run of combining marks that no
-    text has.
+    Indentation stays, as code has it. The time is linear in the length of the text. Raises BadRowError for a
+    run of combining marks that no text has.
     """
     text = _LINE_ENDS.sub("\n", text)
     text = _CONTROLS.sub("", _SEPARATORS.sub(" ", text))
@@ -62,7 +67,9 @@ def normalize(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What the rules look at: the text, its code points and their kinds; more is computed when a rule asks for it."""
+    """What the rules look at: the text, its code points and their kinds; more is computed when a rule asks
+    for it.
+    """
 
     text: str
     language: str
@@ -75,12 +82,18 @@ class Measured:
         return [line.strip() for line in self.text.split("\n") if line and not line.isspace()]
 
     def units(self) -> tuple[UInt64[np.ndarray, "units"], Int64[np.ndarray, "units"], int]:
-        """Hashes and lengths of the words, or of the characters of a script without spaces, and how many make a word."""
+        """Hashes and lengths of the words, or of the characters of a script without spaces, and how many make
+        a word.
+        """
         if self.language in CHARACTERS_A_WORD:
             return *clusters(self.points, self.kinds), CHARACTERS_A_WORD[self.language]
         words = self.text.split()
         # Only equal or not matters, so that a hash which differs from process to process serves.
-        return np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64), np.fromiter(map(len, words), np.int64, len(words)), 1
+        return (
+            np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64),
+            np.fromiter(map(len, words), np.int64, len(words)),
+            1,
+        )
 
     def words(self) -> float:
         """How many words it has, about."""
@@ -107,7 +120,10 @@ class Cleaner:
     masked: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def __call__(self, text: str) -> tuple[str, Rule | None]:
-        """The text to keep, or the normalized text and the rule that drops it. Raises BadRowError for text that cannot be cleaned."""
+        """The text to keep, or the normalized text and the rule that drops it.
+
+        Raises BadRowError for text that cannot be cleaned.
+        """
         document, rule = self.judged(text)
         return (document.text, rule) if rule is not None else (self.without_personal_data(document), None)
 
@@ -126,7 +142,7 @@ class Cleaner:
         return mask(document.text, self.masked, int(document.counts[Kind.DIGIT]), self.language)
 
 
-# --- the rules, cheap ones first ---------------------------------------------------------------------------------------------
+# --- the rules, cheap ones first --------------------------------------------------------------------------
 
 
 def _characters(document: Measured, settings: CleaningSettings) -> bool:
@@ -146,7 +162,9 @@ def _digits(document: Measured, settings: CleaningSettings) -> bool:
 
 def _letters(document: Measured, settings: CleaningSettings) -> bool:
     letters = int(document.counts[[Kind.LETTER, Kind.MARK]].sum())
-    return letters < settings.min_letter_fraction * (len(document.text) - int(document.counts[[Kind.SPACE, Kind.FORMAT]].sum()))
+    return letters < settings.min_letter_fraction * (
+        len(document.text) - int(document.counts[[Kind.SPACE, Kind.FORMAT]].sum())
+    )
 
 
 def _words(document: Measured, settings: CleaningSettings) -> bool:
@@ -188,8 +206,13 @@ def _lines(document: Measured, settings: CleaningSettings) -> bool:
 def _paragraphs(document: Measured, settings: CleaningSettings) -> bool:
     if "\n\n" not in document.text:
         return False
-    paragraphs, characters = repeated_fractions([part for part in document.text.split("\n\n") if part and not part.isspace()])
-    return paragraphs > settings.max_repeated_paragraphs or characters > settings.max_repeated_paragraph_characters
+    paragraphs, characters = repeated_fractions(
+        [part for part in document.text.split("\n\n") if part and not part.isspace()]
+    )
+    return (
+        paragraphs > settings.max_repeated_paragraphs
+        or characters > settings.max_repeated_paragraph_characters
+    )
 
 
 def _repetition(document: Measured, settings: CleaningSettings) -> bool:

@@ -1,6 +1,8 @@
-"""Finding documents that hold evaluation items: a run of letters and digits in common, as long as a sentence, in any script.
+"""Finding documents that hold evaluation items: a run of letters and digits in common, as long as a sentence,
+in any script.
 
-GPT-3 (Brown et al. 2020, appendix C) took 13 words in common for an overlap; languages without spaces have no words to count.
+GPT-3 (Brown et al. 2020, appendix C) took 13 words in common for an overlap; languages without spaces have no
+words to count.
 """
 
 import functools
@@ -13,7 +15,14 @@ import numpy as np
 from jaxtyping import Bool, UInt64
 
 from babel_jax.config import DecontaminationSettings, Source
-from babel_jax.data.refining.characters import CodePoints, Kind, code_points, kinds, ngrams, with_short_runs_of_marks
+from babel_jax.data.refining.characters import (
+    CodePoints,
+    Kind,
+    code_points,
+    kinds,
+    ngrams,
+    with_short_runs_of_marks,
+)
 from babel_jax.data.sources.records import parquet_rows, parts, read_records
 from babel_jax.data.sources.streams import BadRowError
 from babel_jax.errors import BadInput
@@ -30,7 +39,10 @@ class EvaluationText:
     """The n-grams of evaluation files, to look documents up in."""
 
     def __init__(self, settings: DecontaminationSettings):
-        """Reads the files: of JSON lines and parquet rows every string, of text every paragraph. Raises BadInput as `read_records` does."""
+        """Reads the files: of JSON lines and parquet rows every string, of text every paragraph.
+
+        Raises BadInput as `read_records` does.
+        """
         self._settings = settings
         found: dict[bool, list[UInt64[np.ndarray, "ngrams"]]] = {False: [], True: []}
         files: dict[bool, list[int]] = {False: [], True: []}
@@ -45,7 +57,8 @@ class EvaluationText:
                             files[dense].append(len(self.files))
                 if sum(map(len, found.values())) == before:
                     raise BadInput(
-                        f"{part}: no text of {settings.characters} letters or more ({settings.dense_characters} in Chinese, Japanese and "
+                        f"{part}: no text of {settings.characters} letters or more "
+                        f"({settings.dense_characters} in Chinese, Japanese and "
                         "Korean); name files of evaluation items"
                     )
                 self.files.append(part)
@@ -59,7 +72,9 @@ class EvaluationText:
 
 
 class _Table:
-    """n-grams and the file of each, sorted; a bit for the first bits of each says at once that most n-grams are not among them."""
+    """n-grams and the file of each, sorted; a bit for the first bits of each says at once that most n-grams
+    are not among them.
+    """
 
     def __init__(self, hashes: UInt64[np.ndarray, "n"], files: np.ndarray):
         self._hashes, self._files = hashes, files
@@ -83,8 +98,8 @@ class _Table:
 
 
 def runs_of_item(text: str, settings: DecontaminationSettings) -> Runs:
-    """Hashes of all runs of letters and digits of an evaluation item: by whether they are runs of `dense_characters`, half of which are
-    Chinese, Japanese or Korean."""
+    """Hashes of all runs of letters and digits of an evaluation item: by whether they are runs of
+    `dense_characters`, half of which are Chinese, Japanese or Korean."""
     folded = fold(text)
     dense = ngrams(folded.astype(np.uint64), settings.dense_characters)
     return {
@@ -94,17 +109,20 @@ def runs_of_item(text: str, settings: DecontaminationSettings) -> Runs:
 
 
 def runs_of_document(text: str, language: str, settings: DecontaminationSettings) -> Runs:
-    """Hashes of the runs of a document, to be looked for among those of items; dense ones in languages of dense characters alone."""
+    """Hashes of the runs of a document, to be looked for among those of items; dense ones in languages of
+    dense characters alone.
+    """
     folded = fold(text).astype(np.uint64)
     runs = {True: ngrams(folded, settings.dense_characters)} if language in _DENSE else {}
     return {**runs, False: ngrams(folded, settings.characters)}
 
 
 def fold(text: str) -> CodePoints:
-    """The letters, marks and digits of a text in small letters and in one form of Unicode (NFKC), as code points.
+    """The letters, marks and digits of a text in small letters and in one form of Unicode (NFKC), as code
+    points.
 
-    Spacing, punctuation and the way in which a keyboard composes letters make no difference. Documents and evaluation items go through this
-    function alone, before anything is masked.
+    Spacing, punctuation and the way in which a keyboard composes letters make no difference. Documents and
+    evaluation items go through this function alone, before anything is masked.
     """
     text = unicodedata.normalize("NFKC", with_short_runs_of_marks(text)).casefold()
     # Casefolding can take letters apart: U+0130 becomes i and a mark.
@@ -114,7 +132,9 @@ def fold(text: str) -> CodePoints:
 
 
 def _is_dense(points: CodePoints, size: int) -> Bool[np.ndarray, "ngrams"]:
-    """Which n-grams are half of Chinese, Japanese or Korean letters: "United States of America" says no more there than elsewhere."""
+    """Which n-grams are half of Chinese, Japanese or Korean letters: "United States of America" says no more
+    there than elsewhere.
+    """
     before = np.concatenate([[0], np.cumsum(points >= _FIRST_DENSE)])
     return 2 * (before[size:] - before[:-size]) >= size
 
@@ -126,8 +146,15 @@ def evaluation_text(settings: DecontaminationSettings) -> EvaluationText:
 
 
 def _strings_of(part: str) -> Iterator[str]:
-    """Every string of a file. Raises BadInput for a row that cannot be read: what it holds would not be looked for."""
-    rows = parquet_rows(part) if Path(part).suffix == ".parquet" else read_records(Source(language="en", path=part), part)
+    """Every string of a file.
+
+    Raises BadInput for a row that cannot be read: what it holds would not be looked for.
+    """
+    rows = (
+        parquet_rows(part)
+        if Path(part).suffix == ".parquet"
+        else read_records(Source(language="en", path=part), part)
+    )
     for place, record in rows:
         if isinstance(record, BadRowError):
             raise BadInput(f"{place}: {record}; repair or remove the row of evaluation items")

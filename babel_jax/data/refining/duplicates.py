@@ -1,8 +1,10 @@
-"""Which cleaned documents of a language are duplicates: tasks that find the pairs of each bucket of each band, and one that removes.
+"""Which cleaned documents of a language are duplicates: tasks that find the pairs of each bucket of each
+band, and one that removes.
 
 links/xx/BB-NNNNN.npy       pairs found in a bucket of a band, until they are resolved
 cleaned/xx/duplicates.json  how many of each source were removed; written when that is done
-duplicates/xx.jsonl.zst     each removed document's id and source, those of the copy that stayed, and whether it was exact or near
+duplicates/xx.jsonl.zst     each removed document's id and source, those of the copy that stayed, and whether
+it was exact or near
 """
 
 import dataclasses
@@ -58,7 +60,9 @@ class _Documents:
 
     def __init__(self, settings: DataSettings, language: str):
         self.shards = shards_of(cleaned_folder(settings, language))
-        self.starts = np.concatenate([[0], np.cumsum([shard.documents for shard in self.shards])]).astype(np.int64)
+        self.starts = np.concatenate([[0], np.cumsum([shard.documents for shard in self.shards])]).astype(
+            np.int64
+        )
 
     def gather(self, name: str, documents: Int64[np.ndarray, "n"]) -> np.ndarray:
         """The rows of an array for these documents."""
@@ -83,7 +87,11 @@ def pairing_tasks(settings: DataSettings, language: str) -> list[PairingTask]:
     documents = sum(shard.documents for shard in shards_of(cleaned_folder(settings, language)))
     buckets = max(1, -(-documents // settings.deduplication.bucket_documents))
     bands = 1 + (settings.deduplication.bands if settings.deduplication.near else 0)
-    return [PairingTask(settings, language, band, bucket, buckets) for band in range(bands) for bucket in range(buckets)]
+    return [
+        PairingTask(settings, language, band, bucket, buckets)
+        for band in range(bands)
+        for bucket in range(buckets)
+    ]
 
 
 def pair_bucket(task: PairingTask) -> None:
@@ -116,10 +124,14 @@ def pair_bucket(task: PairingTask) -> None:
         write_array(task.done, links)
 
 
-def _are_alike(documents: _Documents, task: PairingTask, one: np.ndarray, other: np.ndarray) -> Bool[np.ndarray, "n"]:
+def _are_alike(
+    documents: _Documents, task: PairingTask, one: np.ndarray, other: np.ndarray
+) -> Bool[np.ndarray, "n"]:
     assert task.settings.deduplication is not None
     if task.band == 0:
-        return (documents.gather("documents", one)["digest"] == documents.gather("documents", other)["digest"]).all(1)
+        return (
+            documents.gather("documents", one)["digest"] == documents.gather("documents", other)["digest"]
+        ).all(1)
     same = documents.gather("signatures", one) == documents.gather("signatures", other)
     return same.mean(1) >= task.settings.deduplication.similarity
 
@@ -135,7 +147,9 @@ def remove_duplicates(task: RemovalTask) -> None:
         if len(linked):
             about, (ids, sources) = documents.gather("documents", linked), _names(documents, linked)
             weights = {source.label: source.weight for source in sources_of(settings, task.language)}
-            weight = np.array([weights[label] for label in sources.dictionary.to_pylist()])[sources.indices.to_numpy()]
+            weight = np.array([weights[label] for label in sources.dictionary.to_pylist()])[
+                sources.indices.to_numpy()
+            ]
             kept = survivors(component, weight, about["score"], about["length"].astype(np.int64))
             is_removed = kept != np.arange(len(linked))
             removed = linked[is_removed]
@@ -144,19 +158,36 @@ def remove_duplicates(task: RemovalTask) -> None:
             is_first[order[np.unique(about["digest"][order], axis=0, return_index=True)[1]]] = True
             for place in np.flatnonzero(is_removed).tolist():
                 reason = "near" if is_first[place] else "exact"
-                (identifier, source), (kept_id, kept_source) = ((ids[at].as_py(), sources[at].as_py()) for at in (place, kept[place]))
+                (identifier, source), (kept_id, kept_source) = (
+                    (ids[at].as_py(), sources[at].as_py()) for at in (place, kept[place])
+                )
                 counts.setdefault(source, Counter())[reason] += 1
-                write({"id": identifier, "source": source, "reason": reason, "kept_id": kept_id, "kept_source": kept_source})
+                write(
+                    {
+                        "id": identifier,
+                        "source": source,
+                        "reason": reason,
+                        "kept_id": kept_id,
+                        "kept_source": kept_source,
+                    }
+                )
         for number, places in documents.by_shard(removed):
             mask = np.zeros(documents.shards[number].documents, bool)
             mask[removed[places] - documents.starts[number]] = True
             write_array(documents.shards[number].beside("removed"), mask)
-        by_source = {label: {"exact": found["exact"], "near": found["near"]} for label, found in sorted(counts.items())}
-        write_file(task.done, lambda file: file.write(json.dumps(by_source, indent=2, ensure_ascii=False).encode() + b"\n"))
+        by_source = {
+            label: {"exact": found["exact"], "near": found["near"]} for label, found in sorted(counts.items())
+        }
+        write_file(
+            task.done,
+            lambda file: file.write(json.dumps(by_source, indent=2, ensure_ascii=False).encode() + b"\n"),
+        )
 
 
 def _links(files: Sequence[Path]) -> Int64[np.ndarray, "links 2"]:
-    """The pairs in all files, each once: most pairs are found in many bands, so that all together would take many times the memory."""
+    """The pairs in all files, each once: most pairs are found in many bands, so that all together would take
+    many times the memory.
+    """
     found, waiting, more = np.empty((0, 2), np.int64), [], 0
     for file in files:
         waiting.append(np.load(file))
@@ -166,8 +197,12 @@ def _links(files: Sequence[Path]) -> Int64[np.ndarray, "links 2"]:
     return found
 
 
-def _names(documents: _Documents, linked: Int64[np.ndarray, "n"]) -> tuple[pyarrow.StringArray, pyarrow.DictionaryArray]:
-    """The id and source of each document, which are ascending; as Arrow's arrays they take little more than their letters."""
+def _names(
+    documents: _Documents, linked: Int64[np.ndarray, "n"]
+) -> tuple[pyarrow.StringArray, pyarrow.DictionaryArray]:
+    """The id and source of each document, which are ascending; as Arrow's arrays they take little more than
+    their letters.
+    """
     found = []
     for number, places in documents.by_shard(linked):
         wanted, first = linked[places] - documents.starts[number], 0

@@ -1,7 +1,8 @@
-"""Where tasks run: here, in processes of this machine, or on a Ray cluster. A task is a function of one argument that writes files.
+"""Where tasks run: here, in processes of this machine, or on a Ray cluster. A task is a function of one
+argument that writes files.
 
-Each task leaves its result on disk in one step and is a function of its argument alone, so that one whose process was killed is done
-again, and the order in which they finish makes no difference.
+Each task leaves its result on disk in one step and is a function of its argument alone, so that one whose
+process was killed is done again, and the order in which they finish makes no difference.
 """
 
 import contextlib
@@ -32,7 +33,8 @@ class Workers(Protocol):
     """Runs tasks."""
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
-        """Runs `function` (of a module, so that other processes find it) on each task; gives the tasks with their results as they finish.
+        """Runs `function` (of a module, so that other processes find it) on each task; gives the tasks with
+        their results as they finish.
 
         Raises what a task raises, and BadInput when its process is killed again and again.
         """
@@ -40,7 +42,9 @@ class Workers(Protocol):
 
 @contextlib.contextmanager
 def open_workers(engine: Engine, number: int) -> Iterator[Workers]:
-    """Workers of an engine; `number` 0 is one for each core, and on Ray as many as the cluster has in any case."""
+    """Workers of an engine; `number` 0 is one for each core, and on Ray as many as the cluster has in any
+    case.
+    """
     if engine is Engine.RAY:
         yield _RayWorkers()
         return
@@ -76,7 +80,9 @@ class _Processes:
         while left:
             before = len(left)
             # Forked processes would inherit the locks of the threads of JAX, Arrow and the tokenizers.
-            self._pool = self._pool or ProcessPoolExecutor(self._number, multiprocessing.get_context("spawn"), _end_with_parent)
+            self._pool = self._pool or ProcessPoolExecutor(
+                self._number, multiprocessing.get_context("spawn"), _end_with_parent
+            )
             with _quiet():
                 futures = {self._pool.submit(function, task): number for number, task in left.items()}
             try:
@@ -101,7 +107,9 @@ class _Processes:
 
 
 def _end_with_parent() -> None:
-    """Ends this process when the one that started it is killed: it would wait for ever, or write into a folder that is another's then."""
+    """Ends this process when the one that started it is killed: it would wait for ever, or write into a
+    folder that is another's then.
+    """
 
     def watch() -> None:
         parent = multiprocessing.parent_process()
@@ -127,16 +135,22 @@ def _quiet() -> Iterator[None]:
 
 
 class _RayWorkers:
-    """The Ray cluster of RAY_ADDRESS, else one that is started on this machine. Ray itself does killed tasks again."""
+    """The Ray cluster of RAY_ADDRESS, else one that is started on this machine.
+
+    Ray itself does killed tasks again.
+    """
 
     def __init__(self) -> None:
         try:
             import ray
         except ImportError:
-            raise BadInput("data.engine = \"ray\" needs the package ray; pip install 'babel-jax[ray]'") from None
+            raise BadInput(
+                "data.engine = \"ray\" needs the package ray; pip install 'babel-jax[ray]'"
+            ) from None
         self._ray = ray
         if not ray.is_initialized():
-            # Ray's own handler would end a run with status 15 and without its checkpoint. And what ends a start leaves Ray's processes.
+            # Ray's own handler would end a run with status 15 and without its checkpoint. And what ends a
+            # start leaves Ray's processes.
             with held_back(signal.SIGTERM):
                 ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
 
@@ -146,10 +160,14 @@ class _RayWorkers:
         waiting: dict[Any, Task] = {}
         try:
             while True:
-                # Few at a time, so that little is still to do after an error: to cancel a task that is just ending can abort this process
-                # (Ray 2.60, "Tried to complete task that was not pending"). A cluster may grow meanwhile.
+                # Few at a time, so that little is still to do after an error: to cancel a task that is just
+                # ending can abort this process (Ray 2.60, "Tried to complete task that was not pending"). A
+                # cluster may grow meanwhile.
                 at_once = 1 + max(1, int(self._ray.cluster_resources().get("CPU", 1)))
-                waiting |= {remote.remote(task): task for task in itertools.islice(left, max(0, at_once - len(waiting)))}
+                waiting |= {
+                    remote.remote(task): task
+                    for task in itertools.islice(left, max(0, at_once - len(waiting)))
+                }
                 if not waiting:
                     return
                 (done,), _ = self._ray.wait(list(waiting), num_returns=1)

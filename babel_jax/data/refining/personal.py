@@ -1,7 +1,9 @@
-"""Personal data in text, replaced by what it is: e-mail addresses, phone numbers and card numbers, in any script's digits.
+"""Personal data in text, replaced by what it is: e-mail addresses, phone numbers and card numbers, in any
+script's digits.
 
-Most numbers of a text are neither: dates, lists of years, ISBNs, amounts. So a number is masked where its form leaves little doubt.
-docs/cleaning.md has the precision and the recall on a list of numbers, and what was met in real text.
+Most numbers of a text are neither: dates, lists of years, ISBNs, amounts. So a number is masked where its
+form leaves little doubt. docs/cleaning.md has the precision and the recall on a list of numbers, and what was
+met in real text.
 """
 
 import functools
@@ -14,7 +16,8 @@ from typing import Any
 from babel_jax.data.sources.streams import BadRowError
 from babel_jax.errors import BadInput
 
-# To look a number up in the plans of several countries takes some milliseconds. A document with more numbers is a directory.
+# To look a number up in the plans of several countries takes some milliseconds. A document with more numbers
+# is a directory.
 MAX_LOOKED_UP = 1_000
 
 # Letters of scripts without spaces never belong to an address: 邮箱a@b.com联系我 is an address in a sentence.
@@ -37,9 +40,14 @@ _NATIONAL_DIGITS = range(9, 13)
 # The groups in which cards are printed; lists of years and tables of numbers have other neighbours.
 _CARD_AFTER = r"(?![\w.-]?\d|[ -]\d{4}(?!\d)|\w)"
 _CARD = re.compile(
-    r"(?<![\w.,+-])(?<!\d[ -])(?:\d{4}([ -]?)\d{4}\1\d{4}\1\d{4}(?:\1\d{3})?|\d{4}([ -]?)\d{6}\2\d{4,5}|\d{14,19})" + _CARD_AFTER
+    (
+        r"(?<![\w.,+-])(?<!\d[ -])(?:\d{4}([ -]?)\d{4}\1\d{4}\1\d{4}(?:\1\d{3})?|\d{4}([ "
+        r"-]?)\d{6}\2\d{4,5}|\d{14,19})"
+    )
+    + _CARD_AFTER
 )
-# Issuers (ISO/IEC 7812) by the first digits and the lengths of their cards. Visa's cards of 13 digits are gone, and EAN codes have 13.
+# Issuers (ISO/IEC 7812) by the first digits and the lengths of their cards. Visa's cards of 13 digits are
+# gone, and EAN codes have 13.
 _ISSUERS: tuple[tuple[range, tuple[int, ...]], ...] = (
     (range(400000, 500000), (16, 19)),  # Visa
     (range(510000, 560000), (16,)),  # Mastercard
@@ -79,7 +87,8 @@ _CONTEXT = re.compile(
 # Words with other meanings too, such as horsepower: for numbers that begin with 0.
 _WEAK_CONTEXT = re.compile(r"\b(?:mobile|cell|handy|cep|gsm|hp|simu)\b[^\d\n]{0,8}\Z", re.IGNORECASE)
 _OTHER_NUMBER = re.compile(
-    r"(?:\b(?:isbn|issn|doi|ean|rfc|bug|id|imei|ip|vat|p\.? ?iva|cpf|cnpj|инн)(?:-1[03])?|№|#)\W{0,3}\Z", re.IGNORECASE
+    r"(?:\b(?:isbn|issn|doi|ean|rfc|bug|id|imei|ip|vat|p\.? ?iva|cpf|cnpj|инн)(?:-1[03])?|№|#)\W{0,3}\Z",
+    re.IGNORECASE,
 )
 
 # Where the languages are spoken most. National numbers are looked up in these countries' plans.
@@ -110,14 +119,17 @@ _COUNTRIES = {
     "th": "TH",
     "my": "MM",
 }
-_ALL_COUNTRIES = tuple(dict.fromkeys(country for countries in _COUNTRIES.values() for country in countries.split()))
+_ALL_COUNTRIES = tuple(
+    dict.fromkeys(country for countries in _COUNTRIES.values() for country in countries.split())
+)
 
 
 def mask(text: str, masked: Counter[str], digits: int, language: str | None = None) -> str:
     """The text with "[email]", "[phone]" and "[card]" in the place of such; `masked` counts them.
 
-    `digits` is how many digits the text has. National phone numbers are those of the countries of `language`, or of all languages.
-    Raises BadRowError for a document with more than MAX_LOOKED_UP numbers that may be phone numbers.
+    `digits` is how many digits the text has. National phone numbers are those of the countries of `language`,
+    or of all languages. Raises BadRowError for a document with more than MAX_LOOKED_UP numbers that may be
+    phone numbers.
     """
     if "@" in text:
         text = _without_addresses(text, masked)
@@ -126,7 +138,9 @@ def mask(text: str, masked: Counter[str], digits: int, language: str | None = No
     if digits >= _PHONE_DIGITS.start:
         countries = _ALL_COUNTRIES if language is None else tuple(_COUNTRIES[language].split())
         looked_up = itertools.count()
-        text = _NUMBER.sub(lambda found: _masked("phone", found[0], _is_phone(found, countries, looked_up), masked), text)
+        text = _NUMBER.sub(
+            lambda found: _masked("phone", found[0], _is_phone(found, countries, looked_up), masked), text
+        )
     return text
 
 
@@ -168,17 +182,22 @@ def _digits(text: str) -> str:
 
 
 def is_card(text: str) -> bool:
-    """Whether the digits of a text can be a card's: an issuer's first digits and length, and a right check digit (Luhn 1960, US patent
-    2,950,048)."""
+    """Whether the digits of a text can be a card's: an issuer's first digits and length, and a right check
+    digit (Luhn 1960, US patent 2,950,048)."""
     digits = _digits(text)
     if not any(int(digits[:6] or 0) in first and len(digits) in lengths for first, lengths in _ISSUERS):
         return False
-    doubled = [int(digit) if place % 2 == 0 else sum(divmod(2 * int(digit), 10)) for place, digit in enumerate(reversed(digits))]
+    doubled = [
+        int(digit) if place % 2 == 0 else sum(divmod(2 * int(digit), 10))
+        for place, digit in enumerate(reversed(digits))
+    ]
     return sum(doubled) % 10 == 0
 
 
 def _is_phone(found: re.Match[str], countries: tuple[str, ...], looked_up: Iterator[int]) -> bool:
-    """Whether a number is a phone's: by its plus sign, the word before it, its area code, or the form of its country's numbers."""
+    """Whether a number is a phone's: by its plus sign, the word before it, its area code, or the form of its
+    country's numbers.
+    """
     written, text = found[0], found.string
     groups = tuple(_GROUP.findall(written))
     digits = _digits(written)
@@ -199,7 +218,8 @@ def _is_phone(found: re.Match[str], countries: tuple[str, ...], looked_up: Itera
     if amount or len(digits) not in _NATIONAL_DIGITS:
         return False
     if digits[0] != "0" and (len(groups) == 1 or (len(groups) == 2 and "-" not in written)):
-        # Two numbers beside each other, such as columns of a table, are more common than phone numbers of two groups without 0 or dash.
+        # Two numbers beside each other, such as columns of a table, are more common than phone numbers of two
+        # groups without 0 or dash.
         return False
     _count(looked_up)
     if area := _AREA_CODE.match(written):
@@ -211,24 +231,38 @@ def _is_phone(found: re.Match[str], countries: tuple[str, ...], looked_up: Itera
 
 def _count(looked_up: Iterator[int]) -> None:
     if next(looked_up) >= MAX_LOOKED_UP:
-        raise BadRowError(f"more than {MAX_LOOKED_UP:,} numbers that may be phone numbers; a directory is no text to train on")
+        raise BadRowError(
+            f"more than {MAX_LOOKED_UP:,} numbers that may be phone numbers; a directory is no text to "
+            "train on"
+        )
 
 
 def _is_another_number(written: str, groups: tuple[str, ...], digits: str) -> bool:
-    """Whether a number is a date, a decimal, a list of years, binary digits, or a row of numbers with equal steps: 02 04 06 08 10."""
-    if _DATE.fullmatch(written) or _DECIMAL.fullmatch(written) or _SOCIAL_SECURITY.fullmatch(written) or _are_years(groups):
+    """Whether a number is a date, a decimal, a list of years, binary digits, or a row of numbers with equal
+    steps: 02 04 06 08 10.
+    """
+    if (
+        _DATE.fullmatch(written)
+        or _DECIMAL.fullmatch(written)
+        or _SOCIAL_SECURITY.fullmatch(written)
+        or _are_years(groups)
+    ):
         return True
     steps = {int(after) - int(before) for before, after in itertools.pairwise(groups)}
     return (len(groups) > 3 and len(steps) == 1) or set(digits) <= {"0", "1"}
 
 
 def _are_years(groups: tuple[str, ...]) -> bool:
-    return len(groups) > 1 and all(len(group) == 4 and _digits(group)[:2] in ("17", "18", "19", "20") for group in groups)
+    return len(groups) > 1 and all(
+        len(group) == 4 and _digits(group)[:2] in ("17", "18", "19", "20") for group in groups
+    )
 
 
 def _is_isbn(digits: str) -> bool:
     """Whether ten digits have the check digit of an ISBN."""
-    return len(digits) == 10 and sum((10 - place) * int(digit) for place, digit in enumerate(digits)) % 11 == 0
+    return (
+        len(digits) == 10 and sum((10 - place) * int(digit) for place, digit in enumerate(digits)) % 11 == 0
+    )
 
 
 @functools.lru_cache(maxsize=4096)
@@ -244,14 +278,24 @@ def _is_international(digits: str, groups: tuple[str, ...]) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _is_national(written: str, countries: tuple[str, ...]) -> bool:
-    """Whether a number is written as those of one of the countries are: in their groups; without groups only a mobile one behind a 0."""
+    """Whether a number is written as those of one of the countries are: in their groups; without groups only
+    a mobile one behind a 0.
+    """
     library = _phonenumbers()
-    personal = (library.PhoneNumberType.FIXED_LINE, library.PhoneNumberType.MOBILE, library.PhoneNumberType.FIXED_LINE_OR_MOBILE)
+    personal = (
+        library.PhoneNumberType.FIXED_LINE,
+        library.PhoneNumberType.MOBILE,
+        library.PhoneNumberType.FIXED_LINE_OR_MOBILE,
+    )
     grouped = len(_GROUP.findall(written)) > 1
     for country in countries:
-        for match in library.PhoneNumberMatcher(written, country, leniency=library.Leniency.STRICT_GROUPING, max_tries=1):
+        for match in library.PhoneNumberMatcher(
+            written, country, leniency=library.Leniency.STRICT_GROUPING, max_tries=1
+        ):
             kind = library.number_type(match.number)
-            if match.raw_string == written.strip() and (kind in personal if grouped else kind == library.PhoneNumberType.MOBILE):
+            if match.raw_string == written.strip() and (
+                kind in personal if grouped else kind == library.PhoneNumberType.MOBILE
+            ):
                 return True
     return False
 
@@ -263,6 +307,7 @@ def _phonenumbers() -> Any:
         import phonenumbers
     except ImportError:
         raise BadInput(
-            "data.cleaning.mask_personal_data needs the package phonenumbers; pip install phonenumberslite, or set it to false"
+            "data.cleaning.mask_personal_data needs the package phonenumbers; pip install phonenumberslite, "
+            "or set it to false"
         ) from None
     return phonenumbers

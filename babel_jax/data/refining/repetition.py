@@ -1,6 +1,8 @@
-"""How much of a text repeats: the measures of Gopher's filters (Rae et al. 2021, arXiv 2112.11446, table A1), in any script.
+"""How much of a text repeats: the measures of Gopher's filters (Rae et al. 2021, arXiv 2112.11446, table A1),
+in any script.
 
-Words are what stands between spaces; where a language writes none, a word is so many characters (`CHARACTERS_A_WORD`).
+Words are what stands between spaces; where a language writes none, a word is so many characters
+(`CHARACTERS_A_WORD`).
 """
 
 from collections.abc import Sequence
@@ -12,7 +14,9 @@ from babel_jax.data.refining.characters import ngrams
 
 
 def repeated_fractions(pieces: Sequence[str]) -> tuple[float, float]:
-    """Of lines or paragraphs, what fraction stood there before, and what fraction of the characters is in those."""
+    """Of lines or paragraphs, what fraction stood there before, and what fraction of the characters is in
+    those.
+    """
     seen: set[str] = set()
     repeated = characters = 0
     for piece in pieces:
@@ -24,7 +28,9 @@ def repeated_fractions(pieces: Sequence[str]) -> tuple[float, float]:
     return (repeated / len(pieces), characters / total) if total else (0.0, 0.0)
 
 
-def commonest_ngram(units: UInt64[np.ndarray, "units"], lengths: Int64[np.ndarray, "units"], size: int) -> float:
+def commonest_ngram(
+    units: UInt64[np.ndarray, "units"], lengths: Int64[np.ndarray, "units"], size: int
+) -> float:
     """The fraction of characters in all places of the n-gram that covers most; 0 where none occurs twice."""
     hashes = ngrams(units, size)
     if len(hashes) < 2:
@@ -37,7 +43,9 @@ def commonest_ngram(units: UInt64[np.ndarray, "units"], lengths: Int64[np.ndarra
     return float(covered.max() / sums[-1])
 
 
-def repeated_ngrams(units: UInt64[np.ndarray, "units"], lengths: Int64[np.ndarray, "units"], size: int) -> float:
+def repeated_ngrams(
+    units: UInt64[np.ndarray, "units"], lengths: Int64[np.ndarray, "units"], size: int
+) -> float:
     """The fraction of characters that lie in an n-gram which occurs more than once, each counted once."""
     hashes = ngrams(units, size)
     if len(hashes) < 2:

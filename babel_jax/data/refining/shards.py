@@ -1,7 +1,7 @@
 """Cleaned documents on disk: parquet shards with, until duplicates are found, what is needed to compare them.
 
-cleaned/xx/SSS-PPPPP.json                 counts of part P of the language's source S and its shards; written when they are whole
-cleaned/xx/SSS-PPPPP-NNN.parquet          documents: id, text, kind, score, source
+cleaned/xx/SSS-PPPPP.json                 counts of part P of the language's source S and its shards; written
+when they are whole cleaned/xx/SSS-PPPPP-NNN.parquet          documents: id, text, kind, score, source
 cleaned/xx/SSS-PPPPP-NNN.documents.npy    of each a digest of the text, its length and score
                      ....signatures.npy   MinHash values
                      ....keys.npy, .order.npy  by band the sorted keys and whose they are
@@ -54,7 +54,9 @@ class Shard:
     documents: int
 
     def array(self, name: str) -> np.ndarray:
-        """One of its arrays, mapped into memory for as long as it is in use: kept open, all of them would be resident in the end."""
+        """One of its arrays, mapped into memory for as long as it is in use: kept open, all of them would be
+        resident in the end.
+        """
         path = self.beside(name)
         status = path.stat()
         shape, dtype, begin = _header(path, status.st_mtime_ns, status.st_size)
@@ -70,7 +72,9 @@ class Shard:
 
     def rows(self) -> Iterator[Row]:
         """Its documents, without those that were found to be duplicates."""
-        removed = self.array("removed") if self.beside("removed").is_file() else np.zeros(self.documents, bool)
+        removed = (
+            self.array("removed") if self.beside("removed").is_file() else np.zeros(self.documents, bool)
+        )
         number = 0
         for batch in self.batches():
             for values in batch.to_pylist():
@@ -86,10 +90,13 @@ class Shard:
                 for group in range(file.num_row_groups):
                     yield from file.read_row_group(group, columns).to_batches()
         except (OSError, pyarrow.ArrowException) as error:
-            raise BadInput(f"{path}: damaged; remove the folder of prepared data and run `babel prepare` again") from error
+            raise BadInput(
+                f"{path}: damaged; remove the folder of prepared data and run `babel prepare` again"
+            ) from error
 
 
-# np.load would take longer to read headers than pairs of documents: each is looked at by every bucket of every band.
+# np.load would take longer to read headers than pairs of documents: each is looked at by every bucket of
+# every band.
 @functools.lru_cache(maxsize=1 << 16)
 def _header(path: Path, changed: int, size: int) -> tuple[tuple[int, ...], np.dtype, int]:
     """Shape and type of an array in a .npy file, and where its values begin."""
@@ -112,7 +119,9 @@ class ShardWriter:
 
     def _begin(self) -> None:
         self._path = self._stem.with_name(f"{self._stem.name}-{len(self.shards):03d}")
-        self._file = pyarrow.parquet.ParquetWriter(f"{self._path}.parquet{PARTIAL}", _SCHEMA, compression="zstd")
+        self._file = pyarrow.parquet.ParquetWriter(
+            f"{self._path}.parquet{PARTIAL}", _SCHEMA, compression="zstd"
+        )
         self._documents: list[np.ndarray] = []
         self._signatures: list[np.ndarray] = []
         self._written = 0
@@ -132,7 +141,9 @@ class ShardWriter:
         rows, self._waiting, self._waiting_characters = self._waiting, [], 0
         if not rows:
             return
-        self._file.write_batch(pyarrow.RecordBatch.from_pylist([dataclasses.asdict(row) for row in rows], schema=_SCHEMA))
+        self._file.write_batch(
+            pyarrow.RecordBatch.from_pylist([dataclasses.asdict(row) for row in rows], schema=_SCHEMA)
+        )
         self._written += len(rows)
         if self._deduplication is None:
             return
@@ -154,7 +165,11 @@ class ShardWriter:
             signature = np.concatenate(self._signatures) if self._signatures else None
             keys = band_keys(documents["digest"], signature, self._deduplication)
             order = np.argsort(keys, axis=1, kind="stable").astype(np.uint32)
-            arrays = {"documents": documents, "keys": np.take_along_axis(keys, order.astype(np.int64), 1), "order": order}
+            arrays = {
+                "documents": documents,
+                "keys": np.take_along_axis(keys, order.astype(np.int64), 1),
+                "order": order,
+            }
             for name, array in (arrays if signature is None else {**arrays, "signatures": signature}).items():
                 write_array(Shard(self._path, self._written).beside(name), array)
         self.shards.append(Shard(self._path, self._written))
@@ -195,7 +210,9 @@ def write_file(path: Path, write: Callable[[Any], None]) -> None:
 
 @contextlib.contextmanager
 def json_lines(path: Path | None) -> Iterator[Any]:
-    """A function that writes an object as a line into a compressed file, which appears when it is whole; without a path it does nothing."""
+    """A function that writes an object as a line into a compressed file, which appears when it is whole;
+    without a path it does nothing.
+    """
     if path is None:
         yield lambda values: None
         return
@@ -228,4 +245,8 @@ def part_files(folder: Path) -> list[Path]:
 
 def shards_of(folder: Path) -> list[Shard]:
     """All shards of a language, in the order of sources and parts."""
-    return [Shard(folder / name, documents) for counts in part_counts(folder) for name, documents in counts["shards"]]
+    return [
+        Shard(folder / name, documents)
+        for counts in part_counts(folder)
+        for name, documents in counts["shards"]
+    ]

@@ -1,4 +1,6 @@
-"""Conversations in one form: a list of messages with the roles system, user and assistant, from the two forms in which data has them."""
+"""Conversations in one form: a list of messages with the roles system, user and assistant, from the two forms
+in which data has them.
+"""
 
 import json
 from typing import Any
@@ -7,10 +9,12 @@ _ROLES = {"system": "system", "user": "user", "assistant": "assistant", "human":
 
 
 def conversation_text(messages: Any) -> str:
-    """A list of messages as JSON in one form: [{"role", "content"}, ..] with roles system, user and assistant.
+    """A list of messages as JSON in one form: [{"role", "content"}, ..] with roles system, user and
+    assistant.
 
-    Messages may be {"role", "content"} or ShareGPT's {"from", "value"} with human and gpt. Raises ValueError, in one line, for anything
-    that cannot be trained on: other roles, contents that are no text, no turn of the assistant, one that is empty or comes first.
+    Messages may be {"role", "content"} or ShareGPT's {"from", "value"} with human and gpt. Raises ValueError,
+    in one line, for anything that cannot be trained on: other roles, contents that are no text, no turn of
+    the assistant, one that is empty or comes first.
     """
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ValueError("a conversation is a list of messages, each an object")
@@ -26,7 +30,10 @@ def conversation_text(messages: Any) -> str:
 def _message(message: dict[str, Any], number: int) -> dict[str, str]:
     # In parquet both forms' keys may be there, with nothing under one of them.
     share_gpt = message.get("from") is not None
-    role, content = message.get("from" if share_gpt else "role"), message.get("value" if share_gpt else "content")
+    role, content = (
+        message.get("from" if share_gpt else "role"),
+        message.get("value" if share_gpt else "content"),
+    )
     if not isinstance(role, str) or role not in _ROLES:
         raise ValueError(f"message {number}: role {role!r} is not one of {', '.join(_ROLES)}")
     if not isinstance(content, str):

@@ -1,7 +1,8 @@
-"""The text of web pages, made in a process of its own: the parser takes minutes for some pages of strangers, and may end its process.
+"""The text of web pages, made in a process of its own: the parser takes minutes for some pages of strangers,
+and may end its process.
 
-`python -m babel_jax.data.sources.html_text` is that process: it reads pages and writes texts. Before each text
-comes its length in 8 bytes, little-endian.
+`python -m babel_jax.data.sources.html_text` is that process: it reads pages and writes texts. Before each
+text comes its length in 8 bytes, little-endian.
 """
 
 import atexit
@@ -34,7 +35,10 @@ class TextOfPages:
         atexit.register(self.close)
 
     def text_of(self, html: str) -> str:
-        """The main content of a page as plain text. Raises PageError for a page that takes longer or more memory than pages do."""
+        """The main content of a page as plain text.
+
+        Raises PageError for a page that takes longer or more memory than pages do.
+        """
         process = self._process = self._process or self._started()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -50,7 +54,9 @@ class TextOfPages:
             raise PageError("the HTML parser ended on the page") from None
         except TimeoutError:
             self.close()
-            raise PageError(f"the HTML parser took more than {self._seconds:g} seconds for the page") from None
+            raise PageError(
+                f"the HTML parser took more than {self._seconds:g} seconds for the page"
+            ) from None
         except BaseException:
             self.close()  # what it would write next belongs to this page
             raise

@@ -1,7 +1,9 @@
-"""What tells the text of a source from other text: of files their bytes, times and digests, of data sets their versions.
+"""What tells the text of a source from other text: of files their bytes, times and digests, of data sets
+their versions.
 
-Digests are made when the text is prepared. Later a file of the same size and time is taken for the same file, which costs no reading.
-A file of another time is read, and its digest compared. `babel prepare --recheck` reads all files.
+Digests are made when the text is prepared. Later a file of the same size and time is taken for the same file,
+which costs no reading. A file of another time is read, and its digest compared. `babel prepare --recheck`
+reads all files.
 """
 
 import hashlib
@@ -21,7 +23,10 @@ Origin = dict[str, Any]
 
 
 def origin_of(source: Source, part: str | None = None, known: Mapping[str, Any] | None = None) -> Origin:
-    """The origin of a source, or of one of its parts. `known` are files whose digests have been made; the others are read."""
+    """The origin of a source, or of one of its parts.
+
+    `known` are files whose digests have been made; the others are read.
+    """
     if source.path is None:
         return {"version": dataset_version(source)}
     files = {}
@@ -33,10 +38,13 @@ def origin_of(source: Source, part: str | None = None, known: Mapping[str, Any] 
     return {"files": files}
 
 
-def changed_text(before: Mapping[str, Any], source: Source, part: str | None = None, recheck: bool = False) -> str | None:
+def changed_text(
+    before: Mapping[str, Any], source: Source, part: str | None = None, recheck: bool = False
+) -> str | None:
     """What has changed since a source, or a part of one, was described; None where its text is the same.
 
-    `before` is what prepared data keeps: the source's settings beside its origin. Earlier versions kept no more than the bytes of files.
+    `before` is what prepared data keeps: the source's settings beside its origin. Earlier versions kept no
+    more than the bytes of files.
     """
     settings = source.model_dump(mode="json")
     if any(before.get(key) != value for key, value in settings.items()):
@@ -59,17 +67,26 @@ def _is_same(file: str, before: Mapping[str, Any], recheck: bool) -> bool:
         return False
     if "digest" not in before:
         if recheck:
-            raise BadInput(f"{file}: prepared by an earlier version, which kept no digests to check; prepare another data.folder")
+            raise BadInput(
+                f"{file}: prepared by an earlier version, which kept no digests to check; prepare another "
+                "data.folder"
+            )
         return True
     return (now["version"] == before["version"] and not recheck) or file_digest(file) == before["digest"]
 
 
 def file_digest(file: str) -> str:
-    """A digest of a file's bytes. Raises BadInput for a large local file of nothing but holes: to read it would take hours."""
+    """A digest of a file's bytes.
+
+    Raises BadInput for a large local file of nothing but holes: to read it would take hours.
+    """
     if "://" not in file:
         status = Path(file).stat()
         if status.st_size > _MOST_HOLES and status.st_blocks * 512 < status.st_size // 1000:
-            raise BadInput(f"{file}: {status.st_size:,} bytes, of which next to none are on the disk; copy the file again")
+            raise BadInput(
+                f"{file}: {status.st_size:,} bytes, of which next to none are on the disk; copy the file "
+                "again"
+            )
     hashed = hashlib.blake2b(digest_size=16)
     with opened_bytes(file) as opened:
         while block := opened.read(_BLOCK):

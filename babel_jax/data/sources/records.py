@@ -1,4 +1,6 @@
-"""Records as they stand in files (JSON lines, text, parquet, WARC), TFDS and Hugging Face datasets, streamed, with the place of each."""
+"""Records as they stand in files (JSON lines, text, parquet, WARC), TFDS and Hugging Face datasets, streamed,
+with the place of each.
+"""
 
 import glob
 import io
@@ -44,7 +46,10 @@ Record = tuple[str, Any]  # a place, such as FILE:LINE, and a dict, or the BadRo
 
 
 def source_files(source: Source) -> list[str]:
-    """The files that a source's path or glob stands for, sorted by name. Raises BadInput when there is none."""
+    """The files that a source's path or glob stands for, sorted by name.
+
+    Raises BadInput when there is none.
+    """
     assert source.path is not None
     if "://" in source.path:
         found = _remote_files(source.path)
@@ -62,7 +67,9 @@ def source_files(source: Source) -> list[str]:
 
 
 def dataset_version(source: Source) -> str:
-    """What tells the versions of a TFDS or a Hugging Face dataset apart: its version and sizes, or the commit or times of its files."""
+    """What tells the versions of a TFDS or a Hugging Face dataset apart: its version and sizes, or the commit
+    or times of its files.
+    """
     if source.tfds is not None:
         info = _tfds(source).dataset_info
         splits = {name: (split.num_examples, split.num_bytes) for name, split in sorted(info.splits.items())}
@@ -71,23 +78,32 @@ def dataset_version(source: Source) -> str:
     with explained(source.label, lambda: "nothing"):
         builder = datasets.load_dataset_builder(source.huggingface, source.huggingface_config)
         files = builder.config.data_files or {}
-        origins = {str(split): [list(origin) for origin in own.origin_metadata] for split, own in files.items()}
+        origins = {
+            str(split): [list(origin) for origin in own.origin_metadata] for split, own in files.items()
+        }
         return json.dumps([str(builder.hash), origins], sort_keys=True)
 
 
 def parts(source: Source) -> list[str]:
-    """What can be read of a source independently of the rest: its files, ranges of a TFDS dataset, or shards of a Hugging Face one."""
+    """What can be read of a source independently of the rest: its files, ranges of a TFDS dataset, or shards
+    of a Hugging Face one.
+    """
     if source.path is not None:
         return source_files(source)
     if source.tfds is not None:
         length = len(_tfds(source))
-        return [f"{start}:{min(start + _TFDS_PART, length)}" for start in range(0, max(length, 1), _TFDS_PART)]
+        return [
+            f"{start}:{min(start + _TFDS_PART, length)}" for start in range(0, max(length, 1), _TFDS_PART)
+        ]
     number = _huggingface(source).num_shards
     return [f"{shard}/{number}" for shard in range(number)]
 
 
 def read_records(source: Source, part: str) -> Iterator[Record]:
-    """The records of one of `parts(source)`, in their order. A missing, corrupt or truncated file is BadInput."""
+    """The records of one of `parts(source)`, in their order.
+
+    A missing, corrupt or truncated file is BadInput.
+    """
     if source.tfds is not None:
         yield from _tfds_records(source, *map(int, part.split(":")))
     elif source.huggingface is not None:
@@ -96,7 +112,7 @@ def read_records(source: Source, part: str) -> Iterator[Record]:
         yield from _file_records(part, source)
 
 
-# --- files -------------------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------
 
 
 def _file_records(path: str, source: Source) -> Iterator[Record]:
@@ -117,18 +133,28 @@ def _file_records(path: str, source: Source) -> Iterator[Record]:
 def _lines(path: str) -> Iterator[tuple[int, bytes | BadRowError]]:
     """Numbered lines (from 1) with their line ends."""
     number = blank = 0
-    with explained(path, lambda: f"line {number}"), decompressed(path) as stream, io.BufferedReader(stream, _BLOCK_BYTES) as lines:
+    with (
+        explained(path, lambda: f"line {number}"),
+        decompressed(path) as stream,
+        io.BufferedReader(stream, _BLOCK_BYTES) as lines,
+    ):
         while line := lines.readline(MAX_DOCUMENT_BYTES):
             number += 1
             blank = blank + 1 if len(line) < 3 else 0
             if blank > _MAX_BLANK_LINES:
-                raise BadInput(f"{path}:{number}: more than {_MAX_BLANK_LINES:,} lines of nothing in a row; the file is no text")
+                raise BadInput(
+                    f"{path}:{number}: more than {_MAX_BLANK_LINES:,} lines of nothing in a row; the file "
+                    "is no text"
+                )
             if len(line) == MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):
                 size = len(line)
                 while (rest := lines.readline(MAX_DOCUMENT_BYTES)) and not rest.endswith(b"\n"):
                     size += len(rest)
                     if size > _MAX_LINE_BYTES:
-                        raise BadInput(f"{path}:{number}: a line of more than {_MAX_LINE_BYTES:,} bytes; the file is no text")
+                        raise BadInput(
+                            f"{path}:{number}: a line of more than {_MAX_LINE_BYTES:,} bytes; the file is "
+                            "no text"
+                        )
                 yield number, too_long()
             else:
                 yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
@@ -144,7 +170,10 @@ def _jsonl_records(path: str) -> Iterator[Record]:
         try:
             yield f"{path}:{number}", json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            yield f"{path}:{number}", BadRowError(f"not UTF-8 ({error.reason} at byte {error.start} of the line)")
+            yield (
+                f"{path}:{number}",
+                BadRowError(f"not UTF-8 ({error.reason} at byte {error.start} of the line)"),
+            )
         except (ValueError, RecursionError) as error:
             yield f"{path}:{number}", BadRowError(f"not readable JSON: {one_line(error)}")
 
@@ -178,7 +207,9 @@ def _parquet_records(path: str, source: Source) -> Iterator[Record]:
     with explained(path, lambda: "row 0"), opened(path) as place, pyarrow.parquet.ParquetFile(place) as file:
         names = file.schema_arrow.names
     if source.text_key not in names:
-        raise BadInput(f"{path}: no column {source.text_key!r}; set text_key to one of {', '.join(names[:_NAMED])}")
+        raise BadInput(
+            f"{path}: no column {source.text_key!r}; set text_key to one of {', '.join(names[:_NAMED])}"
+        )
     wanted = (source.text_key, source.id_key, source.score_key, KIND_KEY, *source.where)
     yield from parquet_rows(path, [name for name in dict.fromkeys(wanted) if name in names])
 
@@ -207,25 +238,33 @@ def parquet_rows(path: str, wanted: Sequence[str] | None = None) -> Iterator[Rec
 
 
 def _check_expansion(path: str, metadata: Any, wanted: Sequence[str] | None) -> None:
-    """Raises BadInput for a file that says that it expands as no text does, or that its rows are longer than memory is meant for."""
+    """Raises BadInput for a file that says that it expands as no text does, or that its rows are longer than
+    memory is meant for.
+    """
     for group in range(metadata.num_row_groups):
         for chunk in _chunks(metadata.row_group(group), wanted):
             size = chunk.total_uncompressed_size
             if size > max(_PARQUET_FREE_BYTES, MAX_EXPANSION * chunk.total_compressed_size):
                 raise BadInput(
-                    f"{path}: its column {chunk.path_in_schema!r} expands to {size >> 20} MiB, over {MAX_EXPANSION} times its size, "
+                    f"{path}: its column {chunk.path_in_schema!r} expands to {size >> 20} MiB, over "
+                    f"{MAX_EXPANSION} times its size, "
                     "which no text does; leave it out, or write it without compression"
                 )
             if chunk.num_values > 1 and size > _PARQUET_LONGEST_BYTES * chunk.num_values:
                 raise BadInput(
-                    f"{path}: the values of its column {chunk.path_in_schema!r} have over {_PARQUET_LONGEST_BYTES >> 20} MiB in the mean, "
+                    f"{path}: the values of its column {chunk.path_in_schema!r} have over "
+                    f"{_PARQUET_LONGEST_BYTES >> 20} MiB in the mean, "
                     "which no document has; leave it out, or write each row into a row group of its own"
                 )
 
 
 def _is_one_too_long(group: Any, wanted: Sequence[str] | None) -> bool:
-    """Whether a row group is one row that need not be read to know that it is too long: Arrow would hold it three times."""
-    return group.num_rows == 1 and any(chunk.total_uncompressed_size > _PARQUET_LONGEST_BYTES for chunk in _chunks(group, wanted))
+    """Whether a row group is one row that need not be read to know that it is too long: Arrow would hold it
+    three times.
+    """
+    return group.num_rows == 1 and any(
+        chunk.total_uncompressed_size > _PARQUET_LONGEST_BYTES for chunk in _chunks(group, wanted)
+    )
 
 
 def _chunks(group: Any, wanted: Sequence[str] | None) -> Iterator[Any]:
@@ -238,15 +277,20 @@ def _chunks(group: Any, wanted: Sequence[str] | None) -> Iterator[Any]:
 def _rows_at_once(group: Any) -> int:
     """Rows are read by their bytes: many short ones or few long ones at a time.
 
-    A kilobyte of a file can say that one long value is in a million rows (a dictionary), and no value is longer than its column.
+    A kilobyte of a file can say that one long value is in a million rows (a dictionary), and no value is
+    longer than its column.
     """
     mean = group.total_byte_size // max(1, group.num_rows)
-    longest = max((group.column(number).total_uncompressed_size for number in range(group.num_columns)), default=0)
+    longest = max(
+        (group.column(number).total_uncompressed_size for number in range(group.num_columns)), default=0
+    )
     by_longest = max(_PARQUET_ROWS_LEAST, _PARQUET_LONGEST_BYTES // max(1, longest))
     return max(1, min(_PARQUET_ROWS, by_longest, _PARQUET_BYTES // max(1, mean)))
 
 
-def _parquet_row(columns: Sequence[str], values: Sequence[pyarrow.Array], row: int) -> dict[str, Any] | BadRowError:
+def _parquet_row(
+    columns: Sequence[str], values: Sequence[pyarrow.Array], row: int
+) -> dict[str, Any] | BadRowError:
     """One row; strings are bytes, so that one value that is not UTF-8 spoils only its own row."""
     found = {}
     for name, column in zip(columns, values, strict=True):
@@ -271,17 +315,23 @@ def _remote_files(path: str) -> list[str]:
         raise BadInput(f"{path}: cannot be listed: {one_line(error)}") from error
 
 
-# --- datasets ----------------------------------------------------------------------------------------------------------------
+# --- datasets ---------------------------------------------------------------------------------------------
 
 
 def _tfds(source: Source) -> Any:
     import tensorflow_datasets  # slow to import, and few sources need it
 
     try:
-        rows = tensorflow_datasets.data_source(source.tfds, split=source.tfds_split, data_dir=source.tfds_folder)
+        rows = tensorflow_datasets.data_source(
+            source.tfds, split=source.tfds_split, data_dir=source.tfds_folder
+        )
         len(rows)
-    except Exception as error:  # TFDS raises errors of many unrelated types, and TensorFlow's absence as a missing module
-        raise BadInput(f"TFDS dataset {source.tfds} (split {source.tfds_split}) cannot be read: {one_line(error)}") from error
+    except (
+        Exception
+    ) as error:  # TFDS raises errors of many unrelated types, and TensorFlow's absence as a missing module
+        raise BadInput(
+            f"TFDS dataset {source.tfds} (split {source.tfds_split}) cannot be read: {one_line(error)}"
+        ) from error
     return rows
 
 
@@ -294,10 +344,13 @@ def _tfds_records(source: Source, start: int, stop: int) -> Iterator[Record]:
 def _huggingface(source: Source) -> Any:
     datasets = imported("datasets", source.label, "hf")
     try:
-        return datasets.load_dataset(source.huggingface, source.huggingface_config, split=source.huggingface_split, streaming=True)
+        return datasets.load_dataset(
+            source.huggingface, source.huggingface_config, split=source.huggingface_split, streaming=True
+        )
     except Exception as error:  # from the hub, the file system and the formats
         raise BadInput(
-            f"Hugging Face dataset {source.label} (split {source.huggingface_split}) cannot be read: {one_line(error)}"
+            f"Hugging Face dataset {source.label} (split {source.huggingface_split}) cannot be read: "
+            f"{one_line(error)}"
         ) from error
 
 

@@ -28,7 +28,8 @@ _LARGEST_SCORE = 1e38
 class Row:
     """One document. `id` is the row's own, or FILE:LINE where it has none; `kind` is its own or its source's.
 
-    `score` is a quality score, where the row has one; `source` is where the text comes from, which makes it no other document.
+    `score` is a quality score, where the row has one; `source` is where the text comes from, which makes it
+    no other document.
     """
 
     id: str
@@ -40,7 +41,9 @@ class Row:
 
 @dataclasses.dataclass
 class RowCounts:
-    """What reading met: rows seen, bad ones (with where the first are), rows whose text is empty or white space."""
+    """What reading met: rows seen, bad ones (with where the first are), rows whose text is empty or white
+    space.
+    """
 
     rows: int = 0
     bad: int = 0
@@ -50,14 +53,21 @@ class RowCounts:
     def refuse(self, place: str, problem: BadRowError, bad_rows: BadRows) -> None:
         """Counts a bad row. Raises BadInput that names its place where bad rows are refused."""
         if bad_rows is BadRows.REFUSE:
-            raise BadInput(f'{place}: {problem}; repair or remove the row (a run may skip such rows: data.bad_rows = "skip")') from None
+            raise BadInput(
+                f"{place}: {problem}; repair or remove the row (a run may skip such rows: data.bad_rows = "
+                '"skip")'
+            ) from None
         self.bad += 1
         if len(self.located) < MAX_LOCATED:
             self.located.append(f"{place}: {problem}")
 
     def add(self, other: "RowCounts") -> None:
         """Adds what another reading met."""
-        self.rows, self.bad, self.empty = self.rows + other.rows, self.bad + other.bad, self.empty + other.empty
+        self.rows, self.bad, self.empty = (
+            self.rows + other.rows,
+            self.bad + other.bad,
+            self.empty + other.empty,
+        )
         self.located = (self.located + other.located)[:MAX_LOCATED]
 
 
@@ -68,15 +78,22 @@ def read_rows(
     part: str | None = None,
     check: Callable[[str], None] | None = None,
 ) -> Iterator[Row]:
-    """The usable rows of a source, or of one of its `parts`, in the order of its files' names; `counts` is updated on the way.
+    """The usable rows of a source, or of one of its `parts`, in the order of its files' names; `counts` is
+    updated on the way.
 
-    A bad row (unreadable JSON, no text, text that is no string or not UTF-8, an id, kind or score that cannot be one, more than 16 MiB) is
-    skipped and counted, or refused with BadInput that names its place. A missing, corrupt or truncated file is BadInput in any case.
-    Rows that are not what `source.where` says are passed over. `check` raises ValueError for a text that makes its row a bad one.
+    A bad row (unreadable JSON, no text, text that is no string or not UTF-8, an id, kind or score that cannot
+    be one, more than 16 MiB) is skipped and counted, or refused with BadInput that names its place. A
+    missing, corrupt or truncated file is BadInput in any case. Rows that are not what `source.where` says are
+    passed over. `check` raises ValueError for a text that makes its row a bad one.
     """
     if not _KIND.fullmatch(source.kind):
-        raise BadInput(f"data.sources: kind = {source.kind!r}; a kind is up to 64 lower-case letters, digits and _, such as web")
-    for place, record in (pair for one in ([part] if part is not None else parts(source)) for pair in read_records(source, one)):
+        raise BadInput(
+            f"data.sources: kind = {source.kind!r}; a kind is up to 64 lower-case letters, digits and _, "
+            "such as web"
+        )
+    for place, record in (
+        pair for one in ([part] if part is not None else parts(source)) for pair in read_records(source, one)
+    ):
         if source.where and isinstance(record, dict) and not _is_wanted(record, source.where):
             continue
         counts.rows += 1
@@ -142,7 +159,9 @@ def _row(record: Any, place: str, source: Source) -> Row:
         except ValueError as problem:
             raise BadRowError(str(problem)) from None
     text = _string(text, source.text_key)
-    if len(text) > LONGEST_WORD and any(word.end() - word.start() > LONGEST_WORD for word in _WORD.finditer(text)):
+    if len(text) > LONGEST_WORD and any(
+        word.end() - word.start() > LONGEST_WORD for word in _WORD.finditer(text)
+    ):
         raise BadRowError(f"a word of more than {LONGEST_WORD:,} letters, which no language has")
     return Row(
         _string(identifier, source.id_key),

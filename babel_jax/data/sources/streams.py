@@ -1,4 +1,6 @@
-"""Files as streams of bytes, wherever they are, decompressed within bounds, and what goes wrong with them in one line."""
+"""Files as streams of bytes, wherever they are, decompressed within bounds, and what goes wrong with them in
+one line.
+"""
 
 import contextlib
 import io
@@ -13,7 +15,8 @@ from babel_jax.errors import one_line as printable_line
 
 # A longer line, paragraph or page is a bad row: it is passed over without being held in memory.
 MAX_DOCUMENT_BYTES = 1 << 24
-# A compressed file that becomes larger than this many times its size is none of text. Text takes a third to a tenth of its size.
+# A compressed file that becomes larger than this many times its size is none of text. Text takes a third to a
+# tenth of its size.
 MAX_EXPANSION = 200
 EXPANSION_FREE_BYTES = 1 << 24  # small files may expand more
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
@@ -21,11 +24,23 @@ _ARCHIVES = (".warc", ".wet")
 _TOO_MUCH_THRIFT = "Exceeded size limit"  # Arrow's words for a parquet file's metadata of over 100 MB
 _LONGEST_REASON = 300  # characters
 # Under these keys stores say that a file is another one.
-_VERSIONS = ("ETag", "etag", "md5Hash", "crc32c", "generation", "LastModified", "last_modified", "mtime", "created")
+_VERSIONS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "crc32c",
+    "generation",
+    "LastModified",
+    "last_modified",
+    "mtime",
+    "created",
+)
 
 
 class BadRowError(Exception):
-    """Why one row cannot be used, as one printable line: rows are strangers', and what is wrong with them is written into reports."""
+    """Why one row cannot be used, as one printable line: rows are strangers', and what is wrong with them is
+    written into reports.
+    """
 
     def __init__(self, message: object):
         super().__init__(printable_line(message, _LONGEST_REASON))
@@ -38,7 +53,10 @@ def too_long() -> BadRowError:
 
 @contextlib.contextmanager
 def decompressed(path: str) -> Iterator[io.RawIOBase]:
-    """The bytes of a file, decompressed by its suffix. Raises BadInput, while it is read, for a file that expands without end."""
+    """The bytes of a file, decompressed by its suffix.
+
+    Raises BadInput, while it is read, for a file that expands without end.
+    """
     check_begun(path)
     with opened(path) as file:
         # Arrow notices cut streams of both compressions; zstandard's own reader does not.
@@ -47,7 +65,9 @@ def decompressed(path: str) -> Iterator[io.RawIOBase]:
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that ends an archive of too many bytes, and that says where it is, which Arrow's decompressing streams do not."""
+    """A stream that ends an archive of too many bytes, and that says where it is, which Arrow's decompressing
+    streams do not.
+    """
 
     def __init__(self, stream: Any, path: str):
         self._stream, self._path, self._place, self._most = stream, path, 0, None
@@ -68,7 +88,8 @@ class _Bounded(io.RawIOBase):
         self._place += count
         if self._most is not None and self._place > self._most:
             raise BadInput(
-                f"{self._path}: expands to more than {self._most >> 20} MiB, over {MAX_EXPANSION} times its size, which no text does; "
+                f"{self._path}: expands to more than {self._most >> 20} MiB, over {MAX_EXPANSION} times its "
+                "size, which no text does; "
                 "leave it out, or decompress it if it is meant so"
             )
 
@@ -80,7 +101,9 @@ class _Bounded(io.RawIOBase):
 
 
 def file_version(path: str) -> dict[str, Any]:
-    """{"bytes", "version"} of a file, wherever it is: its size, and its time of change or what else its store tells versions by."""
+    """{"bytes", "version"} of a file, wherever it is: its size, and its time of change or what else its store
+    tells versions by.
+    """
     try:
         if "://" not in path:
             status = Path(path).stat()
@@ -95,7 +118,9 @@ def file_version(path: str) -> dict[str, Any]:
 
 def check_begun(path: str) -> None:
     """Raises BadInput for an archive of no bytes: a compressed file of nothing has some."""
-    if (Path(path).suffix in COMPRESSION or Path(path).suffix in _ARCHIVES) and file_version(path)["bytes"] == 0:
+    if (Path(path).suffix in COMPRESSION or Path(path).suffix in _ARCHIVES) and file_version(path)[
+        "bytes"
+    ] == 0:
         raise BadInput(f"{path}: has no bytes, so it was cut short; make it again or leave it out")
 
 
@@ -123,7 +148,9 @@ def opened(path: str) -> Iterator[str | BinaryIO]:
 
 @contextlib.contextmanager
 def explained(path: str, reached: Any) -> Iterator[None]:
-    """Turns what goes wrong in reading a file into BadInput that says how far it came; `reached()` is the last good place."""
+    """Turns what goes wrong in reading a file into BadInput that says how far it came; `reached()` is the
+    last good place.
+    """
     try:
         yield
     except (BadInput, GeneratorExit):
@@ -133,23 +160,33 @@ def explained(path: str, reached: Any) -> Iterator[None]:
     except Exception as error:  # Arrow, fsspec's stores and the WARC parser each raise errors of their own
         if _TOO_MUCH_THRIFT in str(error):
             raise BadInput(
-                f"{path}: what it says of its columns (footer, statistics) is larger than Arrow reads; write it again without statistics"
+                f"{path}: what it says of its columns (footer, statistics) is larger than Arrow reads; "
+                "write it again without statistics"
             ) from error
-        raise BadInput(f"{path}: unreadable after {reached()}: {one_line(error)}; the file is corrupt or cut short") from error
+        raise BadInput(
+            f"{path}: unreadable after {reached()}: {one_line(error)}; the file is corrupt or cut short"
+        ) from error
 
 
 def _gone(path: str) -> BadInput:
-    return BadInput(f"{path}: gone, though it was there when its folder was listed; run `babel prepare` again")
+    return BadInput(
+        f"{path}: gone, though it was there when its folder was listed; run `babel prepare` again"
+    )
 
 
 def imported(module: str, wanted_by: str, extra: str) -> Any:
-    """A module that few need. Raises BadInput, with the extra of this package that brings it, where it is not installed."""
+    """A module that few need.
+
+    Raises BadInput, with the extra of this package that brings it, where it is not installed.
+    """
     import importlib
 
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise BadInput(f"{wanted_by}: needs the package {module.split('.')[0]}; pip install 'babel-jax[{extra}]'") from None
+        raise BadInput(
+            f"{wanted_by}: needs the package {module.split('.')[0]}; pip install 'babel-jax[{extra}]'"
+        ) from None
 
 
 def remote(path: str) -> tuple[Any, str]:

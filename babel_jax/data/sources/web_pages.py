@@ -9,18 +9,30 @@ from typing import Any
 
 from babel_jax.config import Source
 from babel_jax.data.sources.html_text import PageError, TextOfPages
-from babel_jax.data.sources.streams import MAX_DOCUMENT_BYTES, BadRowError, decompressed, explained, imported, one_line, too_long
+from babel_jax.data.sources.streams import (
+    MAX_DOCUMENT_BYTES,
+    BadRowError,
+    decompressed,
+    explained,
+    imported,
+    one_line,
+    too_long,
+)
 from babel_jax.errors import BadInput
 
 _MAX_CODINGS = 4  # of one page
 _MAX_HEADER_BYTES = 1 << 20
-_CONTENT_LENGTH = re.compile(rb"^content-length[ \t]*:[ \t]*(\d{1,18})[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
+_CONTENT_LENGTH = re.compile(
+    rb"^content-length[ \t]*:[ \t]*(\d{1,18})[ \t]*\r?$", re.IGNORECASE | re.MULTILINE
+)
 
 
 def page_records(path: str, source: Source) -> Iterator[tuple[str, Any]]:
-    """The text of web pages, by place: of WET files as it is there, of WARC files the main content of HTML pages.
+    """The text of web pages, by place: of WET files as it is there, of WARC files the main content of HTML
+    pages.
 
-    A page that cannot be read is a BadRowError in its place. Raises BadInput for a file that cannot be read on.
+    A page that cannot be read is a BadRowError in its place. Raises BadInput for a file that cannot be read
+    on.
     """
     warc = imported("fastwarc.warc", path, "warc")
     imported("resiliparse.extract.html2text", path, "warc")
@@ -78,7 +90,10 @@ def _decoded(content: bytes, charset: str | None) -> str:
 
 
 def _as_made(content: bytes, headers: Any) -> bytes:
-    """A page without the encodings in which it was sent. Some archives took these off and left their names in the head."""
+    """A page without the encodings in which it was sent.
+
+    Some archives took these off and left their names in the head.
+    """
     coders = imported("fastwarc.stream_io", "WARC", "warc")
     readers = {
         "chunked": coders.ChunkedReader,
@@ -101,8 +116,8 @@ def _as_made(content: bytes, headers: Any) -> bytes:
 class _Whole(io.RawIOBase):
     """A stream of WARC records that knows, when it has been read, whether its last record was whole.
 
-    The parser ends without a word where a file ends within a record. Records are followed here by their headers and lengths alone; where
-    they are not as the standard (ISO 28500) has them, nothing is said.
+    The parser ends without a word where a file ends within a record. Records are followed here by their
+    headers and lengths alone; where they are not as the standard (ISO 28500) has them, nothing is said.
     """
 
     def __init__(self, stream: Any):
@@ -142,7 +157,10 @@ class _Whole(io.RawIOBase):
             end = re.search(rb"\r?\n\r?\n", self._header)
             if end is None:
                 place += _MAX_HEADER_BYTES
-                self._is_known = len(self._header) < _MAX_HEADER_BYTES and self._header[:5] in (b"WARC/", b"WARC/"[: len(self._header)])
+                self._is_known = len(self._header) < _MAX_HEADER_BYTES and self._header[:5] in (
+                    b"WARC/",
+                    b"WARC/"[: len(self._header)],
+                )
                 continue
             header, rest = self._header[: end.end()], len(self._header) - end.end()
             place = min(len(found), place + _MAX_HEADER_BYTES) - rest

@@ -1,4 +1,6 @@
-"""Chat templates of model folders: where they stand, and what they write, as `transformers` has them, but in a process of their own."""
+"""Chat templates of model folders: where they stand, and what they write, as `transformers` has them, but in
+a process of their own.
+"""
 
 import contextlib
 import json
@@ -20,7 +22,10 @@ MOST_TEMPLATE_BYTES = 2**20  # published templates have at most some tens of tho
 
 
 class ChatTemplate:
-    """A Jinja template and the special tokens that it may name. It runs in a process with bounds: see `template_worker`."""
+    """A Jinja template and the special tokens that it may name.
+
+    It runs in a process with bounds: see `template_worker`.
+    """
 
     def __init__(self, text: str, where: str, named_tokens: Mapping[str, str]):
         """`where` is the template's place, for messages. Raises BadInput for a template that is none."""
@@ -29,8 +34,11 @@ class ChatTemplate:
         self._process: subprocess.Popen[bytes] | None = None
         self._ask({"template": text}, "not a readable chat template")
 
-    def render(self, conversations: Sequence[Sequence[Mapping[str, Any]]], add_generation_prompt: Sequence[bool]) -> list[str]:
-        """What the template writes for each conversation, with the assistant's part between BEGIN and END where it says which that is.
+    def render(
+        self, conversations: Sequence[Sequence[Mapping[str, Any]]], add_generation_prompt: Sequence[bool]
+    ) -> list[str]:
+        """What the template writes for each conversation, with the assistant's part between BEGIN and END
+        where it says which that is.
 
         Raises BadInput where the template refuses one, or exceeds its bounds.
         """
@@ -38,7 +46,9 @@ class ChatTemplate:
         requests = []
         for messages, opens_turn in zip(conversations, add_generation_prompt, strict=True):
             # Templates ask whether a key is there; in data a key without a value is as good as none.
-            present = [{key: value for key, value in message.items() if value is not None} for message in messages]
+            present = [
+                {key: value for key, value in message.items() if value is not None} for message in messages
+            ]
             requests.append({**context, "messages": present, "add_generation_prompt": opens_turn})
         return self._ask(requests, "the chat template does not take this conversation")["texts"]
 
@@ -60,7 +70,10 @@ class ChatTemplate:
             process.kill()
             process.wait()
             self._process = None
-            raise BadInput(f"{self.where}: {fault}: it runs for more than {MOST_SECONDS:.0f} seconds, or its process ended")
+            raise BadInput(
+                f"{self.where}: {fault}: it runs for more than {MOST_SECONDS:.0f} seconds, or its process "
+                "ended"
+            )
         answer = json.loads(line)
         if "error" in answer:
             at = "" if answer["line"] is None else f", line {answer['line']}"
@@ -70,7 +83,9 @@ class ChatTemplate:
     def _start(self) -> None:
         # -P: the folder of that file holds modules that have names of the standard library's.
         command = [sys.executable, "-P", template_worker.__file__]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
         self._process = process
         weakref.finalize(self, _end, process)
 
@@ -90,7 +105,9 @@ def without_marks(text: str) -> str:
 
 
 def stored_template(folder: Path) -> tuple[str, Path] | None:
-    """The template of a model folder and the file that it stands in: chat_template.jinja, else tokenizer_config.json."""
+    """The template of a model folder and the file that it stands in: chat_template.jinja, else
+    tokenizer_config.json.
+    """
     path = folder / TEMPLATE_FILE
     if path.is_file() or path.is_symlink():
         return read_template(path, below=folder), path
@@ -100,7 +117,10 @@ def stored_template(folder: Path) -> tuple[str, Path] | None:
         named = {entry.get("name"): entry.get("template") for entry in stored if isinstance(entry, dict)}
         if "default" not in named:
             names = ", ".join(one_line(name, 40) for name in named) or "none"
-            raise BadInput(f'{path}: chat_template has the templates {names}, and none with the name "default"; name the one to use so')
+            raise BadInput(
+                f'{path}: chat_template has the templates {names}, and none with the name "default"; name '
+                "the one to use so"
+            )
         stored = named["default"]
     if stored is None:
         return None
@@ -110,5 +130,8 @@ def stored_template(folder: Path) -> tuple[str, Path] | None:
 
 
 def read_template(path: Path, below: Path | None = None) -> str:
-    """The text of a template's file. Raises BadInput when it cannot be read; `below` is the folder that links may not leave."""
+    """The text of a template's file.
+
+    Raises BadInput when it cannot be read; `below` is the folder that links may not leave.
+    """
     return read_text(path, below, MOST_TEMPLATE_BYTES)

@@ -15,7 +15,10 @@ Message = Mapping[str, str]
 
 
 class PromptTokenizer:
-    """The tokenizer and chat template of a model folder. Raises BadInput when there is no tokenizer, or it cannot be read."""
+    """The tokenizer and chat template of a model folder.
+
+    Raises BadInput when there is no tokenizer, or it cannot be read.
+    """
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
@@ -37,7 +40,8 @@ class PromptTokenizer:
         return None if self._stored is None else self._stored[0]
 
     def encode(self, text: str, special: bool | None = True) -> list[int]:
-        """The ids of a prompt; `special` lets the tokenizer put those before it that begin every text, if it has any.
+        """The ids of a prompt; `special` lets the tokenizer put those before it that begin every text, if it
+        has any.
 
         Where `special` is None they come first unless the text itself begins with them.
         """
@@ -52,10 +56,14 @@ class PromptTokenizer:
         return self.tokenizer.decode_after(before, ids)
 
     def template(self) -> ChatTemplate:
-        """The folder's chat template, ready to write. Raises BadInput where there is none, or it cannot be read."""
+        """The folder's chat template, ready to write.
+
+        Raises BadInput where there is none, or it cannot be read.
+        """
         if self._stored is None:
             raise BadInput(
-                f"{self.folder}: no chat template ({TEMPLATE_FILE}, or chat_template in {TOKENIZER_CONFIG}); add the model's own"
+                f"{self.folder}: no chat template ({TEMPLATE_FILE}, or chat_template in "
+                f"{TOKENIZER_CONFIG}); add the model's own"
             )
         if self._template is None:
             text, where = self._stored
@@ -63,15 +71,19 @@ class PromptTokenizer:
         return self._template
 
     def chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """The prompt of a conversation ({"role", "content"} each), with the assistant's turn opened at its end.
+        """The prompt of a conversation ({"role", "content"} each), with the assistant's turn opened at its
+        end.
 
-        Without `add_generation_prompt` the last message is one to be gone on with: what the template puts behind it is left out.
-        Raises BadInput where the folder has no chat template, or it fails.
+        Without `add_generation_prompt` the last message is one to be gone on with: what the template puts
+        behind it is left out. Raises BadInput where the folder has no chat template, or it fails.
         """
         rendered = without_marks(self.template().render([messages], [add_generation_prompt])[0])
         if add_generation_prompt or not messages:
             return rendered
         last = messages[-1]["content"].strip()
         if last not in rendered:
-            raise BadInput(f"{self.folder}: the chat template does not write the last message as it is, so it cannot be gone on with")
+            raise BadInput(
+                f"{self.folder}: the chat template does not write the last message as it is, so it cannot "
+                "be gone on with"
+            )
         return rendered[: rendered.rindex(last) + len(last)]

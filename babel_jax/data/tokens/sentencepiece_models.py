@@ -9,16 +9,19 @@ from tokenizers import decoders, models, normalizers
 from babel_jax.errors import BadInput
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-# `tokenizers` looks up bytes and control pieces in text too. At this score the letters of "</s>" or "<0x0A>" always win over the piece.
+# `tokenizers` looks up bytes and control pieces in text too. At this score the letters of "</s>" or "<0x0A>"
+# always win over the piece.
 _NEVER = -1000.0
 _KINDS = ModelProto.SentencePiece
 
 
 def as_tokenizer_json(model: bytes, where: str) -> str:
-    """The tokenizer.json that gives the ids of a SentencePiece model: unigram (ours), or BPE (Llama 2, Mistral, Gemma).
+    """The tokenizer.json that gives the ids of a SentencePiece model: unigram (ours), or BPE (Llama 2,
+    Mistral, Gemma).
 
-    `where` names the model in messages. Raises BadInput for what `tokenizers` cannot reproduce: text normalization, no byte fallback,
-    user-defined pieces beside a space before the text, and in a unigram model either of the two.
+    `where` names the model in messages. Raises BadInput for what `tokenizers` cannot reproduce: text
+    normalization, no byte fallback, user-defined pieces beside a space before the text, and in a unigram
+    model either of the two.
     """
     proto = ModelProto.FromString(model)
     kind, normalizer = proto.trainer_spec.model_type, proto.normalizer_spec
@@ -33,11 +36,14 @@ def as_tokenizer_json(model: bytes, where: str) -> str:
         # After an added token `tokenizers` would put a space before the text again.
         "has user-defined pieces": bool(users) and (is_unigram or normalizer.add_dummy_prefix),
         "has unused pieces": _KINDS.UNUSED in piece_types,
-        "treats white space as a suffix, or keeps it": proto.trainer_spec.treat_whitespace_as_suffix or not normalizer.escape_whitespaces,
+        "treats white space as a suffix, or keeps it": proto.trainer_spec.treat_whitespace_as_suffix
+        or not normalizer.escape_whitespaces,
     }
     found = [obstacle for obstacle, is_so in obstacles.items() if is_so]
     if found:
-        raise BadInput(f"{where}: has no equal tokenizer.json ({'; '.join(found)}); train one with `train_sentencepiece`")
+        raise BadInput(
+            f"{where}: has no equal tokenizer.json ({'; '.join(found)}); train one with `train_sentencepiece`"
+        )
     exported = tokenizers.Tokenizer(_unigram(proto) if is_unigram else _bpe(proto))
     spaces = normalizers.Replace(" ", _SPACE)
     decoding = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -47,23 +53,31 @@ def as_tokenizer_json(model: bytes, where: str) -> str:
     else:
         exported.normalizer = spaces
     exported.decoder = decoders.Sequence(decoding)
-    exported.add_special_tokens([piece.piece for piece in proto.pieces if piece.type in (_KINDS.CONTROL, _KINDS.UNKNOWN)])
+    exported.add_special_tokens(
+        [piece.piece for piece in proto.pieces if piece.type in (_KINDS.CONTROL, _KINDS.UNKNOWN)]
+    )
     # SentencePiece finds user-defined pieces before it merges, in text whose spaces are U+2581 already.
     exported.add_tokens([tokenizers.AddedToken(piece, normalized=True, special=False) for piece in users])
     return exported.to_str(pretty=True)
 
 
 def _unigram(proto: ModelProto) -> models.Unigram:
-    vocabulary = [(piece.piece, piece.score if piece.type == _KINDS.NORMAL else _NEVER) for piece in proto.pieces]
+    vocabulary = [
+        (piece.piece, piece.score if piece.type == _KINDS.NORMAL else _NEVER) for piece in proto.pieces
+    ]
     unknown = next(number for number, piece in enumerate(proto.pieces) if piece.type == _KINDS.UNKNOWN)
     return models.Unigram(vocabulary, unk_id=unknown, byte_fallback=True)
 
 
 def _bpe(proto: ModelProto) -> models.BPE:
-    """SentencePiece merges the pair whose piece has the highest score; `tokenizers` the pair that comes first in a list."""
+    """SentencePiece merges the pair whose piece has the highest score; `tokenizers` the pair that comes first
+    in a list.
+    """
     ids = {piece.piece: number for number, piece in enumerate(proto.pieces)}
     scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == _KINDS.NORMAL}
-    merges = sorted(_splits(scores), key=lambda pair: (-scores[pair[0] + pair[1]], ids[pair[0]], ids[pair[1]]))
+    merges = sorted(
+        _splits(scores), key=lambda pair: (-scores[pair[0] + pair[1]], ids[pair[0]], ids[pair[1]])
+    )
     unknown = next(piece.piece for piece in proto.pieces if piece.type == _KINDS.UNKNOWN)
     return models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
 

@@ -1,4 +1,5 @@
-"""The tokens that a model folder's side files name, read as `transformers` reads them: what begins, ends and pads a text.
+"""The tokens that a model folder's side files name, read as `transformers` reads them: what begins, ends and
+pads a text.
 
 tokenizer_config.json     bos_token, eos_token, ..; added_tokens_decoder; add_bos_token
 special_tokens_map.json   the same names; read, as transformers does, only without an added_tokens_decoder
@@ -14,9 +15,14 @@ from typing import Any
 from babel_jax.errors import BadInput
 from babel_jax.files import read_json
 
-TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 GENERATION_CONFIG, MODEL_CONFIG = "generation_config.json", "config.json"
-# The id that ends a document is looked for in this order. Generation stops at the ids of generation_config.json, so it comes first.
+# The id that ends a document is looked for in this order. Generation stops at the ids of
+# generation_config.json, so it comes first.
 EOS_FILES = (GENERATION_CONFIG, MODEL_CONFIG, TOKENIZER_CONFIG)
 MOST_ADDED_TOKENS = 1_000_000  # in one folder; published tokenizers have at most some thousands
 MOST_TOKEN_CHARACTERS = 1_000  # of one added token
@@ -27,7 +33,9 @@ _EXTRA_LISTS = ("extra_special_tokens", "additional_special_tokens")
 
 @dataclasses.dataclass(frozen=True)
 class AddedToken:
-    """A token that is found in a text before the tokenizer's own rules; flags are those of the `tokenizers` library."""
+    """A token that is found in a text before the tokenizer's own rules; flags are those of the `tokenizers`
+    library.
+    """
 
     content: str
     id: int
@@ -42,10 +50,10 @@ class AddedToken:
 class SideFiles:
     """What the files beside a tokenizer say.
 
-    `named` has the tokens that a chat template may name ({"bos_token": "<s>"}), `extra` further special tokens, `added` the added tokens.
-    `added_flags_hold` says that their file has their flags and not their ids alone.
-    `eos_ids` are the ids of generation_config.json, else of config.json, first the one that ends a document; `stop_ids` are those of
-    both files. `add_bos_token` is None where no file says it.
+    `named` has the tokens that a chat template may name ({"bos_token": "<s>"}), `extra` further special
+    tokens, `added` the added tokens. `added_flags_hold` says that their file has their flags and not their
+    ids alone. `eos_ids` are the ids of generation_config.json, else of config.json, first the one that ends a
+    document; `stop_ids` are those of both files. `add_bos_token` is None where no file says it.
     """
 
     folder: Path
@@ -60,7 +68,10 @@ class SideFiles:
 
 
 def read_side_files(folder: Path) -> SideFiles:
-    """The side files of a model folder; all of them may be missing. Raises BadInput for values of the wrong type."""
+    """The side files of a model folder; all of them may be missing.
+
+    Raises BadInput for values of the wrong type.
+    """
     config = read_object(folder / TOKENIZER_CONFIG)
     named, extra = _names(config, folder / TOKENIZER_CONFIG)
     if config.get("added_tokens_decoder") is not None:
@@ -70,10 +81,15 @@ def read_side_files(folder: Path) -> SideFiles:
         more_named, more_extra = _names(read_object(path), path)
         named |= more_named
         extra += [token for token in more_extra if token not in extra]
-        added = _listed_tokens(read_object(folder / ADDED_TOKENS), {*named.values(), *extra}, folder / ADDED_TOKENS)
+        added = _listed_tokens(
+            read_object(folder / ADDED_TOKENS), {*named.values(), *extra}, folder / ADDED_TOKENS
+        )
     if len(added) > MOST_ADDED_TOKENS:
         raise BadInput(f"{folder}: {len(added):,} added tokens; at most {MOST_ADDED_TOKENS:,} are read")
-    by_file = {name: _ids(read_object(folder / name), "eos_token_id", folder / name) for name in (GENERATION_CONFIG, MODEL_CONFIG)}
+    by_file = {
+        name: _ids(read_object(folder / name), "eos_token_id", folder / name)
+        for name in (GENERATION_CONFIG, MODEL_CONFIG)
+    }
     pads = [_pad_ids(read_object(folder / name), folder / name) for name in by_file]
     return SideFiles(
         folder,
@@ -89,7 +105,10 @@ def read_side_files(folder: Path) -> SideFiles:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object of a file in a model folder; empty where there is no such file. Raises BadInput when it cannot be read."""
+    """The JSON object of a file in a model folder; empty where there is no such file.
+
+    Raises BadInput when it cannot be read.
+    """
     try:
         values = read_json(path, below=path.parent)
     except FileNotFoundError:
@@ -124,25 +143,37 @@ def _content(value: Any, name: str, path: Path) -> str:
     if not isinstance(text, str):
         raise BadInput(f"{path}: {name} is {value!r}; a token as a string is needed")
     if len(text) > MOST_TOKEN_CHARACTERS:
-        raise BadInput(f"{path}: {name} has {len(text):,} characters; at most {MOST_TOKEN_CHARACTERS:,} are read")
+        raise BadInput(
+            f"{path}: {name} has {len(text):,} characters; at most {MOST_TOKEN_CHARACTERS:,} are read"
+        )
     return text
 
 
 def _decoder_tokens(values: Any, path: Path) -> list[AddedToken]:
-    """The tokens of an added_tokens_decoder: {"151643": {"content": "<|endoftext|>", "special": true, ..}, ..}."""
+    """The tokens of an added_tokens_decoder: {"151643": {"content": "<|endoftext|>", "special": true, ..},
+    ..}.
+    """
     if not isinstance(values, dict):
         raise BadInput(f"{path}: added_tokens_decoder is no JSON object")
     tokens = []
     for number, value in values.items():
         name = f"added_tokens_decoder.{number}"
         if not number.isascii() or not number.isdigit() or not isinstance(value, dict):
-            raise BadInput(f"{path}: {name} is {value!r}; an id with an object that has its content is needed")
+            raise BadInput(
+                f"{path}: {name} is {value!r}; an id with an object that has its content is needed"
+            )
         # transformers: a token is normalized unless it is special, where the file says nothing.
         special = value.get("special", False)
-        flags = {"normalized": not special} | {key: value[key] for key in ("single_word", "lstrip", "rstrip", "normalized") if key in value}
+        flags = {"normalized": not special} | {
+            key: value[key] for key in ("single_word", "lstrip", "rstrip", "normalized") if key in value
+        }
         if not all(isinstance(flag, bool) for flag in (special, *flags.values())):
             raise BadInput(f"{path}: {name} has a flag that is neither true nor false")
-        tokens.append(AddedToken(_content(value, name, path), _checked_id(int(number[:12]), name, path), special, **flags))
+        tokens.append(
+            AddedToken(
+                _content(value, name, path), _checked_id(int(number[:12]), name, path), special, **flags
+            )
+        )
     return sorted(tokens, key=lambda token: token.id)
 
 
@@ -152,7 +183,9 @@ def _listed_tokens(values: Mapping[str, Any], special: set[str], path: Path) -> 
     for content, number in values.items():
         is_special = content in special
         number = _checked_id(number, content, path)
-        tokens.append(AddedToken(_content(content, content, path), number, is_special, normalized=not is_special))
+        tokens.append(
+            AddedToken(_content(content, content, path), number, is_special, normalized=not is_special)
+        )
     return sorted(tokens, key=lambda token: token.id)
 
 

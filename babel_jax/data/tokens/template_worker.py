@@ -1,13 +1,16 @@
-"""The process in which chat templates run: a template comes with a model folder and may be a stranger's program.
+"""The process in which chat templates run: a template comes with a model folder and may be a stranger's
+program.
 
-`chat_templates.py` starts this file by its path. It reads requests, one JSON value a line, and answers each with one line:
+`chat_templates.py` starts this file by its path. It reads requests, one JSON value a line, and answers each
+with one line:
 
-    {"template": TEXT}                                   ->  {}
-    [{"messages": [..], "add_generation_prompt": ..}, ..]  ->  {"texts": [..]}
-    a fault of either                                    ->  {"error": MESSAGE, "line": LINE OF THE TEMPLATE OR null}
+    {"template": TEXT}                                   ->  {} [{"messages": [..], "add_generation_prompt":
+    ..}, ..]  ->  {"texts": [..]} a fault of either                                    ->  {"error": MESSAGE,
+    "line": LINE OF THE TEMPLATE OR null}
 
-Limits: the memory and processor time below, and the length of what a template writes. A template that exceeds the time ends the process.
-It imports nothing but the standard library and Jinja, so that it starts in a tenth of a second.
+Limits: the memory and processor time below, and the length of what a template writes. A template that exceeds
+the time ends the process. It imports nothing but the standard library and Jinja, so that it starts in a tenth
+of a second.
 """
 
 import functools
@@ -25,13 +28,17 @@ import jinja2.sandbox
 MOST_MEMORY = 512 * 2**20  # bytes of address space
 MOST_SECONDS = 5.0  # of processor time for one conversation
 MOST_CHARACTERS = 16 * 2**20  # of what a template writes for one conversation
-# Halves of surrogate pairs are in no text (rows that have them are refused), so they can mark places in what a template writes.
+# Halves of surrogate pairs are in no text (rows that have them are refused), so they can mark places in what
+# a template writes.
 BEGIN, END = "\ud800", "\ud801"
 _NAME = "<chat template>"
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` .. `{% endgeneration %}`: what is between is the assistant's, and stands between BEGIN and END."""
+    """`{% generation %}` ..
+
+    `{% endgeneration %}`: what is between is the assistant's, and stands between BEGIN and END.
+    """
 
     tags = {"generation"}  # noqa: RUF012 - jinja2's own name and type
 
@@ -45,20 +52,32 @@ class _Generation(jinja2.ext.Extension):
 
 
 def compiled_template(template: str) -> jinja2.Template:
-    """A template with the filters and functions that transformers gives one. Raises jinja2.TemplateError for one that is none."""
+    """A template with the filters and functions that transformers gives one.
+
+    Raises jinja2.TemplateError for one that is none.
+    """
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _to_json
-    environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: datetime.now().strftime(form)}
+    environment.globals |= {
+        "raise_exception": _raise,
+        "strftime_now": lambda form: datetime.now().strftime(form),
+    }
     code = environment.compile(template, _NAME, _NAME)
     return jinja2.Template.from_code(environment, code, environment.make_globals(None))
 
 
 def _to_json(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: bool = False,
 ) -> str:  # the order of transformers' arguments
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise(message: str) -> None:
@@ -105,7 +124,8 @@ def main() -> None:
     template: jinja2.Template | None = None
     answer = functools.partial(json.dumps, ensure_ascii=True)
     for line in sys.stdin.buffer:
-        # The default action of SIGPROF ends the process, also inside of a single long operation such as 9 ** (9 ** 9).
+        # The default action of SIGPROF ends the process, also inside of a single long operation such as 9 **
+        # (9 ** 9).
         signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
         try:
             request = json.loads(line)

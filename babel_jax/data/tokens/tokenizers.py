@@ -1,8 +1,8 @@
 """One tokenizer for every use: windows, conversations, prompts, scores and samples.
 
-A tokenizer is opened from a model folder. It says which ids a text begins with, which end a document, which end what a model writes, and
-how new tokens read after others. In raw text no control token counts: "<|endoftext|>" in a document is tokenized as the letters that it
-is. In a prompt it is the control token.
+A tokenizer is opened from a model folder. It says which ids a text begins with, which end a document, which
+end what a model writes, and how new tokens read after others. In raw text no control token counts:
+"<|endoftext|>" in a document is tokenized as the letters that it is. In a prompt it is the control token.
 """
 
 import dataclasses
@@ -28,7 +28,14 @@ from babel_jax.data.tokens.special_tokens import (
     SideFiles,
     read_side_files,
 )
-from babel_jax.data.tokens.tokenizer_json import check_ids, loaded_tokenizer, merged_tokens, no_panic, parsed_tokenizer, quiet
+from babel_jax.data.tokens.tokenizer_json import (
+    check_ids,
+    loaded_tokenizer,
+    merged_tokens,
+    no_panic,
+    parsed_tokenizer,
+    quiet,
+)
 from babel_jax.data.tokens.unigram import train_unigram
 from babel_jax.errors import BadInput, one_line
 from babel_jax.files import parse_json, read_bytes, write_bytes, write_text
@@ -53,7 +60,8 @@ _OTHER_FILES = (
     "chat_template.jinja",
     _CODE_FILE,
 )
-# Qwen marks <think> and <|fim_prefix|> as ordinary added tokens, though they steer a model as its special ones do.
+# Qwen marks <think> and <|fim_prefix|> as ordinary added tokens, though they steer a model as its special
+# ones do.
 _CONTROL = re.compile(r"<[^\s<>]+>")
 
 
@@ -82,18 +90,26 @@ class Tokenizer(ABC):
     def _finish(self, content: bytes, defaults: Mapping[str, int]) -> None:
         """Fills the attributes above; the subclass knows `vocab_size` and `token_id` by now.
 
-        The ids depend on `content`. `defaults` are the ids of bos_token, eos_token and pad_token where no side file names them.
+        The ids depend on `content`. `defaults` are the ids of bos_token, eos_token and pad_token where no
+        side file names them.
         """
         named_eos = self._named_id("eos_token")
         eos_id = _first_id(*self._side.eos_ids[:1], named_eos, defaults.get("eos_token"))
         if eos_id is None:
             where, named = self.path.parent, self._side.named.get("eos_token")
             if named:
-                raise BadInput(f"{where}: eos_token is {named!r}, which the tokenizer does not have; correct {', '.join(EOS_FILES)}")
-            raise BadInput(f"{where}: nothing says which token ends a document; put eos_token into a {TOKENIZER_CONFIG} there")
+                raise BadInput(
+                    f"{where}: eos_token is {named!r}, which the tokenizer does not have; correct "
+                    f"{', '.join(EOS_FILES)}"
+                )
+            raise BadInput(
+                f"{where}: nothing says which token ends a document; put eos_token into a "
+                f"{TOKENIZER_CONFIG} there"
+            )
         if not 0 <= eos_id < self.vocab_size:
             raise BadInput(
-                f"{self.path.parent}: eos_token_id is {eos_id} and the tokenizer's ids end at {self.vocab_size - 1}; "
+                f"{self.path.parent}: eos_token_id is {eos_id} and the tokenizer's ids end at "
+                f"{self.vocab_size - 1}; "
                 f"correct {', '.join(EOS_FILES)}"
             )
         self.eos_id = eos_id
@@ -120,7 +136,10 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def with_controls(self) -> tokenizers.Tokenizer:
-        """The tokenizer of prompts: an added token in a text is that token. Raises BadInput for a SentencePiece model without one."""
+        """The tokenizer of prompts: an added token in a text is that token.
+
+        Raises BadInput for a SentencePiece model without one.
+        """
 
     @abstractmethod
     def token_id(self, token: str) -> int | None:
@@ -142,7 +161,10 @@ class Tokenizer(ABC):
         return [*self.begin_ids, *ids] if begin else ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """The text of ids. Special tokens give no text, unless `skip_special` is False; nor do ids beyond the vocabulary."""
+        """The text of ids.
+
+        Special tokens give no text, unless `skip_special` is False; nor do ids beyond the vocabulary.
+        """
         hidden = self._special_ids if skip_special else frozenset()
         kept = [int(token) for token in ids if 0 <= token < self.vocab_size and token not in hidden]
         return self._decode(kept)
@@ -150,11 +172,15 @@ class Tokenizer(ABC):
     def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
         """The text of ids that follow others.
 
-        It can differ from `decode(ids)`: Llama 2's and Mistral's decoders take the space from the first word of whatever they decode.
+        It can differ from `decode(ids)`: Llama 2's and Mistral's decoders take the space from the first word
+        of whatever they decode.
         """
         first, whole = self.decode(before), self.decode([*before, *ids])
-        # A character that `before` ends inside of is complete only in `whole`, so the two texts can differ there.
-        same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, whole, strict=False)))
+        # A character that `before` ends inside of is complete only in `whole`, so the two texts can differ
+        # there.
+        same = sum(
+            1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, whole, strict=False))
+        )
         return whole[same:]
 
     @abstractmethod
@@ -173,7 +199,10 @@ class Tokenizer(ABC):
         if self._add_bos_token is None:
             return self._own_begin_ids()
         if self._add_bos_token and self.bos_id is None:
-            raise BadInput(f"{self.path.parent}: data.add_bos_token is true, and no bos_token of the folder is in the vocabulary")
+            raise BadInput(
+                f"{self.path.parent}: data.add_bos_token is true, and no bos_token of the folder is in the "
+                "vocabulary"
+            )
         return [self.bos_id] if self._add_bos_token and self.bos_id is not None else []
 
     @abstractmethod
@@ -182,25 +211,36 @@ class Tokenizer(ABC):
 
 
 def open_tokenizer(path: Path | str, add_bos_token: bool | None = None) -> Tokenizer:
-    """The tokenizer of a model folder (tokenizer.json, else tokenizer.model), or of one tokenizer.json or SentencePiece .model file.
+    """The tokenizer of a model folder (tokenizer.json, else tokenizer.model), or of one tokenizer.json or
+    SentencePiece .model file.
 
-    A model folder may be in a bucket. `add_bos_token` says whether texts begin with bos_token; where it is None the tokenizer decides.
-    Raises BadInput when there is no tokenizer, it cannot be read, or nothing says which token ends a document.
+    A model folder may be in a bucket. `add_bos_token` says whether texts begin with bos_token; where it is
+    None the tokenizer decides. Raises BadInput when there is no tokenizer, it cannot be read, or nothing says
+    which token ends a document.
     """
     path = place(path)
     pull(path, lambda name: "/" not in name and not name.endswith((".safetensors", ".bin")))
     if path.is_dir():
         found = [path / name for name in (TOKENIZER_JSON, SENTENCEPIECE_MODEL) if (path / name).is_file()]
         if not found:
-            raise BadInput(f"{path}: no tokenizer ({TOKENIZER_JSON} or {SENTENCEPIECE_MODEL}); copy the model's tokenizer files there")
+            raise BadInput(
+                f"{path}: no tokenizer ({TOKENIZER_JSON} or {SENTENCEPIECE_MODEL}); copy the model's "
+                "tokenizer files there"
+            )
         path = found[0]
     if not path.exists():
-        raise BadInput(f"{path}: no such tokenizer; give a model folder, a {TOKENIZER_JSON} or a SentencePiece .model file")
+        raise BadInput(
+            f"{path}: no such tokenizer; give a model folder, a {TOKENIZER_JSON} or a SentencePiece .model "
+            "file"
+        )
     if path.suffix == ".json":
         return HuggingFaceTokenizer(path, add_bos_token)
     if path.suffix == ".model":
         return SentencePieceTokenizer(path, add_bos_token)
-    raise BadInput(f"{path}: not a tokenizer file; give a model folder, a {TOKENIZER_JSON} or a SentencePiece .model file")
+    raise BadInput(
+        f"{path}: not a tokenizer file; give a model folder, a {TOKENIZER_JSON} or a SentencePiece .model "
+        "file"
+    )
 
 
 def is_control(token: str) -> bool:
@@ -247,7 +287,10 @@ class HuggingFaceTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text."""
         with no_panic(self.path):
-            return [encoding.ids for encoding in self._raw.encode_batch_fast(list(texts), add_special_tokens=False)]
+            return [
+                encoding.ids
+                for encoding in self._raw.encode_batch_fast(list(texts), add_special_tokens=False)
+            ]
 
     def token_id(self, token: str) -> int | None:
         """The id of a token."""
@@ -257,7 +300,12 @@ class HuggingFaceTokenizer(Tokenizer):
         """Copies the tokenizer's files; a tokenizer_config.json is written where there is none."""
         for name in (SENTENCEPIECE_MODEL, *_OTHER_FILES):
             if (self.path.parent / name).is_file():
-                write_bytes(folder / name, read_bytes(self.path.parent / name, below=self.path.parent, most_bytes=MOST_TOKENIZER_BYTES))
+                write_bytes(
+                    folder / name,
+                    read_bytes(
+                        self.path.parent / name, below=self.path.parent, most_bytes=MOST_TOKENIZER_BYTES
+                    ),
+                )
         write_bytes(folder / TOKENIZER_JSON, read_bytes(self.path, most_bytes=MOST_TOKENIZER_BYTES))
         if not (folder / TOKENIZER_CONFIG).is_file():
             pad = None if self.pad_id is None else self._raw.id_to_token(self.pad_id)
@@ -268,15 +316,22 @@ class HuggingFaceTokenizer(Tokenizer):
             return self._raw.decode(ids, skip_special_tokens=False)
 
     def _own_begin_ids(self) -> list[int]:
-        # The post-processor decides, as in transformers: add_bos_token of tokenizer_config.json is for tokenizers without this file.
+        # The post-processor decides, as in transformers: add_bos_token of tokenizer_config.json is for
+        # tokenizers without this file.
         with no_panic(self.path), quiet():
             encoding = self._raw.encode("a", add_special_tokens=True)
         added = encoding.special_tokens_mask
         begin = added.index(0) if 0 in added else len(added)
         if begin == len(added):
-            raise BadInput(f"{self.path}: the tokenizer gives no token for the text 'a'; its post_processor or model is damaged")
+            raise BadInput(
+                f"{self.path}: the tokenizer gives no token for the text 'a'; its post_processor or model "
+                "is damaged"
+            )
         if begin > MOST_BEGIN_IDS:
-            raise BadInput(f"{self.path}: the post_processor begins a text with {begin:,} tokens; at most {MOST_BEGIN_IDS} are read")
+            raise BadInput(
+                f"{self.path}: the post_processor begins a text with {begin:,} tokens; at most "
+                f"{MOST_BEGIN_IDS} are read"
+            )
         return encoding.ids[:begin]
 
 
@@ -289,7 +344,11 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, path: Path, add_bos_token: bool | None = None):
         # A .model file of another name stands alone: the files beside it belong to no model folder.
         is_folder = path.name == SENTENCEPIECE_MODEL
-        side = read_side_files(path.parent) if is_folder else SideFiles(path.parent, {}, [], [], False, [], [], None, None)
+        side = (
+            read_side_files(path.parent)
+            if is_folder
+            else SideFiles(path.parent, {}, [], [], False, [], [], None, None)
+        )
         super().__init__(path, side, add_bos_token)
         self._model = read_bytes(path, below=path.parent, most_bytes=MOST_TOKENIZER_BYTES)
         try:
@@ -299,7 +358,9 @@ class SentencePieceTokenizer(Tokenizer):
         pieces = self._processor.get_piece_size()
         self._added = _beyond_model(side, self._processor, path)
         self.vocab_size = max([pieces, *(token.id + 1 for token in self._added)])
-        content = self._model + b"".join(f"\n{token.content} {token.id}".encode() for token in self._added if token.id >= pieces)
+        content = self._model + b"".join(
+            f"\n{token.content} {token.id}".encode() for token in self._added if token.id >= pieces
+        )
         processor = self._processor
         ids = {
             "bos_token": processor.bos_id(),
@@ -309,9 +370,14 @@ class SentencePieceTokenizer(Tokenizer):
         }
         ids = {name: number for name, number in ids.items() if number >= 0}
         if "eos_token" not in {*ids, *side.named} and not side.eos_ids:
-            raise BadInput(f"{path}: the model has no piece that ends a document; put eos_token into a {TOKENIZER_CONFIG} beside it")
+            raise BadInput(
+                f"{path}: the model has no piece that ends a document; put eos_token into a "
+                f"{TOKENIZER_CONFIG} beside it"
+            )
         self._finish(content, ids)
-        self.named_tokens = {name: processor.id_to_piece(number) for name, number in ids.items()} | self.named_tokens
+        self.named_tokens = {
+            name: processor.id_to_piece(number) for name, number in ids.items()
+        } | self.named_tokens
 
     @property
     def added_tokens(self) -> Sequence[AddedToken]:
@@ -323,7 +389,9 @@ class SentencePieceTokenizer(Tokenizer):
         """The tokenizer of prompts."""
         exported = parse_json(as_tokenizer_json(self._model, str(self.path)), str(self.path))
         known = {token["content"] for token in exported["added_tokens"]}
-        exported["added_tokens"] += [dataclasses.asdict(token) for token in self._added if token.content not in known]
+        exported["added_tokens"] += [
+            dataclasses.asdict(token) for token in self._added if token.content not in known
+        ]
         made = loaded_tokenizer(exported, self.path)
         check_ids(made, self._added, self.path)
         return made
@@ -345,10 +413,18 @@ class SentencePieceTokenizer(Tokenizer):
         return found if self._processor.id_to_piece(found) == token else None
 
     def save(self, folder: Path) -> None:
-        """Writes the model beside a tokenizer.json that gives the same ids. Raises BadInput for a model that none can reproduce."""
+        """Writes the model beside a tokenizer.json that gives the same ids.
+
+        Raises BadInput for a model that none can reproduce.
+        """
         write_text(folder / TOKENIZER_JSON, self.with_controls.to_str(pretty=True))
         write_bytes(folder / SENTENCEPIECE_MODEL, self._model)
-        names = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id, "unk_token": self._processor.unk_id()}
+        names = {
+            "bos_token": self.bos_id,
+            "eos_token": self.eos_id,
+            "pad_token": self.pad_id,
+            "unk_token": self._processor.unk_id(),
+        }
         present = {name: number for name, number in names.items() if number is not None and number >= 0}
         _write_config(folder, {name: self._token(number) for name, number in present.items()})
 
@@ -370,23 +446,35 @@ def _first_id(*ids: int | None) -> int | None:
     return next((number for number in ids if number is not None), None)
 
 
-def _beyond_model(side: SideFiles, processor: sentencepiece.SentencePieceProcessor, path: Path) -> list[AddedToken]:
-    """The control pieces of a SentencePiece model, and the added tokens of its side files, which follow its own pieces."""
+def _beyond_model(
+    side: SideFiles, processor: sentencepiece.SentencePieceProcessor, path: Path
+) -> list[AddedToken]:
+    """The control pieces of a SentencePiece model, and the added tokens of its side files, which follow its
+    own pieces.
+    """
     size = processor.get_piece_size()
     pieces = {processor.id_to_piece(number): number for number in range(size)}
-    controls = [number for number in range(size) if processor.is_control(number) or processor.is_unknown(number)]
-    tokens = {processor.id_to_piece(number): AddedToken(processor.id_to_piece(number), number, special=True) for number in controls}
+    controls = [
+        number for number in range(size) if processor.is_control(number) or processor.is_unknown(number)
+    ]
+    tokens = {
+        processor.id_to_piece(number): AddedToken(processor.id_to_piece(number), number, special=True)
+        for number in controls
+    }
     for token in side.added:
         if pieces.get(token.content, token.id) != token.id:
             raise BadInput(
-                f"{path.parent}: the token {token.content!r} has the id {token.id} in the files beside {path.name} and "
+                f"{path.parent}: the token {token.content!r} has the id {token.id} in the files beside "
+                f"{path.name} and "
                 f"{pieces[token.content]} in it; correct {ADDED_TOKENS} or {TOKENIZER_CONFIG}"
             )
         tokens[token.content] = token
     return list(tokens.values())
 
 
-def train_sentencepiece(texts: Iterable[str], vocab_size: int, path: Path, character_coverage: float = 0.9995) -> SentencePieceTokenizer:
+def train_sentencepiece(
+    texts: Iterable[str], vocab_size: int, path: Path, character_coverage: float = 0.9995
+) -> SentencePieceTokenizer:
     """Trains a unigram model, writes it to `path` and opens it; see `train_unigram`."""
     train_unigram(texts, vocab_size, path, character_coverage)
     return SentencePieceTokenizer(path)
@@ -395,8 +483,9 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int, path: Path, chara
 def _write_config(folder: Path, special_tokens: Mapping[str, str | None]) -> None:
     """The tokenizer_config.json with which transformers 4 and 5 take tokenizer.json as it is.
 
-    transformers 5 puts Qwen's own tokenizer class in the place of whatever class a model of type qwen2 names, and so gives other ids,
-    unless the folder has code for a class of its own; whether it may run that code (trust_remote_code) makes no difference to the ids.
+    transformers 5 puts Qwen's own tokenizer class in the place of whatever class a model of type qwen2 names,
+    and so gives other ids, unless the folder has code for a class of its own; whether it may run that code
+    (trust_remote_code) makes no difference to the ids.
     """
     values = {
         "tokenizer_class": "PreTrainedTokenizerFast",

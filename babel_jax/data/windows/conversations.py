@@ -8,15 +8,21 @@ from jaxtyping import UInt32
 from babel_jax.data.tokens.chat_format import ChatFormat, EncodedConversation
 from babel_jax.data.windows.packing import best_fit
 
-MaskedWindow = tuple[UInt32[np.ndarray, "seq_len"], UInt32[np.ndarray, "seq_len"], UInt32[np.ndarray, "seq_len"]]
+MaskedWindow = tuple[
+    UInt32[np.ndarray, "seq_len"], UInt32[np.ndarray, "seq_len"], UInt32[np.ndarray, "seq_len"]
+]
 
 _BLOCK_TOKENS = 1 << 22
 
 
-def conversation_windows(texts: Iterable[str], format: ChatFormat, seq_len: int, counts: dict[str, int]) -> Iterator[MaskedWindow]:
-    """Windows (tokens, segment_ids, loss_mask) of conversations as `conversation_text` gives them, none of them cut by a window's end.
+def conversation_windows(
+    texts: Iterable[str], format: ChatFormat, seq_len: int, counts: dict[str, int]
+) -> Iterator[MaskedWindow]:
+    """Windows (tokens, segment_ids, loss_mask) of conversations as `conversation_text` gives them, none of
+    them cut by a window's end.
 
-    A conversation of more than `seq_len` tokens is cut there, and left out where nothing of the assistant's is before. Padding has segment
+    A conversation of more than `seq_len` tokens is cut there, and left out where nothing of the assistant's
+    is before. Padding has segment
     0. Adds to `counts`: tokens, documents, bytes, targets (tokens that the loss is on), cut, and left_out.
     """
     counts |= dict.fromkeys(("targets", "cut", "left_out"), 0)
@@ -25,7 +31,9 @@ def conversation_windows(texts: Iterable[str], format: ChatFormat, seq_len: int,
             yield _window([block[number] for number in window], seq_len, format.end_id)
 
 
-def _blocks(texts: Iterable[str], format: ChatFormat, seq_len: int, counts: dict[str, int]) -> Iterator[list[EncodedConversation]]:
+def _blocks(
+    texts: Iterable[str], format: ChatFormat, seq_len: int, counts: dict[str, int]
+) -> Iterator[list[EncodedConversation]]:
     """Conversations of some million tokens at a time, in their order, none longer than a window."""
     block: list[EncodedConversation] = []
     tokens = 0

@@ -36,12 +36,15 @@ def write_dataset(
     documents: int,
     tokenizer: Tokenizer,
 ) -> None:
-    """Writes the folder `dataset` from its `documents` rows, whole or not at all, with its counts and digests.
+    """Writes the folder `dataset` from its `documents` rows, whole or not at all, with its counts and
+    digests.
 
     Raises BadInput where no conversation has an answer within a window.
     """
     counts = {"tokens": 0, "documents": 0, "bytes": 0, "windows": 0}
-    progress = tqdm(total=documents, desc=f"tokenize {language} {kind}", unit=" documents", leave=False, disable=None)
+    progress = tqdm(
+        total=documents, desc=f"tokenize {language} {kind}", unit=" documents", leave=False, disable=None
+    )
     with progress, new_folder(dataset) as partial:
         if settings.conversations:
             texts = (row.text for row in _watched(rows, progress))
@@ -57,7 +60,9 @@ def write_dataset(
         write_sums(partial)
 
 
-def _tokenized(rows: Iterator[Row], tokenizer: Tokenizer, counts: dict[str, int], progress: tqdm) -> Iterator[list[int]]:
+def _tokenized(
+    rows: Iterator[Row], tokenizer: Tokenizer, counts: dict[str, int], progress: tqdm
+) -> Iterator[list[int]]:
     """The ids of each row's text, tokenized some at a time; counts them on the way."""
     for texts in _batches(row.text for row in rows):
         encoded = tokenizer.encode_batch(texts)
@@ -84,7 +89,9 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
 
 @functools.lru_cache(maxsize=1)
 def opened_chat_format(tokenizer: str, template: str | None) -> ChatFormat:
-    """A chat format, opened once for all languages of a process; its template runs in a process of its own."""
+    """A chat format, opened once for all languages of a process; its template runs in a
+    process of its own.
+    """
     return open_chat_format(tokenizer, template)
 
 
@@ -94,18 +101,23 @@ def _watched(rows: Iterator[Row], progress: tqdm) -> Iterator[Row]:
         progress.update()
 
 
-def _some(windows: Iterator[Any], language: str, kind: str, counts: dict[str, int], settings: DataSettings) -> Iterator[Any]:
+def _some(
+    windows: Iterator[Any], language: str, kind: str, counts: dict[str, int], settings: DataSettings
+) -> Iterator[Any]:
     """The windows. Raises BadInput where there is none: all conversations are too long."""
     first = next(windows, None)
     if first is None:
         raise BadInput(
-            f"{language} {kind}: no conversation has an answer within data.seq_len = {settings.seq_len} tokens, so that all "
+            f"{language} {kind}: no conversation has an answer within data.seq_len = {settings.seq_len} "
+            "tokens, so that all "
             f"{counts['left_out']} would be left out; set data.seq_len higher"
         )
     yield from itertools.chain([first], windows)
 
 
-def _counted(windows: Iterator[tuple[np.ndarray, ...]], counts: dict[str, int]) -> Iterator[tuple[np.ndarray, ...]]:
+def _counted(
+    windows: Iterator[tuple[np.ndarray, ...]], counts: dict[str, int]
+) -> Iterator[tuple[np.ndarray, ...]]:
     for window in windows:
         counts["windows"] += 1
         yield window

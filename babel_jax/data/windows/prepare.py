@@ -1,8 +1,9 @@
 """Raw text to packed datasets: `prepare` cleans, removes duplicates, holds out, tokenizes, packs and writes.
 
-Where the settings ask for cleaning or deduplication, refinement.py first turns the sources into cleaned shards, which are read in their
-place. Rows are read twice, first to decide what becomes of them (survey.py), then once for each kind to write it, so that memory does not
-hold the text. Each dataset appears whole under its final name; a `prepare` that was stopped goes on with what is missing.
+Where the settings ask for cleaning or deduplication, refinement.py first turns the sources into cleaned
+shards, which are read in their place. Rows are read twice, first to decide what becomes of them (survey.py),
+then once for each kind to write it, so that memory does not hold the text. Each dataset appears whole under
+its final name; a `prepare` that was stopped goes on with what is missing.
 """
 
 import dataclasses
@@ -29,7 +30,15 @@ from babel_jax.data.sources.records import parts
 from babel_jax.data.sources.rows import Row, RowCounts, read_rows
 from babel_jax.data.tokens.tokenizers import Tokenizer, open_tokenizer
 from babel_jax.data.windows.datasets import opened_chat_format, write_dataset, write_json
-from babel_jax.data.windows.prepared import COUNTS, REPORT, SETTINGS, dataset_folder, heldout_file, is_no_window, language_file
+from babel_jax.data.windows.prepared import (
+    COUNTS,
+    REPORT,
+    SETTINGS,
+    dataset_folder,
+    heldout_file,
+    is_no_window,
+    language_file,
+)
 from babel_jax.data.windows.survey import Survey, survey
 from babel_jax.digests import SUMS, file_sum, write_sums
 from babel_jax.disk_errors import explain_os_errors
@@ -47,21 +56,27 @@ log = logging.getLogger("babel")
 FORMAT = 1
 
 
-def prepare(settings: DataSettings, tokenizer: Path | str | None = None, recheck: bool = False) -> dict[str, Any]:
+def prepare(
+    settings: DataSettings, tokenizer: Path | str | None = None, recheck: bool = False
+) -> dict[str, Any]:
     """Makes, or goes on making, the datasets in `settings.folder`; `prepared.py` describes the folder.
 
-    With `recheck` the text that was read before is read again, to compare digests, though the sizes and times of its files are the same.
-    `tokenizer` is where the tokenizer is when the settings do not say (the run's model folder). Returns what prepared.json holds:
-    {"seq_len", "tokenizer": {"fingerprint", "vocab_size", "eos_id", "begin_ids"}, "languages": {code: {"rows", "bad", "empty", "located",
-    "duplicates", "overlaps", "reserved", "heldout_documents", "heldout_bytes", "kinds": {kind: {"tokens", "documents", "bytes",
-    "windows"}}}}}, and where text was refined "cleaning" in each language, what became of the documents of each source (see
-    `refined_counts`).
-    Raises BadInput for unusable input, a language without usable text, a folder made with other settings, and a full disk.
+    With `recheck` the text that was read before is read again, to compare digests, though the sizes and times
+    of its files are the same. `tokenizer` is where the tokenizer is when the settings do not say (the run's
+    model folder). Returns what prepared.json holds: {"seq_len", "tokenizer": {"fingerprint", "vocab_size",
+    "eos_id", "begin_ids"}, "languages": {code: {"rows", "bad", "empty", "located", "duplicates", "overlaps",
+    "reserved", "heldout_documents", "heldout_bytes", "kinds": {kind: {"tokens", "documents", "bytes",
+    "windows"}}}}}, and where text was refined "cleaning" in each language, what became of the documents of
+    each source (see `refined_counts`). Raises BadInput for unusable input, a language without usable text, a
+    folder made with other settings, and a full disk.
     """
     folder = place(settings.folder)
     path = settings.tokenizer or tokenizer
     if path is None:
-        raise BadInput("data.tokenizer is not set and there is no model folder to take one from; name a model folder or a tokenizer file")
+        raise BadInput(
+            "data.tokenizer is not set and there is no model folder to take one from; name a model folder "
+            "or a tokenizer file"
+        )
     if not settings.sources:
         raise BadInput("data.sources is empty; name at least one source of text")
     _opened.cache_clear()  # what lies at the path may have changed
@@ -76,7 +91,10 @@ def prepare(settings: DataSettings, tokenizer: Path | str | None = None, recheck
         "heldout_fraction": settings.heldout_fraction,
         "heldout_bytes": settings.heldout_bytes,
         **_beginning(settings, opened),
-        **{name: _dumped(getattr(settings, name)) for name in ("cleaning", "decontamination", "deduplication")},
+        **{
+            name: _dumped(getattr(settings, name))
+            for name in ("cleaning", "decontamination", "deduplication")
+        },
         "evaluation_files": _evaluation_files(settings),
     }
     if url_of(folder) is None:
@@ -89,7 +107,9 @@ def _evaluation_files(settings: DataSettings) -> dict[str, str] | None:
     """The digests of the evaluation files, since other files find other documents."""
     if settings.decontamination is None:
         return None
-    files = [file for path in settings.decontamination.paths for file in parts(Source(language="en", path=path))]
+    files = [
+        file for path in settings.decontamination.paths for file in parts(Source(language="en", path=path))
+    ]
     return {file: file_digest(file) for file in files}
 
 
@@ -111,10 +131,14 @@ def _dumped(settings: Settings | None) -> dict[str, Any] | None:
 
 
 def _is_refined(settings: DataSettings) -> bool:
-    return any(stage is not None for stage in (settings.cleaning, settings.decontamination, settings.deduplication))
+    return any(
+        stage is not None for stage in (settings.cleaning, settings.decontamination, settings.deduplication)
+    )
 
 
-def _prepared(settings: DataSettings, folder: Path, opened: Tokenizer, made_from: dict[str, Any], recheck: bool = False) -> dict[str, Any]:
+def _prepared(
+    settings: DataSettings, folder: Path, opened: Tokenizer, made_from: dict[str, Any], recheck: bool = False
+) -> dict[str, Any]:
     _claim(folder, made_from)
     languages = [code for code in CODES if any(source.language == code for source in settings.sources)]
     entries = {}
@@ -125,9 +149,16 @@ def _prepared(settings: DataSettings, folder: Path, opened: Tokenizer, made_from
         _remove_leftovers(folder)
     with open_workers(*((settings.engine, settings.workers) if left else (Engine.LOCAL, 1))) as workers:
         if _is_refined(settings):
-            refine(settings, [code for code in languages if not language_file(folder, code).is_file()], workers, recheck)
+            refine(
+                settings,
+                [code for code in languages if not language_file(folder, code).is_file()],
+                workers,
+                recheck,
+            )
         tasks = [_LanguageTask(settings, code, recheck) for code in languages]
-        for task, entry in tqdm(workers.run(_prepare_language, tasks), "prepare", len(tasks), unit=" languages", disable=None):
+        for task, entry in tqdm(
+            workers.run(_prepare_language, tasks), "prepare", len(tasks), unit=" languages", disable=None
+        ):
             entries[task.language] = entry
     for code in languages:
         _tell(code, entries[code], settings)
@@ -146,7 +177,9 @@ def _prepared(settings: DataSettings, folder: Path, opened: Tokenizer, made_from
         (folder / SUMS).unlink(missing_ok=True)
         write_json(folder / REPORT, report)
     if not (folder / SUMS).is_file() and os.access(folder, os.W_OK):
-        beside = [path for code in languages for path in (language_file(folder, code), heldout_file(folder, code))]
+        beside = [
+            path for code in languages for path in (language_file(folder, code), heldout_file(folder, code))
+        ]
         write_sums(folder, [folder / SETTINGS, folder / REPORT, *beside])
     return report
 
@@ -164,13 +197,22 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _tell(language: str, entry: dict[str, Any], settings: DataSettings) -> None:
-    """Says what was not taken as it stands in the sources: bad rows, and conversations that do not fit into a window."""
+    """Says what was not taken as it stands in the sources: bad rows, and conversations that do not fit into a
+    window.
+    """
     if entry["bad"]:
-        log.warning("%s: %d of %d rows are bad and were skipped, such as %s", language, entry["bad"], entry["rows"], entry["located"][0])
+        log.warning(
+            "%s: %d of %d rows are bad and were skipped, such as %s",
+            language,
+            entry["bad"],
+            entry["rows"],
+            entry["located"][0],
+        )
     for kind, counts in entry["kinds"].items():
         if counts.get("cut"):
             log.warning(
-                "%s %s: %d of %d conversations are longer than data.seq_len = %d tokens; they are trained on without their end",
+                "%s %s: %d of %d conversations are longer than data.seq_len = %d tokens; they are trained "
+                "on without their end",
                 language, kind, counts["cut"], counts["documents"], settings.seq_len,
             )  # fmt: skip
         if counts.get("left_out"):
@@ -185,7 +227,10 @@ def _claim(folder: Path, made_from: dict[str, Any]) -> None:
     if not (folder / SETTINGS).is_file():
         with explain_os_errors(folder):
             if any(path.suffix != PARTIAL and path.name != LEASE for path in folder.iterdir()):
-                raise BadInput(f"{folder}: exists and is no folder of prepared data; give another data.folder or remove it first")
+                raise BadInput(
+                    f"{folder}: exists and is no folder of prepared data; give another data.folder or "
+                    "remove it first"
+                )
         write_json(folder / SETTINGS, made_from)
         return
     before = read_json(folder / SETTINGS)
@@ -193,7 +238,10 @@ def _claim(folder: Path, made_from: dict[str, Any]) -> None:
     before.setdefault("evaluation_files", made_from.get("evaluation_files"))
     changed = _changes(before, made_from)
     if changed:
-        raise BadInput(f"{folder}: prepared with another {' and another '.join(changed)}; give another data.folder or remove this one")
+        raise BadInput(
+            f"{folder}: prepared with another {' and another '.join(changed)}; give another data.folder or "
+            "remove this one"
+        )
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any], within: str = "") -> list[str]:
@@ -204,7 +252,9 @@ def _changes(before: dict[str, Any], now: dict[str, Any], within: str = "") -> l
         if isinstance(value, dict) and isinstance(earlier, dict):
             found += _changes(earlier, value, f"{name}.")
         elif value != earlier:
-            then, this = ("on" if isinstance(one, dict) else "off" if one is None else one for one in (earlier, value))
+            then, this = (
+                "on" if isinstance(one, dict) else "off" if one is None else one for one in (earlier, value)
+            )
             found.append(f"{within}{name} (then {then}, now {this})")
     return found
 
@@ -227,7 +277,9 @@ def _prepare_language(task: _LanguageTask) -> dict[str, Any]:
     known = language_file(folder, language)
     surveyed = None
     if not known.is_file():
-        made_from = _made_from(settings, language)  # before the text is read: what changes meanwhile is noticed the next time
+        made_from = _made_from(
+            settings, language
+        )  # before the text is read: what changes meanwhile is noticed the next time
         surveyed, counts = _survey(settings, language)
         heldout = heldout_file(folder, language)
         _write_heldout(heldout, surveyed.heldout)
@@ -235,11 +287,14 @@ def _prepare_language(task: _LanguageTask) -> dict[str, Any]:
     entry = read_json(known)
     if (changed := _changed(settings, language, entry["sources"], task.recheck)) is not None:
         raise BadInput(
-            f"{folder}: {language} was prepared from other text than data.sources now names ({changed}); give another data.folder or "
+            f"{folder}: {language} was prepared from other text than data.sources now names ({changed}); "
+            "give another data.folder or "
             "remove this one"
         )
     if entry["bad"] and settings.bad_rows is BadRows.REFUSE:
-        raise BadInput(f"{folder}: {language} was prepared with {entry['bad']} bad rows skipped: {entry['located'][0]}")
+        raise BadInput(
+            f"{folder}: {language} was prepared with {entry['bad']} bad rows skipped: {entry['located'][0]}"
+        )
     entry["kinds"] = {}
     for kind in entry["training_documents"]:
         dataset = dataset_folder(folder, language, kind)
@@ -252,27 +307,45 @@ def _prepare_language(task: _LanguageTask) -> dict[str, Any]:
 
 
 def _made_from(settings: DataSettings, language: str) -> list[dict[str, Any]]:
-    """The sources of a language with the origin of their text, so that text that has changed is not taken for the text that was read."""
+    """The sources of a language with the origin of their text, so that text that has changed is not taken for
+    the text that was read.
+    """
     known: dict[str, Any] = {}
     if _is_refined(settings):
         for counts in part_counts(cleaned_folder(settings, language)):
             known |= counts["made_from"].get("files", {})
-    return [{**source.model_dump(mode="json"), **origin_of(source, known=known)} for source in sources_of(settings, language)]
+    return [
+        {**source.model_dump(mode="json"), **origin_of(source, known=known)}
+        for source in sources_of(settings, language)
+    ]
 
 
-def _changed(settings: DataSettings, language: str, before: list[dict[str, Any]], recheck: bool) -> str | None:
-    """The first file, or what else of the sources of a language has changed; None where its text is the same."""
+def _changed(
+    settings: DataSettings, language: str, before: list[dict[str, Any]], recheck: bool
+) -> str | None:
+    """The first file, or what else of the sources of a language has changed; None where
+    its text is the same.
+    """
     sources = sources_of(settings, language)
     if len(sources) != len(before):
         return f"then {len(before)} sources, now {len(sources)}"
-    changes = [changed_text(one, source, recheck=recheck) for one, source in zip(before, sources, strict=True)]
+    changes = [
+        changed_text(one, source, recheck=recheck) for one, source in zip(before, sources, strict=True)
+    ]
     return next((f"changed: {change}" for change in changes if change is not None), None)
 
 
 def _survey(settings: DataSettings, language: str) -> tuple[Survey, dict[str, Any]]:
     counts = RowCounts()
-    rows = tqdm(_rows(settings, language, counts), f"read {language}", unit=" rows", leave=False, disable=None)
-    surveyed = survey(rows, settings.heldout_fraction, settings.heldout_bytes, are_distinct=settings.deduplication is not None)
+    rows = tqdm(
+        _rows(settings, language, counts), f"read {language}", unit=" rows", leave=False, disable=None
+    )
+    surveyed = survey(
+        rows,
+        settings.heldout_fraction,
+        settings.heldout_bytes,
+        are_distinct=settings.deduplication is not None,
+    )
     duplicates = surveyed.duplicates
     cleaning: dict[str, dict[str, Any]] = {}
     dropped = ""
@@ -285,7 +358,8 @@ def _survey(settings: DataSettings, language: str) -> tuple[Survey, dict[str, An
         )
     if not surveyed.documents:
         raise BadInput(
-            f"language {language}: no text to train on: of {counts.rows} rows {counts.bad} are bad, {counts.empty} empty{dropped}, "
+            f"language {language}: no text to train on: of {counts.rows} rows {counts.bad} are bad, "
+            f"{counts.empty} empty{dropped}, "
             f"{duplicates} duplicates and {len(surveyed.heldout) + surveyed.reserved} held out"
             + "".join(f"; {place}" for place in counts.located[:1])
         )
@@ -309,11 +383,21 @@ def _rows(settings: DataSettings, language: str, counts: RowCounts) -> Iterator[
         assert settings.tokenizer is not None
         check = opened_chat_format(settings.tokenizer, settings.chat_template).check
     sources = sources_of(settings, language)
-    return itertools.chain.from_iterable(read_rows(source, settings.bad_rows, counts, check=check) for source in sources)
+    return itertools.chain.from_iterable(
+        read_rows(source, settings.bad_rows, counts, check=check) for source in sources
+    )
 
 
 def _write_heldout(path: Path, rows: Sequence[Row]) -> None:
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    kept = [{"id": row.id, "text": row.text, "kind": row.kind, **({} if row.score is None else {"score": row.score})} for row in rows]
+    kept = [
+        {
+            "id": row.id,
+            "text": row.text,
+            "kind": row.kind,
+            **({} if row.score is None else {"score": row.score}),
+        }
+        for row in rows
+    ]
     write_text(path, "".join(json.dumps(values, ensure_ascii=False) + "\n" for values in kept))

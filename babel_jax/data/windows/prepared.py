@@ -1,13 +1,12 @@
 """The layout of a folder of prepared data, and reading it.
 
-SHA256SUMS                  digests of the files beside it, of languages/ and heldout/; those of windows are beside them
-settings.json               what it was made from; other settings are refused on the same folder
-languages/xx.json           counts of a language's rows; written once they have been read
-heldout/xx.jsonl            text to evaluate on, with keys id, text and kind
-windows/xx-KIND/1.0.0/      TFDS dataset `windows/xx-KIND` of packed windows
-windows/xx-KIND/counts.json its tokens, documents, bytes of text and windows
-cleaned/, duplicates/, dropped/  the text behind them, where it was cleaned: see shards.py, cleaned_parts.py, duplicates.py
-prepared.json               the report; written last, so a folder that has it is whole
+SHA256SUMS                  digests of the files beside it, of languages/ and heldout/; those of windows are
+beside them settings.json               what it was made from; other settings are refused on the same folder
+languages/xx.json           counts of a language's rows; written once they have been read heldout/xx.jsonl
+text to evaluate on, with keys id, text and kind windows/xx-KIND/1.0.0/      TFDS dataset `windows/xx-KIND` of
+packed windows windows/xx-KIND/counts.json its tokens, documents, bytes of text and windows cleaned/,
+duplicates/, dropped/  the text behind them, where it was cleaned: see shards.py, cleaned_parts.py,
+duplicates.py prepared.json               the report; written last, so a folder that has it is whole
 """
 
 import dataclasses
@@ -56,7 +55,11 @@ class Supply:
 
 @dataclasses.dataclass(frozen=True)
 class PreparedData:
-    """A finished folder. `report` is prepared.json: seq_len, tokenizer, and by language the counts of rows and of each kind's dataset."""
+    """A finished folder.
+
+    `report` is prepared.json: seq_len, tokenizer, and by language the counts of rows and of each kind's
+    dataset.
+    """
 
     folder: Path
     report: dict[str, Any]
@@ -77,7 +80,9 @@ class PreparedData:
 
         The same text prepared again, wherever and whenever, has the same one.
         """
-        hashed = hashlib.blake2b(json.dumps(read_json(self.folder / SETTINGS), sort_keys=True).encode(), digest_size=16)
+        hashed = hashlib.blake2b(
+            json.dumps(read_json(self.folder / SETTINGS), sort_keys=True).encode(), digest_size=16
+        )
         for language in sorted(self.languages):
             entry = dict(self.report["languages"][language])
             described = [dict(source) for source in entry.pop("sources", [])]
@@ -96,16 +101,24 @@ class PreparedData:
 
     @property
     def chat_template(self) -> str | None:
-        """`ChatFormat.fingerprint` of the chat template by which conversations became windows; None where they are of text."""
+        """`ChatFormat.fingerprint` of the chat template by which conversations became windows; None where
+        they are of text.
+        """
         return read_json(self.folder / SETTINGS).get("chat_template")
 
     def check_tokenizer(self, tokenizer: Tokenizer, conversations: bool) -> None:
-        """Raises BadInput where the windows were made with another tokenizer, or their documents begin otherwise than its texts."""
+        """Raises BadInput where the windows were made with another tokenizer, or their documents begin
+        otherwise than its texts.
+        """
         if self.tokenizer_fingerprint != tokenizer.fingerprint:
-            raise BadInput(f"{self.folder}: prepared with another tokenizer than the model's; prepare another folder with this one")
+            raise BadInput(
+                f"{self.folder}: prepared with another tokenizer than the model's; prepare another folder "
+                "with this one"
+            )
         if not conversations and self.begin_ids != tokenizer.begin_ids:
             raise BadInput(
-                f"{self.folder}: each document begins with the token ids {self.begin_ids}, and the tokenizer begins a text with "
+                f"{self.folder}: each document begins with the token ids {self.begin_ids}, and the "
+                "tokenizer begins a text with "
                 f"{tokenizer.begin_ids}; prepare another folder, or set data.add_bos_token as it was then"
             )
 
@@ -134,10 +147,19 @@ class PreparedData:
         }
 
     def heldout(self, language: str) -> list[Row]:
-        """The held-out rows of a language. Raises BadInput where the text is not what was held out: figures of it would mean nothing."""
-        file, written = heldout_file(self.folder, language), self.report["languages"][language].get("heldout_sha256")
+        """The held-out rows of a language.
+
+        Raises BadInput where the text is not what was held out: figures of it would mean nothing.
+        """
+        file, written = (
+            heldout_file(self.folder, language),
+            self.report["languages"][language].get("heldout_sha256"),
+        )
         if written is not None and file_sum(file, stored=False) != written:
-            raise BadInput(f"{file}: not as it was written; remove the folder {self.folder} and run `babel prepare` again")
+            raise BadInput(
+                f"{file}: not as it was written; remove the folder {self.folder} and run `babel prepare` "
+                "again"
+            )
         with open(file, encoding="utf-8") as lines:
             return [Row(**json.loads(line)) for line in lines]
 
@@ -156,8 +178,14 @@ def open_prepared(folder: Path | str) -> PreparedData:
     except (KeyError, TypeError, AttributeError):
         complete = False
     if not complete:
-        raise BadInput(f"{folder / REPORT}: damaged; remove the folder {folder} and run `babel prepare` again")
-    absent = [path for path in [*needed, *(heldout_file(folder, language) for language in prepared.languages)] if not path.exists()]
+        raise BadInput(
+            f"{folder / REPORT}: damaged; remove the folder {folder} and run `babel prepare` again"
+        )
+    absent = [
+        path
+        for path in [*needed, *(heldout_file(folder, language) for language in prepared.languages)]
+        if not path.exists()
+    ]
     if absent:
         raise BadInput(f"{absent[0]}: missing; remove the folder {folder} and run `babel prepare` again")
     return prepared
@@ -176,6 +204,10 @@ def is_no_window(name: str) -> bool:
 
 
 def is_beside_text(name: str) -> bool:
-    """Whether a file is one that every reader of the folder needs; windows come when they are opened, by name within the folder."""
+    """Whether a file is one that every reader of the folder needs; windows come when they are opened, by name
+    within the folder.
+    """
     top, _, rest = name.partition("/")
-    return top in (REPORT, SETTINGS, SUMS, "languages", "heldout") or (top == "windows" and rest.count("/") == 1)
+    return top in (REPORT, SETTINGS, SUMS, "languages", "heldout") or (
+        top == "windows" and rest.count("/") == 1
+    )

@@ -1,4 +1,6 @@
-"""Windows on disk: one TFDS dataset (ArrayRecord) for each language and kind, written and read without TensorFlow."""
+"""Windows on disk: one TFDS dataset (ArrayRecord) for each language and kind, written and read without
+TensorFlow.
+"""
 
 import contextlib
 import io
@@ -36,10 +38,17 @@ class _WindowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
 
     name = DATASET
     VERSION = tfds.core.Version(VERSION)
-    # Nothing is downloaded. TFDS would look for checksums beside this module, with a package that it does not require.
+    # Nothing is downloaded. TFDS would look for checksums beside this module, with a package that it does not
+    # require.
     url_infos: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, windows: Iterable[tuple[np.ndarray, ...]], seq_len: int, fields: tuple[str, ...], **settings: Any):
+    def __init__(
+        self,
+        windows: Iterable[tuple[np.ndarray, ...]],
+        seq_len: int,
+        fields: tuple[str, ...],
+        **settings: Any,
+    ):
         self._windows, self._seq_len, self._fields = windows, seq_len, fields
         super().__init__(**settings)
 
@@ -59,18 +68,28 @@ class _WindowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True): 
 
 
 def write_windows(
-    folder: Path, name: str, windows: Iterable[tuple[np.ndarray, ...]], seq_len: int, fields: tuple[str, ...] = FIELDS
+    folder: Path,
+    name: str,
+    windows: Iterable[tuple[np.ndarray, ...]],
+    seq_len: int,
+    fields: tuple[str, ...] = FIELDS,
 ) -> None:
-    """Writes version 1.0.0 of the TFDS dataset `windows/NAME` into `folder`, which belongs at `DATA_DIR/windows/NAME`.
+    """Writes version 1.0.0 of the TFDS dataset `windows/NAME` into `folder`, which belongs at
+    `DATA_DIR/windows/NAME`.
 
-    From there `tfds.data_source("windows/NAME", split="train", data_dir=DATA_DIR)` reads it: each record has its `fields`,
-    {"tokens": uint32[seq_len], "segment_ids": uint32[seq_len]}; windows of conversations have "loss_mask" besides, 1 where a token
-    is to be predicted.
+    From there `tfds.data_source("windows/NAME", split="train", data_dir=DATA_DIR)` reads it: each record has
+    its `fields`, {"tokens": uint32[seq_len], "segment_ids": uint32[seq_len]}; windows of conversations have
+    "loss_mask" besides, 1 where a token is to be predicted.
     """
     build = folder / "build"
     with _quiet(), _same_bytes():
         builder = _WindowsBuilder(
-            windows, seq_len, fields, config=tfds.core.BuilderConfig(name=name), data_dir=os.fspath(build), file_format="array_record"
+            windows,
+            seq_len,
+            fields,
+            config=tfds.core.BuilderConfig(name=name),
+            data_dir=os.fspath(build),
+            file_format="array_record",
         )
         builder.download_and_prepare()
     (build / DATASET / name / VERSION).rename(folder / VERSION)
@@ -78,12 +97,19 @@ def write_windows(
 
 
 def open_windows(folder: Path) -> Any:
-    """The random-access data source (`len`, `[index]`, `__getitems__`) of a dataset that `write_windows` wrote.
+    """The random-access data source (`len`, `[index]`, `__getitems__`) of a dataset that `write_windows`
+    wrote.
 
-    One in a bucket is copied to the scratch space first, as a whole. Raises BadInput where what came is not what was written.
+    One in a bucket is copied to the scratch space first, as a whole. Raises BadInput where what came is not
+    what was written.
     """
     if came := pull(folder):
-        found = check_sums([path for path in folder.glob(f"{SUMS}*") if is_list(path)], folder, lambda sizes: came, stored=False)
+        found = check_sums(
+            [path for path in folder.glob(f"{SUMS}*") if is_list(path)],
+            folder,
+            lambda sizes: came,
+            stored=False,
+        )
         if found.damaged:
             path, reason = next(iter(found.damaged.items()))
             raise BadInput(f"{path}: {reason}; prepare the folder again")
@@ -93,7 +119,9 @@ def open_windows(folder: Path) -> Any:
 
 @contextlib.contextmanager
 def _same_bytes() -> Iterator[None]:
-    """Protobuf writes the features of an example in an order that differs from process to process, unless it is asked not to."""
+    """Protobuf writes the features of an example in an order that differs from process to process, unless it
+    is asked not to.
+    """
 
     def serialize(self: Any, example: Any) -> bytes:
         return self.get_tf_example(example).SerializeToString(deterministic=True)

@@ -1,4 +1,6 @@
-"""What becomes of each row of a language, decided before anything is written: trained on, held out, or left out."""
+"""What becomes of each row of a language, decided before anything is written: trained on, held out, or left
+out.
+"""
 
 import dataclasses
 import hashlib
@@ -15,11 +17,13 @@ _LEFT_OUT = 0
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """The fate of a language's rows. `fates` holds a byte a row in reading order: 0 is left out, n is training text of `kinds[n - 1]`.
+    """The fate of a language's rows. `fates` holds a byte a row in reading order: 0 is left out, n is
+    training text of `kinds[n - 1]`.
 
-    `heldout` is in the order of the hashes of the ids, so that parallel rows stand in the same order in every language.
-    `duplicates` counts rows whose text stood in an earlier one, `overlaps` training rows whose text is also held out, `reserved` rows that
-    were chosen beyond the wanted bytes of held-out text: they are left out, since the row may be held out in another language.
+    `heldout` is in the order of the hashes of the ids, so that parallel rows stand in the same order in every
+    language. `duplicates` counts rows whose text stood in an earlier one, `overlaps` training rows whose text
+    is also held out, `reserved` rows that were chosen beyond the wanted bytes of held-out text: they are left
+    out, since the row may be held out in another language.
     """
 
     kinds: tuple[str, ...]
@@ -36,21 +40,31 @@ class Survey:
         return {kind: count for kind, count in counts.items() if count}
 
     def training_rows(self, rows: Iterable[Row], kind: str) -> Iterator[Row]:
-        """Of the same rows, read again, those to train on for one kind. Raises BadInput when there are not as many rows as before."""
+        """Of the same rows, read again, those to train on for one kind.
+
+        Raises BadInput when there are not as many rows as before.
+        """
         wanted = self.kinds.index(kind) + 1
         for row, fate in itertools.zip_longest(rows, self.fates):
             if row is None or fate is None:
-                raise BadInput(f"the text of kind {kind} changed between its first and its second reading; run `babel prepare` again")
+                raise BadInput(
+                    f"the text of kind {kind} changed between its first and its second reading; run `babel "
+                    "prepare` again"
+                )
             if fate == wanted:
                 yield row
 
 
-def survey(rows: Iterable[Row], heldout_fraction: float, heldout_bytes: int, are_distinct: bool = False) -> Survey:
-    """Chooses held-out rows by the hash of a row's id alone, so that the same parallel row is chosen in every language.
+def survey(
+    rows: Iterable[Row], heldout_fraction: float, heldout_bytes: int, are_distinct: bool = False
+) -> Survey:
+    """Chooses held-out rows by the hash of a row's id alone, so that the same parallel row is chosen in every
+    language.
 
-    Of the chosen rows those with the lowest hashes become the held-out text, until it has `heldout_bytes` of UTF-8; where the fraction
-    chooses none of several rows, the one with the lowest hash is taken. Memory: a digest for each row, and the held-out text; of rows that
-    `are_distinct`, as deduplication leaves them, a byte for each.
+    Of the chosen rows those with the lowest hashes become the held-out text, until it has `heldout_bytes` of
+    UTF-8; where the fraction chooses none of several rows, the one with the lowest hash is taken. Memory: a
+    digest for each row, and the held-out text; of rows that `are_distinct`, as deduplication leaves them, a
+    byte for each.
     """
     kinds: dict[str, int] = {}
     fates = bytearray()
@@ -82,7 +96,14 @@ def survey(rows: Iterable[Row], heldout_fraction: float, heldout_bytes: int, are
     overlaps = [first_seen[text] for text in heldout_texts & first_seen.keys()]
     for number in overlaps:
         fates[number] = _LEFT_OUT
-    return Survey(tuple(kinds), fates, heldout.rows(), duplicates, len(overlaps), max(0, len(heldout_texts) - len(heldout.rows())))
+    return Survey(
+        tuple(kinds),
+        fates,
+        heldout.rows(),
+        duplicates,
+        len(overlaps),
+        max(0, len(heldout_texts) - len(heldout.rows())),
+    )
 
 
 class _Lowest:
@@ -90,7 +111,9 @@ class _Lowest:
 
     def __init__(self, wanted: int):
         self._wanted, self._size = wanted, 0
-        self._heap: list[tuple[float, int, int, Row]] = []  # negated, so that the highest hash comes out first
+        self._heap: list[
+            tuple[float, int, int, Row]
+        ] = []  # negated, so that the highest hash comes out first
 
     def add(self, place: float, number: int, row: Row) -> None:
         size = len(row.text.encode())

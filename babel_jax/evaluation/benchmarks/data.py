@@ -1,8 +1,10 @@
-"""The rows of the six benchmarks, from a folder of the user's or from the Hugging Face hub, checked before anything is computed.
+"""The rows of the six benchmarks, from a folder of the user's or from the Hugging Face hub, checked before
+anything is computed.
 
-A folder has BENCHMARK/LANGUAGE.SPLIT.jsonl (mmmlu/sw.test.jsonl) with the keys that the data sets have on the hub. Flores-200 is
-laid out as its archive unpacks: flores200/devtest/swh_Latn.devtest, a sentence a line. In place of these files there may be a data set
-that TFDS has prepared, BENCHMARK/LANGUAGE/VERSION (xcopa/sw/1.0.0), whose features have the same keys; the folder is then its data_dir.
+A folder has BENCHMARK/LANGUAGE.SPLIT.jsonl (mmmlu/sw.test.jsonl) with the keys that the data sets have on the
+hub. Flores-200 is laid out as its archive unpacks: flores200/devtest/swh_Latn.devtest, a sentence a line. In
+place of these files there may be a data set that TFDS has prepared, BENCHMARK/LANGUAGE/VERSION
+(xcopa/sw/1.0.0), whose features have the same keys; the folder is then its data_dir.
 """
 
 import contextlib
@@ -32,8 +34,9 @@ Item = dict[str, Any]
 class Source:
     """Where the rows of a benchmark are, and what each must have.
 
-    `hub` is the data set, `configs` its configuration for each of our languages; `splits` are those that are read, the evaluated one
-    first. Of the `keys` those in `texts` are texts; `check` gives what else is wrong with a row, or None.
+    `hub` is the data set, `configs` its configuration for each of our languages; `splits` are those that are
+    read, the evaluated one first. Of the `keys` those in `texts` are texts; `check` gives what else is wrong
+    with a row, or None.
     """
 
     hub: str
@@ -55,10 +58,16 @@ def _m3exam(row: Item) -> str | None:
     background = row["background_description"]
     if not isinstance(background, list) or not all(isinstance(text, str) for text in background):
         return "background_description is no list of texts"
-    if not isinstance(row["options"], list) or not row["options"] or not all(str(option).strip() for option in row["options"]):
+    if (
+        not isinstance(row["options"], list)
+        or not row["options"]
+        or not all(str(option).strip() for option in row["options"])
+    ):
         return "options is empty, or one of them is"
     labels = ", ".join(option_labels(row["options"]))
-    return None if answer_place(row) is not None else f"answer_text is {row['answer_text']!r}, none of {labels}"
+    return (
+        None if answer_place(row) is not None else f"answer_text is {row['answer_text']!r}, none of {labels}"
+    )
 
 
 def _xcopa(row: Item) -> str | None:
@@ -74,7 +83,11 @@ def _mgsm(row: Item) -> str | None:
     if not isinstance(row["answer"], str | None):
         return "answer is neither a text nor null"
     number = isinstance(row["answer_number"], int | float) and not isinstance(row["answer_number"], bool)
-    return None if number and abs(row["answer_number"]) < math.inf else f"answer_number is {row['answer_number']!r}, no number"
+    return (
+        None
+        if number and abs(row["answer_number"]) < math.inf
+        else f"answer_number is {row['answer_number']!r}, no number"
+    )
 
 
 def _xnli(row: Item) -> str | None:
@@ -85,7 +98,9 @@ def _xnli(row: Item) -> str | None:
 
 
 def _is_one_of(label: Any, count: int) -> bool:
-    """Whether a label is a whole number below `count`: 1.0 and true are equal to 1, and no place in a list."""
+    """Whether a label is a whole number below `count`: 1.0 and true are equal to 1, and
+    no place in a list.
+    """
     return isinstance(label, int) and not isinstance(label, bool) and 0 <= label < count
 
 
@@ -101,7 +116,8 @@ SOURCES = {
     "mmmlu": Source(
         "openai/MMMLU",
         {
-            "ar": "AR_XY", "bn": "BN_BD", "de": "DE_DE", "es": "ES_LA", "fr": "FR_FR", "hi": "HI_IN", "id": "ID_ID", "it": "IT_IT",
+            "ar": "AR_XY", "bn": "BN_BD", "de": "DE_DE", "es": "ES_LA", "fr": "FR_FR", "hi": "HI_IN",
+            "id": "ID_ID", "it": "IT_IT",
             "ja": "JA_JP", "ko": "KO_KR", "pt": "PT_BR", "sw": "SW_KE", "zh": "ZH_CN",
         },
         ("test",),
@@ -112,7 +128,8 @@ SOURCES = {
     "m3exam": Source(
         "chiayewken/m3exam",
         {
-            "en": "english", "zh": "chinese", "pt": "portuguese", "sw": "swahili", "vi": "vietnamese", "it": "italian", "jv": "javanese",
+            "en": "english", "zh": "chinese", "pt": "portuguese", "sw": "swahili", "vi": "vietnamese",
+            "it": "italian", "jv": "javanese",
             "th": "thai",
         },
         ("test", "dev"),
@@ -147,7 +164,8 @@ SOURCES = {
     "flores200": Source(
         "openlanguagedata/flores_plus",
         # Named as Flores-200's archive names them, but for these two.
-        {code: language.flores for code, language in LANGUAGES.items() if code != "en"} | {"zh": "cmn_Hans", "tl": "fil_Latn"},
+        {code: language.flores for code, language in LANGUAGES.items() if code != "en"} | {"zh": "cmn_Hans",
+        "tl": "fil_Latn"},
         ("devtest", "dev"),
         ("source", "target"),
         ("source", "target"),
@@ -161,7 +179,9 @@ _MMLU = ("cais/mmlu", "all")
 
 
 def option_labels(options: Sequence[str]) -> list[str]:
-    """The labels that stand before the options of a question of M3Exam: "(1) ..." and "1. ..." give 1; A, B, ... where there are none."""
+    """The labels that stand before the options of a question of M3Exam: "(1) ..." and "1. ..." give 1; A, B,
+    ... where there are none.
+    """
     found = [re.match(r"\W*(\w)(?=[\W_])", str(option)) for option in options]
     labels = [match.group(1) for match in found if match]
     if len(set(labels)) == len(options):
@@ -170,19 +190,24 @@ def option_labels(options: Sequence[str]) -> list[str]:
 
 
 def answer_place(row: Item) -> int | None:
-    """Which option of a question of M3Exam is right: the answer may have a digit of another script than its label, or a letter in the
-    other case. None where it is none of them."""
+    """Which option of a question of M3Exam is right: the answer may have a digit of another script than its
+    label, or a letter in the other case. None where it is none of them."""
     labels = [_plain_label(label) for label in option_labels(row["options"])]
     answer = _plain_label(str(row["answer_text"]).strip())
     return labels.index(answer) if answer in labels else None
 
 
 def _plain_label(label: str) -> str:
-    return "".join(str(unicodedata.digit(letter, letter)) for letter in unicodedata.normalize("NFKC", label).casefold())  # type: ignore[call-overload]
+    return "".join(
+        str(unicodedata.digit(letter, letter)) for letter in unicodedata.normalize("NFKC", label).casefold()
+    )  # type: ignore[call-overload]
 
 
 def chosen_tasks(names: Sequence[str]) -> list[str]:
-    """Task names, `all` standing for the six benchmarks. Raises BadInput with the near names for an unknown one."""
+    """Task names, `all` standing for the six benchmarks.
+
+    Raises BadInput with the near names for an unknown one.
+    """
     chosen: list[str] = []
     for name in names:
         if name != "all" and name not in TASKS:
@@ -193,19 +218,29 @@ def chosen_tasks(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
-def languages_of(benchmark: str, languages: Sequence[str] | None, folder: Path | None) -> tuple[list[str], list[str]]:
-    """Of all languages, or of those that are named, the ones that a benchmark has data of, and the ones that it lacks.
+def languages_of(
+    benchmark: str, languages: Sequence[str] | None, folder: Path | None
+) -> tuple[list[str], list[str]]:
+    """Of all languages, or of those that are named, the ones that a benchmark has data of, and the ones that
+    it lacks.
 
-    MMMLU, M3Exam and Flores-200 have prompts for every language, so a folder may add translations. Raises BadInput for an unknown one.
+    MMMLU, M3Exam and Flores-200 have prompts for every language, so a folder may add translations. Raises
+    BadInput for an unknown one.
     """
     wanted = {language(code).code for code in languages} if languages else set(CODES)
     if folder is None:
         available = {*SOURCES[benchmark].configs, *(["en"] if benchmark == "mmmlu" else [])}
     else:
-        available = {code for code in _possible(benchmark) if _is_whole(benchmark, code, folder) or _tfds_folder(benchmark, code, folder)}
+        available = {
+            code
+            for code in _possible(benchmark)
+            if _is_whole(benchmark, code, folder) or _tfds_folder(benchmark, code, folder)
+        }
     of_english = {"en"} if benchmark == "flores200" else set()  # the other side of every pair
     wanted -= of_english
-    return [code for code in CODES if code in wanted & available], [code for code in CODES if code in wanted - available]
+    return [code for code in CODES if code in wanted & available], [
+        code for code in CODES if code in wanted - available
+    ]
 
 
 def _possible(benchmark: str) -> Collection[str]:
@@ -220,14 +255,21 @@ def lacks(benchmark: str, codes: Sequence[str], folder: Path | None) -> str:
     if folder is None or not possible:
         return f"{benchmark}: no data for {' '.join(codes) or 'en'}; {SOURCES[benchmark].hub} has {known}"
     files = ", ".join(str(file) for file in files_of(benchmark, possible[0], folder))
-    return f"{benchmark}: no data for {' '.join(possible)} in {folder}; for {possible[0]} it needs {files} (from {SOURCES[benchmark].hub})"
+    return (
+        f"{benchmark}: no data for {' '.join(possible)} in {folder}; for {possible[0]} it needs {files} "
+        f"(from {SOURCES[benchmark].hub})"
+    )
 
 
 def files_of(benchmark: str, language: str, folder: Path) -> list[Path]:
     """The files of one language, the evaluated split first."""
     splits = SOURCES[benchmark].splits
     if benchmark == "flores200":
-        return [folder / benchmark / split / f"{LANGUAGES[code].flores}.{split}" for split in splits for code in (language, "en")]
+        return [
+            folder / benchmark / split / f"{LANGUAGES[code].flores}.{split}"
+            for split in splits
+            for code in (language, "en")
+        ]
     return [folder / benchmark / f"{language}.{split}.jsonl" for split in splits]
 
 
@@ -238,24 +280,32 @@ def _is_whole(benchmark: str, language: str, folder: Path) -> bool:
 def _tfds_folder(benchmark: str, language: str, folder: Path) -> Path | None:
     """The data set that TFDS has prepared for a language, in its newest version."""
     versions = [file.parent for file in (folder / benchmark / language).glob("*/dataset_info.json")]
-    return max(versions, key=lambda path: [part.zfill(9) for part in path.name.split(".")], default=None)  # 10.0.0 is above 9.0.0
+    return max(
+        versions, key=lambda path: [part.zfill(9) for part in path.name.split(".")], default=None
+    )  # 10.0.0 is above 9.0.0
 
 
 def read_rows(benchmark: str, language: str, folder: Path | None) -> dict[str, list[Item]]:
-    """The rows of each split. For Flores-200 pairs of sentences, `source` that of the language and `target` in English.
+    """The rows of each split. For Flores-200 pairs of sentences, `source` that of the language and `target`
+    in English.
 
-    Raises BadInput for what is missing (with where to put it), cannot be read, or is no row of the benchmark. The hub's rows nobody can
-    correct: those without an answer, or with an empty choice, are left out and counted.
+    Raises BadInput for what is missing (with where to put it), cannot be read, or is no row of the benchmark.
+    The hub's rows nobody can correct: those without an answer, or with an empty choice, are left out and
+    counted.
     """
     source = SOURCES[benchmark]
-    found = _from_folder(benchmark, language, folder) if folder is not None else _from_hub(benchmark, language)
+    found = (
+        _from_folder(benchmark, language, folder) if folder is not None else _from_hub(benchmark, language)
+    )
     for split, rows in found.items():
         wrong: dict[int, str] = {}
         for number, row in enumerate(rows, 1):
             where = f"{_named(benchmark, language, split, folder)}:{number}"
             missing = [key for key in source.keys if key not in row]
             if missing:
-                raise BadInput(f"{where}: no {', '.join(missing)}; a row of {benchmark} has {', '.join(source.keys)}")
+                raise BadInput(
+                    f"{where}: no {', '.join(missing)}; a row of {benchmark} has {', '.join(source.keys)}"
+                )
             no_text = [key for key in source.texts if not isinstance(row[key], str)]
             problem = f"{no_text[0]} is no text" if no_text else source.check(row)
             if problem and folder is not None:
@@ -263,8 +313,14 @@ def read_rows(benchmark: str, language: str, folder: Path | None) -> dict[str, l
             if problem:
                 wrong[number] = f"{where}: {problem}"
         if wrong:
-            log.warning("%s; left out, of %d rows %d like it", next(iter(wrong.values())), len(rows), len(wrong))
-        found[split] = [{key: row[key] for key in source.keys} for number, row in enumerate(rows, 1) if number not in wrong]
+            log.warning(
+                "%s; left out, of %d rows %d like it", next(iter(wrong.values())), len(rows), len(wrong)
+            )
+        found[split] = [
+            {key: row[key] for key in source.keys}
+            for number, row in enumerate(rows, 1)
+            if number not in wrong
+        ]
         if not found[split]:
             raise BadInput(f"{benchmark}, {language}: the split {split} has no rows")
     return found
@@ -285,14 +341,20 @@ def _from_folder(benchmark: str, language: str, folder: Path) -> dict[str, list[
     files = files_of(benchmark, language, folder)
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
-        raise BadInput(f"{benchmark}, {language}: no {' and no '.join(missing)}; put it there, or leave --data out to take the hub's")
+        raise BadInput(
+            f"{benchmark}, {language}: no {' and no '.join(missing)}; put it there, or leave --data out to "
+            "take the hub's"
+        )
     splits = SOURCES[benchmark].splits
     if benchmark == "flores200":
         texts = [_lines(file) for file in files]
         pairs = dict(zip(splits, zip(texts[::2], texts[1::2], strict=True), strict=True))
         for split, (own, english) in pairs.items():
             if len(own) != len(english):
-                raise BadInput(f"flores200, {language}: {split} has {len(own)} sentences and {len(english)} English ones; take one release")
+                raise BadInput(
+                    f"flores200, {language}: {split} has {len(own)} sentences and {len(english)} English "
+                    "ones; take one release"
+                )
         return {split: _pairs(own, english) for split, (own, english) in pairs.items()}
     return {split: _json_lines(file) for split, file in zip(splits, files, strict=True)}
 
@@ -305,7 +367,8 @@ def _tfds_rows(folder: Path, split: str) -> list[Item]:
         return [{key: _plain(value) for key, value in row.items()} for row in rows]
     except Exception as error:  # TFDS raises errors of many unrelated types
         raise BadInput(
-            f"{folder}: its split {split} cannot be read: {' '.join(str(error).split())[:200]}; it must be in the format array_record"
+            f"{folder}: its split {split} cannot be read: {' '.join(str(error).split())[:200]}; it must be "
+            "in the format array_record"
         ) from error
 
 
@@ -313,7 +376,13 @@ def _plain(value: Any) -> Any:
     """A value as JSON would have it."""
     if isinstance(value, np.ndarray | list):
         return [_plain(one) for one in value]
-    return value.decode() if isinstance(value, bytes) else value.item() if isinstance(value, np.generic) else value
+    return (
+        value.decode()
+        if isinstance(value, bytes)
+        else value.item()
+        if isinstance(value, np.generic)
+        else value
+    )
 
 
 def _pairs(own: Sequence[str], english: Sequence[str]) -> list[Item]:
@@ -321,7 +390,9 @@ def _pairs(own: Sequence[str], english: Sequence[str]) -> list[Item]:
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines of a text file; a byte order mark at its begin and blank lines at its end are none of them."""
+    """The lines of a text file; a byte order mark at its begin and blank lines at its end
+    are none of them.
+    """
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -353,16 +424,30 @@ def _from_hub(benchmark: str, language: str) -> dict[str, list[Item]]:
         return {"test": [_as_mmmlu(row) for row in rows]}
     if language not in source.configs:
         raise BadInput(lacks(benchmark, [language], None))
-    found = {split: _hub_rows(benchmark, language, source.hub, source.configs[language], split) for split in source.splits}
+    found = {
+        split: _hub_rows(benchmark, language, source.hub, source.configs[language], split)
+        for split in source.splits
+    }
     if benchmark != "flores200":
         return found
-    english = {split: _hub_rows(benchmark, language, source.hub, LANGUAGES["en"].flores, split) for split in source.splits}
-    return {split: _pairs(*([row["text"] for row in side[split]] for side in (found, english))) for split in source.splits}
+    english = {
+        split: _hub_rows(benchmark, language, source.hub, LANGUAGES["en"].flores, split)
+        for split in source.splits
+    }
+    return {
+        split: _pairs(*([row["text"] for row in side[split]] for side in (found, english)))
+        for split in source.splits
+    }
 
 
 def _as_mmmlu(row: Item) -> Item:
     letters = dict(zip("ABCD", row["choices"], strict=True))
-    return {"Question": row["question"], **letters, "Answer": "ABCD"[row["answer"]], "Subject": row["subject"]}
+    return {
+        "Question": row["question"],
+        **letters,
+        "Answer": "ABCD"[row["answer"]],
+        "Subject": row["subject"],
+    }
 
 
 def _hub_rows(benchmark: str, language: str, path: str, config: str, split: str) -> list[Item]:
@@ -371,10 +456,13 @@ def _hub_rows(benchmark: str, language: str, path: str, config: str, split: str)
     try:
         with _quiet():
             return list(datasets.load_dataset(path, config, split=split))
-    except Exception as error:  # the library raises errors of its own, of the network's and of the file system's
+    except (
+        Exception
+    ) as error:  # the library raises errors of its own, of the network's and of the file system's
         files = ", ".join(str(file) for file in files_of(benchmark, language, Path("DIR")))
         raise BadInput(
-            f"{path} ({config}) cannot be had from the hub: {' '.join(str(error).split())[:150]}; on a machine without network, give "
+            f"{path} ({config}) cannot be had from the hub: {' '.join(str(error).split())[:150]}; on a "
+            "machine without network, give "
             f"--data DIR with {files}"
         ) from error
 

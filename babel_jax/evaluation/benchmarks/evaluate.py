@@ -53,9 +53,9 @@ log = logging.getLogger("babel")
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to measure. `data` is a folder of text (xx.jsonl) and benchmarks (see `benchmark_data`), None for the package's text and the
-    hub; `few_shot` None takes each benchmark's own number of examples, `limit` the first items of each task.
-    `trained_in` is a run folder, in whose windows the items are looked for."""
+    """What to measure. `data` is a folder of text (xx.jsonl) and benchmarks (see `benchmark_data`), None for
+    the package's text and the hub; `few_shot` None takes each benchmark's own number of examples, `limit` the
+    first items of each task. `trained_in` is a run folder, in whose windows the items are looked for."""
 
     tasks: tuple[str, ...] = (BITS_PER_BYTE,)
     languages: tuple[str, ...] | None = None
@@ -67,11 +67,14 @@ class Request:
     trained_in: Path | None = None
 
 
-def evaluate(model: str, baselines: Sequence[str], request: Request, out: Path | None = None) -> dict[str, Any]:
+def evaluate(
+    model: str, baselines: Sequence[str], request: Request, out: Path | None = None
+) -> dict[str, Any]:
     """Measures `model` and `baselines` and compares them; writes into the folder `out`, where one is given.
 
-    Returns {"tasks": {task: {language: {score, stderr, n}}}, "means": {all, high, low}, "fertility", "missing", "baselines", "summary"}.
-    Raises BadInput for unknown tasks and languages, data that is missing or wrong, and models that cannot be evaluated.
+    Returns {"tasks": {task: {language: {score, stderr, n}}}, "means": {all, high, low}, "fertility",
+    "missing", "baselines", "summary"}. Raises BadInput for unknown tasks and languages, data that is missing
+    or wrong, and models that cannot be evaluated.
     """
     models = list(dict.fromkeys([model, *baselines]))
     folders = {name: _checked(name, request.chat) for name in models}
@@ -88,7 +91,11 @@ def evaluate(model: str, baselines: Sequence[str], request: Request, out: Path |
             if len(folders) > 1:
                 log.info("evaluating %s", name)
             measured[name], details[name] = _measured(folder, tasks, texts, request, out)
-        found = {} if request.trained_in is None else {"contamination": contamination(request.trained_in, _items(tasks, request.limit))}
+        found = (
+            {}
+            if request.trained_in is None
+            else {"contamination": contamination(request.trained_in, _items(tasks, request.limit))}
+        )
         result = _result(model, measured, {**details, model: {**details[model], **found}}, missing)
         result |= {} if out is None else {"out": str(out)}
         if out is not None:
@@ -109,7 +116,9 @@ def _checked(name: str, chat: bool) -> ModelFolder:
     folder = open_folder(name)
     check_vocabulary(folder.path, folder.config.vocab_size, needed=True)
     if chat:
-        PromptTokenizer(folder.path).chat([{"role": "user", "content": "?"}])  # raises where there is no template
+        PromptTokenizer(folder.path).chat(
+            [{"role": "user", "content": "?"}]
+        )  # raises where there is no template
     return folder
 
 
@@ -130,7 +139,9 @@ def _tasks(request: Request) -> tuple[dict[str, _Part], dict[str, list[str]]]:
     try:
         from babel_jax.evaluation.benchmarks.tasks import load_tasks
     except ImportError as error:
-        raise BadInput(f"the benchmarks need lm-eval and sacrebleu ({error}); pip install 'babel-jax[eval]'") from None
+        raise BadInput(
+            f"the benchmarks need lm-eval and sacrebleu ({error}); pip install 'babel-jax[eval]'"
+        ) from None
     found = {task: languages_of(task, request.languages, request.data) for task in chosen}
     empty = [task for task, (codes, _) in found.items() if not codes]
     if len(empty) == len(chosen) or any(task in request.tasks for task in empty):
@@ -152,7 +163,11 @@ def _items(parts: dict[str, _Part], limit: int | None) -> dict[str, dict[str, li
 
 
 def _measured(
-    folder: ModelFolder, parts: dict[str, _Part], texts: dict[str, list[str]], request: Request, out: Path | None
+    folder: ModelFolder,
+    parts: dict[str, _Part],
+    texts: dict[str, list[str]],
+    request: Request,
+    out: Path | None,
 ) -> tuple[dict[str, dict[str, list[Items]]], dict[str, Any]]:
     """Items by task and language of one model, and what else is to be said of it."""
     mesh, dtype = make_mesh({"fsdp": -1}), jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
@@ -162,20 +177,36 @@ def _measured(
     details: dict[str, Any] = {}
     if parts:
         mark = fingerprint(files=files_now(folder.path), dtype=str(dtype))
-        responses = Responses(mark, None if out is None else out / "responses" / f"{folder.path.name}-{mark[:8]}.jsonl")
-        measured, details["truncated"] = _benchmarks(folder, params, mesh, dtype, batch_tokens, parts, request, responses)
+        responses = Responses(
+            mark, None if out is None else out / "responses" / f"{folder.path.name}-{mark[:8]}.jsonl"
+        )
+        measured, details["truncated"] = _benchmarks(
+            folder, params, mesh, dtype, batch_tokens, parts, request, responses
+        )
     if texts:
         tokenizer = open_tokenizer(folder.path)
         scored = functools.partial(
-            score, folder.config, params, mesh=mesh, batch_tokens=batch_tokens, compute_dtype=dtype, what="bits per byte"
+            score,
+            folder.config,
+            params,
+            mesh=mesh,
+            batch_tokens=batch_tokens,
+            compute_dtype=dtype,
+            what="bits per byte",
         )
-        found = scored_bits(text_to_score(tokenizer, texts, folder.config.max_position_embeddings, request.max_bytes), scored)
+        found = scored_bits(
+            text_to_score(tokenizer, texts, folder.config.max_position_embeddings, request.max_bytes), scored
+        )
         empty = [code for code in texts if code not in found]
         if empty:
             where = request.data or "the embedded corpus"
-            raise BadInput(f"{where}: no text of two tokens or more in {', '.join(empty)}; name other --languages")
+            raise BadInput(
+                f"{where}: no text of two tokens or more in {', '.join(empty)}; name other --languages"
+            )
         measured[BITS_PER_BYTE] = {code: [items] for code, items in found.items()}
-        details["fertility"] = {code: own.tokens_per_byte for code, own in fertility(tokenizer, texts).items()}
+        details["fertility"] = {
+            code: own.tokens_per_byte for code, own in fertility(tokenizer, texts).items()
+        }
     return measured, details
 
 
@@ -193,7 +224,9 @@ def _benchmarks(
 
     from babel_jax.evaluation.benchmarks.harness import DecoderLM
 
-    model = DecoderLM(folder.config, params, PromptTokenizer(folder.path), responses, mesh, batch_tokens, dtype)
+    model = DecoderLM(
+        folder.config, params, PromptTokenizer(folder.path), responses, mesh, batch_tokens, dtype
+    )
     found = run_harness(
         model,
         {"tasks": {name: part.task for name, part in parts.items()}},
@@ -204,15 +237,26 @@ def _benchmarks(
     )
     measured: dict[str, dict[str, list[Items]]] = {}
     for name, part in parts.items():
-        metric = "chrf++" if part.benchmark == "flores200" else "exact_match" if part.benchmark == "mgsm" else "acc"
-        values = [sample[metric] for sample in sorted(found["samples"][name], key=lambda sample: sample["doc_id"])]
+        metric = (
+            "chrf++"
+            if part.benchmark == "flores200"
+            else "exact_match"
+            if part.benchmark == "mgsm"
+            else "acc"
+        )
+        values = [
+            sample[metric] for sample in sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
+        ]
         items = chrf_plus_plus(*zip(*values, strict=True)) if metric == "chrf++" else accuracy(values)
         measured.setdefault(part.benchmark, {}).setdefault(part.language, []).append(items)
     return measured, model.truncated
 
 
 def _result(
-    model: str, measured: dict[str, dict[str, dict[str, list[Items]]]], details: dict[str, dict[str, Any]], missing: dict[str, list[str]]
+    model: str,
+    measured: dict[str, dict[str, dict[str, list[Items]]]],
+    details: dict[str, dict[str, Any]],
+    missing: dict[str, list[str]],
 ) -> dict[str, Any]:
     scores = {name: scores_of(tasks) for name, tasks in measured.items()}
     changes = {name: differences(measured[model], tasks) for name, tasks in measured.items() if name != model}
@@ -223,14 +267,21 @@ def _result(
         if (count := own.get("truncated"))
     ]
     notes += [
-        f"{TITLES[task]}, {code}: {counts['overlapping']} of {counts['items']} items share 13 tokens in a row with the training windows "
+        f"{TITLES[task]}, {code}: {counts['overlapping']} of {counts['items']} items share 13 tokens in a "
+        "row with the training windows "
         f"({counts['long_enough']} are long enough to)."
         for task, by_language in details[model].get("contamination", {}).items()
         for code, counts in by_language.items()
     ]
     fertilities = {name: own["fertility"] for name, own in details.items() if "fertility" in own}
     others = {
-        name: {"tasks": scores[name], "means": _means(scores[name]), "differences": changes[name], **details[name]} for name in changes
+        name: {
+            "tasks": scores[name],
+            "means": _means(scores[name]),
+            "differences": changes[name],
+            **details[name],
+        }
+        for name in changes
     }
     return {
         "model": model,
@@ -240,7 +291,9 @@ def _result(
         **details[model],
         "missing": missing,
         **({"baselines": others} if others else {}),
-        "summary": report_text(_renamed(scores, label), _renamed(changes, label), missing, notes, _renamed(fertilities, label)),
+        "summary": report_text(
+            _renamed(scores, label), _renamed(changes, label), missing, notes, _renamed(fertilities, label)
+        ),
     }
 
 
@@ -256,12 +309,18 @@ def _renamed(by_model: dict[str, Any], label: dict[str, str]) -> dict[str, Any]:
 
 def _means(scores: dict[str, dict[str, dict[str, Any]]]) -> dict[str, float | None]:
     """Over the benchmarks; over bits per byte, which are of another kind, where they are all there is."""
-    plain = {task: {code: found["score"] for code, found in by_language.items()} for task, by_language in scores.items()}
+    plain = {
+        task: {code: found["score"] for code, found in by_language.items()}
+        for task, by_language in scores.items()
+    }
     return means_of({task: values for task, values in plain.items() if task != BITS_PER_BYTE} or plain)
 
 
 def _write(out: Path, result: dict[str, Any]) -> None:
-    by_model = {result["model"]: result["tasks"], **{name: own["tasks"] for name, own in result.get("baselines", {}).items()}}
+    by_model = {
+        result["model"]: result["tasks"],
+        **{name: own["tasks"] for name, own in result.get("baselines", {}).items()},
+    }
     label = _labels(list(by_model))
     changes = _renamed({name: own["differences"] for name, own in result.get("baselines", {}).items()}, label)
     scores = _renamed(by_model, label)
@@ -271,4 +330,8 @@ def _write(out: Path, result: dict[str, Any]) -> None:
     for task in result["tasks"]:
         plot_task(out / f"{task}.png", task, scores)
     means = _renamed({model: _means(by_task) for model, by_task in by_model.items()}, label)
-    plot_means(out / "means.png", means, "bits per byte" if list(result["tasks"]) == [BITS_PER_BYTE] else "mean score of the tasks, %")
+    plot_means(
+        out / "means.png",
+        means,
+        "bits per byte" if list(result["tasks"]) == [BITS_PER_BYTE] else "mean score of the tasks, %",
+    )

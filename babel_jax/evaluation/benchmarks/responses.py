@@ -16,10 +16,11 @@ from babel_jax.model_folders.streaming import fingerprint
 
 
 class Responses:
-    """Answers by request, of one model (`mark` tells it from others); a JSON line for each where a file is given.
+    """Answers by request, of one model (`mark` tells it from others); a JSON line for each where a file is
+    given.
 
-    `cut` are the requests whose beginning did not fit the model, which is kept with their answers. Of several processes, which ask for the
-    same in the same order, the first reads and writes the file.
+    `cut` are the requests whose beginning did not fit the model, which is kept with their answers. Of several
+    processes, which ask for the same in the same order, the first reads and writes the file.
     """
 
     def __init__(self, mark: str, path: Path | None = None):
@@ -27,7 +28,9 @@ class Responses:
         self._known: dict[str, Any] = {}
         self.cut: set[str] = set()
         for line in _read_by_first(path).split("\n"):
-            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):  # a line may have been cut by a kill
+            with contextlib.suppress(
+                ValueError, KeyError, TypeError, RecursionError
+            ):  # a line may have been cut by a kill
                 entry = json.loads(line)
                 self._known[entry["request"]] = entry["response"]
                 self.cut |= {entry["request"]} if entry.get("cut") else set()
@@ -48,7 +51,8 @@ class Responses:
         if self._path is None or jax.process_index() != 0 or not responses:
             return
         entries = [
-            {"request": key, "response": response, **({"cut": True} if key in self.cut else {})} for key, response in responses.items()
+            {"request": key, "response": response, **({"cut": True} if key in self.cut else {})}
+            for key, response in responses.items()
         ]
         lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
         with explain_os_errors(self._path), open_to_append(self._path) as file:

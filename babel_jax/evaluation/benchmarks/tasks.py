@@ -1,7 +1,8 @@
-"""The six benchmarks of the technical report as tasks of lm-evaluation-harness, in every language that has data.
+"""The six benchmarks of the technical report as tasks of lm-evaluation-harness, in every language that has
+data.
 
-XCOPA, XNLI and MGSM are the harness's own tasks (prompts, metrics, splits); the others are configured here. Few-shot examples are always
-the first ones, the same for every item, so that they are computed once.
+XCOPA, XNLI and MGSM are the harness's own tasks (prompts, metrics, splits); the others are configured here.
+Few-shot examples are always the first ones, the same for every item, so that they are computed once.
 """
 
 import dataclasses
@@ -27,20 +28,23 @@ from babel_jax.languages import LANGUAGES
 
 log = logging.getLogger("babel")
 
-# The harness tells of every step of its own, and warns of settings that are meant; its bars are shown where ours are.
+# The harness tells of every step of its own, and warns of settings that are meant; its bars are shown where
+# ours are.
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 lm_eval.api.task.tqdm = functools.partial(tqdm, desc="prompts", leave=False, disable=None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """One benchmark: its title in tables, the metric its score is (in percent), and how many examples a prompt has if nothing is said."""
+    """One benchmark: its title in tables, the metric its score is (in percent), and how many examples a
+    prompt has if nothing is said.
+    """
 
     title: str
     metric: str
     few_shot: int
     configs: Callable[[str], dict[str, dict[str, Any]]]
-    """For a language, the config of each of its tasks by their names; the names of the harness's own stand for its configs."""
+    """For a language: the config of each task by its name; for a task of the harness, its name there."""
 
 
 class _SameKind(ContextSampler):
@@ -74,7 +78,10 @@ class _SameExam(_SameKind):
 
 
 # The benchmarks whose examples are of the item's own kind, and the split that they come from.
-_OF_ONE_KIND: dict[str, tuple[type[_SameKind], str]] = {"mmmlu": (_SameSubject, "test"), "m3exam": (_SameExam, "dev")}
+_OF_ONE_KIND: dict[str, tuple[type[_SameKind], str]] = {
+    "mmmlu": (_SameSubject, "test"),
+    "m3exam": (_SameExam, "dev"),
+}
 
 
 def _mean_of(metric: str) -> list[dict[str, Any]]:
@@ -117,13 +124,16 @@ def _m3exam(code: str) -> dict[str, dict[str, Any]]:
     answer = _ANSWER.get(code, _ANSWER["en"])
 
     def text(row: Item) -> str:
-        return "\n".join([*row["background_description"], row["question_text"], *map(str, row["options"]), answer])
+        return "\n".join(
+            [*row["background_description"], row["question_text"], *map(str, row["options"]), answer]
+        )
 
     return {
         f"m3exam_{code}": {
             "output_type": "multiple_choice",
             "test_split": "test",
-            # The sampler is told of the item only where examples are said to come from its own split; they are those of `dev`.
+            # The sampler is told of the item only where examples are said to come from its own split; they
+            # are those of `dev`.
             "fewshot_split": "test",
             "fewshot_config": {"sampler": _SameExam, "process_docs": None},
             "doc_to_text": text,
@@ -153,13 +163,16 @@ def _same_number(row: Item, results: Sequence[str]) -> dict[str, float]:
 
 
 def _xnli(code: str) -> dict[str, dict[str, Any]]:
-    # The harness evaluates on the validation split; as the test split, examples from it leave out the item itself.
+    # The harness evaluates on the validation split; as the test split, examples from it leave out the item
+    # itself.
     splits = {"training_split": None, "validation_split": None, "test_split": "validation"}
     return {f"xnli_{code}": {**_first("validation"), **splits}}
 
 
 def _flores(code: str) -> dict[str, dict[str, Any]]:
-    def direction(name: str, source: str, target: str, source_key: str, target_key: str) -> dict[str, dict[str, Any]]:
+    def direction(
+        name: str, source: str, target: str, source_key: str, target_key: str
+    ) -> dict[str, dict[str, Any]]:
         config = {
             "output_type": "generate_until",
             "test_split": "devtest",
@@ -186,13 +199,20 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 }
 
 
-def load_tasks(benchmark: str, code: str, folder: Path | None, few_shot: int | None = None) -> dict[str, Task]:
-    """The harness's tasks of a benchmark in a language, with their rows. Raises BadInput for rows that are missing or wrong."""
+def load_tasks(
+    benchmark: str, code: str, folder: Path | None, few_shot: int | None = None
+) -> dict[str, Task]:
+    """The harness's tasks of a benchmark in a language, with their rows.
+
+    Raises BadInput for rows that are missing or wrong.
+    """
     rows = read_rows(benchmark, code, folder)
     try:
         data = _as_datasets(rows)
     except pyarrow.ArrowException as error:
-        raise BadInput(f"{benchmark}, {code}: a key has values of several kinds: {' '.join(str(error).split())[:150]}") from error
+        raise BadInput(
+            f"{benchmark}, {code}: a key has values of several kinds: {' '.join(str(error).split())[:150]}"
+        ) from error
     shots = BENCHMARKS[benchmark].few_shot if few_shot is None else few_shot
     configs = BENCHMARKS[benchmark].configs(code)
     _tell_fewer_shots(benchmark, code, rows, shots)
@@ -200,9 +220,14 @@ def load_tasks(benchmark: str, code: str, folder: Path | None, few_shot: int | N
         if "process_docs" in config.get("fewshot_config", {}):
             config["fewshot_config"]["process_docs"] = lambda _, dev=rows["dev"]: dev
         elif config["fewshot_config"]["sampler"] == "first_n":
-            examples = len(rows[config["fewshot_split"]]) - (config["fewshot_split"] == config.get("test_split"))
+            examples = len(rows[config["fewshot_split"]]) - (
+                config["fewshot_split"] == config.get("test_split")
+            )
             if shots > examples:
-                raise BadInput(f"{benchmark}, {code}: {shots} examples are asked for and there are {examples}; give a smaller --few-shot")
+                raise BadInput(
+                    f"{benchmark}, {code}: {shots} examples are asked for and there are {examples}; give a "
+                    "smaller --few-shot"
+                )
         config |= {"custom_dataset": lambda **_: data, "num_fewshot": shots}
     manager = _manager()
     named = [{"task": name, **config} for name, config in configs.items()]
@@ -212,7 +237,9 @@ def load_tasks(benchmark: str, code: str, folder: Path | None, few_shot: int | N
 
 
 def _tell_fewer_shots(benchmark: str, code: str, rows: Mapping[str, list[Item]], shots: int) -> None:
-    """Says where items have fewer examples of their own subject or exam than are asked for: their scores are of fewer."""
+    """Says where items have fewer examples of their own subject or exam than are asked for: their scores are
+    of fewer.
+    """
     if benchmark not in _OF_ONE_KIND:
         return
     sampler, split = _OF_ONE_KIND[benchmark]
@@ -222,7 +249,8 @@ def _tell_fewer_shots(benchmark: str, code: str, rows: Mapping[str, list[Item]],
     fewer = [examples for examples in found if examples < shots]
     if fewer:
         log.warning(
-            "%s, %s: %d of %d items have fewer examples than the %d that are asked for, and get what there is (at least %d)",
+            "%s, %s: %d of %d items have fewer examples than the %d that are asked for, and get what there "
+            "is (at least %d)",
             benchmark, code, len(fewer), len(found), shots, min(fewer),
         )  # fmt: skip
 
@@ -236,4 +264,6 @@ def _as_datasets(rows: Mapping[str, list[Item]]) -> dict[str, Any]:
 def _manager() -> lm_eval.tasks.TaskManager:
     """The harness's own tasks that are used here, and no others: reading all of them takes ten seconds."""
     bundled = Path(lm_eval.tasks.__file__).parent
-    return lm_eval.tasks.TaskManager(include_path=[bundled / name for name in ("xcopa", "xnli", "mgsm/native_cot")], include_defaults=False)
+    return lm_eval.tasks.TaskManager(
+        include_path=[bundled / name for name in ("xcopa", "xnli", "mgsm/native_cot")], include_defaults=False
+    )

@@ -20,7 +20,9 @@ SEQ_LEN = 64
 
 @pytest.fixture(scope="module")
 def mixture(small_prepared):
-    return make_mixture(open_prepared(small_prepared).available, MixtureSettings(curated={"en": 0.2}), 100_000)
+    return make_mixture(
+        open_prepared(small_prepared).available, MixtureSettings(curated={"en": 0.2}), 100_000
+    )
 
 
 @pytest.fixture
@@ -80,19 +82,28 @@ def test_iterating_gives_the_same_batches(batches, start):
 
 
 def test_epochs_are_whole_and_in_orders_of_their_own(small_prepared, batches):
-    """Of each dataset every window comes once before any comes again, and the next epoch has another order."""
+    """Of each dataset every window comes once before any comes again, and the next epoch
+    has another order.
+    """
     mixture = make_mixture(
-        {key: n for key, n in open_prepared(small_prepared).available.items() if key[1] == "web"}, MixtureSettings(), 10**5
+        {key: n for key, n in open_prepared(small_prepared).available.items() if key[1] == "web"},
+        MixtureSettings(),
+        10**5,
     )
     loader = batches(mixture=mixture)
     seen = {row.language: [] for row in mixture.rows}
     for step in range(150):
         batch = loader[step]
-        for tokens, segments, language in zip(*(batch[key] for key in ("tokens", "segment_ids", "language")), strict=True):
+        for tokens, segments, language in zip(
+            *(batch[key] for key in ("tokens", "segment_ids", "language")), strict=True
+        ):
             seen[CODES[language]].append((tokens.tobytes(), segments.tobytes()))
     for row in mixture.rows:
         windows = windows_of(small_prepared, row.language, "web")
-        epochs = [seen[row.language][start : start + len(windows)] for start in range(0, len(seen[row.language]), len(windows))]
+        epochs = [
+            seen[row.language][start : start + len(windows)]
+            for start in range(0, len(seen[row.language]), len(windows))
+        ]
         whole = [epoch for epoch in epochs if len(epoch) == len(windows)]
         assert len(whole) >= 2
         assert all(Counter(epoch) == Counter(windows) for epoch in whole)
@@ -126,23 +137,34 @@ def test_selection_far_on():
     start = 10**12
     counts = Counter(selection.place(index)[0] for index in range(start, start + 1000))
     assert all(abs(counts[number] - 1000 * share) <= 2 for number, share in enumerate((0.5, 0.3, 0.2)))
-    assert selection.place(start)[1] == pytest.approx(start * (0.5, 0.3, 0.2)[selection.place(start)[0]], rel=1e-6)
+    assert selection.place(start)[1] == pytest.approx(
+        start * (0.5, 0.3, 0.2)[selection.place(start)[0]], rel=1e-6
+    )
 
 
 @given(st.integers(1, 200), st.integers(0, 50))
 def test_each_epoch_is_a_permutation(length, epoch):
     order = ShuffledEpochs(length, "0 sw web")
-    assert sorted(order[position] for position in range(epoch * length, (epoch + 1) * length)) == list(range(length))
+    assert sorted(order[position] for position in range(epoch * length, (epoch + 1) * length)) == list(
+        range(length)
+    )
 
 
 def test_orders_stay_the_same_from_version_to_version():
-    """A run that is resumed with newer libraries must see the same windows; these numbers were written down once."""
+    """A run that is resumed with newer libraries must see the same windows; these numbers were written down
+    once.
+    """
     order = ShuffledEpochs(10, "0 sw web")
-    assert [order[position] for position in range(20)] == [*(0, 1, 8, 2, 7, 9, 6, 5, 4, 3), *(3, 8, 2, 0, 9, 7, 5, 4, 1, 6)]
+    assert [order[position] for position in range(20)] == [
+        *(0, 1, 8, 2, 7, 9, 6, 5, 4, 3),
+        *(3, 8, 2, 0, 9, 7, 5, 4, 1, 6),
+    ]
 
 
 def test_shuffles_are_fair():
-    """Over many seeds each window comes first equally often (chi-square, 9 degrees of freedom, 99.9% quantile)."""
+    """Over many seeds each window comes first equally often (chi-square, 9 degrees of freedom, 99.9%
+    quantile).
+    """
     counts = Counter(ShuffledEpochs(10, f"{seed} sw web")[seed * 10] for seed in range(2000))
     assert sum((counts[number] - 200) ** 2 / 200 for number in range(10)) < 27.9
 

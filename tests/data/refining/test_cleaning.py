@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babel_jax.config import CleaningSettings, Rule
-from babel_jax.data.refining.characters import CHARACTERS_A_WORD, MAX_MARKS, Kind, clusters, code_points, kinds, nfc
+from babel_jax.data.refining.characters import (
+    CHARACTERS_A_WORD,
+    MAX_MARKS,
+    Kind,
+    clusters,
+    code_points,
+    kinds,
+    nfc,
+)
 from babel_jax.data.refining.cleaning import Cleaner, normalize
 from babel_jax.data.refining.identification import language_probabilities
 from babel_jax.data.refining.personal import mask
@@ -18,7 +26,8 @@ from babel_jax.data.sources.embedded import embedded_corpus
 from babel_jax.data.sources.streams import BadRowError
 
 PROSE = {
-    language: "\n".join(f"{number}. {row.text}" for number, row in enumerate(rows[:3])) for language, rows in embedded_corpus().items()
+    language: "\n".join(f"{number}. {row.text}" for number, row in enumerate(rows[:3]))
+    for language, rows in embedded_corpus().items()
 }  # long enough for every rule
 
 
@@ -26,7 +35,7 @@ def clean(text, language="en", **settings):
     return Cleaner(CleaningSettings(**settings), language)(text)
 
 
-# --- normalization -----------------------------------------------------------------------------------------------------------
+# --- normalization ----------------------------------------------------------------------------------------
 
 
 def test_text_of_every_language_stays_as_unicode_has_it(texts):
@@ -75,7 +84,8 @@ def test_words_stay_apart_and_code_keeps_its_indentation(text, expected):
 
 # So long that what is quadratic takes minutes.
 LONG = tuple(
-    piece * (300_000 // len(piece)) + "b" for piece in (" ", " \n", "\x0c", "\t", "a\u0301", "\u1100\u1161", "<pre>", "# ", "- a\n", "…")
+    piece * (300_000 // len(piece)) + "b"
+    for piece in (" ", " \n", "\x0c", "\t", "a\u0301", "\u1100\u1161", "<pre>", "# ", "- a\n", "…")
 )
 
 
@@ -102,12 +112,16 @@ def test_normalization_is_done_once_and_keeps_every_letter(text):
     assert normalize(done) == done
 
     def letters(of):
-        return [character for character in unicodedata.normalize("NFC", of) if unicodedata.category(character)[0] in "LMN"]
+        return [
+            character
+            for character in unicodedata.normalize("NFC", of)
+            if unicodedata.category(character)[0] in "LMN"
+        ]
 
     assert letters(done) == letters(text)
 
 
-# --- the rules ---------------------------------------------------------------------------------------------------------------
+# --- the rules --------------------------------------------------------------------------------------------
 
 
 def test_prose_of_every_language_is_kept():
@@ -128,8 +142,8 @@ def test_the_reports_rules_at_their_thresholds():
         assert clean(text[1:] + "7", **settings)[1] is Rule.DIGITS
 
 
-WORDS = """bread river stone window garden letter morning teacher market winter summer road paper table music water bridge
-doctor""".split()  # noqa: SIM905
+WORDS = """bread river stone window garden letter morning teacher market winter summer road paper table
+music water bridge doctor""".split()  # noqa: SIM905
 RANDOM = random.Random(0)
 
 
@@ -140,15 +154,30 @@ def sentences(number):
 BAD = {
     Rule.CHARACTERS: "Too short.",
     Rule.ENCODING: PROSE["fr"].encode().decode("cp1252", "replace"),
-    Rule.DIGITS: "2019 2020 2021 2022 12,000 13,000 14,000 15,000 " * 3 + "people lived in the town in these years",
+    Rule.DIGITS: "2019 2020 2021 2022 12,000 13,000 14,000 15,000 " * 3
+    + "people lived in the town in these years",
     Rule.LETTERS: "| --- | === | *** | {{ }} | [[ ]] | <<< >>> | the table | $$ %% ^^ | " * 2,
-    Rule.WORDS: "the rates of the day are - 12 - 13 - 14 - 15 - 16 - 17 - and those of the evening were lower than these",
-    Rule.SYMBOLS: "# Morning # paper # at # the # market # was # sold out before # anybody # could buy # a copy of it # said the teacher",
+    Rule.WORDS: (
+        "the rates of the day are - 12 - 13 - 14 - 15 - 16 - 17 - and those of the evening were lower than "
+        "these"
+    ),
+    Rule.SYMBOLS: (
+        "# Morning # paper # at # the # market # was # sold out before # anybody # could buy # a copy of it "
+        "# said the teacher"
+    ),
     Rule.BULLETS: "\n".join(f"- {line}" for line in sentences(10)),
     Rule.ELLIPSES: "\n".join(line[:-1] + "…" for line in sentences(10)),
     Rule.PLACEHOLDER: PROSE["en"] + "\nLorem ipsum dolor sit amet.",
     Rule.LINES: "\n".join([*sentences(6), *["Click here to read more about it."] * 6]),
-    Rule.PARAGRAPHS: "\n\n".join([*sentences(4), "A window.\nA road.", "A window.\nA road.", "A window.\nA road.", "A window.\nA road."]),
+    Rule.PARAGRAPHS: "\n\n".join(
+        [
+            *sentences(4),
+            "A window.\nA road.",
+            "A window.\nA road.",
+            "A window.\nA road.",
+            "A window.\nA road.",
+        ]
+    ),
     Rule.REPETITION: "We sell the best shoes in town. " + "Buy cheap shoes online now " * 12,
     Rule.LANGUAGE: PROSE["it"],
 }
@@ -196,7 +225,7 @@ def test_kinds_are_unicodes():
         assert kind == (Kind.DIGIT if chr(point).isdecimal() else names.get(category[0], kind))
 
 
-# --- repetition, against counting by hand --------------------------------------------------------------------------------------
+# --- repetition, against counting by hand -----------------------------------------------------------------
 
 TOKENS = st.lists(st.sampled_from(["a", "bb", "ccc", "d"]), max_size=30)
 
@@ -206,13 +235,20 @@ def grams(tokens, size):
 
 
 def units(tokens):
-    return np.array([hash(token) for token in tokens], np.int64).view(np.uint64), np.array(list(map(len, tokens)), np.int64)
+    return np.array([hash(token) for token in tokens], np.int64).view(np.uint64), np.array(
+        list(map(len, tokens)), np.int64
+    )
 
 
 @given(TOKENS, st.integers(2, 5))
 def test_repeated_ngrams(tokens, size):
     counts = Counter(grams(tokens, size))
-    covered = {place + inside for place, gram in enumerate(grams(tokens, size)) if counts[gram] > 1 for inside in range(size)}
+    covered = {
+        place + inside
+        for place, gram in enumerate(grams(tokens, size))
+        if counts[gram] > 1
+        for inside in range(size)
+    }
     expected = sum(len(tokens[place]) for place in covered) / max(1, sum(map(len, tokens)))
     assert repeated_ngrams(*units(tokens), size) == pytest.approx(expected)
 
@@ -229,7 +265,7 @@ def test_repeated_fractions():
     assert repeated_fractions([]) == (0.0, 0.0)
 
 
-# --- languages and personal data -----------------------------------------------------------------------------------------------
+# --- languages and personal data --------------------------------------------------------------------------
 
 
 def test_the_language_of_a_sentence_is_told_among_the_25(texts):
@@ -250,10 +286,19 @@ def test_the_language_of_a_sentence_is_told_among_the_25(texts):
         ("card 4111 1111 1111 1111 and 5500-0000-0000-0004", "card [card] and [card]"),
         ("card ٤١١١١١١١١١١١١١١١", "card [card]"),
         ("not a card: 4111 1111 1111 1112", "not a card: 4111 1111 1111 1112"),
-        ("ISBN 978-3-16-148410-0, in 2019-2021, on 12.05.2021", "ISBN 978-3-16-148410-0, in 2019-2021, on 12.05.2021"),
-        ("version 3.11.2.1, 192.168.0.1, 1,000,000 and 3.14159265358979", "version 3.11.2.1, 192.168.0.1, 1,000,000 and 3.14159265358979"),
+        (
+            "ISBN 978-3-16-148410-0, in 2019-2021, on 12.05.2021",
+            "ISBN 978-3-16-148410-0, in 2019-2021, on 12.05.2021",
+        ),
+        (
+            "version 3.11.2.1, 192.168.0.1, 1,000,000 and 3.14159265358979",
+            "version 3.11.2.1, 192.168.0.1, 1,000,000 and 3.14159265358979",
+        ),
         ("from 1939 to 1945 1.234.567 people @home", "from 1939 to 1945 1.234.567 people @home"),
-        ("https://example.org/0123 456 789/x?id=4111111111111112", "https://example.org/0123 456 789/x?id=4111111111111112"),
+        (
+            "https://example.org/0123 456 789/x?id=4111111111111112",
+            "https://example.org/0123 456 789/x?id=4111111111111112",
+        ),
     ],
 )
 def test_personal_data(text, expected):

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from babel_jax.config import DeduplicationSettings
-from babel_jax.data.refining.deduplication import band_keys, components, digests, links_in_band, signatures, survivors
+from babel_jax.data.refining.deduplication import (
+    band_keys,
+    components,
+    digests,
+    links_in_band,
+    signatures,
+    survivors,
+)
 from babel_jax.data.sources.embedded import embedded_corpus
 
 SETTINGS = DeduplicationSettings()
@@ -34,7 +41,9 @@ def some_texts():
         for row in rows[:6]:
             texts.append(row)
             for share in (0.01, 0.04, 0.1):
-                texts.append("".join(draw.choice(letters) if draw.random() < share else letter for letter in row))
+                texts.append(
+                    "".join(draw.choice(letters) if draw.random() < share else letter for letter in row)
+                )
     return texts
 
 
@@ -73,7 +82,9 @@ def test_bands_hold_what_is_equal_in_them():
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), max_size=30))
 def test_links_join_what_has_the_same_key_and_is_alike(documents):
-    """Documents (key, value) are alike when their values are equal: the groups must be those of equal pairs."""
+    """Documents (key, value) are alike when their values are equal: the groups must be
+    those of equal pairs.
+    """
     documents.sort(key=lambda pair: pair[0])
     keys = np.array([key for key, _ in documents], np.uint64)
     values = np.array([value for _, value in documents], np.int64)
@@ -87,7 +98,11 @@ def test_links_join_what_has_the_same_key_and_is_alike(documents):
     assert groups == {frozenset(places) for places in expected.values() if len(places) > 1}
 
 
-@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)).filter(lambda pair: pair[0] != pair[1]), max_size=60))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 60), st.integers(0, 60)).filter(lambda pair: pair[0] != pair[1]), max_size=60
+    )
+)
 def test_components_are_those_of_a_walk(pairs):
     linked, component = components(np.array(pairs, np.int64).reshape(-1, 2))
     parent = {number: number for pair in pairs for number in pair}
@@ -104,7 +119,13 @@ def test_components_are_those_of_a_walk(pairs):
         assert (component[one] == component[other]) == (root(linked[one]) == root(linked[other]))
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=20))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 1), st.integers(0, 2), st.integers(0, 3)),
+        min_size=1,
+        max_size=20,
+    )
+)
 def test_the_best_of_each_component_stays(documents):
     labels = sorted({component for component, *_ in documents})
     component, weight, score, length = np.array(documents, np.int64).T

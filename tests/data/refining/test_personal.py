@@ -25,13 +25,17 @@ def masked(text, language=None):
 
 @pytest.mark.parametrize("with_language", [True, False])
 def test_precision_and_recall_on_a_list_in_all_languages(with_language):
-    """docs/cleaning.md has these figures: of 159 other numbers one may be masked, of 130 phones and cards two may be missed."""
+    """docs/cleaning.md has these figures: of 159 other numbers one may be masked, of 130 phones and cards two
+    may be missed.
+    """
     wanted = [(code, text, "phone") for code, texts in LIST["phones"].items() for text in texts]
     wanted += [(None, text, "card") for text in LIST["cards"]]
     others = [(code, text) for code, texts in LIST["numbers"].items() for text in texts]
     assert set(LIST["phones"]) == set(LIST["numbers"]) == set(CODES)
     assert len(others) >= len(wanted) == 130
-    missed = [text for code, text, kind in wanted if masked(text, code if with_language else None)[1] != {kind: 1}]
+    missed = [
+        text for code, text, kind in wanted if masked(text, code if with_language else None)[1] != {kind: 1}
+    ]
     taken = [text for code, text in others if masked(text, code if with_language else None)[1]]
     assert len(missed) <= 2, missed
     assert len(taken) <= 1, taken
@@ -114,10 +118,15 @@ def test_numbers_as_the_library_writes_them():
 
 @given(st.sampled_from(["4", "51", "2221", "62", "3530"]), st.integers(0, 10**11 - 1))
 def test_the_check_digit(issuer, rest):
-    """By the other way to say it: doubled digits above 9 lose 9, and the check digit fills up to a multiple of 10."""
+    """By the other way to say it: doubled digits above 9 lose 9, and the check digit fills up to a multiple
+    of 10.
+    """
     number = issuer + f"{rest:011}".ljust(15, "7")[: 15 - len(issuer)]
     digits = [int(digit) for digit in number]
-    doubled = [2 * digit - 9 * (digit > 4) if place % 2 == 0 else digit for place, digit in enumerate(reversed(digits))]
+    doubled = [
+        2 * digit - 9 * (digit > 4) if place % 2 == 0 else digit
+        for place, digit in enumerate(reversed(digits))
+    ]
     check = -sum(doubled) % 10
     assert [is_card(f"{number}{last}") for last in range(10)] == [last == check for last in range(10)]
 

@@ -1,4 +1,6 @@
-"""Cleaning and deduplication as stages of `prepare`: what is dropped, counted, recorded and resumed, by any number of workers."""
+"""Cleaning and deduplication as stages of `prepare`: what is dropped, counted, recorded and resumed, by any
+number of workers.
+"""
 
 import gzip
 import io
@@ -16,7 +18,16 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from babel_jax.config import BadRows, CleaningSettings, DataSettings, DecontaminationSettings, DeduplicationSettings, Engine, Rule, Source
+from babel_jax.config import (
+    BadRows,
+    CleaningSettings,
+    DataSettings,
+    DecontaminationSettings,
+    DeduplicationSettings,
+    Engine,
+    Rule,
+    Source,
+)
 from babel_jax.data.refining import cleaned_parts, refinement
 from babel_jax.data.refining.decontamination import EvaluationText
 from babel_jax.data.refining.deduplication import digests
@@ -43,7 +54,9 @@ def varied(language, number, seed=0):
 
 @pytest.fixture
 def corpus(tmp_path, write_rows):
-    """Two Swahili sources and a Thai one, with what each rule and each kind of duplicate is for; and the settings to prepare them."""
+    """Two Swahili sources and a Thai one, with what each rule and each kind of duplicate is for; and the
+    settings to prepare them.
+    """
     texts = varied("sw", 30)
     crawl = [{"id": f"crawl-{number}", "text": text} for number, text in enumerate(texts[:20])]
     crawl += [
@@ -53,8 +66,13 @@ def corpus(tmp_path, write_rows):
         {"id": "again", "text": texts[0]},
         {"id": "mail", "text": texts[20] + "\nAndika kwa mtu@example.org au +255 22 211 1234"},
     ]
-    books = [{"id": f"book-{number}", "text": text, "kind": "textbook"} for number, text in enumerate(texts[21:28])]
-    books += [{"id": "near", "kind": "textbook", "text": texts[1].replace("a", "e", 2)}, {"id": "crawled", "text": texts[2]}]
+    books = [
+        {"id": f"book-{number}", "text": text, "kind": "textbook"} for number, text in enumerate(texts[21:28])
+    ]
+    books += [
+        {"id": "near", "kind": "textbook", "text": texts[1].replace("a", "e", 2)},
+        {"id": "crawled", "text": texts[2]},
+    ]
     thai = [{"id": f"th-{number}", "text": text} for number, text in enumerate(varied("th", 8))]
     return DataSettings(
         folder=str(tmp_path / "data"),
@@ -63,8 +81,18 @@ def corpus(tmp_path, write_rows):
         cleaning=LOOSE.model_copy(update={"keep_dropped": True}),
         deduplication=DeduplicationSettings(),
         sources=(
-            Source(language="sw", path=str(write_rows(tmp_path / "in" / "crawl.jsonl", crawl)), name="crawl", licence="CC0-1.0"),
-            Source(language="sw", path=str(write_rows(tmp_path / "in" / "books.jsonl", books)), name="books", weight=2.0),
+            Source(
+                language="sw",
+                path=str(write_rows(tmp_path / "in" / "crawl.jsonl", crawl)),
+                name="crawl",
+                licence="CC0-1.0",
+            ),
+            Source(
+                language="sw",
+                path=str(write_rows(tmp_path / "in" / "books.jsonl", books)),
+                name="books",
+                weight=2.0,
+            ),
             Source(language="th", path=str(write_rows(tmp_path / "in" / "th.jsonl", thai))),
         ),
     )
@@ -79,7 +107,11 @@ def lines_of(path):
 
 
 def files_of(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_what_is_dropped_is_counted_and_kept_aside(corpus, small_model):
@@ -93,7 +125,11 @@ def test_what_is_dropped_is_counted_and_kept_aside(corpus, small_model):
     assert books["duplicates"] == {"exact": 0, "near": 0}
     assert report["languages"]["sw"]["duplicates"] == 3
     dropped = lines_of(Path(corpus.folder) / "dropped" / "sw" / "000-00000.jsonl.zst")
-    assert {line["id"]: line["reason"] for line in dropped} == {"short": "characters", "foreign": "language", "numbers": "digits"}
+    assert {line["id"]: line["reason"] for line in dropped} == {
+        "short": "characters",
+        "foreign": "language",
+        "numbers": "digits",
+    }
     assert all(line["text"] and line["source"] == "crawl" for line in dropped)
     # The heavier source's copy stays, and of one source's the first.
     removed = {
@@ -105,9 +141,9 @@ def test_what_is_dropped_is_counted_and_kept_aside(corpus, small_model):
         "crawl-2": ("exact", "crawled", "books"),
         "again": ("exact", "crawl-0", "crawl"),
     }
-    assert set(ids(corpus)) == {f"crawl-{number}" for number in range(20) if number not in (1, 2)} | {"mail"} | {
-        f"book-{number}" for number in range(7)
-    } | {"near", "crawled"}
+    assert set(ids(corpus)) == {f"crawl-{number}" for number in range(20) if number not in (1, 2)} | {
+        "mail"
+    } | {f"book-{number}" for number in range(7)} | {"near", "crawled"}
     counts = report["languages"]["sw"]
     trained = sum(kind["documents"] for kind in counts["kinds"].values())
     assert trained + counts["heldout_documents"] + counts["reserved"] == crawl["kept"] + books["kept"]
@@ -123,10 +159,14 @@ def test_rules_that_are_off_for_one_source(corpus, small_model):
     report = prepare(corpus.model_copy(update={"sources": sources}), small_model)
     assert report["languages"]["sw"]["cleaning"]["crawl"]["dropped"] == {"characters": 1}
     foreign = {"text": PROSE["it"][0], "kind": "textbook"}
-    Path(crawl.path).write_text("".join(json.dumps({**foreign, "kind": kind}) + "\n" for kind in ("web", "textbook")))
+    Path(crawl.path).write_text(
+        "".join(json.dumps({**foreign, "kind": kind}) + "\n" for kind in ("web", "textbook"))
+    )
     split = [crawl.model_copy(update={"name": kind, "where": {"kind": kind}}) for kind in ("web", "textbook")]
     sources = (split[0], split[1].model_copy(update={"off": (Rule.LANGUAGE,)}), *others)
-    report = prepare(corpus.model_copy(update={"sources": sources, "folder": corpus.folder + "2"}), small_model)
+    report = prepare(
+        corpus.model_copy(update={"sources": sources, "folder": corpus.folder + "2"}), small_model
+    )
     dropped = {name: found["dropped"] for name, found in report["languages"]["sw"]["cleaning"].items()}
     assert dropped == {"web": {"language": 1}, "textbook": {}, "books": {}}
 
@@ -134,11 +174,17 @@ def test_rules_that_are_off_for_one_source(corpus, small_model):
 def test_the_higher_score_stays_then_the_longer(tmp_path, small_model, write_rows):
     texts = varied("sw", 6)
     rows = [{"id": f"r{number}", "text": text} for number, text in enumerate(texts)]
-    rows += [{"id": "scored", "text": texts[0], "score": 0.7}, {"id": "better", "text": texts[0], "score": 0.9}]
+    rows += [
+        {"id": "scored", "text": texts[0], "score": 0.7},
+        {"id": "better", "text": texts[0], "score": 0.9},
+    ]
     rows += [{"id": "longer", "text": texts[1] + " Ndiyo."}]
     path = write_rows(tmp_path / "sw.jsonl", rows)
     settings = DataSettings(
-        folder=str(tmp_path / "data"), seq_len=64, deduplication=DeduplicationSettings(), sources=(Source(language="sw", path=str(path)),)
+        folder=str(tmp_path / "data"),
+        seq_len=64,
+        deduplication=DeduplicationSettings(),
+        sources=(Source(language="sw", path=str(path)),),
     )
     prepare(settings, small_model)
     assert ids(settings) == ["r2", "r3", "r4", "r5", "better", "longer"]
@@ -152,7 +198,9 @@ def test_near_duplicates_can_stay(corpus, small_model):
 
 
 def test_recall_and_precision_against_brute_force(tmp_path, small_model, write_rows):
-    """Documents with planted copies at all similarities; what is removed must be what comparing every pair says, but near the threshold."""
+    """Documents with planted copies at all similarities; what is removed must be what comparing every pair
+    says, but near the threshold.
+    """
     draw = random.Random(5)
     originals = [text for language in ("sw", "ha", "tl", "id") for text in varied(language, 25, seed=3)]
     texts = list(originals)
@@ -172,12 +220,20 @@ def test_recall_and_precision_against_brute_force(tmp_path, small_model, write_r
         (one, other): len(sets[one] & sets[other]) / len(sets[one] | sets[other])
         for one, other in itertools.combinations(range(len(texts)), 2)
     }
-    path = write_rows(tmp_path / "sw.jsonl", [{"id": str(number), "text": text} for number, text in enumerate(texts)])
+    path = write_rows(
+        tmp_path / "sw.jsonl", [{"id": str(number), "text": text} for number, text in enumerate(texts)]
+    )
     settings = DataSettings(
-        folder=str(tmp_path / "data"), seq_len=64, deduplication=DeduplicationSettings(), sources=(Source(language="sw", path=str(path)),)
+        folder=str(tmp_path / "data"),
+        seq_len=64,
+        deduplication=DeduplicationSettings(),
+        sources=(Source(language="sw", path=str(path)),),
     )
     prepare(settings, small_model)
-    found = {(int(line["id"]), int(line["kept_id"])) for line in lines_of(tmp_path / "data" / "duplicates" / "sw.jsonl.zst")}
+    found = {
+        (int(line["id"]), int(line["kept_id"]))
+        for line in lines_of(tmp_path / "data" / "duplicates" / "sw.jsonl.zst")
+    }
     removed = {one for one, _ in found}
     certain = {pair for pair, similarity in pairs.items() if similarity >= 0.88}
     assert len(certain) > 20
@@ -204,15 +260,25 @@ def test_evaluation_items_are_removed(tmp_path, small_model, write_rows):
     flores.write_text(PROSE["zh"][0] + "\n\n" + PROSE["zh"][1] + "\n", encoding="utf-8")
     clean = {language: PROSE[language][4:16] for language in ("sw", "zh")}
     rows = {
-        "sw": [*clean["sw"], "Utangulizi wa jambo. " + PROSE["sw"][1].upper().replace(" ", "  ") + " Mwisho.", PROSE["sw"][0][:20]],
+        "sw": [
+            *clean["sw"],
+            "Utangulizi wa jambo. " + PROSE["sw"][1].upper().replace(" ", "  ") + " Mwisho.",
+            PROSE["sw"][0][:20],
+        ],
         "zh": [*clean["zh"], "前言。" + PROSE["zh"][0][5:45] + "。后记。"],
     }
     settings = DataSettings(
         folder=str(tmp_path / "data"),
         seq_len=64,
-        decontamination=DecontaminationSettings(paths=(str(write_rows(tmp_path / "mmlu.jsonl", items)), str(flores))),
+        decontamination=DecontaminationSettings(
+            paths=(str(write_rows(tmp_path / "mmlu.jsonl", items)), str(flores))
+        ),
         sources=tuple(
-            Source(language=code, path=str(write_rows(tmp_path / f"{code}.jsonl", [{"text": text} for text in texts])), name=code)
+            Source(
+                language=code,
+                path=str(write_rows(tmp_path / f"{code}.jsonl", [{"text": text} for text in texts])),
+                name=code,
+            )
             for code, texts in rows.items()
         ),
     )
@@ -226,13 +292,16 @@ def test_evaluation_items_are_removed(tmp_path, small_model, write_rows):
     with pytest.raises(BadInput, match=r"short.txt: no text of 50 letters or more \(20 in"):
         prepare(
             settings.model_copy(
-                update={"folder": str(tmp_path / "other"), "decontamination": DecontaminationSettings(paths=(str(empty),))}
+                update={
+                    "folder": str(tmp_path / "other"),
+                    "decontamination": DecontaminationSettings(paths=(str(empty),)),
+                }
             ),
             small_model,
         )
 
 
-# --- workers and restarts ------------------------------------------------------------------------------------------------------
+# --- workers and restarts ---------------------------------------------------------------------------------
 
 
 def test_the_same_bytes_from_one_and_from_two_workers(corpus, small_model, tmp_path):
@@ -246,7 +315,11 @@ def test_the_same_bytes_from_one_and_from_two_workers(corpus, small_model, tmp_p
 def test_shards_and_buckets_make_no_difference_to_what_is_removed(corpus, small_model, tmp_path):
     prepare(corpus, small_model)
     small = corpus.model_copy(
-        update={"folder": str(tmp_path / "small"), "shard_documents": 4, "deduplication": DeduplicationSettings(bucket_documents=3)}
+        update={
+            "folder": str(tmp_path / "small"),
+            "shard_documents": 4,
+            "deduplication": DeduplicationSettings(bucket_documents=3),
+        }
     )
     prepare(small, small_model)
     assert list(refined_rows(small, "sw")) == list(refined_rows(corpus, "sw"))
@@ -289,15 +362,21 @@ def test_the_task_of_a_killed_worker_is_done_again(tmp_path, monkeypatch):
 
 def test_workers_end_with_the_process_that_is_killed(tmp_path):
     (tmp_path / "tasks_of_a_test.py").write_text(
-        "import os, time\ndef sleep(folder):\n    open(f'{folder}/{os.getpid()}.pid', 'w').close()\n    time.sleep(600)\n"
+        "import os, time\ndef sleep(folder):\n    open(f'{folder}/{os.getpid()}.pid', 'w').close()\n    "
+        "time.sleep(600)\n"
     )
     program = (
-        "import sys, tasks_of_a_test\nfrom babel_jax.config import Engine\nfrom babel_jax.data.refining.engines import open_workers\n"
+        "import sys, tasks_of_a_test\nfrom babel_jax.config import Engine\nfrom "
+        "babel_jax.data.refining.engines import open_workers\n"
         "if __name__ == '__main__':\n    with open_workers(Engine.LOCAL, 2) as workers:\n"
         f"        list(workers.run(tasks_of_a_test.sleep, ['{tmp_path}'] * 4))\n"
     )
     (tmp_path / "program.py").write_text(program)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "JAX_PLATFORMS": "cpu"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
+        "JAX_PLATFORMS": "cpu",
+    }
     process = subprocess.Popen([sys.executable, str(tmp_path / "program.py")], env=environment)
     wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
     process.kill()
@@ -329,7 +408,11 @@ def test_the_same_bytes_on_ray(corpus, small_model, tmp_path, monkeypatch):
     try:
         assert prepare(there, small_model) == prepare(corpus, small_model)
         bad = corpus.model_copy(
-            update={"folder": str(tmp_path / "bad"), "engine": Engine.RAY, "sources": (Source(language="sw", path=__file__),)}
+            update={
+                "folder": str(tmp_path / "bad"),
+                "engine": Engine.RAY,
+                "sources": (Source(language="sw", path=__file__),),
+            }
         )
         with pytest.raises(BadInput, match="not a kind of file"):
             prepare(bad, small_model)
@@ -378,7 +461,9 @@ def test_stopped_in_the_midst_of_a_part_nothing_of_it_counts(corpus, small_model
     assert files_of(small.folder) == files_of(whole.folder)
 
 
-@pytest.mark.parametrize("stopped_in", ["clean_part", "pair_bucket", "remove_duplicates", "_prepare_language"])
+@pytest.mark.parametrize(
+    "stopped_in", ["clean_part", "pair_bucket", "remove_duplicates", "_prepare_language"]
+)
 @pytest.mark.parametrize("change", ["edited", "first gone", "one more"])
 def test_stopped_and_gone_on_with_other_text_it_gives_what_that_text_gives(
     corpus, small_model, tmp_path, write_rows, monkeypatch, stopped_in, change
@@ -397,9 +482,19 @@ def test_stopped_and_gone_on_with_other_text_it_gives_what_that_text_gives(
             prepare(corpus, small_model)
     crawl, books, thai = corpus.sources
     if change == "edited":
-        write_rows(Path(crawl.path), [{"id": str(number), "text": text} for number, text in enumerate(varied("sw", 9, seed=2))])
-    more = Source(language="sw", path=str(write_rows(tmp_path / "more.jsonl", [{"text": text} for text in varied("sw", 25)])))
-    sources = {"edited": (crawl, books, thai), "first gone": (books, thai), "one more": (crawl, books, more, thai)}[change]
+        write_rows(
+            Path(crawl.path),
+            [{"id": str(number), "text": text} for number, text in enumerate(varied("sw", 9, seed=2))],
+        )
+    more = Source(
+        language="sw",
+        path=str(write_rows(tmp_path / "more.jsonl", [{"text": text} for text in varied("sw", 25)])),
+    )
+    sources = {
+        "edited": (crawl, books, thai),
+        "first gone": (books, thai),
+        "one more": (crawl, books, more, thai),
+    }[change]
     changed = corpus.model_copy(update={"sources": sources})
     whole = changed.model_copy(update={"folder": str(tmp_path / "whole")})
     assert prepare(changed, small_model) == prepare(whole, small_model)
@@ -413,16 +508,20 @@ def test_other_rules_on_the_same_folder_are_refused(corpus, small_model):
     with pytest.raises(BadInput, match=r"another cleaning \(then on, now off\)"):
         prepare(corpus.model_copy(update={"cleaning": None}), small_model)
     with pytest.raises(BadInput, match=r"another deduplication.similarity \(then 0.8, now 0.7\)"):
-        prepare(corpus.model_copy(update={"deduplication": DeduplicationSettings(similarity=0.7)}), small_model)
+        prepare(
+            corpus.model_copy(update={"deduplication": DeduplicationSettings(similarity=0.7)}), small_model
+        )
     assert prepare(corpus.model_copy(update={"workers": 2, "shard_documents": 3}), small_model)
 
 
-# --- bad input -----------------------------------------------------------------------------------------------------------------
+# --- bad input --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def prepared_from(tmp_path, small_model):
-    """Prepares one Swahili file with cleaning and deduplication and gives the language's part of the report and the ids left."""
+    """Prepares one Swahili file with cleaning and deduplication and gives the language's part of the report
+    and the ids left.
+    """
 
     def run(path, **settings):
         settings = DataSettings(
@@ -440,13 +539,18 @@ def prepared_from(tmp_path, small_model):
 
 
 def as_jsonl(texts):
-    return "".join(json.dumps({"id": f"r{number}", "text": text}) + "\n" for number, text in enumerate(texts)).encode()
+    return "".join(
+        json.dumps({"id": f"r{number}", "text": text}) + "\n" for number, text in enumerate(texts)
+    ).encode()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_files_that_are_cut_or_corrupt(tmp_path, prepared_from, workers):
     whole = gzip.compress(as_jsonl(varied("sw", 30)))
-    for name, content in (("cut.jsonl.gz", whole[: len(whole) // 2]), ("bad.jsonl.gz", whole[:200] + b"\0" * 50 + whole[250:])):
+    for name, content in (
+        ("cut.jsonl.gz", whole[: len(whole) // 2]),
+        ("bad.jsonl.gz", whole[:200] + b"\0" * 50 + whole[250:]),
+    ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(BadInput, match=rf"{name}: unreadable after line \d+.*corrupt or cut short"):
             prepared_from(tmp_path / name, workers=workers)
@@ -477,7 +581,8 @@ def test_rows_that_no_document_can_be(tmp_path, prepared_from, monkeypatch):
         json.dumps({"id": "huge", "text": "a" * 50_000}).encode() + b"\n",
         b'{"id": "latin", "text": "caf\xe9"}\n',
         json.dumps({"id": "nul", "text": texts[0].replace(" ", "\0 ", 3) + " Mwisho."}).encode() + b"\n",
-        json.dumps({"id": "twice-encoded", "text": texts[3] + "â€œkaribuâ€\u009d Ã©cole Ã©tÃ©"}).encode() + b"\n",
+        json.dumps({"id": "twice-encoded", "text": texts[3] + "â€œkaribuâ€\u009d Ã©cole Ã©tÃ©"}).encode()
+        + b"\n",
         b"\n",
         b"not json\n",
     ]
@@ -492,7 +597,9 @@ def test_rows_that_no_document_can_be(tmp_path, prepared_from, monkeypatch):
     assert report["cleaning"][str(path)]["dropped"] == {"encoding": 1}
     assert report["cleaning"][str(path)]["duplicates"] == {"exact": 0, "near": 1}
     assert left == ["r1", "nul", *(f"r{number}" for number in range(2, 9))]
-    assert not any("\0" in line for line in (tmp_path / "data" / "heldout" / "sw.jsonl").read_text().splitlines())
+    assert not any(
+        "\0" in line for line in (tmp_path / "data" / "heldout" / "sw.jsonl").read_text().splitlines()
+    )
 
 
 def test_identical_ids_are_different_documents(tmp_path, prepared_from, write_rows):
@@ -505,7 +612,11 @@ def test_identical_ids_are_different_documents(tmp_path, prepared_from, write_ro
 def test_empty_files_and_documents_of_another_language(tmp_path, prepared_from, write_rows):
     (tmp_path / "empty.jsonl").write_bytes(b"")
     with pytest.raises(
-        BadInput, match=r"language sw: no text to train on: of 0 rows 0 are bad, 0 empty, 0 dropped in cleaning, 0 duplicates"
+        BadInput,
+        match=(
+            r"language sw: no text to train on: of 0 rows 0 are bad, 0 empty, 0 dropped in cleaning, 0 "
+            r"duplicates"
+        ),
     ):
         prepared_from(tmp_path / "empty.jsonl")
     shutil.rmtree(tmp_path / "data")
@@ -517,8 +628,12 @@ def test_empty_files_and_documents_of_another_language(tmp_path, prepared_from, 
 def test_a_source_that_vanishes_midway(tmp_path, small_model, write_rows, monkeypatch):
     sources = []
     for number in range(3):
-        rows = [{"id": f"{number}-{row}", "text": text} for row, text in enumerate(varied("sw", 5, seed=number))]
-        sources.append(Source(language="sw", path=str(write_rows(tmp_path / f"{number}.jsonl", rows)), name=str(number)))
+        rows = [
+            {"id": f"{number}-{row}", "text": text} for row, text in enumerate(varied("sw", 5, seed=number))
+        ]
+        sources.append(
+            Source(language="sw", path=str(write_rows(tmp_path / f"{number}.jsonl", rows)), name=str(number))
+        )
     settings = DataSettings(folder=str(tmp_path / "data"), seq_len=64, cleaning=LOOSE, sources=tuple(sources))
     real = refinement.clean_part
 
@@ -538,7 +653,11 @@ def test_a_source_that_vanishes_midway(tmp_path, small_model, write_rows, monkey
 def test_a_full_disk_is_named(tmp_path, corpus, small_model, kilobytes):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)],
+        capture_output=True,
+        check=False,
+    )
     if mounted.returncode:
         pytest.skip("no tmpfs can be mounted here")
     try:
@@ -564,7 +683,10 @@ def test_two_runs_on_one_folder_give_what_one_gives(corpus, small_model, tmp_pat
 
 def test_the_first_bad_rows_of_all_parts_are_located(tmp_path, small_model, write_rows):
     for number in range(3):
-        write_rows(tmp_path / "in" / f"{number}.jsonl", [{"text": text} for text in varied("sw", 4, seed=number)] + [{}] * 9)
+        write_rows(
+            tmp_path / "in" / f"{number}.jsonl",
+            [{"text": text} for text in varied("sw", 4, seed=number)] + [{}] * 9,
+        )
     settings = DataSettings(
         folder=str(tmp_path / "data"),
         seq_len=64,

@@ -1,4 +1,7 @@
-"""Sources beyond local files of rows: object storage, WARC, Hugging Face and TFDS datasets. Small files in the real schemas."""
+"""Sources beyond local files of rows: object storage, WARC, Hugging Face and TFDS datasets.
+
+Small files in the real schemas.
+"""
 
 import gzip
 import io
@@ -29,7 +32,7 @@ def as_jsonl(rows):
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-# --- object storage ------------------------------------------------------------------------------------------------------------
+# --- object storage ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -38,7 +41,9 @@ def memory():
     fsspec = pytest.importorskip("fsspec")
     system = fsspec.filesystem("memory")
     system.pipe("/madlad/sw/sw_clean_0001.jsonl.gz", gzip.compress(as_jsonl([{"text": "tatu"}])))
-    system.pipe("/madlad/sw/sw_clean_0000.jsonl.gz", gzip.compress(as_jsonl([{"text": "moja"}, {"text": "mbili"}])))
+    system.pipe(
+        "/madlad/sw/sw_clean_0000.jsonl.gz", gzip.compress(as_jsonl([{"text": "moja"}, {"text": "mbili"}]))
+    )
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table({"text": ["nne"], "url": ["u"]}), buffer)
     system.pipe("/culturax/sw.parquet", buffer.getvalue())
@@ -57,24 +62,39 @@ def test_files_of_an_object_store_are_read_as_local_ones(memory):
 
 
 def test_what_is_not_in_the_store_is_named(memory):
-    with pytest.raises(BadInput, match=r"memory://nothing/\*.jsonl: no file matches \(source of language sw\)"):
+    with pytest.raises(
+        BadInput, match=r"memory://nothing/\*.jsonl: no file matches \(source of language sw\)"
+    ):
         read(Source(language="sw", path="memory://nothing/*.jsonl"))
     with pytest.raises(BadInput, match=r"nosuch://x/y.jsonl: cannot be reached"):
         read(Source(language="sw", path="nosuch://x/y.jsonl"))
-    memory.pipe("/madlad/sw/cut.jsonl.gz", gzip.compress(as_jsonl([{"text": str(number)} for number in range(9999)]))[:-900])
+    memory.pipe(
+        "/madlad/sw/cut.jsonl.gz",
+        gzip.compress(as_jsonl([{"text": str(number)} for number in range(9999)]))[:-900],
+    )
     with pytest.raises(BadInput, match=r"cut.jsonl.gz: unreadable after line \d+"):
         read(Source(language="sw", path="memory://madlad/sw/cut.jsonl.gz"))
 
 
-# --- files ---------------------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------
 
 
 def test_rows_of_other_languages_are_passed_over(tmp_path):
     """As CC-News, where one file holds all languages."""
     rows = [
-        {"plain_text": f"habari {number}", "requested_url": f"u{number}", "language": "sw" if number % 2 else "en"} for number in range(6)
+        {
+            "plain_text": f"habari {number}",
+            "requested_url": f"u{number}",
+            "language": "sw" if number % 2 else "en",
+        }
+        for number in range(6)
     ]
-    source = {"language": "sw", "text_key": "plain_text", "id_key": "requested_url", "where": {"language": "sw"}}
+    source = {
+        "language": "sw",
+        "text_key": "plain_text",
+        "id_key": "requested_url",
+        "where": {"language": "sw"},
+    }
     (tmp_path / "news.jsonl").write_bytes(as_jsonl(rows))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "news.parquet")
     for name in ("news.jsonl", "news.parquet"):
@@ -95,20 +115,33 @@ def test_scores_are_read(tmp_path):
 def test_lines_and_paragraphs_beyond_any_document_are_not_held(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "MAX_DOCUMENT_BYTES", 1000)
     long = b"x" * 2500
-    (tmp_path / "a.txt").write_bytes(b"one\ntwo\n\n" + long + b"\n\nthree\n" + b"y" * 600 + b"\n" + b"z" * 600 + b"\n\nfour")
+    (tmp_path / "a.txt").write_bytes(
+        b"one\ntwo\n\n" + long + b"\n\nthree\n" + b"y" * 600 + b"\n" + b"z" * 600 + b"\n\nfour"
+    )
     found = list(read_records(Source(language="en", path=str(tmp_path / "a.txt")), str(tmp_path / "a.txt")))
     assert [type(record).__name__ for _, record in found] == ["dict", "BadRowError", "BadRowError", "dict"]
     assert [place.rsplit(":", 1)[1] for place, _ in found] == ["1", "4", "6", "10"]
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n' + long + b'\n{"text": "b"}')
-    found = list(read_records(Source(language="en", path=str(tmp_path / "a.jsonl")), str(tmp_path / "a.jsonl")))
-    assert [record if isinstance(record, dict) else "bad" for _, record in found] == [{"text": "a"}, "bad", {"text": "b"}]
+    found = list(
+        read_records(Source(language="en", path=str(tmp_path / "a.jsonl")), str(tmp_path / "a.jsonl"))
+    )
+    assert [record if isinstance(record, dict) else "bad" for _, record in found] == [
+        {"text": "a"},
+        "bad",
+        {"text": "b"},
+    ]
 
 
 def warc(kind, uri, content, content_type):
     head = (
-        f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: {uri}\r\nWARC-Record-ID: <urn:uuid:{uri}>\r\nContent-Type: {content_type}\r\n"
+        f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: {uri}\r\nWARC-Record-ID: "
+        f"<urn:uuid:{uri}>\r\nContent-Type: {content_type}\r\n"
     )
-    return (head + f"WARC-Date: 2024-01-01T00:00:00Z\r\nContent-Length: {len(content)}\r\n\r\n").encode() + content + b"\r\n\r\n"
+    return (
+        (head + f"WARC-Date: 2024-01-01T00:00:00Z\r\nContent-Length: {len(content)}\r\n\r\n").encode()
+        + content
+        + b"\r\n\r\n"
+    )
 
 
 def page(body, charset="utf-8", content_type="text/html", head=""):
@@ -124,8 +157,18 @@ def test_web_archives(tmp_path):
     archive = [
         warc("warcinfo", "i", b"software: x", "application/warc-fields"),
         warc("request", "http://a/1", b"GET / HTTP/1.1\r\n\r\n", "application/http; msgtype=request"),
-        warc("response", "http://a/1", page(html.format("Habari za asubuhi, rafiki.").encode()), "application/http; msgtype=response"),
-        warc("response", "http://a/2", page(b"\x89PNG", content_type="image/png"), "application/http; msgtype=response"),
+        warc(
+            "response",
+            "http://a/1",
+            page(html.format("Habari za asubuhi, rafiki.").encode()),
+            "application/http; msgtype=response",
+        ),
+        warc(
+            "response",
+            "http://a/2",
+            page(b"\x89PNG", content_type="image/png"),
+            "application/http; msgtype=response",
+        ),
         warc(
             "response",
             "http://a/3",
@@ -158,33 +201,56 @@ def chunked(body):
         ("transfer-encoding: chunked\r\n", chunked),
         ("Content-Encoding: gzip\r\n", gzip.compress),
         ("Content-Encoding: deflate\r\n", zlib.compress),
-        ("Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n", lambda body: chunked(gzip.compress(body))),
-        ("Content-Encoding: br\r\nTransfer-Encoding: chunked\r\n", lambda body: body),  # as archives that have taken it off
+        (
+            "Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n",
+            lambda body: chunked(gzip.compress(body)),
+        ),
+        (
+            "Content-Encoding: br\r\nTransfer-Encoding: chunked\r\n",
+            lambda body: body,
+        ),  # as archives that have taken it off
     ],
 )
 def test_pages_of_web_archives_that_stand_there_as_they_were_sent(tmp_path, head, sent):
     pytest.importorskip("fastwarc")
-    bodies = [f"<html><body><article><p>Habari za asubuhi, {name}.</p></article></body></html>".encode() for name in ("Asha", "Juma")]
+    bodies = [
+        f"<html><body><article><p>Habari za asubuhi, {name}.</p></article></body></html>".encode()
+        for name in ("Asha", "Juma")
+    ]
     kind = "application/http; msgtype=response"
-    archive = [warc("response", f"http://a/{number}", page(sent(body), head=head), kind) for number, body in enumerate(bodies)]
+    archive = [
+        warc("response", f"http://a/{number}", page(sent(body), head=head), kind)
+        for number, body in enumerate(bodies)
+    ]
     (tmp_path / "news.warc").write_bytes(b"".join(archive))
     rows, _ = read(Source(language="sw", path=str(tmp_path / "news.warc")))
     assert [row.text.strip() for row in rows] == ["Habari za asubuhi, Asha.", "Habari za asubuhi, Juma."]
 
 
-# --- datasets ------------------------------------------------------------------------------------------------------------------
+# --- datasets ---------------------------------------------------------------------------------------------
 
 
 def test_hugging_face_datasets_are_streamed_shard_by_shard(tmp_path):
     pytest.importorskip("datasets")
     for shard in range(2):
-        rows = [{"id": f"{shard}{row}", "url": "u", "title": "t", "text": f"makala {shard} {row}"} for row in range(3)]
+        rows = [
+            {"id": f"{shard}{row}", "url": "u", "title": "t", "text": f"makala {shard} {row}"}
+            for row in range(3)
+        ]
         (tmp_path / "wiki" / "sw").mkdir(parents=True, exist_ok=True)
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "wiki" / "sw" / f"train-0000{shard}-of-00002.parquet")
+        pyarrow.parquet.write_table(
+            pyarrow.Table.from_pylist(rows), tmp_path / "wiki" / "sw" / f"train-0000{shard}-of-00002.parquet"
+        )
     (tmp_path / "wiki" / "README.md").write_text(
-        "---\nconfigs:\n- config_name: 20231101.sw\n  data_files:\n  - split: train\n    path: sw/train-*\n---\n"
+        "---\nconfigs:\n- config_name: 20231101.sw\n  data_files:\n  - split: train\n    path: "
+        "sw/train-*\n---\n"
     )
-    source = Source(language="sw", huggingface=str(tmp_path / "wiki"), huggingface_config="20231101.sw", kind="encyclopedia")
+    source = Source(
+        language="sw",
+        huggingface=str(tmp_path / "wiki"),
+        huggingface_config="20231101.sw",
+        kind="encyclopedia",
+    )
     assert parts(source) == ["0/2", "1/2"]
     rows, _ = read(source)
     assert [row.id for row in rows] == ["00", "01", "02", "10", "11", "12"]
@@ -192,7 +258,9 @@ def test_hugging_face_datasets_are_streamed_shard_by_shard(tmp_path):
     assert [row.id for row in read(source, "1/2")[0]] == ["10", "11", "12"]
     version = records.dataset_version(source)
     assert records.dataset_version(source) == version
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"text": "other"}]), next((tmp_path / "wiki" / "sw").iterdir()))
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist([{"text": "other"}]), next((tmp_path / "wiki" / "sw").iterdir())
+    )
     assert records.dataset_version(source) != version
     with pytest.raises(BadInput, match=r"Hugging Face dataset .*nothing.* cannot be read"):
         parts(Source(language="sw", huggingface=str(tmp_path / "nothing")))
@@ -205,7 +273,9 @@ def test_ranges_of_tfds_datasets(tmp_path, monkeypatch):
 
         def _info(self):
             return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text()}), disable_shuffling=True
+                builder=self,
+                features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
+                disable_shuffling=True,
             )
 
         def _split_generators(self, dl_manager):
@@ -226,7 +296,7 @@ def test_ranges_of_tfds_datasets(tmp_path, monkeypatch):
     assert records.dataset_version(source).startswith("some_rows/1.0.0 {'train': (5, ")
 
 
-# --- the catalogue -------------------------------------------------------------------------------------------------------------
+# --- the catalogue ----------------------------------------------------------------------------------------
 
 
 def settings(*sources):
@@ -234,7 +304,16 @@ def settings(*sources):
 
 
 def test_every_corpus_of_the_catalogue_gives_sources_for_each_language_that_it_has():
-    assert {"wikipedia", "culturax", "madlad-400", "cc-news", "cosmopedia", "redpajama", "proof-pile-2", "yayi2"} <= set(catalogue())
+    assert {
+        "wikipedia",
+        "culturax",
+        "madlad-400",
+        "cc-news",
+        "cosmopedia",
+        "redpajama",
+        "proof-pile-2",
+        "yayi2",
+    } <= set(catalogue())
     for name, entry in catalogue().items():
         has = [code for code in CODES if code in entry["configurations"]]
         assert sorted([*has, *entry["absent"]]) == sorted(CODES), name

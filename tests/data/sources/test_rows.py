@@ -32,7 +32,10 @@ def test_every_format_gives_the_same_rows(tmp_path, suffix):
     path = tmp_path / f"en{suffix}"
     content = as_jsonl(DOCUMENTS)
     if suffix == ".parquet":
-        pyarrow.parquet.write_table(pyarrow.table({"text": [text for _, text in DOCUMENTS], "id": [name for name, _ in DOCUMENTS]}), path)
+        pyarrow.parquet.write_table(
+            pyarrow.table({"text": [text for _, text in DOCUMENTS], "id": [name for name, _ in DOCUMENTS]}),
+            path,
+        )
     else:
         path.write_bytes({".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)(content))
     rows, counts = read(path)
@@ -41,8 +44,12 @@ def test_every_format_gives_the_same_rows(tmp_path, suffix):
 
 
 def test_compressed_files_of_several_members_are_read_whole(tmp_path):
-    (tmp_path / "en.jsonl.gz").write_bytes(b"".join(gzip.compress(as_jsonl([document])) for document in DOCUMENTS))
-    (tmp_path / "en.jsonl.zst").write_bytes(b"".join(zstandard.compress(as_jsonl([document])) for document in DOCUMENTS))
+    (tmp_path / "en.jsonl.gz").write_bytes(
+        b"".join(gzip.compress(as_jsonl([document])) for document in DOCUMENTS)
+    )
+    (tmp_path / "en.jsonl.zst").write_bytes(
+        b"".join(zstandard.compress(as_jsonl([document])) for document in DOCUMENTS)
+    )
     for path in tmp_path.iterdir():
         assert [row.text for row in read(path)[0]] == [text for _, text in DOCUMENTS]
 
@@ -50,7 +57,10 @@ def test_compressed_files_of_several_members_are_read_whole(tmp_path):
 def test_documents_of_plain_text_stand_between_blank_lines(tmp_path):
     path = tmp_path / "en.txt"
     path.write_bytes(b"\n\nfirst line\nsecond line\r\n \n\n\nother\n")
-    assert read(path)[0] == [Row("en.txt:3", "first line\nsecond line", "web"), Row("en.txt:8", "other", "web")]
+    assert read(path)[0] == [
+        Row("en.txt:3", "first line\nsecond line", "web"),
+        Row("en.txt:8", "other", "web"),
+    ]
 
 
 def test_files_of_a_glob_come_in_the_order_of_their_names(tmp_path):
@@ -61,7 +71,11 @@ def test_files_of_a_glob_come_in_the_order_of_their_names(tmp_path):
 
 def test_keys_kinds_and_ids_of_their_own(tmp_path):
     path = tmp_path / "en.jsonl"
-    rows = [{"content": "x", "key": 7}, {"content": "y", "kind": "textbook"}, {"content": "z", "kind": None, "key": None}]
+    rows = [
+        {"content": "x", "key": 7},
+        {"content": "y", "kind": "textbook"},
+        {"content": "z", "kind": None, "key": None},
+    ]
     path.write_text("\ufeff" + "\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert read(path, text_key="content", id_key="key", kind="curated")[0] == [
         Row("7", "x", "curated"),
@@ -109,7 +123,9 @@ def test_a_bad_row_is_located_and_refused_or_skipped(tmp_path, line, reason):
     counts.located[0].encode()  # it is written into reports
 
 
-@pytest.mark.parametrize("name", ["en.jsonl.gz", "en.jsonl.zst", "en.parquet", "en.warc", "en.warc.gz", "en.wet"])
+@pytest.mark.parametrize(
+    "name", ["en.jsonl.gz", "en.jsonl.zst", "en.parquet", "en.warc", "en.warc.gz", "en.wet"]
+)
 def test_an_archive_of_no_bytes_was_cut_short(tmp_path, name):
     """A compressed file of nothing has some bytes. Beside other files of a glob it would pass in silence."""
     (tmp_path / name).write_bytes(b"")
@@ -122,9 +138,13 @@ def test_a_line_without_end_is_refused(tmp_path):
     path.write_bytes(b'{"text": "a"}\n')
     with open(path, "r+b") as file:
         file.truncate(4 * 10**12)  # holes: no byte of them is on the disk
-    with pytest.raises(BadInput, match=r"en.jsonl:2: a line of more than 1,073,741,824 bytes; the file is no text"):
+    with pytest.raises(
+        BadInput, match=r"en.jsonl:2: a line of more than 1,073,741,824 bytes; the file is no text"
+    ):
         read(path)
-    with pytest.raises(BadInput, match=r"en.jsonl: 4,000,000,000,000 bytes, of which next to none are on the disk"):
+    with pytest.raises(
+        BadInput, match=r"en.jsonl: 4,000,000,000,000 bytes, of which next to none are on the disk"
+    ):
         file_digest(str(path))
 
 
@@ -164,7 +184,9 @@ def test_empty_text_is_counted_and_not_bad(tmp_path):
 def test_bad_values_of_parquet(tmp_path):
     path = tmp_path / "en.parquet"
     spoiled = pyarrow.Array.from_buffers(
-        pyarrow.string(), 3, [None, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), pyarrow.py_buffer(b"a\xffc")]
+        pyarrow.string(),
+        3,
+        [None, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0\3\0\0\0"), pyarrow.py_buffer(b"a\xffc")],
     )
     pyarrow.parquet.write_table(pyarrow.table({"text": spoiled}), path)
     rows, counts = read(path, BadRows.SKIP)
@@ -217,7 +239,8 @@ import tensorflow_datasets as tfds
 class Prose(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     def _info(self):
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text(), "id": np.int64}))
+        features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "id": np.int64})
+        return tfds.core.DatasetInfo(builder=self, features=features)
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples()}
     def _generate_examples(self):
@@ -230,10 +253,14 @@ Prose(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
 
 def test_tfds_by_name(tmp_path):
     (tmp_path / "prose.py").write_text(WRITE_TFDS)
-    subprocess.run([sys.executable, str(tmp_path / "prose.py"), str(tmp_path)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, str(tmp_path / "prose.py"), str(tmp_path)], check=True, capture_output=True
+    )
     source = Source(language="de", tfds="prose", tfds_folder=str(tmp_path))
     rows = list(read_rows(source, BadRows.REFUSE, RowCounts()))
-    assert sorted(rows, key=lambda row: row.id) == [Row(str(number), f"Satz {number}: größer", "web") for number in range(5)]
+    assert sorted(rows, key=lambda row: row.id) == [
+        Row(str(number), f"Satz {number}: größer", "web") for number in range(5)
+    ]
     missing = Source(language="de", tfds="nowhere_to_be_found", tfds_folder=str(tmp_path))
     with pytest.raises(BadInput, match=r"TFDS dataset nowhere_to_be_found \(split train\) cannot be read"):
         list(read_rows(missing, BadRows.REFUSE, RowCounts()))
@@ -242,7 +269,9 @@ def test_tfds_by_name(tmp_path):
 def test_a_word_that_no_language_has_is_a_bad_row(tmp_path):
     """BPE takes the longer for each letter of a word, the longer the word is."""
     path = tmp_path / "en.jsonl"
-    path.write_bytes(as_jsonl([("a", "x" * (LONGEST_WORD + 1)), ("b", "x" * LONGEST_WORD), ("c", "word, " * LONGEST_WORD)]))
+    path.write_bytes(
+        as_jsonl([("a", "x" * (LONGEST_WORD + 1)), ("b", "x" * LONGEST_WORD), ("c", "word, " * LONGEST_WORD)])
+    )
     rows, counts = read(path, BadRows.SKIP)
     assert [row.id for row in rows] == ["b", "c"]
     assert "a word of more than 262,144 letters" in counts.located[0]
@@ -265,5 +294,8 @@ def test_rows_of_parquet_that_memory_is_not_meant_for(tmp_path, monkeypatch):
 def test_metadata_of_parquet_beyond_what_arrow_reads_is_not_called_corrupt():
     """Arrow's words, for a footer of 110 MB."""
     words = "Couldn't deserialize thrift: TProtocolException: Exceeded size limit"
-    with pytest.raises(BadInput, match=r"en.parquet: what it says of its columns .* than Arrow reads"), explained("en.parquet", str):
+    with (
+        pytest.raises(BadInput, match=r"en.parquet: what it says of its columns .* than Arrow reads"),
+        explained("en.parquet", str),
+    ):
         raise OSError(words)

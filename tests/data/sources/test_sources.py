@@ -1,4 +1,6 @@
-"""Sources of one language that read the same file, and text that changes between two runs of `babel prepare`."""
+"""Sources of one language that read the same file, and text that changes between two runs
+of `babel prepare`.
+"""
 
 import json
 import os
@@ -8,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from babel_jax.config import CleaningSettings, DataSettings, DecontaminationSettings, DeduplicationSettings, Rule, Source
+from babel_jax.config import (
+    CleaningSettings,
+    DataSettings,
+    DecontaminationSettings,
+    DeduplicationSettings,
+    Rule,
+    Source,
+)
 from babel_jax.data.refining.cleaned_parts import sources_of
 from babel_jax.data.refining.refinement import refined_rows
 from babel_jax.data.windows.prepare import prepare
@@ -18,18 +27,28 @@ from babel_jax.errors import BadInput
 
 def words(seed):
     chosen = random.Random(seed)
-    return " ".join("".join(chosen.choices("abcdefghijklmnoprstuvw", k=chosen.randint(3, 8))) for _ in range(60))
+    return " ".join(
+        "".join(chosen.choices("abcdefghijklmnoprstuvw", k=chosen.randint(3, 8))) for _ in range(60)
+    )
 
 
 @pytest.mark.parametrize("heavier_first", [True, False])
 @pytest.mark.parametrize("names", [(None, None), ("A", "B"), ("A", "A")])
-def test_two_sources_that_read_one_file_keep_their_weights_and_licences(tmp_path, small_model, write_rows, heavier_first, names):
+def test_two_sources_that_read_one_file_keep_their_weights_and_licences(
+    tmp_path, small_model, write_rows, heavier_first, names
+):
     """Five texts are there twice, as web and as textbook; of each the heavier source's copy stays."""
-    rows = [{"id": f"{kind}-{number}", "kind": kind, "text": words(number)} for number in range(5) for kind in ("web", "textbook")]
+    rows = [
+        {"id": f"{kind}-{number}", "kind": kind, "text": words(number)}
+        for number in range(5)
+        for kind in ("web", "textbook")
+    ]
     rows += [{"id": f"only-{kind}", "kind": kind, "text": words(kind)} for kind in ("web", "textbook")]
     path = str(write_rows(tmp_path / "en.jsonl", rows))
     web = Source(language="en", path=path, where={"kind": "web"}, licence="CC-BY-4.0", name=names[0])
-    book = Source(language="en", path=path, where={"kind": "textbook"}, licence="proprietary", weight=5.0, name=names[1])
+    book = Source(
+        language="en", path=path, where={"kind": "textbook"}, licence="proprietary", weight=5.0, name=names[1]
+    )
     settings = DataSettings(
         folder=str(tmp_path / "data"),
         seq_len=64,
@@ -39,7 +58,9 @@ def test_two_sources_that_read_one_file_keep_their_weights_and_licences(tmp_path
     )
     found = prepare(settings, small_model)["languages"]["en"]
     assert {kind: counts["documents"] for kind, counts in found["kinds"].items()} == {"web": 1, "textbook": 6}
-    assert sorted((source["licence"], source["documents"], source["kept"]) for source in found["cleaning"].values()) == [
+    assert sorted(
+        (source["licence"], source["documents"], source["kept"]) for source in found["cleaning"].values()
+    ) == [
         ("CC-BY-4.0", 6, 1),
         ("proprietary", 6, 6),
     ]
@@ -53,11 +74,15 @@ def test_labels_are_distinct():
         Source(language="sw", path="/a.jsonl"),
     )
     settings = DataSettings(folder="data", sources=sources)
-    assert [source.label for source in sources_of(settings, "en")] == ["/a.jsonl #1", "/a.jsonl #2", "/a.jsonl (lang = en, kind = web)"]
+    assert [source.label for source in sources_of(settings, "en")] == [
+        "/a.jsonl #1",
+        "/a.jsonl #2",
+        "/a.jsonl (lang = en, kind = web)",
+    ]
     assert [source.label for source in sources_of(settings, "sw")] == ["/a.jsonl"]
 
 
-# --- text that changes ---------------------------------------------------------------------------------------------------------
+# --- text that changes ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -94,7 +119,9 @@ def test_text_of_the_same_length_is_other_text(stale, small_model, cleaned):
     settings, path = stale(cleaned)
     report = prepare(settings, small_model)
     overwrite(path)
-    with pytest.raises(BadInput, match=r"prepared from other text than data.sources now names \(changed: .*en.jsonl\)"):
+    with pytest.raises(
+        BadInput, match=r"prepared from other text than data.sources now names \(changed: .*en.jsonl\)"
+    ):
         prepare(settings, small_model)
     path.write_bytes(path.read_bytes().replace(b"*******", b"hunter2"))
     assert prepare(settings, small_model) == report  # another time, the same bytes
@@ -126,7 +153,9 @@ def test_the_fingerprint_is_of_the_text_and_not_of_its_place(stale, small_model,
     other = tmp_path / "elsewhere" / "en.jsonl"
     other.parent.mkdir()
     shutil.copy(path, other)
-    moved = settings.model_copy(update={"folder": str(tmp_path / "two"), "sources": (Source(language="en", path=str(other)),)})
+    moved = settings.model_copy(
+        update={"folder": str(tmp_path / "two"), "sources": (Source(language="en", path=str(other)),)}
+    )
     prepare(moved, small_model)
     assert open_prepared(moved.folder).fingerprint == first
     overwrite(other)

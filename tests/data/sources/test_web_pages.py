@@ -14,20 +14,31 @@ from babel_jax.errors import BadInput
 pytest.importorskip("fastwarc")
 pytest.importorskip("resiliparse")
 
-HTML = "<html><body><main><p>The grandmother opens the window number {} and looks at the sea.</p></main></body></html>"
+HTML = (
+    "<html><body><main><p>The grandmother opens the window number {} and looks at the "
+    "sea.</p></main></body></html>"
+)
 
 
 def record(kind, content, number=0):
-    head = f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: http://a/{number}\r\nWARC-Date: 2024-01-01T00:00:00Z\r\n"
+    head = (
+        f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: http://a/{number}\r\nWARC-Date: "
+        "2024-01-01T00:00:00Z\r\n"
+    )
     head += (
-        f"WARC-Record-ID: <urn:uuid:{number}>\r\nContent-Type: application/http; msgtype={kind}\r\nContent-Length: {len(content)}\r\n\r\n"
+        f"WARC-Record-ID: <urn:uuid:{number}>\r\nContent-Type: application/http; "
+        f"msgtype={kind}\r\nContent-Length: {len(content)}\r\n\r\n"
     )
     return head.encode() + content + b"\r\n\r\n"
 
 
 def page(number, content_type=b"text/html; charset=utf-8", body=None, more=b""):
     content = HTML.format(number).encode() if body is None else body
-    return record("response", b"HTTP/1.1 200 OK\r\nContent-Type: " + content_type + b"\r\n" + more + b"\r\n" + content, number)
+    return record(
+        "response",
+        b"HTTP/1.1 200 OK\r\nContent-Type: " + content_type + b"\r\n" + more + b"\r\n" + content,
+        number,
+    )
 
 
 def read(path, bad_rows=BadRows.SKIP):
@@ -67,7 +78,9 @@ def test_an_odd_page_does_not_end_the_file(tmp_path, name):
 SLOW = {
     "spaces": "<html><body><pre>" + " " * 100_000 + "x</pre></body></html>",
     "nested": "<html><body>" + "<div>" * 100_000 + "x",
-    "attributes": "<html><body><p " + " ".join(f"a{number}=1" for number in range(300_000)) + ">x</p></body></html>",
+    "attributes": "<html><body><p "
+    + " ".join(f"a{number}=1" for number in range(300_000))
+    + ">x</p></body></html>",
 }
 
 

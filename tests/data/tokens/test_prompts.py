@@ -9,12 +9,15 @@ from babel_jax.data.tokens.prompts import PromptTokenizer
 from babel_jax.errors import BadInput
 
 CHATML = (
-    "{%- if messages[0].role == 'system' %}\n{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}\n{%- endif %}\n"
+    "{%- if messages[0].role == 'system' %}\n{{- '<|im_start|>system\\n' + messages[0].content + "
+    "'<|im_end|>\\n' }}\n{%- endif %}\n"
     "{%- for message in messages %}\n    {%- if loop.index0 > 50 %}{% break %}{% endif %}\n"
-    "    {%- if message.role not in ('user', 'assistant', 'system') %}{{ raise_exception('unknown role ' + message.role) }}{% endif %}\n"
+    "    {%- if message.role not in ('user', 'assistant', 'system') %}{{ raise_exception('unknown role ' + "
+    "message.role) }}{% endif %}\n"
     "    {%- if message.role != 'system' %}\n"
     "        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}\n"
-    "    {%- endif %}\n{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n"
+    "    {%- endif %}\n{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' "
+    "}}\n{%- endif %}\n"
 )
 TALK = [
     {"role": "system", "content": "Jibu kwa ufupi."},
@@ -27,11 +30,16 @@ TALK = [
 @pytest.fixture
 def folder(tmp_path):
     """A tokenizer of single letters, with control tokens, that begins every text with <s>."""
-    letters = {letter: number for number, letter in enumerate("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .?\n{}1<|>_")}
+    letters = {
+        letter: number
+        for number, letter in enumerate("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .?\n{}1<|>_")
+    }
     tokenizer = Tokenizer(models.BPE(letters, [], unk_token=None))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.add_special_tokens(["<s>", "<|im_start|>", "<|im_end|>"])
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -69,7 +77,10 @@ def test_conversations_are_those_of_transformers(folder):
 
 def test_a_template_in_the_config(folder):
     path = folder / "tokenizer_config.json"
-    stored = [{"name": "tools", "template": "no"}, {"name": "default", "template": "{{ messages[0].content }}{{ eos_token }}"}]
+    stored = [
+        {"name": "tools", "template": "no"},
+        {"name": "default", "template": "{{ messages[0].content }}{{ eos_token }}"},
+    ]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": stored}))
     assert PromptTokenizer(folder).chat(TALK) == "Jibu kwa ufupi.<|im_end|>"
 

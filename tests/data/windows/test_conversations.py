@@ -20,7 +20,11 @@ from babel_jax.errors import BadInput
 
 
 def conversation(words, turns=1):
-    return [message for turn in range(turns) for message in (("user", f"{words} {turn}?"), ("assistant", f"{words} {words}."))]
+    return [
+        message
+        for turn in range(turns)
+        for message in (("user", f"{words} {turn}?"), ("assistant", f"{words} {words}."))
+    ]
 
 
 def as_messages(pairs):
@@ -34,15 +38,24 @@ def test_best_fit_cuts_nothing_and_wastes_little(lengths):
     assert windows == sorted(sorted(window) for window in windows)
     used = [sum(lengths[number] for number in window) for window in windows]
     assert all(0 < filled <= 50 for filled in used)
-    # No two windows could be one; so at most one of them is less than half full (and never more than twice the least number is needed).
+    # No two windows could be one; so at most one of them is less than half full (and never more than twice
+    # the least number is needed).
     assert sum(filled <= 25 for filled in used) <= 1
     assert len(windows) <= max(1, 2 * -(-sum(lengths) // 50))
 
 
 def test_both_forms_become_one():
-    share_gpt = [{"from": "system", "value": "s"}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    share_gpt = [
+        {"from": "system", "value": "s"},
+        {"from": "human", "value": "a"},
+        {"from": "gpt", "value": "b"},
+    ]
     messages = as_messages([("system", "s"), ("user", "a"), ("assistant", "b")])
-    assert conversation_text(share_gpt) == conversation_text([{**message, "weight": 1} for message in messages]) == json.dumps(messages)
+    assert (
+        conversation_text(share_gpt)
+        == conversation_text([{**message, "weight": 1} for message in messages])
+        == json.dumps(messages)
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,7 +65,10 @@ def test_both_forms_become_one():
         (["hello"], "a list of messages"),
         ([{"role": "user", "content": "a"}], "no message of the assistant"),
         ([{"role": "assistant", "content": "a"}], "speaks first"),
-        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": " \n"}], "message 1: the assistant says nothing"),
+        (
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": " \n"}],
+            "message 1: the assistant says nothing",
+        ),
         ([{"role": "tool", "content": "a"}], "message 0: role 'tool' is not one of"),
         ([{"role": ["user"], "content": "a"}], "message 0: role"),
         ([{"role": "user", "content": [{"type": "text"}]}], "message 0: its content is no text but list"),
@@ -67,7 +83,10 @@ def test_what_cannot_be_trained_on_is_named(messages, says):
 
 def test_windows_hold_whole_conversations_with_their_mask(chat_tokenizer):
     format = open_chat_format(chat_tokenizer)
-    texts = [conversation_text(as_messages(conversation("mutu " * (1 + number % 5), 1 + number % 3))) for number in range(30)]
+    texts = [
+        conversation_text(as_messages(conversation("mutu " * (1 + number % 5), 1 + number % 3)))
+        for number in range(30)
+    ]
     expected = {tuple(encoded.ids): encoded.targets for encoded in map(format.encode, map(json.loads, texts))}
     counts = dict.fromkeys(("tokens", "documents", "bytes"), 0)
     windows = list(conversation_windows(texts, format, 256, counts))
@@ -99,10 +118,18 @@ def test_long_conversations_are_cut_or_left_out(chat_tokenizer):
 @pytest.fixture
 def settings(chat_tokenizer, write_rows, tmp_path):
     """Settings for conversations in two languages, in both forms; ids count from 0."""
-    rows = [{"id": str(number), "messages": as_messages(conversation(f"word{number}", 2))} for number in range(20)]
+    rows = [
+        {"id": str(number), "messages": as_messages(conversation(f"word{number}", 2))} for number in range(20)
+    ]
     write_rows(tmp_path / "en.jsonl", [*rows, {"id": "again", "messages": rows[1]["messages"]}])
-    share_gpt = [[{"from": "human", "value": f"je {number}?"}, {"from": "gpt", "value": "ndiyo"}] for number in range(10)]
-    write_rows(tmp_path / "sw.jsonl", [{"id": str(number), "conversations": messages} for number, messages in enumerate(share_gpt)])
+    share_gpt = [
+        [{"from": "human", "value": f"je {number}?"}, {"from": "gpt", "value": "ndiyo"}]
+        for number in range(10)
+    ]
+    write_rows(
+        tmp_path / "sw.jsonl",
+        [{"id": str(number), "conversations": messages} for number, messages in enumerate(share_gpt)],
+    )
     sources = tuple(
         Source(language=language, kind="chat", path=str(tmp_path / f"{language}.jsonl"), text_key=key)
         for language, key in (("en", "messages"), ("sw", "conversations"))
@@ -139,13 +166,19 @@ def test_what_is_cut_or_left_out_is_told(settings, caplog, tmp_path, write_rows)
     counts = prepare(one)["languages"]["en"]["kinds"]["chat"]
     told = [record.getMessage() for record in caplog.records]
     assert counts["cut"] + counts["left_out"] == 1 == len(told)
-    cut, left_out = "longer than data.seq_len = 128 tokens; they are trained on without", "are left out, since their first 128"
+    cut, left_out = (
+        "longer than data.seq_len = 128 tokens; they are trained on without",
+        "are left out, since their first 128",
+    )
     assert (cut if counts["cut"] else left_out) in told[0]
 
 
 def test_conversations_that_are_all_too_long_are_refused(settings, tmp_path):
     short = settings.model_copy(update={"seq_len": 4, "folder": str(tmp_path / "short")})
-    with pytest.raises(BadInput, match=r"en chat: no conversation has an answer within data.seq_len = 4 tokens.*set data.seq_len higher"):
+    with pytest.raises(
+        BadInput,
+        match=r"en chat: no conversation has an answer within data.seq_len = 4 .*set data.seq_len higher",
+    ):
         prepare(short)
     assert not list((tmp_path / "short" / "windows").glob("*"))
     assert prepare(settings)["languages"]["en"]["kinds"]["chat"]["windows"]
@@ -154,7 +187,9 @@ def test_conversations_that_are_all_too_long_are_refused(settings, tmp_path):
 def test_another_template_needs_another_folder(settings, tmp_path):
     prepare(settings)
     template = tmp_path / "other.jinja"
-    template.write_text("{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}")
+    template.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+    )
     with pytest.raises(BadInput, match="prepared with another chat_template"):
         prepare(settings.model_copy(update={"chat_template": str(template)}))
 
@@ -170,5 +205,7 @@ def test_text_and_conversations_do_not_mix(settings):
     source = settings.sources[0].model_dump(mode="json", exclude_none=True)
     for conversations, key in ((True, "text"), (False, "messages")):
         values = {"folder": "x", "conversations": conversations, "sources": [{**source, "text_key": key}]}
-        with pytest.raises(BadInput, match="conversations are read from messages or conversations, text from anything else"):
+        with pytest.raises(
+            BadInput, match="conversations are read from messages or conversations, text from anything else"
+        ):
             parse_settings(DataSettings, values, "test")

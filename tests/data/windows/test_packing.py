@@ -35,7 +35,9 @@ def test_windows_are_those_of_packing_token_by_token(documents, seq_len, block):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packing, "_BLOCK_TOKENS", block)
         windows = list(pack(iter(documents), seq_len, EOS))
-    assert [(tokens.tolist(), segments.tolist()) for tokens, segments in windows] == packed_one_by_one(documents, seq_len)
+    assert [(tokens.tolist(), segments.tolist()) for tokens, segments in windows] == packed_one_by_one(
+        documents, seq_len
+    )
     assert all(array.dtype == np.uint32 for window in windows for array in window)
 
 
@@ -49,7 +51,9 @@ def test_no_token_is_lost_and_only_the_last_window_is_padded(documents, seq_len)
         assert real[0] == 1
         assert set(np.diff(real.astype(int))) <= {0, 1}
         padding = np.flatnonzero(segments == 0)
-        assert len(padding) == 0 or (number == len(windows) - 1 and padding.tolist() == list(range(len(real), seq_len)))
+        assert len(padding) == 0 or (
+            number == len(windows) - 1 and padding.tolist() == list(range(len(real), seq_len))
+        )
 
 
 def test_no_documents_give_no_window():

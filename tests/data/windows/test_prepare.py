@@ -38,10 +38,16 @@ def documents_of(folder, language, kind, tokenizer):
 
 def files_of(folder):
     """The bytes of each file by name."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(Path(folder).rglob("*"))
+        if path.is_file()
+    }
 
 
-def test_windows_hold_the_training_text_and_heldout_files_the_rest(small_prepared, small_settings, small_model):
+def test_windows_hold_the_training_text_and_heldout_files_the_rest(
+    small_prepared, small_settings, small_model
+):
     tokenizer = open_tokenizer(small_model)
     prepared = open_prepared(small_prepared)
     assert prepared.languages == ("en", "zh", "sw", "ha")
@@ -67,9 +73,9 @@ def test_the_report_counts_what_is_there(small_prepared, small_model):
     assert prepared.report == json.loads((Path(small_prepared) / "prepared.json").read_text())
     assert prepared.seq_len == 64
     assert prepared.tokenizer_fingerprint == tokenizer.fingerprint
-    assert set(prepared.available) == {(language, kind) for language in ("en", "zh", "sw") for kind in ("web", "textbook")} | {
-        ("ha", "web")
-    }
+    assert set(prepared.available) == {
+        (language, kind) for language in ("en", "zh", "sw") for kind in ("web", "textbook")
+    } | {("ha", "web")}
     for (language, kind), tokens in prepared.available.items():
         counts = prepared.report["languages"][language]["kinds"][kind]
         texts = documents_of(small_prepared, language, kind, tokenizer)
@@ -85,7 +91,10 @@ def test_the_report_counts_what_is_there(small_prepared, small_model):
     entry = prepared.report["languages"]["sw"]
     heldout = prepared.heldout("sw")
     assert (entry["rows"], entry["bad"], entry["duplicates"], entry["reserved"]) == (80, 0, 0, 0)
-    assert (entry["heldout_documents"], entry["heldout_bytes"]) == (len(heldout), sum(len(row.text.encode()) for row in heldout))
+    assert (entry["heldout_documents"], entry["heldout_bytes"]) == (
+        len(heldout),
+        sum(len(row.text.encode()) for row in heldout),
+    )
 
 
 def test_duplicates_and_heldout_text_are_not_trained_on(tmp_path, small_model, write_rows, rows_of):
@@ -93,7 +102,12 @@ def test_duplicates_and_heldout_text_are_not_trained_on(tmp_path, small_model, w
     again = [{**row, "id": f"again-{row['id']}"} for row in rows]
     path = write_rows(tmp_path / "sw.jsonl", rows + again)
     folder = str(tmp_path / "data")
-    prepare(DataSettings(folder=folder, seq_len=64, heldout_fraction=0.2, sources=(Source(language="sw", path=str(path)),)), small_model)
+    prepare(
+        DataSettings(
+            folder=folder, seq_len=64, heldout_fraction=0.2, sources=(Source(language="sw", path=str(path)),)
+        ),
+        small_model,
+    )
     trained = documents_of(folder, "sw", "web", open_tokenizer(small_model))
     heldout = {row.text for row in open_prepared(folder).heldout("sw")}
     assert len(trained) == len(set(trained))
@@ -114,7 +128,9 @@ def test_done_again_nothing_is_written(small_settings, small_model, monkeypatch,
 
 @pytest.mark.parametrize("stopped_by", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("after", [0, 3, 6])
-def test_stopped_it_goes_on_where_it_was(small_settings, small_prepared, small_model, monkeypatch, tmp_path, stopped_by, after):
+def test_stopped_it_goes_on_where_it_was(
+    small_settings, small_prepared, small_model, monkeypatch, tmp_path, stopped_by, after
+):
     settings = small_settings.model_copy(update={"folder": str(tmp_path / "data")})
     written = []
 
@@ -133,7 +149,11 @@ def test_stopped_it_goes_on_where_it_was(small_settings, small_prepared, small_m
     with pytest.raises(BadInput, match=r"is not finished \(it has no prepared.json\); run `babel prepare`"):
         open_prepared(settings.folder)
     assert not list(Path(settings.folder).rglob("*.partial"))
-    monkeypatch.setattr(datasets, "write_windows", lambda folder, name, *rest: (written.append(name), write(folder, name, *rest)))
+    monkeypatch.setattr(
+        datasets,
+        "write_windows",
+        lambda folder, name, *rest: (written.append(name), write(folder, name, *rest)),
+    )
     prepare(settings, small_model)
     assert len(written) == len(set(written)) == 7
     assert files_of(settings.folder) == files_of(small_prepared)
@@ -175,7 +195,9 @@ def test_killed_at_any_moment_it_goes_on(small_settings, small_prepared, small_m
         ({"heldout_bytes": 7}, "another heldout_bytes"),
     ],
 )
-def test_other_settings_on_the_same_folder_are_refused(small_settings, small_prepared, small_model, change, message):
+def test_other_settings_on_the_same_folder_are_refused(
+    small_settings, small_prepared, small_model, change, message
+):
     with pytest.raises(BadInput, match=message):
         prepare(small_settings.model_copy(update=change), small_model)
 
@@ -203,7 +225,9 @@ def test_languages_can_be_added(small_settings, small_prepared, small_model, tmp
 
 def test_bad_rows_are_refused_or_reported(tmp_path, small_model, write_rows, rows_of):
     path = write_rows(tmp_path / "sw.jsonl", [*rows_of("sw", ("web",), 10), {"id": "x"}])
-    settings = DataSettings(folder=str(tmp_path / "data"), seq_len=64, sources=(Source(language="sw", path=str(path)),))
+    settings = DataSettings(
+        folder=str(tmp_path / "data"), seq_len=64, sources=(Source(language="sw", path=str(path)),)
+    )
     with pytest.raises(BadInput, match=r"sw.jsonl:11: no 'text'"):
         prepare(settings, small_model)
     # The way out that the message names works on the same folder.
@@ -233,7 +257,11 @@ def test_unusable_input(tmp_path, small_model, small_settings, write_rows):
 def test_a_full_disk_is_named(tmp_path, small_settings, small_model, kilobytes, capfd):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(disk)],
+        capture_output=True,
+        check=False,
+    )
     if mounted.returncode:
         pytest.skip("no tmpfs can be mounted here")
     try:
@@ -251,7 +279,10 @@ def test_a_full_disk_is_named(tmp_path, small_settings, small_model, kilobytes, 
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (lambda folder: (folder / "prepared.json").write_text("{}"), r"prepared.json: damaged; remove the folder"),
+        (
+            lambda folder: (folder / "prepared.json").write_text("{}"),
+            r"prepared.json: damaged; remove the folder",
+        ),
         (lambda folder: (folder / "prepared.json").write_text("["), r"prepared.json: not readable JSON"),
         (lambda folder: shutil.rmtree(folder / "windows" / "sw-web"), r"sw-web: missing; remove the folder"),
         (lambda folder: (folder / "heldout" / "en.jsonl").unlink(), r"en.jsonl: missing; remove the folder"),
@@ -268,7 +299,10 @@ def test_damaged_folders_are_named(small_prepared, tmp_path, damage, says):
 @pytest.mark.parametrize("bad_rows", ["refuse", "skip"])
 def test_a_conversation_that_the_template_refuses_is_a_bad_row(chat_tokenizer, tmp_path, bad_rows):
     def talk(number):
-        return [{"role": "user", "content": f"What is {number}?"}, {"role": "assistant", "content": f"It is {number}."}]
+        return [
+            {"role": "user", "content": f"What is {number}?"},
+            {"role": "assistant", "content": f"It is {number}."},
+        ]
 
     rows = [{"id": str(number), "messages": talk(number)} for number in range(8)]
     rows[5]["messages"].insert(0, {"role": "system", "content": "Be brief."})
@@ -280,7 +314,8 @@ def test_a_conversation_that_the_template_refuses_is_a_bad_row(chat_tokenizer, t
     )
     source = Source(language="en", path=str(tmp_path / "en.jsonl"), text_key="messages")
     settings = DataSettings(
-        folder=str(tmp_path / "data"), seq_len=128, heldout_fraction=0.0, bad_rows=BadRows(bad_rows), conversations=True,
+        folder=str(tmp_path / "data"), seq_len=128, heldout_fraction=0.0, bad_rows=BadRows(bad_rows),
+        conversations=True,
         chat_template=str(tmp_path / "chat.jinja"), sources=(source,),
     )  # fmt: skip
     if bad_rows == "refuse":
@@ -294,9 +329,13 @@ def test_a_conversation_that_the_template_refuses_is_a_bad_row(chat_tokenizer, t
 
 def test_each_document_begins_as_its_tokenizer_begins_it(tmp_path):
     tokenizer = byte_level(tmp_path / "tokenizer", begin="<s> $A")
-    (tmp_path / "en.jsonl").write_text("".join(json.dumps({"id": str(one), "text": f"Text {one}"}) + "\n" for one in range(3)))
+    (tmp_path / "en.jsonl").write_text(
+        "".join(json.dumps({"id": str(one), "text": f"Text {one}"}) + "\n" for one in range(3))
+    )
     source = Source(language="en", path=str(tmp_path / "en.jsonl"))
-    settings = DataSettings(folder=str(tmp_path / "data"), seq_len=64, heldout_fraction=0.0, sources=(source,))
+    settings = DataSettings(
+        folder=str(tmp_path / "data"), seq_len=64, heldout_fraction=0.0, sources=(source,)
+    )
     report = prepare(settings, tokenizer)
     (window,) = open_windows(dataset_folder(tmp_path / "data", "en", "web"))
     opened = open_tokenizer(tokenizer)
@@ -309,5 +348,8 @@ def test_each_document_begins_as_its_tokenizer_begins_it(tmp_path):
     with pytest.raises(BadInput, match="prepared with another begin_ids"):
         prepare(without, tokenizer)
     prepare(without.model_copy(update={"folder": str(tmp_path / "other")}), tokenizer)
-    with pytest.raises(BadInput, match=r"each document begins with the token ids \[\], and the tokenizer begins a text with \[256\]"):
+    with pytest.raises(
+        BadInput,
+        match=r"each document begins with the token ids \[\], and the tokenizer begins a text with \[256\]",
+    ):
         open_prepared(tmp_path / "other").check_tokenizer(opened, conversations=False)

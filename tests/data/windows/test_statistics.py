@@ -16,7 +16,9 @@ from babel_jax.data.windows.statistics import language_statistics, write_statist
 
 
 class Reader(html.parser.HTMLParser):
-    """Tags that are open, links, the tables' cells, quotations with their direction, and what would need the network."""
+    """Tags that are open, links, the tables' cells, quotations with their direction, and what would need the
+    network.
+    """
 
     def __init__(self):
         super().__init__()
@@ -24,7 +26,11 @@ class Reader(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
-        self.outside += [value for name, value in attributes.items() if name in ("src", "href") and not value.startswith("#")]
+        self.outside += [
+            value
+            for name, value in attributes.items()
+            if name in ("src", "href") and not value.startswith("#")
+        ]
         if tag in ("script", "link", "img", "iframe"):
             self.outside.append(tag)
         if tag == "a":
@@ -52,7 +58,9 @@ class Reader(html.parser.HTMLParser):
 
 @pytest.fixture
 def folder(small_prepared, tmp_path):
-    """The small prepared corpus with one language turned Arabic, rows that have scores, and what cleaning would report."""
+    """The small prepared corpus with one language turned Arabic, rows that have scores, and what cleaning
+    would report.
+    """
     shutil.copytree(small_prepared, tmp_path / "data")
     folder = tmp_path / "data"
     report = json.loads((folder / "prepared.json").read_text())
@@ -62,7 +70,9 @@ def folder(small_prepared, tmp_path):
     for path in list(folder.rglob("*ha*")):
         if path.name in ("ha.jsonl", "ha-web"):
             path.rename(path.with_name(path.name.replace("ha", "ar")))
-    rows = [{"id": str(number), "text": f"<b>نص {number}</b> & {'x' * 500}", "kind": "web"} for number in range(4)]
+    rows = [
+        {"id": str(number), "text": f"<b>نص {number}</b> & {'x' * 500}", "kind": "web"} for number in range(4)
+    ]
     (folder / "heldout" / "ar.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     report["languages"]["ar"]["cleaning"] = {
         "wiki <1>": {
@@ -72,7 +82,13 @@ def folder(small_prepared, tmp_path):
             "dropped": {"digits": 7, "short": 10},
             "duplicates": {"exact": 2, "near": 1},
         },
-        "web": {"licence": None, "documents": 10, "kept": 5, "dropped": {"short": 5}, "duplicates": {"exact": 0, "near": 0}},
+        "web": {
+            "licence": None,
+            "documents": 10,
+            "kept": 5,
+            "dropped": {"short": 5},
+            "duplicates": {"exact": 0, "near": 0},
+        },
     }
     (folder / "prepared.json").write_text(json.dumps(report))
     return folder
@@ -92,7 +108,12 @@ def test_the_page(folder, capsys):
     assert english[3] == f"{tokens:,}"
     assert found["languages"]["en"]["kinds"].keys() == {"web", "textbook"}
     assert found["tokens"] == sum(prepared.available.values())
-    assert ["rule: short", "15", "", f"{100 * 15 / prepared.report['languages']['ar']['rows']:.2f}%"] in reader.cells
+    assert [
+        "rule: short",
+        "15",
+        "",
+        f"{100 * 15 / prepared.report['languages']['ar']['rows']:.2f}%",
+    ] in reader.cells
     assert ["wiki <1>", "100", "80", "2", "1", "digits 7, short 10"] in reader.cells
     arabic = [quote for quote in reader.quotes if quote[0] == "ar"]
     assert len(arabic) == 3
@@ -106,16 +127,24 @@ def test_names_of_strangers_are_text_in_page_and_card(small_model, write_rows, r
     name = "[x](http://a/) <img src=x onerror=alert(1)>\n# head \x1b[31m `|"
     path = write_rows(tmp_path / "sw.jsonl", rows_of("sw", ("web",)))
     source = Source(language="sw", path=str(path), name=name, licence="<script>")
-    prepare(DataSettings(folder=str(tmp_path / "<b>"), seq_len=64, heldout_fraction=0.2, sources=(source,)), small_model)
+    prepare(
+        DataSettings(folder=str(tmp_path / "<b>"), seq_len=64, heldout_fraction=0.2, sources=(source,)),
+        small_model,
+    )
     write_statistics(tmp_path / "<b>")
-    text, page = ((tmp_path / "<b>" / file).read_text(encoding="utf-8") for file in ("README.md", "statistics.html"))
+    text, page = (
+        (tmp_path / "<b>" / file).read_text(encoding="utf-8") for file in ("README.md", "statistics.html")
+    )
     body = text.split("## Made with")[0].split("---\n", 2)[2]
     for own in ("`babel prepare`", "`windows/LANGUAGE-KIND`", "`statistics.html`"):
         body = body.replace(own, "")
     assert not re.search(r"(?<!\\)[<\[`]|^# head|\x1b", body, re.MULTILINE)
     assert "<script" not in page
     assert "<img" not in page
-    assert """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">""" in page
+    assert (
+        '<meta http-equiv="Content-Security-Policy" content="'
+        "default-src 'none'; style-src 'unsafe-inline'\">" in page
+    )
 
 
 def test_the_card(folder):
@@ -136,7 +165,9 @@ def test_fertility_and_quality(folder, monkeypatch):
     prepared = open_prepared(folder)
     own = language_statistics(prepared, "zh")
     heldout = prepared.heldout("zh")
-    bytes_per_character = sum(len(row.text.encode()) for row in heldout) / sum(len(row.text) for row in heldout)
+    bytes_per_character = sum(len(row.text.encode()) for row in heldout) / sum(
+        len(row.text) for row in heldout
+    )
     assert own.tokens_per_character == pytest.approx(bytes_per_character / own.bytes_per_token)
     assert own.scores == []
 
@@ -149,9 +180,14 @@ def test_scores_and_licences_of_rows_as_they_are(small_model, write_rows, rows_o
     rows = [{**row, "score": number / 80} for number, row in enumerate(rows_of("sw", ("web",)))]
     path = write_rows(tmp_path / "sw.jsonl", rows)
     source = Source(language="sw", path=str(path), name="scored", licence="CC0-1.0")
-    prepare(DataSettings(folder=str(tmp_path / "data"), seq_len=64, heldout_fraction=0.2, sources=(source,)), small_model)
+    prepare(
+        DataSettings(folder=str(tmp_path / "data"), seq_len=64, heldout_fraction=0.2, sources=(source,)),
+        small_model,
+    )
     write_statistics(tmp_path / "data")
     scores = {row["id"]: row["score"] for row in rows}
     assert {row.score == scores[row.id] for row in open_prepared(tmp_path / "data").heldout("sw")} == {True}
-    assert "Quality of held-out documents" in (tmp_path / "data" / "statistics.html").read_text(encoding="utf-8")
+    assert "Quality of held-out documents" in (tmp_path / "data" / "statistics.html").read_text(
+        encoding="utf-8"
+    )
     assert "- sw: scored (CC0-1.0)" in (tmp_path / "data" / "README.md").read_text(encoding="utf-8")

@@ -39,6 +39,14 @@ def test_windows_come_back_in_order_and_quietly(tmp_path, capfd):
 
 def test_tfds_reads_them_without_this_package_and_without_tensorflow(tmp_path):
     _, windows = write(tmp_path)
-    done = subprocess.run([sys.executable, "-c", READ_WITH_TFDS_ALONE, str(tmp_path)], check=True, capture_output=True, text=True)
-    expected = [{"tokens": [tokens.tolist(), "uint32"], "segment_ids": [segments.tolist(), "uint32"]} for tokens, segments in windows]
+    done = subprocess.run(
+        [sys.executable, "-c", READ_WITH_TFDS_ALONE, str(tmp_path)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    expected = [
+        {"tokens": [tokens.tolist(), "uint32"], "segment_ids": [segments.tolist(), "uint32"]}
+        for tokens, segments in windows
+    ]
     assert json.loads(done.stdout) == expected

@@ -10,7 +10,10 @@ from babel_jax.errors import BadInput
 
 rows_strategy = st.lists(
     st.builds(
-        Row, id=st.integers(0, 40).map(str), text=st.sampled_from("abcdefghijklmnopqrstuvwxyz"), kind=st.sampled_from(["web", "textbook"])
+        Row,
+        id=st.integers(0, 40).map(str),
+        text=st.sampled_from("abcdefghijklmnopqrstuvwxyz"),
+        kind=st.sampled_from(["web", "textbook"]),
     ),
     max_size=60,
 )
@@ -29,7 +32,9 @@ def test_every_row_is_trained_on_held_out_or_left_out_for_a_reason(rows, fractio
     surveyed = survey(rows, fraction, wanted)
     trained = training(surveyed, rows)
     assert len(surveyed.fates) == len(rows)
-    assert len(trained) + len(surveyed.heldout) + surveyed.duplicates + surveyed.overlaps + surveyed.reserved == len(rows)
+    assert len(trained) + len(
+        surveyed.heldout
+    ) + surveyed.duplicates + surveyed.overlaps + surveyed.reserved == len(rows)
     trained_texts, heldout_texts = [row.text for row in trained], [row.text for row in surveyed.heldout]
     assert len(set(trained_texts)) == len(trained_texts)
     assert len(set(heldout_texts)) == len(heldout_texts)
@@ -42,7 +47,9 @@ def test_every_row_is_trained_on_held_out_or_left_out_for_a_reason(rows, fractio
 @given(rows_strategy, st.floats(0.01, 1))
 def test_one_of_several_texts_is_held_out(rows, fraction):
     surveyed = survey(rows, fraction, 1000)
-    assert bool(surveyed.heldout) == (len({row.text for row in rows}) > 1 or any(drawn(row.id) < fraction for row in rows))
+    assert bool(surveyed.heldout) == (
+        len({row.text for row in rows}) > 1 or any(drawn(row.id) < fraction for row in rows)
+    )
 
 
 def test_the_same_parallel_rows_are_held_out_in_every_language():
@@ -74,7 +81,14 @@ def test_text_that_changes_between_the_readings_is_noticed():
             list(surveyed.training_rows(changed, "web"))
 
 
-@given(st.lists(st.text(max_size=8), max_size=40, unique=True), st.sampled_from([0.0, 0.1, 0.5]), st.sampled_from([1, 20, 10_000]))
+@given(
+    st.lists(st.text(max_size=8), max_size=40, unique=True),
+    st.sampled_from([0.0, 0.1, 0.5]),
+    st.sampled_from([1, 20, 10_000]),
+)
 def test_of_distinct_rows_nothing_need_be_remembered(texts, fraction, wanted):
-    rows = [Row(f"id {number % 30}", text, "web" if number % 3 else "textbook") for number, text in enumerate(texts)]
+    rows = [
+        Row(f"id {number % 30}", text, "web" if number % 3 else "textbook")
+        for number, text in enumerate(texts)
+    ]
     assert survey(rows, fraction, wanted, are_distinct=True) == survey(rows, fraction, wanted)

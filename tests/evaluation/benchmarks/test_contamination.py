@@ -16,7 +16,13 @@ from babel_jax.data.windows.prepare import prepare
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.benchmarks.contamination import LENGTH, contamination, hashes
 
-SHAPE = {"vocab_size": 1280, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+SHAPE = {
+    "vocab_size": 1280,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+}
 
 
 @given(st.lists(st.integers(0, 3), max_size=60), st.lists(st.integers(0, 3), max_size=60))
@@ -33,7 +39,9 @@ def run(small_settings, small_prepared, small_model, tmp_path_factory):
     """A run folder as far as contamination looks into it."""
     folder = tmp_path_factory.mktemp("run")
     data = small_settings.model_dump(mode="json", exclude_none=True) | {"tokenizer": str(small_model)}
-    parse_settings(Config, {"out": str(folder), "model": {"shape": SHAPE}, "data": data}, "test").save(folder / "config.toml")
+    parse_settings(Config, {"out": str(folder), "model": {"shape": SHAPE}, "data": data}, "test").save(
+        folder / "config.toml"
+    )
     return folder
 
 
@@ -41,7 +49,8 @@ def test_items_that_are_in_the_training_text_are_found(run, texts, small_prepare
     inside = f"{texts['sw']} sw web 1"
     items = {"xnli": {"sw": [
         {"premise": inside, "hypothesis": "a", "label": 0},
-        {"premise": "Maji haya ni baridi sana na hakuna mtu anayeyataka asubuhi hii ya leo jijini Nairobi.", "hypothesis": "b", "label": 1},
+        {"premise": "Maji haya ni baridi sana na hakuna mtu anayeyataka asubuhi hii ya leo jijini Nairobi.",
+        "hypothesis": "b", "label": 1},
         {"premise": "fupi", "hypothesis": "c", "label": 1},
     ]}, "m3exam": {"zh": [{"options": ["x", texts["zh"]]}]}}  # fmt: skip
     assert contamination(run, items) == {
@@ -57,14 +66,28 @@ def test_the_form_of_unicode_makes_no_difference(windows, texts, small_model, tm
     codes = ("fr", "vi", "hi", "bn", "ur", "ko")
     text = {code: texts[code] + " " + texts[code] for code in codes}
     sources = [
-        {"language": code, "path": str(write_rows(tmp_path / f"{code}.jsonl", [{"text": unicodedata.normalize(windows, text[code])}]))}
+        {
+            "language": code,
+            "path": str(
+                write_rows(tmp_path / f"{code}.jsonl", [{"text": unicodedata.normalize(windows, text[code])}])
+            ),
+        }
         for code in codes
     ]
-    data = {"folder": str(tmp_path / "data"), "seq_len": 512, "heldout_fraction": 0.0, "tokenizer": str(small_model), "sources": sources}
+    data = {
+        "folder": str(tmp_path / "data"),
+        "seq_len": 512,
+        "heldout_fraction": 0.0,
+        "tokenizer": str(small_model),
+        "sources": sources,
+    }
     config = parse_settings(Config, {"out": str(tmp_path), "model": {"shape": SHAPE}, "data": data}, "test")
     prepare(config.data)
     config.save(tmp_path / "config.toml")
-    items = {form: {code: [{"premise": unicodedata.normalize(form, texts[code])}] for code in codes} for form in ("NFC", "NFD", "NFKD")}
+    items = {
+        form: {code: [{"premise": unicodedata.normalize(form, texts[code])}] for code in codes}
+        for form in ("NFC", "NFD", "NFKD")
+    }
     found = contamination(tmp_path, items)
     wanted = {"items": 1, "long_enough": 1, "overlapping": 1}
     assert found == {form: dict.fromkeys(codes, wanted) for form in items}
@@ -74,7 +97,11 @@ def test_a_folder_that_is_no_run(run, texts, tmp_path):
     with pytest.raises(BadInput, match=r"not a run folder \(it has no config.toml\)"):
         contamination(tmp_path, {})
     train_sentencepiece([texts["en"]], 500, tmp_path / "other.model")
-    settings = re.sub("(?m)^tokenizer = .*", f"tokenizer = {json.dumps(str(tmp_path / 'other.model'))}", (run / "config.toml").read_text())
+    settings = re.sub(
+        "(?m)^tokenizer = .*",
+        f"tokenizer = {json.dumps(str(tmp_path / 'other.model'))}",
+        (run / "config.toml").read_text(),
+    )
     (tmp_path / "config.toml").write_text(settings)
     with pytest.raises(BadInput, match="prepared with another tokenizer than the run's"):
         contamination(tmp_path, {})

@@ -1,4 +1,6 @@
-"""`evaluate` on the items of the fixtures: what it gives, what it writes, how it goes on, and what it refuses."""
+"""`evaluate` on the items of the fixtures: what it gives, what it writes, how it goes on, and what it
+refuses.
+"""
 
 import csv
 import json
@@ -29,7 +31,12 @@ def compilations():
 def compared(tiny_folder, benchmarks, tmp_path_factory):
     out = tmp_path_factory.mktemp("evaluation") / "out"
     before = compilations()
-    found = evaluate(str(tiny_folder()), [str(tiny_folder(seed=1))], Request(tasks=("all",), data=benchmarks, few_shot=1), out)
+    found = evaluate(
+        str(tiny_folder()),
+        [str(tiny_folder(seed=1))],
+        Request(tasks=("all",), data=benchmarks, few_shot=1),
+        out,
+    )
     return found, out, compilations() - before
 
 
@@ -37,14 +44,17 @@ def test_all_benchmarks_in_both_models(compared, tiny_folder):
     found, _, _ = compared
     assert tuple(found["tasks"]) == TASKS
     assert {task: set(by_language) for task, by_language in found["tasks"].items()} == {
-        "mmmlu": {"sw"}, "m3exam": {"th"}, "xcopa": {"id"}, "mgsm": {"sw"}, "xnli": {"sw"}, "flores200": {"sw"},
+        "mmmlu": {"sw"}, "m3exam": {"th"}, "xcopa": {"id"}, "mgsm": {"sw"}, "xnli": {"sw"},
+        "flores200": {"sw"},
     }  # fmt: skip
     assert found["tasks"]["mmmlu"]["sw"]["n"] == 5
     assert found["tasks"]["flores200"]["sw"]["n"] == 6
     assert set(found["tasks"]["xcopa"]["id"]) == {"score", "stderr", "n"}
     scores = {task: next(iter(by_language.values()))["score"] for task, by_language in found["tasks"].items()}
     assert found["means"]["high"] == pytest.approx(scores["xcopa"])
-    assert found["means"]["low"] == pytest.approx(np.mean([scores[task] for task in TASKS if task != "xcopa"]))
+    assert found["means"]["low"] == pytest.approx(
+        np.mean([scores[task] for task in TASKS if task != "xcopa"])
+    )
     assert found["means"]["all"] == pytest.approx(np.mean(list(scores.values())))
     other = found["baselines"][str(tiny_folder(seed=1))]
     for task, by_language in other["tasks"].items():
@@ -65,7 +75,10 @@ def test_what_is_written(compared, tiny_folder):
     assert len(rows) == 12
     row = next(row for row in rows if row["task"] == "xnli" and row["model"] == "qwen2-0")
     assert float(row["score"]) == found["tasks"]["xnli"]["sw"]["score"]
-    assert float(row["difference"]) == found["baselines"][str(tiny_folder(seed=1))]["differences"]["xnli"]["sw"]["difference"]
+    assert (
+        float(row["difference"])
+        == found["baselines"][str(tiny_folder(seed=1))]["differences"]["xnli"]["sw"]["difference"]
+    )
     assert all((out / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in (*TASKS, "means"))
 
 
@@ -109,9 +122,15 @@ def test_bits_per_byte_and_fertility(tiny_folder, tmp_path, write_rows):
     found = evaluate(str(tiny_folder()), [str(tiny_folder(seed=1))], Request(data=tmp_path))
     score = found["tasks"]["bits_per_byte"]["sw"]
     assert score["n"] == 2
-    assert found["means"] == {"all": pytest.approx(score["score"]), "high": None, "low": pytest.approx(score["score"])}
+    assert found["means"] == {
+        "all": pytest.approx(score["score"]),
+        "high": None,
+        "low": pytest.approx(score["score"]),
+    }
     assert 0.1 < found["fertility"]["sw"] < 1
-    (row,) = [line for line in found["summary"].splitlines() if line.startswith("| Swahili (sw) | low | 2 | ")]
+    (row,) = [
+        line for line in found["summary"].splitlines() if line.startswith("| Swahili (sw) | low | 2 | ")
+    ]
     assert row.endswith(f" | {found['fertility']['sw']:.3f} | {found['fertility']['sw']:.3f} |")
     assert "| tokens a byte, qwen2-0 | tokens a byte, qwen2-1 |" in found["summary"]
     assert "published" not in found["summary"]
@@ -120,20 +139,33 @@ def test_bits_per_byte_and_fertility(tiny_folder, tmp_path, write_rows):
 def test_a_chat_template_is_used_and_needed(tiny_folder, benchmarks):
     request = Request(tasks=("xcopa",), data=benchmarks, chat=True)
     assert evaluate(str(tiny_folder(chat=True)), [], request)["tasks"]["xcopa"]["id"]["n"] == 3
-    with pytest.raises(BadInput, match=r"no chat template \(chat_template.jinja, or chat_template in tokenizer_config.json\)"):
+    with pytest.raises(
+        BadInput, match=r"no chat template \(chat_template.jinja, or chat_template in tokenizer_config.json\)"
+    ):
         evaluate(str(tiny_folder()), [], request)
 
 
 def test_items_that_are_too_long_lose_their_beginning_and_are_counted(tiny_folder, tmp_path, write_rows):
     premise = "Hujan turun deras sekali pada malam itu " * 60
-    row = {"premise": premise, "choice1": "Jalanan basah.", "choice2": "Anak tidur.", "question": "effect", "label": 0}
+    row = {
+        "premise": premise,
+        "choice1": "Jalanan basah.",
+        "choice2": "Anak tidur.",
+        "question": "effect",
+        "label": 0,
+    }
     for split in ("test", "validation"):
         write_rows(tmp_path / f"xcopa/id.{split}.jsonl", [row])
     found = evaluate(str(tiny_folder()), [], Request(tasks=("xcopa",), data=tmp_path), tmp_path / "out")
     assert found["truncated"] == 2
     # Also where the answers are there already.
-    assert evaluate(str(tiny_folder()), [], Request(tasks=("xcopa",), data=tmp_path), tmp_path / "out") == found
-    assert "qwen2-0: 2 requests were longer than the model's positions; their beginnings were cut." in found["summary"]
+    assert (
+        evaluate(str(tiny_folder()), [], Request(tasks=("xcopa",), data=tmp_path), tmp_path / "out") == found
+    )
+    assert (
+        "qwen2-0: 2 requests were longer than the model's positions; their beginnings were cut."
+        in found["summary"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -147,9 +179,18 @@ def test_items_that_are_too_long_lose_their_beginning_and_are_counted(tiny_folde
             "mmmlu: no data for ta in DIR; for ta it needs DIR/mmmlu/ta.test.jsonl (from openai/MMMLU)",
         ),
         # XCOPA has no prompts for English: no file would do.
-        (Request(tasks=("xcopa",), languages=("en", "it")), "xcopa: no data for it in DIR; for it it needs DIR/xcopa/it.test.jsonl, DIR/"),
-        (Request(tasks=("xcopa",), languages=("en", "ha")), "xcopa: no data for en ha; cambridgeltl/xcopa has zh id"),
-        (Request(tasks=("xnli",), few_shot=9), "xnli, sw: 9 examples are asked for and there are 2; give a smaller --few-shot"),
+        (
+            Request(tasks=("xcopa",), languages=("en", "it")),
+            "xcopa: no data for it in DIR; for it it needs DIR/xcopa/it.test.jsonl, DIR/",
+        ),
+        (
+            Request(tasks=("xcopa",), languages=("en", "ha")),
+            "xcopa: no data for en ha; cambridgeltl/xcopa has zh id",
+        ),
+        (
+            Request(tasks=("xnli",), few_shot=9),
+            "xnli, sw: 9 examples are asked for and there are 2; give a smaller --few-shot",
+        ),
     ],
 )
 def test_bad_requests(request_, says, tiny_folder, benchmarks):
@@ -162,22 +203,54 @@ def test_bad_requests(request_, says, tiny_folder, benchmarks):
 @pytest.mark.parametrize(
     ("name", "change", "says"),
     [
-        ("xcopa/id.test.jsonl", {"choice2": " "}, "xcopa/id.test.jsonl:1: choice2 is empty; correct or remove the row"),
+        (
+            "xcopa/id.test.jsonl",
+            {"choice2": " "},
+            "xcopa/id.test.jsonl:1: choice2 is empty; correct or remove the row",
+        ),
         ("xcopa/id.test.jsonl", {"premise": 5}, "xcopa/id.test.jsonl:1: premise is no text"),
-        ("m3exam/th.test.jsonl", {"background_description": "x"}, "m3exam/th.test.jsonl:1: background_description is no list of texts"),
+        (
+            "m3exam/th.test.jsonl",
+            {"background_description": "x"},
+            "m3exam/th.test.jsonl:1: background_description is no list of texts",
+        ),
         ("m3exam/th.test.jsonl", {"answer_text": 1}, "m3exam, th: a key has values of several kinds"),
         ("mgsm/sw.test.jsonl", {"answer": 5}, "mgsm/sw.test.jsonl:1: answer is neither a text nor null"),
         ("xcopa/id.test.jsonl", {"label": 4}, "xcopa/id.test.jsonl:1: label is 4, neither 0 nor 1"),
         ("xcopa/id.test.jsonl", {"label": 1.0}, "xcopa/id.test.jsonl:1: label is 1.0, neither 0 nor 1"),
         ("xcopa/id.test.jsonl", {"label": True}, "xcopa/id.test.jsonl:1: label is True, neither 0 nor 1"),
-        ("xcopa/id.test.jsonl", {"premise": "half \ud83d"}, "xcopa/id.test.jsonl:1: not a readable JSON file: 'utf-8' codec can't encode"),
-        ("mgsm/sw.test.jsonl", {"answer_number": float("nan")}, "mgsm/sw.test.jsonl:1: not a readable JSON file: NaN is no number"),
-        ("mgsm/sw.test.jsonl", {"answer_number": 10**4000}, "mgsm/sw.test.jsonl:1: not a readable JSON file: a number of 4001 digits"),
+        (
+            "xcopa/id.test.jsonl",
+            {"premise": "half \ud83d"},
+            "xcopa/id.test.jsonl:1: not a readable JSON file: 'utf-8' codec can't encode",
+        ),
+        (
+            "mgsm/sw.test.jsonl",
+            {"answer_number": float("nan")},
+            "mgsm/sw.test.jsonl:1: not a readable JSON file: NaN is no number",
+        ),
+        (
+            "mgsm/sw.test.jsonl",
+            {"answer_number": 10**4000},
+            "mgsm/sw.test.jsonl:1: not a readable JSON file: a number of 4001 digits",
+        ),
         ("mmmlu/sw.test.jsonl", {"B": ""}, "mmmlu/sw.test.jsonl:1: choice B is empty"),
         ("mmmlu/sw.test.jsonl", {"Answer": "E"}, "Answer is 'E', not A, B, C or D"),
-        ("m3exam/th.test.jsonl", {"options": []}, "m3exam/th.test.jsonl:1: options is empty, or one of them is"),
-        ("m3exam/th.dev.jsonl", {"answer_text": "9"}, "m3exam/th.dev.jsonl:1: answer_text is '9', none of 1, 2, 3, 4"),
-        ("mgsm/sw.test.jsonl", {"answer_number": "x"}, "mgsm/sw.test.jsonl:1: answer_number is 'x', no number"),
+        (
+            "m3exam/th.test.jsonl",
+            {"options": []},
+            "m3exam/th.test.jsonl:1: options is empty, or one of them is",
+        ),
+        (
+            "m3exam/th.dev.jsonl",
+            {"answer_text": "9"},
+            "m3exam/th.dev.jsonl:1: answer_text is '9', none of 1, 2, 3, 4",
+        ),
+        (
+            "mgsm/sw.test.jsonl",
+            {"answer_number": "x"},
+            "mgsm/sw.test.jsonl:1: answer_number is 'x', no number",
+        ),
         (
             "xnli/sw.validation.jsonl",
             {"premise": None},
@@ -190,7 +263,11 @@ def test_bad_rows_are_named(name, change, says, tiny_folder, benchmarks, tmp_pat
         (tmp_path / file.relative_to(benchmarks)).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file.relative_to(benchmarks)).write_bytes(file.read_bytes())
     first, *rest = (tmp_path / name).read_text(encoding="utf-8").splitlines()
-    row = {key: value for key, value in {**json.loads(first), **change}.items() if value is not None or key not in change}
+    row = {
+        key: value
+        for key, value in {**json.loads(first), **change}.items()
+        if value is not None or key not in change
+    }
     (tmp_path / name).write_text("\n".join([json.dumps(row), *rest]) + "\n", encoding="utf-8")
     with pytest.raises(BadInput, match=re.escape(says)):
         evaluate(str(tiny_folder()), [], Request(tasks=(name.split("/")[0],), data=tmp_path))
@@ -213,7 +290,8 @@ def test_fewer_examples_than_asked_for_are_told(benchmarks, caplog):
     subjects = Counter(row["Subject"] for row in rows)
     load_tasks("mmmlu", "sw", benchmarks, 100)
     assert [record.getMessage() for record in caplog.records] == [
-        f"mmmlu, sw: {len(rows)} of {len(rows)} items have fewer examples than the 100 that are asked for, and get what there is "
+        f"mmmlu, sw: {len(rows)} of {len(rows)} items have fewer examples than the 100 that are asked for, "
+        "and get what there is "
         f"(at least {min(subjects.values()) - 1})"
     ]
 
@@ -233,7 +311,10 @@ def test_without_network_it_says_which_files_to_give(tiny_folder, monkeypatch):
         raise ConnectionError("Couldn't reach the hub")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    says = r"cambridgeltl/xcopa \(id\) cannot be had from the hub: Couldn't reach the hub; .* --data DIR with DIR/xcopa/id.test.jsonl, DIR/"
+    says = (
+        r"cambridgeltl/xcopa \(id\) cannot be had from the hub: Couldn't reach the hub; .* --data DIR with "
+        r"DIR/xcopa/id.test.jsonl, DIR/"
+    )
     with pytest.raises(BadInput, match=says):
         evaluate(str(tiny_folder()), [], Request(tasks=("xcopa",), languages=("id",)))
 
@@ -241,27 +322,38 @@ def test_without_network_it_says_which_files_to_give(tiny_folder, monkeypatch):
 def test_a_model_without_tokenizer(tiny_folder, benchmarks, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((tiny_folder() / name).read_bytes())
-    with pytest.raises(BadInput, match=r"no tokenizer \(tokenizer.json or tokenizer.model\); copy the model's tokenizer files there"):
+    with pytest.raises(
+        BadInput,
+        match=r"no tokenizer \(tokenizer.json or tokenizer.model\); copy the model's tokenizer files there",
+    ):
         evaluate(str(tmp_path), [], Request(tasks=("xcopa",), data=benchmarks))
 
 
 def test_items_are_looked_for_in_a_run_s_windows(tiny_folder, benchmarks, tmp_path, monkeypatch):
     def looked_for(run, items):
         return {
-            task: {code: {"items": len(rows), "long_enough": 2, "overlapping": 1} for code, rows in own.items()}
+            task: {
+                code: {"items": len(rows), "long_enough": 2, "overlapping": 1} for code, rows in own.items()
+            }
             for task, own in items.items()
         }
 
     monkeypatch.setattr("babel_jax.evaluation.benchmarks.evaluate.contamination", looked_for)
-    found = evaluate(str(tiny_folder()), [], Request(tasks=("xcopa",), data=benchmarks, limit=2, trained_in=tmp_path))
+    found = evaluate(
+        str(tiny_folder()), [], Request(tasks=("xcopa",), data=benchmarks, limit=2, trained_in=tmp_path)
+    )
     assert found["contamination"] == {"xcopa": {"id": {"items": 2, "long_enough": 2, "overlapping": 1}}}
-    assert "XCOPA, id: 1 of 2 items share 13 tokens in a row with the training windows (2 are long enough to)." in found["summary"]
+    assert (
+        "XCOPA, id: 1 of 2 items share 13 tokens in a row with the training windows (2 are long enough to)."
+        in found["summary"]
+    )
 
 
 WITHOUT_TORCH = """
 from importlib.machinery import PathFinder
 find_spec = PathFinder.find_spec
-PathFinder.find_spec = lambda name, *rest: None if name in ("torch", "transformers") else find_spec(name, *rest)
+hidden = ("torch", "transformers")
+PathFinder.find_spec = lambda name, *rest: None if name in hidden else find_spec(name, *rest)
 """
 
 
@@ -269,8 +361,21 @@ PathFinder.find_spec = lambda name, *rest: None if name in ("torch", "transforme
 def test_the_command_needs_neither_torch_nor_transformers(compared, tiny_folder, benchmarks, tmp_path):
     """On a pod neither is installed: here both are hidden."""
     (tmp_path / "sitecustomize.py").write_text(WITHOUT_TORCH)
-    command = [sys.executable, "-m", "babel_jax.cli", "evaluate", str(tiny_folder()), "--tasks", "all", "--few-shot", "1"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "HF_HUB_OFFLINE": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "babel_jax.cli",
+        "evaluate",
+        str(tiny_folder()),
+        "--tasks",
+        "all",
+        "--few-shot",
+        "1",
+    ]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
+        "HF_HUB_OFFLINE": "1",
+    }
     options = ["--data", str(benchmarks), "--out", str(tmp_path / "table")]
     done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

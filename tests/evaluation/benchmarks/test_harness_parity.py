@@ -1,4 +1,6 @@
-"""Our model in lm-evaluation-harness against the harness's own Hugging Face backend: the same requests, the same answers."""
+"""Our model in lm-evaluation-harness against the harness's own Hugging Face backend: the same requests, the
+same answers.
+"""
 
 from pathlib import Path
 
@@ -17,7 +19,9 @@ def reference():
     huggingface = pytest.importorskip("lm_eval.models.huggingface")
 
     def make(folder, batch_size):
-        return huggingface.HFLM(pretrained=str(folder), dtype=torch.float32, device="cpu", batch_size=batch_size)
+        return huggingface.HFLM(
+            pretrained=str(folder), dtype=torch.float32, device="cpu", batch_size=batch_size
+        )
 
     return make
 
@@ -26,7 +30,9 @@ def reference():
 def tasks(benchmarks):
     loaded = {}
     for benchmark, code in BENCHMARKS.items():
-        loaded |= load_tasks(benchmark, code, benchmarks, few_shot=2 if benchmark in ("mgsm", "mmmlu", "m3exam") else 1)
+        loaded |= load_tasks(
+            benchmark, code, benchmarks, few_shot=2 if benchmark in ("mgsm", "mmmlu", "m3exam") else 1
+        )
     for task in loaded.values():
         if task.OUTPUT_TYPE == "generate_until":
             task.config.generation_kwargs["max_gen_toks"] = 24
@@ -58,7 +64,8 @@ def assert_same(ours, theirs):
                 assert answer[0] == pytest.approx(expected[0], abs=1e-3), key
                 assert answer[1] == expected[1], key
     metrics = {
-        name: {metric: value for metric, value in own.items() if not isinstance(value, str)} for name, own in theirs["results"].items()
+        name: {metric: value for metric, value in own.items() if not isinstance(value, str)}
+        for name, own in theirs["results"].items()
     }
     for name, own in metrics.items():
         for metric, value in own.items():
@@ -66,7 +73,9 @@ def assert_same(ours, theirs):
 
 
 @pytest.mark.parametrize("variant", ["qwen2", pytest.param("gemma2", marks=pytest.mark.slow)])
-def test_every_answer_and_score_is_that_of_the_hugging_face_backend(variant, tiny_folder, our_model, reference, tasks):
+def test_every_answer_and_score_is_that_of_the_hugging_face_backend(
+    variant, tiny_folder, our_model, reference, tasks
+):
     assert_parity(tiny_folder(variant), our_model, reference, tasks)
 
 
@@ -78,10 +87,13 @@ def test_a_trained_model_answers_as_in_the_hugging_face_backend(base, our_model,
 
 def assert_parity(folder, our_model, reference, tasks):
     ours = evaluated(our_model(folder), tasks)
-    # Batches of several requests pad: on the right to score, on the left to generate. Of one request there is no padding.
+    # Batches of several requests pad: on the right to score, on the left to generate. Of one request there is
+    # no padding.
     for batch_size in (1, 4):
         assert_same(ours, evaluated(reference(folder, batch_size), tasks))
-    generated = [answer for answers in responses_of(ours).values() for answer in answers if isinstance(answer, str)]
+    generated = [
+        answer for answers in responses_of(ours).values() for answer in answers if isinstance(answer, str)
+    ]
     assert any(len(text) > 3 for text in generated)
 
 

@@ -9,9 +9,9 @@ from babel_jax.evaluation.benchmarks.prompt_shapes import SHAPES, alike_prompts
 ROWS = 4
 # Beginnings of a few tasks, and ends of their own; few different tokens, so that ends are often alike too.
 PROMPTS = st.lists(
-    st.tuples(st.integers(0, 2), st.integers(0, 300), st.lists(st.integers(0, 1), min_size=1, max_size=90)).map(
-        lambda parts: [5 + parts[0]] * parts[1] + parts[2]
-    ),
+    st.tuples(
+        st.integers(0, 2), st.integers(0, 300), st.lists(st.integers(0, 1), min_size=1, max_size=90)
+    ).map(lambda parts: [5 + parts[0]] * parts[1] + parts[2]),
     max_size=30,
 )
 
@@ -37,7 +37,10 @@ def test_examples_of_each_task_are_computed_once_a_batch():
     prompts += [random.integers(0, 1000, 40).tolist() for _ in range(5)]
     found = alike_prompts(prompts, 16, 64)
     computed = sum(
-        shape.shared * -(-len(group) // 16) + shape.length * len(group) for shape in found for group in shape.groups if shape.shared
+        shape.shared * -(-len(group) // 16) + shape.length * len(group)
+        for shape in found
+        for group in shape.groups
+        if shape.shared
     )
     assert 0 < computed < 0.5 * sum(map(len, prompts))
     assert sum(len(group) for shape in found if not shape.shared for group in shape.groups) == 5
