@@ -20,8 +20,9 @@ from babel_jax.evaluation.prefix_trees import LONGEST_PACKED, SHORTEST, Row, Sco
 from babel_jax.inference.generation import bucket
 from babel_jax.model.cross_entropy import scored_targets
 from babel_jax.model.decoder import hidden_states, output_table
-from babel_jax.model.parallel import CONTEXT, WINDOW_AXES, Placement
-from babel_jax.model.sharding import param_specs, placement_on
+from babel_jax.model.execution import Execution
+from babel_jax.model.parallel import CONTEXT, WINDOW_AXES, Parallelism
+from babel_jax.model.sharding import parallelism_on, param_specs
 from babel_jax.training.mesh import batch_sharding, replicated
 
 CHUNK = 32  # places of a row whose logits are held at a time
@@ -177,7 +178,7 @@ def _log_likelihoods(
     parameters of one layer, or of one piece of the vocabulary, at a time. The results are the same on every
     device, so that every process has them all.
     """
-    placement = placement_on(mesh)
+    parallel = parallelism_on(mesh)
 
     def of_own_rows(params: PyTree[Array], chunks: Array, *columns: Array) -> tuple[Array, Array]:
         tokens, positions, ends, places, targets = columns
@@ -187,18 +188,17 @@ def _log_likelihoods(
             tokens,
             positions=positions,
             ends=ends,
-            compute_dtype=compute_dtype,
-            placement=placement,
+            execution=Execution(compute_dtype, parallel=parallel),
         )
         # Entries stand at the beginning of their list: the devices of the context axis take them in turn.
-        places, targets = _in_turn(places, placement), _in_turn(targets, placement)
+        places, targets = _in_turn(places, parallel), _in_turn(targets, parallel)
         log_p, greedy = _of_entries(
-            config, params, placement.all_places(hidden), places, targets, chunks, placement
+            config, params, parallel.gather_sequence(hidden), places, targets, chunks, parallel
         )
-        return _all_turns(log_p, placement), _all_turns(greedy, placement)
+        return _all_turns(log_p, parallel), _all_turns(greedy, parallel)
 
     columns = (tokens, positions, ends, places, targets)
-    if placement.alone:
+    if parallel.is_single_device:
         return of_own_rows(params, chunks, *columns)
     rows = PartitionSpec(WINDOW_AXES)
     in_specs = (param_specs(config), PartitionSpec(), *[rows] * len(columns))
@@ -215,7 +215,7 @@ def _of_entries(
     places: Int[Array, "batch entries"],
     targets: Int[Array, "batch entries"],
     chunks: Int[Array, ""],
-    placement: Placement,
+    parallel: Parallelism,
 ) -> tuple[Float[Array, "batch entries"], Bool[Array, "batch entries"]]:
     """Of each entry of the first chunks log p of its target after the hidden state at its place, and whether
     it is the likeliest.
@@ -227,7 +227,7 @@ def _of_entries(
         return split.reshape(count, -1, *column.shape[2:])
 
     rows, entries = places.shape
-    count = entries // math.gcd(CHUNK // placement.size(CONTEXT) or 1, entries)
+    count = entries // math.gcd(CHUNK // parallel.size(CONTEXT) or 1, entries)
     at_places = jnp.take_along_axis(hidden, places[..., None], axis=1)
     found = scored_targets(
         in_chunks(at_places),
@@ -235,21 +235,21 @@ def _of_entries(
         chunks,
         output_table(config, params),
         config.final_logit_softcapping,
-        placement,
+        parallel,
     )
     log_p, greedy = (part.reshape(count, rows, -1).swapaxes(0, 1).reshape(rows, entries) for part in found)
     return log_p, greedy
 
 
-def _in_turn(column: Int[Array, "batch time"], placement: Placement) -> Int[Array, "batch own"]:
+def _in_turn(column: Int[Array, "batch time"], parallel: Parallelism) -> Int[Array, "batch own"]:
     """Every n-th entry of n devices of the context axis: this device's."""
-    devices = placement.size(CONTEXT)
+    devices = parallel.size(CONTEXT)
     by_device = column.reshape(column.shape[0], -1, devices).swapaxes(1, 2).reshape(column.shape)
-    return placement.own_context(by_device, axis=1)
+    return parallel.context_shard(by_device, axis=1)
 
 
-def _all_turns(found: Array, placement: Placement) -> Array:
+def _all_turns(found: Array, parallel: Parallelism) -> Array:
     """The entries of all devices of the context axis in their order."""
-    if placement.size(CONTEXT) == 1:
+    if parallel.size(CONTEXT) == 1:
         return found
     return jax.lax.all_gather(found, CONTEXT, axis=2).reshape(found.shape[0], -1)

@@ -20,14 +20,15 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from babel_jax.config import ModelConfig
 from babel_jax.errors import BadInput
-from babel_jax.model.attention import attend_by_masks, visible
+from babel_jax.model.attention import attention_by_masks, visible
 from babel_jax.model.cache import Cache, empty_cache
 from babel_jax.model.cross_entropy import all_logits
 from babel_jax.model.decoder import Decoder, distinct_windows, output_table
+from babel_jax.model.execution import Execution
 from babel_jax.model.layers import rope_tables
-from babel_jax.model.parallel import ALONE, ROW_AXES, TENSOR, Placement
+from babel_jax.model.parallel import ROW_AXES, SINGLE_DEVICE, TENSOR, Parallelism
 from babel_jax.model.parameters import bind
-from babel_jax.model.sharding import param_specs, placement_on
+from babel_jax.model.sharding import parallelism_on, param_specs
 
 SMALLEST_BUCKET = 16
 MOST_PENALTY = 1e6  # of repetition, and by the same factor below 1: float32 divides by it
@@ -229,14 +230,14 @@ def prefill(
 
     The first `padding` of those are no tokens, nor are rows from `rows` on.
     """
-    placement, (batch, time) = _placement(mesh), tokens.shape
+    parallel, (batch, time) = _parallelism(mesh), tokens.shape
     shared = jnp.int32(prefix.shape[0])
 
     def of_own_rows(
         params: PyTree[Array], prefix: Array, tokens: Array, padding: Array
     ) -> tuple[Cache, Array]:
-        empty = partial(empty_cache, config, dtype=compute_dtype, parts=placement.size(TENSOR))
-        advance = partial(_advance, config, compute_dtype, placement, params)
+        empty = partial(empty_cache, config, dtype=compute_dtype, parts=parallel.size(TENSOR))
+        advance = partial(_advance, config, Execution(compute_dtype, parallel=parallel), params)
         cache = empty(len(tokens), prefix.shape[0] + time + new_size)
         if prefix.shape[0]:
             none = jnp.zeros((1,), jnp.int32)
@@ -272,7 +273,8 @@ def extend(
     """The state with further tokens: until every row is finished (by one of `eos_ids`) or has `until` new
     tokens in all.
     """
-    placement = _placement(mesh)
+    parallel = _parallelism(mesh)
+    execution = Execution(compute_dtype, parallel=parallel)
 
     def of_own_rows(
         params: PyTree[Array],
@@ -286,13 +288,13 @@ def extend(
         def unfinished(state: Decoding) -> Int[Array, ""]:
             """Rows of all devices: all do as many steps, as they gather the parameters together."""
             left = jnp.sum(~state.finished).astype(jnp.int32)
-            if placement.alone:
+            if parallel.is_single_device:
                 return left
             # Summed with something of the logits, so that this comes after the gathers that those need. XLA
             # for CPU runs collectives in any order that the data allow, another one on each device, and they
             # would wait for each other for ever.
             after = jax.lax.bitcast_convert_type(state.logits[0, 0], jnp.int32)
-            return placement.summed(jnp.stack([left, after]), ROW_AXES)[0]
+            return parallel.all_reduce(jnp.stack([left, after]), ROW_AXES)[0]
 
         def more(carry: tuple[Decoding, Array]) -> Bool[Array, ""]:
             state, left = carry
@@ -304,7 +306,7 @@ def extend(
             new = jax.lax.dynamic_update_slice(state.tokens, chosen[:, None], (0, state.step))
             finished = state.finished | jnp.isin(chosen, eos_ids)
             logits, cache = _advance(
-                config, compute_dtype, placement, params, chosen[:, None], padding, state.cache, state.shared
+                config, execution, params, chosen[:, None], padding, state.cache, state.shared
             )
             state = Decoding(state.shared, state.step + 1, new, finished, cache, logits)
             return state, unfinished(state)
@@ -330,15 +332,15 @@ def _of_state(tokens: Any) -> Any:
     return Decoding(_SAME, _SAME, tokens, tokens, _CACHE, _BY_ROWS)
 
 
-def _placement(mesh: Mesh | None) -> Placement:
-    return ALONE if mesh is None else placement_on(mesh, whole_windows=True)
+def _parallelism(mesh: Mesh | None) -> Parallelism:
+    return SINGLE_DEVICE if mesh is None else parallelism_on(mesh, whole_windows=True)
 
 
 def _on_rows(
     mesh: Mesh | None, of_own_rows: Callable[..., Any], in_specs: Any, out_specs: Any
 ) -> Callable[..., Any]:
     """The function on all devices of a mesh, each with its rows."""
-    if mesh is None or _placement(mesh).alone:
+    if mesh is None or _parallelism(mesh).is_single_device:
         return of_own_rows
     return jax.shard_map(of_own_rows, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
@@ -354,19 +356,20 @@ def _readable_everywhere(state: Decoding, mesh: Mesh | None) -> Decoding:
 
 def _advance(
     config: ModelConfig,
-    compute_dtype: DTypeLike,
-    placement: Placement,
+    execution: Execution,
     params: PyTree[Array],
     tokens: Int[Array, "batch time"],
     padding: Int[Array, "batch"],
     cache: Cache,
     shared: Int[Array, ""],
 ) -> tuple[Float[Array, "batch vocab"], Cache]:
-    """The logits behind the last of `tokens`, which follow those in the cache, and the cache with them in it.
+    """The logits after the last of `tokens`, and the cache with `tokens` in it. `tokens` follow the tokens in
+    the cache.
 
-    Padding stands behind the first `shared` places.
+    Padding comes after the first `shared` tokens of the cache.
     """
     decoder = bind(Decoder(config), params)
+    parallel = execution.parallel
     source = jnp.arange(cache.keys.shape[3], dtype=jnp.int32)[None]
     real = (source < shared) | (source >= shared + padding[:, None])
     positions = jnp.where(source < shared, source, source - padding[:, None])
@@ -375,13 +378,13 @@ def _advance(
     window_masks = visible(
         own[:, :, None] - positions[:, None, :], real[:, None, :], distinct_windows(config.windows)
     )
-    attend = attend_by_masks(config, window_masks)
-    hidden, extended = decoder.model(tokens, rope, attend, compute_dtype, cache=cache, placement=placement)
+    attention_fn = attention_by_masks(config, window_masks)
+    hidden, extended = decoder.model(tokens, rope, attention_fn, execution, cache)
     assert extended is not None
-    if placement.alone:
+    if parallel.is_single_device:
         return decoder.unembed(hidden[:, -1]), extended
     return all_logits(
-        hidden[:, -1], output_table(config, params), config.final_logit_softcapping, placement
+        hidden[:, -1], output_table(config, params), config.final_logit_softcapping, parallel
     ), extended
 
 

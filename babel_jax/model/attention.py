@@ -10,13 +10,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from babel_jax.config import ModelConfig
 from babel_jax.model.cache import Cache
-from babel_jax.model.flash_attention import attend
+from babel_jax.model.checkpoint_names import CheckpointName
+from babel_jax.model.flash_attention import flash_attention
 from babel_jax.model.layers import Linear, RMSNorm, rotate
-from babel_jax.model.parallel import ALONE, Placement
+from babel_jax.model.parallel import SINGLE_DEVICE, Parallelism
 
-# (which of the model's distinct windows, query, key, value) to what each token takes from those that it sees,
-# [batch time heads*head_dim].
-Attend = Callable[[Int[Array, ""], Array, Array, Array], Float[Array, "batch time size"]]
+# Attention with its masks bound: (index of the layer's window among the distinct windows, query, key, value)
+# to the output, [batch time heads*head_dim].
+AttentionFn = Callable[[Int[Array, ""], Array, Array, Array], Float[Array, "batch time size"]]
 
 
 def positions_of(segment_ids: Int[Array, "batch time"]) -> Int[Array, "batch time"]:
@@ -34,9 +35,9 @@ def visible(
 ) -> Bool[Array, "windows #batch time source"]:
     """For each window, True where the token at `time` may attend to the one at `source`.
 
-    `distance` is how many places of the sequence the source stands before it (transformers counts windows so
-    too: in places, not in positions), `same` says whether both are of one segment; a token sees itself and
-    `window - 1` before it, or all for None.
+    `distance` is the index of the token minus the index of the source in the row (transformers counts windows
+    in indices too, not in positions). `same` is True where both are of one segment. A token sees itself and
+    the `window - 1` tokens before it, or all tokens before it for None.
     """
     causal = (distance >= 0)[None] if same is None else (distance >= 0) & same
     return jnp.stack([causal if window is None else causal & (distance < window) for window in windows])
@@ -46,59 +47,59 @@ def masks(
     segment_ids: Int[Array, "batch source"] | None,
     source: int,
     windows: tuple[int | None, ...],
-    placement: Placement = ALONE,
+    parallel: Parallelism = SINGLE_DEVICE,
 ) -> Bool[Array, "windows #batch time source"]:
     """`visible` for whole sequences, or for this device's part of each.
 
     Padding is a segment of its own: every token sees one at least.
     """
-    place = jnp.arange(source, dtype=jnp.int32)
-    own = placement.own_places(place[None])[0]
+    keys = jnp.arange(source, dtype=jnp.int32)
+    queries = parallel.sequence_shard(keys[None])[0]
     same = (
         None
         if segment_ids is None
-        else placement.own_places(segment_ids)[:, :, None] == segment_ids[:, None, :]
+        else parallel.sequence_shard(segment_ids)[:, :, None] == segment_ids[:, None, :]
     )
-    return visible(own[:, None] - place[None, :], same, windows)
+    return visible(queries[:, None] - keys[None, :], same, windows)
 
 
 def tree_masks(
     ends: Int[Array, "batch source"],
     positions: Int[Array, "batch source"],
     windows: tuple[int | None, ...],
-    placement: Placement = ALONE,
+    parallel: Parallelism = SINGLE_DEVICE,
 ) -> Bool[Array, "windows batch time source"]:
-    """`visible` for rows of prefix trees, or for this device's part of each, written out depth first.
+    """`visible` for rows that hold prefix trees, written depth first; or for this device's part of each row.
 
-    Below the token at place j are those at j + 1 to ends[j] - 1.
-
-    A token sees itself and those above it. Distances are counted along the branch, in positions.
+    The tokens below the one at index j are at j + 1 to ends[j] - 1. A token sees itself and the tokens above
+    it. Distances are counted along the branch, in positions.
     """
-    place = jnp.arange(ends.shape[1], dtype=jnp.int32)
-    own = placement.own_places(place[None])[0]
-    above = (own[None, :, None] >= place[None, None, :]) & (own[None, :, None] < ends[:, None, :])
-    return visible(placement.own_places(positions)[:, :, None] - positions[:, None, :], above, windows)
+    keys = jnp.arange(ends.shape[1], dtype=jnp.int32)
+    queries = parallel.sequence_shard(keys[None])[0]
+    above = (queries[None, :, None] >= keys[None, None, :]) & (queries[None, :, None] < ends[:, None, :])
+    return visible(parallel.sequence_shard(positions)[:, :, None] - positions[:, None, :], above, windows)
 
 
 def masked(
     window_masks: Bool[Array, "windows #batch time source"],
     attention: Callable[[Array, Array, Array, Array], Array],
-) -> Attend:
-    """`attention` of queries, keys and values with that one of these masks which is a layer's."""
+) -> AttentionFn:
+    """`attention`, called with the mask of the layer's window."""
 
-    def attend_masked(which: Int[Array, ""], query: Array, key: Array, value: Array) -> Array:
-        return attention(
-            query, key, value, window_masks[0] if window_masks.shape[0] == 1 else window_masks[which]
-        )
+    def with_mask(which: Int[Array, ""], query: Array, key: Array, value: Array) -> Array:
+        mask = window_masks[0] if window_masks.shape[0] == 1 else window_masks[which]
+        return attention(query, key, value, mask)
 
-    return attend_masked
+    return with_mask
 
 
-def attend_by_masks(config: ModelConfig, window_masks: Bool[Array, "windows #batch time source"]) -> Attend:
-    """`attend.attend` with one of these masks."""
+def attention_by_masks(
+    config: ModelConfig, window_masks: Bool[Array, "windows #batch time source"]
+) -> AttentionFn:
+    """`flash_attention` with one of these masks."""
     scale, softcap = config.query_pre_attn_scalar**-0.5, config.attn_logit_softcapping
     return masked(
-        window_masks, lambda query, key, value, mask: attend(query, key, value, mask, scale, softcap)
+        window_masks, lambda query, key, value, mask: flash_attention(query, key, value, mask, scale, softcap)
     )
 
 
@@ -125,28 +126,33 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "batch time embed"],
         rope: tuple[Float[Array, "#batch time half"], ...],
-        attend: Attend,
+        attention_fn: AttentionFn,
         which: Int[Array, ""],
         layer: Int[Array, ""],
         cache: Cache | None = None,
-        placement: Placement = ALONE,
+        parallel: Parallelism = SINGLE_DEVICE,
     ) -> tuple[Float[Array, "batch time embed"], Cache | None]:
-        """With a cache, keys and values go into its `layer` first, and attention is over
-        all that it holds.
+        """The output of attention. With a cache, keys and values are first written into its `layer`, and
+        attention is over all keys that the cache holds.
         """
-        x = placement.into_features(x)
+        x = parallel.column_parallel_input(x)
         query, key, value = (
             self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         if self.has_norm:
-            query, key = self.q_norm(query, placement), self.k_norm(key, placement)
+            query, key = self.q_norm(query, parallel), self.k_norm(key, parallel)
         query, key = rotate(query, *rope), rotate(key, *rope)
         if cache is not None:
             cache, key, value = cache.extended(layer, key, value)
-        query, key, value = (checkpoint_name(part, "heads") for part in (query, key, value))
-        key, value = (checkpoint_name(placement.all_places(part), "seen") for part in (key, value))
-        attended = attend(which, query, key, value)
-        return self.o_proj(attended, placement), cache
+        query, key, value = (
+            checkpoint_name(part, CheckpointName.QUERY_KEY_VALUE) for part in (query, key, value)
+        )
+        key, value = (
+            checkpoint_name(parallel.gather_sequence(part), CheckpointName.GATHERED_KEY_VALUE)
+            for part in (key, value)
+        )
+        output = attention_fn(which, query, key, value)
+        return self.o_proj(output, parallel), cache
 
     def _heads(self, x: Float[Array, "batch time size"]) -> Float[Array, "batch time heads head_dim"]:
         return x.reshape(*x.shape[:-1], -1, self.head_dim)

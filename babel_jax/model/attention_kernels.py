@@ -1,8 +1,8 @@
-"""What computes attention over whole sequences: XLA, splash attention on TPU, cuDNN on GPU; one function,
-`attention_over`, chooses.
+"""Kernels of attention over whole sequences: XLA, splash attention on TPU, cuDNN on GPU; `attention_fn_for`
+chooses.
 
-All give what `attend.attend` gives, to rounding: packed segments, grouped heads, sliding windows; soft-capped
-scores but for cuDNN.
+All give the output of `flash_attention`, up to rounding: packed segments, grouped heads, sliding windows. All
+but cuDNN take soft-capped scores.
 """
 
 import math
@@ -16,8 +16,9 @@ from jaxtyping import Array, Int
 
 from babel_jax.config import AttentionKernel, ComputeType, ModelConfig
 from babel_jax.errors import BadInput
-from babel_jax.model.attention import Attend, attend_by_masks, masked, masks
-from babel_jax.model.parallel import GPU, Placement
+from babel_jax.model.attention import AttentionFn, attention_by_masks, masked, masks
+from babel_jax.model.checkpoint_names import CheckpointName
+from babel_jax.model.parallel import GPU, Parallelism
 
 _LANES = 128
 _BLOCK = 1024  # the largest, of heads of 128; not tuned on hardware
@@ -68,23 +69,23 @@ def splash_block(tokens: int, head_dim: int) -> int:
     return _LANES * math.gcd(tokens // _LANES, largest)
 
 
-def attention_over(
+def attention_fn_for(
     config: ModelConfig,
     windows: tuple[int | None, ...],
     kernel: AttentionKernel,
     segment_ids: Int[Array, "batch source"] | None,
     source: int,
-    placement: Placement,
-) -> Attend:
+    parallel: Parallelism,
+) -> AttentionFn:
     """Attention of this device's part of sequences of `source` tokens, whose `segment_ids` come in full, as
     keys and values do.
     """
     if kernel is AttentionKernel.SPLASH:
-        return _splash(config, windows, segment_ids, source, placement)
-    window_masks = masks(segment_ids, source, windows, placement)
+        return _splash(config, windows, segment_ids, source, parallel)
+    window_masks = masks(segment_ids, source, windows, parallel)
     if kernel is AttentionKernel.CUDNN:
-        return _cudnn(config, window_masks, placement)
-    return attend_by_masks(config, window_masks)
+        return _cudnn(config, window_masks, parallel)
+    return attention_by_masks(config, window_masks)
 
 
 def _splash(
@@ -92,23 +93,23 @@ def _splash(
     windows: tuple[int | None, ...],
     segment_ids: Int[Array, "batch source"] | None,
     source: int,
-    placement: Placement,
-) -> Attend:
-    """The Pallas kernel of jax.experimental; blocks that no query sees are not computed. Off TPU it is
-    interpreted, for tests.
+    parallel: Parallelism,
+) -> AttentionFn:
+    """The Pallas kernel of jax.experimental. Blocks that are masked in full are not computed. Off TPU the
+    kernel is interpreted, for tests.
 
-    What a device's queries see depends on where they stand, so its masks (which blocks to compute, and of
-    which places) are data: they are made for all devices of the context axis, and each takes its own. Of the
-    first half of a window, nobody sees the second.
+    The mask of a device depends on the positions of its queries. So masks are data: they are made for all
+    devices of the context axis, and each device takes its own. Queries of the first half of a window see no
+    key of the second half.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_masks
 
-    size = source // placement.window_parts
+    size = source // parallel.sequence_chunks
     scale, softcap = config.query_pre_attn_scalar**-0.5, config.attn_logit_softcapping
-    parts = placement.parts()
+    parts = parallel.chunks_by_device()
     ids = jnp.ones((1, source), jnp.int32) if segment_ids is None else segment_ids
-    own_ids = jnp.split(placement.own_places(ids), len(parts), axis=1)
+    query_ids = jnp.split(parallel.sequence_shard(ids), len(parts), axis=1)
 
     def in_window(window: int | None, half: int, query: Array, key: Array, value: Array) -> Array:
         batch, heads, _, _ = query.shape
@@ -131,15 +132,15 @@ def _splash(
         of_all = splash.make_splash_mha(
             splash_masks.MultiHeadMask([mask] * heads), block_sizes=blocks, attn_logits_soft_cap=softcap,
             head_shards=1,
-            q_seq_shards=len(parts[half]), residual_checkpoint_name="attended",
-            interpret=placement.platform != "tpu",
+            q_seq_shards=len(parts[half]), residual_checkpoint_name=CheckpointName.ATTENTION_OUTPUT,
+            interpret=parallel.platform != "tpu",
         )  # fmt: skip
         # Arrays of the kernel are [heads, blocks of queries, blocks of keys] and [places].
         kernel = jax.tree.map(
-            lambda rows: placement.own_context(rows, axis=1 if rows.ndim == 3 else 0), of_all
+            lambda rows: parallel.context_shard(rows, axis=1 if rows.ndim == 3 else 0), of_all
         )
         segments = splash.SegmentIds(
-            *(jnp.broadcast_to(rows, (batch, rows.shape[1])) for rows in (own_ids[half], ids[:, :seen]))
+            *(jnp.broadcast_to(rows, (batch, rows.shape[1])) for rows in (query_ids[half], ids[:, :seen]))
         )
         return jax.vmap(kernel)(query, key, value, segments)
 
@@ -148,25 +149,25 @@ def _splash(
         given = (rows.swapaxes(1, 2) for rows in (query, key[:, :seen], value[:, :seen]))
         return jax.lax.switch(which, [partial(in_window, window, half) for window in windows], *given)
 
-    def attend(which: Int[Array, ""], query: Array, key: Array, value: Array) -> Array:
+    def splash_attention(which: Int[Array, ""], query: Array, key: Array, value: Array) -> Array:
         halves = jnp.split(query * scale, len(parts), axis=1)
         out = jnp.concatenate(
             [of_half(which, half, part, key, value) for half, part in enumerate(halves)], axis=2
         )
         return out.swapaxes(1, 2).reshape(*query.shape[:2], -1)
 
-    return attend
+    return splash_attention
 
 
-def _cudnn(config: ModelConfig, window_masks: Array, placement: Placement) -> Attend:
+def _cudnn(config: ModelConfig, window_masks: Array, parallel: Parallelism) -> AttentionFn:
     """cuDNN's fused attention; off GPU XLA's of the same arguments, for tests.
 
     Its masks are a matrix of each window, so segments cost memory by the square of the sequence (cuDNN takes
     no sliding window beside one). Of whole windows nothing is computed that the causal mask hides.
     `decoder.rematerialized` keeps what the backward pass needs.
     """
-    scale, causal = config.query_pre_attn_scalar**-0.5, placement.window_parts == 1
-    implementation: Literal["cudnn", "xla"] = "cudnn" if placement.platform in GPU else "xla"
+    scale, causal = config.query_pre_attn_scalar**-0.5, parallel.sequence_chunks == 1
+    implementation: Literal["cudnn", "xla"] = "cudnn" if parallel.platform in GPU else "xla"
 
     def attention(query: Array, key: Array, value: Array, mask: Array) -> Array:
         out = jax.nn.dot_product_attention(

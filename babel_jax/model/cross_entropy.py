@@ -1,9 +1,9 @@
 """Looking up tokens, and the cross-entropy over them, a piece of the vocabulary at a time: neither whole
 table nor logits need to exist.
 
-The tables are [vocab, embed], as this device holds them under its `Placement`. A piece is gathered, used, and
-its gradient complete and scattered before the next one: nothing adds up over pieces but what has the size of
-the activations.
+The tables are [vocab, embed], as this device holds them under its `Parallelism`. A piece is gathered, used,
+and its gradient complete and scattered before the next one: nothing adds up over pieces but what has the size
+of the activations.
 """
 
 from functools import partial
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from babel_jax.config.settings import divisors
 from babel_jax.model.layers import product, softcapped
-from babel_jax.model.parallel import GPU, TENSOR, Placement
+from babel_jax.model.parallel import GPU, TENSOR, Parallelism
 
 _AXES = ("vocab", "embed")
 # Elements of a piece's logits, or of its part of the table where that is more: on GPUs 1 GiB, as every piece
@@ -39,29 +39,29 @@ def looked_up(
     tokens: Int[Array, "batch time"],
     vocab: int,
     dtype: DTypeLike,
-    placement: Placement,
+    parallel: Parallelism,
 ) -> Float[Array, "batch time embed"]:
     """Rows of the table; NaN for ids beyond it.
 
     The gradients of one row's many tokens are summed in float32.
     """
     rows = weight.shape[0]
-    count = pieces(rows, tokens.size, weight.shape[1] * placement.weight_parts, placement.platform)
-    first, size = placement.own_features(rows), rows // count
+    count = pieces(rows, tokens.size, weight.shape[1] * parallel.weight_shards, parallel.platform)
+    first, size = parallel.first_feature(rows), rows // count
 
     @partial(jax.checkpoint, prevent_cse=False)
     def add(x: Array, piece: tuple[Array, Array]) -> tuple[Array, None]:
         start, part = piece
-        table = placement.weights(part, _AXES, dtype).astype(jnp.float32)
+        table = parallel.gather_weight(part, _AXES, dtype).astype(jnp.float32)
         place = tokens - (first + start)
         here = (place >= 0) & (place < size)
         return x + jnp.where(here[..., None], jnp.take(table, jnp.where(here, place, 0), axis=0), 0.0), None
 
-    x = jnp.zeros((*tokens.shape, weight.shape[1] * placement.weight_parts), jnp.float32)
+    x = jnp.zeros((*tokens.shape, weight.shape[1] * parallel.weight_shards), jnp.float32)
     starts = jnp.arange(count, dtype=jnp.int32) * size
     x, _ = jax.lax.scan(add, x, (starts, weight.reshape(count, size, -1)))
     known = (tokens >= 0) & (tokens < vocab)
-    return jnp.where(known[..., None], placement.from_features(x), jnp.nan).astype(dtype)
+    return jnp.where(known[..., None], parallel.row_parallel_sum(x), jnp.nan).astype(dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -70,7 +70,7 @@ def target_logits(
     weight: Float[Array, "rows part"],
     targets: Int[Array, "tokens"],
     softcap: float | None,
-    placement: Placement,
+    parallel: Parallelism,
 ) -> tuple[Float[Array, "tokens"], Float[Array, "tokens"]]:
     """The logit of each target and the logarithm of the softmax's normalizer, float32: all that a
     cross-entropy needs of the logits.
@@ -78,17 +78,17 @@ def target_logits(
     Products are in the type of `hidden`. The backward pass computes the logits again, unless one piece holds
     them all.
     """
-    return _forward(hidden, weight, targets, softcap, placement)[0]
+    return _forward(hidden, weight, targets, softcap, parallel)[0]
 
 
-def _forward(hidden: Array, weight: Array, targets: Array, softcap: float | None, placement: Placement):  # type: ignore[no-untyped-def]
-    starts, parts = _parts(hidden, weight, placement)
+def _forward(hidden: Array, weight: Array, targets: Array, softcap: float | None, parallel: Parallelism):  # type: ignore[no-untyped-def]
+    starts, parts = _parts(hidden, weight, parallel)
     size = parts.shape[1]
 
     def add(carry: tuple[Array, Array, Array], piece: tuple[Array, Array]):  # type: ignore[no-untyped-def]
         largest, total, picked = carry
         start, part = piece
-        logits = softcapped(product(hidden, _table(part, hidden.dtype, placement), jnp.float32), softcap)
+        logits = softcapped(product(hidden, _table(part, hidden.dtype, parallel), jnp.float32), softcap)
         new_largest = jnp.maximum(largest, logits.max(axis=-1))
         total = total * jnp.exp(largest - new_largest) + jnp.exp(logits - new_largest[:, None]).sum(axis=-1)
         place = targets - start
@@ -99,19 +99,19 @@ def _forward(hidden: Array, weight: Array, targets: Array, softcap: float | None
     tokens = hidden.shape[:1]
     carry = (jnp.full(tokens, jnp.finfo(jnp.float32).min), jnp.zeros(tokens), jnp.zeros(tokens))
     (largest, total, picked), logits = jax.lax.scan(add, carry, (starts, parts))
-    overall = placement.largest_of_features(largest)
-    log_z = overall + jnp.log(placement.summed(total * jnp.exp(largest - overall), ("tensor",)))
-    return (placement.summed(picked, ("tensor",)), log_z), (hidden, weight, targets, log_z, logits)
+    overall = parallel.max_over_features(largest)
+    log_z = overall + jnp.log(parallel.all_reduce(total * jnp.exp(largest - overall), ("tensor",)))
+    return (parallel.all_reduce(picked, ("tensor",)), log_z), (hidden, weight, targets, log_z, logits)
 
 
-def _backward(softcap: float | None, placement: Placement, saved, gradients):  # type: ignore[no-untyped-def]
+def _backward(softcap: float | None, parallel: Parallelism, saved, gradients):  # type: ignore[no-untyped-def]
     hidden, weight, targets, log_z, kept = saved
     of_picked, of_log_z = gradients
-    starts, parts = _parts(hidden, weight, placement)
+    starts, parts = _parts(hidden, weight, parallel)
 
     def add(of_hidden: Array, piece: tuple[Array, Array, Array | None]) -> tuple[Array, Array]:
         start, part, logits = piece
-        table, to_part = jax.vjp(lambda part: _table(part, hidden.dtype, placement), part)
+        table, to_part = jax.vjp(lambda part: _table(part, hidden.dtype, parallel), part)
         if logits is None:
             logits = softcapped(product(hidden, table, jnp.float32), softcap)
         chosen = jnp.arange(logits.shape[1], dtype=jnp.int32) == (targets - start)[:, None]
@@ -126,7 +126,7 @@ def _backward(softcap: float | None, placement: Placement, saved, gradients):  #
         return of_hidden, to_part(of_table)[0]
 
     of_hidden, of_parts = jax.lax.scan(add, jnp.zeros(hidden.shape, jnp.float32), (starts, parts, kept))
-    of_hidden = placement.summed(of_hidden, ("tensor",)).astype(hidden.dtype)
+    of_hidden = parallel.all_reduce(of_hidden, ("tensor",)).astype(hidden.dtype)
     return of_hidden, of_parts.reshape(weight.shape), None
 
 
@@ -139,7 +139,7 @@ def scored_targets(
     chunks: Int[Array, ""],
     weight: Float[Array, "rows part"],
     softcap: float | None,
-    placement: Placement,
+    parallel: Parallelism,
 ) -> tuple[Float[Array, "chunks tokens"], Bool[Array, "chunks tokens"]]:
     """log p of each target, float32, and whether it is the likeliest token (the one of the lowest id, where
     several are).
@@ -147,12 +147,12 @@ def scored_targets(
     Only the first `chunks` are computed. No piece of the table is gathered twice, and the logits of one chunk
     and one piece exist at a time. Not to be differentiated.
     """
-    starts, parts = _parts(hidden[0], weight, placement)
+    starts, parts = _parts(hidden[0], weight, parallel)
     size = parts.shape[1]
 
     def add_piece(carry: tuple[Array, ...], piece: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
         start, part = piece
-        table = _table(part, hidden.dtype, placement)
+        table = _table(part, hidden.dtype, parallel)
 
         def add_chunk(number: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
             largest, total, picked, likeliest = (column[number] for column in carry)
@@ -184,42 +184,42 @@ def scored_targets(
         jnp.zeros(targets.shape, jnp.int32),
     )
     (largest, total, picked, likeliest), _ = jax.lax.scan(add_piece, empty, (starts, parts))
-    overall = placement.largest_of_features(largest)
-    total = placement.summed(total * jnp.exp(largest - overall), (TENSOR,))
+    overall = parallel.max_over_features(largest)
+    total = parallel.all_reduce(total * jnp.exp(largest - overall), (TENSOR,))
     beyond = jnp.iinfo(jnp.int32).max
-    likeliest = -placement.largest_of_features(-jnp.where(largest == overall, likeliest, beyond))
-    return placement.summed(picked, (TENSOR,)) - overall - jnp.log(total), likeliest == targets
+    likeliest = -parallel.max_over_features(-jnp.where(largest == overall, likeliest, beyond))
+    return parallel.all_reduce(picked, (TENSOR,)) - overall - jnp.log(total), likeliest == targets
 
 
 def all_logits(
     hidden: Float[Array, "rows embed"],
     weight: Float[Array, "rows part"],
     softcap: float | None,
-    placement: Placement,
+    parallel: Parallelism,
 ) -> Float[Array, "rows vocab"]:
     """The logits of the whole vocabulary, float32, by products in the type of `hidden`.
 
     Not to be differentiated.
     """
-    _, parts = _parts(hidden, weight, placement)
+    _, parts = _parts(hidden, weight, parallel)
 
     def of_piece(carry: None, part: Array) -> tuple[None, Array]:
-        return carry, softcapped(product(hidden, _table(part, hidden.dtype, placement), jnp.float32), softcap)
+        return carry, softcapped(product(hidden, _table(part, hidden.dtype, parallel), jnp.float32), softcap)
 
     _, logits = jax.lax.scan(of_piece, None, parts)
     own = logits.swapaxes(0, 1).reshape(len(hidden), -1)
-    return placement.all_features(own)
+    return parallel.gather_features(own)
 
 
 def _parts(
-    hidden: Array, weight: Array, placement: Placement
+    hidden: Array, weight: Array, parallel: Parallelism
 ) -> tuple[Int[Array, "count"], Float[Array, "count size part"]]:
     """The table in pieces, and the token id that each begins with."""
     rows = weight.shape[0]
-    count = pieces(rows, hidden.shape[0], hidden.shape[1], placement.platform)
-    starts = placement.own_features(rows) + jnp.arange(count, dtype=jnp.int32) * (rows // count)
+    count = pieces(rows, hidden.shape[0], hidden.shape[1], parallel.platform)
+    starts = parallel.first_feature(rows) + jnp.arange(count, dtype=jnp.int32) * (rows // count)
     return starts, weight.reshape(count, rows // count, -1)
 
 
-def _table(part: Array, dtype: DTypeLike, placement: Placement) -> Float[Array, "size embed"]:
-    return placement.weights(part, _AXES, dtype).astype(dtype)
+def _table(part: Array, dtype: DTypeLike, parallel: Parallelism) -> Float[Array, "size embed"]:
+    return parallel.gather_weight(part, _AXES, dtype).astype(dtype)

@@ -1,5 +1,5 @@
-"""The decoder: one module for all families (a family is data: biases, norms, tying, rope scaling, windows),
-and the functions around it.
+"""The decoder: one module for all families, and the functions around it. A family is data: biases, norms,
+tying, rope scaling, windows.
 
 The module is never filled eagerly. `forward` and its kin take the parameters as a plain nested dict, so a
 caller's step is a plain `jax.jit` over that dict. Layers are stacked and scanned: neither the trace nor, by
@@ -17,13 +17,22 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from babel_jax.config import AttentionKernel, ModelConfig, Remat
-from babel_jax.model.attention import Attend, Attention, attend_by_masks, masks, positions_of, tree_masks
-from babel_jax.model.attention_kernels import attention_over
+from babel_jax.config import ModelConfig
+from babel_jax.model.attention import (
+    Attention,
+    AttentionFn,
+    attention_by_masks,
+    masks,
+    positions_of,
+    tree_masks,
+)
+from babel_jax.model.attention_kernels import attention_fn_for
 from babel_jax.model.cache import Cache
+from babel_jax.model.checkpoint_names import CheckpointName
 from babel_jax.model.cross_entropy import looked_up
+from babel_jax.model.execution import PLAIN, Execution
 from babel_jax.model.layers import GatedMLP, RMSNorm, product, rope_tables, softcapped
-from babel_jax.model.parallel import ALONE, Placement
+from babel_jax.model.parallel import SINGLE_DEVICE, Parallelism
 from babel_jax.model.parameters import bind, declare, descriptions, initialized, stack
 from babel_jax.model.rematerialization import rematerialized
 
@@ -39,12 +48,12 @@ class Embedding(nnx.Module):
         self.vocab_size = config.vocab_size
 
     def __call__(
-        self, tokens: Int[Array, "batch time"], dtype: DTypeLike, placement: Placement = ALONE
+        self, tokens: Int[Array, "batch time"], dtype: DTypeLike, parallel: Parallelism = SINGLE_DEVICE
     ) -> Float[Array, "batch time embed"]:
         """Rows of the table; NaN for ids beyond it, so that a wrong vocabulary shows in the loss."""
-        if placement.alone:
+        if parallel.is_single_device:
             return jnp.take(self.weight[...], tokens, axis=0).astype(dtype)
-        return looked_up(self.weight[...], tokens, self.vocab_size, dtype, placement)
+        return looked_up(self.weight[...], tokens, self.vocab_size, dtype, parallel)
 
     def project(self, hidden: Float[Array, "... embed"]) -> Float[Array, "... vocab"]:
         """Products with every row, float32."""
@@ -52,10 +61,10 @@ class Embedding(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
-    """x + attention(norm(x)), and to that + mlp(norm(.)); with `post_norms` what attention and MLP give is
-    normalized too.
+    """x + attention(norm(x)), then x + mlp(norm(x)). With `post_norms` the outputs of attention and MLP are
+    normalized too (Gemma 2).
 
-    The names are Hugging Face's: without post norms, `post_attention_layernorm` is the one before the MLP.
+    The names are Hugging Face's: without post norms, `post_attention_layernorm` is the norm before the MLP.
     """
 
     def __init__(self, config: ModelConfig):
@@ -72,26 +81,24 @@ class DecoderLayer(nnx.Module):
         self,
         x: Float[Array, "batch time embed"],
         rope: Rope,
-        attend: Attend,
+        attention_fn: AttentionFn,
         which: Int[Array, ""],
         layer: Int[Array, ""],
         cache: Cache | None,
-        placement: Placement = ALONE,
+        parallel: Parallelism = SINGLE_DEVICE,
     ) -> tuple[Float[Array, "batch time embed"], Cache | None]:
         """The new residual stream; the cache, if any, with this layer's keys and values in it."""
         with jax.named_scope("attention"):
-            attended, cache = self.self_attn(
-                self.input_layernorm(x), rope, attend, which, layer, cache, placement
-            )
-            x = checkpoint_name(
-                x + (self.post_attention_layernorm(attended) if self.post_norms else attended), "between"
-            )
+            normed = self.input_layernorm(x)
+            attended, cache = self.self_attn(normed, rope, attention_fn, which, layer, cache, parallel)
+            if self.post_norms:
+                attended = self.post_attention_layernorm(attended)
+            x = checkpoint_name(x + attended, CheckpointName.RESIDUAL)
         with jax.named_scope("mlp"):
             if self.post_norms:
-                return x + self.post_feedforward_layernorm(
-                    self.mlp(self.pre_feedforward_layernorm(x), placement)
-                ), cache
-            return x + self.mlp(self.post_attention_layernorm(x), placement), cache
+                output = self.mlp(self.pre_feedforward_layernorm(x), parallel)
+                return x + self.post_feedforward_layernorm(output), cache
+            return x + self.mlp(self.post_attention_layernorm(x), parallel), cache
 
 
 class DecoderStack(nnx.Module):
@@ -108,12 +115,9 @@ class DecoderStack(nnx.Module):
         self,
         tokens: Int[Array, "batch time"],
         rope: Rope,
-        attend: Attend,
-        compute_dtype: DTypeLike,
-        remat: Remat = Remat.NONE,
+        attention_fn: AttentionFn,
+        execution: Execution,
         cache: Cache | None = None,
-        placement: Placement = ALONE,
-        scan_layers: bool = True,
     ) -> tuple[Float[Array, "batch time embed"], Cache | None]:
         """Hidden states after the final norm, and the cache with these tokens in it."""
         graphdef, stacked = nnx.split(self.layers)
@@ -123,13 +127,14 @@ class DecoderStack(nnx.Module):
         ) -> tuple[tuple[Array, Cache | None], None]:
             state, which, layer = this
             x, cache = carry
-            decoder_layer = nnx.merge(graphdef, placement.state(state, compute_dtype))
-            return decoder_layer(x, rope, attend, which, layer, cache, placement), None
+            decoder_layer = nnx.merge(graphdef, parallel.gather_layer(state, execution.compute_dtype))
+            return decoder_layer(x, rope, attention_fn, which, layer, cache, parallel), None
 
-        x = self._embedded(tokens, compute_dtype, placement)
+        parallel = execution.parallel
+        x = self._embedded(tokens, execution)
         layers = np.arange(len(self.windows), dtype=np.int32)
-        run = rematerialized(run_layer, remat, placement, scan_layers)
-        unroll = 1 if scan_layers else len(layers)
+        run = rematerialized(run_layer, execution)
+        unroll = 1 if execution.scan_layers else len(layers)
         (x, cache), _ = jax.lax.scan(run, (x, cache), (stacked, self._which_window(), layers), unroll=unroll)
         if cache is not None:
             cache = cache._replace(filled=cache.filled + tokens.shape[1])
@@ -140,17 +145,17 @@ class DecoderStack(nnx.Module):
         order: Int[Array, "steps"],
         tokens: Int[Array, "batch time"],
         rope: Rope,
-        attend: Attend,
-        compute_dtype: DTypeLike,
-        placement: Placement = ALONE,
+        attention_fn: AttentionFn,
+        execution: Execution,
     ) -> tuple[Float[Array, "batch time embed"], Float[Array, "steps batch time"]]:
-        """As `__call__`, but through the layers that `order` names, one after the other; a negative entry
-        passes the stream on as it is.
+        """As `__call__`, but runs the layers that `order` names, in that order. A negative entry runs no
+        layer.
 
-        The second value is the cosine similarity (float32) of the residual stream before and behind each
-        entry. As the order is data, one program serves every removal, repetition and exchange of layers.
+        The second value is the cosine similarity (float32) of the residual stream before and after each
+        entry. The order is data, so one program serves every removal, repetition and exchange of layers.
         """
         graphdef, stacked = nnx.split(self.layers)
+        parallel = execution.parallel
         which = jnp.asarray(self._which_window())
 
         def run_layer(x: Array, layer: Int[Array, ""]) -> tuple[Array, Array]:
@@ -158,13 +163,13 @@ class DecoderStack(nnx.Module):
                 state = jax.tree.map(
                     lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), stacked
                 )
-                decoder_layer = nnx.merge(graphdef, placement.state(state, compute_dtype))
-                return decoder_layer(x, rope, attend, which[layer], layer, None, placement)[0]
+                decoder_layer = nnx.merge(graphdef, parallel.gather_layer(state, execution.compute_dtype))
+                return decoder_layer(x, rope, attention_fn, which[layer], layer, None, parallel)[0]
 
-            behind = jax.lax.cond(layer < 0, lambda x: x, through, x)
-            return behind, _cosine(x.astype(jnp.float32), behind.astype(jnp.float32))
+            after = jax.lax.cond(layer < 0, lambda x: x, through, x)
+            return after, _cosine(x.astype(jnp.float32), after.astype(jnp.float32))
 
-        x, cosines = jax.lax.scan(run_layer, self._embedded(tokens, compute_dtype, placement), order)
+        x, cosines = jax.lax.scan(run_layer, self._embedded(tokens, execution), order)
         return self.norm(x), cosines
 
     def _which_window(self) -> Int[np.ndarray, "layers"]:
@@ -172,10 +177,12 @@ class DecoderStack(nnx.Module):
         return np.array([distinct.index(window) for window in self.windows], np.int32)
 
     def _embedded(
-        self, tokens: Int[Array, "batch time"], compute_dtype: DTypeLike, placement: Placement = ALONE
+        self, tokens: Int[Array, "batch time"], execution: Execution
     ) -> Float[Array, "batch time embed"]:
-        x = self.embed_tokens(tokens, compute_dtype, placement)
-        return x if self.embedding_scale is None else x * jnp.asarray(self.embedding_scale, compute_dtype)
+        x = self.embed_tokens(tokens, execution.compute_dtype, execution.parallel)
+        if self.embedding_scale is None:
+            return x
+        return x * jnp.asarray(self.embedding_scale, execution.compute_dtype)
 
 
 def _cosine(one: Float[Array, "*rows embed"], other: Float[Array, "*rows embed"]) -> Float[Array, "*rows"]:
@@ -255,21 +262,17 @@ def hidden_states(
     segment_ids: Int[Array, "batch time"] | None = None,
     positions: Int[Array, "batch time"] | None = None,
     ends: Int[Array, "batch time"] | None = None,
-    compute_dtype: DTypeLike = jnp.float32,
-    remat: Remat = Remat.NONE,
-    kernel: AttentionKernel = AttentionKernel.XLA,
-    placement: Placement = ALONE,
-    scan_layers: bool = True,
+    execution: Execution = PLAIN,
 ) -> Float[Array, "batch time embed"]:
-    """Hidden states after the final norm, in `compute_dtype`; with a placement, those of this device's part
-    of each window.
+    """Hidden states after the final norm, in the compute dtype; on a mesh, those of this device's part of
+    each window.
 
-    segment_ids: 0 is padding, 1.. are the documents of a packed window; a token attends to earlier ones of
-    its own segment. Without them a window is one document. positions default to counting from each segment's
-    start. With `ends` (and positions) the rows hold prefix trees, as `tree_masks` says, in place of segments.
-    Without `scan_layers` the program has every layer in it, one after the other.
+    segment_ids: 0 is padding, 1, 2, ... are the documents of a packed window. A token attends to earlier
+    tokens of its own segment. Without segment_ids a window is one document. positions: count from the start
+    of each segment by default. With `ends` (and positions) the rows hold prefix trees, as `tree_masks` says,
+    in place of segments.
     """
-    time = tokens.shape[1]
+    parallel, time = execution.parallel, tokens.shape[1]
     if positions is None:
         assert ends is None
         positions = (
@@ -277,15 +280,12 @@ def hidden_states(
         )
     windows = distinct_windows(config.windows)
     if ends is None:
-        attend = attention_over(config, windows, kernel, segment_ids, time, placement)
+        attention_fn = attention_fn_for(config, windows, execution.kernel, segment_ids, time, parallel)
     else:
-        attend = attend_by_masks(config, tree_masks(ends, positions, windows, placement))
-    rope = rope_tables(config, placement.own_places(positions))
+        attention_fn = attention_by_masks(config, tree_masks(ends, positions, windows, parallel))
+    rope = rope_tables(config, parallel.sequence_shard(positions))
     decoder = bind(Decoder(config), params)
-    own_tokens = placement.own_places(tokens)
-    return decoder.model(
-        own_tokens, rope, attend, compute_dtype, remat, placement=placement, scan_layers=scan_layers
-    )[0]
+    return decoder.model(parallel.sequence_shard(tokens), rope, attention_fn, execution)[0]
 
 
 def hidden_in_order(
@@ -294,18 +294,18 @@ def hidden_in_order(
     order: Int[Array, "steps"],
     tokens: Int[Array, "batch time"],
     segment_ids: Int[Array, "batch time"],
-    compute_dtype: DTypeLike = jnp.float32,
-    placement: Placement = ALONE,
+    execution: Execution = PLAIN,
 ) -> tuple[Float[Array, "batch time embed"], Float[Array, "steps batch time"]]:
     """Hidden states of the model whose layers run as `order` says, and the cosines of
     `DecoderStack.in_order`.
 
-    With a placement, windows are whole (`whole_windows`).
+    On a mesh, windows are whole (`Parallelism.whole_windows`).
     """
     decoder = bind(Decoder(config), params)
-    attend = attend_by_masks(config, masks(segment_ids, tokens.shape[1], distinct_windows(config.windows)))
+    window_masks = masks(segment_ids, tokens.shape[1], distinct_windows(config.windows))
     rope = rope_tables(config, positions_of(segment_ids))
-    return decoder.model.in_order(order, tokens, rope, attend, compute_dtype, placement)
+    attention_fn = attention_by_masks(config, window_masks)
+    return decoder.model.in_order(order, tokens, rope, attention_fn, execution)
 
 
 def output_table(config: ModelConfig, params: PyTree[Array]) -> Float[Array, "vocab embed"]:
@@ -336,17 +336,10 @@ def forward(
     *,
     segment_ids: Int[Array, "batch time"] | None = None,
     positions: Int[Array, "batch time"] | None = None,
-    compute_dtype: DTypeLike = jnp.float32,
-    remat: Remat = Remat.NONE,
+    execution: Execution = PLAIN,
 ) -> Float[Array, "batch time vocab"]:
     """float32 logits; arguments as of `hidden_states`."""
     hidden = hidden_states(
-        config,
-        params,
-        tokens,
-        segment_ids=segment_ids,
-        positions=positions,
-        compute_dtype=compute_dtype,
-        remat=remat,
+        config, params, tokens, segment_ids=segment_ids, positions=positions, execution=execution
     )
-    return unembed(config, params, hidden, compute_dtype)
+    return unembed(config, params, hidden, execution.compute_dtype)

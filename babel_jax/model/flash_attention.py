@@ -15,11 +15,13 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
+from babel_jax.model.checkpoint_names import CheckpointName
 from babel_jax.model.layers import softcapped
 
-_SCORE_BYTES = 16 * 2**20  # of the windows that are worked at together, where one alone has not more
-# of the queries of a square of scores: each looks no further than its own end, which leaves out 3/8 of the
-# work
+# Windows are computed together as long as their scores take no more bytes than this.
+_SCORE_BYTES = 16 * 2**20
+# The queries of a square of scores are cut into so many parts. A part needs no keys after its own end, so 3/8
+# of the work is left out.
 _PARTS = 4
 _LEAST = 64  # queries in a part
 
@@ -27,7 +29,7 @@ Rows = Float[Array, "kv_heads group time head_dim"]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def attend(
+def flash_attention(
     query: Float[Array, "batch time heads head_dim"],
     key: Float[Array, "batch source kv_heads head_dim"],
     value: Float[Array, "batch source kv_heads head_dim"],
@@ -38,8 +40,8 @@ def attend(
     """softmax(query key^T * scale) value; scores (soft-capped, where asked) and softmax in float32.
 
     Heads i * heads / kv_heads and the following ones share key and value i, which are never repeated in
-    memory. Where `time` and `source` are the same, the mask must hide from each place those behind it. Each
-    must see one at least, or its gradient is wrong.
+    memory. Where `time` equals `source`, the mask must be causal: no query sees a later key. Each query must
+    see at least one key, or its gradient is wrong.
     """
     return _forward(query, key, value, mask, scale, softcap)[0]
 
@@ -48,9 +50,9 @@ def _forward(
     query: Array, key: Array, value: Array, mask: Array, scale: float, softcap: float | None
 ) -> tuple[Array, tuple[Array, Array, Array, Array, Array, Array]]:
     out, log_z = _by_windows(partial(_window, softcap), query * scale, key, value, mask)
-    # Named where they are made: a remat policy that keeps them must keep log Z too, or the whole pass would
-    # be run again for it.
-    out, log_z = checkpoint_name(out, "attended"), checkpoint_name(log_z, "attended")
+    # Both have the name: a policy that kept the output without log Z would run the whole pass again for log
+    # Z.
+    out, log_z = (checkpoint_name(value, CheckpointName.ATTENTION_OUTPUT) for value in (out, log_z))
     return out, (query, key, value, mask, out, log_z)
 
 
@@ -65,7 +67,7 @@ def _backward(
     return d_query * scale, d_key, d_value, None
 
 
-attend.defvjp(_forward, _backward)
+flash_attention.defvjp(_forward, _backward)
 
 
 def _by_windows(
@@ -121,7 +123,7 @@ def _scores(
 def _window(
     softcap: float | None, query: Array, key: Array, value: Array, mask: Array
 ) -> tuple[Float[Array, "time heads*head_dim"], Float[Array, "kv_heads group time 1"]]:
-    """What one window's tokens take, and log Z of each, float32."""
+    """The attention output of one window, and log Z of each query, float32."""
     source, kv_heads, _ = key.shape
     time, heads, head_dim = query.shape
     shape = (kv_heads, heads // kv_heads, -1, head_dim)
@@ -129,20 +131,13 @@ def _window(
     outs, log_zs = [], []
     for queries, keys in _parts(time, source):
         scores = _scores(rows[:, :, queries], key[:, keys], mask[queries, keys], softcap)
-        most = jnp.max(scores, axis=-1, keepdims=True)
-        weights = jnp.exp(scores - most)
+        largest = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - largest)
         z = jnp.sum(weights, axis=-1, keepdims=True)
-        out = (
-            jnp.einsum(
-                "krs,ksd->krd",
-                weights.astype(value.dtype),
-                value[:, keys],
-                preferred_element_type=jnp.float32,
-            )
-            / z
-        )
+        weights = weights.astype(value.dtype)
+        out = jnp.einsum("krs,ksd->krd", weights, value[:, keys], preferred_element_type=jnp.float32) / z
         outs.append(out.astype(value.dtype).reshape(shape))
-        log_zs.append((most + jnp.log(z)).reshape(*shape[:3], 1))
+        log_zs.append((largest + jnp.log(z)).reshape(*shape[:3], 1))
     return _from_rows(jnp.concatenate(outs, axis=2)), jnp.concatenate(log_zs, axis=2)
 
 

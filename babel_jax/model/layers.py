@@ -15,7 +15,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from babel_jax.config import Activation, ModelConfig, RopeType
-from babel_jax.model.parallel import ALONE, Placement
+from babel_jax.model.checkpoint_names import CheckpointName
+from babel_jax.model.parallel import SINGLE_DEVICE, Parallelism
 from babel_jax.model.parameters import declare
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
@@ -34,15 +35,17 @@ class RMSNorm(nnx.Module):
         self.weight = declare((size,), (axis,), jax.nn.initializers.constant(1.0 - config.norm_offset))
         self.eps, self.offset = config.rms_norm_eps, config.norm_offset
 
-    def __call__(self, x: Float[Array, "... size"], features: Placement = ALONE) -> Float[Array, "... size"]:
-        """Normalized x, in its type; `features` is given where x differs between the devices of the tensor
-        axis.
+    def __call__(
+        self, x: Float[Array, "... size"], parallel: Parallelism = SINGLE_DEVICE
+    ) -> Float[Array, "... size"]:
+        """Normalized x, in its type.
+
+        `parallel` is given where x differs between devices of the tensor axis.
         """
         wide = x.astype(jnp.float32)
         scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
-        return (
-            wide * scale * (self.offset + features.into_features(self.weight[...]).astype(jnp.float32))
-        ).astype(x.dtype)
+        weight = self.offset + parallel.column_parallel_input(self.weight[...]).astype(jnp.float32)
+        return (wide * scale * weight).astype(x.dtype)
 
 
 def product(
@@ -53,9 +56,8 @@ def product(
     As a product of two matrices: with several axes to sum over, XLA copies the transposed activations for the
     gradient of the weight.
     """
-    return jnp.einsum("ni,oi->no", x.reshape(-1, x.shape[-1]), weight, preferred_element_type=dtype).reshape(
-        *x.shape[:-1], -1
-    )
+    rows = x.reshape(-1, x.shape[-1])
+    return jnp.einsum("ni,oi->no", rows, weight, preferred_element_type=dtype).reshape(*x.shape[:-1], -1)
 
 
 class Linear(nnx.Module):
@@ -73,11 +75,13 @@ class Linear(nnx.Module):
             self.bias = declare((out_size,), axes[:1], jax.nn.initializers.zeros)
         self.has_bias = bias
 
-    def __call__(self, x: Float[Array, "... in"], summed: Placement = ALONE) -> Float[Array, "... out"]:
-        """The map, in the type of x; `summed` is given where each device of the tensor axis has a part of
-        `in`.
+    def __call__(
+        self, x: Float[Array, "... in"], parallel: Parallelism = SINGLE_DEVICE
+    ) -> Float[Array, "... out"]:
+        """The map, in the type of x. `parallel` is given where `in` is sharded over the tensor axis
+        (row-parallel).
         """
-        out = summed.from_features(product(x, self.weight[...].astype(x.dtype)))
+        out = parallel.row_parallel_sum(product(x, self.weight[...].astype(x.dtype)))
         return out + self.bias[...].astype(x.dtype) if self.has_bias else out
 
 
@@ -92,17 +96,18 @@ class GatedMLP(nnx.Module):
         self.activation = config.hidden_act
 
     def __call__(
-        self, x: Float[Array, "batch time embed"], placement: Placement = ALONE
+        self, x: Float[Array, "batch time embed"], parallel: Parallelism = SINGLE_DEVICE
     ) -> Float[Array, "batch time embed"]:
         """The MLP, in the type of x."""
-        x = placement.into_features(x)
-        gate, up = checkpoint_name(self.gate_proj(x), "gate"), checkpoint_name(self.up_proj(x), "up")
-        return self.down_proj(ACTIVATIONS[self.activation](gate) * up, placement)
+        x = parallel.column_parallel_input(x)
+        gate = checkpoint_name(self.gate_proj(x), CheckpointName.GATE_PROJ)
+        up = checkpoint_name(self.up_proj(x), CheckpointName.UP_PROJ)
+        return self.down_proj(ACTIVATIONS[self.activation](gate) * up, parallel)
 
 
 def softcapped(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
-    """cap * tanh(x / cap): as x near 0, and never beyond the cap (Gemma 2 report, section 2); x itself for
-    None.
+    """cap * tanh(x / cap): close to x near 0, never beyond the cap (Gemma 2, section 2).
+    x itself for None.
     """
     return x if cap is None else cap * jnp.tanh(x / cap)
 
@@ -111,21 +116,20 @@ def rope_frequencies(config: ModelConfig) -> Float[np.ndarray, "half"]:
     """Radians per position for each pair of a head's dimensions, float32 (Su et al. 2021; pairs are (i, i +
     head_dim / 2), as in GPT-NeoX).
 
-    `linear` divides all by the factor (Chen et al. 2023). `llama3` divides those of wavelengths over
-    original_max_position_embeddings / low_freq_factor, keeps those under original_max_position_embeddings /
-    high_freq_factor and blends in between (Llama 3.1 report, section 3.4).
+    `linear` divides all frequencies by the factor (Chen et al. 2023). `llama3` divides frequencies of
+    wavelengths over original_max_position_embeddings / low_freq_factor, keeps frequencies of wavelengths
+    under original_max_position_embeddings / high_freq_factor, and blends in between (Llama 3.1 report,
+    section 3.4).
     """
-    frequencies = 1.0 / config.rope_theta ** (
-        np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
-    )
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
+    frequencies = 1.0 / config.rope_theta**exponents
     scaling = config.rope_scaling
     if scaling.rope_type is RopeType.LINEAR:
         frequencies = frequencies / scaling.factor
     elif scaling.rope_type is RopeType.LLAMA3:
         turns = scaling.original_max_position_embeddings * frequencies / (2 * np.pi)
-        kept = np.clip(
-            (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor), 0.0, 1.0
-        )
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
         frequencies = kept * frequencies + (1.0 - kept) * frequencies / scaling.factor
     return frequencies.astype(np.float32)
 
@@ -143,11 +147,10 @@ def rotate(
     cosine: Float[Array, "#batch time half"],
     sine: Float[Array, "#batch time half"],
 ) -> Float[Array, "batch time heads head_dim"]:
-    """Turned x: each pair of dimensions by its position's angle; computed in float32, given back in the type
-    of x.
+    """x with each pair of dimensions turned by the angle of its position. Float32 inside, the type of x
+    outside.
     """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cosine, sine = cosine[:, :, None, :], sine[:, :, None, :]
-    return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1).astype(
-        x.dtype
-    )
+    turned = [first * cosine - second * sine, second * cosine + first * sine]
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)

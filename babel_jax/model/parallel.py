@@ -1,9 +1,10 @@
-"""How one device takes part in a forward pass that a whole mesh computes: what it gathers, sums and slices.
+"""The collectives of one device in a forward pass that a whole mesh computes: FSDP, tensor and context
+parallelism.
 
-The train step runs under `jax.shard_map` over all axes of the mesh, so that every collective stands here and
-none is left to a compiler's choice. Left to it, XLA for TPU turns the gathers of a three-dimensional torus,
-and the scatters of any, into all-reduces of whole matrices: twice the bytes. In stages along the torus
-(`WEIGHT_AXES`) they stay what they are.
+The train step runs under `jax.shard_map` over all axes of the mesh. So this file has every collective, and
+the compiler chooses none. When XLA for TPU chooses, it makes all-reduces of whole matrices from the gathers
+of a three-dimensional torus, and from all scatters: twice the bytes. In stages along the torus
+(`WEIGHT_AXES`) gathers stay gathers and scatters stay scatters.
 """
 
 import math
@@ -19,14 +20,15 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
-# Between slices; parameters and windows, in two stages; parameters and the sequence; features.
+from babel_jax.model.checkpoint_names import CheckpointName
+
+# The mesh axes. data: between slices. fsdp and ring: parameters and windows, in two stages. context:
+# parameters and the sequence. tensor: features.
 DATA, FSDP, RING, CONTEXT, TENSOR = "data", "fsdp", "ring", "context", "tensor"
 AXES = (DATA, FSDP, RING, CONTEXT, TENSOR)
 WINDOW_AXES = (DATA, FSDP, RING)
-ROW_AXES = (
-    *WINDOW_AXES,
-    CONTEXT,
-)  # of rows that are not cut: the devices that would share a window have rows of their own
+# For rows that are not cut along the sequence: each device of the context axis has rows of its own.
+ROW_AXES = (*WINDOW_AXES, CONTEXT)
 WEIGHT_AXES = (FSDP, RING, CONTEXT)
 
 # The one table from the logical axes of parameters to mesh axes. Every matrix has one axis of features inside
@@ -43,7 +45,6 @@ RULES: dict[str | None, tuple[str, ...]] = {
 }
 
 GPU = ("gpu", "cuda")  # platforms, as devices and as compilers name them
-GATHERED = "gathered"  # the name under which remat policies know gathered weights
 
 
 def mesh_axes(logical_axes: tuple[str | None, ...]) -> tuple[tuple[str, ...], ...]:
@@ -54,13 +55,13 @@ def mesh_axes(logical_axes: tuple[str | None, ...]) -> tuple[tuple[str, ...], ..
 
 
 @dataclass(frozen=True)
-class Placement:
-    """The sizes of the mesh axes of the `shard_map` that this runs in; the default is one device, for which
-    nothing here does anything.
+class Parallelism:
+    """The sizes of the mesh axes of the `shard_map` that this code runs in. The default is a single device:
+    then every method returns its input.
 
-    `scatter_stages` are the groups of axes over which the gradients of weights are summed and scattered, the
-    first one first; `gather_stages` those over which weights are gathered. With `whole_windows` rows lie on
-    ROW_AXES, and no device has a part of one.
+    `gather_stages`: groups of mesh axes over which weights are gathered, in this order.
+    `scatter_stages`: groups of mesh axes over which gradients of weights are summed and scattered, in order.
+    `whole_windows`: rows are sharded over ROW_AXES, and each device has whole rows.
     """
 
     sizes: tuple[tuple[str, int], ...] = ()
@@ -74,92 +75,122 @@ class Placement:
         self._size.update(self.sizes)
 
     def size(self, axis: str) -> int:
-        """Devices along an axis."""
+        """Devices along a mesh axis."""
         return self._size.get(axis, 1)
 
     @property
-    def alone(self) -> bool:
-        """Whether there is but one device, and nothing to gather or sum."""
+    def is_single_device(self) -> bool:
+        """True where no axis has more than one device, so that no collective is needed."""
         return not self.sizes
 
+    def all_reduce(self, x: Array, axes: tuple[str, ...]) -> Array:
+        """The sum over all devices of these axes; not to be differentiated."""
+        axes = tuple(axis for axis in axes if self.size(axis) > 1)
+        return jax.lax.psum(x, axes) if axes else x
+
+    # --- weights: sharded over WEIGHT_AXES, gathered before use (FSDP) -------------------------------------
+
     @property
-    def weight_parts(self) -> int:
-        """Devices that the parameters of one slice are spread over."""
+    def weight_shards(self) -> int:
+        """Devices over which the parameters of one slice are sharded."""
         return math.prod(self.size(axis) for axis in WEIGHT_AXES)
 
-    def weights(
+    def gather_weight(
         self, leaf: Float[Array, "..."], logical_axes: tuple[str | None, ...], dtype: DTypeLike
     ) -> Float[Array, "..."]:
-        """A parameter in full, but for the part of the features that this device works on; in `dtype` where
-        there is anything to gather.
+        """All-gathers a parameter over WEIGHT_AXES, in `dtype`; its tensor-parallel shard stays a shard.
 
-        Its gradient goes back the same way, in `dtype` on the wire: summed over the devices, each keeping its
-        part.
+        Backward: the gradient is reduce-scattered over the same axes, in `dtype`. A leaf that is not sharded
+        over WEIGHT_AXES is returned as it is, in its own type.
         """
         split = [axis for axis, axes in enumerate(mesh_axes(logical_axes)) if axes == WEIGHT_AXES]
         if not split or not self.gather_stages:
             return leaf
-        return checkpoint_name(
-            _gathered(self.gather_stages, self.scatter_stages, split[0], leaf.astype(dtype)), GATHERED
-        )
+        whole = _gathered(self.gather_stages, self.scatter_stages, split[0], leaf.astype(dtype))
+        return checkpoint_name(whole, CheckpointName.GATHERED_WEIGHT)
 
-    def state(self, state: nnx.State, dtype: DTypeLike) -> nnx.State:
-        """`weights` for the parameters of one layer of a stack."""
+    def gather_layer(self, state: nnx.State, dtype: DTypeLike) -> nnx.State:
+        """`gather_weight` for all parameters of one layer of a stack."""
 
         def gathered(param: nnx.Variable) -> nnx.Variable:
-            return param.replace(self.weights(param.get_value(), param.logical_axes[1:], dtype))
+            return param.replace(self.gather_weight(param.get_value(), param.logical_axes[1:], dtype))
 
         if not self.gather_stages:
             return state
         return jax.tree.map(gathered, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
-    def into_features(self, x: PyTree[Array]) -> PyTree[Array]:
-        """What every device of the tensor axis holds alike, on its way into products with its part of the
-        features.
+    # --- features: tensor parallelism (Shoeybi et al. 2019, Megatron-LM) -----------------------------------
 
-        Its gradient is the sum of theirs.
+    def column_parallel_input(self, x: PyTree[Array]) -> PyTree[Array]:
+        """Marks an input that is replicated over the tensor axis (Megatron's f): identity forward, all-reduce
+        of its gradient backward.
         """
         return _summed_backward(x) if self.size(TENSOR) > 1 else x
 
-    def from_features(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The sum over the tensor axis of products with parts of the features."""
+    def row_parallel_sum(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Sums products with shards of the features (Megatron's g): all-reduce over the tensor axis forward,
+        identity backward.
+        """
         return _summed_forward(x) if self.size(TENSOR) > 1 else x
 
-    def own_features(self, size: int) -> Int[Array, ""] | int:
-        """The first of `size` features, of those split over the tensor axis, that are this device's."""
+    def first_feature(self, size: int) -> Int[Array, ""] | int:
+        """The index of this device's first feature, where each device of the tensor axis has `size`."""
         return jax.lax.axis_index(TENSOR) * size if self.size(TENSOR) > 1 else 0
 
-    def all_features(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The features of all devices of the tensor axis, along the last axis of x; not
-        to be differentiated.
-        """
+    def gather_features(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """All-gathers the last axis of x over the tensor axis; not to be differentiated."""
         return jax.lax.all_gather(x, TENSOR, axis=x.ndim - 1, tiled=True) if self.size(TENSOR) > 1 else x
 
-    def largest_of_features(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def max_over_features(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """The maximum over the tensor axis; not to be differentiated."""
         return jax.lax.pmax(x, TENSOR) if self.size(TENSOR) > 1 else x
 
+    # --- the sequence: context parallelism -----------------------------------------------------------------
+
     @property
-    def window_parts(self) -> int:
-        """Parts of equal size that a window is cut into: two for each device of the context axis, or one
-        where there is one device.
+    def sequence_chunks(self) -> int:
+        """Chunks of equal size that a window is cut into: two for each device of the context axis; one where
+        windows are whole.
         """
         return 2 * self.size(CONTEXT) if self.size(CONTEXT) > 1 and not self.whole_windows else 1
 
-    def parts(self) -> tuple[tuple[int, ...], ...]:
-        """Numbers of the parts of a window, by device of the context axis: of the first half, and of the
-        second its mirror image.
+    def chunks_by_device(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers of chunks by device of the context axis: first those of the first half of a window, then
+        their mirror images of the second half.
 
-        A token sees those before it, so together two such parts see as much as any other two (as in Llama 3,
-        section 3.3.2).
+        A token attends to those before it. So each pair of a chunk and its mirror image does the same amount
+        of work (as in Llama 3, section 3.3.2). Example: for 2 devices ((0, 1), (3, 2)).
         """
-        numbers = tuple(range(self.window_parts))
+        numbers = tuple(range(self.sequence_chunks))
         devices = self.size(CONTEXT)
         return (numbers[:devices], numbers[: -devices - 1 : -1]) if devices > 1 else (numbers,)
 
-    def own_context(self, rows: Array, axis: int) -> Array:
-        """Of what is made for all devices of the context axis, one behind the other along `axis`, what is
-        this device's.
+    def sequence_shard(self, rows: Array) -> Array:
+        """The chunks of this device, cut from whole windows: [batch, source, ...] to [batch, time, ...]."""
+        if self.sequence_chunks == 1:
+            return rows
+        size = rows.shape[1] // self.sequence_chunks
+        chunks = jnp.array(self.chunks_by_device())[:, jax.lax.axis_index(CONTEXT)]
+        return jnp.concatenate(
+            [jax.lax.dynamic_slice_in_dim(rows, chunk * size, size, axis=1) for chunk in chunks], axis=1
+        )
+
+    def gather_sequence(self, rows: Float[Array, "batch time ..."]) -> Float[Array, "batch source ..."]:
+        """Whole windows from the chunks of all devices: the inverse of `sequence_shard`.
+
+        Backward: the gradient of each chunk is summed and scattered to its device.
+        """
+        if self.sequence_chunks == 1:
+            return rows
+        # The axis that is scattered in the backward pass is the first one, as in `_scattered`.
+        chunks = jnp.stack(jnp.split(rows, 2, axis=1))
+        chunks = jax.lax.all_gather(chunks, CONTEXT, tiled=True)
+        whole = jnp.concatenate([chunks[::2], chunks[::-2]])
+        return jnp.concatenate(list(whole), axis=1)
+
+    def context_shard(self, rows: Array, axis: int) -> Array:
+        """The block of this device, where `axis` has a block for each device of the
+        context axis, in order.
         """
         devices = self.size(CONTEXT)
         if devices == 1:
@@ -167,35 +198,8 @@ class Placement:
         size = rows.shape[axis] // devices
         return jax.lax.dynamic_slice_in_dim(rows, jax.lax.axis_index(CONTEXT) * size, size, axis)
 
-    def own_places(self, rows: Array) -> Array:
-        """Of whole windows, [batch, source, ...], the parts that are this device's, one behind the other:
-        [batch, time, ...].
-        """
-        if self.window_parts == 1:
-            return rows
-        size = rows.shape[1] // self.window_parts
-        own = jnp.array(self.parts())[:, jax.lax.axis_index(CONTEXT)]
-        return jnp.concatenate(
-            [jax.lax.dynamic_slice_in_dim(rows, part * size, size, axis=1) for part in own], axis=1
-        )
 
-    def all_places(self, rows: Float[Array, "batch time ..."]) -> Float[Array, "batch source ..."]:
-        """Whole windows again; the gradient of each part goes back summed to the device that it is of."""
-        if self.window_parts == 1:
-            return rows
-        # What is scattered in the backward pass stands first, as in `_scattered`.
-        parts = jnp.stack(jnp.split(rows, 2, axis=1))
-        parts = jax.lax.all_gather(parts, CONTEXT, tiled=True)
-        whole = jnp.concatenate([parts[::2], parts[::-2]])
-        return jnp.concatenate(list(whole), axis=1)
-
-    def summed(self, x: Array, axes: tuple[str, ...]) -> Array:
-        """The sum over all devices of these axes; not to be differentiated."""
-        axes = tuple(axis for axis in axes if self.size(axis) > 1)
-        return jax.lax.psum(x, axes) if axes else x
-
-
-ALONE = Placement()
+SINGLE_DEVICE = Parallelism()
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -207,7 +211,7 @@ def _gathered(gather_stages: Any, scatter_stages: Any, axis: int, leaf: Array) -
 
 
 def _scattered(gather_stages: Any, scatter_stages: Any, axis: int, _: None, gradient: Array) -> tuple[Array]:
-    # What is scattered stands first: XLA for TPU makes an all-reduce of a scatter along lanes.
+    # The scattered axis is the first one: XLA for TPU makes an all-reduce of a scatter along lanes.
     gradient = jnp.moveaxis(gradient, axis, 0)
     gradient = with_layout_constraint(gradient, Layout(major_to_minor=tuple(range(gradient.ndim))))
     for stage in scatter_stages:

@@ -1,41 +1,57 @@
-"""Which values of a layer's forward pass are kept for the backward pass."""
+"""Which values of a layer's forward pass are kept for the backward pass; the others are computed again."""
 
 from typing import Any
 
 import jax
 
 from babel_jax.config import Remat
-from babel_jax.model.parallel import GATHERED, Placement
+from babel_jax.model.checkpoint_names import CheckpointName
+from babel_jax.model.execution import Execution
 
-# What each policy keeps for the backward pass, by the names given with `checkpoint_name`; gathered weights
-# never stay.
+# What each policy keeps. Gathered weights are never kept.
 _KEPT = {
     Remat.FULL: (),
-    Remat.ATTENTION: ("attended",),
-    Remat.PROJECTIONS: ("attended", "heads", "between"),
-    Remat.GATE: ("attended", "heads", "between", "gate"),
-    Remat.MLP: ("attended", "heads", "seen", "between", "gate", "up"),
+    Remat.ATTENTION: (CheckpointName.ATTENTION_OUTPUT,),
+    Remat.PROJECTIONS: (
+        CheckpointName.ATTENTION_OUTPUT,
+        CheckpointName.QUERY_KEY_VALUE,
+        CheckpointName.RESIDUAL,
+    ),
+    Remat.GATE: (
+        CheckpointName.ATTENTION_OUTPUT,
+        CheckpointName.QUERY_KEY_VALUE,
+        CheckpointName.RESIDUAL,
+        CheckpointName.GATE_PROJ,
+    ),
+    Remat.MLP: (
+        CheckpointName.ATTENTION_OUTPUT,
+        CheckpointName.QUERY_KEY_VALUE,
+        CheckpointName.GATHERED_KEY_VALUE,
+        CheckpointName.RESIDUAL,
+        CheckpointName.GATE_PROJ,
+        CheckpointName.UP_PROJ,
+    ),
 }
 
 
-def rematerialized(layer: Any, remat: Remat, placement: Placement, scan_layers: bool) -> Any:
-    """The layer function, with the backward pass computing again what `remat` says."""
-    policies = jax.checkpoint_policies
+def rematerialized(layer: Any, execution: Execution) -> Any:
+    """The layer function under the policy `execution.remat`."""
+    policies, remat = jax.checkpoint_policies, execution.remat
     if remat is Remat.NONE:
-        if placement.alone:
+        if execution.parallel.is_single_device:
             return layer
-        policy = policies.save_anything_except_these_names(GATHERED)
+        policy = policies.save_anything_except_these_names(CheckpointName.GATHERED_WEIGHT)
     elif remat is Remat.DOTS:
         policy = policies.dots_with_no_batch_dims_saveable
     else:
         policy = policies.save_only_these_names(*_KEPT[remat])
-        if "attended" in _KEPT[remat]:
+        if CheckpointName.ATTENTION_OUTPUT in _KEPT[remat]:
             policy = policies.save_from_both_policies(policy, _is_cudnn_attention)
-    # Inside a scan forward and backward are separate loops, so nothing merges them back and the barriers of
-    # prevent_cse only cost.
-    return jax.checkpoint(layer, policy=policy, prevent_cse=not scan_layers)
+    # Inside a scan, forward and backward pass are two loops, which the compiler does not merge. So the
+    # barriers of prevent_cse would only cost time.
+    return jax.checkpoint(layer, policy=policy, prevent_cse=not execution.scan_layers)
 
 
 def _is_cudnn_attention(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Keeps what cuDNN's attention gives, and with it what its backward pass needs, which no name reaches."""
+    """True for cuDNN's attention. Its backward pass needs outputs that no name reaches, so all are kept."""
     return str(primitive).startswith("dot_product_attention_fwd")

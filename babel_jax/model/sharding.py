@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from babel_jax.config import ModelConfig
 from babel_jax.model.decoder import describe
-from babel_jax.model.parallel import AXES, CONTEXT, FSDP, RING, Placement, mesh_axes
+from babel_jax.model.parallel import AXES, CONTEXT, FSDP, RING, Parallelism, mesh_axes
 
 
 def torus(devices: Sequence[Any]) -> tuple[int, ...]:
@@ -23,8 +23,8 @@ def torus(devices: Sequence[Any]) -> tuple[int, ...]:
     return tuple(int(extent) for extent in coordinates.max(0) - coordinates.min(0) + 1 if extent > 1)
 
 
-def placement_on(mesh: Mesh, whole_windows: bool = False) -> Placement:
-    """The part of each device of the mesh; see `Placement` for `whole_windows`.
+def parallelism_on(mesh: Mesh, whole_windows: bool = False) -> Parallelism:
+    """The part of each device of the mesh; see `Parallelism` for `whole_windows`.
 
     XLA for TPU has no gather over three dimensions of a torus, and no scatter over all of one: both run in
     stages.
@@ -38,7 +38,7 @@ def placement_on(mesh: Mesh, whole_windows: bool = False) -> Placement:
         if len(torus(list(mesh.devices.flat))) > 2
         else tuple(filter(None, (one + ring,)))
     )
-    return Placement(tuple(sizes.items()), gathers, scatters, platform, whole_windows)
+    return Parallelism(tuple(sizes.items()), gathers, scatters, platform, whole_windows)
 
 
 def param_specs(config: ModelConfig) -> PyTree[PartitionSpec]:

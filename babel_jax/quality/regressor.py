@@ -23,6 +23,7 @@ from babel_jax.config.quality import ClassifierSettings
 from babel_jax.data.tokens.tokenizers import Tokenizer
 from babel_jax.data.windows.packing import best_fit
 from babel_jax.model.decoder import hidden_states
+from babel_jax.model.execution import Execution
 from babel_jax.training.mesh import (
     batch_sharding,
     check_batch,
@@ -108,7 +109,7 @@ def predict(
     """
     decoder = {"model": params["model"]}
     hidden = hidden_states(
-        config, decoder, tokens, segment_ids=segment_ids, compute_dtype=jnp.dtype(compute_dtype)
+        config, decoder, tokens, segment_ids=segment_ids, execution=Execution(jnp.dtype(compute_dtype))
     )
     return hidden.astype(jnp.float32) @ params[HEAD]["weight"].T + params[HEAD]["bias"]
 

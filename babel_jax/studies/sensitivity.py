@@ -23,8 +23,9 @@ from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.evaluation.scoring import rows_of_batch
 from babel_jax.model.cross_entropy import target_logits
 from babel_jax.model.decoder import hidden_in_order, output_table
+from babel_jax.model.execution import Execution
 from babel_jax.model.parallel import ROW_AXES
-from babel_jax.model.sharding import param_specs, placement_on
+from babel_jax.model.sharding import parallelism_on, param_specs
 from babel_jax.plots import saved_figure
 from babel_jax.studies.packed_text import EncodedText
 from babel_jax.training.loss import target_mask
@@ -108,17 +109,17 @@ def _nats_and_cosines(
     """Summed over a batch: nats of the predicted tokens, cosines of all tokens at each step, and how many
     tokens there are.
     """
-    placement = placement_on(mesh, whole_windows=True)
+    parallel = parallelism_on(mesh, whole_windows=True)
 
     def of_own_windows(
         params: PyTree[Array], order: Array, tokens: Array, segment_ids: Array, loss_mask: Array | None
     ) -> tuple[Array, Array, Array]:
         hidden, cosines = hidden_in_order(
-            config, params, order, tokens, segment_ids, compute_dtype, placement
+            config, params, order, tokens, segment_ids, Execution(compute_dtype, parallel=parallel)
         )
         rows, targets = hidden[:, :-1].reshape(-1, hidden.shape[-1]), tokens[:, 1:].reshape(-1)
         picked, log_z = target_logits(
-            rows, output_table(config, params), targets, config.final_logit_softcapping, placement
+            rows, output_table(config, params), targets, config.final_logit_softcapping, parallel
         )
         nats = jnp.where(target_mask(segment_ids, loss_mask).reshape(-1), log_z - picked, 0.0)
         real = segment_ids > 0
@@ -126,11 +127,11 @@ def _nats_and_cosines(
         # One sum over the devices and not three: collectives that do not depend on each other may be run in
         # any order on CPUs.
         together = jnp.concatenate([jnp.sum(nats)[None], sums, jnp.sum(real).astype(jnp.float32)[None]])
-        together = placement.summed(together, ROW_AXES)
+        together = parallel.all_reduce(together, ROW_AXES)
         return together[0], together[1:-1], together[-1]
 
     arguments: tuple[Any, ...] = (params, order, tokens, segment_ids, loss_mask)
-    if placement.alone:
+    if parallel.is_single_device:
         return of_own_windows(*arguments)
     rows, same = PartitionSpec(ROW_AXES), PartitionSpec()
     in_specs = (param_specs(config), same, rows, rows, same if loss_mask is None else rows)

@@ -1,5 +1,5 @@
 """The device mesh, and where parameters and batches lie on it; the table from logical axes to mesh axes is
-`model.placement.RULES`.
+`model.parallel.RULES`.
 """
 
 import functools
@@ -27,7 +27,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
 
     `data` not named is the number of slices, between which only the sums of gradients pass; named, it is a
     multiple of that. `ring` is the part of `fsdp` that lies along one dimension of the torus (see
-    `Placement`); not named, it is read off the devices' coordinates. Raises BadInput when the sizes do not
+    `Parallelism`); not named, it is read off the devices' coordinates. Raises BadInput when the sizes do not
     multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
@@ -168,7 +168,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Windows of a batch spread over the axes that hold different windows.
 
-    Their tokens are whole on each: `Placement.own_places` cuts.
+    Their tokens are whole on each: `Parallelism.sequence_shard` cuts.
     """
     return NamedSharding(mesh, PartitionSpec(WINDOW_AXES))
 

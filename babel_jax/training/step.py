@@ -12,9 +12,10 @@ from babel_jax.config import ModelConfig, OptimizerSettings, TrainingSettings
 from babel_jax.languages import CODES
 from babel_jax.model.attention_kernels import kernel_for
 from babel_jax.model.decoder import abstract_params, describe
+from babel_jax.model.execution import Execution
 from babel_jax.model.parallel import CONTEXT, WINDOW_AXES, mesh_axes
 from babel_jax.model.parameters import Parameter
-from babel_jax.model.sharding import param_specs, placement_on
+from babel_jax.model.sharding import parallelism_on, param_specs
 from babel_jax.training.loss import WindowLosses, summed_loss
 from babel_jax.training.mesh import batch_sharding, param_shardings, replicated
 from babel_jax.training.optimizer import AdamW
@@ -64,20 +65,19 @@ def summed_gradients(
     It runs under `shard_map`: each device works through its own windows, and its own part of each, in
     `gradient_accumulation` pieces.
     """
-    placement, specs = placement_on(mesh), param_specs(config)
+    parallel, specs = parallelism_on(mesh), param_specs(config)
+    dtype = jnp.dtype(training.compute_dtype)
     tokens_apart = (*WINDOW_AXES, CONTEXT)
 
     def of_one(
         params: PyTree[Array], micro: dict[str, Array]
     ) -> tuple[tuple[Array, WindowLosses], PyTree[Array]]:
-        tokens = micro["tokens"].shape[1] // placement.window_parts
-        kernel = kernel_for(training.attention, config, tokens, placement.platform, training.compute_dtype)
+        tokens = micro["tokens"].shape[1] // parallel.sequence_chunks
+        kernel = kernel_for(training.attention, config, tokens, parallel.platform, training.compute_dtype)
+        execution = Execution(dtype, training.remat, kernel, parallel, training.scan_layers)
 
         def loss(params: PyTree[Array]) -> tuple[Array, WindowLosses]:
-            dtype = jnp.dtype(training.compute_dtype)
-            return summed_loss(
-                config, params, micro, dtype, training.remat, z_loss, kernel, placement, training.scan_layers
-            )
+            return summed_loss(config, params, micro, z_loss, execution)
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
@@ -103,16 +103,16 @@ def summed_gradients(
 
         def of_all(gradient: Array, parameter: Parameter) -> Array:
             split = {axis for axes in mesh_axes(parameter.logical_axes) for axis in axes}
-            return placement.summed(gradient, tuple(axis for axis in tokens_apart if axis not in split))
+            return parallel.all_reduce(gradient, tuple(axis for axis in tokens_apart if axis not in split))
 
-        windows = jax.tree.map(lambda rows: placement.summed(rows, (CONTEXT,)), windows)
+        windows = jax.tree.map(lambda rows: parallel.all_reduce(rows, (CONTEXT,)), windows)
         return (
-            placement.summed(total, tokens_apart),
+            parallel.all_reduce(total, tokens_apart),
             windows,
             jax.tree.map(of_all, gradients, describe(config)),
         )
 
-    if placement.alone:
+    if parallel.is_single_device:
         return of_own_windows
     windows = PartitionSpec(WINDOW_AXES)
     return jax.shard_map(

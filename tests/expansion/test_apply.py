@@ -16,6 +16,7 @@ from babel_jax.errors import BadInput
 from babel_jax.expansion.apply import expand_config, expand_params
 from babel_jax.expansion.plan import ExpansionPlan, TargetLayer, plan_from_settings
 from babel_jax.model.decoder import abstract_params, forward
+from babel_jax.model.execution import Execution
 
 NOISE = ExpansionSettings(insert_after=(0, 2), init=Init.NOISE, noise_mean=0.01, noise_std=0.02, seed=7)
 
@@ -79,10 +80,10 @@ def test_zero_and_identity_leave_the_logits_unchanged_to_the_bit(
         is_zero = init is Init.ZERO or path.split("/")[-2] in ("o_proj", "down_proj")
         assert np.asarray(leaf)[np.asarray(plan.new_layers)].any() != is_zero
     tokens = jnp.arange(24).reshape(2, 12) % config.vocab_size
-    run = jax.jit(forward, static_argnames=("config", "compute_dtype"))
-    before = run(config, params, tokens, compute_dtype=compute_dtype)
+    run = jax.jit(forward, static_argnames=("config", "execution"))
+    before = run(config, params, tokens, execution=Execution(compute_dtype))
     assert np.isfinite(before).all()
-    assert bits(run(deeper, expanded, tokens, compute_dtype=compute_dtype)) == bits(before)
+    assert bits(run(deeper, expanded, tokens, execution=Execution(compute_dtype))) == bits(before)
 
 
 def test_average_is_the_mean_of_two_neighbours(small_config):

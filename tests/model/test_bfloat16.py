@@ -6,7 +6,8 @@ import ml_dtypes
 import numpy as np
 
 from babel_jax.model.decoder import forward
-from babel_jax.model.flash_attention import attend
+from babel_jax.model.execution import Execution
+from babel_jax.model.flash_attention import flash_attention
 from babel_jax.model.layers import RMSNorm, rope_tables, rotate
 from babel_jax.model.parameters import bind
 from babel_jax.training.loss import summed_loss
@@ -36,7 +37,7 @@ def test_scores_and_softmax_do_not_pass_through_bfloat16():
     key = bfloat16(1, 4, 1, 16, seed=1, scale=0.05) + ml_dtypes.bfloat16(3.5)
     value = bfloat16(1, 4, 1, 16, seed=2)
     mask = np.tril(np.ones((4, 4), bool))[None]
-    found = attend(*map(jnp.asarray, (query, key, value)), mask, query.shape[-1] ** -0.5, None)
+    found = flash_attention(*map(jnp.asarray, (query, key, value)), mask, query.shape[-1] ** -0.5, None)
     scores = np.einsum("bthd,bsd->bhts", wide(query * ml_dtypes.bfloat16(0.25)), wide(key)[:, :, 0])
     assert 190 < scores.mean() < 210
     scores = np.where(mask[:, None], scores, -np.inf)
@@ -61,14 +62,15 @@ def test_logits_and_loss_are_float32_and_close(tiny_config, tiny_params):
     tokens = np.random.default_rng(0).integers(0, tiny_config.vocab_size, (2, 48), dtype=np.int32)
     batch = {"tokens": tokens, "segment_ids": np.ones_like(tokens)}
     exact = forward(tiny_config, tiny_params, tokens)
-    rounded = jax.jit(forward, static_argnums=0, static_argnames="compute_dtype")(
-        tiny_config, tiny_params, tokens, compute_dtype=jnp.bfloat16
+    rounded = jax.jit(forward, static_argnums=0, static_argnames="execution")(
+        tiny_config, tiny_params, tokens, execution=Execution(jnp.bfloat16)
     )
     assert rounded.dtype == jnp.float32
     assert not np.array_equal(np.asarray(rounded).astype(ml_dtypes.bfloat16), np.asarray(rounded))
     np.testing.assert_allclose(rounded, exact, atol=0.05 * np.abs(exact).max())
     (loss, windows), (half, _) = (
-        summed_loss(tiny_config, tiny_params, batch, dtype) for dtype in (jnp.float32, jnp.bfloat16)
+        summed_loss(tiny_config, tiny_params, batch, execution=Execution(dtype))
+        for dtype in (jnp.float32, jnp.bfloat16)
     )
     assert half.dtype == jnp.float32
     assert windows.nats.dtype == jnp.float32

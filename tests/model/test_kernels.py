@@ -16,11 +16,12 @@ from babel_jax.config import AttentionKernel, ComputeType, LayerType, ModelConfi
 from babel_jax.errors import BadInput
 from babel_jax.model import cross_entropy as vocabulary
 from babel_jax.model import flash_attention as plain_attention
-from babel_jax.model.attention_kernels import attention_over, kernel_for
+from babel_jax.model.attention_kernels import attention_fn_for, kernel_for
 from babel_jax.model.cross_entropy import target_logits
 from babel_jax.model.decoder import abstract_params
+from babel_jax.model.execution import Execution
 from babel_jax.model.layers import softcapped
-from babel_jax.model.parallel import ALONE, Placement
+from babel_jax.model.parallel import SINGLE_DEVICE, Parallelism
 from babel_jax.training.loss import summed_loss
 
 BATCH, TIME = 2, 256
@@ -78,7 +79,7 @@ def test_a_kernel_gives_what_plain_attention_gives(inputs, kernel, windows, whic
         )(query, key, value)
 
     def ours(query, key, value):
-        return attention_over(config, windows, kernel, segment_ids, TIME, ALONE)(
+        return attention_fn_for(config, windows, kernel, segment_ids, TIME, SINGLE_DEVICE)(
             jnp.int32(which), query, key, value
         )
 
@@ -99,7 +100,7 @@ def test_attention_a_few_windows_at_a_time(inputs, monkeypatch, together, dtype)
 
     def gradients(dtype):
         def loss(q, k, v):
-            attend = attention_over(SHAPE, (None,), AttentionKernel.XLA, segment_ids, TIME, ALONE)
+            attend = attention_fn_for(SHAPE, (None,), AttentionKernel.XLA, segment_ids, TIME, SINGLE_DEVICE)
             return (attend(jnp.int32(0), *(rows.astype(dtype) for rows in (q, k, v))) * weight).sum()
 
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(query, key, value)
@@ -118,12 +119,12 @@ def test_windows_on_several_devices_are_not_gathered():
     """
     program = """
 import jax, jax.numpy as jnp
-from babel_jax.model import flash_attention as attend
+from babel_jax.model import flash_attention
 from babel_jax.training.mesh import batch_sharding, make_mesh
-attend._SCORE_BYTES = 1
+flash_attention._SCORE_BYTES = 1
 rows = jax.ShapeDtypeStruct((8, 16, 2, 8), jnp.float32, sharding=batch_sharding(make_mesh({"fsdp": 4})))
 mask = jnp.tril(jnp.ones((1, 16, 16), bool))
-attended = jax.jit(lambda q, k, v: attend.attend(q, k, v, mask, 1.0, None))
+attended = jax.jit(lambda q, k, v: flash_attention.flash_attention(q, k, v, mask, 1.0, None))
 print(attended.lower(rows, rows, rows).compile().as_text())
 """
     flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
@@ -143,12 +144,12 @@ def test_parts_of_a_window_see_what_the_whole_sees(inputs, kernel, window):
     query, key, value, weight, segment_ids = (
         jnp.concatenate([rows, rows[:, ::-1]], axis=1) for rows in inputs
     )
-    placement = Placement(sizes=(("context", 2),))
+    parallel = Parallelism(sizes=(("context", 2),))
 
     def part(query, key, value):
-        attend = attention_over(SHAPE, (window,), kernel, segment_ids, 2 * TIME, placement)
-        query, key, value = (placement.own_places(rows) for rows in (query, key, value))
-        return attend(jnp.int32(0), query, placement.all_places(key), placement.all_places(value))
+        attend = attention_fn_for(SHAPE, (window,), kernel, segment_ids, 2 * TIME, parallel)
+        query, key, value = (parallel.sequence_shard(rows) for rows in (query, key, value))
+        return attend(jnp.int32(0), query, parallel.gather_sequence(key), parallel.gather_sequence(value))
 
     def through(function):
         return jax.jit(jax.value_and_grad(lambda rows: function(*rows), has_aux=True))((query, key, value))
@@ -156,7 +157,7 @@ def test_parts_of_a_window_see_what_the_whole_sees(inputs, kernel, window):
     def by_parts(*rows):
         def lane(*rows):
             own = part(*rows)
-            return (own * placement.own_places(weight)).sum(), placement.all_places(own)
+            return (own * parallel.sequence_shard(weight)).sum(), parallel.gather_sequence(own)
 
         losses, outs = jax.vmap(lane, in_axes=None, axis_name="context", axis_size=2)(*rows)
         return losses.sum(), outs
@@ -223,18 +224,9 @@ def test_on_a_gpu_attention_is_causal_and_not_computed_again(
     batch = {name: jax.ShapeDtypeStruct((BATCH, TIME), jnp.int32) for name in ("tokens", "segment_ids")}
 
     def loss(params, batch):
-        placement = Placement(platform="gpu")
-        kernel = AttentionKernel.CUDNN
-        return summed_loss(
-            shape,
-            params,
-            batch,
-            jnp.bfloat16,
-            remat,
-            kernel=kernel,
-            placement=placement,
-            scan_layers=scan_layers,
-        )[0]
+        parallel = Parallelism(platform="gpu")
+        execution = Execution(jnp.bfloat16, remat, AttentionKernel.CUDNN, parallel, scan_layers)
+        return summed_loss(shape, params, batch, execution=execution)[0]
 
     text = jax.jit(jax.grad(loss)).trace(params, batch).lower(lowering_platforms=("cuda",)).as_text()
     calls = re.findall(r"@__cudnn\$fmha\w+", text)
@@ -271,7 +263,7 @@ def test_the_cross_entropy_in_pieces_is_the_plain_one(monkeypatch, softcap, larg
 
     expected = jax.value_and_grad(lambda h, t: loss(full(h, t)), argnums=(0, 1))(hidden, table)
     found = jax.value_and_grad(
-        lambda h, t: loss(target_logits(h, t, targets, softcap, ALONE)), argnums=(0, 1)
+        lambda h, t: loss(target_logits(h, t, targets, softcap, SINGLE_DEVICE)), argnums=(0, 1)
     )(hidden, table)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-5)
@@ -288,7 +280,7 @@ def test_the_logits_of_a_large_vocabulary_never_exist_whole():
     targets = jax.ShapeDtypeStruct((4096,), jnp.int32)
 
     def loss(hidden, table, targets):
-        picked, log_z = target_logits(hidden, table, targets, None, ALONE)
+        picked, log_z = target_logits(hidden, table, targets, None, SINGLE_DEVICE)
         return (log_z - picked).sum()
 
     text = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(hidden, table, targets))

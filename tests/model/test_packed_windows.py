@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from babel_jax.config import Family, LayerType, Remat
 from babel_jax.model.attention import masks
 from babel_jax.model.decoder import forward, init_params
+from babel_jax.model.execution import Execution
 
 TIME = 32
-run = jax.jit(forward, static_argnames=("config", "remat"))
+run = jax.jit(forward, static_argnames="config")
 
 
 @pytest.fixture(scope="module", params=["full", "sliding", "gemma2"])
@@ -65,7 +66,7 @@ def test_rematerialization_changes_no_gradient(tiny_config, tiny_params, remat):
     tokens = jnp.asarray(np.random.default_rng(2).integers(0, 512, (2, 16)))
 
     def loss(params, remat):
-        return jnp.mean(jnp.square(forward(tiny_config, params, tokens, remat=remat)))
+        return jnp.mean(jnp.square(forward(tiny_config, params, tokens, execution=Execution(remat=remat))))
 
     gradient = jax.jit(jax.grad(loss), static_argnums=1)
     for found, expected in zip(

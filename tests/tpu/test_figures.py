@@ -7,8 +7,9 @@ import pytest
 from babel_jax.config import AttentionKernel, LayerType, ModelConfig, Remat
 from babel_jax.errors import BadInput
 from babel_jax.model.decoder import abstract_params, count_parameters, describe
+from babel_jax.model.execution import Execution
 from babel_jax.model.flops import model_flops_per_token
-from babel_jax.model.parallel import WEIGHT_AXES, Placement, mesh_axes
+from babel_jax.model.parallel import WEIGHT_AXES, Parallelism, mesh_axes
 from babel_jax.tpu.chips import chip_of
 from babel_jax.tpu.flops import program_flops
 from babel_jax.tpu.hlo import Program
@@ -251,7 +252,7 @@ def test_what_remat_keeps_is_not_counted_twice(kernel):
 
     def flops(remat, gradient=True):
         def loss(params, batch):
-            return summed_loss(config, params, batch, remat=remat, kernel=kernel)[0]
+            return summed_loss(config, params, batch, execution=Execution(remat=remat, kernel=kernel))[0]
 
         return program_flops(
             jax.make_jaxpr(jax.grad(loss) if gradient else loss)(abstract_params(config), tokens).jaxpr,
@@ -278,7 +279,7 @@ def test_model_flops_of_a_window_count_what_it_sees():
 
 def program_of_half(config, tokens, gradient=False, **options):
     """The jaxpr of the loss of one window on one of two devices of the context axis."""
-    placement = Placement((("context", 2),), gather_stages=(("context",),), scatter_stages=(("context",),))
+    parallel = Parallelism((("context", 2),), gather_stages=(("context",),), scatter_stages=(("context",),))
 
     def half(parameter):
         axes = mesh_axes(parameter.logical_axes)
@@ -288,7 +289,7 @@ def program_of_half(config, tokens, gradient=False, **options):
         return jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
 
     def loss(params, batch):
-        return summed_loss(config, params, batch, placement=placement, **options)[0]
+        return summed_loss(config, params, batch, execution=Execution(parallel=parallel, **options))[0]
 
     batch = {name: jax.ShapeDtypeStruct((1, tokens), jnp.int32) for name in ("tokens", "segment_ids")}
     function = jax.grad(loss) if gradient else loss
