@@ -16,6 +16,7 @@ summary.*          table (.md), figures (.json) and plot (.png) report.html     
 import contextlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ from babel_jax.run_files import RAW, Summary, is_beside_checkpoints, read_as
 from babel_jax.sending import check_access, settle
 from babel_jax.training.compilation import compiled_in
 from babel_jax.training.deepening import depths
+from babel_jax.training.hooks import Hook
 from babel_jax.training.mesh import make_mesh, param_shardings
 from babel_jax.training.run import train_stages
 from babel_jax.training.watch import Watch
@@ -56,12 +58,17 @@ from babel_jax.training.watch import Watch
 log = logging.getLogger("babel")
 
 
-def run_recipe(config: Config, compare_export: bool = False, profile: range | None = None) -> dict[str, Any]:
+def run_recipe(
+    config: Config,
+    compare_export: bool = False,
+    profile: range | None = None,
+    hooks: Sequence[Hook] = (),
+) -> dict[str, Any]:
     """Runs or resumes the run folder `config.out`; a finished one is answered from its summary.
 
     Returns {"out", "hf", "bits_per_byte": {point: {language: value}}, "means", "parameters", "layers",
     "summary"}, and with `compare_export`, for models that one device holds twice, "export_difference": see
-    `export_difference`. `profile` says which steps to trace.
+    `export_difference`. `profile` names the steps to trace; `hooks` are called around each step.
     """
     run_folder = place(config.out)
     check_same(config)
@@ -78,10 +85,12 @@ def run_recipe(config: Config, compare_export: bool = False, profile: range | No
         if config.training.compilation_cache:
             held.enter_context(compiled_in(run_folder / "compiled"))
         held.callback(settle, run_folder, RAW)
-        return _run(config, run_folder, compare_export, profile)
+        return _run(config, run_folder, compare_export, profile, hooks)
 
 
-def _run(config: Config, run_folder: Path, compare_export: bool, profile: range | None) -> dict[str, Any]:
+def _run(
+    config: Config, run_folder: Path, compare_export: bool, profile: range | None, hooks: Sequence[Hook]
+) -> dict[str, Any]:
     first = jax.process_index() == 0
     with agreed():
         if first:
@@ -133,7 +142,7 @@ def _run(config: Config, run_folder: Path, compare_export: bool, profile: range 
             config, f"after {step} steps", model_config, params, tokenizer
         ),
     )
-    params = train_stages(config, models, begin, run_folder, measure_stage, watch, profile)
+    params = train_stages(config, models, begin, run_folder, measure_stage, watch, profile, hooks)
     model_config, plans = (
         models[-1].config,
         [applied for applied in (plan, *(model.plan for model in models)) if applied is not None],

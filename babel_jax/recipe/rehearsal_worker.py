@@ -5,14 +5,12 @@ Reads {"config", "base", "new_layers", "runs": [{"mesh", "preempt_after"}], "see
 gets SIGTERM after the step `preempt_after`, if that is not null. Writes what it compiled to the file `seen`.
 """
 
-import contextlib
 import json
 import logging
 import math
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +26,8 @@ from babel_jax.model.decoder import abstract_params
 from babel_jax.recipe.recipe import run_recipe
 from babel_jax.tpu.kinds import ORBAX_PROGRAM
 from babel_jax.tpu.programs import Program, training_programs
-from babel_jax.training import run
+from babel_jax.training.hooks import Hook, Moment
 from babel_jax.training.mesh import make_mesh
-from babel_jax.training.metrics import Metrics
 
 
 class Compiled(logging.Handler):
@@ -95,24 +92,17 @@ def _bytes(arguments: Any) -> int:
     )
 
 
-@contextlib.contextmanager
-def _preempted_after(step: int | None) -> Iterator[None]:
-    """Sends this process SIGTERM when so many steps of the run are logged: the next thing that the run looks
-    at is whether one came.
-    """
+class Preempt(Hook):
+    """Sends this process SIGTERM before a step, as a cloud does: the run stops after that step."""
 
-    class Stopping(Metrics):
-        def log(self, now: int, *arguments: Any) -> int:
-            skipped = super().log(now, *arguments)
-            if now + 1 == step:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return skipped
+    def __init__(self, steps: int | None):
+        """`steps` are taken when the run stops; None: it is never stopped."""
+        self._steps = steps
 
-    before, run.Metrics = run.Metrics, Stopping  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        run.Metrics = before  # type: ignore[misc]
+    def before(self, moment: Moment) -> None:
+        """Sends the signal, where it is the time."""
+        if moment.taken == self._steps:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main() -> int:
@@ -134,8 +124,8 @@ def main() -> int:
             config = parse_settings(Config, {**request["config"], "training": training}, "rehearsal")
             with Compiled(least) as compiled:
                 try:
-                    with preempted_by_sigterm(), _preempted_after(asked["preempt_after"]):
-                        run_recipe(config)
+                    with preempted_by_sigterm():
+                        run_recipe(config, hooks=[Preempt(asked["preempt_after"])])
                 except Preempted as stopped:
                     if asked["preempt_after"] is None:
                         raise

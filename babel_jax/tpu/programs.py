@@ -54,7 +54,7 @@ from babel_jax.tpu.kinds import (
 )
 from babel_jax.training.deepening import Depth, depth_at, depths
 from babel_jax.training.mesh import batch_sharding, check_batch, param_shardings, replicated
-from babel_jax.training.run import Setup, carrying_over, setup_of
+from babel_jax.training.setup import Setup, carrying_over, setup_of
 from babel_jax.training.step import beginning
 
 # Of benchmarks whose answers are written: prompts together on a device, and tokens of each.
@@ -171,9 +171,9 @@ def _training_programs(
         setup = setup_at(depth_at(models, at).start, stage.train)
         state = setup.abstract
         if before is None:
-            yield Program(OPTIMIZER, (), beginning(setup.optimizer, setup.shardings), (state["params"],))
+            yield Program(OPTIMIZER, (), beginning(setup.optimizer, setup.shardings), (state.params,))
         elif before is not setup:
-            arguments = (before.abstract["params"], before.abstract["opt_state"])
+            arguments = (before.abstract.params, before.abstract.opt_state)
             yield Program(
                 CARRYING, (_what(setup),), carrying_over(before, setup, config.optimizer), arguments
             )
@@ -184,21 +184,17 @@ def _training_programs(
                 RECHECK,
                 (stage.name,),
                 setup.bit_checks.of_gradients,
-                (state["params"], step.arguments[1]),
-                beside=state["opt_state"],
+                (state.params, step.arguments[1]),
+                beside=state.opt_state,
             )
         if setup.bit_checks.has_replicas:
-            yield Program(
-                REPLICAS, (), setup.bit_checks.of_params, (state["params"],), beside=state["opt_state"]
-            )
+            yield Program(REPLICAS, (), setup.bit_checks.of_params, (state.params,), beside=state.opt_state)
         yield Program(CHECKPOINT, (), None, (state,))
         points = [stage.result] if last_of_stage else []
         if config.evaluation.every is not None:
             points.append("between steps")
         for point in points:
-            yield from _measuring(
-                config, point, setup.model.config, mesh, state["params"], state["opt_state"]
-            )
+            yield from _measuring(config, point, setup.model.config, mesh, state.params, state.opt_state)
         before = setup
 
     last = models[-1].config

@@ -2,13 +2,14 @@
 terminal.
 """
 
+import contextlib
 import json
 import logging
 import math
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -27,7 +28,7 @@ from babel_jax.model.flops import model_flops_per_token
 from babel_jax.run_files import StepLine, read_lines
 from babel_jax.sending import push, settle
 from babel_jax.training.board import Board
-from babel_jax.training.goodput import Goodput
+from babel_jax.training.goodput import Goodput, Spent
 
 log = logging.getLogger("babel")
 
@@ -97,6 +98,13 @@ class Metrics:
     def restart_clock(self) -> None:
         """Leaves the time since the last step, in which something else was done, out of the next step's."""
         self._last_time = time.monotonic()
+
+    @contextlib.contextmanager
+    def aside(self, on: Spent) -> Iterator[None]:
+        """The time of the block goes to `on`, and is left out of the time of the next step."""
+        with self._goodput.spent(on):
+            yield
+        self.restart_clock()
 
     def log(self, step: int, stage: str, rate: float, values: dict[str, Array]) -> int:
         """Takes the metrics of a step and writes those of the step before; gives how many updates in a row

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
     EveryNSteps,
@@ -90,7 +89,7 @@ class Checkpoints:
             return
         with explain_storage_errors(self._folder):
             self._manager.save(
-                step, args=_DigestedSave(state), custom_metadata=to_note(stage, self._model(step))
+                step, args=_DigestedSave(dict(vars(state))), custom_metadata=to_note(stage, self._model(step))
             )
 
     def check(self) -> None:
@@ -103,9 +102,7 @@ class Checkpoints:
         with explain_storage_errors(self._folder):
             self._manager.wait_until_finished()
 
-    def restore(
-        self, abstract: Callable[[int, str], PyTree[jax.ShapeDtypeStruct]]
-    ) -> tuple[int, str, TrainState] | None:
+    def restore(self, abstract: Callable[[int, str], TrainState]) -> tuple[int, str, TrainState] | None:
         """The newest readable checkpoint: its step, the name of its stage, and the state; None where there is
         none.
 
@@ -186,7 +183,7 @@ class Checkpoints:
     def _model(self, step: int) -> dict[str, Any]:
         return self._model_after(step).model_dump(mode="json")
 
-    def _read(self, step: int, abstract: PyTree[jax.ShapeDtypeStruct]) -> TrainState:
+    def _read(self, step: int, abstract: TrainState) -> TrainState:
         """The state, read by this process alone: Orbax would otherwise wait for others, which may have found
         their part damaged.
         """
@@ -199,13 +196,12 @@ class Checkpoints:
         ) as reader:
             folder = self._native / str(step) / STATE
             # Earlier versions did not save the losses and gradient norms of the last steps.
-            stored = {
-                name: leaf for name, leaf in abstract.items() if name in reader.metadata(folder).item_metadata
-            }
-            state = reader.restore(folder, args=ocp.args.StandardRestore(stored))
-        if "recent" not in state and "recent" in abstract:
-            state["recent"] = jax.device_put(no_recent(), abstract["recent"].sharding)
-        return state
+            names = reader.metadata(folder).item_metadata
+            stored = {name: leaf for name, leaf in vars(abstract).items() if name in names}
+            fields = reader.restore(folder, args=ocp.args.StandardRestore(stored))
+        if "recent" not in fields:
+            fields["recent"] = jax.device_put(no_recent(), abstract.recent.sharding)
+        return TrainState(**fields)
 
     def _set_aside(self, step: int) -> None:
         aside = self._folder / f"{step}.damaged"
@@ -283,13 +279,14 @@ def _first_line(error: Exception) -> str:
     return line if isinstance(error, BadInput) else f"{type(error).__name__}: {line}"[:200]
 
 
-def abstract_state(state: TrainState, shardings: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:
+def abstract_state(state: TrainState, shardings: TrainState) -> TrainState:
     """Shapes, types and shardings of a state, for `restore`."""
-    return jax.tree.map(
+    abstract: TrainState = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,
         shardings,
     )
+    return abstract
 
 
 def newest_step(folder: Path) -> int:

@@ -1,12 +1,13 @@
-"""The train step: one pure function over a plain dict of state, jitted once for all stages."""
+"""The train step: one pure function of a state, a batch and a rate, jitted once for all stages."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from babel_jax.config import ModelConfig, OptimizerSettings, TrainingSettings
 from babel_jax.languages import CODES
@@ -21,10 +22,24 @@ from babel_jax.training.mesh import batch_sharding, param_shardings, replicated
 from babel_jax.training.optimizer import AdamW
 from babel_jax.training.spikes import is_spike, no_recent, with_newest
 
-# params, opt_state; step: int32[], updates tried; skipped: int32[], skipped in a row; windows_seen:
-# int32[25], by language;
-# recent: float32[2, RECENT_STEPS], losses and gradient norms of the last steps.
-TrainState = dict[str, Any]
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a run carries from step to step. Its shapes, types and shardings have this form too.
+
+    `step` counts updates that were tried, `skipped` those skipped in a row; `windows_seen` is by language.
+    `recent` has the losses and gradient norms of the last steps (`spikes`).
+    """
+
+    params: PyTree[Array]
+    opt_state: PyTree[Array]
+    step: Int[Array, ""]
+    skipped: Int[Array, ""]
+    windows_seen: Int[Array, "languages"]
+    recent: Float[Array, "2 recent"]
+
+
 SummedGradients = Callable[[PyTree[Array], dict[str, Array]], tuple[Array, WindowLosses, PyTree[Array]]]
 Step = Callable[[TrainState, dict[str, Array], Float[Array, ""]], tuple[TrainState, dict[str, Array]]]
 
@@ -32,14 +47,7 @@ Step = Callable[[TrainState, dict[str, Array], Float[Array, ""]], tuple[TrainSta
 def initial_state(optimizer: AdamW, params: PyTree[Array]) -> TrainState:
     """The state before the first step; may be traced."""
     step, skipped, windows_seen = (jnp.zeros(shape, jnp.int32) for shape in ((), (), (len(CODES),)))
-    return {
-        "params": params,
-        "opt_state": optimizer.init(params),
-        "step": step,
-        "skipped": skipped,
-        "windows_seen": windows_seen,
-        "recent": no_recent(),
-    }
+    return TrainState(params, optimizer.init(params), step, skipped, windows_seen, no_recent())
 
 
 def state_shardings(config: ModelConfig, optimizer: AdamW, mesh: Mesh, offload: bool = False) -> TrainState:
@@ -52,8 +60,8 @@ def state_shardings(config: ModelConfig, optimizer: AdamW, mesh: Mesh, offload: 
         jax.tree.map(lambda sharding: sharding.with_memory_kind("pinned_host"), params) if offload else params
     )
     opt_state = optimizer.shardings(abstract_params(config), moments, everywhere)
-    others = dict.fromkeys(("step", "skipped", "windows_seen", "recent"), everywhere)
-    return {"params": params, "opt_state": opt_state, **others}
+    shardings: Any = TrainState(params, opt_state, everywhere, everywhere, everywhere, everywhere)  # type: ignore[arg-type]
+    return shardings
 
 
 def summed_gradients(
@@ -142,7 +150,7 @@ def train_step(
     A loss or gradient that is not finite leaves parameters and moments as they are, to the bit. So does one
     that is more than `skip_spikes` standard deviations above those of the steps before.
     """
-    params = state["params"]
+    params = state.params
     total, windows, gradients = gradients_of(params, batch)
     # Sums become means by one factor, which also clips: no pass over the gradients of its own.
     targets = jnp.maximum(jnp.sum(windows.targets), 1).astype(jnp.float32)
@@ -152,15 +160,15 @@ def train_step(
     newest = jnp.stack([loss, norm])
     kept = jnp.isfinite(norm) & jnp.isfinite(total)
     if skip_spikes is not None:
-        kept &= ~is_spike(newest, state["recent"], skip_spikes)
+        kept &= ~is_spike(newest, state.recent, skip_spikes)
     gradients = jax.tree.map(lambda gradient: gradient * factor, gradients)
-    params, opt_state = optimizer.update(gradients, state["opt_state"], params, rate, kept, offload)
+    params, opt_state = optimizer.update(gradients, state.opt_state, params, rate, kept, offload)
 
     def by_language(values: Array) -> Array:
         return jax.ops.segment_sum(values, batch["language"], num_segments=len(CODES))
 
-    skipped = jnp.where(kept, 0, state["skipped"] + 1)
-    windows_seen = state["windows_seen"] + by_language(jnp.ones_like(batch["language"]))
+    skipped = jnp.where(kept, 0, state.skipped + 1)
+    windows_seen = state.windows_seen + by_language(jnp.ones_like(batch["language"]))
     metrics = {
         "loss": loss,
         "gradient_norm": norm,
@@ -170,15 +178,8 @@ def train_step(
         "tokens": by_language(jnp.sum(batch["segment_ids"] > 0, axis=1)),
         "windows_seen": windows_seen,
     }
-    new_state = {
-        "params": params,
-        "opt_state": opt_state,
-        "step": state["step"] + 1,
-        "skipped": skipped,
-        "windows_seen": windows_seen,
-        "recent": with_newest(state["recent"], newest),
-    }
-    return new_state, metrics
+    recent = with_newest(state.recent, newest)
+    return TrainState(params, opt_state, state.step + 1, skipped, windows_seen, recent), metrics
 
 
 def _interleaved(rows: Array, parts: int) -> Array:
@@ -190,7 +191,7 @@ def placed_state(optimizer: AdamW, params: PyTree[Array], shardings: TrainState)
 
     Takes the arrays of `params` over.
     """
-    return beginning(optimizer, shardings)(jax.device_put(params, shardings["params"]))
+    return beginning(optimizer, shardings)(jax.device_put(params, shardings.params))
 
 
 def beginning(optimizer: AdamW, shardings: TrainState) -> Any:

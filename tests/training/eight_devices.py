@@ -46,9 +46,7 @@ def run(mesh_sizes: dict[str, int], **settings: object) -> dict[str, object]:
     settings = OptimizerSettings(z_loss=1e-3)
     optimizer = AdamW(settings, abstract_params(CONFIG))
     shardings = state_shardings(CONFIG, optimizer, mesh, training.offload_optimizer_state)
-    params = jax.jit(init_params, static_argnums=0, out_shardings=shardings["params"])(
-        CONFIG, jax.random.key(0)
-    )
+    params = jax.jit(init_params, static_argnums=0, out_shardings=shardings.params)(CONFIG, jax.random.key(0))
     state = placed_state(optimizer, params, shardings)
     step = compiled_step(CONFIG, optimizer, settings, training, mesh)
     random = np.random.default_rng(0)
@@ -65,9 +63,9 @@ def run(mesh_sizes: dict[str, int], **settings: object) -> dict[str, object]:
         state, metrics = step(state, global_batch(batch, mesh), jnp.float32(1e-2))
         losses.append(float(metrics["loss"]))
     checks = BitChecks(CONFIG, settings, training, mesh)
-    checks.check_gradients(3, state["params"], global_batch(batch, mesh))
-    checks.check_replicas(3, state["params"])
-    leaf = state["opt_state"].inner_state.mu["model"]["layers"]["mlp"]["up_proj"]["weight"]
+    checks.check_gradients(3, state.params, global_batch(batch, mesh))
+    checks.check_replicas(3, state.params)
+    leaf = state.opt_state.inner_state.mu["model"]["layers"]["mlp"]["up_proj"]["weight"]
     share = leaf.addressable_shards[0].data.size / leaf.size
     return {
         "losses": losses,
@@ -75,7 +73,7 @@ def run(mesh_sizes: dict[str, int], **settings: object) -> dict[str, object]:
         "memory": leaf.sharding.memory_kind,
         "norm": float(metrics["gradient_norm"]),
         "compiled": step._cache_size(),
-        "other_replicas": refusal_of_other_replicas(checks, state["params"], mesh),
+        "other_replicas": refusal_of_other_replicas(checks, state.params, mesh),
     }
 
 

@@ -108,7 +108,7 @@ def test_five_steps_equal_those_of_torch(tiny_config, tiny_params):
         norm = torch.nn.utils.clip_grad_norm_(list(ours.values()), 0.5)
         assert float(metrics["gradient_norm"]) == pytest.approx(float(norm), rel=1e-4)
         peer.step()
-        for path, leaf in traverse_util.flatten_dict(state["params"], sep="/").items():
+        for path, leaf in traverse_util.flatten_dict(state.params, sep="/").items():
             # The key bias moves no attention weight: its gradient is rounding alone, which Adam blows up to
             # full steps.
             if "k_proj/bias" not in path:
@@ -133,21 +133,21 @@ def test_frozen_parameters_keep_their_bits_and_have_no_moments(tiny_config, tiny
     )
     state, _ = run_steps(tiny_config, tiny_params, [packed_batch()], settings)[0]
     before = traverse_util.flatten_dict(tiny_params, sep="/")
-    for path, leaf in traverse_util.flatten_dict(state["params"], sep="/").items():
+    for path, leaf in traverse_util.flatten_dict(state.params, sep="/").items():
         assert np.array_equal(leaf, before[path]) == ("self_attn" in path), path
     trained = [path for path in before if "self_attn" not in path]
-    assert len(jax.tree.leaves(state["opt_state"])) == 2 * len(trained) + 1
+    assert len(jax.tree.leaves(state.opt_state)) == 2 * len(trained) + 1
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tiny_config, tiny_params):
     broken = jax.tree.map(jnp.copy, tiny_params)
     broken["model"]["norm"]["weight"] = broken["model"]["norm"]["weight"].at[0].set(jnp.nan)
     (first, _), (second, metrics) = run_steps(tiny_config, broken, [packed_batch(), packed_batch()])
-    assert (int(first["skipped"]), int(metrics["skipped"])) == (1, 2)
-    for name in ("params", "opt_state"):
-        for before, after in zip(jax.tree.leaves(first[name]), jax.tree.leaves(second[name]), strict=True):
-            np.testing.assert_array_equal(before, after)
-    for before, after in zip(jax.tree.leaves(broken), jax.tree.leaves(first["params"]), strict=True):
+    assert (int(first.skipped), int(metrics["skipped"])) == (1, 2)
+    kept = [(state.params, state.opt_state) for state in (first, second)]
+    for before, after in zip(*map(jax.tree.leaves, kept), strict=True):
+        np.testing.assert_array_equal(before, after)
+    for before, after in zip(jax.tree.leaves(broken), jax.tree.leaves(first.params), strict=True):
         np.testing.assert_array_equal(before, after)
 
 
@@ -164,11 +164,11 @@ def test_a_bfloat16_first_moment_changes_the_update_by_its_rounding_alone(tiny_c
     short, _ = run_steps(
         tiny_config, tiny_params, batches, OptimizerSettings(first_moment=ComputeType.BFLOAT16)
     )[-1]
-    moments = short["opt_state"].inner_state
+    moments = short.opt_state.inner_state
     assert {leaf.dtype for leaf in jax.tree.leaves(moments.mu)} == {np.dtype(jnp.bfloat16)}
     assert {leaf.dtype for leaf in jax.tree.leaves(moments.nu)} == {np.dtype(np.float32)}
     for one, other, before in zip(
-        *(jax.tree.leaves(tree["params"]) for tree in (whole, short)),
+        *(jax.tree.leaves(tree.params) for tree in (whole, short)),
         jax.tree.leaves(tiny_params),
         strict=True,
     ):

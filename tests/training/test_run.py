@@ -20,7 +20,8 @@ from babel_jax.training import metrics, run
 from babel_jax.training.deepening import Depth, depths
 from babel_jax.training.goodput import goodput_of
 from babel_jax.training.metrics import Metrics
-from babel_jax.training.run import _note_text, train_stages
+from babel_jax.training.resuming import note_text
+from babel_jax.training.run import train_stages
 from babel_jax.training.run_state import Checkpoints, read_json_lines
 from babel_jax.training.stages import plan_stages
 
@@ -207,7 +208,7 @@ def test_a_loss_that_stays_not_finite_stops_the_run_with_the_parameters_of_befor
         with pytest.raises(RuntimeError, match="enough"):
             train(tmp_path)
     assert saved["step"] == stopped
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(saved["state"]["params"]), before)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(saved["state"].params), before)
 
 
 def cut_arrays(checkpoint):
@@ -281,18 +282,18 @@ def test_frozen_parameters_stay_to_the_bit(train, begin, run_config, tmp_path):
 
 def test_a_run_that_goes_on_with_other_text_says_so(tmp_path, caplog):
     path = tmp_path / "data.json"
-    _note_text(path, "one", 0)
-    _note_text(path, "one", 5)
+    note_text(path, "one", 0)
+    note_text(path, "one", 5)
     assert not caplog.records
-    _note_text(path, "other", 5)
-    _note_text(path, "other", 8)
+    note_text(path, "other", 5)
+    note_text(path, "other", 8)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert (
         "the text was prepared anew, from other text or with other settings, since step 0: the steps "
         "from 5 on"
     ) in caplog.text
     assert [entry["from_step"] for entry in json.loads(path.read_text())["text"]] == [0, 5]
-    _note_text(path, "third", 0)
+    note_text(path, "third", 0)
     assert json.loads(path.read_text())["text"] == [{"from_step": 0, "fingerprint": "third"}]
 
 

@@ -1,0 +1,233 @@
+"""What a run does around each train step. One hook is one concern, and its time is counted apart from the
+step's.
+
+The loop in `run` calls `before` of all hooks in order, then the step, then `after` of all hooks in order.
+"""
+
+import dataclasses
+from signal import SIGINT, Signals
+
+from jaxtyping import Array
+
+from babel_jax.config import Config, TrainingSettings
+from babel_jax.distributed.stopping import SaveTimes, Stopped
+from babel_jax.errors import BadInput, Preempted
+from babel_jax.training.compilation import Profile
+from babel_jax.training.corruption import BitChecks
+from babel_jax.training.goodput import Goodput, Spent
+from babel_jax.training.metrics import Metrics
+from babel_jax.training.run_state import Checkpoints
+from babel_jax.training.setup import Setup
+from babel_jax.training.step import TrainState
+from babel_jax.training.watch import Watch
+
+
+@dataclasses.dataclass
+class Moment:
+    """One step, as the hooks see it. `number` counts the steps of the run from 0, so `number + 1` are taken
+    after it.
+
+    `state` is the state before the step, and after it the new one, with the metrics in `values`. `is_last`:
+    the last step of its stage, or of this depth of the model. Hooks write down what the later ones need:
+    `skipped` updates in a row, and the `signal` that asks the run to stop.
+    """
+
+    number: int
+    stage: str
+    rate: float
+    is_last: bool
+    state: TrainState
+    batch: dict[str, Array]
+    values: dict[str, Array] = dataclasses.field(default_factory=dict)
+    skipped: int = 0
+    signal: Signals | None = None
+
+    @property
+    def taken(self) -> int:
+        """Steps that are taken after this one."""
+        return self.number + 1
+
+
+class Hook:
+    """Something that is done before or after a step. The methods of this class do nothing."""
+
+    def before(self, moment: Moment) -> None:
+        """Called when the batch is on the devices, before the step."""
+
+    def after(self, moment: Moment) -> None:
+        """Called when the devices have the step to do; they may not have done it yet."""
+
+
+@dataclasses.dataclass
+class Tools:
+    """What the hooks of all stages share."""
+
+    config: Config
+    checkpoints: Checkpoints
+    metrics: Metrics
+    goodput: Goodput
+    profile: Profile
+    watch: Watch
+
+
+def hooks_of(tools: Tools, setup: Setup, save_times: SaveTimes, stopped: Stopped) -> list[Hook]:
+    """The hooks of a run, in their order: each relies on what those before it wrote into the moment."""
+    training = tools.config.training
+    return [
+        Recheck(training, setup.bit_checks, tools.metrics),
+        Trace(tools.profile),
+        NoticeFailedWrite(tools.checkpoints),
+        Log(tools.metrics, tools.goodput),
+        Listen(stopped, tools.goodput),
+        Evaluate(tools.watch, tools.metrics, tools.goodput, setup),
+        Save(tools, setup.bit_checks, save_times),
+        StopAfterSkipping(tools.config),
+        StopOnRequest(tools.checkpoints, tools.goodput),
+    ]
+
+
+@dataclasses.dataclass
+class Recheck(Hook):
+    """Every `training.recheck_every` steps, computes the gradients twice and compares them bit by bit."""
+
+    training: TrainingSettings
+    checks: BitChecks
+    metrics: Metrics
+
+    def before(self, moment: Moment) -> None:
+        every = self.training.recheck_every
+        if every is not None and moment.taken % every == 0:
+            with self.metrics.aside(Spent.STEP):
+                self.checks.check_gradients(moment.number, moment.state.params, moment.batch)
+
+
+@dataclasses.dataclass
+class Trace(Hook):
+    """Traces the steps that `--profile` names."""
+
+    profile: Profile
+
+    def before(self, moment: Moment) -> None:
+        self.profile.before(moment.number)
+
+    def after(self, moment: Moment) -> None:
+        self.profile.after(moment.number, moment.values)
+
+
+@dataclasses.dataclass
+class NoticeFailedWrite(Hook):
+    """Raises the error of the last checkpoint, if its write failed since the last step."""
+
+    checkpoints: Checkpoints
+
+    def after(self, moment: Moment) -> None:
+        self.checkpoints.check()
+
+
+@dataclasses.dataclass
+class Log(Hook):
+    """Hands the metrics of this step over, and writes those of the step before."""
+
+    metrics: Metrics
+    goodput: Goodput
+
+    def after(self, moment: Moment) -> None:
+        with self.goodput.spent(Spent.STEP):
+            moment.skipped = self.metrics.log(moment.number, moment.stage, moment.rate, moment.values)
+
+
+@dataclasses.dataclass
+class Listen(Hook):
+    """Notes whether Ctrl-C, SIGTERM or SIGHUP came: after the same step in all processes."""
+
+    stopped: Stopped
+    goodput: Goodput
+
+    def after(self, moment: Moment) -> None:
+        with self.goodput.spent(Spent.STEP):
+            moment.signal = self.stopped(moment.taken)
+
+
+@dataclasses.dataclass
+class Evaluate(Hook):
+    """Every `evaluation.every` steps, evaluates the model."""
+
+    watch: Watch
+    metrics: Metrics
+    goodput: Goodput
+    setup: Setup
+
+    def after(self, moment: Moment) -> None:
+        if not self.watch.due(moment.taken):
+            return
+        with self.goodput.spent(Spent.STEP):
+            moment.skipped = self.metrics.flush()
+        with self.metrics.aside(Spent.EVALUATION):
+            results = self.watch.measured(moment.taken, self.setup.model.config, moment.state.params)
+            self.metrics.log_evaluation(moment.taken, results)
+
+
+@dataclasses.dataclass
+class Save(Hook):
+    """Saves a checkpoint: when one is due, at the end of a stage or depth, when the run stops early, and when
+    the model is the best so far.
+    """
+
+    tools: Tools
+    checks: BitChecks
+    save_times: SaveTimes
+
+    def after(self, moment: Moment) -> None:
+        most = self.tools.config.training.max_skipped_steps
+        stops = moment.is_last or moment.signal is not None or moment.skipped >= most
+        is_best = self.tools.watch.best_step == moment.taken
+        # Asked after every step: of several processes, process 0 answers the others.
+        is_due = self.save_times.due(moment.taken)
+        if not (is_due or stops or is_best):
+            return
+        with self.tools.goodput.spent(Spent.STEP):
+            moment.skipped = self.tools.metrics.sync()
+        with self.tools.metrics.aside(Spent.CHECKPOINT):
+            self.checks.check_replicas(moment.taken, moment.state.params)
+            self.tools.checkpoints.save(moment.taken, moment.state, moment.stage)
+
+
+@dataclasses.dataclass
+class StopAfterSkipping(Hook):
+    """Raises BadInput when `training.max_skipped_steps` updates in a row were skipped."""
+
+    config: Config
+
+    def after(self, moment: Moment) -> None:
+        training = self.config.training
+        if moment.skipped < training.max_skipped_steps:
+            return
+        reason = "loss or gradient was not finite"
+        if training.skip_spikes is not None:
+            reason += f", or more than {training.skip_spikes:g} deviations above those before,"
+        raise BadInput(
+            f"stage {moment.stage}: {reason} for {moment.skipped} steps in a row, up to step "
+            f"{moment.number}; lower the peak rate or look at the data; "
+            f"{self.config.out}/checkpoints/{moment.taken} has the "
+            "parameters of before"
+        )
+
+
+@dataclasses.dataclass
+class StopOnRequest(Hook):
+    """Raises KeyboardInterrupt after Ctrl-C, and Preempted after SIGTERM or SIGHUP, when the checkpoint is
+    written.
+    """
+
+    checkpoints: Checkpoints
+    goodput: Goodput
+
+    def after(self, moment: Moment) -> None:
+        if moment.signal is None:
+            return
+        # Waited for here, where a second Ctrl-C is held back.
+        with self.goodput.spent(Spent.CHECKPOINT):
+            self.checkpoints.wait()
+        if moment.signal is SIGINT:
+            raise KeyboardInterrupt
+        raise Preempted(f"stopped by {moment.signal.name} after step {moment.number}, with a checkpoint")
