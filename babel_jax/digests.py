@@ -16,7 +16,7 @@ from pathlib import Path
 
 from babel_jax.errors import BadInput, one_line
 from babel_jax.files import make_folder, open_regular, read_text, write_text
-from babel_jax.new_folders import Progress
+from babel_jax.new_folders import MARK
 from babel_jax.places import UNFINISHED, listing, open_stored, pull, sizes_of, url_of
 
 SUMS = "SHA256SUMS"
@@ -55,7 +55,7 @@ def is_list(path: Path) -> bool:
 def files_below(folder: Path) -> list[Path]:
     """The files below a folder, without lists, hidden files and the mark of a folder that is being filled."""
     found = (path for path in listing(folder) if not path.name.startswith("."))
-    return [path for path in found if not is_list(path) and path.name not in (Progress.NAME, UNFINISHED)]
+    return [path for path in found if not is_list(path) and path.name not in (MARK, UNFINISHED)]
 
 
 def write_sums(folder: Path, files: Iterable[Path] | None = None, name: str = SUMS) -> None:

@@ -82,6 +82,10 @@ class BadInput(ValueError):
         super().__init__(one_line(shown(str(message))))
 
 
+class InUse(BadInput):
+    """Another process is at work where this one was about to be."""
+
+
 class Preempted(BaseException):
     """SIGTERM: the machine is about to be taken away, and the command stopped where it can be resumed. Exit
     status 0.

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import json
-import logging
 import math
 import os
 import re
@@ -19,11 +18,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from babel_jax.disk_errors import explain_os_errors, is_full
-from babel_jax.errors import BadInput, one_line, shown
+from babel_jax.errors import BadInput, InUse, one_line, shown
 from babel_jax.places import PARTIAL, url_of
 from babel_jax.sending import push
-
-log = logging.getLogger("babel")
 
 MOST_TEXT_BYTES = 16 * 2**20  # of a file that is read whole, where the caller names no other bound
 MOST_LINE_BYTES = 16 * 2**20  # of a file of JSON lines that this program or a server writes
@@ -32,12 +29,9 @@ MOST_DIGITS = 100  # of a whole number in JSON; transformers itself writes one o
 LEFT_SECONDS = 3600  # after which a file that is being written beside its name was left by a killed process
 _FICLONE = 0x40049409  # Linux, ioctl_ficlone(2): XFS, Btrfs and others
 _WITHOUT_PREALLOCATION = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
-_WITHOUT_FOLDER_SYNC = (
-    errno.EINVAL,
-    errno.ENOTSUP,
-    errno.ENOSYS,
-    errno.EBADF,
-)  # as of some network and FUSE file systems
+# As of some network and FUSE file systems.
+_WITHOUT_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+_WITHOUT_LOCKS = (*_WITHOUT_FOLDER_SYNC, errno.ENOLCK)
 
 
 def regular_file(path: Path, below: Path | None = None) -> Path:
@@ -407,28 +401,48 @@ def make_folder(path: Path) -> None:
             ) from None
 
 
+def lock(file: int | BinaryIO, what: Path) -> bool:
+    """Locks an open file or folder until it is closed; the lock goes with the process too.
+
+    Raises InUse, with the name `what`, where another process of this host has the lock. False where the file
+    system has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InUse(
+            f"{what}: another process is at work in it{_holder_of(file)}; wait for that one, or give another "
+            "folder"
+        ) from None
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+        return False
+    return True
+
+
+def _holder_of(file: int | BinaryIO) -> str:
+    """Which process has locked an open file, in words, where Linux tells it; otherwise nothing."""
+    status = os.fstat(file if isinstance(file, int) else file.fileno())
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+            # Example: 1: FLOCK  ADVISORY  WRITE 4711 fd:00:1835011 0 EOF
+            fields = line.split()
+            if fields[1] == "FLOCK" and fields[5] == place:
+                return f" (process {fields[4]})"
+    return ""
+
+
 @contextlib.contextmanager
-def only_process_in(folder: Path, wait: bool = False) -> Iterator[bool]:
-    """Keeps other processes of this host out of a folder; the lock goes with the process. Raises BadInput, or
-    waits, where one is in it.
+def only_process_in(folder: Path) -> Iterator[bool]:
+    """Keeps other processes of this host out of a folder; the lock goes with the process. Raises InUse where
+    one is in it.
 
     Gives False where the file system has no locks, so that another process may be in the folder.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = True
-        except BlockingIOError:
-            if not wait:
-                raise BadInput(
-                    f"{folder}: another process is at work in it; wait for that one, or give another folder"
-                ) from None
-            log.info("%s: another process is at work in it; waiting for that one", folder)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            locked = True
-        except OSError:  # a file system without locks
-            locked = False
-        yield locked
+        yield lock(handle, folder)
     finally:
         os.close(handle)

@@ -1,13 +1,13 @@
 """Folders that appear whole or not at all: filled beside their final name, synced, then renamed.
 
-What is being filled is ours alone: it has our mark and belongs to this user, or it is left as it is. Of a
-folder that can be gone on with (NAME.partial) one process holds the lock, until the folder has its name;
-other folders have names that nobody can guess.
+What is being filled is ours alone: it has our mark and belongs to this user, or it is left as it is. One
+process holds the lock on the mark until the folder has its name. Where the file system has no locks, it holds
+a lease in the file .NAME.lease beside the folder. A folder that can be resumed is NAME.partial; other folders
+have names that nobody can guess.
 """
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -15,13 +15,15 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from babel_jax import sending
 from babel_jax.disk_errors import explain_os_errors
-from babel_jax.errors import BadInput
+from babel_jax.errors import BadInput, InUse
 from babel_jax.files import (
     LEFT_SECONDS,
     PARTIAL,
+    lock,
     make_folder,
     open_regular,
     open_to_write,
@@ -29,15 +31,11 @@ from babel_jax.files import (
     sync_folder,
     unguessable,
 )
+from babel_jax.lease import lease_in
+from babel_jax.places import url_of
 
 _TENSORSTORE_PARTIAL = ".__lock"  # of a file that TensorStore was about to give its name
-_NO_LOCKS = (
-    errno.ENOTSUP,
-    errno.ENOLCK,
-    errno.ENOSYS,
-    errno.EINVAL,
-    errno.EBADF,
-)  # as of some network and FUSE file systems
+MARK = "progress.jsonl"  # in a folder being filled: says that the folder is ours
 
 
 class Unverified(BadInput):
@@ -46,34 +44,23 @@ class Unverified(BadInput):
     """
 
 
-class _Mark:
-    """The file in a folder being filled that says that it is ours, and the lock on it. It moves with the
-    folder, so the lock holds until the folder has its name. That of a killed process counts for nothing; on
-    file systems without locks nothing keeps others away."""
+@contextlib.contextmanager
+def _marked(partial: Path, final: Path) -> Iterator[BinaryIO]:
+    """The mark of a folder being filled, made where it is not there, and locked until the end of the block.
 
-    NAME = "progress.jsonl"
-
-    def __init__(self, folder: Path):
-        """Raises BadInput when another process fills the folder, and FileNotFoundError when one has just
-        given it its name.
-        """
-        self._path = folder / self.NAME
-        self.file = open_to_write(self._path)
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.file.close()
-            raise BadInput(f"{folder}: another process is writing it; wait for that one") from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-        if not self._is_here():
-            self.file.close()
-            raise FileNotFoundError(self._path)
-
-    def _is_here(self) -> bool:
-        found, held = self._path.lstat(), os.fstat(self.file.fileno())
-        return (found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)
+    The mark moves with the folder, so the lock holds until the folder has its name. Raises InUse when another
+    process fills the folder, and FileNotFoundError when one has just given it its name.
+    """
+    mark = partial / MARK
+    with open_to_write(mark) as file, contextlib.ExitStack() as held:
+        locked = lock(file, partial)
+        # Of a folder for a bucket, `sending.begin` refuses other processes of this machine.
+        if not locked and url_of(final) is None:
+            held.enter_context(lease_in(final.with_name(f".{final.name}.lease"), final))
+        found, opened = mark.lstat(), os.fstat(file.fileno())
+        if (found.st_dev, found.st_ino) != (opened.st_dev, opened.st_ino):
+            raise FileNotFoundError(mark)
+        yield file
 
 
 @contextlib.contextmanager
@@ -88,12 +75,12 @@ def new_folder(final: Path) -> Iterator[Path]:
     check_free(final)
     make_folder(final.parent)
     with explain_os_errors(final):
-        _remove_leftovers(final)
         sending.begin(final)
         partial = unguessable(final)
         partial.mkdir()
         try:
-            with _Mark(partial).file:
+            with _marked(partial, final):
+                _remove_leftovers(final, partial)
                 yield partial
                 _move_into_place(partial, final)
         except BaseException:
@@ -102,13 +89,17 @@ def new_folder(final: Path) -> Iterator[Path]:
             raise
 
 
-def _remove_leftovers(final: Path) -> None:
+def _remove_leftovers(final: Path, partial: Path) -> None:
+    """Removes the folders that killed processes were filling. Without locks nobody else fills one: `partial`
+    has the lease.
+    """
     ours = re.compile(re.escape(f"{final.name[:100]}.") + "[0-9a-f]{16}" + re.escape(PARTIAL))
     for path in final.parent.iterdir():
-        if not ours.fullmatch(path.name) or not is_ours(path):
+        if path == partial or not ours.fullmatch(path.name) or not is_ours(path):
             continue
-        if (path / _Mark.NAME).exists():
-            with contextlib.suppress(BadInput, FileNotFoundError), _Mark(path).file:
+        if (path / MARK).exists():
+            with contextlib.suppress(InUse, FileNotFoundError), open_to_write(path / MARK) as file:
+                lock(file, path)
                 _remove(path)
         elif time.time() - path.stat().st_mtime > LEFT_SECONDS:
             # A younger one without its mark may be of a process that is just beginning.
@@ -123,13 +114,11 @@ def remove_mark(final: Path, fingerprint: str = "") -> None:
     Only a mark that begins with the line `fingerprint` is removed (for `new_folder`: an empty one), so that
     it is no file of others.
     """
-    mark = final / _Mark.NAME
-    with contextlib.suppress(
-        BadInput, OSError
-    ):  # another process is about to remove it, or nothing can be changed here
+    mark = final / MARK
+    # Where another process is about to remove the mark, or nothing can be changed here, nothing is done.
+    with contextlib.suppress(BadInput, OSError):
         if not mark.is_symlink() and mark.is_file() and is_ours(final) and _begins_with(mark, fingerprint):
-            with _Mark(final).file:
-                mark.unlink()
+            mark.unlink()
 
 
 def _begins_with(mark: Path, fingerprint: str) -> bool:
@@ -161,7 +150,7 @@ def is_ours(partial: Path) -> bool:
     found = partial.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         return False
-    mark = partial / _Mark.NAME
+    mark = partial / MARK
     return (mark.is_file() and not mark.is_symlink()) or not any(partial.iterdir())
 
 
@@ -172,7 +161,7 @@ def _remove(folder: Path) -> None:
     for _ in range(100):
         # The mark goes last: without it a folder that a kill leaves here would be no one's.
         for path in folder.iterdir() if folder.is_dir() else ():
-            if path.name != _Mark.NAME:
+            if path.name != MARK:
                 _remove_one(path)
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
@@ -206,7 +195,7 @@ def _move_into_place(partial: Path, final: Path) -> None:
             ) from None
         raise
     sync_folder(final.parent)
-    (final / _Mark.NAME).unlink()
+    (final / MARK).unlink(missing_ok=True)
 
 
 def _half_written(folder: Path) -> list[Path]:
@@ -223,18 +212,10 @@ class Progress:
     as many a line as noted.
     """
 
-    NAME = _Mark.NAME
-
-    def __init__(self, folder: Path, fingerprint: str):
-        """Goes on with a folder that was begun with the same fingerprint; otherwise it is emptied. Raises
-        BadInput for a folder that is not ours or that another process fills, and FileNotFoundError when that
-        one has just given it its name."""
-        if folder.is_symlink() or (folder.exists() and not is_ours(folder)):
-            raise BadInput(
-                f"{folder}: not begun by this program for this user; remove it, or give another output folder"
-            )
-        folder.mkdir(exist_ok=True)
-        self._file = _Mark(folder).file
+    def __init__(self, folder: Path, fingerprint: str, mark: BinaryIO):
+        """Resumes a folder that was begun with the same fingerprint; another one is emptied. `mark` is its
+        mark, locked."""
+        self._file = mark
         lines = self._file.read().decode("utf-8", "replace").splitlines(keepends=True)
         begun, *done = [line[:-1] for line in lines if line.endswith("\n")] or [""]
         self._lines, self._fingerprint = done if begun == fingerprint else [], fingerprint
@@ -250,7 +231,7 @@ class Progress:
         """
         if not self._lines:
             for path in folder.iterdir():
-                if path.name != self.NAME:
+                if path.name != MARK:
                     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         self._rewrite()
 
@@ -276,10 +257,6 @@ class Progress:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def close(self) -> None:
-        """Closes the file of the mark."""
-        self._file.close()
-
 
 @contextlib.contextmanager
 def resumable_folder(final: Path, fingerprint: str) -> Iterator[tuple[Path, Progress]]:
@@ -294,11 +271,18 @@ def resumable_folder(final: Path, fingerprint: str) -> Iterator[tuple[Path, Prog
     check_free(final)
     make_folder(final.parent)
     partial = final.with_name(final.name + PARTIAL)
-    with explain_os_errors(final):
+    with explain_os_errors(final), contextlib.ExitStack() as held:
+        if partial.is_symlink() or (partial.exists() and not is_ours(partial)):
+            raise BadInput(
+                f"{partial}: not begun by this program for this user; remove it, or give another output "
+                "folder"
+            )
+        partial.mkdir(exist_ok=True)
         try:
-            progress = Progress(partial, fingerprint)
+            mark = held.enter_context(_marked(partial, final))
         except FileNotFoundError:
             raise BadInput(f"{final}: another process has just made it") from None
+        progress = Progress(partial, fingerprint, mark)
         try:
             check_free(final)  # again: another process may have finished before the lock was ours
             sending.begin(final)
@@ -310,5 +294,3 @@ def resumable_folder(final: Path, fingerprint: str) -> Iterator[tuple[Path, Prog
                 _remove(partial)
                 sending.abandon(final)
             raise
-        finally:
-            progress.close()

@@ -3,13 +3,15 @@
 import errno
 import fcntl
 import os
+import subprocess
+import sys
 
 import pytest
 
-from babel_jax import files, new_folders
-from babel_jax.errors import BadInput
+from babel_jax import files, lease, new_folders
+from babel_jax.errors import BadInput, InUse
 from babel_jax.files import preallocate, write_text
-from babel_jax.new_folders import Progress, Unverified, new_folder, resumable_folder
+from babel_jax.new_folders import Unverified, new_folder, resumable_folder
 
 
 def fill(final, fingerprint="print"):
@@ -56,8 +58,8 @@ def test_the_lock_holds_until_the_folder_has_its_name(tmp_path, monkeypatch):
     final, seen = tmp_path / "out", []
 
     def another_comes(partial, final, move=new_folders._move_into_place):
-        with pytest.raises(BadInput, match="another process is writing it"):
-            Progress(partial, "print")
+        with pytest.raises(InUse, match=rf"another process is at work in it \(process {os.getpid()}\)"):
+            fill(final)
         move(partial, final)
         seen.append(True)
 
@@ -75,7 +77,7 @@ def test_a_process_that_waited_between_looking_and_locking_does_not_wipe_the_fin
     final, real = tmp_path / "out", fcntl.flock
 
     def finish_first(file, flags):
-        monkeypatch.setattr(new_folders.fcntl, "flock", real)
+        monkeypatch.setattr(fcntl, "flock", real)
         fill_by_rename(final)
         return real(file, flags)
 
@@ -84,7 +86,7 @@ def test_a_process_that_waited_between_looking_and_locking_does_not_wipe_the_fin
         (tmp_path / "out.partial").rename(final)
         (final / "progress.jsonl").unlink()
 
-    monkeypatch.setattr(new_folders.fcntl, "flock", finish_first)
+    monkeypatch.setattr(fcntl, "flock", finish_first)
     with pytest.raises(BadInput, match="another process has just made it"):
         fill(final)
     assert (final / "file").read_text() == "done"
@@ -209,7 +211,7 @@ def test_a_file_system_without_locks_or_preallocation(tmp_path, monkeypatch, num
     def refuse(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(new_folders.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     fill(tmp_path / "out")
     assert (tmp_path / "out" / "file").read_text() == "mine"
     if number not in (errno.ENOLCK, errno.EBADF):
@@ -232,3 +234,110 @@ def test_a_write_that_fails_leaves_nothing_and_a_leftover_goes_in_time(tmp_path,
     os.utime(tmp_path / "text.partial", (1, 1))
     write_text(tmp_path / "text", "mine")
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+# Fills a folder on a disk without locks until its input has a line; as on another machine, if told so.
+FILLER = """
+import errno, fcntl, sys
+from pathlib import Path
+from babel_jax import lease, new_folders
+def no_locks(*_):
+    raise OSError(errno.ENOTSUP, "Operation not supported")
+fcntl.flock = no_locks
+lease.lease_in.__wrapped__.__defaults__ = (0.05, False)  # seconds
+kind, final, machine, print_of = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+lease._machine = lambda real=lease._machine(): machine or real
+try:
+    if kind == "new":
+        with new_folders.new_folder(final) as partial:
+            (partial / "file").write_text(print_of)
+            print("filling", flush=True)
+            sys.stdin.readline()
+    else:
+        with new_folders.resumable_folder(final, print_of) as (partial, progress):
+            print(f"filling {sorted(progress.done)}", flush=True)
+            (partial / "file").write_text(print_of)
+            progress.add(["file"])
+            print("done", flush=True)
+            sys.stdin.readline()
+except lease.BadInput as error:
+    print(error, flush=True)
+    sys.exit(2)
+"""
+
+
+@pytest.fixture
+def filler(tmp_path):
+    """Starts a process that fills tmp_path/out, and gives it with the first line that it says."""
+    begun = []
+
+    def start(kind, machine="", print_of="print"):
+        process = subprocess.Popen(
+            [sys.executable, "-c", FILLER, kind, tmp_path / "out", machine, print_of],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            text=True,
+        )
+        begun.append(process)
+        return process, process.stdout.readline()
+
+    yield start
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("kind", ["new", "resumable"])
+@pytest.mark.parametrize("machine", ["", "another machine"])
+def test_without_locks_a_second_process_is_refused_and_a_killed_one_is_followed(
+    tmp_path, filler, kind, machine
+):
+    first, said = filler(kind)
+    assert said.startswith("filling")
+    second, said = filler(kind, machine, "other work")
+    assert f"/out: another job is at work in it (process {first.pid} on " in said
+    assert second.wait(60) == 2
+    first.communicate("\n")
+    assert first.returncode == 0
+    assert (tmp_path / "out" / "file").read_text() == "print"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["file"]
+    # A killed one is followed at once on its machine, and from another one after its silence.
+    (tmp_path / "out").rename(tmp_path / "before")
+    first, _ = filler(kind)
+    if kind == "resumable":
+        assert first.stdout.readline() == "done\n"
+    first.kill()
+    first.wait()
+    second, said = filler(kind, machine)
+    assert said == ("filling\n" if kind == "new" else "filling ['file']\n")
+    second.communicate("\n")
+    assert second.returncode == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"before", "out"}
+
+
+def test_without_locks_one_of_many_makes_the_folder_after_a_kill(tmp_path, filler):
+    first, _ = filler("resumable")
+    first.kill()
+    first.wait()
+    others = [filler("resumable", print_of=f"print {number}") for number in range(4)]
+    (won,) = [process for process, said in others if said.startswith("filling")]
+    for process, said in others:
+        assert process is won or "another job is at work in it" in said
+        process.communicate("\n")
+        assert process.returncode == (0 if process is won else 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_two_that_find_a_lease_to_be_over_do_not_both_take_it(tmp_path):
+    path = tmp_path / "lease"
+    path.write_text(lease._lease("killed", 3))
+    found = lease._read(path)
+    lease._take(path, tmp_path, found, lease._lease("first", 0))
+    with pytest.raises(InUse, match="another job is at work in it"):
+        lease._take(path, tmp_path, found, lease._lease("second", 0))
+    with pytest.raises(InUse, match="another job is at work in it"):
+        lease._take(path, tmp_path, None, lease._lease("third", 0))
+    assert lease._read(path)["holder"] == "first"
+    assert [one.name for one in tmp_path.iterdir()] == ["lease"]

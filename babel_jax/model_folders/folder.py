@@ -65,7 +65,7 @@ from babel_jax.model_folders.streaming import (
 )
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.model_folders.transformers_check import loaded_by_transformers
-from babel_jax.new_folders import Progress, Unverified, check_free, resumable_folder
+from babel_jax.new_folders import MARK, Progress, Unverified, check_free, resumable_folder
 from babel_jax.places import place, url_of
 
 CONFIG = "config.json"
@@ -238,7 +238,7 @@ def transfer(
     start = time.monotonic()
     path = place(destination)
     if not (
-        path / Progress.NAME
+        path / MARK
     ).is_file():  # of a process that was killed, or just now gives the folder its name: see below
         check_free(path)
     if path.resolve().is_relative_to(source.path.resolve()):
@@ -334,7 +334,7 @@ def copy_other_files(source: Path, destination: Path) -> None:
     for file in sorted(source.iterdir()):
         if (
             file.name.startswith(".")
-            or file.name in (CONFIG, PARAMS, Progress.NAME)
+            or file.name in (CONFIG, PARAMS, MARK)
             or file.name.endswith(WEIGHT_SUFFIXES)
             or is_list(file)
         ):

@@ -28,11 +28,11 @@ from babel_jax.data.sources.rows import Row, RowCounts, read_rows
 from babel_jax.data.sources.streams import file_version
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.disk_errors import explain_os_errors
-from babel_jax.distributed.lease import alone_in
 from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput
 from babel_jax.files import PARTIAL, make_folder, read_json, write_text
 from babel_jax.languages import CODES, LANGUAGES
+from babel_jax.lease import alone_in
 from babel_jax.model_folders.folder import Format, load_params, open_folder, save_folder
 from babel_jax.model_folders.hf_config import write_hf_config
 from babel_jax.model_folders.streaming import fingerprint

@@ -22,11 +22,11 @@ from tqdm import tqdm
 from babel_jax.config.quality import JudgeSettings, QualityConfig
 from babel_jax.data.sources.rows import Row, RowCounts, read_rows
 from babel_jax.disk_errors import explain_os_errors
-from babel_jax.distributed.lease import alone_in
 from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput, one_line
 from babel_jax.files import make_folder, open_to_append, parse_json, read_bytes, read_lines, write_text
 from babel_jax.languages import CODES, LANGUAGES
+from babel_jax.lease import alone_in
 from babel_jax.places import on_disk
 from babel_jax.quality.server import Server
 

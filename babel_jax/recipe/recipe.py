@@ -31,12 +31,12 @@ from babel_jax.data.windows.prepare import prepare
 from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.disk_errors import explain_os_errors
 from babel_jax.distributed.agreement import agreed, first_says, first_text
-from babel_jax.distributed.lease import leased
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.points import measure, point_file, write_point
 from babel_jax.expansion.apply import expand_config, expanding, new_layers_of
 from babel_jax.expansion.plan import plan_from_settings
 from babel_jax.files import make_folder
+from babel_jax.lease import leased
 from babel_jax.model.decoder import initializing
 from babel_jax.model_folders.folder import ModelFolder, load_params, open_folder
 from babel_jax.model_folders.tokenizer_files import is_padding

@@ -11,8 +11,8 @@ import pytest
 
 from babel_jax import cli
 from babel_jax.buckets import kvstore
-from babel_jax.distributed.lease import NAME, leased
 from babel_jax.errors import BadInput
+from babel_jax.lease import NAME, leased
 from babel_jax.places import listing, place, pull
 from babel_jax.recipe.claim import claim
 from babel_jax.recipe.recipe import run_recipe

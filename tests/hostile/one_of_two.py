@@ -12,8 +12,8 @@ import io
 import json
 import sys
 
+from babel_jax import lease
 from babel_jax.cli import main
-from babel_jax.distributed import lease
 from babel_jax.recipe import recipe  # noqa: F401 - so that both begin at once
 
 flock = fcntl.flock

@@ -1,5 +1,5 @@
-"""Two processes that prepare one folder, and two that train one run, begun at the same moment, on a disk with
-locks and on one without.
+"""Two processes that prepare one folder, train one run or convert into one folder, begun at the same moment,
+on a disk with locks and on one without.
 """
 
 import json
@@ -66,7 +66,7 @@ def test_two_at_one_output(both, recipe_config, small_settings, small_model, sma
         first, second = both(locks, "prepare", tmp_path / "config.toml", "--set", f"data.folder={folder}")
         assert first["status"] == 0
         if second["status"] == 0:
-            assert not locks or "another process is at work in it; waiting" in first["said"] + second["said"]
+            assert not locks or "(waiting, " in first["said"] + second["said"]
         else:
             assert not locks
             assert_refused(second)
@@ -83,4 +83,14 @@ def test_two_at_one_output(both, recipe_config, small_settings, small_model, sma
         assert [line["step"] for line in lines] == list(range(6))
         assert not check_sums(lists_below(run), run).damaged
         assert not (run / "lease.json").exists()
+        converted = tmp_path / f"converted, locks {locks}"
+        first, second = both(locks, "convert", run / "hf", converted)
+        assert first["status"] == 0
+        assert second["status"] == 2
+        (line,) = [line for line in second["said"].splitlines() if line.startswith("babel: ")]
+        assert any(
+            words in line for words in ("is at work in it", "exists already", "appeared", "has just made it")
+        )
+        assert main(["verify", str(converted)]) == 0
+        assert not list(tmp_path.glob(".*lease*"))
     assert main(["verify", str(tmp_path / "run, locks False")]) == 0

@@ -42,11 +42,11 @@ from babel_jax.data.windows.prepared import (
 from babel_jax.data.windows.survey import Survey, survey
 from babel_jax.digests import SUMS, file_sum, write_sums
 from babel_jax.disk_errors import explain_os_errors
-from babel_jax.distributed.lease import NAME as LEASE
-from babel_jax.distributed.lease import alone_in
 from babel_jax.errors import BadInput
 from babel_jax.files import PARTIAL, make_folder, remove_left_files, write_text
 from babel_jax.languages import CODES
+from babel_jax.lease import NAME as LEASE
+from babel_jax.lease import alone_in
 from babel_jax.new_folders import remove_mark
 from babel_jax.places import place, url_of
 from babel_jax.sending import drafted

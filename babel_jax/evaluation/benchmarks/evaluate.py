@@ -29,7 +29,6 @@ from babel_jax.data.tokens.fertility import fertility
 from babel_jax.data.tokens.prompts import PromptTokenizer
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.distributed.agreement import agreed
-from babel_jax.distributed.lease import alone_in
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.benchmarks.contamination import contamination
 from babel_jax.evaluation.benchmarks.data import BITS_PER_BYTE, chosen_tasks, lacks, languages_of
@@ -39,6 +38,7 @@ from babel_jax.evaluation.bits_per_byte import scored_bits, text_to_score
 from babel_jax.evaluation.items import Items, accuracy, chrf_plus_plus, differences, means_of, scores_of
 from babel_jax.evaluation.scoring import score
 from babel_jax.files import make_folder, write_text
+from babel_jax.lease import alone_in
 from babel_jax.model_folders.folder import ModelFolder, load_params, open_folder
 from babel_jax.model_folders.streaming import files_now, fingerprint
 from babel_jax.model_folders.tokenizer_files import check_vocabulary

@@ -4,15 +4,17 @@ Hosts are told apart by what `_machine` gives.
 """
 
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 
-from babel_jax.distributed import lease
-from babel_jax.distributed.lease import leased
+from babel_jax import lease
 from babel_jax.errors import BadInput
+from babel_jax.files import only_process_in
+from babel_jax.lease import alone_in, leased
 
 BEAT = 0.02
 # Holds a folder as another host would, with a lock that this one does not see, until its input ends or it is
@@ -20,7 +22,7 @@ BEAT = 0.02
 HOLDER = """
 import contextlib, sys
 from pathlib import Path
-from babel_jax.distributed import lease
+from babel_jax import lease
 lease._machine = lambda: "another machine"
 lease.only_process_in = lambda folder: contextlib.nullcontext()
 with lease.leased(Path(sys.argv[1]), float(sys.argv[2])):
@@ -97,7 +99,7 @@ def test_on_the_same_host_nothing_is_waited_for(tmp_path, monkeypatch):
     ):
         pass
     # Killed here: the lock is gone, the file is not.
-    lease._write(tmp_path / lease.NAME, "killed", 3)
+    (tmp_path / lease.NAME).write_text(lease._lease("killed", 3))
     monkeypatch.setattr(lease, "_wait_for_silence", lambda *_: pytest.fail("waited"))
     with leased(tmp_path):
         pass
@@ -145,3 +147,25 @@ def test_damaged_leases(tmp_path, content):
     (tmp_path / lease.NAME).write_text(content)
     with leased(tmp_path, BEAT):
         assert json.loads((tmp_path / lease.NAME).read_text())["process"] > 0
+
+
+def test_who_waits_for_another_process_says_so_and_not_for_ever(tmp_path, monkeypatch, caplog):
+    now = [0.0]
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(lease, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    monkeypatch.setattr(lease, "_LONGEST_WAIT_HOURS", 0.1)
+    with (
+        only_process_in(tmp_path),
+        caplog.at_level("INFO", "babel"),
+        pytest.raises(BadInput, match=rf"another process is at work in it \(process {os.getpid()}\)"),
+        alone_in(tmp_path, wait=True),
+    ):
+        pass
+    assert 360 < now[0] < 363
+    said = [record.message for record in caplog.records]
+    assert len(said) == 7
+    assert said[3].endswith("(waiting, 3 minutes so far)")
+    assert str(os.getpid()) in said[0]

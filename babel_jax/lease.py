@@ -1,4 +1,4 @@
-"""A run folder belongs to one job at a time, also where several hosts share the disk."""
+"""One job at a time in a folder, also where several hosts share the disk and where the disk has no locks."""
 
 import contextlib
 import json
@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from babel_jax.buckets import explain, kvstore
-from babel_jax.errors import BadInput, one_line
-from babel_jax.files import only_process_in, read_json, write_text
+from babel_jax.disk_errors import explain_os_errors
+from babel_jax.errors import BadInput, InUse, one_line
+from babel_jax.files import only_process_in, read_json, unguessable, write_text
 from babel_jax.places import url_of
 
 log = logging.getLogger("babel")
@@ -23,54 +24,128 @@ log = logging.getLogger("babel")
 NAME = "lease.json"
 _SECONDS_BETWEEN_BEATS = 10.0
 _BEATS_OF_PATIENCE = 8  # more than the 60 seconds for which gcsfuse, by default, shows a file as it was
+_WRITING_SECONDS = 0.5  # after which a lease that cannot be read is damaged, and not just being written
+_LONGEST_WAIT_HOURS = 24.0  # for another process to finish
+_LOOK_SECONDS, _TELL_SECONDS = 1.0, 60.0  # between two looks at a folder in use; between two messages
 
 
 @contextlib.contextmanager
 def leased(folder: Path, beat: float = _SECONDS_BETWEEN_BEATS) -> Iterator[None]:
-    """Keeps other jobs out of a folder while the block runs. Raises BadInput where one is in it.
+    """Keeps other jobs out of a folder while the block runs. Raises InUse where one is in it.
 
     On this host a lock says so at once, and goes with its process. For other hosts, whose locks a network
-    disk may not show, and on disks without locks, the holder writes a new number into lease.json every `beat`
-    seconds: a lease whose number stands still for eight beats is of a job that was killed, and is taken over.
-    Clocks of hosts are not compared. A holder that finds itself replaced, as it or its disk had hung, ends
-    the process. In a bucket every write is on the condition that nobody else has written since.
+    disk may not show, and on disks without locks, a lease says so (`lease_in`). In a bucket every write of
+    the lease is on the condition that nobody else has written since.
     """
     if (url := url_of(folder)) is not None:
         with _leased_in_bucket(url, beat):
             yield
         return
-    with only_process_in(folder) as locked:
-        path, holder, ended = folder / NAME, uuid.uuid4().hex, threading.Event()
-        if not locked and not path.is_file():
-            # The one of two jobs that comes first makes the file, the other finds it.
-            with contextlib.suppress(FileExistsError), open(path, "x", encoding="utf-8") as file:
-                file.write(_lease(holder, 0))
-        found = _read(path)
-        if found is not None and found.get("holder") != holder and not _is_over(found, bool(locked)):
-            _wait_for_silence(path, found, beat)
-        _write(path, holder, 0)
-        keeper = threading.Thread(target=_keep, args=(path, holder, beat, ended), name="lease", daemon=True)
-        keeper.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            keeper.join()
-            if (_read(path) or {}).get("holder") == holder:
-                path.unlink(missing_ok=True)
+    with only_process_in(folder) as locked, lease_in(folder / NAME, folder, beat, bool(locked)):
+        yield
 
 
 @contextlib.contextmanager
 def alone_in(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Keeps other processes out of a folder: by a lock, as `only_process_in` does, and by a lease where the
-    file system has no locks.
+    """Keeps other processes out of a folder while the block runs: by a lock, and by a lease where the file
+    system has no locks.
+
+    Where another process is in it, raises InUse; with `wait`, says so every minute, and raises InUse after
+    _LONGEST_WAIT_HOURS.
     """
+    begun, told = time.monotonic(), -_TELL_SECONDS
     with contextlib.ExitStack() as held:
-        locked = held.enter_context(only_process_in(folder, wait))
+        while True:
+            try:
+                _enter(held, folder)
+                break
+            except InUse as busy:
+                waited = time.monotonic() - begun
+                if not wait or waited > _LONGEST_WAIT_HOURS * 3600:
+                    raise
+                if waited - told >= _TELL_SECONDS:
+                    log.info("%s (waiting, %.0f minutes so far)", busy, waited / 60)
+                    told = waited
+                time.sleep(_LOOK_SECONDS)
+        yield
+
+
+def _enter(held: contextlib.ExitStack, folder: Path) -> None:
+    with contextlib.ExitStack() as entered:
+        locked = entered.enter_context(only_process_in(folder))
         # Into a folder that cannot be written to, another process writes as little.
         if not locked and os.access(folder, os.W_OK):
-            held.enter_context(leased(folder))
+            entered.enter_context(leased(folder))
+        held.enter_context(entered.pop_all())
+
+
+@contextlib.contextmanager
+def lease_in(
+    path: Path, folder: Path, beat: float = _SECONDS_BETWEEN_BEATS, locked: bool = False
+) -> Iterator[None]:
+    """Holds the lease of a folder, the file `path`, while the block runs. Raises InUse where another job has
+    it.
+
+    The holder writes a new number into the file every `beat` seconds: a lease whose number stays the same for
+    eight beats is of a job that was killed, and is taken over. Clocks of hosts are not compared. A holder
+    that finds itself replaced, as it or its disk had hung, ends the process. `locked` says that no other
+    process of this machine can be in the folder.
+    """
+    holder, ended = uuid.uuid4().hex, threading.Event()
+    found = _settled(path)
+    if found is not None and not _is_over(found, locked):
+        _wait_for_silence(path, folder, found, beat)
+    _take(path, folder, found, _lease(holder, 0))
+    keeper = threading.Thread(
+        target=_keep, args=(path, folder, holder, beat, ended), name="lease", daemon=True
+    )
+    keeper.start()
+    try:
         yield
+    finally:
+        ended.set()
+        keeper.join()
+        if (_read(path) or {}).get("holder") == holder:
+            path.unlink(missing_ok=True)
+
+
+def _settled(path: Path) -> dict[str, Any] | None:
+    """The lease in a file; None without one, and where it stays unreadable longer than writing it takes."""
+    until = time.monotonic() + _WRITING_SECONDS
+    while (found := _read(path)) is None and path.exists() and time.monotonic() < until:
+        time.sleep(_WRITING_SECONDS / 10)
+    return found
+
+
+def _take(path: Path, folder: Path, found: dict[str, Any] | None, lease: str) -> None:
+    """Writes a lease in place of the one that was found to be over.
+
+    Raises InUse where another job does so at the same moment: of two jobs one alone can move the old lease
+    away, and one alone can make the new file.
+    """
+    aside = unguessable(path)
+    with explain_os_errors(path):
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(aside)
+            if (moved := _read(aside)) != found:
+                aside.rename(path)
+                raise _in_use(folder, moved or {})
+            aside.unlink()
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except FileExistsError:
+            raise _in_use(folder, _settled(path) or {}) from None
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(lease)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+
+
+def _in_use(folder: Path | str, lease: dict[str, Any]) -> InUse:
+    where = f"process {lease.get('process')} on {lease.get('host')}"
+    return InUse(f"{folder}: another job is at work in it ({where}); wait for that one, or give another out")
 
 
 def _is_over(found: dict[str, Any], locked: bool) -> bool:
@@ -91,41 +166,39 @@ def _is_over(found: dict[str, Any], locked: bool) -> bool:
     return False
 
 
-def _wait_for_silence(path: Path, found: dict[str, Any], beat: float) -> None:
-    log.info(
-        "%s: of a job on %s; waiting %.0f s for a sign of life",
-        path,
-        found.get("host"),
-        beat * _BEATS_OF_PATIENCE,
-    )
-    until = time.monotonic() + beat * _BEATS_OF_PATIENCE
-    while time.monotonic() < until:
+def _wait_for_silence(path: Path, folder: Path, found: dict[str, Any], beat: float) -> None:
+    """Returns when a lease has not changed for long, or is gone; raises InUse when it changes."""
+    begun, told = time.monotonic(), False
+    while (waited := time.monotonic() - begun) < beat * _BEATS_OF_PATIENCE:
+        # A living job shows itself before.
+        if waited > 2 * beat and not told:
+            seconds = beat * _BEATS_OF_PATIENCE - waited
+            log.info(
+                "%s: of a job on %s; waiting %.0f s for a sign of life", path, found.get("host"), seconds
+            )
+            told = True
         time.sleep(beat / 4)
         now = _read(path)
         if now is None:
             return
         if now != found:
-            where = f"process {now.get('process')} on {now.get('host')}"
-            raise BadInput(
-                f"{path.parent}: another job is at work in it ({where}); wait for that one, or give another "
-                "out"
-            )
+            raise _in_use(folder, now)
 
 
-def _keep(path: Path, holder: str, beat: float, ended: threading.Event) -> None:
+def _keep(path: Path, folder: Path, holder: str, beat: float, ended: threading.Event) -> None:
     number = 0
     while not ended.wait(beat):
         try:
             found = _read(path)
             if found is not None and found.get("holder") != holder:
                 print(
-                    f"babel: {path.parent}: taken over by a job on {found.get('host')}; this one ends",
+                    f"babel: {folder}: taken over by a job on {found.get('host')}; this one ends",
                     file=sys.stderr,
                     flush=True,
                 )
                 os._exit(2)
             number += 1
-            _write(path, holder, number)
+            write_text(path, _lease(holder, number))
         except (OSError, BadInput) as error:
             log.warning("%s: %s", path, error)
 
@@ -145,10 +218,6 @@ def _read(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _write(path: Path, holder: str, beat: int) -> None:
-    write_text(path, _lease(holder, beat))
-
-
 @contextlib.contextmanager
 def _leased_in_bucket(url: str, beat: float) -> Iterator[None]:
     holder, ended = uuid.uuid4().hex, threading.Event()
@@ -163,7 +232,7 @@ def _leased_in_bucket(url: str, beat: float) -> Iterator[None]:
         if (other := _parsed(now.value) or {}).get("holder") == holder:
             generation = now.stamp.generation  # also where the answer to our write was lost
         else:
-            raise BadInput(
+            raise InUse(
                 f"{url}: another job has just begun in it (on {other.get('host')}); wait for that one, or "
                 "give another out"
             )
@@ -191,7 +260,7 @@ def _exchanged(store: Any, generation: bytes, text: str) -> bytes | None:
 def _silent_in_bucket(store: Any, url: str, before: Any, beat: float) -> Any:
     """The lease as it is once its job has given no sign of life for long.
 
-    Raises BadInput where it gives one.
+    Raises InUse where it gives one.
     """
     found = _parsed(before.value) or {}
     log.info(
@@ -208,11 +277,7 @@ def _silent_in_bucket(store: Any, url: str, before: Any, beat: float) -> Any:
         if now.state == "missing":
             return now
         if now.stamp.generation != before.stamp.generation:
-            raise BadInput(
-                f"{url}: another job is at work in it (process {found.get('process')} on "
-                f"{found.get('host')}); wait for that one, or give "
-                "another out"
-            )
+            raise _in_use(url, found)
     return before
 
 
