@@ -119,6 +119,16 @@ class Parallelism:
             return state
         return jax.tree.map(gathered, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
+    def all_reduce_gradient(
+        self, gradient: Float[Array, "..."], logical_axes: tuple[str | None, ...]
+    ) -> Float[Array, "..."]:
+        """Sums a parameter's gradient over the devices that have other rows.
+
+        Over the axes that the parameter is sharded over, `gather_weight` has summed it already.
+        """
+        split = {axis for axes in mesh_axes(logical_axes) for axis in axes}
+        return self.all_reduce(gradient, tuple(axis for axis in ROW_AXES if axis not in split))
+
     # --- features: tensor parallelism (Shoeybi et al. 2019, Megatron-LM) -----------------------------------
 
     def column_parallel_input(self, x: PyTree[Array]) -> PyTree[Array]:

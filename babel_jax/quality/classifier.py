@@ -43,6 +43,7 @@ from babel_jax.quality.agreement import quantile_grid, quantile_of, roc_auc, spe
 from babel_jax.quality.judge import JUDGED, Judged, read_judged
 from babel_jax.quality.regressor import HEAD, Regressor, with_head
 from babel_jax.run_files import read_as
+from babel_jax.training.mesh import mesh_for, param_shardings
 
 CLASSIFIER, QUALITY, SCORED = "classifier", "quality.json", "scored"
 ALL = "all"
@@ -72,10 +73,10 @@ def train_classifier(config: QualityConfig) -> dict[str, Any]:
         folder = open_folder(settings.model)
         check_vocabulary(folder.path, folder.config.vocab_size)
         tied = folder.config.model_copy(update={"tie_word_embeddings": True})
-        params = with_head(
-            load_params(folder, dtype=jnp.float32), tied.hidden_size, len(config.judge.dimensions)
-        )
-        regressor = Regressor(tied, params, open_tokenizer(folder.path), settings)
+        mesh = mesh_for(folder.config)
+        loaded = load_params(folder, dtype=jnp.float32, shardings=param_shardings(folder.config, mesh))
+        params = with_head(loaded, tied.hidden_size, len(config.judge.dimensions))
+        regressor = Regressor(tied, params, open_tokenizer(folder.path), settings, mesh)
         losses = regressor.train(
             [document["text"] for document in trained], _targets(trained, config), config.seed
         )
@@ -194,7 +195,8 @@ def open_classifier(config: QualityConfig) -> tuple[Regressor, dict[str, Any]]:
             "again"
         ) from None
     folder = open_folder(place / "hf")
-    params = {"model": load_params(folder, dtype=jnp.float32)["model"], HEAD: head}
+    shardings = param_shardings(folder.config, mesh_for(folder.config))
+    params = {"model": load_params(folder, dtype=jnp.float32, shardings=shardings)["model"], HEAD: head}
     return Regressor(folder.config, params, open_tokenizer(folder.path), config.classifier), quality
 
 

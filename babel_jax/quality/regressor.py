@@ -6,15 +6,18 @@ the judge's scale, 0 to 1.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 from tqdm import tqdm
 
@@ -22,17 +25,13 @@ from babel_jax.config import ModelConfig, OptimizerRule, OptimizerSettings
 from babel_jax.config.quality import ClassifierSettings
 from babel_jax.data.tokens.tokenizers import Tokenizer
 from babel_jax.data.windows.packing import best_fit
-from babel_jax.model.decoder import hidden_states
+from babel_jax.evaluation.scoring import on_mesh, rows_of_batch
+from babel_jax.model.decoder import describe, hidden_states
 from babel_jax.model.execution import Execution
-from babel_jax.training.mesh import (
-    batch_sharding,
-    check_batch,
-    everywhere,
-    global_batch,
-    make_mesh,
-    param_shardings,
-    replicated,
-)
+from babel_jax.model.parallel import ROW_AXES, SINGLE_DEVICE, Parallelism
+from babel_jax.model.parameters import Parameter
+from babel_jax.model.sharding import parallelism_on, param_specs
+from babel_jax.training.mesh import everywhere, mesh_for, param_shardings, replicated
 from babel_jax.training.optimizer import AdamW, learning_rate
 
 HEAD = "head"
@@ -101,40 +100,47 @@ def predict(
     params: PyTree[Array],
     tokens: Int[Array, "batch time"],
     segment_ids: Int[Array, "batch time"],
-    compute_dtype: str,
+    compute_dtype: DTypeLike,
+    parallel: Parallelism = SINGLE_DEVICE,
 ) -> Float[Array, "batch time dimensions"]:
     """The scores of what has been read up to each position, float32.
 
-    The decoder must have tied embeddings.
+    The decoder must have tied embeddings. With `parallel`, under `shard_map`: of this device's rows, which
+    are whole, with the layers gathered one at a time.
     """
     decoder = {"model": params["model"]}
     hidden = hidden_states(
-        config, decoder, tokens, segment_ids=segment_ids, execution=Execution(jnp.dtype(compute_dtype))
+        config,
+        decoder,
+        tokens,
+        segment_ids=segment_ids,
+        execution=Execution(jnp.dtype(compute_dtype), parallel=parallel),
     )
     return hidden.astype(jnp.float32) @ params[HEAD]["weight"].T + params[HEAD]["bias"]
 
 
 class Regressor:
-    """A classifier at work on the devices of this process, which share the windows of a batch."""
+    """A classifier at work on a mesh, by default of all devices: parameters are spread over it as in
+    training, and each device has rows of its own."""
 
     def __init__(
-        self, config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer, settings: ClassifierSettings
+        self,
+        config: ModelConfig,
+        params: PyTree[Array],
+        tokenizer: Tokenizer,
+        settings: ClassifierSettings,
+        mesh: Mesh | None = None,
     ):
-        """`params` are as `with_head` gives them; their arrays are taken over.
-
-        Raises BadInput where a batch cannot be shared.
-        """
+        """`params` are as `with_head` gives them; their arrays are taken over."""
         self.config, self._tokenizer, self._settings = config, tokenizer, settings
-        self._mesh = make_mesh({"data": -1})
-        check_batch(self._mesh, settings.batch_size, 1, settings.seq_len)
-        self._shardings = _shardings(config, self._mesh)
+        self._mesh = mesh_for(config) if mesh is None else mesh
+        # Empty rows fill a batch up, so that every device has as many.
+        self._rows = -(-settings.batch_size // (share := rows_of_batch(1, 1, self._mesh, ROW_AXES))) * share
+        self._shardings = {
+            "model": param_shardings(config, self._mesh)["model"],
+            HEAD: dict.fromkeys(("weight", "bias"), replicated(self._mesh)),
+        }
         self.params = jax.device_put(params, self._shardings)
-        compute_dtype = str(settings.compute_dtype)
-        self._predict = jax.jit(
-            lambda params, tokens, segment_ids: predict(config, params, tokens, segment_ids, compute_dtype),
-            in_shardings=(self._shardings, batch_sharding(self._mesh), batch_sharding(self._mesh)),
-            out_shardings=batch_sharding(self._mesh),
-        )
 
     def train(
         self, texts: Sequence[str], scores: Float[np.ndarray, "documents dimensions"], seed: int
@@ -161,7 +167,7 @@ class Regressor:
             in_shardings=(
                 self._shardings,
                 abstract_moments,
-                batch_sharding(self._mesh),
+                NamedSharding(self._mesh, PartitionSpec(ROW_AXES)),
                 replicated(self._mesh),
             ),
             out_shardings=(self._shardings, abstract_moments, replicated(self._mesh)),
@@ -170,13 +176,9 @@ class Regressor:
         order = _order(count, seed)
         for now in tqdm(range(steps), "train", unit=" steps", disable=None):
             chosen = np.fromiter(itertools.islice(order, settings.batch_size), np.int64)
-            fields = {
-                "tokens": windows.tokens[chosen],
-                "segment_ids": windows.segment_ids[chosen],
-                "targets": targets[chosen],
-            }
+            batch = self._on_mesh(windows.tokens[chosen], windows.segment_ids[chosen], targets[chosen])
             rate = everywhere(np.float32(learning_rate(settings.schedule, now, steps)), self._mesh)
-            self.params, moments, loss = step(self.params, moments, global_batch(fields, self._mesh), rate)
+            self.params, moments, loss = step(self.params, moments, batch, rate)
             # Taken one step late: the devices need not wait for the host, nor does it run far ahead of them.
             losses[-1:] = [float(before) for before in losses[-1:]]
             losses.append(loss)
@@ -186,48 +188,107 @@ class Regressor:
         """The scores of texts in their order, a block of some thousand at a time, with
         what each block took.
         """
-        texts, batch = iter(texts), self._settings.batch_size
+        texts, dtype = iter(texts), jnp.dtype(str(self._settings.compute_dtype))
         while block := list(itertools.islice(texts, _BLOCK_DOCUMENTS)):
             start = time.perf_counter()
             windows = pack_documents(block, self._tokenizer, self._settings.seq_len)
-            padding = ((0, -len(windows.tokens) % batch), (0, 0))
-            tokens, segment_ids = np.pad(windows.tokens, padding), np.pad(windows.segment_ids, padding)
             found = []
-            for first in range(0, len(tokens), batch):
-                fields = {
-                    "tokens": tokens[first : first + batch],
-                    "segment_ids": segment_ids[first : first + batch],
-                }
-                found.append(self._predict(self.params, *global_batch(fields, self._mesh).values()))
+            for first in range(0, len(windows.tokens), self._rows):
+                own = slice(first, first + self._rows)
+                rows = self._on_mesh(windows.tokens[own], windows.segment_ids[own])
+                found.append(_scores(self._mesh, self.config, dtype, self.params, *rows))
             # Taken from the devices once all is under way, so that they need not wait.
             scores = np.concatenate([np.asarray(values) for values in found])[windows.window, windows.end]
             yield scores, Speed(len(block), int((windows.segment_ids > 0).sum()), time.perf_counter() - start)
 
+    def _on_mesh(self, *columns: np.ndarray) -> list[Array]:
+        """Rows of a batch, and empty ones behind them, spread over the devices."""
+        filled = []
+        for rows in columns:
+            missing = ((0, self._rows - len(rows)), *[(0, 0)] * (rows.ndim - 1))
+            # A target that is NaN is none.
+            empty = np.nan if np.issubdtype(rows.dtype, np.floating) else 0
+            filled.append(on_mesh(self._mesh, np.pad(rows, missing, constant_values=empty), ROW_AXES))
+        return filled
+
     def _step(self, optimizer: AdamW):  # type: ignore[no-untyped-def]
-        config, compute_dtype = self.config, str(self._settings.compute_dtype)
+        gradients_of = summed_gradients(self.config, str(self._settings.compute_dtype), self._mesh)
 
         def step(
-            params: PyTree[Array], moments: PyTree[Array], batch: dict[str, Array], rate: Float[Array, ""]
+            params: PyTree[Array], moments: PyTree[Array], batch: list[Array], rate: Float[Array, ""]
         ) -> tuple[PyTree[Array], PyTree[Array], Float[Array, ""]]:
-            def loss_of(params: PyTree[Array]) -> Float[Array, ""]:
-                scores = predict(config, params, batch["tokens"], batch["segment_ids"], compute_dtype)
-                known = jnp.isfinite(batch["targets"])
-                return jnp.sum(
-                    jnp.where(known, scores - jnp.nan_to_num(batch["targets"]), 0.0) ** 2
-                ) / jnp.maximum(jnp.sum(known), 1)
-
-            loss, gradients = jax.value_and_grad(loss_of)(params)
-            factor = jnp.minimum(1.0, optimizer.clip_norm / (optimizer.norm(gradients) + 1e-12))
+            total, known, gradients = gradients_of(params, *batch)
+            known = jnp.maximum(known, 1.0)
+            norm = optimizer.norm(gradients) / known
+            factor = jnp.minimum(1.0, optimizer.clip_norm / (norm + 1e-12)) / known
             gradients = jax.tree.map(lambda gradient: gradient * factor, gradients)
             params, moments = optimizer.update(gradients, moments, params, rate)
-            return params, moments, loss
+            return params, moments, total / known
 
         return step
 
 
-def _shardings(config: ModelConfig, mesh: Mesh) -> PyTree:
-    head = {"weight": replicated(mesh), "bias": replicated(mesh)}
-    return {"model": param_shardings(config, mesh)["model"], HEAD: head}
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _scores(
+    mesh: Mesh,
+    config: ModelConfig,
+    compute_dtype: np.dtype,
+    params: PyTree[Array],
+    tokens: Int[Array, "batch time"],
+    segment_ids: Int[Array, "batch time"],
+) -> Float[Array, "batch time dimensions"]:
+    parallel = parallelism_on(mesh, whole_windows=True)
+
+    def of_own_rows(params: PyTree[Array], tokens: Array, segment_ids: Array) -> Array:
+        return predict(config, params, tokens, segment_ids, compute_dtype, parallel)
+
+    return _under_mesh(of_own_rows, mesh, config, 2, PartitionSpec(ROW_AXES))(params, tokens, segment_ids)
+
+
+def summed_gradients(config: ModelConfig, compute_dtype: DTypeLike, mesh: Mesh) -> Callable[..., Any]:
+    """A function of parameters, tokens, segment ids and targets (NaN where there is none) that gives the
+    squared errors, the number of targets, and the gradients of the former, each summed over the batch.
+    """
+    parallel = parallelism_on(mesh, whole_windows=True)
+
+    def of_own_rows(
+        params: PyTree[Array], tokens: Array, segment_ids: Array, targets: Array
+    ) -> tuple[Array, Array, PyTree[Array]]:
+        known = jnp.isfinite(targets)
+
+        def squared_errors(params: PyTree[Array]) -> Float[Array, ""]:
+            scores = predict(config, params, tokens, segment_ids, compute_dtype, parallel)
+            return jnp.sum(jnp.where(known, scores - jnp.nan_to_num(targets), 0.0) ** 2)
+
+        def of_all(gradient: Array, parameter: Parameter) -> Array:
+            return parallel.all_reduce_gradient(gradient, parameter.logical_axes)
+
+        total, gradients = jax.value_and_grad(squared_errors)(params)
+        model = jax.tree.map(of_all, gradients["model"], describe(config)["model"])
+        head = jax.tree.map(lambda gradient: parallel.all_reduce(gradient, ROW_AXES), gradients[HEAD])
+        sums = parallel.all_reduce(jnp.stack([total, jnp.sum(known).astype(jnp.float32)]), ROW_AXES)
+        return sums[0], sums[1], {"model": model, HEAD: head}
+
+    return _under_mesh(of_own_rows, mesh, config, 3, (PartitionSpec(), PartitionSpec(), _specs(config)))
+
+
+def _under_mesh(
+    of_own_rows: Callable[..., Any], mesh: Mesh, config: ModelConfig, columns: int, out_specs: Any
+) -> Callable[..., Any]:
+    """The function of parameters and `columns` of rows as each device of a mesh runs it; itself where there
+    is one device.
+    """
+    if parallelism_on(mesh).is_single_device:
+        return of_own_rows
+    in_specs = (_specs(config), *[PartitionSpec(ROW_AXES)] * columns)
+    return jax.shard_map(of_own_rows, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def _specs(config: ModelConfig) -> PyTree[PartitionSpec]:
+    return {
+        "model": param_specs(config)["model"],
+        HEAD: dict.fromkeys(("weight", "bias"), PartitionSpec()),
+    }
 
 
 def _order(count: int, seed: int) -> Iterator[int]:

@@ -22,7 +22,7 @@ from babel_jax.studies.sensitivity import (
     sensitivity,
     sensitivity_table,
 )
-from babel_jax.training.mesh import make_mesh, param_shardings
+from babel_jax.training.mesh import mesh_for, param_shardings
 
 
 def measure_sensitivity(
@@ -37,7 +37,7 @@ def measure_sensitivity(
     texts = {language: text for language, text in texts.items() if text.bytes}
     if not texts:
         raise BadInput(f"{data}: no text of two tokens or more")
-    mesh = make_mesh({"fsdp": -1})
+    mesh = mesh_for(folder.config)
     params = load_params(folder, dtype=jnp.float32, shardings=param_shardings(folder.config, mesh))
     return sensitivity(folder.config, params, texts, mesh)
 

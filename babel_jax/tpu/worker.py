@@ -27,11 +27,11 @@ from babel_jax.tpu.hlo import Program as Moved
 from babel_jax.tpu.kinds import STEP
 from babel_jax.tpu.programs import Program, copied_bytes, device_bytes, evaluation_programs, training_programs
 from babel_jax.tpu.shapes import Base, trained_shape
-from babel_jax.training.mesh import make_mesh
+from babel_jax.training.mesh import make_mesh, mesh_for
 
 
-def topology_mesh(config: Config, topology: str, slices: int, evaluation: bool = False) -> Mesh:
-    """The mesh of the config on a topology, as `babel evaluate` has it where `evaluation` says so.
+def topology_mesh(config: Config, topology: str, slices: int, evaluated: ModelConfig | None = None) -> Mesh:
+    """The mesh of the config on a topology, or that of `babel evaluate` for the model `evaluated`.
 
     Raises BadInput as `make_mesh` does.
     """
@@ -44,7 +44,7 @@ def topology_mesh(config: Config, topology: str, slices: int, evaluation: bool =
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **extra).devices
     except jax.errors.JaxRuntimeError as error:
         raise BadInput(f"--topology {topology}: {str(error).splitlines()[0]}") from None
-    return make_mesh({"fsdp": -1} if evaluation else config.training.mesh, devices)
+    return make_mesh(config.training.mesh, devices) if evaluated is None else mesh_for(evaluated, devices)
 
 
 def chosen_programs(config: Config, base: Base, mesh: Mesh, which: str) -> list[Program]:
@@ -176,11 +176,13 @@ def main() -> int:
     base = Base(parse_settings(ModelConfig, request["base"], "model"), tuple(request["new_layers"]))
     which, keep = request["which"], Path(request["hlo"]) if request.get("hlo") else None
     try:
-        mesh = topology_mesh(config, request["topology"], request["slices"], which == "evaluate")
+        shape = trained_shape(config, base.config)
+        evaluated = shape if which == "evaluate" else None
+        mesh = topology_mesh(config, request["topology"], request["slices"], evaluated)
         programs = chosen_programs(config, base, mesh, which)
         _tell({"programs": [program.name for program in programs]})
         for program in programs:
-            _tell(measured(program, trained_shape(config, base.config), mesh, keep))
+            _tell(measured(program, shape, mesh, keep))
     except BadInput as error:
         _tell({"bad_input": str(error)})
     return 0

@@ -63,6 +63,17 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def mesh_for(config: ModelConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh for a command that has no mesh setting.
+
+    Parameters are spread over as many devices of a slice as divide the model's features. Where that is not
+    all of them, the others hold copies (axis `data`).
+    """
+    devices = jax.devices() if devices is None else devices
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    return make_mesh({DATA: -1, FSDP: math.gcd(config.hidden_size, len(devices) // slices)}, devices)
+
+
 def _fitted(wanted: dict[str, int], devices: int) -> dict[str, int]:
     known = math.prod(size for size in wanted.values() if size != -1)
     values = list(wanted.values())

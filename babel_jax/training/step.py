@@ -14,7 +14,7 @@ from babel_jax.languages import CODES
 from babel_jax.model.attention_kernels import kernel_for
 from babel_jax.model.decoder import abstract_params, describe
 from babel_jax.model.execution import Execution
-from babel_jax.model.parallel import CONTEXT, WINDOW_AXES, mesh_axes
+from babel_jax.model.parallel import CONTEXT, ROW_AXES, WINDOW_AXES
 from babel_jax.model.parameters import Parameter
 from babel_jax.model.sharding import parallelism_on, param_specs
 from babel_jax.training.loss import WindowLosses, summed_loss
@@ -75,7 +75,6 @@ def summed_gradients(
     """
     parallel, specs = parallelism_on(mesh), param_specs(config)
     dtype = jnp.dtype(training.compute_dtype)
-    tokens_apart = (*WINDOW_AXES, CONTEXT)
 
     def of_one(
         params: PyTree[Array], micro: dict[str, Array]
@@ -110,12 +109,11 @@ def summed_gradients(
             windows = jax.tree.map(lambda rows: rows.swapaxes(0, 1).reshape(-1), windows)
 
         def of_all(gradient: Array, parameter: Parameter) -> Array:
-            split = {axis for axes in mesh_axes(parameter.logical_axes) for axis in axes}
-            return parallel.all_reduce(gradient, tuple(axis for axis in tokens_apart if axis not in split))
+            return parallel.all_reduce_gradient(gradient, parameter.logical_axes)
 
         windows = jax.tree.map(lambda rows: parallel.all_reduce(rows, (CONTEXT,)), windows)
         return (
-            parallel.all_reduce(total, tokens_apart),
+            parallel.all_reduce(total, ROW_AXES),
             windows,
             jax.tree.map(of_all, gradients, describe(config)),
         )

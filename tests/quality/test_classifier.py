@@ -3,7 +3,11 @@ rows that it scores.
 """
 
 import json
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +17,16 @@ import pytest
 from babel_jax.cli import main
 from babel_jax.config import ComputeType, ModelConfig
 from babel_jax.config.quality import ClassifierSettings
+from babel_jax.config.training import Schedule
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.draws import Purpose, unit_draw
 from babel_jax.model.decoder import init_params
 from babel_jax.model_folders.folder import Format, save_folder
 from babel_jax.model_folders.hf_config import write_hf_config
 from babel_jax.quality.regressor import Regressor, pack_documents, with_head
+from babel_jax.training.mesh import make_mesh
+from tests.evaluation import test_scoring
+from tests.evaluation.test_scoring import CONFIGS
 
 SHAPE = {
     "vocab_size": 640,
@@ -61,6 +69,72 @@ def test_scores_are_those_of_torch_whatever_shares_the_window(
         np.testing.assert_allclose(score, head @ hidden + [0.25, -1.0], atol=1e-4)
     assert speed.documents == len(documents)
     assert speed.tokens == sum(min(64, len(tokenizer.encode(document)) + 1) for document in documents)
+
+
+# Every axis is over 1 in one of them.
+MESHES = {"qwen2": test_scoring.MESHES["qwen2"][:2], "gemma2": test_scoring.MESHES["gemma2"][:1]}
+
+
+class Letters:
+    """A tokenizer as far as the regressor needs one."""
+
+    begin_ids, eos_id = (1,), 2
+
+    def encode_batch(self, texts):
+        return [[3 + byte % 58 for byte in text.encode()] for text in texts]
+
+
+def measured_regressor(config, mesh):
+    """Scores of 21 documents, the losses of six steps with batches of five rows, and the largest share of the
+    parameters that one device holds."""
+    tied = config.model_copy(update={"tie_word_embeddings": True, "initializer_range": 0.3})
+    params = with_head(init_params(tied, jax.random.key(0)), tied.hidden_size, 2)
+    head = np.random.default_rng(0).normal(size=(2, tied.hidden_size))
+    params["head"]["weight"] = jnp.asarray(head, jnp.float32)
+    settings = ClassifierSettings(
+        model="none",
+        seq_len=24,
+        batch_size=5,
+        epochs=3.0,
+        schedule=Schedule(peak=1e-3),
+        compute_dtype=ComputeType.FLOAT32,
+    )
+    texts = ["abcdefghijklmnop"[: 1 + number % 16] * (1 + number % 3) for number in range(21)]
+    regressor = Regressor(tied, params, Letters(), settings, mesh)
+    ((scores, _),) = regressor.score(texts)
+    targets = np.linspace(0, 1, 2 * len(texts), dtype=np.float32).reshape(-1, 2)
+    losses = regressor.train(texts, targets, seed=0)
+    leaves = jax.tree.leaves(regressor.params)
+    own = sum(leaf.addressable_shards[0].data.size for leaf in leaves)
+    return scores.tolist(), losses[:6], own / sum(leaf.size for leaf in leaves)
+
+
+@pytest.mark.slow
+def test_scores_and_losses_are_the_same_on_every_mesh_of_eight_devices():
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path]),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": "false",  # see training.compilation.compiled_in
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
+    command = [sys.executable, "-m", "tests.quality.on_meshes"]
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(
+        command, env=environment, cwd=root, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    lines = [line for line in ended.stdout.splitlines() if line.startswith("SEEN ")]
+    seen = [json.loads(line.removeprefix("SEEN ")) for line in lines]
+    assert len(seen) == sum(map(len, MESHES.values()))
+    # One device is compared with torch above.
+    expected = {family: measured_regressor(config, make_mesh({})) for family, config in CONFIGS.items()}
+    for family, sizes, scores, losses, share in seen:
+        expected_scores, expected_losses, whole = expected[family]
+        np.testing.assert_allclose(scores, expected_scores, rtol=0, atol=1e-5, err_msg=str(sizes))
+        np.testing.assert_allclose(losses, expected_losses, rtol=1e-4, err_msg=str(sizes))
+        copies = sizes.get("data", 1)
+        assert copies / 8 <= share < copies / 8 + 0.05, sizes
+        assert whole == 1
 
 
 def test_packing_documents(chat_tokenizer, texts):

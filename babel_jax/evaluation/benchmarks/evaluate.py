@@ -43,7 +43,7 @@ from babel_jax.model_folders.folder import ModelFolder, load_params, open_folder
 from babel_jax.model_folders.streaming import files_now, fingerprint
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.sending import settle
-from babel_jax.training.mesh import make_mesh, param_shardings
+from babel_jax.training.mesh import mesh_for, param_shardings
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
@@ -170,7 +170,7 @@ def _measured(
     out: Path | None,
 ) -> tuple[dict[str, dict[str, list[Items]]], dict[str, Any]]:
     """Items by task and language of one model, and what else is to be said of it."""
-    mesh, dtype = make_mesh({"fsdp": -1}), jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    mesh, dtype = mesh_for(folder.config), jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     batch_tokens = 2048 if jax.default_backend() == "cpu" else batch_tokens_on(jax.device_count())
     params = load_params(folder, dtype=dtype, shardings=param_shardings(folder.config, mesh))
     measured: dict[str, dict[str, list[Items]]] = {}
