@@ -95,9 +95,9 @@ def _parts(time: int, source: int) -> Iterator[tuple[slice, slice]]:
         yield slice(part * time // parts, stop), slice(stop if parts > 1 else source)
 
 
-def _to_rows(x: Float[Array, "time heads_head_dim"], kv_heads: int, group: int) -> Rows:
-    """The heads of a group are further rows of one matrix product, so queries are transposed here and the far
-    larger scores never.
+def _to_rows(x: Float[Array, "time *features"], kv_heads: int, group: int) -> Rows:
+    """The heads of a group become rows of one matrix product. So queries are transposed here; the far larger
+    scores never are.
     """
     return x.reshape(x.shape[0], kv_heads, group, -1).transpose(1, 2, 0, 3)
 
@@ -121,7 +121,11 @@ def _scores(
 
 
 def _window(
-    softcap: float | None, query: Array, key: Array, value: Array, mask: Array
+    softcap: float | None,
+    query: Float[Array, "time heads head_dim"],
+    key: Float[Array, "source kv_heads head_dim"],
+    value: Float[Array, "source kv_heads head_dim"],
+    mask: Bool[Array, "time source"],
 ) -> tuple[Float[Array, "time heads*head_dim"], Float[Array, "kv_heads group time 1"]]:
     """The attention output of one window, and log Z of each query, float32."""
     source, kv_heads, _ = key.shape

@@ -20,6 +20,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 Initializer = Callable[..., Array]
+# A leaf, or its shape and type alone.
+Shaped = Array | jax.ShapeDtypeStruct
 M = TypeVar("M", bound=nnx.Module)
 
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from tqdm import tqdm
@@ -36,6 +36,7 @@ class Piece(NamedTuple):
     stop: int
 
 
+@runtime_checkable
 class Source(Protocol):
     """Tensors by their Hugging Face names, read in pieces from several threads."""
 

@@ -32,13 +32,14 @@ def target_mask(
 def summed_loss(
     config: ModelConfig,
     params: PyTree[Array],
-    batch: Mapping[str, Int[Array, "batch time"]],
+    batch: Mapping[str, Int[Array, "batch ..."]],
     z_loss: float = 0.0,
     execution: Execution = PLAIN,
 ) -> tuple[Float[Array, ""], WindowLosses]:
     """The sum over all targets of -log p + `z_loss` * log(Z)^2 (PaLM, section 5). The caller divides by the
     number of targets.
 
+    `batch` has tokens and segment_ids, [batch, time], and may have loss_mask, of the same shape.
     On a mesh: the sum over the targets of this device's part of each window.
     """
     tokens, segment_ids, parallel = batch["tokens"], batch["segment_ids"], execution.parallel

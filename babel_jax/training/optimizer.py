@@ -13,10 +13,10 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from babel_jax.config import OptimizerRule, OptimizerSettings, Schedule, ScheduleKind, Trained
 from babel_jax.errors import BadInput
-from babel_jax.model.parameters import is_stacked
+from babel_jax.model.parameters import Shaped, is_stacked
 
 
-def rule_of_each(settings: OptimizerSettings, params: PyTree[Array]) -> PyTree[OptimizerRule]:
+def rule_of_each(settings: OptimizerSettings, params: PyTree[Shaped]) -> PyTree[OptimizerRule]:
     """The first rule whose pattern is found in each parameter's path.
 
     Raises BadInput for a pattern that is no regular expression, and for a parameter that no rule covers.
@@ -53,7 +53,7 @@ class AdamW:
     def __init__(
         self,
         settings: OptimizerSettings,
-        params: PyTree[Array],
+        params: PyTree[Shaped],
         trained: Trained = Trained.ALL,
         new_layers: tuple[int, ...] = (),
     ):
@@ -82,7 +82,7 @@ class AdamW:
             self.rules,
         )
 
-    def _factors(self, param: Array, new_layers: tuple[int, ...]) -> np.ndarray | float:
+    def _factors(self, param: Shaped, new_layers: tuple[int, ...]) -> np.ndarray | float:
         """What the rate of each row of a stacked leaf is multiplied with; one number where it is the same for
         all.
         """

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -92,9 +93,8 @@ def random_sequences(random, number):
 
 
 def alone(config, params, sequence):
-    logits = np.asarray(forward(config, params, sequence.tokens[None]), np.float64)[0][
-        -len(sequence.targets) :
-    ]
+    logits = np.asarray(forward(config, params, jnp.asarray(sequence.tokens)[None]), np.float64)[0]
+    logits = logits[-len(sequence.targets) :]
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     taken = log_p[np.arange(len(sequence.targets)), sequence.targets]
     return taken.sum(), bool((logits.argmax(-1) == sequence.targets).all())

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -62,7 +63,7 @@ def theirs(folder):
 
 def ours(folder):
     opened = open_folder(folder)
-    return np.asarray(forward(opened.config, load_params(opened), TOKENS))
+    return np.asarray(forward(opened.config, load_params(opened), jnp.asarray(TOKENS)))
 
 
 def assert_same_logits(folder):

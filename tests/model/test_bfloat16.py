@@ -37,7 +37,7 @@ def test_scores_and_softmax_do_not_pass_through_bfloat16():
     key = bfloat16(1, 4, 1, 16, seed=1, scale=0.05) + ml_dtypes.bfloat16(3.5)
     value = bfloat16(1, 4, 1, 16, seed=2)
     mask = np.tril(np.ones((4, 4), bool))[None]
-    found = flash_attention(*map(jnp.asarray, (query, key, value)), mask, query.shape[-1] ** -0.5, None)
+    found = flash_attention(*map(jnp.asarray, (query, key, value, mask)), query.shape[-1] ** -0.5, None)
     scores = np.einsum("bthd,bsd->bhts", wide(query * ml_dtypes.bfloat16(0.25)), wide(key)[:, :, 0])
     assert 190 < scores.mean() < 210
     scores = np.where(mask[:, None], scores, -np.inf)
@@ -59,8 +59,9 @@ def test_rotation_angles_at_far_positions_are_float32(tiny_config):
 
 
 def test_logits_and_loss_are_float32_and_close(tiny_config, tiny_params):
-    tokens = np.random.default_rng(0).integers(0, tiny_config.vocab_size, (2, 48), dtype=np.int32)
-    batch = {"tokens": tokens, "segment_ids": np.ones_like(tokens)}
+    random = np.random.default_rng(0)
+    tokens = jnp.asarray(random.integers(0, tiny_config.vocab_size, (2, 48), dtype=np.int32))
+    batch = {"tokens": tokens, "segment_ids": jnp.ones_like(tokens)}
     exact = forward(tiny_config, tiny_params, tokens)
     rounded = jax.jit(forward, static_argnums=0, static_argnames="execution")(
         tiny_config, tiny_params, tokens, execution=Execution(jnp.bfloat16)

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -50,7 +51,7 @@ def test_the_exported_folder_alone_loads_in_transformers(grown):
     ids = open_tokenizer(grown["hf"]).encode(text)
     assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids
     folder = open_folder(grown["hf"])
-    ours = forward(folder.config, load_params(folder), np.array([ids]))
+    ours = forward(folder.config, load_params(folder), jnp.asarray([ids]))
     with torch.no_grad():
         theirs = model(torch.tensor([ids])).logits.numpy()
     np.testing.assert_allclose(ours, theirs, atol=1e-4)

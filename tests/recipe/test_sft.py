@@ -57,7 +57,8 @@ def test_loss_and_gradient_are_those_of_torch(chat_tokenizer, reference_model, s
     fields = [np.stack(column).view(np.int32) for column in zip(*windows, strict=True)]
     assert fields[1].max() > 1
     batch = {"tokens": fields[0], "segment_ids": fields[1], "loss_mask": fields[2]}
-    params = stacked_tree(dict(model.named_parameters()))
+    batch = jax.tree.map(jnp.asarray, batch)
+    params = jax.tree.map(jnp.asarray, stacked_tree(dict(model.named_parameters())))
     (total, losses), gradients = jax.value_and_grad(
         lambda tree: summed_loss(config, tree, batch), has_aux=True
     )(params)

@@ -1,6 +1,7 @@
 """Packed windows against documents alone."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -47,7 +48,9 @@ def bits_of(config, params, text):
     """
     bits = 0.0
     for tokens, segment_ids, *loss_mask in text.batches:
-        logits = np.asarray(forward(config, params, tokens, segment_ids=segment_ids), np.float64)[:, :-1]
+        logits = np.asarray(
+            forward(config, params, jnp.asarray(tokens), segment_ids=jnp.asarray(segment_ids)), np.float64
+        )[:, :-1]
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         of_targets = np.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0]
         counts = (segment_ids[:, 1:] == segment_ids[:, :-1]) & (segment_ids[:, 1:] > 0)
@@ -59,7 +62,7 @@ def bits_of(config, params, text):
 
 def alone(config, params, ids, first):
     """The bits of the tokens from the place `first` on of one document."""
-    logits = np.asarray(forward(config, params, np.array([ids])), np.float64)[0]
+    logits = np.asarray(forward(config, params, jnp.asarray([ids])), np.float64)[0]
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     return -sum(log_p[place - 1, ids[place]] for place in range(first, len(ids))) / np.log(2)
 

@@ -53,7 +53,7 @@ def run_steps(config, params, batches, settings=None, training=None, rate=1e-3):
 
 
 def test_the_loss_is_the_cross_entropy_of_targets_inside_their_document(tiny_config, tiny_params):
-    batch = packed_batch()
+    batch = jax.tree.map(jnp.asarray, packed_batch())
     total, windows = summed_loss(tiny_config, tiny_params, batch)
     logits = np.asarray(
         forward(tiny_config, tiny_params, batch["tokens"], segment_ids=batch["segment_ids"]), np.float64
@@ -73,7 +73,7 @@ def test_the_loss_is_the_cross_entropy_of_targets_inside_their_document(tiny_con
 
 def test_z_loss_adds_the_squared_log_of_the_normalizer(tiny_config, tiny_params):
     batch = packed_batch(rows=3)  # the third window is one whole document
-    batch = {name: rows[2:] for name, rows in batch.items()}
+    batch = {name: jnp.asarray(rows[2:]) for name, rows in batch.items()}
     plain, _ = summed_loss(tiny_config, tiny_params, batch)
     with_z, _ = summed_loss(tiny_config, tiny_params, batch, z_loss=0.01)
     log_z = jax.nn.logsumexp(forward(tiny_config, tiny_params, batch["tokens"]), axis=-1)[:, :-1]
