@@ -70,6 +70,49 @@ check_number() {
     [[ $2 =~ ^[1-9][0-9]*$ ]] || die "--$1 $2: give a whole number of 1 or more"
 }
 
+# Whether a folder is in a bucket.
+is_url() {
+    [[ $1 == gs://?* || $1 == s3://?* ]]
+}
+
+# The settings of babel that the options here stand for, in `settings`.
+# shellcheck disable=SC2154 # the script that sources this has the options
+settings_of_options() {
+    settings=(--set "out=$out")
+    if [[ -n $data ]]; then settings+=(--set "data.folder=$data"); fi
+}
+
+# The names of --secrets in `names`; $1 is their pattern, $2 says what they are. What is no name may be a value, and is not printed.
+# shellcheck disable=SC2154,SC2034
+secret_names() {
+    local one number=0
+    names=()
+    if [[ -z $secrets ]]; then return; fi
+    IFS=, read -ra names <<<"$secrets"
+    for one in "${names[@]}"; do
+        number=$((number + 1))
+        [[ $one =~ $1 ]] || die "--secrets: entry $number is not $2; give names, never values"
+    done
+}
+
+# The whole run, small, on this machine, before anything is paid for.
+# shellcheck disable=SC2154
+rehearse() {
+    if $no_rehearsal; then return; fi
+    [[ -f $config ]] || die "--config $config: no file of this machine, where the rehearsal runs; give a copy that is here, or --no-rehearsal"
+    $dry_run || command -v "$babel" >/dev/null || die "$babel: not on this machine, where the rehearsal runs; give --babel, or --no-rehearsal"
+    local words=("$babel" rehearse "$config" "${settings[@]}") number
+    if [[ -n $devices ]]; then words+=(--devices "$devices"); fi
+    if ((${slices:-1} > 1)); then words+=(--slices "$slices"); fi
+    for ((number = 0; number < ${#arguments[@]}; number++)); do
+        case ${arguments[number]} in
+        --set) words+=(--set "${arguments[number + 1]:-}") ;;
+        --set=*) words+=("${arguments[number]}") ;;
+        esac
+    done
+    change "${words[@]}" || die "the rehearsal did not pass, so nothing is started; --no-rehearsal skips it"
+}
+
 # The record has a line for each thing that these scripts created: its kind, place and name; `deleted` and the same once it is deleted. Lines
 # are only added, so that a full disk or a second script loses none.
 remember() {

@@ -7,7 +7,7 @@ usage() {
     cat <<'HELP'
 gke.sh COMMAND OPTIONS [-- MORE ARGUMENTS OF babel train]
 
-  create    makes the JobSet, which trains, and begins again after a preemption until the run is finished
+  create    rehearses CONFIG on this machine, and makes the JobSet, which trains, and begins again after a preemption until the run is finished
   log       follows the log of the first pod
   delete    the JobSet, if this script created it
 
@@ -16,17 +16,26 @@ gke.sh COMMAND OPTIONS [-- MORE ARGUMENTS OF babel train]
   --image IMAGE                                 a container image with babel on its PATH
   --accelerator KIND --topology TOPOLOGY        tpu-v5p-slice and 4x4x4, for example
   --chips N --hosts N --slices N                chips of a host, hosts of a slice, slices (1)
-  --claim NAME                                  a PersistentVolumeClaim that all pods mount at /data
-  --config FILE --out FOLDER                    config and run folder, below /data
+  --config FILE                                 a config on this machine, which goes into the manifest; else its path in the pods
+  --out FOLDER --data FOLDER                    run folder, and data.folder: in a bucket (gs:// or s3://), or below /data (--data where the
+                                                config does not say it)
+  --claim NAME                                  a PersistentVolumeClaim that all pods mount at /data; not needed where all is in buckets
+  --service-account NAME                        of Kubernetes, whose rights on the bucket the pods have (Workload Identity)
+  --secrets NAME,...                            Secrets of Kubernetes whose keys become environment variables
+  --no-rehearsal, --devices N, --babel COMMAND  skip the rehearsal; its CPU devices (16); the babel of this machine
   --restarts N                                  at most (100)
   --dry-run                                     print the commands and the manifest
 HELP
 }
 
-name='' context='' namespace=default image='' accelerator='' topology='' chips='' hosts='' slices=1 claim='' config='' out='' restarts=100
-parse "name context namespace image accelerator topology chips hosts slices claim config out restarts" "" "$@"
+name='' context='' namespace=default image='' accelerator='' topology='' chips='' hosts='' slices=1 claim='' config='' out='' data='' restarts=100
+service_account='' secrets='' devices='' babel=babel no_rehearsal=false
+parse "name context namespace image accelerator topology chips hosts slices claim config out data restarts service_account secrets devices babel" \
+    "no_rehearsal" "$@"
 need name context
 check_name "$name"
+settings_of_options
+secret_names '^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$' 'the name of a Secret'
 kubectl=(kubectl --context="$context" --namespace="$namespace")
 label=app.kubernetes.io/managed-by
 creator="babel-jax-scripts"
@@ -42,9 +51,17 @@ yaml() {
 manifest() {
     # SIGTERM comes to the first process of a container alone, which is this shell: it passes it on, and waits for the checkpoint. babel
     # then ends with 0, and the pod counts as done only with the summary of a finished run.
-    local train
-    train="trap 'kill \$!' TERM; $(quoted babel train "$config" --set "out=$out" ${arguments[@]+"${arguments[@]}"}) &"
-    train+=" { wait \$! || wait \$!; } && test -s $(quoted "$out/summary.json")"
+    local train='' theirs=$config one
+    if [[ -f $config ]]; then
+        theirs=/tmp/babel-run.toml
+        train="printf %s \"\$BABEL_CONFIG\" | base64 -d >$theirs && "
+    fi
+    train+="trap 'kill \$!' TERM; $(quoted babel train "$theirs" "${settings[@]}" ${arguments[@]+"${arguments[@]}"}) &"
+    if is_url "$out"; then
+        train+=" { wait \$! || wait \$!; } && $(quoted babel status "$out") | grep -q ^finished"
+    else
+        train+=" { wait \$! || wait \$!; } && test -s $(quoted "$out/summary.json")"
+    fi
     cat <<YAML
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
@@ -87,6 +104,7 @@ spec:
             nodeSelector:
               cloud.google.com/gke-tpu-accelerator: $(yaml "$accelerator")
               cloud.google.com/gke-tpu-topology: $(yaml "$topology")
+$(if [[ -n $service_account ]]; then printf '            serviceAccountName: %s' "$(yaml "$service_account")"; fi)
             containers:
             - name: train
               image: $(yaml "$image")
@@ -101,6 +119,20 @@ spec:
               resources:
                 limits:
                   google.com/tpu: $chips
+YAML
+    if [[ -f $config ]]; then
+        cat <<YAML
+              env:
+              - name: BABEL_CONFIG
+                value: $(base64 -w 0 "$config")
+YAML
+    fi
+    if [[ -n $secrets ]]; then
+        printf '              envFrom:\n'
+        for one in "${names[@]}"; do printf '              - secretRef:\n                  name: %s\n' "$(yaml "$one")"; done
+    fi
+    if [[ -z $claim ]]; then return; fi
+    cat <<YAML
               volumeMounts:
               - name: data
                 mountPath: /data
@@ -112,8 +144,11 @@ YAML
 }
 
 create() {
-    need image accelerator topology chips hosts claim config out
+    need image accelerator topology chips hosts config out
+    # Without a disk that all share, what is not in a bucket is nowhere.
+    if ! { is_url "$out" && [[ -f $config && (-z $data || $data == *://*) ]]; }; then need claim; fi
     for number in chips hosts slices restarts; do check_number "$number" "${!number}"; done
+    rehearse
     local text
     text=$(manifest)
     if $dry_run; then

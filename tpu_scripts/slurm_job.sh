@@ -4,11 +4,19 @@ set -uo pipefail
 babel=$1 config=$2 out=$3
 shift 3
 
+finished() {
+    if [[ $out == gs://* || $out == s3://* ]]; then
+        "$babel" status "$out" | grep -q ^finished
+    else
+        [[ -s $out/summary.json ]]
+    fi
+}
+
 srun --kill-on-bad-exit=1 "$babel" train "$config" --set "out=$out" "$@"
 status=$?
 if ((status == 2)); then
     exit 2 # the config is refused, and would be again
-elif [[ ! -s $out/summary.json ]]; then
+elif ! finished; then
     # Stopped by SIGTERM, or a process was lost: the same command goes on at the last checkpoint.
     if ((${SLURM_RESTART_COUNT:-0} < 100)); then
         exec scontrol requeue "$SLURM_JOB_ID"

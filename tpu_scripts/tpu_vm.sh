@@ -7,7 +7,8 @@ usage() {
     cat <<'HELP'
 tpu_vm.sh COMMAND OPTIONS [-- MORE ARGUMENTS OF babel train]
 
-  create    a TPU VM (--spot: one that may be taken away; --queued or --slices N: a queued resource)
+  create    rehearses CONFIG on this machine, and makes a TPU VM (--spot: one that may be taken away; --queued or --slices N: a queued
+            resource)
   install   babel-jax from the archive of this commit, on all workers
   launch    babel train CONFIG on all workers, in the background
   log       follows the log of worker 0
@@ -16,8 +17,14 @@ tpu_vm.sh COMMAND OPTIONS [-- MORE ARGUMENTS OF babel train]
 
   --name NAME --project PROJECT --zone ZONE     which (all commands)
   --type TYPE --runtime VERSION                 v5p-128 and v2-alpha-tpuv5, for example (create, resume)
-  --config FILE --out FOLDER                    config and run folder, on a disk that all workers share (launch, resume)
+  --config FILE                                 a config on this machine, which is copied to all workers; else its path on the workers
+                                                (create, launch, resume)
+  --out FOLDER --data FOLDER                    run folder, and data.folder: in a bucket (gs:// or s3://), or on a disk that all workers share
+                                                (create, launch, resume; --data where the config does not say it)
   --mount COMMAND                               run on every worker before anything else, to mount that disk (install, resume)
+  --secrets VARIABLE=NAME,...                   environment variables of babel from secrets of Secret Manager, which each worker reads itself
+                                                (launch, resume)
+  --no-rehearsal, --devices N, --babel COMMAND  skip the rehearsal; its CPU devices (16); the babel of this machine (create, resume)
   --spot, --queued, --slices N                  see create
   --poll SECONDS                                between two looks (resume; 60)
   --restarts N                                  at most, of a run that fails; preemptions do not count (resume; 100)
@@ -25,19 +32,26 @@ tpu_vm.sh COMMAND OPTIONS [-- MORE ARGUMENTS OF babel train]
 HELP
 }
 
-name='' project='' zone='' type='' runtime='' config='' out='' mount='' spot=false queued=false slices=1 poll=60 restarts=100
-parse "name project zone type runtime config out mount slices poll restarts" "spot queued" "$@"
+name='' project='' zone='' type='' runtime='' config='' out='' data='' mount='' secrets='' devices='' babel=babel no_rehearsal=false spot=false queued=false slices=1 poll=60 restarts=100
+parse "name project zone type runtime config out data mount secrets devices babel slices poll restarts" "spot queued no_rehearsal" "$@"
 need name project zone
 check_name "$name"
 check_number slices "$slices"
 ((slices == 1)) || queued=true
 place=(--project="$project" --zone="$zone")
 if $queued; then kind="queued-resources"; else kind="tpu-vm"; fi
+settings_of_options
+secret_names '^[A-Za-z_][A-Za-z0-9_]*=[A-Za-z0-9_-]+$' 'VARIABLE=NAME of a secret in Secret Manager'
 thing="$kind $project $zone $name"
+rehearsed=false
 tpus=(gcloud compute tpus "$kind")
 
 create() {
     need type runtime
+    if ! $rehearsed && ! $no_rehearsal; then
+        need config out
+        rehearse
+    fi
     local options=("${place[@]}" --accelerator-type="$type")
     if $spot; then options+=(--spot); fi
     if ! $queued; then
@@ -91,6 +105,15 @@ on_all() {
     fi
 }
 
+# Copies a file of this machine to all workers.
+copy() {
+    if $queued; then
+        change "${tpus[@]}" scp "$1" "$name:$2" "${place[@]}" --node=all --worker=all
+    else
+        change "${tpus[@]}" scp "$1" "$name:$2" "${place[@]}" --worker=all
+    fi
+}
+
 on_first() {
     if $queued; then
         "${tpus[@]}" ssh "$name" "${place[@]}" --node=0 --worker=0 --command="$1"
@@ -105,27 +128,47 @@ install() {
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
     archive=$(mktemp -u "${TMPDIR:-/tmp}/babel-jax-XXXXXX.tar.gz")
     change git -C "$root" archive --prefix=babel-jax/ --output="$archive" HEAD
-    if $queued; then
-        change "${tpus[@]}" scp "$archive" "$name:babel-jax.tar.gz" "${place[@]}" --node=all --worker=all
-    else
-        change "${tpus[@]}" scp "$archive" "$name:babel-jax.tar.gz" "${place[@]}" --worker=all
-    fi
+    copy "$archive" babel-jax.tar.gz
     change rm -f "$archive"
     [[ -z $mount ]] || on_all "$mount"
     # By uv, which brings a Python: that of the images (Ubuntu 22.04) is 3.10, too old, and often without venv.
     setup='tar -xzf babel-jax.tar.gz && cd babel-jax'
     setup+=' && python3 -m pip install --quiet --upgrade --target .uv --constraint constraints.txt uv'
     setup+=' && .uv/bin/uv venv --quiet --clear --python 3.11 .venv'
-    setup+=' && .uv/bin/uv pip install --quiet --constraint constraints.txt --build-constraint constraints.txt ".[tpu]"'
+    setup+=' && .uv/bin/uv pip install --quiet --constraint constraints.txt --build-constraint constraints.txt ".[tpu,buckets]"'
     on_all "$setup"
+}
+
+# A shell's words that read the secrets on a worker: they are in no command line, and in no file.
+with_secrets() {
+    local one
+    for one in ${names[@]+"${names[@]}"}; do
+        # shellcheck disable=SC2016
+        printf '%s=$(%s) && export %s && ' "${one%%=*}" \
+            "$(quoted gcloud secrets versions access latest --secret="${one#*=}" --project="$project")" "${one%%=*}"
+    done
+}
+
+# A secret that is not there is said here, and not by every worker. Its name is not printed: somebody may have given the value for it.
+check_secrets() {
+    local one
+    for one in ${names[@]+"${names[@]}"}; do
+        $dry_run || gcloud secrets describe "${one#*=}" --project="$project" >/dev/null 2>&1 ||
+            die "--secrets: Secret Manager of $project has no secret of the name given for ${one%%=*}, or you may not see it"
+    done
 }
 
 launch() {
     need config out
+    # What was rehearsed is what runs: a config of this machine is copied.
+    local train theirs=$config
+    if [[ -f $config ]]; then
+        theirs="babel-run.toml"
+        copy "$config" "$theirs"
+    fi
     # The status of the last start: empty while it runs. A preempted run ends with 0, and without a summary.
-    local train
-    train=$(quoted babel-jax/.venv/bin/babel train "$config" --set "out=$out" ${arguments[@]+"${arguments[@]}"})
-    on_all "rm -f babel.status; nohup setsid bash -c $(quoted "$train >>babel.log 2>&1; echo \$? >babel.status") >/dev/null 2>&1 </dev/null &"
+    train="$(with_secrets)$(quoted babel-jax/.venv/bin/babel train "$theirs" "${settings[@]}" ${arguments[@]+"${arguments[@]}"})"
+    on_all "rm -f babel.status; nohup setsid bash -c $(quoted "{ $train; } >>babel.log 2>&1; echo \$? >babel.status") >/dev/null 2>&1 </dev/null &"
 }
 
 follow() {
@@ -172,8 +215,12 @@ again() {
 
 # What worker 0 says of the run: finished, running, or the exit status of a start that ended.
 progress() {
-    local look
-    look="if test -s $(quoted "$out/summary.json"); then echo finished; elif test -f babel.status; then cat babel.status;"
+    local look finished
+    finished="test -s $(quoted "$out/summary.json")"
+    if is_url "$out"; then
+        finished="$(with_secrets)$(quoted babel-jax/.venv/bin/babel status "$out") 2>/dev/null | grep -q ^finished"
+    fi
+    look="if $finished; then echo finished; elif test -f babel.status; then cat babel.status;"
     look+=" elif pgrep -f 'bin/[b]abel train' >/dev/null; then echo running; else echo lost; fi"
     on_first "$look" 2>/dev/null || echo unreachable
 }
@@ -181,6 +228,10 @@ progress() {
 resume() {
     need config out type runtime
     check_number restarts "$restarts"
+    # What is there already was rehearsed before it was created.
+    created_here "$thing" || rehearse
+    rehearsed=true
+    check_secrets
     local now found begun=true restarted=0
     if $dry_run; then
         if created_here "$thing"; then again PREEMPTED; else again GONE; fi
@@ -214,7 +265,8 @@ resume() {
 }
 
 case $command in
-create | install | launch | resume | delete) "$command" ;;
+create | install | resume | delete) "$command" ;;
+launch) check_secrets && launch ;;
 log) follow ;;
 *) die "unknown command $command; see --help" ;;
 esac

@@ -1,4 +1,4 @@
-"""What a run says of itself: report."""
+"""What a run says of itself: report, status."""
 
 import argparse
 
@@ -14,6 +14,13 @@ def _report(options: argparse.Namespace) -> Result:
         on_disk(options.out, "the page") if options.out else None,
         options.tolerance,
     )
+
+
+def _status(options: argparse.Namespace) -> Result:
+    from babel_jax.places import place
+    from babel_jax.report.run_status import run_status
+
+    return run_status(place(options.run_folder))
 
 
 def declare(command: Commands) -> None:
@@ -33,3 +40,10 @@ def declare(command: Commands) -> None:
         metavar="PERCENT",
         help="how much worse a language may be (default 0)",
     )
+    status = command(
+        "status",
+        _status,
+        "whether a run is finished, and how many steps it has done",
+        "babel status gs://my-bucket/runs/babel-9b",
+    )
+    status.add_argument("run_folder", metavar="RUN", help="a run folder, on disk or in a bucket")

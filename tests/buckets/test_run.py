@@ -11,6 +11,7 @@ from babel_jax.places import place
 from babel_jax.recipe.integrity import verify_folder
 from babel_jax.recipe.recipe import run_recipe
 from babel_jax.report.run_report import report_run
+from babel_jax.report.run_status import run_status
 
 
 def check_same(server, result, on_disk):
@@ -46,6 +47,7 @@ def check_same(server, result, on_disk):
 def test_a_run_in_a_bucket_is_that_on_disk(kind, request, config_in, on_disk, scratch, anew, monkeypatch):
     server, url = request.getfixturevalue(kind), {"gcs": "gs://bucket", "s3": "s3://bucket"}[kind]
     config = config_in(server, url)
+    assert run_status(place(config.out))["summary"] == f"not finished: no step in {url}/run yet"
     result = run_recipe(config, compare_export=True)
     assert (result["out"], result["hf"]) == (f"{url}/run", f"{url}/run/hf")
     assert result["export_difference"] == 0.0
@@ -59,6 +61,7 @@ def test_a_run_in_a_bucket_is_that_on_disk(kind, request, config_in, on_disk, sc
     before = dict(server.requests)
     assert run_recipe(config) == result
     assert server.requests["GET"] - before["GET"] < 100
+    assert run_status(place(config.out))["summary"] == f"finished: 8 steps in {url}/run"
     page = report_run(place(config.out))["path"]
     assert Path(page).read_bytes() == server.read("bucket", "run/report.html")
     anew()

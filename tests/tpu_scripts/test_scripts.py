@@ -1,8 +1,5 @@
-"""The scripts for pods, with stand-ins for gcloud, kubectl and Slurm that note what they are called with and
-say what a test wants.
-"""
+"""The scripts for pods: what they call, in which order, and what they refuse."""
 
-import json
 import os
 import shlex
 import shutil
@@ -12,79 +9,9 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parents[2] / "tpu_scripts"
+from tests.tpu_scripts.conftest import JOBSET, KIND, PLACE, POD, RUN, SCRIPTS
+
 NAMES = sorted(path.name for path in SCRIPTS.glob("*.sh"))
-
-# Notes its arguments, and answers with the next line of the first file in `answers` whose name is among them.
-STAND_IN = f"""#!{sys.executable}
-import json, os, sys
-from pathlib import Path
-name, folder = Path(sys.argv[0]).name, Path(os.environ["STAND_IN"])
-with open(folder / "calls", "a") as file:
-    file.write(json.dumps([name, *sys.argv[1:]]) + "\\n")
-if "create" in sys.argv and "STAND_IN_SHOWS" in os.environ:
-    (folder / "shown").write_text(Path(os.environ["STAND_IN_SHOWS"]).read_text())
-if "create" in sys.argv and (folder / "stderr").is_file():
-    print((folder / "stderr").read_text(), file=sys.stderr)
-manifest = sys.stdin.read() if "--filename=-" in sys.argv else ""
-(folder / "manifest").write_text(manifest) if manifest else None
-for answers in sorted((folder / "answers").iterdir()):
-    if answers.name in (name, *sys.argv) or any(answers.name in word for word in sys.argv):
-        first, _, rest = answers.read_text().partition("\\n")
-        answers.write_text(rest)
-        status, _, text = first.partition(" ")
-        print(text, end="\\n" if text else "")
-        sys.exit(int(status or 0))
-"""
-
-
-@pytest.fixture
-def call(tmp_path):
-    """Runs a script in an empty home; gives what it ended with, and the commands that it called."""
-    commands, state = tmp_path / "bin", tmp_path / "state"
-    (state / "answers").mkdir(parents=True)
-    commands.mkdir()
-    for name in ("gcloud", "kubectl", "sbatch", "squeue", "scancel", "srun", "scontrol"):
-        (commands / name).write_text(STAND_IN)
-        (commands / name).chmod(0o755)
-    environment = {
-        "PATH": f"{commands}:{os.environ['PATH']}",
-        "HOME": str(tmp_path / "home"),
-        "STAND_IN": str(state),
-    }
-
-    def run(script, *arguments, answers=None, **variables):
-        for name, lines in (answers or {}).items():
-            (state / "answers" / name).write_text("".join(f"{line}\n" for line in lines))
-        (state / "calls").write_text("")
-        command = [SCRIPTS / script, *map(str, arguments)]
-        ended = subprocess.run(
-            command, env=environment | variables, capture_output=True, text=True, timeout=60
-        )
-        return ended, [json.loads(line) for line in (state / "calls").read_text().splitlines()]
-
-    run.state = state
-    return run
-
-
-POD = ("--name", "my-pod", "--project", "my-project", "--zone", "my-zone")
-PLACE = ["--project=my-project", "--zone=my-zone"]
-KIND = ("--type", "v5p-128", "--runtime", "v2-alpha-tpuv5")
-RUN = ("--config", "/data/my run.toml", "--out", "/data/it's $HOME")
-JOBSET = (
-    *(
-        "--name",
-        "run",
-        "--context",
-        "my-cluster",
-        "--image",
-        "registry/babel:1",
-        "--accelerator",
-        "tpu-v5p-slice",
-    ),
-    *("--topology", "4x4x4", "--chips", "4", "--hosts", "16", "--slices", "2", "--claim", "disk"),
-    *("--config", '/data/a "b".toml', "--out", "/data/o p"),
-)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -318,7 +245,7 @@ def test_install_needs_no_python_of_the_image_but_to_bring_uv(call, tmp_path):
     assert ended.returncode == 0
     said = (worker / "babel-jax" / "uv.calls").read_text().splitlines()
     assert said[: said.index("pip")] == ["venv", "--quiet", "--clear", "--python", "3.11", ".venv"]
-    assert said[-1] == ".[tpu]"
+    assert said[-1] == ".[tpu,buckets]"
 
 
 def test_the_launched_command_reaches_babel_as_it_was_given(call, tmp_path):
@@ -537,6 +464,7 @@ def test_slurm(call, tmp_path):
         "c d.toml",
         "--out",
         out,
+        "--no-rehearsal",
         "--",
         "--set",
         "seed=1",
