@@ -1,5 +1,5 @@
-"""Keys and values of tokens already seen, for all layers, so that each new token costs one pass over it
-alone.
+"""The key-value cache: keys and values of earlier tokens, for all layers. A new token costs one forward pass
+of one token.
 """
 
 from typing import NamedTuple
@@ -13,11 +13,11 @@ from babel_jax.config import ModelConfig
 
 
 class Cache(NamedTuple):
-    """Keys (rotated already) and values; places from `filled` on are still free. Stacked over layers, as the
-    parameters are.
+    """Keys (after rotary positions) and values, stacked over layers as the parameters are. The first `filled`
+    entries of the source axis are used.
 
-    What one head has seen lies together, as attention reads it: otherwise every new token would turn the
-    whole cache round.
+    The entries of one head are adjacent, in the order in which attention reads them. In another order every
+    new token would transpose the whole cache.
     """
 
     keys: Float[Array, "layers batch kv_heads source head_dim"]
@@ -34,9 +34,9 @@ class Cache(NamedTuple):
         Float[Array, "batch source kv_heads head_dim"],
         Float[Array, "batch source kv_heads head_dim"],
     ]:
-        """The cache with the new keys and values of one layer, and all that this layer holds now.
+        """The cache with new keys and values of one layer; and all keys and values of this layer.
 
-        `filled` waits for the last layer.
+        `filled` stays as it is: the caller raises it after the last layer.
         """
         start = (layer, 0, 0, self.filled, 0)
         new_keys, new_values = (new.swapaxes(1, 2)[None].astype(self.keys.dtype) for new in (key, value))
@@ -46,8 +46,8 @@ class Cache(NamedTuple):
 
 
 def empty_cache(config: ModelConfig, batch: int, source: int, dtype: DTypeLike, parts: int = 1) -> Cache:
-    """A cache for `source` tokens of each of `batch` sequences; of `parts` devices that share the heads, that
-    of one.
+    """A cache for `batch` sequences of up to `source` tokens. With `parts` devices that share the heads: the
+    cache of one device.
     """
     shape = (config.num_hidden_layers, batch, config.num_key_value_heads // parts, source, config.head_dim)
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))

@@ -1,9 +1,9 @@
-"""Looking up tokens, and the cross-entropy over them, a piece of the vocabulary at a time: neither whole
-table nor logits need to exist.
+"""The embedding lookup and the chunked cross-entropy: both work on one piece of the vocabulary at a time, so
+neither the whole table nor all logits are in memory.
 
-The tables are [vocab, embed], as this device holds them under its `Parallelism`. A piece is gathered, used,
-and its gradient complete and scattered before the next one: nothing adds up over pieces but what has the size
-of the activations.
+The tables are [vocab, embed], sharded as `Parallelism` says. A piece is gathered and used, and its gradient
+is complete and scattered, before the next piece begins. Only values of the size of the activations stay over
+all pieces.
 """
 
 from functools import partial
@@ -18,16 +18,14 @@ from babel_jax.model.layers import product, softcapped
 from babel_jax.model.parallel import GPU, TENSOR, Parallelism
 
 _AXES = ("vocab", "embed")
-# Elements of a piece's logits, or of its part of the table where that is more: on GPUs 1 GiB, as every piece
-# is a pass over what adds up.
+# The most elements of the logits of a piece, or of its part of the table if that has more. On GPUs 1 GiB,
+# because each piece reads and writes the running sums once more.
 _LARGEST_PIECE = 2**26
 _LARGEST_PIECE_ON_GPU = 2**28
 
 
 def pieces(rows: int, tokens: int, embed: int, platform: str) -> int:
-    """Into how many pieces to cut a table of so many rows: the fewest of equal size whose logits are not too
-    large.
-    """
+    """The number of equal pieces for a table of `rows` rows: the fewest whose logits are not too large."""
     largest = _LARGEST_PIECE_ON_GPU if platform in GPU else _LARGEST_PIECE
     return next(
         count for count in divisors(rows) if rows // count * max(tokens, embed) <= largest or count == rows
@@ -72,7 +70,7 @@ def target_logits(
     softcap: float | None,
     parallel: Parallelism,
 ) -> tuple[Float[Array, "tokens"], Float[Array, "tokens"]]:
-    """The logit of each target and the logarithm of the softmax's normalizer, float32: all that a
+    """The logit of each target and log Z, the logarithm of the softmax's normalizer; float32: all that a
     cross-entropy needs of the logits.
 
     Products are in the type of `hidden`. The backward pass computes the logits again, unless one piece holds
@@ -214,7 +212,7 @@ def all_logits(
 def _parts(
     hidden: Array, weight: Array, parallel: Parallelism
 ) -> tuple[Int[Array, "count"], Float[Array, "count size part"]]:
-    """The table in pieces, and the token id that each begins with."""
+    """The first token id of each piece of the table, and the pieces."""
     rows = weight.shape[0]
     count = pieces(rows, hidden.shape[0], hidden.shape[1], parallel.platform)
     starts = parallel.first_feature(rows) + jnp.arange(count, dtype=jnp.int32) * (rows // count)

@@ -5,10 +5,10 @@ from babel_jax.model.decoder import count_parameters
 
 
 def model_flops_per_token(config: ModelConfig, seq_len: int) -> float:
-    """6 for each parameter but the input embedding, and causal attention at half (or at its window), forward
-    and backward.
+    """6 FLOPs for each parameter but those of the input embedding, plus attention, forward and backward.
 
-    Recomputation is excluded, and sequences count as one document each.
+    Causal attention counts half of the square, or its sliding window. Recomputation is not counted. Each
+    sequence counts as one document.
     """
     embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     heads = config.num_attention_heads * config.head_dim
@@ -17,7 +17,7 @@ def model_flops_per_token(config: ModelConfig, seq_len: int) -> float:
 
 
 def _mean_seen(window: int | None, seq_len: int) -> float:
-    """How many tokens one sees, on average; of causal attention by half of the square, as is the custom."""
+    """Keys that a query sees, on average. Full causal attention counts as seq_len / 2, as is the custom."""
     if window is None or window >= seq_len:
         return seq_len / 2
     return window - window**2 / 2 / seq_len

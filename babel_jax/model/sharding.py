@@ -1,6 +1,4 @@
-"""A mesh of devices as the model's functions under `jax.shard_map` see it: the part of each device, and where
-parameters lie.
-"""
+"""From a mesh of devices to the `Parallelism` of the model's functions, and the sharding of parameters."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +14,7 @@ from babel_jax.model.parallel import AXES, CONTEXT, FSDP, RING, Parallelism, mes
 
 
 def torus(devices: Sequence[Any]) -> tuple[int, ...]:
-    """The extents of the torus that TPU devices form, those over 1; empty for other devices."""
+    """The extents over 1 of the torus that TPU devices form; empty for other devices."""
     coordinates = np.array([device.coords for device in devices if hasattr(device, "coords")])
     if not coordinates.size:
         return ()
@@ -24,21 +22,20 @@ def torus(devices: Sequence[Any]) -> tuple[int, ...]:
 
 
 def parallelism_on(mesh: Mesh, whole_windows: bool = False) -> Parallelism:
-    """The part of each device of the mesh; see `Parallelism` for `whole_windows`.
+    """The `Parallelism` of a mesh, which says what `whole_windows` means.
 
-    XLA for TPU has no gather over three dimensions of a torus, and no scatter over all of one: both run in
-    stages.
+    XLA for TPU has no all-gather over three dimensions of a torus, and no reduce-scatter over all dimensions
+    of one. So both run in stages.
     """
     sizes = {axis: mesh.shape[axis] for axis in AXES if mesh.shape[axis] > 1}
     platform = mesh.devices.flat[0].platform
-    one, ring = (tuple(axis for axis in axes if axis in sizes) for axes in ((FSDP,), (RING, CONTEXT)))
-    scatters = tuple(axes for axes in (one, ring) if axes)
-    gathers = (
-        tuple(reversed(scatters))
-        if len(torus(list(mesh.devices.flat))) > 2
-        else tuple(filter(None, (one + ring,)))
-    )
-    return Parallelism(tuple(sizes.items()), gathers, scatters, platform, whole_windows)
+    fsdp = tuple(axis for axis in (FSDP,) if axis in sizes)
+    ring = tuple(axis for axis in (RING, CONTEXT) if axis in sizes)
+    scatter_stages = tuple(axes for axes in (fsdp, ring) if axes)
+    gather_stages = tuple(axes for axes in (fsdp + ring,) if axes)
+    if len(torus(list(mesh.devices.flat))) > 2:
+        gather_stages = tuple(reversed(scatter_stages))
+    return Parallelism(tuple(sizes.items()), gather_stages, scatter_stages, platform, whole_windows)
 
 
 def param_specs(config: ModelConfig) -> PyTree[PartitionSpec]:

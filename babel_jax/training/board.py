@@ -1,7 +1,7 @@
-"""Scalars for TensorBoard, written by the thread that has them.
+"""Scalars for TensorBoard, written in the thread that calls.
 
-tensorboardX's own SummaryWriter has a thread for this, with a queue: on a full disk the thread ends, and the
-next write waits for ever.
+tensorboardX's own SummaryWriter writes in another thread, from a queue. On a full disk that thread ends, and
+the next write waits for ever.
 """
 
 import os
@@ -17,8 +17,8 @@ class Board:
     """A file of events in a folder. Without `writes` nothing is written."""
 
     def __init__(self, folder: Path, first_step: int, writes: bool):
-        """What earlier files say of `first_step` and later steps is of a run that was cut off; TensorBoard
-        leaves it out.
+        """Earlier files may have values of `first_step` and later, from an interrupted run; TensorBoard
+        leaves them out.
         """
         self._events: EventsWriter | None = None
         if writes:

@@ -17,11 +17,11 @@ log = logging.getLogger("babel")
 
 @contextlib.contextmanager
 def compiled_in(folder: Path) -> Iterator[None]:
-    """Keeps what is compiled in the block in `folder`, or where the user has told JAX to; on several CPU
-    devices nowhere.
+    """JAX's compilation cache is in `folder` during the block, or where the user has set it. On several CPU
+    devices there is no cache.
 
-    XLA for CPU loads a program without the order of its collectives. Devices may then wait for each other in
-    different ones, until XLA aborts the process (seen with jax 0.10.2).
+    The reason: XLA for CPU loads a program without the order of its collectives. Devices may then wait for
+    each other in different collectives, until XLA aborts the process (seen with jax 0.10.2).
     """
     several = jax.default_backend() == "cpu" and jax.device_count() > 1
     if jax.config.values["jax_compilation_cache_dir"] and not several:
@@ -43,11 +43,11 @@ def compiled_in(folder: Path) -> Iterator[None]:
 
 
 class Profile:
-    """Traces some steps into a folder, for TensorBoard's profile plugin or xprof; every process writes a file
-    of its own.
+    """Traces some steps into a folder, for TensorBoard's profile plugin or xprof. Each process writes one
+    file.
 
-    The file has the name of the host. So where several processes may share one, which they do not on TPU,
-    each has a folder too.
+    The file has the name of the host. Where several processes may run on one host (not on TPU), each process
+    has a folder too.
     """
 
     def __init__(self, folder: Path, steps: range | None):
@@ -71,7 +71,7 @@ class Profile:
             self._running = True
 
     def after(self, step: int, values: PyTree[Array]) -> None:
-        """To be called after a step, with what it gave."""
+        """To be called after a step, with its metrics."""
         if self._running and step >= self._steps.stop - 1:
             jax.block_until_ready(values)
             jax.profiler.stop_trace()

@@ -1,9 +1,9 @@
-"""Silent corruption: a chip that computes wrong numbers without an error is found, and its host named, before
-it spoils a run.
+"""Silent data corruption: a chip that computes wrong numbers without an error is found, and its host is
+named.
 
 Fleets of accelerators have such chips (Hochschild et al. 2021, "Cores that don't count"; the Gemini report
-2023, section 3, replays steps). Two checks: the gradients of a step are computed twice and must be the same
-to the bit; so must parameters that devices hold in common.
+2023, section 3, replays steps). There are two checks. The gradients of a step are computed twice and must be
+equal bit by bit. Parameters that are replicated must be equal on all devices.
 """
 
 import socket
@@ -29,11 +29,10 @@ _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
 class BitChecks:
-    """The checks of one model on one mesh. The programs `of_gradients` and `of_params` are compiled when they
-    are first used.
+    """The checks for one model on one mesh. The programs `of_gradients` and `of_params` are compiled at their
+    first use.
 
-    `has_replicas` says whether the mesh has several copies of the parameters, which `check_replicas`
-    compares.
+    `has_replicas`: the mesh has several copies of the parameters, which `check_replicas` compares.
     """
 
     def __init__(
@@ -58,11 +57,11 @@ class BitChecks:
         self._params_specs = jax.tree.leaves(specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
 
     def check_gradients(self, step: int, params: PyTree[Array], batch: dict[str, Array]) -> None:
-        """Computes losses and gradients twice. Raises BadInput, on all processes, with the hosts of the
-        devices where a bit differs.
+        """Computes losses and gradients twice. Where a bit differs, raises BadInput on all processes, with
+        the hosts of the faulty devices.
 
-        The first column is of the losses of a device's own windows. Devices that differ there are the faulty
-        ones: sums over devices spread a wrong gradient to all.
+        The first column is the checksum of the losses of a device's own windows. Devices that differ there
+        are the faulty ones, because sums over devices spread a wrong gradient to all devices.
         """
         first, second = (
             np.asarray(self.of_gradients(params, batch)),
@@ -98,7 +97,7 @@ class BitChecks:
             )
 
     def _named(self, devices: Sequence[int] | np.ndarray) -> str:
-        """The devices, by their place in the mesh, with the names of their hosts."""
+        """Hosts and device ids, of devices given by their index in the mesh."""
         hosts = texts_of_all(socket.gethostname())
         flat = self._mesh.devices.flat
         by_host: dict[str, list[str]] = {}
@@ -109,8 +108,8 @@ class BitChecks:
 
 
 def refuse_without_determinism(platform: str, flags: str) -> None:
-    """Raises BadInput where `training.recheck_every` would stop a sound run: sums by atomic operations on a
-    GPU have no fixed order.
+    """Raises BadInput where `training.recheck_every` would stop a sound run: on a GPU, sums by atomic
+    operations have no fixed order.
     """
     if platform == "gpu" and _DETERMINISTIC not in flags:
         raise BadInput(
@@ -141,9 +140,7 @@ def _checksum(part: Array) -> UInt32[Array, ""]:
 
 
 def _groups_of_replicas(mesh: Mesh, spec: PartitionSpec) -> list[np.ndarray]:
-    """The devices, by their place in `mesh.devices.flat`, that hold the same part of a leaf: a group for each
-    part.
-    """
+    """Groups of devices that hold the same part of a leaf, by their index in `mesh.devices.flat`."""
     cut: set[Any] = set()
     for axes in spec:
         cut |= {axes} if isinstance(axes, str) else set(axes or ())
@@ -156,8 +153,8 @@ def _groups_of_replicas(mesh: Mesh, spec: PartitionSpec) -> list[np.ndarray]:
 
 
 def _minority(sums: np.ndarray, group: np.ndarray) -> set[int]:
-    """The devices whose checksum is not the most frequent one; all of them where no checksum is more frequent
-    than another.
+    """The devices whose checksum is not the most frequent one. All devices, where two checksums are equally
+    frequent.
     """
     counts = Counter(sums.tolist()).most_common()
     if len(counts) == 1:

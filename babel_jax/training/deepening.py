@@ -1,4 +1,4 @@
-"""A run that is deepened midway: which model it has at which step, and the state of the deeper one."""
+"""Expansion in the middle of a run: the model at each step, and the state of the deeper model."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -18,9 +18,9 @@ from babel_jax.model.parameters import is_stacked
 
 
 class Depth(NamedTuple):
-    """The model of a run from the step `start` on. `plan` makes it of the one before; None for the first.
+    """The model of a run from step `start` on. `plan` expands the model before it; None for the first model.
 
-    `new_layers` are those that the last expansion added, before the run or in it.
+    `new_layers` are the layers that the last expansion added, before the run or during it.
     """
 
     start: int
@@ -31,7 +31,7 @@ class Depth(NamedTuple):
 
 
 def depths(config: ModelConfig, new_layers: tuple[int, ...], deepenings: Sequence[Deepening]) -> list[Depth]:
-    """The models of a run, in order. Raises BadInput for a plan that does not fit the depth that it meets."""
+    """The models of a run, in order. Raises BadInput for a plan that does not fit the depth before it."""
     found = [Depth(0, config, new_layers)]
     for number, deepening in enumerate(deepenings):
         config = found[-1].config
@@ -46,9 +46,9 @@ def depths(config: ModelConfig, new_layers: tuple[int, ...], deepenings: Sequenc
 
 
 def depth_at(models: Sequence[Depth], step: int) -> Depth:
-    """The model that takes a step of the run.
+    """The model that takes step `step` of the run.
 
-    The checkpoint after n steps has the one of step n - 1: it is written before the change.
+    The checkpoint after n steps has the model of step n - 1, because it is written before the expansion.
     """
     return [model for model in models if model.start <= max(step, 0)][-1]
 
@@ -58,8 +58,8 @@ def expand_state(
 ) -> tuple[PyTree[Array], optax.OptState]:
     """Parameters and Adam moments (of all layers) of the deeper model. May be traced.
 
-    Kept layers keep their moments; those of a new layer are its source's, or zeros. The count, which corrects
-    the bias of young moments, goes on.
+    Old layers keep their moments. A new layer has the moments of its source, or zeros. Adam's step count,
+    which corrects the bias of young moments, is kept.
     """
     assert deeper.plan is not None
     expand = partial(_expand_moments, plan=deeper.plan, moments=deeper.moments)

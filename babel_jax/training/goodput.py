@@ -1,4 +1,4 @@
-"""Goodput: which part of a run's wall time was spent in steps that count, and where the rest went, over all
+"""Goodput: the part of a run's wall time spent in steps that count, and where the rest went, over all
 restarts.
 """
 
@@ -18,8 +18,8 @@ log = logging.getLogger("babel")
 
 
 class Spent(StrEnum):
-    """What wall time goes to; a step repeated after a restart counts as lost when it was done first, a
-    stopped run as down.
+    """What wall time goes to. A step that is repeated after a restart counts its first time as lost. The time
+    between two starts is down.
     """
 
     STEP = "step"
@@ -36,18 +36,18 @@ _EPOCH = time.time() - time.monotonic()
 
 
 def seconds_since_epoch() -> float:
-    """As `time.time` when the process began; from then on by a clock that nobody sets."""
+    """As `time.time` at the start of the process; after that by a clock that nobody can set."""
     return _EPOCH + time.monotonic()
 
 
 class Goodput:
-    """Seconds by what they went to; every moment goes to one thing.
+    """Seconds by what they went to. Each moment counts once.
 
-    Kept in a file, so that a restarted run goes on counting.
+    The seconds are in a file, so that a resumed run adds to them.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = seconds_since_epoch):
-        """Goes on with the file at `path` where there is one.
+        """Resumes the counts of the file at `path`, if there is one.
 
         `clock` gives seconds since the epoch, and only goes forward.
         """
@@ -76,7 +76,7 @@ class Goodput:
             self._turn(before)
 
     def lose(self, seconds: dict[int, float]) -> None:
-        """Steps that a run had done and does again, with what each took."""
+        """Counts repeated steps as lost; `seconds` has the time that each took at first."""
         lost = sum(time for step, time in seconds.items() if step <= self._last_step)
         lost = min(lost, self.seconds[Spent.STEP])
         self.seconds[Spent.STEP] -= lost

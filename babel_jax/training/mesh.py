@@ -1,5 +1,5 @@
-"""The device mesh, and where parameters and batches lie on it; the table from logical axes to mesh axes is
-`model.parallel.RULES`.
+"""The device mesh, and the sharding of parameters and batches over it. `model.parallel.RULES` is the table
+from logical axes to mesh axes.
 """
 
 import functools
@@ -22,13 +22,13 @@ from babel_jax.model.sharding import param_specs, torus
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over all devices, or those given. `sizes` gives each of AXES its size, 1 if not named, -1 for
-    what is left.
+    """A mesh over `devices`, by default all. `sizes` gives the size of each axis; 1 if not named, -1 for the
+    rest of the devices.
 
-    `data` not named is the number of slices, between which only the sums of gradients pass; named, it is a
-    multiple of that. `ring` is the part of `fsdp` that lies along one dimension of the torus (see
-    `Parallelism`); not named, it is read off the devices' coordinates. Raises BadInput when the sizes do not
-    multiply to the number of devices.
+    `data` is by default the number of slices, and else a multiple of it: between slices only sums of
+    gradients are sent. `ring` is the part of `fsdp` along one dimension of the torus (see `Parallelism`). By
+    default it follows from the devices' coordinates. Raises BadInput if the product of the sizes is not the
+    number of devices.
     """
     devices = jax.devices() if devices is None else devices
     unknown = set(sizes) - set(AXES)
@@ -66,8 +66,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
 def mesh_for(config: ModelConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh for a command that has no mesh setting.
 
-    Parameters are spread over as many devices of a slice as divide the model's features. Where that is not
-    all of them, the others hold copies (axis `data`).
+    Parameters are sharded over as many devices of a slice as divide the model's features. If that is not all
+    of them, the other devices hold copies (axis `data`).
     """
     devices = jax.devices() if devices is None else devices
     slices = len({getattr(device, "slice_index", 0) for device in devices})
@@ -105,8 +105,8 @@ def _fitted(wanted: dict[str, int], devices: int) -> dict[str, int]:
 
 
 def _ring(devices: Sequence[Any], sizes: dict[str, int]) -> int:
-    """What the axes for sequence and features leave of one dimension of the torus; 1 without a torus, or
-    where fsdp is within it.
+    """What `context` and `tensor` leave of one dimension of the torus. 1 without a torus, or if fsdp is not
+    larger.
     """
     extents = torus(devices)
     if len(extents) < 2:
@@ -137,20 +137,13 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> PyTree[NamedSharding]:
 
 
 def check_batch(mesh: Mesh, global_batch_size: int, gradient_accumulation: int, seq_len: int) -> None:
-    """Raises BadInput where the windows of a micro-batch, or the tokens of a window, cannot be spread evenly
-    over the mesh.
-    """
-    groups, windows = (
-        math.prod(mesh.shape[axis] for axis in WINDOW_AXES),
-        global_batch_size // gradient_accumulation,
-    )
+    """Raises BadInput if the mesh does not divide the windows of a micro-batch, or the tokens of a window."""
+    groups = math.prod(mesh.shape[axis] for axis in WINDOW_AXES)
+    windows = global_batch_size // gradient_accumulation
     if windows % groups:
         unit = groups * gradient_accumulation
-        near = [
-            size
-            for size in (global_batch_size // unit * unit, (global_batch_size // unit + 1) * unit)
-            if size
-        ]
+        below = global_batch_size // unit * unit
+        near = [size for size in (below, below + unit) if size]
         raise BadInput(
             f"training.global_batch_size = {global_batch_size}: micro-batches of {windows} windows do not "
             f"divide by the {groups} devices "
@@ -177,9 +170,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Windows of a batch spread over the axes that hold different windows.
+    """Windows of a batch, sharded over the axes that hold different windows.
 
-    Their tokens are whole on each: `Parallelism.sequence_shard` cuts.
+    Each device has whole windows; `Parallelism.sequence_shard` cuts them.
     """
     return NamedSharding(mesh, PartitionSpec(WINDOW_AXES))
 
@@ -187,17 +180,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def everywhere(value: np.generic, mesh: Mesh) -> jax.Array:
     """A number that all processes have, on every device.
 
-    `jax.device_put` would have the processes compare it first, every time.
+    `jax.device_put` would compare the number between processes each time.
     """
     return jax.make_array_from_callback((), replicated(mesh), lambda _: np.asarray(value))
 
 
 @functools.cache
 def window_share(mesh: Mesh) -> tuple[int, int]:
-    """The share of each batch's windows that this process gives its devices, and how many shares there are.
+    """(number of this process's share, number of shares) of the windows of a batch.
 
-    Processes between which the mesh cuts windows or features have the same one. Raises BadInput where
-    processes share some windows only.
+    Processes that work on the same windows have the same share: the mesh cuts windows or features between
+    them. Raises BadInput if two processes have only a part of their windows in common.
     """
     groups = math.prod(mesh.shape[axis] for axis in WINDOW_AXES)
     of_process: dict[int, set[int]] = {}
@@ -214,7 +207,7 @@ def window_share(mesh: Mesh) -> tuple[int, int]:
 
 
 def global_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """The global arrays of a batch whose windows of this process (see `window_share`) are given."""
+    """The global arrays of a batch, from this process's share of its windows (see `window_share`)."""
     sharding, (_, shares) = batch_sharding(mesh), window_share(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, rows, (len(rows) * shares, *rows.shape[1:]))

@@ -1,6 +1,4 @@
-"""What a run says of itself: a line of metrics for each step, to JSON lines, to TensorBoard and to the
-terminal.
-"""
+"""The metrics of each step: to JSON lines, to TensorBoard and to the terminal."""
 
 import contextlib
 import json
@@ -38,10 +36,10 @@ _STEPS_BETWEEN_COMPARISONS = 100
 
 
 class Metrics:
-    """Writes `metrics.jsonl` and `tensorboard/` in a run folder, and shows progress on a terminal.
+    """Writes `metrics.jsonl` and `tensorboard/` in a run folder, and shows progress.
 
-    Where there is no terminal, progress is a line of the log every half minute. Values are taken one step
-    late, so that the device never waits for the host.
+    Progress is a bar on a terminal, and else a line of the log every half minute. The values of a step are
+    fetched during the next step, so that the device never waits for the host.
     """
 
     def __init__(
@@ -53,8 +51,8 @@ class Metrics:
         total_steps: int,
         goodput: Goodput,
     ):
-        """`available` is the tokens that each language has; lines of steps from `start_step` on are of a run
-        that was cut off, and go.
+        """`available`: tokens of prepared text by language. Lines from `start_step` on come from the
+        interrupted run; they are deleted.
         """
         self._path, self._goodput = folder / "metrics.jsonl", goodput
         lines: list[dict[str, Any]] = []
@@ -91,12 +89,12 @@ class Metrics:
         self.close()
 
     def of(self, config: ModelConfig) -> None:
-        """Says which model the steps from now on are of, for its FLOPs."""
+        """Sets the model of the following steps, for its FLOPs."""
         self.flush()
         self._flops = model_flops_per_token(config, self._seq_len)
 
     def restart_clock(self) -> None:
-        """Leaves the time since the last step, in which something else was done, out of the next step's."""
+        """Leaves the time since the last step out of the time of the next step."""
         self._last_time = time.monotonic()
 
     @contextlib.contextmanager
@@ -107,15 +105,15 @@ class Metrics:
         self.restart_clock()
 
     def log(self, step: int, stage: str, rate: float, values: dict[str, Array]) -> int:
-        """Takes the metrics of a step and writes those of the step before; gives how many updates in a row
-        that one had skipped.
+        """Keeps the metrics of a step, and writes those of the step before. Returns how many updates in a row
+        were skipped up to the step before.
         """
         skipped = self.flush()
         self._waiting = ({"step": step, "stage": stage, "rate": rate}, values)
         return skipped
 
     def flush(self) -> int:
-        """Writes what waits; gives how many updates in a row had been skipped by then."""
+        """Writes the metrics that wait. Returns how many updates in a row were skipped up to that step."""
         if self._waiting is None:
             return 0
         line, values = self._waiting
@@ -123,8 +121,7 @@ class Metrics:
         asked = time.monotonic()
         host = jax.device_get(values)
         now = time.monotonic()
-        # What this process had to do itself; in the rest it waited for devices, and so for the slowest
-        # process.
+        # Up to `asked` this process worked; after that it waited for devices, and so for the slowest process.
         self._own_seconds, self._own_steps = self._own_seconds + asked - self._last_time, self._own_steps + 1
         seconds, self._last_time = now - self._last_time, now
         line |= {
@@ -134,7 +131,7 @@ class Metrics:
         }
         tokens = {code: int(host["tokens"][i]) for i, code in enumerate(CODES) if host["tokens"][i]}
         self._tokens.update(tokens)
-        # Tokens of the text: padding is none of them, here and wherever tokens are counted.
+        # Tokens of text: here, and wherever tokens are counted, padding is left out.
         line["tokens"] = sum(tokens.values())
         line |= {
             "seconds": seconds,
@@ -171,7 +168,7 @@ class Metrics:
         return line["skipped"]
 
     def log_evaluation(self, step: int, results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
-        """Scores by task and language, measured after so many steps, to TensorBoard."""
+        """Writes scores by task and language, after `step` steps, to TensorBoard."""
         for task, by_language in results.items():
             for code, result in by_language.items():
                 self._board.add_scalar(f"evaluation/{task}/{code}", result["score"], step)
@@ -181,7 +178,7 @@ class Metrics:
                 )
 
     def sync(self) -> int:
-        """As `flush`, and to the disk: a run that goes on from a checkpoint needs the lines of all steps
+        """As `flush`, and syncs to disk: a run that resumes at a checkpoint needs the lines of all steps
         before it.
         """
         last = None if self._waiting is None else self._waiting[0]["step"]
@@ -195,11 +192,11 @@ class Metrics:
         return skipped
 
     def _stragglers(self, step: int) -> dict[str, Any]:
-        """Once in a while, of several processes: how long each took on its own for a step; the slowest, and
-        the one in the middle.
+        """Every 100 steps of several processes: the seconds of host work a step, of the slowest process and
+        the median.
 
-        Seen so are slow hosts and disks. A slow device makes all wait alike: a trace (`--profile`) shows
-        that.
+        This shows slow hosts and disks. A slow device makes all processes wait alike; a trace (`--profile`)
+        shows it.
         """
         if jax.process_count() == 1 or (step + 1) % _STEPS_BETWEEN_COMPARISONS:
             return {}
@@ -212,7 +209,7 @@ class Metrics:
         }
 
     def close(self) -> None:
-        """Writes what waits and closes the files."""
+        """Writes the metrics that wait, and closes the files."""
         self.sync()
         self._file.close()
         self._board.close()
@@ -229,9 +226,7 @@ class Metrics:
 
 
 def _device_memory() -> dict[str, float]:
-    """Memory of this process's devices, GiB, the fullest of them, where the backend says
-    it (CPU does not).
-    """
+    """Memory of the fullest device of this process, GiB. Empty where the backend does not tell (CPU)."""
     found = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
     names = {
         "bytes_in_use": "device_memory_gib",

@@ -17,7 +17,7 @@ from babel_jax.model.parameters import Shaped, is_stacked
 
 
 def rule_of_each(settings: OptimizerSettings, params: PyTree[Shaped]) -> PyTree[OptimizerRule]:
-    """The first rule whose pattern is found in each parameter's path.
+    """For each parameter the first rule whose pattern matches a part of its path.
 
     Raises BadInput for a pattern that is no regular expression, and for a parameter that no rule covers.
     """
@@ -83,8 +83,8 @@ class AdamW:
         )
 
     def _factors(self, param: Shaped, new_layers: tuple[int, ...]) -> np.ndarray | float:
-        """What the rate of each row of a stacked leaf is multiplied with; one number where it is the same for
-        all.
+        """The factor of the rate for each row of a stacked leaf; one number if it is the
+        same for all rows.
         """
         factor = self._settings.new_layers_rate
         if self._rows is not None or factor == 1.0 or not new_layers:
@@ -94,13 +94,16 @@ class AdamW:
         return factors
 
     def _chosen(self, tree: PyTree[Array]) -> PyTree[Array]:
-        """The rows that are trained, of the leaves that are."""
+        """The trained rows of the trained leaves."""
         if self._rows is None:
             return tree
         return jax.tree.map(lambda leaf, trained: leaf[self._rows] if trained else leaf, tree, self.trained)
 
     def table(self) -> str:
-        """What each parameter is given, a line for each, and below them the patterns that win for none."""
+        """A line for each parameter: its rate, decay and pattern.
+
+        Below, the patterns that match no parameter first.
+        """
         flat = traverse_util.flatten_dict(self.rules, sep="/")
         width = max(len(path) for path in flat)
         lines = [f"{'parameter':<{width}} {'rate':>8} {'decay':>8}  pattern"]
@@ -117,8 +120,7 @@ class AdamW:
         return self._moments.init(self._chosen(params))
 
     def carried_over(self, state: optax.OptState, before: "AdamW", params: PyTree[Array]) -> optax.OptState:
-        """The moments that the optimizer `before` left, for what both train, and zeros for what only this one
-        does.
+        """The moments of the optimizer `before` where both train a parameter; zeros where only this one does.
 
         May be traced.
         """
@@ -148,7 +150,9 @@ class AdamW:
     def shardings(
         self, params: PyTree[Array], param_shardings: PyTree, other: jax.sharding.Sharding
     ) -> PyTree:
-        """A sharding for each part of the state: a moment has that of its parameter, the rest has `other`."""
+        """A sharding for each leaf of the state: a moment has the sharding of its parameter, the rest
+        `other`.
+        """
         state = jax.eval_shape(self.init, params)
         with_moments = jax.tree.map(
             lambda sharding, trained: sharding if trained else optax.MaskedNode(),
@@ -164,7 +168,7 @@ class AdamW:
         )
 
     def norm(self, gradients: PyTree[Array]) -> Float[Array, ""]:
-        """The global norm of the gradients of what is trained."""
+        """The global norm of the gradients of trained parameters."""
         squares = jax.tree.map(
             lambda gradient, trained: jnp.sum(jnp.square(gradient)) if trained else jnp.zeros(()),
             self._chosen(gradients),
@@ -181,9 +185,9 @@ class AdamW:
         finite: Bool[Array, ""] | bool = True,
         offload: bool = False,
     ) -> tuple[PyTree[Array], optax.OptState]:
-        """New parameters and moments; where `finite` is false, those given, to the bit.
+        """New parameters and moments. Where `finite` is false, the old ones, bit by bit.
 
-        With `offload` moments come from the memory of the hosts and go back there, parameter by parameter.
+        With `offload` the moments of one parameter at a time are copied from the hosts' memory and back.
         """
         before, structure = state.inner_state, cast(Any, jax.tree.structure(params))
         trees = (params, gradients, before.mu, before.nu, self.rules, self._rates, self.trained)
@@ -195,7 +199,7 @@ class AdamW:
                 found.append((param, mu, nu))
                 continue
             if offload:
-                # Behind the moments of the parameter before, or XLA would have all of them come at once.
+                # After the moments of the parameter before; else XLA would copy all moments at once.
                 mu, nu, last = jax.lax.optimization_barrier((mu, nu, last))
                 mu, nu = jax.device_put((mu, nu), jax.memory.Space.Device)
             part, gradient = (leaf if self._rows is None else leaf[self._rows] for leaf in (param, gradient))
@@ -213,11 +217,11 @@ class AdamW:
 
 
 def learning_rate(schedule: Schedule, step: int, steps: int) -> float:
-    """The rate of step 0 .. steps - 1 of a stage.
+    """The rate of a step of a stage; `step` is 0 .. steps - 1.
 
-    Linear warmup over the first `warmup_fraction` of the steps; then constant, or a half cosine down to
-    `final_fraction` of the peak, or (warmup-stable-decay, Hu et al. 2024) constant until the last
-    `decay_fraction` of the steps falls linearly to it.
+    First a linear warmup over `warmup_fraction` of the steps. Then, by kind: constant; a half cosine down to
+    `final_fraction` of the peak; or constant, and over the last `decay_fraction` of the steps a linear fall
+    to `final_fraction` of the peak (warmup-stable-decay, Hu et al. 2024).
     """
     warmup = round(schedule.warmup_fraction * steps)
     if step < warmup:

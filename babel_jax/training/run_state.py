@@ -38,7 +38,7 @@ log = logging.getLogger("babel")
 class Checkpoints:
     """The folder `checkpoints/` of a run folder.
 
-    As a context manager it waits for the last write, unless another process was lost.
+    The context manager waits for the last write at its end, unless another process was lost.
     """
 
     def __init__(
@@ -49,10 +49,10 @@ class Checkpoints:
         keep_every: int | None,
         best_step: Callable[[], int | None] = lambda: None,
     ):
-        """The newest `keep` steps stay, those that `keep_every` divides, and the one that `best_step` names
-        when others are removed.
+        """Keeps the newest `keep` steps, the multiples of `keep_every`, and the step that `best_step` returns
+        at the time.
 
-        `model_after` gives the model after so many steps.
+        `model_after(steps)` is the model after that many steps.
         """
         self._folder, self._model_after, self._failed = folder.absolute(), model_after, False
         self._native = native(self._folder)  # for Orbax, which writes into a bucket itself
@@ -67,7 +67,7 @@ class Checkpoints:
             async_options=ocp.AsyncOptions(barrier_sync_fn=self._wait_for_others),
             cleanup_tmp_directories=True,
         )
-        # Named, as Orbax would else read off the newest folder, which may be damaged, what it holds.
+        # With a handler, because Orbax would else look for one in the newest folder, which may be damaged.
         with explain_storage_errors(folder):
             self._manager = ocp.CheckpointManager(self._native, options=options, item_handlers=_Digested())
 
@@ -76,14 +76,14 @@ class Checkpoints:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if lost_process(error):
-            # the last write waits for the process that has gone, until JAX aborts this one with a stack trace
+            # The last write would wait for the lost process, until JAX aborts this one with a stack trace.
             return
         with explain_storage_errors(self._folder):
             self._manager.close()
 
     def save(self, step: int, state: TrainState, stage: str) -> None:
-        """Begins to write the state after `step` steps, with the name of the stage; a state that stands there
-        already is left alone.
+        """Begins to write the state after `step` steps, with the name of the stage. Does nothing if this step
+        is saved already.
         """
         if self._manager.latest_step() == step:
             return
@@ -93,24 +93,24 @@ class Checkpoints:
             )
 
     def check(self) -> None:
-        """Raises what stopped the last write, if anything did, without waiting for one that is under way."""
+        """Raises the error of the last write, if it failed. Does not wait for a write that is under way."""
         if self._failed:
             self.wait()
 
     def wait(self) -> None:
-        """Returns when what was begun is on disk."""
+        """Returns when all writes that were begun are on disk."""
         with explain_storage_errors(self._folder):
             self._manager.wait_until_finished()
 
     def restore(self, abstract: Callable[[int, str], TrainState]) -> tuple[int, str, TrainState] | None:
-        """The newest readable checkpoint: its step, the name of its stage, and the state; None where there is
+        """The newest readable checkpoint: its step, the name of its stage, and the state. None if there is
         none.
 
-        `abstract` gives shapes, types and shardings of the state after so many steps, in a stage. They may be
-        of another mesh, and of another number of processes, than the state was saved by. Newer ones that one
-        of the processes cannot read are set aside as STEP.damaged, with a warning. Raises BadInput, and moves
-        nothing, when none can be read: to begin anew would throw the run away for what may be a full memory
-        or a missing disk. Raises it also for a checkpoint of another model.
+        `abstract(steps, stage)` gives shapes, types and shardings of the state. Its mesh and number of
+        processes may differ from those that saved the state. A newer checkpoint that one of the processes
+        cannot read is renamed to STEP.damaged, with a warning. If none can be read, raises BadInput and
+        renames nothing: the reason may be full memory or a missing disk, and to begin anew would lose the
+        run. Raises BadInput for a checkpoint of another model too.
         """
         unreadable: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -155,8 +155,8 @@ class Checkpoints:
         return None
 
     def _wait_for_others(self, *, key: str, timeout_ms: int) -> None:
-        """Orbax's barrier, but not where writing failed: the others wait elsewhere for that part, so all
-        would for 20 minutes.
+        """Orbax's barrier. Where this process failed to write, raises instead: the others wait at another
+        barrier for its part, and all would wait for 20 minutes.
         """
         if (
             threading.current_thread() is not threading.main_thread()
@@ -167,7 +167,7 @@ class Checkpoints:
         ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
     def _check_files(self, step: int) -> None:
-        """Raises BadInput where a file of the state is not as it was written.
+        """Raises BadInput if a file of the state does not match its digest.
 
         The processes share the reading.
         """
@@ -184,8 +184,8 @@ class Checkpoints:
         return self._model_after(step).model_dump(mode="json")
 
     def _read(self, step: int, abstract: TrainState) -> TrainState:
-        """The state, read by this process alone: Orbax would otherwise wait for others, which may have found
-        their part damaged.
+        """The state, read by this process alone. Else Orbax would wait for the others, which may have found
+        damage.
         """
         process = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(
@@ -212,10 +212,10 @@ class Checkpoints:
 
 
 class _Digested(ocp.StandardCheckpointHandler):
-    """Writes digests of the files of a state beside them, before the folder of the step gets its name.
+    """Writes digests beside the files of a state, before the folder of the step gets its final name.
 
-    Each process reads what it wrote itself, in Orbax's thread, while training goes on; process 0 adds the
-    rest, which is small.
+    Each process reads its own files, in Orbax's thread, while training goes on. Process 0 adds the rest,
+    which is small.
     """
 
     async def async_save(self, directory: Any, *arguments: Any, **names: Any) -> list[Any]:
@@ -231,18 +231,18 @@ class _Digested(ocp.StandardCheckpointHandler):
 @ocp.args.register_with_handler(_Digested, for_save=True)
 @dataclasses.dataclass
 class _DigestedSave(ocp.args.StandardSave):
-    """Tells Orbax which handler is to save."""
+    """Names the handler that saves, for Orbax."""
 
 
 @ocp.args.register_with_handler(_Digested, for_restore=True)
 @dataclasses.dataclass
 class _DigestedRestore(ocp.args.StandardRestore):
-    """Orbax wants one of these beside each of the other kind."""
+    """Orbax needs a restore class beside each save class."""
 
 
 @dataclasses.dataclass
 class _OwnSums:
-    """What Orbax waits for after the files of this process are written."""
+    """A future that Orbax waits for, after the files of this process are written: their digests."""
 
     folder: Path
 
@@ -263,7 +263,7 @@ def _share(sizes: Mapping[Path, int]) -> list[Path]:
 
 @dataclasses.dataclass
 class _Named(PreservationPolicy):
-    """Keeps the step that is named at the time."""
+    """Keeps the step that `step()` returns at the time."""
 
     step: Callable[[], int | None]
 
@@ -290,10 +290,11 @@ def abstract_state(state: TrainState, shardings: TrainState) -> TrainState:
 
 
 def newest_step(folder: Path) -> int:
-    """The step of the newest checkpoint in a folder, 0 where there is none."""
+    """The step of the newest checkpoint in a folder; 0 if there is none."""
     if url_of(folder) is None:
         steps = [path.name for path in folder.glob("*")]
-    else:  # there a step that is being written has its final name too
+    else:
+        # In a bucket a step has its final name while it is being written: its mark is what counts.
         steps = [
             path.parent.name
             for path in listing(folder)

@@ -1,5 +1,4 @@
-"""The folder of one checkpoint: what is noted beside the state, and whether its files are as they were
-written.
+"""The folder of one checkpoint: the note beside the state, and the digests of its files.
 
 STEP/_CHECKPOINT_METADATA    Orbax's; under custom_metadata the stage, the model and a digest of both
 STEP/default/                the state, with SHA256SUMS and SHA256SUMS.process_N
@@ -21,22 +20,20 @@ _NOTED_BEFORE = {"stage", "model"}  # by versions without digests
 
 
 def is_note(name: str) -> bool:
-    """Whether a file of a step is read by this module, and not by Orbax; by its name within the step."""
+    """True for a file that this module reads, and not Orbax; by its path within the step."""
     return name == METADATA or name.rpartition("/")[2].startswith(SUMS)
 
 
 def to_note(stage: str, model: Mapping[str, Any]) -> dict[str, Any]:
-    """What is to be noted beside a state: the stage, the model's config as JSON values,
-    and a digest of both.
-    """
+    """The note beside a state: the stage, the model's config as JSON values, and a digest of both."""
     noted = {"stage": stage, "model": model}
     return {**noted, _NOTED_SUM: _sum_of(noted)}
 
 
 def noted_in(step: Path) -> tuple[str, dict[str, Any]]:
-    """The stage and the model that are noted.
+    """The stage and the model of a note.
 
-    Raises BadInput where these cannot be read, or are not as they were written.
+    Raises BadInput if they cannot be read or do not match their digest.
     """
     noted = _noted(step)
     stage, model = noted.get("stage"), noted.get("model", {})
@@ -53,9 +50,9 @@ def noted_in(step: Path) -> tuple[str, dict[str, Any]]:
 def check_state(
     step: Path, mine: Callable[[Mapping[Path, int]], Iterable[Path]] | None = None
 ) -> Checked | None:
-    """Reads the files of the state, or the ones that `mine` picks, and compares them with their digests.
+    """Reads the files of the state (or those that `mine` picks) and compares them with their digests.
 
-    Files that have no digest count as damaged. None for a step of a version that wrote no digests.
+    A file without a digest counts as damaged. Returns None for a step of a version that wrote no digests.
     """
     folder = step / STATE
     lists = lists_below(folder)
@@ -74,7 +71,7 @@ def check_state(
 
 
 def _noted(step: Path) -> dict[str, Any]:
-    """Empty where it cannot be read."""
+    """The note as JSON; empty if it cannot be read."""
     try:
         noted = read_json(step / METADATA)["custom_metadata"]
     except (OSError, BadInput, KeyError, TypeError):

@@ -9,8 +9,8 @@ from babel_jax.data.windows.prepared import open_prepared
 
 
 class PlannedStage(NamedTuple):
-    """A stage with its first step in the run, the step after its last, its mixture, and the tokens that it
-    reads, padding left out.
+    """A stage with its first step in the run (`start`), the step after its last (`end`), its mixture, and the
+    tokens that it reads, without padding.
     """
 
     stage: Stage

@@ -51,10 +51,7 @@ def initial_state(optimizer: AdamW, params: PyTree[Array]) -> TrainState:
 
 
 def state_shardings(config: ModelConfig, optimizer: AdamW, mesh: Mesh, offload: bool = False) -> TrainState:
-    """A sharding for each leaf of the state.
-
-    With `offload` the moments are in the memory of the devices' hosts.
-    """
+    """A sharding for each leaf of the state. With `offload` the moments are in the memory of the hosts."""
     params, everywhere = param_shardings(config, mesh), replicated(mesh)
     moments = (
         jax.tree.map(lambda sharding: sharding.with_memory_kind("pinned_host"), params) if offload else params
@@ -67,10 +64,10 @@ def state_shardings(config: ModelConfig, optimizer: AdamW, mesh: Mesh, offload: 
 def summed_gradients(
     config: ModelConfig, training: TrainingSettings, z_loss: float, mesh: Mesh
 ) -> SummedGradients:
-    """A function of parameters and batch that gives the loss, the losses of each window, and the gradients,
-    summed over all targets.
+    """A function of parameters and batch to loss, losses of each window, and gradients, summed over all
+    targets.
 
-    It runs under `shard_map`: each device works through its own windows, and its own part of each, in
+    It runs under `shard_map`: each device computes its own windows (or its own part of each window), in
     `gradient_accumulation` pieces.
     """
     parallel, specs = parallelism_on(mesh), param_specs(config)
@@ -139,18 +136,18 @@ def train_step(
     offload: bool = False,
     skip_spikes: float | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update, and its metrics: loss, gradient_norm, skipped, and nats, targets, tokens and windows seen
-    by language.
+    """One update, and its metrics: loss, gradient_norm and skipped; by language nats, targets, tokens and
+    windows_seen.
 
-    Tokens are those of the step's windows without padding; windows seen are those of all steps up to this
-    one.
+    Tokens are counted without padding. windows_seen counts all steps up to this one.
 
-    A loss or gradient that is not finite leaves parameters and moments as they are, to the bit. So does one
-    that is more than `skip_spikes` standard deviations above those of the steps before.
+    A loss or gradient that is not finite leaves parameters and moments as they are, bit by bit. So does a
+    loss or gradient norm more than `skip_spikes` standard deviations above those of the steps before.
     """
     params = state.params
     total, windows, gradients = gradients_of(params, batch)
-    # Sums become means by one factor, which also clips: no pass over the gradients of its own.
+    # One factor turns sums into means and clips, so that clipping needs no pass over the gradients of its
+    # own.
     targets = jnp.maximum(jnp.sum(windows.targets), 1).astype(jnp.float32)
     norm = optimizer.norm(gradients) / targets
     factor = jnp.minimum(1.0, optimizer.clip_norm / (norm + 1e-12)) / targets
@@ -185,9 +182,9 @@ def _interleaved(rows: Array, parts: int) -> Array:
 
 
 def placed_state(optimizer: AdamW, params: PyTree[Array], shardings: TrainState) -> TrainState:
-    """`initial_state` on the mesh: no device ever holds more of the moments than its part.
+    """`initial_state` on the mesh.
 
-    Takes the arrays of `params` over.
+    No device ever holds more of the moments than its shard. Donates `params`.
     """
     return beginning(optimizer, shardings)(jax.device_put(params, shardings.params))
 
@@ -206,7 +203,7 @@ def compiled_step(
 ) -> Step:
     """`train_step` jitted for a mesh, with the state donated.
 
-    States must come with `state_shardings`, so that it compiles once.
+    States must have `state_shardings`, so that it compiles once.
     """
 
     def train(

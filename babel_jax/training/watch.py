@@ -1,8 +1,8 @@
-"""Measuring a model while it is trained, and which of its states was best.
+"""Evaluation between steps, and which state of the run was best.
 
-evaluation/during.jsonl  {"step", "tasks"} of every measurement; `step` is how many steps had been taken
-evaluation/best.json     {"step", "bits_per_byte", "checkpoint"}: the one with the lowest mean of bits per
-byte over the languages
+evaluation/during.jsonl  {"step", "tasks"} of each evaluation; `step` is the number of steps taken
+evaluation/best.json     {"step", "bits_per_byte", "checkpoint"} of the state with the lowest bits per byte,
+                         the mean over languages
 """
 
 import json
@@ -21,15 +21,13 @@ from babel_jax.run_files import DuringLine, read_lines
 from babel_jax.sending import remove
 
 DURING, BEST = "during.jsonl", "best.json"
-# What the model scores after so many steps: {task: {language: {"score", ...}}}, with bits_per_byte among the
-# tasks.
+# (steps taken, config, params) to {task: {language: {"score", ...}}}; bits_per_byte is one of the tasks.
 Measure = Callable[[int, ModelConfig, PyTree[Array]], dict[str, dict[str, dict[str, Any]]]]
 
 
 class Watch:
-    """Measures every so many steps.
-
-    It knows the best step so far also after a restart: `resume_at` tells it where a run goes on.
+    """Evaluates every `every` steps; never, where `every` is None. Knows the best step so far, also of a
+    resumed run (`resume_at`).
     """
 
     def __init__(self, run_folder: Path, every: int | None, measure: Measure):
@@ -37,9 +35,7 @@ class Watch:
         self._lines: list[dict[str, Any]] = []
 
     def resume_at(self, step: int) -> None:
-        """Goes on with what was measured up to a step; what comes behind it is of a run that was cut off, and
-        goes.
-        """
+        """Reads the evaluations up to `step`. Later ones come from the interrupted run; they are deleted."""
         if self._every is not None:
             self._lines = [
                 line for line in read_lines(self._folder / DURING, DuringLine) if line["step"] <= step
@@ -47,13 +43,13 @@ class Watch:
             self._write()
 
     def due(self, step: int) -> bool:
-        """Whether to measure after so many steps."""
+        """Whether to evaluate after `step` steps."""
         return self._every is not None and step % self._every == 0
 
     def measured(
         self, step: int, config: ModelConfig, params: PyTree[Array]
     ) -> dict[str, dict[str, dict[str, Any]]]:
-        """Measures, writes it down and gives it."""
+        """Evaluates, writes the results to during.jsonl, and returns them."""
         results = self._measure(step, config, params)
         self._lines.append({"step": step, "tasks": results})
         self._write()
@@ -61,7 +57,7 @@ class Watch:
 
     @property
     def best_step(self) -> int | None:
-        """The step with the lowest mean of bits per byte so far; the first of equals."""
+        """The step with the lowest mean bits per byte so far; the first one, where several are equal."""
         means = {line["step"]: _mean(line) for line in self._lines if line["tasks"].get("bits_per_byte")}
         return min(means, key=lambda step: means[step], default=None)
 
