@@ -449,6 +449,7 @@ def test_an_option_of_the_wrong_kind_is_named(babel, capsys, arguments, says):
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sensitivity_ablate_and_auto(babel, trained, small_settings, tmp_path):
     texts = tmp_path / "text"
     texts.mkdir()

@@ -114,6 +114,7 @@ def test_programs_that_no_plan_has_are_named():
     ]
 
 
+@pytest.mark.slow
 def test_a_rehearsal_says_what_ran(tmp_path):
     """Random weights and one stage, so that few programs are compiled."""
     found = rehearse(load_config(configs_folder() / "tiny-base.toml"), devices=4, out=tmp_path / "kept")

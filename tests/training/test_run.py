@@ -386,7 +386,8 @@ def test_a_write_that_failed_is_noticed_before_the_next_save(run_config, tmp_pat
     checkpoints = Checkpoints(tmp_path / "checkpoints", lambda _: shape, keep=2, keep_every=None)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        checkpoints.save(2, {"params": jax.random.normal(jax.random.key(0), (1000, 1000))}, "first")
+        params = jax.random.normal(jax.random.key(0), (1000, 1000))
+        checkpoints.save(2, SimpleNamespace(params=params), "first")
         for thread in threading.enumerate():
             if thread.name == "save_finalize":
                 threading.Thread.join(thread)
