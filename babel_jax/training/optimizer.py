@@ -148,7 +148,7 @@ class AdamW:
         )
 
     def shardings(
-        self, params: PyTree[Array], param_shardings: PyTree, other: jax.sharding.Sharding
+        self, params: PyTree[Shaped], param_shardings: PyTree, other: jax.sharding.Sharding
     ) -> PyTree:
         """A sharding for each leaf of the state: a moment has the sharding of its parameter, the rest
         `other`.

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from babel_jax.config import ModelConfig, OptimizerSettings, TrainingSettings
 from babel_jax.languages import CODES
@@ -26,18 +26,17 @@ from babel_jax.training.spikes import is_spike, no_recent, with_newest
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a run carries from step to step. Its shapes, types and shardings have this form too.
+    """What a run carries from step to step. The leaves are arrays, or their shapes, or their shardings."""
 
-    `step` counts updates that were tried, `skipped` those skipped in a row; `windows_seen` is by language.
-    `recent` has the losses and gradient norms of the last steps (`spikes`).
-    """
-
-    params: PyTree[Array]
-    opt_state: PyTree[Array]
-    step: Int[Array, ""]
-    skipped: Int[Array, ""]
-    windows_seen: Int[Array, "languages"]
-    recent: Float[Array, "2 recent"]
+    params: PyTree
+    opt_state: PyTree
+    # Updates tried, and updates skipped in a row: int32[].
+    step: Any
+    skipped: Any
+    # By language: int32[languages].
+    windows_seen: Any
+    # Losses and gradient norms of the last steps: float32[2, RECENT_STEPS].
+    recent: Any
 
 
 SummedGradients = Callable[[PyTree[Array], dict[str, Array]], tuple[Array, WindowLosses, PyTree[Array]]]
@@ -57,8 +56,7 @@ def state_shardings(config: ModelConfig, optimizer: AdamW, mesh: Mesh, offload: 
         jax.tree.map(lambda sharding: sharding.with_memory_kind("pinned_host"), params) if offload else params
     )
     opt_state = optimizer.shardings(abstract_params(config), moments, everywhere)
-    shardings: Any = TrainState(params, opt_state, everywhere, everywhere, everywhere, everywhere)  # type: ignore[arg-type]
-    return shardings
+    return TrainState(params, opt_state, everywhere, everywhere, everywhere, everywhere)
 
 
 def summed_gradients(

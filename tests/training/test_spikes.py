@@ -1,6 +1,7 @@
 """Updates that are far outside of those before are left out, and chips that compute other bits are named."""
 
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +109,8 @@ def test_a_checkpoint_of_an_earlier_version_is_read(run_config, begin, tmp_path,
 
 
 def earlier_save(self, step, state, stage, save=run_state.Checkpoints.save):
-    save(self, step, {name: leaf for name, leaf in state.items() if name != "recent"}, stage)
+    fields = {name: leaf for name, leaf in vars(state).items() if name != "recent"}
+    save(self, step, SimpleNamespace(**fields), stage)
 
 
 def test_a_run_checks_its_gradients_every_so_many_steps_and_replicas_before_each_checkpoint(
