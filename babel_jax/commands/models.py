@@ -40,7 +40,17 @@ def _expand(options: argparse.Namespace) -> Result:
     from babel_jax.expansion.plan import plan_from_settings, save_plan
     from babel_jax.model_folders.folder import open_folder
 
-    names = ("preset", "insert_after", "append", "plan", "init", "noise_mean", "noise_std", "seed")
+    names = (
+        "preset",
+        "new_layers",
+        "insert_after",
+        "append",
+        "plan",
+        "init",
+        "noise_mean",
+        "noise_std",
+        "seed",
+    )
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     noise = sorted(given.keys() & {"noise_mean", "noise_std", "seed"})
     if "plan" in given and (noise or "init" in given):
@@ -57,10 +67,10 @@ def _expand(options: argparse.Namespace) -> Result:
     if options.auto is not None:
         from babel_jax.studies.sensitivity_report import layers_by_sensitivity
 
-        if given.keys() & {"preset", "insert_after", "append", "plan"}:
+        if given.keys() & set(where):
             raise BadInput(
-                "babel expand: --auto chooses the layers; leave out --preset, --insert-after, --append and "
-                "--plan"
+                "babel expand: --auto chooses the layers; leave out --preset, --new-layers, --insert-after, "
+                "--append and --plan"
             )
         max_bytes = options.max_bytes or _MAX_BYTES
         given["insert_after"] = layers_by_sensitivity(
@@ -149,6 +159,12 @@ def declare(command: Commands) -> None:
     expand.add_argument("destination", metavar="DST")
     expand.add_argument("--plan", help="plan file: for each layer its source and how it begins")
     expand.add_argument("--preset", help="babel-9b (28 to 34 layers) or babel-83b (80 to 92)")
+    expand.add_argument(
+        "--new-layers",
+        type=positive,
+        metavar="N",
+        help="copy every other layer from the middle on, N in all, as the presets do",
+    )
     expand.add_argument(
         "--insert-after", type=integers, metavar="14,16", help="copy these layers, each behind itself"
     )

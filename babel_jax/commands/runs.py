@@ -1,9 +1,10 @@
-"""Runs: demo, prepare, train, sft."""
+"""Runs: demo, init, prepare, train, sft."""
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
-from babel_jax.commands.parsing import Commands, Result, steps
+from babel_jax.commands.parsing import Commands, Result, positive, steps, words
 from babel_jax.errors import BadInput
 
 if TYPE_CHECKING:
@@ -15,6 +16,51 @@ def _demo(options: argparse.Namespace) -> Result:
     from babel_jax.recipe.demo import demo
 
     return demo(on_disk(options.out, "the demo's folder"), corpus=options.corpus, base=options.base)
+
+
+def _init(options: argparse.Namespace) -> Result:
+    from babel_jax.places import on_disk
+    from babel_jax.recipe.first_config import Device, first_config
+
+    _ask(options)
+    return first_config(
+        on_disk(options.out, "a config"),
+        options.model,
+        options.data,
+        options.languages or (),
+        options.new_layers,
+        Device(options.device),
+        options.tokens,
+    )
+
+
+# What `babel init` needs, and the question where it is not given.
+_QUESTIONS = {
+    "model": "model folder to begin with (a Hugging Face folder)",
+    "data": "folder of text, with a file for each language (such as sw.jsonl)",
+}
+
+
+def _ask(options: argparse.Namespace) -> None:
+    """Asks for what is missing on a terminal. Raises BadInput elsewhere."""
+    missing = [name for name in _QUESTIONS if getattr(options, name) is None]
+    if missing and not sys.stdin.isatty():
+        flags = " and ".join(f"--{name}" for name in missing)
+        raise BadInput(f"babel init: give {flags} (it asks for them on a terminal)")
+    for name in missing:
+        answer = ""
+        while not answer:
+            try:
+                answer = input(f"{_QUESTIONS[name]}: ").strip()
+            except EOFError:
+                raise BadInput(f"babel init: no answer; give --{name}") from None
+        setattr(options, name, answer)
+    if missing and options.new_layers is None:
+        answer = input("new layers (Enter: 6 for every 28): ").strip()
+        try:
+            options.new_layers = positive(answer) if answer else None
+        except argparse.ArgumentTypeError as problem:
+            raise BadInput(f"babel init: new layers: {problem}") from None
 
 
 def _prepare(options: argparse.Namespace) -> Result:
@@ -85,6 +131,20 @@ def declare(command: Commands) -> None:
     demo.add_argument("--out", default="runs/demo", help="run folder (default %(default)s)")
     demo.add_argument("--corpus", help="folder of xx.jsonl, .gz or .zst text in place of the package's own")
     demo.add_argument("--base", help="model folder to begin with in place of a model trained here")
+
+    init = command(
+        "init",
+        _init,
+        "a first config for your model, text and languages",
+        "babel init --model SmolLM2-135M --data text/ --languages sw,ha,en --new-layers 4",
+    )
+    init.add_argument("--model", metavar="MODEL", help="model folder to begin with")
+    init.add_argument("--data", metavar="DIR", help="folder of xx.jsonl, .gz or .zst text")
+    init.add_argument("--languages", type=words, metavar="sw,ha,en", help="default: all that DIR has")
+    init.add_argument("--new-layers", type=positive, metavar="N", help="default: 6 for every 28 layers")
+    init.add_argument("--device", choices=["cpu", "gpu", "tpu"], default="cpu", help="default %(default)s")
+    init.add_argument("--tokens", type=positive, metavar="N", help="budget of both stages together")
+    init.add_argument("--out", default="my-run.toml", help="file to write (default %(default)s)")
 
     prepare = command("prepare", _prepare, "raw text to packed datasets", "babel prepare my-run.toml")
     train = command(

@@ -29,9 +29,13 @@ class Init(Choice):
 
 
 class ExpansionSettings(Settings):
-    """The plan of new layers: one of `preset`, `insert_after`, `append` and `plan` (a plan file)."""
+    """The plan of new layers: one of `preset`, `new_layers`, `insert_after`, `append` and `plan` (a file).
+
+    `new_layers = 6` spreads six over the model, as `spread_layers` says.
+    """
 
     preset: str | None = None
+    new_layers: NonNegative = 0
     insert_after: tuple[NonNegative, ...] = ()
     append: NonNegative = 0
     plan: LocalPath | None = None
@@ -42,10 +46,12 @@ class ExpansionSettings(Settings):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        given = [name for name in ("preset", "insert_after", "append", "plan") if getattr(self, name)]
+        given = [
+            name for name in ("preset", "new_layers", "insert_after", "append", "plan") if getattr(self, name)
+        ]
         if len(given) != 1:
             raise ValueError(
-                "give exactly one of preset, insert_after, append and plan; given: "
+                "give exactly one of preset, new_layers, insert_after, append and plan; given: "
                 f"{', '.join(given) or 'none'}"
             )
         return self

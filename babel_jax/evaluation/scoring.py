@@ -123,7 +123,7 @@ def _cost_of_token(config: ModelConfig, length: int) -> float:
     """Multiplications that a token costs in one layer, in a row of `length` tokens."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     matrices = config.hidden_size * (2 * config.head_dim * (heads + kv_heads) + 3 * config.intermediate_size)
-    return matrices + 2 * length * heads * config.head_dim
+    return float(matrices + 2 * length * heads * config.head_dim)
 
 
 def _blocks(sequences: Sequence[Scored]) -> Iterator[list[int]]:

@@ -179,6 +179,8 @@ def plan_from_settings(settings: ExpansionSettings, num_layers: int) -> Expansio
                 f"preset {settings.preset} is for a model of {depth} layers; this one has {num_layers}: "
                 "give insert_after or append"
             )
+    if settings.new_layers:
+        after = spread_layers(settings.new_layers, num_layers)
     beyond = [source for source in after if source >= num_layers]
     if beyond:
         raise BadInput(f"insert_after names layers {beyond}, and the model has layers 0 to {num_layers - 1}")
@@ -198,6 +200,23 @@ def plan_from_settings(settings: ExpansionSettings, num_layers: int) -> Expansio
         layers += [_new_layer(settings, source)] * (source in after)
     layers += [_new_layer(settings, source) for source in appended]
     return parse_settings(ExpansionPlan, {"layers": layers}, "expansion")
+
+
+def spread_layers(count: int, num_layers: int) -> tuple[int, ...]:
+    """The source layers of `count` new layers: every other layer from the middle on, as in Babel-9B and 83B.
+
+    Where that gives too few, from an earlier layer on; then spread over the whole model.
+    Example: 6 for 28 layers: (14, 16, 18, 20, 22, 24). Raises BadInput for more new layers than layers.
+    """
+    if count > num_layers:
+        raise BadInput(
+            f"new_layers = {count}: the model has {num_layers} layers to copy; for several copies of a layer "
+            "give a plan file"
+        )
+    start = min(num_layers // 2, num_layers - 2 * count + 1)
+    if start >= 0:
+        return tuple(range(start, start + 2 * count, 2))
+    return tuple(number * num_layers // count for number in range(count))
 
 
 def _new_layer(settings: ExpansionSettings, source: int) -> dict[str, Any]:

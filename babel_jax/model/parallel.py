@@ -137,7 +137,7 @@ class Parallelism:
         """
         return _summed_backward(x) if self.size(TENSOR) > 1 else x
 
-    def row_parallel_sum(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def row_parallel_sum(self, x: Array) -> Array:
         """Sums products with shards of the features (Megatron's g): all-reduce over the tensor axis forward,
         identity backward.
         """
@@ -147,11 +147,11 @@ class Parallelism:
         """The index of this device's first feature, where each device of the tensor axis has `size`."""
         return jax.lax.axis_index(TENSOR) * size if self.size(TENSOR) > 1 else 0
 
-    def gather_features(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def gather_features(self, x: Array) -> Array:
         """All-gathers the last axis of x over the tensor axis; not to be differentiated."""
         return jax.lax.all_gather(x, TENSOR, axis=x.ndim - 1, tiled=True) if self.size(TENSOR) > 1 else x
 
-    def max_over_features(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def max_over_features(self, x: Array) -> Array:
         """The maximum over the tensor axis; not to be differentiated."""
         return jax.lax.pmax(x, TENSOR) if self.size(TENSOR) > 1 else x
 

@@ -287,21 +287,9 @@ def _plan(study: Study, variant: str, seed: int) -> ExpansionPlan | None:
         found = sensitivity(study.model_config, study.params, packed, make_mesh(study.config.training.mesh))
         where = {"insert_after": layers_to_double(found, count)}
     else:
-        where = {"insert_after": _every_other(depth, count)}
+        where = {"new_layers": count}
     seeded = {"seed": seed} if INITS[init]["init"] is Init.NOISE else {}
     return plan_from_settings(ExpansionSettings(**{**where, **INITS[init], **seeded}), depth)
-
-
-def _every_other(depth: int, count: int) -> tuple[int, ...]:
-    """Every other layer from the middle on, as in Babel-9B; from before it where these are too few, and then
-    all over the model.
-    """
-    start = min(depth // 2, depth - 2 * count + 1)
-    return (
-        tuple(range(start, start + 2 * count, 2))
-        if start >= 0
-        else tuple(place * depth // count for place in range(count))
-    )
 
 
 def _relative_flops(study: Study) -> float:

@@ -50,9 +50,9 @@ def made_up_base(config: Config, configs: Path | None = None) -> tuple[Base, boo
             raise
     shape = next(iter(PRESET_SOURCES.values()))
     given = config.expansion.insert_after if config.expansion is not None else ()
-    return Base(
-        shape.model_copy(update={"num_hidden_layers": max(2 * len(given), max(given, default=0) + 2, 4)})
-    ), True
+    count = config.expansion.new_layers if config.expansion is not None else 0
+    layers = max(2 * len(given), 2 * count, max(given, default=0) + 2, 4)
+    return Base(shape.model_copy(update={"num_hidden_layers": layers})), True
 
 
 def _base_of(config: Config, folders: list[Path], most: int) -> Base:

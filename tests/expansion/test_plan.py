@@ -15,9 +15,9 @@ from babel_jax.expansion.plan import (
     plan_from_json,
     plan_from_settings,
     save_plan,
+    spread_layers,
 )
 from babel_jax.model.decoder import count_parameters
-from babel_jax.studies.ablation import _every_other
 
 QWEN_7B = ModelConfig(
     vocab_size=152064,
@@ -266,13 +266,13 @@ def test_a_plan_is_hashable():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_ablations_place_new_layers_as_the_presets(preset):
     depth, after = PRESETS[preset]
-    assert _every_other(depth, len(after)) == after
+    assert spread_layers(len(after), depth) == after
 
 
 @given(st.integers(1, 100).flatmap(lambda depth: st.tuples(st.just(depth), st.integers(1, depth))))
 def test_ablations_place_every_number_of_layers(drawn):
     depth, count = drawn
-    layers = _every_other(depth, count)
+    layers = spread_layers(count, depth)
     assert len(layers) == count == len(set(layers))
     assert sorted(layers) == list(layers)
     assert 0 <= min(layers) <= max(layers) < depth
