@@ -39,8 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
             try:
                 return _main(arguments)
             except KeyboardInterrupt:
-                _print("babel: interrupted; the same command goes on where this can be resumed\n", sys.stderr)
-                return cluster.leave(INTERRUPTED)
+                return _failed(INTERRUPTED, "interrupted; the same command goes on where this can be resumed")
     finally:
         if (
             arguments is None
@@ -59,8 +58,7 @@ def _main(arguments: list[str] | None) -> int:
             result = options.run(options)
             settle_all()
     except BadInput as error:
-        _print(f"babel: {error}\n", sys.stderr)
-        return cluster.leave(2)
+        return _failed(2, str(error))
     except Preempted as stopped:
         result = {"preempted": True, "summary": f"{stopped}; resume with the same command"}
     except Exception as error:
@@ -73,15 +71,14 @@ def _main(arguments: list[str] | None) -> int:
                 "batch, or a larger machine"
             )
         if reason is not None:
-            _print(f"babel: {reason}\n", sys.stderr)
-            return cluster.leave(2)
+            return _failed(2, reason)
         if not cluster.joined():
             raise
         if (lost := cluster.lost_process(error)) is not None:
-            _print(f"babel: {lost}\n", sys.stderr)
-        else:
-            traceback.print_exc()
-        return cluster.leave(1)
+            return _failed(1, lost)
+        cluster.begin_to_leave()
+        traceback.print_exc()
+        return cluster.leave(1, one_line(error) or type(error).__name__)
     if not cluster.speaks():
         return 0
     if options.json:
@@ -91,6 +88,13 @@ def _main(arguments: list[str] | None) -> int:
     # Texts of models, servers and files are in it, and a terminal obeys control characters.
     text = printable(result.get("summary") or "\n".join(f"{key}: {value}" for key, value in result.items()))
     return _print(text + "\n", sys.stdout)
+
+
+def _failed(status: int, line: str) -> int:
+    """Says in one line why the command failed, and gives the exit status; of several processes all end."""
+    cluster.begin_to_leave()
+    _print(f"babel: {line}\n", sys.stderr)
+    return cluster.leave(status, line)
 
 
 def _print(text: str, stream: TextIO) -> int:

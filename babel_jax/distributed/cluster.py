@@ -6,7 +6,6 @@ JAX_PROCESS_ID; JAX_NUM_PROCESSES = 1 alone keeps JAX from looking. BABEL_HEARTB
 process may be silent until the others end, BABEL_CONNECT_SECONDS how long they wait for it at the start.
 """
 
-import contextlib
 import logging
 import os
 import sys
@@ -15,6 +14,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from babel_jax.distributed.ending import begin_to_end, end, end_together, watch, watches
 from babel_jax.errors import BadInput, Preempted
 
 log = logging.getLogger("babel")
@@ -22,7 +22,6 @@ log = logging.getLogger("babel")
 _BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _HEARTBEAT_SECONDS = 60
 _SECONDS_TO_CONNECT = 300
-_SECONDS_TO_LEAVE = 5
 # What collective operations (Gloo, NCCL, gRPC) say when the process at the other end has gone.
 _SIGNS_OF_A_LOST_PROCESS = (
     "gloo",
@@ -64,6 +63,7 @@ def join() -> None:
         raise BadInput(f"the processes of the job cannot be joined: {_one_line(error)}") from None
     finally:
         late.cancel()
+    watch()
     # Gloo prints to standard output, where a command's result alone is to stand.
     sys.stdout.flush()
     sys.stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -84,7 +84,7 @@ def _nobody_came(by_hand: Mapping[str, Any] | None, seconds: int) -> NoReturn:
         "the first",
         file=sys.stderr,
     )
-    _end(1)
+    end(1)
 
 
 def speaks() -> bool:
@@ -92,26 +92,22 @@ def speaks() -> bool:
     return not joined() or _jax().process_index() == 0
 
 
-def leave(status: int) -> int:
-    """To be returned by a command that failed. Where there are several processes this one ends here.
+def leave(status: int, line: str) -> int:
+    """To be returned by a command that failed, and has said so in `line`. Where there are several processes
+    this one ends here, and the others end with the same status.
 
     An ordinary exit would first wait for the others, and they may be in a collective operation that waits for
-    this one. Where all have failed alike, each still prints its message.
+    this one.
     """
     if joined():
-        with contextlib.suppress(Exception):
-            _jax()._src.distributed.global_state.client.wait_at_barrier(
-                "babel leaves", _SECONDS_TO_LEAVE * 1000
-            )
-        _end(status)
+        end_together(status, line)
     return status
 
 
-def _end(status: int) -> NoReturn:
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+def begin_to_leave() -> None:
+    """To be called before a command that failed says so; see `leave`."""
+    if joined():
+        begin_to_end()
 
 
 def lost_process(error: BaseException | None) -> str | None:
@@ -253,7 +249,7 @@ def _one_line(error: BaseException) -> str:
 def joined() -> bool:
     """Whether this process is one of several."""
     # `babel --help` must not wait for JAX to say so.
-    return "jax" in sys.modules and _jax().distributed.is_initialized()
+    return watches() or ("jax" in sys.modules and _jax().distributed.is_initialized())
 
 
 def _jax() -> Any:
