@@ -324,7 +324,7 @@ def test_evaluate(babel, trained, small_settings, tmp_path):
         (("convert", "missing", "DST"), "missing: no such model folder"),
         (("expand", "MODEL", "DST", "--preset", "babel-7b"), "babel-9b"),
         (("expand", "MODEL", "DST", "--preset", "babel-9b"), "28"),
-        (("expand", "MODEL", "DST"), "give exactly one of preset, insert_after, append and plan"),
+        (("expand", "MODEL", "DST"), "give exactly one of preset, new_layers, insert_after"),
         (("convert", "MODEL", "MODEL"), "exists"),
         (("generate", "MODEL", ""), "the prompt is empty"),
         (("generate", "MODEL", "x", "--temperature", "-1"), "temperature"),

@@ -40,17 +40,8 @@ def _expand(options: argparse.Namespace) -> Result:
     from babel_jax.expansion.plan import plan_from_settings, save_plan
     from babel_jax.model_folders.folder import open_folder
 
-    names = (
-        "preset",
-        "new_layers",
-        "insert_after",
-        "append",
-        "plan",
-        "init",
-        "noise_mean",
-        "noise_std",
-        "seed",
-    )
+    where = ("preset", "new_layers", "insert_after", "append", "plan")
+    names = (*where, "init", "noise_mean", "noise_std", "seed")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     noise = sorted(given.keys() & {"noise_mean", "noise_std", "seed"})
     if "plan" in given and (noise or "init" in given):
