@@ -41,9 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
             except KeyboardInterrupt:
                 return _failed(INTERRUPTED, "interrupted; the same command goes on where this can be resumed")
     finally:
-        if (
-            arguments is None
-        ):  # nothing follows but Python's own end, which another Ctrl-C would fill with tracebacks
+        # Nothing follows but Python's own end, which another Ctrl-C would fill with tracebacks.
+        if arguments is None:
             signal.signal(signal.SIGINT, end_at_once)
         _print("", sys.stdout)  # what argparse wrote
 
@@ -109,9 +108,8 @@ def _print(text: str, stream: TextIO) -> int:
         return 0
     except OSError as error:
         with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.suppress(OSError, ValueError):
-            os.dup2(
-                nowhere.fileno(), stream.fileno()
-            )  # so that Python's own flush at the end does not fail again
+            # So that Python's own flush at the end does not fail again.
+            os.dup2(nowhere.fileno(), stream.fileno())
         if error.errno in (errno.EPIPE, errno.EIO):
             return 0
         say(f"babel: standard output: {error.strerror}; the command itself is done")

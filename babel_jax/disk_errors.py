@@ -23,9 +23,8 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _BAD_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 
 
-_NUMBER_IN_WORDS = re.compile(
-    r"\b(?:os error |errno |os_error_code=')([0-9]+)", re.IGNORECASE
-)  # as Rust, Arrow, TensorStore write it
+# As Rust, Arrow, TensorStore write it.
+_NUMBER_IN_WORDS = re.compile(r"\b(?:os error |errno |os_error_code=')([0-9]+)", re.IGNORECASE)
 
 
 @contextlib.contextmanager

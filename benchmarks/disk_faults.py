@@ -34,9 +34,8 @@ HARD_SECONDS = 180
 CLASSES = ("open", "write", "rename", "link", "fsync", "unlink", "mkdir", "room")
 ERRORS = {"killed": 0, "EIO": 5, "ENOSPC": 28, "EACCES": 13, "EINVAL": 22}
 NOT_COMPARED = ("params/files.json", "goodput.json")  # sizes of files of which some hold times; seconds
-TIMES = re.compile(
-    r"\.(time_spent|goodput|seconds)\b"
-)  # in keys of JSON: a run that was disturbed has lost some
+# In keys of JSON: a run that was disturbed has lost some.
+TIMES = re.compile(r"\.(time_spent|goodput|seconds)\b")
 UNFINISHED = (".partial", "orbax-checkpoint-tmp")  # in names of what is being written
 SECRET = "sk-planted-0123456789abcdef"
 

@@ -10,6 +10,7 @@ from babel_jax.errors import BadInput
 if TYPE_CHECKING:
     from babel_jax.expansion.plan import ExpansionPlan
 
+# Those of config.Init, whose import costs more than the help.
 _INITS = (
     "copy",
     "noise",
@@ -17,7 +18,7 @@ _INITS = (
     "average",
     "identity",
     "scaled",
-)  # those of config.Init, whose import costs more than the help
+)
 _MAX_BYTES = 4_000  # of text for each language, to measure layers on
 
 

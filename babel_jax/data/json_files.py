@@ -1,4 +1,4 @@
-"""JSON objects that babel prepare wrote, read back: a damaged one is named in one line."""
+"""Reads the JSON objects that `babel prepare` wrote; a damaged file raises one line that names it."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from babel_jax.errors import BadInput
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises BadInput when it cannot be read."""
+    """The JSON object of a file. Raises BadInput if it cannot be read."""
     try:
         values = files.read_json(path)
         if isinstance(values, dict):

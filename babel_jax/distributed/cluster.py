@@ -161,10 +161,11 @@ def _cluster_of_several() -> bool:
 
     Raises BadInput where there are signs of one that JAX cannot read.
     """
+    # What `jax.distributed.initialize()` asks; it has no public form.
     from jax._src.clusters import (
         ClusterEnv,
         K8sCluster,
-    )  # what `jax.distributed.initialize()` asks; it has no public form
+    )
 
     _check_signs(os.environ)
     # Only in an indexed Job does a pod have a number.

@@ -1,1 +1,1 @@
-"""What a model knows of each language: bits per byte on held-out text, tables and plots."""
+"""The quality of a model by language: bits per byte on held-out text, the offline suite, tables and plots."""

@@ -1,13 +1,13 @@
-"""Held-out bits per byte by language: how many bits a model needs for a byte of UTF-8, comparable across
+"""Held-out bits per byte by language: the bits that a model needs for a byte of UTF-8, comparable across
 tokenizers.
 
     bits per byte = sum of -log2 p(token | tokens before it in its document) / bytes of those tokens
 
-The first token of a document has nothing to be predicted from, so neither it nor its bytes count. Where a
-tokenizer begins every text with a token of its own the model reads that one too; the same tokens count. A
-long document is read through a window that slides by half, so that every token has context before it. Of
-conversations only what the assistant says counts, given all that was said before. `babel train` and `babel
-evaluate` measure by this one definition.
+The first token of a document has no preceding token, so it has no probability: neither it nor its bytes
+count. If a tokenizer puts a token before every text, the model reads this one too; the same tokens count. A
+long document is read through a window that moves by half its length, so that every token has context. In
+conversations only the assistant's tokens count, given all earlier messages. `babel train` and `babel
+evaluate` both use this definition.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ Scorer = Callable[[Sequence[Scored]], Sequence[Score]]
 
 @dataclasses.dataclass(frozen=True)
 class TextToScore:
-    """Documents as sequences for the scorer: of each sequence its language and document, of each document its
-    bytes that count.
+    """Documents as sequences for the scorer: (language, document) of each sequence, and the bytes of each
+    document that count.
     """
 
     sequences: list[Scored]
@@ -40,8 +40,8 @@ class TextToScore:
 
 
 def longest_window(seq_len: int, max_positions: int, conversations: bool) -> int:
-    """The most tokens of a sequence that a run scores: 2,048, and of conversations as many as it trains on;
-    never more than positions.
+    """The longest sequence that a run scores, in tokens: 2,048; for conversations at least `seq_len`; at most
+    `max_positions`.
     """
     return min(max(LONGEST_WINDOW, seq_len) if conversations else LONGEST_WINDOW, max_positions)
 
@@ -49,57 +49,57 @@ def longest_window(seq_len: int, max_positions: int, conversations: bool) -> int
 def text_to_score(
     tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]], max_positions: int, max_bytes: int | None = None
 ) -> TextToScore:
-    """Each language's documents of two tokens or more, the first ones up to `max_bytes` of text.
+    """The documents of each language with at least two tokens: the first ones, up to `max_bytes` of text.
 
-    A window has 2,048 tokens, or `max_positions`; the next one begins half a window later and counts its new
-    tokens alone.
+    A window has 2,048 tokens, or `max_positions`. The next window begins half a window later and counts only
+    its new tokens.
     """
     begin, window = tokenizer.begin_ids, min(LONGEST_WINDOW, max_positions)
-    found = TextToScore([], [], {})
+    to_score = TextToScore([], [], {})
     for code, documents in texts.items():
         chosen = first_bytes(documents, max_bytes)
-        encoded = tokenizer.encode_batch(chosen)
-        long = [(text, ids) for text, ids in zip(chosen, encoded, strict=True) if len(ids) > 1]
-        found.bytes_of[code] = [
-            len(text.encode()) - bytes_of_first(tokenizer, text, ids) for text, ids in long
-        ]
-        for number, (_, ids) in enumerate(long):
-            own = sliding_windows(np.array([*begin, *ids], np.int32), window, len(begin) + 1)
-            found.sequences.extend(own)
-            found.owners.extend([(code, number)] * len(own))
-    return found
+        sizes = to_score.bytes_of[code] = []
+        for text, ids in zip(chosen, tokenizer.encode_batch(chosen), strict=True):
+            if len(ids) < 2:
+                continue
+            windows = sliding_windows(np.array([*begin, *ids], np.int32), window, len(begin) + 1)
+            to_score.sequences.extend(windows)
+            to_score.owners.extend([(code, len(sizes))] * len(windows))
+            sizes.append(len(text.encode()) - bytes_of_first(tokenizer, text, ids))
+    return to_score
 
 
 def conversations_to_score(
     format: ChatFormat, texts: Mapping[str, Sequence[str]], max_positions: int, max_bytes: int | None = None
 ) -> TextToScore:
-    """Conversations as `conversation_text` gives them: a sequence for each turn of the assistant, after all
-    that was said before.
+    """Conversations to score: one sequence for each turn of the assistant, with all earlier messages before
+    it.
 
-    A conversation is cut at `max_positions` tokens, and left out where nothing of the assistant's is before.
+    texts: the output of `conversation_text`. A conversation is cut at `max_positions` tokens. It is left out
+    if the rest has no token of the assistant.
     """
-    found = TextToScore([], [], {})
+    to_score = TextToScore([], [], {})
     for code, conversations in texts.items():
-        found.bytes_of[code] = []
+        sizes = to_score.bytes_of[code] = []
         for text in first_bytes(conversations, max_bytes):
             encoded = format.encode_text(text)
             ids = np.array(encoded.ids[:max_positions], np.int32)
-            turns = _runs(encoded.targets[: len(ids)])
+            turns = _turns(encoded.targets[: len(ids)])
             if not turns:
                 continue
-            number, said = (
-                len(found.bytes_of[code]),
-                [token for start, stop in turns for token in ids[start:stop].tolist()],
-            )
-            found.bytes_of[code].append(len(format.decode(said).encode()))
-            found.sequences.extend(Scored(ids[: stop - 1], ids[start:stop]) for start, stop in turns)
-            found.owners.extend([(code, number)] * len(turns))
-    return found
+
+            assistant_ids: list[int] = []
+            for start, stop in turns:
+                assistant_ids += ids[start:stop].tolist()
+                to_score.sequences.append(Scored(ids[: stop - 1], ids[start:stop]))
+            to_score.owners.extend([(code, len(sizes))] * len(turns))
+            sizes.append(len(format.decode(assistant_ids).encode()))
+    return to_score
 
 
-def _runs(targets: Sequence[bool]) -> list[tuple[int, int]]:
-    """Where (first, one after the last) tokens that count stand together; the first token of all has nothing
-    before it.
+def _turns(targets: Sequence[bool]) -> list[tuple[int, int]]:
+    """The runs (first, last + 1) of tokens that count. The very first token never counts: it has no preceding
+    token.
     """
     runs, start = [], 0
     for is_target, group in itertools.groupby([False, *targets[1:]]):
@@ -111,30 +111,33 @@ def _runs(targets: Sequence[bool]) -> list[tuple[int, int]]:
 
 
 def scored_bits(text: TextToScore, scored: Scorer) -> dict[str, Items]:
-    """The bits and bytes of each language's documents; a language without any byte that
-    counts is left out.
+    """The bits and bytes of each language's documents; a language without any byte that counts is left
+    out.
     """
     bits = {code: np.zeros(len(counts)) for code, counts in text.bytes_of.items()}
     for (code, number), (log_p, _) in zip(text.owners, scored(text.sequences), strict=True):
         bits[code][number] -= log_p / np.log(2)
-    return {
-        code: bits_per_byte_of(bits[code], counts) for code, counts in text.bytes_of.items() if sum(counts)
-    }
+    items = {}
+    for code, sizes in text.bytes_of.items():
+        if sum(sizes):
+            items[code] = bits_per_byte_of(bits[code], sizes)
+    return items
 
 
 def class_means(by_language: Mapping[str, float]) -> dict[str, float | None]:
-    """Unweighted means over all languages and over each resource class, of those that have a value; None
-    where none has.
+    """Unweighted means over all languages and over each resource class; languages without a value are left
+    out. None if no language has a value.
     """
     groups = {"all": tuple(by_language), "high": codes_of(Resource.HIGH), "low": codes_of(Resource.LOW)}
-    found = {
-        name: [by_language[code] for code in codes if code in by_language] for name, codes in groups.items()
-    }
-    return {name: float(np.mean(values)) if values else None for name, values in found.items()}
+    means: dict[str, float | None] = {}
+    for name, codes in groups.items():
+        values = [by_language[code] for code in codes if code in by_language]
+        means[name] = float(np.mean(values)) if values else None
+    return means
 
 
 def first_bytes(documents: Sequence[str], max_bytes: int | None) -> list[str]:
-    """The first documents, until there are `max_bytes` of text or more."""
+    """The first documents that together have at least `max_bytes` of text."""
     chosen, left = [], max_bytes
     for text in documents:
         if left is not None:
@@ -146,9 +149,10 @@ def first_bytes(documents: Sequence[str], max_bytes: int | None) -> list[str]:
 
 
 def bytes_of_first(tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> int:
-    """Bytes of a text's first token.
+    """The bytes of a text's first token.
 
-    The tokens of a character that is cut, which alone decode to no text, share its bytes.
+    If the token is a part of a character, which alone decodes to no text, the tokens of the character share
+    its bytes.
     """
     for count in range(1, min(len(ids), 8) + 1):
         decoded = tokenizer.decode(ids[:count])
@@ -158,8 +162,8 @@ def bytes_of_first(tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> int:
 
 
 def sliding_windows(ids: np.ndarray, size: int, first: int = 1) -> list[Scored]:
-    """Windows of at most `size` tokens that the model reads, in which every token from the place `first` on
-    is a target once.
+    """Windows of at most `size` tokens that the model reads. Every token from index `first` on is a target
+    exactly once.
     """
     windows, scored = [], first
     while scored < len(ids):

@@ -1,8 +1,8 @@
-"""What is measured at each point of a run, and its file `evaluation/POINT.json`:
+"""The evaluation at each point of a run, and its file `evaluation/POINT.json`:
 
     {"tasks": {"bits_per_byte": {"en": {"score": 1.02, "stderr": null, "n": 12}, ...}, "cloze": ...}}
 
-The text is the run's own held-out text, which no stage trains on.
+The text is the run's held-out text, which no stage trains on.
 """
 
 import functools
@@ -41,15 +41,16 @@ LOWER_IS_BETTER = (BITS_PER_BYTE,)
 def measure(
     config: Config, point: str, model_config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer
 ) -> Results:
-    """Bits per byte by language, and the offline suite where the config asks for it, on the held-out text;
-    `point` is for the log.
+    """Bits per byte by language, and the offline suite if the config asks for it, on the held-out text.
+    point: for the log.
 
-    Raises BadInput where there is none though the config holds some out.
+    Raises BadInput if there is no held-out text although the config asks for some.
     """
     settings, dtype = config.evaluation, jnp.dtype(config.training.compute_dtype)
     prepared = open_prepared(config.data.folder)
     heldout = {code: prepared.heldout(code) for code in prepared.languages}
     texts = {code: [row.text for row in rows] for code, rows in heldout.items()}
+
     mesh = make_mesh(config.training.mesh)
     longest = longest_window(
         config.data.seq_len, model_config.max_position_embeddings, config.data.conversations
@@ -64,41 +65,33 @@ def measure(
             f"{config.data.folder}: too little text to hold any out; give more text, or "
             "data.heldout_fraction = 0"
         )
-    batch_tokens = tokens_of_batch(config)
-    scored = functools.partial(
+
+    scorer = functools.partial(
         score,
         model_config,
         params,
         mesh=mesh,
-        batch_tokens=batch_tokens,
+        batch_tokens=tokens_of_batch(config),
         compute_dtype=dtype,
         what="bits per byte",
     )
-    measured = scored_bits(to_score, scored)
-    results: Results = {
-        BITS_PER_BYTE: {
-            code: {"score": items.score, "stderr": None, "n": len(items.columns)}
-            for code, items in measured.items()
-        }
-    }
+    bits_per_byte = {}
+    for code, items in scored_bits(to_score, scorer).items():
+        bits_per_byte[code] = {"score": items.score, "stderr": None, "n": len(items.columns)}
+    results: Results = {BITS_PER_BYTE: bits_per_byte}
     if settings.suite_items and not config.data.conversations:
         results |= run_suite(model_config, params, tokenizer, heldout, settings.suite_items, mesh, dtype)
+
     for task, values in results.items():
-        means = {
-            group: mean for group, mean in class_means(scores_of(results, task)).items() if mean is not None
-        }
         if values:
-            log.info(
-                "%s, %s: %s",
-                task.replace("_", " "),
-                point,
-                ", ".join(f"{group} {mean:.3f}" for group, mean in means.items()),
-            )
+            means = class_means(scores_of(results, task))
+            parts = [f"{group} {mean:.3f}" for group, mean in means.items() if mean is not None]
+            log.info("%s, %s: %s", task.replace("_", " "), point, ", ".join(parts))
     return results
 
 
 def tokens_of_batch(config: Config) -> int:
-    """Tokens that are scored together."""
+    """The number of tokens that are scored together."""
     return config.evaluation.batch_size * config.data.seq_len
 
 
@@ -108,7 +101,7 @@ def scores_of(results: Results, task: str) -> dict[str, float]:
 
 
 def point_file(run_folder: Path, point: str) -> Path:
-    """Where the results of a point are."""
+    """The file with the results of a point."""
     return run_folder / "evaluation" / f"{point}.json"
 
 
@@ -120,16 +113,16 @@ def write_point(run_folder: Path, point: str, results: Results) -> None:
 
 
 def read_points(run_folder: Path, names: Sequence[str]) -> dict[str, Results]:
-    """The results of those points that have been measured, in the order of `names`.
+    """The results of the points that have been evaluated, in the order of `names`.
 
-    Raises BadInput for a file of something else.
+    Raises BadInput for a file with other content.
     """
-    found = {name: point_file(run_folder, name) for name in names}
-    return {name: _read_point(path) for name, path in found.items() if path.is_file()}
-
-
-def _read_point(path: Path) -> Results:
-    return read_as(path, Point)["tasks"]
+    results = {}
+    for name in names:
+        path = point_file(run_folder, name)
+        if path.is_file():
+            results[name] = read_as(path, Point)["tasks"]
+    return results
 
 
 def point_names(config: Config) -> list[str]:

@@ -1,5 +1,5 @@
-"""Log-likelihoods of many token sequences: rows of prefix trees, in batches of few shapes, spread over the
-devices of a mesh.
+"""Log-likelihoods of many token sequences: rows of prefix trees, in batches of few shapes, sharded over a
+mesh.
 """
 
 import functools
@@ -25,12 +25,12 @@ from babel_jax.model.parallel import CONTEXT, WINDOW_AXES, Parallelism
 from babel_jax.model.sharding import parallelism_on, param_specs
 from babel_jax.training.mesh import batch_sharding, replicated
 
-CHUNK = 32  # places of a row whose logits are held at a time
+CHUNK = 32  # entries of a row whose logits are held at a time
 BLOCK_TOKENS = 1 << 22  # tokens planned at a time
 
 _COLUMNS = ("tokens", "positions", "ends", "places", "targets")  # of a batch of rows
 
-# Of each sequence: the sum of log p over its targets, and whether every one of them is the likeliest token.
+# For a sequence: the sum of log p over its targets, and True if each target is the likeliest token.
 Score = tuple[float, bool]
 
 
@@ -44,11 +44,10 @@ def score(
     done: Callable[[dict[int, Score]], None] = lambda scores: None,
     what: str = "scoring",
 ) -> list[Score]:
-    """Scores of all sequences; `done` is told of those of each batch, and a progress bar says `what` is being
-    done.
+    """The scores of all sequences. `done` receives the scores of each batch; the progress bar shows `what`.
 
-    A batch has `batch_tokens` tokens or one row for each device. At most six shapes are compiled: rows of 256
-    to 4,096 tokens, and one length for all that are longer.
+    A batch has `batch_tokens` tokens, or one row for each device. At most six shapes are compiled: rows of
+    256 to 4,096 tokens, and one length for all longer sequences.
     """
     scores: dict[int, Score] = {}
     lengths = row_lengths(max((len(sequence.tokens) for sequence in sequences), default=1))
@@ -59,21 +58,23 @@ def score(
 
     with tqdm(total=len(sequences), desc=what, unit=" sequences", leave=False, disable=None) as progress:
         for block in _blocks(sequences):
-            for length, rows in planned_rows([sequences[number] for number in block], lengths, cost).items():
+            planned = planned_rows([sequences[number] for number in block], lengths, cost)
+            for length, rows in planned.items():
                 for batch in _batches(rows, length, rows_of_batch(length, batch_tokens, mesh)):
                     log_p, greedy = _score_rows(mesh, config, jnp.dtype(compute_dtype), params, batch)
-                    found = {block[number]: one for number, one in _by_owner(batch, log_p, greedy)}
-                    scores |= found
-                    done(found)
-                    progress.update(len(found))
+                    batch_scores = {}
+                    for number, of_sequence in _by_owner(batch, log_p, greedy):
+                        batch_scores[block[number]] = of_sequence
+                    scores |= batch_scores
+                    done(batch_scores)
+                    progress.update(len(batch_scores))
     return [scores[number] for number in range(len(sequences))]
 
 
 def row_lengths(longest: int) -> list[int]:
-    """The lengths of rows for sequences of at most `longest` tokens."""
-    return sorted(
-        {*(SHORTEST << power for power in range(5)), max(bucket(longest, SHORTEST), LONGEST_PACKED)}
-    )
+    """The row lengths for sequences of at most `longest` tokens."""
+    packed = [SHORTEST << power for power in range(5)]
+    return sorted({*packed, max(bucket(longest, SHORTEST), LONGEST_PACKED)})
 
 
 def scoring_program(
@@ -93,41 +94,44 @@ def scoring_program(
 
 
 def _by_owner(rows: Sequence[Row], log_p: np.ndarray, greedy: np.ndarray) -> Iterator[tuple[int, Score]]:
-    """The score of each sequence of a batch, by its number."""
+    """The score of each sequence of a batch, with its number."""
     for row, row_log_p, row_greedy in zip(rows, log_p, greedy, strict=True):
-        for number, own in row.owners:
-            yield number, (float(row_log_p[own].astype(np.float64).sum()), bool(row_greedy[own].all()))
+        for number, entries in row.owners:
+            yield (
+                number,
+                (float(row_log_p[entries].astype(np.float64).sum()), bool(row_greedy[entries].all())),
+            )
 
 
 def rows_of_batch(length: int, batch_tokens: int, mesh: Mesh, axes: tuple[str, ...] = WINDOW_AXES) -> int:
-    """Rows of a batch: as many as `batch_tokens` allow, and the same number on every device that holds rows
-    of its own.
+    """The rows of a batch: at most `batch_tokens` in all, with the same number for each device group that
+    reads different rows; at least one row per group.
     """
     groups = math.prod(mesh.shape[axis] for axis in axes)
     return groups * max(1, batch_tokens // length // groups)
 
 
 def on_mesh(mesh: Mesh, rows: np.ndarray, axes: tuple[str, ...] = WINDOW_AXES) -> jax.Array:
-    """Rows that every process has, spread over these axes of the mesh."""
+    """Rows that every process has, sharded over these axes of the mesh."""
     return jax.make_array_from_callback(
         rows.shape, NamedSharding(mesh, PartitionSpec(axes)), lambda index: rows[index]
     )
 
 
 def compilations() -> int:
-    """How many programs the scoring of sequences has compiled in this process."""
+    """The number of scoring programs compiled in this process."""
     return _log_likelihoods._cache_size()  # type: ignore[attr-defined]
 
 
 def _cost_of_token(config: ModelConfig, length: int) -> float:
-    """Multiplications that a token costs in one layer, in a row of `length` tokens."""
+    """The multiplications for one token in one layer, in a row of `length` tokens."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     matrices = config.hidden_size * (2 * config.head_dim * (heads + kv_heads) + 3 * config.intermediate_size)
     return float(matrices + 2 * length * heads * config.head_dim)
 
 
 def _blocks(sequences: Sequence[Scored]) -> Iterator[list[int]]:
-    """Numbers of neighbouring sequences, so many that planning them takes little memory."""
+    """Blocks of neighbouring sequences, by number; the plan of a block takes little memory."""
     block: list[int] = []
     tokens = 0
     for number, sequence in enumerate(sequences):
@@ -141,7 +145,7 @@ def _blocks(sequences: Sequence[Scored]) -> Iterator[list[int]]:
 
 
 def _batches(rows: Sequence[Row], length: int, size: int) -> Iterator[list[Row]]:
-    """Batches of `size` rows; the last one is filled with empty rows."""
+    """Batches of `size` rows; the last one is filled up with empty rows."""
     for start in range(0, len(rows), size):
         batch = list(rows[start : start + size])
         yield batch + [empty_row(length)] * (size - len(batch))
@@ -171,12 +175,12 @@ def _log_likelihoods(
     targets: Int[Array, "batch time"],
     chunks: Int[Array, ""],
 ) -> tuple[Float[Array, "batch time"], Bool[Array, "batch time"]]:
-    """log p of each target at its place of the row, float32, and whether it is the likeliest token; for the
+    """log p of each target at its place in the row, float32, and True if it is the likeliest token; for the
     first `chunks` chunks.
 
-    As in the train step, each device works through its own rows, and its own part of each, and gathers the
-    parameters of one layer, or of one piece of the vocabulary, at a time. The results are the same on every
-    device, so that every process has them all.
+    As in the train step, each device computes its rows, or its part of each row, and gathers the parameters
+    of one layer, or of one piece of the vocabulary, at a time. Every device returns all results, so that
+    every process has them.
     """
     parallel = parallelism_on(mesh)
 
@@ -190,7 +194,8 @@ def _log_likelihoods(
             ends=ends,
             execution=Execution(compute_dtype, parallel=parallel),
         )
-        # Entries stand at the beginning of their list: the devices of the context axis take them in turn.
+        # Entries fill the beginning of their list, so the devices of the context axis take them in turn: each
+        # then has about the same number.
         places, targets = _in_turn(places, parallel), _in_turn(targets, parallel)
         log_p, greedy = _of_entries(
             config, params, parallel.gather_sequence(hidden), places, targets, chunks, parallel
@@ -217,8 +222,8 @@ def _of_entries(
     chunks: Int[Array, ""],
     parallel: Parallelism,
 ) -> tuple[Float[Array, "batch entries"], Bool[Array, "batch entries"]]:
-    """Of each entry of the first chunks log p of its target after the hidden state at its place, and whether
-    it is the likeliest.
+    """log p of the target of each entry of the first chunks, given the hidden state at its place; and True if
+    it is the likeliest token.
     """
 
     def in_chunks(column: Array) -> Array:
@@ -242,14 +247,14 @@ def _of_entries(
 
 
 def _in_turn(column: Int[Array, "batch time"], parallel: Parallelism) -> Int[Array, "batch own"]:
-    """Every n-th entry of n devices of the context axis: this device's."""
+    """The entries of this device: every n-th one of n devices of the context axis."""
     devices = parallel.size(CONTEXT)
     by_device = column.reshape(column.shape[0], -1, devices).swapaxes(1, 2).reshape(column.shape)
     return parallel.context_shard(by_device, axis=1)
 
 
 def _all_turns(found: Array, parallel: Parallelism) -> Array:
-    """The entries of all devices of the context axis in their order."""
+    """The entries of all devices of the context axis, in order."""
     if parallel.size(CONTEXT) == 1:
         return found
     return jax.lax.all_gather(found, CONTEXT, axis=2).reshape(found.shape[0], -1)

@@ -1,14 +1,12 @@
-"""The offline suite: small tasks in the forms of the big benchmarks, made of the held-out text that every run
-has.
+"""The offline suite: small tasks in the form of well-known benchmarks, made from the held-out text of a run.
 
-continuation  which of four sentences goes on a passage; the likeliest by the byte (the form of XCOPA and
-M3Exam) cloze         which of four words fills a gap; the likeliest sentence (the form of XNLI) to_english
-a sentence after one example of its translation, greedily; chrF++ (the form of Flores-200) from_english  the
-same the other way
+    continuation  which of four sentences continues a passage; by log-likelihood per byte (as XCOPA, M3Exam)
+    cloze         which of four words fills a gap; by log-likelihood of the sentence (as XNLI)
+    to_english    a sentence after one example of its translation, greedy decoding; chrF++ (as Flores-200)
+    from_english  the same from English
 
-Rows of one id are translations of each other where two languages hold out the same ids. A suite of a few
-passages shows that the path from text to table works, and differences that are large; it does not rank
-models.
+Rows with the same id in two languages are translations of each other. A suite of a few passages shows that
+the path from text to table works, and it shows large differences; it cannot rank models.
 """
 
 import itertools
@@ -41,7 +39,8 @@ CHANCE = dict.fromkeys(CHOICE_TASKS, 100 / _CHOICES)
 # {task: {language: {"score", "stderr", "n"}}}
 Results = dict[str, dict[str, dict[str, Any]]]
 
-# Text of equal sentences, or of one endless one, gives no questions: so many tries without one are enough.
+# Text of equal sentences, or of one endless sentence, gives no question. After this many attempts without a
+# question, the text is given up.
 _FRUITLESS, _LONGEST_SENTENCE = 200, 2_000
 
 _ENGLISH = "en"
@@ -52,9 +51,9 @@ _WITHOUT_SPACES = ("Hans", "Jpan", "Thai", "Mymr")
 
 
 class Choice(NamedTuple):
-    """A question: texts that begin with `context`, the first of them true.
+    """A question: texts that begin with `context`; the first is the correct one.
 
-    `by_byte` divides their log-likelihoods by their lengths.
+    by_byte: divide the log-likelihoods by the lengths in bytes.
     """
 
     task: str
@@ -65,7 +64,7 @@ class Choice(NamedTuple):
 
 
 class Translation(NamedTuple):
-    """A sentence to be translated behind `prompt`, and how it is translated."""
+    """A sentence to translate: the prompt, and a reference translation."""
 
     task: str
     language: str
@@ -76,36 +75,41 @@ class Translation(NamedTuple):
 def choices(texts: Mapping[str, Sequence[Row]], items: int) -> list[Choice]:
     """At most `items` questions of each task and language.
 
-    They are the same ones in languages whose passages have as many sentences.
+    Languages whose passages have the same number of sentences get the same questions.
     """
-    found: list[Choice] = []
+    questions: list[Choice] = []
     for language, rows in texts.items():
         passages = [(row.id, sentences(row.text)) for row in rows]
-        found += itertools.islice(_continuations(language, passages), items)
-        found += itertools.islice(_clozes(language, passages), items)
-    return found
+        questions += itertools.islice(_continuations(language, passages), items)
+        questions += itertools.islice(_clozes(language, passages), items)
+    return questions
 
 
 def translations(texts: Mapping[str, Sequence[Row]], items: int) -> list[Translation]:
-    """At most half as many sentences as `items` (they cost more) of each language other than English to
-    English, and as many from it.
+    """Sentences to translate from each language into English, and from English: half of `items` in each
+    direction, because they cost more.
     """
-    found: list[Translation] = []
+    tasks: list[Translation] = []
     english = {row.id: row.text for row in texts.get(_ENGLISH, ())}
     for language, rows in texts.items():
+        # Only texts with the same ids are translations of each other.
         if language == _ENGLISH or not english or {row.id for row in rows} != english.keys():
             continue
-        pairs = [pair for row in rows for pair in _aligned(row.text, english[row.id])]
+        pairs: list[tuple[str, str]] = []
+        for row in rows:
+            pairs += _aligned(row.text, english[row.id])
         if len(pairs) < 2:
             continue
+
         names = LANGUAGES[language].name, LANGUAGES[_ENGLISH].name
         for number, pair in enumerate(pairs[: (items + 1) // 2]):
+            # The example is the pair before (for the first pair, the last).
             example = pairs[number - 1]
             for task, source, target in ((_TO_ENGLISH, 0, 1), (_FROM_ENGLISH, 1, 0)):
                 shown = f"{names[source]}: {example[source]}\n{names[target]}: {example[target]}\n"
                 prompt = f"{shown}{names[source]}: {pair[source]}\n{names[target]}:"
-                found.append(Translation(task, language, prompt, pair[target]))
-    return found
+                tasks.append(Translation(task, language, prompt, pair[target]))
+    return tasks
 
 
 def run_suite(
@@ -120,167 +124,171 @@ def run_suite(
     """Scores on at most `items` items of each task and language; a language without items of a task is left
     out of it.
 
-    Accuracies are percentages, chrF++ goes from 0 to 100. `stderr` is that of a mean over items, None for one
-    item and for chrF++.
+    Accuracies are percentages; chrF++ is from 0 to 100. `stderr` is the standard error of a mean over items;
+    None for a single item and for chrF++.
     """
     results: Results = {}
-    questions = choices(texts, items)
-    scored = [
-        [_scored(tokenizer, question, option, config) for option in question.options]
-        for question in questions
-    ]
-    # An option of a single token has nothing before it that it could be likely behind.
-    whole = [all(len(option.tokens) for option in options) for options in scored]
-    questions = list(itertools.compress(questions, whole))
-    sequences = [option for options in itertools.compress(scored, whole) for option in options]
-    likelihoods = iter(score(config, params, sequences, mesh, SUITE_BATCH_TOKENS, compute_dtype))
-    right: dict[tuple[str, str], list[float]] = {}
-    for question in questions:
-        lengths = [
-            len(option[len(question.context) :].encode()) if question.by_byte else 1
-            for option in question.options
-        ]
-        values = [next(likelihoods)[0] / length for length in lengths]
-        right.setdefault((question.task, question.language), []).append(100.0 * (values[0] > max(values[1:])))
-    for (task, language), hits in right.items():
-        stderr = float(np.std(hits, ddof=1) / np.sqrt(len(hits))) if len(hits) > 1 else None
-        results.setdefault(task, {})[language] = {
-            "score": float(np.mean(hits)),
-            "stderr": stderr,
-            "n": len(hits),
-        }
+    questions: list[Choice] = []
+    sequences: list[Scored] = []
+    for question in choices(texts, items):
+        options = [_scored(tokenizer, question, option, config) for option in question.options]
+        # An option of a single token has no preceding token, so it has no likelihood.
+        if all(len(option.tokens) for option in options):
+            questions.append(question)
+            sequences += options
 
-    written: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
-    asked = translations(texts, items)
-    for item, text in zip(
-        asked,
-        _continued(config, params, tokenizer, [item.prompt for item in asked], mesh, compute_dtype),
-        strict=True,
-    ):
-        hypotheses, references = written.setdefault((item.task, item.language), ([], []))
+    # A question is answered correctly if its first option is the likeliest.
+    likelihoods = iter(score(config, params, sequences, mesh, SUITE_BATCH_TOKENS, compute_dtype))
+    accuracies: dict[tuple[str, str], list[float]] = {}
+    for question in questions:
+        values = []
+        for option in question.options:
+            length = len(option[len(question.context) :].encode()) if question.by_byte else 1
+            values.append(next(likelihoods)[0] / length)
+        is_correct = values[0] > max(values[1:])
+        accuracies.setdefault((question.task, question.language), []).append(100.0 * is_correct)
+    for (task, language), hits in accuracies.items():
+        stderr = float(np.std(hits, ddof=1) / np.sqrt(len(hits))) if len(hits) > 1 else None
+        values_of_language = {"score": float(np.mean(hits)), "stderr": stderr, "n": len(hits)}
+        results.setdefault(task, {})[language] = values_of_language
+
+    # A translation is the first line that the model writes after the prompt.
+    pairs: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
+    to_translate = translations(texts, items)
+    prompts = [item.prompt for item in to_translate]
+    outputs = _continued(config, params, tokenizer, prompts, mesh, compute_dtype)
+    for item, text in zip(to_translate, outputs, strict=True):
+        hypotheses, references = pairs.setdefault((item.task, item.language), ([], []))
         hypotheses.append(text.split("\n")[0].strip())
         references.append(item.reference)
-    for (task, language), (hypotheses, references) in written.items():
+    for (task, language), (hypotheses, references) in pairs.items():
         chrf = chrf_plus_plus(references, hypotheses).score
         results.setdefault(task, {})[language] = {"score": chrf, "stderr": None, "n": len(hypotheses)}
     return {task: results[task] for task in (*CHOICE_TASKS, *TRANSLATION_TASKS) if task in results}
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a passage; of a script without marks at their ends (Thai) what
-    stands between spaces.
+    """The sentences of a passage. In a script without marks at their ends (Thai), the pieces between
+    spaces.
     """
-    found = [part for part in _SENTENCE_END.split(text) if part.strip()]
-    return found if len(found) > 1 else text.split()
+    split = [part for part in _SENTENCE_END.split(text) if part.strip()]
+    return split if len(split) > 1 else text.split()
 
 
 def words(text: str, language: str) -> list[tuple[int, int]]:
-    """Where the words of a text begin and end; in scripts without spaces, pairs of characters with their
-    marks.
+    """The spans (start, end) of the words of a text; in scripts without spaces, of pairs of characters with
+    their marks.
     """
-    found, start = [], None
-    for place, character in enumerate([*text, " "]):
+    spans, start = [], None
+    for index, character in enumerate([*text, " "]):
         inside = unicodedata.category(character)[0] in "LMN"
         if inside and start is None:
-            start = place
+            start = index
         elif not inside and start is not None:
-            found.append((start, place))
+            spans.append((start, index))
             start = None
     if LANGUAGES[language].script not in _WITHOUT_SPACES:
-        return found
+        return spans
+
     pairs = []
-    for first, last in found:
-        edges = [place for place in range(first, last) if unicodedata.category(text[place])[0] != "M"] + [
-            last
-        ]
-        pairs += list(itertools.pairwise(edges[::2]))
+    for first, last in spans:
+        # A mark belongs to the character before it.
+        edges = [index for index in range(first, last) if unicodedata.category(text[index])[0] != "M"]
+        pairs += list(itertools.pairwise([*edges, last][::2]))
     return pairs
 
 
 def _continuations(language: str, passages: Sequence[tuple[str, Sequence[str]]]) -> Iterator[Choice]:
+    """Questions of `continuation`: first after one sentence of each passage, then after two, and so on."""
     space = "" if LANGUAGES[language].script in ("Hans", "Jpan") else " "
-    pool = [
-        (identifier, place, sentence) for identifier, own in passages for place, sentence in enumerate(own)
-    ]
+    pool = []
+    for identifier, passage in passages:
+        for index, sentence in enumerate(passage):
+            pool.append((identifier, index, sentence))
     fruitless = 0
-    for cut in range(1, max((len(own) for _, own in passages), default=0)):
-        for identifier, own in passages:
-            if cut >= len(own):
+    for cut in range(1, max((len(passage) for _, passage in passages), default=0)):
+        for identifier, passage in passages:
+            if cut >= len(passage):
                 continue
-            # Not what stands before the gap, which the model has read, and not the same sentence from
-            # elsewhere.
-            others = [
-                text
-                for whose, place, text in pool
-                if (whose, place) > (identifier, cut) or whose != identifier
-            ]
-            before = set(own[: cut + 1])
-            others = [text for text in others if text not in before]
+
+            # Wrong options are no sentences of the context, which the model has read, and no copies of them
+            # or of the correct one.
+            known = set(passage[: cut + 1])
+            others = []
+            for of_passage, index, sentence in pool:
+                is_later = of_passage != identifier or index > cut
+                if is_later and sentence not in known:
+                    others.append(sentence)
             if len(others) < _CHOICES - 1:
                 fruitless += 1
                 if fruitless == _FRUITLESS:
                     return
                 continue
+
             wrong = random.Random(f"{identifier} {cut}").sample(others, _CHOICES - 1)
-            context = space.join(own[:cut])
+            context = space.join(passage[:cut])
+            options = tuple(context + space + sentence for sentence in (passage[cut], *wrong))
             fruitless = 0
-            yield Choice(
-                _CONTINUATION,
-                language,
-                context,
-                tuple(context + space + text for text in (own[cut], *wrong)),
-                by_byte=True,
-            )
+            yield Choice(_CONTINUATION, language, context, options, by_byte=True)
 
 
 def _clozes(language: str, passages: Sequence[tuple[str, Sequence[str]]]) -> Iterator[Choice]:
-    every = [sentence for _, own in passages for sentence in own]
-    vocabulary = list(
-        dict.fromkeys(sentence[slice(*place)] for sentence in every for place in words(sentence, language))
-    )
+    """Questions of `cloze`: the longest word of each sentence, and other words of about its length."""
+    all_sentences = list(itertools.chain.from_iterable(passage for _, passage in passages))
+    vocabulary: dict[str, None] = {}  # a dict keeps the order
+    for sentence in all_sentences:
+        for start, stop in words(sentence, language):
+            vocabulary[sentence[start:stop]] = None
     fruitless = 0
-    for number, sentence in enumerate(every):
+    for number, sentence in enumerate(all_sentences):
         if fruitless == _FRUITLESS:
             return
         fruitless += 1
         if len(sentence) > _LONGEST_SENTENCE:
             continue
-        places = words(sentence, language)[1:]
-        if not places:
+        # Not the first word: it has no context.
+        spans = words(sentence, language)[1:]
+        if not spans:
             continue
-        chosen = random.Random(f"{number}")
-        start, stop = max(places, key=lambda place: (place[1] - place[0], chosen.random()))
-        # Words as long as the true one: a shorter sentence is likelier as such.
-        right = sentence[start:stop]
+        draws = random.Random(f"{number}")
+        start, stop = max(spans, key=lambda span: (span[1] - span[0], draws.random()))
+
+        # Words as long as the correct one, because a shorter sentence is likelier.
+        correct = sentence[start:stop]
         others = [word for word in vocabulary if word not in sentence]
-        others.sort(key=lambda word: (_bytes_apart(word, right), chosen.random()))
+        others.sort(key=lambda word: (_bytes_apart(word, correct), draws.random()))
         if len(others) < _CHOICES - 1:
             continue
-        options = tuple(
-            sentence[:start] + word + sentence[stop:] for word in (right, *others[: _CHOICES - 1])
-        )
+        chosen = (correct, *others[: _CHOICES - 1])
+        options = tuple(sentence[:start] + word + sentence[stop:] for word in chosen)
         fruitless = 0
         yield Choice(_CLOZE, language, "", options, by_byte=False)
 
 
-def _bytes_apart(one: str, other: str) -> int:
-    return abs(len(one.encode()) - len(other.encode()))
+def _bytes_apart(left: str, right: str) -> int:
+    return abs(len(left.encode()) - len(right.encode()))
 
 
 def _aligned(text: str, english: str) -> list[tuple[str, str]]:
-    """Sentences beside their translations, or the whole passages where the numbers of sentences differ."""
-    own, theirs = sentences(text), sentences(english)
-    return list(zip(own, theirs, strict=True)) if len(own) == len(theirs) else [(text, english)]
+    """Sentences with their translations; the whole passages if the numbers of sentences differ."""
+    text_sentences, english_sentences = sentences(text), sentences(english)
+    return (
+        list(zip(text_sentences, english_sentences, strict=True))
+        if len(text_sentences) == len(english_sentences)
+        else [(text, english)]
+    )
 
 
 def suite_tokens(config: ModelConfig) -> tuple[int, int]:
-    """The most tokens that are read of a text, and that are written after a prompt."""
+    """The most tokens that are read of a text, and that are generated after a prompt."""
     longest = min(LONGEST_WINDOW, config.max_position_embeddings)
     return longest, min(_NEW_TOKENS, longest // 2)
 
 
 def _scored(tokenizer: Tokenizer, question: Choice, option: str, config: ModelConfig) -> Scored:
-    """The tokens behind the context are scored; what is more than `suite_tokens` is left out on the left."""
+    """The sequence of an option: the tokens after the context are scored; tokens beyond `suite_tokens` are
+    dropped on the left.
+    """
     longest, _ = suite_tokens(config)
     begin = tokenizer.begin_ids
     ids = np.asarray([*begin, *tokenizer.encode(option)], np.int32)
@@ -297,11 +305,13 @@ def _continued(
     mesh: Mesh,
     compute_dtype: DTypeLike,
 ) -> Iterator[str]:
+    """The text that the model generates after each prompt, greedily."""
     longest, new = suite_tokens(config)
     begin = tokenizer.begin_ids
     room = longest - new - len(begin)
     encoded = [[*begin, *ids[-room:]] for ids in tokenizer.encode_batch(prompts)]
     for start in range(0, len(encoded), SUITE_ROWS):
+        # Every batch has the same number of rows, so that one program is compiled.
         batch = encoded[start : start + SUITE_ROWS]
         full = batch + batch[-1:] * (SUITE_ROWS - len(batch))
         written = generate(
@@ -312,5 +322,5 @@ def _continued(
 
 
 def continuation(tokenizer: Tokenizer, prompt: Sequence[int], new: Sequence[int]) -> str:
-    """The text of new tokens after a prompt, without the token that ends it."""
+    """The text of new tokens after a prompt, without the token that ends generation."""
     return tokenizer.decode_after(prompt, [token for token in new if token not in tokenizer.stop_ids])

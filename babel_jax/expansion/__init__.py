@@ -1,1 +1,1 @@
-"""Depth expansion: which layers the deeper model has (plan), and the model made from it (apply)."""
+"""Depth expansion: the layers of the deeper model (plan), and the model made from the plan (apply)."""

@@ -1,6 +1,4 @@
-"""Whether a model folder that was written computes what it should: its logits beside those of the folder that
-it was made of.
-"""
+"""Verifies a written model folder: its logits must equal those of the folder that it was made from."""
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +17,12 @@ _FLOAT32 = 4
 def logits_difference(
     source: str, written: str, plan: ExpansionPlan | None, memory_limit: int
 ) -> float | str:
-    """The largest difference between float32 logits of `written` and of `source` (deepened in memory by
-    `plan`) on fixed tokens.
+    """The largest difference between the float32 logits of `written` and of `source` on fixed tokens. `plan`
+    deepens `source` in memory.
 
-    Why not, where they are not compared: two such models do not fit into `memory_limit` bytes, or layers of
-    different types could not be deepened in memory as they are in files. Raises BadInput where the difference
-    is not 0: the tensors are the same to the bit, and so is the program.
+    Returns the reason instead if they are not compared: two such models do not fit into `memory_limit` bytes,
+    or layers of different types, which cannot be deepened in memory. Raises BadInput if the difference is not
+    0: both have the same tensors to the bit, and the same program.
     """
     before, after = open_folder(source), open_folder(written)
     if 2 * _FLOAT32 * count_parameters(after.config) > memory_limit:
@@ -33,12 +31,12 @@ def logits_difference(
         return "not compared: the layers differ in type"
     tokens = np.arange(_TOKENS, dtype=np.int32)[None] * 37 % after.config.vocab_size
     logits = jax.jit(forward, static_argnums=0)
-    found = logits(after.config, load_params(after, dtype=jnp.float32), tokens)
+    written_logits = logits(after.config, load_params(after, dtype=jnp.float32), tokens)
     params = (
         load_params(before, dtype=jnp.float32) if plan is None else expand_params(load_params(before), plan)
     )
-    expected = logits(after.config, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params), tokens)
-    difference = float(jnp.max(jnp.abs(found - expected)))
+    source_logits = logits(after.config, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params), tokens)
+    difference = float(jnp.max(jnp.abs(written_logits - source_logits)))
     if difference != 0.0:
         raise BadInput(
             f"{written}: its logits differ by {difference:g} from those of {source}; remove it, and tell "

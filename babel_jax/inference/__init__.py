@@ -1,1 +1,1 @@
-"""Text from a model: decoding with a cache, one prompt or a conversation."""
+"""Text generation: decoding with a cache, from one prompt or in a conversation."""

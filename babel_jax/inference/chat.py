@@ -1,4 +1,4 @@
-"""Talking with a model by its chat template."""
+"""A conversation with a model through its chat template."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,29 +15,30 @@ from babel_jax.model_folders.tokenizer_files import check_vocabulary
 
 
 class Conversation:
-    """The turns so far, and a model to answer them.
+    """The messages so far, and a model that answers them.
 
     Raises BadInput for a folder without a tokenizer or chat template.
     """
 
     def __init__(self, model: str, system: str | None = None, max_new_tokens: int = 256, **sampling: Any):
-        """`sampling`: temperature, top_p and seed of `generate`."""
+        """sampling: temperature, top_p and seed of `generate`."""
         folder = open_folder(model)
         check_vocabulary(folder.path, folder.config.vocab_size, needed=True)
         prompts = PromptTokenizer(folder.path)
         self._tokenizer = prompts.tokenizer
         self._format = ChatFormat(prompts.tokenizer, prompts.template())
-        self._format.prompt([{"role": "user", "content": "?"}])  # before the parameters, which take longer
+        # A template that fails is found here, before the parameters are loaded, which takes longer.
+        self._format.prompt([{"role": "user", "content": "?"}])
         self._config, self._params = folder.config, load_params(folder, dtype=jnp.float32)
         self._max_new_tokens = max_new_tokens
         self._sampling = {"repetition_penalty": stored_repetition_penalty(folder.path), **sampling}
         self.messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
 
     def answer(self, text: str) -> dict[str, Any]:
-        """Takes a turn; gives {"prompt", "text", "tokens"} of the answer. The oldest turns are left out where
-        all do not fit the model.
+        """Adds a message of the user; returns {"prompt", "text", "tokens"} of the answer. If the messages do
+        not fit the model, the oldest ones are left out.
 
-        Raises BadInput where this turn alone does not; the conversation then stands as before it.
+        Raises BadInput if this message alone does not fit; the conversation is then unchanged.
         """
         if not text.strip():
             raise BadInput("babel chat: there is nothing to answer; write something")
@@ -51,13 +52,13 @@ class Conversation:
             self._tokenizer.stop_ids,
             **self._sampling,
         )[0]
-        said = self._tokenizer.decode_after(
-            ids, [token for token in tokens if token not in self._tokenizer.stop_ids]
-        )
-        self.messages = [*messages, {"role": "assistant", "content": said}]
-        return {"prompt": text, "text": said, "tokens": tokens}
+        kept = [token for token in tokens if token not in self._tokenizer.stop_ids]
+        answer = self._tokenizer.decode_after(ids, kept)
+        self.messages = [*messages, {"role": "assistant", "content": answer}]
+        return {"prompt": text, "text": answer, "tokens": tokens}
 
     def _prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of the messages, without the oldest turns that do not fit the model."""
         room = self._config.max_position_embeddings - self._max_new_tokens
         kept = [message for message in messages if message["role"] == "system"]
         turns = [message for message in messages if message["role"] != "system"]
@@ -69,8 +70,8 @@ class Conversation:
 
 
 def talk(conversation: Conversation, read: Callable[[str], str] = input) -> dict[str, Any]:
-    """Turns from the terminal until it ends (Ctrl-D); an answer that is refused leaves the conversation as it
-    was.
+    """Turns from the terminal until its input ends (Ctrl-D). An answer that fails leaves the conversation
+    unchanged.
     """
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What a model folder writes after one prompt."""
+"""The text that a model folder generates after one prompt."""
 
 from typing import Any
 
@@ -14,7 +14,11 @@ from babel_jax.model_folders.generation_defaults import stored_repetition_penalt
 def generate_text(
     model: str, prompt: str, max_new_tokens: int, temperature: float, top_p: float, seed: int
 ) -> dict[str, Any]:
-    """What a model folder writes after a prompt."""
+    """The text that a model folder generates after a prompt.
+
+    Returns {"prompt", "text", "tokens", "summary"}. Raises BadInput for an empty prompt, or one that is not
+    UTF-8.
+    """
     folder = open_folder(model)
     tokenizer = open_tokenizer(folder.path)
     try:
@@ -23,7 +27,7 @@ def generate_text(
         raise BadInput("babel generate: the prompt is not UTF-8; check the terminal's encoding") from None
     ids = tokenizer.encode_prompt(prompt)
     if len(ids) == len(tokenizer.begin_ids):
-        raise BadInput("babel generate: the prompt is empty; give some text to go on from")
+        raise BadInput("babel generate: the prompt is empty; give some text to continue")
     params = load_params(folder, dtype=jnp.float32)
     new = generate(
         folder.config,

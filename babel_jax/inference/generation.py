@@ -1,9 +1,9 @@
-"""Text from a model: a prefill of the prompts, then one token at a time over a key-value cache, each in one
+"""Text generation: a prefill of the prompts, then one token at a time with a key-value cache; each is one
 compiled program.
 
-Prompts are padded on the left, and lengths rounded up to powers of two, so that few programs are compiled. On
-a mesh of several devices each device continues rows of its own (ROW_AXES), and gathers the parameters of one
-layer, or of one piece of the vocabulary, at a time.
+Prompts are padded on the left, and lengths are rounded up to powers of two, so that few programs are
+compiled. On a mesh, each device generates its rows (ROW_AXES), and gathers the parameters of one layer, or of
+one piece of the vocabulary, at a time.
 """
 
 import math
@@ -31,12 +31,12 @@ from babel_jax.model.parameters import bind
 from babel_jax.model.sharding import parallelism_on, param_specs
 
 SMALLEST_BUCKET = 16
-MOST_PENALTY = 1e6  # of repetition, and by the same factor below 1: float32 divides by it
+MOST_PENALTY = 1e6  # of repetition; the least is 1 / MOST_PENALTY. Logits in float32 are divided by it
 
 
 class Sampling(NamedTuple):
-    """How the next token is drawn: temperature, then the `top_k` most likely, then the least number whose
-    probability reaches `top_p`.
+    """The draw of the next token: divide by temperature, keep the `top_k` likeliest tokens, then keep the
+    fewest whose probability reaches `top_p`.
     """
 
     temperature: Float[Array, ""]
@@ -46,10 +46,10 @@ class Sampling(NamedTuple):
 
 
 class Repetition(NamedTuple):
-    """A penalty on tokens that a row has already: their logits are divided by it where positive, else
-    multiplied (Keskar et al. 2019).
+    """A penalty on tokens that a row already has: positive logits are divided by it, others multiplied
+    (Keskar et al. 2019).
 
-    `in_prompt` says which tokens of the vocabulary the prompts have.
+    in_prompt: True for the tokens of the vocabulary that are in the prompt of each row.
     """
 
     penalty: Float[Array, ""]
@@ -57,11 +57,11 @@ class Repetition(NamedTuple):
 
 
 class Decoding(NamedTuple):
-    """State of the loop over new tokens: how many there are, the tokens [batch, new], who is finished, the
+    """The state of the loop over new tokens: their number, the tokens [batch, new], the finished rows, the
     cache, the next logits.
 
-    The first `shared` places of the cache are the same in all rows. On a mesh, cache and logits lie by rows;
-    the rest is on all devices, so that every process can read it.
+    The first `shared` positions of the cache are the same in all rows. On a mesh, cache and logits are
+    sharded by rows; the rest is replicated, so that every process can read it.
     """
 
     shared: Int[Array, ""]
@@ -87,13 +87,13 @@ def generate(
     compute_dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
 ) -> list[list[int]]:
-    """New tokens for each prompt, all prompts in one batch; the first of `eos_ids`, where one comes, is the
+    """The new tokens for each prompt; all prompts are one batch. The first of `eos_ids` ends a row and is its
     last token.
 
-    With `mesh`, `params` lie on it as `param_specs` says, and rows are spread over it.
+    With `mesh`, `params` must be sharded by `param_specs`; rows are spread over the mesh.
 
-    Temperature 0 takes the most likely token. Draws of a prompt depend on `seed` and its place in `prompts`
-    alone. Raises BadInput for an empty prompt, ids outside of the vocabulary, and lengths beyond the model's
+    Temperature 0 takes the likeliest token. The draws of a prompt depend only on `seed` and its index in
+    `prompts`. Raises BadInput for an empty prompt, ids outside the vocabulary, and lengths beyond the model's
     positions.
     """
     if not prompts or max_new_tokens < 1:
@@ -109,13 +109,16 @@ def generate(
             f"repetition_penalty = {repetition_penalty}: a number above 0, and at most {MOST_PENALTY:g}, is "
             "needed"
         )
+
     rows, time = rows_of(mesh, len(prompts)), bucket(max(len(prompt) for prompt in prompts), SMALLEST_BUCKET)
     tokens, padding = padded_left(prompts, rows, time)
+    # Each row has its key, so that its draws do not depend on the other prompts.
     sampling = None
     if temperature > 0.0:
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(rows))
         top_k = min(top_k or config.vocab_size, config.vocab_size)
         sampling = Sampling(jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p), keys)
+
     new_size, eos = bucket(max_new_tokens, SMALLEST_BUCKET), np.array(eos_ids or [-1], np.int32)
     nothing_shared = np.zeros(0, np.int32)
     state = prefill(
@@ -149,10 +152,10 @@ def generation_programs(
     """
     rows, new_size = rows_of(mesh, prompts), bucket(new_tokens, SMALLEST_BUCKET)
     number, none = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((0,), jnp.int32)
-    given = jax.ShapeDtypeStruct((rows, bucket(tokens, SMALLEST_BUCKET)), jnp.int32)
+    prompt_ids = jax.ShapeDtypeStruct((rows, bucket(tokens, SMALLEST_BUCKET)), jnp.int32)
     padding, eos = jax.ShapeDtypeStruct((rows,), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
-    first = (config, new_size, compute_dtype, params, none, given, padding, number)
-    state = jax.eval_shape(partial(prefill, *first[:3], mesh=mesh), *first[3:])
+    prefill_args = (config, new_size, compute_dtype, params, none, prompt_ids, padding, number)
+    state = jax.eval_shape(partial(prefill, *prefill_args[:3], mesh=mesh), *prefill_args[3:])
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), _of_state(_SAME))
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -163,17 +166,20 @@ def generation_programs(
     if sampled:
         keys = jax.eval_shape(partial(jax.random.split, num=rows), jax.random.key(0))
         sampling = Sampling(jnp.float32(1.0), jnp.int32(1), jnp.float32(1.0), keys)
-    second = (config, compute_dtype, params, state, padding, number, eos, sampling, None)
-    return [(prefill, first, {"mesh": mesh}), (extend, second, {"mesh": mesh})]
+    extend_args = (config, compute_dtype, params, state, padding, number, eos, sampling, None)
+    return [(prefill, prefill_args, {"mesh": mesh}), (extend, extend_args, {"mesh": mesh})]
 
 
 def until_first(tokens: list[int], eos_ids: Sequence[int]) -> list[int]:
-    """The tokens up to the first of `eos_ids`, with it; all where there is none."""
-    return tokens[: next((place + 1 for place, token in enumerate(tokens) if token in eos_ids), len(tokens))]
+    """The tokens up to and including the first of `eos_ids`; all tokens if there is none."""
+    for index, token in enumerate(tokens):
+        if token in eos_ids:
+            return tokens[: index + 1]
+    return tokens
 
 
 def rows_of(mesh: Mesh | None, prompts: int) -> int:
-    """Rows of a batch of so many prompts: a power of two on each device that has rows of its own."""
+    """The rows of a batch of so many prompts: the same power of two on each device that has its own rows."""
     devices = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in ROW_AXES)
     return devices * bucket(-(-prompts // devices), 1)
 
@@ -181,8 +187,8 @@ def rows_of(mesh: Mesh | None, prompts: int) -> int:
 def padded_left(
     prompts: Sequence[Sequence[int]], rows: int, time: int
 ) -> tuple[Int[np.ndarray, "rows time"], Int[np.ndarray, "rows"]]:
-    """Prompts at the right end of `rows` rows of `time` tokens, and how many places before each are none of
-    its tokens.
+    """Prompts at the right end of `rows` rows of `time` tokens, and the number of padding positions before
+    each.
     """
     tokens, padding = np.zeros((rows, time), np.int32), np.full(rows, time, np.int32)
     for row, prompt in enumerate(prompts):
@@ -192,7 +198,7 @@ def padded_left(
 
 
 def bucket(size: int, smallest: int) -> int:
-    """The power of two at or above `size`, and `smallest` at least."""
+    """The smallest power of two that is at least `size` and `smallest`."""
     return max(smallest, 1 << (size - 1).bit_length())
 
 
@@ -208,8 +214,7 @@ def _check(config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens
         if len(prompt) + max_new_tokens > config.max_position_embeddings:
             raise BadInput(
                 f"prompt {number} has {len(prompt)} tokens; with {max_new_tokens} new ones it exceeds the "
-                "model's "
-                f"{config.max_position_embeddings} positions: shorten it or ask for fewer"
+                f"model's {config.max_position_embeddings} positions: shorten it or ask for fewer"
             )
 
 
@@ -225,10 +230,10 @@ def prefill(
     rows: Int[Array, ""],
     mesh: Mesh | None = None,
 ) -> Decoding:
-    """The state before the first of at most `new_size` new tokens. Every row is `prefix`, computed once, and
-    the tokens of its own.
+    """The state before the first of at most `new_size` new tokens. Every row is `prefix`, which is computed
+    once, and then its tokens.
 
-    The first `padding` of those are no tokens, nor are rows from `rows` on.
+    The first `padding` tokens of a row are padding, and so are the rows from `rows` on.
     """
     parallel, (batch, time) = _parallelism(mesh), tokens.shape
     shared = jnp.int32(prefix.shape[0])
@@ -270,8 +275,8 @@ def extend(
     repetition: Repetition | None = None,
     mesh: Mesh | None = None,
 ) -> Decoding:
-    """The state with further tokens: until every row is finished (by one of `eos_ids`) or has `until` new
-    tokens in all.
+    """The state with further tokens: until every row is finished (has one of `eos_ids`) or has `until` new
+    tokens.
     """
     parallel = _parallelism(mesh)
     execution = Execution(compute_dtype, parallel=parallel)
@@ -286,13 +291,13 @@ def extend(
         repetition: Repetition | None,
     ) -> Decoding:
         def unfinished(state: Decoding) -> Int[Array, ""]:
-            """Rows of all devices: all do as many steps, as they gather the parameters together."""
+            """The unfinished rows of all devices: all take the same steps, because they gather parameters."""
             left = jnp.sum(~state.finished).astype(jnp.int32)
             if parallel.is_single_device:
                 return left
-            # Summed with something of the logits, so that this comes after the gathers that those need. XLA
-            # for CPU runs collectives in any order that the data allow, another one on each device, and they
-            # would wait for each other for ever.
+            # The sum takes a value of the logits too, so that it comes after the gathers for the logits. XLA
+            # for CPU runs collectives in any order that the data allow; with another order on each device,
+            # they would wait for each other for ever.
             after = jax.lax.bitcast_convert_type(state.logits[0, 0], jnp.int32)
             return parallel.all_reduce(jnp.stack([left, after]), ROW_AXES)[0]
 
@@ -328,7 +333,7 @@ _CACHE: Any = Cache(_BY_LAYER, _BY_LAYER, _SAME)
 
 
 def _of_state(tokens: Any) -> Any:
-    """How a state lies on a mesh, its tokens and who is finished as `tokens` says."""
+    """The partition specs of a state; `tokens` is the spec of its tokens and of the finished rows."""
     return Decoding(_SAME, _SAME, tokens, tokens, _CACHE, _BY_ROWS)
 
 
@@ -370,13 +375,15 @@ def _advance(
     """
     decoder = bind(Decoder(config), params)
     parallel = execution.parallel
+
+    # Entries of the cache: the shared ones, the padding, and the row's tokens. Positions skip the padding.
     source = jnp.arange(cache.keys.shape[3], dtype=jnp.int32)[None]
     real = (source < shared) | (source >= shared + padding[:, None])
     positions = jnp.where(source < shared, source, source - padding[:, None])
-    own = jax.lax.dynamic_slice_in_dim(positions, cache.filled, tokens.shape[1], axis=1)
-    rope = rope_tables(config, jnp.maximum(own, 0))
+    new_positions = jax.lax.dynamic_slice_in_dim(positions, cache.filled, tokens.shape[1], axis=1)
+    rope = rope_tables(config, jnp.maximum(new_positions, 0))
     window_masks = visible(
-        own[:, :, None] - positions[:, None, :], real[:, None, :], distinct_windows(config.windows)
+        new_positions[:, :, None] - positions[:, None, :], real[:, None, :], distinct_windows(config.windows)
     )
     attention_fn = attention_by_masks(config, window_masks)
     hidden, extended = decoder.model(tokens, rope, attention_fn, execution, cache)
@@ -389,19 +396,21 @@ def _advance(
 
 
 def _penalized(state: Decoding, repetition: Repetition | None) -> Float[Array, "batch vocab"]:
+    """The next logits, with the penalty on tokens of the prompt and on new ones."""
     if repetition is None:
         return state.logits
     new = jnp.arange(state.tokens.shape[1]) < state.step
     seen = repetition.in_prompt.at[jnp.arange(len(state.tokens))[:, None], state.tokens].max(new)
-    punished = jnp.where(
+    penalized = jnp.where(
         state.logits < 0, state.logits * repetition.penalty, state.logits / repetition.penalty
     )
-    return jnp.where(seen, punished, state.logits)
+    return jnp.where(seen, penalized, state.logits)
 
 
 def _choose(
     logits: Float[Array, "batch vocab"], sampling: Sampling | None, step: Int[Array, ""]
 ) -> Int[Array, "batch"]:
+    """The next token of each row: the likeliest, or drawn."""
     if sampling is None:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     keys = jax.vmap(jax.random.fold_in, (0, None))(sampling.keys, step)
@@ -412,14 +421,15 @@ def _choose(
 def likely(
     logits: Float[Array, "batch vocab"], top_k: Int[Array, ""], top_p: Float[Array, ""]
 ) -> Float[Array, "batch vocab"]:
-    """Logits with -inf for all but the `top_k` greatest, and of these all but the fewest whose probability
-    reaches `top_p`.
+    """Logits with -inf for all tokens but the `top_k` likeliest, and of these for all but the fewest whose
+    probability reaches `top_p`.
 
-    The second is nucleus sampling (Holtzman et al. 2020).
+    The second rule is nucleus sampling (Holtzman et al. 2020).
     """
     descending = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
     descending = jnp.where(jnp.arange(logits.shape[-1]) < top_k, descending, -jnp.inf)
     probability = jax.nn.softmax(descending, axis=-1)
+    # A token is dropped if the likelier tokens alone reach top_p.
     reached = jnp.cumsum(probability, axis=-1) - probability >= top_p
     least = jnp.min(
         jnp.where(reached, jnp.inf, descending),

@@ -80,10 +80,11 @@ _NEEDED = (
 _SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 _SLIDING_WINDOW = 4096  # the same of a window; null is none
 _SPELLED_TWICE = ("rope_theta", "rope_scaling", "rope_parameters", "torch_dtype", "dtype")
+# Transformers 5 refuses a config in which these are whole numbers.
 _FLOATS = (
     "rms_norm_eps",
     "initializer_range",
-)  # transformers 5 refuses a config in which these are whole numbers
+)
 # Ministral is Mistral with layer_types, and transformers takes a mistral with that key for one.
 _MINISTRAL = ("ministral", "MinistralForCausalLM")
 

@@ -286,9 +286,8 @@ def _explain(path: Path) -> Iterator[None]:
     try:
         with _quiet():
             yield
-    except (
-        Exception
-    ) as error:  # Orbax and tensorstore raise whatever they meet: JSON, key, value and OS errors
+    except Exception as error:
+        # Orbax and tensorstore raise whatever they meet: JSON, key, value and OS errors.
         line = one_line(error, 200)
         raise BadInput(
             f"{path}: damaged Orbax parameters ({type(error).__name__}: {line}); make the folder again"

@@ -65,9 +65,8 @@ def read_header(file: Path, below: Path) -> Header:
                 raise OSError(f"a header of {length:,} bytes; at most {MOST_HEADER_BYTES:,} are read")
             data = handle.read(length)
         path = regular_file(file, below)
-        with safe_open(
-            path, framework="numpy"
-        ) as opened:  # the format's own library checks offsets and sizes
+        # The format's own library checks offsets and sizes.
+        with safe_open(path, framework="numpy") as opened:
             has_format = (opened.metadata() or {}).get("format") == FORMAT
     entries = parse_json(data, f"{file}: header")
     tensors = {}

@@ -106,9 +106,8 @@ def read_judged(path: Path, dimensions: Iterable[str]) -> list[Judged]:
     if not path.is_file():
         raise BadInput(f"{path}: no judged documents; run `babel judge` first")
     judged: list[Judged] = []
-    for number, line in enumerate(
-        read_lines(path), 1
-    ):  # splitlines() would also split at U+2028 and the like, which texts hold
+    # Splitlines() would also split at U+2028 and the like, which texts hold.
+    for number, line in enumerate(read_lines(path), 1):
         judged.append(_document(parse_json(line, f"{path}:{number}"), f"{path}:{number}"))
     if not judged:
         raise BadInput(f"{path}: no document was judged; look at the replies beside it")

@@ -24,11 +24,12 @@ from babel_jax.errors import BadInput, one_line
 MOST_ANSWER_BYTES = 4 * 2**20  # of status line, headers and body together
 _SAID_CHARACTERS = 300  # of a server's own words in a message
 _RETRIED = (408, 409, 429, 500, 502, 503, 504)
+# It is too long, or a filter stops it; where many in a row get these, it is not for the prompts.
 _OF_ONE_PROMPT = (
     400,
     413,
     422,
-)  # it is too long, or a filter stops it; where many in a row get these, it is not for the prompts
+)
 _FIRST_PAUSE_SECONDS = 1.0
 _LEAST_SECRET = 6  # characters; a shorter key would be found in ordinary words
 

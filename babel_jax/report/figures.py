@@ -8,7 +8,7 @@ from babel_jax.evaluation.benchmarks.tables import TITLES
 from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.evaluation.points import BITS_PER_BYTE, LOWER_IS_BETTER, point_names, scores_of
 from babel_jax.evaluation.suite import CHANCE, CHOICE_TASKS, TRANSLATION_TASKS, Results
-from babel_jax.expansion.card import how_it_begins
+from babel_jax.expansion.card import initial_state
 from babel_jax.languages import CODES, LANGUAGES, Resource
 from babel_jax.report.charts import Curve, Figure, Table, averaged, bars, dots, layers, lines, number, spark
 from babel_jax.report.record import RunRecord
@@ -270,7 +270,7 @@ def mixture_figures(record: RunRecord) -> Iterator[Figure]:
 def expansion_figures(record: RunRecord) -> Iterator[Figure]:
     """Each expansion drawn as layers."""
     for place, (_, plan) in enumerate(record.plans):
-        new = {target: how_it_begins(plan, target) for target in plan.new_layers}
+        new = {target: initial_state(plan, target) for target in plan.new_layers}
         drawn = {
             target: _IN_SHORT[plan.layers[target].init].format(plan.layers[target].source) for target in new
         }

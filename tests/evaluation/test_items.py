@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from babel_jax.errors import BadInput
-from babel_jax.evaluation.benchmarks.data import answer_place, languages_of, option_labels, read_rows
+from babel_jax.evaluation.benchmarks.data import answer_index, languages_of, option_labels, read_rows
 from babel_jax.evaluation.benchmarks.numbers import last_number, same_number
 from babel_jax.evaluation.benchmarks.tables import overview, task_table
 from babel_jax.evaluation.benchmarks.tasks import load_tasks
@@ -276,7 +276,7 @@ def test_labels_of_options(options, labels):
     ],
 )
 def test_the_answer_may_be_written_otherwise_than_its_label(options, answer, place):
-    assert answer_place({"options": options, "answer_text": answer}) == place
+    assert answer_index({"options": options, "answer_text": answer}) == place
 
 
 def test_rows_of_the_hub_s_that_cannot_be_asked_are_left_out_and_counted(monkeypatch, caplog):

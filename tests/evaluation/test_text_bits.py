@@ -54,9 +54,8 @@ def test_the_bits_of_a_long_document():
     logits_of = jax.jit(forward, static_argnums=0)
 
     found = scored_bits(text_to_score(Bytes(), texts, max_positions=16, max_bytes=1000), scored)
-    assert found["my"].columns[:, 1].tolist() == [
-        5
-    ]  # of the first letter's three bytes, one is not predicted
+    # Of the first letter's three bytes, one is not predicted.
+    assert found["my"].columns[:, 1].tolist() == [5]
     assert len(found["sw"].columns) == 2
     for row, text in zip(found["sw"].columns, texts["sw"], strict=False):
         ids, bits = np.frombuffer(text.encode(), np.uint8).astype(np.int32), 0.0

@@ -28,13 +28,14 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATF
 def test_killed_at_its_nth_rename_or_sync_a_conversion_loses_nothing(tmp_path, write_model):
     write_model(tmp_path / "source", dtype="float32", shards=1)
     script = Path(__file__).with_name("kills_of_conversion.py")
+    # "1", "1" are all of some 350 places, in six minutes.
     command = [
         sys.executable,
         str(script),
         str(tmp_path),
         "17",
         "83",
-    ]  # "1", "1" are all of some 350 places, in six minutes
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     kills = [int(line.split()[1]) for line in done.stdout.splitlines()]

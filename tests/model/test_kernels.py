@@ -230,9 +230,8 @@ def test_on_a_gpu_attention_is_causal_and_not_computed_again(
 
     text = jax.jit(jax.grad(loss)).trace(params, batch).lower(lowering_platforms=("cuda",)).as_text()
     calls = re.findall(r"@__cudnn\$fmha\w+", text)
-    counts = Counter(
-        calls
-    )  # of a layer; some versions of jax write a function that is called twice only once
+    # Of a layer; some versions of jax write a function that is called twice only once.
+    counts = Counter(calls)
     assert counts["@__cudnn$fmhaScaleBiasSoftmaxBackward"] in (
         (1,) if scan_layers else (1, shape.num_hidden_layers)
     )

@@ -107,9 +107,8 @@ def test_killed_at_any_moment_nothing_half_written_has_a_final_name(
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         time.sleep(moments.uniform(0.0, 0.1))
-        while not any(
-            out.glob("*.partial")
-        ):  # most of the time goes into reading, when there is nothing to spoil
+        # Most of the time goes into reading, when there is nothing to spoil.
+        while not any(out.glob("*.partial")):
             pass
         time.sleep(moments.uniform(0.0, 0.01))
         process.send_signal(signal.SIGKILL)

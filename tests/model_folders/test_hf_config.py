@@ -230,9 +230,8 @@ def test_transformers_reads_the_written_config_as_meant(config):
     if config.hidden_size % config.num_attention_heads:
         return  # transformers refuses these for Llama and Gemma 2 whatever head_dim says
     written = write_hf_config(config)
-    ministral = (
-        config.family is Family.MISTRAL and "layer_types" in written
-    )  # as transformers' AutoConfig tells them apart
+    # As transformers' AutoConfig tells them apart.
+    ministral = config.family is Family.MISTRAL and "layer_types" in written
     name = "Ministral" if ministral else config.family.capitalize()
     theirs = getattr(transformers, f"{name}Config").from_dict(written)
     assert theirs.rope_parameters["rope_theta"] == config.rope_theta

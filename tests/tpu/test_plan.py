@@ -72,9 +72,8 @@ def test_a_plan_of_the_real_step(tiny_toml, capsys):
         <= 1.3 * 12 * found["parameters"] / 4
     )
     assert found["wire_bytes_minimum"] == 6 * found["parameters"]
-    assert (
-        0.9 < found["wire_bytes"] / found["wire_bytes_minimum"] < 1.6
-    )  # a ring of two: gathers in one stage, scatters in two
+    # A ring of two: gathers in one stage, scatters in two.
+    assert 0.9 < found["wire_bytes"] / found["wire_bytes_minimum"] < 1.6
     assert 1.0 < found["hardware_flops"] / found["model_flops"] < 1.7
     kinds = {one["kind"] for one in found["collectives"]}
     assert kinds >= {"all-gather", "reduce-scatter"} or kinds >= {"all-gather", "all-reduce"}

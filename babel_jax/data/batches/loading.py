@@ -1,5 +1,5 @@
-"""Batches of packed windows: the batch of a step is a pure function of (mixture, seed, step), however many
-processes read it.
+"""Batches of packed windows. The batch of a step depends on (mixture, seed, step) alone, for any number of
+processes.
 """
 
 import bisect
@@ -22,18 +22,18 @@ Batch = Mapping[str, Int32[np.ndarray, "..."]]
 
 _PREFETCHED_BATCHES = 4
 _SHARE_UNITS = 1 << 24
-# Grain computes with lengths as C integers, so there must be an end; this one is beyond 10**18 tokens at
-# 4096.
+# Grain computes with lengths as C integers, so a length must be finite. This one is over 10**18 tokens in
+# windows of 4096.
 _WINDOWS_WITHOUT_END = 1 << 48
 
 
 class Batches:
-    """The batches of a stage, by step and without end.
+    """The batches of a stage by step; they never end.
 
-    Each dataset of the mixture is shuffled anew for each epoch and repeated. Among the first n windows of the
-    run a dataset with share s has n * s, to less than two windows, where all datasets fill their windows
-    alike; shares are of tokens, so that windows that are half empty are read twice as often. Share p of P has
-    rows p * B / P to (p + 1) * B / P - 1 of each global batch of B rows.
+    Each dataset of the mixture is repeated, with a new shuffle for each epoch. Shares are of tokens: a
+    dataset whose windows are half empty is read twice as often. If all windows are full, the first n windows
+    of the run have n * s windows of a dataset with share s, to within two windows. Process share p of P reads
+    the rows p * B / P to (p + 1) * B / P - 1 of each global batch of B rows.
     """
 
     def __init__(
@@ -48,8 +48,9 @@ class Batches:
     ):
         """Opens the datasets of `mixture` in a folder of prepared data.
 
-        Raises BadInput when the windows are not of `seq_len` tokens, a dataset is missing, or the batch does
-        not divide into shares.
+        share, shares: the number of this part of the global batch, and of all parts. Raises BadInput if the
+        windows have another length than `seq_len`, a dataset is missing, or the batch size is not a multiple
+        of `shares`.
         """
         prepared = open_prepared(folder)
         if prepared.seq_len != seq_len:
@@ -62,47 +63,45 @@ class Batches:
                 f"training.global_batch_size = {global_batch_size} is not a multiple of the {shares} shares "
                 "of the processes"
             )
+        supplies = prepared.supplies
         missing = [
-            f"{row.language} {row.kind}"
-            for row in mixture.rows
-            if (row.language, row.kind) not in prepared.available
+            f"{row.language} {row.kind}" for row in mixture.rows if (row.language, row.kind) not in supplies
         ]
         if missing:
             raise BadInput(f"{folder}: the mixture names {', '.join(missing)}, which is not prepared there")
-        sources = [_source(prepared.folder, row.language, row.kind) for row in mixture.rows]
-        orders = [
-            ShuffledEpochs(len(source), f"{seed} {row.language} {row.kind}")
-            for source, row in zip(sources, mixture.rows, strict=True)
-        ]
-        # Shares are of tokens. A dataset whose windows are half empty gives as many tokens in twice as many
-        # windows.
-        rates = [
-            row.share / prepared.supplies[row.language, row.kind].tokens_per_window for row in mixture.rows
-        ]
-        mixed = grain.MapDataset.select_from_datasets(sources, Selection(rates, orders))
+
+        sources, orders, window_shares = [], [], []
+        for row in mixture.rows:
+            source = _source(prepared.folder, row.language, row.kind)
+            sources.append(source)
+            orders.append(ShuffledEpochs(len(source), f"{seed} {row.language} {row.kind}"))
+            # Shares are of tokens. Half-empty windows hold the same tokens in twice as many windows.
+            window_shares.append(row.share / supplies[row.language, row.kind].tokens_per_window)
+
+        # Each process reads its own rows of the global batch.
+        mixed = grain.MapDataset.select_from_datasets(sources, Selection(window_shares, orders))
         batches = mixed.batch(global_batch_size // shares)
         self._batches = batches.slice(slice(share, None, shares))
 
     def __getitem__(self, step: int) -> Batch:
-        """The share's rows of a step: "tokens" and "segment_ids" int32[rows, seq_len], "language"
+        """The rows of this share at a step: "tokens" and "segment_ids" int32[rows, seq_len], and "language"
         int32[rows], an index into CODES.
 
-        Windows of conversations have "loss_mask" int32[rows, seq_len] besides.
+        Windows of conversations also have "loss_mask" int32[rows, seq_len].
         """
         return self._batches[step]
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
-        """The batches from a step on, read ahead by a thread."""
+        """The batches from a step on; a thread reads ahead."""
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCHED_BATCHES)
         yield from self._batches.slice(slice(start_step, None)).to_iter_dataset(options)
 
 
 class ShuffledEpochs:
-    """The order of a dataset's windows, epoch after epoch, each shuffled for itself.
+    """The order of a dataset's windows, with a separate shuffle for each epoch.
 
-    Grain's own shuffle finds a place by trial among at least 2**16: 0.2 ms for a dataset of 100 windows,
-    where this takes a microsecond. The price is 4 bytes of memory for each window, and a pause to sort when
-    an epoch begins.
+    Grain's own shuffle tries random positions among at least 2**16: 0.2 ms for a dataset of 100 windows. This
+    lookup takes a microsecond. It costs 4 bytes of memory per window, and a sort at the start of each epoch.
     """
 
     def __init__(self, length: int, seed: str):
@@ -111,31 +110,35 @@ class ShuffledEpochs:
         self._epochs: dict[int, UInt32[np.ndarray, "length"]] = {}
 
     def __getitem__(self, position: int) -> int:
-        """Which window stands at a position, counted from the start of the first epoch."""
-        epoch, place = divmod(position, self.length)
+        """The window at a position; positions are counted from the start of the first epoch."""
+        epoch, position_in_epoch = divmod(position, self.length)
         order = self._epochs.get(epoch)
         if order is None:
-            # Of NumPy's generators only the raw bits are promised to stay the same from version to version.
+            # NumPy promises that the raw bits stay the same in later versions; it does not for shuffles.
             bits = np.random.Philox(key=np.array([self._key, epoch], np.uint64)).random_raw(self.length)
             order = np.argsort(bits, kind="stable").astype(np.uint32)
-            # The thread that reads ahead may already be in the next epoch.
-            self._epochs = {
-                near: self._epochs[near] for near in (epoch - 1, epoch + 1) if near in self._epochs
-            } | {epoch: order}
-        return int(order[place])
+            # The thread that reads ahead may be in the next epoch already, so the neighbours are kept too.
+            kept = {epoch: order}
+            for near in (epoch - 1, epoch + 1):
+                if near in self._epochs:
+                    kept[near] = self._epochs[near]
+            self._epochs = kept
+        return int(order[position_in_epoch])
 
 
 class Selection(grain.transforms.DatasetSelectionMap):
-    """Which window of which dataset stands at a place of the mixed sequence.
+    """Maps an index of the mixed sequence to a dataset and one of its windows.
 
-    Grain's own `mix` rounds weights to a hundredth of the smallest, so it is off by up to 1%, and favours the
-    first datasets at the start; here shares are exact to 2**-24 and each dataset is within two windows of its
-    share at every place.
+    Grain's own `mix` rounds weights to a hundredth of the smallest one, so it is off by up to 1%, and it
+    favours the first datasets at the start. Here shares are exact to 2**-24, and the count of each dataset is
+    within two windows of its share at every index.
     """
 
     def __init__(self, shares: Sequence[float], orders: Sequence[ShuffledEpochs]):
+        # Integer weights that add up to about _SHARE_UNITS, each at least 1; the edges are their sums.
         edges = np.rint(np.cumsum(shares) / np.sum(shares) * _SHARE_UNITS).astype(int)
-        self._edges = [0, *np.cumsum(np.maximum(np.diff(edges, prepend=0), 1)).tolist()]
+        weights = np.maximum(np.diff(edges, prepend=0), 1)
+        self._edges = [0, *np.cumsum(weights).tolist()]
         self._orders = orders
 
     def __len__(self) -> int:
@@ -147,10 +150,11 @@ class Selection(grain.transforms.DatasetSelectionMap):
         return dataset, self._orders[dataset][position]
 
     def place(self, index: int) -> tuple[int, int]:
-        """(dataset, how many windows of it come before).
+        """(dataset, the number of its windows at smaller indices).
 
-        The datasets are halved by weight until one is left; of the first n windows of a group, its first half
-        has n * weight, rounded.
+        A binary search: each group of datasets is split into two halves of about equal weight, until one
+        dataset is left. Of the first n windows of a group, its first half has n * weight of the half,
+        rounded.
         """
         first, last = 0, len(self._edges) - 1
         before, after = index, index + 1
@@ -158,9 +162,11 @@ class Selection(grain.transforms.DatasetSelectionMap):
             low, high = self._edges[first], self._edges[last]
             middle = min(max(bisect.bisect(self._edges, (low + high) // 2), first + 1), last - 1)
             weight, whole = self._edges[middle] - low, high - low
-            half_before, half_after = (
-                (2 * count * weight + whole) // (2 * whole) for count in (before, after)
-            )
+
+            # Windows of the first half among the first `before` and the first `after` windows of the group.
+            # If these differ, this index belongs to the first half.
+            half_before = (2 * before * weight + whole) // (2 * whole)
+            half_after = (2 * after * weight + whole) // (2 * whole)
             if half_after > half_before:
                 last, before, after = middle, half_before, half_after
             else:
@@ -173,6 +179,7 @@ def _source(folder: Path, language: str, kind: str) -> grain.MapDataset:
     code = np.int32(CODES.index(language))
 
     def as_int32(window: dict[str, np.ndarray]) -> dict[str, Any]:
-        return {**{field: values.view(np.int32) for field, values in window.items()}, "language": code}
+        fields: dict[str, Any] = {field: values.view(np.int32) for field, values in window.items()}
+        return {**fields, "language": code}
 
     return grain.MapDataset.source(open_windows(dataset_folder(folder, language, kind))).map(as_int32)

@@ -1,10 +1,8 @@
-"""Mixtures: what share of a stage's tokens each language and kind gets, and how often its
-text is then read.
-"""
+"""Mixtures: the share of a stage's tokens that each language and kind gets, and the passes over its text."""
 
 import dataclasses
 import itertools
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from typing import Any, TypeVar
 
 from babel_jax.config import MixtureSettings, Strategy
@@ -14,15 +12,17 @@ from babel_jax.languages import CODES, LANGUAGES, Resource
 
 CURATED, TEXTBOOK = "curated", "textbook"
 _TOLERANCE = 1e-6  # of a share of all tokens
-_REPETITIONS = 50  # two or three are enough where no window is half empty
-_LEAST_WEIGHT = 1e-100  # what a temperature near 0 leaves of all but the largest; 0 could not be divided by
+_REPETITIONS = 50  # two or three are enough if no window is half empty
+_LEAST_WEIGHT = 1e-100  # a temperature near 0 rounds small weights to 0, and weights are divided by
 Key = TypeVar("Key", bound=Hashable)
 Dataset = tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
 class MixtureRow:
-    """One dataset's part: tokens it has, its share of the stage's tokens, and the expected passes over it."""
+    """One dataset: the tokens that it has, its share of the stage's tokens, and the expected passes over it
+    (epochs).
+    """
 
     language: str
     kind: str
@@ -33,7 +33,7 @@ class MixtureRow:
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """The rows of a stage, shares adding up to 1; `warnings` say what could not be kept."""
+    """The rows of a stage; their shares add up to 1. `warnings` name the settings that could not be kept."""
 
     rows: tuple[MixtureRow, ...]
     warnings: tuple[str, ...] = ()
@@ -41,23 +41,22 @@ class Mixture:
     @property
     def languages(self) -> dict[str, float]:
         """The share of each language."""
-        return {
-            code: sum(row.share for row in self.rows if row.language == code)
-            for code in dict.fromkeys(row.language for row in self.rows)
-        }
+        shares: dict[str, list[float]] = {}
+        for row in self.rows:
+            shares.setdefault(row.language, []).append(row.share)
+        return {code: sum(row_shares) for code, row_shares in shares.items()}
 
     def table(self) -> str:
-        """The rows as aligned text, with the warnings below."""
+        """The rows as aligned text, followed by the warnings."""
         width = max(len(row.kind) for row in self.rows)
         lines = [f"language  {'kind':<{width}} {'tokens':>16} {'share %':>9} {'epochs':>8}"]
-        lines += [
-            (
+        for row in self.rows:
+            lines.append(
                 f"{row.language:<8}  {row.kind:<{width}} {row.tokens:>16,} {100 * row.share:>9.4f} "
                 f"{row.epochs:>8.3f}"
             )
-            for row in self.rows
-        ]
-        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+        lines += [f"warning: {warning}" for warning in self.warnings]
+        return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """The rows and warnings as plain values."""
@@ -67,97 +66,125 @@ class Mixture:
 def make_mixture(available: Mapping[Dataset, int], settings: MixtureSettings, budget_tokens: int) -> Mixture:
     """Shares `budget_tokens` among the datasets of `available` (tokens by language and kind).
 
-    First each language of `settings.curated` gets its share of the whole, and no more: from its `curated`
-    kind (else `textbook`, else any), then from its other kinds. Each language of `settings.curated_extra`
-    gets such a share on top of its own part; a kind `curated` then gets nothing else. The rest is shared
-    among the other languages by the strategy and, inside a language, in proportion to the tokens of its
-    kinds, both by water-filling: no dataset is read more than `max_epochs` times, and what it cannot take
-    goes to the others. When all together cannot take the budget, all are read equally often above the cap,
-    and a warning says so, as it does where `curated` gives a language another share than was asked for.
-    Raises BadInput for a language without data and for a table of weights that does not fit `languages`.
-    """
-    supply = {
-        key: available[key]
-        for key in sorted(available, key=lambda key: (CODES.index(key[0]), key[1]))
-        if available[key] > 0
-    }
-    languages = _languages(supply, settings)
-    extra = {_curated(code, supply): share for code, share in settings.curated_extra.items()}
-    base = [key for key in supply if key[0] in languages and not (key in extra and key[1] == CURATED)]
-    base = base or [key for key in supply if key[0] in languages]
-    # Where every language has a total, there is no other to take the rest.
-    base = [key for key in base if key[0] not in settings.curated] or base
+    1. Each language of `settings.curated` gets its share of the whole, and no more: from its `curated` kind
+       (else `textbook`, else any), then from its other kinds.
+    2. Each language of `settings.curated_extra` gets such a share in addition to its part of the rest; its
+       kind `curated` then gets nothing of the rest.
+    3. The rest is shared among the other languages by the strategy and, within a language, in proportion to
+       the tokens of its kinds. Both use water-filling: no dataset is read more than `max_epochs` times, and
+       the others get the tokens that it cannot take.
 
+    If all datasets together cannot take the budget, all are read equally often, above the cap, with a
+    warning. There is also a warning if a language of `curated` gets another share than its setting says.
+    Raises BadInput for a language without data, and for weights that do not fit `languages`.
+    """
+    supply = {}
+    for dataset in sorted(available, key=lambda dataset: (CODES.index(dataset[0]), dataset[1])):
+        if available[dataset] > 0:
+            supply[dataset] = available[dataset]
+    languages = _languages(supply, settings)
+
+    # Steps 1 and 2: shares of the whole budget.
+    extra = {_curated(code, supply): share for code, share in settings.curated_extra.items()}
+    base = _base(supply, languages, extra, settings)
     tokens = dict.fromkeys([*base, *extra], 0.0)
-    for key, share in extra.items():
-        tokens[key] = min(share * budget_tokens, settings.max_epochs * supply[key])
+    for dataset, share in extra.items():
+        tokens[dataset] = min(share * budget_tokens, settings.max_epochs * supply[dataset])
     for code, share in settings.curated.items():
-        tokens |= _of_total(share * budget_tokens, code, supply, settings)
+        tokens |= _tokens_of_share(share * budget_tokens, code, supply, settings)
+
+    # If the cap is too low to spend the rest, the base is read as often as it takes.
     rest = budget_tokens - sum(tokens.values())
-    # As many passes over the base as it takes to spend the rest, where the cap does not allow for it.
-    passes = max(
-        settings.max_epochs, (rest + sum(tokens[key] for key in base)) / sum(supply[key] for key in base)
-    )
-    room = {key: passes * supply[key] - tokens[key] for key in base}
-    kinds = {
-        code: [key for key in base if key[0] == code] for code in dict.fromkeys(code for code, _ in base)
-    }
-    weights = _weights({code: sum(supply[key] for key in own) for code, own in kinds.items()}, settings)
-    by_language = water_fill(
-        rest, weights, {code: sum(room[key] for key in own) for code, own in kinds.items()}
-    )
-    for code, own in kinds.items():
-        own_weights = {
-            key: supply[key] * (settings.textbook_multiplier if key[1] == TEXTBOOK else 1.0) for key in own
-        }
-        for key, more in water_fill(by_language[code], own_weights, {key: room[key] for key in own}).items():
-            tokens[key] += more
+    base_tokens = sum(tokens[dataset] for dataset in base)
+    base_supply = sum(supply[dataset] for dataset in base)
+    passes = max(settings.max_epochs, (rest + base_tokens) / base_supply)
+
+    # Step 3: first among the languages, then among the kinds of each language.
+    rooms = {dataset: passes * supply[dataset] - tokens[dataset] for dataset in base}
+    datasets_of: dict[str, list[Dataset]] = {}
+    for dataset in base:
+        datasets_of.setdefault(dataset[0], []).append(dataset)
+    language_supply, language_rooms = {}, {}
+    for code, datasets in datasets_of.items():
+        language_supply[code] = sum(supply[dataset] for dataset in datasets)
+        language_rooms[code] = sum(rooms[dataset] for dataset in datasets)
+    by_language = water_fill(rest, _weights(language_supply, settings), language_rooms)
+    for code, datasets in datasets_of.items():
+        kind_weights = {dataset: _kind_weight(dataset, supply, settings) for dataset in datasets}
+        kind_rooms = {dataset: rooms[dataset] for dataset in datasets}
+        for dataset, more in water_fill(by_language[code], kind_weights, kind_rooms).items():
+            tokens[dataset] += more
 
     spent = sum(tokens.values())
-    rows = tuple(
-        MixtureRow(
-            *key,
-            tokens=supply[key],
-            share=tokens[key] / spent,
-            epochs=tokens[key] / spent * budget_tokens / supply[key],
-        )
-        for key in supply
-        if tokens.get(key, 0.0) > 0
-    )
-    mixture = Mixture(rows)
+    rows = []
+    for dataset, supply_tokens in supply.items():
+        if tokens.get(dataset, 0.0) > 0:
+            share = tokens[dataset] / spent
+            epochs = share * budget_tokens / supply_tokens
+            rows.append(MixtureRow(*dataset, tokens=supply_tokens, share=share, epochs=epochs))
+    mixture = Mixture(tuple(rows))
+    warnings = _warnings(mixture, settings, budget_tokens, passes, languages)
+    return dataclasses.replace(mixture, warnings=tuple(warnings))
+
+
+def _base(
+    supply: Mapping[Dataset, int],
+    languages: Collection[str],
+    extra: Collection[Dataset],
+    settings: MixtureSettings,
+) -> list[Dataset]:
+    """The datasets that share the rest of the budget."""
+    wanted = [dataset for dataset in supply if dataset[0] in languages]
+    # Curated text with a share of its own gets nothing of the rest, unless nothing else is left.
+    base = [dataset for dataset in wanted if not (dataset in extra and dataset[1] == CURATED)] or wanted
+    # If every language has a fixed share, there is no other language to take the rest.
+    return [dataset for dataset in base if dataset[0] not in settings.curated] or base
+
+
+def _kind_weight(dataset: Dataset, supply: Mapping[Dataset, int], settings: MixtureSettings) -> float:
+    """The weight of a dataset within its language: its tokens, multiplied for textbooks."""
+    multiplier = settings.textbook_multiplier if dataset[1] == TEXTBOOK else 1.0
+    return supply[dataset] * multiplier
+
+
+def _warnings(
+    mixture: Mixture,
+    settings: MixtureSettings,
+    budget_tokens: int,
+    passes: float,
+    languages: Collection[str],
+) -> list[str]:
+    """The settings that the mixture could not keep."""
     warnings = []
     if passes > settings.max_epochs * (1 + 1e-9):
         warnings.append(
             f"there is too little text for {budget_tokens:,} tokens: it is read {passes:.2f} times, "
             f"max_epochs = {settings.max_epochs:g}"
         )
-    has_others = any(code not in settings.curated for code in languages)
-    reason = (
-        f"its text would be read more than max_epochs = {settings.max_epochs:g} times"
-        if has_others
-        else "no language has the rest"
-    )
-    for code, share in settings.curated.items():
-        given = mixture.languages.get(code, 0.0)
-        if abs(given - share) > _TOLERANCE:
-            warnings.append(f"curated gives {code} {given:.1%} of the tokens, not {share:.1%}: {reason}")
-    return Mixture(rows, tuple(warnings))
+
+    if any(code not in settings.curated for code in languages):
+        reason = f"its text would be read more than max_epochs = {settings.max_epochs:g} times"
+    else:
+        reason = "no language has the rest"
+    shares = mixture.languages
+    for code, wanted in settings.curated.items():
+        share = shares.get(code, 0.0)
+        if abs(share - wanted) > _TOLERANCE:
+            warnings.append(f"curated gives {code} {share:.1%} of the tokens, not {wanted:.1%}: {reason}")
+    return warnings
 
 
 def make_mixture_of_steps(
     supplies: Mapping[Dataset, Supply], settings: MixtureSettings, windows: int
 ) -> tuple[Mixture, int]:
-    """The mixture of a stage that reads so many windows, and its tokens: padding is none of them.
+    """The mixture of a stage that reads `windows` windows, and its tokens; padding does not count.
 
-    How many tokens the windows hold depends on the mixture, and where a cap holds, the mixture on the tokens:
-    found by repetition.
+    The mixture decides how many tokens the windows hold. The tokens in turn decide the mixture, if a cap
+    holds. Both are computed by repetition.
     """
     available = {key: supply.tokens for key, supply in supplies.items()}
-    budget = (
-        windows * max(1, round(max(supply.tokens_per_window for supply in supplies.values())))
-        if supplies
-        else windows
-    )
+    fullest = max((supply.tokens_per_window for supply in supplies.values()), default=1.0)
+    budget = windows * max(1, round(fullest))
     for _ in range(_REPETITIONS):
         mixture = make_mixture(available, settings, budget)
         before, budget = budget, max(1, round(windows * tokens_per_window(mixture, supplies)))
@@ -167,8 +194,8 @@ def make_mixture_of_steps(
 
 
 def tokens_per_window(mixture: Mixture, supplies: Mapping[Dataset, Supply]) -> float:
-    """The mean tokens of the windows that a mixture reads: shares are of tokens, so that half-empty windows
-    are read more often.
+    """The mean tokens per window of a mixture. Shares are of tokens, so half-empty windows are read more
+    often.
     """
     return 1 / sum(row.share / supplies[row.language, row.kind].tokens_per_window for row in mixture.rows)
 
@@ -176,14 +203,14 @@ def tokens_per_window(mixture: Mixture, supplies: Mapping[Dataset, Supply]) -> f
 def water_fill(
     total: float, weights: Mapping[Key, float], capacities: Mapping[Key, float]
 ) -> dict[Key, float]:
-    """Shares `total` in proportion to weights, none above its capacity; what the full ones leave goes to the
-    others alike.
+    """Shares `total` in proportion to weights, with no share above its capacity; the others get the tokens
+    above it.
 
-    So there is a level L with share = min(L * weight, capacity). What exceeds all capacities together is not
-    shared out.
+    So there is a level L with share = min(L * weight, capacity). Any tokens above the sum of all capacities
+    are not shared.
     """
     order = sorted(weights, key=lambda key: capacities[key] / weights[key])
-    # Summed from the end: to subtract from the whole would lose small weights beside large ones.
+    # Summed from the end: subtraction from the total would round away small weights beside large ones.
     weights_left = list(itertools.accumulate(weights[key] for key in reversed(order)))[::-1]
     shares = {}
     left = total
@@ -193,40 +220,36 @@ def water_fill(
     return shares
 
 
-def _of_total(
+def _tokens_of_share(
     total: float, code: str, supply: Mapping[Dataset, int], settings: MixtureSettings
 ) -> dict[Dataset, float]:
-    """The tokens of a language's datasets that add up to `total`, as far as the cap allows: curated text
+    """Tokens of a language's datasets that add up to `total`, as far as the cap allows; curated text comes
     first.
     """
     first = _curated(code, supply)
     others = [key for key in supply if key[0] == code and key != first]
-    own = {first: min(total, settings.max_epochs * supply[first])}
-    weights = {
-        key: supply[key] * (settings.textbook_multiplier if key[1] == TEXTBOOK else 1.0) for key in others
-    }
+    first_tokens = min(total, settings.max_epochs * supply[first])
+    weights = {key: _kind_weight(key, supply, settings) for key in others}
     capacities = {key: settings.max_epochs * supply[key] for key in others}
-    return own | water_fill(total - own[first], weights, capacities)
+    return {first: first_tokens} | water_fill(total - first_tokens, weights, capacities)
 
 
 def _curated(code: str, supply: Mapping[Dataset, int]) -> Dataset:
-    """The dataset that stands for a language's curated text: of kind curated, else textbook, else the first
-    that there is.
-    """
+    """The dataset used as a language's curated text: of kind curated, else textbook, else its first kind."""
     kinds = [kind for language, kind in supply if language == code]
     return code, next((kind for kind in (CURATED, TEXTBOOK) if kind in kinds), kinds[0])
 
 
 def _weights(tokens: Mapping[str, int], settings: MixtureSettings) -> dict[str, float]:
-    """The weight of each language; only their proportions count."""
+    """The weight of each language; only the proportions count."""
     match settings.strategy:
         case Strategy.EQUAL:
             weights = dict.fromkeys(tokens, 1.0)
         case Strategy.TEMPERATURE:
             most = max(tokens.values())
             weights = {
-                code: max((own / most) ** (1 / settings.temperature), _LEAST_WEIGHT)
-                for code, own in tokens.items()
+                code: max((count / most) ** (1 / settings.temperature), _LEAST_WEIGHT)
+                for code, count in tokens.items()
             }
         case Strategy.WEIGHTS:
             weights = {code: settings.weights[code] for code in tokens}

@@ -1,3 +1,1 @@
-"""Better text: cleaning, personal data, languages, duplicates and evaluation items, by rules that are
-counted.
-"""
+"""Better text: cleaning, personal data, languages, duplicates and evaluation items; each rule is counted."""

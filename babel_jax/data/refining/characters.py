@@ -1,5 +1,5 @@
-"""What the characters of a text are, counted without a loop in Python: one table of all code points, looked
-up for a whole text.
+"""The kinds of the characters of a text, counted without a loop in Python: a table of all code points is
+indexed by a whole text.
 """
 
 import functools
@@ -11,17 +11,17 @@ from enum import IntEnum
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8, UInt32, UInt64
 
-# Words are not separated in these; so many characters (grapheme clusters) stand for a word of other languages
-# in counts and n-grams. Means of words in segmented text: 1.5 to 2 characters in Chinese and Japanese, about
-# 4 clusters in Thai and Burmese.
+# Languages without spaces between words. In counts and n-grams, this number of characters (grapheme clusters)
+# counts as one word. The mean length of a word in segmented text is 1.5 to 2 characters in Chinese and
+# Japanese, about 4 clusters in Thai and Burmese.
 CHARACTERS_A_WORD = {"zh": 2, "ja": 2, "th": 4, "my": 4}
 
 CodePoints = UInt32[np.ndarray, "characters"]
 
 
 class Kind(IntEnum):
-    """The kinds that the rules tell apart; of Unicode's general categories those in
-    `_KINDS`, and the rest.
+    """The kinds of characters that the rules distinguish. `_KINDS` maps Unicode's general categories to
+    them.
     """
 
     OTHER = 0
@@ -68,14 +68,14 @@ MAX_MARKS = 64
 
 
 def with_short_runs_of_marks(text: str) -> str:
-    """The text with at most MAX_MARKS combining marks in a row; the same object where it
-    has no longer run.
-    """
+    """The text with at most MAX_MARKS combining marks in a row; the same object if it has no longer run."""
     if text.isascii() or len(text) <= MAX_MARKS:
         return text
+    # marks_before[i] is the number of marks before character i. A character is one mark too many if it and
+    # the MAX_MARKS characters before it are all marks.
     is_mark = _combining()[code_points(text)]
-    before = np.concatenate([[0], np.cumsum(is_mark)])
-    too_many = before[MAX_MARKS + 1 :] - before[: -MAX_MARKS - 1] > MAX_MARKS
+    marks_before = np.concatenate([[0], np.cumsum(is_mark)])
+    too_many = marks_before[MAX_MARKS + 1 :] - marks_before[: -MAX_MARKS - 1] > MAX_MARKS
     if not too_many.any():
         return text
     kept = np.ones(len(text), bool)
@@ -84,8 +84,8 @@ def with_short_runs_of_marks(text: str) -> str:
 
 
 def nfc(text: str) -> str:
-    """The text in Unicode's NFC, in time linear in its length: what exceeds MAX_MARKS combining marks in a
-    row is left out.
+    """The text in Unicode's NFC, in time linear in its length; marks beyond MAX_MARKS in a row are
+    removed.
     """
     text = with_short_runs_of_marks(text)
     return text if unicodedata.is_normalized("NFC", text) else unicodedata.normalize("NFC", text)
@@ -93,7 +93,9 @@ def nfc(text: str) -> str:
 
 @functools.cache
 def _combining() -> Bool[np.ndarray, "1114112"]:
-    """Which code points normal forms sort: those of a canonical combining class other than 0."""
+    """True for the code points that normal forms sort: those with a canonical combining class other
+    than 0.
+    """
     return np.fromiter(
         (unicodedata.combining(chr(number)) != 0 for number in range(sys.maxunicode + 1)),
         bool,
@@ -102,12 +104,12 @@ def _combining() -> Bool[np.ndarray, "1114112"]:
 
 
 def code_points(text: str) -> CodePoints:
-    """The code points of a text; half of a surrogate pair, which JSON can spell, is one."""
+    """The code points of a text. Half of a surrogate pair, which JSON can express, counts as one."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
 def kinds(points: CodePoints) -> UInt8[np.ndarray, "characters"]:
-    """The `Kind` of each."""
+    """The `Kind` of each code point."""
     return _table()[points]
 
 
@@ -115,28 +117,31 @@ def clusters(
     points: CodePoints, of: UInt8[np.ndarray, "characters"]
 ) -> tuple[UInt64[np.ndarray, "clusters"], Int64[np.ndarray, "clusters"]]:
     """Hashes and lengths of the grapheme clusters that are no space: a character with the marks and joiners
-    behind it (about UAX 29).
+    after it (about UAX 29).
 
-    A run of letters and digits of a script that does separate words, such as a Latin name in Japanese, is
-    one.
+    A run of letters and digits of a script with spaces, such as a Latin name in Japanese text, is one
+    cluster.
     """
-    is_word = ((of == Kind.LETTER) | (of == Kind.DIGIT)) & ~_without_spaces()[
-        np.minimum(points >> 7, _LAST_BLOCK)
-    ]
-    goes_on = (of == Kind.MARK) | (of == Kind.FORMAT)
-    goes_on[1:] |= is_word[1:] & is_word[:-1]
+    is_spaced_script = ~_without_spaces()[np.minimum(points >> 7, _LAST_BLOCK)]
+    is_word = ((of == Kind.LETTER) | (of == Kind.DIGIT)) & is_spaced_script
+
+    # A character continues the cluster before it if it is a mark, a joiner, or within a word.
+    continues = (of == Kind.MARK) | (of == Kind.FORMAT)
+    continues[1:] |= is_word[1:] & is_word[:-1]
     kept = of != Kind.SPACE
-    points, starts = points[kept], np.flatnonzero(~goes_on[kept])
+    points, starts = points[kept], np.flatnonzero(~continues[kept])
     if not len(starts):
         return np.empty(0, np.uint64), np.empty(0, np.int64)
     points, starts = points[starts[0] :], starts - starts[0]
+
+    # The hash is a sum over the characters, each mixed with its position in the cluster.
     lengths = np.diff(starts, append=len(points))
-    places = (np.arange(len(points)) - np.repeat(starts, lengths)).astype(np.uint64)
-    return np.add.reduceat(mixed(points + (places << np.uint64(32))), starts), lengths
+    positions = (np.arange(len(points)) - np.repeat(starts, lengths)).astype(np.uint64)
+    return np.add.reduceat(mixed(points + (positions << np.uint64(32))), starts), lengths
 
 
-# Blocks of 128 code points that hold the letters of scripts written without spaces: Thai and Lao, Burmese,
-# Khmer, kana and Chinese characters, and their compatibility forms.
+# Ranges with the letters of scripts without spaces: Thai and Lao, Burmese, Khmer, kana and Chinese
+# characters, and their compatibility forms. They are looked up in blocks of 128 code points.
 _SCRIPTS_WITHOUT_SPACES = (
     (0x0E00, 0x0EFF),
     (0x1000, 0x107F),
@@ -153,7 +158,8 @@ def _without_spaces() -> Bool[np.ndarray, "blocks"]:
     blocks = np.zeros(_LAST_BLOCK + 1, bool)
     for first, last in _SCRIPTS_WITHOUT_SPACES:
         blocks[first >> 7 : (last >> 7) + 1] = True
-    blocks[_LAST_BLOCK] = True  # the rarer Chinese characters, from U+20000 on
+    # The rarer Chinese characters, from U+20000 on.
+    blocks[_LAST_BLOCK] = True
     return blocks
 
 
@@ -168,12 +174,12 @@ def mixed(numbers: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
 
 
 def ngrams(units: UInt64[np.ndarray, "units"], size: int) -> UInt64[np.ndarray, "ngrams"]:
-    """A hash of each run of `size` units; none where there are fewer units."""
+    """A hash of each run of `size` units; empty if there are fewer units."""
     count = len(units) - size + 1
     if count <= 0:
         return np.empty(0, np.uint64)
     hashes = units[:count].astype(np.uint64)
-    for place in range(1, size):
+    for offset in range(1, size):
         hashes *= np.uint64(0x9E3779B97F4A7C15)
-        hashes += units[place : place + count]
+        hashes += units[offset : offset + count]
     return mixed(hashes)

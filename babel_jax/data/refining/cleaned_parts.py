@@ -1,8 +1,8 @@
-"""The parts of sources, each cleaned into shards of its own: a task's last file says that it is done.
+"""Cleans each part of each source into its shards. The last file of a task marks it as done.
 
-`shards.py` describes the files; beside them are, where `keep_dropped` is set,
+`shards.py` describes the files. If `keep_dropped` is set, there is also
 
-dropped/xx/SSS-PPPPP.jsonl.zst  the documents that cleaning dropped, with the reason
+    dropped/xx/SSS-PPPPP.jsonl.zst  the documents that cleaning dropped, with the reason
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ from babel_jax.data.sources.streams import BadRowError
 from babel_jax.disk_errors import explain_os_errors
 from babel_jax.files import PARTIAL, remove_folder, write_text
 
-DUPLICATES = "duplicates.json"  # beside the parts of a language, once its duplicates have been removed
+DUPLICATES = "duplicates.json"  # beside the parts of a language, after its duplicates have been removed
 
 
 @dataclasses.dataclass(frozen=True)
 class CleaningTask:
-    """Cleans one part of the source of this number among the language's; `number` is that of the part."""
+    """Cleans one part of a source: part `number` of source `source` of the language."""
 
     settings: DataSettings
     language: str
@@ -39,16 +39,16 @@ class CleaningTask:
 
     @property
     def stem(self) -> Path:
-        """Where its files go, without a suffix."""
+        """The path of the task's files, without a suffix."""
         return cleaned_folder(self.settings, self.language) / f"{self.source:03d}-{self.number:05d}"
 
     @property
     def done(self) -> Path:
-        """The file that says it is done."""
+        """The file that the task writes last."""
         return self.stem.with_suffix(".json")
 
     def made_from(self) -> dict[str, Any]:
-        """What tells its text from other text: the source's settings, the part, and its origin.
+        """The identity of the text: the source's settings, the part, and its origin.
 
         Reads the text of files.
         """
@@ -56,27 +56,29 @@ class CleaningTask:
         return {**source.model_dump(mode="json"), "part": self.part, **origin_of(source, self.part)}
 
     def is_of(self, before: dict[str, Any], recheck: bool) -> bool:
-        """Whether what was cleaned `before`, by its `made_from`, is the text that there is now."""
+        """True if the text is still the text that was cleaned earlier. before: the `made_from` of that
+        time.
+        """
         source = sources_of(self.settings, self.language)[self.source]
         return before.get("part") == self.part and changed_text(before, source, self.part, recheck) is None
 
 
 def cleaned_folder(settings: DataSettings, language: str) -> Path:
-    """Where the shards of a language are."""
+    """The folder of the shards of a language."""
     return Path(settings.folder) / "cleaned" / language
 
 
 def sources_of(settings: DataSettings, language: str) -> list[Source]:
-    """The sources of a language, in the order of the settings, each with a label of its own.
+    """The sources of a language, in the order of the settings, each with a unique label.
 
-    Weights, licences and counts are kept by label. Two sources that read one file by `where` get what they
-    ask for into their names.
+    Weights, licences and counts are kept by label. If two sources read one file by `where`, their names get
+    its conditions, such as "corpus (lang = sw)".
     """
-    own = [source for source in settings.sources if source.language == language]
-    times = Counter(source.label for source in own)
+    of_language = [source for source in settings.sources if source.language == language]
+    times = Counter(source.label for source in of_language)
     seen = Counter[str]()
     named = []
-    for source in own:
+    for source in of_language:
         label = source.label
         if times[label] > 1:
             asked = ", ".join(f"{key} = {value}" for key, value in source.where.items())
@@ -91,37 +93,37 @@ def sources_of(settings: DataSettings, language: str) -> list[Source]:
 
 def cleaning_tasks(settings: DataSettings, language: str) -> list[CleaningTask]:
     """A task for each part of each source of a language."""
-    return [
-        CleaningTask(settings, language, number, place, part)
-        for number, source in enumerate(sources_of(settings, language))
-        for place, part in enumerate(parts(source))
-    ]
+    tasks = []
+    for source_number, source in enumerate(sources_of(settings, language)):
+        for part_number, part in enumerate(parts(source)):
+            tasks.append(CleaningTask(settings, language, source_number, part_number, part))
+    return tasks
 
 
 def forget_other_text(
     settings: DataSettings, language: str, tasks: Sequence[CleaningTask], recheck: bool = False
 ) -> None:
-    """A run that was stopped may go on with other text: parts that were cleaned from what is no longer there
-    are removed.
+    """Removes the parts whose text is no longer the same: a run that was stopped may resume with other text.
 
-    Where duplicates have been looked for, all of the language is done again: what was compared is not the
-    same any more.
+    If duplicates have been looked for already, all parts of the language are removed, because the compared
+    documents have changed.
     """
     folder, links = cleaned_folder(settings, language), Path(settings.folder) / "links" / language
     wanted = {task.done: task for task in tasks}
     done = part_files(folder)
-    other = [
-        path
-        for path in done
-        if path not in wanted or not wanted[path].is_of(read_json(path).get("made_from", {}), recheck)
-    ]
+    other = []
+    for path in done:
+        task = wanted.get(path)
+        if task is None or not task.is_of(read_json(path).get("made_from", {}), recheck):
+            other.append(path)
     was_compared = links.exists() or (folder / DUPLICATES).is_file()
     if not other and (len(done) == len(tasks) or not was_compared):
         return
     with explain_os_errors(folder):
         if was_compared:
             remove_aside(Path(settings.folder), language)
-            folder.rename(_aside(Path(settings.folder), language))  # gone in one step
+            # One rename, so that a kill leaves all shards or none.
+            folder.rename(_aside(Path(settings.folder), language))
             folder.mkdir()
             remove_folder(links)
             remove_aside(Path(settings.folder), language)
@@ -137,19 +139,19 @@ def _aside(prepared: Path, language: str) -> Path:
 
 
 def remove_aside(prepared: Path, language: str) -> None:
-    """Removes the shards of other text, also those that a killed process had begun to remove."""
+    """Removes the shards of other text, including those that a killed process had begun to remove."""
     remove_folder(_aside(prepared, language))
 
 
 def clean_part(task: CleaningTask) -> None:
-    """Writes the shards of one part, what was dropped of it, and last its counts."""
+    """Writes the shards of one part, its dropped documents, and last its counts."""
     settings = task.settings
     source = sources_of(settings, task.language)[task.source]
     made_from = task.made_from()
-    clean = None if settings.cleaning is None else Cleaner(_rules(settings.cleaning, source), task.language)
+    cleaner = None if settings.cleaning is None else Cleaner(_rules(settings.cleaning, source), task.language)
     evaluation = None if settings.decontamination is None else evaluation_text(settings.decontamination)
     rows = RowCounts()
-    dropped, found_in = Counter[str](), Counter[str]()
+    dropped, evaluation_files = Counter[str](), Counter[str]()
     documents = characters = 0
     dropped_file = Path(settings.folder) / "dropped" / task.language / f"{task.stem.name}.jsonl.zst"
     keep_dropped = settings.cleaning is not None and settings.cleaning.keep_dropped
@@ -162,35 +164,28 @@ def clean_part(task: CleaningTask) -> None:
             for row in read_rows(source, settings.bad_rows, rows, task.part):
                 text, rule, file = row.text, None, None
                 try:
-                    document, rule = clean.judged(text) if clean is not None else (None, None)
+                    document, rule = cleaner.judged(text) if cleaner is not None else (None, None)
+                    # Evaluation items are not masked, so they are compared before personal data is.
                     if evaluation is not None and rule is None:
-                        # Before personal data is masked, which evaluation items hold as they are.
                         file = evaluation.file_of(text, task.language)
-                    if clean is not None and document is not None:
-                        text = (
-                            clean.without_personal_data(document)
-                            if rule is None and file is None
-                            else document.text
-                        )
+                    if cleaner is not None and document is not None:
+                        is_kept = rule is None and file is None
+                        text = cleaner.without_personal_data(document) if is_kept else document.text
                 except BadRowError as problem:
                     rows.refuse(f"{row.source}, {row.id}", problem, settings.bad_rows)
                     continue
+
                 documents += 1
                 if file is not None:
-                    found_in[file] += 1
+                    evaluation_files[file] += 1
                 reason = rule if file is None else "evaluation"
+                cleaned = dataclasses.replace(row, text=text)
                 if reason is not None:
                     dropped[reason] += 1
-                    write_dropped(
-                        {
-                            "reason": reason,
-                            "file": file,
-                            **dataclasses.asdict(dataclasses.replace(row, text=text)),
-                        }
-                    )
+                    write_dropped({"reason": reason, "file": file, **dataclasses.asdict(cleaned)})
                     continue
                 characters += len(text)
-                writer.add(dataclasses.replace(row, text=text))
+                writer.add(cleaned)
             shards = writer.close()
         except BaseException:
             writer.abandon()
@@ -203,8 +198,8 @@ def clean_part(task: CleaningTask) -> None:
             "kept": documents - dropped.total(),
             "characters": characters,
             "dropped": dict(sorted(dropped.items())),
-            "masked": dict(sorted(clean.masked.items())) if clean is not None else {},
-            "evaluation": dict(sorted(found_in.items())),
+            "masked": dict(sorted(cleaner.masked.items())) if cleaner is not None else {},
+            "evaluation": dict(sorted(evaluation_files.items())),
             "shards": [(shard.stem.name, shard.documents) for shard in shards],
         }
     with explain_os_errors(task.done):

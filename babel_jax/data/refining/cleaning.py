@@ -1,10 +1,12 @@
-"""Cleaning one document: its text normalized, the rules that drop it, and personal data masked.
+"""Cleans one document: normalizes its text, applies the rules that drop documents, and masks personal data.
 
-Where a rule comes from: the Babel report (arXiv 2503.00865): characters, digits. Gopher (Rae et al. 2021,
-arXiv 2112.11446, table A1): words, symbols, bullets, ellipses, lines, paragraphs, repetition. C4 (Raffel et
-al. 2020): placeholder. ROOTS (Laurençon et al. 2022): letters, language. Gopher's bounds on the number and
-the mean length of words, its stop words, and C4's on sentences, braces and bad words are for English, or for
-prose alone, and are not here. `encoding` is ours: text that was decoded wrongly.
+Sources of the rules: the Babel report (arXiv 2503.00865): characters, digits. Gopher (Rae et al. 2021, arXiv
+2112.11446, table A1): words, symbols, bullets, ellipses, lines, paragraphs, repetition. C4 (Raffel et al.
+2020): placeholder. ROOTS (Laurençon et al. 2022): letters, language. `encoding`, for wrongly decoded text, is
+ours.
+
+Some rules are left out, because they fit English or prose only: Gopher's bounds on the number and mean length
+of words, its stop words, and C4's rules on sentences, braces and bad words.
 """
 
 import dataclasses
@@ -32,16 +34,16 @@ from babel_jax.data.refining.personal import mask
 from babel_jax.data.refining.repetition import commonest_ngram, repeated_fractions, repeated_ngrams
 from babel_jax.data.sources.streams import BadRowError
 
-# Form feeds, vertical tabs and the separators of C0 stand between words: page ends of PDF, soft line ends of
-# word processors.
+# Form feeds, vertical tabs and the separators of C0 separate words: they are page ends of PDF and soft line
+# ends of word processors.
 _SEPARATORS = re.compile(" ?[\x0b\x0c\x1c-\x1f]+ ?")
-# The rest of C0 and C1 but tab and newline, and the byte order mark. Joiners (U+200C, U+200D) and marks of
-# direction carry meaning.
+# The rest of C0 and C1 except tab and newline, and the byte order mark. Joiners (U+200C, U+200D) and marks of
+# direction have a meaning and are kept.
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x9f\ufeff]")
 _LINE_ENDS = re.compile("\r\n?|\x85|\u2028|\u2029")
 _BLANK_LINES = re.compile(r"\n{3,}")
-# UTF-8 read as Windows-1252, such as "Ã©" for é and "â€™" for ’: the first byte of a sequence and what its
-# second byte became.
+# UTF-8 read as Windows-1252, such as "Ã©" for é and "â€™" for ’: the letters of the first two bytes of a
+# sequence.
 _MOJIBAKE = re.compile("[ÂÃ][\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â€[\x80-\xbf‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]?")
 _BULLETS = ("•", "●", "○", "■", "▪", "‣", "◦", "·", "*", "-", "–", "—", "►", "➤", "・")
 _ELLIPSES = ("…", "...", "。。。")
@@ -50,15 +52,15 @@ _PLACEHOLDER = "lorem ipsum"
 
 
 def normalize(text: str) -> str:
-    """Unicode's NFC, one kind of line end, no control characters, no white space at the ends of lines, no
-    blank lines around the text.
+    """Normalizes a text: Unicode's NFC, one kind of line end, no control characters, no white space at the
+    ends of lines, no blank lines around the text.
 
-    Indentation stays, as code has it. The time is linear in the length of the text. Raises BadRowError for a
-    run of combining marks that no text has.
+    Indentation is kept, because code needs it. The time is linear in the length of the text. Raises
+    BadRowError for a run of combining marks that no real text has.
     """
     text = _LINE_ENDS.sub("\n", text)
     text = _CONTROLS.sub("", _SEPARATORS.sub(" ", text))
-    # After the control characters are gone, one of which may stand between a letter and its mark.
+    # Only now: a control character may separate a letter from its marks.
     if with_short_runs_of_marks(text) is not text:
         raise BadRowError(f"more than {MAX_MARKS} combining marks in a row, which no text has")
     text = "\n".join(map(str.rstrip, nfc(text).split("\n")))
@@ -67,8 +69,8 @@ def normalize(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What the rules look at: the text, its code points and their kinds; more is computed when a rule asks
-    for it.
+    """A text with its language, code points, their kinds, and the number of each kind. The rules compute the
+    rest.
     """
 
     text: str
@@ -82,13 +84,13 @@ class Measured:
         return [line.strip() for line in self.text.split("\n") if line and not line.isspace()]
 
     def units(self) -> tuple[UInt64[np.ndarray, "units"], Int64[np.ndarray, "units"], int]:
-        """Hashes and lengths of the words, or of the characters of a script without spaces, and how many make
-        a word.
+        """Hashes and lengths of the words, and 1; in a script without spaces, of the characters, and the
+        characters per word.
         """
         if self.language in CHARACTERS_A_WORD:
             return *clusters(self.points, self.kinds), CHARACTERS_A_WORD[self.language]
         words = self.text.split()
-        # Only equal or not matters, so that a hash which differs from process to process serves.
+        # Hashes are only compared within one text, so it is no problem that they differ between processes.
         return (
             np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64),
             np.fromiter(map(len, words), np.int64, len(words)),
@@ -96,7 +98,7 @@ class Measured:
         )
 
     def words(self) -> float:
-        """How many words it has, about."""
+        """The approximate number of words."""
         if self.language in CHARACTERS_A_WORD:
             units, _, in_a_word = self.units()
             return len(units) / in_a_word
@@ -105,30 +107,33 @@ class Measured:
 
 
 def measure(text: str, language: str) -> Measured:
-    """A document's text, measured."""
+    """The code points of a text, their kinds, and the number of each kind."""
     points = code_points(text)
-    of = kinds(points)
-    return Measured(text, language, points, of, np.bincount(of, minlength=len(Kind)))
+    point_kinds = kinds(points)
+    counts = np.bincount(point_kinds, minlength=len(Kind))
+    return Measured(text, language, points, point_kinds, counts)
 
 
 @dataclasses.dataclass
 class Cleaner:
-    """Cleans documents of one language; `masked` counts what was masked."""
+    """Cleans documents of one language; `masked` counts the masked data."""
 
     settings: CleaningSettings
     language: str
     masked: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def __call__(self, text: str) -> tuple[str, Rule | None]:
-        """The text to keep, or the normalized text and the rule that drops it.
+        """The clean text and None, or the normalized text and the rule that drops it.
 
         Raises BadRowError for text that cannot be cleaned.
         """
         document, rule = self.judged(text)
-        return (document.text, rule) if rule is not None else (self.without_personal_data(document), None)
+        if rule is not None:
+            return document.text, rule
+        return self.without_personal_data(document), None
 
     def judged(self, text: str) -> tuple[Measured, Rule | None]:
-        """The normalized text, measured, and the rule that drops it."""
+        """The normalized text, and the rule that drops it, if any."""
         document = measure(normalize(text), self.language)
         for rule, drops in _RULES.items():
             if rule not in self.settings.off and drops(document, self.settings):
@@ -136,13 +141,13 @@ class Cleaner:
         return document, None
 
     def without_personal_data(self, document: Measured) -> str:
-        """The text with personal data masked, where the settings say so."""
+        """The text with personal data masked, if the settings ask for it."""
         if not self.settings.mask_personal_data:
             return document.text
         return mask(document.text, self.masked, int(document.counts[Kind.DIGIT]), self.language)
 
 
-# --- the rules, cheap ones first --------------------------------------------------------------------------
+# --- The rules: True drops the document. Cheap rules come first. -------------------------------------------
 
 
 def _characters(document: Measured, settings: CleaningSettings) -> bool:
@@ -162,36 +167,38 @@ def _digits(document: Measured, settings: CleaningSettings) -> bool:
 
 def _letters(document: Measured, settings: CleaningSettings) -> bool:
     letters = int(document.counts[[Kind.LETTER, Kind.MARK]].sum())
-    return letters < settings.min_letter_fraction * (
-        len(document.text) - int(document.counts[[Kind.SPACE, Kind.FORMAT]].sum())
-    )
+    spaces = int(document.counts[[Kind.SPACE, Kind.FORMAT]].sum())
+    return letters < settings.min_letter_fraction * (len(document.text) - spaces)
 
 
 def _words(document: Measured, settings: CleaningSettings) -> bool:
-    """Too many words without a letter; where words are not separated, `letters` says as much."""
+    """True if too many words have no letter. For scripts without spaces, the rule `letters` does this."""
     if document.language in CHARACTERS_A_WORD or not len(document.kinds):
         return False
+    # The number of a character's word is the number of spaces before it; two spaces leave an empty word.
     space = document.kinds == Kind.SPACE
-    number = np.cumsum(space)
-    has_any, has_letter = np.zeros((2, int(number[-1]) + 1), bool)
-    has_any[number[~space]] = True
-    has_letter[number[document.kinds == Kind.LETTER]] = True
-    return bool(np.count_nonzero(has_letter) < settings.min_word_fraction * np.count_nonzero(has_any))
+    word = np.cumsum(space)
+    is_word, has_letter = np.zeros((2, int(word[-1]) + 1), bool)
+    is_word[word[~space]] = True
+    has_letter[word[document.kinds == Kind.LETTER]] = True
+    return bool(np.count_nonzero(has_letter) < settings.min_word_fraction * np.count_nonzero(is_word))
 
 
 def _symbols(document: Measured, settings: CleaningSettings) -> bool:
-    found = len(_SYMBOLS.findall(document.text))
-    return found > 0 and found > settings.max_symbols_per_word * document.words()
+    symbols = len(_SYMBOLS.findall(document.text))
+    return symbols > 0 and symbols > settings.max_symbols_per_word * document.words()
 
 
 def _bullets(document: Measured, settings: CleaningSettings) -> bool:
     lines = document.lines()
-    return sum(line.startswith(_BULLETS) for line in lines) > settings.max_bullet_lines * len(lines)
+    bullets = sum(line.startswith(_BULLETS) for line in lines)
+    return bullets > settings.max_bullet_lines * len(lines)
 
 
 def _ellipses(document: Measured, settings: CleaningSettings) -> bool:
     lines = document.lines()
-    return sum(line.endswith(_ELLIPSES) for line in lines) > settings.max_ellipsis_lines * len(lines)
+    ellipses = sum(line.endswith(_ELLIPSES) for line in lines)
+    return ellipses > settings.max_ellipsis_lines * len(lines)
 
 
 def _placeholder(document: Measured, settings: CleaningSettings) -> bool:
@@ -206,12 +213,10 @@ def _lines(document: Measured, settings: CleaningSettings) -> bool:
 def _paragraphs(document: Measured, settings: CleaningSettings) -> bool:
     if "\n\n" not in document.text:
         return False
-    paragraphs, characters = repeated_fractions(
-        [part for part in document.text.split("\n\n") if part and not part.isspace()]
-    )
+    paragraphs = [part for part in document.text.split("\n\n") if part and not part.isspace()]
+    repeated, characters = repeated_fractions(paragraphs)
     return (
-        paragraphs > settings.max_repeated_paragraphs
-        or characters > settings.max_repeated_paragraph_characters
+        repeated > settings.max_repeated_paragraphs or characters > settings.max_repeated_paragraph_characters
     )
 
 
@@ -222,7 +227,7 @@ def _repetition(document: Measured, settings: CleaningSettings) -> bool:
             return True
     covered = 1.0
     for size, most in enumerate(settings.max_repeated_ngrams, 5):
-        # What a longer n-gram covers, the shorter ones in it cover too.
+        # The n-grams within a longer one cover the same characters, so coverage only falls with the size.
         if covered <= min(settings.max_repeated_ngrams):
             return False
         covered = repeated_ngrams(units, lengths, size * in_a_word)

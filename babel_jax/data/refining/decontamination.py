@@ -1,8 +1,7 @@
-"""Finding documents that hold evaluation items: a run of letters and digits in common, as long as a sentence,
-in any script.
+"""Finds documents that contain evaluation items: they share a run of letters and digits as long as a
+sentence, in any script.
 
-GPT-3 (Brown et al. 2020, appendix C) took 13 words in common for an overlap; languages without spaces have no
-words to count.
+GPT-3 (Brown et al. 2020, appendix C) used 13 common words; languages without spaces have no words to count.
 """
 
 import functools
@@ -28,7 +27,7 @@ from babel_jax.data.sources.streams import BadRowError
 from babel_jax.errors import BadInput
 
 _DENSE = ("zh", "ja", "ko")
-_FIRST_DENSE = 0x2E80  # Chinese radicals; behind them stand the Chinese characters, kana and Hangul syllables
+_FIRST_DENSE = 0x2E80  # Chinese radicals; Chinese characters, kana and Hangul syllables have higher numbers
 _FILTER_BITS = 24
 
 
@@ -36,44 +35,50 @@ Runs = dict[bool, UInt64[np.ndarray, "ngrams"]]
 
 
 class EvaluationText:
-    """The n-grams of evaluation files, to look documents up in."""
+    """The n-grams of evaluation files, in which documents are looked up."""
 
     def __init__(self, settings: DecontaminationSettings):
-        """Reads the files: of JSON lines and parquet rows every string, of text every paragraph.
+        """Reads the files: every string of JSON lines and Parquet rows, every paragraph of text files.
 
         Raises BadInput as `read_records` does.
         """
         self._settings = settings
-        found: dict[bool, list[UInt64[np.ndarray, "ngrams"]]] = {False: [], True: []}
-        files: dict[bool, list[int]] = {False: [], True: []}
+        # By False and True, as in `Runs`: hashes of items, and for each array the number of its file.
+        item_hashes: dict[bool, list[UInt64[np.ndarray, "ngrams"]]] = {False: [], True: []}
+        file_numbers: dict[bool, list[int]] = {False: [], True: []}
         self.files: list[str] = []
         for path in settings.paths:
             for part in parts(Source(language="en", path=path)):
-                before = sum(map(len, found.values()))
+                is_empty = True
                 for text in _strings_of(part):
                     for dense, hashes in runs_of_item(text, self._settings).items():
                         if len(hashes):
-                            found[dense].append(hashes)
-                            files[dense].append(len(self.files))
-                if sum(map(len, found.values())) == before:
+                            is_empty = False
+                            item_hashes[dense].append(hashes)
+                            file_numbers[dense].append(len(self.files))
+                if is_empty:
                     raise BadInput(
                         f"{part}: no text of {settings.characters} letters or more "
-                        f"({settings.dense_characters} in Chinese, Japanese and "
-                        "Korean); name files of evaluation items"
+                        f"({settings.dense_characters} in Chinese, Japanese and Korean); name files of "
+                        "evaluation items"
                     )
                 self.files.append(part)
-        self._tables = {dense: _Table.of(found[dense], files[dense]) for dense in found}
+        self._tables = {dense: _Table.of(item_hashes[dense], file_numbers[dense]) for dense in (False, True)}
 
     def file_of(self, text: str, language: str) -> str | None:
-        """The first evaluation file with which a document has a run in common."""
+        """The first evaluation file that has a run in common with a document; None if there is none."""
         runs = runs_of_document(text, language, self._settings)
-        found = [self._tables[dense].first_file(hashes) for dense, hashes in runs.items()]
-        return next((self.files[number] for number in found if number is not None), None)
+        for dense, hashes in runs.items():
+            number = self._tables[dense].first_file(hashes)
+            if number is not None:
+                return self.files[number]
+        return None
 
 
 class _Table:
-    """n-grams and the file of each, sorted; a bit for the first bits of each says at once that most n-grams
-    are not among them.
+    """n-grams and the file of each, sorted by n-gram.
+
+    A table of bits, indexed by the first bits of an n-gram, quickly excludes most n-grams that no file has.
     """
 
     def __init__(self, hashes: UInt64[np.ndarray, "n"], files: np.ndarray):
@@ -82,24 +87,28 @@ class _Table:
         self._filter[hashes >> np.uint64(64 - _FILTER_BITS)] = True
 
     @classmethod
-    def of(cls, found: list[UInt64[np.ndarray, "n"]], files: list[int]) -> "_Table":
-        hashes = np.concatenate([np.empty(0, np.uint64), *found])
-        owners = np.repeat(np.array(files, np.int64), [len(one) for one in found])
-        hashes, first = np.unique(hashes, return_index=True)
-        return cls(hashes, owners[first])
+    def of(cls, item_hashes: list[UInt64[np.ndarray, "n"]], file_numbers: list[int]) -> "_Table":
+        """A table of the hashes of items; `file_numbers` has the file of each item."""
+        all_hashes = np.concatenate([np.empty(0, np.uint64), *item_hashes])
+        files = np.repeat(np.array(file_numbers, np.int64), [len(hashes) for hashes in item_hashes])
+        hashes, first = np.unique(all_hashes, return_index=True)
+        return cls(hashes, files[first])
 
     def first_file(self, hashes: UInt64[np.ndarray, "n"]) -> int | None:
         possible = hashes[self._filter[hashes >> np.uint64(64 - _FILTER_BITS)]]
         if not len(possible) or not len(self._hashes):
             return None
-        places = np.minimum(np.searchsorted(self._hashes, possible), len(self._hashes) - 1)
-        same = self._hashes[places] == possible
-        return int(self._files[places[same]].min()) if same.any() else None
+        indices = np.minimum(np.searchsorted(self._hashes, possible), len(self._hashes) - 1)
+        same = self._hashes[indices] == possible
+        return int(self._files[indices[same]].min()) if same.any() else None
 
 
 def runs_of_item(text: str, settings: DecontaminationSettings) -> Runs:
-    """Hashes of all runs of letters and digits of an evaluation item: by whether they are runs of
-    `dense_characters`, half of which are Chinese, Japanese or Korean."""
+    """Hashes of all runs of letters and digits of an evaluation item.
+
+    Under True: runs of `dense_characters`, at least half of which are Chinese, Japanese or Korean. Under
+    False: runs of `characters`.
+    """
     folded = fold(text)
     dense = ngrams(folded.astype(np.uint64), settings.dense_characters)
     return {
@@ -109,8 +118,8 @@ def runs_of_item(text: str, settings: DecontaminationSettings) -> Runs:
 
 
 def runs_of_document(text: str, language: str, settings: DecontaminationSettings) -> Runs:
-    """Hashes of the runs of a document, to be looked for among those of items; dense ones in languages of
-    dense characters alone.
+    """Hashes of the runs of a document, to look up among those of items; dense runs only for languages of
+    dense characters.
     """
     folded = fold(text).astype(np.uint64)
     runs = {True: ngrams(folded, settings.dense_characters)} if language in _DENSE else {}
@@ -118,22 +127,21 @@ def runs_of_document(text: str, language: str, settings: DecontaminationSettings
 
 
 def fold(text: str) -> CodePoints:
-    """The letters, marks and digits of a text in small letters and in one form of Unicode (NFKC), as code
-    points.
+    """The letters, marks and digits of a text as code points, in lower case and in one Unicode form (NFKC).
 
-    Spacing, punctuation and the way in which a keyboard composes letters make no difference. Documents and
-    evaluation items go through this function alone, before anything is masked.
+    So spaces, punctuation and the composition of letters make no difference. Documents and evaluation items
+    both pass through this function, before personal data is masked.
     """
     text = unicodedata.normalize("NFKC", with_short_runs_of_marks(text)).casefold()
-    # Casefolding can take letters apart: U+0130 becomes i and a mark.
+    # Casefolding can split letters: U+0130 becomes i and a mark.
     points = code_points(unicodedata.normalize("NFKC", text))
-    of = kinds(points)
-    return points[(of == Kind.LETTER) | (of == Kind.MARK) | (of == Kind.DIGIT)]
+    point_kinds = kinds(points)
+    return points[(point_kinds == Kind.LETTER) | (point_kinds == Kind.MARK) | (point_kinds == Kind.DIGIT)]
 
 
 def _is_dense(points: CodePoints, size: int) -> Bool[np.ndarray, "ngrams"]:
-    """Which n-grams are half of Chinese, Japanese or Korean letters: "United States of America" says no more
-    there than elsewhere.
+    """True for n-grams that have at least half Chinese, Japanese or Korean letters. Other n-grams of this
+    length, such as "United States of America", are too short to identify a document.
     """
     before = np.concatenate([[0], np.cumsum(points >= _FIRST_DENSE)])
     return 2 * (before[size:] - before[:-size]) >= size
@@ -141,23 +149,23 @@ def _is_dense(points: CodePoints, size: int) -> Bool[np.ndarray, "ngrams"]:
 
 @functools.lru_cache(maxsize=1)
 def evaluation_text(settings: DecontaminationSettings) -> EvaluationText:
-    """`EvaluationText` of settings, read once for all the documents of a process."""
+    """`EvaluationText` of the settings, read once for all documents of a process."""
     return EvaluationText(settings)
 
 
 def _strings_of(part: str) -> Iterator[str]:
     """Every string of a file.
 
-    Raises BadInput for a row that cannot be read: what it holds would not be looked for.
+    Raises BadInput for a row that cannot be read: its items would be missed.
     """
     rows = (
         parquet_rows(part)
         if Path(part).suffix == ".parquet"
         else read_records(Source(language="en", path=part), part)
     )
-    for place, record in rows:
+    for location, record in rows:
         if isinstance(record, BadRowError):
-            raise BadInput(f"{place}: {record}; repair or remove the row of evaluation items")
+            raise BadInput(f"{location}: {record}; repair or remove the row of evaluation items")
         yield from _strings(record)
 
 

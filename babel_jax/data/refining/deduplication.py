@@ -1,9 +1,9 @@
-"""Equal and nearly equal documents: MinHash signatures, the pairs that share a band, the graph of pairs, and
-which copy stays.
+"""Equal and nearly equal documents: MinHash signatures, pairs that share a band, the graph of pairs, and the
+choice of the copy that stays.
 
-MinHash: Broder 1997; banding: Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, chapter 3.
-Signatures are rensa's; it is given hashes of character shingles that NumPy computes for many documents at
-once, since shingling in Python takes longer than all the rest.
+MinHash: Broder 1997; banding: Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, chapter 3. rensa
+computes the signatures. NumPy computes the hashes of shingles for many documents at once, because shingling
+in Python takes longer than all other steps.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ Signatures = UInt32[np.ndarray, "documents values"]
 Links = Int64[np.ndarray, "links 2"]
 
 _SEED = 20250304
-# So many groups of alike documents are told apart under one key of a band; a key with more is a common
-# phrase, found in other bands too.
+# The largest number of groups of alike documents under one key of a band. A key with more groups is a common
+# phrase; their documents also meet in other bands.
 _ROUNDS = 64
 
 
@@ -34,20 +34,23 @@ def digests(texts: Sequence[str]) -> Digests:
 
 
 def signatures(texts: Sequence[str], settings: DeduplicationSettings) -> Signatures:
-    """The MinHash values of each text's shingles: runs of characters, of which white space and case make no
-    difference.
+    """The MinHash values of each text's shingles: runs of characters, with white space and case
+    normalized.
     """
     size = settings.shingle
-    # A text shorter than a shingle is one, filled up.
-    folded = [folded.ljust(size) for folded in (" ".join(text.casefold().split()) for text in texts)]
+    # A text shorter than a shingle is padded to one.
+    folded = [" ".join(text.casefold().split()).ljust(size) for text in texts]
+
+    # Shingles of all texts at once, as if they were one.
     points = code_points("".join(folded)).astype(np.uint64)
     count = max(len(points) - size + 1, 0)
     hashes = points[:count].copy()
-    for place in range(1, size):
+    for offset in range(1, size):
         hashes *= np.uint64(0x9E3779B97F4A7C15)
-        hashes += points[place : place + count]
+        hashes += points[offset : offset + count]
     hashes = mixed(hashes)
-    # A run that begins in one text and ends in the next is no shingle of either.
+
+    # A run that begins in one text and ends in the next is no shingle.
     lengths = np.array([len(text) for text in folded], np.int64)
     ends = np.cumsum(lengths)
     inside = np.ones(count, bool)
@@ -63,15 +66,16 @@ def signatures(texts: Sequence[str], settings: DeduplicationSettings) -> Signatu
 def band_keys(
     digest: Digests, signature: Signatures | None, settings: DeduplicationSettings
 ) -> UInt64[np.ndarray, "bands documents"]:
-    """Documents with the same key in a band may be alike: band 0 is the text itself, each other one some
-    MinHash values.
+    """The keys of each document by band. Documents with the same key in a band may be alike.
+
+    Band 0 is a digest of the text; each other band is a hash of some MinHash values.
     """
     keys = [digest[:, 0]]
     if signature is not None:
         bands = signature.reshape(len(signature), settings.bands, settings.rows).astype(np.uint64)
         hashes = np.zeros(bands.shape[:2], np.uint64)
-        for place in range(settings.rows):
-            hashes = mixed(hashes * np.uint64(0x9E3779B97F4A7C15) + bands[:, :, place])
+        for row in range(settings.rows):
+            hashes = mixed(hashes * np.uint64(0x9E3779B97F4A7C15) + bands[:, :, row])
         keys += list(hashes.T)
     return np.ascontiguousarray(np.stack(keys))
 
@@ -81,54 +85,55 @@ def links_in_band(
     documents: Int64[np.ndarray, "n"],
     are_alike: Callable[..., Bool[np.ndarray, "pairs"]],
 ) -> Links:
-    """Pairs of documents that are alike, among those with the same key; `keys` are sorted.
+    """The pairs of alike documents among those with the same key; `keys` must be sorted.
 
-    Of each key the first document is compared with all others, then the first of those that were not like it,
-    and so on.
+    For each key, the first document is compared with all others; then the first of the documents that were
+    not like it, and so on.
     """
-    starts = np.concatenate([[True], keys[1:] != keys[:-1]]) if len(keys) else np.empty(0, bool)
-    group = np.cumsum(starts)
-    left = np.flatnonzero(np.bincount(group)[group] > 1) if len(keys) else np.empty(0, np.int64)
-    found = [np.empty((0, 2), np.int64)]
+    # The group of each document: its key's number. Documents alone in their group have no pair.
+    group = np.cumsum(_starts_of_runs(keys))
+    remaining = np.flatnonzero(np.bincount(group)[group] > 1) if len(keys) else np.empty(0, np.int64)
+
+    links = [np.empty((0, 2), np.int64)]
     for _ in range(_ROUNDS):
-        is_first = (
-            np.concatenate([[True], group[left][1:] != group[left][:-1]]) if len(left) else np.empty(0, bool)
-        )
+        is_first = _starts_of_runs(group[remaining])
         others = ~is_first
         if not others.any():
             break
-        first = left[is_first][np.cumsum(is_first) - 1]
-        one, other = documents[first[others]], documents[left[others]]
-        alike = are_alike(one, other)
-        found.append(np.stack([one, other], 1)[alike])
-        left = left[others][~alike]
-    return np.concatenate(found)
+        # For each other document, the first remaining one of its group.
+        first = remaining[is_first][np.cumsum(is_first) - 1]
+        left, right = documents[first[others]], documents[remaining[others]]
+        alike = are_alike(left, right)
+        links.append(np.stack([left, right], 1)[alike])
+        remaining = remaining[others][~alike]
+    return np.concatenate(links)
+
+
+def _starts_of_runs(values: np.ndarray) -> Bool[np.ndarray, "n"]:
+    """True for each value that differs from the value before it."""
+    if not len(values):
+        return np.empty(0, bool)
+    return np.concatenate([[True], values[1:] != values[:-1]])
 
 
 def components(links: Links) -> tuple[Int64[np.ndarray, "linked"], Int64[np.ndarray, "linked"]]:
-    """The documents that have any link, ascending, and for each the number of the connected component that it
-    is in.
-    """
-    linked, places = np.unique(links, return_inverse=True)
-    places = places.reshape(-1, 2)
-    edges = (np.ones(len(places), bool), (places[:, 0], places[:, 1]))
+    """The documents with any link, ascending, and the number of the connected component of each."""
+    linked, indices = np.unique(links, return_inverse=True)
+    indices = indices.reshape(-1, 2)
+    edges = (np.ones(len(indices), bool), (indices[:, 0], indices[:, 1]))
     graph = scipy.sparse.coo_matrix(edges, shape=(len(linked), len(linked)))
     _, labels = scipy.sparse.csgraph.connected_components(graph, directed=False)
     return linked, labels.astype(np.int64)
 
 
 def survivors(component: Int64[np.ndarray, "n"], *preferences: np.ndarray) -> Int64[np.ndarray, "n"]:
-    """For each document the place of the one that stays of its component: of the highest first preference,
-    then second, then the first.
+    """For each document, the index of the document that stays of its component: the one with the highest
+    first preference, then the highest second, and so on, then the first.
     """
-    order = np.lexsort(
-        (np.arange(len(component)), *(-preference for preference in reversed(preferences)), component)
-    )
-    best = (
-        order[np.concatenate([[True], component[order][1:] != component[order][:-1]])]
-        if len(component)
-        else order
-    )
+    # lexsort sorts by its last key first: by component, then by preference, then by index.
+    descending = [-preference for preference in reversed(preferences)]
+    order = np.lexsort((np.arange(len(component)), *descending, component))
+    best = order[_starts_of_runs(component[order])]
     stays = np.empty(len(best), np.int64)
     stays[component[best]] = best
     return stays[component]

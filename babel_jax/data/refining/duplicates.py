@@ -1,10 +1,10 @@
-"""Which cleaned documents of a language are duplicates: tasks that find the pairs of each bucket of each
-band, and one that removes.
+"""Finds and marks the duplicates among the cleaned documents of a language: tasks that find the pairs of each
+bucket of each band, and one task that removes.
 
-links/xx/BB-NNNNN.npy       pairs found in a bucket of a band, until they are resolved
-cleaned/xx/duplicates.json  how many of each source were removed; written when that is done
-duplicates/xx.jsonl.zst     each removed document's id and source, those of the copy that stayed, and whether
-it was exact or near
+    links/xx/BB-NNNNN.npy       the pairs of a bucket of a band, until the duplicates are marked
+    cleaned/xx/duplicates.json  the number of removed documents by source; written last
+    duplicates/xx.jsonl.zst     id and source of each removed document, id and source of the copy that
+                                stays, and "exact" or "near"
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class PairingTask:
 
     @property
     def done(self) -> Path:
-        """The file that it writes."""
+        """The file that the task writes."""
         return Path(self.settings.folder) / "links" / self.language / f"{self.band:02d}-{self.bucket:05d}.npy"
 
 
@@ -51,38 +51,41 @@ class RemovalTask:
 
     @property
     def done(self) -> Path:
-        """The file that says it is done."""
+        """The file that the task writes last."""
         return cleaned_folder(self.settings, self.language) / DUPLICATES
 
 
 class _Documents:
-    """The documents of all shards of a language, numbered through."""
+    """The documents of all shards of a language, with consecutive numbers."""
 
     def __init__(self, settings: DataSettings, language: str):
         self.shards = shards_of(cleaned_folder(settings, language))
-        self.starts = np.concatenate([[0], np.cumsum([shard.documents for shard in self.shards])]).astype(
-            np.int64
-        )
+        sizes = [shard.documents for shard in self.shards]
+        self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
     def gather(self, name: str, documents: Int64[np.ndarray, "n"]) -> np.ndarray:
         """The rows of an array for these documents."""
-        found: np.ndarray | None = None
-        for number, places in self.by_shard(documents):
-            rows = self.shards[number].array(name)[documents[places] - self.starts[number]]
-            found = np.empty((len(documents), *rows.shape[1:]), rows.dtype) if found is None else found
-            found[places] = rows
-        assert found is not None
-        return found
+        gathered: np.ndarray | None = None
+        for number, indices in self.by_shard(documents):
+            rows = self.shards[number].array(name)[documents[indices] - self.starts[number]]
+            # The shape and type of a row are known only now.
+            if gathered is None:
+                gathered = np.empty((len(documents), *rows.shape[1:]), rows.dtype)
+            gathered[indices] = rows
+        assert gathered is not None
+        return gathered
 
     def by_shard(self, documents: Int64[np.ndarray, "n"]) -> Iterator[tuple[int, Int64[np.ndarray, "some"]]]:
-        """For each shard that has any of these documents the places at which they stand."""
+        """For each shard with any of these documents: its number, and the indices of its documents in
+        `documents`.
+        """
         shard = np.searchsorted(self.starts, documents, side="right") - 1
         for number in np.unique(shard):
             yield int(number), np.flatnonzero(shard == number)
 
 
 def pairing_tasks(settings: DataSettings, language: str) -> list[PairingTask]:
-    """A task for each bucket of each band of a language, whose parts are cleaned."""
+    """A task for each bucket of each band of a language. The parts of the language must be cleaned."""
     assert settings.deduplication is not None
     documents = sum(shard.documents for shard in shards_of(cleaned_folder(settings, language)))
     buckets = max(1, -(-documents // settings.deduplication.bucket_documents))
@@ -95,9 +98,11 @@ def pairing_tasks(settings: DataSettings, language: str) -> list[PairingTask]:
 
 
 def pair_bucket(task: PairingTask) -> None:
-    """Writes the pairs of like documents in one bucket of one band."""
+    """Writes the pairs of alike documents in one bucket of one band."""
     assert task.settings.deduplication is not None
     documents = _Documents(task.settings, task.language)
+
+    # A bucket is a range of keys. Keys are sorted within each shard, so its part is a slice.
     low, high = (np.uint64(edge * ((1 << 64) - 1) // task.buckets) for edge in (task.bucket, task.bucket + 1))
     keys, numbers = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     for start, shard in zip(documents.starts, documents.shards, strict=False):
@@ -110,13 +115,12 @@ def pair_bucket(task: PairingTask) -> None:
     all_keys, all_numbers = np.concatenate(keys), np.concatenate(numbers)
     order = np.argsort(all_keys, kind="stable")
 
-    def are_alike(one: Int64[np.ndarray, "n"], other: Int64[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
-        return np.concatenate(
-            [
-                _are_alike(documents, task, one[at : at + _PAIRS_AT_ONCE], other[at : at + _PAIRS_AT_ONCE])
-                for at in range(0, len(one), _PAIRS_AT_ONCE)
-            ]
-        )
+    def are_alike(left: Int64[np.ndarray, "n"], right: Int64[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+        results = []
+        for start in range(0, len(left), _PAIRS_AT_ONCE):
+            pairs = slice(start, start + _PAIRS_AT_ONCE)
+            results.append(_are_alike(documents, task, left[pairs], right[pairs]))
+        return np.concatenate(results)
 
     links = links_in_band(all_keys[order], all_numbers[order], are_alike)
     with explain_os_errors(task.done):
@@ -125,14 +129,14 @@ def pair_bucket(task: PairingTask) -> None:
 
 
 def _are_alike(
-    documents: _Documents, task: PairingTask, one: np.ndarray, other: np.ndarray
+    documents: _Documents, task: PairingTask, left: np.ndarray, right: np.ndarray
 ) -> Bool[np.ndarray, "n"]:
     assert task.settings.deduplication is not None
+    # Band 0 is for equal texts, the others for similar ones.
     if task.band == 0:
-        return (
-            documents.gather("documents", one)["digest"] == documents.gather("documents", other)["digest"]
-        ).all(1)
-    same = documents.gather("signatures", one) == documents.gather("signatures", other)
+        left_rows, right_rows = documents.gather("documents", left), documents.gather("documents", right)
+        return (left_rows["digest"] == right_rows["digest"]).all(1)
+    same = documents.gather("signatures", left) == documents.gather("signatures", right)
     return same.mean(1) >= task.settings.deduplication.similarity
 
 
@@ -145,70 +149,76 @@ def remove_duplicates(task: RemovalTask) -> None:
     removed = np.empty(0, np.int64)
     with explain_os_errors(folder), json_lines(folder / "duplicates" / f"{task.language}.jsonl.zst") as write:
         if len(linked):
-            about, (ids, sources) = documents.gather("documents", linked), _names(documents, linked)
+            rows = documents.gather("documents", linked)
+            ids, sources = _names(documents, linked)
+
+            # The copy that stays: highest weight of its source, then best score, then longest text.
             weights = {source.label: source.weight for source in sources_of(settings, task.language)}
-            weight = np.array([weights[label] for label in sources.dictionary.to_pylist()])[
-                sources.indices.to_numpy()
-            ]
-            kept = survivors(component, weight, about["score"], about["length"].astype(np.int64))
+            label_weights = np.array([weights[label] for label in sources.dictionary.to_pylist()])
+            weight = label_weights[sources.indices.to_numpy()]
+            kept = survivors(component, weight, rows["score"], rows["length"].astype(np.int64))
             is_removed = kept != np.arange(len(linked))
             removed = linked[is_removed]
+
+            # A removed document is "exact" if a document before it has the same text. In this order,
+            # documents that stay come before all others.
             order = np.concatenate([np.flatnonzero(~is_removed), np.flatnonzero(is_removed)])
-            is_first = np.zeros(len(linked), bool)  # of its text, those that stay before all others
-            is_first[order[np.unique(about["digest"][order], axis=0, return_index=True)[1]]] = True
-            for place in np.flatnonzero(is_removed).tolist():
-                reason = "near" if is_first[place] else "exact"
-                (identifier, source), (kept_id, kept_source) = (
-                    (ids[at].as_py(), sources[at].as_py()) for at in (place, kept[place])
-                )
+            _, first_of_text = np.unique(rows["digest"][order], axis=0, return_index=True)
+            is_first = np.zeros(len(linked), bool)
+            is_first[order[first_of_text]] = True
+            for index in np.flatnonzero(is_removed).tolist():
+                reason = "near" if is_first[index] else "exact"
+                source = sources[index].as_py()
                 counts.setdefault(source, Counter())[reason] += 1
                 write(
                     {
-                        "id": identifier,
+                        "id": ids[index].as_py(),
                         "source": source,
                         "reason": reason,
-                        "kept_id": kept_id,
-                        "kept_source": kept_source,
+                        "kept_id": ids[kept[index]].as_py(),
+                        "kept_source": sources[kept[index]].as_py(),
                     }
                 )
-        for number, places in documents.by_shard(removed):
+
+        for number, indices in documents.by_shard(removed):
             mask = np.zeros(documents.shards[number].documents, bool)
-            mask[removed[places] - documents.starts[number]] = True
+            mask[removed[indices] - documents.starts[number]] = True
             write_array(documents.shards[number].beside("removed"), mask)
-        by_source = {
-            label: {"exact": found["exact"], "near": found["near"]} for label, found in sorted(counts.items())
-        }
-        write_file(
-            task.done,
-            lambda file: file.write(json.dumps(by_source, indent=2, ensure_ascii=False).encode() + b"\n"),
-        )
+
+        by_source = {}
+        for label, reasons in sorted(counts.items()):
+            by_source[label] = {"exact": reasons["exact"], "near": reasons["near"]}
+        content = json.dumps(by_source, indent=2, ensure_ascii=False).encode() + b"\n"
+        write_file(task.done, lambda file: file.write(content))
 
 
 def _links(files: Sequence[Path]) -> Int64[np.ndarray, "links 2"]:
-    """The pairs in all files, each once: most pairs are found in many bands, so that all together would take
+    """The pairs in all files, each once. Most pairs occur in many bands, so all files together would need
     many times the memory.
     """
-    found, waiting, more = np.empty((0, 2), np.int64), [], 0
+    links, waiting, waiting_pairs = np.empty((0, 2), np.int64), [], 0
     for file in files:
         waiting.append(np.load(file))
-        more += len(waiting[-1])
-        if more > max(len(found), _PAIRS_AT_ONCE) or file is files[-1]:
-            found, waiting, more = np.unique(np.concatenate([found, *waiting]), axis=0), [], 0
-    return found
+        waiting_pairs += len(waiting[-1])
+        # Merged once the new pairs are as many as the known ones, so that the time is not quadratic.
+        if waiting_pairs > max(len(links), _PAIRS_AT_ONCE) or file is files[-1]:
+            links = np.unique(np.concatenate([links, *waiting]), axis=0)
+            waiting, waiting_pairs = [], 0
+    return links
 
 
 def _names(
     documents: _Documents, linked: Int64[np.ndarray, "n"]
 ) -> tuple[pyarrow.StringArray, pyarrow.DictionaryArray]:
-    """The id and source of each document, which are ascending; as Arrow's arrays they take little more than
-    their letters.
+    """The id and source of each document; the documents must ascend. Arrow's arrays need little more memory
+    than the letters.
     """
-    found = []
-    for number, places in documents.by_shard(linked):
-        wanted, first = linked[places] - documents.starts[number], 0
+    batches = []
+    for number, indices in documents.by_shard(linked):
+        wanted, first = linked[indices] - documents.starts[number], 0
         for batch in documents.shards[number].batches(["id", "source"]):
             inside = wanted[(wanted >= first) & (wanted < first + len(batch))] - first
-            found.append(batch.select(["id", "source"]).take(pyarrow.array(inside)))
+            batches.append(batch.select(["id", "source"]).take(pyarrow.array(inside)))
             first += len(batch)
-    table = pyarrow.Table.from_batches(found).combine_chunks()
+    table = pyarrow.Table.from_batches(batches).combine_chunks()
     return table["id"].combine_chunks(), table["source"].combine_chunks().dictionary_encode()

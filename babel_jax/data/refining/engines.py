@@ -1,8 +1,8 @@
-"""Where tasks run: here, in processes of this machine, or on a Ray cluster. A task is a function of one
+"""Runs tasks: in this process, in processes of this machine, or on a Ray cluster. A task is a function of one
 argument that writes files.
 
-Each task leaves its result on disk in one step and is a function of its argument alone, so that one whose
-process was killed is done again, and the order in which they finish makes no difference.
+The result of a task depends on its argument alone and appears on disk in one step. So a task whose process
+was killed can be repeated, and the order in which tasks finish makes no difference.
 """
 
 import contextlib
@@ -33,17 +33,17 @@ class Workers(Protocol):
     """Runs tasks."""
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
-        """Runs `function` (of a module, so that other processes find it) on each task; gives the tasks with
-        their results as they finish.
+        """Runs `function` on each task; yields the tasks with their results as they finish. The function must
+        belong to a module, so that other processes can import it.
 
-        Raises what a task raises, and BadInput when its process is killed again and again.
+        Raises the error of a task, and BadInput if its process is killed repeatedly.
         """
 
 
 @contextlib.contextmanager
 def open_workers(engine: Engine, number: int) -> Iterator[Workers]:
-    """Workers of an engine; `number` 0 is one for each core, and on Ray as many as the cluster has in any
-    case.
+    """The workers of an engine. `number` is the number of processes; 0 means one for each core. Ray always
+    uses the whole cluster.
     """
     if engine is Engine.RAY:
         yield _RayWorkers()
@@ -60,7 +60,7 @@ def open_workers(engine: Engine, number: int) -> Iterator[Workers]:
 
 
 class _NoWorkers:
-    """The process that asks."""
+    """Runs tasks in this process."""
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
         for task in tasks:
@@ -68,31 +68,32 @@ class _NoWorkers:
 
 
 class _Processes:
-    """Processes of this machine, started with the first task and again when one of them was killed."""
+    """Processes of this machine, started with the first task, and again if one of them was killed."""
 
     def __init__(self, number: int):
         self._number = number
         self._pool: ProcessPoolExecutor | None = None
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
-        left = dict(enumerate(tasks))
+        # Tasks by number: a task need not be hashable.
+        missing = dict(enumerate(tasks))
         fruitless = 0
-        while left:
-            before = len(left)
+        while missing:
+            before = len(missing)
             # Forked processes would inherit the locks of the threads of JAX, Arrow and the tokenizers.
             self._pool = self._pool or ProcessPoolExecutor(
                 self._number, multiprocessing.get_context("spawn"), _end_with_parent
             )
             with _quiet():
-                futures = {self._pool.submit(function, task): number for number, task in left.items()}
+                futures = {self._pool.submit(function, task): number for number, task in missing.items()}
             try:
                 for future in as_completed(futures):
                     result = future.result()
                     number = futures.pop(future)
-                    yield left.pop(number), result
+                    yield missing.pop(number), result
             except BrokenProcessPool:
                 self.close()
-                fruitless = 0 if len(left) < before else fruitless + 1
+                fruitless = 0 if len(missing) < before else fruitless + 1
                 if fruitless == _ATTEMPTS:
                     raise BadInput(
                         f"worker processes were killed {_ATTEMPTS} times, likely for want of memory; "
@@ -107,8 +108,8 @@ class _Processes:
 
 
 def _end_with_parent() -> None:
-    """Ends this process when the one that started it is killed: it would wait for ever, or write into a
-    folder that is another's then.
+    """Ends this process when its parent is killed. Otherwise it would wait for ever, or write into a folder
+    that another process uses by then.
     """
 
     def watch() -> None:
@@ -122,7 +123,7 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Processes started meanwhile draw no progress bars of their own."""
+    """Processes that are started meanwhile show no progress bars."""
     name = "TQDM_DISABLE"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -135,9 +136,9 @@ def _quiet() -> Iterator[None]:
 
 
 class _RayWorkers:
-    """The Ray cluster of RAY_ADDRESS, else one that is started on this machine.
+    """The Ray cluster of RAY_ADDRESS, else a new one on this machine.
 
-    Ray itself does killed tasks again.
+    Ray itself repeats killed tasks.
     """
 
     def __init__(self) -> None:
@@ -149,25 +150,23 @@ class _RayWorkers:
             ) from None
         self._ray = ray
         if not ray.is_initialized():
-            # Ray's own handler would end a run with status 15 and without its checkpoint. And what ends a
-            # start leaves Ray's processes.
+            # Ray's own signal handler would end a run with status 15 and without a checkpoint. A signal while
+            # Ray starts would leave its processes.
             with held_back(signal.SIGTERM):
                 ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
         remote: Any = self._ray.remote(max_retries=_ATTEMPTS)(function)
-        left = iter(tasks)
+        unstarted = iter(tasks)
         waiting: dict[Any, Task] = {}
         try:
             while True:
-                # Few at a time, so that little is still to do after an error: to cancel a task that is just
-                # ending can abort this process (Ray 2.60, "Tried to complete task that was not pending"). A
-                # cluster may grow meanwhile.
+                # Few tasks at a time, so that few are unfinished after an error. They cannot be cancelled: to
+                # cancel a task that is just ending can abort this process (Ray 2.60, "Tried to complete task
+                # that was not pending"). The number is read again, because a cluster may grow meanwhile.
                 at_once = 1 + max(1, int(self._ray.cluster_resources().get("CPU", 1)))
-                waiting |= {
-                    remote.remote(task): task
-                    for task in itertools.islice(left, max(0, at_once - len(waiting)))
-                }
+                for task in itertools.islice(unstarted, max(0, at_once - len(waiting))):
+                    waiting[remote.remote(task)] = task
                 if not waiting:
                     return
                 (done,), _ = self._ray.wait(list(waiting), num_returns=1)
@@ -180,7 +179,7 @@ class _RayWorkers:
                     raise BadInput(f"a task was lost on Ray: {' '.join(str(error).split())[:200]}") from error
                 yield task, result
         finally:
-            # No task may still write when the folder is another's.
+            # No task may write after another process has got the folder.
             if waiting:
                 log.warning("waiting for %d tasks on Ray that are under way", len(waiting))
                 self._ray.wait(list(waiting), num_returns=len(waiting))

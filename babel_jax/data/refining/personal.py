@@ -1,9 +1,9 @@
-"""Personal data in text, replaced by what it is: e-mail addresses, phone numbers and card numbers, in any
-script's digits.
+"""Masks personal data in text: e-mail addresses, phone numbers and card numbers, with the digits of any
+script.
 
-Most numbers of a text are neither: dates, lists of years, ISBNs, amounts. So a number is masked where its
-form leaves little doubt. docs/cleaning.md has the precision and the recall on a list of numbers, and what was
-met in real text.
+Most numbers in a text are no personal data: dates, lists of years, ISBNs, amounts. So a number is masked only
+if its form leaves little doubt. docs/cleaning.md has precision and recall on a list of numbers, and the
+errors met in real text.
 """
 
 import functools
@@ -16,8 +16,8 @@ from typing import Any
 from babel_jax.data.sources.streams import BadRowError
 from babel_jax.errors import BadInput
 
-# To look a number up in the plans of several countries takes some milliseconds. A document with more numbers
-# is a directory.
+# Looking a number up in the numbering plans of several countries takes some milliseconds. A document with
+# more numbers is a directory.
 MAX_LOOKED_UP = 1_000
 
 # Letters of scripts without spaces never belong to an address: 邮箱a@b.com联系我 is an address in a sentence.
@@ -32,12 +32,13 @@ _NUMBER = re.compile(
     rf"(?<![\d.,/=:{_DASHES}])(?<!(?![{_DENSE}])\w)(?:[(\uff08](?=[+\uff0b]?\d{{1,5}}[)\uff09]))?[+\uff0b]?"
     rf"\d(?:[ ./()\uff08\uff09\u00a0\u202f{_DASHES}]{{0,2}}\d)*+"
 )
-_GOES_ON = re.compile(rf"(?![{_DENSE}])\w|[/=:{_DASHES}]|[.,]\d|\.[a-z]")
+_CONTINUES = re.compile(rf"(?![{_DENSE}])\w|[/=:{_DASHES}]|[.,]\d|\.[a-z]")
 _GROUP = re.compile(r"\d+")
 _PHONE_DIGITS = range(7, 16)  # ITU-T E.164
 _NATIONAL_DIGITS = range(9, 13)
 
-# The groups in which cards are printed; lists of years and tables of numbers have other neighbours.
+# Card numbers in the groups in which they are printed. The characters around them exclude lists of years and
+# tables of numbers.
 _CARD_AFTER = r"(?![\w.-]?\d|[ -]\d{4}(?!\d)|\w)"
 _CARD = re.compile(
     (
@@ -46,8 +47,8 @@ _CARD = re.compile(
     )
     + _CARD_AFTER
 )
-# Issuers (ISO/IEC 7812) by the first digits and the lengths of their cards. Visa's cards of 13 digits are
-# gone, and EAN codes have 13.
+# Issuers (ISO/IEC 7812): the first six digits and the lengths of their cards. Visa no longer has cards of 13
+# digits; EAN codes have 13.
 _ISSUERS: tuple[tuple[range, tuple[int, ...]], ...] = (
     (range(400000, 500000), (16, 19)),  # Visa
     (range(510000, 560000), (16,)),  # Mastercard
@@ -76,7 +77,7 @@ _THOUSANDS = re.compile(r"\d{1,3}(?:([ .\u00a0\u202f])\d{3})(?:\1\d{3})*")
 _NORTH_AMERICAN = re.compile(r"[2-9]\d\d([-.])\d{3}\1\d{4}")
 _AREA_CODE = re.compile(r"[(\uff08](\d{2,5})[)\uff09]")
 _CONTEXT_CHARACTERS = 16
-# What stands before a phone number, in the 25 languages.
+# Words before a phone number, in the 25 languages.
 _CONTEXT = re.compile(
     r"(?:\b(?:tel|telp|tél|telf|phone|telephone|fax|whatsapp|viber|hotline|téléphone|telefon|telefono|teléfono|telefone|celular"
     r"|móvil|cellulare|ponsel|waya|telepono|đt|sđt|điện thoại|тел|телефон|моб)\b"
@@ -84,14 +85,14 @@ _CONTEXT = re.compile(
     r"[^\d\n]{0,8}\Z",
     re.IGNORECASE,
 )
-# Words with other meanings too, such as horsepower: for numbers that begin with 0.
+# Words with other meanings too, such as horsepower: they count only before numbers that begin with 0.
 _WEAK_CONTEXT = re.compile(r"\b(?:mobile|cell|handy|cep|gsm|hp|simu)\b[^\d\n]{0,8}\Z", re.IGNORECASE)
 _OTHER_NUMBER = re.compile(
     r"(?:\b(?:isbn|issn|doi|ean|rfc|bug|id|imei|ip|vat|p\.? ?iva|cpf|cnpj|инн)(?:-1[03])?|№|#)\W{0,3}\Z",
     re.IGNORECASE,
 )
 
-# Where the languages are spoken most. National numbers are looked up in these countries' plans.
+# The countries where each language is spoken most. National numbers are looked up in their numbering plans.
 _COUNTRIES = {
     "en": "US GB IN NG PK AU KE",
     "zh": "CN TW SG",
@@ -125,40 +126,44 @@ _ALL_COUNTRIES = tuple(
 
 
 def mask(text: str, masked: Counter[str], digits: int, language: str | None = None) -> str:
-    """The text with "[email]", "[phone]" and "[card]" in the place of such; `masked` counts them.
+    """The text with "[email]", "[phone]" and "[card]" in the place of personal data; `masked` counts them.
 
-    `digits` is how many digits the text has. National phone numbers are those of the countries of `language`,
+    digits: the number of digits in the text. National phone numbers are those of the countries of `language`,
     or of all languages. Raises BadRowError for a document with more than MAX_LOOKED_UP numbers that may be
     phone numbers.
     """
     if "@" in text:
         text = _without_addresses(text, masked)
+
+    # A text with few digits has no such number: most texts end here.
     if digits >= 14:
-        text = _CARD.sub(lambda found: _masked("card", found[0], is_card(found[0]), masked), text)
+        text = _CARD.sub(lambda match: _masked("card", match[0], is_card(match[0]), masked), text)
     if digits >= _PHONE_DIGITS.start:
         countries = _ALL_COUNTRIES if language is None else tuple(_COUNTRIES[language].split())
         looked_up = itertools.count()
         text = _NUMBER.sub(
-            lambda found: _masked("phone", found[0], _is_phone(found, countries, looked_up), masked), text
+            lambda match: _masked("phone", match[0], _is_phone(match, countries, looked_up), masked), text
         )
     return text
 
 
 def masked_text(text: str) -> str:
-    """The text as `mask` leaves it, where it can."""
+    """The output of `mask`; the unchanged text if `mask` refuses it."""
     try:
         return mask(text, Counter(), sum(map(str.isdecimal, text)))
     except BadRowError:
         return text
 
 
-def _masked(name: str, written: str, found: bool, masked: Counter[str]) -> str:
-    masked[name] += found
-    return f"[{name}]" if found else written
+def _masked(name: str, written: str, is_personal: bool, masked: Counter[str]) -> str:
+    masked[name] += is_personal
+    return f"[{name}]" if is_personal else written
 
 
 def _without_addresses(text: str, masked: Counter[str]) -> str:
-    """From each @ backwards and forwards, so that the time is linear in the length of the text."""
+    """The text with "[email]". It searches from each @ backwards and forwards, so the time is linear in the
+    length.
+    """
     kept, end = [], 0
     for domain in _DOMAIN.finditer(text):
         start = max(end, domain.start() - _LOCAL_CHARACTERS)
@@ -182,33 +187,39 @@ def _digits(text: str) -> str:
 
 
 def is_card(text: str) -> bool:
-    """Whether the digits of a text can be a card's: an issuer's first digits and length, and a right check
-    digit (Luhn 1960, US patent 2,950,048)."""
-    digits = _digits(text)
-    if not any(int(digits[:6] or 0) in first and len(digits) in lengths for first, lengths in _ISSUERS):
-        return False
-    doubled = [
-        int(digit) if place % 2 == 0 else sum(divmod(2 * int(digit), 10))
-        for place, digit in enumerate(reversed(digits))
-    ]
-    return sum(doubled) % 10 == 0
-
-
-def _is_phone(found: re.Match[str], countries: tuple[str, ...], looked_up: Iterator[int]) -> bool:
-    """Whether a number is a phone's: by its plus sign, the word before it, its area code, or the form of its
-    country's numbers.
+    """True if the digits of a text can be a card number: first digits and length of an issuer, and a correct
+    check digit (Luhn 1960, US patent 2,950,048).
     """
-    written, text = found[0], found.string
+    digits = _digits(text)
+    first_six = int(digits[:6] or 0)
+    if not any(first_six in prefixes and len(digits) in lengths for prefixes, lengths in _ISSUERS):
+        return False
+
+    # Every second digit from the right is doubled; the digits of the result are added.
+    total = 0
+    for position, digit in enumerate(reversed(digits)):
+        total += int(digit) if position % 2 == 0 else sum(divmod(2 * int(digit), 10))
+    return total % 10 == 0
+
+
+def _is_phone(match: re.Match[str], countries: tuple[str, ...], looked_up: Iterator[int]) -> bool:
+    """True if a number is a phone number: by its plus sign, the word before it, its area code, or the form of
+    national numbers.
+    """
+    written, text = match[0], match.string
     groups = tuple(_GROUP.findall(written))
     digits = _digits(written)
-    if len(digits) not in _PHONE_DIGITS or _GOES_ON.match(text, found.end()):
+    if len(digits) not in _PHONE_DIGITS or _CONTINUES.match(text, match.end()):
         return False
-    before = text[max(0, found.start() - _CONTEXT_CHARACTERS) : found.start()]
+
+    # The word before a number can exclude it, or a plus sign can decide.
+    before = text[max(0, match.start() - _CONTEXT_CHARACTERS) : match.start()]
     if _OTHER_NUMBER.search(before):
         return False
     if written[0] in "+\uff0b" or written[1] in "+\uff0b":
         _count(looked_up)
         return _is_international(digits, groups)
+
     if _is_another_number(written, groups, digits):
         return False
     amount = digits[0] != "0" and _THOUSANDS.fullmatch(written) is not None
@@ -218,9 +229,11 @@ def _is_phone(found: re.Match[str], countries: tuple[str, ...], looked_up: Itera
     if amount or len(digits) not in _NATIONAL_DIGITS:
         return False
     if digits[0] != "0" and (len(groups) == 1 or (len(groups) == 2 and "-" not in written)):
-        # Two numbers beside each other, such as columns of a table, are more common than phone numbers of two
+        # Two numbers side by side, such as columns of a table, are more common than phone numbers of two
         # groups without 0 or dash.
         return False
+
+    # Only now: the numbering plans are slow.
     _count(looked_up)
     if area := _AREA_CODE.match(written):
         return _digits(area[1])[0] == "0" or _is_national(written, countries)
@@ -238,8 +251,8 @@ def _count(looked_up: Iterator[int]) -> None:
 
 
 def _is_another_number(written: str, groups: tuple[str, ...], digits: str) -> bool:
-    """Whether a number is a date, a decimal, a list of years, binary digits, or a row of numbers with equal
-    steps: 02 04 06 08 10.
+    """True for a date, a decimal, a list of years, binary digits, or numbers with equal steps such as 02 04
+    06 08 10.
     """
     if (
         _DATE.fullmatch(written)
@@ -259,10 +272,10 @@ def _are_years(groups: tuple[str, ...]) -> bool:
 
 
 def _is_isbn(digits: str) -> bool:
-    """Whether ten digits have the check digit of an ISBN."""
-    return (
-        len(digits) == 10 and sum((10 - place) * int(digit) for place, digit in enumerate(digits)) % 11 == 0
-    )
+    """True if ten digits have the check digit of an ISBN."""
+    if len(digits) != 10:
+        return False
+    return sum((10 - position) * int(digit) for position, digit in enumerate(digits)) % 11 == 0
 
 
 @functools.lru_cache(maxsize=4096)
@@ -278,8 +291,8 @@ def _is_international(digits: str, groups: tuple[str, ...]) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _is_national(written: str, countries: tuple[str, ...]) -> bool:
-    """Whether a number is written as those of one of the countries are: in their groups; without groups only
-    a mobile one behind a 0.
+    """True if a number has the groups that one of the countries uses. Without groups, it must be a mobile
+    number with a leading 0.
     """
     library = _phonenumbers()
     personal = (
@@ -289,20 +302,20 @@ def _is_national(written: str, countries: tuple[str, ...]) -> bool:
     )
     grouped = len(_GROUP.findall(written)) > 1
     for country in countries:
-        for match in library.PhoneNumberMatcher(
+        matches = library.PhoneNumberMatcher(
             written, country, leniency=library.Leniency.STRICT_GROUPING, max_tries=1
-        ):
+        )
+        for match in matches:
             kind = library.number_type(match.number)
-            if match.raw_string == written.strip() and (
-                kind in personal if grouped else kind == library.PhoneNumberType.MOBILE
-            ):
+            is_right_kind = kind in personal if grouped else kind == library.PhoneNumberType.MOBILE
+            if match.raw_string == written.strip() and is_right_kind:
                 return True
     return False
 
 
 @functools.cache
 def _phonenumbers() -> Any:
-    """The library of the numbering plans, imported where a text has a number that may be one."""
+    """The library of numbering plans, imported only when a text has a number that may be a phone number."""
     try:
         import phonenumbers
     except ImportError:

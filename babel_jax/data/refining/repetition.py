@@ -1,8 +1,7 @@
-"""How much of a text repeats: the measures of Gopher's filters (Rae et al. 2021, arXiv 2112.11446, table A1),
-in any script.
+"""The fraction of a text that repeats: the measures of Gopher's filters (Rae et al. 2021, arXiv 2112.11446,
+table A1), for any script.
 
-Words are what stands between spaces; where a language writes none, a word is so many characters
-(`CHARACTERS_A_WORD`).
+Spaces separate words. In a language without spaces, a word is a number of characters (`CHARACTERS_A_WORD`).
 """
 
 from collections.abc import Sequence
@@ -14,8 +13,8 @@ from babel_jax.data.refining.characters import ngrams
 
 
 def repeated_fractions(pieces: Sequence[str]) -> tuple[float, float]:
-    """Of lines or paragraphs, what fraction stood there before, and what fraction of the characters is in
-    those.
+    """The fraction of lines (or paragraphs) equal to an earlier one, and the fraction of the characters in
+    them.
     """
     seen: set[str] = set()
     repeated = characters = 0
@@ -31,31 +30,39 @@ def repeated_fractions(pieces: Sequence[str]) -> tuple[float, float]:
 def commonest_ngram(
     units: UInt64[np.ndarray, "units"], lengths: Int64[np.ndarray, "units"], size: int
 ) -> float:
-    """The fraction of characters in all places of the n-gram that covers most; 0 where none occurs twice."""
+    """The fraction of characters in all copies of the n-gram that covers most; 0 if none occurs twice."""
     hashes = ngrams(units, size)
     if len(hashes) < 2:
         return 0.0
     _, first, counts = np.unique(hashes, return_index=True, return_counts=True)
     if np.max(counts) == 1:
         return 0.0
-    sums = np.concatenate([[0], np.cumsum(lengths)])
-    covered = np.where(counts > 1, counts * (sums[first + size] - sums[first]), 0)
-    return float(covered.max() / sums[-1])
+    # ends[i] is the number of characters before unit i, so a difference is the length of an n-gram.
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    covered = np.where(counts > 1, counts * (ends[first + size] - ends[first]), 0)
+    return float(covered.max() / ends[-1])
 
 
 def repeated_ngrams(
     units: UInt64[np.ndarray, "units"], lengths: Int64[np.ndarray, "units"], size: int
 ) -> float:
-    """The fraction of characters that lie in an n-gram which occurs more than once, each counted once."""
+    """The fraction of characters that are in an n-gram which occurs more than once; each character counts
+    once.
+    """
     hashes = ngrams(units, size)
     if len(hashes) < 2:
         return 0.0
+    # Sorted, equal n-grams are neighbours.
     order = np.argsort(hashes, kind="stable")
     same = hashes[order][1:] == hashes[order][:-1]
     if not same.any():
         return 0.0
-    repeated = np.zeros(len(units) + 1, np.int64)
-    places = order[np.concatenate([[False], same]) | np.concatenate([same, [False]])]
-    np.add.at(repeated, places, 1)
-    np.add.at(repeated, places + size, -1)
-    return int(lengths[np.cumsum(repeated)[:-1] > 0].sum()) / int(lengths.sum())
+    has_equal = np.concatenate([[False], same]) | np.concatenate([same, [False]])
+    starts = order[has_equal]
+
+    # +1 where a repeated n-gram starts and -1 after its end: a running sum above 0 means covered.
+    changes = np.zeros(len(units) + 1, np.int64)
+    np.add.at(changes, starts, 1)
+    np.add.at(changes, starts + size, -1)
+    is_covered = np.cumsum(changes)[:-1] > 0
+    return int(lengths[is_covered].sum()) / int(lengths.sum())

@@ -1,11 +1,13 @@
-"""Cleaned documents on disk: parquet shards with, until duplicates are found, what is needed to compare them.
+"""Cleaned documents on disk: Parquet shards and, until duplicates are found, the arrays to compare them.
 
-cleaned/xx/SSS-PPPPP.json                 counts of part P of the language's source S and its shards; written
-when they are whole cleaned/xx/SSS-PPPPP-NNN.parquet          documents: id, text, kind, score, source
-cleaned/xx/SSS-PPPPP-NNN.documents.npy    of each a digest of the text, its length and score
-                     ....signatures.npy   MinHash values
-                     ....keys.npy, .order.npy  by band the sorted keys and whose they are
-                     ....removed.npy      which are duplicates; written when they have been found
+cleaned/xx/SSS-PPPPP.json               counts of part P of source S of the language, and the names of
+its shards; written after the shards
+cleaned/xx/SSS-PPPPP-NNN.parquet        documents: id, text, kind, score, source
+cleaned/xx/SSS-PPPPP-NNN.documents.npy  digest of the text, length and score of each document
+....signatures.npy MinHash values
+....keys.npy       keys, sorted within each band
+....order.npy      the document of each key
+....removed.npy    True for duplicates; written after they have been found
 """
 
 import contextlib
@@ -54,8 +56,8 @@ class Shard:
     documents: int
 
     def array(self, name: str) -> np.ndarray:
-        """One of its arrays, mapped into memory for as long as it is in use: kept open, all of them would be
-        resident in the end.
+        """One of its arrays, mapped into memory only while it is used: if all were kept open, all would
+        become resident.
         """
         path = self.beside(name)
         status = path.stat()
@@ -71,7 +73,7 @@ class Shard:
         return self.stem.with_name(f"{self.stem.name}.{name}.npy")
 
     def rows(self) -> Iterator[Row]:
-        """Its documents, without those that were found to be duplicates."""
+        """Its documents, without those marked as duplicates."""
         removed = (
             self.array("removed") if self.beside("removed").is_file() else np.zeros(self.documents, bool)
         )
@@ -83,7 +85,7 @@ class Shard:
                 number += 1
 
     def batches(self, columns: list[str] | None = None) -> Iterator[pyarrow.RecordBatch]:
-        """Its documents by row group. Raises BadInput where the file is damaged."""
+        """Its documents by row group. Raises BadInput if the file is damaged."""
         path = f"{self.stem}.parquet"
         try:
             with pyarrow.parquet.ParquetFile(path) as file:
@@ -95,11 +97,10 @@ class Shard:
             ) from error
 
 
-# np.load would take longer to read headers than pairs of documents: each is looked at by every bucket of
-# every band.
+# Every bucket of every band opens each array. np.load would take longer for the headers than for the data.
 @functools.lru_cache(maxsize=1 << 16)
 def _header(path: Path, changed: int, size: int) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Shape and type of an array in a .npy file, and where its values begin."""
+    """Shape and type of the array in a .npy file, and the offset of its values in bytes."""
     with open(path, "rb") as file:
         assert np.lib.format.read_magic(file) == (1, 0), path
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
@@ -127,7 +128,7 @@ class ShardWriter:
         self._written = 0
 
     def add(self, row: Row) -> None:
-        """One more document."""
+        """Adds a document."""
         self._waiting.append(row)
         self._waiting_characters += len(row.text)
         full = self._written + len(self._waiting) == self._most
@@ -147,6 +148,7 @@ class ShardWriter:
         self._written += len(rows)
         if self._deduplication is None:
             return
+
         texts = [row.text for row in rows]
         documents = np.zeros(len(rows), DOCUMENT)
         documents["digest"] = digests(texts)
@@ -170,29 +172,31 @@ class ShardWriter:
                 "keys": np.take_along_axis(keys, order.astype(np.int64), 1),
                 "order": order,
             }
-            for name, array in (arrays if signature is None else {**arrays, "signatures": signature}).items():
+            if signature is not None:
+                arrays["signatures"] = signature
+            for name, array in arrays.items():
                 write_array(Shard(self._path, self._written).beside(name), array)
         self.shards.append(Shard(self._path, self._written))
 
     def close(self) -> list[Shard]:
-        """Ends the last shard and gives all of them."""
+        """Ends the last shard and returns all shards."""
         self._end()
         if not self.shards[-1].documents and len(self.shards) > 1:
             self.shards.pop()
         return self.shards
 
     def abandon(self) -> None:
-        """Lets go of the shard that is being written."""
+        """Removes the shard that is being written."""
         with contextlib.suppress(Exception):
             self._file.close()
         Path(f"{self._path}.parquet{PARTIAL}").unlink(missing_ok=True)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
-    """Writes an array in one step."""
+    """Writes an array as a .npy file in one step."""
 
     def write(file: BinaryIO) -> None:
-        # On a file NumPy writes through C, and of a full disk says no more than how many values were written.
+        # NumPy writes to a file through C; its error for a full disk names only the number of values written.
         content = io.BytesIO()
         np.save(content, array)
         file.write(content.getbuffer())
@@ -201,7 +205,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def write_file(path: Path, write: Callable[[Any], None]) -> None:
-    """Writes a file in one step, whatever its size."""
+    """Writes a file of any size in one step."""
     partial = path.with_name(path.name + PARTIAL)
     with open(partial, "wb") as file:
         write(file)
@@ -210,8 +214,8 @@ def write_file(path: Path, write: Callable[[Any], None]) -> None:
 
 @contextlib.contextmanager
 def json_lines(path: Path | None) -> Iterator[Any]:
-    """A function that writes an object as a line into a compressed file, which appears when it is whole;
-    without a path it does nothing.
+    """A function that writes an object as a line of a compressed file. The file appears when it is complete.
+    Without a path the function does nothing.
     """
     if path is None:
         yield lambda values: None
@@ -234,19 +238,21 @@ def _into_place(partial: Path) -> None:
 
 
 def part_counts(folder: Path) -> list[dict[str, Any]]:
-    """What cleaning noted of each part of a language's sources, in the order of sources and parts."""
+    """The counts that cleaning wrote for each part of a language's sources, in the order of sources and
+    parts.
+    """
     return [read_json(path) for path in part_files(folder)]
 
 
 def part_files(folder: Path) -> list[Path]:
-    """Where cleaning noted it."""
+    """The files of these counts."""
     return sorted(folder.glob("[0-9][0-9][0-9]-*.json"))
 
 
 def shards_of(folder: Path) -> list[Shard]:
     """All shards of a language, in the order of sources and parts."""
-    return [
-        Shard(folder / name, documents)
-        for counts in part_counts(folder)
-        for name, documents in counts["shards"]
-    ]
+    shards = []
+    for counts in part_counts(folder):
+        for name, documents in counts["shards"]:
+            shards.append(Shard(folder / name, documents))
+    return shards

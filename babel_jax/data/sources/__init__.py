@@ -1,1 +1,3 @@
-"""Where text comes from: files, pages, the hub, the embedded corpus; rows with a language each."""
+"""The origins of text: files, web pages, the hub, the embedded corpus. They give rows, each with its
+language.
+"""

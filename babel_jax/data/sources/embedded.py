@@ -13,8 +13,8 @@ _SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 
 
 def embedded_folder() -> Path:
-    """Where the package keeps its own text: `xx.jsonl` with keys id, kind and text; ids are the same in all
-    languages (parallel).
+    """The folder of the package's text: `xx.jsonl` with keys id, kind and text. All languages have the same
+    ids: the rows are translations of each other.
     """
     return Path(str(files("babel_jax.data.sources"))) / "corpus"
 
@@ -28,40 +28,40 @@ def embedded_corpus() -> dict[str, list[Row]]:
 
 
 def corpus_sources(folder: Path | str) -> tuple[Source, ...]:
-    """One source for each `xx.jsonl`, `xx.jsonl.gz` or `xx.jsonl.zst` in `folder` named by a language's code,
-    in the report's order.
+    """A source for each `xx.jsonl`, `xx.jsonl.gz` or `xx.jsonl.zst` in a folder, where xx is a language code;
+    in the order of the report.
 
-    Raises BadInput when the folder is missing, has no such file, or has a language twice. Files of other
-    names are left alone.
+    Raises BadInput if the folder is missing, has no such file, or has two files for a language. Files with
+    other names are ignored.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder of text")
     sources = []
     for code in CODES:
-        found = [folder / f"{code}{suffix}" for suffix in _SUFFIXES if (folder / f"{code}{suffix}").is_file()]
-        if len(found) > 1:
-            raise BadInput(
-                f"{folder}: {code} is there twice: {', '.join(path.name for path in found)}; keep one"
-            )
-        sources += [Source(language=code, path=str(path)) for path in found]
+        paths = [folder / f"{code}{suffix}" for suffix in _SUFFIXES]
+        paths = [path for path in paths if path.is_file()]
+        if len(paths) > 1:
+            names = ", ".join(path.name for path in paths)
+            raise BadInput(f"{folder}: {code} is there twice: {names}; keep one")
+        sources += [Source(language=code, path=str(path)) for path in paths]
     if not sources:
         raise BadInput(f"{folder}: no file named by a language, such as en{_SUFFIXES[0]} or sw{_SUFFIXES[1]}")
     return tuple(sources)
 
 
 def read_texts(folder: Path | str | None, languages: Sequence[str] | None = None) -> dict[str, list[str]]:
-    """The texts of a folder, or of the embedded corpus without one, by language: all that it has, or those
-    that are named.
+    """The texts of a folder by language; without a folder, of the embedded corpus. `languages`: only these.
 
-    Raises BadInput as `corpus_sources` does, for rows that cannot be read, and for a named language without a
-    file.
+    Raises BadInput as `corpus_sources` does, for rows that cannot be read, and for a language without a file.
     """
     sources = {source.language: source for source in corpus_sources(folder or embedded_folder())}
     wanted = [language(code).code for code in languages] if languages else list(sources)
     missing = sorted(set(wanted) - set(sources))
     if missing:
         raise BadInput(f"{folder or 'the embedded corpus'}: no text for {', '.join(missing)}")
-    return {
-        code: [row.text for row in read_rows(sources[code], BadRows.REFUSE, RowCounts())] for code in wanted
-    }
+    texts = {}
+    for code in wanted:
+        rows = read_rows(sources[code], BadRows.REFUSE, RowCounts())
+        texts[code] = [row.text for row in rows]
+    return texts

@@ -1,8 +1,8 @@
-"""The text of web pages, made in a process of its own: the parser takes minutes for some pages of strangers,
-and may end its process.
+"""The text of web pages, extracted in a separate process: for some pages of strangers the parser takes
+minutes or crashes.
 
-`python -m babel_jax.data.sources.html_text` is that process: it reads pages and writes texts. Before each
-text comes its length in 8 bytes, little-endian.
+`python -m babel_jax.data.sources.html_text` is that process. It reads pages and writes texts; each starts
+with its length in 8 bytes, little-endian.
 """
 
 import atexit
@@ -23,11 +23,11 @@ _BLOCK = 1 << 16
 
 
 class PageError(Exception):
-    """Why a page gives no text."""
+    """The reason why a page gives no text."""
 
 
 class TextOfPages:
-    """The process, started with the first page and again after one that it did not outlive."""
+    """The process, started with the first page, and again after a page that ended it."""
 
     def __init__(self, seconds: float = PAGE_SECONDS):
         self._seconds = seconds
@@ -37,7 +37,7 @@ class TextOfPages:
     def text_of(self, html: str) -> str:
         """The main content of a page as plain text.
 
-        Raises PageError for a page that takes longer or more memory than pages do.
+        Raises PageError for a page that takes too much time or memory.
         """
         process = self._process = self._process or self._started()
         assert process.stdin is not None
@@ -58,7 +58,8 @@ class TextOfPages:
                 f"the HTML parser took more than {self._seconds:g} seconds for the page"
             ) from None
         except BaseException:
-            self.close()  # what it would write next belongs to this page
+            # The next output of the process would belong to this page.
+            self.close()
             raise
         if length < 0:
             raise PageError("the HTML parser refuses the page")
@@ -73,21 +74,21 @@ class TextOfPages:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": path},
-            start_new_session=True,  # Ctrl-C is for the process that asks
+            start_new_session=True,  # Ctrl-C must reach only the parent process
         )
 
     @staticmethod
     def _read(file: IO[bytes], size: int, end: float) -> bytes:
-        found = bytearray()
-        while len(found) < size:
+        content = bytearray()
+        while len(content) < size:
             ready, _, _ = select.select([file], [], [], max(0.0, end - time.monotonic()))
             if not ready:
                 raise TimeoutError
-            block = os.read(file.fileno(), min(_BLOCK, size - len(found)))
+            block = os.read(file.fileno(), min(_BLOCK, size - len(content)))
             if not block:
                 raise EOFError
-            found += block
-        return bytes(found)
+            content += block
+        return bytes(content)
 
     def close(self) -> None:
         """Ends the process."""

@@ -1,9 +1,8 @@
-"""What tells the text of a source from other text: of files their bytes, times and digests, of data sets
-their versions.
+"""The identity of a source's text: bytes, times and digests of files, versions of data sets.
 
-Digests are made when the text is prepared. Later a file of the same size and time is taken for the same file,
-which costs no reading. A file of another time is read, and its digest compared. `babel prepare --recheck`
-reads all files.
+Digests are made when the text is prepared. Later, a file of the same size and time counts as unchanged
+without being read. A file with another time is read, and its digest compared. `babel prepare --recheck` reads
+all files.
 """
 
 import hashlib
@@ -17,7 +16,7 @@ from babel_jax.data.sources.streams import file_version, opened_bytes
 from babel_jax.errors import BadInput
 
 _BLOCK = 1 << 20
-_MOST_HOLES = 1 << 32  # bytes; compression of a file system saves less than 999 of 1,000
+_MOST_HOLES = 1 << 32  # bytes; no file system compresses to less than a thousandth
 # {"files": {path: {"bytes", "version", "digest"}}}, or {"version"} of a data set.
 Origin = dict[str, Any]
 
@@ -25,32 +24,35 @@ Origin = dict[str, Any]
 def origin_of(source: Source, part: str | None = None, known: Mapping[str, Any] | None = None) -> Origin:
     """The origin of a source, or of one of its parts.
 
-    `known` are files whose digests have been made; the others are read.
+    known: files with their digests; other files are read.
     """
     if source.path is None:
         return {"version": dataset_version(source)}
     files = {}
     for file in source_files(source) if part is None else [part]:
-        now = file_version(file)
-        before = (known or {}).get(file, {})
-        digest = before.get("digest") if {**before, **now} == before else None
-        files[file] = {**now, "digest": digest or file_digest(file)}
+        version = file_version(file)
+        earlier = (known or {}).get(file, {})
+        is_unchanged = {**earlier, **version} == earlier
+        digest = earlier.get("digest") if is_unchanged else None
+        files[file] = {**version, "digest": digest or file_digest(file)}
     return {"files": files}
 
 
 def changed_text(
     before: Mapping[str, Any], source: Source, part: str | None = None, recheck: bool = False
 ) -> str | None:
-    """What has changed since a source, or a part of one, was described; None where its text is the same.
+    """A description of the change since a source, or a part of one, was prepared; None if the text is the
+    same.
 
-    `before` is what prepared data keeps: the source's settings beside its origin. Earlier versions kept no
-    more than the bytes of files.
+    before: the entry of the prepared data: the source's settings and its origin. Entries of earlier versions
+    have only the bytes of files.
     """
     settings = source.model_dump(mode="json")
     if any(before.get(key) != value for key, value in settings.items()):
         return "its settings"
     if source.path is None:
         return None if before.get("version") in (None, dataset_version(source)) else "its version"
+
     files = before.get("files")
     if files is None:
         sizes = before.get("bytes") if part is None else {part: before.get("bytes")}
@@ -58,7 +60,10 @@ def changed_text(
     names = source_files(source) if part is None else [part]
     if set(names) != set(files):
         return ", ".join(sorted(set(names) ^ set(files))[:3])
-    return next((file for file in names if not _is_same(file, files[file], recheck)), None)
+    for file in names:
+        if not _is_same(file, files[file], recheck):
+            return file
+    return None
 
 
 def _is_same(file: str, before: Mapping[str, Any], recheck: bool) -> bool:
@@ -78,7 +83,7 @@ def _is_same(file: str, before: Mapping[str, Any], recheck: bool) -> bool:
 def file_digest(file: str) -> str:
     """A digest of a file's bytes.
 
-    Raises BadInput for a large local file of nothing but holes: to read it would take hours.
+    Raises BadInput for a large local file that is nearly all holes: reading it would take hours.
     """
     if "://" not in file:
         status = Path(file).stat()

@@ -1,5 +1,5 @@
-"""Records as they stand in files (JSON lines, text, parquet, WARC), TFDS and Hugging Face datasets, streamed,
-with the place of each.
+"""Records of files (JSON lines, text, Parquet, WARC), TFDS and Hugging Face datasets, streamed, each with its
+location.
 """
 
 import glob
@@ -34,41 +34,43 @@ KIND_KEY = "kind"
 _FORMATS = ".jsonl, .json, .txt, .warc and .wet (plain, .gz or .zst) and .parquet"
 _PARQUET_ROWS, _PARQUET_BYTES = 1024, 1 << 24  # at a time
 _PARQUET_ROWS_LEAST, _PARQUET_LONGEST_BYTES = 16, 1 << 27
-_PARQUET_FREE_BYTES = 1 << 28  # columns of few values may expand more than text
+_PARQUET_FREE_BYTES = 1 << 28  # columns with few different values may expand more than text
 _NAMED = 20  # columns in a message
 _TFDS_PART = 100_000
 _BLOCK_BYTES = 1 << 18
 _MAX_BLANK_LINES = 1 << 20
-_MAX_LINE_BYTES = 2**30  # of a line that is passed over; a file with more (such as 4 TB of holes) is no text
+# Of a line that is skipped; a file with a longer one (such as 4 TB of holes) is no text.
+_MAX_LINE_BYTES = 2**30
 
-
-Record = tuple[str, Any]  # a place, such as FILE:LINE, and a dict, or the BadRowError met in its stead
+# A location, such as FILE:LINE, with the record as a dict, or with a BadRowError.
+Record = tuple[str, Any]
 
 
 def source_files(source: Source) -> list[str]:
-    """The files that a source's path or glob stands for, sorted by name.
+    """The files of a source's path or glob, sorted by name.
 
-    Raises BadInput when there is none.
+    Raises BadInput if there is none.
     """
     assert source.path is not None
     if "://" in source.path:
-        found = _remote_files(source.path)
+        files = _remote_files(source.path)
     else:
         path = Path(source.path)
         if path.is_dir():
             raise BadInput(f"{path}: a folder; name its files, for example {path}/*.jsonl")
-        found = [str(path)] if path.is_file() else []
-        if not found and glob.has_magic(source.path):
-            found = sorted(name for name in glob.glob(source.path, recursive=True) if Path(name).is_file())  # noqa: PTH207 - may be absolute
-    if not found:
+        files = [str(path)] if path.is_file() else []
+        if not files and glob.has_magic(source.path):
+            matches = glob.glob(source.path, recursive=True)  # noqa: PTH207 - may be absolute
+            files = sorted(name for name in matches if Path(name).is_file())
+    if not files:
         problem = "no file matches" if glob.has_magic(source.path) else "no such file"
         raise BadInput(f"{source.path}: {problem} (source of language {source.language})")
-    return found
+    return files
 
 
 def dataset_version(source: Source) -> str:
-    """What tells the versions of a TFDS or a Hugging Face dataset apart: its version and sizes, or the commit
-    or times of its files.
+    """The version of a TFDS dataset (its version and sizes), or of a Hugging Face dataset (commit or times of
+    its files).
     """
     if source.tfds is not None:
         info = _tfds(source).dataset_info
@@ -78,31 +80,30 @@ def dataset_version(source: Source) -> str:
     with explained(source.label, lambda: "nothing"):
         builder = datasets.load_dataset_builder(source.huggingface, source.huggingface_config)
         files = builder.config.data_files or {}
-        origins = {
-            str(split): [list(origin) for origin in own.origin_metadata] for split, own in files.items()
-        }
+        origins = {}
+        for split, split_files in files.items():
+            origins[str(split)] = list(map(list, split_files.origin_metadata))
         return json.dumps([str(builder.hash), origins], sort_keys=True)
 
 
 def parts(source: Source) -> list[str]:
-    """What can be read of a source independently of the rest: its files, ranges of a TFDS dataset, or shards
-    of a Hugging Face one.
+    """The parts of a source that can be read independently: its files, ranges of a TFDS dataset, or shards of
+    a Hugging Face dataset.
     """
     if source.path is not None:
         return source_files(source)
     if source.tfds is not None:
         length = len(_tfds(source))
-        return [
-            f"{start}:{min(start + _TFDS_PART, length)}" for start in range(0, max(length, 1), _TFDS_PART)
-        ]
+        starts = range(0, max(length, 1), _TFDS_PART)
+        return [f"{start}:{min(start + _TFDS_PART, length)}" for start in starts]
     number = _huggingface(source).num_shards
     return [f"{shard}/{number}" for shard in range(number)]
 
 
 def read_records(source: Source, part: str) -> Iterator[Record]:
-    """The records of one of `parts(source)`, in their order.
+    """The records of one of `parts(source)`, in order.
 
-    A missing, corrupt or truncated file is BadInput.
+    Raises BadInput for a missing, corrupt or truncated file.
     """
     if source.tfds is not None:
         yield from _tfds_records(source, *map(int, part.split(":")))
@@ -131,7 +132,7 @@ def _file_records(path: str, source: Source) -> Iterator[Record]:
 
 
 def _lines(path: str) -> Iterator[tuple[int, bytes | BadRowError]]:
-    """Numbered lines (from 1) with their line ends."""
+    """Lines with their line ends and their numbers, from 1."""
     number = blank = 0
     with (
         explained(path, lambda: f"line {number}"),
@@ -146,6 +147,8 @@ def _lines(path: str) -> Iterator[tuple[int, bytes | BadRowError]]:
                     f"{path}:{number}: more than {_MAX_BLANK_LINES:,} lines of nothing in a row; the file "
                     "is no text"
                 )
+
+            # The rest of a line that is too long is skipped.
             if len(line) == MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):
                 size = len(line)
                 while (rest := lines.readline(MAX_DOCUMENT_BYTES)) and not rest.endswith(b"\n"):
@@ -179,12 +182,13 @@ def _jsonl_records(path: str) -> Iterator[Record]:
 
 
 def _paragraphs(path: str, text_key: str) -> Iterator[Record]:
-    """Plain text: documents are the runs of lines between blank lines."""
+    """Plain text: a document is a run of lines between blank lines."""
     paragraph: list[bytes] = []
     start, size = 1, 0
     for number, line in _lines(path):
         blank = not isinstance(line, BadRowError) and line.isspace()
         if not blank:
+            # A paragraph that becomes too long is forgotten; only its size is kept.
             size += MAX_DOCUMENT_BYTES if isinstance(line, BadRowError) else len(line)
             if size < MAX_DOCUMENT_BYTES:
                 assert isinstance(line, bytes)
@@ -204,7 +208,11 @@ def _paragraph(path: str, start: int, lines: list[bytes], size: int, text_key: s
 
 
 def _parquet_records(path: str, source: Source) -> Iterator[Record]:
-    with explained(path, lambda: "row 0"), opened(path) as place, pyarrow.parquet.ParquetFile(place) as file:
+    with (
+        explained(path, lambda: "row 0"),
+        opened(path) as source_file,
+        pyarrow.parquet.ParquetFile(source_file) as file,
+    ):
         names = file.schema_arrow.names
     if source.text_key not in names:
         raise BadInput(
@@ -215,12 +223,12 @@ def _parquet_records(path: str, source: Source) -> Iterator[Record]:
 
 
 def parquet_rows(path: str, wanted: Sequence[str] | None = None) -> Iterator[Record]:
-    """The rows of a parquet file, with the columns that are wanted or all, in bounded memory."""
+    """The rows of a Parquet file in bounded memory. wanted: the columns to read, None for all."""
     number = 0
     with (
         explained(path, lambda: f"row {number}"),
-        opened(path) as place,
-        pyarrow.parquet.ParquetFile(place, buffer_size=_BLOCK_BYTES, pre_buffer=False) as file,
+        opened(path) as source_file,
+        pyarrow.parquet.ParquetFile(source_file, buffer_size=_BLOCK_BYTES, pre_buffer=False) as file,
     ):
         _check_expansion(path, file.metadata, wanted)
         for group in range(file.num_row_groups):
@@ -238,8 +246,8 @@ def parquet_rows(path: str, wanted: Sequence[str] | None = None) -> Iterator[Rec
 
 
 def _check_expansion(path: str, metadata: Any, wanted: Sequence[str] | None) -> None:
-    """Raises BadInput for a file that says that it expands as no text does, or that its rows are longer than
-    memory is meant for.
+    """Raises BadInput for a file whose columns expand more than text does, or have values too long for
+    memory.
     """
     for group in range(metadata.num_row_groups):
         for chunk in _chunks(metadata.row_group(group), wanted):
@@ -247,20 +255,20 @@ def _check_expansion(path: str, metadata: Any, wanted: Sequence[str] | None) -> 
             if size > max(_PARQUET_FREE_BYTES, MAX_EXPANSION * chunk.total_compressed_size):
                 raise BadInput(
                     f"{path}: its column {chunk.path_in_schema!r} expands to {size >> 20} MiB, over "
-                    f"{MAX_EXPANSION} times its size, "
-                    "which no text does; leave it out, or write it without compression"
+                    f"{MAX_EXPANSION} times its size, which no text does; leave it out, or write it "
+                    "without compression"
                 )
             if chunk.num_values > 1 and size > _PARQUET_LONGEST_BYTES * chunk.num_values:
                 raise BadInput(
                     f"{path}: the values of its column {chunk.path_in_schema!r} have over "
-                    f"{_PARQUET_LONGEST_BYTES >> 20} MiB in the mean, "
-                    "which no document has; leave it out, or write each row into a row group of its own"
+                    f"{_PARQUET_LONGEST_BYTES >> 20} MiB in the mean, which no document has; leave it out, "
+                    "or write each row into a row group of its own"
                 )
 
 
 def _is_one_too_long(group: Any, wanted: Sequence[str] | None) -> bool:
-    """Whether a row group is one row that need not be read to know that it is too long: Arrow would hold it
-    three times.
+    """True if a row group is one row that is too long. It is not read, because Arrow would hold it three
+    times.
     """
     return group.num_rows == 1 and any(
         chunk.total_uncompressed_size > _PARQUET_LONGEST_BYTES for chunk in _chunks(group, wanted)
@@ -275,10 +283,10 @@ def _chunks(group: Any, wanted: Sequence[str] | None) -> Iterator[Any]:
 
 
 def _rows_at_once(group: Any) -> int:
-    """Rows are read by their bytes: many short ones or few long ones at a time.
+    """The number of rows to read at a time: many short ones, or few long ones.
 
-    A kilobyte of a file can say that one long value is in a million rows (a dictionary), and no value is
-    longer than its column.
+    A file of a kilobyte can have one long value in a million rows (by a dictionary), so the longest possible
+    value also counts: no value is longer than its column.
     """
     mean = group.total_byte_size // max(1, group.num_rows)
     longest = max(
@@ -291,26 +299,28 @@ def _rows_at_once(group: Any) -> int:
 def _parquet_row(
     columns: Sequence[str], values: Sequence[pyarrow.Array], row: int
 ) -> dict[str, Any] | BadRowError:
-    """One row; strings are bytes, so that one value that is not UTF-8 spoils only its own row."""
-    found = {}
+    """One row. Strings are bytes, so that a value that is not UTF-8 makes only its own row a bad one."""
+    values_of_row = {}
     for name, column in zip(columns, values, strict=True):
         scalar = column[row]
-        if isinstance(scalar, pyarrow.DictionaryScalar):  # written as one by Arrow
+        # A column that Arrow wrote as a dictionary.
+        if isinstance(scalar, pyarrow.DictionaryScalar):
             scalar = scalar.value
         if isinstance(scalar, pyarrow.BinaryScalar | pyarrow.LargeBinaryScalar | pyarrow.BinaryViewScalar):
             buffer = scalar.as_buffer()
             if buffer is not None and buffer.size >= MAX_DOCUMENT_BYTES:
                 return too_long()
-            found[name] = None if buffer is None else buffer.to_pybytes()
+            values_of_row[name] = None if buffer is None else buffer.to_pybytes()
         else:
-            found[name] = scalar.as_py()
-    return found
+            values_of_row[name] = scalar.as_py()
+    return values_of_row
 
 
 def _remote_files(path: str) -> list[str]:
     system, name = remote(path)
     try:
-        return [system.unstrip_protocol(found) for found in sorted(system.glob(name)) if system.isfile(found)]
+        files = [match for match in sorted(system.glob(name)) if system.isfile(match)]
+        return [system.unstrip_protocol(file) for file in files]
     except Exception as error:  # each store raises errors of its own
         raise BadInput(f"{path}: cannot be listed: {one_line(error)}") from error
 
@@ -319,16 +329,15 @@ def _remote_files(path: str) -> list[str]:
 
 
 def _tfds(source: Source) -> Any:
-    import tensorflow_datasets  # slow to import, and few sources need it
+    # Slow to import, and few sources need it.
+    import tensorflow_datasets
 
     try:
         rows = tensorflow_datasets.data_source(
             source.tfds, split=source.tfds_split, data_dir=source.tfds_folder
         )
         len(rows)
-    except (
-        Exception
-    ) as error:  # TFDS raises errors of many unrelated types, and TensorFlow's absence as a missing module
+    except Exception as error:  # TFDS raises errors of many types; without TensorFlow, ModuleNotFoundError
         raise BadInput(
             f"TFDS dataset {source.tfds} (split {source.tfds_split}) cannot be read: {one_line(error)}"
         ) from error

@@ -1,4 +1,4 @@
-"""Text rows from files and datasets, with every unusable row counted and located."""
+"""Rows of text from files and datasets. Each row that cannot be used is counted, with its location."""
 
 import dataclasses
 import itertools
@@ -16,9 +16,9 @@ from babel_jax.data.sources.streams import MAX_DOCUMENT_BYTES, BadRowError, too_
 from babel_jax.errors import BadInput
 
 MAX_LOCATED = 20
-LONGEST_WORD = 1 << 18  # letters and digits in a row; BPE takes over a second for each MiB of one word
+LONGEST_WORD = 1 << 18  # letters and digits; BPE takes over a second for each MiB of one word
 _WORD = re.compile(r"\w+")
-# A kind is part of the names of files.
+# File names contain the kind.
 _KIND = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _KEYS_NAMED = 10
 _LARGEST_SCORE = 1e38
@@ -26,10 +26,12 @@ _LARGEST_SCORE = 1e38
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One document. `id` is the row's own, or FILE:LINE where it has none; `kind` is its own or its source's.
+    """One document.
 
-    `score` is a quality score, where the row has one; `source` is where the text comes from, which makes it
-    no other document.
+    - id: the row's id, or FILE:LINE if it has none
+    - kind: the row's kind, or its source's
+    - score: a quality score, if the row has one
+    - source: the label of the text's source; rows that differ only here are equal
     """
 
     id: str
@@ -41,8 +43,8 @@ class Row:
 
 @dataclasses.dataclass
 class RowCounts:
-    """What reading met: rows seen, bad ones (with where the first are), rows whose text is empty or white
-    space.
+    """Counts of reading: all rows, bad rows (with the locations of the first ones), and rows of white space
+    only.
     """
 
     rows: int = 0
@@ -50,24 +52,22 @@ class RowCounts:
     empty: int = 0
     located: list[str] = dataclasses.field(default_factory=list)
 
-    def refuse(self, place: str, problem: BadRowError, bad_rows: BadRows) -> None:
-        """Counts a bad row. Raises BadInput that names its place where bad rows are refused."""
+    def refuse(self, location: str, problem: BadRowError, bad_rows: BadRows) -> None:
+        """Counts a bad row. Raises BadInput with its location if bad rows are refused."""
         if bad_rows is BadRows.REFUSE:
             raise BadInput(
-                f"{place}: {problem}; repair or remove the row (a run may skip such rows: data.bad_rows = "
-                '"skip")'
+                f"{location}: {problem}; repair or remove the row (a run may skip such rows: "
+                'data.bad_rows = "skip")'
             ) from None
         self.bad += 1
         if len(self.located) < MAX_LOCATED:
-            self.located.append(f"{place}: {problem}")
+            self.located.append(f"{location}: {problem}")
 
     def add(self, other: "RowCounts") -> None:
-        """Adds what another reading met."""
-        self.rows, self.bad, self.empty = (
-            self.rows + other.rows,
-            self.bad + other.bad,
-            self.empty + other.empty,
-        )
+        """Adds the counts of another reading."""
+        self.rows += other.rows
+        self.bad += other.bad
+        self.empty += other.empty
         self.located = (self.located + other.located)[:MAX_LOCATED]
 
 
@@ -78,31 +78,31 @@ def read_rows(
     part: str | None = None,
     check: Callable[[str], None] | None = None,
 ) -> Iterator[Row]:
-    """The usable rows of a source, or of one of its `parts`, in the order of its files' names; `counts` is
-    updated on the way.
+    """The usable rows of a source, or of one of its `parts`, in the order of its files' names; updates
+    `counts` as it reads.
 
-    A bad row (unreadable JSON, no text, text that is no string or not UTF-8, an id, kind or score that cannot
-    be one, more than 16 MiB) is skipped and counted, or refused with BadInput that names its place. A
-    missing, corrupt or truncated file is BadInput in any case. Rows that are not what `source.where` says are
-    passed over. `check` raises ValueError for a text that makes its row a bad one.
+    A bad row is skipped and counted, or refused with BadInput that names its location. Bad rows are:
+    unreadable JSON, no text, text that is no string or not UTF-8, an impossible id, kind or score, more than
+    16 MiB. A missing, corrupt or truncated file always raises BadInput. Rows that differ from `source.where`
+    are skipped without a count. `check` raises ValueError for a text that makes its row a bad one.
     """
     if not _KIND.fullmatch(source.kind):
         raise BadInput(
             f"data.sources: kind = {source.kind!r}; a kind is up to 64 lower-case letters, digits and _, "
             "such as web"
         )
-    for place, record in (
-        pair for one in ([part] if part is not None else parts(source)) for pair in read_records(source, one)
-    ):
+    chosen = [part] if part is not None else parts(source)
+    records = itertools.chain.from_iterable(read_records(source, name) for name in chosen)
+    for location, record in records:
         if source.where and isinstance(record, dict) and not _is_wanted(record, source.where):
             continue
         counts.rows += 1
         try:
-            row = _row(record, place, source)
+            row = _row(record, location, source)
             if check is not None:
                 _checked(row.text, check)
         except BadRowError as problem:
-            counts.refuse(place, problem, bad_rows)
+            counts.refuse(location, problem, bad_rows)
             continue
         if row.text.isspace() or not row.text:
             counts.empty += 1
@@ -118,18 +118,18 @@ def _checked(text: str, check: Callable[[str], None]) -> None:
 
 
 def _is_wanted(record: dict[str, Any], where: dict[str, str]) -> bool:
-    found = {key: record.get(key) for key in where}
-    return all(_as_text(value) == where[key] for key, value in found.items())
+    return all(_as_text(record.get(key)) == value for key, value in where.items())
 
 
 def _as_text(value: Any) -> Any:
-    """A value as settings name it: where = { year = "2024" } finds the number 2024 too."""
+    """A value in the form of settings: where = { year = "2024" } also matches the number 2024."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-def _row(record: Any, place: str, source: Source) -> Row:
+def _row(record: Any, location: str, source: Source) -> Row:
+    """The row of a record. Raises BadRowError for one that cannot be used."""
     if isinstance(record, BadRowError):
         raise record
     if not isinstance(record, dict):
@@ -140,9 +140,11 @@ def _row(record: Any, place: str, source: Source) -> Row:
         raise BadRowError(f"no {source.text_key!r}; its keys are {keys or 'none'}{more}")
     if record[source.text_key] is None:
         raise BadRowError(f"{source.text_key!r} is null")
+
+    # Id, kind and score may be missing.
     identifier = record.get(source.id_key)
     if identifier is None:
-        identifier = f"{Path(place).name}"
+        identifier = f"{Path(location).name}"
     elif isinstance(identifier, int) and not isinstance(identifier, bool):
         identifier = str(identifier)
     kind = record.get(KIND_KEY)
@@ -150,6 +152,7 @@ def _row(record: Any, place: str, source: Source) -> Row:
     if not _KIND.fullmatch(kind):
         raise BadRowError(f"{KIND_KEY} {kind[:80]!r} is not of up to 64 lower-case letters, digits and _")
     score = _score(record.get(source.score_key), source.score_key)
+
     text = record[source.text_key]
     if isinstance(text, str | bytes) and len(text) >= MAX_DOCUMENT_BYTES:
         raise too_long()
@@ -159,17 +162,11 @@ def _row(record: Any, place: str, source: Source) -> Row:
         except ValueError as problem:
             raise BadRowError(str(problem)) from None
     text = _string(text, source.text_key)
-    if len(text) > LONGEST_WORD and any(
-        word.end() - word.start() > LONGEST_WORD for word in _WORD.finditer(text)
-    ):
-        raise BadRowError(f"a word of more than {LONGEST_WORD:,} letters, which no language has")
-    return Row(
-        _string(identifier, source.id_key),
-        text,
-        kind,
-        score,
-        source.label,
-    )
+    if len(text) > LONGEST_WORD:
+        longest = max((word.end() - word.start() for word in _WORD.finditer(text)), default=0)
+        if longest > LONGEST_WORD:
+            raise BadRowError(f"a word of more than {LONGEST_WORD:,} letters, which no language has")
+    return Row(_string(identifier, source.id_key), text, kind, score, source.label)
 
 
 def _score(value: Any, key: str) -> float | None:
@@ -192,7 +189,8 @@ def _string(value: Any, key: str) -> str:
         if isinstance(value, bytes):
             return value.decode("utf-8")
         if isinstance(value, str):
-            value.encode("utf-8")  # JSON can spell half a surrogate pair, which no text holds
+            # JSON can express half of a surrogate pair, which is no text.
+            value.encode("utf-8")
             return value
     except UnicodeError as error:
         raise BadRowError(f"{key!r} is not UTF-8 ({error.reason})") from None  # type: ignore[attr-defined]

@@ -1,6 +1,4 @@
-"""Files as streams of bytes, wherever they are, decompressed within bounds, and what goes wrong with them in
-one line.
-"""
+"""Files on any file system as streams of bytes, decompressed within bounds; errors become one line."""
 
 import contextlib
 import io
@@ -13,17 +11,17 @@ import pyarrow
 from babel_jax.errors import BadInput
 from babel_jax.errors import one_line as printable_line
 
-# A longer line, paragraph or page is a bad row: it is passed over without being held in memory.
+# A longer line, paragraph or page is a bad row; it is skipped without being held in memory.
 MAX_DOCUMENT_BYTES = 1 << 24
-# A compressed file that becomes larger than this many times its size is none of text. Text takes a third to a
-# tenth of its size.
+# A compressed file that expands to more than this many times its size is no text. Text is compressed to a
+# third or a tenth of its size.
 MAX_EXPANSION = 200
 EXPANSION_FREE_BYTES = 1 << 24  # small files may expand more
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 _ARCHIVES = (".warc", ".wet")
 _TOO_MUCH_THRIFT = "Exceeded size limit"  # Arrow's words for a parquet file's metadata of over 100 MB
 _LONGEST_REASON = 300  # characters
-# Under these keys stores say that a file is another one.
+# Keys under which stores keep the version of a file.
 _VERSIONS = (
     "ETag",
     "etag",
@@ -38,8 +36,8 @@ _VERSIONS = (
 
 
 class BadRowError(Exception):
-    """Why one row cannot be used, as one printable line: rows are strangers', and what is wrong with them is
-    written into reports.
+    """The reason why a row cannot be used, as one printable line: rows come from strangers, and reports show
+    the reason.
     """
 
     def __init__(self, message: object):
@@ -47,7 +45,7 @@ class BadRowError(Exception):
 
 
 def too_long() -> BadRowError:
-    """The reason of a document that is too long."""
+    """The reason for a document that is too long."""
     return BadRowError(f"longer than {MAX_DOCUMENT_BYTES >> 20} MiB, which no document is")
 
 
@@ -55,7 +53,7 @@ def too_long() -> BadRowError:
 def decompressed(path: str) -> Iterator[io.RawIOBase]:
     """The bytes of a file, decompressed by its suffix.
 
-    Raises BadInput, while it is read, for a file that expands without end.
+    Raises BadInput, during reading, for a file that expands too much.
     """
     check_begun(path)
     with opened(path) as file:
@@ -65,19 +63,19 @@ def decompressed(path: str) -> Iterator[io.RawIOBase]:
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that ends an archive of too many bytes, and that says where it is, which Arrow's decompressing
-    streams do not.
+    """A stream that stops an archive that expands too much, and knows its position; Arrow's streams do
+    not.
     """
 
     def __init__(self, stream: Any, path: str):
-        self._stream, self._path, self._place, self._most = stream, path, 0, None
+        self._stream, self._path, self._position, self._most = stream, path, 0, None
         if Path(path).suffix in COMPRESSION:
             self._most = max(EXPANSION_FREE_BYTES, MAX_EXPANSION * file_version(path)["bytes"])
 
     def read(self, size: int = -1) -> bytes:
-        found = self._stream.read(size)
-        self._count(len(found))
-        return found
+        block = self._stream.read(size)
+        self._count(len(block))
+        return block
 
     def readinto(self, buffer: Any) -> int:
         count = self._stream.readinto(buffer)
@@ -85,39 +83,38 @@ class _Bounded(io.RawIOBase):
         return count
 
     def _count(self, count: int) -> None:
-        self._place += count
-        if self._most is not None and self._place > self._most:
+        self._position += count
+        if self._most is not None and self._position > self._most:
             raise BadInput(
                 f"{self._path}: expands to more than {self._most >> 20} MiB, over {MAX_EXPANSION} times its "
-                "size, which no text does; "
-                "leave it out, or decompress it if it is meant so"
+                "size, which no text does; leave it out, or decompress it if this is intended"
             )
 
     def tell(self) -> int:
-        return self._place
+        return self._position
 
     def readable(self) -> bool:
         return True
 
 
 def file_version(path: str) -> dict[str, Any]:
-    """{"bytes", "version"} of a file, wherever it is: its size, and its time of change or what else its store
-    tells versions by.
+    """{"bytes", "version"} of a file on any file system: its size, and its time of change or its store's
+    version.
     """
     try:
         if "://" not in path:
             status = Path(path).stat()
             return {"bytes": status.st_size, "version": str(status.st_mtime_ns)}
         system, name = remote(path)
-        found = system.info(name)
-        told = [f"{key}={found[key]}" for key in _VERSIONS if found.get(key) is not None]
-        return {"bytes": int(found.get("size") or 0), "version": " ".join(told)}
+        info = system.info(name)
+        versions = [f"{key}={info[key]}" for key in _VERSIONS if info.get(key) is not None]
+        return {"bytes": int(info.get("size") or 0), "version": " ".join(versions)}
     except FileNotFoundError as error:
         raise _gone(path) from error
 
 
 def check_begun(path: str) -> None:
-    """Raises BadInput for an archive of no bytes: a compressed file of nothing has some."""
+    """Raises BadInput for an archive without bytes: even an empty archive has some."""
     if (Path(path).suffix in COMPRESSION or Path(path).suffix in _ARCHIVES) and file_version(path)[
         "bytes"
     ] == 0:
@@ -126,18 +123,18 @@ def check_begun(path: str) -> None:
 
 @contextlib.contextmanager
 def opened_bytes(path: str) -> Iterator[BinaryIO]:
-    """The bytes of a file, wherever it is. Raises BadInput where it cannot be read."""
-    with explained(path, lambda: "some bytes"), opened(path) as place:
-        if isinstance(place, str):
-            with open(place, "rb") as file:
+    """The bytes of a file on any file system. Raises BadInput if it cannot be read."""
+    with explained(path, lambda: "some bytes"), opened(path) as file_or_path:
+        if isinstance(file_or_path, str):
+            with open(file_or_path, "rb") as file:
                 yield file
         else:
-            yield place
+            yield file_or_path
 
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[str | BinaryIO]:
-    """What Arrow opens: the path of a local file, the stream of another."""
+    """The argument that Arrow takes: the path of a local file, or a stream."""
     if "://" not in path:
         yield path
         return
@@ -148,8 +145,8 @@ def opened(path: str) -> Iterator[str | BinaryIO]:
 
 @contextlib.contextmanager
 def explained(path: str, reached: Any) -> Iterator[None]:
-    """Turns what goes wrong in reading a file into BadInput that says how far it came; `reached()` is the
-    last good place.
+    """Turns errors of reading a file into BadInput. `reached()` returns the last good position, for the
+    message.
     """
     try:
         yield
@@ -160,7 +157,7 @@ def explained(path: str, reached: Any) -> Iterator[None]:
     except Exception as error:  # Arrow, fsspec's stores and the WARC parser each raise errors of their own
         if _TOO_MUCH_THRIFT in str(error):
             raise BadInput(
-                f"{path}: what it says of its columns (footer, statistics) is larger than Arrow reads; "
+                f"{path}: the description of its columns (footer, statistics) is larger than Arrow reads; "
                 "write it again without statistics"
             ) from error
         raise BadInput(
@@ -175,9 +172,9 @@ def _gone(path: str) -> BadInput:
 
 
 def imported(module: str, wanted_by: str, extra: str) -> Any:
-    """A module that few need.
+    """A module of an optional package.
 
-    Raises BadInput, with the extra of this package that brings it, where it is not installed.
+    Raises BadInput that names the extra to install, if it is missing.
     """
     import importlib
 
@@ -199,5 +196,5 @@ def remote(path: str) -> tuple[Any, str]:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, on one line."""
+    """The message of an error, on one line."""
     return printable_line(error, 200) or type(error).__name__

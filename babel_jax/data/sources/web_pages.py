@@ -28,11 +28,10 @@ _CONTENT_LENGTH = re.compile(
 
 
 def page_records(path: str, source: Source) -> Iterator[tuple[str, Any]]:
-    """The text of web pages, by place: of WET files as it is there, of WARC files the main content of HTML
-    pages.
+    """The text of web pages with its location: the text of WET files, the main content of HTML pages of WARC
+    files.
 
-    A page that cannot be read is a BadRowError in its place. Raises BadInput for a file that cannot be read
-    on.
+    A page that cannot be read gives a BadRowError. Raises BadInput for a file that cannot be read to its end.
     """
     warc = imported("fastwarc.warc", path, "warc")
     imported("resiliparse.extract.html2text", path, "warc")
@@ -43,31 +42,31 @@ def page_records(path: str, source: Source) -> Iterator[tuple[str, Any]]:
         checked = _Whole(stream)
         for record in warc.ArchiveIterator(checked, record_types=kinds, parse_http=False):
             number += 1
-            place, uri = f"{path}:{number}", record.headers.get("WARC-Target-URI")
+            location, uri = f"{path}:{number}", record.headers.get("WARC-Target-URI")
             try:
                 text = _text(record, record.record_type == warc.WarcRecordType.conversion, pages)
             except BadRowError as problem:
-                yield place, problem
+                yield location, problem
                 continue
-            except Exception as error:  # the parsers raise errors of their own for what is in a page
-                yield place, BadRowError(f"the page cannot be read: {one_line(error)}")
+            except Exception as error:  # the parsers raise errors of many types
+                yield location, BadRowError(f"the page cannot be read: {one_line(error)}")
                 continue
             if text is not None:
-                yield place, {source.id_key: uri, source.text_key: text}
+                yield location, {source.id_key: uri, source.text_key: text}
         checked.check(path, number)
 
 
 @functools.cache
 def _pages() -> TextOfPages:
-    """The parser of this process: to start one takes longer than most files."""
+    """The parser of this process, started once: a start takes longer than most files."""
     return TextOfPages()
 
 
 def _text(record: Any, is_text: bool, pages: TextOfPages) -> str | bytes | None:
-    """The text of a record; None where it is no page of HTML."""
+    """The text of a record; None if it is no page of HTML."""
     if record.is_http and not is_text:
         record.parse_http()
-    content = _as_made(record.reader.read(MAX_DOCUMENT_BYTES), record.http_headers or {})
+    content = _without_codings(record.reader.read(MAX_DOCUMENT_BYTES), record.http_headers or {})
     if len(content) == MAX_DOCUMENT_BYTES:
         raise too_long()
     if is_text:
@@ -81,7 +80,7 @@ def _text(record: Any, is_text: bool, pages: TextOfPages) -> str | bytes | None:
 
 
 def _decoded(content: bytes, charset: str | None) -> str:
-    """A page as text. What it says of its charset may be no charset: then it is guessed."""
+    """A page as text. If its charset is wrong or unknown, the charset is guessed."""
     detect = imported("resiliparse.parse.encoding", "WARC", "warc")
     if charset is not None:
         with contextlib.suppress(LookupError, ValueError, TypeError, AssertionError):
@@ -89,10 +88,10 @@ def _decoded(content: bytes, charset: str | None) -> str:
     return detect.bytes_to_str(content, detect.detect_encoding(content))
 
 
-def _as_made(content: bytes, headers: Any) -> bytes:
-    """A page without the encodings in which it was sent.
+def _without_codings(content: bytes, headers: Any) -> bytes:
+    """A page without the codings of its transfer.
 
-    Some archives took these off and left their names in the head.
+    Some archives removed the codings but kept their names in the header, so a failure to decode is no error.
     """
     coders = imported("fastwarc.stream_io", "WARC", "warc")
     readers = {
@@ -114,23 +113,24 @@ def _as_made(content: bytes, headers: Any) -> bytes:
 
 
 class _Whole(io.RawIOBase):
-    """A stream of WARC records that knows, when it has been read, whether its last record was whole.
+    """A stream of WARC records that can tell, after the end, if its last record was complete.
 
-    The parser ends without a word where a file ends within a record. Records are followed here by their
-    headers and lengths alone; where they are not as the standard (ISO 28500) has them, nothing is said.
+    The parser gives no error if a file ends within a record. Here the records are followed by their headers
+    and lengths alone. If those differ from the standard (ISO 28500), no check is made.
     """
 
     def __init__(self, stream: Any):
         self._stream = stream
-        self._header = b""  # of the record that begins, as far as it was read
-        self._left = 0  # bytes of the record's content that are still to come
+        # The header read so far of the record that begins; else the bytes left of a record's content.
+        self._header = b""
+        self._left = 0
         self._is_known = True
 
     def read(self, size: int = -1) -> bytes:
-        found = self._stream.read(size)
+        block = self._stream.read(size)
         if self._is_known:
-            self._follow(found)
-        return found
+            self._follow(block)
+        return block
 
     def tell(self) -> int:
         return self._stream.tell()
@@ -139,31 +139,35 @@ class _Whole(io.RawIOBase):
         return True
 
     def check(self, path: str, number: int) -> None:
-        """Reads what is left. Raises BadInput where the last record is not whole."""
+        """Reads the rest. Raises BadInput if the last record is incomplete."""
         while self._is_known and self.read(MAX_DOCUMENT_BYTES):
             pass
         if self._is_known and (self._left or self._header.strip()):
             raise BadInput(f"{path}: ends within a record, after record {number}; the file was cut short")
 
-    def _follow(self, found: bytes) -> None:
-        place = 0
-        while place < len(found) and self._is_known:
+    def _follow(self, block: bytes) -> None:
+        """Follows the records through the next bytes of the stream."""
+        position = 0
+        while position < len(block) and self._is_known:
+            # Within the content of a record.
             if self._left:
-                passed = min(self._left, len(found) - place)
-                self._left, place = self._left - passed, place + passed
+                passed = min(self._left, len(block) - position)
+                self._left, position = self._left - passed, position + passed
                 continue
+
+            # Within a header, which may continue in the next block.
             before = len(self._header)
-            self._header = (self._header + found[place : place + _MAX_HEADER_BYTES]).lstrip(b"\r\n")
+            self._header = (self._header + block[position : position + _MAX_HEADER_BYTES]).lstrip(b"\r\n")
             end = re.search(rb"\r?\n\r?\n", self._header)
             if end is None:
-                place += _MAX_HEADER_BYTES
-                self._is_known = len(self._header) < _MAX_HEADER_BYTES and self._header[:5] in (
-                    b"WARC/",
-                    b"WARC/"[: len(self._header)],
-                )
+                position += _MAX_HEADER_BYTES
+                begins_as_header = self._header[:5] in (b"WARC/", b"WARC/"[: len(self._header)])
+                self._is_known = len(self._header) < _MAX_HEADER_BYTES and begins_as_header
                 continue
+
+            # At the end of a header: the content follows.
             header, rest = self._header[: end.end()], len(self._header) - end.end()
-            place = min(len(found), place + _MAX_HEADER_BYTES) - rest
+            position = min(len(block), position + _MAX_HEADER_BYTES) - rest
             length = _CONTENT_LENGTH.search(header)
             self._is_known = header.startswith(b"WARC/") and length is not None and before <= len(header)
             self._left = int(length[1]) if length is not None else 0

@@ -1,8 +1,7 @@
-"""Conversations to token ids by a chat template (Jinja, as in Hugging Face folders), with the tokens that an
-assistant wrote marked.
+"""Conversations to token ids by a chat template (Jinja, as in Hugging Face folders), with a mask of the
+assistant's tokens.
 
-What people wrote never becomes a control token: "<|im_end|>" inside a message is tokenized as the letters
-that it is.
+Text of people never becomes a control token: "<|im_end|>" inside a message is tokenized letter by letter.
 """
 
 import dataclasses
@@ -28,7 +27,7 @@ from babel_jax.data.tokens.tokenizers import Tokenizer, is_control, open_tokeniz
 from babel_jax.errors import BadInput
 from babel_jax.files import write_text
 
-# ChatML as Qwen writes it, without a system message of its own.
+# ChatML as Qwen's models use it, without a default system message.
 CHATML = """{%- for message in messages %}
     {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
 {%- endfor %}
@@ -36,7 +35,8 @@ CHATML = """{%- for message in messages %}
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
-# As BEGIN and END, no text has it.
+# A control token inside a message is marked by two characters: _CONTROL and a number. No text has either, as
+# for BEGIN and END.
 _CONTROL = "\ud802"
 _FIRST_NUMBER = 0xD900
 _MARKED = re.compile(f"{_CONTROL}[\ud900-\udbff]")
@@ -49,20 +49,18 @@ Conversation = Sequence[Message]
 
 @dataclasses.dataclass(frozen=True)
 class EncodedConversation:
-    """Token ids, and for each whether the assistant wrote it (the token that ends its turn counts as its
-    own).
-    """
+    """Token ids, and for each token True if the assistant wrote it; the token that ends its turn counts."""
 
     ids: list[int]
     targets: list[bool]
 
 
 class ChatFormat:
-    """A tokenizer and a chat template: conversations as token ids, for training and for prompts alike.
+    """A tokenizer and a chat template: conversations to token ids, for training and for prompts.
 
-    A control token inside a message is the letters that it is. In the assistant's own messages that holds for
-    special tokens alone: `<think>` and `<tool_call>`, which Qwen's tokenizer has as ordinary added tokens,
-    are tokens there.
+    A control token inside a message is tokenized letter by letter. In the assistant's messages this holds for
+    special tokens only: `<think>` and `<tool_call>`, ordinary added tokens of Qwen's tokenizer, stay tokens
+    there.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate):
@@ -74,11 +72,8 @@ class ChatFormat:
         # The tokenizer of prompts, with offsets.
         self._tokenizer = tokenizer.with_controls
         special = [token.content for token in tokenizer.added_tokens if token.special]
-        others = [
-            token.content
-            for token in tokenizer.added_tokens
-            if not token.special and is_control(token.content)
-        ]
+        ordinary = [token.content for token in tokenizer.added_tokens if not token.special]
+        others = [content for content in ordinary if is_control(content)]
         self._controls = [*special, *others]
         if len(self._controls) > _MOST_CONTROLS:
             raise BadInput(
@@ -92,18 +87,18 @@ class ChatFormat:
     def end_id(self) -> int:
         """The token that ends an assistant's turn: the last of its tokens.
 
-        Raises BadInput where that is no control token.
+        Raises BadInput if this is no control token.
         """
         probe = self.encode([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-        last = [token for token, target in zip(probe.ids, probe.targets, strict=True) if target][-1:]
-        written = self._tokenizer.id_to_token(last[0]) if last else ""
-        if written not in self._controls:
+        answer_ids = [token for token, target in zip(probe.ids, probe.targets, strict=True) if target]
+        last = self._tokenizer.id_to_token(answer_ids[-1]) if answer_ids else ""
+        if last not in self._controls:
             raise BadInput(
-                f"{self.where}: an assistant's turn ends with {written!r}, which is no control token of "
-                f"{self.tokenizer.path}, so "
-                "generation would not stop; give a tokenizer and a template that fit"
+                f"{self.where}: an assistant's turn ends with {last!r}, which is no control token of "
+                f"{self.tokenizer.path}, so generation would not stop; give a tokenizer and a template that "
+                "fit"
             )
-        return last[0]
+        return answer_ids[-1]
 
     @property
     def end_token(self) -> str:
@@ -111,23 +106,21 @@ class ChatFormat:
         return self._tokenizer.id_to_token(self.end_id) or ""
 
     def render(self, conversation: Conversation, add_generation_prompt: bool = False) -> str:
-        """The text of a conversation as the template writes it."""
+        """The text of a conversation, as the template writes it."""
         text = self._written([conversation], [add_generation_prompt])[0].replace(BEGIN, "").replace(END, "")
         return _MARKED.sub(lambda mark: self._controls[ord(mark[0][1]) - _FIRST_NUMBER], text)
 
     def prompt(self, conversation: Conversation) -> list[int]:
-        """The ids of a conversation with the assistant's turn opened at its end."""
+        """The ids of a conversation, followed by the start of an assistant's turn."""
         text = self._written([conversation], [True])[0].replace(BEGIN, "").replace(END, "")
         return self._encoded(text, []).ids
 
     def check(self, text: str) -> None:
-        """Raises BadInput where the template refuses a conversation, given as
-        `conversation_text` gives it.
-        """
+        """Raises BadInput if the template refuses a conversation. text: the output of `conversation_text`."""
         self._of_text(text)
 
     def encode_text(self, text: str) -> EncodedConversation:
-        """The tokens of a conversation that is given as `conversation_text` gives it."""
+        """The tokens of a conversation. text: the output of `conversation_text`."""
         return self._encoded(*self._of_text(text))
 
     def encode(self, conversation: Conversation) -> EncodedConversation:
@@ -135,9 +128,9 @@ class ChatFormat:
         return self.encode_batch([conversation])[0]
 
     def encode_batch(self, conversations: Sequence[Conversation]) -> list[EncodedConversation]:
-        """The tokens of conversations, those of the assistant marked.
+        """The tokens of conversations, with the assistant's tokens marked.
 
-        Raises BadInput where the template refuses one.
+        Raises BadInput if the template refuses a conversation.
         """
         return [self._encoded(*self._with_spans(conversation)) for conversation in conversations]
 
@@ -148,14 +141,14 @@ class ChatFormat:
     def _written(
         self, conversations: Sequence[Conversation], add_generation_prompt: Sequence[bool]
     ) -> list[str]:
-        """What the template writes, with marks for `{% generation %}` and for control tokens inside of
+        """The output of the template, with marks for `{% generation %}` and for control tokens inside of
         messages.
         """
-        return self._chat_template.render(
-            [self._safe(conversation) for conversation in conversations], add_generation_prompt
-        )
+        safe = [self._safe(conversation) for conversation in conversations]
+        return self._chat_template.render(safe, add_generation_prompt)
 
     def _safe(self, conversation: Conversation) -> list[dict[str, str]]:
+        """The conversation with marks in the place of control tokens inside of its messages."""
         safe = []
         for message in conversation:
             controls = self._special_control if message["role"] == "assistant" else self._any_control
@@ -166,13 +159,13 @@ class ChatFormat:
         return _CONTROL + chr(_FIRST_NUMBER + self._controls.index(control[0]))
 
     def _of_text(self, text: str) -> tuple[str, list[tuple[int, int]]]:
-        # A row is checked as it is read, and encoded next: the template runs once for both.
+        # A row is checked when it is read and encoded directly after: the template runs once for both.
         if self._last is None or self._last[0] != text:
             self._last = (text, self._with_spans(json.loads(text)))
         return self._last[1]
 
     def _with_spans(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
-        """The text, and where (start, end) the assistant's part of it is."""
+        """The text, and the spans (start, end) of the assistant's characters."""
         turns = [turn for turn, message in enumerate(conversation) if message["role"] == "assistant"]
         if _GENERATION.search(self.template):
             turns = []
@@ -182,92 +175,92 @@ class ChatFormat:
         whole, *written = self._written([conversation, *asked, *answered], opens_turn)
         if not turns:
             return _without_marks(whole)
-        # The template does not say what is the assistant's: its turn is what comes after the prompt that asks
-        # for it.
+
+        # The template does not mark the assistant's part. So an answer is the difference of two outputs:
+        # the conversation up to the answer, and the conversation that ends before it.
         spans = []
         for before, after in zip(written[: len(turns)], written[len(turns) :], strict=True):
             after = after.rstrip()
             if not (after.startswith(before.rstrip()) and whole.startswith(after)):
                 raise BadInput(
-                    f"{self.where}: the template writes a turn in another way once others follow; give a "
-                    "template that puts "
-                    "{% generation %} and {% endgeneration %} around what is to be trained on"
+                    f"{self.where}: the template writes a turn in another way if other turns follow; give a "
+                    "template that puts {% generation %} and {% endgeneration %} around the text to train on"
                 )
             spans.append((min(len(before), len(after)), len(after)))
         return whole, spans
 
     def _encoded(self, text: str, spans: Sequence[tuple[int, int]]) -> EncodedConversation:
+        """The ids of a text with marks; `spans` are the assistant's characters."""
         ids: list[int] = []
-        places: list[tuple[int, int]] = []  # of the characters that each token stands for
+        # The span (start, end) of characters of `text` that each token comes from.
+        token_spans: list[tuple[int, int]] = []
         for start, stop, has_letters in self._pieces(text):
-            # Of each character that is encoded: its place in `text`, where a mark of two characters stands
-            # for a whole control token.
-            written, firsts, lasts = (
-                text[start:stop],
-                list(range(start, stop)),
-                list(range(start + 1, stop + 1)),
-            )
+            # The string to encode, and the span of each of its characters in `text`. They differ if the
+            # piece has marks: two characters of `text` then become the letters of a control token.
             if has_letters:
-                written, firsts, lasts = self._letters(text, start, stop)
-            encoding = (self._without_controls if has_letters else self._tokenizer).encode(
-                written, add_special_tokens=False
-            )
+                tokenizer = self._without_controls
+                string, firsts, lasts = self._letters(text, start, stop)
+            else:
+                tokenizer = self._tokenizer
+                string = text[start:stop]
+                firsts, lasts = list(range(start, stop)), list(range(start + 1, stop + 1))
+            encoding = tokenizer.encode(string, add_special_tokens=False)
             ids += encoding.ids
-            end = (
-                len(written) - 1
-            )  # a token that a tokenizer puts after the text stands for its last character
-            places += [
-                (firsts[min(first, end)], lasts[min(max(last - 1, first), end)])
-                for first, last in encoding.offsets
-            ]
-        return EncodedConversation(ids, _touched(places, spans))
+
+            # A token that the tokenizer puts after the text gets the span of the last character.
+            end = len(string) - 1
+            for first, last in encoding.offsets:
+                token_spans.append((firsts[min(first, end)], lasts[min(max(last - 1, first), end)]))
+        return EncodedConversation(ids, _touched(token_spans, spans))
 
     def _pieces(self, text: str) -> Iterator[tuple[int, int, bool]]:
-        """Parts of a text, (start, stop, has_letters); the last says that marks are in it and no control
-        token.
+        """Pieces (start, stop, has_letters) of a text; `has_letters` is True if the piece has marks and no
+        control token.
 
-        A part ends only where a control token begins or ends: there a tokenizer starts anew in any text.
-        Elsewhere Llama 2's would add a space.
+        A piece ends only where a control token begins or ends: there a tokenizer starts anew in any text.
+        Elsewhere Llama 2's tokenizer would add a space.
         """
         if _CONTROL not in text:
             yield 0, len(text), False
             return
         flags = {token.content: token for token in self.tokenizer.added_tokens}
-        done = place = 0
+        yielded = position = 0
         for control in [*self._any_control.finditer(text), None]:
+            # An added token with lstrip takes the spaces before it.
             stop = len(text) if control is None else control.start()
             if control is not None and flags[control[0]].lstrip:
-                stop = place + len(text[place:stop].rstrip())
-            if _CONTROL in text[place:stop]:
-                if done < place:
-                    yield done, place, False
-                yield place, stop, True
-                done = stop
+                stop = position + len(text[position:stop].rstrip())
+            if _CONTROL in text[position:stop]:
+                if yielded < position:
+                    yield yielded, position, False
+                yield position, stop, True
+                yielded = stop
             if control is not None:
-                place = control.end()
+                position = control.end()
                 if flags[control[0]].rstrip:
-                    place = len(text) - len(text[place:].lstrip())
-        if done < len(text):
-            yield done, len(text), False
+                    position = len(text) - len(text[position:].lstrip())
+        if yielded < len(text):
+            yield yielded, len(text), False
 
     def _letters(self, text: str, start: int, stop: int) -> tuple[str, list[int], list[int]]:
-        """A part of a text with the control tokens that its marks stand for, and of each character its first
-        and last place.
+        """A piece of a text, with the letters of a control token in the place of each mark; and the first and
+        last position in `text` of each character.
         """
-        written, firsts, lasts, place = "", list[int](), list[int](), start
-        while place < stop:
-            is_mark = text[place] == _CONTROL
-            own = self._controls[ord(text[place + 1]) - _FIRST_NUMBER] if is_mark else text[place]
-            width = 2 if is_mark else 1
-            written += own
-            firsts += [place] * len(own)
-            lasts += [place + width] * len(own)
-            place += width
-        return written, firsts, lasts
+        string, firsts, lasts, position = "", list[int](), list[int](), start
+        while position < stop:
+            if text[position] == _CONTROL:
+                letters, width = self._controls[ord(text[position + 1]) - _FIRST_NUMBER], 2
+            else:
+                letters, width = text[position], 1
+            string += letters
+            firsts += [position] * len(letters)
+            lasts += [position + width] * len(letters)
+            position += width
+        return string, firsts, lasts
 
     @functools.cached_property
     def _without_controls(self) -> tokenizers.Tokenizer:
-        """The tokenizer of prompts, to which control tokens are the letters that they are."""
+        """The tokenizer of prompts, changed so that it splits control tokens into letters."""
         description = json.loads(self._tokenizer.to_str())
         for token in description["added_tokens"]:
             token["special"] = token["special"] or is_control(token["content"])
@@ -277,11 +270,11 @@ class ChatFormat:
 
 
 def open_chat_format(folder: Path | str, template: Path | str | None = None) -> ChatFormat:
-    """The chat format of a model folder: its own template (chat_template.jinja, else that of
-    tokenizer_config.json), or the file `template` in its place, or ChatML where there is none.
+    """The chat format of a model folder: its template (chat_template.jinja, else the one in
+    tokenizer_config.json), or the file `template` instead, or ChatML if there is none.
 
-    Raises BadInput where the folder has no tokenizer, the template is none or cannot tell turns apart, or the
-    two do not fit.
+    Raises BadInput if the folder has no tokenizer, the file is no template, the template cannot tell turns
+    apart, or template and tokenizer do not fit.
     """
     path = Path(folder)
     folder = path if path.is_dir() else path.parent
@@ -291,13 +284,14 @@ def open_chat_format(folder: Path | str, template: Path | str | None = None) -> 
     else:
         chosen, where = stored_template(folder) or (CHATML, folder)
     format = ChatFormat(tokenizer, ChatTemplate(chosen, str(where), tokenizer.named_tokens))
-    _ = format.end_id  # raises where generation would not stop
+    _ = format.end_id  # raises if generation would not stop
     return format
 
 
 def write_chat_files(folder: Path, format: ChatFormat, eos_ids: Sequence[int]) -> None:
-    """Makes the files of a model folder beside its config.json those of a chat model: the template, the token
-    that ends a turn, and `eos_ids`, at which generation stops."""
+    """Turns the files beside a model's config.json into those of a chat model: the template, the token that
+    ends a turn, and `eos_ids`, at which generation stops.
+    """
     write_text(folder / TEMPLATE_FILE, format.template)
     config = read_object(folder / TOKENIZER_CONFIG)
     config.pop("chat_template", None)
@@ -305,7 +299,8 @@ def write_chat_files(folder: Path, format: ChatFormat, eos_ids: Sequence[int]) -
         folder / TOKENIZER_CONFIG,
         json.dumps({**config, "eos_token": format.end_token}, indent=2, ensure_ascii=False) + "\n",
     )
-    if (folder / SPECIAL_TOKENS_MAP).is_file():  # older readers take this before the config
+    # Older readers prefer this file to the config.
+    if (folder / SPECIAL_TOKENS_MAP).is_file():
         special = {**read_object(folder / SPECIAL_TOKENS_MAP), "eos_token": format.end_token}
         write_text(folder / SPECIAL_TOKENS_MAP, json.dumps(special, indent=2, ensure_ascii=False) + "\n")
     generation = read_object(folder / GENERATION_CONFIG)
@@ -323,18 +318,18 @@ def _existing(path: Path) -> Path:
 
 
 def _one_of(tokens: Sequence[str]) -> re.Pattern[str]:
-    """A pattern that finds any of the tokens, the longest first; with no token it finds nothing."""
+    """A pattern that matches any of the tokens, the longest first; without tokens it matches nothing."""
     return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
 
 
-def _touched(places: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """Which tokens have a character in one of the spans, as transformers' assistant mask has it.
+def _touched(token_spans: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
+    """For each token, True if one of its characters is in a span, as in transformers' assistant mask.
 
-    A token can join the last character of a header with the first of an answer: that token begins the answer.
-    Places and spans ascend.
+    A token may join the last character of a header with the first of an answer: it counts as part of the
+    answer. Both lists must be sorted.
     """
     touched, number = [], 0
-    for first, last in places:
+    for first, last in token_spans:
         while number < len(spans) and spans[number][1] <= first:
             number += 1
         touched.append(number < len(spans) and last > spans[number][0])
@@ -342,10 +337,11 @@ def _touched(places: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
 
 
 def _without_marks(text: str) -> tuple[str, list[tuple[int, int]]]:
-    spans, plain, place = [], "", 0
+    """A text without BEGIN and END, and the spans between them."""
+    spans, plain, position = [], "", 0
     for mark in re.finditer(f"{BEGIN}([^{END}]*){END}", text):
-        plain += text[place : mark.start()]
+        plain += text[position : mark.start()]
         spans.append((len(plain), len(plain) + len(mark[1])))
         plain += mark[1]
-        place = mark.end()
-    return plain + text[place:], spans
+        position = mark.end()
+    return plain + text[position:], spans

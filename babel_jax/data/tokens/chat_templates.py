@@ -1,5 +1,5 @@
-"""Chat templates of model folders: where they stand, and what they write, as `transformers` has them, but in
-a process of their own.
+"""Chat templates of model folders: their location, and their output, equal to that of `transformers`. They
+run in a separate process.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ MOST_TEMPLATE_BYTES = 2**20  # published templates have at most some tens of tho
 
 
 class ChatTemplate:
-    """A Jinja template and the special tokens that it may name.
+    """A Jinja template, and the special tokens whose names it may use.
 
-    It runs in a process with bounds: see `template_worker`.
+    The template runs in a process with bounds: see `template_worker`.
     """
 
     def __init__(self, text: str, where: str, named_tokens: Mapping[str, str]):
-        """`where` is the template's place, for messages. Raises BadInput for a template that is none."""
+        """`where` is the template's location, for messages. Raises BadInput for text that is no template."""
         self.text, self.where = text, where
         self._named_tokens = dict(named_tokens)
         self._process: subprocess.Popen[bytes] | None = None
@@ -37,15 +37,15 @@ class ChatTemplate:
     def render(
         self, conversations: Sequence[Sequence[Mapping[str, Any]]], add_generation_prompt: Sequence[bool]
     ) -> list[str]:
-        """What the template writes for each conversation, with the assistant's part between BEGIN and END
-        where it says which that is.
+        """The output of the template for each conversation. BEGIN and END mark the assistant's part, if the
+        template marks it.
 
-        Raises BadInput where the template refuses one, or exceeds its bounds.
+        Raises BadInput if the template refuses a conversation, or exceeds its bounds.
         """
         context = {"tools": None, "documents": None, **self._named_tokens}
         requests = []
         for messages, opens_turn in zip(conversations, add_generation_prompt, strict=True):
-            # Templates ask whether a key is there; in data a key without a value is as good as none.
+            # Templates test if a key is present; in data a null value means that the key is missing.
             present = [
                 {key: value for key, value in message.items() if value is not None} for message in messages
             ]
@@ -53,6 +53,7 @@ class ChatTemplate:
         return self._ask(requests, "the chat template does not take this conversation")["texts"]
 
     def _ask(self, request: object, fault: str) -> dict[str, Any]:
+        """The answer of the process, which is started if needed. `fault` begins the message of an error."""
         if self._process is None:
             self._start()
             if not (isinstance(request, dict) and "template" in request):
@@ -61,6 +62,8 @@ class ChatTemplate:
         assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
+
+        # A process that ends while it reads or works gives no whole line.
         line = b""
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -74,6 +77,7 @@ class ChatTemplate:
                 f"{self.where}: {fault}: it runs for more than {MOST_SECONDS:.0f} seconds, or its process "
                 "ended"
             )
+
         answer = json.loads(line)
         if "error" in answer:
             at = "" if answer["line"] is None else f", line {answer['line']}"
@@ -81,7 +85,7 @@ class ChatTemplate:
         return answer
 
     def _start(self) -> None:
-        # -P: the folder of that file holds modules that have names of the standard library's.
+        # -P keeps the folder of that file off the path: it has modules with names of the standard library.
         command = [sys.executable, "-P", template_worker.__file__]
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -100,28 +104,31 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def without_marks(text: str) -> str:
-    """What a template wrote, as a reader has it."""
+    """The output of a template without BEGIN and END."""
     return text.replace(BEGIN, "").replace(END, "")
 
 
 def stored_template(folder: Path) -> tuple[str, Path] | None:
-    """The template of a model folder and the file that it stands in: chat_template.jinja, else
-    tokenizer_config.json.
+    """The template of a model folder and its file: chat_template.jinja, else tokenizer_config.json. None if
+    there is none.
     """
     path = folder / TEMPLATE_FILE
     if path.is_file() or path.is_symlink():
         return read_template(path, below=folder), path
     path = folder / TOKENIZER_CONFIG
     stored = read_object(path).get("chat_template")
-    if isinstance(stored, list):  # several by name; transformers takes the one named default
+
+    # A list has several templates by name; transformers uses the one named "default".
+    if isinstance(stored, list):
         named = {entry.get("name"): entry.get("template") for entry in stored if isinstance(entry, dict)}
         if "default" not in named:
             names = ", ".join(one_line(name, 40) for name in named) or "none"
             raise BadInput(
-                f'{path}: chat_template has the templates {names}, and none with the name "default"; name '
-                "the one to use so"
+                f'{path}: chat_template has the templates {names}, and none with the name "default"; give '
+                "this name to the one to use"
             )
         stored = named["default"]
+
     if stored is None:
         return None
     if not isinstance(stored, str):
@@ -130,8 +137,8 @@ def stored_template(folder: Path) -> tuple[str, Path] | None:
 
 
 def read_template(path: Path, below: Path | None = None) -> str:
-    """The text of a template's file.
+    """The text of a template's file. A link may not lead out of the folder `below`.
 
-    Raises BadInput when it cannot be read; `below` is the folder that links may not leave.
+    Raises BadInput if the file cannot be read.
     """
     return read_text(path, below, MOST_TEMPLATE_BYTES)

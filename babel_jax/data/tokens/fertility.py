@@ -1,4 +1,4 @@
-"""How many tokens a tokenizer spends on the text of each language."""
+"""Fertility: the number of tokens that a tokenizer uses for the text of each language."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from babel_jax.data.tokens.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Fertility:
-    """How many tokens a tokenizer spends on a language's text."""
+    """The sizes of a language's text: tokens, Unicode code points, and bytes of UTF-8."""
 
     tokens: int
     characters: int
@@ -16,21 +16,22 @@ class Fertility:
 
     @property
     def tokens_per_character(self) -> float:
-        """Tokens for each Unicode code point."""
+        """Tokens per Unicode code point."""
         return self.tokens / self.characters
 
     @property
     def tokens_per_byte(self) -> float:
-        """Tokens for each byte of UTF-8."""
+        """Tokens per byte of UTF-8."""
         return self.tokens / self.bytes
 
 
 def fertility(tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]]) -> dict[str, Fertility]:
-    """The fertility on texts of each language; languages without any character are left out."""
-    counted = {}
-    for language, own in texts.items():
-        tokens = sum(map(len, tokenizer.encode_batch(own)))
-        characters = sum(map(len, own))
+    """The fertility on the texts of each language; languages without any character are left out."""
+    by_language = {}
+    for language, language_texts in texts.items():
+        tokens = sum(map(len, tokenizer.encode_batch(language_texts)))
+        characters = sum(map(len, language_texts))
         if characters:
-            counted[language] = Fertility(tokens, characters, sum(len(text.encode()) for text in own))
-    return counted
+            size = sum(len(text.encode()) for text in language_texts)
+            by_language[language] = Fertility(tokens, characters, size)
+    return by_language

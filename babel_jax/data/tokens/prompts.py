@@ -1,6 +1,6 @@
-"""Prompts as a model was trained to read them: its chat template, and text in which control tokens count.
+"""Prompts in the form that a model was trained on: its chat template, and text in which control tokens count.
 
-Raw text is another thing: there "<|im_start|>" is the letters that it is (`Tokenizer.encode`).
+Raw text differs: there "<|im_start|>" is tokenized letter by letter (`Tokenizer.encode`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ Message = Mapping[str, str]
 class PromptTokenizer:
     """The tokenizer and chat template of a model folder.
 
-    Raises BadInput when there is no tokenizer, or it cannot be read.
+    Raises BadInput if there is no tokenizer, or it cannot be read.
     """
 
     def __init__(self, folder: Path | str):
@@ -27,23 +27,21 @@ class PromptTokenizer:
         named_id = self.tokenizer.token_id(named) if named else None
         self.bos_id = self.tokenizer.bos_id
         self.eos_id = self.tokenizer.eos_id if named_id is None else named_id
-        # Any of these ends what the model writes.
+        # Generation ends at any of these.
         self.end_ids = self.tokenizer.stop_ids
-        # What a text without anything before it follows.
+        # The token before a text that has no preceding text.
         self.first_id = self.eos_id if self.bos_id is None else self.bos_id
         self._stored = stored_template(self.folder)
         self._template: ChatTemplate | None = None
 
     @property
     def chat_template(self) -> str | None:
-        """The folder's chat template as it stands, None where there is none."""
+        """The folder's chat template, unchanged; None if the folder has none."""
         return None if self._stored is None else self._stored[0]
 
     def encode(self, text: str, special: bool | None = True) -> list[int]:
-        """The ids of a prompt; `special` lets the tokenizer put those before it that begin every text, if it
-        has any.
-
-        Where `special` is None they come first unless the text itself begins with them.
+        """The ids of a prompt. `special`: True puts the ids before it that begin every text, if the tokenizer
+        has any; False does not; None does so unless the text itself begins with them.
         """
         return self.tokenizer.encode_prompt(text, special)
 
@@ -56,9 +54,9 @@ class PromptTokenizer:
         return self.tokenizer.decode_after(before, ids)
 
     def template(self) -> ChatTemplate:
-        """The folder's chat template, ready to write.
+        """The folder's chat template, ready to render.
 
-        Raises BadInput where there is none, or it cannot be read.
+        Raises BadInput if there is none, or it cannot be read.
         """
         if self._stored is None:
             raise BadInput(
@@ -66,16 +64,16 @@ class PromptTokenizer:
                 f"{TOKENIZER_CONFIG}); add the model's own"
             )
         if self._template is None:
-            text, where = self._stored
-            self._template = ChatTemplate(text, str(where), self.tokenizer.named_tokens)
+            text, location = self._stored
+            self._template = ChatTemplate(text, str(location), self.tokenizer.named_tokens)
         return self._template
 
     def chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-        """The prompt of a conversation ({"role", "content"} each), with the assistant's turn opened at its
-        end.
+        """The prompt of a conversation ({"role", "content"} each), which ends with the start of an
+        assistant's turn.
 
-        Without `add_generation_prompt` the last message is one to be gone on with: what the template puts
-        behind it is left out. Raises BadInput where the folder has no chat template, or it fails.
+        Without `add_generation_prompt` the model continues the last message: the text that the template
+        writes after it is left out. Raises BadInput if the folder has no chat template, or it fails.
         """
         rendered = without_marks(self.template().render([messages], [add_generation_prompt])[0])
         if add_generation_prompt or not messages:
@@ -83,7 +81,6 @@ class PromptTokenizer:
         last = messages[-1]["content"].strip()
         if last not in rendered:
             raise BadInput(
-                f"{self.folder}: the chat template does not write the last message as it is, so it cannot "
-                "be gone on with"
+                f"{self.folder}: the chat template changes the last message, so the model cannot continue it"
             )
         return rendered[: rendered.rindex(last) + len(last)]

@@ -1,4 +1,4 @@
-"""A SentencePiece model as a Hugging Face tokenizer.json that gives the same ids."""
+"""Converts a SentencePiece model to a Hugging Face tokenizer.json that gives the same ids."""
 
 from collections.abc import Iterable
 
@@ -9,19 +9,19 @@ from tokenizers import decoders, models, normalizers
 from babel_jax.errors import BadInput
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-# `tokenizers` looks up bytes and control pieces in text too. At this score the letters of "</s>" or "<0x0A>"
-# always win over the piece.
+# `tokenizers` also matches bytes and control pieces in text. At this score a text "</s>" or "<0x0A>" is
+# always split into letters instead.
 _NEVER = -1000.0
 _KINDS = ModelProto.SentencePiece
 
 
 def as_tokenizer_json(model: bytes, where: str) -> str:
-    """The tokenizer.json that gives the ids of a SentencePiece model: unigram (ours), or BPE (Llama 2,
+    """The tokenizer.json that gives the ids of a SentencePiece model: unigram (ours) or BPE (Llama 2,
     Mistral, Gemma).
 
-    `where` names the model in messages. Raises BadInput for what `tokenizers` cannot reproduce: text
-    normalization, no byte fallback, user-defined pieces beside a space before the text, and in a unigram
-    model either of the two.
+    `where` names the model in messages. Raises BadInput for a model that `tokenizers` cannot reproduce: one
+    that normalizes text, has no byte fallback, or has user-defined pieces together with a space before the
+    text; for a unigram model, either of these two is enough.
     """
     proto = ModelProto.FromString(model)
     kind, normalizer = proto.trainer_spec.model_type, proto.normalizer_spec
@@ -39,11 +39,13 @@ def as_tokenizer_json(model: bytes, where: str) -> str:
         "treats white space as a suffix, or keeps it": proto.trainer_spec.treat_whitespace_as_suffix
         or not normalizer.escape_whitespaces,
     }
-    found = [obstacle for obstacle, is_so in obstacles.items() if is_so]
-    if found:
+    present = [obstacle for obstacle, is_present in obstacles.items() if is_present]
+    if present:
         raise BadInput(
-            f"{where}: has no equal tokenizer.json ({'; '.join(found)}); train one with `train_sentencepiece`"
+            f"{where}: has no equal tokenizer.json ({'; '.join(present)}); "
+            "train one with `train_sentencepiece`"
         )
+
     exported = tokenizers.Tokenizer(_unigram(proto) if is_unigram else _bpe(proto))
     spaces = normalizers.Replace(" ", _SPACE)
     decoding = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -53,10 +55,10 @@ def as_tokenizer_json(model: bytes, where: str) -> str:
     else:
         exported.normalizer = spaces
     exported.decoder = decoders.Sequence(decoding)
-    exported.add_special_tokens(
-        [piece.piece for piece in proto.pieces if piece.type in (_KINDS.CONTROL, _KINDS.UNKNOWN)]
-    )
-    # SentencePiece finds user-defined pieces before it merges, in text whose spaces are U+2581 already.
+
+    specials = [piece.piece for piece in proto.pieces if piece.type in (_KINDS.CONTROL, _KINDS.UNKNOWN)]
+    exported.add_special_tokens(specials)
+    # SentencePiece matches user-defined pieces before it merges, after spaces have become U+2581.
     exported.add_tokens([tokenizers.AddedToken(piece, normalized=True, special=False) for piece in users])
     return exported.to_str(pretty=True)
 
@@ -70,8 +72,10 @@ def _unigram(proto: ModelProto) -> models.Unigram:
 
 
 def _bpe(proto: ModelProto) -> models.BPE:
-    """SentencePiece merges the pair whose piece has the highest score; `tokenizers` the pair that comes first
-    in a list.
+    """A BPE model with an ordered list of merges.
+
+    SentencePiece merges the pair whose piece has the highest score. `tokenizers` merges the first pair in its
+    list.
     """
     ids = {piece.piece: number for number, piece in enumerate(proto.pieces)}
     scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == _KINDS.NORMAL}
@@ -83,9 +87,9 @@ def _bpe(proto: ModelProto) -> models.BPE:
 
 
 def _splits(pieces: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """Every way to put a piece together from two others."""
+    """Every way to join two pieces into a third."""
     known = set(pieces)
     for piece in known:
-        for place in range(1, len(piece)):
-            if piece[:place] in known and piece[place:] in known:
-                yield piece[:place], piece[place:]
+        for cut in range(1, len(piece)):
+            if piece[:cut] in known and piece[cut:] in known:
+                yield piece[:cut], piece[cut:]

@@ -1,10 +1,10 @@
-"""The tokens that a model folder's side files name, read as `transformers` reads them: what begins, ends and
-pads a text.
+"""The special tokens that the files of a model folder name, read as `transformers` reads them: for the start
+and end of a text and for padding.
 
-tokenizer_config.json     bos_token, eos_token, ..; added_tokens_decoder; add_bos_token
-special_tokens_map.json   the same names; read, as transformers does, only without an added_tokens_decoder
-added_tokens.json         {token: id}; read in the same case
-generation_config.json, config.json   eos_token_id, one id or several
+    tokenizer_config.json     bos_token, eos_token, ..; added_tokens_decoder; add_bos_token
+    special_tokens_map.json   the same names; read, as in transformers, only without an added_tokens_decoder
+    added_tokens.json         {token: id}; read in the same case
+    generation_config.json, config.json   eos_token_id, one id or several
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS = (
     "added_tokens.json",
 )
 GENERATION_CONFIG, MODEL_CONFIG = "generation_config.json", "config.json"
-# The id that ends a document is looked for in this order. Generation stops at the ids of
-# generation_config.json, so it comes first.
+# The id that ends a document is taken from the first of these files that has one. Generation stops at the
+# ids of generation_config.json, so this file comes first.
 EOS_FILES = (GENERATION_CONFIG, MODEL_CONFIG, TOKENIZER_CONFIG)
 MOST_ADDED_TOKENS = 1_000_000  # in one folder; published tokenizers have at most some thousands
 MOST_TOKEN_CHARACTERS = 1_000  # of one added token
@@ -33,8 +33,8 @@ _EXTRA_LISTS = ("extra_special_tokens", "additional_special_tokens")
 
 @dataclasses.dataclass(frozen=True)
 class AddedToken:
-    """A token that is found in a text before the tokenizer's own rules; flags are those of the `tokenizers`
-    library.
+    """A token that is matched in a text before the tokenizer's rules apply; the flags are those of
+    `tokenizers`.
     """
 
     content: str
@@ -48,12 +48,15 @@ class AddedToken:
 
 @dataclasses.dataclass(frozen=True)
 class SideFiles:
-    """What the files beside a tokenizer say.
+    """The content of the files beside a tokenizer.
 
-    `named` has the tokens that a chat template may name ({"bos_token": "<s>"}), `extra` further special
-    tokens, `added` the added tokens. `added_flags_hold` says that their file has their flags and not their
-    ids alone. `eos_ids` are the ids of generation_config.json, else of config.json, first the one that ends a
-    document; `stop_ids` are those of both files. `add_bos_token` is None where no file says it.
+    - named: the tokens whose names a chat template may use, such as {"bos_token": "<s>"}
+    - extra: further special tokens
+    - added: the added tokens
+    - added_flags_hold: True if the file of the added tokens has their flags, not only their ids
+    - eos_ids: the ids of generation_config.json, else of config.json; the first ends a document
+    - stop_ids: the ids of both files
+    - add_bos_token: None if no file has it
     """
 
     folder: Path
@@ -68,7 +71,7 @@ class SideFiles:
 
 
 def read_side_files(folder: Path) -> SideFiles:
-    """The side files of a model folder; all of them may be missing.
+    """The side files of a model folder; any of them may be missing.
 
     Raises BadInput for values of the wrong type.
     """
@@ -86,28 +89,28 @@ def read_side_files(folder: Path) -> SideFiles:
         )
     if len(added) > MOST_ADDED_TOKENS:
         raise BadInput(f"{folder}: {len(added):,} added tokens; at most {MOST_ADDED_TOKENS:,} are read")
-    by_file = {
-        name: _ids(read_object(folder / name), "eos_token_id", folder / name)
-        for name in (GENERATION_CONFIG, MODEL_CONFIG)
-    }
-    pads = [_pad_ids(read_object(folder / name), folder / name) for name in by_file]
+
+    generation, model = folder / GENERATION_CONFIG, folder / MODEL_CONFIG
+    generation_eos = _ids(read_object(generation), "eos_token_id", generation)
+    model_eos = _ids(read_object(model), "eos_token_id", model)
+    pad_ids = _pad_ids(read_object(generation), generation) + _pad_ids(read_object(model), model)
     return SideFiles(
         folder,
         named,
         extra,
         added,
         added_flags_hold=config.get("added_tokens_decoder") is not None,
-        eos_ids=next(filter(None, by_file.values()), []),
-        stop_ids=list(dict.fromkeys(token for ids in by_file.values() for token in ids)),
-        pad_id=next((ids[0] for ids in pads if ids), None),
+        eos_ids=generation_eos or model_eos,
+        stop_ids=list(dict.fromkeys([*generation_eos, *model_eos])),
+        pad_id=pad_ids[0] if pad_ids else None,
         add_bos_token=_flag(config, "add_bos_token", folder / TOKENIZER_CONFIG),
     )
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object of a file in a model folder; empty where there is no such file.
+    """The JSON object of a file in a model folder; empty if there is no such file.
 
-    Raises BadInput when it cannot be read.
+    Raises BadInput if it cannot be read.
     """
     try:
         values = read_json(path, below=path.parent)
@@ -162,7 +165,7 @@ def _decoder_tokens(values: Any, path: Path) -> list[AddedToken]:
             raise BadInput(
                 f"{path}: {name} is {value!r}; an id with an object that has its content is needed"
             )
-        # transformers: a token is normalized unless it is special, where the file says nothing.
+        # Without a flag `normalized`, transformers normalizes a token unless it is special.
         special = value.get("special", False)
         flags = {"normalized": not special} | {
             key: value[key] for key in ("single_word", "lstrip", "rstrip", "normalized") if key in value
@@ -190,15 +193,16 @@ def _listed_tokens(values: Mapping[str, Any], special: set[str], path: Path) -> 
 
 
 def _ids(values: Mapping[str, Any], name: str, path: Path) -> list[int]:
-    """The ids under a name: one id, or a list of them; none where it is null or missing."""
-    found = values.get(name)
-    if found is None:
+    """The ids under a name: one id, or a list of them; empty if the value is null or missing."""
+    value = values.get(name)
+    if value is None:
         return []
-    return [_checked_id(token, name, path) for token in (found if isinstance(found, list) else [found])]
+    numbers = value if isinstance(value, list) else [value]
+    return [_checked_id(number, name, path) for number in numbers]
 
 
 def _pad_ids(values: Mapping[str, Any], path: Path) -> list[int]:
-    """The id of padding; Llama's first configs have -1 where there is none."""
+    """The id of padding, if any; Llama's first configs have -1 for none."""
     return [] if values.get("pad_token_id") == -1 else _ids(values, "pad_token_id", path)
 
 
@@ -209,7 +213,7 @@ def _checked_id(number: Any, name: str, path: Path) -> int:
 
 
 def _flag(values: Mapping[str, Any], name: str, path: Path) -> bool | None:
-    found = values.get(name)
-    if found is not None and not isinstance(found, bool):
-        raise BadInput(f"{path}: {name} is {found!r}; true or false is needed")
-    return found
+    value = values.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise BadInput(f"{path}: {name} is {value!r}; true or false is needed")
+    return value

@@ -1,16 +1,16 @@
-"""The process in which chat templates run: a template comes with a model folder and may be a stranger's
+"""The process in which chat templates run. A template comes with a model folder and may be a stranger's
 program.
 
-`chat_templates.py` starts this file by its path. It reads requests, one JSON value a line, and answers each
-with one line:
+`chat_templates.py` starts this file by its path. The process reads requests, one JSON value a line, and
+answers each with one line:
 
-    {"template": TEXT}                                   ->  {} [{"messages": [..], "add_generation_prompt":
-    ..}, ..]  ->  {"texts": [..]} a fault of either                                    ->  {"error": MESSAGE,
-    "line": LINE OF THE TEMPLATE OR null}
+    {"template": TEXT}                                     ->  {}
+    [{"messages": [..], "add_generation_prompt": ..}, ..]  ->  {"texts": [..]}
+    an error in either                                     ->  {"error": MESSAGE, "line": NUMBER OR null}
 
-Limits: the memory and processor time below, and the length of what a template writes. A template that exceeds
-the time ends the process. It imports nothing but the standard library and Jinja, so that it starts in a tenth
-of a second.
+Bounds: the memory and processor time below, and the length of the output. A template that exceeds the time
+ends the process. The process imports only the standard library and Jinja, so it starts in a tenth of a
+second.
 """
 
 import functools
@@ -27,17 +27,15 @@ import jinja2.sandbox
 
 MOST_MEMORY = 512 * 2**20  # bytes of address space
 MOST_SECONDS = 5.0  # of processor time for one conversation
-MOST_CHARACTERS = 16 * 2**20  # of what a template writes for one conversation
-# Halves of surrogate pairs are in no text (rows that have them are refused), so they can mark places in what
-# a template writes.
+MOST_CHARACTERS = 16 * 2**20  # of the output for one conversation
+# No text has halves of surrogate pairs (rows with them are refused), so they can be marks in the output.
 BEGIN, END = "\ud800", "\ud801"
 _NAME = "<chat template>"
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` ..
-
-    `{% endgeneration %}`: what is between is the assistant's, and stands between BEGIN and END.
+    """`{% generation %}` .. `{% endgeneration %}`: the text between is the assistant's; it is put between
+    BEGIN and END.
     """
 
     tags = {"generation"}  # noqa: RUF012 - jinja2's own name and type
@@ -52,9 +50,9 @@ class _Generation(jinja2.ext.Extension):
 
 
 def compiled_template(template: str) -> jinja2.Template:
-    """A template with the filters and functions that transformers gives one.
+    """A template with the filters and functions that transformers gives to templates.
 
-    Raises jinja2.TemplateError for one that is none.
+    Raises jinja2.TemplateError for text that is no template.
     """
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
@@ -95,7 +93,7 @@ def _rendered(template: jinja2.Template, request: dict[str, Any]) -> str:
 
 
 def _line_of(error: BaseException) -> int | None:
-    """The line of the template in which an error was raised."""
+    """The line of the template that raised an error."""
     line = getattr(error, "lineno", None)
     frame = error.__traceback__
     while frame is not None:
@@ -105,7 +103,7 @@ def _line_of(error: BaseException) -> int | None:
     return line if isinstance(line, int) and line > 0 else None
 
 
-def _words(error: BaseException) -> str:
+def _message_of(error: BaseException) -> str:
     if isinstance(error, jinja2.TemplateError):
         return str(error.message or error)
     if isinstance(error, MemoryError):
@@ -124,21 +122,20 @@ def main() -> None:
     template: jinja2.Template | None = None
     answer = functools.partial(json.dumps, ensure_ascii=True)
     for line in sys.stdin.buffer:
-        # The default action of SIGPROF ends the process, also inside of a single long operation such as 9 **
-        # (9 ** 9).
+        # The default action of SIGPROF ends the process, even within a long operation such as 9 ** (9 ** 9).
         signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
         try:
             request = json.loads(line)
             if isinstance(request, dict):
                 template = compiled_template(request["template"])
-                said = answer({})
+                reply = answer({})
             else:
                 assert template is not None
-                said = answer({"texts": [_rendered(template, one) for one in request]})
-        except Exception as error:  # whatever a stranger's program may raise
-            said = answer({"error": _words(error), "line": _line_of(error)})
+                reply = answer({"texts": [_rendered(template, values) for values in request]})
+        except Exception as error:  # a stranger's program may raise anything
+            reply = answer({"error": _message_of(error), "line": _line_of(error)})
         signal.setitimer(signal.ITIMER_PROF, 0)
-        print(said, flush=True)
+        print(reply, flush=True)
 
 
 if __name__ == "__main__":

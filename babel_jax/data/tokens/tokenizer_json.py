@@ -1,5 +1,5 @@
-"""A tokenizer.json that may be a stranger's: read within bounds, with the added tokens of the files beside
-it.
+"""Reads a tokenizer.json, which may come from a stranger, within bounds, and adds the added tokens of the
+files beside it.
 """
 
 import contextlib
@@ -16,31 +16,31 @@ import tokenizers
 from babel_jax.data.tokens.special_tokens import ADDED_TOKENS, TOKENIZER_CONFIG, AddedToken, SideFiles
 from babel_jax.errors import BadInput, one_line
 
-MOST_GROWTH = 1_000  # times that normalization may lengthen a text by its replacements; 3 for U+2581 in UTF-8
+MOST_GROWTH = 1_000  # a normalizer may make a text so many times as long; U+2581 for a space is 3 in UTF-8
 
 
 def loaded_tokenizer(description: Mapping[str, object], path: Path) -> tokenizers.Tokenizer:
     """The tokenizer of a tokenizer.json's content, without padding and truncation.
 
-    Raises BadInput for one that cannot be read.
+    Raises BadInput if it cannot be read.
     """
     _check_bounds(description, path)
     try:
         with no_panic(path), quiet():
-            made = tokenizers.Tokenizer.from_str(json.dumps(description))
+            tokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
     except BadInput:
         raise
     except Exception as error:  # the library raises bare exceptions
         raise BadInput(f"{path}: not a readable tokenizer: {one_line(error, 200)}") from error
-    made.no_padding()
-    made.no_truncation()
-    return made
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 @contextlib.contextmanager
 def no_panic(path: Path) -> Iterator[None]:
-    """The library's panics, which are no Exception, as BadInput: a tokenizer can be damaged so that only some
-    text shows it.
+    """Turns panics of the library, which are no Exception, into BadInput. Some damage shows with some texts
+    only.
     """
     try:
         yield
@@ -54,7 +54,7 @@ def no_panic(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the library's own report of a panic, some hundred lines, from the terminal; only where a
+    """Keeps the library's report of a panic, some hundred lines, off the terminal. Used only while a
     tokenizer is opened.
     """
     sys.stderr.flush()
@@ -69,13 +69,17 @@ def quiet() -> Iterator[None]:
 
 
 def _check_bounds(description: Mapping[str, Any], path: Path) -> None:
-    """Raises BadInput for a tokenizer that would draw ids at random, or make a text longer without bound."""
+    """Raises BadInput for a tokenizer with random ids, or with a normalizer that lengthens a text without
+    bound.
+    """
     model = description.get("model")
     if isinstance(model, dict) and model.get("dropout"):
         raise BadInput(
             f"{path}: model.dropout is {model['dropout']}: one text would get other ids each time; set it "
             "to null"
         )
+
+    # Each replacement may be applied to the result of the one before, so their lengths multiply.
     growth = 1
     for part in _parts_of(description.get("normalizer")):
         for name in ("content", "prepend"):
@@ -89,7 +93,7 @@ def _check_bounds(description: Mapping[str, Any], path: Path) -> None:
 
 
 def _parts_of(normalizer: object) -> Iterator[dict[str, Any]]:
-    """A normalizer of a tokenizer.json and all that it holds."""
+    """A normalizer of a tokenizer.json and all normalizers within it."""
     waiting = [normalizer]
     while waiting:
         part = waiting.pop()
@@ -101,7 +105,7 @@ def _parts_of(normalizer: object) -> Iterator[dict[str, Any]]:
 def parsed_tokenizer(content: bytes, path: Path) -> Any:
     """The value of a tokenizer.json.
 
-    Plain json.loads: the checks of `files.parse_json` cost a second for a vocabulary of 150,000.
+    It uses plain json.loads: the checks of `files.parse_json` take a second for a vocabulary of 150,000.
     """
     try:
         return json.loads(content)
@@ -112,13 +116,14 @@ def parsed_tokenizer(content: bytes, path: Path) -> Any:
 def merged_tokens(
     description: object, side: SideFiles, path: Path
 ) -> tuple[list[AddedToken], list[AddedToken]]:
-    """All added tokens, and those of them that side files add or change.
+    """All added tokens, and those that side files add or change.
 
-    They are put into `description`, a tokenizer.json's content.
+    They are also written into `description`, a tokenizer.json's content.
     """
     listed = description.get("added_tokens") if isinstance(description, dict) else None
     if not isinstance(description, dict) or not isinstance(listed, list | None):
         raise BadInput(f"{path}: not a readable tokenizer: an object with a list of added_tokens is needed")
+
     tokens: dict[str, AddedToken] = {}
     for token in listed or []:
         if (
@@ -135,21 +140,21 @@ def merged_tokens(
             for name in ("special", "single_word", "lstrip", "rstrip", "normalized")
         }
         tokens[token["content"]] = AddedToken(token["content"], token["id"], **flags)
+
     changed = [token for token in side.added if tokens.get(token.content) != token]
     for token in changed:
         known = tokens.get(token.content)
         if known is not None and known.id != token.id:
             raise BadInput(
                 f"{path.parent}: the added token {token.content!r} has the id {known.id} in {path.name} and "
-                f"{token.id} in the files beside "
-                f"it; correct {ADDED_TOKENS} or {TOKENIZER_CONFIG}"
+                f"{token.id} in the files beside it; correct {ADDED_TOKENS} or {TOKENIZER_CONFIG}"
             )
-        # What tokenizer_config.json says of a token holds, as in transformers; added_tokens.json says only
-        # its id.
+        # As in transformers, the flags of tokenizer_config.json are used; added_tokens.json has ids alone.
         if known is None or side.added_flags_hold:
             tokens[token.content] = token
     changed = [token for token in changed if tokens[token.content] is token]
-    # A special token of the vocabulary that no file lists as added is one all the same.
+
+    # A special token in the vocabulary counts as an added token even if no file lists it as one.
     for content in dict.fromkeys([*side.named.values(), *side.extra]):
         number = _vocabulary_id(description, content)
         if content not in tokens and number is not None:
@@ -159,33 +164,28 @@ def merged_tokens(
 
 
 def _vocabulary_id(description: Mapping[str, Any], token: str) -> int | None:
-    """The id of a token in the vocabulary of a tokenizer.json's model: {token: id}, or for a unigram model
-    [[token, score], ..].
+    """The id of a token in the vocabulary of a tokenizer.json: {token: id}, or [[token, score], ..] for
+    unigram.
     """
     model = description.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, list):
-        return next(
-            (
-                number
-                for number, entry in enumerate(vocabulary)
-                if isinstance(entry, list) and entry[:1] == [token]
-            ),
-            None,
-        )
+        for index, entry in enumerate(vocabulary):
+            if isinstance(entry, list) and entry[:1] == [token]:
+                return index
+        return None
     number = vocabulary.get(token) if isinstance(vocabulary, dict) else None
     return number if isinstance(number, int) else None
 
 
 def check_ids(made: tokenizers.Tokenizer, added: Sequence[AddedToken], path: Path) -> None:
-    """The library numbers added tokens itself, so one whose file names another id would be a token that the
-    model does not know.
+    """Raises BadInput if the library gives an added token another id than its file: the model would not know
+    it.
     """
     for token in added:
         if made.token_to_id(token.content) != token.id:
             raise BadInput(
                 f"{path.parent}: the added token {token.content!r} has the id {token.id} and the tokenizer "
-                "gives it "
-                f"{made.token_to_id(token.content)}; the ids of added tokens follow the vocabulary without "
-                "a gap"
+                f"gives it {made.token_to_id(token.content)}; the ids of added tokens follow the vocabulary "
+                "without a gap"
             )

@@ -1,14 +1,13 @@
 """One tokenizer for every use: windows, conversations, prompts, scores and samples.
 
-A tokenizer is opened from a model folder. It says which ids a text begins with, which end a document, which
-end what a model writes, and how new tokens read after others. In raw text no control token counts:
-"<|endoftext|>" in a document is tokenized as the letters that it is. In a prompt it is the control token.
+A tokenizer is opened from a model folder. It has the ids that begin a text, that end a document and that end
+generation, and it decodes new tokens after earlier ones. In raw text control tokens do not count:
+"<|endoftext|>" in a document is tokenized letter by letter. In a prompt it is the control token.
 """
 
 import dataclasses
 import functools
 import hashlib
-import itertools
 import json
 import re
 from abc import ABC, abstractmethod
@@ -60,23 +59,23 @@ _OTHER_FILES = (
     "chat_template.jinja",
     _CODE_FILE,
 )
-# Qwen marks <think> and <|fim_prefix|> as ordinary added tokens, though they steer a model as its special
-# ones do.
+# Qwen marks <think> and <|fim_prefix|> as ordinary added tokens, though they control a model as special
+# tokens do.
 _CONTROL = re.compile(r"<[^\s<>]+>")
 
 
 class Tokenizer(ABC):
-    """A tokenizer and what its folder's files say of its tokens.
+    """A tokenizer with the special tokens that the files of its folder name.
 
     path          the file that it is read from
-    vocab_size    one more than the highest id
+    vocab_size    the highest id + 1
     eos_id        the id that ends a document
-    pad_id        the id for padding, None where the model names none
-    bos_id        the id of bos_token, None where the model names none
-    begin_ids     the ids that every text begins with: [bos_id] for Llama, Gemma and Mistral, none for Qwen
-    stop_ids      any of these ids ends what a model writes
+    pad_id        the id for padding; None if the model names none
+    bos_id        the id of bos_token; None if the model names none
+    begin_ids     the ids at the start of every text: [bos_id] for Llama, Gemma and Mistral, none for Qwen
+    stop_ids      generation ends at any of these ids
     fingerprint   a digest of the vocabulary and of eos_id: equal for tokenizers that give the same ids
-    named_tokens  the tokens that a chat template may name: {"bos_token": "<s>", ..}
+    named_tokens  the tokens whose names a chat template may use: {"bos_token": "<s>", ..}
     """
 
     vocab_size: int
@@ -88,30 +87,30 @@ class Tokenizer(ABC):
         self.named_tokens = dict(side.named)
 
     def _finish(self, content: bytes, defaults: Mapping[str, int]) -> None:
-        """Fills the attributes above; the subclass knows `vocab_size` and `token_id` by now.
+        """Sets the attributes above. The subclass must have `vocab_size` and `token_id` by then.
 
-        The ids depend on `content`. `defaults` are the ids of bos_token, eos_token and pad_token where no
-        side file names them.
+        content: the bytes that decide the ids. defaults: the ids of bos_token, eos_token and pad_token, used
+        if no side file names them.
         """
         named_eos = self._named_id("eos_token")
         eos_id = _first_id(*self._side.eos_ids[:1], named_eos, defaults.get("eos_token"))
         if eos_id is None:
-            where, named = self.path.parent, self._side.named.get("eos_token")
+            folder, named = self.path.parent, self._side.named.get("eos_token")
             if named:
                 raise BadInput(
-                    f"{where}: eos_token is {named!r}, which the tokenizer does not have; correct "
+                    f"{folder}: eos_token is {named!r}, which the tokenizer does not have; correct "
                     f"{', '.join(EOS_FILES)}"
                 )
             raise BadInput(
-                f"{where}: nothing says which token ends a document; put eos_token into a "
+                f"{folder}: nothing says which token ends a document; put eos_token into a "
                 f"{TOKENIZER_CONFIG} there"
             )
         if not 0 <= eos_id < self.vocab_size:
             raise BadInput(
                 f"{self.path.parent}: eos_token_id is {eos_id} and the tokenizer's ids end at "
-                f"{self.vocab_size - 1}; "
-                f"correct {', '.join(EOS_FILES)}"
+                f"{self.vocab_size - 1}; correct {', '.join(EOS_FILES)}"
             )
+
         self.eos_id = eos_id
         self.bos_id = _first_id(self._named_id("bos_token"), defaults.get("bos_token"))
         self.pad_id = _first_id(self._side.pad_id, self._named_id("pad_token"), defaults.get("pad_token"))
@@ -122,7 +121,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """The ids of raw text: no id is added before or after, and none stands for a control token."""
+        """The ids of raw text: no id is added before or after, and no id is a control token."""
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -136,23 +135,23 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def with_controls(self) -> tokenizers.Tokenizer:
-        """The tokenizer of prompts: an added token in a text is that token.
+        """The tokenizer of prompts, in which an added token in a text is one token.
 
-        Raises BadInput for a SentencePiece model without one.
+        Raises BadInput for a SentencePiece model that has no equal tokenizer.json.
         """
 
     @abstractmethod
     def token_id(self, token: str) -> int | None:
-        """The id of a token; None where the vocabulary does not have it."""
+        """The id of a token; None if the vocabulary does not have it."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Writes the files with which `transformers.AutoTokenizer` gives the same ids into a model folder."""
+        """Writes files into a model folder with which `transformers.AutoTokenizer` gives the same ids."""
 
     def encode_prompt(self, text: str, begin: bool | None = None) -> list[int]:
-        """The ids of a prompt, in which control tokens count. `begin` says whether `begin_ids` come first.
+        """The ids of a prompt, in which control tokens count.
 
-        Where it is None they do, unless the text itself begins with these tokens.
+        begin: if `begin_ids` come first; None means: unless the text itself begins with these tokens.
         """
         with no_panic(self.path):
             ids = self.with_controls.encode(text, add_special_tokens=False).ids
@@ -163,29 +162,29 @@ class Tokenizer(ABC):
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of ids.
 
-        Special tokens give no text, unless `skip_special` is False; nor do ids beyond the vocabulary.
+        Special tokens give no text unless `skip_special` is False. Ids outside the vocabulary give no text.
         """
         hidden = self._special_ids if skip_special else frozenset()
         kept = [int(token) for token in ids if 0 <= token < self.vocab_size and token not in hidden]
         return self._decode(kept)
 
     def decode_after(self, before: Sequence[int], ids: Sequence[int]) -> str:
-        """The text of ids that follow others.
+        """The text that `ids` add after the ids `before`.
 
-        It can differ from `decode(ids)`: Llama 2's and Mistral's decoders take the space from the first word
-        of whatever they decode.
+        It can differ from `decode(ids)`: the decoders of Llama 2 and Mistral drop the space before the first
+        word.
         """
         first, whole = self.decode(before), self.decode([*before, *ids])
-        # A character that `before` ends inside of is complete only in `whole`, so the two texts can differ
-        # there.
-        same = sum(
-            1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, whole, strict=False))
-        )
-        return whole[same:]
+        # If `before` ends within a character, that character is complete only in `whole`: the two texts
+        # differ from there on.
+        common = 0
+        while common < min(len(first), len(whole)) and first[common] == whole[common]:
+            common += 1
+        return whole[common:]
 
     @abstractmethod
     def _decode(self, ids: list[int]) -> str:
-        """The text of ids, special ones too."""
+        """The text of ids, including special tokens."""
 
     @functools.cached_property
     def _special_ids(self) -> frozenset[int]:
@@ -197,7 +196,7 @@ class Tokenizer(ABC):
 
     def _begin_ids(self) -> list[int]:
         if self._add_bos_token is None:
-            return self._own_begin_ids()
+            return self._default_begin_ids()
         if self._add_bos_token and self.bos_id is None:
             raise BadInput(
                 f"{self.path.parent}: data.add_bos_token is true, and no bos_token of the folder is in the "
@@ -206,28 +205,28 @@ class Tokenizer(ABC):
         return [self.bos_id] if self._add_bos_token and self.bos_id is not None else []
 
     @abstractmethod
-    def _own_begin_ids(self) -> list[int]:
-        """The ids that the tokenizer itself begins a text with."""
+    def _default_begin_ids(self) -> list[int]:
+        """The ids at the start of a text if no setting changes them."""
 
 
 def open_tokenizer(path: Path | str, add_bos_token: bool | None = None) -> Tokenizer:
     """The tokenizer of a model folder (tokenizer.json, else tokenizer.model), or of one tokenizer.json or
     SentencePiece .model file.
 
-    A model folder may be in a bucket. `add_bos_token` says whether texts begin with bos_token; where it is
-    None the tokenizer decides. Raises BadInput when there is no tokenizer, it cannot be read, or nothing says
-    which token ends a document.
+    A model folder may be in a bucket. add_bos_token: if texts begin with bos_token; None leaves it to the
+    tokenizer. Raises BadInput if there is no tokenizer, it cannot be read, or no file names the token that
+    ends a document.
     """
     path = place(path)
     pull(path, lambda name: "/" not in name and not name.endswith((".safetensors", ".bin")))
     if path.is_dir():
-        found = [path / name for name in (TOKENIZER_JSON, SENTENCEPIECE_MODEL) if (path / name).is_file()]
-        if not found:
+        present = [path / name for name in (TOKENIZER_JSON, SENTENCEPIECE_MODEL) if (path / name).is_file()]
+        if not present:
             raise BadInput(
                 f"{path}: no tokenizer ({TOKENIZER_JSON} or {SENTENCEPIECE_MODEL}); copy the model's "
                 "tokenizer files there"
             )
-        path = found[0]
+        path = present[0]
     if not path.exists():
         raise BadInput(
             f"{path}: no such tokenizer; give a model folder, a {TOKENIZER_JSON} or a SentencePiece .model "
@@ -244,7 +243,7 @@ def open_tokenizer(path: Path | str, add_bos_token: bool | None = None) -> Token
 
 
 def is_control(token: str) -> bool:
-    """Whether an added token is written like one that steers a model: <name>."""
+    """True if an added token is written like one that controls a model: <name>."""
     return bool(_CONTROL.fullmatch(token))
 
 
@@ -256,12 +255,15 @@ class HuggingFaceTokenizer(Tokenizer):
         content = read_bytes(path, below=path.parent, most_bytes=MOST_TOKENIZER_BYTES)
         self._content = content
         description = parsed_tokenizer(content, path)
+
+        # Of raw text: control tokens are marked special, so that encode_special_tokens splits them too.
         self._added, changed = merged_tokens(description, self._side, path)
         for token in description["added_tokens"]:
             token["special"] = token["special"] or is_control(token["content"])
         self._raw = loaded_tokenizer(description, path)
         self._raw.encode_special_tokens = True
         check_ids(self._raw, self._added, path)
+
         self.vocab_size = max(self._raw.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         if changed:
             content += json.dumps([dataclasses.asdict(token) for token in changed]).encode()
@@ -280,32 +282,27 @@ class HuggingFaceTokenizer(Tokenizer):
         return loaded_tokenizer(description, self.path)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of raw text."""
+        """The ids of raw text."""
         with no_panic(self.path):
             return self._raw.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text."""
+        """The ids of each text."""
         with no_panic(self.path):
-            return [
-                encoding.ids
-                for encoding in self._raw.encode_batch_fast(list(texts), add_special_tokens=False)
-            ]
+            encodings = self._raw.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [encoding.ids for encoding in encodings]
 
     def token_id(self, token: str) -> int | None:
         """The id of a token."""
         return self._raw.token_to_id(token)
 
     def save(self, folder: Path) -> None:
-        """Copies the tokenizer's files; a tokenizer_config.json is written where there is none."""
+        """Copies the tokenizer's files; writes a tokenizer_config.json if there is none."""
         for name in (SENTENCEPIECE_MODEL, *_OTHER_FILES):
-            if (self.path.parent / name).is_file():
-                write_bytes(
-                    folder / name,
-                    read_bytes(
-                        self.path.parent / name, below=self.path.parent, most_bytes=MOST_TOKENIZER_BYTES
-                    ),
-                )
+            source = self.path.parent / name
+            if source.is_file():
+                content = read_bytes(source, below=self.path.parent, most_bytes=MOST_TOKENIZER_BYTES)
+                write_bytes(folder / name, content)
         write_bytes(folder / TOKENIZER_JSON, read_bytes(self.path, most_bytes=MOST_TOKENIZER_BYTES))
         if not (folder / TOKENIZER_CONFIG).is_file():
             pad = None if self.pad_id is None else self._raw.id_to_token(self.pad_id)
@@ -315,14 +312,14 @@ class HuggingFaceTokenizer(Tokenizer):
         with no_panic(self.path):
             return self._raw.decode(ids, skip_special_tokens=False)
 
-    def _own_begin_ids(self) -> list[int]:
-        # The post-processor decides, as in transformers: add_bos_token of tokenizer_config.json is for
-        # tokenizers without this file.
+    def _default_begin_ids(self) -> list[int]:
+        # The post-processor decides, as in transformers: add_bos_token of tokenizer_config.json applies only
+        # to tokenizers without a tokenizer.json.
         with no_panic(self.path), quiet():
             encoding = self._raw.encode("a", add_special_tokens=True)
-        added = encoding.special_tokens_mask
-        begin = added.index(0) if 0 in added else len(added)
-        if begin == len(added):
+        special = encoding.special_tokens_mask
+        begin = special.index(0) if 0 in special else len(special)
+        if begin == len(special):
             raise BadInput(
                 f"{self.path}: the tokenizer gives no token for the text 'a'; its post_processor or model "
                 "is damaged"
@@ -336,32 +333,33 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model. Raw text is run by its own library, prompts by the equal tokenizer.json.
+    """A SentencePiece model. Its own library encodes raw text; an equal tokenizer.json encodes prompts.
 
-    Inside SentencePiece the letter U+2581 stands for the space, so this one letter comes back as a space.
+    SentencePiece uses the letter U+2581 for the space, so this one letter is decoded as a space.
     """
 
     def __init__(self, path: Path, add_bos_token: bool | None = None):
-        # A .model file of another name stands alone: the files beside it belong to no model folder.
-        is_folder = path.name == SENTENCEPIECE_MODEL
-        side = (
-            read_side_files(path.parent)
-            if is_folder
-            else SideFiles(path.parent, {}, [], [], False, [], [], None, None)
-        )
+        # The folder of a .model file with another name is no model folder: the files beside it do not count.
+        if path.name == SENTENCEPIECE_MODEL:
+            side = read_side_files(path.parent)
+        else:
+            side = SideFiles(path.parent, {}, [], [], False, [], [], None, None)
         super().__init__(path, side, add_bos_token)
         self._model = read_bytes(path, below=path.parent, most_bytes=MOST_TOKENIZER_BYTES)
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)
         except Exception as error:  # the library raises bare exceptions
             raise BadInput(f"{path}: not a readable SentencePiece model: {one_line(error, 200)}") from error
-        pieces = self._processor.get_piece_size()
-        self._added = _beyond_model(side, self._processor, path)
-        self.vocab_size = max([pieces, *(token.id + 1 for token in self._added)])
-        content = self._model + b"".join(
-            f"\n{token.content} {token.id}".encode() for token in self._added if token.id >= pieces
-        )
+
         processor = self._processor
+        pieces = processor.get_piece_size()
+        self._added = _added_tokens(side, processor, path)
+        self.vocab_size = max([pieces, *(token.id + 1 for token in self._added)])
+        # The fingerprint covers the model and the added tokens beyond it.
+        beyond = [token for token in self._added if token.id >= pieces]
+        content = self._model + b"".join(f"\n{token.content} {token.id}".encode() for token in beyond)
+
+        # SentencePiece has id -1 for a token that the model lacks.
         ids = {
             "bos_token": processor.bos_id(),
             "eos_token": processor.eos_id(),
@@ -375,9 +373,8 @@ class SentencePieceTokenizer(Tokenizer):
                 f"{TOKENIZER_CONFIG} beside it"
             )
         self._finish(content, ids)
-        self.named_tokens = {
-            name: processor.id_to_piece(number) for name, number in ids.items()
-        } | self.named_tokens
+        model_tokens = {name: processor.id_to_piece(number) for name, number in ids.items()}
+        self.named_tokens = model_tokens | self.named_tokens
 
     @property
     def added_tokens(self) -> Sequence[AddedToken]:
@@ -397,25 +394,26 @@ class SentencePieceTokenizer(Tokenizer):
         return made
 
     def encode(self, text: str) -> list[int]:
-        """Ids of raw text."""
+        """The ids of raw text."""
         return self._processor.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text."""
+        """The ids of each text."""
         return self._processor.encode(list(texts), num_threads=-1)
 
     def token_id(self, token: str) -> int | None:
         """The id of a piece or an added token."""
-        added = next((one.id for one in self._added if one.content == token), None)
-        if added is not None:
-            return added
-        found = self._processor.piece_to_id(token)
-        return found if self._processor.id_to_piece(found) == token else None
+        for added in self._added:
+            if added.content == token:
+                return added.id
+        # The library gives the id of <unk> for a piece that it does not have.
+        number = self._processor.piece_to_id(token)
+        return number if self._processor.id_to_piece(number) == token else None
 
     def save(self, folder: Path) -> None:
-        """Writes the model beside a tokenizer.json that gives the same ids.
+        """Writes the model, and a tokenizer.json that gives the same ids.
 
-        Raises BadInput for a model that none can reproduce.
+        Raises BadInput for a model that has no equal tokenizer.json.
         """
         write_text(folder / TOKENIZER_JSON, self.with_controls.to_str(pretty=True))
         write_bytes(folder / SENTENCEPIECE_MODEL, self._model)
@@ -433,12 +431,12 @@ class SentencePieceTokenizer(Tokenizer):
         return self._processor.id_to_piece(number) if added is None else added
 
     def _decode(self, ids: list[int]) -> str:
-        # A model without an equal tokenizer.json has its own pieces alone.
+        # A model without an equal tokenizer.json has no tokens but its own pieces.
         if all(token < self._processor.get_piece_size() for token in ids):
             return self._processor.decode(ids)
         return self.with_controls.decode(ids, skip_special_tokens=False)
 
-    def _own_begin_ids(self) -> list[int]:
+    def _default_begin_ids(self) -> list[int]:
         return [self.bos_id] if self._side.add_bos_token and self.bos_id is not None else []
 
 
@@ -446,27 +444,24 @@ def _first_id(*ids: int | None) -> int | None:
     return next((number for number in ids if number is not None), None)
 
 
-def _beyond_model(
+def _added_tokens(
     side: SideFiles, processor: sentencepiece.SentencePieceProcessor, path: Path
 ) -> list[AddedToken]:
-    """The control pieces of a SentencePiece model, and the added tokens of its side files, which follow its
-    own pieces.
-    """
+    """The control pieces of a SentencePiece model, followed by the added tokens of its side files."""
     size = processor.get_piece_size()
     pieces = {processor.id_to_piece(number): number for number in range(size)}
-    controls = [
-        number for number in range(size) if processor.is_control(number) or processor.is_unknown(number)
-    ]
-    tokens = {
-        processor.id_to_piece(number): AddedToken(processor.id_to_piece(number), number, special=True)
-        for number in controls
-    }
+    tokens = {}
+    for number in range(size):
+        if processor.is_control(number) or processor.is_unknown(number):
+            piece = processor.id_to_piece(number)
+            tokens[piece] = AddedToken(piece, number, special=True)
+
+    # Side files may name a piece of the model again, but not with another id.
     for token in side.added:
         if pieces.get(token.content, token.id) != token.id:
             raise BadInput(
                 f"{path.parent}: the token {token.content!r} has the id {token.id} in the files beside "
-                f"{path.name} and "
-                f"{pieces[token.content]} in it; correct {ADDED_TOKENS} or {TOKENIZER_CONFIG}"
+                f"{path.name} and {pieces[token.content]} in it; correct {ADDED_TOKENS} or {TOKENIZER_CONFIG}"
             )
         tokens[token.content] = token
     return list(tokens.values())
@@ -481,11 +476,11 @@ def train_sentencepiece(
 
 
 def _write_config(folder: Path, special_tokens: Mapping[str, str | None]) -> None:
-    """The tokenizer_config.json with which transformers 4 and 5 take tokenizer.json as it is.
+    """Writes a tokenizer_config.json with which transformers 4 and 5 use tokenizer.json unchanged.
 
-    transformers 5 puts Qwen's own tokenizer class in the place of whatever class a model of type qwen2 names,
-    and so gives other ids, unless the folder has code for a class of its own; whether it may run that code
-    (trust_remote_code) makes no difference to the ids.
+    For a model of type qwen2, transformers 5 replaces the tokenizer class by Qwen's own, which gives other
+    ids, unless the folder has code for a class. The ids are the same whether it may run that code
+    (trust_remote_code) or not.
     """
     values = {
         "tokenizer_class": "PreTrainedTokenizerFast",

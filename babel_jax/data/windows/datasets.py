@@ -1,4 +1,4 @@
-"""One dataset of a language and kind: its rows as windows of token ids, with their counts and digests."""
+"""Writes the dataset of one language and kind: rows become windows of token ids, with counts and digests."""
 
 import functools
 import itertools
@@ -36,10 +36,11 @@ def write_dataset(
     documents: int,
     tokenizer: Tokenizer,
 ) -> None:
-    """Writes the folder `dataset` from its `documents` rows, whole or not at all, with its counts and
-    digests.
+    """Writes the folder `dataset` from its rows, with counts and digests; a kill leaves no half-written
+    folder.
 
-    Raises BadInput where no conversation has an answer within a window.
+    documents: the number of rows, for the progress bar. Raises BadInput if no conversation has an answer
+    within a window.
     """
     counts = {"tokens": 0, "documents": 0, "bytes": 0, "windows": 0}
     progress = tqdm(
@@ -47,15 +48,18 @@ def write_dataset(
     )
     with progress, new_folder(dataset) as partial:
         if settings.conversations:
-            texts = (row.text for row in _watched(rows, progress))
             assert settings.tokenizer is not None
             format = opened_chat_format(settings.tokenizer, settings.chat_template)
+            texts = (row.text for row in _watched(rows, progress))
             masked = conversation_windows(texts, format, settings.seq_len, counts)
-            counted = _counted(_some(masked, language, kind, counts, settings), counts)
-            write_windows(partial, dataset.name, counted, settings.seq_len, MASKED_FIELDS)
+            masked = _at_least_one(masked, language, kind, counts, settings)
+            write_windows(partial, dataset.name, _counted(masked, counts), settings.seq_len, MASKED_FIELDS)
         else:
-            windows = pack(_tokenized(rows, tokenizer, counts, progress), settings.seq_len, tokenizer.eos_id)
+            token_ids = _tokenized(rows, tokenizer, counts, progress)
+            windows = pack(token_ids, settings.seq_len, tokenizer.eos_id)
             write_windows(partial, dataset.name, _counted(windows, counts), settings.seq_len)
+
+        # Generators above have filled the counts: they are complete only now.
         write_json(partial / COUNTS, counts)
         write_sums(partial)
 
@@ -63,15 +67,16 @@ def write_dataset(
 def _tokenized(
     rows: Iterator[Row], tokenizer: Tokenizer, counts: dict[str, int], progress: tqdm
 ) -> Iterator[list[int]]:
-    """The ids of each row's text, tokenized some at a time; counts them on the way."""
+    """The token ids of each row's text, tokenized in batches. Adds to `counts` as rows are read."""
     for texts in _batches(row.text for row in rows):
         encoded = tokenizer.encode_batch(texts)
         counts["documents"] += len(texts)
         counts["bytes"] += sum(len(text.encode()) for text in texts)
-        begun = [[*tokenizer.begin_ids, *ids] for ids in encoded]
-        counts["tokens"] += sum(map(len, begun)) + len(begun)
+        documents = [[*tokenizer.begin_ids, *ids] for ids in encoded]
+        # `pack` adds one end token to each document.
+        counts["tokens"] += sum(map(len, documents)) + len(documents)
         progress.update(len(texts))
-        yield from begun
+        yield from documents
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
@@ -89,8 +94,8 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
 
 @functools.lru_cache(maxsize=1)
 def opened_chat_format(tokenizer: str, template: str | None) -> ChatFormat:
-    """A chat format, opened once for all languages of a process; its template runs in a
-    process of its own.
+    """A chat format, opened once for all languages of a process, since its template runs in a separate
+    process.
     """
     return open_chat_format(tokenizer, template)
 
@@ -101,16 +106,15 @@ def _watched(rows: Iterator[Row], progress: tqdm) -> Iterator[Row]:
         progress.update()
 
 
-def _some(
+def _at_least_one(
     windows: Iterator[Any], language: str, kind: str, counts: dict[str, int], settings: DataSettings
 ) -> Iterator[Any]:
-    """The windows. Raises BadInput where there is none: all conversations are too long."""
+    """The same windows. Raises BadInput if there is none, because every conversation is too long."""
     first = next(windows, None)
     if first is None:
         raise BadInput(
             f"{language} {kind}: no conversation has an answer within data.seq_len = {settings.seq_len} "
-            "tokens, so that all "
-            f"{counts['left_out']} would be left out; set data.seq_len higher"
+            f"tokens, so all {counts['left_out']} would be left out; set data.seq_len higher"
         )
     yield from itertools.chain([first], windows)
 
@@ -124,7 +128,7 @@ def _counted(
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes values as a JSON file, whole or not at all, in a folder that is made where it is missing."""
+    """Writes values as a JSON file and makes its folder where needed; a kill leaves no half-written file."""
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

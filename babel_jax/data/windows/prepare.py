@@ -1,9 +1,9 @@
 """Raw text to packed datasets: `prepare` cleans, removes duplicates, holds out, tokenizes, packs and writes.
 
-Where the settings ask for cleaning or deduplication, refinement.py first turns the sources into cleaned
-shards, which are read in their place. Rows are read twice, first to decide what becomes of them (survey.py),
-then once for each kind to write it, so that memory does not hold the text. Each dataset appears whole under
-its final name; a `prepare` that was stopped goes on with what is missing.
+If the settings ask for cleaning or deduplication, refinement.py first turns the sources into cleaned shards,
+and `prepare` reads these. Rows are read once to decide about each (survey.py), then once for each kind to
+write it, so that the text need not fit into memory. Each dataset appears whole under its final name. A
+`prepare` that was stopped resumes with the missing parts.
 """
 
 import dataclasses
@@ -59,16 +59,19 @@ FORMAT = 1
 def prepare(
     settings: DataSettings, tokenizer: Path | str | None = None, recheck: bool = False
 ) -> dict[str, Any]:
-    """Makes, or goes on making, the datasets in `settings.folder`; `prepared.py` describes the folder.
+    """Makes the missing datasets in `settings.folder`; `prepared.py` describes the folder.
 
-    With `recheck` the text that was read before is read again, to compare digests, though the sizes and times
-    of its files are the same. `tokenizer` is where the tokenizer is when the settings do not say (the run's
-    model folder). Returns what prepared.json holds: {"seq_len", "tokenizer": {"fingerprint", "vocab_size",
-    "eos_id", "begin_ids"}, "languages": {code: {"rows", "bad", "empty", "located", "duplicates", "overlaps",
+    tokenizer: the path used if `settings.tokenizer` is not set (the run's model folder). recheck: read the
+    source files again and compare digests, even if their sizes and times are unchanged.
+
+    Returns the content of prepared.json: {"seq_len", "tokenizer": {"fingerprint", "vocab_size", "eos_id",
+    "begin_ids"}, "languages": {code: {"rows", "bad", "empty", "located", "duplicates", "overlaps",
     "reserved", "heldout_documents", "heldout_bytes", "kinds": {kind: {"tokens", "documents", "bytes",
-    "windows"}}}}}, and where text was refined "cleaning" in each language, what became of the documents of
-    each source (see `refined_counts`). Raises BadInput for unusable input, a language without usable text, a
-    folder made with other settings, and a full disk.
+    "windows"}}}}}. If text was refined, each language also has "cleaning", the counts of each source (see
+    `refined_counts`).
+
+    Raises BadInput for unusable input, a language without usable text, a folder made with other settings, and
+    a full disk.
     """
     folder = place(settings.folder)
     path = settings.tokenizer or tokenizer
@@ -79,11 +82,15 @@ def prepare(
         )
     if not settings.sources:
         raise BadInput("data.sources is empty; name at least one source of text")
-    _opened.cache_clear()  # what lies at the path may have changed
+
+    # The files at the path may have changed since an earlier call in this process.
+    _opened.cache_clear()
     opened_chat_format.cache_clear()
     opened = _opened(str(path), settings.add_bos_token)
     path = place(path)
     settings = settings.model_copy(update={"tokenizer": str(path), "folder": str(folder)})
+
+    # A folder is refused if any of these differs: its datasets would be a mixture of two preparations.
     made_from = {
         "format": FORMAT,
         "tokenizer": opened.fingerprint,
@@ -97,6 +104,7 @@ def prepare(
         },
         "evaluation_files": _evaluation_files(settings),
     }
+
     if url_of(folder) is None:
         make_folder(folder)
     with drafted(folder, is_no_window), alone_in(folder, wait=True):
@@ -104,13 +112,16 @@ def prepare(
 
 
 def _evaluation_files(settings: DataSettings) -> dict[str, str] | None:
-    """The digests of the evaluation files, since other files find other documents."""
+    """The digests of the evaluation files: other files would remove other documents. None without
+    decontamination.
+    """
     if settings.decontamination is None:
         return None
-    files = [
-        file for path in settings.decontamination.paths for file in parts(Source(language="en", path=path))
-    ]
-    return {file: file_digest(file) for file in files}
+    digests = {}
+    for path in settings.decontamination.paths:
+        for file in parts(Source(language="en", path=path)):
+            digests[file] = file_digest(file)
+    return digests
 
 
 @functools.lru_cache(maxsize=1)
@@ -120,7 +131,7 @@ def _opened(path: str, add_bos_token: bool | None) -> Tokenizer:
 
 
 def _beginning(settings: DataSettings, opened: Tokenizer) -> dict[str, Any]:
-    """What decides how each conversation, or each document, begins."""
+    """The setting that decides the first tokens of each conversation, or of each document."""
     if settings.conversations:
         return {"chat_template": opened_chat_format(settings.tokenizer, settings.chat_template).fingerprint}
     return {"begin_ids": opened.begin_ids or None}
@@ -141,27 +152,25 @@ def _prepared(
 ) -> dict[str, Any]:
     _claim(folder, made_from)
     languages = [code for code in CODES if any(source.language == code for source in settings.sources)]
-    entries = {}
-    last = [folder / REPORT, folder / SUMS, *(language_file(folder, code) for code in languages)]
-    left = not all(path.is_file() for path in last)
-    # This process alone writes here, so these are what killed ones left.
-    if left:
+    missing = [code for code in languages if not language_file(folder, code).is_file()]
+    is_complete = not missing and (folder / REPORT).is_file() and (folder / SUMS).is_file()
+
+    # A complete folder is only read: it needs no cluster of workers.
+    engine, count = (Engine.LOCAL, 1) if is_complete else (settings.engine, settings.workers)
+    # This process alone writes here, so all partial files come from killed processes.
+    if not is_complete:
         _remove_leftovers(folder)
-    with open_workers(*((settings.engine, settings.workers) if left else (Engine.LOCAL, 1))) as workers:
+    entries = {}
+    with open_workers(engine, count) as workers:
         if _is_refined(settings):
-            refine(
-                settings,
-                [code for code in languages if not language_file(folder, code).is_file()],
-                workers,
-                recheck,
-            )
+            refine(settings, missing, workers, recheck)
         tasks = [_LanguageTask(settings, code, recheck) for code in languages]
-        for task, entry in tqdm(
-            workers.run(_prepare_language, tasks), "prepare", len(tasks), unit=" languages", disable=None
-        ):
+        results = workers.run(_prepare_language, tasks)
+        for task, entry in tqdm(results, "prepare", len(tasks), unit=" languages", disable=None):
             entries[task.language] = entry
     for code in languages:
-        _tell(code, entries[code], settings)
+        _warn_about_losses(code, entries[code], settings)
+
     report = {
         "seq_len": settings.seq_len,
         "tokenizer": {
@@ -172,34 +181,35 @@ def _prepared(
         },
         "languages": {code: entries[code] for code in languages},
     }
-    # Text that is prepared already may be on a disk that cannot be written to.
+
+    # A complete folder may be on a read-only disk: write only if something changed.
     if not (folder / REPORT).is_file() or read_json(folder / REPORT) != report:
         (folder / SUMS).unlink(missing_ok=True)
         write_json(folder / REPORT, report)
     if not (folder / SUMS).is_file() and os.access(folder, os.W_OK):
-        beside = [
-            path for code in languages for path in (language_file(folder, code), heldout_file(folder, code))
-        ]
-        write_sums(folder, [folder / SETTINGS, folder / REPORT, *beside])
+        files = [folder / SETTINGS, folder / REPORT]
+        for code in languages:
+            files += [language_file(folder, code), heldout_file(folder, code)]
+        write_sums(folder, files)
     return report
 
 
 def _remove_leftovers(folder: Path) -> None:
+    """Removes the partial files and folders that killed processes left."""
     for code in CODES:
         remove_aside(folder, code)
     remove_left_files(folder.rglob(f"*{PARTIAL}"))
     for partial in list(folder.rglob(f"*{PARTIAL}")):
         if partial.is_dir() and not any(partial.iterdir()):
-            partial.rmdir()  # `new_folder` removes those that are not empty
+            # `new_folder` removes the folders that are not empty.
+            partial.rmdir()
     for counts in folder.glob(f"windows/*/{COUNTS}"):
         if counts.parent.suffix != PARTIAL:
             remove_mark(counts.parent)
 
 
-def _tell(language: str, entry: dict[str, Any], settings: DataSettings) -> None:
-    """Says what was not taken as it stands in the sources: bad rows, and conversations that do not fit into a
-    window.
-    """
+def _warn_about_losses(language: str, entry: dict[str, Any], settings: DataSettings) -> None:
+    """Logs the text of the sources that is not used: bad rows, and conversations longer than a window."""
     if entry["bad"]:
         log.warning(
             "%s: %d of %d rows are bad and were skipped, such as %s",
@@ -223,7 +233,7 @@ def _tell(language: str, entry: dict[str, Any], settings: DataSettings) -> None:
 
 
 def _claim(folder: Path, made_from: dict[str, Any]) -> None:
-    """Writes what the folder is made from, or raises BadInput when it was begun from something else."""
+    """Writes the settings of a new folder. Raises BadInput if the folder was begun with other settings."""
     if not (folder / SETTINGS).is_file():
         with explain_os_errors(folder):
             if any(path.suffix != PARTIAL and path.name != LEASE for path in folder.iterdir()):
@@ -233,10 +243,10 @@ def _claim(folder: Path, made_from: dict[str, Any]) -> None:
                 )
         write_json(folder / SETTINGS, made_from)
         return
-    before = read_json(folder / SETTINGS)
+    earlier = read_json(folder / SETTINGS)
     # Earlier versions did not keep the digests of evaluation files.
-    before.setdefault("evaluation_files", made_from.get("evaluation_files"))
-    changed = _changes(before, made_from)
+    earlier.setdefault("evaluation_files", made_from.get("evaluation_files"))
+    changed = _changes(earlier, made_from)
     if changed:
         raise BadInput(
             f"{folder}: prepared with another {' and another '.join(changed)}; give another data.folder or "
@@ -246,22 +256,26 @@ def _claim(folder: Path, made_from: dict[str, Any]) -> None:
 
 def _changes(before: dict[str, Any], now: dict[str, Any], within: str = "") -> list[str]:
     """The settings that differ, each with both values."""
-    found = []
+    changes = []
     for name, value in now.items():
         earlier = before.get(name)
         if isinstance(value, dict) and isinstance(earlier, dict):
-            found += _changes(earlier, value, f"{name}.")
+            changes += _changes(earlier, value, f"{name}.")
         elif value != earlier:
-            then, this = (
-                "on" if isinstance(one, dict) else "off" if one is None else one for one in (earlier, value)
-            )
-            found.append(f"{within}{name} (then {then}, now {this})")
-    return found
+            changes.append(f"{within}{name} (then {_shown(earlier)}, now {_shown(value)})")
+    return changes
+
+
+def _shown(value: Any) -> Any:
+    """A setting in a message: a table of settings is "on", a missing one "off"."""
+    if isinstance(value, dict):
+        return "on"
+    return "off" if value is None else value
 
 
 @dataclasses.dataclass(frozen=True)
 class _LanguageTask:
-    """One language to hold out from, tokenize and pack; `settings.tokenizer` is set."""
+    """One language to survey, tokenize and pack; `settings.tokenizer` is set."""
 
     settings: DataSettings
     language: str
@@ -269,7 +283,7 @@ class _LanguageTask:
 
 
 def _prepare_language(task: _LanguageTask) -> dict[str, Any]:
-    """Does what is missing of one language and returns its part of the report."""
+    """Makes the missing datasets of one language and returns its part of the report."""
     settings, language = task.settings, task.language
     assert settings.tokenizer is not None
     tokenizer = _opened(settings.tokenizer, settings.add_bos_token)
@@ -277,24 +291,24 @@ def _prepare_language(task: _LanguageTask) -> dict[str, Any]:
     known = language_file(folder, language)
     surveyed = None
     if not known.is_file():
-        made_from = _made_from(
-            settings, language
-        )  # before the text is read: what changes meanwhile is noticed the next time
+        # Taken before the text is read: a file that changes during the reading is noticed at the next call.
+        made_from = _made_from(settings, language)
         surveyed, counts = _survey(settings, language)
         heldout = heldout_file(folder, language)
         _write_heldout(heldout, surveyed.heldout)
         write_json(known, {**counts, "heldout_sha256": file_sum(heldout, stored=False), "sources": made_from})
+
     entry = read_json(known)
     if (changed := _changed(settings, language, entry["sources"], task.recheck)) is not None:
         raise BadInput(
             f"{folder}: {language} was prepared from other text than data.sources now names ({changed}); "
-            "give another data.folder or "
-            "remove this one"
+            "give another data.folder or remove this one"
         )
     if entry["bad"] and settings.bad_rows is BadRows.REFUSE:
         raise BadInput(
             f"{folder}: {language} was prepared with {entry['bad']} bad rows skipped: {entry['located'][0]}"
         )
+
     entry["kinds"] = {}
     for kind in entry["training_documents"]:
         dataset = dataset_folder(folder, language, kind)
@@ -307,9 +321,7 @@ def _prepare_language(task: _LanguageTask) -> dict[str, Any]:
 
 
 def _made_from(settings: DataSettings, language: str) -> list[dict[str, Any]]:
-    """The sources of a language with the origin of their text, so that text that has changed is not taken for
-    the text that was read.
-    """
+    """The sources of a language with the origin of their text, by which a later call notices changed text."""
     known: dict[str, Any] = {}
     if _is_refined(settings):
         for counts in part_counts(cleaned_folder(settings, language)):
@@ -323,19 +335,22 @@ def _made_from(settings: DataSettings, language: str) -> list[dict[str, Any]]:
 def _changed(
     settings: DataSettings, language: str, before: list[dict[str, Any]], recheck: bool
 ) -> str | None:
-    """The first file, or what else of the sources of a language has changed; None where
-    its text is the same.
-    """
+    """A description of the first change in the sources of a language; None if their text is unchanged."""
     sources = sources_of(settings, language)
     if len(sources) != len(before):
         return f"then {len(before)} sources, now {len(sources)}"
     changes = [
-        changed_text(one, source, recheck=recheck) for one, source in zip(before, sources, strict=True)
+        changed_text(earlier, source, recheck=recheck)
+        for earlier, source in zip(before, sources, strict=True)
     ]
     return next((f"changed: {change}" for change in changes if change is not None), None)
 
 
 def _survey(settings: DataSettings, language: str) -> tuple[Survey, dict[str, Any]]:
+    """Reads all rows of a language: the decision for each, and the counts for the report.
+
+    Raises BadInput if no row is left to train on.
+    """
     counts = RowCounts()
     rows = tqdm(
         _rows(settings, language, counts), f"read {language}", unit=" rows", leave=False, disable=None
@@ -346,22 +361,27 @@ def _survey(settings: DataSettings, language: str) -> tuple[Survey, dict[str, An
         settings.heldout_bytes,
         are_distinct=settings.deduplication is not None,
     )
+
+    # Refined rows have no bad ones and no duplicates any more: the counts come from the refinement.
     duplicates = surveyed.duplicates
     cleaning: dict[str, dict[str, Any]] = {}
     dropped = ""
     if _is_refined(settings):
         counts, cleaning, removed = refined_counts(settings, language)
         duplicates += removed
-        reasons = sum((Counter(found["dropped"]) for found in cleaning.values()), Counter[str]())
-        dropped = f", {reasons.total()} dropped in cleaning" + "".join(
-            f", {number} of them by {rule}" for rule, number in reasons.most_common(1)
-        )
+        reasons = Counter[str]()
+        for source in cleaning.values():
+            reasons += Counter(source["dropped"])
+        dropped = f", {reasons.total()} dropped in cleaning"
+        for rule, number in reasons.most_common(1):
+            dropped += f", {number} of them by {rule}"
+
     if not surveyed.documents:
         raise BadInput(
             f"language {language}: no text to train on: of {counts.rows} rows {counts.bad} are bad, "
-            f"{counts.empty} empty{dropped}, "
-            f"{duplicates} duplicates and {len(surveyed.heldout) + surveyed.reserved} held out"
-            + "".join(f"; {place}" for place in counts.located[:1])
+            f"{counts.empty} empty{dropped}, {duplicates} duplicates and "
+            f"{len(surveyed.heldout) + surveyed.reserved} held out"
+            + "".join(f"; {location}" for location in counts.located[:1])
         )
     return surveyed, {
         **dataclasses.asdict(counts),
@@ -376,8 +396,10 @@ def _survey(settings: DataSettings, language: str) -> tuple[Survey, dict[str, An
 
 
 def _rows(settings: DataSettings, language: str, counts: RowCounts) -> Iterator[Row]:
+    """The rows of a language: refined if the settings ask for it, else as the sources have them."""
     if _is_refined(settings):
         return refined_rows(settings, language)
+    # A conversation that its template refuses is a bad row.
     check = None
     if settings.conversations:
         assert settings.tokenizer is not None
@@ -391,13 +413,10 @@ def _rows(settings: DataSettings, language: str, counts: RowCounts) -> Iterator[
 def _write_heldout(path: Path, rows: Sequence[Row]) -> None:
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    kept = [
-        {
-            "id": row.id,
-            "text": row.text,
-            "kind": row.kind,
-            **({} if row.score is None else {"score": row.score}),
-        }
-        for row in rows
-    ]
-    write_text(path, "".join(json.dumps(values, ensure_ascii=False) + "\n" for values in kept))
+    lines = []
+    for row in rows:
+        values: dict[str, Any] = {"id": row.id, "text": row.text, "kind": row.kind}
+        if row.score is not None:
+            values["score"] = row.score
+        lines.append(json.dumps(values, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))

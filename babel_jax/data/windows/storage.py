@@ -27,19 +27,22 @@ MASKED_FIELDS = (*FIELDS, "loss_mask")
 
 
 class _LocalInfo(tfds.core.DatasetInfo):
-    """TFDS looks into its bucket for every new dataset, and leaves a temporary folder behind each time."""
+    """Information of a dataset that exists on this machine alone.
+
+    TFDS looks into its bucket for every new dataset, and leaves a temporary folder each time.
+    """
 
     def initialize_from_bucket(self) -> None:
-        """Does not look: nothing of ours is there."""
+        """Does nothing: the bucket of TFDS has none of our datasets."""
 
 
 class _WindowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Writes windows in the order in which they come."""
+    """Writes windows in the order in which they arrive."""
 
     name = DATASET
     VERSION = tfds.core.Version(VERSION)
-    # Nothing is downloaded. TFDS would look for checksums beside this module, with a package that it does not
-    # require.
+    # Nothing is downloaded. Without this line TFDS looks for checksums beside this module, and that takes a
+    # package which TFDS does not require.
     url_infos: ClassVar[dict[str, Any]] = {}
 
     def __init__(
@@ -74,12 +77,12 @@ def write_windows(
     seq_len: int,
     fields: tuple[str, ...] = FIELDS,
 ) -> None:
-    """Writes version 1.0.0 of the TFDS dataset `windows/NAME` into `folder`, which belongs at
+    """Writes version 1.0.0 of the TFDS dataset `windows/NAME` into `folder`, whose final path is
     `DATA_DIR/windows/NAME`.
 
-    From there `tfds.data_source("windows/NAME", split="train", data_dir=DATA_DIR)` reads it: each record has
-    its `fields`, {"tokens": uint32[seq_len], "segment_ids": uint32[seq_len]}; windows of conversations have
-    "loss_mask" besides, 1 where a token is to be predicted.
+    There `tfds.data_source("windows/NAME", split="train", data_dir=DATA_DIR)` reads it. Each record has the
+    keys `fields`: {"tokens": uint32[seq_len], "segment_ids": uint32[seq_len]}. Windows of conversations also
+    have "loss_mask" uint32[seq_len], which is 1 where the loss counts the token.
     """
     build = folder / "build"
     with _quiet(), _same_bytes():
@@ -100,18 +103,14 @@ def open_windows(folder: Path) -> Any:
     """The random-access data source (`len`, `[index]`, `__getitems__`) of a dataset that `write_windows`
     wrote.
 
-    One in a bucket is copied to the scratch space first, as a whole. Raises BadInput where what came is not
-    what was written.
+    A dataset in a bucket is first copied to the scratch space as a whole. Raises BadInput where the copy
+    differs from the digests.
     """
-    if came := pull(folder):
-        found = check_sums(
-            [path for path in folder.glob(f"{SUMS}*") if is_list(path)],
-            folder,
-            lambda sizes: came,
-            stored=False,
-        )
-        if found.damaged:
-            path, reason = next(iter(found.damaged.items()))
+    if copied := pull(folder):
+        lists = [path for path in folder.glob(f"{SUMS}*") if is_list(path)]
+        checked = check_sums(lists, folder, lambda sizes: copied, stored=False)
+        if checked.damaged:
+            path, reason = next(iter(checked.damaged.items()))
             raise BadInput(f"{path}: {reason}; prepare the folder again")
     with _quiet():
         return tfds.builder_from_directory(os.fspath(folder / VERSION)).as_data_source(split=SPLIT)
@@ -119,25 +118,26 @@ def open_windows(folder: Path) -> Any:
 
 @contextlib.contextmanager
 def _same_bytes() -> Iterator[None]:
-    """Protobuf writes the features of an example in an order that differs from process to process, unless it
-    is asked not to.
+    """Makes TFDS write equal bytes for equal windows in every process.
+
+    Without this, protobuf writes the features of an example in an order that differs from process to process.
     """
 
     def serialize(self: Any, example: Any) -> bytes:
         return self.get_tf_example(example).SerializeToString(deterministic=True)
 
     serializer: Any = example_serializer.ExampleSerializer
-    before = serializer.serialize_example
+    original = serializer.serialize_example
     serializer.serialize_example = serialize
     try:
         yield
     finally:
-        serializer.serialize_example = before
+        serializer.serialize_example = original
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps TFDS's banners, bars and warnings about names that it does not know off the terminal."""
+    """Keeps the banners, bars and warnings of TFDS off the terminal."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     tfds.disable_progress_bar()

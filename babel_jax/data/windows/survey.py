@@ -1,5 +1,5 @@
-"""What becomes of each row of a language, decided before anything is written: trained on, held out, or left
-out.
+"""Decides for each row of a language, before anything is written, if it is training text, held-out text or
+left out.
 """
 
 import dataclasses
@@ -17,13 +17,14 @@ _LEFT_OUT = 0
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """The fate of a language's rows. `fates` holds a byte a row in reading order: 0 is left out, n is
-    training text of `kinds[n - 1]`.
+    """The decision for each row of a language.
 
-    `heldout` is in the order of the hashes of the ids, so that parallel rows stand in the same order in every
-    language. `duplicates` counts rows whose text stood in an earlier one, `overlaps` training rows whose text
-    is also held out, `reserved` rows that were chosen beyond the wanted bytes of held-out text: they are left
-    out, since the row may be held out in another language.
+    - fates: one byte a row, in reading order: 0 is left out, n is training text of `kinds[n - 1]`
+    - heldout: sorted by the hashes of the ids, so that parallel rows have the same order in every language
+    - duplicates: the number of rows whose text an earlier row has
+    - overlaps: the number of training rows whose text is also held out
+    - reserved: the number of rows that were chosen after the held-out text had `heldout_bytes`; they are left
+      out, because the row may be held out in another language
     """
 
     kinds: tuple[str, ...]
@@ -35,14 +36,14 @@ class Survey:
 
     @property
     def documents(self) -> dict[str, int]:
-        """Training rows of each kind that has any."""
+        """The number of training rows of each kind; kinds without any are left out."""
         counts = {kind: self.fates.count(number) for number, kind in enumerate(self.kinds, 1)}
         return {kind: count for kind, count in counts.items() if count}
 
     def training_rows(self, rows: Iterable[Row], kind: str) -> Iterator[Row]:
-        """Of the same rows, read again, those to train on for one kind.
+        """The training rows of one kind, chosen from the same rows read a second time.
 
-        Raises BadInput when there are not as many rows as before.
+        Raises BadInput if the second reading has more or fewer rows than the first.
         """
         wanted = self.kinds.index(kind) + 1
         for row, fate in itertools.zip_longest(rows, self.fates):
@@ -58,13 +59,13 @@ class Survey:
 def survey(
     rows: Iterable[Row], heldout_fraction: float, heldout_bytes: int, are_distinct: bool = False
 ) -> Survey:
-    """Chooses held-out rows by the hash of a row's id alone, so that the same parallel row is chosen in every
+    """Chooses held-out rows by the hash of a row's id alone, so that a parallel row is chosen in every
     language.
 
-    Of the chosen rows those with the lowest hashes become the held-out text, until it has `heldout_bytes` of
-    UTF-8; where the fraction chooses none of several rows, the one with the lowest hash is taken. Memory: a
-    digest for each row, and the held-out text; of rows that `are_distinct`, as deduplication leaves them, a
-    byte for each.
+    Of the chosen rows, those with the lowest hashes become the held-out text, until it has `heldout_bytes` of
+    UTF-8. If the fraction chooses none of several rows, the row with the lowest hash is taken. Memory: a
+    digest for each row, and the held-out text; if the rows `are_distinct` (deduplication made them so), one
+    byte for each row.
     """
     kinds: dict[str, int] = {}
     fates = bytearray()
@@ -74,50 +75,55 @@ def survey(
     lowest: tuple[float, int, Row] | None = None
     duplicates = training = 0
     for number, row in enumerate(rows):
-        place = unit_draw(Purpose.HELDOUT, row.id)
+        draw = unit_draw(Purpose.HELDOUT, row.id)
         text = number.to_bytes(8, "big") if are_distinct else _digest(row.text)
         fates.append(_LEFT_OUT)
-        is_heldout = place < heldout_fraction
+        is_heldout = draw < heldout_fraction
+
         if text in (heldout_texts if is_heldout else first_seen):
             duplicates += 1
         elif is_heldout:
             heldout_texts.add(text)
-            heldout.add(place, number, row)
+            heldout.add(draw, number, row)
         else:
             training += 1
             if not are_distinct:
                 first_seen[text] = number
             fates[number] = kinds.setdefault(row.kind, len(kinds) + 1)
-            if lowest is None or (place, number) < lowest[:2]:
-                lowest = place, number, row
+            if lowest is None or (draw, number) < lowest[:2]:
+                lowest = draw, number, row
+
+    # A small language may have no chosen row: its lowest row is held out, if another one is left to train on.
     if heldout_fraction > 0 and not heldout_texts and lowest is not None and training > 1:
         heldout.add(*lowest)
         fates[lowest[1]] = _LEFT_OUT
+
+    # The text of a training row may be chosen later under another id.
     overlaps = [first_seen[text] for text in heldout_texts & first_seen.keys()]
     for number in overlaps:
         fates[number] = _LEFT_OUT
+    heldout_rows = heldout.rows()
     return Survey(
-        tuple(kinds),
-        fates,
-        heldout.rows(),
-        duplicates,
-        len(overlaps),
-        max(0, len(heldout_texts) - len(heldout.rows())),
+        kinds=tuple(kinds),
+        fates=fates,
+        heldout=heldout_rows,
+        duplicates=duplicates,
+        overlaps=len(overlaps),
+        reserved=max(0, len(heldout_texts) - len(heldout_rows)),
     )
 
 
 class _Lowest:
-    """Rows with the lowest hashes: as few as reach `wanted` bytes of text, or all."""
+    """The rows with the lowest hashes: as few as reach `wanted` bytes of text, or all."""
 
     def __init__(self, wanted: int):
         self._wanted, self._size = wanted, 0
-        self._heap: list[
-            tuple[float, int, int, Row]
-        ] = []  # negated, so that the highest hash comes out first
+        # (-draw, -row number, bytes, row): heapq removes the smallest, so the highest draw leaves first.
+        self._heap: list[tuple[float, int, int, Row]] = []
 
-    def add(self, place: float, number: int, row: Row) -> None:
+    def add(self, draw: float, number: int, row: Row) -> None:
         size = len(row.text.encode())
-        heapq.heappush(self._heap, (-place, -number, size, row))
+        heapq.heappush(self._heap, (-draw, -number, size, row))
         self._size += size
         while self._size - self._heap[0][2] >= self._wanted:
             self._size -= heapq.heappop(self._heap)[2]

@@ -1,1 +1,3 @@
-"""Benchmarks: their data, their prompts, how an answer is read, and what lm-evaluation-harness is told."""
+"""Benchmarks: their data, their prompts, the reading of answers, and the interface to
+lm-evaluation-harness.
+"""

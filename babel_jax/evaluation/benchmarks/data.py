@@ -1,10 +1,10 @@
-"""The rows of the six benchmarks, from a folder of the user's or from the Hugging Face hub, checked before
-anything is computed.
+"""The rows of the six benchmarks, from the user's folder or the Hugging Face hub, checked before any
+computation.
 
-A folder has BENCHMARK/LANGUAGE.SPLIT.jsonl (mmmlu/sw.test.jsonl) with the keys that the data sets have on the
-hub. Flores-200 is laid out as its archive unpacks: flores200/devtest/swh_Latn.devtest, a sentence a line. In
-place of these files there may be a data set that TFDS has prepared, BENCHMARK/LANGUAGE/VERSION
-(xcopa/sw/1.0.0), whose features have the same keys; the folder is then its data_dir.
+A folder has BENCHMARK/LANGUAGE.SPLIT.jsonl (mmmlu/sw.test.jsonl) with the keys of the data sets on the hub.
+Flores-200 has the layout of its archive: flores200/devtest/swh_Latn.devtest, a sentence a line. Instead of
+these files there may be a data set that TFDS has prepared, BENCHMARK/LANGUAGE/VERSION (xcopa/sw/1.0.0), whose
+features have the same keys; the folder is then its data_dir.
 """
 
 import contextlib
@@ -32,11 +32,13 @@ Item = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where the rows of a benchmark are, and what each must have.
+    """The data set of a benchmark, and the checks of its rows.
 
-    `hub` is the data set, `configs` its configuration for each of our languages; `splits` are those that are
-    read, the evaluated one first. Of the `keys` those in `texts` are texts; `check` gives what else is wrong
-    with a row, or None.
+    - hub: the data set on the hub
+    - configs: its configuration for each of our languages
+    - splits: the splits that are read; the first one is evaluated
+    - keys: the keys of a row; the values of the keys in `texts` are texts
+    - check: returns the first other error of a row, or None
     """
 
     hub: str
@@ -65,9 +67,9 @@ def _m3exam(row: Item) -> str | None:
     ):
         return "options is empty, or one of them is"
     labels = ", ".join(option_labels(row["options"]))
-    return (
-        None if answer_place(row) is not None else f"answer_text is {row['answer_text']!r}, none of {labels}"
-    )
+    if answer_index(row) is None:
+        return f"answer_text is {row['answer_text']!r}, none of {labels}"
+    return None
 
 
 def _xcopa(row: Item) -> str | None:
@@ -82,12 +84,11 @@ def _xcopa(row: Item) -> str | None:
 def _mgsm(row: Item) -> str | None:
     if not isinstance(row["answer"], str | None):
         return "answer is neither a text nor null"
-    number = isinstance(row["answer_number"], int | float) and not isinstance(row["answer_number"], bool)
-    return (
-        None
-        if number and abs(row["answer_number"]) < math.inf
-        else f"answer_number is {row['answer_number']!r}, no number"
-    )
+    number = row["answer_number"]
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    if not is_number or abs(number) >= math.inf or number != number:
+        return f"answer_number is {number!r}, no number"
+    return None
 
 
 def _xnli(row: Item) -> str | None:
@@ -98,9 +99,7 @@ def _xnli(row: Item) -> str | None:
 
 
 def _is_one_of(label: Any, count: int) -> bool:
-    """Whether a label is a whole number below `count`: 1.0 and true are equal to 1, and
-    no place in a list.
-    """
+    """True if a label is an int below `count`; 1.0 and true equal 1, but are no index."""
     return isinstance(label, int) and not isinstance(label, bool) and 0 <= label < count
 
 
@@ -172,26 +171,27 @@ SOURCES = {
         _translation,
     ),
 }  # fmt: skip
-BITS_PER_BYTE = "bits_per_byte"  # a measure of its own, on text
+BITS_PER_BYTE = "bits_per_byte"  # on plain text, without questions
 TASKS = (*SOURCES, BITS_PER_BYTE)
-# MMLU itself is English's MMMLU.
+# For English, MMLU takes the place of MMMLU.
 _MMLU = ("cais/mmlu", "all")
 
 
 def option_labels(options: Sequence[str]) -> list[str]:
-    """The labels that stand before the options of a question of M3Exam: "(1) ..." and "1. ..." give 1; A, B,
-    ... where there are none.
+    """The labels of the options of an M3Exam question: "(1) ..." and "1. ..." give 1; A, B, ... if there are
+    no labels.
     """
-    found = [re.match(r"\W*(\w)(?=[\W_])", str(option)) for option in options]
-    labels = [match.group(1) for match in found if match]
+    matches = [re.match(r"\W*(\w)(?=[\W_])", str(option)) for option in options]
+    labels = [match.group(1) for match in matches if match]
     if len(set(labels)) == len(options):
         return labels
     return [chr(ord("A") + number) for number in range(len(options))]
 
 
-def answer_place(row: Item) -> int | None:
-    """Which option of a question of M3Exam is right: the answer may have a digit of another script than its
-    label, or a letter in the other case. None where it is none of them."""
+def answer_index(row: Item) -> int | None:
+    """The index of the correct option of an M3Exam question; None if the answer is no option. The answer may
+    have a digit of another script than its label, or a letter in the other case.
+    """
     labels = [_plain_label(label) for label in option_labels(row["options"])]
     answer = _plain_label(str(row["answer_text"]).strip())
     return labels.index(answer) if answer in labels else None
@@ -204,9 +204,9 @@ def _plain_label(label: str) -> str:
 
 
 def chosen_tasks(names: Sequence[str]) -> list[str]:
-    """Task names, `all` standing for the six benchmarks.
+    """Task names, in which `all` means the six benchmarks.
 
-    Raises BadInput with the near names for an unknown one.
+    Raises BadInput for an unknown name, with similar names.
     """
     chosen: list[str] = []
     for name in names:
@@ -221,35 +221,35 @@ def chosen_tasks(names: Sequence[str]) -> list[str]:
 def languages_of(
     benchmark: str, languages: Sequence[str] | None, folder: Path | None
 ) -> tuple[list[str], list[str]]:
-    """Of all languages, or of those that are named, the ones that a benchmark has data of, and the ones that
-    it lacks.
+    """The languages that a benchmark has data for, and the languages that it lacks; of all, or of
+    `languages`.
 
-    MMMLU, M3Exam and Flores-200 have prompts for every language, so a folder may add translations. Raises
-    BadInput for an unknown one.
+    MMMLU, M3Exam and Flores-200 have prompts for every language, so a folder may have translations. Raises
+    BadInput for an unknown language.
     """
     wanted = {language(code).code for code in languages} if languages else set(CODES)
     if folder is None:
         available = {*SOURCES[benchmark].configs, *(["en"] if benchmark == "mmmlu" else [])}
     else:
-        available = {
-            code
-            for code in _possible(benchmark)
-            if _is_whole(benchmark, code, folder) or _tfds_folder(benchmark, code, folder)
-        }
-    of_english = {"en"} if benchmark == "flores200" else set()  # the other side of every pair
-    wanted -= of_english
-    return [code for code in CODES if code in wanted & available], [
-        code for code in CODES if code in wanted - available
-    ]
+        available = set()
+        for code in _possible(benchmark):
+            if _is_whole(benchmark, code, folder) or _tfds_folder(benchmark, code, folder):
+                available.add(code)
+    # English is the other side of every pair of Flores-200.
+    if benchmark == "flores200":
+        wanted -= {"en"}
+    present = [code for code in CODES if code in wanted & available]
+    absent = [code for code in CODES if code in wanted - available]
+    return present, absent
 
 
 def _possible(benchmark: str) -> Collection[str]:
-    """The languages that it has prompts for."""
+    """The languages that the benchmark has prompts for."""
     return CODES if benchmark in ("mmmlu", "m3exam", "flores200") else SOURCES[benchmark].configs
 
 
 def lacks(benchmark: str, codes: Sequence[str], folder: Path | None) -> str:
-    """What to say of a benchmark that has data for none of the languages `codes` that were asked for."""
+    """The message for a benchmark without data for any of the languages `codes`."""
     known = " ".join(code for code in CODES if code in SOURCES[benchmark].configs)
     possible = [code for code in codes if code in _possible(benchmark)]
     if folder is None or not possible:
@@ -262,14 +262,14 @@ def lacks(benchmark: str, codes: Sequence[str], folder: Path | None) -> str:
 
 
 def files_of(benchmark: str, language: str, folder: Path) -> list[Path]:
-    """The files of one language, the evaluated split first."""
+    """The files of one language; those of the evaluated split come first."""
     splits = SOURCES[benchmark].splits
     if benchmark == "flores200":
-        return [
-            folder / benchmark / split / f"{LANGUAGES[code].flores}.{split}"
-            for split in splits
-            for code in (language, "en")
-        ]
+        files = []
+        for split in splits:
+            for code in (language, "en"):
+                files.append(folder / benchmark / split / f"{LANGUAGES[code].flores}.{split}")
+        return files
     return [folder / benchmark / f"{language}.{split}.jsonl" for split in splits]
 
 
@@ -278,52 +278,49 @@ def _is_whole(benchmark: str, language: str, folder: Path) -> bool:
 
 
 def _tfds_folder(benchmark: str, language: str, folder: Path) -> Path | None:
-    """The data set that TFDS has prepared for a language, in its newest version."""
+    """The newest version of the data set that TFDS has prepared for a language; None if there is none."""
     versions = [file.parent for file in (folder / benchmark / language).glob("*/dataset_info.json")]
-    return max(
-        versions, key=lambda path: [part.zfill(9) for part in path.name.split(".")], default=None
-    )  # 10.0.0 is above 9.0.0
+    # 10.0.0 is above 9.0.0.
+    return max(versions, key=lambda path: [part.zfill(9) for part in path.name.split(".")], default=None)
 
 
 def read_rows(benchmark: str, language: str, folder: Path | None) -> dict[str, list[Item]]:
-    """The rows of each split. For Flores-200 pairs of sentences, `source` that of the language and `target`
-    in English.
+    """The rows of each split. For Flores-200, pairs of sentences: `source` in the language, `target` in
+    English.
 
-    Raises BadInput for what is missing (with where to put it), cannot be read, or is no row of the benchmark.
-    The hub's rows nobody can correct: those without an answer, or with an empty choice, are left out and
-    counted.
+    Raises BadInput for a missing file (with its path), an unreadable file, and a row that does not fit the
+    benchmark. Users cannot correct rows of the hub, so its rows without an answer, or with an empty choice,
+    are left out and counted.
     """
     source = SOURCES[benchmark]
-    found = (
-        _from_folder(benchmark, language, folder) if folder is not None else _from_hub(benchmark, language)
-    )
-    for split, rows in found.items():
-        wrong: dict[int, str] = {}
+    if folder is not None:
+        rows_of = _from_folder(benchmark, language, folder)
+    else:
+        rows_of = _from_hub(benchmark, language)
+    for split, rows in rows_of.items():
+        problems: list[str] = []
+        kept: list[Item] = []
         for number, row in enumerate(rows, 1):
-            where = f"{_named(benchmark, language, split, folder)}:{number}"
+            location = f"{_named(benchmark, language, split, folder)}:{number}"
             missing = [key for key in source.keys if key not in row]
             if missing:
                 raise BadInput(
-                    f"{where}: no {', '.join(missing)}; a row of {benchmark} has {', '.join(source.keys)}"
+                    f"{location}: no {', '.join(missing)}; a row of {benchmark} has {', '.join(source.keys)}"
                 )
             no_text = [key for key in source.texts if not isinstance(row[key], str)]
             problem = f"{no_text[0]} is no text" if no_text else source.check(row)
             if problem and folder is not None:
-                raise BadInput(f"{where}: {problem}; correct or remove the row")
+                raise BadInput(f"{location}: {problem}; correct or remove the row")
             if problem:
-                wrong[number] = f"{where}: {problem}"
-        if wrong:
-            log.warning(
-                "%s; left out, of %d rows %d like it", next(iter(wrong.values())), len(rows), len(wrong)
-            )
-        found[split] = [
-            {key: row[key] for key in source.keys}
-            for number, row in enumerate(rows, 1)
-            if number not in wrong
-        ]
-        if not found[split]:
+                problems.append(f"{location}: {problem}")
+            else:
+                kept.append({key: row[key] for key in source.keys})
+        if problems:
+            log.warning("%s; left out, of %d rows %d like it", problems[0], len(rows), len(problems))
+        if not kept:
             raise BadInput(f"{benchmark}, {language}: the split {split} has no rows")
-    return found
+        rows_of[split] = kept
+    return rows_of
 
 
 def _named(benchmark: str, language: str, split: str, folder: Path | None) -> str:
@@ -347,20 +344,23 @@ def _from_folder(benchmark: str, language: str, folder: Path) -> dict[str, list[
         )
     splits = SOURCES[benchmark].splits
     if benchmark == "flores200":
+        # For each split, the file of the language and the English one.
         texts = [_lines(file) for file in files]
-        pairs = dict(zip(splits, zip(texts[::2], texts[1::2], strict=True), strict=True))
-        for split, (own, english) in pairs.items():
-            if len(own) != len(english):
+        rows = {}
+        for split, sources, english in zip(splits, texts[::2], texts[1::2], strict=True):
+            if len(sources) != len(english):
                 raise BadInput(
-                    f"flores200, {language}: {split} has {len(own)} sentences and {len(english)} English "
+                    f"flores200, {language}: {split} has {len(sources)} sentences and {len(english)} English "
                     "ones; take one release"
                 )
-        return {split: _pairs(own, english) for split, (own, english) in pairs.items()}
+            rows[split] = _pairs(sources, english)
+        return rows
     return {split: _json_lines(file) for split, file in zip(splits, files, strict=True)}
 
 
 def _tfds_rows(folder: Path, split: str) -> list[Item]:
-    import tensorflow_datasets  # slow to import, and few folders need it
+    # Slow to import, and few folders need it.
+    import tensorflow_datasets
 
     try:
         rows = tensorflow_datasets.builder_from_directory(folder).as_data_source(split=split)
@@ -373,26 +373,20 @@ def _tfds_rows(folder: Path, split: str) -> list[Item]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON would have it."""
+    """A value in the types of JSON."""
     if isinstance(value, np.ndarray | list):
-        return [_plain(one) for one in value]
-    return (
-        value.decode()
-        if isinstance(value, bytes)
-        else value.item()
-        if isinstance(value, np.generic)
-        else value
-    )
+        return [_plain(element) for element in value]
+    if isinstance(value, bytes):
+        return value.decode()
+    return value.item() if isinstance(value, np.generic) else value
 
 
-def _pairs(own: Sequence[str], english: Sequence[str]) -> list[Item]:
-    return [{"source": one, "target": other} for one, other in zip(own, english, strict=True)]
+def _pairs(sources: Sequence[str], english: Sequence[str]) -> list[Item]:
+    return [{"source": source, "target": target} for source, target in zip(sources, english, strict=True)]
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines of a text file; a byte order mark at its begin and blank lines at its end
-    are none of them.
-    """
+    """The lines of a text file, without a byte order mark at its start and blank lines at its end."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -424,20 +418,14 @@ def _from_hub(benchmark: str, language: str) -> dict[str, list[Item]]:
         return {"test": [_as_mmmlu(row) for row in rows]}
     if language not in source.configs:
         raise BadInput(lacks(benchmark, [language], None))
-    found = {
-        split: _hub_rows(benchmark, language, source.hub, source.configs[language], split)
-        for split in source.splits
-    }
-    if benchmark != "flores200":
-        return found
-    english = {
-        split: _hub_rows(benchmark, language, source.hub, LANGUAGES["en"].flores, split)
-        for split in source.splits
-    }
-    return {
-        split: _pairs(*([row["text"] for row in side[split]] for side in (found, english)))
-        for split in source.splits
-    }
+    rows_of = {}
+    for split in source.splits:
+        rows = _hub_rows(benchmark, language, source.hub, source.configs[language], split)
+        if benchmark == "flores200":
+            english = _hub_rows(benchmark, language, source.hub, LANGUAGES["en"].flores, split)
+            rows = _pairs([row["text"] for row in rows], [row["text"] for row in english])
+        rows_of[split] = rows
+    return rows_of
 
 
 def _as_mmmlu(row: Item) -> Item:
@@ -456,19 +444,17 @@ def _hub_rows(benchmark: str, language: str, path: str, config: str, split: str)
     try:
         with _quiet():
             return list(datasets.load_dataset(path, config, split=split))
-    except (
-        Exception
-    ) as error:  # the library raises errors of its own, of the network's and of the file system's
+    except Exception as error:
+        # The library raises errors of its own, of the network's and of the file system's.
         files = ", ".join(str(file) for file in files_of(benchmark, language, Path("DIR")))
         raise BadInput(
             f"{path} ({config}) cannot be had from the hub: {' '.join(str(error).split())[:150]}; on a "
-            "machine without network, give "
-            f"--data DIR with {files}"
+            f"machine without network, give --data DIR with {files}"
         ) from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Nothing of the library's on standard output, where --json prints."""
+    """Keeps the output of the library off standard output, where --json prints."""
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         yield

@@ -1,13 +1,13 @@
-"""`babel evaluate`: the scores of a model by task and language, beside those of others.
+"""`babel evaluate`: the scores of a model by task and language, beside those of other models.
 
-What it writes into its folder:
+Files in its folder:
 
-responses/      what each model answered, by request; an evaluation that was stopped goes on from there
-evaluation.json all scores, means and differences
-scores.csv      the same, a row for each score
-tables.md       the tables
-TASK.png        bars by language
-means.png       bars by class of languages
+    responses/       the answers of each model by request; a stopped evaluation resumes from them
+    evaluation.json  all scores, means and differences
+    scores.csv       the same, a row for each score
+    tables.md        the tables
+    TASK.png         bars by language
+    means.png        bars by class of languages
 """
 
 import contextlib
@@ -53,9 +53,15 @@ log = logging.getLogger("babel")
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to measure. `data` is a folder of text (xx.jsonl) and benchmarks (see `benchmark_data`), None for
-    the package's text and the hub; `few_shot` None takes each benchmark's own number of examples, `limit` the
-    first items of each task. `trained_in` is a run folder, in whose windows the items are looked for."""
+    """The tasks, the data and the limits of an evaluation.
+
+    - data: a folder of text (xx.jsonl) and benchmarks (see `benchmarks.data`); None for the package's text
+      and the hub
+    - few_shot: examples in a prompt; None for each benchmark's default
+    - limit: only the first items of each task
+    - max_bytes: bytes of text of each language, for bits per byte
+    - trained_in: a run folder, in whose windows the items are searched for
+    """
 
     tasks: tuple[str, ...] = (BITS_PER_BYTE,)
     languages: tuple[str, ...] | None = None
@@ -70,11 +76,12 @@ class Request:
 def evaluate(
     model: str, baselines: Sequence[str], request: Request, out: Path | None = None
 ) -> dict[str, Any]:
-    """Measures `model` and `baselines` and compares them; writes into the folder `out`, where one is given.
+    """Evaluates `model` and `baselines` and compares them; writes the files into the folder `out`, if one is
+    given.
 
     Returns {"tasks": {task: {language: {score, stderr, n}}}, "means": {all, high, low}, "fertility",
-    "missing", "baselines", "summary"}. Raises BadInput for unknown tasks and languages, data that is missing
-    or wrong, and models that cannot be evaluated.
+    "missing", "baselines", "summary"}. Raises BadInput for unknown tasks and languages, missing or wrong
+    data, and models that cannot be evaluated.
     """
     models = list(dict.fromkeys([model, *baselines]))
     folders = {name: _checked(name, request.chat) for name in models}
@@ -86,19 +93,18 @@ def evaluate(
             if first:
                 make_folder(out / "responses")
     with alone_in(out) if out is not None and first else contextlib.nullcontext():
-        measured, details = {}, {}
+        items, details = {}, {}
         for name, folder in folders.items():
             if len(folders) > 1:
                 log.info("evaluating %s", name)
-            measured[name], details[name] = _measured(folder, tasks, texts, request, out)
-        found = (
-            {}
-            if request.trained_in is None
-            else {"contamination": contamination(request.trained_in, _items(tasks, request.limit))}
-        )
-        result = _result(model, measured, {**details, model: {**details[model], **found}}, missing)
-        result |= {} if out is None else {"out": str(out)}
+            items[name], details[name] = _scored_items(folder, tasks, texts, request, out)
+        if request.trained_in is not None:
+            rows = _rows_of_tasks(tasks, request.limit)
+            details[model]["contamination"] = contamination(request.trained_in, rows)
+
+        result = _result(model, items, details, missing)
         if out is not None:
+            result["out"] = str(out)
             with agreed():
                 if first:
                     _write(out, result)
@@ -107,24 +113,23 @@ def evaluate(
 
 
 def batch_tokens_on(devices: int) -> int:
-    """Tokens that so many accelerators score together."""
+    """The number of tokens that so many accelerators score together."""
     return 16384 * devices
 
 
 def _checked(name: str, chat: bool) -> ModelFolder:
-    """The folder of a model that can be evaluated."""
+    """The folder of a model. Raises BadInput if it cannot be evaluated."""
     folder = open_folder(name)
     check_vocabulary(folder.path, folder.config.vocab_size, needed=True)
     if chat:
-        PromptTokenizer(folder.path).chat(
-            [{"role": "user", "content": "?"}]
-        )  # raises where there is no template
+        # Raises where there is no template.
+        PromptTokenizer(folder.path).chat([{"role": "user", "content": "?"}])
     return folder
 
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """One task of the harness: the benchmark and the language whose score it is a part of."""
+    """One task of the harness, with the benchmark and the language that its score counts for."""
 
     benchmark: str
     language: str
@@ -142,50 +147,58 @@ def _tasks(request: Request) -> tuple[dict[str, _Part], dict[str, list[str]]]:
         raise BadInput(
             f"the benchmarks need lm-eval and sacrebleu ({error}); pip install 'babel-jax[eval]'"
         ) from None
-    found = {task: languages_of(task, request.languages, request.data) for task in chosen}
-    empty = [task for task, (codes, _) in found.items() if not codes]
-    if len(empty) == len(chosen) or any(task in request.tasks for task in empty):
-        raise BadInput(lacks(empty[0], found[empty[0]][1], request.data))
+
+    # A benchmark without data is an error if it was named, or if no other has any.
+    present, missing = {}, {}
+    for benchmark in chosen:
+        present[benchmark], missing[benchmark] = languages_of(benchmark, request.languages, request.data)
+    empty = [benchmark for benchmark, codes in present.items() if not codes]
+    if len(empty) == len(chosen) or any(benchmark in request.tasks for benchmark in empty):
+        raise BadInput(lacks(empty[0], missing[empty[0]], request.data))
+
     parts: dict[str, _Part] = {}
-    for benchmark, (codes, _) in found.items():
+    for benchmark, codes in present.items():
         for code in codes:
-            loaded = load_tasks(benchmark, code, request.data, request.few_shot)
-            parts |= {name: _Part(benchmark, code, task) for name, task in loaded.items()}
-    return parts, {task: without for task, (codes, without) in found.items() if without}
+            for name, task in load_tasks(benchmark, code, request.data, request.few_shot).items():
+                parts[name] = _Part(benchmark, code, task)
+    return parts, {benchmark: codes for benchmark, codes in missing.items() if codes}
 
 
-def _items(parts: dict[str, _Part], limit: int | None) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """The rows by task and language; both directions of a translation have the same ones."""
-    items: dict[str, dict[str, list[dict[str, Any]]]] = {}
+def _rows_of_tasks(parts: dict[str, _Part], limit: int | None) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """The rows by task and language; both directions of a translation have the same rows."""
+    rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for part in parts.values():
-        items.setdefault(part.benchmark, {})[part.language] = list(part.task.eval_docs)[:limit]
-    return items
+        rows.setdefault(part.benchmark, {})[part.language] = list(part.task.eval_docs)[:limit]
+    return rows
 
 
-def _measured(
+def _scored_items(
     folder: ModelFolder,
     parts: dict[str, _Part],
     texts: dict[str, list[str]],
     request: Request,
     out: Path | None,
 ) -> tuple[dict[str, dict[str, list[Items]]], dict[str, Any]]:
-    """Items by task and language of one model, and what else is to be said of it."""
-    mesh, dtype = mesh_for(folder.config), jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    batch_tokens = 2048 if jax.default_backend() == "cpu" else batch_tokens_on(jax.device_count())
+    """The scored items of one model by task and language, and further figures: truncated requests,
+    fertility.
+    """
+    is_cpu = jax.default_backend() == "cpu"
+    mesh, dtype = mesh_for(folder.config), jnp.float32 if is_cpu else jnp.bfloat16
+    batch_tokens = 2048 if is_cpu else batch_tokens_on(jax.device_count())
     params = load_params(folder, dtype=dtype, shardings=param_shardings(folder.config, mesh))
-    measured: dict[str, dict[str, list[Items]]] = {}
+    items: dict[str, dict[str, list[Items]]] = {}
     details: dict[str, Any] = {}
+
     if parts:
         mark = fingerprint(files=files_now(folder.path), dtype=str(dtype))
-        responses = Responses(
-            mark, None if out is None else out / "responses" / f"{folder.path.name}-{mark[:8]}.jsonl"
+        path = None if out is None else out / "responses" / f"{folder.path.name}-{mark[:8]}.jsonl"
+        items, details["truncated"] = _benchmarks(
+            folder, params, mesh, dtype, batch_tokens, parts, request, Responses(mark, path)
         )
-        measured, details["truncated"] = _benchmarks(
-            folder, params, mesh, dtype, batch_tokens, parts, request, responses
-        )
+
     if texts:
         tokenizer = open_tokenizer(folder.path)
-        scored = functools.partial(
+        scorer = functools.partial(
             score,
             folder.config,
             params,
@@ -194,20 +207,18 @@ def _measured(
             compute_dtype=dtype,
             what="bits per byte",
         )
-        found = scored_bits(
-            text_to_score(tokenizer, texts, folder.config.max_position_embeddings, request.max_bytes), scored
-        )
-        empty = [code for code in texts if code not in found]
+        positions = folder.config.max_position_embeddings
+        bits = scored_bits(text_to_score(tokenizer, texts, positions, request.max_bytes), scorer)
+        empty = [code for code in texts if code not in bits]
         if empty:
-            where = request.data or "the embedded corpus"
+            source = request.data or "the embedded corpus"
             raise BadInput(
-                f"{where}: no text of two tokens or more in {', '.join(empty)}; name other --languages"
+                f"{source}: no text of two tokens or more in {', '.join(empty)}; name other --languages"
             )
-        measured[BITS_PER_BYTE] = {code: [items] for code, items in found.items()}
-        details["fertility"] = {
-            code: own.tokens_per_byte for code, own in fertility(tokenizer, texts).items()
-        }
-    return measured, details
+        items[BITS_PER_BYTE] = {code: [of_language] for code, of_language in bits.items()}
+        fertilities = fertility(tokenizer, texts)
+        details["fertility"] = {code: figures.tokens_per_byte for code, figures in fertilities.items()}
+    return items, details
 
 
 def _benchmarks(
@@ -227,7 +238,7 @@ def _benchmarks(
     model = DecoderLM(
         folder.config, params, PromptTokenizer(folder.path), responses, mesh, batch_tokens, dtype
     )
-    found = run_harness(
+    results = run_harness(
         model,
         {"tasks": {name: part.task for name, part in parts.items()}},
         limit=request.limit,
@@ -235,54 +246,50 @@ def _benchmarks(
         apply_chat_template=request.chat,
         fewshot_as_multiturn=request.chat,
     )
-    measured: dict[str, dict[str, list[Items]]] = {}
+    items: dict[str, dict[str, list[Items]]] = {}
     for name, part in parts.items():
-        metric = (
-            "chrf++"
-            if part.benchmark == "flores200"
-            else "exact_match"
-            if part.benchmark == "mgsm"
-            else "acc"
-        )
-        values = [
-            sample[metric] for sample in sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
-        ]
-        items = chrf_plus_plus(*zip(*values, strict=True)) if metric == "chrf++" else accuracy(values)
-        measured.setdefault(part.benchmark, {}).setdefault(part.language, []).append(items)
-    return measured, model.truncated
+        metric = {"flores200": "chrf++", "mgsm": "exact_match"}.get(part.benchmark, "acc")
+        samples = sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
+        values = [sample[metric] for sample in samples]
+        of_task = chrf_plus_plus(*zip(*values, strict=True)) if metric == "chrf++" else accuracy(values)
+        items.setdefault(part.benchmark, {}).setdefault(part.language, []).append(of_task)
+    return items, model.truncated
 
 
 def _result(
     model: str,
-    measured: dict[str, dict[str, dict[str, list[Items]]]],
+    items: dict[str, dict[str, dict[str, list[Items]]]],
     details: dict[str, dict[str, Any]],
     missing: dict[str, list[str]],
 ) -> dict[str, Any]:
-    scores = {name: scores_of(tasks) for name, tasks in measured.items()}
-    changes = {name: differences(measured[model], tasks) for name, tasks in measured.items() if name != model}
+    """The result of `evaluate`, with all models' items and figures; `model` is ours."""
+    scores = {name: scores_of(tasks) for name, tasks in items.items()}
+    changes = {name: differences(items[model], tasks) for name, tasks in items.items() if name != model}
     label = _labels(list(scores))
-    notes = [
-        f"{label[name]}: {count} requests were longer than the model's positions; their beginnings were cut."
-        for name, own in details.items()
-        if (count := own.get("truncated"))
-    ]
-    notes += [
-        f"{TITLES[task]}, {code}: {counts['overlapping']} of {counts['items']} items share 13 tokens in a "
-        "row with the training windows "
-        f"({counts['long_enough']} are long enough to)."
-        for task, by_language in details[model].get("contamination", {}).items()
-        for code, counts in by_language.items()
-    ]
-    fertilities = {name: own["fertility"] for name, own in details.items() if "fertility" in own}
-    others = {
-        name: {
+
+    notes = []
+    for name, figures in details.items():
+        if count := figures.get("truncated"):
+            notes.append(
+                f"{label[name]}: {count} requests were longer than the model's positions; their beginnings "
+                "were cut."
+            )
+    for task, by_language in details[model].get("contamination", {}).items():
+        for code, counts in by_language.items():
+            notes.append(
+                f"{TITLES[task]}, {code}: {counts['overlapping']} of {counts['items']} items share 13 "
+                f"tokens in a row with the training windows ({counts['long_enough']} are long enough to)."
+            )
+
+    fertilities = {name: figures["fertility"] for name, figures in details.items() if "fertility" in figures}
+    others = {}
+    for name in changes:
+        others[name] = {
             "tasks": scores[name],
             "means": _means(scores[name]),
             "differences": changes[name],
             **details[name],
         }
-        for name in changes
-    }
     return {
         "model": model,
         "tasks": scores[model],
@@ -298,7 +305,7 @@ def _result(
 
 
 def _labels(models: Sequence[str]) -> dict[str, str]:
-    """A short name for each model: the last part of its path, where these differ."""
+    """A short name for each model: the last part of its path if these differ, else its path."""
     last = [Path(model).name for model in models]
     return dict(zip(models, last if len(set(last)) == len(last) else models, strict=True))
 
@@ -308,21 +315,24 @@ def _renamed(by_model: dict[str, Any], label: dict[str, str]) -> dict[str, Any]:
 
 
 def _means(scores: dict[str, dict[str, dict[str, Any]]]) -> dict[str, float | None]:
-    """Over the benchmarks; over bits per byte, which are of another kind, where they are all there is."""
-    plain = {
-        task: {code: found["score"] for code, found in by_language.items()}
-        for task, by_language in scores.items()
-    }
-    return means_of({task: values for task, values in plain.items() if task != BITS_PER_BYTE} or plain)
+    """The means over the benchmarks; over bits per byte only if there are no benchmarks, because these scores
+    cannot be averaged together.
+    """
+    plain = {}
+    for task, by_language in scores.items():
+        plain[task] = {code: score["score"] for code, score in by_language.items()}
+    benchmarks = {task: values for task, values in plain.items() if task != BITS_PER_BYTE}
+    return means_of(benchmarks or plain)
 
 
 def _write(out: Path, result: dict[str, Any]) -> None:
-    by_model = {
-        result["model"]: result["tasks"],
-        **{name: own["tasks"] for name, own in result.get("baselines", {}).items()},
-    }
+    """Writes the files of an evaluation."""
+    by_model, differences_of = {result["model"]: result["tasks"]}, {}
+    for name, baseline in result.get("baselines", {}).items():
+        by_model[name] = baseline["tasks"]
+        differences_of[name] = baseline["differences"]
     label = _labels(list(by_model))
-    changes = _renamed({name: own["differences"] for name, own in result.get("baselines", {}).items()}, label)
+    changes = _renamed(differences_of, label)
     scores = _renamed(by_model, label)
     write_text(out / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     write_text(out / "scores.csv", as_csv(scores, changes))
@@ -330,8 +340,5 @@ def _write(out: Path, result: dict[str, Any]) -> None:
     for task in result["tasks"]:
         plot_task(out / f"{task}.png", task, scores)
     means = _renamed({model: _means(by_task) for model, by_task in by_model.items()}, label)
-    plot_means(
-        out / "means.png",
-        means,
-        "bits per byte" if list(result["tasks"]) == [BITS_PER_BYTE] else "mean score of the tasks, %",
-    )
+    is_bits = list(result["tasks"]) == [BITS_PER_BYTE]
+    plot_means(out / "means.png", means, "bits per byte" if is_bits else "mean score of the tasks, %")

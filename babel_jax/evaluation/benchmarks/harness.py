@@ -1,13 +1,13 @@
 """Our decoder as a model of lm-evaluation-harness (https://github.com/EleutherAI/lm-evaluation-harness).
 
-The harness makes prompts and metrics; what it asks of a model (log-likelihoods of continuations and of whole
-texts, greedy continuations up to stop strings) is computed here, with the tokens that its own Hugging Face
-backend would use.
+The harness makes prompts and metrics. The model's part is computed here: log-likelihoods of continuations and
+of whole texts, and greedy continuations up to stop strings. The tokens are those of the harness's own Hugging
+Face backend.
 """
 
 import functools
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,18 +30,18 @@ from babel_jax.evaluation.scoring import Score, on_mesh, rows_of_batch, score
 from babel_jax.inference.generation import SMALLEST_BUCKET, bucket, extend, padded_left, prefill, until_first
 from babel_jax.model.parallel import ROW_AXES
 
-# prompts continued together: a step reads all weights, for however few of them. For them a batch may be as
-# much larger:
+# A decoding step reads all weights even for a single prompt, so at least ROWS prompts are decoded together.
+# For them, a batch may have up to LARGER times as many tokens.
 ROWS = 16
-LARGER = 8  # times
-STEPS = 32  # new tokens between two looks for stop strings
+LARGER = 8
+STEPS = 32  # new tokens between two searches for stop strings
 Request = tuple[Any, list[int], list[int]]
 
 
 class DecoderLM(TemplateLM):
     """A decoder for `lm_eval.evaluator`.
 
-    `truncated` counts the requests that were answered with their beginning cut, since they exceed the model's
+    truncated: the number of requests whose beginning was cut, because they are longer than the model's
     positions.
     """
 
@@ -55,21 +55,17 @@ class DecoderLM(TemplateLM):
         batch_tokens: int,
         compute_dtype: DTypeLike,
     ):
-        """`params` lie on `mesh`.
+        """`params` must be on `mesh`.
 
-        A batch has about `batch_tokens` tokens, or as `LARGER` says where texts are generated.
+        A batch has about `batch_tokens` tokens; for generation up to `LARGER` times as many.
         """
         super().__init__()
         self.config, self.params, self.tokens = config, params, tokenizer
-        self.responses, self.mesh, self.batch_tokens, self.compute_dtype = (
-            responses,
-            mesh,
-            batch_tokens,
-            np.dtype(compute_dtype),
-        )
+        self.responses, self.mesh, self.batch_tokens = responses, mesh, batch_tokens
+        self.compute_dtype = np.dtype(compute_dtype)
         self.truncated = 0
 
-    # --- what the harness asks about the tokenizer ---------------------------------------------------------
+    # --- The tokenizer's part of the harness's interface. --------------------------------------------------
 
     @property
     def eot_token_id(self) -> int:
@@ -78,7 +74,7 @@ class DecoderLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """The id that a text without context follows."""
+        """The id before a text without context."""
         return self.tokens.first_id
 
     @property
@@ -88,11 +84,11 @@ class DecoderLM(TemplateLM):
 
     @property
     def max_length(self) -> int:
-        """Most tokens of context that the model reads."""
+        """The most tokens of context that the model reads."""
         return self.config.max_position_embeddings
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids of a prompt; a text that begins with the token that begins texts gets no second one."""
+        """The ids of a prompt. A text that already begins with the begin token gets no second one."""
         return self.tokens.encode(string, add_special_tokens)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
@@ -102,14 +98,14 @@ class DecoderLM(TemplateLM):
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The prompt of a conversation. Raises BadInput where the model has no chat template."""
+        """The prompt of a conversation. Raises BadInput if the model has no chat template."""
         return self.tokens.chat(chat_history, add_generation_prompt)
 
     # --- log-likelihoods -----------------------------------------------------------------------------------
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Score]:
-        """For each (context, continuation): log p(continuation | context), and whether it is what greedy
-        decoding gives.
+        """For each (context, continuation): log p(continuation | context), and True if greedy decoding gives
+        the continuation.
         """
         for request in requests:
             if not request.args[1]:
@@ -124,8 +120,8 @@ class DecoderLM(TemplateLM):
         return self._scores(requests, keys, "scoring", lambda parts: parts[0])
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """log p of whole texts; those longer than the model's positions in windows with as much context as
-        there can be.
+        """log p of whole texts. Texts longer than the model's positions are scored in windows, each with as
+        much context as possible.
         """
         windows, keys = [], []
         for request in self._unanswered("loglikelihood_rolling", requests):
@@ -133,29 +129,31 @@ class DecoderLM(TemplateLM):
             rolling = get_rolling_token_windows(
                 self.tok_encode(text), self.prefix_token_id, self.max_length, context_len=1
             )
-            own = [(None, *make_disjoint_window(window)) for window in rolling]
+            text_windows = [(None, *make_disjoint_window(window)) for window in rolling]
             key = self.responses.key("loglikelihood_rolling", request.args)
-            if not own:
+            if not text_windows:
                 self.responses.add({key: 0.0})
-            windows += own
-            keys += [key] * len(own)
+            windows += text_windows
+            keys += [key] * len(text_windows)
         self._scores(windows, keys, "scoring texts", lambda parts: sum(log_p for log_p, _ in parts))
         return self._answers("loglikelihood_rolling", requests)
 
     def _scores(
         self, requests: Sequence[Request], keys: Sequence[str], what: str, answer: Any
     ) -> list[Score]:
-        """Scores all; of those that share a key, `answer` makes one response when the last is there."""
-        sequences = [
-            self._within_positions(key, *request[1:]) for key, request in zip(keys, requests, strict=True)
-        ]
+        """Scores all requests. `answer` turns the scores of requests with the same key into one response,
+        once all are there.
+        """
+        sequences = []
+        # The scores of each key by request number; None until they are there.
         waiting: dict[str, dict[int, Score | None]] = defaultdict(dict)
-        for number, key in enumerate(keys):
+        for number, (key, request) in enumerate(zip(keys, requests, strict=True)):
+            sequences.append(self._within_positions(key, *request[1:]))
             waiting[key][number] = None
 
         def done(scores: dict[int, Score]) -> None:
-            for number, found in scores.items():
-                waiting[keys[number]][number] = found
+            for number, request_score in scores.items():
+                waiting[keys[number]][number] = request_score
             complete = {keys[number] for number in scores if None not in waiting[keys[number]].values()}
             self.responses.add({key: answer(list(waiting[key].values())) for key in complete})
 
@@ -175,39 +173,39 @@ class DecoderLM(TemplateLM):
     # --- generation ----------------------------------------------------------------------------------------
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """For each (context, settings): the greedy continuation up to the first stop string, or to the most
-        tokens it may have.
+        """For each (context, settings): the greedy continuation up to the first stop string, or up to its
+        most tokens.
         """
-        todo = [(request, *self._limits(request)) for request in self._unanswered("generate_until", requests)]
-        prompts = [self._prompt(request, most) for request, _, most in todo]
-        new_size = bucket(max((most for _, _, most in todo), default=1), SMALLEST_BUCKET)
-        with tqdm(
-            total=len(todo), desc="generating", unit=" requests", leave=False, disable=None
-        ) as progress:
+        unanswered = self._unanswered("generate_until", requests)
+        limits = [self._limits(request) for request in unanswered]
+        prompts = [self._prompt(request, most) for request, (_, most) in zip(unanswered, limits, strict=True)]
+        new_size = bucket(max((most for _, most in limits), default=1), SMALLEST_BUCKET)
+        progress = tqdm(total=len(prompts), desc="generating", unit=" requests", leave=False, disable=None)
+        with progress:
             devices = rows_of_batch(1, 1, self.mesh, ROW_AXES)
             for shared, length, groups in alike_prompts(prompts, max(ROWS, devices), new_size, devices):
+                # The size of the batches of this shape, in rows.
                 tokens = shared + length + new_size
                 wanted = min(ROWS * tokens, LARGER * self.batch_tokens)
-                most = rows_of_batch(tokens, max(self.batch_tokens, wanted), self.mesh, ROW_AXES)
-                size = _rows_of_each([len(group) for group in groups], most, devices)
-                for batch in (
-                    group[start : start + size] for group in groups for start in range(0, len(group), size)
-                ):
+                most_rows = rows_of_batch(tokens, max(self.batch_tokens, wanted), self.mesh, ROW_AXES)
+                size = _rows_of_each([len(group) for group in groups], most_rows, devices)
+
+                for batch in _batches(groups, size):
                     texts = self._generated(
                         [prompts[number] for number in batch],
-                        [todo[number][1:] for number in batch],
+                        [limits[number] for number in batch],
                         shared,
                         size,
                         length,
                         new_size,
                     )
-                    keys = [self.responses.key("generate_until", todo[number][0].args) for number in batch]
+                    keys = [self.responses.key("generate_until", unanswered[number].args) for number in batch]
                     self.responses.add(dict(zip(keys, texts, strict=True)))
                     progress.update(len(batch))
         return self._answers("generate_until", requests)
 
     def _limits(self, request: Instance) -> tuple[list[str], int]:
-        """Stop strings and the most new tokens."""
+        """The stop strings and the most new tokens of a request."""
         settings = normalize_gen_kwargs(request.args[1], 256)
         until, most = settings.get("until") or [], settings["max_gen_toks"]
         if settings.get("do_sample"):
@@ -219,10 +217,9 @@ class DecoderLM(TemplateLM):
                 f"{request.task_name}: {most} new tokens leave no room for a prompt in the model's "
                 f"{self.max_length} positions"
             )
-        return [
-            *([until] if isinstance(until, str) else until),
-            self.tokens.decode([self.eot_token_id], skip_special=False),
-        ], most
+        stops = [until] if isinstance(until, str) else list(until)
+        stops.append(self.tokens.decode([self.eot_token_id], skip_special=False))
+        return stops, most
 
     def _prompt(self, request: Instance, most: int) -> list[int]:
         ids = self.tok_encode(request.args[0]) or [self.prefix_token_id]
@@ -239,19 +236,19 @@ class DecoderLM(TemplateLM):
         length: int,
         new_size: int,
     ) -> list[str]:
+        """The texts of one batch of `size` rows, each with `shared` + `length` tokens and up to `new_size`
+        new ones.
+        """
         prefix, mesh = np.array(prompts[0][:shared], np.int32), self.mesh
-        columns = padded_left([own[shared:] for own in prompts], size, length)
+        columns = padded_left([prompt[shared:] for prompt in prompts], size, length)
         tokens, padding = (on_mesh(mesh, column, ROW_AXES) for column in columns)
         rows = np.int32(len(prompts))
         state = prefill(
             self.config, new_size, self.compute_dtype, self.params, prefix, tokens, padding, rows, mesh=mesh
         )
-        eos, step, texts, finished = (
-            np.array(self.tokens.end_ids, np.int32),
-            0,
-            [""] * len(prompts),
-            np.arange(size) >= len(prompts),
-        )
+
+        eos, step, texts = np.array(self.tokens.end_ids, np.int32), 0, [""] * len(prompts)
+        finished = np.arange(size) >= len(prompts)
         while step < max(most for _, most in limits) and not finished.all():
             until_step = np.int32(min(step + STEPS, new_size))
             state = state._replace(finished=on_mesh(mesh, finished, ()))
@@ -259,6 +256,8 @@ class DecoderLM(TemplateLM):
                 self.config, self.compute_dtype, self.params, state, padding, until_step, eos, None, mesh=mesh
             )
             step, new = int(state.step), np.asarray(state.tokens)[: len(prompts)]
+
+            # Stop strings are searched for in the text, because they need not be tokens.
             finished = np.asarray(state.finished).copy()
             for row, (until, most) in enumerate(limits):
                 ids = until_first(new[row, : min(step, most)].tolist(), self.tokens.end_ids)
@@ -266,7 +265,7 @@ class DecoderLM(TemplateLM):
                 finished[row] |= stopped or step >= most
         return texts
 
-    # --- answers that are there already --------------------------------------------------------------------
+    # --- Answers of an earlier, stopped evaluation. --------------------------------------------------------
 
     def _unanswered(self, kind: str, requests: Iterable[Instance]) -> list[Instance]:
         """The requests without a response, each once."""
@@ -279,15 +278,23 @@ class DecoderLM(TemplateLM):
         return [self.responses[key] for key in keys]
 
 
+def _batches(groups: Sequence[list[int]], size: int) -> Iterator[list[int]]:
+    """Each group in batches of at most `size`."""
+    for group in groups:
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
 def _rows_of_each(groups: Sequence[int], most: int, devices: int) -> int:
-    """Rows of batches of one size, `most` at the most, for groups of so many prompts: with few batches, and
-    few rows that are empty.
+    """The rows of each batch, at most `most`, for groups of so many prompts. It is chosen for few batches and
+    few empty rows.
     """
+    # For each group, the smallest size that needs no further batch; all sizes are multiples of `devices`.
     sizes = {devices * -(-prompts // (devices * -(-prompts // most))) for prompts in groups}
     return min(sizes, key=lambda size: (size + ROWS) * sum(-(-prompts // size) for prompts in groups))
 
 
 def _stopped(text: str, until: Sequence[str]) -> tuple[str, bool]:
-    """The text before the first of the stop strings, and whether there is one."""
+    """The text before the first stop string, and True if there is one."""
     before = functools.reduce(lambda text, stop: text.split(stop)[0] if stop else text, until, text)
     return before, len(before) < len(text)

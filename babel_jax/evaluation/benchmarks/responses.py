@@ -1,4 +1,6 @@
-"""What a model answered, by request, on disk: an evaluation that was stopped goes on with what is missing."""
+"""The answers of a model by request, on disk: an evaluation that was stopped resumes with the missing
+ones.
+"""
 
 import contextlib
 import json
@@ -16,11 +18,11 @@ from babel_jax.model_folders.streaming import fingerprint
 
 
 class Responses:
-    """Answers by request, of one model (`mark` tells it from others); a JSON line for each where a file is
-    given.
+    """The answers of one model by request; with a file, a JSON line for each. `mark` identifies the model.
 
-    `cut` are the requests whose beginning did not fit the model, which is kept with their answers. Of several
-    processes, which ask for the same in the same order, the first reads and writes the file.
+    cut: the requests whose beginning was cut because the model has too few positions; it is stored with their
+    answers. Several processes make the same requests in the same order; the first one reads and writes the
+    file.
     """
 
     def __init__(self, mark: str, path: Path | None = None):
@@ -28,15 +30,14 @@ class Responses:
         self._known: dict[str, Any] = {}
         self.cut: set[str] = set()
         for line in _read_by_first(path).split("\n"):
-            with contextlib.suppress(
-                ValueError, KeyError, TypeError, RecursionError
-            ):  # a line may have been cut by a kill
+            # A line may have been cut by a kill.
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 entry = json.loads(line)
                 self._known[entry["request"]] = entry["response"]
                 self.cut |= {entry["request"]} if entry.get("cut") else set()
 
     def key(self, kind: str, arguments: Iterable[Any]) -> str:
-        """The name of a request."""
+        """The key of a request."""
         return fingerprint(model=self._mark, kind=kind, arguments=list(arguments))[:32]
 
     def __contains__(self, key: str) -> bool:
@@ -46,25 +47,27 @@ class Responses:
         return self._known[key]
 
     def add(self, responses: Mapping[str, Any]) -> None:
-        """Keeps answers, on disk at once."""
+        """Stores answers; they are on disk when it returns."""
         self._known.update(responses)
         if self._path is None or jax.process_index() != 0 or not responses:
             return
-        entries = [
-            {"request": key, "response": response, **({"cut": True} if key in self.cut else {})}
-            for key, response in responses.items()
-        ]
-        lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
+        lines = []
+        for key, response in responses.items():
+            entry = {"request": key, "response": response}
+            if key in self.cut:
+                entry["cut"] = True
+            lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
         with explain_os_errors(self._path), open_to_append(self._path) as file:
             file.write("".join(lines).encode())
 
 
 def _read_by_first(path: Path | None) -> str:
-    found = b""
+    """The text of a file, read by the first process and sent to the others; "" without a file."""
+    content = b""
     if path is not None and jax.process_index() == 0 and path.is_file():
-        found = path.read_bytes()
+        content = path.read_bytes()
     if path is not None and jax.process_count() > 1:
-        size = int(multihost_utils.broadcast_one_to_all(np.int32(len(found))))
-        padded = np.frombuffer(found.ljust(size, b"\0")[:size], np.uint8)
-        found = np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()
-    return found.decode("utf-8", errors="replace")
+        size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+        padded = np.frombuffer(content.ljust(size, b"\0")[:size], np.uint8)
+        content = np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()
+    return content.decode("utf-8", errors="replace")

@@ -1,8 +1,7 @@
-"""The six benchmarks of the technical report as tasks of lm-evaluation-harness, in every language that has
-data.
+"""The six benchmarks of the technical report as tasks of lm-evaluation-harness, in every language with data.
 
-XCOPA, XNLI and MGSM are the harness's own tasks (prompts, metrics, splits); the others are configured here.
-Few-shot examples are always the first ones, the same for every item, so that they are computed once.
+XCOPA, XNLI and MGSM are tasks of the harness (prompts, metrics, splits); the others are configured here.
+Few-shot examples are always the first rows, the same for every item, so that they are computed once.
 """
 
 import dataclasses
@@ -22,33 +21,34 @@ from lm_eval.api.task import Task
 from tqdm import tqdm
 
 from babel_jax.errors import BadInput
-from babel_jax.evaluation.benchmarks.data import Item, answer_place, option_labels, read_rows
+from babel_jax.evaluation.benchmarks.data import Item, answer_index, option_labels, read_rows
 from babel_jax.evaluation.benchmarks.numbers import same_number
 from babel_jax.languages import LANGUAGES
 
 log = logging.getLogger("babel")
 
-# The harness tells of every step of its own, and warns of settings that are meant; its bars are shown where
-# ours are.
+# The harness logs each of its steps, and warns of settings that are intended. Its progress bars follow the
+# same rules as ours.
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 lm_eval.api.task.tqdm = functools.partial(tqdm, desc="prompts", leave=False, disable=None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """One benchmark: its title in tables, the metric its score is (in percent), and how many examples a
-    prompt has if nothing is said.
+    """One benchmark: its title in tables, the metric of its score (in percent), and the default number of
+    examples in a prompt.
+
+    configs: for a language, the config of each task by its name; a task of the harness has its name there.
     """
 
     title: str
     metric: str
     few_shot: int
     configs: Callable[[str], dict[str, dict[str, Any]]]
-    """For a language: the config of each task by its name; for a task of the harness, its name there."""
 
 
 class _SameKind(ContextSampler):
-    """The first examples that agree with the item in some fields, and are not the item itself."""
+    """The first examples that agree with the item in some fields, without the item itself."""
 
     fields: tuple[str, ...]
 
@@ -59,7 +59,9 @@ class _SameKind(ContextSampler):
 
     @functools.cached_property
     def _by_kind(self) -> dict[tuple[Any, ...], list[Item]]:
-        """MMMLU has 14,042 rows: it would take minutes to look at all of them for each."""
+        """The rows of each kind. MMMLU has 14,042 rows: a search through all of them for each item would take
+        minutes.
+        """
         rows = defaultdict(list)
         for row in self.df:
             rows[self._kind(row)].append(row)
@@ -77,7 +79,7 @@ class _SameExam(_SameKind):
     fields = ("level", "subject_category")
 
 
-# The benchmarks whose examples are of the item's own kind, and the split that they come from.
+# The benchmarks whose examples are of the same kind as the item, and the split of the examples.
 _OF_ONE_KIND: dict[str, tuple[type[_SameKind], str]] = {
     "mmmlu": (_SameSubject, "test"),
     "m3exam": (_SameExam, "dev"),
@@ -89,7 +91,7 @@ def _mean_of(metric: str) -> list[dict[str, Any]]:
 
 
 def _mmmlu(code: str) -> dict[str, dict[str, Any]]:
-    # The prompts of the harness's mmmlu tasks, which are one for each subject.
+    # The prompts of the harness's mmmlu tasks; the harness has a task for each subject.
     name = {"pt": "Brazilian Portuguese", "zh": "Simplified Chinese"}.get(code, LANGUAGES[code].name)
     return {
         f"mmmlu_{code}": {
@@ -132,13 +134,13 @@ def _m3exam(code: str) -> dict[str, dict[str, Any]]:
         f"m3exam_{code}": {
             "output_type": "multiple_choice",
             "test_split": "test",
-            # The sampler is told of the item only where examples are said to come from its own split; they
-            # are those of `dev`.
+            # The harness passes the item to the sampler only if the examples are of its split. So the config
+            # names "test", and `load_tasks` replaces the examples by those of `dev`.
             "fewshot_split": "test",
             "fewshot_config": {"sampler": _SameExam, "process_docs": None},
             "doc_to_text": text,
             "doc_to_choice": lambda row: option_labels(row["options"]),
-            "doc_to_target": answer_place,
+            "doc_to_target": answer_index,
             "metric_list": _mean_of("acc"),
         }
     }
@@ -154,8 +156,8 @@ def _xcopa(code: str) -> dict[str, dict[str, Any]]:
 
 def _mgsm(code: str) -> dict[str, dict[str, Any]]:
     take = [{"name": "none", "filter": [{"function": "take_first"}]}]
-    own = {"process_results": _same_number, "metric_list": _mean_of("exact_match"), "filter_list": take}
-    return {f"mgsm_native_cot_{code}": {**_first("train"), **own}}
+    settings = {"process_results": _same_number, "metric_list": _mean_of("exact_match"), "filter_list": take}
+    return {f"mgsm_native_cot_{code}": {**_first("train"), **settings}}
 
 
 def _same_number(row: Item, results: Sequence[str]) -> dict[str, float]:
@@ -163,8 +165,7 @@ def _same_number(row: Item, results: Sequence[str]) -> dict[str, float]:
 
 
 def _xnli(code: str) -> dict[str, dict[str, Any]]:
-    # The harness evaluates on the validation split; as the test split, examples from it leave out the item
-    # itself.
+    # The harness evaluates on the validation split. As a test split, its examples leave out the item itself.
     splits = {"training_split": None, "validation_split": None, "test_split": "validation"}
     return {f"xnli_{code}": {**_first("validation"), **splits}}
 
@@ -184,9 +185,9 @@ def _flores(code: str) -> dict[str, dict[str, Any]]:
         }
         return {f"flores200_{name}": config}
 
-    own, english = LANGUAGES[code].name, LANGUAGES["en"].name
-    to_english = direction(f"{code}_to_en", own, english, "source", "target")
-    return to_english | direction(f"en_to_{code}", english, own, "target", "source")
+    name, english = LANGUAGES[code].name, LANGUAGES["en"].name
+    to_english = direction(f"{code}_to_en", name, english, "source", "target")
+    return to_english | direction(f"en_to_{code}", english, name, "target", "source")
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -204,7 +205,7 @@ def load_tasks(
 ) -> dict[str, Task]:
     """The harness's tasks of a benchmark in a language, with their rows.
 
-    Raises BadInput for rows that are missing or wrong.
+    Raises BadInput for missing or wrong rows.
     """
     rows = read_rows(benchmark, code, folder)
     try:
@@ -215,54 +216,59 @@ def load_tasks(
         ) from error
     shots = BENCHMARKS[benchmark].few_shot if few_shot is None else few_shot
     configs = BENCHMARKS[benchmark].configs(code)
-    _tell_fewer_shots(benchmark, code, rows, shots)
+    _warn_of_fewer_shots(benchmark, code, rows, shots)
     for config in configs.values():
         if "process_docs" in config.get("fewshot_config", {}):
             config["fewshot_config"]["process_docs"] = lambda _, dev=rows["dev"]: dev
         elif config["fewshot_config"]["sampler"] == "first_n":
-            examples = len(rows[config["fewshot_split"]]) - (
-                config["fewshot_split"] == config.get("test_split")
-            )
+            # An item of the same split is no example for itself.
+            is_same_split = config["fewshot_split"] == config.get("test_split")
+            examples = len(rows[config["fewshot_split"]]) - is_same_split
             if shots > examples:
                 raise BadInput(
                     f"{benchmark}, {code}: {shots} examples are asked for and there are {examples}; give a "
                     "smaller --few-shot"
                 )
         config |= {"custom_dataset": lambda **_: data, "num_fewshot": shots}
+
+    # The harness accepts our settings for its own tasks only if they are members of a group.
     manager = _manager()
     named = [{"task": name, **config} for name, config in configs.items()]
-    # Only as members of a group are the harness's own tasks taken with settings of ours.
-    own = all(name in manager.all_subtasks for name in configs)
-    return manager.load([{"group": benchmark, "task": named}] if own else named)["tasks"]
+    are_harness_tasks = all(name in manager.all_subtasks for name in configs)
+    return manager.load([{"group": benchmark, "task": named}] if are_harness_tasks else named)["tasks"]
 
 
-def _tell_fewer_shots(benchmark: str, code: str, rows: Mapping[str, list[Item]], shots: int) -> None:
-    """Says where items have fewer examples of their own subject or exam than are asked for: their scores are
-    of fewer.
+def _warn_of_fewer_shots(benchmark: str, code: str, rows: Mapping[str, list[Item]], shots: int) -> None:
+    """Warns if items have fewer examples of their subject or exam than `shots`, because their scores are
+    lower.
     """
     if benchmark not in _OF_ONE_KIND:
         return
     sampler, split = _OF_ONE_KIND[benchmark]
     kinds = Counter(tuple(row[field] for field in sampler.fields) for row in rows[split])
-    own = 1 if split == "test" else 0  # the item itself is no example of it
-    found = [kinds[tuple(row[field] for field in sampler.fields)] - own for row in rows["test"]]
-    fewer = [examples for examples in found if examples < shots]
+    # An item is no example for itself.
+    itself = 1 if split == "test" else 0
+    examples_of_items = []
+    for row in rows["test"]:
+        kind = tuple(row[field] for field in sampler.fields)
+        examples_of_items.append(kinds[kind] - itself)
+    fewer = [examples for examples in examples_of_items if examples < shots]
     if fewer:
         log.warning(
             "%s, %s: %d of %d items have fewer examples than the %d that are asked for, and get what there "
             "is (at least %d)",
-            benchmark, code, len(fewer), len(found), shots, min(fewer),
+            benchmark, code, len(fewer), len(examples_of_items), shots, min(fewer),
         )  # fmt: skip
 
 
 def _as_datasets(rows: Mapping[str, list[Item]]) -> dict[str, Any]:
     import datasets
 
-    return {split: datasets.Dataset.from_list(own) for split, own in rows.items()}
+    return {split: datasets.Dataset.from_list(split_rows) for split, split_rows in rows.items()}
 
 
 def _manager() -> lm_eval.tasks.TaskManager:
-    """The harness's own tasks that are used here, and no others: reading all of them takes ten seconds."""
+    """The harness's tasks that are used here and no others: reading all of them takes ten seconds."""
     bundled = Path(lm_eval.tasks.__file__).parent
     return lm_eval.tasks.TaskManager(
         include_path=[bundled / name for name in ("xcopa", "xnli", "mgsm/native_cot")], include_defaults=False

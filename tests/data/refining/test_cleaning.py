@@ -25,10 +25,11 @@ from babel_jax.data.refining.repetition import commonest_ngram, repeated_fractio
 from babel_jax.data.sources.embedded import embedded_corpus
 from babel_jax.data.sources.streams import BadRowError
 
+# Long enough for every rule.
 PROSE = {
     language: "\n".join(f"{number}. {row.text}" for number, row in enumerate(rows[:3]))
     for language, rows in embedded_corpus().items()
-}  # long enough for every rule
+}
 
 
 def clean(text, language="en", **settings):

@@ -295,7 +295,7 @@ def test_metadata_of_parquet_beyond_what_arrow_reads_is_not_called_corrupt():
     """Arrow's words, for a footer of 110 MB."""
     words = "Couldn't deserialize thrift: TProtocolException: Exceeded size limit"
     with (
-        pytest.raises(BadInput, match=r"en.parquet: what it says of its columns .* than Arrow reads"),
+        pytest.raises(BadInput, match=r"en.parquet: the description of its columns .* than Arrow reads"),
         explained("en.parquet", str),
     ):
         raise OSError(words)

@@ -117,7 +117,7 @@ def test_with_qwens_own_tokenizer(texts, tmp_path):
         assert ours.ids == theirs["input_ids"], code
         assert np.array(ours.targets, int).tolist() == theirs["assistant_masks"], code
     # The template beside it takes thoughts out of earlier turns, so a turn is not what was generated.
-    with pytest.raises(BadInput, match="writes a turn in another way once others follow"):
+    with pytest.raises(BadInput, match="writes a turn in another way if other turns follow"):
         open_chat_format(folder).encode(
             [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
         )
@@ -253,7 +253,7 @@ def test_the_files_of_a_chat_model(chat_tokenizer, tmp_path):
         ),
         (
             "{% for m in messages %}{{ '' if loop.last else 'old ' }}{{ m.content }}<|im_end|>{% endfor %}",
-            "writes a turn in another way once others follow",
+            "writes a turn in another way if other turns follow",
         ),
     ],
 )

@@ -78,9 +78,8 @@ def test_a_tokenizer_that_begins_every_text(tmp_path):
 
 
 def test_a_tokenizer_that_begins_no_text(tmp_path):
-    folder = byte_level(
-        tmp_path, config={"add_bos_token": True}
-    )  # of no effect beside a tokenizer.json, in transformers too
+    # Of no effect beside a tokenizer.json, in transformers too.
+    folder = byte_level(tmp_path, config={"add_bos_token": True})
     agrees(folder)
     assert open_tokenizer(folder).begin_ids == []
     assert open_tokenizer(folder, add_bos_token=True).begin_ids == [256]
