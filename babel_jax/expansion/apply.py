@@ -1,4 +1,4 @@
-"""A deeper model from a plan: parameters, config, and whole model folders."""
+"""The deeper model of a plan: parameters, config, and whole model folders."""
 
 import functools
 import statistics
@@ -28,29 +28,27 @@ from babel_jax.model_folders.streaming import Piece, Source
 
 def expand_params(params: PyTree[Array], plan: ExpansionPlan) -> PyTree[Array]:
     """The parameters of the deeper model: one gather along the layer axis for each leaf under the layers,
-    then what is new in it.
+    then the changes of new layers.
 
-    Every leaf keeps its type; the noise is drawn from a table and added in float32. It depends on the layer's
-    seed, the leaf's path and the layer's position alone, so its bits are the same under any mesh. Pure: may
-    run inside jit with shardings. Raises BadInput for a plan of another depth.
+    Every leaf keeps its dtype; noise is drawn from a table and added in float32. The noise depends only on
+    the layer's seed, the leaf's path and the layer's position, so its bits are the same on any mesh. The
+    function is pure: it may run inside jit with shardings. Raises BadInput for a plan of another depth.
     """
     leaves = traverse_util.flatten_dict(params)
-    for depth in {leaf.shape[0] for place, leaf in leaves.items() if is_stacked(place)}:
-        plan.check(depth, "plan")
-    return traverse_util.unflatten_dict(
-        {
-            place: _expand_leaf(leaf, _path_hash(place), plan, _is_output(place))
-            if is_stacked(place)
-            else leaf
-            for place, leaf in leaves.items()
-        }
-    )
+    expanded = {}
+    for place, leaf in leaves.items():
+        if is_stacked(place):
+            plan.check(leaf.shape[0], "plan")
+            expanded[place] = _expand_leaf(leaf, _path_hash(place), plan, _is_output(place))
+        else:
+            expanded[place] = leaf
+    return traverse_util.unflatten_dict(expanded)
 
 
 def expanding(shardings: PyTree[jax.sharding.Sharding]) -> Any:
-    """`expand_params` jitted: (params, plan) to the deeper parameters, which lie as `shardings` say.
+    """`expand_params` jitted: (params, plan) to the deeper parameters, sharded by `shardings`.
 
-    Each device makes its own part.
+    Each device computes its own part.
     """
     return jax.jit(expand_params, static_argnums=1, out_shardings=shardings)
 
@@ -63,18 +61,18 @@ def expand_config(config: ModelConfig, plan: ExpansionPlan) -> ModelConfig:
     plan.check(config.num_hidden_layers, "plan")
     if config.post_norms and any(layer.output_scale not in (0.0, 1.0) for layer in plan.layers):
         raise BadInput(
-            f"plan: output_scale must be 0 or 1 in a {config.family} model, whose norms behind attention "
+            f"plan: output_scale must be 0 or 1 in a {config.family} model, whose norms after attention "
             "and MLP undo any other"
         )
     return config.with_layers(plan.source_layers)
 
 
 def expand_hf_config(hf: dict[str, Any], plan: ExpansionPlan, source_name: str) -> dict[str, Any]:
-    """config.json of the deeper model, with the plan and where it comes from under `babel_expansion`; all
+    """The config.json of the deeper model, with the plan and its source model under `babel_expansion`; all
     other keys are kept.
 
-    `max_window_layers` stays the number of leading layers with full attention. Where new layers break that
-    pattern (full after sliding), `layer_types` says the type of each.
+    `max_window_layers` stays the number of leading layers with full attention. If new layers break this
+    pattern (full after sliding), `layer_types` has the type of each layer.
     """
     config = expand_config(read_hf_config(hf, f"config.json of {source_name}"), plan)
     deeper = {**hf, "num_hidden_layers": len(plan.layers)}
@@ -83,6 +81,7 @@ def expand_hf_config(hf: dict[str, Any], plan: ExpansionPlan, source_name: str) 
     elif needs_layer_types(config):
         deeper["layer_types"] = [str(kind) for kind in config.layer_types]
     if hf.get("max_window_layers") is not None:
+        # The first layer with a window, if there is one.
         sliding = [
             target for target, source in enumerate(plan.source_layers) if source >= hf["max_window_layers"]
         ]
@@ -100,18 +99,17 @@ def expand_hf_config(hf: dict[str, Any], plan: ExpansionPlan, source_name: str) 
 
 
 def new_layers_of(hf: dict[str, Any]) -> tuple[int, ...]:
-    """Positions of the layers that the last expansion added, from the `babel_expansion` of a config.json;
-    empty without one.
+    """The positions of the layers that the last expansion added, from `babel_expansion` of a config.json;
+    empty without it.
 
-    Raises BadInput when that is no plan, or one of another depth than the model's.
+    Raises BadInput if it is no plan, or its depth differs from the model's.
     """
     if PROVENANCE not in hf:
         return ()
     provenance = hf[PROVENANCE]
     where = f"config.json: {PROVENANCE}"
-    plan = plan_from_json(
-        {"layers": provenance.get("layers")} if isinstance(provenance, dict) else provenance, where
-    )
+    layers = {"layers": provenance.get("layers")} if isinstance(provenance, dict) else provenance
+    plan = plan_from_json(layers, where)
     if len(plan.layers) != hf.get("num_hidden_layers"):
         raise BadInput(
             f"{where}: a plan of {len(plan.layers)} layers in a model of {hf.get('num_hidden_layers')}; "
@@ -123,10 +121,10 @@ def new_layers_of(hf: dict[str, Any]) -> tuple[int, ...]:
 def expand_folder(
     source: Path | str, destination: Path | str, plan: ExpansionPlan, **options: Any
 ) -> dict[str, Any]:
-    """Writes the deeper model of a model folder in the same format, with its own card; gives the figures of
+    """Writes the deeper model of a model folder in the same format, with a new card; returns the figures of
     `summary` and `new_layers`.
 
-    `options` are those of `transfer`. Raises BadInput for a plan of another depth, and as `open_folder` and
+    options: those of `transfer`. Raises BadInput for a plan of another depth, and as `open_folder` and
     `transfer` do.
     """
     folder = open_folder(source)
@@ -144,6 +142,7 @@ def _expand_leaf(
     plan: ExpansionPlan,
     is_output: bool,
 ) -> Float[Array, "target_layers ..."]:
+    """One leaf of the deeper model; `is_output` is True for projections that `output_scale` multiplies."""
     expanded = jnp.take(leaf, np.asarray(plan.source_layers), axis=0, mode="clip")
     zero, average, noise = (
         [target for target, layer in enumerate(plan.layers) if layer.init is init]
@@ -152,13 +151,12 @@ def _expand_leaf(
     if zero:
         expanded = expanded.at[np.asarray(zero)].set(0)
     if average:
-        behind = leaf[np.asarray([_layer_behind(plan, target) for target in average])]
-        expanded = expanded.at[np.asarray(average)].set(_mean(expanded[np.asarray(average)], behind))
+        next_layers = leaf[np.asarray([_next_layer(plan, target) for target in average])]
+        expanded = expanded.at[np.asarray(average)].set(_mean(expanded[np.asarray(average)], next_layers))
     if noise:
-        drawn = [_noise_arguments(plan, target, path_hash) for target in noise]
-        noisy = jax.vmap(_with_noise)(
-            expanded[np.asarray(noise)], *(jnp.stack(values) for values in zip(*drawn, strict=True))
-        )
+        arguments = [_noise_arguments(plan, target, path_hash) for target in noise]
+        columns = [jnp.stack(values) for values in zip(*arguments, strict=True)]
+        noisy = jax.vmap(_with_noise)(expanded[np.asarray(noise)], *columns)
         expanded = expanded.at[np.asarray(noise)].set(noisy)
     scaled = [target for target, layer in enumerate(plan.layers) if is_output and layer.output_scale != 1.0]
     if scaled:
@@ -168,19 +166,20 @@ def _expand_leaf(
 
 
 def _is_output(place: Place) -> bool:
-    """Whether a leaf belongs to the last map of attention or MLP, whose result is added to the residual
+    """True for a leaf of the last projection of attention or MLP; its output is added to the residual
     stream.
     """
     return place[-2] in ("o_proj", "down_proj")
 
 
-def _layer_behind(plan: ExpansionPlan, target: int) -> int:
+def _next_layer(plan: ExpansionPlan, target: int) -> int:
+    """The source layer after the one that a new layer copies; the last layer has none and stays itself."""
     return min(plan.source_layers[target] + 1, plan.depth - 1)
 
 
 @jax.jit
-def _mean(one: Float[Array, "..."], other: Float[Array, "..."]) -> Float[Array, "..."]:
-    return (0.5 * (one.astype(jnp.float32) + other.astype(jnp.float32))).astype(one.dtype)
+def _mean(left: Float[Array, "..."], right: Float[Array, "..."]) -> Float[Array, "..."]:
+    return (0.5 * (left.astype(jnp.float32) + right.astype(jnp.float32))).astype(left.dtype)
 
 
 @jax.jit
@@ -194,9 +193,9 @@ def _path_hash(place: Place) -> UInt32[Array, ""]:
 
 @functools.cache
 def _quantiles() -> Float[np.ndarray, "65536"]:
-    """Equally likely values of a normal distribution, with mean 0 and deviation 1.
+    """Equally likely values of a normal distribution with mean 0 and standard deviation 1.
 
-    The noise is drawn from this table, as functions such as erf_inv differ in their last bit between shapes,
+    Noise is drawn from this table, because functions such as erf_inv differ in the last bit between shapes,
     back ends and versions.
     """
     normal = statistics.NormalDist()
@@ -218,14 +217,14 @@ def _with_noise(
     table: Float[Array, "65536"],
     first: UInt32[Array, ""] | int = 0,
 ) -> Float[Array, "rows ..."]:
-    """`values` are the rows from `first` on: each row has a random stream of its own, so that pieces get the
-    noise of the whole.
+    """`values` with noise. They are the rows from `first` on. Each row has its own random stream, so that a
+    piece gets the same noise as the whole.
     """
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), path_hash), target)
 
     def noisy(row: Array, number: Array) -> Array:
-        drawn = jax.random.bits(jax.random.fold_in(key, number), row.shape, jnp.uint16)
-        return (row.astype(jnp.float32) + table[drawn]).astype(row.dtype)
+        indices = jax.random.bits(jax.random.fold_in(key, number), row.shape, jnp.uint16)
+        return (row.astype(jnp.float32) + table[indices]).astype(row.dtype)
 
     return jax.vmap(noisy)(values, first + jnp.arange(len(values), dtype=jnp.uint32))
 
@@ -234,7 +233,9 @@ _with_noise_compiled = jax.jit(_with_noise)
 
 
 def _change(plan: ExpansionPlan) -> Change:
-    one_at_a_time = threading.Lock()  # changes take all cores, and more memory than anything else
+    """The change of tensors that `plan` makes, for `transfer`."""
+    # A change uses all cores and more memory than the rest, so pieces are changed one after the other.
+    one_at_a_time = threading.Lock()
 
     def source_of(name: str) -> str:
         place, target = tensor_place(name)
@@ -254,24 +255,21 @@ def _change(plan: ExpansionPlan) -> Change:
 
     def values(piece: Piece, source: Source) -> np.ndarray:
         place, target = tensor_place(piece.name)
-        read = source.read_rows(source_of(piece.name), piece.start, piece.stop)
+        rows = source.read_rows(source_of(piece.name), piece.start, piece.stop)
         if target is None:
-            return read
+            return rows
         layer = plan.layers[target]
         if layer.init is Init.ZERO:
-            return np.zeros_like(read)
+            return np.zeros_like(rows)
         with one_at_a_time, jax.default_device(jax.local_devices(backend="cpu")[0]):
             if layer.init is Init.NOISE:
-                read = np.asarray(
-                    _with_noise_compiled(
-                        read, *_noise_arguments(plan, target, _path_hash(place)), jnp.uint32(piece.start)
-                    )
-                )
+                arguments = _noise_arguments(plan, target, _path_hash(place))
+                rows = np.asarray(_with_noise_compiled(rows, *arguments, jnp.uint32(piece.start)))
             if layer.init is Init.AVERAGE:
-                behind = tensor_name(place, _layer_behind(plan, target))
-                read = np.asarray(_mean(read, source.read_rows(behind, piece.start, piece.stop)))
+                next_name = tensor_name(place, _next_layer(plan, target))
+                rows = np.asarray(_mean(rows, source.read_rows(next_name, piece.start, piece.stop)))
             if layer.output_scale != 1.0 and _is_output(place):
-                read = np.asarray(_scaled(read, jnp.float32(layer.output_scale)))
-        return read
+                rows = np.asarray(_scaled(rows, jnp.float32(layer.output_scale)))
+        return rows
 
     return Change(plan.model_dump_json(), source_of, kept, values)

@@ -1,7 +1,7 @@
-"""The plan of a deeper model: for each of its layers the source layer and how a new one begins (Babel report,
-arXiv 2503.00865, section 3).
+"""The plan of a deeper model: the source layer and the initialization of each layer (Babel report, arXiv
+2503.00865, section 3).
 
-A plan file is JSON, made by `save_plan` and open to editing:
+A plan file is JSON; `save_plan` writes it, and it may be edited:
 
     {"layers": [{"source": 0, "init": "copy"},
                 {"source": 1, "init": "copy"},
@@ -11,10 +11,10 @@ A plan file is JSON, made by `save_plan` and open to editing:
                 {"source": 3, "init": "copy"},
                 {"source": 3, "init": "copy", "output_scale": 0.5}]}
 
-One entry is one layer of the deeper model, from the input up; `source` counts the source model's layers from
-0. The first `copy` of a source layer is that layer itself, kept; every other entry is a new layer. Source
-layers are kept all and in their order; new ones stand anywhere, as many as are wanted. `output_scale` is a
-factor on the output projections of attention and MLP, so on what the layer adds.
+One entry is one layer of the deeper model, from the input up. `source` counts the source model's layers from
+0. The first `copy` of a source layer keeps that layer; every other entry is a new layer. All source layers
+must be kept, in order; any number of new layers may be anywhere. `output_scale` multiplies the output
+projections of attention and MLP, and so the output that the layer adds.
 """
 
 import json
@@ -33,8 +33,8 @@ from babel_jax.files import read_json, write_text
 
 PROVENANCE = "babel_expansion"  # the key of config.json under which an expanded model keeps its plan
 
-# Depth of the source model, and the source layers that a new layer follows: Qwen2.5-7B and Qwen2.5-72B in the
-# report.
+# The depth of the source model, and the source layers that a new layer follows: Qwen2.5-7B and Qwen2.5-72B in
+# the report.
 PRESETS: dict[str, tuple[int, tuple[int, ...]]] = {
     "babel-9b": (28, tuple(range(14, 25, 2))),
     "babel-83b": (80, tuple(range(40, 63, 2))),
@@ -65,8 +65,8 @@ PRESET_SOURCES: dict[str | None, ModelConfig] = {
 
 
 class TargetLayer(Settings):
-    """One layer of the deeper model. The noise is N(noise_mean, noise_std) with `seed`, added to a copy; it
-    counts for Init.NOISE alone.
+    """One layer of the deeper model. With Init.NOISE, noise N(noise_mean, noise_std) with `seed` is added to
+    a copy.
 
     Init.IDENTITY and Init.SCALED are written as copies with an `output_scale`.
     """
@@ -99,7 +99,7 @@ class TargetLayer(Settings):
 
 
 class ExpansionPlan(Settings):
-    """The layers of the deeper model, in order. Hashable, so it may be a static argument of jit."""
+    """The layers of the deeper model, in order. It is hashable, so it may be a static argument of jit."""
 
     layers: Annotated[tuple[TargetLayer, ...], Field(min_length=1, max_length=MOST_LAYERS)]
 
@@ -122,14 +122,12 @@ class ExpansionPlan(Settings):
 
     @property
     def source_layers(self) -> tuple[int, ...]:
-        """For each layer of the deeper model the source layer: the index of the gather
-        along the layer axis.
-        """
+        """The source layer of each layer of the deeper model: the index of a gather along the layer axis."""
         return tuple(layer.source for layer in self.layers)
 
     @property
     def new_layers(self) -> tuple[int, ...]:
-        """Positions in the deeper model, from 0, of the layers that are new."""
+        """The positions of the new layers in the deeper model, from 0."""
         kept: set[int] = set()
         new = []
         for target, layer in enumerate(self.layers):
@@ -141,7 +139,7 @@ class ExpansionPlan(Settings):
 
     @property
     def depth(self) -> int:
-        """Layers of the source model."""
+        """The number of layers of the source model."""
         return len(self.layers) - len(self.new_layers)
 
     def check(self, num_layers: int, where: str) -> None:
@@ -161,8 +159,8 @@ class ExpansionPlan(Settings):
 def plan_from_settings(settings: ExpansionSettings, num_layers: int) -> ExpansionPlan:
     """The plan for a model of `num_layers` layers.
 
-    `insert_after` puts a new layer behind each source layer that it names; `append` repeats the last layers
-    in their order behind the model. Raises BadInput for layers that are not there or named twice, a preset of
+    `insert_after` puts a new layer after each source layer that it names; `append` repeats the last layers,
+    in order, after the model. Raises BadInput for layers that do not exist or are named twice, a preset of
     another depth, and a plan file that does not fit.
     """
     if settings.plan is not None:
@@ -192,6 +190,8 @@ def plan_from_settings(settings: ExpansionSettings, num_layers: int) -> Expansio
         )
     if settings.append > num_layers:
         raise BadInput(f"append = {settings.append}: the model has {num_layers} layers to repeat")
+
+    # With init = scaled, a layer and its copy each add half of the layer's output.
     appended = range(num_layers - settings.append, num_layers)
     layers: list[dict[str, Any]] = []
     for source in range(num_layers):
@@ -229,7 +229,7 @@ def _new_layer(settings: ExpansionSettings, source: int) -> dict[str, Any]:
 
 
 def load_plan(path: Path) -> ExpansionPlan:
-    """Reads a plan file. Raises BadInput that names the file and the entry for whatever does not fit."""
+    """Reads a plan file. Raises BadInput that names the file and the entry that does not fit."""
     try:
         values = read_json(path)
     except FileNotFoundError:
@@ -238,7 +238,7 @@ def load_plan(path: Path) -> ExpansionPlan:
 
 
 def plan_from_json(values: Any, where: str) -> ExpansionPlan:
-    """The plan of plain JSON values, as `ExpansionPlan.model_dump` gives them. Raises BadInput."""
+    """The plan of plain JSON values, in the form of `ExpansionPlan.model_dump`. Raises BadInput."""
     if not isinstance(values, dict):
         raise BadInput(f'{where}: not a plan; it must be a JSON object with the key "layers"')
     return parse_settings(ExpansionPlan, values, where)

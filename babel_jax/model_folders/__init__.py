@@ -1,1 +1,3 @@
-"""Model folders: Hugging Face and Orbax, read, written and converted into each other bit for bit."""
+"""Model folders in the formats of Hugging Face and Orbax: read, written and converted into each other bit for
+bit.
+"""

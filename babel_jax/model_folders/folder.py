@@ -1,4 +1,4 @@
-"""Model folders, which every command takes and gives: config.json and tokenizer files beside the parameters
+"""Model folders, which every command reads and writes: config.json and tokenizer files beside the parameters
 in one of two formats.
 """
 
@@ -74,7 +74,7 @@ MEMORY_LIMIT = 4 * 2**30
 
 
 class Format(StrEnum):
-    """Formats of a model folder: safetensors as Hugging Face lays them out, or an Orbax checkpoint under
+    """The format of a model folder: safetensors in Hugging Face's layout, or an Orbax checkpoint under
     params/.
     """
 
@@ -84,8 +84,8 @@ class Format(StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class ModelFolder:
-    """A model folder whose config.json has been read; `hf_config` is that file as it stands, with the keys
-    that `config` does not know.
+    """A model folder whose config.json has been read. `hf_config` is that file unchanged, with keys that
+    `config` does not have.
     """
 
     path: Path
@@ -95,21 +95,21 @@ class ModelFolder:
 
 
 def open_folder(path: Path | str) -> ModelFolder:
-    """Reads config.json and tells the format by the contents; parameters are not looked at.
+    """Reads config.json and finds the format from the files; parameters are not read.
 
-    A folder may be in a bucket, named by its URL (gs://bucket/name): `path` is then a local folder that
-    stands in for it. Raises BadInput for anything that is not a model folder of a supported architecture.
+    A folder may be in a bucket, named by its URL (gs://bucket/name); `path` is then a local folder that
+    stands in for it. Raises BadInput for a folder that is no model folder of a supported architecture.
     """
     url = str(path) if is_url(path) else url_of(Path(path))
     path = stand_in(url) if url is not None else Path(path)
     try:
-        found = path.is_dir(), path.exists()
-    except OSError:  # a name that the system cannot hold
-        found = False, False
-    if found != (True, True):
-        raise BadInput(
-            f"{path}: no such model folder" if not found[1] else f"{path}: a file; a model folder is needed"
-        )
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError:  # the name is impossible on this file system
+        is_folder, exists = False, False
+    if not exists:
+        raise BadInput(f"{path}: no such model folder")
+    if not is_folder:
+        raise BadInput(f"{path}: a file; a model folder is needed")
     try:
         hf_config = read_json(path / CONFIG, path, MOST_CONFIG_BYTES)
     except FileNotFoundError:
@@ -131,17 +131,17 @@ def load_params(
 ) -> PyTree[Array]:
     """The parameter tree (layers stacked) as jax arrays.
 
-    `dtype` None keeps each tensor's own type. `shardings` is one for all leaves, a tree of them like the
-    parameters', or None for the default device. Of several processes each reads its share of an HF folder:
+    dtype: None keeps each tensor's dtype. shardings: one for all leaves, a tree of them like the parameters,
+    or None for the default device. Of several processes, each reads its share of an HF folder, so that
     together they read it once. Raises BadInput, on all processes, for damaged, missing, unexpected or
     misshapen tensors.
     """
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    one = isinstance(shardings, jax.sharding.Sharding)
-    by_place = (
-        dict.fromkeys(leaf_shapes(folder.config), shardings) if one else traverse_util.flatten_dict(shardings)
-    )
+    if isinstance(shardings, jax.sharding.Sharding):
+        by_place = dict.fromkeys(leaf_shapes(folder.config), shardings)
+    else:
+        by_place = traverse_util.flatten_dict(shardings)
     load = load_hf_params if folder.format is Format.HF else load_orbax_params
     return load(folder.path, folder.config, dtype, by_place)
 
@@ -155,20 +155,21 @@ def save_folder(
     shard_bytes: int = SHARD_BYTES,
     texts: Mapping[str, str] = MappingProxyType({}),
 ) -> ModelFolder:
-    """Writes a model folder, whole or not at all: parameters in their own types, `hf_config` as config.json
-    (in the spellings of transformers 4 and 5), and the files around them.
+    """Writes a model folder; a failure leaves no half-written folder. It has the parameters in their dtypes,
+    `hf_config` as config.json (in the forms of transformers 4 and 5), and further files.
 
-    `copy_files_from` is a folder whose other files (tokenizer, generation settings, licence, ...) come along;
-    `texts` are more by name, and take the place of such files. The `dtype` in `hf_config` is written as it is
-    given: `write_hf_config` sets it. Where there are several processes, all call this, with the same
-    arguments and a path on a disk that they share; each writes files of its own. Raises BadInput, on all of
-    them, when the folder exists, the disk is full, or `params` is not the model that `hf_config` describes.
+    copy_files_from: a folder whose other files (tokenizer, generation settings, licence, ...) are copied.
+    texts: further files by name, which replace copied ones. The `dtype` in `hf_config` is written unchanged:
+    `write_hf_config` sets it. Several processes must all call this, with the same arguments and a path on a
+    disk that they share; each writes its own files. Raises BadInput, on all of them, if the folder exists,
+    the disk is full, or `params` is not the model of `hf_config`.
     """
     path = place(path)
     config = read_hf_config(hf_config, str(path / CONFIG))
-    found = {"/".join(place): tuple(leaf.shape) for place, leaf in traverse_util.flatten_dict(params).items()}
+    leaves = traverse_util.flatten_dict(params)
+    shapes = {"/".join(place): tuple(leaf.shape) for place, leaf in leaves.items()}
     expected = {"/".join(place): shape for place, shape in leaf_shapes(config).items()}
-    check_shapes(found, expected, path, lambda _: path)
+    check_shapes(shapes, expected, path, lambda _: path)
     hf_config = in_both_spellings(hf_config, str(path / CONFIG))
     if format is Format.ORBAX and jax.process_count() > 1 and url_of(path) is not None:
         raise BadInput(
@@ -192,12 +193,11 @@ def save_folder(
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """What becomes of the tensors between two folders. `values` gives a piece of the new model; it may read
-    the old one's.
+    """The change of tensors from one folder to another. `values(piece, source)` returns a piece of the new
+    model; it may read the old model.
 
-    `kept` says of which tensors of the new model are the old one's of the same name, as they are.
-    `description` has all that `values` depends on: it tells whether a folder that was begun can be gone on
-    with.
+    `kept(name)` is True if the tensor is copied unchanged from the source tensor of the same name.
+    `description` identifies `values`: a folder that was begun is resumed only if it is equal.
     """
 
     description: str
@@ -223,17 +223,17 @@ def transfer(
     hard_links: bool = False,
     texts: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Writes the model folder that `change` makes of `source`, in pieces; gives the figures of `summary`.
+    """Writes the model folder that `change` makes of `source`, in pieces; returns the figures of `summary`.
 
-    `share` lets safetensors files all of whose tensors stay as they are be clones of the source's, where the
-    disk can; with `hard_links` they are else one file with the source's, so that a program which writes in
-    place changes both. `texts` are files by name that take the place of the source's.
+    share: safetensors files whose tensors are all unchanged are cloned from the source, if the disk can.
+    hard_links: if it cannot, they become one file with the source's, so that a program that writes in place
+    changes both. texts: files by name that replace the source's.
 
-    Stopped or killed, the same call goes on where it was. `verify` reads all back and compares sha256 of
-    every tensor with what it should be, before the folder gets its name, and asks transformers for its model
-    of config.json; what does not read back is written again by the next call. Raises BadInput when the source
-    is damaged or changes meanwhile, the destination exists, the disk is full, or the memory does not suffice
-    for one piece.
+    After a stop or a kill, the same call resumes. verify: read everything back, compare the sha256 of every
+    tensor with the expected one before the folder gets its name, and ask transformers for its model of
+    config.json; tensors that differ are written again by the next call. Raises BadInput if the source is
+    damaged or changes meanwhile, the destination exists, the disk is full, or the memory is too small for one
+    piece.
     """
     start = time.monotonic()
     path = place(destination)
@@ -247,6 +247,7 @@ def transfer(
     config = read_hf_config(hf_config, str(path / CONFIG))
     hf_config = in_both_spellings(hf_config, str(path / CONFIG))
     check_vocabulary(source.path, source.config.vocab_size)
+
     before = files_now(source.path)
     stored = _stored(source)
     specs = {
@@ -254,6 +255,8 @@ def transfer(
     }
     if to is Format.ORBAX:
         _check_types(source.path, specs)
+
+    # The mark identifies the output: a folder that was begun with another mark is not resumed.
     whole_files = {}
     if share and to is Format.HF and isinstance(stored, StoredTensors):
         whole_files = stored.whole_files(lambda name: name in specs and change.kept(name))
@@ -285,9 +288,9 @@ def transfer(
         written = ModelFolder(partial, to, config, hf_config)
         verified = {}
         if verify:
-            found = _verified(written, specs, read, memory_limit, sink, progress)
-            asked = loaded_by_transformers(partial, source.path, tensor_shapes(config))
-            verified = {"verified": {**found, "transformers": asked}}
+            digest = _verified(written, specs, read, memory_limit, sink, progress)
+            loaded = loaded_by_transformers(partial, source.path, tensor_shapes(config))
+            verified = {"verified": {**digest, "transformers": loaded}}
         check_unchanged(source.path, before)
         write_sums(partial)
     return {**summary(dataclasses.replace(written, path=path), start), **verified}
@@ -296,10 +299,9 @@ def transfer(
 def convert(
     source: Path | str, destination: Path | str, to: Format | None = None, **options: Any
 ) -> dict[str, Any]:
-    """A model folder in the other format (or, where `to` says so, written anew in its own), every tensor the
-    same to the bit.
+    """Writes a model folder in the other format, or in the format `to`; every tensor is the same to the bit.
 
-    `options` are those of `transfer`. Raises BadInput as `open_folder` and `transfer` do.
+    options: those of `transfer`. Raises BadInput as `open_folder` and `transfer` do.
     """
     folder = open_folder(source)
     to = to or (Format.ORBAX if folder.format is Format.HF else Format.HF)
@@ -307,8 +309,8 @@ def convert(
 
 
 def summary(folder: ModelFolder, start: float) -> dict[str, Any]:
-    """What `--json` prints of a folder just written; `seconds` count from `start`, `peak_rss_bytes` is of the
-    process.
+    """The figures that `--json` prints about a folder just written. `seconds` count from `start`;
+    `peak_rss_bytes` is of the process.
     """
     shapes = leaf_shapes(folder.config)
     # The kernel counts kibibytes on Linux and bytes on macOS.
@@ -325,19 +327,15 @@ def summary(folder: ModelFolder, start: float) -> dict[str, Any]:
 
 
 def copy_other_files(source: Path, destination: Path) -> None:
-    """Copies what stands beside the parameters and config.json in a model folder: tokenizer, generation
+    """Copies the files beside the parameters and config.json of a model folder: tokenizer, generation
     settings, licence, cards.
 
-    Raises BadInput for a link that leads out of the folder, for what is no regular file, and for a file of
-    more than MOST_BESIDE_BYTES.
+    Raises BadInput for a link that leads out of the folder, an irregular file, and a file of more than
+    MOST_BESIDE_BYTES.
     """
     for file in sorted(source.iterdir()):
-        if (
-            file.name.startswith(".")
-            or file.name in (CONFIG, PARAMS, MARK)
-            or file.name.endswith(WEIGHT_SUFFIXES)
-            or is_list(file)
-        ):
+        is_parameters = file.name in (CONFIG, PARAMS, MARK) or file.name.endswith(WEIGHT_SUFFIXES)
+        if is_parameters or file.name.startswith(".") or is_list(file):
             continue
         if not file.is_dir():
             write_bytes(destination / file.name, read_bytes(file, source, MOST_BESIDE_BYTES))
@@ -350,7 +348,7 @@ def copy_other_files(source: Path, destination: Path) -> None:
 
 
 def _check_room(folder: Path, specs: Specs, done: set[str]) -> None:
-    """Raises the error of a full disk where what is to be written cannot fit, and not hours later."""
+    """Raises the error of a full disk now if the output cannot fit, instead of hours later."""
     needed = sum(
         math.prod(shape) * dtype.itemsize for name, (shape, dtype) in specs.items() if name not in done
     )
@@ -359,25 +357,20 @@ def _check_room(folder: Path, specs: Specs, done: set[str]) -> None:
 
 
 def _stored(folder: ModelFolder) -> Source:
-    return (
-        open_hf_tensors(folder.path, folder.config)
-        if folder.format is Format.HF
-        else StoredLeaves(folder.path, folder.config)
-    )
+    if folder.format is Format.HF:
+        return open_hf_tensors(folder.path, folder.config)
+    return StoredLeaves(folder.path, folder.config)
 
 
 def layers_differ_in_type(folder: ModelFolder) -> bool:
-    """Whether the layers of one leaf have different types, so that only a safetensors folder can hold them as
-    they are.
-    """
+    """True if the layers of one leaf have different dtypes, which only a safetensors folder can hold."""
     stored = _stored(folder)
-    return any(
-        len(own) > 1
-        for own in _types({name: stored.dtype(name) for name in tensor_shapes(folder.config)}).values()
-    )
+    dtypes = {name: stored.dtype(name) for name in tensor_shapes(folder.config)}
+    return any(len(types) > 1 for types in _types(dtypes).values())
 
 
 def _types(dtypes: Mapping[str, np.dtype]) -> dict[Place, set[str]]:
+    """The dtypes of the tensors of each leaf."""
     types: dict[Place, set[str]] = {}
     for name, dtype in dtypes.items():
         types.setdefault(tensor_place(name)[0], set()).add(str(dtype))
@@ -385,10 +378,10 @@ def _types(dtypes: Mapping[str, np.dtype]) -> dict[Place, set[str]]:
 
 
 def _check_types(path: Path, specs: Specs) -> None:
-    for leaf, own in _types({name: dtype for name, (_, dtype) in specs.items()}).items():
-        if len(own) > 1:
+    for leaf, types in _types({name: dtype for name, (_, dtype) in specs.items()}).items():
+        if len(types) > 1:
             raise BadInput(
-                f"{path}: the layers of {'/'.join(leaf)} have different types ({', '.join(sorted(own))}); "
+                f"{path}: the layers of {'/'.join(leaf)} have different types ({', '.join(sorted(types))}); "
                 "make them one type"
             )
 
@@ -401,30 +394,29 @@ def _verified(
     sink: Sink,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Reads all back. Raises Unverified where a tensor differs; it then counts as not written."""
+    """The number and a digest of all tensors, read back. Raises Unverified if a tensor differs; it then
+    counts as not written.
+    """
     expected = digests(specs, read, memory_limit)
     try:
         stored = _stored(written)
-        found = digests(specs, lambda piece: stored.read_rows(*piece), memory_limit)
+        actual = digests(specs, lambda piece: stored.read_rows(*piece), memory_limit)
     except BadInput as error:
         progress.forget(list(specs))
         raise Unverified(f"{error}; run the command again: it writes all anew") from error
-    wrong = [name for name in specs if found[name] != expected[name]]
+    wrong = [name for name in specs if actual[name] != expected[name]]
     if wrong:
         progress.forget(sink.together(wrong))
         raise Unverified(
             f"{written.path}: {len(wrong)} tensors read back differ from their source ({wrong[0]}); the "
-            "disk or memory is faulty; "
-            "run the command again: it writes these anew"
+            "disk or memory is faulty; run the command again: it writes these anew"
         )
-    return {"tensors": len(found), "sha256": hashlib.sha256("".join(found.values()).encode()).hexdigest()}
+    return {"tensors": len(actual), "sha256": hashlib.sha256("".join(actual.values()).encode()).hexdigest()}
 
 
 def _format(path: Path) -> Format:
-    orbax, hf = (
-        (path / PARAMS).is_dir(),
-        any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json")),
-    )
+    orbax = (path / PARAMS).is_dir()
+    hf = any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json"))
     if orbax and hf:
         raise BadInput(
             f"{path}: holds both safetensors files and {PARAMS}/; remove the one that does not count"

@@ -1,4 +1,4 @@
-"""What a model folder's generation_config.json says of text generation, beside the tokens that end a text."""
+"""The settings of a model folder's generation_config.json, except the tokens that end a text."""
 
 import logging
 import math
@@ -9,8 +9,8 @@ from babel_jax.errors import BadInput
 from babel_jax.files import read_json
 
 GENERATION_CONFIG = "generation_config.json"
-# Keys by which transformers' generate would choose other tokens, also where it takes the likeliest, with the
-# values that change nothing.
+# Keys that change the tokens that transformers generates, even with greedy decoding, and their values without
+# effect.
 _NOT_APPLIED: dict[str, tuple[Any, ...]] = {
     "no_repeat_ngram_size": (0, None),
     "encoder_repetition_penalty": (1.0, None),
@@ -29,9 +29,10 @@ log = logging.getLogger("babel")
 
 
 def stored_repetition_penalty(folder: Path) -> float:
-    """`repetition_penalty` of a model folder, 1 (none) without one; logs which other keys are not applied.
+    """`repetition_penalty` of a model folder; 1 (none) if it has none. Logs the other keys, which are not
+    applied.
 
-    Raises BadInput for a file that cannot be read and for a penalty that is no number above 0.
+    Raises BadInput for a file that cannot be read, and for a penalty that is no number above 0.
     """
     path = folder / GENERATION_CONFIG
     try:

@@ -1,6 +1,6 @@
-"""config.json of Hugging Face to `ModelConfig` and back, in the spellings of transformers 4 and 5.
+"""Hugging Face's config.json to `ModelConfig` and back, in the forms of transformers 4 and 5.
 
-transformers 4 writes `rope_theta`, `rope_scaling` and `torch_dtype`; transformers 5 `rope_parameters`,
+transformers 4 writes `rope_theta`, `rope_scaling` and `torch_dtype`; transformers 5 writes `rope_parameters`,
 `dtype` and `layer_types`.
 """
 
@@ -15,9 +15,7 @@ from babel_jax.model_folders.hf_rope import completed_tables, read_rope, write_r
 
 
 class Biases(Enum):
-    """Which projections of attention have biases: q, k and v; all four where
-    `attention_bias` says so; none.
-    """
+    """The attention projections with biases: q, k and v; all four if `attention_bias` is true; none."""
 
     QKV = "qkv"
     ATTENTION_BIAS = "attention_bias"
@@ -25,9 +23,13 @@ class Biases(Enum):
 
 
 class Windows(Enum):
-    """Which layers have the sliding window: those that `use_sliding_window` and `layer_types` or
-    `max_window_layers` name; those that `layer_types` names, and without that key every other one from the
-    first on, or all (Mistral; with the key it is Ministral); none."""
+    """The layers with the sliding window.
+
+    - BY_LAYER: those that `layer_types` names, or with `use_sliding_window` those from `max_window_layers` on
+    - ALTERNATING: those that `layer_types` names; without this key, layers 0, 2, 4, ...
+    - ALL: those that `layer_types` names; without this key, all (Mistral; with the key it is Ministral)
+    - NONE: none
+    """
 
     BY_LAYER = "by layer"
     ALTERNATING = "alternating"
@@ -36,19 +38,18 @@ class Windows(Enum):
 
 
 class Traits(NamedTuple):
-    """How a family's config.json differs from another's. What is not here is the same in all."""
+    """The differences between the config.json of families. All other keys are the same in all families."""
 
     architecture: str
     biases: Biases
     windows: Windows
-    mlp_bias: bool = False  # whether there is such a key
+    mlp_bias: bool = False  # True if there is such a key
     qk_norm: bool = False
     activation_key: str = "hidden_act"
     activation: Activation = Activation.SILU
-    tied: bool = False  # where tie_word_embeddings is not there
-    gemma2: bool = (
-        False  # soft caps, norms after attention and MLP, weights of norms around 0, scaled embeddings
-    )
+    tied: bool = False  # the default of tie_word_embeddings
+    # Soft caps, norms after attention and MLP, norm weights around 0, scaled embeddings.
+    gemma2: bool = False
 
 
 FAMILIES = {
@@ -76,20 +77,20 @@ _NEEDED = (
     "max_position_embeddings",
     "rms_norm_eps",
 )
-# What transformers takes for each where the key is not there; null is no cap.
+# transformers' defaults if the key is missing; null means no cap.
 _SOFTCAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-_SLIDING_WINDOW = 4096  # the same of a window; null is none
+_SLIDING_WINDOW = 4096  # transformers' default if the key is missing; null means no window
 _SPELLED_TWICE = ("rope_theta", "rope_scaling", "rope_parameters", "torch_dtype", "dtype")
-# Transformers 5 refuses a config in which these are whole numbers.
+# transformers 5 refuses a config in which these are integers.
 _FLOATS = (
     "rms_norm_eps",
     "initializer_range",
 )
-# Ministral is Mistral with layer_types, and transformers takes a mistral with that key for one.
+# Ministral is Mistral with layer_types; transformers reads a mistral with this key as one.
 _MINISTRAL = ("ministral", "MinistralForCausalLM")
 
-# Keys that change what transformers computes, or how its cache works, in a model of any type, and that this
-# decoder does not have.
+# Keys that change the computation or the cache of transformers in a model of any type, and that this decoder
+# does not support.
 _NOT_SUPPORTED = {
     "quantization_config": "quantized weights are not supported; give bfloat16, float16 or float32",
     "use_bidirectional_attention": "not supported; this is a causal decoder",
@@ -106,16 +107,16 @@ _NOT_SUPPORTED = {
 
 
 def read_hf_config(hf: dict[str, Any], where: str) -> ModelConfig:
-    """The model that a config.json describes; `where` (its path) stands in messages.
+    """The model of a config.json; messages name `where` (its path).
 
-    Keys that say nothing about the decoder's computation are not looked at. Raises BadInput for another
-    architecture, a missing key, and anything that would make the model compute something else than this
-    decoder does (quantization, other activations or rotary types).
+    Keys without effect on the decoder's computation are ignored. Raises BadInput for another architecture, a
+    missing key, and any key with which transformers would compute something else than this decoder
+    (quantization, other activations or rotary types).
     """
     family = _family(hf, where)
     traits = FAMILIES[family]
-    # transformers' defaults for these two are sizes of its own choice; Llama's default is one key head for
-    # each query head.
+    # transformers' defaults for these two are arbitrary sizes, so they must be given. Only Llama's default is
+    # general: one key head for each query head.
     needed = {
         Family.LLAMA: _NEEDED,
         Family.QWEN3: (*_NEEDED, "num_key_value_heads", "head_dim"),
@@ -155,29 +156,30 @@ def read_hf_config(hf: dict[str, Any], where: str) -> ModelConfig:
 
 
 def _check_keys(hf: dict[str, Any], needed: tuple[str, ...], where: str) -> None:
-    """Raises BadInput for a key that is missing or has no number, and for keys that this decoder does not
-    have.
+    """Raises BadInput for a key that is missing or is no number, and for keys that this decoder does not
+    support.
     """
     missing = [key for key in needed if hf.get(key) is None]
     if missing:
         raise BadInput(f"{where}: missing {', '.join(missing)}; without it the model's shape is not known")
     wrong = [key for key in (*needed, "rope_theta") if not isinstance(hf.get(key, 0), int | float | None)]
-    wrong += [
-        key
-        for key in ("num_hidden_layers", "max_window_layers")
-        if not isinstance(hf.get(key, 0), int | None)
-    ]
+    for key in ("num_hidden_layers", "max_window_layers"):
+        if not isinstance(hf.get(key, 0), int | None):
+            wrong.append(key)
     if wrong:
         raise BadInput(
             f"{where}: {', '.join(f'{key} = {hf[key]!r}' for key in wrong)}: not a number, or not a whole one"
         )
-    # Before any list with one entry a layer is made.
+    # Checked before any list with one entry for each layer is made.
     if not 0 < hf["num_hidden_layers"] <= MOST_LAYERS:
         raise BadInput(
             f"{where}: num_hidden_layers = {hf['num_hidden_layers']}: 1 to {MOST_LAYERS} layers are supported"
         )
+
+    # Token ids.
     ids = hf.get("eos_token_id")
-    if not all(isinstance(one, int) for one in (ids if isinstance(ids, list) else [ids]) if one is not None):
+    eos_ids = ids if isinstance(ids, list) else [ids]
+    if not all(isinstance(token, int | None) for token in eos_ids):
         raise BadInput(f"{where}: eos_token_id = {ids!r}: not a token id or a list of them")
     for key in ("bos_token_id", "pad_token_id"):
         if not isinstance(hf.get(key), int | None):
@@ -191,7 +193,7 @@ def _check_keys(hf: dict[str, Any], needed: tuple[str, ...], where: str) -> None
     for key, reason in _NOT_SUPPORTED.items():
         if hf.get(key):
             raise BadInput(f"{where}: {key} = {hf[key]!r}: {reason}")
-    # transformers takes null, 0 and false alike for "attends to what comes after, too".
+    # For transformers, null, 0 and false all mean that tokens also attend to later ones.
     if not hf.get("is_causal", True):
         raise BadInput(f"{where}: is_causal = {hf['is_causal']!r} is not supported; this is a causal decoder")
 
@@ -205,18 +207,18 @@ def write_hf_config(
     bos_token_id: int | None = None,
     pad_token_id: int | None = None,
 ) -> dict[str, Any]:
-    """A config.json that transformers 4 and 5 and vLLM read alike: what the two spell differently stands in
-    both spellings.
+    """A config.json that transformers 4 and 5 and vLLM read in the same way: keys that differ between
+    versions are written in both forms.
 
-    `base` keeps its other keys. A token id that is not given is taken from `base`, and is null without one:
-    transformers' own defaults (Llama: 1 and 2) name tokens that a tokenizer may use for something else.
-    `dtype` names the type of the stored tensors. Raises BadInput for a model that its family cannot express
-    in config.json.
+    `base` keeps its other keys. A token id that is None is taken from `base`, and is null without one:
+    transformers' own defaults (Llama: 1 and 2) are tokens that a tokenizer may use for something else.
+    `dtype` is the type of the stored tensors. Raises BadInput for a model that its family cannot express in
+    config.json.
     """
     hf = dict(base or {})
     given = {"eos_token_id": eos_token_id, "bos_token_id": bos_token_id, "pad_token_id": pad_token_id}
     hf |= {key: hf.get(key) if value is None else value for key, value in given.items()}
-    # A tokenizer may have a padding token that the embedding has no row for; transformers refuses its id.
+    # A padding token may have no row in the embedding; transformers refuses its id.
     if isinstance(hf["pad_token_id"], int) and hf["pad_token_id"] >= config.vocab_size:
         hf["pad_token_id"] = None
     shape_keys = (*_NEEDED, "num_key_value_heads", "head_dim", "initializer_range", "tie_word_embeddings")
@@ -250,8 +252,8 @@ def write_hf_config(
 
 
 def needs_layer_types(config: ModelConfig) -> bool:
-    """Whether a config.json of this model must have `layer_types` for transformers to know which layers have
-    the window.
+    """True if transformers needs `layer_types` in the config.json of this model to know the layers with the
+    window.
     """
     windows = FAMILIES[config.family].windows
     if windows is Windows.ALL:
@@ -272,19 +274,17 @@ def _check_expressible(config: ModelConfig, traits: Traits, types: tuple[LayerTy
         Windows.ALL: True,
         Windows.NONE: LayerType.SLIDING not in types,
     }
-    wrong = [
-        *(() if attention in possible[traits.biases] else ("qkv_bias, o_bias",)),
-        *(() if traits.mlp_bias or not config.mlp_bias else ("mlp_bias",)),
-        *(() if traits.qk_norm == config.qk_norm else ("qk_norm",)),
-        *(() if config.hidden_act is traits.activation else ("hidden_act",)),
-        *(
-            ()
-            if {config.post_norms, config.scaled_embeddings, config.norm_offset == 1.0} == {traits.gemma2}
-            else ("norms",)
-        ),
-        *(() if traits.gemma2 or not _has_softcaps(config) else ("soft caps",)),
-        *(() if windows[traits.windows] else ("layer_types",)),
-    ]
+    norms = {config.post_norms, config.scaled_embeddings, config.norm_offset == 1.0}
+    is_expressible = {
+        "qkv_bias, o_bias": attention in possible[traits.biases],
+        "mlp_bias": traits.mlp_bias or not config.mlp_bias,
+        "qk_norm": traits.qk_norm == config.qk_norm,
+        "hidden_act": config.hidden_act is traits.activation,
+        "norms": norms == {traits.gemma2},
+        "soft caps": traits.gemma2 or not _has_softcaps(config),
+        "layer_types": windows[traits.windows],
+    }
+    wrong = [name for name, expressible in is_expressible.items() if not expressible]
     if wrong:
         raise BadInput(f"a config.json of {config.family} cannot express this model's {', '.join(wrong)}")
 
@@ -297,10 +297,10 @@ def _has_softcaps(config: ModelConfig) -> bool:
 
 
 def in_both_spellings(hf: dict[str, Any], where: str) -> dict[str, Any]:
-    """The same config.json with what only one of transformers 4 and 5 would find spelled for the other too;
-    no value is changed.
+    """The same config.json, with the keys that only transformers 4 or only 5 knows written in both forms; no
+    value changes.
 
-    Without it transformers 4 reads a folder of transformers 5 with a rotary theta of its own, and
+    Without this, transformers 4 reads a folder of transformers 5 with its default rotary theta, and
     transformers 5 fails on a Mistral with `layer_types` and without `head_dim`. Raises BadInput as
     `read_hf_config` does.
     """
@@ -308,7 +308,7 @@ def in_both_spellings(hf: dict[str, Any], where: str) -> dict[str, Any]:
     config = read_hf_config(hf, where)
     written = write_hf_config(config, hf, dtype)
     added = {key: written[key] for key in _SPELLED_TWICE if hf.get(key) is None and written[key] is not None}
-    # transformers takes null for a value of these, and a Ministral without head_dim for one of null.
+    # transformers uses null as a value of these keys, and for a Ministral without head_dim it uses null.
     null = [key for key in ("head_dim", "max_window_layers", "use_sliding_window") if hf.get(key, 0) is None]
     if (
         config.family is Family.MISTRAL
@@ -322,7 +322,7 @@ def in_both_spellings(hf: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def stored_eos_token_ids(hf: dict[str, Any]) -> tuple[int, ...]:
-    """The ids that end a text, from config.json's `eos_token_id`, which is one id, a list of ids, or null."""
+    """The ids that end a text: config.json's `eos_token_id`, which is one id, a list of ids, or null."""
     ids = hf.get("eos_token_id")
     return tuple(ids) if isinstance(ids, list) else () if ids is None else (ids,)
 
@@ -349,8 +349,8 @@ def _is_ministral(hf: dict[str, Any], family: Family) -> bool:
 
 
 def _windows(hf: dict[str, Any], windows: Windows, where: str) -> tuple[int | None, list[str]]:
-    """The sliding window and the type of each layer; a window that no layer uses is None, and `layer_types`
-    is then empty.
+    """The sliding window and the type of each layer. If no layer uses the window, it is None and the types
+    are empty.
     """
     layers = hf["num_hidden_layers"]
     types = hf.get("layer_types")
@@ -368,7 +368,7 @@ def _windows(hf: dict[str, Any], windows: Windows, where: str) -> tuple[int | No
                 f"{where}: layer_types names {others[0]!r}, which a {hf['model_type']} model does not have"
             )
         if types is None and hf.get("sliding_window") is not None:
-            # transformers computes logits without it, and its cache drops keys by it.
+            # transformers ignores it in the logits, but its cache drops keys by it.
             given = f"sliding_window = {hf['sliding_window']!r}"
             raise BadInput(
                 f"{where}: {given}: a {hf['model_type']} model has no sliding window; set it to null"

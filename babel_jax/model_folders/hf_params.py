@@ -25,52 +25,52 @@ from babel_jax.model_folders.streaming import pieces
 
 log = logging.getLogger("babel")
 
-# Ranges read at once: requests to object storage wait long and a disk likes a queue.
+# Ranges read at once: requests to object storage wait long, and disks are faster with a queue.
 _READERS = 16
 _EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def open_hf_tensors(folder: Path, config: ModelConfig, compare_copy: bool = True) -> StoredTensors:
     """The folder's tensors, checked against the config. Raises BadInput for missing, unexpected and misshapen
-    ones.
+    tensors.
 
-    Two things that old files hold beside the parameters are passed over: buffers of rotary frequencies, and
-    in a tied model a second copy of the embedding under the name of the output layer. `compare_copy` says
-    whether to read both and see that they are the same.
+    Two kinds of tensors that old files have are ignored: buffers of rotary frequencies, and in a tied model a
+    second copy of the embedding under the name of the output layer. compare_copy: read both copies and check
+    that they are equal.
     """
     stored = StoredTensors(folder)
-    found = {name: stored.shape(name) for name in stored.file_of if not name.endswith("rotary_emb.inv_freq")}
-    if config.tie_word_embeddings and _OUTPUT in found and _EMBEDDING in found:
+    shapes = {name: stored.shape(name) for name in stored.file_of if not name.endswith("rotary_emb.inv_freq")}
+    if config.tie_word_embeddings and _OUTPUT in shapes and _EMBEDDING in shapes:
         if compare_copy and not _equal(stored, _OUTPUT, _EMBEDDING):
             raise BadInput(
                 f"{folder}: config.json ties the embeddings (tie_word_embeddings), and {_OUTPUT} differs "
-                f"from {_EMBEDDING}; "
-                "set tie_word_embeddings to false or remove the tensor"
+                f"from {_EMBEDDING}; set tie_word_embeddings to false or remove the tensor"
             )
-        del found[_OUTPUT]
-    check_shapes(found, tensor_shapes(config), folder, stored.file_of.__getitem__)
+        del shapes[_OUTPUT]
+    check_shapes(shapes, tensor_shapes(config), folder, stored.file_of.__getitem__)
     return stored
 
 
-def _equal(stored: StoredTensors, one: str, other: str) -> bool:
-    shape, dtype = stored.shape(one), stored.dtype(one)
-    if (shape, dtype) != (stored.shape(other), stored.dtype(other)):
+def _equal(stored: StoredTensors, left: str, right: str) -> bool:
+    shape, dtype = stored.shape(left), stored.dtype(left)
+    if (shape, dtype) != (stored.shape(right), stored.dtype(right)):
         return False
-    return all(
-        stored.read_rows(one, start, stop).tobytes() == stored.read_rows(other, start, stop).tobytes()
-        for _, start, stop in pieces(one, shape, dtype)
-    )
+    for _, start, stop in pieces(left, shape, dtype):
+        left_rows, right_rows = stored.read_rows(left, start, stop), stored.read_rows(right, start, stop)
+        if left_rows.tobytes() != right_rows.tobytes():
+            return False
+    return True
 
 
 def load_hf_params(
     folder: Path, config: ModelConfig, dtype: Any, shardings: dict[Place, jax.sharding.Sharding]
 ) -> PyTree[Array]:
-    """The parameter tree of an HF folder, leaf after leaf: each device reads rows of it, and they move to
-    where `shardings` wants them.
+    """The parameter tree of an HF folder, leaf after leaf: each device reads rows of it, which are then moved
+    to the sharding in `shardings`.
 
-    So all processes together read every byte about once, and beside the parameters there is memory for one
-    leaf's share. `dtype` None keeps every tensor's own type. Raises BadInput, on all processes, as
-    `open_hf_tensors` does, and where the layers' types differ within a leaf.
+    So all processes together read every byte about once, and the memory needed beside the parameters is one
+    leaf's share. With dtype None, every tensor keeps its dtype. Raises BadInput, on all processes, as
+    `open_hf_tensors` does, and if the dtypes of layers differ within a leaf.
     """
     with agreed():
         stored = open_hf_tensors(folder, config, compare_copy=jax.process_index() == 0)
@@ -87,7 +87,7 @@ def load_hf_params(
             with agreed():
                 read = _read_leaf(stored, place, shape, config.num_hidden_layers, dtype, steps[0], readers)
             params[place] = jax.block_until_ready(moved(read, steps))
-    # Of one process nobody wants to know.
+    # The bytes read by each process matter only if there are several.
     level = logging.INFO if jax.process_count() > 1 else logging.DEBUG
     log.log(
         level,
@@ -109,14 +109,12 @@ def _read_leaf(
     sharding: jax.sharding.Sharding,
     readers: ThreadPoolExecutor,
 ) -> Array:
-    """A leaf whose parts are read as `sharding` says; a part that several devices of this
-    process have, once.
-    """
+    """A leaf, read in this sharding; a part that several devices of this process have is read once."""
     names = tensor_names(place, layers)
-    own = sorted({str(stored.dtype(name)) for name in names})
-    if dtype is None and len(own) > 1:
+    types = sorted({str(stored.dtype(name)) for name in names})
+    if dtype is None and len(types) > 1:
         raise BadInput(
-            f"{stored.folder}: the layers of {'/'.join(place)} have different types ({', '.join(own)}); "
+            f"{stored.folder}: the layers of {'/'.join(place)} have different types ({', '.join(types)}); "
             "make them one type"
         )
     parts: dict[str, np.ndarray] = {}
@@ -126,9 +124,9 @@ def _read_leaf(
         if str(index) not in parts:
             of_tensor, chosen = (index[1:], names[index[0]]) if is_stacked(place) else (index, names)
             start, stop, _ = of_tensor[0].indices(stored.shape(names[0])[0])
+            tensor_shape = stored.shape(names[0])
             sizes = [
-                len(range(*one.indices(size)))
-                for one, size in zip(of_tensor, stored.shape(names[0]), strict=True)
+                len(range(*part.indices(size))) for part, size in zip(of_tensor, tensor_shape, strict=True)
             ]
             values = np.empty((len(chosen), *sizes), dtype or stored.dtype(names[0]))
 
@@ -145,13 +143,12 @@ def _read_leaf(
 def save_hf_params(
     folder: Path, config: ModelConfig, params: PyTree[Array], shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Writes the safetensors files of a parameter tree that has the shapes of `config`.
+    """Writes the safetensors files of a parameter tree with the shapes of `config`.
 
-    Of several processes each writes whole layers, and the tensors outside of them, about as much as the
-    others. A tensor is gathered on the devices of every process, one after the other, and the process that it
-    is for takes it to the host and writes it while the next ones are gathered: the memory needed is a
-    tensor's share on a device, and a layer on the host. Raises BadInput, on all processes, when one cannot
-    write.
+    With several processes, each writes whole layers, and tensors outside them, of about equal size. Tensors
+    are gathered on the devices of every process one after the other. The process that a tensor belongs to
+    copies it to the host and writes it while the next tensors are gathered. The memory needed is a tensor's
+    share on a device, and a layer on the host. Raises BadInput, on all processes, if one cannot write.
     """
     leaves = traverse_util.flatten_dict(params)
     specs = {
@@ -162,7 +159,7 @@ def save_hf_params(
     with agreed(), explain_os_errors(folder):
         files = TensorFiles(folder, specs, shard_bytes, owners, jax.process_index())
     with agreed(), explain_os_errors(folder), ThreadPoolExecutor(1) as writer:
-        # Errors of writing are raised behind the loop, so that a process that cannot write still takes part
+        # Errors of writing are raised after the loop, so that a process that cannot write still takes part
         # in the gathering.
         writing: list[Future[None]] = []
         before: int | None = None
@@ -183,22 +180,21 @@ def save_hf_params(
 
 
 def _owners(specs: Specs) -> dict[str, int]:
-    """The process that writes each tensor; a layer's tensors have the same."""
+    """The process that writes each tensor; all tensors of a layer have the same one."""
     units: dict[str, list[str]] = {}
     for name in specs:
         layer = tensor_place(name)[1]
         units.setdefault(name if layer is None else str(layer), []).append(name)
-    by_unit = shared_out(
-        {
-            unit: sum(math.prod(specs[name][0]) * specs[name][1].itemsize for name in names)
-            for unit, names in units.items()
-        }
-    )
-    return {name: by_unit[unit] for unit, names in units.items() for name in names}
+
+    sizes = {}
+    for unit, names in units.items():
+        sizes[unit] = sum(math.prod(specs[name][0]) * specs[name][1].itemsize for name in names)
+    owners: dict[str, int] = {}
+    for unit, process in shared_out(sizes).items():
+        owners |= dict.fromkeys(units[unit], process)
+    return owners
 
 
 def _drawn_by_first() -> bool | None:
-    """What tqdm is to have as `disable`: one bar, whatever the number of processes, and none where there is
-    no terminal.
-    """
+    """The value of tqdm's `disable`: the first process alone draws a bar, and only on a terminal."""
     return None if jax.process_index() == 0 else True

@@ -1,7 +1,7 @@
-"""Rotary positions in a config.json, as transformers 4 (`rope_theta`, `rope_scaling`) and 5
-(`rope_parameters`) spell them.
+"""The rotary position settings of a config.json, in the forms of transformers 4 (`rope_theta`,
+`rope_scaling`) and 5 (`rope_parameters`).
 
-Both spellings may stand in one file. Where readers would then take different values, the file is refused.
+A file may have both forms. If different readers would then use different values, the file is refused.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ _ORIGINAL = "original_max_position_embeddings"
 def read_rope(hf: dict[str, Any], where: str) -> tuple[float, RopeScaling]:
     """Theta and scaling.
 
-    Raises BadInput for other types of scaling, and where transformers 4 and 5 would read different values.
+    Raises BadInput for other types of scaling, and if transformers 4 and 5 would read different values.
     """
     tables = {name: hf[name] for name in _TABLES if hf.get(name)}
     for name, table in tables.items():
@@ -52,7 +52,7 @@ def _read_theta(hf: dict[str, Any], tables: dict[str, dict[str, Any]], where: st
             f"{where}: rope_theta is given as {' and as '.join(sorted(map(str, thetas)))}; keep the one "
             "that holds"
         )
-    # null is no default: transformers computes with it and fails.
+    # null does not mean the default: transformers computes with it and fails.
     null = [name for name, table in tables.items() if table.get("rope_theta", 0) is None]
     if null or (not thetas and hf.get("rope_theta", 0) is None):
         raise BadInput(f"{where}: {[*null, 'config.json'][0]}: rope_theta is null; give its number")
@@ -69,7 +69,7 @@ def _read_scaling(table: dict[str, Any], name: str, hf: dict[str, Any], where: s
         raise BadInput(
             f"{where}: {name}: rope type {rope_type!r} is not supported; supported: {', '.join(RopeType)}"
         )
-    # transformers takes the model's own length where this key is nowhere, and prefers the one outside of the
+    # If no table has this key, transformers uses the model's own length. It prefers the value outside the
     # table.
     known = {_ORIGINAL: hf["max_position_embeddings"], **table}
     keys = ROPE_KEYS[RopeType(rope_type)]
@@ -90,7 +90,7 @@ def _read_scaling(table: dict[str, Any], name: str, hf: dict[str, Any], where: s
 
 
 def write_rope(config: ModelConfig) -> dict[str, Any]:
-    """The keys of config.json that say the rotary positions, in both spellings."""
+    """The keys of config.json for rotary positions, in both forms."""
     kind = config.rope_scaling.rope_type
     scaling = {key: getattr(config.rope_scaling, key) for key in ROPE_KEYS[kind]}
     typed = {"rope_type": str(kind), **scaling}
@@ -102,8 +102,8 @@ def write_rope(config: ModelConfig) -> dict[str, Any]:
 
 
 def completed_tables(hf: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """The rotary tables of a config.json with what its readers would take from elsewhere in it, or from a
-    default.
+    """The rotary tables of a config.json, completed with the values that readers would take from elsewhere in
+    it, or from a default.
     """
     needed = {key: getattr(config.rope_scaling, key) for key in ROPE_KEYS[config.rope_scaling.rope_type]}
     return {name: {**needed, **hf[name]} for name in _TABLES if hf.get(name)}

@@ -1,4 +1,4 @@
-"""What a model folder must hold, from its config, and the comparison with what it does hold."""
+"""The tensors that a model folder must have by its config, and the comparison with those that it has."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,8 +13,8 @@ from babel_jax.model_folders.names import tensor_name
 
 Shape = tuple[int, ...]
 
-# Weights of any framework and their indexes. No other file of a model folder is large, and all others say the
-# same of a changed model.
+# Weights of any framework and their indexes. No other file of a model folder is large, and the others are
+# still valid for a model with changed weights.
 WEIGHT_SUFFIXES = (
     *(
         ".safetensors",
@@ -39,29 +39,30 @@ _SHOWN = 3
 
 
 def leaf_shapes(config: ModelConfig) -> dict[Place, Shape]:
-    """The shape of every leaf of the parameter tree by its place; those under the layers are stacked."""
+    """The shape of every leaf of the parameter tree, by its place; leaves under the layers are stacked."""
     return {place: leaf.shape for place, leaf in traverse_util.flatten_dict(abstract_params(config)).items()}
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """The shape of every tensor of an HF folder by its name: those outside of the layers, then layer after
-    layer.
+    """The shape of every tensor of an HF folder, by its name: first those outside the layers, then layer
+    after layer.
     """
     leaves = leaf_shapes(config)
     outside = {tensor_name(place, None): shape for place, shape in leaves.items() if not is_stacked(place)}
     stacked = {place: shape for place, shape in leaves.items() if is_stacked(place)}
-    layers = range(config.num_hidden_layers)
-    return outside | {
-        tensor_name(place, layer): shape[1:] for layer in layers for place, shape in stacked.items()
-    }
+    shapes = dict(outside)
+    for layer in range(config.num_hidden_layers):
+        for place, shape in stacked.items():
+            shapes[tensor_name(place, layer)] = shape[1:]
+    return shapes
 
 
 def check_shapes(
     found: Mapping[str, Shape], expected: Mapping[str, Shape], folder: Path, place_of: Callable[[str], Path]
 ) -> None:
-    """Raises BadInput unless exactly the expected tensors are found, each in its shape.
+    """Raises BadInput unless `found` has exactly the expected tensors, each with its shape.
 
-    `place_of` gives the file that holds a tensor.
+    `place_of` returns the file of a tensor.
     """
     missing = [name for name in expected if name not in found]
     if missing:

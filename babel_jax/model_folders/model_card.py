@@ -1,8 +1,8 @@
-"""The card of a model folder: README.md, front matter for the hub above what is known of the model.
+"""The card of a model folder, README.md: front matter for the hub, then the known facts about the model.
 
-A card speaks of one model, so a folder with new parameters gets a new one. The card of a foreign base stays
-beside it as README.base.md, also through further steps; one that this project wrote says nothing that the
-next does not.
+A card is about one model, so a folder with new parameters gets a new card. The card of a foreign base stays
+beside it as README.base.md, also through further steps. A card that this project wrote is not kept: the next
+card has all its facts.
 """
 
 import re
@@ -38,30 +38,31 @@ def card_files(
     tags: Sequence[str] = (),
     results: Sequence[EvalResult] = (),
 ) -> dict[str, str]:
-    """The texts of README.md, and of README.base.md where there is a foreign card, for a model of `hf_config`
-    made of the folder `source` (None: of random weights).
+    """The text of README.md, and of README.base.md if there is a foreign card, for a model of `hf_config`
+    made from the folder `source` (None: from random weights).
 
-    Licence, base model and languages are the source's, `languages` being added; `sections` are Markdown.
+    Licence, base model and languages are those of the source; `languages` are added. `sections` are Markdown.
     """
     before = _front_matter(source) if source is not None else {}
     ours = TAG in _several(before.get("tags"))
     base = _text(before.get("base_model")) if ours else None if source is None else _name(source, hf_config)
-    named = (
-        markdown_code(base)
-        if base
-        else "a model that babel-jax trained from random weights"
-        if ours
-        else "random weights"
+    if base:
+        origin = markdown_code(base)
+    else:
+        origin = "a model that babel-jax trained from random weights" if ours else "random weights"
+
+    # Our languages come first, in the order of the report, then all others.
+    known = [one_line(code, _LONGEST_VALUE) for code in _several(before.get("language"))]
+    codes = sorted(
+        {*known, *languages}, key=lambda code: (CODES.index(code) if code in CODES else len(CODES), code)
     )
-    spoken = {*(one_line(code, _LONGEST_VALUE) for code in _several(before.get("language"))), *languages}
     data = ModelCardData(
         base_model=base,
-        language=sorted(spoken, key=lambda code: (CODES.index(code) if code in CODES else len(CODES), code))
-        or None,
+        language=codes or None,
         library_name="transformers",
         pipeline_tag=_text(before.get("pipeline_tag")) or "text-generation",
         tags=[TAG, *tags],
-        # The hub reads a name as part of the results alone.
+        # The hub reads the name only as a part of the results.
         model_name=f"{TAG} model of {hf_config['num_hidden_layers']} layers" if results else None,
         eval_results=list(results) or None,
         license=_text(before.get("license")),
@@ -72,7 +73,7 @@ def card_files(
     foreign = _foreign_card(source, ours)
     body = [
         f"# A model of {hf_config['num_hidden_layers']} layers ({hf_config.get('model_type', 'decoder')})",
-        f"Made by babel-jax {__version__} from {named}; it loads in `transformers` as it is."
+        f"Made by babel-jax {__version__} from {origin}; it loads in `transformers` as it is."
         + (f" The card of the base is kept in `{BASE_CARD}`." if foreign is not None else ""),
         _licence_line(licence, source),
         *sections,
@@ -89,18 +90,18 @@ def card_files(
 def _licence_line(licence: str | None, source: Path | None) -> str:
     if licence:
         return f"Licence of the base: {markdown_text(licence)}."
-    return "No licence is named by what it was made from." if source is not None else ""
+    return "The model that it was made from names no licence." if source is not None else ""
 
 
 def markdown_code(text: object) -> str:
-    """A name as code in a line of Markdown, whatever characters it has."""
+    """A name as code in a line of Markdown, for any characters."""
     line = one_line(text, _LONGEST_VALUE)
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     return f"{fence} {line} {fence}" if len(fence) > 1 else f"`{line}`"
 
 
 def markdown_text(text: object) -> str:
-    """Text of strangers in a line of Markdown, with all that Markdown and HTML would take for their own
+    """A stranger's text in a line of Markdown; all characters with a meaning in Markdown and HTML are
     escaped.
     """
     return _MARKDOWN.sub(r"\\\g<0>", one_line(text, _LONGEST_VALUE))
@@ -116,7 +117,7 @@ def _foreign_card(source: Path | None, ours: bool) -> Path | None:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, of which a few lines can mean billions of values."""
+    """A YAML loader without aliases: with aliases, a few lines can mean billions of values."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -125,47 +126,47 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def _front_matter(folder: Path) -> dict[str, Any]:
-    """The metadata of a folder's card; empty where there is none that can be read."""
+    """The metadata of a folder's card; empty if there is none, or it cannot be read."""
     try:
         text = read_bytes(folder / CARD, folder, MOST_BESIDE_BYTES).decode("utf-8", "replace")
     except FileNotFoundError:
         return {}
-    found = _FRONT_MATTER.match(text[:_MOST_FRONT_MATTER])
-    if found is None:
+    match = _FRONT_MATTER.match(text[:_MOST_FRONT_MATTER])
+    if match is None:
         return {}
     try:
-        values = yaml.load(found[1], _PlainLoader)
+        values = yaml.load(match[1], _PlainLoader)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError, OverflowError):
         return {}
     return values if isinstance(values, dict) else {}
 
 
 def _text(value: Any) -> str | None:
-    """A value of the front matter that is text, in one line of bounded length."""
+    """A text value of the front matter, as one line of bounded length; None if there is none."""
     values = _several(value)
     return one_line(", ".join(values), _LONGEST_VALUE) if values else None
 
 
 def _name(source: Path, hf_config: Mapping[str, Any]) -> str:
-    """The hub's ID of the source, where its config.json has kept it and not the path of a folder, or else the
-    folder's name.
+    """The hub's ID of the source if its config.json has one (and not the path of a folder), else the folder's
+    name.
     """
     kept = hf_config.get("_name_or_path")
-    return (
-        kept
-        if isinstance(kept, str) and _HUB_ID.fullmatch(kept) and not Path(kept).exists()
-        else source.resolve().name
-    )
+    if isinstance(kept, str) and _HUB_ID.fullmatch(kept) and not Path(kept).exists():
+        return kept
+    return source.resolve().name
 
 
 def _several(value: Any) -> list[str]:
-    """What the hub lets be written as one string or as a list.
+    """The values of a key that the hub allows to be one string or a list.
 
     Norwegian, `no` without quotes, is false in YAML 1.1.
     """
     values = value if isinstance(value, list) else [value]
-    return [
-        "no" if one is False else one
-        for one in values[:_MOST_LANGUAGES]
-        if isinstance(one, str) or one is False
-    ]
+    texts = []
+    for element in values[:_MOST_LANGUAGES]:
+        if element is False:
+            texts.append("no")
+        elif isinstance(element, str):
+            texts.append(element)
+    return texts

@@ -1,10 +1,10 @@
-"""Model folders on object storage (gs://, s3://, ...), read in place through fsspec: any system that it has a
-package for.
+"""Model folders on object storage (gs://, s3://, ...), read in place through fsspec, for any file system that
+fsspec supports.
 
-A folder there is stood in for by a local one, so that all other code deals with files: small files are
-copies, and of each safetensors file there is the header, followed by a hole as long as the values. This
-process alone knows where the values are, as it opened the URL: `StoredTensors` reads byte ranges there. No
-file of a folder can say so.
+A local folder stands in for the remote one, so that all other code works with files: small files are copies;
+a safetensors file is its header, followed by a hole as large as the values. Only this process knows the URL
+of the values, because it opened the folder: `StoredTensors` reads byte ranges there. No file of a folder can
+name a URL.
 """
 
 import atexit
@@ -27,21 +27,22 @@ from babel_jax.places import UNFINISHED, place, pull
 _SHARD, _INDEX = ".safetensors", ".safetensors.index.json"
 _PARAMS = "params"  # of an Orbax folder
 _VALUES = "/d/"  # within it, where TensorStore's files of values are
-_URLS: dict[Path, str] = {}  # of the local folders that stand in for others
+_URLS: dict[Path, str] = {}  # the URL of each local folder that stands in for a remote one
 
 
 def stand_in(url: str) -> Path:
-    """A local folder for the model folder at `url`, removed when the program ends.
+    """A local folder for the model folder at `url`; it is removed when the program ends.
 
-    Raises BadInput when there is no folder, it is not whole or cannot be read, or fsspec lacks the package
-    for such URLs.
+    Raises BadInput if the folder is missing, incomplete or unreadable, or fsspec lacks the package for such
+    URLs.
     """
     url = url.rstrip("/")
     with explain(url):
         system, root = tried(lambda: fsspec.core.url_to_fs(url))
         if not tried(lambda: system.isdir(root)):
             with contextlib.suppress(FileNotFoundError):
-                tried(lambda: system.ls(root))  # raises where it may not be read: `isdir` says no then
+                # Raises the true error if the folder may not be read: `isdir` returns False then.
+                tried(lambda: system.ls(root))
             raise BadInput(f"{without_secrets(url)}: no such model folder")
         entries = {_file_name(entry): entry for entry in tried(lambda: system.ls(root, detail=True))}
         entries.pop("", None)
@@ -57,6 +58,8 @@ def stand_in(url: str) -> Path:
                 f"{without_secrets(url)}: holds no safetensors files; Orbax folders can be read on "
                 f"{' and '.join(f'{scheme}://' for scheme in SCHEMES)} alone, so convert the model first"
             )
+
+        # Small files are copied; shards are listed.
         parent = Path(tempfile.mkdtemp(prefix="babel-"))
         atexit.register(shutil.rmtree, parent, ignore_errors=True)
         local = parent / (url.rsplit("/", 1)[-1].strip(".") or "model")
@@ -73,6 +76,8 @@ def stand_in(url: str) -> Path:
                 shards[str(entry["name"])] = local / name
             elif not name.endswith(WEIGHT_SUFFIXES) or name.endswith(_INDEX):
                 _fetch(system, entry, local / name, url)
+
+        # The header of each shard: first its length, from the first 8 bytes, then the rest.
         sizes = {
             str(entry["name"]): int(entry["size"]) for entry in entries.values() if entry["type"] == "file"
         }
@@ -103,7 +108,7 @@ def _copy_without_values(url: str) -> Path:
 
 
 def _file_name(entry: Mapping[str, Any]) -> str:
-    """The last part of a name there; empty for one that would lead out of a folder here."""
+    """The last part of a remote name; empty for one that would lead out of a local folder."""
     name = str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]
     return "" if name in (".", "..") or "\0" in name else name
 
@@ -118,7 +123,7 @@ def _fetch(system: Any, entry: Mapping[str, Any], file: Path, url: str) -> None:
 
 
 class RemoteFiles:
-    """The files that a local folder stands in for. Threads may share it."""
+    """The remote files that a local folder stands in for. Threads may share it."""
 
     def __init__(self, url: str):
         self.url = url
@@ -138,6 +143,6 @@ class RemoteFiles:
 
 
 def remote_of(folder: Path) -> RemoteFiles | None:
-    """Where the values are of a folder that stands in for another; None for any other folder."""
+    """The remote files of a local folder that stands in for them; None for any other folder."""
     url = _URLS.get(folder.resolve())
     return None if url is None else RemoteFiles(url)

@@ -1,5 +1,5 @@
 """The parameter tree in an Orbax checkpoint: the same nested tree, layers stacked, every leaf in its own
-type.
+dtype.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ from babel_jax.model_folders.safetensors_header import DTYPES
 from babel_jax.places import listing, native, url_of
 
 PARAMS = "params"
-# Names and sizes of the files that Orbax wrote: it does not miss a truncated file before it reads that part,
+# Names and sizes of the files that Orbax wrote. Orbax notices a truncated file only when it reads that part,
 # and then prints tracebacks.
 FILES = "files.json"
 _NO_CACHE = {"cache_pool": {"total_bytes_limit": 0}}
-# TensorStore would wait for the disk after every piece, and pieces for each other.
+# With a sync, TensorStore waits for the disk after every piece, and pieces wait for each other.
 _NO_SYNC = {"file_io_sync": False}
 _MOST_METADATA_BYTES = 2**26
 _VALUES = "d"  # the folder of OCDBT's files of values
@@ -46,29 +46,26 @@ _ITEM = "state"  # the folder into which Orbax's v1 API puts a tree
 def load_orbax_params(
     folder: Path, config: ModelConfig, dtype: Any, shardings: dict[Place, jax.sharding.Sharding]
 ) -> PyTree[Array]:
-    """The parameter tree of an Orbax folder. `dtype` None keeps each leaf's own type.
+    """The parameter tree of an Orbax folder. With dtype None, each leaf keeps its dtype.
 
-    Raises BadInput when params/ is damaged or does not hold the model of the config.
+    Raises BadInput if params/ is damaged or does not have the model of the config.
     """
     path = (folder / PARAMS).absolute()
-    wanted = {
-        place: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=shardings[place])
-        for place, leaf in _checked_metadata(path, config).items()
-    }
+    wanted = {}
+    for place, leaf in _checked_metadata(path, config).items():
+        wanted[place] = jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=shardings[place])
     with _explain(path):
         return ocp.load(native(path), traverse_util.unflatten_dict(wanted))
 
 
 def _checked_metadata(path: Path, config: ModelConfig) -> dict[Place, Any]:
+    """Shape and dtype of each leaf, checked against the config."""
     _check_files(path)
     with _explain(path):
         stored = traverse_util.flatten_dict(ocp.metadata(native(path)).metadata)
-    check_shapes(
-        {"/".join(place): tuple(getattr(leaf, "shape", ())) for place, leaf in stored.items()},
-        {"/".join(place): shape for place, shape in leaf_shapes(config).items()},
-        path,
-        lambda _: path,
-    )
+    shapes = {"/".join(place): tuple(getattr(leaf, "shape", ())) for place, leaf in stored.items()}
+    expected = {"/".join(place): shape for place, shape in leaf_shapes(config).items()}
+    check_shapes(shapes, expected, path, lambda _: path)
     for place, leaf in stored.items():
         if np.dtype(leaf.dtype) not in DTYPES.values():
             raise BadInput(
@@ -79,7 +76,7 @@ def _checked_metadata(path: Path, config: ModelConfig) -> dict[Place, Any]:
 
 
 def save_orbax_params(folder: Path, params: PyTree[Array]) -> None:
-    """Writes params/ into `folder`; of several processes, all call this."""
+    """Writes params/ into `folder`; all processes must call this."""
     path = (folder / PARAMS).absolute()
     with _quiet():
         ocp.save(path, params)
@@ -91,7 +88,7 @@ def save_orbax_params(folder: Path, params: PyTree[Array]) -> None:
 def _list_files(path: Path) -> None:
     sizes = {}
     for file in sorted(path.rglob("*")):
-        # Neither an older list, nor what was left of one by a kill.
+        # Not an older list, nor a part of one that a kill left.
         if file.is_file() and file != path / FILES and not file.name.endswith(PARTIAL):
             sizes[str(file.relative_to(path))] = file.stat().st_size
     write_text(path / FILES, json.dumps(sizes, indent=2) + "\n")
@@ -111,7 +108,7 @@ class StoredLeaves:
             self._arrays = {place: array.result() for place, array in arrays.items()}
 
     def dtype(self, name: str) -> np.dtype:
-        """The type of a tensor."""
+        """The dtype of a tensor."""
         return np.dtype(self._arrays[tensor_place(name)[0]].dtype.numpy_dtype)
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
@@ -125,14 +122,14 @@ class StoredLeaves:
 class LeafFiles:
     """params/ being written: tensors by their Hugging Face names, in pieces, into stacked leaves.
 
-    Orbax itself writes the tree, with leaves of one element, so that names and metadata are as it wants them;
-    TensorStore then makes each leaf anew (zarr 3 in OCDBT, like Orbax) in chunks of one piece, uncompressed,
+    Orbax first writes the tree with leaves of one element, so that names and metadata are in its form.
+    TensorStore then writes each leaf again (zarr 3 in OCDBT, like Orbax) in uncompressed chunks of one piece,
     with a checksum (crc32c) that every reader verifies.
     """
 
     def __init__(self, folder: Path, specs: Specs, rows_of_piece: Callable[[Shape, np.dtype], int]):
-        """`specs` are shape and type of each tensor by its name; rows of different tensors of a leaf are of
-        one type.
+        """specs: shape and dtype of each tensor by its name; all tensors of a leaf must have the same
+        dtype.
         """
         self._path = (folder / PARAMS).absolute()
         leaves: dict[Place, tuple[Shape, np.dtype, int]] = {}
@@ -142,13 +139,9 @@ class LeafFiles:
             leaves[place] = (shape, dtype, 0 if layer is None else layers)
         if not (self._path / "orbax.checkpoint").is_file():
             shutil.rmtree(self._path, ignore_errors=True)
+            small = {place: np.zeros(1, dtype) for place, (_, dtype, _) in leaves.items()}
             with _quiet():
-                ocp.save(
-                    self._path,
-                    traverse_util.unflatten_dict(
-                        {place: np.zeros(1, dtype) for place, (_, dtype, _) in leaves.items()}
-                    ),
-                )
+                ocp.save(self._path, traverse_util.unflatten_dict(small))
         self._synced: set[Path] = set()
         context, opened = tensorstore.Context(_NO_CACHE | _NO_SYNC), {}
         for place, (shape, dtype, layers) in leaves.items():
@@ -162,10 +155,12 @@ class LeafFiles:
                 dtype,
             )
         try:
+            # Waits for all, so that none is still writing when another has failed.
             for array in opened.values():
-                array.exception()  # waits, so that none is still writing when another has failed
+                array.exception()
             self._arrays = {place: array.result() for place, array in opened.items()}
-        except ValueError as error:  # the machine went down between two syncs
+        except ValueError as error:
+            # Damage means that the machine went down between two syncs.
             if is_full(error):
                 raise
             raise BadInput(
@@ -173,26 +168,26 @@ class LeafFiles:
             ) from error
 
     def write(self, name: str, start: int, values: np.ndarray) -> None:
-        """Writes rows of a tensor from the row `start` on, which begins a piece."""
+        """Writes rows of a tensor from row `start` on, which must begin a piece."""
         place, layer = tensor_place(name)
         rows = slice(start, start + len(values))
         array = self._arrays[place]
         (array[rows] if layer is None else array[layer, rows]).write(values).result()
 
     def sync(self) -> None:
-        """Returns when all that was written is on disk.
+        """Returns when everything written is on disk.
 
         Files of values are written once; only the manifests are written again.
         """
-        found = {path for path in self._path.rglob("*") if path.is_file()}
-        for file in sorted(found - self._synced):
+        files = {path for path in self._path.rglob("*") if path.is_file()}
+        for file in sorted(files - self._synced):
             sync_file(file)
-        for folder in sorted({file.parent for file in found - self._synced}):
+        for folder in sorted({file.parent for file in files - self._synced}):
             sync_folder(folder)
-        self._synced |= {file for file in found if not file.name.startswith("manifest")}
+        self._synced |= {file for file in files if not file.name.startswith("manifest")}
 
     def together(self, names: Iterable[str]) -> list[str]:
-        """The tensors that must be written again with `names`: these alone."""
+        """The tensors that must be written again with `names`: only these."""
         return list(names)
 
     def close(self) -> None:
@@ -208,14 +203,14 @@ def _open_leaf(
     chunk: Shape | None = None,
     dtype: Any = None,
 ) -> Any:
-    """The leaf as a TensorStore array, a future; made anew with `shape`, unless it is there in that shape
-    already.
+    """The leaf as a TensorStore array (a future). With `shape`, it is created, unless it exists in that
+    shape.
     """
     spec: dict[str, Any] = {
         "driver": "zarr3",
         "kvstore": {"driver": "ocdbt", "base": _store(path / _ITEM), "path": ".".join(place) + "/"},
         "recheck_cached_data": False,
-        # As Orbax reads: a chunk that is not there is damage. So chunks of zeros have to be there.
+        # As in Orbax, a missing chunk is damage; so chunks of zeros must be written too.
         "fill_missing_data_reads": False,
         "store_data_equal_to_fill_value": True,
     }
@@ -240,15 +235,16 @@ def _store(folder: Path) -> Any:
 
 
 def _check_files(path: Path) -> None:
-    """Raises BadInput when a file is irregular, missing, or of another size than it was written with. Orbax
-    checkpoints of others have no list of sizes."""
+    """Raises BadInput if a file is irregular, missing, or of another size than was written. Orbax checkpoints
+    of other programs have no list of sizes.
+    """
     if url_of(path) is None:
         for file in sorted(path.rglob("*")):
             if file.is_symlink() or not file.is_dir():
                 regular_file(file, path.parent)
-    there = listing(path)
-    for file, size in there.items():
-        # Orbax and TensorStore read whole files other than those of values.
+    present = listing(path)
+    for file, size in present.items():
+        # Orbax and TensorStore read all files into memory, except those of values.
         if file.parent.name != _VALUES and size > _MOST_METADATA_BYTES:
             raise BadInput(
                 f"{file}: larger than the {_MOST_METADATA_BYTES:,} bytes that such a file may have"
@@ -259,16 +255,16 @@ def _check_files(path: Path) -> None:
         return
     if not isinstance(sizes, dict):
         raise BadInput(f"{path / FILES}: not a list of files with their sizes; make the folder again")
-    found = {name: there.get(path / name) for name in sizes}
     for name, size in sizes.items():
-        if found[name] != size and not name.endswith(PARTIAL):
-            state = "missing" if found[name] is None else f"{found[name]} bytes long, not {size}"
+        present_size = present.get(path / name)
+        if present_size != size and not name.endswith(PARTIAL):
+            state = "missing" if present_size is None else f"{present_size} bytes long, not {size}"
             raise BadInput(f"{path / name}: {state}: damaged Orbax parameters; make the folder again")
 
 
 def _check_layout(path: Path) -> None:
-    """Raises BadInput for what Orbax itself reads and `_open_leaf` does not: Orbax v0 has no folder around
-    the tree and writes zarr 2.
+    """Raises BadInput for a checkpoint that Orbax can read and `_open_leaf` cannot: Orbax v0 has no folder
+    around the tree and writes zarr 2.
     """
     description = path / _ITEM / "_METADATA"
     with _explain(path):
@@ -276,8 +272,7 @@ def _check_layout(path: Path) -> None:
     if not (layout.get("use_ocdbt") and layout.get("use_zarr3")):
         raise BadInput(
             f"{path}: not in the layout of Orbax v1 (zarr 3 in OCDBT) but, it seems, in that of v0, which "
-            "is not read in pieces; "
-            "write it anew with orbax.checkpoint.v1: save(NEW, load(OLD))"
+            "is not read in pieces; write it anew with orbax.checkpoint.v1: save(NEW, load(OLD))"
         )
 
 
@@ -287,7 +282,7 @@ def _explain(path: Path) -> Iterator[None]:
         with _quiet():
             yield
     except Exception as error:
-        # Orbax and tensorstore raise whatever they meet: JSON, key, value and OS errors.
+        # Orbax and tensorstore raise errors of many types: JSON, key, value and OS errors.
         line = one_line(error, 200)
         raise BadInput(
             f"{path}: damaged Orbax parameters ({type(error).__name__}: {line}); make the folder again"
@@ -296,7 +291,9 @@ def _explain(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax logs tracebacks of errors that it also raises; one line is enough for them."""
+    """Keeps Orbax's logs of tracebacks off the terminal: it also raises these errors, and one line is
+    enough.
+    """
     verbosity = absl_logging.get_verbosity()
     absl_logging.set_verbosity(absl_logging.FATAL)
     try:
@@ -305,7 +302,7 @@ def _quiet() -> Iterator[None]:
         absl_logging.set_verbosity(verbosity)
 
 
-# So does asyncio, of Orbax's tasks that failed beside the first one, whenever they are collected.
+# asyncio logs tracebacks too, for tasks of Orbax that failed after the first one, when they are collected.
 logging.getLogger("asyncio").addFilter(
     lambda record: "exception was never retrieved" not in record.getMessage()
 )

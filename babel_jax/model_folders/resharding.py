@@ -1,18 +1,18 @@
-"""How a leaf lies on the devices while it is read or written, and how it moves from there to where it is
-wanted.
+"""The sharding of a leaf while it is read or written, and its move to the sharding that is wanted.
 
-Files hold tensors row by row, and training shards their columns as well. Read as they are wanted, a tensor's
-columns are strided bytes that every process reads around. So a leaf is first spread over all devices by rows
-(and layers), each byte read by one device, and then moved over the interconnect, which is faster than any
-disk.
+Files store tensors row by row, but training also shards columns. If a process read its columns directly, it
+would read strided bytes, and all processes would read the same ranges. So a leaf is first sharded over all
+devices by rows (and layers), so that one device reads each byte; then it is moved over the interconnect,
+which is faster than any disk.
 
-All is said on the wanted mesh itself with its axes split into their prime factors, so that a leaf whose rows
-do not divide by a whole axis divides by part of it. Each move takes axes from the end of one dimension to the
-end of another (an all-to-all) or drops them (an all-gather): XLA has a collective for those. Between
-unrelated layouts it would gather the whole leaf on every device.
+All shardings are on the wanted mesh, with its axes split into prime factors: rows that do not divide by a
+whole axis may divide by a part of it. Each move takes axes from the end of one dimension to the end of
+another (an all-to-all) or drops them (an all-gather), because XLA has a collective for each. Between
+unrelated layouts, XLA would gather the whole leaf on every device.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -27,40 +27,42 @@ Shape = tuple[int, ...]
 
 
 def reading_steps(wanted: Sharding, shape: Shape, stacked: bool) -> list[Sharding]:
-    """The shardings of a leaf from the one to read it by to `wanted`.
+    """The shardings of a leaf, from the one in which it is read to `wanted`.
 
-    Read by the first, each device has whole rows: contiguous bytes of every tensor of the leaf (`stacked`:
-    one a layer). Devices hold copies only where neither rows nor layers divide. One device, and shardings
-    that have no mesh, are read as they are.
+    In the first sharding, each device has whole rows: contiguous bytes of every tensor of the leaf
+    (`stacked`: one tensor a layer). Devices hold copies only if neither rows nor layers divide. With one
+    device, and for shardings without a mesh, the leaf is read in the wanted sharding.
     """
     if not isinstance(wanted, NamedSharding) or wanted.mesh.size == 1:
         return [wanted]
     mesh, ends = _split(wanted, len(shape))
-    by_bytes = (1, 0) if stacked else (0,)  # rows first: they divide by more than layers do
+    # The dimensions to read by; rows first, because they divide by more numbers than layers do.
+    by_bytes = (1, 0) if stacked else (0,)
     used = {axis for axes in ends for axis in axes}
     spread = _filled([axis for axis in mesh.axis_names if axis not in used], ends, by_bytes, mesh, shape)
-    across = [
-        (axis, dimension) for dimension, axes in enumerate(ends) if dimension not in by_bytes for axis in axes
-    ]
+    # The axes that shard columns, with their dimension. They shard rows first and are then moved.
+    across = []
+    for dimension, axes in enumerate(ends):
+        if dimension not in by_bytes:
+            across += [(axis, dimension) for axis in axes]
     rows_alone = [axes if dimension in by_bytes else [] for dimension, axes in enumerate(spread)]
     read = _filled([axis for axis, _ in across], rows_alone, by_bytes, mesh, shape)
     steps = [read]
     for source in by_bytes:
         moved = [(axis, dimension) for axis, dimension in across if axis in read[source]]
         leaving = {axis for axis, _ in moved}
-        steps.append(
-            [
-                [axis for axis in axes if axis not in leaving]
-                + [axis for axis, goal in moved if goal == dimension]
-                for dimension, axes in enumerate(steps[-1])
-            ]
-        )
+        step = []
+        for dimension, axes in enumerate(steps[-1]):
+            staying = [axis for axis in axes if axis not in leaving]
+            arriving = [axis for axis, goal in moved if goal == dimension]
+            step.append(staying + arriving)
+        steps.append(step)
     steps.append(spread)
     return [*(NamedSharding(mesh, PartitionSpec(*map(tuple, step))) for step in steps), wanted]
 
 
 def moved(values: Array, steps: list[Sharding]) -> Array:
-    """An array that lies as the first of `steps` says, moved to the last by way of the others."""
+    """An array in the first sharding of `steps`, moved to the last by way of the others."""
     if values.sharding.is_equivalent_to(steps[-1], values.ndim):
         return jax.device_put(values, steps[-1])
 
@@ -69,11 +71,9 @@ def moved(values: Array, steps: list[Sharding]) -> Array:
 
 @functools.cache
 def mover(steps: tuple[Sharding, ...], dtype: np.dtype) -> Callable[[Array], Array]:
-    """The program of `moved`, for arrays of one type that lie as the step before the
-    first of `steps` says.
-    """
-    # As bits: XLA may take bfloat16 for float32 on the way, on CPU in collectives too, which changes NaNs.
-    # The barriers keep it from taking the two conversions for none.
+    """The program of `moved`, for arrays of one dtype in the sharding before the first of `steps`."""
+    # Moved as integers: XLA may compute bfloat16 in float32, on CPU also in collectives, which changes NaNs.
+    # The barriers keep XLA from removing the two conversions.
     bits = jnp.dtype(f"uint{8 * dtype.itemsize}")
 
     def move_leaf(values: Array) -> Array:
@@ -86,8 +86,9 @@ def mover(steps: tuple[Sharding, ...], dtype: np.dtype) -> Callable[[Array], Arr
 
 
 def gathered(leaf: Array, layer: int | None) -> Array:
-    """A leaf, or one layer of it, such that the devices of each process have all of it: spread over them by
-    the mesh axes that do not cross processes, gathered along those that do."""
+    """A leaf, or one layer of it, such that the devices of each process together have all of it: sharded by
+    the mesh axes within a process, gathered along those that cross processes.
+    """
     if not isinstance(leaf, jax.Array):
         return leaf if layer is None else leaf[layer]
     if not isinstance(leaf.sharding, NamedSharding):
@@ -103,8 +104,8 @@ def gathered(leaf: Array, layer: int | None) -> Array:
 def gatherer(
     sharding: NamedSharding, dimensions: int, dtype: np.dtype, stacked: bool
 ) -> Callable[[Array, Any], Array]:
-    """The program of `gathered` for leaves that lie as `sharding` says; `stacked`: one layer, its number the
-    second argument.
+    """The program of `gathered` for leaves with this sharding. stacked: one layer, whose number is the second
+    argument.
     """
     mesh, ends = _split(sharding, dimensions)
     process = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
@@ -124,35 +125,40 @@ def host_values(values: Array) -> np.ndarray:
     """The values of an array of which this process has all parts."""
     if not isinstance(values, jax.Array) or values.is_fully_addressable:
         return np.asarray(values)
-    found = np.empty(values.shape, values.dtype)
+    values_on_host = np.empty(values.shape, values.dtype)
     for shard in {str(shard.index): shard for shard in values.addressable_shards}.values():
-        found[shard.index] = shard.data
-    return found
+        values_on_host[shard.index] = shard.data
+    return values_on_host
 
 
 def _split(sharding: NamedSharding, dimensions: int) -> tuple[Mesh, list[list[str]]]:
-    """The mesh with its axes split into prime factors, and the names of those that shard each dimension."""
+    """The mesh with its axes split into prime factors, and the names of the factors that shard each
+    dimension.
+    """
     mesh = sharding.mesh
-    factors = {
-        name: [(f"{name}.{number}", factor) for number, factor in enumerate(_primes(size))]
-        for name, size in mesh.shape.items()
-    }
-    split = [factor for name in mesh.axis_names for factor in factors[name]]
-    names = tuple(name for name, _ in split)
-    fine = Mesh(
-        mesh.devices.reshape([size for _, size in split]), names, axis_types=(AxisType.Auto,) * len(names)
-    )
-    spec = [*sharding.spec, *[None] * (dimensions - len(sharding.spec))]
-    wholes = [() if entry is None else (entry,) if isinstance(entry, str) else entry for entry in spec]
-    return fine, [[name for whole in entry for name, _ in factors[whole]] for entry in wholes]
+    # An axis "fsdp" of size 12 becomes "fsdp.0" (2), "fsdp.1" (2) and "fsdp.2" (3).
+    factors: dict[str, list[str]] = {}
+    sizes: dict[str, int] = {}
+    for axis in mesh.axis_names:
+        factors[axis] = []
+        for number, factor in enumerate(_primes(mesh.shape[axis])):
+            factors[axis].append(f"{axis}.{number}")
+            sizes[f"{axis}.{number}"] = factor
+    devices = mesh.devices.reshape(list(sizes.values()))
+    fine = Mesh(devices, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+    # An entry of a spec is None, an axis, or several.
+    ends: list[list[str]] = []
+    for entry in [*sharding.spec, *[None] * (dimensions - len(sharding.spec))]:
+        axes = () if entry is None else (entry,) if isinstance(entry, str) else entry
+        ends.append(list(itertools.chain.from_iterable(factors[axis] for axis in axes)))
+    return fine, ends
 
 
 def _filled(
     axes: list[str], ends: list[list[str]], order: tuple[int, ...], mesh: Mesh, shape: Shape
 ) -> list[list[str]]:
-    """`ends` with each of `axes` added to the first dimension of `order` that it divides,
-    where there is one.
-    """
+    """`ends` with each of `axes` added to the first dimension of `order` that it divides, if any."""
     filled = [list(axes) for axes in ends]
     for axis in axes:
         for dimension in order:

@@ -1,5 +1,5 @@
-"""Tensors by name in the safetensors files of a folder: one file, or shards with an index as Hugging Face
-writes them.
+"""Tensors by name in the safetensors files of a folder: one file, or shards with an index in the form of
+Hugging Face.
 """
 
 import json
@@ -37,34 +37,36 @@ INDEX = "model.safetensors.index.json"
 # The default of transformers and huggingface_hub: large enough for few files, small enough to fetch again
 # after a broken download.
 SHARD_BYTES = 5_000_000_000
-# For more at once Linux puts pages of 2 MiB into its cache, which a virtual machine may have to fetch from
-# its host: 10 times as slow.
+# For larger writes, Linux puts pages of 2 MiB into its cache. A virtual machine may have to get these from
+# its host, which is 10 times as slow.
 _WRITE_BYTES = 2**20
 
 Specs = Mapping[str, tuple[tuple[int, ...], np.dtype]]
-# Names in the files of a model that was saved without its output layer, and what such names lack.
+# The beginnings of names in a model that was saved without its output layer, and the prefix that they lack.
 _BARE, _PREFIX = ("embed_tokens.", "layers.", "norm."), "model."
 _COMPARED_BYTES = 2**24
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class StoredTensors:
-    """The tensors of a folder's safetensors files: names, shapes and types at once, values when asked for.
+    """The tensors of a folder's safetensors files: names, shapes and dtypes at once, values on request.
     Threads may share it.
 
-    Names are those of the whole model: the files of a model that was saved without its output layer lack
-    `model.` before them. `bytes_read` counts the bytes of values that were read.
+    Names are those of the whole model. (In a model that was saved without its output layer, the files lack
+    the prefix `model.`.) `bytes_read` counts the bytes of values that were read.
     """
 
     def __init__(self, folder: Path):
-        """Reads the header of every file. Raises BadInput for files that are missing, damaged, or not as the
-        index says, and for a tensor that two files hold with different values."""
+        """Reads the header of every file. Raises BadInput for files that are missing, damaged, or differ from
+        the index, and for a tensor with different values in two files.
+        """
         self.folder = folder
         self.file_of: dict[str, Path] = {}
         self.bytes_read = 0
         self._counting = threading.Lock()
         self._remote = remote_of(folder)
         self._headers: dict[Path, Header] = {}
+
         index = _read_index(folder)
         for file in sorted({folder / name for name in index.values()}) if index else [_single_file(folder)]:
             self._headers[file] = read_header(file, folder)
@@ -79,26 +81,27 @@ class StoredTensors:
                 )
             self.file_of[name] = folder / file_name
         self._tensors = {name: self._headers[file].tensors[name] for name, file in self.file_of.items()}
-        if any(name.startswith(_BARE) for name in self.file_of) and not any(
-            name.startswith(_PREFIX) for name in self.file_of
-        ):
+
+        has_bare = any(name.startswith(_BARE) for name in self.file_of)
+        has_prefix = any(name.startswith(_PREFIX) for name in self.file_of)
+        if has_bare and not has_prefix:
             self.file_of = {_whole_name(name): file for name, file in self.file_of.items()}
             self._tensors = {_whole_name(name): tensor for name, tensor in self._tensors.items()}
 
-    def _check_same(self, name: str, one: Path, other: Path) -> None:
-        """Raises BadInput unless two files hold the same under a name: readers differ in which file they take
-        it from.
+    def _check_same(self, name: str, first_file: Path, second_file: Path) -> None:
+        """Raises BadInput unless a tensor is the same in both files: readers differ in the file that they
+        use.
         """
-        first, second = self._headers[one].tensors[name], self._headers[other].tensors[name]
+        first, second = self._headers[first_file].tensors[name], self._headers[second_file].tensors[name]
         same = (first.dtype, first.shape) == (second.dtype, second.shape)
         for start in range(0, first.size if same else 0, _COMPARED_BYTES):
             count = min(_COMPARED_BYTES, first.size - start)
-            parts = [bytearray(count), bytearray(count)]
-            for part, file, tensor in zip(parts, (one, other), (first, second), strict=True):
-                self._read_bytes(memoryview(part), file, tensor.begin + start)
-            same = same and parts[0] == parts[1]
+            left, right = bytearray(count), bytearray(count)
+            self._read_bytes(memoryview(left), first_file, first.begin + start)
+            self._read_bytes(memoryview(right), second_file, second.begin + start)
+            same = same and left == right
         if not same:
-            files = f"{one.name} and {other.name}"
+            files = f"{first_file.name} and {second_file.name}"
             raise BadInput(
                 f"{self.folder}: {files} both hold {name}, with different values; remove the one that does "
                 "not count"
@@ -109,7 +112,9 @@ class StoredTensors:
         return self._tensors[name].shape
 
     def dtype(self, name: str) -> np.dtype:
-        """The type of a tensor. Raises BadInput for one that models of the supported families do not have."""
+        """The dtype of a tensor. Raises BadInput for a type that models of the supported families do not
+        have.
+        """
         stored = self._tensors[name].dtype
         if stored not in DTYPES:
             raise BadInput(
@@ -118,9 +123,7 @@ class StoredTensors:
         return DTYPES[stored]
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop` of a tensor, read without a map of the file, so that memory holds those rows
-        and nothing else.
-        """
+        """Rows `start` to `stop` of a tensor. The file is not mapped, so memory holds only these rows."""
         shape, dtype = self.shape(name), self.dtype(name)
         values = np.empty((stop - start, *shape[1:]), dtype)
         offset = self._tensors[name].begin + start * math.prod(shape[1:]) * dtype.itemsize
@@ -137,16 +140,15 @@ class StoredTensors:
                 _read_into(data, self._headers[file].path, offset)
 
     def whole_files(self, kept: Callable[[str], bool]) -> dict[Path, list[str]]:
-        """The local files all of whose tensors are `kept`, with these; transformers can
-        read each as it is.
+        """The local files whose tensors are all `kept`, with the names of their tensors; transformers can
+        read each unchanged.
         """
         names: dict[Path, list[str]] = {}
         for name, file in self.file_of.items():
             names.setdefault(file, []).append(name)
         whole = {}
         for file, header in self._headers.items():
-            # A tensor that counts in another file, or is stored without its prefix, is no part of the file as
-            # it is.
+            # A file is not complete if a tensor counts in another file, or is stored without its prefix.
             complete = header.tensors.keys() == set(names.get(file, ()))
             if self._remote is None and header.has_format and complete and all(map(kept, names[file])):
                 whole[file] = names[file]
@@ -158,11 +160,11 @@ def _whole_name(name: str) -> str:
 
 
 class TensorFiles:
-    """Safetensors files being written: every header first, then the values of any tensor, in any order and in
+    """Safetensors files being written: first every header, then the values of any tensor, in any order and in
     pieces.
 
-    Format: https://huggingface.co/docs/safetensors, a little-endian u64 with the length of a JSON header, the
-    header, the bytes.
+    Format: https://huggingface.co/docs/safetensors. A little-endian u64 with the length of the header, a JSON
+    header, and the bytes of the tensors.
     """
 
     def __init__(
@@ -175,36 +177,38 @@ class TensorFiles:
         whole_files: Mapping[Path, list[str]] | None = None,
         hard_links: bool = False,
     ):
-        """Plans shards of at most `shard_bytes` for the tensors of `specs`, in that order, and lays out their
-        files; those that are there already, from a run that was cut off, are gone on with. A tensor larger
-        than `shard_bytes` gets a shard of its own.
+        """Plans shards of at most `shard_bytes` for the tensors of `specs`, in order, and writes their
+        headers. Files of an interrupted run are continued. A tensor larger than `shard_bytes` gets its own
+        shard.
 
-        `whole_files` are files of another folder that are to be shards of this one as they are: see `share`.
-        With `hard_links` they may become one file with those. Where several processes write one folder,
-        `owners` has the process of each tensor: no file has tensors of two, all processes plan the same
-        files, and this one lays out and writes its own.
+        whole_files: files of another folder that become shards of this one unchanged; see `share`.
+        hard_links: they may become one file with the originals. owners: if several processes write one
+        folder, the process of each tensor. No file has tensors of two processes; all processes plan the same
+        files, and each writes its own.
         """
         self._folder, self._specs, self._hard_links = folder, specs, hard_links
         owners = owners or dict.fromkeys(specs, 0)
         whole_files = whole_files or {}
         self._shards = _plan_shards(specs, shard_bytes, owners, list(whole_files.values()))
-        self._own = [file for file, names in self._shards.items() if owners[names[0]] == process]
+        self._files_of_process = [file for file, names in self._shards.items() if owners[names[0]] == process]
         self._whole = dict(zip(self._shards, whole_files, strict=False))
-        self._place: dict[str, tuple[Path, int]] = {}
-        for file in self._own:
+        # The file of each tensor, and the offset of its values.
+        self._position: dict[str, tuple[Path, int]] = {}
+        for file in self._files_of_process:
             if file not in self._whole:
                 self._lay_out(folder / file, self._shards[file])
 
     def share(self, done: set[str]) -> list[str]:
-        """Clones the whole files, where the disk can, or makes hard links of them; the others are laid out to
-        be written. `done` has the tensors that are on disk already. Gives the tensors that need no writing
-        any more."""
+        """Clones the whole files if the disk can, or makes hard links of them; the headers of the other files
+        are written. done: the tensors that are on disk already. Returns the tensors that need no writing any
+        more.
+        """
         shared = []
         for file, source in self._whole.items():
             target, names = self._folder / file, self._shards[file]
             if done.issuperset(names) and target.is_file():
                 continue
-            # A link to the source must not be written to; a kill may have noted a part of its tensors.
+            # A link to the source must not be written to. After a kill, some of its tensors may be recorded.
             if done.isdisjoint(names) or (target.is_file() and target.samefile(source)):
                 target.unlink(missing_ok=True)
                 if share_file(source, target) or (self._hard_links and link_file(source, target)):
@@ -214,15 +218,19 @@ class TensorFiles:
         return shared
 
     def together(self, names: Iterable[str]) -> list[str]:
-        """All tensors that are in one file with one of `names`: the whole file is written anew, as it may
-        have the header of another.
+        """All tensors in one file with one of `names`: the whole file is written again, because its header
+        may be wrong.
         """
         wanted = set(names)
-        return [name for own in self._shards.values() if not wanted.isdisjoint(own) for name in own]
+        tensors: list[str] = []
+        for names_of_file in self._shards.values():
+            if not wanted.isdisjoint(names_of_file):
+                tensors += names_of_file
+        return tensors
 
     def write(self, name: str, start: int, values: np.ndarray) -> None:
-        """Writes rows of a tensor from the row `start` on."""
-        file, offset = self._place[name]
+        """Writes rows of a tensor from row `start` on."""
+        file, offset = self._position[name]
         shape, dtype = self._specs[name]
         assert values.dtype == dtype, (name, values.dtype, dtype)
         row_bytes = math.prod(shape[1:]) * dtype.itemsize
@@ -234,16 +242,16 @@ class TensorFiles:
                 data = data[handle.write(data[:_WRITE_BYTES]) :]
 
     def sync(self) -> None:
-        """Returns when all that was written is on disk."""
-        for file in self._own:
+        """Returns when everything written is on disk."""
+        for file in self._files_of_process:
             sync_file(self._folder / file)
 
     def close(self, shared: bool = True) -> None:
-        """Writes the index, where there are several files; of several processes, one calls this, when all
-        have written and synced.
+        """Writes the index if there are several files. Of several processes, one calls this after all have
+        written and synced.
 
-        Raises BadInput when a file of another process is not there, unless the folder is not `shared` by
-        them.
+        Raises BadInput if a file of another process is missing, unless the processes have separate folders
+        (`shared` False).
         """
         missing = [file for file in self._shards if shared and not (self._folder / file).is_file()]
         if missing:
@@ -251,7 +259,9 @@ class TensorFiles:
                 f"{self._folder}: {missing[0]} is not there; give a folder on a disk that all processes share"
             )
         if len(self._shards) > 1:
-            weight_map = {name: file for file, names in self._shards.items() for name in names}
+            weight_map: dict[str, str] = {}
+            for file, names in self._shards.items():
+                weight_map |= dict.fromkeys(names, file)
             index = {
                 "metadata": {"total_size": sum(_size(*spec) for spec in self._specs.values())},
                 "weight_map": dict(sorted(weight_map.items())),
@@ -259,6 +269,7 @@ class TensorFiles:
             write_text(self._folder / INDEX, json.dumps(index, indent=2) + "\n")
 
     def _lay_out(self, file: Path, names: list[str]) -> None:
+        """Writes the header of a file and reserves the space of its tensors."""
         header: dict[str, Any] = {METADATA: {"format": FORMAT}}
         offset = 0
         for name in names:
@@ -271,36 +282,40 @@ class TensorFiles:
             }
             offset += size
         text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # values begin aligned
+        # Spaces, so that the values are aligned to 8 bytes.
+        text += b" " * (-len(text) % 8)
         with open_to_write(file) as handle:
             handle.write(struct.pack("<Q", len(text)) + text)
             handle.flush()
             preallocate(handle, 8 + len(text) + offset)
         for name in names:
-            self._place[name] = (file, 8 + len(text) + header[name]["data_offsets"][0])
+            self._position[name] = (file, 8 + len(text) + header[name]["data_offsets"][0])
 
 
 def _plan_shards(
     specs: Specs, shard_bytes: int, owners: Mapping[str, int], whole: list[list[str]]
 ) -> dict[str, list[str]]:
-    """The tensors of each file; `whole` are the first ones."""
+    """The tensors of each file; the files of `whole` come first."""
     shards = list(whole)
     planned = {name for names in whole for name in names}
     for owner in sorted(set(owners.values())):
+        # The files of one process have no tensor of another, so a new file begins.
         filled = shard_bytes + 1
-        for name in (name for name in specs if owners[name] == owner and name not in planned):
+        for name in specs:
+            if owners[name] != owner or name in planned:
+                continue
             size = _size(*specs[name])
             if filled + size > shard_bytes:
                 shards.append([])
                 filled = 0
             shards[-1].append(name)
             filled += size
-    files = (
-        [SINGLE]
-        if len(shards) == 1
-        else [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    )
-    return dict(zip(files, shards, strict=True))
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    files = {}
+    for number, names in enumerate(shards, 1):
+        files[f"model-{number:05d}-of-{len(shards):05d}.safetensors"] = names
+    return files
 
 
 def _size(shape: tuple[int, ...], dtype: np.dtype) -> int:
@@ -308,12 +323,12 @@ def _size(shape: tuple[int, ...], dtype: np.dtype) -> int:
 
 
 def _read_index(folder: Path) -> dict[str, str]:
-    """The index's map from tensor to file name, every file there; empty without an index."""
+    """The index's map from tensor to file name; empty without an index. All its files must exist."""
     path = folder / INDEX
     if not _is_there(path):
         return {}
-    found = read_json(path, folder)
-    weight_map = found.get("weight_map") if isinstance(found, dict) else None
+    index = read_json(path, folder)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise BadInput(f"{path}: not a safetensors index (a JSON object with a weight_map); fetch it again")
     if not weight_map:
@@ -323,7 +338,7 @@ def _read_index(folder: Path) -> dict[str, str]:
     if outside:
         raise BadInput(f"{path}: names files outside of the folder: {', '.join(outside)}")
     if _is_there(folder / SINGLE) and SINGLE not in files:
-        # transformers reads the file, and vLLM what the index names.
+        # transformers reads the file, and vLLM reads the files of the index.
         raise BadInput(
             f"{folder}: holds {SINGLE} and an index that does not name it; remove the one that does not count"
         )
@@ -339,22 +354,22 @@ def _read_index(folder: Path) -> dict[str, str]:
 def _is_there(file: Path) -> bool:
     try:
         return file.exists() or file.is_symlink()
-    except OSError:  # a name that the system cannot hold
+    except OSError:  # the name is impossible on this file system
         return False
 
 
 def _single_file(folder: Path) -> Path:
-    found = [folder / SINGLE] if (folder / SINGLE).exists() else sorted(folder.glob("*.safetensors"))
-    if len(found) > 1:
+    files = [folder / SINGLE] if (folder / SINGLE).exists() else sorted(folder.glob("*.safetensors"))
+    if len(files) > 1:
         raise BadInput(
-            f"{folder}: {len(found)} safetensors files and no {INDEX} that says which of them count; fetch "
+            f"{folder}: {len(files)} safetensors files and no {INDEX} that says which of them count; fetch "
             "the index too"
         )
-    if not found:
+    if not files:
         raise BadInput(
             f"{folder}: no safetensors files; other weight formats must be converted to safetensors first"
         )
-    return found[0]
+    return files[0]
 
 
 def _read_into(data: memoryview, file: Path, offset: int) -> None:

@@ -1,8 +1,7 @@
-"""The header of a safetensors file: which tensors it holds, of what type and shape, and where their bytes
-are.
+"""The header of a safetensors file: the name, type, shape and position of each tensor.
 
-Format: https://huggingface.co/docs/safetensors, a little-endian u64 with the length of a JSON header, the
-header, the bytes.
+Format: https://huggingface.co/docs/safetensors. A little-endian u64 with the length of the header, a JSON
+header, and the bytes of the tensors.
 """
 
 import contextlib
@@ -29,8 +28,8 @@ MOST_HEADER_BYTES = 2**24  # 83 billion parameters in one file have a header of 
 
 
 class StoredTensor(NamedTuple):
-    """A tensor in a file: its type as the file names it, its shape, and the place of its bytes counted from
-    the file's begin.
+    """A tensor in a file: its type by the name that the file uses, its shape, and the offset and number of
+    its bytes.
     """
 
     dtype: str
@@ -40,9 +39,9 @@ class StoredTensor(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a file holds: tensors by name; whether transformers takes the file as it is.
+    """The content of a file: its tensors by name, and True if transformers accepts the file.
 
-    `path` has links followed.
+    `path` has links resolved.
     """
 
     path: Path
@@ -53,7 +52,7 @@ class Header(NamedTuple):
 def read_header(file: Path, below: Path) -> Header:
     """The header of a file in the folder `below`.
 
-    Raises BadInput for a file that is damaged, irregular, or whose header is too large.
+    Raises BadInput for a file that is damaged or irregular, or has too large a header.
     """
     with explain_damage(file):
         with open_regular(file, below) as handle:

@@ -1,9 +1,10 @@
-"""Moving parameters from folder to folder in pieces: memory depends on the size of a
-piece, not of the model.
+"""Copies parameters from folder to folder in pieces: the memory depends on the size of a piece, not of the
+model.
 """
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,11 +20,11 @@ from babel_jax.model_folders.layout import Shape
 from babel_jax.model_folders.safetensors_files import Specs
 from babel_jax.new_folders import Progress
 
-# A piece is also a chunk of an Orbax folder, so its size is no setting: one layout, whatever memory the
-# converting machine had.
+# A piece is also a chunk of an Orbax folder, so its size is no setting: the layout must not depend on the
+# memory of the machine that converts.
 PIECE_BYTES = 32 * 2**20
-_PROGRAM_BYTES = 800 * 2**20  # what Python, JAX and Orbax take by themselves
-_BYTES_FOR_EACH_WORKER = 8 * PIECE_BYTES  # read, changed in float32 (noise) and written
+_PROGRAM_BYTES = 800 * 2**20  # memory of Python, JAX and Orbax
+_BYTES_FOR_EACH_WORKER = 8 * PIECE_BYTES  # to read a piece, change it in float32 (noise) and write it
 _MOST_WORKERS = 4
 _BYTES_BETWEEN_SYNCS = 2**30
 
@@ -38,7 +39,7 @@ class Piece(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """Tensors by their Hugging Face names, read in pieces from several threads."""
+    """Tensors by their Hugging Face names, read in pieces by several threads."""
 
     def dtype(self, name: str) -> np.dtype: ...
 
@@ -46,7 +47,7 @@ class Source(Protocol):
 
 
 class Sink(Protocol):
-    """Tensors being written, in pieces, from several threads."""
+    """Tensors being written in pieces by several threads."""
 
     def write(self, name: str, start: int, values: np.ndarray) -> None: ...
 
@@ -58,10 +59,11 @@ class Sink(Protocol):
 
 
 def rows_of_piece(shape: Shape, dtype: np.dtype) -> int:
-    """How many rows of a tensor make a piece: at least one, at most about PIECE_BYTES, and less than one row
-    a piece is missing at the end.
+    """The rows of a tensor in one piece: at least one row, at most about PIECE_BYTES. The last piece may be
+    shorter by up to one row per piece.
 
-    A chunk of an Orbax folder takes its full size on the disk, however few rows are left for it.
+    Pieces are of nearly equal size, because a chunk of an Orbax folder takes its full size on disk even if it
+    has few rows.
     """
     row_bytes = max(1, int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize)
     number = math.ceil(shape[0] / max(1, PIECE_BYTES // row_bytes))
@@ -69,13 +71,13 @@ def rows_of_piece(shape: Shape, dtype: np.dtype) -> int:
 
 
 def pieces(name: str, shape: Shape, dtype: np.dtype) -> list[Piece]:
-    """All of a tensor."""
+    """All pieces of a tensor."""
     rows = rows_of_piece(shape, dtype)
     return [Piece(name, start, min(start + rows, shape[0])) for start in range(0, shape[0], rows)]
 
 
 def workers_within(memory_limit: int) -> int:
-    """How many pieces may be on their way at once. Raises BadInput when not even one fits."""
+    """The number of pieces that may be processed at once. Raises BadInput if there is no memory for one."""
     workers = (memory_limit - _PROGRAM_BYTES) // _BYTES_FOR_EACH_WORKER
     if workers < 1:
         least = (_PROGRAM_BYTES + _BYTES_FOR_EACH_WORKER) / 2**30
@@ -88,11 +90,10 @@ def workers_within(memory_limit: int) -> int:
 def stream(
     specs: Specs, read: Callable[[Piece], np.ndarray], sink: Sink, progress: Progress, memory_limit: int
 ) -> None:
-    """Writes the tensors of `specs` into `sink`, but those that `progress` has already; `read` gives their
-    pieces.
+    """Writes the tensors of `specs` into `sink`, except those in `progress`; `read` returns their pieces.
 
-    Tensors are noted as done when they are on disk, about once in a GiB. Reading and writing of several
-    pieces overlap.
+    Tensors are recorded as done when they are on disk, about once per GiB. Several pieces are read and
+    written at once.
     """
     sizes = {
         name: int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for name, (shape, dtype) in specs.items()
@@ -105,36 +106,36 @@ def stream(
         sink.write(piece.name, piece.start, values)
         bar.update(values.nbytes)
 
-    left = [name for name in specs if name not in progress.done]
+    remaining = [name for name in specs if name not in progress.done]
     with bar, _workers(workers_within(memory_limit)) as submit:
-        while left:
+        while remaining:
             batch: list[str] = []
-            while left and sum(sizes[name] for name in batch) < _BYTES_BETWEEN_SYNCS:
-                batch.append(left.pop(0))
-            submit(move, (piece for name in batch for piece in pieces(name, *specs[name])))
+            while remaining and sum(sizes[name] for name in batch) < _BYTES_BETWEEN_SYNCS:
+                batch.append(remaining.pop(0))
+            submit(move, itertools.chain.from_iterable(pieces(name, *specs[name]) for name in batch))
             sink.sync()
             progress.add(batch)
 
 
 def digests(specs: Specs, read: Callable[[Piece], np.ndarray], memory_limit: int) -> dict[str, str]:
     """The sha256 of every tensor's bytes."""
-    found: dict[str, str] = {}
+    hexdigests: dict[str, str] = {}
 
     def digest(name: str) -> None:
         hashed = hashlib.sha256()
         for piece in pieces(name, *specs[name]):
             hashed.update(np.ascontiguousarray(read(piece)).reshape(-1).view(np.uint8).data)
-        found[name] = hashed.hexdigest()
+        hexdigests[name] = hashed.hexdigest()
 
     with _workers(workers_within(memory_limit)) as submit:
         submit(digest, tqdm(specs, "verify", unit=" tensors", leave=False, disable=None))
-    return {name: found[name] for name in specs}
+    return {name: hexdigests[name] for name in specs}
 
 
 @contextlib.contextmanager
 def _workers(number: int) -> Iterator[Callable[[Callable, Iterator | tqdm], None]]:
-    """A function that calls another with each of many arguments, on `number` threads, and returns when all
-    are done.
+    """A function that calls another one for each of many arguments, on `number` threads, and returns when all
+    calls are done.
     """
     with ThreadPoolExecutor(number) as executor:
 
@@ -153,22 +154,24 @@ def _workers(number: int) -> Iterator[Callable[[Callable, Iterator | tqdm], None
 
 
 def files_now(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of change of every file of a folder, by which a source that changed while it was read is
-    found out.
+    """Size and time of change of every file of a folder. A later comparison shows if the source changed while
+    it was read.
     """
-    found = {
-        str(file.relative_to(folder)): file.stat() for file in sorted(folder.rglob("*")) if file.is_file()
-    }
-    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
+    files = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            status = file.stat()
+            files[str(file.relative_to(folder))] = (status.st_size, status.st_mtime_ns)
+    return files
 
 
 def fingerprint(**what: object) -> str:
-    """A short name for all that an output depends on."""
+    """A digest of everything that an output depends on."""
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def check_unchanged(folder: Path, before: Mapping[str, tuple[int, int]]) -> None:
-    """Raises BadInput when a file of the source came, went or changed since `before`."""
+    """Raises BadInput if a file of the source was added, removed or changed since `before`."""
     now = files_now(folder)
     changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
     if changed:

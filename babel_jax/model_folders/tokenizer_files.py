@@ -1,6 +1,6 @@
-"""Whether a model folder's tokenizer fits its embedding.
+"""Checks that a model folder's tokenizer fits its embedding.
 
-The files are read as data alone: the libraries that run tokenizers can end the process on damaged ones.
+The files are read as data only, because libraries that run tokenizers may end the process on damaged ones.
 """
 
 import logging
@@ -23,12 +23,12 @@ log = logging.getLogger("babel")
 
 
 def check_vocabulary(folder: Path, embedding_rows: int, needed: bool = False) -> None:
-    """Raises BadInput when the tokenizer in `folder` gives ids that the embedding has no row for, or is
-    missing though `needed`.
+    """Raises BadInput if the tokenizer in `folder` has ids without a row in the embedding, or if it is
+    `needed` and missing.
 
-    More rows than tokens are as usual: Qwen2.5 has 152,064 rows for 151,665 tokens. A padding token without a
-    row is logged alone: some models (WizardLM) have one that was added to the tokenizer and not to the
-    embedding, and no text ever has it.
+    More rows than tokens are usual: Qwen2.5 has 152,064 rows for 151,665 tokens. A padding token without a
+    row is only logged: some models (WizardLM) have one that was added to the tokenizer but not to the
+    embedding, and no text has it.
     """
     ids = _ids(folder)
     if ids is None and needed:
@@ -46,44 +46,43 @@ def check_vocabulary(folder: Path, embedding_rows: int, needed: bool = False) ->
     elif beyond:
         raise BadInput(
             f"{folder}: the tokenizer has ids up to {max(beyond.values())} and the embedding has "
-            f"{embedding_rows} rows (vocab_size in "
-            "config.json); one of the two belongs to another model"
+            f"{embedding_rows} rows (vocab_size in config.json); one of the two belongs to another model"
         )
 
 
 def is_padding(token: str) -> bool:
-    """Whether a token is named as one for padding: <pad>, [PAD], <|pad|>."""
+    """True if a token is named as a padding token: <pad>, [PAD], <|pad|>."""
     return bool(_PADDING.fullmatch(token))
 
 
 def _ids(folder: Path) -> dict[str, int] | None:
-    """The ids of all tokens; None without a tokenizer in a form that this project reads."""
+    """The ids of all tokens; None if there is no tokenizer in a form that this project reads."""
     try:
         try:
             values = read_json(folder / TOKENIZER_JSON, folder, MOST_TOKENIZER_BYTES, unique_keys=False)
         except BadInput as error:
             raise BadInput(f"{folder}: the tokenizer cannot be read: {error}") from None
-        found = _ids_of_json(values, folder / TOKENIZER_JSON)
+        ids = _ids_of_json(values, folder / TOKENIZER_JSON)
     except FileNotFoundError:
         try:
             pieces = read_bytes(folder / SENTENCEPIECE_MODEL, folder, MOST_TOKENIZER_BYTES)
         except FileNotFoundError:
             return None
-        found = _ids_of_pieces(pieces, folder / SENTENCEPIECE_MODEL)
-    return {**found, **_added(folder)}
+        ids = _ids_of_pieces(pieces, folder / SENTENCEPIECE_MODEL)
+    return {**ids, **_added(folder)}
 
 
 def _ids_of_json(values: Any, path: Path) -> dict[str, int]:
     try:
         vocabulary = values["model"]["vocab"]
-        if isinstance(vocabulary, list):  # Unigram: pairs of a piece and its score
-            found = {piece: number for number, (piece, _) in enumerate(vocabulary)}
+        # A unigram model has a list of pairs (piece, score), other models {token: id}.
+        if isinstance(vocabulary, list):
+            ids = {piece: number for number, (piece, _) in enumerate(vocabulary)}
         else:
-            found = {str(token): int(number) for token, number in vocabulary.items()}
-        return {
-            **found,
-            **{str(token["content"]): int(token["id"]) for token in values.get("added_tokens") or ()},
-        }
+            ids = {str(token): int(number) for token, number in vocabulary.items()}
+        for token in values.get("added_tokens") or ():
+            ids[str(token["content"])] = int(token["id"])
+        return ids
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(
             f"{path}: the tokenizer cannot be read: no vocabulary of tokens with ids ({error!r}); fetch it "
@@ -100,7 +99,7 @@ def _ids_of_pieces(model: bytes, path: Path) -> dict[str, int]:
 
 
 def _added(folder: Path) -> dict[str, int]:
-    """Ids of tokens that only the files beside the tokenizer name."""
+    """The ids of tokens that only the files beside the tokenizer name."""
     try:
         added = _object(folder, _ADDED)
         by_id = _object(folder, _CONFIG).get("added_tokens_decoder") or {}

@@ -1,7 +1,7 @@
-"""Whether transformers, where it is installed, makes the model of a config.json that was written: the reader
+"""Checks with transformers, if it is installed, that it can make the model of a written config.json: a reader
 that we did not write.
 
-It runs in a process of its own, which takes no memory from this one, and never runs code of the folder.
+It runs in a separate process, which takes no memory from this one, and never runs code of the folder.
 """
 
 import importlib.util
@@ -33,23 +33,24 @@ print(json.dumps(found))
 
 
 def loaded_by_transformers(written: Path, source: Path, expected: Mapping[str, Shape]) -> str:
-    """What transformers says of the config.json in `written`: its version, or why it was not asked.
+    """The version of transformers that loads the config.json in `written`, or the reason why it was not
+    asked.
 
-    Where torch is installed too, the parameters of its model must be `expected` (shapes by name). Raises
-    Unverified where transformers fails on `written` and does not on `source`, and where its parameters are
-    others.
+    If torch is installed too, the parameters of its model must be `expected` (shapes by name). Raises
+    Unverified if transformers fails on `written` but not on `source`, and if its parameters differ.
     """
     if importlib.util.find_spec("transformers") is None:
         return "not asked: transformers is not installed"
-    found, failure = _asked(written)
+    answer, failure = _ask(written)
     if failure:
-        if _asked(source)[1]:
+        # If transformers does not load the source either (a newer version), the fault is not ours.
+        if _ask(source)[1]:
             return f"does not load the source either: {failure}"
         raise Unverified(
             f"{written}: transformers does not load its config.json ({failure}); tell the developers"
         )
-    if found["shapes"] is not None:
-        theirs = {name: tuple(shape) for name, shape in found["shapes"].items()}
+    if answer["shapes"] is not None:
+        theirs = {name: tuple(shape) for name, shape in answer["shapes"].items()}
         wrong = sorted(
             name for name in theirs.keys() | expected.keys() if theirs.get(name) != expected.get(name)
         )
@@ -59,11 +60,11 @@ def loaded_by_transformers(written: Path, source: Path, expected: Mapping[str, S
                 f"{written}: transformers makes another model of its config.json ({shapes}); tell the "
                 "developers"
             )
-    return f"loads with transformers {found['version']}"
+    return f"loads with transformers {answer['version']}"
 
 
-def _asked(folder: Path) -> tuple[dict[str, Any], str]:
-    """The answer for one folder, and in one line why there is none."""
+def _ask(folder: Path) -> tuple[dict[str, Any], str]:
+    """The answer of transformers for one folder, and a line with the reason if there is none."""
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     command = [sys.executable, "-c", _PROGRAM, str(folder)]
     try:

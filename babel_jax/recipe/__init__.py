@@ -1,1 +1,1 @@
-"""The whole recipe: a run from its configuration to its report and its exported folder."""
+"""The whole recipe: a run, from its config to its report and its exported folder."""

@@ -1,4 +1,4 @@
-"""Whose run a folder is: the config in it, and what may change between two starts."""
+"""The config of a run folder, and the settings that may change when the run is started again."""
 
 import contextlib
 import json
@@ -16,8 +16,8 @@ from babel_jax.training.run_state import newest_step
 
 
 def check_same(config: Config) -> None:
-    """Raises BadInput on all processes where one was started with another config than process 0: they would
-    wait for ever.
+    """Raises BadInput on all processes if one was started with another config than process 0: they would wait
+    for ever.
     """
     mine = config.model_dump(mode="json")
     if same_on_all(json.dumps(mine)):
@@ -32,15 +32,14 @@ def check_same(config: Config) -> None:
 
 
 def claim(run_folder: Path, config: Config) -> None:
-    """Writes the resolved config into the run folder, or checks it against the one that stands there.
+    """Writes the resolved config into the run folder, or checks it against the one that is there.
 
-    One from which nothing was computed yet, as after a mistake in it, is replaced, and so is one that deepens
-    the model at other steps than those that were taken, or has another mesh.
+    An earlier config is replaced if nothing was computed with it yet (as after a mistake in it), if it
+    differs in deepenings that the run has not reached, or in settings that may change.
     """
     path = run_folder / "config.toml"
     if path.is_file():
-        # Prepared data may be below the run folder, and another process may write it: of the run's own places
-        # alone.
+        # Not below data/: prepared data may be in the run folder, and another process may be writing it.
         with contextlib.suppress(OSError):
             remove_left_files([*run_folder.iterdir(), *run_folder.glob("evaluation/*")])
     elif any(not file.name.endswith((PARTIAL, LEASE)) for file in run_folder.iterdir()):
@@ -67,8 +66,8 @@ def claim(run_folder: Path, config: Config) -> None:
 
 
 def _until(config: Config, step: int) -> Config:
-    """The config without the deepenings that a run of so many steps has not come to, nor what may change from
-    one start to the next.
+    """The config without the deepenings after `step`, and without the settings that may change between two
+    starts.
     """
     training = config.training.model_copy(update=dict.fromkeys(CHANGEABLE))
     deepen = tuple(deepening for deepening in config.deepen if deepening.step < step)
@@ -76,16 +75,14 @@ def _until(config: Config, step: int) -> Config:
 
 
 def _differences(before: Any, now: Any, key: str = "") -> list[str]:
+    """The keys of the settings that differ, such as "stages.0.steps"."""
+    keys: list[str] = []
     if isinstance(before, dict) and isinstance(now, dict):
-        names = sorted({*before, *now})
-        return [
-            found
-            for name in names
-            for found in _differences(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))
-        ]
+        for name in sorted({*before, *now}):
+            keys += _differences(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))
+        return keys
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        pairs = enumerate(zip(before, now, strict=True))
-        return [
-            found for number, (one, other) in pairs for found in _differences(one, other, f"{key}.{number}")
-        ]
+        for number, (left, right) in enumerate(zip(before, now, strict=True)):
+            keys += _differences(left, right, f"{key}.{number}")
+        return keys
     return [] if before == now else [key]

@@ -22,11 +22,11 @@ _TOKENIZER_BYTES = 400_000
 
 
 def demo(out: Path, corpus: str | None = None, base: str | None = None) -> dict[str, Any]:
-    """Runs or resumes the recipe in `out`: tokenizer/, data/, base/ (a run) and run/ (the recipe's own);
-    gives `run_recipe`'s result.
+    """Runs or resumes the recipe in `out`: tokenizer/, data/, base/ (a run) and run/ (the recipe's run);
+    returns the result of `run_recipe`.
 
-    `corpus` is a folder of xx.jsonl text in place of the package's own; `base` a model folder in place of a
-    model trained here.
+    corpus: a folder of xx.jsonl text, instead of the package's. base: a model folder, instead of a model
+    trained here.
     """
     make_folder(out)
     sources = [
@@ -36,24 +36,25 @@ def demo(out: Path, corpus: str | None = None, base: str | None = None) -> dict[
     languages = {source["language"] for source in sources}
     if base is None:
         tokenizer = _tokenizer(out / "tokenizer", corpus)
-        made = {
+        settings = {
             "out": str(out / "base"),
             "data": {"folder": str(out / "data"), "tokenizer": str(tokenizer), "sources": sources},
         }
         log.info("training the base model")
-        base = run_recipe(shipped_config("tiny-base.toml", made, languages=languages))["hf"]
-        made |= {"out": str(out / "run"), "model": {"folder": base}}
-        config = shipped_config("tiny.toml", made, languages=languages)
+        base = run_recipe(shipped_config("tiny-base.toml", settings, languages=languages))["hf"]
+        settings |= {"out": str(out / "run"), "model": {"folder": base}}
+        config = shipped_config("tiny.toml", settings, languages=languages)
     else:
         layers = open_folder(base).config.num_hidden_layers
-        made = {
+        settings = {
             "out": str(out / "run"),
             "model": {"folder": base},
-            # As in Babel-9B: 28 layers get copies behind 14, 16 .. 24.
+            # As in Babel-9B: a model of 28 layers gets copies after layers 14, 16 .. 24.
             "expansion": {"insert_after": list(range(layers // 2, layers - 2, 2)) or [layers - 1]},
             "data": {"folder": str(out / "data"), "tokenizer": base, "sources": sources},
         }
-        config = shipped_config("tiny-from-base.toml", made, languages=languages)
+        config = shipped_config("tiny-from-base.toml", settings, languages=languages)
+
     result = run_recipe(config, compare_export=True)
     for name in ("summary.md", "summary.json", "summary.png", PAGE):
         shutil.copyfile(out / "run" / name, out / name)
@@ -61,17 +62,17 @@ def demo(out: Path, corpus: str | None = None, base: str | None = None) -> dict[
 
 
 def _tokenizer(folder: Path, corpus: str | None) -> Path:
-    """A SentencePiece model of 4,096 pieces, trained on the same amount of text of every language, as far as
-    there is.
+    """A SentencePiece model of 4,096 pieces, trained on the same amount of text of every language, if it has
+    so much.
     """
     if not folder.is_dir():
         texts = []
         for source in corpus_sources(corpus or embedded_folder()):
-            left = _TOKENIZER_BYTES // 4
+            remaining_bytes = _TOKENIZER_BYTES // 4
             for row in read_rows(source, BadRows.REFUSE, RowCounts()):
-                if left <= 0:
+                if remaining_bytes <= 0:
                     break
-                left -= len(row.text.encode())
+                remaining_bytes -= len(row.text.encode())
                 texts.append(row.text)
         with new_folder(folder) as partial:
             train_sentencepiece(texts, 4096, partial / "tokenizer.model")

@@ -1,6 +1,5 @@
-"""The trained model as a Hugging Face folder, and a check of the logits of that folder."""
+"""Exports the trained model as a Hugging Face folder, and checks the logits of that folder."""
 
-import functools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,8 +31,8 @@ from babel_jax.run_files import Mixture, read_as
 
 
 def export_difference(hf: Path, params: PyTree[Array], config: ModelConfig) -> float:
-    """The largest difference between the logits of `params` and those of the exported folder, read again, on
-    fixed tokens.
+    """The largest difference between the logits of `params` and of the exported folder, read again, on fixed
+    tokens.
     """
     reloaded = load_params(
         open_folder(hf), dtype=jnp.float32, shardings=jax.tree.map(lambda leaf: leaf.sharding, params)
@@ -55,17 +54,17 @@ def export(
     """Writes the trained parameters as a Hugging Face folder, with the files beside the weights and a model
     card.
 
-    `folder` is the model that the run began with, None for a model from random weights; `plans` are all
-    expansions since.
+    folder: the model that the run began with; None for a model from random weights. plans: all expansions
+    since then.
     """
     base = None
     if folder is not None:
-        base = functools.reduce(
-            lambda hf, plan: expand_hf_config(hf, plan, folder.path.name), plans, folder.hf_config
-        )
+        base = folder.hf_config
+        for plan in plans:
+            base = expand_hf_config(base, plan, folder.path.name)
     stored = stored_eos_token_ids(base or {})
     chat = open_chat_format(tokenizer.path, config.data.chat_template) if config.data.conversations else None
-    # What ends an assistant's turn comes first: some readers take one id alone.
+    # The token that ends an assistant's turn comes first, because some readers use only one id.
     chat_eos = list(dict.fromkeys([chat.end_id, *stored, tokenizer.eos_id])) if chat is not None else []
     eos = chat_eos or (None if stored else tokenizer.eos_id)
     hf_config = write_hf_config(

@@ -1,4 +1,4 @@
-"""`babel verify`: whether the files of a folder are, to the bit, as this program wrote them."""
+"""`babel verify`: checks that the files of a folder are, to the bit, as this program wrote them."""
 
 import time
 from pathlib import Path
@@ -11,40 +11,46 @@ from babel_jax.errors import BadInput
 from babel_jax.places import listing, pull
 from babel_jax.training.saved_steps import METADATA, check_state, is_note, noted_in
 
-_TOLD = 5  # damaged files that a message names
+_NAMED = 5  # damaged files in a message
 
 
 def verify_folder(folder: Path) -> dict[str, Any]:
-    """Compares all files of a folder that have digests with them: a run folder, prepared data, a model
-    folder, or any folder of such.
+    """Compares all files of a folder with their digests: a run folder, prepared data, a model folder, or a
+    folder of several such.
 
     Returns {"folder", "files" and "bytes" read, "seconds", "without_digests": [files and checkpoints that
-    cannot be checked], "summary"}. Raises BadInput, which names the damaged files, where there are any, and
-    for a folder without digests.
+    cannot be checked], "summary"}. Raises BadInput that names the damaged files, and for a folder without
+    digests.
     """
-    there = listing(folder)
-    if not there and not folder.is_dir():
+    files_present = listing(folder)
+    if not files_present and not folder.is_dir():
         raise BadInput(f"{folder}: no such folder")
     start = time.monotonic()
-    steps = sorted(path.parent for path in there if path.name == METADATA and path.parent.name.isdecimal())
+
+    # Checkpoints are checked as wholes, all other lists of digests file by file.
+    metadata = [path for path in files_present if path.name == METADATA]
+    steps = sorted(path.parent for path in metadata if path.parent.name.isdecimal())
     lists = [path for path in lists_below(folder) if not any(path.is_relative_to(step) for step in steps)]
     without: list[Path] = []
     with tqdm(desc="verify", unit="B", unit_scale=True, disable=None) as progress:
-        found = [check_sums(lists, folder, seen=progress.update)]
+        results = [check_sums(lists, folder, seen=progress.update)]
         for step in steps:
             checked = _check_step(step)
             if checked is None:
                 without.append(step)
             else:
-                found.append(checked)
+                results.append(checked)
                 progress.update(checked.bytes)
-    damaged = {path: reason for one in found for path, reason in one.damaged.items()}
-    files, size = sum(one.files for one in found), sum(one.bytes for one in found)
+
+    damaged: dict[Path, str] = {}
+    for result in results:
+        damaged |= result.damaged
+    files, size = sum(result.files for result in results), sum(result.bytes for result in results)
     if damaged:
         named = ", ".join(
-            f"{path.relative_to(folder)} ({reason})" for path, reason in list(damaged.items())[:_TOLD]
+            f"{path.relative_to(folder)} ({reason})" for path, reason in list(damaged.items())[:_NAMED]
         )
-        more = f" and {len(damaged) - _TOLD} more" if len(damaged) > _TOLD else ""
+        more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
         raise BadInput(
             f"{folder}: {len(damaged)} damaged: {named}{more}; fetch the folder again, or make it anew"
         )
@@ -53,6 +59,7 @@ def verify_folder(folder: Path) -> dict[str, Any]:
             f"{folder}: nothing in it has digests (SHA256SUMS): it is of an earlier version or of another "
             "program"
         )
+
     without += _without_digests(folder, steps)
     seconds = time.monotonic() - start
     summary = f"{folder}: {files:,} files of {size:,} bytes are as they were written ({seconds:.1f} s)"
@@ -60,7 +67,7 @@ def verify_folder(folder: Path) -> dict[str, Any]:
         names = [str(path.relative_to(folder)) for path in without]
         summary += (
             f"; {len(without)} without digests: "
-            f"{', '.join(names[:_TOLD])}{' ...' if len(names) > _TOLD else ''}"
+            f"{', '.join(names[:_NAMED])}{' ...' if len(names) > _NAMED else ''}"
         )
     return {
         "folder": str(folder),
@@ -73,6 +80,7 @@ def verify_folder(folder: Path) -> dict[str, Any]:
 
 
 def _check_step(step: Path) -> Checked | None:
+    """The check of one checkpoint; None if it has no digests."""
     pull(step, is_note)
     try:
         noted_in(step)
@@ -82,12 +90,17 @@ def _check_step(step: Path) -> Checked | None:
 
 
 def _without_digests(folder: Path, steps: list[Path]) -> list[Path]:
-    """Files that no list has: added since, written by another program, or such as change while a run goes on
+    """Files that no list has: added later, written by another program, or changing during a run
     (metrics.jsonl).
 
-    Of a checkpoint the state has lists, and what is noted beside it a digest of its own; what else Orbax
-    writes there is not named.
+    Files within a checkpoint are not named: its state has lists, the note beside it has a digest, and Orbax
+    writes the rest.
     """
-    listed = {path for one in lists_below(folder) for path in read_sums(one)}
-    files = (path for path in files_below(folder) if path not in listed)
-    return [path for path in files if not any(path.is_relative_to(step) for step in steps)]
+    listed: set[Path] = set()
+    for sums in lists_below(folder):
+        listed.update(read_sums(sums))
+    without = []
+    for path in files_below(folder):
+        if path not in listed and not any(path.is_relative_to(step) for step in steps):
+            without.append(path)
+    return without

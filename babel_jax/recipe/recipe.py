@@ -1,16 +1,22 @@
-"""The recipe as one function: a model, expanded, trained through the stages, measured at each point,
+"""The recipe as one function: a model is expanded, trained through the stages, evaluated at each point, and
 exported.
 
-It alone sees all the parts. What it writes into the run folder:
+Only this module knows all the parts. Files in the run folder:
 
-config.toml        the resolved config; alone it makes the run again checkpoints/       the train state, by
-step metrics.jsonl      a line for each step; the same in tensorboard/ goodput.json       where the wall time
-went, over all restarts compiled/          compiled programs, for restarts lease.json         the job that is
-at work in the folder mixture.json       tokens, shares and epochs of each stage evaluation/X.json  bits per
-byte and the offline suite at the point X: base, expanded, and the result of each stage evaluation/
-during.jsonl and best.json: the same between steps, and the best of them (training/watch.py) hf/
-the trained model as a Hugging Face folder samples.json       what the trained model writes in each language
-summary.*          table (.md), figures (.json) and plot (.png) report.html        all of it on one page
+    config.toml        the resolved config; it is enough to repeat the run
+    checkpoints/       the train state, by step
+    metrics.jsonl      a line for each step; the same in tensorboard/
+    goodput.json       the uses of wall time, over all restarts
+    compiled/          compiled programs, for restarts
+    lease.json         the job that works in the folder
+    mixture.json       tokens, shares and epochs of each stage
+    evaluation/X.json  bits per byte and the offline suite at the point X: base, expanded, and the result of
+                       each stage
+    evaluation/        during.jsonl and best.json: evaluations between steps, and the best (training/watch.py)
+    hf/                the trained model as a Hugging Face folder
+    samples.json       text that the trained model generates in each language
+    summary.*          table (.md), figures (.json) and plot (.png)
+    report.html        all of it on one page
 """
 
 import contextlib
@@ -33,6 +39,7 @@ from babel_jax.disk_errors import explain_os_errors
 from babel_jax.distributed.agreement import agreed, first_says, first_text
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.points import measure, point_file, write_point
+from babel_jax.evaluation.suite import Results
 from babel_jax.expansion.apply import expand_config, expanding, new_layers_of
 from babel_jax.expansion.plan import plan_from_settings
 from babel_jax.files import make_folder
@@ -64,15 +71,15 @@ def run_recipe(
     profile: range | None = None,
     hooks: Sequence[Hook] = (),
 ) -> dict[str, Any]:
-    """Runs or resumes the run folder `config.out`; a finished one is answered from its summary.
+    """Runs or resumes the run folder `config.out`; for a finished run, returns its summary.
 
     Returns {"out", "hf", "bits_per_byte": {point: {language: value}}, "means", "parameters", "layers",
-    "summary"}, and with `compare_export`, for models that one device holds twice, "export_difference": see
-    `export_difference`. `profile` names the steps to trace; `hooks` are called around each step.
+    "summary"}, and with `compare_export`, for models that one device can hold twice, "export_difference" (see
+    `export_difference`). profile: the steps to trace. hooks: called around each step.
     """
     run_folder = place(config.out)
     check_same(config)
-    # Of several processes of one run, the first speaks for all.
+    # Of several processes of one run, the first one holds the lease for all.
     with contextlib.ExitStack() as held:
         held.enter_context(explain_os_errors(run_folder))
         with agreed():
@@ -100,53 +107,51 @@ def _run(
     with agreed():
         folder = open_folder(config.model.folder) if config.model.folder is not None else None
         if config.data.sources and first:
-            # At once where it is done; raises where it was done with other settings.
+            # Returns at once if the data is prepared; raises if it was prepared with other settings.
             prepare(config.data, folder.path if folder is not None else None)
     with agreed():
         tokenizer = _tokenizer(config, folder)
         base_config = folder.config if folder is not None else config.model.shape
         assert base_config is not None
         _check_fit(config, base_config, tokenizer)
-    plan = (
-        plan_from_settings(config.expansion, base_config.num_hidden_layers)
-        if config.expansion is not None
-        else None
-    )
-    model_config = expand_config(base_config, plan) if plan is not None else base_config
+
+    plan, model_config = None, base_config
+    if config.expansion is not None:
+        plan = plan_from_settings(config.expansion, base_config.num_hidden_layers)
+        model_config = expand_config(base_config, plan)
 
     def begin() -> PyTree[Array]:
+        """The parameters before the first step; evaluates the points `base` and `expanded`."""
         mesh = make_mesh(config.training.mesh)
         shardings = param_shardings(base_config, mesh)
         if folder is None:
             params = initializing(shardings)(base_config, jax.random.key(config.seed))
         else:
             params = load_params(folder, dtype=jnp.float32, shardings=shardings)
-            _measure(config, "base", base_config, params, tokenizer)
+            _evaluate_point(config, "base", base_config, params, tokenizer)
         if plan is not None:
             params = expanding(param_shardings(model_config, mesh))(params, plan)
         if plan is not None and folder is not None:
-            _measure(config, "expanded", model_config, params, tokenizer)
+            _evaluate_point(config, "expanded", model_config, params, tokenizer)
         return params
 
-    def measure_stage(stage: Stage, model_config: ModelConfig, params: PyTree[Array]) -> None:
-        _measure(config, stage.result, model_config, params, tokenizer)
+    def evaluate_stage(stage: Stage, model_config: ModelConfig, params: PyTree[Array]) -> None:
+        _evaluate_point(config, stage.result, model_config, params, tokenizer)
 
-    new_layers = (
-        plan.new_layers if plan is not None else new_layers_of(folder.hf_config) if folder is not None else ()
-    )
+    def evaluate_step(step: int, model_config: ModelConfig, params: PyTree[Array]) -> Results:
+        return measure(config, f"after {step} steps", model_config, params, tokenizer)
+
+    # The new layers, for stages that train them alone: of this expansion, or of the folder's last one.
+    if plan is not None:
+        new_layers = plan.new_layers
+    else:
+        new_layers = new_layers_of(folder.hf_config) if folder is not None else ()
     models = depths(model_config, new_layers, config.deepen)
-    watch = Watch(
-        run_folder,
-        config.evaluation.every,
-        lambda step, model_config, params: measure(
-            config, f"after {step} steps", model_config, params, tokenizer
-        ),
-    )
-    params = train_stages(config, models, begin, run_folder, measure_stage, watch, profile, hooks)
-    model_config, plans = (
-        models[-1].config,
-        [applied for applied in (plan, *(model.plan for model in models)) if applied is not None],
-    )
+    watch = Watch(run_folder, config.evaluation.every, evaluate_step)
+    params = train_stages(config, models, begin, run_folder, evaluate_stage, watch, profile, hooks)
+
+    model_config = models[-1].config
+    plans = [applied for applied in (plan, *(model.plan for model in models)) if applied is not None]
     if first_says(not (run_folder / "hf").is_dir()):
         export(run_folder / "hf", config, model_config, folder, plans, params, tokenizer)
     difference = export_difference(run_folder / "hf", params, model_config) if compare_export else None
@@ -162,15 +167,15 @@ def _run(
 
 
 def _finished(run_folder: Path) -> dict[str, Any] | None:
-    """The summary of a run folder, where its run is over."""
-    path, found = run_folder / "summary.json", ""
+    """The summary of a run folder whose run is finished; None for other folders."""
+    path, text = run_folder / "summary.json", ""
     if jax.process_index() == 0 and path.is_file():
         try:
-            found = json.dumps(read_as(path, Summary))
+            text = json.dumps(read_as(path, Summary))
         except BadInput as problem:
             log.warning("%s; it is made anew from the last checkpoint", problem)
-    found = first_text(found)
-    return json.loads(found) if found else None
+    text = first_text(text)
+    return json.loads(text) if text else None
 
 
 def _tokenizer(config: Config, folder: ModelFolder | None) -> Tokenizer:
@@ -181,29 +186,31 @@ def _tokenizer(config: Config, folder: ModelFolder | None) -> Tokenizer:
 
 
 def _check_fit(config: Config, model_config: ModelConfig, tokenizer: Tokenizer) -> None:
-    """What only shows once model, tokenizer and data are all there."""
+    """Raises BadInput if model, tokenizer and data do not fit each other; this can be checked only when all
+    are there.
+    """
     prepared = open_prepared(config.data.folder)
     prepared.check_tokenizer(tokenizer, config.data.conversations)
     chat = open_chat_format(tokenizer.path, config.data.chat_template) if config.data.conversations else None
     if prepared.chat_template != (chat.fingerprint if chat is not None else None):
-        as_other = "as the other of text and conversations"
-        other = (
-            f"with another chat template than {chat.where}" if chat and prepared.chat_template else as_other
-        )
+        if chat and prepared.chat_template:
+            other = f"with another chat template than {chat.where}"
+        else:
+            other = "as the other of text and conversations"
         raise BadInput(
             f"{config.data.folder}: prepared {other}; prepare another folder, or set data.conversations as "
             "it was then"
         )
-    rows = model_config.vocab_size
+
     # A padding token may have no row (WizardLM): no text has it, and windows are padded with the token that
     # ends a document.
+    rows = model_config.vocab_size
     beyond = {token.id: token.content for token in tokenizer.added_tokens if token.id >= rows}
     is_only_padding = len(beyond) == tokenizer.vocab_size - rows and all(map(is_padding, beyond.values()))
     if tokenizer.vocab_size > rows and not is_only_padding:
         raise BadInput(
             f"the tokenizer {tokenizer.path} has {tokenizer.vocab_size:,} entries, and the model's "
-            f"embedding {rows:,} rows (vocab_size); "
-            "set data.tokenizer to the model's own"
+            f"embedding {rows:,} rows (vocab_size); set data.tokenizer to the model's own"
         )
     if config.data.seq_len > model_config.max_position_embeddings:
         raise BadInput(
@@ -212,10 +219,10 @@ def _check_fit(config: Config, model_config: ModelConfig, tokenizer: Tokenizer) 
         )
 
 
-def _measure(
+def _evaluate_point(
     config: Config, point: str, model_config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer
 ) -> None:
-    """Measures on the held-out text and writes the point's file; one that is there already stays."""
+    """Evaluates on the held-out text and writes the point's file; an existing file is kept."""
     if first_says(point_file(place(config.out), point).is_file()):
         return
     results = measure(config, point, model_config, params, tokenizer)

@@ -1,9 +1,9 @@
-"""`babel rehearse`: the whole run of a config on forced CPU devices, its mesh axes kept, its widths and
-budgets scaled down.
+"""`babel rehearse`: the whole run of a config on forced CPU devices, with the same mesh axes, and with widths
+and budgets scaled down.
 
-One process begins the run on the pod's axes and is preempted; another resumes it on another mesh, is
-preempted again, and resumes it on the pod's axes to its end. What ran is then read from the run folder, not
-from what was meant to run.
+One process begins the run on the pod's axes and is preempted. Another process resumes it on another mesh, is
+preempted again, and resumes it on the pod's axes to its end. The report is then read from the run folder:
+from the parts that ran, not from those that were planned.
 """
 
 import contextlib
@@ -43,10 +43,10 @@ from babel_jax.training.watch import DURING
 
 log = logging.getLogger("babel")
 
-# The programs are tiny and run a few times: LLVM is not to spend minutes on them.
+# The programs are tiny and run a few times, so LLVM should not spend minutes on them.
 _QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-# A busy laptop gives one of sixteen devices its turn late: XLA ends a process after 40 s of waiting, here
-# after 5 minutes.
+# On a busy laptop, one of sixteen devices may run late. By default, XLA ends a process after 40 s of waiting;
+# here after 5 minutes.
 _PATIENT = (
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120 "
     "--xla_cpu_collective_call_terminate_timeout_seconds=300"
@@ -56,7 +56,7 @@ _DATA = {"heldout_fraction": 0.25, "heldout_bytes": 400, "workers": 1, "engine":
 
 
 class Point(NamedTuple):
-    """A thing that a run does: whether it ran, and what shows so."""
+    """A part of a run, True if it ran, and the evidence."""
 
     what: str
     ran: bool
@@ -66,11 +66,11 @@ class Point(NamedTuple):
 def rehearse(
     config: Config, devices: int = 16, slices: int = 1, configs: Path | None = None, out: Path | None = None
 ) -> dict[str, Any]:
-    """Rehearses a run in the folder `out`, or in one that is removed afterwards; `configs` as for `base_of`.
+    """Rehearses a run in the folder `out`, or in a temporary one; `configs` as for `base_of`.
 
     Returns {"devices", "mesh", "other_mesh", "points": [{"what", "ran", "how"}], "seconds", "summary"}.
-    Raises BadInput for a mesh that does not scale down to so many devices, for what the run itself refuses,
-    and where anything of the run did not run.
+    Raises BadInput for a mesh that cannot be scaled down to so many devices, for any error of the run, and if
+    a part of the run did not run.
     """
     start = time.monotonic()
     mesh = scaled_mesh(config.training.mesh, devices, slices)
@@ -86,25 +86,27 @@ def rehearse(
                 config.model.folder,
                 base.config.num_hidden_layers,
             )
-        log.info("rehearsal on %s, resumed on %s", _words(mesh), _words(other_mesh(mesh)))
-        told: list[str] = []
-        seen = []
+        log.info("rehearsal on %s, resumed on %s", _mesh_text(mesh), _mesh_text(other_mesh(mesh)))
+
+        # The runs of each process. Without stages nothing can be preempted.
         first, second = PREEMPTED_AFTER
         begun: list[dict[str, Any]] = [{"mesh": mesh, "preempt_after": first}]
         resumed: list[dict[str, Any]] = [
             {"mesh": other_mesh(mesh), "preempt_after": second},
             {"mesh": mesh, "preempt_after": None},
         ]
-        for number, own in enumerate([begun, resumed] if scaled.stages else [resumed[1:]]):
-            seen.append(_run(scaled, small, own, folder / f"programs-{number}.json", devices, told))
-        points = _points(config, scaled, small, mesh, told, seen, text)
+        processes = [begun, resumed] if scaled.stages else [resumed[1:]]
+        preemptions: list[str] = []
+        programs = []
+        for number, runs in enumerate(processes):
+            file = folder / f"programs-{number}.json"
+            programs.append(_run(scaled, small, runs, file, devices, preemptions))
+        points = _points(config, scaled, small, mesh, preemptions, programs, text)
     table = _table(points)
     if failed := [point for point in points if not point.ran]:
         log.info("%s", table)
-        raise BadInput(
-            f"the rehearsal did not pass: {failed[0].what}: {failed[0].how}"
-            + (f"; and {len(failed) - 1} more" if failed[1:] else "")
-        )
+        more = f"; and {len(failed) - 1} more" if failed[1:] else ""
+        raise BadInput(f"the rehearsal did not pass: {failed[0].what}: {failed[0].how}{more}")
     seconds = time.monotonic() - start
     return {
         "devices": devices,
@@ -130,10 +132,10 @@ def _folder(out: Path | None) -> Iterator[Path]:
 
 
 def _prepared(config: Config, base: Base, mesh: Mesh, folder: Path) -> tuple[Config, Base, str]:
-    """The scaled config and base, and what its text is; text, tokenizer and model are written into the
+    """The scaled config and base, and a description of the text. Writes text, tokenizer and model into the
     folder.
     """
-    sources, own = write_sources(config, folder / "text")
+    sources, user_languages = write_sources(config, folder / "text")
     corpus = embedded_corpus()
     tokenizer = folder / "tokenizer"
     entries = write_tokenizer(tokenizer, [row.text for rows in corpus.values() for row in rows])
@@ -150,24 +152,27 @@ def _prepared(config: Config, base: Base, mesh: Mesh, folder: Path) -> tuple[Con
         write_model(folder / "model", small.config, tokenizer)
         model = {"folder": str(folder / "model")}
     codes = ", ".join(dict.fromkeys(source["language"] for source in sources))
-    text = f"{codes}; the package's own text" + (
-        f", but of {', '.join(own)} the first rows of data.sources" if own else ""
-    )
+    text = f"{codes}; the package's own text"
+    if user_languages:
+        text += f", but of {', '.join(user_languages)} the first rows of data.sources"
     return scaled_config(config, mesh, data, model, folder / "run"), small, text
 
 
 def _run(
-    config: Config, base: Base, runs: list[dict[str, Any]], seen: Path, devices: int, told: list[str]
+    config: Config,
+    base: Base,
+    runs: list[dict[str, Any]],
+    programs: Path,
+    devices: int,
+    preemptions: list[str],
 ) -> dict[str, Any]:
-    """One process of the rehearsal; adds what it says of preemptions to `told`, and gives which programs it
-    compiled.
+    """Runs one process of the rehearsal and returns the programs that it compiled, which it writes into the
+    file `programs`. Its lines about preemptions are added to `preemptions`.
     """
     request = {
         "config": json.loads(config.model_dump_json(exclude_none=True)),
         "runs": runs,
-        "seen": str(seen),
-    }
-    request |= {
+        "seen": str(programs),
         "base": json.loads(base.config.model_dump_json(exclude_none=True)),
         "new_layers": list(base.new_layers),
     }
@@ -195,20 +200,21 @@ def _run(
         finally:
             if worker.poll() is None and sys.exc_info()[0] is not None:
                 worker.kill()
-    told += [line.removeprefix(_PREEMPTED) for line in lines if line.startswith(_PREEMPTED)]
+    preemptions += [line.removeprefix(_PREEMPTED) for line in lines if line.startswith(_PREEMPTED)]
     if worker.returncode == 0:
-        found: dict[str, Any] = json.loads(seen.read_text())
-        return found
-    raise BadInput(f"the rehearsal stopped with status {worker.returncode}: {_said(lines)}")
+        compiled: dict[str, Any] = json.loads(programs.read_text())
+        return compiled
+    raise BadInput(f"the rehearsal stopped with status {worker.returncode}: {_reason(lines)}")
 
 
-def _said(lines: list[str]) -> str:
-    """The line of a process that says why it ended: the project's own, or that of XLA about devices that
-    waited for each other, or the last one."""
-    own = [line.removeprefix("babel: ") for line in lines if line.startswith("babel: ")]
+def _reason(lines: list[str]) -> str:
+    """The reason why a process ended: this project's error line, or XLA's line about devices that waited for
+    each other, or else the last line.
+    """
+    errors = [line.removeprefix("babel: ") for line in lines if line.startswith("babel: ")]
     waited = [line for line in lines if "Termination timeout" in line]
-    if own:
-        return own[-1]
+    if errors:
+        return errors[-1]
     if waited:
         return (
             "devices waited for each other for minutes; if this machine is busy, give fewer --devices, else "
@@ -222,86 +228,74 @@ def _points(
     scaled: Config,
     base: Base,
     mesh: Mesh,
-    told: list[str],
-    seen: list[dict[str, Any]],
+    preemptions: list[str],
+    programs: list[dict[str, Any]],
     text: str,
 ) -> list[Point]:
-    """What ran, read from the run folder."""
+    """The parts of the run, read from the run folder, with True for those that ran."""
+    points: list[Point] = []
+
+    def add(part: str, ran: bool, evidence: str) -> None:
+        points.append(Point(part, ran, evidence))
+
     out = Path(scaled.out)
-    steps = {line["step"]: line for line in read_lines(out / "metrics.jsonl", StepLine)}
-    points = [
-        Point("text", (Path(scaled.data.folder)).is_dir(), f"{text}; windows of {scaled.data.seq_len} tokens")
-    ]
     first, last = expanded(scaled, base.config), trained_shape(scaled, base.config)
-    measured = read_points(out, point_names(scaled))
-    before = (
-        [] if scaled.model.folder is None else ["base"] if scaled.expansion is None else ["base", "expanded"]
-    )
+    evaluated = read_points(out, point_names(scaled))
+    add("text", Path(scaled.data.folder).is_dir(), f"{text}; windows of {scaled.data.seq_len} tokens")
     if scaled.expansion is not None:
         layers = f"{base.config.num_hidden_layers} layers to {first.num_hidden_layers}"
-        points.append(Point("expansion", "expanded" in measured or scaled.model.folder is None, layers))
+        add("expansion", "expanded" in evaluated or scaled.model.folder is None, layers)
+
+    # Training: steps, deepenings and preemptions.
+    steps = {line["step"]: line for line in read_lines(out / "metrics.jsonl", StepLine)}
     for number, stage in enumerate(scaled.stages):
-        own = [
-            steps[step]
-            for step in range(number * stage_steps(scaled), (number + 1) * stage_steps(scaled))
-            if step in steps
-        ]
-        finite = [line["loss"] for line in own if line["loss"] is not None and math.isfinite(line["loss"])]
-        how = f"{len(own)} steps, {len(finite)} finite losses, training {stage.train.replace('_', ' ')}"
-        points.append(Point(f"stage {stage.name}", len(finite) == stage_steps(scaled), how))
+        numbers = range(number * stage_steps(scaled), (number + 1) * stage_steps(scaled))
+        losses = [steps[step]["loss"] for step in numbers if step in steps]
+        finite = [loss for loss in losses if loss is not None and math.isfinite(loss)]
+        how = f"{len(losses)} steps, {len(finite)} finite losses, training {stage.train.replace('_', ' ')}"
+        add(f"stage {stage.name}", len(finite) == stage_steps(scaled), how)
     for deepening in scaled.deepen:
-        points.append(
-            Point(
-                f"deepening at step {deepening.step}",
-                deepening.step in steps,
-                f"to {last.num_hidden_layers} layers in the end",
-            )
-        )
+        how = f"to {last.num_hidden_layers} layers in the end"
+        add(f"deepening at step {deepening.step}", deepening.step in steps, how)
     if scaled.stages:
-        points.append(
-            Point("preemption", bool(told), told[0] if told else "no SIGTERM came before the stage's end")
-        )
-        resumed = (
-            f"{told[1]}, on {_words(other_mesh(mesh))}"
-            if len(told) > 1
-            else "the second preemption did not come"
-        )
-        points.append(Point("resumed on another mesh", len(told) > 1, resumed))
-    for name in (*before, *(stage.result for stage in scaled.stages)):
-        tasks = measured.get(name, {})
-        counts = ", ".join(f"{task.replace('_', ' ')} of {len(own)}" for task, own in tasks.items())
-        points.append(
-            Point(f"evaluation {name}", bool(tasks.get("bits_per_byte")), counts and f"{counts} languages")
-        )
+        how = preemptions[0] if preemptions else "no SIGTERM came before the stage's end"
+        add("preemption", bool(preemptions), how)
+        how = "the second preemption did not come"
+        if len(preemptions) > 1:
+            how = f"{preemptions[1]}, on {_mesh_text(other_mesh(mesh))}"
+        add("resumed on another mesh", len(preemptions) > 1, how)
+
+    # Evaluation at each point and between steps. A model of random weights has no points before training.
+    for name in point_names(scaled):
+        if name == "base" and scaled.model.folder is None:
+            continue
+        if name == "expanded" and (scaled.model.folder is None or scaled.expansion is None):
+            continue
+        tasks = evaluated.get(name, {})
+        counts = ", ".join(f"{task.replace('_', ' ')} of {len(by_code)}" for task, by_code in tasks.items())
+        add(f"evaluation {name}", bool(tasks.get("bits_per_byte")), counts and f"{counts} languages")
     if scaled.evaluation.every is not None:
         during = read_lines(out / "evaluation" / DURING, DuringLine)
-        points.append(
-            Point(
-                "evaluation between steps",
-                bool(during),
-                f"after {', '.join(str(line['step']) for line in during)} steps",
-            )
-        )
+        numbers_of_steps = ", ".join(str(line["step"]) for line in during)
+        add("evaluation between steps", bool(during), f"after {numbers_of_steps} steps")
+
+    # The files at the end.
     hf = out / "hf"
     exported = open_folder(hf).config.num_hidden_layers if hf.is_dir() else 0
-    points.append(
-        Point("export", exported == last.num_hidden_layers, f"{exported} layers in {config.export_dtype}")
-    )
-    points.append(
-        Point(
-            "samples and report",
-            (out / "samples.json").is_file() and (out / "report.html").is_file(),
-            "samples.json, report.html",
-        )
-    )
-    missing = list(dict.fromkeys(one for part in seen for one in part["missing"]))
-    names = sorted({name for part in seen for name in part["programs"]})
-    how = (
-        f"{len(names)} kinds of programs, each in the list of babel plan"
-        if not missing
-        else f"not in the list of babel plan: {', '.join(missing)}"
-    )
-    points.append(Point("programs", not missing, how))
+    add("export", exported == last.num_hidden_layers, f"{exported} layers in {config.export_dtype}")
+    has_files = (out / "samples.json").is_file() and (out / "report.html").is_file()
+    add("samples and report", has_files, "samples.json, report.html")
+
+    # Every program that ran must be in the list that `babel plan` compiles.
+    missing: dict[str, None] = {}  # a dict keeps the order
+    names: set[str] = set()
+    for of_process in programs:
+        missing |= dict.fromkeys(of_process["missing"])
+        names.update(of_process["programs"])
+    how = f"{len(names)} kinds of programs, each in the list of babel plan"
+    if missing:
+        how = f"not in the list of babel plan: {', '.join(missing)}"
+    add("programs", not missing, how)
     return points
 
 
@@ -317,5 +311,5 @@ def _table(points: list[Point]) -> str:
     )
 
 
-def _words(mesh: Mesh) -> str:
+def _mesh_text(mesh: Mesh) -> str:
     return " x ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1 or axis == RING)

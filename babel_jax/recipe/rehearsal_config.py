@@ -1,7 +1,6 @@
-"""A run scaled down for a rehearsal: its mesh axes and its settings kept, its widths, windows and budgets
-small.
-"""
+"""A run scaled down for a rehearsal: the same mesh axes and settings, small widths, windows and budgets."""
 
+import bisect
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,12 +25,12 @@ Mesh = dict[str, int]
 
 
 def scaled_mesh(sizes: Mapping[str, int], devices: int, slices: int = 1) -> Mesh:
-    """A mesh of so many devices whose axes are over 1 wherever those of `sizes` are on a pod of `slices`
+    """A mesh of so many devices. Its axes are over 1 if those of `sizes` are over 1 on a pod of `slices`
     slices.
 
-    An axis of 6 becomes 2, one of 9 becomes 3: a size that divides the pod's. `fsdp` has a ring in it, as on
-    a torus, unless its size is given and below 4. What is left goes to the first axis over 1. Raises BadInput
-    where the devices cannot be spread so.
+    An axis of 6 becomes 2, and one of 9 becomes 3: a divisor of the pod's size. `fsdp` has a ring, as on a
+    torus, unless its size is given and below 4. The first axis over 1 gets all remaining devices. Raises
+    BadInput if the devices cannot be spread in this way.
     """
     if unknown := sorted(set(sizes) - set(AXES)):
         raise BadInput(f"training.mesh: unknown axis {', '.join(unknown)}; valid axes: {', '.join(AXES)}")
@@ -59,20 +58,17 @@ def scaled_mesh(sizes: Mapping[str, int], devices: int, slices: int = 1) -> Mesh
 
 
 def other_mesh(mesh: Mesh) -> Mesh:
-    """Another mesh of as many devices, for a run to be resumed on."""
+    """Another mesh of the same number of devices, on which the run is resumed."""
     devices = math.prod(size for axis, size in mesh.items() if axis != RING)
     flat = {DATA: 1, FSDP: devices, RING: 1, CONTEXT: 1, TENSOR: 1}
-    if {axis: size for axis, size in mesh.items() if axis != RING} != {
-        axis: size for axis, size in flat.items() if axis != RING
-    }:
+    is_flat = all(mesh[axis] == size for axis, size in flat.items() if axis != RING)
+    if not is_flat or devices == 1:
         return flat
-    return flat if devices == 1 else {**flat, DATA: 2, FSDP: devices // 2}
+    return {**flat, DATA: 2, FSDP: devices // 2}
 
 
 def check_divides(config: Config, shape: ModelConfig) -> None:
-    """Raises BadInput where the sizes that the config gives its mesh do not divide the model itself, or its
-    windows.
-    """
+    """Raises BadInput if the mesh sizes of the config do not divide the full-size model or its windows."""
     sizes = {axis: max(1, config.training.mesh.get(axis, 1)) for axis in AXES}
     sizes[FSDP] = max(1, sizes[FSDP] // sizes[RING])
     abstract: Any = AbstractMesh(tuple(sizes.values()), tuple(sizes))
@@ -82,8 +78,8 @@ def check_divides(config: Config, shape: ModelConfig) -> None:
 
 
 def scaled_shape(shape: ModelConfig, mesh: Mesh, vocabulary: int) -> ModelConfig:
-    """The model with its layers, kinds of layers and other choices, and with widths that the mesh divides;
-    rows for `vocabulary` tokens.
+    """The model with all its layers, layer types and other settings, and with widths that the mesh divides;
+    its vocabulary has room for `vocabulary` tokens.
     """
     devices, tensor = math.prod(size for axis, size in mesh.items() if axis != RING), mesh[TENSOR]
     group = min(2, shape.num_attention_heads // shape.num_key_value_heads)
@@ -106,8 +102,8 @@ def scaled_shape(shape: ModelConfig, mesh: Mesh, vocabulary: int) -> ModelConfig
 def scaled_config(
     config: Config, mesh: Mesh, data: Mapping[str, Any], model: Mapping[str, Any], out: Path
 ) -> Config:
-    """The config with a few steps of each stage on `mesh`, on the text and the model given; all else as it
-    is.
+    """The config with a few steps of each stage on `mesh`, with this text and model; other settings are
+    unchanged.
     """
     devices = math.prod(size for axis, size in mesh.items() if axis != RING)
     training = config.training
@@ -140,26 +136,24 @@ def scaled_config(
 
 
 def _deepened_at(config: Config) -> list[int]:
-    """The step of the rehearsal at which each deepening happens: one of the last steps of the stage that has
-    it in the config.
+    """The step of the rehearsal for each deepening: one of the last steps of the stage that has it in the
+    config.
     """
     starts, start = [], 0
     for stage in config.stages:
         starts.append(start)
         start += _steps(config, stage)
-    stages = [
-        max((number for number, first in enumerate(starts) if first <= deepening.step), default=0)
-        for deepening in config.deepen
-    ]
-    found = []
+    # The number of the stage of each deepening.
+    stages = [max(0, bisect.bisect_right(starts, deepening.step) - 1) for deepening in config.deepen]
+    steps = []
     for number, stage_number in enumerate(stages):
         later = stages[number:].count(stage_number)
         if later > STEPS - 2:
             raise BadInput(
                 f"deepen: {later} in one stage; a rehearsal has {STEPS} steps of each, room for {STEPS - 2}"
             )
-        found.append(stage_number * STEPS + STEPS - later)
-    return found
+        steps.append(stage_number * STEPS + STEPS - later)
+    return steps
 
 
 def _steps(config: Config, stage: Stage) -> int:
@@ -169,9 +163,7 @@ def _steps(config: Config, stage: Stage) -> int:
 
 
 def _least(size: int) -> int:
-    """The size of a mesh axis in the rehearsal: 2 for -1, else the smallest number over 1 that divides the
-    axis.
-    """
+    """The size of a mesh axis in the rehearsal: 2 for -1, else the smallest divisor over 1, else 1."""
     if size == -1:
         return 2
     return next((divisor for divisor in divisors(size) if divisor > 1), 1) if size > 1 else 1

@@ -1,5 +1,5 @@
-"""What a rehearsal reads: a little text in the languages of a config, a tokenizer of it, and a model with
-random weights.
+"""The input of a rehearsal: a little text in the languages of a config, a tokenizer trained on it, and a
+model with random weights.
 """
 
 import glob
@@ -29,8 +29,8 @@ _END, _CHAT = "<|endoftext|>", ("<|im_start|>", "<|im_end|>")
 
 
 def languages_of(config: Config) -> list[str]:
-    """The languages of the sources, or where there are none those that mixtures name, or all; English with
-    them.
+    """The languages of the sources; without sources, those that mixtures name, or all. English if there are
+    none.
     """
     named = {source.language for source in config.data.sources}
     if not named:
@@ -42,29 +42,32 @@ def languages_of(config: Config) -> list[str]:
 
 
 def write_sources(config: Config, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Sources of the first rows of local files, and of the embedded corpus in place of what is elsewhere or
-    not there yet.
+    """Writes sources with the first rows of local files. For sources that are elsewhere or do not exist yet,
+    the embedded corpus is used.
 
-    Gives the sources as settings, and the languages whose text is the user's own.
+    Returns the sources as settings, and the languages whose text is the user's.
     """
     make_folder(folder)
-    corpus, sources, own = embedded_corpus(), [], []
+    corpus, sources, user_languages = embedded_corpus(), [], []
     given = config.data.sources or [None] * len(languages_of(config))
     for number, (source, code) in enumerate(zip(given, _codes(config), strict=True)):
         rows = _first_rows(source, config) if source is not None else []
         if rows:
-            own.append(code)
+            user_languages.append(code)
+        elif config.data.conversations:
+            rows = _conversations(corpus[code][:_ROWS])
         else:
-            rows = (
-                _conversations(corpus[code][:_ROWS]) if config.data.conversations else _passages(corpus[code])
-            )
+            rows = _passages(corpus[code])
+
         path = folder / f"{number:03}-{code}.jsonl"
         key = "messages" if config.data.conversations else "text"
-        lines = [
-            {"id": row.id, "kind": row.kind, key: _short(row.text) if key == "messages" else row.text}
-            for row in rows
-        ]
-        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        lines = []
+        for row in rows:
+            content = _short(row.text) if config.data.conversations else row.text
+            values = {"id": row.id, "kind": row.kind, key: content}
+            lines.append(json.dumps(values, ensure_ascii=False) + "\n")
+        write_text(path, "".join(lines))
+
         settings: dict[str, Any] = {"language": code, "path": str(path), "text_key": key}
         if source is not None:
             settings |= {
@@ -74,7 +77,7 @@ def write_sources(config: Config, folder: Path) -> tuple[list[dict[str, Any]], l
                 "name": source.label,
             }
         sources.append(settings)
-    return sources, list(dict.fromkeys(own))
+    return sources, list(dict.fromkeys(user_languages))
 
 
 def _codes(config: Config) -> list[str]:
@@ -82,45 +85,45 @@ def _codes(config: Config) -> list[str]:
 
 
 def _first_rows(source: Source, config: Config) -> list[Row]:
-    """The first rows of a source on this machine; none of one that is elsewhere, or not there yet."""
+    """The first rows of a source on this machine; empty if it is elsewhere or does not exist yet."""
     if source.path is None or "://" in source.path or not glob.glob(source.path):  # noqa: PTH207 - may be absolute
         return []
     return list(itertools.islice(read_rows(source, config.data.bad_rows, RowCounts()), _ROWS))
 
 
 def _passages(rows: Sequence[Row]) -> list[Row]:
-    """Some rows of one kind as one text, so long that rules of cleaning keep it: Chinese says in 90
-    characters what others do in 300.
+    """Several rows of one kind as one text, long enough for the rules of cleaning: a text of 300 characters
+    in other languages has 90 in Chinese.
     """
-    made = []
-    for kind, own in itertools.groupby(rows, key=lambda row: row.kind):
-        of_kind = list(own)
+    passages = []
+    for kind, group in itertools.groupby(rows, key=lambda row: row.kind):
+        of_kind = list(group)
         for start in range(0, len(of_kind), _TOGETHER):
             part = of_kind[start : start + _TOGETHER]
-            made.append(Row(part[0].id, "\n".join(row.text for row in part), kind))
-    return made
+            passages.append(Row(part[0].id, "\n".join(row.text for row in part), kind))
+    return passages
 
 
 def _conversations(rows: Sequence[Row]) -> list[Row]:
-    """Each row as a question about its beginning, answered by the rest."""
-    made = []
+    """Each row as a conversation: its beginning is the question, the rest is the answer."""
+    conversations = []
     for row in rows:
         messages = [
             {"role": "user", "content": row.text[:_TURN]},
             {"role": "assistant", "content": row.text[_TURN:] or "."},
         ]
-        made.append(Row(row.id, json.dumps(messages, ensure_ascii=False), row.kind))
-    return made
+        conversations.append(Row(row.id, json.dumps(messages, ensure_ascii=False), row.kind))
+    return conversations
 
 
 def _short(conversation: str) -> list[dict[str, str]]:
-    """The messages of a conversation, cut so that an answer is within a small window."""
+    """The messages of a conversation, shortened so that an answer fits a small window."""
     return [{**message, "content": message["content"][:_TURN]} for message in json.loads(conversation)]
 
 
 def write_tokenizer(folder: Path, texts: Sequence[str]) -> int:
-    """A byte-level BPE tokenizer as Qwen's is, with ChatML's control tokens; gives the
-    number of its entries.
+    """Writes a byte-level BPE tokenizer like Qwen's, with ChatML's control tokens; returns the number of its
+    entries.
     """
     make_folder(folder)
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -140,7 +143,7 @@ def write_tokenizer(folder: Path, texts: Sequence[str]) -> int:
 
 
 def write_model(folder: Path, shape: ModelConfig, tokenizer: Path) -> None:
-    """A model folder with random weights, in bfloat16 as published models are."""
+    """Writes a model folder with random weights, in bfloat16 like published models."""
     params = jax.jit(init_params, static_argnums=(0, 2))(shape, jax.random.key(0), jax.numpy.bfloat16)
     save_folder(
         folder, Format.HF, params, write_hf_config(shape, None, "bfloat16", eos_token_id=0), tokenizer

@@ -1,8 +1,9 @@
-"""A part of a rehearsal in a process of its own: runs the recipe on the CPU devices that the environment
-forces, as often as is asked.
+"""A part of a rehearsal in a separate process: runs the recipe one or more times on the CPU devices that the
+environment forces.
 
 Reads {"config", "base", "new_layers", "runs": [{"mesh", "preempt_after"}], "seen"} from standard input. A run
-gets SIGTERM after the step `preempt_after`, if that is not null. Writes what it compiled to the file `seen`.
+gets SIGTERM after the step `preempt_after`, unless that is null. Writes the programs that it compiled to the
+file `seen`.
 """
 
 import json
@@ -31,8 +32,8 @@ from babel_jax.training.mesh import make_mesh
 
 
 class Compiled(logging.Handler):
-    """Collects the programs that JAX compiles: name and bytes of arguments, of those with as many bytes as
-    `least`.
+    """Collects the programs that JAX compiles, with name and bytes of arguments; programs with fewer bytes
+    than `least` are left out.
     """
 
     _LOGGER = logging.getLogger("jax._src.interpreters.pxla")
@@ -51,7 +52,7 @@ class Compiled(logging.Handler):
         self._LOGGER.removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Notes the record of one program."""
+        """Records one program."""
         if (
             not str(record.msg).startswith("Compiling")
             or not isinstance(record.args, tuple)
@@ -65,69 +66,67 @@ class Compiled(logging.Handler):
 
 
 def missing(seen: dict[str, int], planned: list[Program]) -> list[str]:
-    """The programs that were compiled and are not in the plan, or are larger than the largest there of their
-    name.
+    """The compiled programs that are not in the plan, or are larger than the largest one of their name
+    there.
     """
     known: dict[str, int] = {}
     for program in planned:
         name = ORBAX_PROGRAM if program.function is None else program.function.__name__
         size = _bytes(jax.tree.leaves((program.arguments, dict(program.named))))
         known[name] = max(size, known.get(name, 0))
-    found = []
+    unplanned = []
     for name, size in sorted(seen.items()):
         plain = name.removeprefix("jit_").removeprefix("jit(").removesuffix(")")
         if size > known.get(plain, 0):
-            found.append(
-                f"{plain} ({size:,} bytes of arguments"
-                + (f", planned {known[plain]:,})" if plain in known else ")")
-            )
-    return found
+            planned_size = f", planned {known[plain]:,}" if plain in known else ""
+            unplanned.append(f"{plain} ({size:,} bytes of arguments{planned_size})")
+    return unplanned
 
 
 def _bytes(arguments: Any) -> int:
-    shaped = [one for one in arguments if hasattr(one, "shape") and hasattr(one, "dtype")]
-    return sum(
-        math.prod(one.shape) * (one.dtype.itemsize if isinstance(one.dtype, np.dtype) else 4)
-        for one in shaped
-    )
+    total = 0
+    for argument in arguments:
+        if hasattr(argument, "shape") and hasattr(argument, "dtype"):
+            # A key of JAX's random numbers has a dtype without a size.
+            itemsize = argument.dtype.itemsize if isinstance(argument.dtype, np.dtype) else 4
+            total += math.prod(argument.shape) * itemsize
+    return total
 
 
 class Preempt(Hook):
     """Sends this process SIGTERM before a step, as a cloud does: the run stops after that step."""
 
     def __init__(self, steps: int | None):
-        """`steps` are taken when the run stops; None: it is never stopped."""
+        """steps: the number of steps taken when the run stops; None never stops it."""
         self._steps = steps
 
     def before(self, moment: Moment) -> None:
-        """Sends the signal, where it is the time."""
+        """Sends the signal before the last step."""
         if moment.taken == self._steps:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main() -> int:
-    """All runs that are asked for, one after the other."""
+    """All requested runs, one after the other."""
     request = json.load(sys.stdin)
     base = parse_settings(ModelConfig, request["base"], "model")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("babel").setLevel(logging.INFO)
-    # Weights count; tables of positions and batches of a few tokens do not.
-    least = min(
-        _bytes([leaf])
-        for leaf in jax.tree.leaves(abstract_params(base))
-        if len(leaf.shape) > 1 and _bytes([leaf]) > 2**13
-    )
+    # Programs with weights count; those with tables of positions or batches of a few tokens do not.
+    matrices = [leaf for leaf in jax.tree.leaves(abstract_params(base)) if len(leaf.shape) > 1]
+    sizes = [_bytes([leaf]) for leaf in matrices]
+    least = min(size for size in sizes if size > 2**13)
     try:
         programs, lacking = set[str](), list[str]()
-        for asked in request["runs"]:
-            training = {**request["config"]["training"], "mesh": asked["mesh"]}
+        for requested in request["runs"]:
+            training = {**request["config"]["training"], "mesh": requested["mesh"]}
             config = parse_settings(Config, {**request["config"], "training": training}, "rehearsal")
             with Compiled(least) as compiled:
                 try:
                     with preempted_by_sigterm():
-                        run_recipe(config, hooks=[Preempt(asked["preempt_after"])])
+                        run_recipe(config, hooks=[Preempt(requested["preempt_after"])])
                 except Preempted as stopped:
-                    if asked["preempt_after"] is None:
+                    if requested["preempt_after"] is None:
                         raise
                     print(f"preempted: {stopped}", file=sys.stderr)
             planned = training_programs(config, base, request["new_layers"], make_mesh(config.training.mesh))

@@ -19,17 +19,13 @@ from babel_jax.training.watch import BEST
 def summarize(
     config: Config, run_folder: Path, model_config: ModelConfig, export_difference: float | None
 ) -> None:
-    """Writes summary.md, summary.png and summary.json of a run whose points are all measured."""
+    """Writes summary.md, summary.png and summary.json of a run whose points are all evaluated."""
     results, best = read_points(run_folder, point_names(config)), run_folder / "evaluation" / BEST
     points = {name: scores_of(tasks, BITS_PER_BYTE) for name, tasks in results.items()}
-    losses = {
-        stage.name: [
-            (line["step"], line["loss"])
-            for line in read_lines(run_folder / "metrics.jsonl", StepLine)
-            if line["stage"] == stage.name and line["loss"] is not None
-        ]
-        for stage in config.stages
-    }
+    losses: dict[str, list[tuple[int, float]]] = {stage.name: [] for stage in config.stages}
+    for line in read_lines(run_folder / "metrics.jsonl", StepLine):
+        if line["stage"] in losses and line["loss"] is not None:
+            losses[line["stage"]].append((line["step"], line["loss"]))
     goodput = goodput_of(run_folder / "goodput.json")
     text = "\n".join(
         [
@@ -53,6 +49,7 @@ def summarize(
             f"\nThe exported model ({config.export_dtype}), read again, gives logits that differ by at most "
             f"{export_difference:.1e}."
         )
+
     plot_points(run_folder / "summary.png", points, losses)
     write_text(run_folder / "summary.md", text + "\n")
     result = {
@@ -74,11 +71,9 @@ def summarize(
 
 
 def _goodput_line(parts: dict[str, float] | None) -> list[str]:
+    """The goodput and the largest other parts, as a line of the summary; no line if it is unknown."""
     if parts is None:
         return []
-    rest = ", ".join(
-        f"{name} {part:.1%}"
-        for name, part in sorted(parts.items(), key=lambda item: -item[1])
-        if name != "step" and part >= 0.001
-    )
-    return [f"Goodput {parts['step']:.1%} of the wall time of training; the rest: {rest}."]
+    largest_first = sorted(parts.items(), key=lambda item: -item[1])
+    rest = [f"{name} {part:.1%}" for name, part in largest_first if name != "step" and part >= 0.001]
+    return [f"Goodput {parts['step']:.1%} of the wall time of training; the rest: {', '.join(rest)}."]

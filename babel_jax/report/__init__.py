@@ -1,3 +1,3 @@
-"""What a run says of itself: one HTML page that needs nothing else, the regression gate, samples, and the
+"""The reports of a run: one HTML page that needs no other file, the regression gate, samples, and the
 sections of the model card.
 """

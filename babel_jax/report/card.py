@@ -1,4 +1,4 @@
-"""The model card of a run's model: what it was grown from, trained on, and measured to be."""
+"""The model card of a run's model: its parent, its training data and its evaluation."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +22,8 @@ _GROUPS = {"all": "all languages", "high": "high-resource languages", "low": "lo
 def run_card(
     config: Config, hf_config: Mapping[str, Any], source: Path | None, mixtures: Mapping[str, Any]
 ) -> dict[str, str]:
-    """The files of `card_files` for the exported model of a run; `mixtures` is what mixture.json holds,
-    `source` the base's folder.
+    """The files of `card_files` for the exported model of a run. mixtures: the content of mixture.json.
+    source: the base's folder.
     """
     points = read_points(place(config.out), point_names(config))
     trained = {row["language"] for mixture in mixtures.values() for row in mixture["rows"]}
@@ -49,13 +49,11 @@ def _mixture_section(config: Config, mixtures: Mapping[str, Any]) -> str:
     ]
     lines += ["| stage | language | kind | share, % | passes |", "| --- | --- | --- | ---: | ---: |"]
     for stage, mixture in mixtures.items():
-        lines += [
-            (
+        for row in mixture["rows"]:
+            lines.append(
                 f"| {stage} | {LANGUAGES[row['language']].name} | {row['kind']} | {100 * row['share']:.2f} "
                 f"| {row['epochs']:.2f} |"
             )
-            for row in mixture["rows"]
-        ]
     tokens = config.training.global_batch_size * config.data.seq_len
     return "\n".join([*lines, "", f"A step reads {tokens:,} tokens in windows of {config.data.seq_len}."])
 
@@ -72,15 +70,10 @@ def _evaluation_section(points: Mapping[str, Results]) -> str:
         points_table(bits),
         "",
     ]
-    return "\n".join(
-        [
-            *parts,
-            *(
-                line.replace("# ", "### ", 1) if line.startswith("# ") else line
-                for line in suite_table(points)
-            ),
-        ]
-    ).rstrip()
+    # The title of the suite's table becomes a title below "## Evaluation".
+    for line in suite_table(points):
+        parts.append(line.replace("# ", "### ", 1) if line.startswith("# ") else line)
+    return "\n".join(parts).rstrip()
 
 
 def _results(points: Mapping[str, Results]) -> list[EvalResult]:
@@ -88,16 +81,14 @@ def _results(points: Mapping[str, Results]) -> list[EvalResult]:
     if not points:
         return []
     last = points[[*points][-1]]
-    return [
-        EvalResult(
-            "text-generation",
-            "heldout",
-            f"held-out text, {_GROUPS[group]}",
-            task,
-            round(mean, 4),
-            dataset_config=group,
-        )
-        for task in last
-        for group, mean in class_means(scores_of(last, task)).items()
-        if mean is not None
-    ]
+    results = []
+    for task in last:
+        for group, mean in class_means(scores_of(last, task)).items():
+            if mean is not None:
+                dataset = f"held-out text, {_GROUPS[group]}"
+                results.append(
+                    EvalResult(
+                        "text-generation", "heldout", dataset, task, round(mean, 4), dataset_config=group
+                    )
+                )
+    return results

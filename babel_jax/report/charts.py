@@ -1,11 +1,12 @@
-"""Charts as inline SVG, drawn for a width of 480 units, so that a phone shows them legibly and a desktop two
-side by side.
+"""Charts as inline SVG, drawn for a width of 480 units: readable on a phone, and two side by side on a
+desktop.
 
-Colours are classes (s0, s1, ...) that the page's style sheet sets for light and dark; shapes differ too, so
-that colour is not needed.
+Colours are classes (s0, s1, ...) that the page's style sheet defines for light and dark mode. Shapes differ
+too, so that colours are not needed.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -15,7 +16,7 @@ from markupsafe import Markup, escape
 
 WIDTH = 480
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 22, 34
-_HEAD, _LABELS = 28, 108  # height of a group's head, width of the labels of rows
+_HEAD, _LABELS = 28, 108  # height of a group's title, width of the labels of rows
 Curve = Sequence[tuple[float, float]]
 
 
@@ -29,9 +30,13 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A chart: its title, a sentence that says what it shows, the same as a table, and its series by name
-    with their numbers, which are their colours and marks. Of several small `drawings` each has a label and a
-    note."""
+    """A chart.
+
+    - words: a sentence that says what it shows
+    - drawings: (label, note, drawing) of each chart; one, or several small ones
+    - table: the same data as a table
+    - legend: the number of each series, which decides its colour and mark
+    """
 
     name: str
     title: str
@@ -43,7 +48,7 @@ class Figure:
 
 
 def number(value: float) -> str:
-    """A number for people: three figures or so, thousands with k, M, G."""
+    """A number for people: about three digits; thousands with k, M, G."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if unit == 'k' else size):.3g}{unit}"
@@ -51,8 +56,8 @@ def number(value: float) -> str:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers from at most `low` to at least `high`: steps of 1, 2 or 5 times a power of ten, some
-    `count` of them.
+    """Round numbers from `low` or less to `high` or more, about `count` of them: their steps are 1, 2 or 5
+    times a power of ten.
     """
     if not high > low:
         high = low + 1.0
@@ -60,14 +65,17 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(step * power for step in (1, 2, 5, 10) if step * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(place * step, 12) for place in range(first, last + 1)]
+    return [round(multiple * step, 12) for multiple in range(first, last + 1)]
 
 
 def averaged(curve: Curve, most: int) -> list[tuple[float, float]]:
-    """A curve as at most `most` points, each the mean of its neighbours."""
+    """A curve as at most `most` points, each the mean of neighbours."""
     size = max(1, math.ceil(len(curve) / most))
-    groups = [curve[start : start + size] for start in range(0, len(curve), size)]
-    return [tuple(sum(values) / len(group) for values in zip(*group, strict=True)) for group in groups]  # type: ignore[misc]
+    points = []
+    for start in range(0, len(curve), size):
+        group = curve[start : start + size]
+        points.append((sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)))
+    return points
 
 
 def lines(
@@ -77,9 +85,9 @@ def lines(
     y_label: str,
     raw: Mapping[str, Curve] = MappingProxyType({}),
 ) -> Markup:
-    """Curves over one axis; `raw` are drawn thin behind them."""
+    """Curves on one axis; the curves of `raw` are drawn thin, below the others."""
     height = 280
-    points = [point for curve in curves.values() for point in curve]
+    points = list(itertools.chain.from_iterable(curves.values()))
     xs, ys = ticks(0, max(x for x, _ in points)), ticks(min(y for _, y in points), max(y for _, y in points))
     plot = _Plot((xs[0], max(x for x, _ in points) or 1), (ys[0], ys[-1]), height)
     parts = [plot.grid(xs, ys, x_label, y_label)]
@@ -118,46 +126,42 @@ def dots(
     unit: str,
     marks: Mapping[str, float],
 ) -> Markup:
-    """For each row a dot of each series on one axis, joined by a line; rows stand in groups.
+    """For each row, a dot of each series on one axis, joined by a line; rows are in groups.
 
-    `marks` are vertical lines by their labels.
+    marks: vertical lines by their labels.
     """
-    values = [
-        value for rows in groups.values() for row in rows.values() for value in row if value is not None
-    ] + [*marks.values()]
+    values = [*marks.values()]
+    for rows in groups.values():
+        for row in rows.values():
+            values += [value for value in row if value is not None]
     table = _Rows(groups, 20, ticks(min(values), max(values)), unit)
     parts = [table.grid()]
     for label, value in marks.items():
-        place, title = table.at(value), f"<title>{escape(label)}</title>"
+        x, title = table.at(value), f"<title>{escape(label)}</title>"
         parts.append(
-            f'<line class="mark" x1="{place:.1f}" x2="{place:.1f}" y1="4" y2="{table.bottom}">{title}</line>'
+            f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{table.bottom}">{title}</line>'
         )
     for label, row, middle in table.rows():
-        there = [
-            (table.at(value), value, name)
-            for name, value in zip(series, row, strict=True)
-            if value is not None
-        ]
-        if there:
-            parts.append(
-                f'<line class="join" x1="{min(there)[0]:.1f}" x2="{max(there)[0]:.1f}" y1="{middle}" '
-                f'y2="{middle}"/>'
-            )
-        # The first on top: it is a ring, through which one sees the others.
-        parts += [
-            shape(series[name], x, middle, f"{label}, {name}: {value:.4g}")
-            for x, value, name in reversed(there)
-        ]
+        present = []
+        for name, value in zip(series, row, strict=True):
+            if value is not None:
+                present.append((table.at(value), value, name))
+        if present:
+            left, right = min(present)[0], max(present)[0]
+            parts.append(f'<line class="join" x1="{left:.1f}" x2="{right:.1f}" y1="{middle}" y2="{middle}"/>')
+        # The first series is drawn last: it is a ring, which does not hide the others.
+        for x, value, name in reversed(present):
+            parts.append(shape(series[name], x, middle, f"{label}, {name}: {value:.4g}"))
     return _svg("".join(parts), WIDTH, table.height)
 
 
-def shape(place: int, x: float, y: float, says: str = "") -> str:
-    """The mark of a series: ring, diamond, square or disc."""
-    title = f"<title>{escape(says)}</title>" if says else ""
-    kind = f'class="dot s{place}"'
-    match place % 4:
+def shape(series: int, x: float, y: float, label: str = "") -> str:
+    """The mark of a series by its number: ring, diamond, square or disc."""
+    title = f"<title>{escape(label)}</title>" if label else ""
+    kind = f'class="dot s{series}"'
+    match series % 4:
         case 0:
-            return f'<circle class="ring s{place}" cx="{x:.1f}" cy="{y:.1f}" r="5">{title}</circle>'
+            return f'<circle class="ring s{series}" cx="{x:.1f}" cy="{y:.1f}" r="5">{title}</circle>'
         case 1:
             return f'<path {kind} d="M{x:.1f} {y - 5:.1f}l5 5l-5 5l-5 -5z">{title}</path>'
         case 2:
@@ -167,16 +171,17 @@ def shape(place: int, x: float, y: float, says: str = "") -> str:
 
 
 def bars(groups: Mapping[str, Mapping[str, Sequence[float]]], series: Mapping[str, int], unit: str) -> Markup:
-    """For each row a horizontal bar of each series from zero; rows stand in groups."""
+    """For each row, a horizontal bar of each series, from zero; rows are in groups."""
     thick = 8
-    highest = (
-        max((value for rows in groups.values() for row in rows.values() for value in row), default=0.0) or 1.0
-    )
+    values: list[float] = []
+    for rows in groups.values():
+        values += itertools.chain.from_iterable(rows.values())
+    highest = max(values, default=0.0) or 1.0
     table = _Rows(groups, max(18, thick * len(series) + 6), ticks(0, highest), unit)
     parts = [table.grid()]
     for label, row, middle in table.rows():
-        for place, (name, value) in enumerate(zip(series, row, strict=True)):
-            top, width = middle + (place - len(series) / 2) * thick, max(0.0, table.at(value) - table.at(0))
+        for index, (name, value) in enumerate(zip(series, row, strict=True)):
+            top, width = middle + (index - len(series) / 2) * thick, max(0.0, table.at(value) - table.at(0))
             title = f"<title>{escape(f'{label}, {name}: {value:.4g}')}</title>"
             size = f'x="{table.at(0)}" y="{top:.1f}" width="{width:.1f}" height="{thick - 1}"'
             parts.append(f'<rect class="bar s{series[name]}" {size}>{title}</rect>')
@@ -184,8 +189,8 @@ def bars(groups: Mapping[str, Mapping[str, Sequence[float]]], series: Mapping[st
 
 
 def layers(sources: Sequence[int], new: Mapping[int, str], depth: int) -> Markup:
-    """A deeper model beside the one that it was made of, the input at the bottom: the source of each layer,
-    and a word on each new one.
+    """A deeper model beside its source model, with the input at the bottom: the source of each layer, and a
+    word on each new layer.
     """
     count = len(sources)
     pitch = 20 if count <= 48 else 10
@@ -233,7 +238,7 @@ def layers(sources: Sequence[int], new: Mapping[int, str], depth: int) -> Markup
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """Rows in groups, one below the other, over a common horizontal axis."""
+    """Rows in groups, one below the other, on a common horizontal axis."""
 
     groups: Mapping[str, Mapping[str, Any]]
     pitch: int
@@ -252,7 +257,7 @@ class _Rows:
         return _LABELS + (value - self.xs[0]) * (WIDTH - _LABELS - 16) / ((self.xs[-1] - self.xs[0]) or 1)
 
     def rows(self) -> Iterator[tuple[str, Any, float]]:
-        """Each row's label and values, and the height of its middle."""
+        """The label, the values and the vertical middle of each row."""
         y = 0.0
         for rows in self.groups.values():
             y += _HEAD
@@ -290,7 +295,7 @@ class _Rows:
 
 
 def _svg(inside: str, width: int, height: float) -> Markup:
-    # The table below says the same to those who do not see it.
+    # Hidden from screen readers: the table below the chart has the same data.
     return Markup(
         f'<svg viewBox="0 0 {width} {height:.0f}" aria-hidden="true" focusable="false">{inside}</svg>'
     )
@@ -298,17 +303,16 @@ def _svg(inside: str, width: int, height: float) -> Markup:
 
 @dataclasses.dataclass(frozen=True)
 class _Plot:
-    """A plot area: what x and y go over, and its height."""
+    """A plot area: the ranges of x and y, and its height."""
 
     x: tuple[float, float]
     y: tuple[float, float]
     height: int
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        across, up = (
-            (x - self.x[0]) / ((self.x[1] - self.x[0]) or 1),
-            (y - self.y[0]) / ((self.y[1] - self.y[0]) or 1),
-        )
+        # Fractions of the width and of the height; an empty range counts as 1.
+        across = (x - self.x[0]) / ((self.x[1] - self.x[0]) or 1)
+        up = (y - self.y[0]) / ((self.y[1] - self.y[0]) or 1)
         high = self.height - _TOP - _BOTTOM
         return _LEFT + across * (WIDTH - _LEFT - _RIGHT), _TOP + (1 - min(max(up, 0.0), 1.0)) * high
 

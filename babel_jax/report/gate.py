@@ -1,6 +1,4 @@
-"""The regression gate: in which languages a run's model is worse than the parent that it grew from, and by
-how much.
-"""
+"""The regression gate: the languages in which a run's model is worse than its parent, and by how much."""
 
 import math
 from collections.abc import Mapping
@@ -10,34 +8,35 @@ from babel_jax.evaluation.points import BITS_PER_BYTE, LOWER_IS_BETTER, scores_o
 from babel_jax.evaluation.suite import Results
 from babel_jax.languages import CODES, LANGUAGES
 
-PARENT = "base"
+PARENT_POINT = "base"
 
 
 def regression_gate(
     points: Mapping[str, Results], model: str | None, tolerance: float = 0.0
 ) -> dict[str, Any] | None:
-    """The point `model` against `base`; None where one of the two was not measured.
+    """The point `model` compared with `base`; None if one of them was not evaluated.
 
-    {"parent", "model", "tolerance", "passed", "changes": {language: percent of bits per byte}, "worse": those
-    above the tolerance, "tasks": {task: {language: change}}}. A task counts as worse in a language where its
-    score fell by more than two standard errors of the difference; one without a standard error is not judged.
+    {"parent", "model", "tolerance", "passed", "changes": {language: percent of bits per byte}, "worse": the
+    changes above the tolerance, "tasks": {task: {language: change}}}. A task is worse in a language if its
+    score fell by more than two standard errors of the difference; without standard errors it is not judged.
     """
-    if model is None or model == PARENT or PARENT not in points or model not in points:
+    if model is None or model == PARENT_POINT or PARENT_POINT not in points or model not in points:
         return None
-    before, after = scores_of(points[PARENT], BITS_PER_BYTE), scores_of(points[model], BITS_PER_BYTE)
-    changes = {
-        code: 100 * (after[code] / before[code] - 1) for code in CODES if code in before and code in after
-    }
-    worse = {
-        code: change
-        for code, change in sorted(changes.items(), key=lambda pair: -pair[1])
-        if change > tolerance
-    }
-    tasks = {
-        task: fallen for task in points[PARENT] if (fallen := _fallen(points[PARENT], points[model], task))
-    }
+    parent = points[PARENT_POINT]
+    before, after = scores_of(parent, BITS_PER_BYTE), scores_of(points[model], BITS_PER_BYTE)
+    changes = {}
+    for code in CODES:
+        if code in before and code in after:
+            changes[code] = 100 * (after[code] / before[code] - 1)
+
+    worst_first = sorted(changes.items(), key=lambda pair: -pair[1])
+    worse = {code: change for code, change in worst_first if change > tolerance}
+    tasks = {}
+    for task in parent:
+        if fallen := _fallen(parent, points[model], task):
+            tasks[task] = fallen
     return {
-        "parent": PARENT,
+        "parent": PARENT_POINT,
         "model": model,
         "tolerance": tolerance,
         "passed": not worse and not tasks,
@@ -47,29 +46,32 @@ def regression_gate(
     }
 
 
-def gate_words(gate: Mapping[str, Any] | None) -> str:
+def gate_text(gate: Mapping[str, Any] | None) -> str:
     """The gate in one line."""
     if gate is None:
         return "There is no parent model to compare with."
     worse = [f"{LANGUAGES[code].name} {change:+.1f}%" for code, change in gate["worse"].items()]
-    tasks = [f"{LANGUAGES[code].name} in {task}" for task, fallen in gate["tasks"].items() for code in fallen]
-    said = f"worse in bits per byte: {', '.join(worse) or 'none'}" + (
-        f"; worse by two standard errors: {', '.join(tasks)}" if tasks else ""
-    )
+    tasks = []
+    for task, fallen in gate["tasks"].items():
+        tasks += [f"{LANGUAGES[code].name} in {task}" for code in fallen]
+    details = f"worse in bits per byte: {', '.join(worse) or 'none'}"
+    if tasks:
+        details += f"; worse by two standard errors: {', '.join(tasks)}"
     return (
         f"Regression gate {'passed' if gate['passed'] else 'NOT passed'} ({gate['model']} against "
-        f"{gate['parent']}): {said}."
+        f"{gate['parent']}): {details}."
     )
 
 
 def _fallen(before: Results, after: Results, task: str) -> dict[str, float]:
+    """The change of a task's score in each language where it fell by more than two standard errors."""
     if task in LOWER_IS_BETTER:
         return {}
-    found = {}
-    for code, was in before[task].items():
-        now = after.get(task, {}).get(code)
-        if now is None or was["stderr"] is None or now["stderr"] is None:
+    changes = {}
+    for code, parent in before[task].items():
+        model = after.get(task, {}).get(code)
+        if model is None or parent["stderr"] is None or model["stderr"] is None:
             continue
-        if was["score"] - now["score"] > 2 * math.hypot(was["stderr"], now["stderr"]):
-            found[code] = now["score"] - was["score"]
-    return found
+        if parent["score"] - model["score"] > 2 * math.hypot(parent["stderr"], model["stderr"]):
+            changes[code] = model["score"] - parent["score"]
+    return changes

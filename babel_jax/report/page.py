@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page without scripts that needs no network, made of the run folder alone."""
+"""The report of a run: one HTML page without scripts and without network, made from the run folder alone."""
 
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,19 @@ from babel_jax.report.figures import (
     mixture_figures,
     suite_note,
 )
-from babel_jax.report.gate import PARENT, regression_gate
+from babel_jax.report.gate import PARENT_POINT, regression_gate
 from babel_jax.report.record import RunRecord, read_run
 
 PAGE = "report.html"
 
 
 def write_report(run_folder: Path, path: Path, tolerance: float = 0.0) -> dict[str, Any]:
-    """Writes the page to `path`; gives {"path", "gate"}, the gate as `regression_gate` does (None without a
-    parent).
+    """Writes the page to `path`; returns {"path", "gate"}, where the gate is the output of `regression_gate`
+    (None without a parent).
     """
     record = read_run(run_folder)
-    measured = [name for name in point_names(record.config) if name in record.points]
-    gate = regression_gate(record.points, measured[-1] if measured else None, tolerance)
+    evaluated = [name for name in point_names(record.config) if name in record.points]
+    gate = regression_gate(record.points, evaluated[-1] if evaluated else None, tolerance)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("babel_jax.report", "."),
         autoescape=True,
@@ -52,7 +52,7 @@ def write_report(run_folder: Path, path: Path, tolerance: float = 0.0) -> dict[s
         samples=record.samples,
         config=(run_folder / "config.toml").read_text(encoding="utf-8"),
         versions=record.summary.get("versions", {}),
-        mark=lambda place: Markup(shape(place, 7, 7)),
+        mark=lambda series: Markup(shape(series, 7, 7)),
         version=__version__,
     )
     write_text(path, page)
@@ -65,7 +65,7 @@ def _name(run_folder: Path) -> str:
 
 
 def _sections(record: RunRecord) -> list[dict[str, Any]]:
-    """The parts of the page that have figures: an anchor, a title, a note and the figures."""
+    """The parts of the page with figures: an anchor, a title, a note and the figures."""
 
     def section(name: str, title: str, figures: list[Figure | None], note: str = "") -> dict[str, Any]:
         return {
@@ -97,11 +97,11 @@ def _sections(record: RunRecord) -> list[dict[str, Any]]:
         ),
         section("mixture", "Mixture", list(mixture_figures(record))),
     ]
-    return [found for found in sections if found["figures"]]
+    return [part for part in sections if part["figures"]]
 
 
 def _facts(record: RunRecord) -> list[str]:
-    """What the run is, in a few words each."""
+    """The facts about the run in the page's head, a few words each."""
     facts = []
     if record.plans:
         facts.append(f"{record.plans[0][1].depth} → {len(record.plans[-1][1].layers)} layers")
@@ -121,19 +121,15 @@ def _facts(record: RunRecord) -> list[str]:
 
 
 def _tiles(record: RunRecord, gate: dict[str, Any] | None) -> list[dict[str, str]]:
-    """The figures that matter most: bits per byte of the last point, and what became of
-    it since the parent.
-    """
-    measured = {
-        name: scores_of(record.points[name], BITS_PER_BYTE)
-        for name in point_names(record.config)
-        if name in record.points
-    }
-    measured = {name: scores for name, scores in measured.items() if scores}
-    if not measured:
+    """The most important figures: bits per byte of the last point, and the change since the parent."""
+    evaluated = {}
+    for name in point_names(record.config):
+        if scores := scores_of(record.points.get(name, {}), BITS_PER_BYTE):
+            evaluated[name] = scores
+    if not evaluated:
         return []
-    last = [*measured][-1]
-    means = class_means(measured[last])
+    last = [*evaluated][-1]
+    means = class_means(evaluated[last])
     tiles = [
         {
             "label": f"bits per byte, {last}",
@@ -144,12 +140,12 @@ def _tiles(record: RunRecord, gate: dict[str, Any] | None) -> list[dict[str, str
     ]
     if gate is None:
         return tiles
-    before = class_means(measured[PARENT])
+    before = class_means(evaluated[PARENT_POINT])
     for group, label in (("all", "all languages"), ("high", "high-resource"), ("low", "low-resource")):
-        was, now = before[group], means[group]
-        if was is not None and now is not None:
-            change = 100 * (now / was - 1)
-            words = f"{label}: {was:.3f} → {now:.3f}"
+        parent, model = before[group], means[group]
+        if parent is not None and model is not None:
+            change = 100 * (model / parent - 1)
+            words = f"{label}: {parent:.3f} → {model:.3f}"
             tone = "good" if change <= 0 else "bad"
             tiles.append(
                 {

@@ -1,6 +1,6 @@
-"""What stands in a run folder, read once for all that is said about it.
+"""The content of a run folder, read once for all reports.
 
-A run that is under way has less of it.
+A run that is not finished has only some of it.
 """
 
 import dataclasses
@@ -52,11 +52,14 @@ _PACKAGES = (
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """A run folder. `steps` are the lines of metrics.jsonl, `during` those of evaluation/during.jsonl, `best`
-    the best of these.
+    """A run folder.
 
-    `mixtures` are by stage, `plans` the expansions with what each was made from, `samples` {language:
-    {"prompt", "text"}}, `goodput` seconds by what they went to.
+    - steps: the lines of metrics.jsonl
+    - during: the lines of evaluation/during.jsonl; best: the best of them
+    - mixtures: by stage
+    - plans: the expansions, each with the name of its source model
+    - samples: {language: {"prompt", "text"}}
+    - goodput: seconds by use
     """
 
     folder: Path
@@ -73,16 +76,17 @@ class RunRecord:
 
     @property
     def languages(self) -> list[str]:
-        """The languages that it was trained or measured in, in the report's order."""
-        trained = {row["language"] for mixture in self.mixtures.values() for row in mixture["rows"]}
-        measured = {
-            code for results in self.points.values() for scores in results.values() for code in scores
-        }
-        return [code for code in CODES if code in trained | measured]
+        """The languages of its training and evaluation, in the order of the report."""
+        codes: set[str] = set()
+        for mixture in self.mixtures.values():
+            codes.update(row["language"] for row in mixture["rows"])
+        for results in self.points.values():
+            codes.update(*results.values())
+        return [code for code in CODES if code in codes]
 
 
 def run_folder_of(path: Path | str) -> Path:
-    """The run folder itself, or the one in a demo's folder. Raises BadInput for anything else."""
+    """The run folder itself, or the one in a demo's folder. Raises BadInput for any other folder."""
     path = Path(path)
     pull(path, is_beside_checkpoints)
     for folder in (path, path / "run"):
@@ -94,22 +98,17 @@ def run_folder_of(path: Path | str) -> Path:
 def read_run(folder: Path) -> RunRecord:
     """Reads a run folder. Raises BadInput for a config that cannot be read."""
     config = load_config(folder / "config.toml")
-    own = read_points(folder, point_names(config))
-    points = dict(own)
-    # Beside the run's own points, any other file of that form: benchmarks that `babel evaluate` wrote there,
-    # with those of baselines.
+    run_points = read_points(folder, point_names(config))
+    points = dict(run_points)
+    # Also the results of `babel evaluate` in this folder: of the model, and of baselines.
     for path in sorted((folder / "evaluation").glob("*.json")):
-        if path.stem in own:
+        if path.stem in run_points or "tasks" not in _object(path, Any):
             continue
-        found = _object(path, Any)
-        if "tasks" in found:
-            found = read_as(path, Evaluation)
-            others = {found.get("model", path.stem): found, **found.get("baselines", {})}
-            points |= {
-                name: {**points.get(name, {}), **other["tasks"]}
-                for name, other in others.items()
-                if name not in own
-            }
+        evaluation = read_as(path, Evaluation)
+        models = {evaluation.get("model", path.stem): evaluation, **evaluation.get("baselines", {})}
+        for name, results in models.items():
+            if name not in run_points:
+                points[name] = {**points.get(name, {}), **results["tasks"]}
     return RunRecord(
         folder,
         config,
@@ -126,27 +125,27 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def versions() -> dict[str, str]:
-    """What this process runs on: versions of packages, and the devices."""
-    found = {"python": platform.python_version()}
+    """The versions of packages, and the devices of this process."""
+    by_package = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            by_package[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
-        **found,
+        **by_package,
         "devices": f"{jax.device_count()} {jax.devices()[0].device_kind}",
         "processes": str(jax.process_count()),
     }
 
 
 def _object(path: Path, kind: Any) -> dict[str, Any]:
-    """The object in a file; empty where there is none, as in a run that is under way.
+    """The object in a file; empty if the file does not exist, as in an unfinished run.
 
     Raises BadInput for a damaged file.
     """
     try:
-        found = read_as(path, kind)
+        values = read_as(path, kind)
     except FileNotFoundError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return values if isinstance(values, dict) else {}

@@ -1,4 +1,4 @@
-"""The page of a run folder or of a demo, made anew."""
+"""Writes the page of a run folder or of a demo again."""
 
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,16 @@ from babel_jax.config.file import load_config
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.model_folders.folder import load_params, open_folder
-from babel_jax.report.gate import gate_words
+from babel_jax.report.gate import gate_text
 from babel_jax.report.page import PAGE, write_report
 from babel_jax.report.record import SAMPLES, run_folder_of
 from babel_jax.report.samples import write_samples
 
 
 def report_run(path: Path, out: Path | None = None, tolerance: float = 0.0) -> dict[str, Any]:
-    """Writes the page of a run folder, or of a demo's; gives {"path", "gate", "summary"}.
+    """Writes the page of a run folder, or of a demo's folder; returns {"path", "gate", "summary"}.
 
-    Samples that are missing are made first.
+    Missing samples are generated first.
     """
     run_folder = run_folder_of(path)
     if (run_folder / "hf").is_dir() and not (run_folder / SAMPLES).is_file():
@@ -30,5 +30,5 @@ def report_run(path: Path, out: Path | None = None, tolerance: float = 0.0) -> d
             open_tokenizer(folder.path),
             open_prepared(data),
         )
-    found = write_report(run_folder, out or path / PAGE, tolerance)
-    return {**found, "summary": f"{gate_words(found['gate'])}\nReport: {found['path']}"}
+    report = write_report(run_folder, out or path / PAGE, tolerance)
+    return {**report, "summary": f"{gate_text(report['gate'])}\nReport: {report['path']}"}

@@ -1,4 +1,4 @@
-"""What the trained model writes in every language, after the beginning of a held-out passage."""
+"""Samples: the trained model continues the beginning of a held-out passage in every language."""
 
 import json
 from pathlib import Path
@@ -30,24 +30,20 @@ def write_samples(
     mesh: Mesh | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> None:
-    """Writes samples.json, unless it is there: {language: {"prompt", "text"}}, drawn at temperature 0.7 from
+    """Writes samples.json, unless it exists: {language: {"prompt", "text"}}, drawn at temperature 0.7 from
     the likeliest 90%.
 
-    `mesh` is the one that `params` lie on, None for one device; `dtype` is the type of activations. All
-    processes of a run call it.
+    mesh: the mesh of `params`; None for one device. dtype: the dtype of activations. All processes of a run
+    must call this.
     """
     if first_says((run_folder / SAMPLES).is_file()):
         return
-    prompts = {
-        code: prompt
-        for code in data.languages
-        for row in data.heldout(code)[:1]
-        if (prompt := beginning(row.text, code))
-    }
     longest, new = sample_tokens(config)
-    encoded = {
-        code: [*tokenizer.begin_ids, *tokenizer.encode(prompt)][:longest] for code, prompt in prompts.items()
-    }
+    encoded = {}
+    for code in data.languages:
+        for row in data.heldout(code)[:1]:
+            if prompt := beginning(row.text, code):
+                encoded[code] = [*tokenizer.begin_ids, *tokenizer.encode(prompt)][:longest]
     written = generate(
         config,
         params,
@@ -59,17 +55,16 @@ def write_samples(
         compute_dtype=dtype,
         mesh=mesh,
     )
-    samples = {
-        code: {"prompt": tokenizer.decode(prompt), "text": continuation(tokenizer, prompt, ids)}
-        for (code, prompt), ids in zip(encoded.items(), written, strict=True)
-    }
+    samples = {}
+    for (code, ids), new_ids in zip(encoded.items(), written, strict=True):
+        samples[code] = {"prompt": tokenizer.decode(ids), "text": continuation(tokenizer, ids, new_ids)}
     with agreed():
         if jax.process_index() == 0:
             write_text(run_folder / SAMPLES, json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
 
 
 def sample_tokens(config: ModelConfig) -> tuple[int, int]:
-    """The most tokens of a prompt, and of what is written after it."""
+    """The most tokens of a prompt, and the most new tokens after it."""
     new = min(_NEW_TOKENS, config.max_position_embeddings // 2)
     return min(_PROMPT_TOKENS, config.max_position_embeddings - new), new
 
@@ -77,5 +72,5 @@ def sample_tokens(config: ModelConfig) -> tuple[int, int]:
 def beginning(text: str, language: str) -> str:
     """The first words of a passage, at most its first sentence."""
     first = sentences(text)[0] if text.strip() else ""
-    places = words(first, language)
-    return first[: places[min(_PROMPT_WORDS, len(places)) - 1][1]] if places else ""
+    spans = words(first, language)
+    return first[: spans[min(_PROMPT_WORDS, len(spans)) - 1][1]] if spans else ""

@@ -1,1 +1,1 @@
-"""Studies before a run: which layers matter, which variant recovers best, how languages should be mixed."""
+"""Studies before a run: the layers that matter, the variant that recovers best, the mixture of languages."""

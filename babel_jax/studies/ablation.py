@@ -1,13 +1,13 @@
-"""The ablation of the Babel report (arXiv 2503.00865, table of positions and initializations): new layers of
-every kind, before training and after a given budget of it, against the unexpanded parent with as many tokens
-and with as much compute.
+"""The ablation of the Babel report (arXiv 2503.00865, table of positions and initializations): every variant
+of new layers, before training and after a given budget, against the unexpanded parent with the same tokens
+and with the same compute.
 
-What it writes into its folder:
+Files in its folder:
 
-data/              the prepared text, with the model's tokenizer
-runs/              the run folder of the variant that is being trained
-results/X-S.json   what was found of the variant X with the seed S; one that is there is not measured again
-ablation.*         table (.md), figures (.json) and plot (.png)
+    data/              the prepared text, with the model's tokenizer
+    runs/              the run folder of the variant that is being trained
+    results/X-S.json   the figures of variant X with seed S; an existing file is not computed again
+    ablation.*         table (.md), figures (.json) and plot (.png)
 """
 
 import functools
@@ -49,8 +49,8 @@ from babel_jax.training.run import train_stages
 
 log = logging.getLogger("babel")
 
-PARENT = "parent"
-# The report gives the mean of its noise and no deviation; here both are the same.
+UNEXPANDED = "parent"
+# The report gives only the mean of its noise; here the standard deviation has the same value.
 INITS: dict[str, dict[str, Any]] = {
     "copy": {"init": Init.COPY},
     "noise-small": {"init": Init.NOISE, "noise_mean": 1e-4, "noise_std": 1e-4},
@@ -66,19 +66,28 @@ TRAININGS = (NEW_FIRST, NEW_RATE)
 _NEW_FIRST_FRACTION = 0.25
 _NEW_RATE_FACTOR = 3.0
 DEFAULT = (
-    *(
-        f"{position}:{init}"
-        for position in ("among", "after")
-        for init in ("copy", "noise-small", "noise-large")
-    ),
-    *("among:zero", "among:identity", "among:scaled", "among:average", "auto:copy"),
-    *(f"among:{init}:{training}" for init in ("copy", "identity") for training in TRAININGS),
-    *(PARENT, f"{PARENT}:compute"),
+    "among:copy",
+    "among:noise-small",
+    "among:noise-large",
+    "after:copy",
+    "after:noise-small",
+    "after:noise-large",
+    "among:zero",
+    "among:identity",
+    "among:scaled",
+    "among:average",
+    "auto:copy",
+    f"among:copy:{NEW_FIRST}",
+    f"among:copy:{NEW_RATE}",
+    f"among:identity:{NEW_FIRST}",
+    f"among:identity:{NEW_RATE}",
+    UNEXPANDED,
+    f"{UNEXPANDED}:compute",
 )
 
 
 class Study(NamedTuple):
-    """What all variants share."""
+    """The settings, model and text that all variants share."""
 
     config: Config
     model_config: ModelConfig
@@ -100,14 +109,15 @@ def ablate(
     seeds: Sequence[int] = (0,),
     overrides: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Measures every variant with every seed, before training and, for `tokens` > 0, after so many of them;
-    goes on where it was stopped.
+    """Evaluates every variant with every seed, before training and, if `tokens` > 0, after training on so
+    many tokens. A stopped study resumes.
 
-    A variant is `position:init` (POSITIONS and INITS), the same with `:new-first` (only the new layers are
-    trained for the first quarter of the steps) or `:new-rate` (they have three times the rate of the others),
-    `parent` (the model as it is, trained on as many tokens) or `parent:compute` (on as many FLOPs). Without
-    `new_layers` there is one for every other layer of the second half but the last two, as in Babel-9B.
-    `overrides` are settings of configs/ablation.toml. Raises BadInput for what does not fit.
+    A variant is `position:init` (POSITIONS and INITS), or this with `:new-first` (only the new layers are
+    trained for the first quarter of the steps) or `:new-rate` (their learning rate is three times that of the
+    others), `parent` (the unexpanded model, trained on the same tokens) or `parent:compute` (trained with the
+    same FLOPs). Without `new_layers`, every other layer of the second half is copied, except the last two, as
+    in Babel-9B. `overrides` are settings of configs/ablation.toml. Raises BadInput for arguments that do not
+    fit.
     """
     for variant in variants:
         _check(variant)
@@ -123,35 +133,38 @@ def ablate(
         },
     )
     results: list[dict[str, Any]] = []
-    with compiled_in(out / "compiled"):  # every variant of one depth compiles the same train step
-        base = _measured(study, study.model_config, study.params)
+    # All variants of one depth compile the same train step.
+    with compiled_in(out / "compiled"):
+        base = _bits_per_byte(study, study.model_config, study.params)
         for seed in seeds:
             for variant in variants:
                 path = out / "results" / f"{variant.replace(':', '-')}-{seed}.json"
                 if not path.is_file():
                     log.info("variant %s, seed %d", variant, seed)
                     path.parent.mkdir(exist_ok=True)
-                    write_text(
-                        path, json.dumps(_result(study, variant, seed, tokens, out / "runs"), indent=2) + "\n"
-                    )
+                    result = _result(study, variant, seed, tokens, out / "runs")
+                    write_text(path, json.dumps(result, indent=2) + "\n")
                 results.append(read_as(path, AblationResult))
     return _summarized(model, study, base, results, tokens, out)
 
 
 def _check(variant: str) -> None:
-    if variant in (PARENT, f"{PARENT}:compute"):
+    """Raises BadInput for an unknown variant."""
+    if variant in (UNEXPANDED, f"{UNEXPANDED}:compute"):
         return
     position, init, training = _parts(variant)
     if position not in POSITIONS or init not in INITS or training not in ("", *TRAININGS):
         known = (
             f"POSITION:INIT with a position of {', '.join(POSITIONS)} and an init of {', '.join(INITS)}, "
-            f"and behind that :{' or :'.join(TRAININGS)}"
+            f"and after that :{' or :'.join(TRAININGS)}"
         )
-        raise BadInput(f"variant {variant!r} is not known; give {PARENT}, {PARENT}:compute or {known}")
+        raise BadInput(
+            f"variant {variant!r} is not known; give {UNEXPANDED}, {UNEXPANDED}:compute or {known}"
+        )
 
 
 def _parts(variant: str) -> tuple[str, str, str]:
-    """Position, init and training of a variant, the last empty where it is not named."""
+    """Position, init and training of a variant; the last is empty if the variant does not name it."""
     position, _, rest = variant.partition(":")
     init, _, training = rest.partition(":")
     return position, init, training
@@ -166,12 +179,12 @@ def _prepared(
         source.model_dump(mode="json", exclude_none=True)
         for source in corpus_sources(data or embedded_folder())
     ]
-    made = {
+    settings = {
         "out": str(out),
         "model": {"folder": model},
         "data": {"folder": str(out / "data"), "tokenizer": model, "sources": sources},
     }
-    config = shipped_config("ablation.toml", made, overrides)
+    config = shipped_config("ablation.toml", settings, overrides)
     depth = folder.config.num_hidden_layers
     new_layers = new_layers or len(range(depth // 2, depth - 2, 2)) or 1
     if new_layers > depth:
@@ -184,18 +197,15 @@ def _prepared(
     make_folder(out)
     if not is_prepared(config.data.folder):
         prepare(config.data, config.model.folder)
-    tokenizer, prepared = (
-        open_tokenizer(folder.path, config.data.add_bos_token),
-        open_prepared(config.data.folder),
-    )
+    tokenizer = open_tokenizer(folder.path, config.data.add_bos_token)
+    prepared = open_prepared(config.data.folder)
     prepared.check_tokenizer(tokenizer, config.data.conversations)
     texts = {code: [row.text for row in prepared.heldout(code)] for code in prepared.languages}
     heldout = text_to_score(
         tokenizer, texts, folder.config.max_position_embeddings, config.evaluation.max_bytes
     )
-    params = load_params(
-        folder, dtype=jnp.float32, shardings=param_shardings(folder.config, make_mesh(config.training.mesh))
-    )
+    shardings = param_shardings(folder.config, make_mesh(config.training.mesh))
+    params = load_params(folder, dtype=jnp.float32, shardings=shardings)
     return Study(config, folder.config, params, tokenizer, texts, heldout, new_layers)
 
 
@@ -207,21 +217,23 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
 
 
 def _result(study: Study, variant: str, seed: int, tokens: int, runs: Path) -> dict[str, Any]:
+    """The figures of one variant with one seed; its run folder is removed afterwards."""
     plan = _plan(study, variant, seed)
     deeper = expand_config(study.model_config, plan) if plan is not None else study.model_config
 
     def params() -> PyTree[Array]:
-        # Training takes its arrays over.
+        # Training donates its arrays, so each training gets its own copy.
         if plan is None:
             return jax.tree.map(jnp.copy, study.params)
         return expanding(param_shardings(deeper, make_mesh(study.config.training.mesh)))(study.params, plan)
 
-    found: dict[str, Any] = {"variant": variant, "seed": seed, "before": _measured(study, deeper, params())}
+    before = _bits_per_byte(study, deeper, params())
+    result: dict[str, Any] = {"variant": variant, "seed": seed, "before": before}
     if plan is not None:
-        found["layers"] = list(plan.source_layers)
+        result["layers"] = list(plan.source_layers)
     if tokens:
         steps = max(1, round(tokens / study.config.training.global_batch_size / study.config.data.seq_len))
-        if variant == f"{PARENT}:compute":
+        if variant == f"{UNEXPANDED}:compute":
             steps = round(steps * _relative_flops(study))
         training = _parts(variant)[2]
         rate = {"new_layers_rate": _NEW_RATE_FACTOR} if training == NEW_RATE else {}
@@ -236,20 +248,20 @@ def _result(study: Study, variant: str, seed: int, tokens: int, runs: Path) -> d
             }
         )
 
-        def measure(_: Stage, __: ModelConfig, trained: PyTree[Array]) -> None:
-            found["after"] = _measured(study, deeper, trained)
+        def evaluate_stage(_: Stage, __: ModelConfig, trained: PyTree[Array]) -> None:
+            result["after"] = _bits_per_byte(study, deeper, trained)
 
         models = [Depth(0, deeper, plan.new_layers if plan is not None else ())]
-        train_stages(config, models, params, run_folder, measure)
-        found["steps"] = steps
-        found["losses"] = [line["loss"] for line in read_lines(run_folder / "metrics.jsonl", StepLine)]
+        train_stages(config, models, params, run_folder, evaluate_stage)
+        result["steps"] = steps
+        result["losses"] = [line["loss"] for line in read_lines(run_folder / "metrics.jsonl", StepLine)]
         shutil.rmtree(run_folder)
-    return found
+    return result
 
 
 def _stages(stage: Stage, steps: int, new_first: bool) -> tuple[Stage, ...]:
-    """The stage over so many steps; with `new_first` the new layers alone are trained before, at its peak
-    rate, for a part of them.
+    """The stage over so many steps. With `new_first`, a stage before it trains the new layers alone, at its
+    peak rate, for a part of the steps.
     """
     alone = round(_NEW_FIRST_FRACTION * steps) if new_first else 0
     stages = (stage.model_copy(update={"steps": steps - alone, "tokens": None}),)
@@ -268,12 +280,13 @@ def _stages(stage: Stage, steps: int, new_first: bool) -> tuple[Stage, ...]:
 
 
 def _plan(study: Study, variant: str, seed: int) -> ExpansionPlan | None:
+    """The expansion of a variant; None for the unexpanded model."""
     position, init, _ = _parts(variant)
-    if position == PARENT:
+    if position == UNEXPANDED:
         return None
     depth, count = study.model_config.num_hidden_layers, study.new_layers
     if position == "after":
-        where: dict[str, Any] = {"append": count}
+        positions: dict[str, Any] = {"append": count}
     elif position == "auto":
         evaluation, seq_len = study.config.evaluation, study.config.data.seq_len
         packed = encode(
@@ -284,24 +297,26 @@ def _plan(study: Study, variant: str, seed: int) -> ExpansionPlan | None:
             max_bytes=evaluation.max_bytes,
         )
         packed = {language: text for language, text in packed.items() if text.bytes}
-        found = sensitivity(study.model_config, study.params, packed, make_mesh(study.config.training.mesh))
-        where = {"insert_after": layers_to_double(found, count)}
+        result = sensitivity(study.model_config, study.params, packed, make_mesh(study.config.training.mesh))
+        positions = {"insert_after": layers_to_double(result, count)}
     else:
-        where = {"new_layers": count}
+        positions = {"new_layers": count}
     seeded = {"seed": seed} if INITS[init]["init"] is Init.NOISE else {}
-    return plan_from_settings(ExpansionSettings(**{**where, **INITS[init], **seeded}), depth)
+    return plan_from_settings(ExpansionSettings(**{**positions, **INITS[init], **seeded}), depth)
 
 
 def _relative_flops(study: Study) -> float:
+    """The FLOPs of the deeper model for a token, as a multiple of the parent's."""
     plan = _plan(study, "among:copy", 0)
     assert plan is not None
     deeper, seq_len = expand_config(study.model_config, plan), study.config.data.seq_len
     return model_flops_per_token(deeper, seq_len) / model_flops_per_token(study.model_config, seq_len)
 
 
-def _measured(study: Study, config: ModelConfig, params: PyTree[Array]) -> dict[str, float]:
+def _bits_per_byte(study: Study, config: ModelConfig, params: PyTree[Array]) -> dict[str, float]:
+    """Bits per byte of a model on the held-out text, by language."""
     settings = study.config
-    scored = functools.partial(
+    scorer = functools.partial(
         score,
         config,
         params,
@@ -310,7 +325,7 @@ def _measured(study: Study, config: ModelConfig, params: PyTree[Array]) -> dict[
         compute_dtype=jnp.dtype(settings.training.compute_dtype),
         what="bits per byte",
     )
-    return {language: items.score for language, items in scored_bits(study.heldout, scored).items()}
+    return {language: items.score for language, items in scored_bits(study.heldout, scorer).items()}
 
 
 def _summarized(
@@ -321,7 +336,7 @@ def _summarized(
             f"# {study.new_layers} new layers in {model} ({study.model_config.num_hidden_layers} layers)",
             "",
             "Held-out bits per byte, unweighted means over languages; lower is better."
-            + (f" After {tokens:,} tokens of recovery; +- is the deviation over seeds." if tokens else ""),
+            + (f" After {tokens:,} tokens of training; +- is the deviation over seeds." if tokens else ""),
             "",
             ablation_table(base, results),
             "",
@@ -343,11 +358,13 @@ def _summarized(
 
 def ablation_table(base: dict[str, float], results: Sequence[dict[str, Any]]) -> str:
     """Markdown: a row for each variant; means over languages and seeds, the change from the base, and the
-    deviation over seeds.
+    standard deviation over seeds.
     """
     groups = [group for group, mean in class_means(base).items() if mean is not None]
     points = ["before", "after"] if all("after" in result for result in results) else ["before"]
-    heads = [f"{point} training, {group}" for point in points for group in groups]
+    heads = []
+    for point in points:
+        heads += [f"{point} training, {group}" for group in groups]
     lines = ["| variant | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(heads)]
     whole = [f"{class_means(base)[group]:.3f}" for group in groups]
     lines.append("| the model as it is | " + " | ".join(whole + [""] * (len(heads) - len(groups))) + " |")
@@ -378,25 +395,16 @@ def _plot(path: Path, base: dict[str, float], results: Sequence[dict[str, Any]])
     points = [point for point in ("before", "after") if any(point in result for result in results)]
     with saved_figure(path, len(points), (10, 1.5 + 3.2 * len(points))) as axes:
         for point, ax in zip(points, np.atleast_1d(axes), strict=True):
-            for place, variant in enumerate(variants):
-                values = [
-                    _mean(result[point], "all")
-                    for result in results
-                    if result["variant"] == variant and point in result
-                ]
-                ax.barh(
-                    place,
-                    np.mean(values) if values else np.nan,
-                    color="tab:blue" if point == "before" else "tab:green",
-                    alpha=0.6,
-                )
-                ax.plot(values, [place] * len(values), "k.", markersize=5)
+            evaluated = [result for result in results if point in result]
+            color = "tab:blue" if point == "before" else "tab:green"
+            for number, variant in enumerate(variants):
+                values = [_mean(result[point], "all") for result in evaluated if result["variant"] == variant]
+                ax.barh(number, np.mean(values) if values else np.nan, color=color, alpha=0.6)
+                ax.plot(values, [number] * len(values), "k.", markersize=5)
             ax.axvline(_mean(base, "all"), color="k", linestyle="--", linewidth=1)
             ax.set_yticks(range(len(variants)), variants)
             ax.invert_yaxis()
             ax.set_xlabel("bits per byte, mean over languages (dots: seeds; dashed: the model as it is)")
             ax.set_title("Before training" if point == "before" else "After recovery")
-            low = min(
-                [_mean(base, "all")] + [_mean(result[point], "all") for result in results if point in result]
-            )
+            low = min([_mean(base, "all"), *(_mean(result[point], "all") for result in evaluated)])
             ax.set_xlim(left=0.9 * low)

@@ -1,8 +1,8 @@
-"""Documents packed into windows of one shape, for what reads the same text many times in one compiled program
+"""Documents packed into windows of one shape, for programs that read the same text many times
 (sensitivity.py).
 
-What counts is as in `bits_per_byte`, but a document that goes on in the next window has only its last token
-before it there.
+The same tokens count as in `bits_per_byte`. But a document that continues in the next window has only its
+last token as context there.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ class EncodedText:
     """The chosen documents of one language as batches of (tokens, segment_ids, loss_mask), each int32
     [batch_size, seq_len].
 
-    The mask is left out where every token counts that has another of its document before it.
+    Without a mask, every token counts that has a preceding token of its document.
     """
 
     batches: list[Window]
@@ -38,24 +38,24 @@ def encode(
     batch_size: int,
     max_bytes: int | None = None,
 ) -> dict[str, EncodedText]:
-    """Each language's documents, the first ones up to `max_bytes` of text, as batches that all have one
-    shape.
-    """
+    """The documents of each language, the first ones up to `max_bytes` of text, as batches of one shape."""
 
     def one_language(documents: Sequence[str]) -> EncodedText:
         chosen = first_bytes(documents, max_bytes)
         encoded = tokenizer.encode_batch(chosen)
-        firsts = sum(
-            bytes_of_first(tokenizer, text, ids) for text, ids in zip(chosen, encoded, strict=True) if ids
-        )
-        windows = list(
-            _windows(
-                [[*tokenizer.begin_ids, *ids] for ids in encoded if ids], seq_len, len(tokenizer.begin_ids)
-            )
-        )
+
+        # The first token of a document does not count, so its bytes do not either.
+        size = 0
+        for text, ids in zip(chosen, encoded, strict=True):
+            size += len(text.encode())
+            if ids:
+                size -= bytes_of_first(tokenizer, text, ids)
+
+        begun = [[*tokenizer.begin_ids, *ids] for ids in encoded if ids]
+        windows = list(_windows(begun, seq_len, len(tokenizer.begin_ids)))
         return EncodedText(
             _batches(windows, seq_len, batch_size),
-            bytes=max(0, sum(len(text.encode()) for text in chosen) - firsts),
+            bytes=max(0, size),
             tokens=sum(max(0, len(ids) - 1) for ids in encoded),
             documents=len(chosen),
         )
@@ -64,12 +64,11 @@ def encode(
 
 
 def _windows(encoded: Sequence[Sequence[int]], seq_len: int, begin: int = 0) -> Iterator[Window]:
-    """Documents side by side in windows, each a segment; one that does not fit goes on in the next window,
-    led by its last token.
+    """Documents side by side in windows, each as a segment. A document that does not fit continues in the
+    next window, after a copy of its last token.
 
-    The first `begin` tokens of a document are those that begin every text. With them comes a mask, in which
-    neither they nor the first token of the text count: the same tokens are measured whether or not a
-    tokenizer begins its texts so.
+    The first `begin` tokens of a document are those that begin every text. With them there is a mask, in
+    which neither they nor the first token of the text count: so the same tokens count for every tokenizer.
     """
     window, filled, segment = np.zeros((3, seq_len), np.int32), 0, 0
     fields = 3 if begin else 2
@@ -78,27 +77,28 @@ def _windows(encoded: Sequence[Sequence[int]], seq_len: int, begin: int = 0) -> 
             continue
         counts = np.ones(len(ids), np.int32)
         counts[: begin + 1 if begin else 0] = 0
-        place = 0
-        while place < len(ids) - 1:
+        position = 0
+        while position < len(ids) - 1:
             if seq_len - filled < 2:
                 yield tuple(window[:fields])
                 window, filled, segment = np.zeros((3, seq_len), np.int32), 0, 0
-            piece = ids[place : place + seq_len - filled]
+            piece = ids[position : position + seq_len - filled]
             segment += 1
             part = slice(filled, filled + len(piece))
-            window[:, part] = piece, np.full(len(piece), segment), counts[place : place + len(piece)]
+            window[:, part] = piece, np.full(len(piece), segment), counts[position : position + len(piece)]
             filled += len(piece)
-            place += len(piece) - 1
+            position += len(piece) - 1
     if filled:
         yield tuple(window[:fields])
 
 
 def _batches(windows: list[Window], seq_len: int, batch_size: int) -> list[Window]:
-    """Whole batches; the last is filled with windows of padding."""
+    """Batches of `batch_size` windows; the last batch is filled up with windows of padding."""
     if windows:
         windows = windows + [(np.zeros(seq_len, np.int32),) * len(windows[0])] * (-len(windows) % batch_size)
     starts = range(0, len(windows), batch_size)
-    return [
-        tuple(np.stack(column) for column in zip(*windows[start : start + batch_size], strict=True))
-        for start in starts
-    ]
+    batches = []
+    for start in starts:
+        columns = zip(*windows[start : start + batch_size], strict=True)
+        batches.append(tuple(map(np.stack, columns)))
+    return batches

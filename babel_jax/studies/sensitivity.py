@@ -1,7 +1,7 @@
-"""How much each layer of a model matters, by language: how like the residual stream is before and behind it,
-and the loss without it and with it twice.
+"""The effect of each layer of a model, by language: the cosine similarity of the residual stream before and
+after it, and the loss without it and with it applied twice.
 
-A layer that may be passed twice at little cost is a good one to copy; see `layers_to_double`.
+A layer that can be applied twice at little cost is a good one to copy; see `layers_to_double`.
 """
 
 import dataclasses
@@ -35,11 +35,11 @@ ByLanguage = dict[str, float]
 
 @dataclasses.dataclass(frozen=True)
 class Sensitivity:
-    """Bits per byte by language: of the model, and for each layer of the model without it and with it twice
-    in a row.
+    """Bits per byte by language: of the model, and for each layer of the model without it (removed) and with
+    it applied twice (doubled).
 
-    `cosine` is, for each layer, the mean over tokens of the cosine similarity of the residual stream before
-    and behind it.
+    cosine: for each layer, the mean over tokens of the cosine similarity of the residual stream before and
+    after it.
     """
 
     model: ByLanguage
@@ -55,24 +55,23 @@ def sensitivity(
     mesh: Mesh,
     compute_dtype: DTypeLike = jnp.float32,
 ) -> Sensitivity:
-    """Measures every layer: 2 * layers + 1 passes over the texts, by one compiled program.
+    """The sensitivity of every layer: 2 * layers + 1 passes over the texts, with one compiled program.
 
-    `params` lie on `mesh`, over which the windows of a batch are spread.
+    `params` must be on `mesh`; the windows of a batch are spread over it.
     """
     layers = config.num_hidden_layers
+    # Orders of layers, all of one length so that one program serves: -1 is no layer.
     whole = np.array([*range(layers), -1], np.int32)
     without = [np.where(whole == layer, -1, whole) for layer in range(layers)]
     twice = [np.array([*range(layer + 1), *range(layer, layers)], np.int32) for layer in range(layers)]
 
-    def measured(order: np.ndarray) -> tuple[ByLanguage, dict[str, np.ndarray]]:
+    def bits_and_cosines(order: np.ndarray) -> tuple[ByLanguage, dict[str, np.ndarray]]:
         bits, cosines = {}, {}
         for language, text in texts.items():
-            sums = [
-                _nats_and_cosines(
-                    mesh, config, jnp.dtype(compute_dtype), params, order, *_filled(batch, mesh)
-                )
-                for batch in text.batches
-            ]
+            sums = []
+            for batch in text.batches:
+                arrays = _filled(batch, mesh)
+                sums.append(_nats_and_cosines(mesh, config, jnp.dtype(compute_dtype), params, order, *arrays))
             nats, cosine_sums, tokens = (
                 np.sum(np.asarray(column, np.float64), axis=0) for column in zip(*sums, strict=True)
             )
@@ -80,17 +79,18 @@ def sensitivity(
             cosines[language] = cosine_sums / tokens
         return bits, cosines
 
-    model, cosines = measured(whole)
+    model, cosines = bits_and_cosines(whole)
     orders = tqdm([*without, *twice], "sensitivity", unit=" passes", leave=False, disable=None)
-    changed = [measured(order)[0] for order in orders]
-    by_layer = [
-        {language: float(values[layer]) for language, values in cosines.items()} for layer in range(layers)
-    ]
-    return Sensitivity(model, by_layer, changed[:layers], changed[layers:])
+    changed = [bits_and_cosines(order)[0] for order in orders]
+
+    cosines_by_layer = []
+    for layer in range(layers):
+        cosines_by_layer.append({language: float(values[layer]) for language, values in cosines.items()})
+    return Sensitivity(model, cosines_by_layer, changed[:layers], changed[layers:])
 
 
 def _filled(batch: tuple[np.ndarray, ...], mesh: Mesh) -> list[np.ndarray]:
-    """The batch, with windows of padding so that each device has as many."""
+    """The batch, filled up with windows of padding so that each device has the same number."""
     devices = rows_of_batch(1, 1, mesh, ROW_AXES)
     return [np.pad(rows, ((0, -len(rows) % devices), (0, 0))) for rows in batch]
 
@@ -106,8 +106,8 @@ def _nats_and_cosines(
     segment_ids: Int[Array, "batch time"],
     loss_mask: Int[Array, "batch time"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, "steps"], Float[Array, ""]]:
-    """Summed over a batch: nats of the predicted tokens, cosines of all tokens at each step, and how many
-    tokens there are.
+    """Sums over a batch: nats of the predicted tokens, cosines of all tokens at each step, and the number of
+    tokens.
     """
     parallel = parallelism_on(mesh, whole_windows=True)
 
@@ -124,8 +124,8 @@ def _nats_and_cosines(
         nats = jnp.where(target_mask(segment_ids, loss_mask).reshape(-1), log_z - picked, 0.0)
         real = segment_ids > 0
         sums = jnp.sum(jnp.where(real, cosines, 0.0), axis=(1, 2))
-        # One sum over the devices and not three: collectives that do not depend on each other may be run in
-        # any order on CPUs.
+        # One sum over the devices instead of three: on CPUs, independent collectives may run in another order
+        # on each device.
         together = jnp.concatenate([jnp.sum(nats)[None], sums, jnp.sum(real).astype(jnp.float32)[None]])
         together = parallel.all_reduce(together, ROW_AXES)
         return together[0], together[1:-1], together[-1]
@@ -140,60 +140,60 @@ def _nats_and_cosines(
     )
 
 
-def layers_to_double(found: Sensitivity, count: int) -> tuple[int, ...]:
-    """The `count` layers, in their order, that passed twice cost least in bits per byte over all languages.
+def layers_to_double(result: Sensitivity, count: int) -> tuple[int, ...]:
+    """The `count` layers, in order, whose repetition raises bits per byte least, over all languages.
 
-    Raises ValueError for more than there are.
+    Raises ValueError if the model has fewer layers.
     """
-    costs = [_mean(values) for values in found.doubled]
+    costs = [_mean(values) for values in result.doubled]
     if not 0 < count <= len(costs):
         raise ValueError(f"{count} layers of {len(costs)}")
-    return tuple(sorted(sorted(range(len(costs)), key=lambda layer: costs[layer])[:count]))
+    cheapest = sorted(range(len(costs)), key=lambda layer: costs[layer])[:count]
+    return tuple(sorted(cheapest))
 
 
-def sensitivity_table(found: Sensitivity) -> str:
-    """Markdown: a row for each layer; the changes are of bits per byte against the whole
-    model, in percent.
+def sensitivity_table(result: Sensitivity) -> str:
+    """Markdown: a row for each layer. The changes are of bits per byte against the whole model, in
+    percent.
     """
-    groups = [group for group in ("all", "high", "low") if class_means(found.model)[group] is not None]
-    heads = [f"{what}, {group}" for what in ("cosine", "removed", "doubled") for group in groups]
+    groups = [group for group in ("all", "high", "low") if class_means(result.model)[group] is not None]
+    heads = []
+    for name in ("cosine", "removed", "doubled"):
+        heads += [f"{name}, {group}" for group in groups]
     lines = ["| layer | " + " | ".join(heads) + " |", "| ---: |" + " ---: |" * len(heads)]
-    for layer in range(len(found.cosine)):
-        cosines = [f"{_mean(found.cosine[layer], group):.3f}" for group in groups]
-        changes = [
-            f"{_change(found, values[layer], group):+.1f}%"
-            for values in (found.removed, found.doubled)
-            for group in groups
-        ]
-        lines.append(f"| {layer} | " + " | ".join([*cosines, *changes]) + " |")
+    for layer in range(len(result.cosine)):
+        cells = [f"{_mean(result.cosine[layer], group):.3f}" for group in groups]
+        for values in (result.removed, result.doubled):
+            cells += [f"{_change(result, values[layer], group):+.1f}%" for group in groups]
+        lines.append(f"| {layer} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def plot_sensitivity(path: Path, found: Sensitivity) -> None:
-    """A PNG: cosine similarity by layer above, the change of bits per byte with the layer removed or doubled
-    below.
+def plot_sensitivity(path: Path, result: Sensitivity) -> None:
+    """A PNG: above, the cosine similarity by layer; below, the change of bits per byte with the layer removed
+    or doubled.
     """
     with saved_figure(path, 2, (10, 8)) as (cosines, changes):
-        layers = range(len(found.cosine))
+        layers = range(len(result.cosine))
         groups = {"all": "-", "high": "--", "low": ":"}
         for group, style in groups.items():
-            if class_means(found.model)[group] is None:
+            if class_means(result.model)[group] is None:
                 continue
             label = {"all": "all languages", "high": "high-resource", "low": "low-resource"}[group]
             cosines.plot(
                 layers,
-                [_mean(values, group) for values in found.cosine],
+                [_mean(values, group) for values in result.cosine],
                 f"k{style}",
                 marker=".",
                 label=label,
             )
             for name, color, values in (
-                ("removed", "tab:red", found.removed),
-                ("doubled", "tab:blue", found.doubled),
+                ("removed", "tab:red", result.removed),
+                ("doubled", "tab:blue", result.doubled),
             ):
-                change = [_change(found, by_language, group) for by_language in values]
+                change = [_change(result, by_language, group) for by_language in values]
                 changes.plot(layers, change, style, color=color, marker=".", label=f"{name}, {label}")
-        cosines.set_ylabel("cosine of the stream before and behind")
+        cosines.set_ylabel("cosine of the stream before and after")
         cosines.set_title("Similarity of each layer's input and output")
         changes.set_yscale("symlog", linthresh=1)
         changes.set_ylabel("change of bits per byte, %")
@@ -209,5 +209,5 @@ def _mean(by_language: ByLanguage, group: str = "all") -> float:
     return float("nan") if mean is None else mean
 
 
-def _change(found: Sensitivity, by_language: ByLanguage, group: str) -> float:
-    return 100 * (_mean(by_language, group) / _mean(found.model, group) - 1)
+def _change(result: Sensitivity, by_language: ByLanguage, group: str) -> float:
+    return 100 * (_mean(by_language, group) / _mean(result.model, group) - 1)

@@ -1,4 +1,4 @@
-"""The study of one model's depth: which of its layers matter, and so which are best copied."""
+"""The study of one model's depth: the layers that matter, and so the layers that are best copied."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ from babel_jax.training.mesh import mesh_for, param_shardings
 def measure_sensitivity(
     model: str, data: str | None, languages: list[str] | None, max_bytes: int
 ) -> Sensitivity:
-    """The sensitivity of a model folder's layers on a folder of text, or on the package's own."""
+    """The sensitivity of a model folder's layers on a folder of text, or on the package's text."""
     folder = open_folder(model)
     tokenizer = open_tokenizer(folder.path)
     check_vocabulary(folder.path, folder.config.vocab_size)
@@ -45,28 +45,26 @@ def measure_sensitivity(
 def sensitivity_report(
     model: str, data: str | None, languages: list[str] | None, max_bytes: int, out: Path
 ) -> dict[str, Any]:
-    """Measures, and writes sensitivity.md, .json and .png into the folder `out`."""
+    """Computes the sensitivity and writes sensitivity.md, .json and .png into the folder `out`."""
     make_folder(out)
-    found = measure_sensitivity(model, data, languages, max_bytes)
-    means = {group: mean for group, mean in class_means(found.model).items() if mean is not None}
+    measures = measure_sensitivity(model, data, languages, max_bytes)
+    means = [f"{group} {mean:.3f}" for group, mean in class_means(measures.model).items() if mean is not None]
     text = "\n".join(
         [
             f"# Sensitivity of the layers of {model}",
             "",
-            "Cosine similarity of the residual stream before and behind each layer, and the change of bits "
-            "per byte with it removed or "
-            "passed twice. Bits per byte of the whole model: "
-            + ", ".join(f"{group} {mean:.3f}" for group, mean in means.items())
-            + ".",
+            "Cosine similarity of the residual stream before and after each layer, and the change of bits "
+            "per byte with the layer removed or applied twice. Bits per byte of the whole model: "
+            f"{', '.join(means)}.",
             "",
-            sensitivity_table(found),
+            sensitivity_table(measures),
             "",
             f"Plot: {out / 'sensitivity.png'}",
         ]
     )
-    plot_sensitivity(out / "sensitivity.png", found)
+    plot_sensitivity(out / "sensitivity.png", measures)
     write_text(out / "sensitivity.md", text + "\n")
-    result = {"model": str(model), "layers": len(found.cosine), **dataclasses.asdict(found)}
+    result = {"model": str(model), "layers": len(measures.cosine), **dataclasses.asdict(measures)}
     write_text(out / "sensitivity.json", json.dumps(result, indent=2) + "\n")
     return {**result, "out": str(out), "summary": text}
 
@@ -74,9 +72,9 @@ def sensitivity_report(
 def layers_by_sensitivity(
     model: str, count: int, data: str | None, languages: list[str] | None, max_bytes: int
 ) -> tuple[int, ...]:
-    """The layers of a model folder that cost least when passed twice.
+    """The layers of a model folder whose repetition raises the loss least.
 
-    Raises BadInput for more of them than there are.
+    Raises BadInput if the model has fewer layers.
     """
     depth = open_folder(model).config.num_hidden_layers
     if not 0 < count <= depth:
