@@ -1,9 +1,10 @@
-"""The classifier's folder: trained on judged documents, measured on those held out, and used to score text.
+"""The classifier's folder: trained on judged documents, compared with held-out ones, and used to score text.
 
-hf/           the decoder, a model folder (without an output projection of its own) quality.json  the head,
-the scale, what scores of each language mean, and the agreement with the judge; written last agreement.md  the
-agreement as a table scored/xx.jsonl  rows with their `score`; what they were made from and how long it took
-is in xx.json, written last
+hf/              the decoder, a model folder (without an output projection)
+quality.json     the head, the scale, the meaning of scores by language, and the agreement with the
+judge; written last
+agreement.md     the agreement as a table
+scored/xx.jsonl  rows with their `score`; xx.json, written last, has their origin and the time taken
 """
 
 import contextlib
@@ -52,24 +53,26 @@ log = logging.getLogger("babel")
 
 
 def train_classifier(config: QualityConfig) -> dict[str, Any]:
-    """Trains on OUT/judged.jsonl and writes OUT/classifier, whole or not at all.
+    """Trains on OUT/judged.jsonl and writes OUT/classifier; a failure leaves no half-written folder.
 
     Returns {"out", "classifier", "documents", "languages": {code: {"trained", "heldout"}}, "losses":
     {"first", "last"}, "agreement": {code or "all": {"n", "spearman", "roc_auc", "error"}}, "summary"}. Raises
-    BadInput where a language has no judged document to train on.
+    BadInput if a language has no judged document to train on.
     """
     out, settings = on_disk(config.out, "out"), config.classifier
     make_folder(out)
     with alone_in(out), new_folder(out / CLASSIFIER) as partial:
         judged = read_judged(out / JUDGED, config.judge.dimensions)
-        is_heldout = [
-            unit_draw(Purpose.CLASSIFIER_HELDOUT, document["id"]) < settings.heldout_fraction
-            for document in judged
-        ]
-        heldout = list(itertools.compress(judged, is_heldout))
-        trained = [document for document, held in zip(judged, is_heldout, strict=True) if not held]
+        is_heldout: list[bool] = []
+        heldout: list[Judged] = []
+        trained: list[Judged] = []
+        for document in judged:
+            draw = unit_draw(Purpose.CLASSIFIER_HELDOUT, document["id"])
+            is_heldout.append(draw < settings.heldout_fraction)
+            (heldout if is_heldout[-1] else trained).append(document)
         counts = _counts(config, trained, heldout)
         log.info("%s", counts_table(counts))
+
         folder = open_folder(settings.model)
         check_vocabulary(folder.path, folder.config.vocab_size)
         tied = folder.config.model_copy(update={"tie_word_embeddings": True})
@@ -110,13 +113,13 @@ def train_classifier(config: QualityConfig) -> dict[str, Any]:
 
 def score_sources(config: QualityConfig, languages: Sequence[str] | None = None) -> dict[str, Any]:
     """Writes OUT/scored/xx.jsonl for each language of the sources: rows {"id", "text", "kind", "score",
-    "raw_score"}, in their order.
+    "raw_score"}, in order.
 
-    `score` is what `classifier.calibration` makes of the raw score, the mean of the dimensions as a part of
-    the judge's scale. A language that was done with the same classifier and text is left as it is. Rows below
-    the threshold are left out. Returns {"out", "languages": {code: {"documents", "kept", "tokens", "seconds",
-    "mean_raw_score"}}, "tokens_per_second", "summary"}. Raises BadInput where there is no classifier, and for
-    languages that no source is of.
+    The raw score is the mean of the dimensions, as a fraction of the judge's scale; `score` is computed from
+    it by `classifier.calibration`. A language that was scored with the same classifier and text is kept. Rows
+    below the threshold are left out. Returns {"out", "languages": {code: {"documents", "kept", "tokens",
+    "seconds", "mean_raw_score"}}, "tokens_per_second", "summary"}. Raises BadInput if there is no classifier,
+    and for languages without a source.
     """
     out = on_disk(config.out, "out")
     of_sources = dict.fromkeys(source.language for source in config.sources)
@@ -129,36 +132,41 @@ def score_sources(config: QualityConfig, languages: Sequence[str] | None = None)
     counted: dict[str, dict[str, float]] = {}
     with alone_in(out):
         for code in CODES:
-            own = [
-                source
-                for source in config.sources
-                if source.language == code and (languages is None or code in languages)
-            ]
-            if not own:
+            if languages is not None and code not in languages:
                 continue
+            sources = [source for source in config.sources if source.language == code]
+            if not sources:
+                continue
+
+            # A language is scored again only if the classifier, its settings or the text have changed.
             known = out / SCORED / f"{code}.json"
-            settings = config.classifier.model_dump(mode="json")
-            made = fingerprint(
-                quality=quality, settings=settings, characters=config.judge.max_characters, text=_text(own)
+            mark = fingerprint(
+                quality=quality,
+                settings=config.classifier.model_dump(mode="json"),
+                characters=config.judge.max_characters,
+                text=_text(sources),
             )
             before = _scored_before(known)
-            if before.get("made") == made:
+            if before.get("made") == mark:
                 counted[code] = {name: value for name, value in before.items() if name != "made"}
                 continue
-            rows = (row for source in own for row in read_rows(source, config.bad_rows, RowCounts()))
+            rows = itertools.chain.from_iterable(
+                read_rows(source, config.bad_rows, RowCounts()) for source in sources
+            )
             counted[code] = _score_language(
                 rows, out / SCORED / f"{code}.jsonl", code, regressor, quality["grids"], config
             )
-            write_text(known, json.dumps({"made": made, **counted[code]}) + "\n")
-    tokens, seconds = (sum(entry[name] for entry in counted.values()) for name in ("tokens", "seconds"))
+            write_text(known, json.dumps({"made": mark, **counted[code]}) + "\n")
+
+    tokens = sum(entry["tokens"] for entry in counted.values())
+    seconds = sum(entry["seconds"] for entry in counted.values())
     rate = tokens / seconds if seconds else None
-    lines = [
-        (
+    lines = []
+    for code, entry in counted.items():
+        lines.append(
             f"{code}: {entry['kept']:,} of {entry['documents']:,} documents kept, mean raw score "
             f"{entry['mean_raw_score']:.3f}"
         )
-        for code, entry in counted.items()
-    ]
     lines += [f"{rate:,.0f} tokens/s"] if rate else []
     return {
         "out": str(out / SCORED),
@@ -169,8 +177,8 @@ def score_sources(config: QualityConfig, languages: Sequence[str] | None = None)
 
 
 def _scored_before(path: Path) -> dict[str, Any]:
-    """What was noted of a language; empty where nothing was, or it is damaged: the language is then scored
-    anew.
+    """The record of a scored language; empty if there is none or it is damaged: the language is then scored
+    again.
     """
     try:
         return read_as(path, dict[str, Any])
@@ -181,20 +189,19 @@ def _scored_before(path: Path) -> dict[str, Any]:
 def open_classifier(config: QualityConfig) -> tuple[Regressor, dict[str, Any]]:
     """The trained classifier and its quality.json.
 
-    Raises BadInput where there is none, or one of other dimensions.
+    Raises BadInput if there is none, or it is damaged.
     """
-    place = on_disk(config.out, "out") / CLASSIFIER
+    path = on_disk(config.out, "out") / CLASSIFIER
     try:
-        quality = read_json(place / QUALITY, place)
+        quality = read_json(path / QUALITY, path)
         head = {name: jnp.asarray(quality[HEAD][name], jnp.float32) for name in ("weight", "bias")}
     except FileNotFoundError:
-        raise BadInput(f"{place}: no classifier; run `babel classifier` first") from None
+        raise BadInput(f"{path}: no classifier; run `babel classifier` first") from None
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise BadInput(
-            f"{place / QUALITY}: damaged ({error}); remove the folder {place} and run `babel classifier` "
-            "again"
+            f"{path / QUALITY}: damaged ({error}); remove the folder {path} and run `babel classifier` again"
         ) from None
-    folder = open_folder(place / "hf")
+    folder = open_folder(path / "hf")
     shardings = param_shardings(folder.config, mesh_for(folder.config))
     params = {"model": load_params(folder, dtype=jnp.float32, shardings=shardings)["model"], HEAD: head}
     return Regressor(folder.config, params, open_tokenizer(folder.path), config.classifier), quality
@@ -203,8 +210,8 @@ def open_classifier(config: QualityConfig) -> tuple[Regressor, dict[str, Any]]:
 def calibrated(
     raw: Float[np.ndarray, "n"], language: str, grids: dict[str, list[float]], by: Calibration
 ) -> Float[np.ndarray, "n"]:
-    """Raw scores as what a threshold is compared with; a language that was not judged has the meaning of all
-    together.
+    """Raw scores as the values that are compared with a threshold. A language without judged documents uses
+    the grid of all languages.
     """
     if by is Calibration.NONE:
         return np.clip(raw, 0.0, 1.0)
@@ -212,7 +219,7 @@ def calibrated(
 
 
 def agreement_table(agreement: dict[str, dict[str, Any]], good: float) -> str:
-    """Markdown: a row for each language with held-out documents, and for all."""
+    """Markdown: a row for each language with held-out documents, and for all together."""
     lines = [
         f"# Agreement with the judge on held-out documents (a mean score of {good:g} or more counts as good)",
         "",
@@ -229,10 +236,10 @@ def agreement_table(agreement: dict[str, dict[str, Any]], good: float) -> str:
 
 
 def counts_table(counts: dict[str, dict[str, int]]) -> str:
-    """A line for each language: how many judged documents are trained on, and how many are held out."""
+    """A line for each language: the number of judged documents to train on, and of held-out ones."""
     lines = [
-        f"{code}: {own['trained']:,} documents to train on, {own['heldout']:,} held out"
-        for code, own in counts.items()
+        f"{code}: {count['trained']:,} documents to train on, {count['heldout']:,} held out"
+        for code, count in counts.items()
     ]
     return "\n".join(lines)
 
@@ -242,39 +249,35 @@ def _counts(
 ) -> dict[str, dict[str, int]]:
     """{code: {"trained", "heldout"}} for the languages of the sources and of the judged documents.
 
-    Raises BadInput for a language without a document to train on: its scores would be those of other
-    languages.
+    Raises BadInput for a language without a document to train on, because its scores would be learned from
+    other languages.
     """
-    of_trained, of_heldout = (
-        Counter(document["language"] for document in documents) for documents in (trained, heldout)
-    )
+    of_trained = Counter(document["language"] for document in trained)
+    of_heldout = Counter(document["language"] for document in heldout)
     languages = {source.language for source in config.sources} | of_trained.keys() | of_heldout.keys()
-    counts = {
-        code: {"trained": of_trained[code], "heldout": of_heldout[code]}
-        for code in CODES
-        if code in languages
-    }
-    without = [code for code, own in counts.items() if not own["trained"]]
-    if without:
-        told = ", ".join(
-            f"{code} ({of_heldout[code]} judged{', all held out' if of_heldout[code] else ''})"
-            for code in without
-        )
+    counts, missing = {}, []
+    for code in CODES:
+        if code not in languages:
+            continue
+        counts[code] = {"trained": of_trained[code], "heldout": of_heldout[code]}
+        if not of_trained[code]:
+            all_heldout = ", all held out" if of_heldout[code] else ""
+            missing.append(f"{code} ({of_heldout[code]} judged{all_heldout})")
+    if missing:
         raise BadInput(
-            f"{on_disk(config.out, 'out') / JUDGED}: no document to train on in {told}; judge more, lower "
-            "classifier.heldout_fraction, "
-            "or leave out the sources of these languages"
+            f"{on_disk(config.out, 'out') / JUDGED}: no document to train on in {', '.join(missing)}; judge "
+            "more, lower classifier.heldout_fraction, or leave out the sources of these languages"
         )
     return counts
 
 
 def _text(sources: Sequence[Source]) -> list[Any]:
-    """The sources with the bytes of their files, which tell text that has changed."""
-    files = [
-        [(path, file_version(path)) for path in source_files(source)] if source.path else []
-        for source in sources
-    ]
-    return [[source.model_dump(mode="json"), own] for source, own in zip(sources, files, strict=True)]
+    """The sources with the versions of their files, which identify the text."""
+    described = []
+    for source in sources:
+        paths = source_files(source) if source.path else []
+        described.append([source.model_dump(mode="json"), [(path, file_version(path)) for path in paths]])
+    return described
 
 
 def _score_language(
@@ -285,7 +288,7 @@ def _score_language(
     grids: dict[str, list[float]],
     config: QualityConfig,
 ) -> dict[str, float]:
-    """Writes the scored rows beside the final name, then moves them there."""
+    """Writes the scored rows into a partial file, then renames it. Returns the counts of the language."""
     partial = path.with_name(path.name + PARTIAL)
     total = {"documents": 0, "kept": 0, "tokens": 0, "seconds": 0.0, "mean_raw_score": 0.0}
     threshold = config.classifier.thresholds.get(code, config.classifier.threshold)
@@ -328,10 +331,12 @@ def _score_language(
 
 
 def _targets(documents: Sequence[Judged], config: QualityConfig) -> Float[np.ndarray, "documents dimensions"]:
-    """The judge's scores as parts of the scale."""
+    """The judge's scores as fractions of the scale."""
     low, high = config.judge.lowest, config.judge.highest
-    given = [[document["scores"][name] for name in config.judge.dimensions] for document in documents]
-    return (np.array(given, np.float32).reshape(len(documents), -1) - low) / (high - low)
+    scores = []
+    for document in documents:
+        scores.append([document["scores"][name] for name in config.judge.dimensions])
+    return (np.array(scores, np.float32).reshape(len(documents), -1) - low) / (high - low)
 
 
 def _raw_scores(regressor: Regressor, texts: Sequence[str]) -> Float[np.ndarray, "documents"]:
@@ -339,30 +344,31 @@ def _raw_scores(regressor: Regressor, texts: Sequence[str]) -> Float[np.ndarray,
 
 
 def _grids(languages: Sequence[str], raw: Float[np.ndarray, "documents"]) -> dict[str, list[float]]:
-    own = np.array(languages)
-    return {code: quantile_grid(raw[own == code]) for code in dict.fromkeys(languages)} | {
-        ALL: quantile_grid(raw)
-    }
+    """The quantiles of the raw scores, by language and for all together."""
+    codes = np.array(languages)
+    grids = {code: quantile_grid(raw[codes == code]) for code in dict.fromkeys(languages)}
+    return grids | {ALL: quantile_grid(raw)}
 
 
 def _agreement(
     heldout: Sequence[Judged], raw: Float[np.ndarray, "documents"], config: QualityConfig
 ) -> dict[str, dict[str, Any]]:
+    """The agreement of raw scores with the judge on held-out documents, by language and for all together."""
     languages = np.array([document["language"] for document in heldout])
-    given = _targets(heldout, config).mean(axis=1) if heldout else np.zeros(0)
+    judged = _targets(heldout, config).mean(axis=1) if heldout else np.zeros(0)
     good = np.array([document["score"] for document in heldout]) >= config.classifier.good
     chosen = {code: languages == code for code in CODES if code in languages} | {
         ALL: np.ones(len(heldout), bool)
     }
-    found = {}
-    for code, own in chosen.items():
-        if own.any():
+    agreement = {}
+    for code, members in chosen.items():
+        if members.any():
             values = {
-                "spearman": spearman(raw[own], given[own]),
-                "roc_auc": roc_auc(raw[own], good[own]),
-                "error": float(np.mean((raw[own] - given[own]) ** 2)),
+                "spearman": spearman(raw[members], judged[members]),
+                "roc_auc": roc_auc(raw[members], good[members]),
+                "error": float(np.mean((raw[members] - judged[members]) ** 2)),
             }
-            # JSON knows no NaN.
+            # JSON has no NaN.
             known = {name: value if np.isfinite(value) else None for name, value in values.items()}
-            found[code] = {"n": int(own.sum()), "good": float(good[own].mean()), **known}
-    return found
+            agreement[code] = {"n": int(members.sum()), "good": float(good[members].mean()), **known}
+    return agreement

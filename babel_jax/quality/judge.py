@@ -1,10 +1,11 @@
-"""Scores of a sample of documents by a judge: prompts out, replies in, by files or through an
+"""Scores of a sample of documents by a judge: prompts are written, replies are read from files or from an
 OpenAI-compatible server.
 
-prompts.jsonl  requests in the form of OpenAI's batch files, which other servers (vLLM's run_batch) take too
-replies.jsonl  the answers, in the form of batch results; from a server they are added one by one, so that a
-stopped command goes on judged.jsonl   {"id", "language", "text", "scores": {dimension: number}, "score":
-their mean} of each reply that can be read
+    prompts.jsonl  requests in the form of OpenAI's batch files, which other programs (vLLM's run_batch) read
+    replies.jsonl  answers in the form of batch results; answers of a server are appended one by one, so that
+                   a stopped command resumes
+    judged.jsonl   {"id", "language", "text", "scores": {dimension: number}, "score": their mean} of each
+                   reply that can be read
 """
 
 import concurrent.futures
@@ -34,9 +35,9 @@ log = logging.getLogger("babel")
 
 PROMPTS, REPLIES, JUDGED = "prompts.jsonl", "replies.jsonl", "judged.jsonl"
 _REFUSED_IN_A_ROW = 10
-_MOST_REPLY_CHARACTERS = 100_000  # that scores are looked for in
-_HIGHEST = 1e30  # of a score; float32 holds it
-_MOST_OBJECTS = 1_000  # of a reply that may be the scores
+_MOST_REPLY_CHARACTERS = 100_000  # searched for scores
+_HIGHEST = 1e30  # score; float32 can hold it
+_MOST_OBJECTS = 1_000  # JSON objects of a reply that are tried
 
 
 class Judged(TypedDict):
@@ -50,13 +51,14 @@ class Judged(TypedDict):
 
 
 def judge(config: QualityConfig, replies: Path | None = None) -> dict[str, Any]:
-    """Does what can be done: writes the prompts, asks the server where one is named, and reads what replies
-    there are.
+    """Does all possible steps: writes the prompts, asks the server if one is configured, and reads the
+    replies.
 
-    `replies` is a file of answers from elsewhere, in the place of OUT/replies.jsonl. Returns {"out",
-    "prompts", "replies", "judged", "unreadable": {reason: count}, "languages": {code: {"documents", "mean"}},
+    replies: a file with answers from elsewhere, instead of OUT/replies.jsonl. Returns {"out", "prompts",
+    "replies", "judged", "unreadable": {reason: count}, "languages": {code: {"documents", "mean"}},
     "summary"}. A prompt that the server refuses is left out with a warning. Raises BadInput for sources
-    without text, a server that refuses all or many in a row, and a folder in which other text was sampled.
+    without text, a server that refuses all prompts or many in a row, and a folder with a sample of other
+    text.
     """
     out = on_disk(config.out, "out")
     make_folder(out)
@@ -70,43 +72,41 @@ def judge(config: QualityConfig, replies: Path | None = None) -> dict[str, Any]:
 
 
 def parse_reply(content: str, settings: JudgeSettings) -> dict[str, float]:
-    """The scores in a reply: of its first JSON object that has a number on the scale for each dimension.
+    """The scores in a reply: its first JSON object with a number on the scale for each dimension.
 
-    Raises ValueError with the reason where there is none.
+    Raises ValueError with the reason if there is none.
     """
     problem = "no JSON object"
     content = content[:_MOST_REPLY_CHARACTERS]
     starts = (start for start, letter in enumerate(content) if letter == "{")
     for start in itertools.islice(starts, _MOST_OBJECTS):
         try:
-            found, _ = json.JSONDecoder().raw_decode(content, start)
+            values, _ = json.JSONDecoder().raw_decode(content, start)
         except (ValueError, RecursionError):
             continue
-        scores = {name: found.get(name) for name in settings.dimensions}
-        numbers = {
-            name: value
-            for name, value in scores.items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
-        }
-        if len(numbers) < len(scores):
+        scores = {name: values.get(name) for name in settings.dimensions}
+        if not all(map(_is_number, scores.values())):
             problem = "a dimension without a number"
-        elif not all(settings.lowest <= value <= settings.highest for value in numbers.values()):
+        elif not all(settings.lowest <= value <= settings.highest for value in scores.values()):
             problem = "a score outside of the scale"
         else:
-            # Only now: a whole number of 400 digits is no float.
-            return {name: float(value) for name, value in numbers.items()}
+            # Converted only now: an integer of 400 digits is too large for a float.
+            return {name: float(value) for name, value in scores.items()}
     raise ValueError(problem)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def read_judged(path: Path, dimensions: Iterable[str]) -> list[Judged]:
     """The judged documents of a file.
 
-    Raises BadInput where it is missing or was made for other dimensions.
+    Raises BadInput if the file is missing or was made for other dimensions.
     """
     if not path.is_file():
         raise BadInput(f"{path}: no judged documents; run `babel judge` first")
     judged: list[Judged] = []
-    # Splitlines() would also split at U+2028 and the like, which texts hold.
     for number, line in enumerate(read_lines(path), 1):
         judged.append(_document(parse_json(line, f"{path}:{number}"), f"{path}:{number}"))
     if not judged:
@@ -123,10 +123,9 @@ def _document(value: Any, where: str) -> Judged:
     texts = [value.get(key) for key in ("id", "language", "text")] if isinstance(value, dict) else [None]
     scores = value.get("scores") if isinstance(value, dict) else None
     numbers = [*scores.values(), value.get("score")] if isinstance(scores, dict) else [None]
-    whole = all(
-        isinstance(one, int | float) and not isinstance(one, bool) and abs(one) <= _HIGHEST for one in numbers
-    )
-    if not whole or not all(isinstance(text, str) for text in texts) or value["language"] not in LANGUAGES:
+    are_numbers = all(_is_number(number) and -_HIGHEST <= number <= _HIGHEST for number in numbers)  # type: ignore[operator]
+    are_texts = all(isinstance(text, str) for text in texts)
+    if not are_numbers or not are_texts or value["language"] not in LANGUAGES:
         raise BadInput(
             f"{where}: no judged document with its scores; remove the file and run `babel judge` again"
         )
@@ -134,22 +133,23 @@ def _document(value: Any, where: str) -> Judged:
 
 
 def _sample(config: QualityConfig) -> Iterator[tuple[str, tuple[str, Row]]]:
-    """Of each language the documents whose ids draw the lowest numbers: pairs of a name for the request, and
+    """For each language, the documents whose ids draw the lowest numbers: pairs of a name for the request and
     (language, row).
     """
     for code in CODES:
         sources = [source for source in config.sources if source.language == code]
-        rows = (row for source in sources for row in read_rows(source, config.bad_rows, RowCounts()))
-        chosen = heapq.nsmallest(
-            config.judge.documents, tqdm(rows, f"sample {code}", leave=False, disable=None), key=_place
+        rows = itertools.chain.from_iterable(
+            read_rows(source, config.bad_rows, RowCounts()) for source in sources
         )
+        progress = tqdm(rows, f"sample {code}", leave=False, disable=None)
+        chosen = heapq.nsmallest(config.judge.documents, progress, key=_draw)
         if sources and not chosen:
             raise BadInput(f"sources: no text in {code}")
         for number, row in enumerate(chosen):
             yield f"{code}-{number}", (code, row)
 
 
-def _place(row: Row) -> tuple[float, str]:
+def _draw(row: Row) -> tuple[float, str]:
     return unit_draw(Purpose.JUDGE_SAMPLE, row.id), row.id
 
 
@@ -166,15 +166,12 @@ def _request(settings: JudgeSettings, language: str, row: Row) -> dict[str, Any]
 
 
 def _write_prompts(path: Path, requests: dict[str, dict[str, Any]]) -> None:
-    text = "".join(
-        json.dumps(
-            {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body},
-            ensure_ascii=False,
-        )
-        + "\n"
-        for name, body in requests.items()
-    )
-    if path.exists() and path.with_name(REPLIES).exists() and not _holds(path, text.encode()):
+    lines = []
+    for name, body in requests.items():
+        request = {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}
+        lines.append(json.dumps(request, ensure_ascii=False) + "\n")
+    text = "".join(lines)
+    if path.exists() and path.with_name(REPLIES).exists() and not _has_content(path, text.encode()):
         raise BadInput(
             f"{path}: there are replies to other prompts in this folder; give another out, or remove "
             f"{REPLIES}"
@@ -182,13 +179,14 @@ def _write_prompts(path: Path, requests: dict[str, dict[str, Any]]) -> None:
     write_text(path, text)
 
 
-def _holds(path: Path, data: bytes) -> bool:
+def _has_content(path: Path, data: bytes) -> bool:
     return path.stat().st_size == len(data) and read_bytes(path, most_bytes=len(data)) == data
 
 
 def _ask(settings: JudgeSettings, requests: dict[str, dict[str, Any]], path: Path) -> None:
-    """Adds the answers that are missing to the file of replies. A refusal is added when an answer follows, or
-    at the end: if many in a row stop the command, they are asked again."""
+    """Appends the missing answers to the file of replies. A refusal is appended only when an answer follows,
+    or at the end. If many refusals in a row stop the command, their prompts are asked again the next time.
+    """
     server = Server(settings)
     answered = {name for name, _, _ in _replies(path)} if path.exists() else set()
     waiting = [name for name in requests if name not in answered]
@@ -217,23 +215,17 @@ def _ask(settings: JudgeSettings, requests: dict[str, dict[str, Any]], path: Pat
                 if len(refused) >= most:
                     raise BadInput(
                         f"judge.endpoint: {server.url} refused {len(refused)} prompts in a row, the last "
-                        f"with status {status} "
-                        f"({body}); look at judge.model and judge.max_characters; what was answered is "
-                        "kept, and the same command goes on"
+                        f"with status {status} ({body}); look at judge.model and judge.max_characters; "
+                        "answers so far are kept, and the same command resumes"
                     )
             log.warning(
                 "judge: %s is left out, as the server refused it with status %d (%s)", name, status, body
             )
 
-        asked = [pool.submit(answer, name) for name in waiting]
+        futures = [pool.submit(answer, name) for name in waiting]
+        completed = concurrent.futures.as_completed(futures)
         try:
-            for done in tqdm(
-                concurrent.futures.as_completed(asked),
-                "judge",
-                total=len(asked),
-                unit=" documents",
-                disable=None,
-            ):
+            for done in tqdm(completed, "judge", total=len(futures), unit=" documents", disable=None):
                 done.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -242,10 +234,10 @@ def _ask(settings: JudgeSettings, requests: dict[str, dict[str, Any]], path: Pat
 
 
 def _replies(path: Path) -> Iterator[tuple[str, str | None, Any]]:
-    """Of each line a request's name, the text of the answer, None where it has none, and its status, None
-    where it is not said.
+    """For each line: the name of the request, the text of the answer (None if it has none), and its status
+    (None if it is not given).
 
-    A line that was cut off is passed over.
+    A line that was cut off is skipped.
     """
     for line in read_lines(path):
         try:
@@ -264,6 +256,7 @@ def _replies(path: Path) -> Iterator[tuple[str, str | None, Any]]:
 
 
 def _read(config: QualityConfig, sample: dict[str, tuple[str, Row]], path: Path) -> dict[str, Any]:
+    """Reads the replies, writes judged.jsonl, and returns the result of `judge`."""
     out = on_disk(config.out, "out")
     judged: dict[str, Judged] = {}
     unreadable: dict[str, int] = {}
@@ -282,16 +275,18 @@ def _read(config: QualityConfig, sample: dict[str, tuple[str, Row]], path: Path)
             unreadable[str(problem)] = unreadable.get(str(problem), 0) + 1
             continue
         text = row.text[: config.judge.max_characters]
-        mean = sum(scores.values()) / len(scores)
-        judged[name] = {"id": row.id, "language": language, "text": text, "scores": scores, "score": mean}
-    write_text(
-        out / JUDGED,
-        "".join(json.dumps(judged[name], ensure_ascii=False) + "\n" for name in sample if name in judged),
-    )
+        score = sum(scores.values()) / len(scores)
+        judged[name] = {"id": row.id, "language": language, "text": text, "scores": scores, "score": score}
+
+    in_order = [judged[name] for name in sample if name in judged]
+    lines = [json.dumps(document, ensure_ascii=False) + "\n" for document in in_order]
+    write_text(out / JUDGED, "".join(lines))
     languages = {}
     for code in dict.fromkeys(language for language, _ in sample.values()):
-        own = [document["score"] for document in judged.values() if document["language"] == code]
-        languages[code] = {"documents": len(own), "mean": sum(own) / len(own) if own else None}
+        scores_of_code = [document["score"] for document in judged.values() if document["language"] == code]
+        mean = sum(scores_of_code) / len(scores_of_code) if scores_of_code else None
+        languages[code] = {"documents": len(scores_of_code), "mean": mean}
+
     missing = len(sample) - len(judged)
     summary = [f"{len(sample)} prompts in {out / PROMPTS}, {len(judged)} judged in {out / JUDGED}"]
     summary += [f"{count} replies left out: {reason}" for reason, count in unreadable.items()]

@@ -1,8 +1,8 @@
 """A decoder with a linear map from the last state of a document to its scores, trained and run on packed
 windows.
 
-Documents are packed whole, each ended by the tokenizer's eos, where its scores are read. Scores are parts of
-the judge's scale, 0 to 1.
+Documents are packed whole. The tokenizer's eos ends each, and its scores are read there. Scores are fractions
+of the judge's scale, 0 to 1.
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ class Windows:
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """What scoring took."""
+    """The size and the time of a block of scoring."""
 
     documents: int
     tokens: int
@@ -58,35 +58,36 @@ class Speed:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens of documents, without padding; compiling counts."""
+        """Tokens of documents per second, without padding; compilation counts."""
         return self.tokens / self.seconds
 
 
 def pack_documents(texts: Sequence[str], tokenizer: Tokenizer, seq_len: int) -> Windows:
-    """The documents as the tokenizer begins them, cut to `seq_len` - 1 tokens, each with eos after it."""
-    encoded = [
-        [*[*tokenizer.begin_ids, *ids][: seq_len - 1], tokenizer.eos_id]
-        for ids in tokenizer.encode_batch(texts)
-    ]
-    placed = best_fit([len(ids) for ids in encoded], seq_len)
-    tokens, segment_ids = (
-        np.full((len(placed), seq_len), tokenizer.eos_id, np.int32),
-        np.zeros((len(placed), seq_len), np.int32),
-    )
+    """The documents, each with the tokenizer's begin tokens, cut to `seq_len` - 1 tokens, and followed by
+    eos.
+    """
+    encoded = []
+    for ids in tokenizer.encode_batch(texts):
+        begun = [*tokenizer.begin_ids, *ids]
+        encoded.append([*begun[: seq_len - 1], tokenizer.eos_id])
+
+    windows = best_fit([len(ids) for ids in encoded], seq_len)
+    tokens = np.full((len(windows), seq_len), tokenizer.eos_id, np.int32)
+    segment_ids = np.zeros((len(windows), seq_len), np.int32)
     window, end = np.zeros(len(encoded), np.int64), np.zeros(len(encoded), np.int64)
-    for place, documents in enumerate(placed):
+    for row, documents in enumerate(windows):
         start = 0
         for segment, document in enumerate(documents, 1):
             stop = start + len(encoded[document])
-            tokens[place, start:stop], segment_ids[place, start:stop] = encoded[document], segment
-            window[document], end[document] = place, stop - 1
+            tokens[row, start:stop], segment_ids[row, start:stop] = encoded[document], segment
+            window[document], end[document] = row, stop - 1
             start = stop
     return Windows(tokens, segment_ids, window, end)
 
 
 def with_head(params: PyTree[Array], hidden_size: int, dimensions: int) -> PyTree[Array]:
-    """The parameters of a decoder, without its output projection, with a head of zeros: every score is then
-    the middle of the scale.
+    """The parameters of a decoder without its output projection, and a head whose scores are all the middle
+    of the scale.
     """
     head = {
         "weight": jnp.zeros((dimensions, hidden_size), jnp.float32),
@@ -103,10 +104,10 @@ def predict(
     compute_dtype: DTypeLike,
     parallel: Parallelism = SINGLE_DEVICE,
 ) -> Float[Array, "batch time dimensions"]:
-    """The scores of what has been read up to each position, float32.
+    """The scores at each position, of the text up to it; float32.
 
-    The decoder must have tied embeddings. With `parallel`, under `shard_map`: of this device's rows, which
-    are whole, with the layers gathered one at a time.
+    The decoder must have tied embeddings. With `parallel`, under `shard_map`: the scores of this device's
+    rows, which are whole; layers are gathered one at a time.
     """
     decoder = {"model": params["model"]}
     hidden = hidden_states(
@@ -120,8 +121,9 @@ def predict(
 
 
 class Regressor:
-    """A classifier at work on a mesh, by default of all devices: parameters are spread over it as in
-    training, and each device has rows of its own."""
+    """A classifier on a mesh, by default of all devices: parameters are sharded as in training, and each
+    device has its rows.
+    """
 
     def __init__(
         self,
@@ -131,11 +133,12 @@ class Regressor:
         settings: ClassifierSettings,
         mesh: Mesh | None = None,
     ):
-        """`params` are as `with_head` gives them; their arrays are taken over."""
+        """params: the output of `with_head`; its arrays are donated."""
         self.config, self._tokenizer, self._settings = config, tokenizer, settings
         self._mesh = mesh_for(config) if mesh is None else mesh
-        # Empty rows fill a batch up, so that every device has as many.
-        self._rows = -(-settings.batch_size // (share := rows_of_batch(1, 1, self._mesh, ROW_AXES))) * share
+        # The rows of a batch are a multiple of the devices; empty rows fill it up.
+        devices = rows_of_batch(1, 1, self._mesh, ROW_AXES)
+        self._rows = -(-settings.batch_size // devices) * devices
         self._shardings = {
             "model": param_shardings(config, self._mesh)["model"],
             HEAD: dict.fromkeys(("weight", "bias"), replicated(self._mesh)),
@@ -145,10 +148,11 @@ class Regressor:
     def train(
         self, texts: Sequence[str], scores: Float[np.ndarray, "documents dimensions"], seed: int
     ) -> list[float]:
-        """Learns the scores of texts; gives the loss (mean squared error at the documents' ends) of every
+        """Learns the scores of texts; returns the loss (mean squared error at the documents' ends) of every
         step.
         """
         settings, windows = self._settings, pack_documents(texts, self._tokenizer, self._settings.seq_len)
+        # NaN everywhere but at the ends of documents.
         targets = np.full((*windows.tokens.shape, scores.shape[1]), np.nan, np.float32)
         targets[windows.window, windows.end] = scores
         count = len(windows.tokens)
@@ -174,39 +178,41 @@ class Regressor:
         )
         losses: list[Array | float] = []
         order = _order(count, seed)
-        for now in tqdm(range(steps), "train", unit=" steps", disable=None):
+        for step_number in tqdm(range(steps), "train", unit=" steps", disable=None):
             chosen = np.fromiter(itertools.islice(order, settings.batch_size), np.int64)
             batch = self._on_mesh(windows.tokens[chosen], windows.segment_ids[chosen], targets[chosen])
-            rate = everywhere(np.float32(learning_rate(settings.schedule, now, steps)), self._mesh)
+            rate = everywhere(np.float32(learning_rate(settings.schedule, step_number, steps)), self._mesh)
             self.params, moments, loss = step(self.params, moments, batch, rate)
-            # Taken one step late: the devices need not wait for the host, nor does it run far ahead of them.
-            losses[-1:] = [float(before) for before in losses[-1:]]
+            # A loss is read one step late, so that devices and host need not wait for each other, and the
+            # host does not run far ahead.
+            losses[-1:] = [float(previous) for previous in losses[-1:]]
             losses.append(loss)
         return [float(loss) for loss in losses]
 
     def score(self, texts: Iterable[str]) -> Iterator[tuple[Float[np.ndarray, "block dimensions"], Speed]]:
-        """The scores of texts in their order, a block of some thousand at a time, with
-        what each block took.
-        """
+        """The scores of texts in order, some thousand at a time, with the size and time of each block."""
         texts, dtype = iter(texts), jnp.dtype(str(self._settings.compute_dtype))
         while block := list(itertools.islice(texts, _BLOCK_DOCUMENTS)):
             start = time.perf_counter()
             windows = pack_documents(block, self._tokenizer, self._settings.seq_len)
-            found = []
+            on_devices = []
             for first in range(0, len(windows.tokens), self._rows):
-                own = slice(first, first + self._rows)
-                rows = self._on_mesh(windows.tokens[own], windows.segment_ids[own])
-                found.append(_scores(self._mesh, self.config, dtype, self.params, *rows))
-            # Taken from the devices once all is under way, so that they need not wait.
-            scores = np.concatenate([np.asarray(values) for values in found])[windows.window, windows.end]
-            yield scores, Speed(len(block), int((windows.segment_ids > 0).sum()), time.perf_counter() - start)
+                batch = slice(first, first + self._rows)
+                rows = self._on_mesh(windows.tokens[batch], windows.segment_ids[batch])
+                on_devices.append(_scores(self._mesh, self.config, dtype, self.params, *rows))
+
+            # Copied to the host after all batches have been started, so that the devices need not wait.
+            all_scores = np.concatenate([np.asarray(values) for values in on_devices])
+            scores = all_scores[windows.window, windows.end]
+            tokens = int((windows.segment_ids > 0).sum())
+            yield scores, Speed(len(block), tokens, time.perf_counter() - start)
 
     def _on_mesh(self, *columns: np.ndarray) -> list[Array]:
-        """Rows of a batch, and empty ones behind them, spread over the devices."""
+        """The rows of a batch, filled up with empty ones, spread over the devices."""
         filled = []
         for rows in columns:
             missing = ((0, self._rows - len(rows)), *[(0, 0)] * (rows.ndim - 1))
-            # A target that is NaN is none.
+            # A target that is NaN does not count.
             empty = np.nan if np.issubdtype(rows.dtype, np.floating) else 0
             filled.append(on_mesh(self._mesh, np.pad(rows, missing, constant_values=empty), ROW_AXES))
         return filled
@@ -246,8 +252,8 @@ def _scores(
 
 
 def summed_gradients(config: ModelConfig, compute_dtype: DTypeLike, mesh: Mesh) -> Callable[..., Any]:
-    """A function of parameters, tokens, segment ids and targets (NaN where there is none) that gives the
-    squared errors, the number of targets, and the gradients of the former, each summed over the batch.
+    """A function of parameters, tokens, segment ids and targets (NaN for none). It returns the squared
+    errors, the number of targets, and the gradients of the errors, each summed over the batch.
     """
     parallel = parallelism_on(mesh, whole_windows=True)
 
@@ -275,8 +281,8 @@ def summed_gradients(config: ModelConfig, compute_dtype: DTypeLike, mesh: Mesh) 
 def _under_mesh(
     of_own_rows: Callable[..., Any], mesh: Mesh, config: ModelConfig, columns: int, out_specs: Any
 ) -> Callable[..., Any]:
-    """The function of parameters and `columns` of rows as each device of a mesh runs it; itself where there
-    is one device.
+    """The function of parameters and `columns` of rows, as each device of a mesh runs it; the same function
+    if there is one device.
     """
     if parallelism_on(mesh).is_single_device:
         return of_own_rows
@@ -292,6 +298,6 @@ def _specs(config: ModelConfig) -> PyTree[PartitionSpec]:
 
 
 def _order(count: int, seed: int) -> Iterator[int]:
-    """All windows in a random order, then all again in another, without end."""
+    """All windows in a random order, then all again in another order, without end."""
     for epoch in itertools.count():
         yield from np.random.default_rng((seed, epoch)).permutation(count).tolist()

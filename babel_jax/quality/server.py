@@ -1,8 +1,8 @@
-"""An OpenAI-compatible server and its key: one place that sends the key, and one that keeps it out of
+"""An OpenAI-compatible server and its key. Only this module sends the key, and it keeps the key out of
 everything that is written.
 
-A request goes to the configured address alone: a redirect is an error, as the key would go with it. An answer
-has a total deadline and a size, also where a server sends a byte now and then.
+A request goes only to the configured address: a redirect is an error, because the key would go with it. An
+answer has a total deadline and a maximum size, even if a server sends single bytes slowly.
 """
 
 import http.client
@@ -22,23 +22,20 @@ from babel_jax.config.quality import JudgeSettings
 from babel_jax.errors import BadInput, one_line
 
 MOST_ANSWER_BYTES = 4 * 2**20  # of status line, headers and body together
-_SAID_CHARACTERS = 300  # of a server's own words in a message
+_MOST_SHOWN_CHARACTERS = 300  # of a server's text in a message
 _RETRIED = (408, 409, 429, 500, 502, 503, 504)
-# It is too long, or a filter stops it; where many in a row get these, it is not for the prompts.
-_OF_ONE_PROMPT = (
-    400,
-    413,
-    422,
-)
+# Statuses for a single prompt: it is too long, or a filter stops it. If many prompts in a row get these, the
+# cause is not in the prompts.
+_PROMPT_STATUSES = (400, 413, 422)
 _FIRST_PAUSE_SECONDS = 1.0
-_LEAST_SECRET = 6  # characters; a shorter key would be found in ordinary words
+_LEAST_SECRET = 6  # characters; a shorter key would also match ordinary words
 
 
 class Server:
     """The chat completions of one endpoint."""
 
     def __init__(self, settings: JudgeSettings):
-        """Raises BadInput for a key that no header can hold. The key is not in the message."""
+        """Raises BadInput for a key that an HTTP header cannot hold. The key is not in the message."""
         self._settings = settings
         self._key = _key(settings.key_variable)
         self._url = f"{(settings.endpoint or '').rstrip('/')}/chat/completions"
@@ -48,10 +45,10 @@ class Server:
         )
 
     def post(self, body: dict[str, Any]) -> tuple[int, Any]:
-        """The server's status and answer, without the key; asked again, after pauses that double, where it
-        was busy or did not answer.
+        """The server's status and answer, without the key. If the server is busy or does not answer, the
+        request is repeated after pauses that double.
 
-        Raises BadInput for any status but 200 and those of one prompt, and for what is no answer.
+        Raises BadInput for any status except 200 and those of a single prompt, and for an invalid answer.
         """
         problem = ""
         for attempt in range(self._settings.retries + 1):
@@ -62,33 +59,33 @@ class Server:
             except BadInput:
                 raise
             except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
-                problem = self._words(str(error) or type(error).__name__)
+                problem = self._shown(str(error) or type(error).__name__)
                 continue
             if status == 200:
                 return status, self.without_key(answer)
-            said = self._words(answer)
-            if status in _OF_ONE_PROMPT:
-                return status, said
-            problem = f"status {status}: {said}"
+            message = self._shown(answer)
+            if status in _PROMPT_STATUSES:
+                return status, message
+            problem = f"status {status}: {message}"
             if status not in _RETRIED:
                 break
         raise BadInput(
-            f"judge.endpoint: {self.url} does not serve ({problem}); what was answered is kept, and the "
-            "same command goes on"
+            f"judge.endpoint: {self.url} does not serve ({problem}); answers so far are kept, and the same "
+            "command resumes"
         )
 
     def without_key(self, value: Any) -> Any:
-        """JSON values with the key replaced wherever a text has it."""
+        """JSON values with the key replaced in all texts."""
         if isinstance(value, str):
             return redacted(value, self._key)
         if isinstance(value, list):
-            return [self.without_key(one) for one in value]
+            return [self.without_key(element) for element in value]
         if isinstance(value, dict):
-            return {redacted(name, self._key): self.without_key(one) for name, one in value.items()}
+            return {redacted(name, self._key): self.without_key(element) for name, element in value.items()}
         return value
 
     def _answer(self, body: dict[str, Any]) -> tuple[int, Any]:
-        """The status with the JSON value of a 200, or the words of another status."""
+        """Status 200 with the JSON value of the answer, or another status with its text."""
         headers = {
             "Content-Type": "application/json",
             **({"Authorization": f"Bearer {self._key}"} if self._key else {}),
@@ -101,15 +98,15 @@ class Server:
             with error:
                 return error.code, error.read().decode(errors="replace")
 
-    def _words(self, text: str) -> str:
-        """A server's or library's words for a message: the key goes before they are cut, so that no part of
-        it stays.
+    def _shown(self, text: str) -> str:
+        """A text of a server or a library for a message. The key is removed before the text is cut, so that
+        no part of the key stays.
         """
-        return one_line(redacted(" ".join(text.split()), self._key), _SAID_CHARACTERS)
+        return one_line(redacted(" ".join(text.split()), self._key), _MOST_SHOWN_CHARACTERS)
 
 
 def redacted(text: str, key: str | None) -> str:
-    """A text in which the key, also as it is written in URLs, in JSON and in Python, is replaced by [key]."""
+    """A text in which [key] replaces the key, also in the forms that URLs, JSON and Python give it."""
     if not key or len(key) < _LEAST_SECRET:
         return text
     for form in {
@@ -130,7 +127,7 @@ def _key(variable: str) -> str | None:
     if not re.fullmatch(r"[\x21-\x7e]+", key):
         raise BadInput(
             f"{variable}: the key has a space, a line end or a letter beyond ASCII inside, which no header "
-            "can hold; set it anew"
+            "can hold; set it again"
         )
     return key
 
@@ -145,7 +142,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 class _BoundedReader(io.RawIOBase):
-    """What a socket gives until a moment (of time.monotonic) and up to MOST_ANSWER_BYTES."""
+    """The bytes of a socket until a deadline (of time.monotonic) and up to MOST_ANSWER_BYTES."""
 
     def __init__(self, raw: Any, wait: Callable[[float], None], deadline: float):
         self._raw, self._wait, self._deadline, self._left = raw, wait, deadline, MOST_ANSWER_BYTES

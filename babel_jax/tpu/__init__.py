@@ -1,3 +1,3 @@
-"""Ahead-of-time plans for TPU pods: the train step compiled without one, its memory, work and communication,
-and bounds on its time.
+"""Ahead-of-time plans for TPU pods: the programs of a run compiled without a pod, their memory, work and
+communication, and bounds on their time.
 """

@@ -14,7 +14,7 @@ _LARGEST = {"v4": (16, 16, 16), "v5e": (16, 16), "v5p": (16, 16, 24), "v6e": (16
 def chip_of(topology: str) -> Chip:
     """The chip of a topology such as v5p:8x8x8.
 
-    Raises BadInput for one that does not exist, with those that are near.
+    Raises BadInput for a topology that does not exist, with similar ones.
     """
     kind, _, extents = topology.partition(":")
     if kind not in CHIPS:
@@ -39,7 +39,7 @@ def chip_of(topology: str) -> Chip:
 
 
 def _slices(kind: str) -> list[tuple[int, ...]]:
-    """The extents of slices that can be had: v5e and v6e up to twice as long as wide, else part of a cube of
+    """The extents of existing slices. v5e and v6e: at most twice as long as wide. Others: a part of a cube of
     4x4x4, or whole cubes.
     """
     shapes: list[tuple[int, ...]]
@@ -48,15 +48,18 @@ def _slices(kind: str) -> list[tuple[int, ...]]:
     else:
         cubes = itertools.combinations_with_replacement(range(4, max(_LARGEST[kind]) + 1, 4), 3)
         shapes = [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), *cubes]
-    return [
-        shape
-        for shape in shapes
-        if all(size <= most for size, most in zip(sorted(shape), sorted(_LARGEST[kind]), strict=True))
-    ]
+
+    # A slice may lie in any direction of the largest torus, so sorted extents are compared.
+    largest = sorted(_LARGEST[kind])
+    fitting = []
+    for shape in shapes:
+        if all(size <= most for size, most in zip(sorted(shape), largest, strict=True)):
+            fitting.append(shape)
+    return fitting
 
 
 def _near(kind: str, extents: str) -> list[str]:
-    """Slices whose number of chips is near; of those alike in that, the most like a cube first."""
+    """Slices with a similar number of chips; of equally similar ones, the most cubic first."""
     wanted = math.prod(max(1, int(part)) for part in re.findall(r"\d+", extents) or ["256"])
 
     def distance(shape: tuple[int, ...]) -> tuple[float, int]:

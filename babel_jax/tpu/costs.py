@@ -10,85 +10,89 @@ from babel_jax.tpu.kinds import BITS_PER_BYTE, CARRYING, EXPANSION, OPTIMIZER, S
 _GIB = 2**30
 
 
-def described_program(config: Config, found: dict[str, Any], chip: Chip) -> dict[str, Any]:
-    """A program as `babel plan` tells of it, from what the worker found; per chip, and for one run of the
+def described_program(config: Config, measurements: dict[str, Any], chip: Chip) -> dict[str, Any]:
+    """A program as `babel plan` shows it, from the worker's measurements; per chip, and for one run of the
     program.
     """
     described = {
-        "name": found["name"],
-        "kind": found["kind"],
-        "compile_seconds": round(found["compile_seconds"], 1),
+        "name": measurements["name"],
+        "kind": measurements["kind"],
+        "compile_seconds": round(measurements["compile_seconds"], 1),
     }
-    described["hardware_flops"] = found["hardware_flops"] * chip.devices
-    hbm = hbm_of(found, chip)
-    if short := found.get("out_of_memory"):
+    described["hardware_flops"] = measurements["hardware_flops"] * chip.devices
+    hbm = hbm_of(measurements, chip)
+    if short := measurements.get("out_of_memory"):
         hbm |= {"total": short["needs"] + hbm["beside"] if short["needs"] else None}
         described |= dict.fromkeys(("seconds", "bound_by", "wire_bytes", "collectives"))
         fits = False
     else:
-        seconds = seconds_of(found, chip)
+        seconds = seconds_of(measurements, chip)
         described["seconds"] = max(seconds.values())
         described["bound_by"] = max(seconds, key=lambda name: seconds[name])
         described["wire_bytes"] = (
-            sum(one["bytes"] * one["times"] for one in found["collectives"]) * chip.devices
+            sum(one["bytes"] * one["times"] for one in measurements["collectives"]) * chip.devices
         )
-        described["collectives"] = by_axes(found["collectives"])
+        described["collectives"] = by_axes(measurements["collectives"])
         fits = hbm["total"] <= chip.capacity
     described |= {"fits": fits, "hbm_gib": hbm}
-    return described if fits else described | {"advice": _advice_for(found["kind"], config, found["mesh"])}
+    return (
+        described
+        if fits
+        else described | {"advice": _advice_for(measurements["kind"], config, measurements["mesh"])}
+    )
 
 
-def hbm_of(found: dict[str, Any], chip: Chip) -> dict[str, Any]:
-    """GiB a chip: arguments, temporaries, results that take no argument's place, what else lies there, all
-    together, and capacity.
+def hbm_of(measurements: dict[str, Any], chip: Chip) -> dict[str, Any]:
+    """GiB per chip: arguments, temporaries, results (those that take no argument's memory), other arrays on
+    the chip ("beside"), the total, and the capacity.
     """
     parts = ("arguments", "temporaries", "results", "beside")
-    if "out_of_memory" in found:
+    if "out_of_memory" in measurements:
         known: dict[str, Any] = dict.fromkeys(parts) | {
-            "beside": found.get("beside", 0) / _GIB * chip.devices,
+            "beside": measurements.get("beside", 0) / _GIB * chip.devices,
             "total": None,
         }
     else:
-        known = {name: found.get(name, 0) / _GIB * chip.devices for name in parts}
+        known = {name: measurements.get(name, 0) / _GIB * chip.devices for name in parts}
         known["total"] = sum(known.values())
     return known | {"capacity": chip.capacity}
 
 
-def seconds_of(found: dict[str, Any], chip: Chip) -> dict[str, float]:
-    """Bounds on the time of one run at the published peaks, if all overlap."""
-    compute = found["hardware_flops"] * chip.devices / chip.bf16
-    return {"compute": compute, "hbm": found["hbm_bytes"] * chip.devices / chip.hbm} | _wire_seconds(
-        found["collectives"], chip
+def seconds_of(measurements: dict[str, Any], chip: Chip) -> dict[str, float]:
+    """Bounds on the time of one run at the published peaks, if all parts overlap."""
+    compute = measurements["hardware_flops"] * chip.devices / chip.bf16
+    return {"compute": compute, "hbm": measurements["hbm_bytes"] * chip.devices / chip.hbm} | _wire_seconds(
+        measurements["collectives"], chip
     )
 
 
 def programs_table(programs: Sequence[dict[str, Any]]) -> str:
     """A line for each program."""
-    width = max(len(one["name"]) for one in programs)
+    width = max(len(program["name"]) for program in programs)
     columns = f"{'arguments':>9} {'temp.':>7} {'results':>7} {'beside':>7} {'total':>7}"
     head = f"{'GiB a chip':<{width}} {columns}  fits {'seconds':>8}  binds   wire GB"
     lines = [head]
-    for one in programs:
-        hbm = one["hbm_gib"]
+    for program in programs:
+        hbm, name = program["hbm_gib"], program["name"]
         sizes = [_shown(hbm[part]) for part in ("arguments", "temporaries", "results", "beside", "total")]
         memory = f"{sizes[0]:>9} " + " ".join(f"{size:>7}" for size in sizes[1:])
-        if one["seconds"] is None:
-            lines.append(f"{one['name']:<{width}} {memory}  no")
+        if program["seconds"] is None:
+            lines.append(f"{name:<{width}} {memory}  no")
             continue
-        fits = "yes" if one["fits"] else "no"
+        fits = "yes" if program["fits"] else "no"
         lines.append(
-            f"{one['name']:<{width}} {memory}  {fits:<4} {one['seconds']:>8.3g}  {one['bound_by']:<7} "
-            f"{one['wire_bytes'] / 1e9:>7.3g}"
+            f"{name:<{width}} {memory}  {fits:<4} {program['seconds']:>8.3g}  {program['bound_by']:<7} "
+            f"{program['wire_bytes'] / 1e9:>7.3g}"
         )
     lines.append(
-        "seconds: one run at the least (a step, a batch, a new token); beside: what else lies on the chip "
-        "meanwhile"
+        "seconds: the least for one run (a step, a batch, a new token); beside: other arrays on the chip "
+        "during the run"
     )
     return "\n".join(lines)
 
 
 def short_of(program: dict[str, Any]) -> str:
-    """The line on a program that does not fit."""
+    """The line about a program that does not fit."""
     hbm = program["hbm_gib"]
     missing = (
         "more than there is" if hbm["total"] is None else f"{hbm['total'] - hbm['capacity']:.2f} GiB too many"
@@ -102,7 +106,7 @@ def _shown(gib: float | None) -> str:
 
 
 def _advice_for(kind: str, config: Config, mesh: dict[str, int]) -> str:
-    """What would need less, the cheapest first."""
+    """Changes with which a program needs less, the cheapest first."""
     kind, tries = kind.partition(",")[0], []
     if kind == STEP:
         return advice(config, mesh)
@@ -118,7 +122,7 @@ def _advice_for(kind: str, config: Config, mesh: dict[str, int]) -> str:
 
 
 def advice(config: Config, mesh: dict[str, int]) -> str:
-    """What would make a train step need less, the cheapest first."""
+    """Changes with which a train step needs less, the cheapest first."""
     training, tries = config.training, []
     if training.remat != "full":
         tries.append('training.remat = "full"')
@@ -141,26 +145,26 @@ def _smaller_moments(config: Config) -> list[str]:
 
 
 def _wire_seconds(collectives: Sequence[dict[str, Any]], chip: Chip) -> dict[str, float]:
-    """Bounds within slices, where a collective along some dimensions of the torus has their links alone, and
-    between slices.
+    """Bounds on the time of collectives: within slices, where a collective along some dimensions of the torus
+    uses only the links of these, and between slices.
     """
     within = between = 0.0
-    for one in collectives:
-        moved = one["bytes"] * one["times"] * chip.devices
-        if one["slices"]:
+    for collective in collectives:
+        moved = collective["bytes"] * collective["times"] * chip.devices
+        if collective["slices"]:
             between += moved / chip.dcn
-        elif one["axes"]:
-            within += moved / (chip.ici * max(1, one["dimensions"]) / chip.torus)
+        elif collective["axes"]:
+            within += moved / (chip.ici * max(1, collective["dimensions"]) / chip.torus)
     return {"ici": within, "dcn": between}
 
 
 def by_axes(collectives: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The bytes of collectives by kind and mesh axes, the most first."""
+    """The bytes of collectives by kind and mesh axes, the largest first."""
     sums: dict[tuple[str, str], list[int]] = {}
-    for one in collectives:
-        total = sums.setdefault((one["kind"], " x ".join(one["axes"])), [0, 0])
-        total[0] += one["bytes"] * one["times"]
-        total[1] += one["times"]
+    for collective in collectives:
+        total = sums.setdefault((collective["kind"], " x ".join(collective["axes"])), [0, 0])
+        total[0] += collective["bytes"] * collective["times"]
+        total[1] += collective["times"]
     ordered = sorted(sums.items(), key=lambda item: -item[1][0])
     return [
         {"kind": kind, "axes": axes, "bytes": moved, "times": times}

@@ -1,4 +1,4 @@
-"""FLOPs that a traced program runs, recomputation included."""
+"""The FLOPs that a traced program runs, recomputation included."""
 
 import math
 from collections.abc import Iterator
@@ -11,17 +11,18 @@ from babel_jax.model.attention_kernels import splash_block
 
 
 def program_flops(jaxpr: Any, config: ModelConfig, seq_len: int) -> float:
-    """Products of matrices in a jaxpr, times the lengths of its scans; inside `shard_map` shapes are those of
-    one device.
+    """The FLOPs of matrix products in a jaxpr, times the lengths of its scans. Inside `shard_map`, shapes are
+    those of one device.
 
-    Pallas kernels are those of splash attention over windows of `seq_len` tokens, and count the blocks that
-    they do not skip.
+    Pallas kernels are splash attention over windows of `seq_len` tokens; the blocks that they do not skip
+    count.
     """
     total = 0.0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
+        # Remat keeps the results of this equation, so it is not run again.
         if not equation.outvars:
-            continue  # what remat kept the results of
+            continue
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
@@ -44,17 +45,18 @@ def program_flops(jaxpr: Any, config: ModelConfig, seq_len: int) -> float:
 
 def _inner(params: dict[str, Any]) -> Iterator[Any]:
     for value in params.values():
-        for one in value if isinstance(value, tuple | list) else (value,):
-            jaxpr = getattr(one, "jaxpr", one)
+        for element in value if isinstance(value, tuple | list) else (value,):
+            jaxpr = getattr(element, "jaxpr", element)
             if hasattr(jaxpr, "eqns"):
                 yield jaxpr
 
 
 def _splash_flops(equation: Any, config: ModelConfig, seq_len: int) -> float:
-    """Forward two products of each visible block of scores with the heads, backward (one kernel) five.
+    """The FLOPs of splash attention: two products of each visible block of scores with the heads forward,
+    five backward (one kernel).
 
-    Where `context` cuts windows into parts, each device has one of the first half and one of the second; the
-    mean over devices counts.
+    If `context` splits windows, each device has a part of the first half and a part of the second; the mean
+    over devices counts.
     """
     query, key = [
         variable.aval.shape
@@ -65,14 +67,14 @@ def _splash_flops(equation: Any, config: ModelConfig, seq_len: int) -> float:
     block_q, block_kv = (splash_block(tokens, head_dim) for tokens in (time, source))
     products = 5 if "dkv" in equation.params["name"] else 2
     firsts = range(source // 2 if time < source == seq_len else 0, source, time)
-    seen = [
-        _visible_area(window, first, time, block_q, block_kv) for window in config.windows for first in firsts
-    ]
-    return 2.0 * products * math.prod(batch) * heads * head_dim * sum(seen) / len(seen)
+    areas = []
+    for window in config.windows:
+        areas += [_visible_area(window, first, time, block_q, block_kv) for first in firsts]
+    return 2.0 * products * math.prod(batch) * heads * head_dim * sum(areas) / len(areas)
 
 
 def _visible_area(window: int | None, start: int, time: int, block_q: int, block_kv: int) -> int:
-    """Scores in the blocks that hold any visible one, of the `time` queries from the place `start` on."""
+    """The number of scores in blocks with any visible score, for `time` queries from position `start` on."""
     area = 0
     for first in range(start, start + time, block_q):
         begin = 0 if window is None else max(0, first - window + 1)

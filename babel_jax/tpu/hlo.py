@@ -1,6 +1,7 @@
-"""What a compiled program moves, read from its text: every instruction times how often it runs.
+"""The bytes that a compiled program moves, read from its text: every instruction times the number of its
+runs.
 
-XLA's own cost analysis counts the body of a loop once, and a layer is one pass of a loop.
+XLA's cost analysis counts the body of a loop once, but a layer is one iteration of a loop.
 """
 
 import math
@@ -30,7 +31,7 @@ _ARRAY = re.compile(r"\b(" + "|".join(_BYTES) + r")\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-# Instructions that move nothing themselves.
+# Instructions that move no bytes themselves.
 _FREE = {
     "parameter",
     "tuple",
@@ -44,12 +45,12 @@ _FREE = {
     "partition-id",
     "iota",
 }
-# What these do not give of their first operand they do not read.
+# These operations read only the part of their first operand that they return.
 _READ_IN_PART = {"slice", "dynamic-slice", "gather"}
 
 
 class Instruction(NamedTuple):
-    """One line: `shape` is the result's type, `rest` all from the first operand on."""
+    """One line: `shape` is the type of the result; `rest` is the text from the first operand on."""
 
     name: str
     shape: str
@@ -58,12 +59,12 @@ class Instruction(NamedTuple):
 
 
 class Collective(NamedTuple):
-    """A collective that runs `times` a step, among the devices of `group` (and others alike); `bytes` is what
-    one run counts.
+    """A collective that runs `times` per step among the devices of `group` (and in other groups of the same
+    form); `bytes` are counted for one run.
 
-    A gather counts its result and a scatter its operand once, an all-reduce its operand twice. One between
-    slices has no group: it goes through the hosts, and each device takes part with its fellows of the other
-    slices.
+    A gather counts its result, a scatter its operand, and an all-reduce its operand twice. A collective
+    between slices has no group: it goes through the hosts, and each device exchanges with its counterparts in
+    the other slices.
     """
 
     kind: str
@@ -73,7 +74,7 @@ class Collective(NamedTuple):
 
 
 class Program:
-    """The computations of a compiled module, and how often each runs."""
+    """The computations of a compiled module, and the number of runs of each."""
 
     def __init__(self, text: str):
         self.computations: dict[str, list[Instruction]] = {}
@@ -115,7 +116,7 @@ class Program:
                         self._count(called, times)
 
     def _trips(self, condition: str) -> int:
-        """The bound that a loop counts to: the largest constant of its condition."""
+        """The number of iterations of a loop: the largest constant of its condition."""
         constants, waiting = [1], [condition]
         while waiting:
             for instruction in self.computations[waiting.pop()]:
@@ -127,8 +128,11 @@ class Program:
         return max(constants)
 
     def collectives(self) -> list[Collective]:
-        """All that pass between devices. The parts of an asynchronous one count once, where it starts."""
-        return [found for name, times in self.times.items() for found in self._collectives_in(name, times)]
+        """All collectives. An asynchronous one counts once, at its start."""
+        collectives: list[Collective] = []
+        for name, times in self.times.items():
+            collectives += self._collectives_in(name, times)
+        return collectives
 
     def _collectives_in(self, name: str, times: int) -> Iterator[Collective]:
         instructions = self.computations[name]
@@ -158,14 +162,14 @@ class Program:
                 if not instruction.shape.startswith("("):
                     moved = array_bytes(instruction.shape)
             elif kind == "all-reduce":
-                # A scatter that XLA fused: all of a ring's sums are formed on their way, and each device
-                # keeps its part.
+                # A reduce-scatter in fused form: the sums are formed along the ring, and each device keeps
+                # its part.
                 fused = name.startswith("all-reduce-scatter")
                 kind, moved = ("reduce-scatter", moved) if fused else (kind, 2 * moved)
             yield Collective(kind, moved, times, _group(instruction.rest))
 
     def hbm_bytes(self) -> int:
-        """What instructions read from and write to HBM, if nothing but what fusions keep inside stayed on the
+        """The bytes that instructions read from and write to HBM, if only values within fusions stay on the
         chip.
         """
         total = 0
@@ -186,11 +190,12 @@ class Program:
         if instruction.operation in _READ_IN_PART:
             return 2 * _in_hbm(instruction.shape)
         if instruction.operation in ("slice-start", "dynamic-slice-start"):
-            # Their type is ((source, ...), what is sliced, context).
+            # Their type is ((source, ...), slice, context).
             source, *_, sliced, _ = _split(instruction.shape)
             return _in_hbm(sliced) + (array_bytes(sliced) if _in_hbm(source) else 0)
         if instruction.operation in ("copy-start", "all-gather-start", "collective-permute-start"):
-            return _in_hbm(instruction.shape)  # a tuple with the source in it
+            # The type is a tuple that contains the source.
+            return _in_hbm(instruction.shape)
         if instruction.operation != "fusion":
             return _in_hbm(instruction.shape) + sum(map(_in_hbm, operands))
         (called,) = _called(instruction.rest, "calls")
@@ -198,60 +203,65 @@ class Program:
         read = sum(
             min(_in_hbm(shape), parts.get(number, _in_hbm(shape))) for number, shape in enumerate(operands)
         )
-        return read + max(0, _in_hbm(instruction.shape) - self._left_as_it_was(called))
+        return read + max(0, _in_hbm(instruction.shape) - self._not_written(called))
 
     def _parts_read(self, name: str) -> dict[int, int]:
-        """Of those parameters that a fused computation only slices, or writes into, the bytes that it reads,
-        by number.
+        """The bytes read, by parameter number, for parameters that a fused computation only slices or writes
+        into.
         """
         inside = self.computations[name]
-        parameters = {one.name: int(one.rest.split(")")[0]) for one in inside if one.operation == "parameter"}
+        parameters = {}
+        for instruction in inside:
+            if instruction.operation == "parameter":
+                parameters[instruction.name] = int(instruction.rest.split(")")[0])
+
+        # The bytes that each user of a parameter reads; None means all.
         users: dict[int, list[int | None]] = defaultdict(list)
-        for one in inside:
-            for place, operand in enumerate(_operands(one.rest)):
+        for instruction in inside:
+            for number, operand in enumerate(_operands(instruction.rest)):
                 if operand in parameters:
                     size = None
-                    if one.operation == "fusion":
-                        size = self._parts_read(_called(one.rest, "calls")[0]).get(place)
-                    elif one.operation in _READ_IN_PART and place == 0:
-                        size = array_bytes(one.shape)
-                    elif one.operation == "dynamic-update-slice" and place == 0:
+                    if instruction.operation == "fusion":
+                        size = self._parts_read(_called(instruction.rest, "calls")[0]).get(number)
+                    elif instruction.operation in _READ_IN_PART and number == 0:
+                        size = array_bytes(instruction.shape)
+                    elif instruction.operation == "dynamic-update-slice" and number == 0:
                         size = 0
                     users[parameters[operand]].append(size)
         return {
             number: sum(size or 0 for size in sizes) for number, sizes in users.items() if None not in sizes
         }
 
-    def _left_as_it_was(self, name: str) -> int:
-        """Bytes of the result of a fused computation that it does not write, since it writes into a part of a
+    def _not_written(self, name: str) -> int:
+        """The bytes of a fused computation's result that it does not write, because it updates a slice of a
         parameter.
         """
         inside = self.computations[name]
-        shapes = {one.name: one.shape for one in inside}
+        shapes = {instruction.name: instruction.shape for instruction in inside}
         total = 0
-        for one in inside:
-            if one.operation == "fusion":
-                total += self._left_as_it_was(_called(one.rest, "calls")[0])
-            elif one.operation == "dynamic-update-slice":
-                total += array_bytes(one.shape) - array_bytes(shapes.get(_operands(one.rest)[1], ""))
+        for instruction in inside:
+            if instruction.operation == "fusion":
+                total += self._not_written(_called(instruction.rest, "calls")[0])
+            elif instruction.operation == "dynamic-update-slice":
+                update = shapes.get(_operands(instruction.rest)[1], "")
+                total += array_bytes(instruction.shape) - array_bytes(update)
         return total
 
 
 def array_bytes(shape: str) -> int:
-    """Bytes of an array type, or of all in a tuple of them."""
-    return sum(
-        _BYTES[kind] * math.prod(int(size) for size in sizes.split(",") if size)
-        for kind, sizes, _ in _ARRAY.findall(shape)
-    )
+    """The bytes of an array type, or of all arrays in a tuple type."""
+    return sum(_array_size(kind, extents) for kind, extents, _ in _ARRAY.findall(shape))
 
 
 def _in_hbm(shape: str) -> int:
-    """`array_bytes` without what the compiler placed in on-chip memory, S(1) and up."""
-    return sum(
-        _BYTES[kind] * math.prod(int(size) for size in sizes.split(",") if size)
-        for kind, sizes, layout in _ARRAY.findall(shape)
-        if "S(" not in layout
-    )
+    """`array_bytes` without arrays in on-chip memory, S(1) and up."""
+    arrays = [array for array in _ARRAY.findall(shape) if "S(" not in array[2]]
+    return sum(_array_size(kind, extents) for kind, extents, _ in arrays)
+
+
+def _array_size(kind: str, extents: str) -> int:
+    """The bytes of an array such as ("bf16", "8,128")."""
+    return _BYTES[kind] * math.prod(int(extent) for extent in extents.split(",") if extent)
 
 
 def _split(shape: str) -> list[str]:
@@ -260,49 +270,46 @@ def _split(shape: str) -> list[str]:
 
 def _operands(rest: str) -> list[str]:
     depth, end = 1, len(rest)
-    for place, letter in enumerate(rest):
+    for index, letter in enumerate(rest):
         depth += (letter == "(") - (letter == ")")
         if depth == 0:
-            end = place
+            end = index
             break
     return re.findall(r"%([\w.\-]+)", rest[:end])
 
 
 def _called(rest: str, keys: str) -> list[str]:
-    found = re.findall(rf"\b(?:{keys})=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", rest)
-    return [
-        name.strip().lstrip("%")
-        for several, one in found
-        for name in (several.split(",") if several else [one])
-    ]
+    """The computations that an instruction calls under these keys: {a, b} or a single name."""
+    names: list[str] = []
+    for several, single in re.findall(rf"\b(?:{keys})=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", rest):
+        names += several.split(",") if several else [single]
+    return [name.strip().lstrip("%") for name in names]
 
 
 def _group(rest: str) -> tuple[int, ...]:
-    """The first group of devices that a collective runs among; of a permutation, the
-    first pair that differs.
-    """
+    """The first group of devices of a collective; for a permutation, the first pair of different devices."""
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
-        for one, other in re.findall(r"\{(\d+),(\d+)", pairs.group(1) + "}"):
-            if one != other:
-                return int(one), int(other)
-    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
-        return tuple(map(int, found.group(1).split(",")))
-    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        return tuple(_numbered(found[3], found[4]).reshape(int(found[1]), int(found[2]))[0].tolist())
-    if found := re.search(
+        for source, target in re.findall(r"\{(\d+),(\d+)", pairs.group(1) + "}"):
+            if source != target:
+                return int(source), int(target)
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+        return tuple(map(int, match.group(1).split(",")))
+    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
+        return tuple(_numbered(match[3], match[4]).reshape(int(match[1]), int(match[2]))[0].tolist())
+    if match := re.search(
         r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}",
         rest,
     ):
-        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found[1])}
-        ids = _numbered(found[2] or ",".join(map(str, sizes.values())), found[3]).reshape(*sizes.values())
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
+        ids = _numbered(match[2] or ",".join(map(str, sizes.values())), match[3]).reshape(*sizes.values())
         return tuple(
-            ids[tuple(slice(None) if f"'{name}'" in found[4] else 0 for name in sizes)].flatten().tolist()
+            ids[tuple(slice(None) if f"'{name}'" in match[4] else 0 for name in sizes)].flatten().tolist()
         )
     return ()
 
 
 def _numbered(sizes: str, order: str | None) -> np.ndarray:
-    """Devices counted over axes of these sizes, the axes then put into an order."""
+    """Devices numbered over axes of these sizes, with the axes then put into an order."""
     dims = [int(size) for size in sizes.split(",")]
     ids = np.arange(math.prod(dims)).reshape(dims)
     return ids.transpose([int(axis) for axis in order.split(",")]) if order else ids

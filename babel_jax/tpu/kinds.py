@@ -1,6 +1,6 @@
-"""What the programs of a run do: the names in `babel plan`'s table.
+"""The kinds of programs of a run, as `babel plan`'s table names them.
 
-Apart from the programs, whose imports are those of a whole run.
+They are in a separate module because the module of the programs imports as much as a whole run.
 """
 
 STEP, READING, INITIAL, EXPANSION, OPTIMIZER = (
@@ -18,9 +18,8 @@ CARRYING, BITS_PER_BYTE, SUITE, EXPORT, SAMPLES = (
     "samples",
 )
 CHECKPOINT = "saving a checkpoint"
-ORBAX_PROGRAM = (
-    "slice"  # Orbax's, by which each of several copies of an array is cut to the part that it writes
-)
+# Orbax's program, which takes from each copy of an array the part to write.
+ORBAX_PROGRAM = "slice"
 RECHECK, REPLICAS = "gradients twice", "comparing replicas"
 LOG_LIKELIHOODS, GENERATION = "log-likelihoods", "generation"
 PREFILL, NEW_TOKEN = "prefill", "a new token"

@@ -1,5 +1,5 @@
-"""`babel plan`: what the programs of a run would need, move and take on a TPU pod, from each as compiled for
-it.
+"""`babel plan`: the memory, communication and time of a run's programs on a TPU pod, from each program
+compiled for the pod.
 """
 
 import importlib.util
@@ -41,8 +41,9 @@ _DAY = 86_400
 
 
 class Which(StrEnum):
-    """Which programs are compiled: all of `babel train` (or sft), its last train step alone, all but train
-    steps, or those of `babel evaluate`."""
+    """The programs to compile: all of `babel train` (or sft), its last train step alone, all but train steps,
+    or those of `babel evaluate`.
+    """
 
     TRAIN = "train"
     STEP = "step"
@@ -53,11 +54,11 @@ class Which(StrEnum):
 def plan(
     config: Config, topology: str, slices: int = 1, which: Which = Which.TRAIN, configs: Path | None = None
 ) -> dict[str, Any]:
-    """The plan for one topology; figures at the top are per chip and step unless they say otherwise.
+    """The plan for one topology; figures at the top are per chip and step unless the name says otherwise.
 
-    `programs` has the memory and the least time of each program, and `fits` says whether all have the memory.
-    `configs` is the folder of other configs (see `base_of`). Raises BadInput for a topology that does not
-    exist, and where mesh, batch and model do not divide.
+    `programs` has the memory and the least time of each program; `fits` is True if all have enough memory.
+    configs: the folder of other configs (see `base_of`). Raises BadInput for a topology that does not exist,
+    and if mesh, batch and model do not divide.
     """
     chip, base = chip_of(topology), base_of(config, configs)
     shape = trained_shape(config, base.config)
@@ -68,20 +69,20 @@ def plan(
             f"data.seq_len = {config.data.seq_len} exceeds the model's max_position_embeddings = "
             f"{shape.max_position_embeddings}"
         )
-    found = _compiled(config, base, topology, slices, which)
-    programs = [described_program(config, one, chip) for one in found]
+    measurements = _compiled(config, base, topology, slices, which)
+    programs = [described_program(config, of_program, chip) for of_program in measurements]
     if which in (Which.EVALUATE, Which.REST):
-        result = result_without_step(shape, topology, slices, chip, found)
+        result = result_without_step(shape, topology, slices, chip, measurements)
     else:
-        step = [one for one in found if one["kind"] == STEP][-1]
+        step = [of_program for of_program in measurements if of_program["kind"] == STEP][-1]
         result = described(config, shape, topology, slices, chip, step)
     return with_programs(result, programs, which)
 
 
 def _compiled(config: Config, base: Base, topology: str, slices: int, which: Which) -> list[dict[str, Any]]:
-    """What `tpu.worker` finds of each program.
+    """The measurements of each program by `tpu.worker`.
 
-    The compiler is asked in a process of its own, which needs neither TPU nor network.
+    The compiler runs in a separate process, which needs neither a TPU nor a network.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise BadInput(
@@ -102,7 +103,7 @@ def _compiled(config: Config, base: Base, topology: str, slices: int, which: Whi
     )
     environment = {**{key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}, **here}
     command = [sys.executable, "-m", "babel_jax.tpu.worker"]
-    found: list[dict[str, Any]] = []
+    measurements: list[dict[str, Any]] = []
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
@@ -116,24 +117,25 @@ def _compiled(config: Config, base: Base, topology: str, slices: int, which: Whi
             worker.stdin.write(json.dumps(request))
             worker.stdin.close()
             for line in worker.stdout:
-                told = json.loads(line)
-                if "bad_input" in told:
-                    raise BadInput(told["bad_input"])
-                if "programs" in told:
-                    progress.total = len(told["programs"])
+                message = json.loads(line)
+                if "bad_input" in message:
+                    raise BadInput(message["bad_input"])
+                if "programs" in message:
+                    progress.total = len(message["programs"])
                     continue
-                found.append(told)
-                progress.set_postfix_str(told["name"])
+                measurements.append(message)
+                progress.set_postfix_str(message["name"])
                 progress.update()
         finally:
-            worker.kill()  # it has nothing left to do, or nobody to tell
+            # It is finished, or its results are no longer needed.
+            worker.kill()
         worker.wait()
-        if not found or len(found) != progress.total:
+        if not measurements or len(measurements) != progress.total:
             errors.seek(0)
             raise RuntimeError(
                 f"the compiler stopped with status {worker.returncode}:\n{errors.read()[-4000:]}"
             )
-    return found
+    return measurements
 
 
 def _plain(settings: Any) -> dict[str, Any]:
@@ -142,10 +144,10 @@ def _plain(settings: Any) -> dict[str, Any]:
 
 
 def result_without_step(
-    shape: ModelConfig, topology: str, slices: int, chip: Chip, found: list[dict[str, Any]]
+    shape: ModelConfig, topology: str, slices: int, chip: Chip, measurements: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What stands at the top of a plan that has no train step."""
-    mesh = found[0]["mesh"]
+    """The top part of a plan without a train step."""
+    mesh = measurements[0]["mesh"]
     chips = math.prod(mesh.values()) // chip.devices
     parameters = count_parameters(shape)
     where = topology if slices == 1 else f"{slices} slices of {topology}"
@@ -161,14 +163,14 @@ def result_without_step(
 
 
 def with_programs(result: dict[str, Any], programs: list[dict[str, Any]], which: Which) -> dict[str, Any]:
-    """The result with all programs, `fits` where all of them fit, and the table of them and what to change at
-    the end of its summary.
+    """The result with all programs, `fits` (True if all fit), and their table and advice at the end of its
+    summary.
     """
-    short = [one for one in programs if not one["fits"]]
+    short = [program for program in programs if not program["fits"]]
     lines = [result["summary"]]
     if which is not Which.STEP:
         lines += ["", programs_table(programs)]
-        lines += [short_of(one) for one in short]
+        lines += [short_of(program) for program in short]
         lines.append(
             "all programs fit" if not short else f"{len(short)} of {len(programs)} programs do not fit"
         )
@@ -176,21 +178,21 @@ def with_programs(result: dict[str, Any], programs: list[dict[str, Any]], which:
 
 
 def described(
-    config: Config, shape: ModelConfig, topology: str, slices: int, chip: Chip, found: dict[str, Any]
+    config: Config, shape: ModelConfig, topology: str, slices: int, chip: Chip, measurements: dict[str, Any]
 ) -> dict[str, Any]:
-    """The result of `plan`, from what the compiled program was found to be."""
-    mesh, training = found["mesh"], config.training
+    """The result of `plan`, from the measurements of the compiled train step."""
+    mesh, training = measurements["mesh"], config.training
     chips = math.prod(mesh.values()) // chip.devices
     parameters = count_parameters(shape)
     tokens_per_step = training.global_batch_size * config.data.seq_len
     model_flops = model_flops_per_token(shape, config.data.seq_len) * tokens_per_step / chips
-    hardware_flops = found["hardware_flops"] * chip.devices
+    hardware_flops = measurements["hardware_flops"] * chip.devices
     width = 2 if training.compute_dtype == "bfloat16" else 4
     parts = 1
     for axis in WEIGHT_AXES:
         parts *= mesh[axis]
-    # Weights gathered forward and backward, gradients scattered, for every piece of the batch; features stay
-    # split.
+    # Weights are gathered forward and backward, and gradients scattered, for every piece of the batch;
+    # features stay sharded over `tensor`.
     minimum = (
         3 * width * parameters // mesh["tensor"] * training.gradient_accumulation * chip.devices
         if parts > 1
@@ -212,11 +214,11 @@ def described(
         "topology": topology, "slices": slices, "chips": chips, "mesh": mesh, "parameters": parameters,
         "seq_len": config.data.seq_len, "tokens_per_step": tokens_per_step, "remat": str(training.remat),
         "gradient_accumulation": training.gradient_accumulation,
-        "compile_seconds": round(found["compile_seconds"], 1),
+        "compile_seconds": round(measurements["compile_seconds"], 1),
         "model_flops": model_flops, "hardware_flops": hardware_flops, "wire_bytes_minimum": minimum,
         "host_gib": host,
     }  # fmt: skip
-    if short := found.get("out_of_memory"):
+    if short := measurements.get("out_of_memory"):
         hbm |= {"arguments": None, "temporaries": None, "needs": short["needs"] or None}
         tries = (
             f"needs {short['needs']:.1f} of {short['has'] or chip.capacity:.1f} GiB: try "
@@ -228,10 +230,10 @@ def described(
         return (
             result | unknown | {"fits": False, "hbm_gib": hbm, "summary": f"{_head(result, shape)}\n{tries}"}
         )
-    hbm |= {name: found[name] / _GIB * chip.devices for name in ("arguments", "temporaries", "peak")}
-    fits = hbm_of(found, chip)["total"] <= chip.capacity
+    hbm |= {name: measurements[name] / _GIB * chip.devices for name in ("arguments", "temporaries", "peak")}
+    fits = hbm_of(measurements, chip)["total"] <= chip.capacity
     hbm["activations"] = max(0.0, hbm["temporaries"] - hbm["gradients"])
-    seconds = seconds_of(found, chip)
+    seconds = seconds_of(measurements, chip)
     bound = max(seconds.values())
     tokens_per_day = tokens_per_step / bound * _DAY
     stages = [
@@ -240,8 +242,9 @@ def described(
     result |= {
         "fits": fits,
         "hbm_gib": hbm,
-        "collectives": by_axes(found["collectives"]),
-        "wire_bytes": sum(one["bytes"] * one["times"] for one in found["collectives"]) * chip.devices,
+        "collectives": by_axes(measurements["collectives"]),
+        "wire_bytes": sum(moved["bytes"] * moved["times"] for moved in measurements["collectives"])
+        * chip.devices,
         "seconds": seconds,
         "bound_by": max(seconds, key=lambda name: seconds[name]),
         "step_seconds_bound": bound,
@@ -257,7 +260,7 @@ def described(
 def _stage(
     stage: Stage, tokens_per_step: int, seconds: float, chips: int, price: float | None
 ) -> dict[str, Any]:
-    """The least time and cost of a stage's budget; `max_passes` needs the data and is not looked at."""
+    """The least time and cost of a stage's budget; `max_passes` is ignored, because it needs the data."""
     steps = stage.steps or max(1, round((stage.tokens or 0) / tokens_per_step))
     hours = steps * seconds * chips / 3600
     return {
@@ -303,9 +306,10 @@ def _summary(result: dict[str, Any], shape: ModelConfig, chip: Chip) -> str:
             f"host memory a chip: {result['host_gib']:.2f} GiB of moments, read and written every step (not "
             "in the bound below)"
         )
-    for one in result["collectives"]:
+    for moved in result["collectives"]:
         lines.append(
-            f"  {one['kind']:<18} over {one['axes']:<22} {one['bytes'] / 1e9:>9.3f} GB in {one['times']} runs"
+            f"  {moved['kind']:<18} over {moved['axes']:<22} {moved['bytes'] / 1e9:>9.3f} GB in "
+            f"{moved['times']} runs"
         )
     bounds = ", ".join(f"{name} {value:.3f}" for name, value in seconds.items())
     lines += [

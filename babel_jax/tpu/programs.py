@@ -1,9 +1,9 @@
 """The programs that `babel train` and `babel evaluate` run on the devices, as jitted functions with abstract
 arguments.
 
-Every one comes from the function that the run itself jits. What takes no program (reading a checkpoint,
-tokens on their way to the devices) is not in the list. `babel rehearse` compares the list with the programs
-that a run really compiled.
+Each one comes from the function that the run itself jits. Work without a program (reading a checkpoint,
+copying tokens to the devices) is not in the list. `babel rehearse` compares the list with the programs that a
+run really compiled.
 """
 
 import math
@@ -57,21 +57,21 @@ from babel_jax.training.mesh import batch_sharding, check_batch, param_shardings
 from babel_jax.training.setup import Setup, carrying_over, setup_of
 from babel_jax.training.step import beginning
 
-# Of benchmarks whose answers are written: prompts together on a device, and tokens of each.
+# For benchmarks with generated answers: prompts per device, tokens of a prompt, and new tokens.
 BENCHMARK_ROWS, BENCHMARK_PROMPT, BENCHMARK_NEW = 8, 2048, 256
 
 
 class Program(NamedTuple):
-    """A jitted function with the arguments of its largest run, as shapes. `beside` lies on the devices
-    meanwhile, but is no argument.
+    """A jitted function with the arguments of its largest call, as shapes. `beside` has the other arrays on
+    the devices during the call.
 
-    `kind` says what it does, and `points` when in the run it does so. `seq_len` is of the windows of a train
-    step, else 0.
+    `kind` is its kind of work, `points` are the points of the run at which it is called. `seq_len` is the
+    length of the windows of a train step, else 0.
     """
 
     kind: str
     points: tuple[str, ...]
-    function: Any  # None for what moves data without a program of ours
+    function: Any  # None for a copy without a program of ours
     arguments: tuple[Any, ...]
     named: Mapping[str, Any] = MappingProxyType({})
     beside: Any = ()
@@ -79,7 +79,7 @@ class Program(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What it does and when."""
+        """The kind of work, and when."""
         return self.kind + (f": {', '.join(self.points)}" if self.points else "")
 
     @property
@@ -99,7 +99,7 @@ def placed(params: PyTree[Any], shardings: PyTree[Any]) -> PyTree[jax.ShapeDtype
 
 
 def device_bytes(arrays: PyTree[jax.ShapeDtypeStruct]) -> int:
-    """What arrays take of each device's own memory."""
+    """The memory that arrays take on each device."""
     total = 0
     for leaf in jax.tree.leaves(arrays):
         if leaf.sharding.memory_kind != "pinned_host":
@@ -108,7 +108,9 @@ def device_bytes(arrays: PyTree[jax.ShapeDtypeStruct]) -> int:
 
 
 def copied_bytes(arrays: PyTree[jax.ShapeDtypeStruct]) -> int:
-    """What Orbax copies on a device while it saves: its part of each array that other devices hold too."""
+    """The memory of Orbax's copies on a device while it saves: its part of each array that other devices also
+    have.
+    """
     total = 0
     for leaf in jax.tree.leaves(arrays):
         shard = device_bytes([leaf])
@@ -124,11 +126,11 @@ def copied_bytes(arrays: PyTree[jax.ShapeDtypeStruct]) -> int:
 def training_programs(
     config: Config, base: ModelConfig, new_layers: Sequence[int], mesh: Mesh
 ) -> list[Program]:
-    """The programs of `babel train` (or sft) in the order of the run; those that compile to the same are one,
-    under all their names.
+    """The programs of `babel train` (or sft) in the order of the run. Programs that compile to the same are
+    one, with all their names.
 
-    `base` is the shape of the model that the run begins with, before any expansion, and `new_layers` those of
-    its layers that an earlier expansion added. Raises BadInput where mesh, batch and model do not divide.
+    base: the shape of the model that the run begins with, before any expansion. new_layers: its layers that
+    an earlier expansion added. Raises BadInput if mesh, batch and model do not divide.
     """
     check_batch(
         mesh, config.training.global_batch_size, config.training.gradient_accumulation, config.data.seq_len
@@ -216,8 +218,9 @@ def _training_programs(
 def evaluation_programs(
     config: ModelConfig, mesh: Mesh, dtype: DTypeLike, batch_tokens: int
 ) -> list[Program]:
-    """The programs of `babel evaluate`, whose parameters are of `dtype`: items of 4,096 tokens and of all
-    positions, and continuations of BENCHMARK_PROMPT tokens."""
+    """The programs of `babel evaluate` with parameters of `dtype`: items of 4,096 tokens and of all
+    positions, and continuations of BENCHMARK_PROMPT tokens.
+    """
     params = params_on(mesh, config, dtype)
     programs = list(reading(mesh, config, params))
     for length in (row_lengths(1)[-1], row_lengths(config.max_position_embeddings)[-1]):
@@ -230,7 +233,7 @@ def evaluation_programs(
 def params_on(
     mesh: Mesh, config: ModelConfig, dtype: DTypeLike = jnp.float32
 ) -> PyTree[jax.ShapeDtypeStruct]:
-    """The parameters as shapes, as they lie on the mesh."""
+    """The parameters as shapes, with their shardings on the mesh."""
     return placed(abstract_params(config, dtype), param_shardings(config, mesh))
 
 
@@ -250,7 +253,9 @@ def step_program(config: Config, setup: Setup, mesh: Mesh, stage: str) -> Progra
 
 
 def reading(mesh: Mesh, config: ModelConfig, params: PyTree[jax.ShapeDtypeStruct]) -> Iterator[Program]:
-    """Moving the largest leaf from how it was read to where it lies, with all parameters there already."""
+    """The move of the largest leaf from its sharding for reading to its final one, while all parameters are
+    on the devices.
+    """
     moves = []
     for place, leaf in traverse_util.flatten_dict(params).items():
         steps = reading_steps(leaf.sharding, leaf.shape, is_stacked(place))
@@ -266,21 +271,21 @@ def reading(mesh: Mesh, config: ModelConfig, params: PyTree[jax.ShapeDtypeStruct
 def _exporting(
     mesh: Mesh, config: ModelConfig, params: PyTree[jax.ShapeDtypeStruct], dtype: np.dtype
 ) -> Iterator[Program]:
-    """Gathering the largest tensor outside of layers, and the largest of one layer, for the process that
+    """Gathers the largest tensor outside the layers, and the largest of one layer, for the process that
     writes it.
     """
     flat = {place: leaf.update(dtype=dtype) for place, leaf in traverse_util.flatten_dict(params).items()}
     beside = (params, list(flat.values()))
-    for stacked, what in ((False, "embedding"), (True, "a layer's matrix")):
+    for stacked, tensor in ((False, "embedding"), (True, "a layer's matrix")):
         of_kind = [leaf for place, leaf in flat.items() if is_stacked(place) == stacked]
         leaf = max(of_kind, key=lambda leaf: math.prod(leaf.shape))
         function = gatherer(leaf.sharding, len(leaf.shape), dtype, stacked)
         arguments = (leaf, jax.ShapeDtypeStruct((), jnp.int32))
-        yield Program(EXPORT, (what,), function, arguments, beside=_without(beside, leaf))
+        yield Program(EXPORT, (tensor,), function, arguments, beside=_without(beside, leaf))
 
 
 def _without(arrays: Any, leaf: jax.ShapeDtypeStruct) -> list[jax.ShapeDtypeStruct]:
-    """All but one of the arrays that are as `leaf`."""
+    """All arrays except one that equals `leaf`."""
     leaves = jax.tree.leaves(arrays)
     leaves.remove(leaf)
     return leaves
@@ -320,24 +325,24 @@ def _generating(
     beside: Any = (),
 ) -> Iterator[Program]:
     programs = generation_programs(mesh, model, jnp.dtype(dtype), params, *sizes, sampled=sampled)
-    for (function, arguments, named), what in zip(programs, (PREFILL, NEW_TOKEN), strict=True):
-        yield Program(f"{name[0]}, {what}", name[1:], function, arguments, named, beside)
+    for (function, arguments, named), part in zip(programs, (PREFILL, NEW_TOKEN), strict=True):
+        yield Program(f"{name[0]}, {part}", name[1:], function, arguments, named, beside)
 
 
 def _parts(config: Config, models: Sequence[Depth]) -> list[tuple[Stage, int, bool]]:
-    """Each stage with the first step of each depth that it meets, and whether that depth is its last.
+    """Each stage with the first step of each depth within it, and True if that depth is its last.
 
-    Budgets in tokens are taken for windows without padding.
+    Budgets in tokens are computed for windows without padding.
     """
-    found: list[tuple[Stage, int, bool]] = []
+    parts: list[tuple[Stage, int, bool]] = []
     start = 0
     for stage in config.stages:
         tokens_of_step = config.training.global_batch_size * config.data.seq_len
         end = start + (stage.steps or max(1, round((stage.tokens or 0) / tokens_of_step)))
         firsts = [start, *(model.start for model in models if start < model.start < end)]
-        found += [(stage, first, first == firsts[-1]) for first in firsts]
+        parts += [(stage, first, first == firsts[-1]) for first in firsts]
         start = end
-    return found
+    return parts
 
 
 def _what(setup: Setup) -> str:
@@ -346,7 +351,7 @@ def _what(setup: Setup) -> str:
 
 
 def _merged(programs: Iterator[Program] | list[Program]) -> list[Program]:
-    """Programs that compile to the same as one: its names joined, beside it the most that any has."""
+    """Programs that compile to the same as one program, with all names, and with the largest `beside`."""
     merged: dict[Any, Program] = {}
     for program in programs:
         if (known := merged.get(program.key)) is not None:

@@ -1,5 +1,5 @@
-"""Which mesh, remat policy and pieces of the batch suit a pod: candidates compiled one after the other, those
-that fit ranked.
+"""Searches the best mesh, remat policy and number of pieces of a batch for a pod: candidates are compiled one
+after the other, and those that fit are ranked.
 """
 
 from collections.abc import Iterator
@@ -14,19 +14,18 @@ from babel_jax.tpu.chips import chip_of
 from babel_jax.tpu.plan import Which, plan
 
 _CONTEXTS, _TENSORS = (2, 4, 8, 16), (2, 4)
-_LEAST_TOKENS = (
-    1024  # of a window on one device: shorter parts only make the keys and values that are gathered more
-)
-# From the least recomputation to the most: of one mesh and batch, the first that fits is the fastest.
+# Tokens of a window on one device. Shorter parts save nothing, and more keys and values are gathered.
+_LEAST_TOKENS = 1024
+# From the least recomputation to the most: for one mesh and batch, the first that fits is the fastest.
 _POLICIES = (Remat.MLP, Remat.GATE, Remat.PROJECTIONS, Remat.ATTENTION, Remat.FULL)
 
 
 def search(config: Config, topology: str, slices: int = 1) -> dict[str, Any]:
-    """The best plan, and under `candidates` all that fit, the shortest bound on the time of a step first, and
-    why others do not.
+    """The best plan. `candidates` has all plans that fit, sorted by their bound on the time of a step, and
+    the reasons why others do not fit.
 
-    A bound counts no latency, so among bounds that are alike within 2% fewer bytes on the wire come first,
-    then more memory left.
+    A bound ignores latency. So among bounds that differ by less than 2%, the plan with fewer bytes on the
+    wire comes first, then the one with more free memory.
     """
     chip_of(topology)
     tried, fits = [], []
@@ -36,57 +35,56 @@ def search(config: Config, topology: str, slices: int = 1) -> dict[str, Any]:
             settings = {"mesh": candidate.training.mesh, "remat": str(candidate.training.remat)}
             settings["gradient_accumulation"] = candidate.training.gradient_accumulation
             try:
-                found = plan(candidate, topology, slices, Which.STEP)
+                planned = plan(candidate, topology, slices, Which.STEP)
             except BadInput as error:
                 tried.append(settings | {"fits": False, "why": str(error)})
                 break
-            except RuntimeError as error:  # what the compiler cannot do with one, it may with another
+            except RuntimeError as error:  # the compiler may fail on one candidate and not on another
                 tried.append(settings | {"fits": False, "why": " ".join(str(error).split())[:300]})
                 continue
-            if found["fits"]:
-                fits.append(found)
-                tried.append(
-                    settings
-                    | {
-                        name: found[name]
-                        for name in ("fits", "step_seconds_bound", "mfu_bound", "wire_bytes", "bound_by")
-                    }
-                )
+            if planned["fits"]:
+                fits.append(planned)
+                names = ("fits", "step_seconds_bound", "mfu_bound", "wire_bytes", "bound_by")
+                tried.append(settings | {name: planned[name] for name in names})
                 break
-            tried.append(settings | {"fits": False, "why": found["summary"].splitlines()[-1]})
+            tried.append(settings | {"fits": False, "why": planned["summary"].splitlines()[-1]})
     if not fits:
-        raise BadInput(
-            f"nothing of what was tried fits {topology}: " + "; ".join(sorted({one["why"] for one in tried}))
-        )
+        reasons = sorted({candidate["why"] for candidate in tried})
+        raise BadInput(f"none of the candidates fits {topology}: {'; '.join(reasons)}")
+
     best = min(fits, key=_rank)
-    order = sorted((one for one in tried if one["fits"]), key=lambda one: one["step_seconds_bound"])
+    fitting = [candidate for candidate in tried if candidate["fits"]]
+    fitting.sort(key=lambda candidate: candidate["step_seconds_bound"])
+    others = [candidate for candidate in tried if not candidate["fits"]]
     lines = [f"{'seconds':>9} {'MFU':>6} {'wire GB':>9}  settings"]
-    for one in order:
-        where = (
-            f"mesh {one['mesh']}, remat {one['remat']}, gradient_accumulation "
-            f"{one['gradient_accumulation']}; {one['bound_by']} binds"
+    for row in fitting:
+        settings_text = (
+            f"mesh {row['mesh']}, remat {row['remat']}, gradient_accumulation "
+            f"{row['gradient_accumulation']}; {row['bound_by']} binds"
         )
         lines.append(
-            f"{one['step_seconds_bound']:>9.3f} {one['mfu_bound']:>6.1%} {one['wire_bytes'] / 1e9:>9.1f}  "
-            f"{where}"
+            f"{row['step_seconds_bound']:>9.3f} {row['mfu_bound']:>6.1%} {row['wire_bytes'] / 1e9:>9.1f}  "
+            f"{settings_text}"
         )
     return best | {
-        "candidates": order + [one for one in tried if not one["fits"]],
+        "candidates": fitting + others,
         "summary": "\n".join([*lines, "", best["summary"]]),
     }
 
 
-def _rank(found: dict[str, Any]) -> tuple[float, int, float]:
-    hbm = found["hbm_gib"]
+def _rank(planned: dict[str, Any]) -> tuple[float, int, float]:
+    hbm = planned["hbm_gib"]
     return (
-        round(found["step_seconds_bound"], 2 - len(str(int(found["step_seconds_bound"])))),
-        found["wire_bytes"],
+        round(planned["step_seconds_bound"], 2 - len(str(int(planned["step_seconds_bound"])))),
+        planned["wire_bytes"],
         hbm["temporaries"],
     )
 
 
 def _candidates(config: Config) -> Iterator[list[Config]]:
-    """For each mesh, the config's own first, and number of pieces, the policies in the order to try them."""
+    """For each mesh (the config's own first) and number of pieces, candidates with the policies in the order
+    to try.
+    """
     contexts = [size for size in _CONTEXTS if config.data.seq_len // size >= _LEAST_TOKENS]
     meshes = [dict(config.training.mesh)]
     for others in ({}, *({"context": size} for size in contexts), *({"tensor": size} for size in _TENSORS)):

@@ -1,4 +1,4 @@
-"""The shapes of a run's models, also where the folder that the run begins with does not exist yet."""
+"""The shapes of a run's models, even if the folder that the run begins with does not exist yet."""
 
 import os
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ from babel_jax.model_folders.folder import open_folder
 from babel_jax.places import is_url
 from babel_jax.training.deepening import depths
 
-_LONGEST_CHAIN = 10  # configs that begin with what the one before exports
+_LONGEST_CHAIN = 10  # configs, each of which begins with the export of the one before
 
 
 class Base(NamedTuple):
-    """The model that a run begins with, before its expansion, and those of its layers that an earlier
-    expansion added.
+    """The model that a run begins with, before its expansion, and its layers that an earlier expansion
+    added.
     """
 
     config: ModelConfig
@@ -27,20 +27,19 @@ class Base(NamedTuple):
 
 
 def base_of(config: Config, configs: Path | None = None) -> Base:
-    """The base of a run: of the model folder if it exists, else the source of the preset, else what another
-    config exports.
+    """The base of a run: the model folder if it exists, else the source of the preset, else the export of
+    another config.
 
-    The other config is in the folder `configs` or among those of this package: its `out`/hf is this one's
-    model.folder, as that of babel-9b.toml is of babel-9b-chat.toml. Raises BadInput where none is.
+    The other config is in the folder `configs` or in this package. Its `out`/hf is this config's
+    model.folder, as for babel-9b.toml and babel-9b-chat.toml. Raises BadInput if there is none.
     """
-    return _base_of(
-        config, [folder for folder in (configs, configs_folder()) if folder is not None], _LONGEST_CHAIN
-    )
+    folders = [folder for folder in (configs, configs_folder()) if folder is not None]
+    return _base_of(config, folders, _LONGEST_CHAIN)
 
 
 def made_up_base(config: Config, configs: Path | None = None) -> tuple[Base, bool]:
-    """`base_of`, and where it finds none, Qwen2.5-7B with the layers that the run's expansion needs; the
-    second value says which.
+    """`base_of`, and False. If there is no base: Qwen2.5-7B with the layers that the run's expansion needs,
+    and True.
     """
     try:
         return base_of(config, configs), False
@@ -49,9 +48,9 @@ def made_up_base(config: Config, configs: Path | None = None) -> tuple[Base, boo
         if is_url(config.model.folder) or Path(config.model.folder).exists():
             raise
     shape = next(iter(PRESET_SOURCES.values()))
-    given = config.expansion.insert_after if config.expansion is not None else ()
+    after = config.expansion.insert_after if config.expansion is not None else ()
     count = config.expansion.new_layers if config.expansion is not None else 0
-    layers = max(2 * len(given), 2 * count, max(given, default=0) + 2, 4)
+    layers = max(2 * len(after), 2 * count, max(after, default=0) + 2, 4)
     return Base(shape.model_copy(update={"num_hidden_layers": layers})), True
 
 
@@ -78,8 +77,7 @@ def _base_of(config: Config, folders: list[Path], most: int) -> Base:
             return Base(shape, base.new_layers if plan is None else plan.new_layers)
     raise BadInput(
         f"{source}: no such model folder, and no config in {' or '.join(map(str, folders))} exports it (its "
-        "out/hf); "
-        "make the folder, or give model.shape"
+        "out/hf); make the folder, or give model.shape"
     )
 
 
@@ -88,12 +86,12 @@ def _configs(folders: list[Path]) -> Iterator[Config]:
         for path in sorted(folder.glob("*.toml")):
             try:
                 yield load_config(path)
-            except BadInput:  # of another kind, such as quality.toml
+            except BadInput:  # a config of another kind, such as quality.toml
                 continue
 
 
 def expanded(config: Config, base: ModelConfig) -> ModelConfig:
-    """The shape of a run's first step."""
+    """The shape at a run's first step."""
     if config.expansion is None:
         return base
     return expand_config(base, plan_from_settings(config.expansion, base.num_hidden_layers))

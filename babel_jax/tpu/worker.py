@@ -1,7 +1,7 @@
-"""Compiles the programs of a run for a TPU topology and measures them: a process of its own, as libtpu wants
-to be alone in one.
+"""Compiles the programs of a run for a TPU topology and measures them. It is a separate process, because
+libtpu must be alone in one.
 
-Reads a request from standard input, one JSON object, and writes its findings to standard output, a JSON
+It reads a request from standard input, one JSON object, and writes its results to standard output, a JSON
 object a line.
 """
 
@@ -31,15 +31,14 @@ from babel_jax.training.mesh import make_mesh, mesh_for
 
 
 def topology_mesh(config: Config, topology: str, slices: int, evaluated: ModelConfig | None = None) -> Mesh:
-    """The mesh of the config on a topology, or that of `babel evaluate` for the model `evaluated`.
+    """The mesh of the config on a topology, or the mesh of `babel evaluate` for the model `evaluated`.
 
     Raises BadInput as `make_mesh` does.
     """
     extra: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if topology.startswith("v4:"):
-        extra["chip_config_name"] = (
-            "megacore"  # one device a chip, as on the pods; of the newer chips that is how they are described
-        )
+        # One device per chip, as on the pods. Newer chips are described in this way by default.
+        extra["chip_config_name"] = "megacore"
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **extra).devices
     except jax.errors.JaxRuntimeError as error:
@@ -48,7 +47,7 @@ def topology_mesh(config: Config, topology: str, slices: int, evaluated: ModelCo
 
 
 def chosen_programs(config: Config, base: Base, mesh: Mesh, which: str) -> list[Program]:
-    """Those that `tpu.plan.Which` names."""
+    """The programs that `tpu.plan.Which` names."""
     if which == "evaluate":
         return evaluation_programs(
             trained_shape(config, base.config), mesh, jnp.bfloat16, batch_tokens_on(mesh.size)
@@ -60,33 +59,34 @@ def chosen_programs(config: Config, base: Base, mesh: Mesh, which: str) -> list[
     return [program for program in programs if program.kind != STEP] if which == "rest" else programs
 
 
-def measured(
+def measure_program(
     program: Program, shape: ModelConfig, mesh: Mesh, keep_text: Path | None = None
 ) -> dict[str, Any]:
-    """Memory, FLOPs and collectives of one device, or under `out_of_memory` what the compiler says.
+    """Memory, FLOPs and collectives of one device; under `out_of_memory`, the compiler's message if the
+    program does not fit.
 
-    Bytes unless it says otherwise.
+    All sizes are in bytes unless the name says otherwise.
     """
     start = time.perf_counter()
-    found: dict[str, Any]
+    measurements: dict[str, Any]
     if program.function is None:
-        found = {
+        measurements = {
             "kind": program.kind,
             "name": program.name,
             "mesh": dict(mesh.shape),
             "beside": device_bytes(program.beside),
         }
         arguments, copied = device_bytes(program.arguments), copied_bytes(program.arguments)
-        # To the host's memory and on to the disk, which says how long that takes.
+        # Copied to the host and then to the disk, whose time is not estimated.
         moved = {
             "hbm_bytes": arguments + 2 * copied,
             "collectives": [],
             "hardware_flops": 0.0,
             "compile_seconds": 0.0,
         }
-        return found | moved | {"arguments": arguments, "temporaries": copied, "results": 0}
+        return measurements | moved | {"arguments": arguments, "temporaries": copied, "results": 0}
     traced = program.function.trace(*program.arguments, **program.named)
-    found = {
+    measurements = {
         "kind": program.kind,
         "name": program.name,
         "mesh": dict(mesh.shape),
@@ -98,49 +98,48 @@ def measured(
     except jax.errors.JaxRuntimeError as error:
         if (short := out_of_hbm(str(error))) is None:
             raise
-        return found | {"out_of_memory": short, "compile_seconds": time.perf_counter() - start}
+        return measurements | {"out_of_memory": short, "compile_seconds": time.perf_counter() - start}
     memory = compiled.memory_analysis()
     text = compiled.as_text()
     if keep_text is not None:
         keep_text.write_text(text)
-    read = Moved(text)
+    moved_by = Moved(text)
     flat = list(mesh.devices.flat)
     coordinates = {device.id: (getattr(device, "slice_index", 0), tuple(device.coords)) for device in flat}
-    return found | {
+    collectives = []
+    for collective in moved_by.collectives():
+        group = [flat[index].id for index in collective.group]
+        sizes = {"kind": collective.kind, "bytes": collective.bytes, "times": collective.times}
+        collectives.append(sizes | _spans(group, coordinates, mesh))
+    return measurements | {
         "compile_seconds": time.perf_counter() - start,
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
-        # What is given beside the arguments whose memory it takes over.
+        # Only results that do not take the memory of donated arguments.
         "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "peak": memory.peak_memory_in_bytes,
-        "hbm_bytes": read.hbm_bytes(),
-        "collectives": [
-            {
-                "kind": one.kind,
-                "bytes": one.bytes,
-                "times": one.times,
-                **_spans([flat[place].id for place in one.group], coordinates, mesh),
-            }
-            for one in read.collectives()
-        ],
+        "hbm_bytes": moved_by.hbm_bytes(),
+        "collectives": collectives,
     }
 
 
 def _spans(
     group: list[int], coordinates: dict[int, tuple[int, tuple[int, ...]]], mesh: jax.sharding.Mesh
 ) -> dict[str, Any]:
-    """Which mesh axes the devices of a group differ in, in how many dimensions of the torus, and whether they
-    are of several slices.
+    """The mesh axes and the number of torus dimensions in which the devices of a group differ, and True if
+    they are in several slices.
     """
     if not group:
         return {"axes": ["data"], "dimensions": 0, "slices": True}
-    places = {device.id: index for index, device in zip(_indices(mesh), mesh.devices.flat, strict=True)}
-    axes = [
-        axis for number, axis in enumerate(mesh.axis_names) if len({places[one][number] for one in group}) > 1
-    ]
-    within = [coordinates[one][1] for one in group]
+    indices = {device.id: index for index, device in zip(_indices(mesh), mesh.devices.flat, strict=True)}
+    axes = []
+    for number, axis in enumerate(mesh.axis_names):
+        if len({indices[device][number] for device in group}) > 1:
+            axes.append(axis)
+    slices = {coordinates[device][0] for device in group}
+    within = [coordinates[device][1] for device in group]
     dimensions = sum(len(set(values)) > 1 for values in zip(*within, strict=True))
-    return {"axes": axes, "dimensions": dimensions, "slices": len({coordinates[one][0] for one in group}) > 1}
+    return {"axes": axes, "dimensions": dimensions, "slices": len(slices) > 1}
 
 
 def _indices(mesh: jax.sharding.Mesh) -> list[tuple[int, ...]]:
@@ -148,8 +147,8 @@ def _indices(mesh: jax.sharding.Mesh) -> list[tuple[int, ...]]:
 
 
 def out_of_hbm(message: str) -> dict[str, float] | None:
-    """The GiB that the compiler wanted and had; None where what it says is not that HBM is too small (a
-    kernel may want too much VMEM).
+    """The GiB that the compiler needed and had; None if the message is not about HBM (a kernel may need too
+    much VMEM).
     """
     if "RESOURCE_EXHAUSTED" not in message or "memory space vmem" in message:
         return None
@@ -165,12 +164,14 @@ def out_of_hbm(message: str) -> dict[str, float] | None:
     }
 
 
-def _tell(found: dict[str, Any]) -> None:
-    print(json.dumps(found), flush=True)
+def _write(message: dict[str, Any]) -> None:
+    print(json.dumps(message), flush=True)
 
 
 def main() -> int:
-    """One request; the names of the programs, then what each was found to be as soon as it is compiled."""
+    """Answers one request: first the names of the programs, then the measurements of each as soon as it is
+    compiled.
+    """
     request = json.load(sys.stdin)
     config = parse_settings(Config, request["config"], "config")
     base = Base(parse_settings(ModelConfig, request["base"], "model"), tuple(request["new_layers"]))
@@ -180,11 +181,11 @@ def main() -> int:
         evaluated = shape if which == "evaluate" else None
         mesh = topology_mesh(config, request["topology"], request["slices"], evaluated)
         programs = chosen_programs(config, base, mesh, which)
-        _tell({"programs": [program.name for program in programs]})
+        _write({"programs": [program.name for program in programs]})
         for program in programs:
-            _tell(measured(program, shape, mesh, keep))
+            _write(measure_program(program, shape, mesh, keep))
     except BadInput as error:
-        _tell({"bad_input": str(error)})
+        _write({"bad_input": str(error)})
     return 0
 
 
