@@ -1,4 +1,4 @@
-"""The commands of `babel`, by what they work on.
+"""The commands of `babel`, grouped by their subject.
 
-Each file declares its own and imports what they need when they run.
+Each file declares its commands, and imports the code that they need only when they run.
 """

@@ -2,7 +2,7 @@
 
 import argparse
 
-from babel_jax.commands.parsing import Commands, Result
+from babel_jax.commands.parsing import Commands, Result, add_config
 
 
 def _mixture(options: argparse.Namespace) -> Result:
@@ -27,12 +27,9 @@ def declare(command: Commands) -> None:
         "tokens, shares and epochs of each language and kind in all stages, without training",
         "babel mixture configs/babel-9b.toml --out runs/mixture",
     )
-    mixture.add_argument("config", metavar="CONFIG")
+    add_config(mixture)
     mixture.add_argument(
         "--out", default="runs/mixture", help="folder for table, plot, CSV and JSON (default %(default)s)"
-    )
-    mixture.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, such as seed=1"
     )
 
     statistics = command(

@@ -1,4 +1,4 @@
-"""What a model knows: evaluate."""
+"""The quality of a model: evaluate."""
 
 import argparse
 from pathlib import Path
@@ -21,8 +21,12 @@ def _evaluate(options: argparse.Namespace) -> Result:
         chat=options.chat,
         trained_in=place(options.contamination) if options.contamination else None,
     )
-    benchmarks = request.tasks != ("bits_per_byte",)
-    out = output(options.out) if options.out else Path("runs/evaluation") if benchmarks else None
+    # Benchmarks take long, so their answers are always stored.
+    out = None
+    if options.out:
+        out = output(options.out)
+    elif request.tasks != ("bits_per_byte",):
+        out = Path("runs/evaluation")
     return evaluate(options.model, options.baseline, request, out)
 
 
@@ -69,9 +73,11 @@ def declare(command: Commands) -> None:
     evaluate.add_argument(
         "--max-bytes", type=positive, default=200_000, help="of text for each language (default %(default)s)"
     )
-    evaluate.add_argument("--chat", action="store_true", help="ask by the model's chat template")
+    evaluate.add_argument("--chat", action="store_true", help="ask with the model's chat template")
     evaluate.add_argument(
-        "--contamination", metavar="RUN", help="look for the items in the training windows of this run folder"
+        "--contamination",
+        metavar="RUN",
+        help="search for the items in the training windows of this run folder",
     )
     evaluate.add_argument(
         "--out",

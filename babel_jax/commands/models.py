@@ -4,13 +4,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from babel_jax.commands.parsing import Commands, Result, gib, integers, positive, seed, words
+from babel_jax.commands.parsing import Commands, Result, add_set, gib, integers, positive, seed, words
 from babel_jax.errors import BadInput
 
 if TYPE_CHECKING:
     from babel_jax.expansion.plan import ExpansionPlan
 
-# Those of config.Init, whose import costs more than the help.
+# The values of config.Init; its import would make the help slow.
 _INITS = (
     "copy",
     "noise",
@@ -19,7 +19,9 @@ _INITS = (
     "identity",
     "scaled",
 )
-_MAX_BYTES = 4_000  # of text for each language, to measure layers on
+# The options that say where the new layers are.
+_POSITIONS = ("preset", "new_layers", "insert_after", "append", "plan")
+_MAX_BYTES = 4_000  # of text for each language, for the sensitivity of layers
 
 
 def _convert(options: argparse.Namespace) -> Result:
@@ -41,52 +43,60 @@ def _expand(options: argparse.Namespace) -> Result:
     from babel_jax.expansion.plan import plan_from_settings, save_plan
     from babel_jax.model_folders.folder import open_folder
 
-    where = ("preset", "new_layers", "insert_after", "append", "plan")
-    names = (*where, "init", "noise_mean", "noise_std", "seed")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    noise = sorted(given.keys() & {"noise_mean", "noise_std", "seed"})
-    if "plan" in given and (noise or "init" in given):
-        option = "init" if "init" in given else noise[0].replace("_", "-")
-        raise BadInput(
-            f"babel expand: --{option} has no effect with --plan, which says how each layer begins; leave "
-            "it out"
-        )
-    if noise and given.get("init") != "noise":
-        raise BadInput(
-            f"babel expand: --{noise[0].replace('_', '-')} has no effect without --init noise; add it or "
-            "leave the other out"
-        )
+    _check_expand_options(options)
+    names = (*_POSITIONS, "init", "noise_mean", "noise_std", "seed")
+    values = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.auto is not None:
         from babel_jax.studies.sensitivity_report import layers_by_sensitivity
 
-        if given.keys() & set(where):
-            raise BadInput(
-                "babel expand: --auto chooses the layers; leave out --preset, --new-layers, --insert-after, "
-                "--append and --plan"
-            )
         max_bytes = options.max_bytes or _MAX_BYTES
-        given["insert_after"] = layers_by_sensitivity(
+        values["insert_after"] = layers_by_sensitivity(
             options.source, options.auto, options.data, options.languages, max_bytes
         )
-    elif measured_on := [
-        name for name in ("data", "languages", "max_bytes") if getattr(options, name) is not None
-    ]:
-        option = measured_on[0].replace("_", "-")
-        raise BadInput(
-            f"babel expand: --{option} has no effect without --auto, which measures the layers; add it or "
-            "leave the other out"
-        )
-    settings = parse_settings(ExpansionSettings, given, "babel expand")
+    settings = parse_settings(ExpansionSettings, values, "babel expand")
     plan = plan_from_settings(settings, open_folder(options.source).config.num_hidden_layers)
     if options.save_plan:
         save_plan(plan, Path(options.save_plan))
-    return _compared(
-        options, expand_folder(options.source, options.destination, plan, **_transfer_options(options)), plan
-    )
+    written = expand_folder(options.source, options.destination, plan, **_transfer_options(options))
+    return _compared(options, written, plan)
+
+
+def _check_expand_options(options: argparse.Namespace) -> None:
+    """Raises BadInput for an option that has no effect with the others."""
+
+    def first_given(*names: str) -> str | None:
+        """The first of these options that is given, as it is written on the command line."""
+        for name in names:
+            if getattr(options, name) is not None:
+                return f"--{name.replace('_', '-')}"
+        return None
+
+    of_noise = first_given("noise_mean", "noise_std", "seed")
+    of_text = first_given("data", "languages", "max_bytes")
+    of_layer = first_given("init") or of_noise
+    if options.plan is not None and of_layer:
+        raise BadInput(
+            f"babel expand: {of_layer} has no effect with --plan, which says how each layer begins; leave "
+            "it out"
+        )
+    if of_noise and options.init != "noise":
+        raise BadInput(
+            f"babel expand: {of_noise} has no effect without --init noise; add it or leave the other out"
+        )
+    if options.auto is not None and first_given(*_POSITIONS):
+        raise BadInput(
+            "babel expand: --auto chooses the layers; leave out --preset, --new-layers, --insert-after, "
+            "--append and --plan"
+        )
+    if options.auto is None and of_text:
+        raise BadInput(
+            f"babel expand: {of_text} has no effect without --auto, which measures the layers; add it or "
+            "leave the other out"
+        )
 
 
 def _compared(options: argparse.Namespace, written: Result, plan: "ExpansionPlan | None") -> Result:
-    """With --verify, the logits too where the model fits."""
+    """With --verify, also compares the logits, if the model fits into memory."""
     if options.verify:
         from babel_jax.expansion.verification import logits_difference
 
@@ -138,7 +148,7 @@ def declare(command: Commands) -> None:
     convert.add_argument("source", metavar="SRC")
     convert.add_argument("destination", metavar="DST")
     convert.add_argument(
-        "--to", choices=["hf", "orbax"], help="format of DST (default: the one that SRC is not)"
+        "--to", choices=["hf", "orbax"], help="format of DST (default: the one that SRC does not have)"
     )
 
     expand = command(
@@ -158,10 +168,10 @@ def declare(command: Commands) -> None:
         help="copy every other layer from the middle on, N in all, as the presets do",
     )
     expand.add_argument(
-        "--insert-after", type=integers, metavar="14,16", help="copy these layers, each behind itself"
+        "--insert-after", type=integers, metavar="14,16", help="copy these layers; a copy follows its layer"
     )
     expand.add_argument(
-        "--append", type=positive, metavar="N", help="repeat the last N layers behind the model"
+        "--append", type=positive, metavar="N", help="repeat the last N layers after the model"
     )
     expand.add_argument("--init", choices=_INITS, help="how new layers begin (default copy)")
     expand.add_argument("--noise-mean", type=float)
@@ -171,7 +181,7 @@ def declare(command: Commands) -> None:
         "--auto",
         type=int,
         metavar="N",
-        help="copy the N layers that cost least when passed twice (see sensitivity)",
+        help="copy the N layers whose repetition raises the loss least (see sensitivity)",
     )
     expand.add_argument("--save-plan", metavar="FILE", help="write the plan, to edit and apply with --plan")
 
@@ -187,22 +197,22 @@ def declare(command: Commands) -> None:
             "--verify",
             action="store_true",
             help=(
-                "read all back; compare every tensor's sha256, logits where the model fits, and "
-                "transformers' model of config.json"
+                "read everything back; compare every tensor's sha256, the logits if the model fits into "
+                "memory, and transformers' model of config.json"
             ),
         )
         files = between_folders.add_mutually_exclusive_group()
         files.add_argument(
             "--no-links",
             action="store_true",
-            help="copy safetensors files that stay as they are, also where the disk has clones",
+            help="copy unchanged safetensors files, even if the disk can clone them",
         )
         files.add_argument(
             "--hard-links",
             action="store_true",
             help=(
-                "where the disk has no clones, make such files one with the source's; a program that writes "
-                "in place then changes both"
+                "if the disk cannot clone, make unchanged files one with the source's; a program that "
+                "writes in place then changes both"
             ),
         )
 
@@ -218,7 +228,7 @@ def declare(command: Commands) -> None:
     )
     for with_text in (sensitivity, expand):
         with_text.add_argument(
-            "--data", help="folder of xx.jsonl, .gz or .zst text to measure on (default: the package's own)"
+            "--data", help="folder of xx.jsonl, .gz or .zst text to use (default: the package's text)"
         )
         with_text.add_argument(
             "--languages", type=words, metavar="en,sw", help="only these (default: all that have text)"
@@ -237,27 +247,21 @@ def declare(command: Commands) -> None:
         "babel ablate runs/demo/base/hf --tokens 200000 --seeds 0,1",
     )
     ablate.add_argument("model", metavar="MODEL")
-    ablate.add_argument("--data", help="folder of xx.jsonl, .gz or .zst text (default: the package's own)")
+    ablate.add_argument("--data", help="folder of xx.jsonl, .gz or .zst text (default: the package's text)")
     ablate.add_argument(
-        "--out", default="runs/ablation", help="folder; the same command goes on in it (default %(default)s)"
+        "--out", default="runs/ablation", help="folder; the same command resumes in it (default %(default)s)"
     )
     ablate.add_argument(
-        "--tokens", type=int, default=0, help="budget of recovery for each variant (default: none)"
+        "--tokens", type=int, default=0, help="tokens to train each variant on (default: none)"
     )
     ablate.add_argument("--seeds", type=integers, default=[0], metavar="0,1,2")
     ablate.add_argument(
         "--new-layers",
         type=positive,
         metavar="N",
-        help="how many (default: as Babel-9B, about a fifth of the depth)",
+        help="number of new layers (default: as in Babel-9B, about a fifth of the depth)",
     )
     ablate.add_argument(
         "--variants", type=words, metavar="among:copy,parent", help="default: the report's table and more"
     )
-    ablate.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a setting of configs/ablation.toml",
-    )
+    add_set(ablate, "override a setting of configs/ablation.toml")

@@ -1,4 +1,6 @@
-"""How arguments are read; each type raises argparse.ArgumentTypeError with what would be right."""
+"""Types of arguments, and options that several commands share. Each type raises argparse.ArgumentTypeError
+with the valid form.
+"""
 
 import argparse
 from collections.abc import Callable
@@ -9,13 +11,24 @@ Run = Callable[[argparse.Namespace], Result]
 
 
 class Commands(Protocol):
-    """Declares a command and gives its parser; every command takes --json."""
+    """Declares a command and returns its parser. Every command has --json."""
 
     def __call__(self, name: str, run: Run, does: str, example: str) -> argparse.ArgumentParser: ...
 
 
+def add_config(parser: argparse.ArgumentParser, example: str = "seed=1") -> None:
+    """Adds the argument CONFIG and the option --set; `example` is an override, for its help."""
+    parser.add_argument("config", metavar="CONFIG")
+    add_set(parser, f"override a setting, such as {example}")
+
+
+def add_set(parser: argparse.ArgumentParser, help_text: str) -> None:
+    """Adds the option --set, which may be repeated."""
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=help_text)
+
+
 def integers(text: str) -> list[int]:
-    """Whole numbers: 14,16 to [14, 16]."""
+    """Integers: 14,16 gives [14, 16]."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
@@ -23,21 +36,21 @@ def integers(text: str) -> list[int]:
 
 
 def positive(text: str) -> int:
-    """A whole number of 1 or more."""
+    """An integer of 1 or more."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
 
 
 def count(text: str) -> int:
-    """A whole number of 0 or more."""
+    """An integer of 0 or more."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
     return int(text)
 
 
 def steps(text: str) -> range:
-    """Steps of a run: 10:13 to range(10, 13)."""
+    """Steps of a run: 10:13 gives range(10, 13)."""
     first, _, end = text.partition(":")
     if not first.isdecimal() or not end.isdecimal() or int(first) >= int(end):
         raise argparse.ArgumentTypeError(
@@ -47,14 +60,14 @@ def steps(text: str) -> range:
 
 
 def seed(text: str) -> int:
-    """A whole number that a seed can be."""
+    """An integer that can be a seed."""
     if not text.isdecimal() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
     return int(text)
 
 
 def gib(text: str) -> float:
-    """A positive number of GiB, finite in bytes too."""
+    """A positive number of GiB that is finite in bytes too."""
     try:
         number = float(text)
     except ValueError:
@@ -76,5 +89,5 @@ def percent(text: str) -> float:
 
 
 def words(text: str) -> list[str]:
-    """Words: en,sw to ["en", "sw"]."""
+    """Words: en,sw gives ["en", "sw"]."""
     return [part.strip() for part in text.split(",") if part.strip()]

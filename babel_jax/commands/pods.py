@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from babel_jax.commands.parsing import Commands, Result, positive
+from babel_jax.commands.parsing import Commands, Result, add_config, positive
 
 
 def _plan(options: argparse.Namespace) -> Result:
@@ -14,7 +14,11 @@ def _plan(options: argparse.Namespace) -> Result:
     config = load_config(options.config, tuple(options.set))
     if options.search:
         return search(config, options.topology, options.slices)
-    which = Which.EVALUATE if options.evaluate else Which.STEP if options.step_only else Which.TRAIN
+    which = Which.TRAIN
+    if options.evaluate:
+        which = Which.EVALUATE
+    elif options.step_only:
+        which = Which.STEP
     return plan(config, options.topology, options.slices, which, Path(options.config).parent)
 
 
@@ -22,10 +26,8 @@ def _rehearse(options: argparse.Namespace) -> Result:
     from babel_jax.config.file import load_config
     from babel_jax.recipe.rehearsal import rehearse
 
-    config, out = (
-        load_config(options.config, tuple(options.set)),
-        None if options.out is None else Path(options.out),
-    )
+    config = load_config(options.config, tuple(options.set))
+    out = None if options.out is None else Path(options.out)
     return rehearse(config, options.devices, options.slices, Path(options.config).parent, out)
 
 
@@ -34,10 +36,10 @@ def declare(command: Commands) -> None:
     plan = command(
         "plan",
         _plan,
-        "what every program of a run needs and takes on a TPU pod, compiled without one",
+        "memory and time of every program of a run on a TPU pod, compiled without one",
         "babel plan configs/babel-9b.toml --topology v5e:16x16 --set training.gradient_accumulation=4",
     )
-    plan.add_argument("config", metavar="CONFIG")
+    add_config(plan, "data.seq_len=32768")
     plan.add_argument(
         "--topology",
         required=True,
@@ -45,39 +47,32 @@ def declare(command: Commands) -> None:
         help="v5e:16x16, v6e:8x8, v5p:8x8x8, v4:4x4x4, tpu7x:4x4x4 ...",
     )
     plan.add_argument(
-        "--slices", type=positive, default=1, help="how many of them, joined by the data centre's network"
+        "--slices", type=positive, default=1, help="number of slices, joined by the data centre's network"
     )
-    one = plan.add_mutually_exclusive_group()
-    one.add_argument(
+    programs = plan.add_mutually_exclusive_group()
+    programs.add_argument(
         "--step-only",
         action="store_true",
-        help="compile the last train step alone: one program in place of ten or so",
+        help="compile the last train step alone: one program instead of about ten",
     )
-    one.add_argument(
+    programs.add_argument(
         "--evaluate",
         action="store_true",
         help="the programs of babel evaluate on the model that CONFIG trains",
     )
-    one.add_argument(
+    programs.add_argument(
         "--search",
         action="store_true",
         help="try meshes, pieces of the batch and remat policies, and rank those that fit",
     )
-    plan.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a setting, such as data.seq_len=32768",
-    )
+
     rehearse = command(
         "rehearse",
         _rehearse,
-        "the whole run of a config on CPU devices in minutes: its mesh axes kept, its widths and budgets "
-        "scaled down",
+        "the whole run of a config on CPU devices in minutes: the same mesh axes, small widths and budgets",
         "babel rehearse configs/babel-9b.toml",
     )
-    rehearse.add_argument("config", metavar="CONFIG")
+    add_config(rehearse)
     rehearse.add_argument(
         "--devices", type=positive, default=16, help="CPU devices to make (default %(default)s)"
     )
@@ -88,6 +83,3 @@ def declare(command: Commands) -> None:
         help="slices of the pod: the data axis, unless the mesh names it",
     )
     rehearse.add_argument("--out", help="a new folder to keep the rehearsal in (default: a temporary one)")
-    rehearse.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting"
-    )

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from babel_jax.commands.parsing import Commands, Result, words
+from babel_jax.commands.parsing import Commands, Result, add_config, words
 
 
 def _judge(options: argparse.Namespace) -> Result:
@@ -55,11 +55,4 @@ def declare(command: Commands) -> None:
         "--languages", type=words, metavar="en,sw", help="only these (default: all that the sources have)"
     )
     for with_config in (judge, classifier, score):
-        with_config.add_argument("config", metavar="CONFIG")
-        with_config.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help="override a setting, such as seed=1",
-        )
+        add_config(with_config)

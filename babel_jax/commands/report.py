@@ -1,4 +1,4 @@
-"""What a run says of itself: report, status."""
+"""The report of a run: report."""
 
 import argparse
 
@@ -28,7 +28,7 @@ def declare(command: Commands) -> None:
     report = command(
         "report",
         _report,
-        "one HTML page on a run, and whether a language got worse",
+        "one HTML page about a run, and the languages that got worse",
         "babel report runs/demo",
     )
     report.add_argument("run_folder", metavar="RUN", help="a run folder, or a demo's")

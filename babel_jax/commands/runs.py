@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from babel_jax.commands.parsing import Commands, Result, positive, steps, words
+from babel_jax.commands.parsing import Commands, Result, add_config, positive, steps, words
 from babel_jax.errors import BadInput
 
 if TYPE_CHECKING:
@@ -70,24 +70,22 @@ def _prepare(options: argparse.Namespace) -> Result:
     config = _config(options)
     with preempted():
         report = prepare(config.data, config.model.folder, recheck=options.recheck)
-    kinds = [counts for entry in report["languages"].values() for counts in entry["kinds"].values()]
+
+    # Sums over languages, for the terminal; --json also has the whole report.
+    kinds, sources = [], []
+    entries = report["languages"].values()
+    for entry in entries:
+        kinds += entry["kinds"].values()
+        sources += entry.get("cleaning", {}).values()
     totals = {
         name: sum(counts[name] for counts in kinds) for name in ("documents", "bytes", "tokens", "windows")
     }
-    cleaned = [
-        source for entry in report["languages"].values() for source in entry.get("cleaning", {}).values()
-    ]
-    if cleaned:
-        totals["dropped"] = sum(sum(source["dropped"].values()) for source in cleaned)
-    totals |= {
-        name: sum(entry[name] for entry in report["languages"].values()) for name in ("rows", "bad", "empty")
-    }
-    totals["duplicates"] = sum(entry["duplicates"] for entry in report["languages"].values())
-    return (
-        {"folder": config.data.folder, **totals, **report}
-        if options.json
-        else {"folder": config.data.folder, **totals}
-    )
+    if sources:
+        totals["dropped"] = sum(sum(source["dropped"].values()) for source in sources)
+    for name in ("rows", "bad", "empty", "duplicates"):
+        totals[name] = sum(entry[name] for entry in entries)
+    result = {"folder": config.data.folder, **totals}
+    return result | report if options.json else result
 
 
 def _train(options: argparse.Namespace) -> Result:
@@ -129,8 +127,8 @@ def declare(command: Commands) -> None:
         "babel demo --out runs/demo",
     )
     demo.add_argument("--out", default="runs/demo", help="run folder (default %(default)s)")
-    demo.add_argument("--corpus", help="folder of xx.jsonl, .gz or .zst text in place of the package's own")
-    demo.add_argument("--base", help="model folder to begin with in place of a model trained here")
+    demo.add_argument("--corpus", help="folder of xx.jsonl, .gz or .zst text (default: the package's text)")
+    demo.add_argument("--base", help="model folder to begin with (default: a model is trained first)")
 
     init = command(
         "init",
@@ -153,13 +151,13 @@ def declare(command: Commands) -> None:
     sft = command(
         "sft",
         _sft,
-        "chat fine-tuning: conversations, with the loss on the assistant's words",
+        "chat fine-tuning: conversations, with the loss on the assistant's tokens",
         "babel sft configs/babel-9b-chat.toml",
     )
     prepare.add_argument(
         "--recheck",
         action="store_true",
-        help="read all text again and compare digests, even where sizes and times are the same",
+        help="read all text again and compare digests, even if sizes and times are unchanged",
     )
     for trains in (train, sft):
         trains.add_argument(
@@ -169,11 +167,4 @@ def declare(command: Commands) -> None:
             help="trace these steps, such as 10:13, for TensorBoard's profiler",
         )
     for with_config in (prepare, train, sft):
-        with_config.add_argument("config", metavar="CONFIG")
-        with_config.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help="override a setting, such as seed=1",
-        )
+        add_config(with_config)

@@ -1,4 +1,4 @@
-"""What a model makes of text: generate, chat."""
+"""Text from a model: generate, chat."""
 
 import argparse
 import sys
@@ -26,8 +26,8 @@ def _chat(options: argparse.Namespace) -> Result:
     conversation = Conversation(options.model, options.system, options.max_new_tokens, **sampling)
     if sys.stdin.isatty() and not options.json:
         return talk(conversation)
-    found = conversation.answer(sys.stdin.read().rstrip("\n"))
-    return {**found, "messages": conversation.messages, "summary": found["text"]}
+    answer = conversation.answer(sys.stdin.read().rstrip("\n"))
+    return {**answer, "messages": conversation.messages, "summary": answer["text"]}
 
 
 def declare(command: Commands) -> None:
@@ -45,11 +45,11 @@ def declare(command: Commands) -> None:
     chat = command(
         "chat",
         _chat,
-        "answers from a model, on the terminal or of one turn from standard input",
+        "answers from a model: a conversation on the terminal, or one turn from standard input",
         'echo "Habari?" | babel chat runs/chat/hf',
     )
     chat.add_argument("model", metavar="MODEL")
-    chat.add_argument("--system", metavar="TEXT", help="what the model is told before the first turn")
+    chat.add_argument("--system", metavar="TEXT", help="the system message, before the first turn")
     chat.add_argument("--max-new-tokens", type=positive, default=256)
     for writes in (generate, chat):
         writes.add_argument(

@@ -1,4 +1,4 @@
-"""Whether files are as they were written: verify."""
+"""Checks that files are unchanged since they were written: verify."""
 
 import argparse
 

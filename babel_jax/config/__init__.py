@@ -1,6 +1,7 @@
-"""Every setting of the project: typed, validated and frozen. `config.file.load_config` reads them from TOML.
+"""Every setting of the project: typed, validated and frozen. `config.file.load_config` reads settings from
+TOML.
 
-The resolved config (`Config.to_toml`) written into a run folder reproduces the run alone: its local paths are
+The resolved config (`Config.to_toml`) in a run folder is enough to repeat the run: its local paths are
 absolute.
 """
 

@@ -1,4 +1,4 @@
-"""The catalogue: the corpora that the report names, where each lives and what it has in each of the 25
+"""The catalogue: the corpora of the report, with the location of each and its configurations for the 25
 languages (catalogue.toml).
 """
 
@@ -17,11 +17,11 @@ def catalogue() -> dict[str, dict[str, Any]]:
 
 
 def expand(given: Any) -> list[Any]:
-    """The sources that one of a config stands for: itself, or those of the catalogue that it names.
+    """The sources that an entry of data.sources means: itself, or the sources of the catalogue that it names.
 
-    `{"catalogue": NAME, "language": "sw"}` is that language's, without `language` all that the corpus has;
-    other keys replace those of the catalogue. Raises ValueError for an unknown name and for a language that
-    the corpus does not have.
+    `{"catalogue": NAME, "language": "sw"}` is the corpus in that language; without `language`, in all
+    languages that it has. Other keys replace those of the catalogue. Raises ValueError for an unknown name,
+    and for a language that the corpus does not have.
     """
     if not isinstance(given, dict) or "catalogue" not in given:
         return [given]
@@ -30,21 +30,22 @@ def expand(given: Any) -> list[Any]:
         raise ValueError(f"no corpus {name!r} in the catalogue; it has {', '.join(catalogue())}")
     entry = catalogue()[name]
     configurations = entry["configurations"]
-    wanted = (
-        [language(given["language"]).code]
-        if "language" in given
-        else [code for code in CODES if code in configurations]
-    )
+    if "language" in given:
+        wanted = [language(given["language"]).code]
+    else:
+        wanted = [code for code in CODES if code in configurations]
     missing = [code for code in wanted if code not in configurations]
     if missing:
         raise ValueError(f"{name} has no text in {', '.join(missing)}; it has {' '.join(configurations)}")
-    own = {key: value for key, value in given.items() if key not in ("catalogue", "language")}
+    settings = {key: value for key, value in given.items() if key not in ("catalogue", "language")}
     sources = []
     for code in wanted:
-        found = configurations[code]
-        for configuration in [found] if isinstance(found, str) else found:
+        # One configuration of the corpus, or a list of them.
+        of_language = configurations[code]
+        for configuration in [of_language] if isinstance(of_language, str) else of_language:
             source = {key: _filled(value, configuration) for key, value in entry["source"].items()}
-            sources.append({"name": name, "licence": entry["licence"], **source, **own, "language": code})
+            about = {"name": name, "licence": entry["licence"]}
+            sources.append({**about, **source, **settings, "language": code})
     return sources
 
 

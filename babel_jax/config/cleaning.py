@@ -1,5 +1,5 @@
-"""What `babel prepare` does to raw text before it is tokenized: cleaning, decontamination, deduplication, and
-on which machines.
+"""The settings of `babel prepare` before tokenization: cleaning, decontamination, deduplication, and the
+machines.
 """
 
 from typing import Self
@@ -10,9 +10,9 @@ from babel_jax.config.settings import Choice, Fraction, LocalPath, NonNegative, 
 
 
 class Rule(Choice):
-    """Why cleaning drops a document.
+    """The reasons why cleaning drops a document.
 
-    Each is a threshold of `CleaningSettings`; data/refining/cleaning.py says where each comes from.
+    Each is a threshold of `CleaningSettings`; data/refining/cleaning.py has their sources.
     """
 
     CHARACTERS = "characters"
@@ -31,17 +31,17 @@ class Rule(Choice):
 
 
 class CleaningSettings(Settings):
-    """The rules that drop documents, and what is done to the text of those that stay. `off` names rules that
-    do not apply, `off` of a source those that do not apply to it. The rules are for prose: of lists of
-    messages, manuals and code many repeat too much.
+    """The rules that drop documents, and the changes to the text of the others. `off` disables rules; `off`
+    of a source disables them for that source. The rules are for prose: lists of messages, manuals and code
+    often repeat too much.
 
-    Text is brought to NFC and loses its control characters; then a document is dropped that has fewer than
-    `min_characters` characters, more than these fractions of digits (the report's two rules), of lines that
-    begin with a bullet or end in an ellipsis, of characters in repeated lines, paragraphs and word n-grams
-    (for n = 2, 3, 4 the commonest n-gram, for 5 to 10 all that occur twice), fewer letters, or that is less
-    likely than `min_language_probability` in its language. `mask_personal_data` replaces e-mail addresses,
-    phone and card numbers by what they are. `keep_dropped` writes the dropped documents to `dropped/` with
-    the reason.
+    Text is normalized to NFC, without control characters. Then a document is dropped if it has fewer than
+    `min_characters` characters; more than these fractions of digits (the report's two rules), of lines that
+    begin with a bullet or end in an ellipsis, of characters in repeated lines, paragraphs and word n-grams (n
+    = 2, 3, 4: the most common n-gram; n = 5 to 10: all that occur twice); fewer letters; or a lower
+    probability of its language than `min_language_probability`. `mask_personal_data` replaces e-mail
+    addresses, phone and card numbers by their kind, such as [email]. `keep_dropped` writes the dropped
+    documents to `dropped/` with the reason.
     """
 
     off: tuple[Rule, ...] = ()
@@ -72,12 +72,12 @@ class CleaningSettings(Settings):
 
 
 class DecontaminationSettings(Settings):
-    """Files of evaluation items (.jsonl, .txt or .parquet); documents that share a run of this many letters
-    and digits are dropped, of every source.
+    """Files of evaluation items (.jsonl, .txt or .parquet). Documents of any source that share a run of this
+    many letters and digits with them are dropped.
 
-    `characters` counts letters and digits without the space and punctuation between them; in documents in
-    Chinese, Japanese and Korean, whose characters say more, `dense_characters` of which half are such are
-    enough too.
+    `characters` counts letters and digits, not spaces and punctuation. In documents in Chinese, Japanese and
+    Korean, whose characters carry more information, `dense_characters` are enough if at least half of them
+    are such characters.
     """
 
     paths: tuple[LocalPath, ...]
@@ -86,13 +86,13 @@ class DecontaminationSettings(Settings):
 
 
 class DeduplicationSettings(Settings):
-    """Of documents of one language with the same text, or by MinHash at least `similarity` of the same
-    shingles, one stays.
+    """Of several documents of one language with the same text, or by MinHash with at least `similarity` of
+    equal shingles, one stays.
 
-    It is the one of the heaviest source, then of the highest score, then the longest, then the first. A
-    shingle is `shingle` characters; `bands` of `rows` MinHash values each find the pairs, all bands * rows
-    values verify them. `near = false` leaves only equal text. `bucket_documents` bounds the documents that
-    one pairing task holds.
+    It is the document with the highest weight of its source, then the highest score, then the longest, then
+    the first. A shingle has `shingle` characters. `bands` of `rows` MinHash values each find pairs; all bands
+    * rows values verify them. With `near = false`, only equal texts are duplicates. `bucket_documents` is the
+    most documents that one pairing task holds.
     """
 
     near: bool = True

@@ -1,5 +1,6 @@
-"""The text, the prepared datasets, and how a stage mixes them."""
+"""The settings of the text, of the prepared datasets, and of the mixture of a stage."""
 
+import itertools
 from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -23,30 +24,33 @@ from babel_jax.config.settings import (
 )
 from babel_jax.languages import language
 
-# A source whose text stands under one of these has conversations: lists of messages.
+# A source with one of these as its text_key has conversations: lists of messages.
 CONVERSATION_KEYS = ("messages", "conversations")
 
 
 class BadRows(Choice):
-    """What to do with a text row that cannot be read: stop at it, or count it and go on."""
+    """What to do with a row that cannot be read: stop with an error, or count it and continue."""
 
     REFUSE = "refuse"
     SKIP = "skip"
 
 
 class Source(Settings):
-    """Text rows of one language: files (`path`, globs allowed), a TFDS dataset or a Hugging Face dataset by
+    """Text rows of one language: files (`path`, globs allowed), a TFDS dataset, or a Hugging Face dataset by
     name.
 
-    Files: .jsonl or .txt (plain or .gz or .zst), .parquet, and .warc or .wet (plain or .gz), on a disk or
-    wherever fsspec reads (gs://, s3://, hf://). `kind` holds for rows that have no `kind` of their own.
-    `name` stands in reports (default: where the text is), `licence` beside it. `where` passes over rows in
-    which a key has another value, as where one file holds many languages. `off` names rules of data.cleaning
-    that do not apply to this source: `where = { kind = "textbook" }` and `off = ["repetition"]` keep manuals
-    that repeat themselves. Of duplicates in several sources the copy of the source with the highest `weight`
-    stays, if data.deduplication is given, else the first; how much of a source is trained on is a matter of
-    the mixture, not of its weight. `catalogue = "madlad-400"` in the place of all this stands for the sources
-    of that name that the package knows; see catalogue.toml.
+    Files: .jsonl or .txt (plain, .gz or .zst), .parquet, and .warc or .wet (plain or .gz), on a disk or on
+    any file system of fsspec (gs://, s3://, hf://).
+
+    - kind: for rows that have no `kind`
+    - name: shown in reports (default: the path or dataset); licence: shown beside it
+    - where: only rows with these values are read, for files with many languages
+    - off: rules of data.cleaning that do not apply to this source. For example, `where = { kind = "textbook"
+      }` and `off = ["repetition"]` keep manuals that repeat themselves
+    - weight: of duplicates in several sources, the copy of the source with the highest weight stays, if
+      data.deduplication is given, else the first. It has no effect on the mixture
+    - catalogue: instead of all this, `catalogue = "madlad-400"` means the sources of that name in
+      catalogue.toml
     """
 
     language: str
@@ -65,7 +69,7 @@ class Source(Settings):
     licence: str | None = None
     weight: PositiveFloat = 1.0
     where: dict[str, str] = {}
-    # Behind `_expanded` values are no JSON any more, of which strict validation takes lists and strings.
+    # After `_expanded`, values are no JSON any more, for which strict validation accepts lists and strings.
     off: Annotated[tuple[Annotated[Rule, Field(strict=False)], ...], Field(strict=False)] = ()
 
     @field_validator("language")
@@ -75,30 +79,34 @@ class Source(Settings):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if sum(place is not None for place in (self.path, self.tfds, self.huggingface)) != 1:
+        if sum(origin is not None for origin in (self.path, self.tfds, self.huggingface)) != 1:
             raise ValueError("give exactly one of path, tfds and huggingface")
         return self
 
     @property
     def label(self) -> str:
-        """What reports call it."""
+        """The name of the source in reports."""
         dataset = self.tfds or "/".join(filter(None, (self.huggingface, self.huggingface_config)))
         return self.name or self.path or dataset
 
 
 class DataSettings(Settings):
-    """The prepared datasets: where they are, and how `babel prepare` makes them.
+    """The prepared datasets: their folder, and how `babel prepare` makes them.
 
-    `tokenizer` is a model folder, a tokenizer.json or a SentencePiece .model file; without it the run's model
-    folder has it. `add_bos_token` says whether each document begins with the tokenizer's bos_token; without
-    it the tokenizer decides (Llama, Gemma and Mistral: yes; Qwen: no). It holds for training and for what the
-    run measures. Chat templates write what begins a conversation. With `conversations` the sources hold lists
-    of messages (text_key "messages", or "conversations"), which become text by the chat template of the
-    tokenizer's folder or by the file `chat_template`. Digests of all files that were read tell text that has
-    changed; see docs/cleaning.md. Without `cleaning` text stays as it is, without `deduplication` only rows
-    of equal text are dropped. `workers` processes (0: one for each core; on Ray as many as it has) work at a
-    time; the result does not depend on their number. `shard_documents` bounds the documents of a cleaned
-    shard, and with them the memory that a worker takes.
+    - tokenizer: a model folder, a tokenizer.json or a SentencePiece .model file; default: the run's model
+      folder
+    - add_bos_token: if each document begins with the tokenizer's bos_token, in training and evaluation;
+      default: as the tokenizer does (Llama, Gemma and Mistral: yes; Qwen: no). Conversations begin as the
+      chat template says
+    - conversations: the sources have lists of messages (text_key "messages" or "conversations"). The chat
+      template of the tokenizer's folder, or the file `chat_template`, turns them into text
+    - cleaning, deduplication: without `cleaning`, text is unchanged; without `deduplication`, only rows of
+      equal text are dropped
+    - workers: processes that work at a time (0: one for each core; on Ray always the whole cluster); the
+      result does not depend on their number
+    - shard_documents: the most documents in a cleaned shard, and so a bound on the memory of a worker
+
+    Digests of all files that were read show later if text has changed; see docs/cleaning.md.
     """
 
     folder: LocalPath
@@ -121,11 +129,10 @@ class DataSettings(Settings):
     @field_validator("sources", mode="before")
     @classmethod
     def _expanded(cls, sources: Any) -> Any:
-        return (
-            tuple(source for given in sources for source in expand(given))
-            if isinstance(sources, list)
-            else sources
-        )
+        """Replaces entries of the catalogue by their sources."""
+        if not isinstance(sources, list):
+            return sources
+        return tuple(itertools.chain.from_iterable(map(expand, sources)))
 
     @model_validator(mode="after")
     def _of_one_form(self) -> Self:
@@ -133,8 +140,8 @@ class DataSettings(Settings):
             if (source.text_key in CONVERSATION_KEYS) != self.conversations:
                 raise ValueError(
                     f"conversations = {str(self.conversations).lower()} and a source with text_key = "
-                    f"{source.text_key!r}: "
-                    f"conversations are read from {' or '.join(CONVERSATION_KEYS)}, text from anything else"
+                    f"{source.text_key!r}: conversations are read from {' or '.join(CONVERSATION_KEYS)}, "
+                    "text from anything else"
                 )
         if self.conversations and (self.cleaning or self.decontamination or self.deduplication):
             raise ValueError(
@@ -145,8 +152,9 @@ class DataSettings(Settings):
 
 
 class Strategy(Choice):
-    """How a mixture shares its tokens among languages: as equal as supply allows (water-filling), in
-    proportion to supply ** (1 / temperature), or by explicit weights."""
+    """How a mixture shares its tokens among languages: as equally as the text allows (water-filling), in
+    proportion to supply ** (1 / temperature), or by explicit weights.
+    """
 
     EQUAL = "equal"
     TEMPERATURE = "temperature"
@@ -154,16 +162,17 @@ class Strategy(Choice):
 
 
 class MixtureSettings(Settings):
-    """Shares of a stage, in tokens; padding is none of them.
+    """The shares of a stage, in tokens; padding does not count.
 
-    languages: those that take part; empty means all that have data. `weights` maps a language to its weight
-    (strategy `weights`).
-    max_epochs: cap on passes over one dataset; the surplus goes to the others. `curated` maps a language to
-    its share of all tokens, in total: curated = { en = 0.3 } makes 30% of the stage English, taken from the
-    kind `curated` (else `textbook`, else any) as far as there is enough of it. `curated_extra` maps a
-    language to a share of such text that comes on top of the language's own part: with two languages of equal
-    parts, curated_extra = { en = 0.3 } makes 30% + 35% English. The multipliers raise the weight of
-    low-resource languages, and of the kind `textbook` within every language.
+    - languages: those that take part; empty means all with data
+    - weights: the weight of each language (strategy `weights`)
+    - max_epochs: the most passes over one dataset; the others get the rest
+    - curated: a language's share of all tokens, in total: curated = { en = 0.3 } makes 30% of the stage
+      English, taken from the kind `curated` (else `textbook`, else any) as far as there is enough of it
+    - curated_extra: a share in addition to the language's own part: with two languages of equal parts,
+      curated_extra = { en = 0.3 } makes 30% + 35% English
+    - low_resource_multiplier, textbook_multiplier: raise the weight of low-resource languages, and of the
+      kind `textbook` within every language
     """
 
     strategy: Strategy = Strategy.EQUAL

@@ -1,4 +1,4 @@
-"""The plan of new layers."""
+"""The settings of new layers."""
 
 from typing import Annotated, Self
 
@@ -6,18 +6,18 @@ from pydantic import Field, model_validator
 
 from babel_jax.config.settings import Choice, LocalPath, NonNegative, Positive, Seed, Settings
 
-# What parameters are shifted or scaled by. With this bound they stay finite in each type that they may have:
-# the largest float16 is 65,504, and noise is drawn at most 4.4 deviations from its mean.
+# A number by which parameters are shifted or scaled. Within this bound they stay finite in every dtype: the
+# largest float16 is 65,504, and noise is at most 4.4 standard deviations from its mean.
 Moderate = Annotated[float, Field(ge=-1e4, le=1e4)]
 
 
 class Init(Choice):
-    """How a new layer begins. The first three are those of the Babel report: an exact copy of its source, the
-    copy plus Gaussian noise, all zeros.
+    """The initial parameters of a new layer. The first three are in the Babel report: an exact copy of its
+    source layer, the copy plus Gaussian noise, all zeros.
 
-    Beyond it: `average` is the mean of its source and the layer behind that; `identity` a copy that adds
-    nothing at first, as its output projections are zero (LLaMA Pro, Wu et al. 2024); `scaled` a copy that
-    shares the residual update with its source, each giving half.
+    The others: `average` is the mean of its source layer and the next layer. `identity` is a copy that adds
+    nothing at first, because its output projections are zero (LLaMA Pro, Wu et al. 2024). `scaled` is a copy
+    that shares the residual update with its source: each adds half.
     """
 
     COPY = "copy"
@@ -29,9 +29,9 @@ class Init(Choice):
 
 
 class ExpansionSettings(Settings):
-    """The plan of new layers: one of `preset`, `new_layers`, `insert_after`, `append` and `plan` (a file).
+    """The new layers: exactly one of `preset`, `new_layers`, `insert_after`, `append` and `plan` (a plan file).
 
-    `new_layers = 6` spreads six over the model, as `spread_layers` says.
+    `new_layers = 6` spreads six layers over the model: see `spread_layers`.
     """
 
     preset: str | None = None
@@ -58,16 +58,14 @@ class ExpansionSettings(Settings):
 
 
 class Moments(Choice):
-    """What the Adam moments of a new layer begin with: those of its source layer, or zeros."""
+    """The initial Adam moments of a new layer: those of its source layer, or zeros."""
 
     COPY = "copy"
     ZERO = "zero"
 
 
 class Deepening(Settings):
-    """An expansion in the middle of a run, before it takes the step `step` (counted over
-    all stages, from 0).
-    """
+    """An expansion during a run, before the step `step` (counted over all stages, from 0)."""
 
     step: Positive
     expansion: ExpansionSettings

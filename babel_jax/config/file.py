@@ -1,4 +1,4 @@
-"""Reading settings from TOML files, with mistakes explained in one line each."""
+"""Reads settings from TOML files; each mistake is explained in one line."""
 
 import difflib
 import json
@@ -20,7 +20,7 @@ S = TypeVar("S", bound=Settings)
 
 
 def load_config(path: Path | str, overrides: tuple[str, ...] = ()) -> Config:
-    """The run that a TOML file describes; see `load_settings`."""
+    """The run of a TOML file; see `load_settings`."""
     return load_settings(Config, path, overrides)
 
 
@@ -28,7 +28,7 @@ def load_settings(kind: type[S], path: Path | str, overrides: tuple[str, ...] = 
     """Reads a TOML file and applies overrides of the form `a.b=value` (value in TOML syntax; anything else is
     a string).
 
-    Raises BadInput with the file, the dotted key and the valid choices for whatever does not fit.
+    Raises BadInput with the file, the dotted key and the valid choices for anything that does not fit.
     """
     values = read_toml(Path(path))
     for override in overrides:
@@ -37,7 +37,7 @@ def load_settings(kind: type[S], path: Path | str, overrides: tuple[str, ...] = 
 
 
 def configs_folder() -> Path:
-    """The shipped configs: beside the package in a clone, inside it where it was installed from a wheel."""
+    """The shipped configs: beside the package in a clone, inside it when installed from a wheel."""
     package = Path(__file__).parents[1]
     return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
 
@@ -45,10 +45,11 @@ def configs_folder() -> Path:
 def shipped_config(
     name: str, made: dict[str, Any], overrides: tuple[str, ...] = (), languages: Collection[str] | None = None
 ) -> Config:
-    """One of the shipped configs, with the values of `made` in place of its own (merged into tables), and
-    then the overrides.
+    """One of the shipped configs. The values of `made` replace its own (tables are merged), then the
+    overrides apply.
 
-    With `languages`, its mixtures lose their shares of other languages, which the text does not have.
+    With `languages`, shares of other languages are removed from its mixtures, because there is no text for
+    them.
     """
     values = read_toml(configs_folder() / name)
     if languages is not None:
@@ -72,7 +73,7 @@ def _keep_languages(mixture: dict[str, Any], languages: Collection[str]) -> None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The plain values of a TOML file. Raises BadInput when it is missing or cannot be parsed."""
+    """The plain values of a TOML file. Raises BadInput if it is missing or cannot be parsed."""
     try:
         return _toml(read_text(path))
     except FileNotFoundError:
@@ -84,7 +85,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _toml(text: str) -> dict[str, Any]:
-    """The values of TOML text. Raises ValueError for what is none, and for values that no setting has."""
+    """The values of TOML text. Raises ValueError if it is no TOML, or is nested too deeply."""
     try:
         return tomllib.loads(text)
     except RecursionError:
@@ -92,13 +93,13 @@ def _toml(text: str) -> dict[str, Any]:
 
 
 def parse_settings(kind: type[S], values: dict[str, Any], where: str) -> S:
-    """Settings of one class from plain values; `where` stands in messages.
+    """Settings of one class from plain values; messages name `where`.
 
     Raises BadInput that names every mistake in one line.
     """
     try:
-        # Through JSON, because strict validation then still takes lists for tuples and strings for enums, and
-        # nothing else.
+        # Passed through JSON, because strict validation of JSON accepts lists for tuples and strings for
+        # enums, and nothing else.
         as_json = json.dumps(values, default=str)
     except (ValueError, RecursionError) as error:  # a number of thousands of digits
         raise BadInput(f"{where}: a value that no setting has: {one_line(error, 300)}") from None
@@ -119,44 +120,46 @@ def _override(values: dict[str, Any], override: str) -> None:
         value = _toml(f"value = {text}")["value"]
     except ValueError:
         value = text
+
+    # The table or list that has the last part of the key.
     *parents, last = (part.strip() for part in key.split("."))
-    place: Any = values
+    container: Any = values
     for part in parents:
-        place = _enter(place, part, override)
-    if isinstance(place, list):
-        place[_index(place, last, override)] = value
+        container = _enter(container, part, override)
+    if isinstance(container, list):
+        container[_index(container, last, override)] = value
     else:
-        place[last] = value
+        container[last] = value
 
 
-def _enter(place: Any, part: str, override: str) -> Any:
-    below = place[_index(place, part, override)] if isinstance(place, list) else place.setdefault(part, {})
+def _enter(container: Any, part: str, override: str) -> Any:
+    if isinstance(container, list):
+        below = container[_index(container, part, override)]
+    else:
+        below = container.setdefault(part, {})
     if not isinstance(below, dict | list):
         raise BadInput(f"--set {override}: {part} is a single value, so it has no keys below it")
     return below
 
 
-def _index(place: list[Any], part: str, override: str) -> int:
-    if not part.isdigit() or int(part) >= len(place):
-        raise BadInput(f"--set {override}: {part} must be a number from 0 to {len(place) - 1}")
+def _index(values: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(values):
+        raise BadInput(f"--set {override}: {part} must be a number from 0 to {len(values) - 1}")
     return int(part)
 
 
-_MAY_HOLD_SECRETS = ("endpoint", "key_variable")  # of judge: no message repeats what was given for them
+_MAY_HOLD_SECRETS = ("endpoint", "key_variable")  # of judge: no message repeats their values
 
 
 def _explain(kind: type[BaseModel], problem: ErrorDetails) -> str:
-    """One mistake as `key: what is wrong; valid choices`."""
+    """One mistake as `key: the error; valid choices`."""
     location = problem["loc"]
     key = ".".join(str(part) for part in location) or "config"
     if problem["type"] == "extra_forbidden":
         valid = sorted(_class_at(kind, location[:-1]).model_fields)
         near = difflib.get_close_matches(str(location[-1]), valid, n=1)
-        return (
-            f"{key}: unknown key; "
-            + (f"did you mean {near[0]}? " if near else "")
-            + f"valid keys: {', '.join(valid)}"
-        )
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"{key}: unknown key; {hint}valid keys: {', '.join(valid)}"
     if problem["type"] == "missing":
         return f"{key}: missing; this key is needed"
     message = problem["msg"].removeprefix("Value error, ")
@@ -165,19 +168,23 @@ def _explain(kind: type[BaseModel], problem: ErrorDetails) -> str:
 
 
 def _class_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
-    """The settings class that a location such as ("stages", 0, "schedule") leads to."""
+    """The settings class at a location such as ("stages", 0, "schedule")."""
     for part in location:
         if isinstance(part, int):
             continue
-        kind = next(found for found in _classes_in(kind.model_fields[part].annotation))
+        kind = _classes_in(kind.model_fields[part].annotation)[0]
     return kind
 
 
 def _classes_in(annotation: Any) -> list[type[BaseModel]]:
+    """The settings classes within an annotation such as `tuple[Stage, ...] | None`."""
     if (
         isinstance(annotation, type)
         and not isinstance(annotation, types.GenericAlias)
         and issubclass(annotation, BaseModel)
     ):
         return [annotation]
-    return [found for argument in typing.get_args(annotation) for found in _classes_in(argument)]
+    classes: list[type[BaseModel]] = []
+    for argument in typing.get_args(annotation):
+        classes += _classes_in(argument)
+    return classes

@@ -1,4 +1,4 @@
-"""The model: its shape and variant, and where a run takes it from."""
+"""The model: its shape and variant, and its source in a run."""
 
 from typing import Annotated, Any, Self
 
@@ -14,8 +14,8 @@ from babel_jax.config.settings import (
     divisors,
 )
 
-# Bounds of what a config.json may ask for, far above any model of these families: nothing is made of a number
-# beyond them.
+# Bounds on the numbers of a config.json, far above any model of these families. They are checked before any
+# array or list of such a size is made.
 MOST_LAYERS = 2_000
 MOST_HEADS = 2**14
 MOST_FEATURES = 2**20  # hidden_size, head_dim
@@ -42,7 +42,7 @@ class Family(Choice):
 
 
 class Activation(Choice):
-    """The function on the gate of the MLP, named as in config.json; the second is GELU by its tanh
+    """The activation of the MLP's gate, named as in config.json; the second is GELU in its tanh
     approximation.
     """
 
@@ -51,7 +51,7 @@ class Activation(Choice):
 
 
 class LayerType(Choice):
-    """What a layer attends to; names as in the `layer_types` of config.json (transformers 5)."""
+    """The attention of a layer; names as in `layer_types` of config.json (transformers 5)."""
 
     FULL = "full_attention"
     SLIDING = "sliding_attention"
@@ -66,8 +66,8 @@ class RopeType(Choice):
 
 
 class RopeScaling(Settings):
-    """Rotary scaling; the frequency factors matter for `llama3` alone (Llama 3.1 report, section 3.4; key
-    names of config.json).
+    """Rotary scaling. The frequency factors are used by `llama3` alone (Llama 3.1 report, section 3.4; names
+    as in config.json).
     """
 
     rope_type: RopeType = RopeType.DEFAULT
@@ -91,13 +91,13 @@ def _gemma2(known: dict[str, Any]) -> bool:
 
 
 class ModelConfig(Settings):
-    """Shape and variant of a decoder; names are those of config.json. Hashable, so it may be a static
+    """Shape and variant of a decoder; names are those of config.json. It is hashable, so it may be a static
     argument of jit.
 
-    What config.json leaves to the family has a name of ours: `qk_norm` (a norm on the queries and keys of
-    each head), `post_norms` (a norm on what attention and MLP give), `norm_offset` (added to the weights of
-    norms), `scaled_embeddings` (by sqrt(hidden_size)). Attention scores are scaled by 1 /
-    sqrt(query_pre_attn_scalar), and x is soft-capped to cap * tanh(x / cap).
+    Properties that config.json implies by the family have our names: `qk_norm` (a norm on the queries and
+    keys of each head), `post_norms` (a norm on the output of attention and MLP), `norm_offset` (added to the
+    weights of norms), `scaled_embeddings` (multiplied by sqrt(hidden_size)). Attention scores are multiplied
+    by 1 / sqrt(query_pre_attn_scalar). A soft cap turns x into cap * tanh(x / cap).
     """
 
     family: Family = Family.QWEN2
@@ -137,8 +137,8 @@ class ModelConfig(Settings):
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads = {self.num_attention_heads} is not divisible by num_key_value_heads "
-                f"= {self.num_key_value_heads}; "
-                f"valid num_key_value_heads: {divisors(self.num_attention_heads)}"
+                f"= {self.num_key_value_heads}; valid num_key_value_heads: "
+                f"{divisors(self.num_attention_heads)}"
             )
         if self.head_dim % 2 or self.head_dim < 2:
             raise ValueError(f"head_dim = {self.head_dim}; rotary positions need an even one of 2 or more")
@@ -158,18 +158,18 @@ class ModelConfig(Settings):
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """For each layer how many positions back it attends, itself included; None is all."""
+        """For each layer, the number of positions that it attends to, itself included; None means all."""
         types = self.layer_types or (LayerType.FULL,) * self.num_hidden_layers
         return tuple(self.sliding_window if kind is LayerType.SLIDING else None for kind in types)
 
     def with_layers(self, source_layers: tuple[int, ...]) -> Self:
-        """The config of the model whose layer i is this model's layer `source_layers[i]`."""
+        """The config of a model whose layer i is layer `source_layers[i]` of this model."""
         types = tuple(self.layer_types[source] for source in source_layers) if self.layer_types else ()
         return self.model_copy(update={"num_hidden_layers": len(source_layers), "layer_types": types})
 
 
 class ModelSource(Settings):
-    """Where a run's model comes from: a model folder of either format, or `shape` with random initial
+    """The model that a run begins with: a model folder of either format, or `shape` with random initial
     weights.
     """
 

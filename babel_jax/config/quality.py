@@ -1,5 +1,5 @@
-"""The quality classifier: what a judge is asked, the small model that learns its scores, and how scores of
-languages compare.
+"""The settings of the quality classifier: the questions to a judge, the small model that learns its scores,
+and the comparison of scores between languages.
 """
 
 import re
@@ -51,12 +51,12 @@ DIMENSIONS = {
 
 
 class JudgeSettings(Settings):
-    """What a large model is asked about a sample of the text.
+    """The questions to a large model about a sample of the text.
 
-    `documents` of each language are judged, cut to `max_characters`. `dimensions` maps a name to what is
-    asked; `prompt` may hold {language}, {dimensions}, {names}, {lowest}, {highest} and {text}. `endpoint` is
-    the base URL of an OpenAI-compatible server (http://host:port/v1), whose key is in the environment
-    variable `key_variable`; without it prompts and replies are files. An answer has to be complete within
+    `documents` of each language are judged, cut to `max_characters`. `dimensions` maps a name to a question;
+    `prompt` may contain {language}, {dimensions}, {names}, {lowest}, {highest} and {text}. `endpoint` is the
+    base URL of an OpenAI-compatible server (http://host:port/v1), whose key is in the environment variable
+    `key_variable`; without it, prompts and replies are files. An answer must be complete within
     `timeout_seconds`.
     """
 
@@ -75,17 +75,17 @@ class JudgeSettings(Settings):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        # Not with the value: it may be a key or hold a password.
+        # Messages do not show the value: it may be a key or contain a password.
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.key_variable):
             raise ValueError(
                 "key_variable is no name of an environment variable (letters, digits and _); the key itself "
-                "is not to stand here"
+                "must not be here"
             )
         if self.endpoint is not None:
             try:
                 parts = urllib.parse.urlsplit(self.endpoint)
                 _ = parts.port
-            except ValueError:  # its message has the text in it
+            except ValueError:  # its message contains the value
                 raise ValueError("endpoint is no address such as http://host:port/v1") from None
             if parts.username or parts.password or "@" in parts.netloc or parts.query or parts.fragment:
                 raise ValueError(
@@ -117,8 +117,9 @@ class JudgeSettings(Settings):
 
 
 class Calibration(Choice):
-    """What a score of 0.3 says: that 30% of the text of the same language is worse, that 30% of all text is,
-    or 0.3 of the judge's scale."""
+    """The meaning of a score of 0.3: 30% of the text of the same language is worse, 30% of all text is worse,
+    or 0.3 of the judge's scale.
+    """
 
     LANGUAGE = "language"
     ALL = "all"
@@ -126,13 +127,13 @@ class Calibration(Choice):
 
 
 class ClassifierSettings(Settings):
-    """The small model: a decoder from the model folder `model` with one linear map from its last state to the
+    """The small model: a decoder from the model folder `model` with a linear map from its last state to the
     dimensions.
 
-    Documents are cut to `seq_len` - 1 tokens. `good` is the mean score, on the judge's scale, from which on a
-    text counts as good (for the area under the ROC curve). Held-out documents are chosen by their ids,
-    independently of which were judged. Rows with a score below `threshold`, or that of their language in
-    `thresholds`, are left out of what `babel score` writes.
+    Documents are cut to `seq_len` - 1 tokens. A text counts as good (for the area under the ROC curve) if its
+    mean score, on the judge's scale, is at least `good`. Held-out documents are chosen by their ids,
+    independently of the judge's sample. `babel score` leaves out rows with a score below `threshold`, or
+    below their language's value in `thresholds`.
     """
 
     model: LocalPath
@@ -158,7 +159,7 @@ class ClassifierSettings(Settings):
 class QualityConfig(Settings):
     """One classifier.
 
-    `out` is its folder; `sources` are the text that is sampled for the judge, and that `babel score` scores.
+    `out` is its folder. `sources` are the text that is sampled for the judge, and that `babel score` scores.
     """
 
     out: LocalPath

@@ -17,9 +17,11 @@ from babel_jax.files import write_text
 
 
 class EvaluationSettings(Settings):
-    """What is measured on held-out text: for bits per byte windows a batch and the most bytes of each
-    language; `suite_items` of each task and language of the offline suite (evaluation/suite.py), 0 leaving it
-    out. With `every`, a number of steps, it is measured in between too, and not only at the ends of stages.
+    """Evaluation on held-out text.
+
+    For bits per byte: `batch_size` windows, and at most `max_bytes` of each language. `suite_items`: items of
+    each task and language of the offline suite (evaluation/suite.py); 0 leaves the suite out. `every`: also
+    evaluate after every so many steps, not only at the ends of stages.
     """
 
     batch_size: Positive = 8
@@ -29,11 +31,11 @@ class EvaluationSettings(Settings):
 
 
 class Config(Settings):
-    """One run. `out` is the run folder. Relative paths are taken from the working directory.
+    """One run. `out` is the run folder. Relative paths are relative to the working directory.
 
-    `expansion` is applied before the first step, `deepen` in the middle; entries may be added while the run
-    has not come to their steps. `prices` are those of an hour of a chip, by its name (v4, v5e, v5p, v6e,
-    tpu7x), in any currency; `babel plan` reckons with them.
+    `expansion` is applied before the first step, `deepen` during the run; entries may be added until the run
+    reaches their steps. `prices` are prices of an hour of a chip, by its name (v4, v5e, v5p, v6e, tpu7x), in
+    any currency; `babel plan` uses them.
     """
 
     out: LocalPath
@@ -79,13 +81,12 @@ class Config(Settings):
             if missing:
                 raise ValueError(
                     f"stages: the mixture of {stage.name!r} names {', '.join(missing)}, which data.sources "
-                    "has no source for; "
-                    f"there are sources for {' '.join(sorted(with_sources))}"
+                    f"has no source for; there are sources for {' '.join(sorted(with_sources))}"
                 )
         return self
 
     def to_toml(self) -> str:
-        """The resolved config as TOML; `load_config` on it gives this config back."""
+        """The resolved config as TOML; `load_config` reads the same config from it."""
         return tomli_w.dumps(json.loads(self.model_dump_json(exclude_none=True)))
 
     def save(self, path: Path) -> None:

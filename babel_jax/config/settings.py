@@ -1,4 +1,4 @@
-"""What all settings share: the base class, and the types of values."""
+"""The base class of all settings, and the types of their values."""
 
 import math
 import os
@@ -14,7 +14,7 @@ def _absolute(path: str) -> str:
 
 
 def divisors(number: int) -> list[int]:
-    """All that divide `number`, ascending: the valid choices that messages name."""
+    """All divisors of `number`, ascending; messages name them as the valid choices."""
     lower = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
     upper = [number // divisor for divisor in reversed(lower)]
     return lower + upper[upper[:1] == lower[-1:] :]
@@ -32,19 +32,19 @@ PositiveFloat = Annotated[float, Field(gt=0.0)]
 
 
 class Choice(StrEnum):
-    """Base of all settings that are one of some words.
+    """The base of settings that are one of several words.
 
-    A plain string is taken too: `ExpansionSettings(append=2, init="noise")`.
+    A plain string is accepted too: `ExpansionSettings(append=2, init="noise")`.
     """
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
-        # In strict validation, which all settings have, pydantic otherwise takes members of the enumeration
-        # alone.
+        # All settings are validated strictly. There pydantic accepts only members of the enumeration, unless
+        # the field is not strict.
         return cast(CoreSchema, {**handler(source), "strict": False})
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, strict about types, and closed to keys that it does not know."""
+    """The base of all settings: frozen, strict about types, and without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""Stages, optimizer, and how a step is computed."""
+"""The settings of stages, of the optimizer, and of the computation of a step."""
 
 from typing import Annotated, Self
 
@@ -26,7 +26,7 @@ class ScheduleKind(Choice):
 
 
 class Schedule(Settings):
-    """Learning rate of a stage.
+    """The learning rate of a stage.
 
     Warmup and decay are fractions of the stage's steps; the final rate is a fraction of the peak.
     """
@@ -45,20 +45,18 @@ class Schedule(Settings):
 
 
 class Trained(Choice):
-    """What a stage trains: all parameters, or those of the layers that expansion added (so that the others
-    stay as they are).
-    """
+    """The parameters that a stage trains: all, or only those of the layers that expansion added."""
 
     ALL = "all"
     NEW_LAYERS = "new_layers"
 
 
 class Stage(Settings):
-    """One stage of a run: its budget in `tokens` or in `steps`, its rate and its mixture. `result` names the
-    model after it in tables.
+    """One stage of a run: its budget in `tokens` or in `steps`, its schedule and its mixture. `result` names
+    the trained model in tables.
 
-    `max_passes` cuts the budget to so many passes over all the prepared text, so that little text is not
-    learned by heart.
+    `max_passes` limits the budget to so many passes over all the prepared text, so that a small text is not
+    memorized.
     """
 
     name: FileName
@@ -78,16 +76,17 @@ class Stage(Settings):
 
 
 class ComputeType(Choice):
-    """A floating-point type. That of computing is the type of activations and of the weights in matrix
-    products; master weights, norms, softmax and loss are float32."""
+    """A floating-point type. As compute_dtype, it is the type of activations and of weights in matrix
+    products; master weights, norms, softmax and loss are always float32.
+    """
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
 
 
 class OptimizerRule(Settings):
-    """The first rule wins whose `pattern`, a regular expression, is found in the parameter's path
-    (model/layers/mlp/up_proj/weight).
+    """A rule for the parameters whose path (such as model/layers/mlp/up_proj/weight) the regular expression
+    `pattern` matches; the first matching rule applies.
     """
 
     pattern: str
@@ -100,8 +99,8 @@ class OptimizerSettings(Settings):
     """AdamW with decoupled weight decay (Loshchilov and Hutter 2019). The rules are ordered and must cover
     every parameter.
 
-    `new_layers_rate` is a factor on the rate of the layers that expansion added. `first_moment` is the type
-    that m is kept in.
+    `new_layers_rate` multiplies the rate of the layers that expansion added. `first_moment` is the dtype of
+    m.
     """
 
     b1: BelowOne = 0.9
@@ -118,15 +117,20 @@ class OptimizerSettings(Settings):
 
 
 class Remat(Choice):
-    """What the backward pass computes again, from the least to the most; what it keeps of a layer, beside the
-    residual stream:
+    """The outputs of a layer that are kept for the backward pass, beside the residual stream; all others are
+    computed again. From the least recomputation to the most:
 
-    none: all. dots: the products with weights. mlp, the default: queries, keys, values (of whole windows,
-    where `context` cuts them), what attention gives, the stream between attention and MLP, and both inner
-    parts of the MLP, so that no product with weights is done twice (but where heads or what layers give are
-    normalized: Qwen3, Gemma 2) and nothing of windows is gathered twice. gate: of the inner parts one, and
-    keys and values of this device's part. projections: none of the two. attention: what attention gives.
-    full: nothing.
+    - none: keeps all
+    - dots: keeps the products with weights
+    - mlp (default): keeps queries, keys, values (of whole windows, if `context` splits them), the output of
+      attention, the stream between attention and MLP, and both inner parts of the MLP. So no product with
+      weights is computed twice (except where heads or layer outputs are normalized: Qwen3, Gemma 2), and
+      nothing of windows is gathered twice
+    - gate: keeps the gate projection's output, recomputes the up projection; keeps keys and values of this
+      device's part only
+    - projections: as gate, but recomputes both inner parts
+    - attention: keeps the output of attention
+    - full: keeps nothing
     """
 
     NONE = "none"
@@ -139,8 +143,8 @@ class Remat(Choice):
 
 
 class AttentionKernel(Choice):
-    """What computes attention in training: `auto` is splash attention on TPU, cuDNN on GPU where it can, XLA
-    elsewhere.
+    """The implementation of attention in training: `auto` is splash attention on TPU, cuDNN on GPU if it can,
+    XLA elsewhere.
     """
 
     AUTO = "auto"
@@ -149,8 +153,8 @@ class AttentionKernel(Choice):
     CUDNN = "cudnn"
 
 
-# Settings of TrainingSettings that a run may be resumed with others of. They change its results by rounding
-# at most; `skip_spikes` changes which updates are left out, and is what someone switches on after a spike.
+# Settings that may differ when a run is resumed. They change its results at most by rounding. An exception is
+# `skip_spikes`, which leaves out updates: one may want to set it after a spike.
 CHANGEABLE = (
     "mesh",
     "gradient_accumulation",
@@ -169,26 +173,27 @@ CHANGEABLE = (
 
 
 class TrainingSettings(Settings):
-    """How a step is computed. `global_batch_size` counts windows.
+    """The computation of a step. `global_batch_size` counts windows.
 
-    `mesh` gives sizes of mesh axes, -1 for what is left: data (replicas; not named, one for each slice of a
-    pod), fsdp (windows, and parameters), context (parts of each window, and parameters), tensor (features);
-    see training.mesh. Weights are gathered, and gradients scattered, in `compute_dtype`; sums over data are
-    float32. With `offload_optimizer_state` the moments of Adam stay in the memory of the hosts, and are on
-    the devices a few parameters at a time, at the end of the step; all at once where a run is deepened. With
-    `scan_layers` a layer is compiled once and run in a loop; without, compile time grows with depth, and what
-    remat keeps need not be copied into stacks over layers, which GPUs spend time on.
-
-    An update whose loss or gradient is not finite is left out. With `skip_spikes` so is one whose loss or
-    gradient norm is more than so many standard deviations above the mean of the last 128 steps (6 is usual).
-    After `max_skipped_steps` of them in a row the run stops. With `recheck_every` one step in so many
-    computes its gradients twice, and the run stops where they differ in a bit: a chip is faulty.
-
-    Checkpoints are saved after every `checkpoint_every` steps, when `checkpoint_minutes` have gone by, at the
-    end of a stage, and where the run is stopped. The newest `keep_checkpoints` stay, and those whose step
-    `keep_every` divides. `compilation_cache` keeps compiled programs in the run folder, unless
-    JAX_COMPILATION_CACHE_DIR names another, so that a run which goes on compiles nothing again (but not those
-    for several CPU devices).
+    - mesh: the sizes of mesh axes, -1 for the rest: data (replicas; by default one for each slice of a pod),
+      fsdp (windows, and parameters), context (parts of each window, and parameters), tensor (features); see
+      training.mesh
+    - compute_dtype: weights are gathered and gradients scattered in this dtype; sums over data are float32
+    - offload_optimizer_state: the moments of Adam stay in host memory; at the end of the step they are on the
+      devices a few parameters at a time (all at once when a run is deepened)
+    - scan_layers: a layer is compiled once and run in a loop. Without it, compile time grows with depth, but
+      kept outputs need not be copied into stacks over layers, which takes time on GPUs
+    - max_skipped_steps: an update whose loss or gradient is not finite is left out; after so many in a row
+      the run stops
+    - skip_spikes: an update is also left out if its loss or gradient norm is more than so many standard
+      deviations above the mean of the last 128 steps (6 is usual)
+    - recheck_every: one step in so many computes its gradients twice; the run stops if they differ in a bit,
+      because a chip is faulty
+    - checkpoint_every, checkpoint_minutes: checkpoints are saved after so many steps, after so many minutes,
+      at the end of a stage, and when the run is stopped
+    - keep_checkpoints, keep_every: the newest ones are kept, and those whose step `keep_every` divides
+    - compilation_cache: compiled programs are kept in the run folder, unless JAX_COMPILATION_CACHE_DIR names
+      another, so that a resumed run compiles nothing again (except programs for several CPU devices)
     """
 
     global_batch_size: Positive = 8
@@ -213,8 +218,7 @@ class TrainingSettings(Settings):
         if self.global_batch_size % self.gradient_accumulation:
             raise ValueError(
                 f"global_batch_size = {self.global_batch_size} is not divisible by gradient_accumulation = "
-                f"{self.gradient_accumulation}; "
-                f"valid: {divisors(self.global_batch_size)}"
+                f"{self.gradient_accumulation}; valid: {divisors(self.global_batch_size)}"
             )
         if self.keep_every is not None and self.keep_every % self.checkpoint_every:
             raise ValueError(

@@ -1,1 +1,1 @@
-"""The processes of one job: joining, agreeing, who may write, and when to stop."""
+"""The processes of one job: joining, agreement, write access, and stops."""

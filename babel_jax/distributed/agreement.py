@@ -1,5 +1,5 @@
-"""Several JAX processes that write one folder or read one model: all succeed, or all fail
-with one message.
+"""Several JAX processes that write one folder or read one model: all succeed, or all fail with one
+message.
 """
 
 import contextlib
@@ -23,17 +23,17 @@ from babel_jax.sending import send_part
 _MESSAGE_BYTES = 1000
 _LONGEST_WAIT_MS = 7 * 24 * 3600 * 1000
 _meetings = itertools.count()
-_PARTS: dict[
-    Path, Path
-] = {}  # folders for a bucket, of which each process fills its part on its own disk, and what they are to be
+# Folders for a bucket, which each process fills in part on its own disk, with their final paths.
+_PARTS: dict[Path, Path] = {}
 
 
 @contextlib.contextmanager
 def agreed() -> Iterator[None]:
-    """Ends on all processes when each has come to the end of the block.
+    """A block that ends on all processes when each process has reached its end.
 
-    Where one raises an error in it, the others raise BadInput with its message, so that none waits for one
-    that has gone. The block may hold no collective operation that a process which failed would miss.
+    If one process raises an error in the block, the others raise BadInput with its message, so that none
+    waits for a process that has ended. The block may contain no collective operation, because a process that
+    failed would miss it.
     """
     if jax.process_count() == 1:
         yield
@@ -50,10 +50,10 @@ def agreed() -> Iterator[None]:
 
 
 def meet() -> None:
-    """Waits until all processes are here, however long one of them compiles or prepares.
+    """Waits until all processes are here, even if one of them compiles or prepares for a long time.
 
-    Collective operations would wait only so long (Gloo 30 s to connect). A process that has died ends the
-    others also here.
+    Collective operations have a time limit (Gloo: 30 s to connect). A process that has died ends the others
+    here too.
     """
     if (client := distributed.global_state.client) is not None:
         client.wait_at_barrier(f"babel {next(_meetings)}", _LONGEST_WAIT_MS)
@@ -70,19 +70,19 @@ def _exchange(message: str) -> list[str]:
 
 
 def texts_of_all(text: str) -> list[str]:
-    """The text of each process, by its index; at most 1,000 bytes of it. All processes call this."""
+    """The text of each process, by its index; at most 1,000 bytes of each. All processes must call this."""
     return [text] if jax.process_count() == 1 else _exchange(text)
 
 
 def first_says(yes: bool) -> bool:
-    """What process 0 says to a question that others may see another answer to, such as whether a file is
-    there already.
+    """The answer of process 0 to a question that processes may answer differently, such as if a file
+    exists.
     """
     return yes if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.asarray(yes)))
 
 
 def first_text(text: str) -> str:
-    """The text of process 0, on all."""
+    """The text of process 0, on all processes."""
     if jax.process_count() == 1:
         return text
     data = np.frombuffer(text.encode(), np.uint8)
@@ -91,7 +91,7 @@ def first_text(text: str) -> str:
 
 
 def same_on_all(text: str) -> bool:
-    """Whether all processes give the same text, by its hash."""
+    """True if all processes have the same text; their hashes are compared."""
     if jax.process_count() == 1:
         return True
     digests = multihost_utils.process_allgather(
@@ -102,11 +102,11 @@ def same_on_all(text: str) -> bool:
 
 @contextlib.contextmanager
 def new_folder_of_all(final: Path) -> Iterator[Path]:
-    """`new_folder`, made and renamed by process 0, filled by all. Raises BadInput on all of them where one
-    fails.
+    """`new_folder`: process 0 makes and renames it, all processes fill it. Raises BadInput on all of them if
+    one fails.
 
-    Of a folder for a bucket each process has a part on its own disk; `write_sums_of_all` sends the parts of
-    the others.
+    A folder for a bucket has a part on the disk of each process; `write_sums_of_all` sends the parts of the
+    other processes.
     """
     with contextlib.ExitStack() as made:
         with agreed():
@@ -130,14 +130,15 @@ def new_folder_of_all(final: Path) -> Iterator[Path]:
 
 
 def is_in_parts(folder: Path) -> bool:
-    """Whether each process fills its part of this folder on its own disk."""
+    """True if each process fills its part of this folder on its own disk."""
     return folder in _PARTS
 
 
 def write_sums_of_all(folder: Path) -> None:
-    """A list of digests of a folder that all processes have filled; each reads its share of the files.
+    """Writes the list of digests of a folder that all processes have filled; each reads its share of the
+    files.
 
-    All call this.
+    All processes must call this.
     """
     if folder in _PARTS:
         _write_sums_of_parts(folder, _PARTS[folder])
@@ -145,9 +146,9 @@ def write_sums_of_all(folder: Path) -> None:
     with agreed():
         files = {str(path): path.stat().st_size for path in files_below(folder)}
     owners, process = shared_out(files), jax.process_index()
-    own = f"{SUMS}.process_{process}"
+    part = f"{SUMS}.process_{process}"
     with agreed():
-        write_sums(folder, [Path(path) for path in files if owners[path] == process], own)
+        write_sums(folder, [Path(path) for path in files if owners[path] == process], part)
     with agreed():
         if process == 0:
             merge_sums(folder)
@@ -166,8 +167,8 @@ def _write_sums_of_parts(folder: Path, final: Path) -> None:
 
 
 def shared_out(sizes: Mapping[str, int]) -> dict[str, int]:
-    """A process for each of several things, so that each process gets about as much: each goes to the one
-    that has least so far.
+    """A process for each name, so that the sums of sizes are about equal: each name goes to the process with
+    the smallest sum so far.
     """
     loads = [0] * jax.process_count()
     owners = {}

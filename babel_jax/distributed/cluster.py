@@ -1,9 +1,10 @@
-"""Several processes that run one program: how they find each other, and how all of them end when one does.
+"""Several processes that run one program: how they find each other, and how all end when one ends.
 
-On Cloud TPU, GKE, Slurm and Open MPI it is JAX that finds the coordinator, the number of processes and the
-number of this one. By hand they are JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
-JAX_PROCESS_ID; JAX_NUM_PROCESSES = 1 alone keeps JAX from looking. BABEL_HEARTBEAT_SECONDS is how long a
-process may be silent until the others end, BABEL_CONNECT_SECONDS how long they wait for it at the start.
+On Cloud TPU, GKE, Slurm and Open MPI, JAX finds the coordinator, the number of processes and the number of
+this process. Otherwise set JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
+JAX_PROCESS_ID; JAX_NUM_PROCESSES = 1 alone keeps JAX from searching. BABEL_HEARTBEAT_SECONDS: the time after
+which a silent process ends the others. BABEL_CONNECT_SECONDS: the time to wait for all processes at the
+start.
 """
 
 import logging
@@ -22,7 +23,7 @@ log = logging.getLogger("babel")
 _BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _HEARTBEAT_SECONDS = 60
 _SECONDS_TO_CONNECT = 300
-# What collective operations (Gloo, NCCL, gRPC) say when the process at the other end has gone.
+# Parts of the messages of collective operations (Gloo, NCCL, gRPC) when another process has ended.
 _SIGNS_OF_A_LOST_PROCESS = (
     "gloo",
     "nccl",
@@ -34,11 +35,11 @@ _SIGNS_OF_A_LOST_PROCESS = (
 
 
 def join() -> None:
-    """Joins the other processes of the job that the environment names; does nothing where there is one
+    """Joins the other processes of the job, as the environment describes it; does nothing if there is one
     process.
 
-    To be called before anything else of JAX. Afterwards only process 0 logs. Raises BadInput where the
-    environment says half of it, and ends the process with status 1 where the others do not come.
+    It must be called before any other use of JAX. Afterwards only process 0 logs. Raises BadInput if the
+    environment is incomplete, and ends the process with status 1 if the others do not come.
     """
     import jax
 
@@ -49,7 +50,7 @@ def join() -> None:
     if by_hand == {} or (by_hand is None and not _cluster_of_several()):
         return
     seconds = _number(os.environ, "BABEL_CONNECT_SECONDS", _SECONDS_TO_CONNECT, least=1)
-    # JAX aborts with a stack trace where the others do not come, so this says it first.
+    # If the others do not come, JAX aborts with a stack trace. This timer prints one line before that.
     late = threading.Timer(seconds, _nobody_came, [by_hand, seconds])
     late.start()
     try:
@@ -59,12 +60,12 @@ def join() -> None:
             heartbeat_timeout_seconds=heartbeat,
             shutdown_timeout_seconds=heartbeat,
         )
-    except Exception as error:  # whatever the cluster's own libraries raise
+    except Exception as error:  # the cluster's libraries raise errors of many types
         raise BadInput(f"the processes of the job cannot be joined: {_one_line(error)}") from None
     finally:
         late.cancel()
     watch()
-    # Gloo prints to standard output, where a command's result alone is to stand.
+    # Gloo prints to standard output, which must have the command's result alone.
     sys.stdout.flush()
     sys.stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -88,16 +89,16 @@ def _nobody_came(by_hand: Mapping[str, Any] | None, seconds: int) -> NoReturn:
 
 
 def speaks() -> bool:
-    """Whether this process prints what the command found: process 0, or the only one."""
+    """True if this process prints the command's result: process 0, or the only process."""
     return not joined() or _jax().process_index() == 0
 
 
 def leave(status: int, line: str) -> int:
-    """To be returned by a command that failed, and has said so in `line`. Where there are several processes
-    this one ends here, and the others end with the same status.
+    """The exit status of a command that failed with the message `line`. If there are several processes, this
+    one ends here, and the others end with the same status.
 
-    An ordinary exit would first wait for the others, and they may be in a collective operation that waits for
-    this one.
+    An ordinary exit would first wait for the others, which may be in a collective operation that waits for
+    this process.
     """
     if joined():
         end_together(status, line)
@@ -111,8 +112,9 @@ def begin_to_leave() -> None:
 
 
 def lost_process(error: BaseException | None) -> str | None:
-    """One line for an error that comes of another process having ended; None for any other, and for none."""
-    while isinstance(error, (BadInput, Preempted)):  # ours, whose words may hold any name of a folder
+    """One line for an error caused by the end of another process; None for other errors, and for None."""
+    # Our own messages may contain any folder name, so only their causes are searched.
+    while isinstance(error, (BadInput, Preempted)):
         error = error.__cause__
     if error is None:
         return None
@@ -122,14 +124,14 @@ def lost_process(error: BaseException | None) -> str | None:
     jax = _jax()
     return (
         f"process {jax.process_index()} of {jax.process_count()} lost another one of the job, whose own "
-        "output says why "
-        f"({_one_line(error)}); start all again with the same command, which goes on at the last checkpoint"
+        f"output says why ({_one_line(error)}); start all again with the same command, which resumes at "
+        "the last checkpoint"
     )
 
 
 def _by_hand(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """Arguments of `jax.distributed.initialize` from the variables set by hand; None where none is, none of
-    them for one process.
+    """The arguments of `jax.distributed.initialize` from variables set by hand; None if none is set, empty
+    for one process.
     """
     if environment.get("JAX_NUM_PROCESSES") == "1":
         return {}
@@ -157,26 +159,28 @@ def _by_hand(environment: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def _cluster_of_several() -> bool:
-    """Whether JAX sees a cluster of several processes.
+    """True if JAX sees a cluster of several processes.
 
-    Raises BadInput where there are signs of one that JAX cannot read.
+    Raises BadInput if there are signs of a cluster that JAX cannot read.
     """
-    # What `jax.distributed.initialize()` asks; it has no public form.
+    # The check of `jax.distributed.initialize()`; it has no public form.
     from jax._src.clusters import (
         ClusterEnv,
         K8sCluster,
     )
 
     _check_signs(os.environ)
-    # Only in an indexed Job does a pod have a number.
+    # A Kubernetes pod has a number only in an indexed Job.
     kinds = [
         kind
         for kind in ClusterEnv._cluster_types
         if kind is not K8sCluster or "JOB_COMPLETION_INDEX" in os.environ
     ]
     try:
-        found = next((kind for kind in kinds if not kind.opt_in_only_method and _is_present(kind)), None)
-        return found is not None and found.get_process_count() > 1
+        for kind in kinds:
+            if not kind.opt_in_only_method and _is_present(kind):
+                return kind.get_process_count() > 1
+        return False
     except Exception as error:  # metadata servers and Kubernetes
         raise BadInput(
             f"environment: signs of a cluster, but its size cannot be learned: {_one_line(error)}; "
@@ -188,14 +192,14 @@ def _is_present(kind: Any) -> bool:
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         present = kind.is_env_present()
-    if warned and not present:  # Kubernetes, without the package that asks it
+    if warned and not present:  # Kubernetes, but its Python package is missing
         raise ValueError(str(warned[0].message))
     return bool(present)
 
 
 def _check_signs(environment: Mapping[str, str]) -> None:
-    # Where there is no TPU, libtpu writes such words into the environment, which the processes that are
-    # started from there inherit.
+    """Raises BadInput for the variables of a cluster that are incomplete."""
+    # Without a TPU, libtpu writes such warnings into environment variables, and child processes inherit them.
     environment = {
         name: value
         for name, value in environment.items()
@@ -248,8 +252,8 @@ def _one_line(error: BaseException) -> str:
 
 
 def joined() -> bool:
-    """Whether this process is one of several."""
-    # `babel --help` must not wait for JAX to say so.
+    """True if this process is one of several."""
+    # If JAX is not imported yet, the process has not joined; `babel --help` must not import JAX.
     return watches() or ("jax" in sys.modules and _jax().distributed.is_initialized())
 
 

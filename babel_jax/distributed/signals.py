@@ -1,9 +1,9 @@
-"""Signals that end a command: they stop it in order, and a signal that follows does not tear the stop apart.
+"""Signals that end a command: they stop it in order, and later signals do not interrupt the stop.
 
-Ctrl-C raises KeyboardInterrupt, a second one ends the process at once. SIGTERM (a machine is taken away) and
-SIGHUP (a terminal is closed) raise Preempted where a command can be resumed. Python throws away an exception
-that a handler raises inside of a callback, such as the ones that JAX gives to the garbage collector; such a
-signal is sent once more.
+Ctrl-C raises KeyboardInterrupt; a second one ends the process at once. SIGTERM (a machine is taken away) and
+SIGHUP (a terminal is closed) raise Preempted in commands that can be resumed. Python discards an exception
+that a handler raises inside of a callback, such as those that JAX gives to the garbage collector; such a
+signal is sent again.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from babel_jax.errors import BadInput, Preempted
 
 Handler = Callable[[int, FrameType | None], None]
 STOPS = (signal.SIGTERM, signal.SIGHUP)
-INTERRUPTED = 130  # exit status, as shells have it: 128 + SIGINT
+INTERRUPTED = 130  # exit status, as in shells: 128 + SIGINT
 _SECONDS_TO_SEND_AGAIN = 0.05
 _MOST_ACTION_BYTES = 1024  # more than a `struct sigaction` has on any system
 _came: list[signal.Signals] = []  # of STOPS, within `preempted`
@@ -28,16 +28,16 @@ _came: list[signal.Signals] = []  # of STOPS, within `preempted`
 
 @contextlib.contextmanager
 def handled(number: signal.Signals, handler: Handler) -> Iterator[None]:
-    """Has a signal handled in the block.
+    """Handles a signal in the block.
 
-    Does nothing outside of the main thread, and for a SIGHUP that `nohup` has switched off.
+    Does nothing outside the main thread, and for a SIGHUP that `nohup` has switched off.
     """
     if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
         yield
         return
     try:
         before = signal.signal(number, handler)
-    except ValueError:  # not the main thread: signals do not come here
+    except ValueError:  # not the main thread, which gets no signals
         yield
         return
     try:
@@ -48,10 +48,10 @@ def handled(number: signal.Signals, handler: Handler) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_back(number: signal.Signals) -> Iterator[None]:
-    """Holds a signal back until the block ends, and lets no library in the block replace its handler, as
-    `ray.init` does.
+    """Holds a signal back until the block ends. Libraries in the block cannot replace its handler (`ray.init`
+    would).
 
-    Does nothing outside of the main thread, where Python lets nobody replace a handler.
+    Does nothing outside the main thread, where Python allows no change of handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -80,8 +80,8 @@ def held_back(number: signal.Signals) -> Iterator[None]:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """The first Ctrl-C in the block raises KeyboardInterrupt; the second ends the process, as a kill would,
-    without a traceback.
+    """In the block, the first Ctrl-C raises KeyboardInterrupt; the second ends the process at once, like a
+    kill, without a traceback.
     """
     interrupts = 0
 
@@ -101,26 +101,23 @@ def interruptible() -> Iterator[None]:
 
 
 def end_at_once(*_: Any) -> NoReturn:
-    """Ends the process: what it has on disk is as after a kill, so the same command
-    resumes or begins anew.
-    """
+    """Ends the process. Its files are as after a kill, so the same command resumes or begins again."""
     say("babel: interrupted again; ended at once")
     os._exit(INTERRUPTED)
 
 
 def say(line: str) -> None:
-    """Writes a line to standard error; may be called by a signal handler, in the middle
-    of any other output.
-    """
+    """Writes a line to standard error. A signal handler may call it during any other output."""
     with contextlib.suppress(OSError):
         os.write(2, f"{line}\n".encode())
 
 
 @contextlib.contextmanager
 def preempted(numbers: tuple[signal.Signals, ...] = STOPS) -> Iterator[None]:
-    """SIGTERM and SIGHUP in the block raise Preempted at once; `stop_requests` holds them back between steps.
+    """In the block, SIGTERM and SIGHUP raise Preempted at once; `stop_requests` holds them back between
+    steps.
 
-    An error that JAX makes of the exception in one of its callbacks ends the block with Preempted too.
+    If JAX turns the exception into another error in one of its callbacks, the block also ends with Preempted.
     """
     _came.clear()
 
@@ -145,7 +142,7 @@ def preempted(numbers: tuple[signal.Signals, ...] = STOPS) -> Iterator[None]:
 
 
 def swallowed() -> list[signal.Signals]:
-    """The signals of STOPS that came since `preempted` began, and whose exception was lost on its way."""
+    """The signals of STOPS that came since `preempted` began and whose exception was lost."""
     return list(_came)
 
 
@@ -153,8 +150,8 @@ def swallowed() -> list[signal.Signals]:
 def _sent_again(
     kind: type[BaseException], number: Callable[[], signal.Signals], before: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
-    """Sends a signal once more where its exception, of this kind, was raised in a callback from which Python
-    lets none out.
+    """Sends a signal again if its exception, of this kind, was raised in a callback from which Python
+    discards exceptions.
     """
     hook = sys.unraisablehook
 

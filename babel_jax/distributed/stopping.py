@@ -1,6 +1,4 @@
-"""After which steps a run saves, and after which it stops before its time: the same steps in all of its
-processes.
-"""
+"""The steps after which a run saves a checkpoint or stops early; they are the same in all its processes."""
 
 import contextlib
 import math
@@ -27,12 +25,13 @@ _INTERRUPTS_TO_END = len(_SAID) + 1
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Stopped]:
-    """Holds Ctrl-C, SIGTERM and SIGHUP back and gives a function that says after each step whether one came.
+    """Holds Ctrl-C, SIGTERM and SIGHUP back, and returns a function that tells after each step if one of them
+    came.
 
-    A second Ctrl-C changes nothing, as the checkpoint is being written then; a third stops at once, without
-    one. The function takes the number of steps done, ever more. All processes must call it after every step:
-    it then says so in all of them after the same one, whichever got the signal. That costs no communication
-    until there is one.
+    A second Ctrl-C changes nothing, because the checkpoint is being written then; a third stops at once,
+    without a checkpoint. The function takes the number of steps done, which must increase. All processes must
+    call it after every step: it then returns the signal on all of them after the same step. Without a signal
+    this needs no communication.
     """
     came = swallowed()
     interrupts = 0
@@ -54,11 +53,11 @@ def stop_requests() -> Iterator[Stopped]:
             return came[0] if came else None
         if not multihost_utils.reached_preemption_sync_point(step):
             return None
-        # The same in all: one that ends otherwise than the others is lost to them.
+        # The same signal on all: a process that ends in another way would be lost to the others.
         interrupted = multihost_utils.process_allgather(np.asarray(signal.SIGINT in came)).any()
         return signal.SIGINT if interrupted else signal.SIGTERM
 
-    # Of several processes, JAX itself listens to SIGTERM, and tells the others.
+    # With several processes, JAX itself handles SIGTERM, and tells the others.
     with contextlib.ExitStack() as stack:
         for number in (signal.SIGINT, signal.SIGHUP) if several else (signal.SIGINT, *STOPS):
             stack.enter_context(handled(number, note))
@@ -67,9 +66,10 @@ def stop_requests() -> Iterator[Stopped]:
 
 @contextlib.contextmanager
 def preempted_by_sigterm() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise Preempted, as Ctrl-C raises KeyboardInterrupt: at once, so between steps
-    `stop_requests` is to hold them back. Of several processes JAX listens to SIGTERM, and SIGHUP is handed to
-    it."""
+    """SIGTERM and SIGHUP raise Preempted at once, as Ctrl-C raises KeyboardInterrupt; between steps,
+    `stop_requests` must hold them back. With several processes, JAX handles SIGTERM, and SIGHUP is passed on
+    to it.
+    """
     if jax.distributed.is_initialized():
         with handled(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM)):
             yield
@@ -79,23 +79,23 @@ def preempted_by_sigterm() -> Iterator[None]:
 
 
 class SaveTimes:
-    """Says after each step whether a checkpoint is due: `every` so many steps, and where `minutes` have gone
-    by since the last.
+    """Tells after each step if a checkpoint is due: every `every` steps, and when `minutes` have passed since
+    the last one.
 
-    The minutes are those of process 0. The others ask it: it answers in how many steps they are to ask again,
-    which is at half of what is left. So a few questions are asked for each checkpoint, and none where there
-    is one process.
+    The minutes are those of process 0, which the others ask. It answers with the number of steps after which
+    to ask again, at half of the remaining time. So there are a few questions for each checkpoint, and none
+    with a single process.
     """
 
     def __init__(
         self, start: int, every: int, minutes: float | None, clock: Callable[[], float] = time.monotonic
     ):
-        """`start` is the number of steps done; `clock` counts seconds."""
+        """start: the number of steps done. clock: returns seconds."""
         self._every, self._seconds, self._clock = every, None if minutes is None else 60 * minutes, clock
         self._saved_at, self._asked_step, self._asked_at, self._ask = clock(), start, clock(), start + 1
 
     def due(self, step: int) -> bool:
-        """Whether to save after `step` steps. To be called after every one."""
+        """True if a checkpoint must be saved after `step` steps. It must be called after every step."""
         due = step % self._every == 0
         if self._seconds is not None and step >= self._ask:
             wait = _of_first(self._steps_to_wait(step))
@@ -105,6 +105,7 @@ class SaveTimes:
         return due
 
     def _steps_to_wait(self, step: int) -> int:
+        """The steps until the next question; 0 if the minutes have passed."""
         assert self._seconds is not None
         now = self._clock()
         left = self._saved_at + self._seconds - now
@@ -112,11 +113,10 @@ class SaveTimes:
         self._asked_step, self._asked_at = step, now
         if left <= 0:
             return 0
-        return (
-            1
-            if jax.process_count() == 1
-            else max(1, math.floor(min(left / max(seconds_a_step, 1e-9), 1e6) / 2))
-        )
+        if jax.process_count() == 1:
+            return 1
+        steps_left = min(left / max(seconds_a_step, 1e-9), 1e6)
+        return max(1, math.floor(steps_left / 2))
 
 
 def _of_first(number: int) -> int:

@@ -35,11 +35,9 @@ def described_program(config: Config, measurements: dict[str, Any], chip: Chip) 
         described["collectives"] = by_axes(measurements["collectives"])
         fits = hbm["total"] <= chip.capacity
     described |= {"fits": fits, "hbm_gib": hbm}
-    return (
-        described
-        if fits
-        else described | {"advice": _advice_for(measurements["kind"], config, measurements["mesh"])}
-    )
+    if not fits:
+        described["advice"] = _advice_for(measurements["kind"], config, measurements["mesh"])
+    return described
 
 
 def hbm_of(measurements: dict[str, Any], chip: Chip) -> dict[str, Any]:
