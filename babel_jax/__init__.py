@@ -1,11 +1,10 @@
-"""Babel in JAX: grow a pretrained decoder by copying layers, recover it, and train it on in 25 languages.
+"""Babel in JAX: grow a pretrained decoder by copying layers, recover it, and train it in 25 languages.
 
     import babel_jax as babel
 
     babel.expand("Qwen2.5-7B", "babel-9b", {"preset": "babel-9b"})
 
-All names of `babel_jax.api` are here; each is imported when it is first used, so that `babel --help` stays
-quick.
+The names of `babel_jax.api` are here. Each is imported at its first use, so that `babel --help` is quick.
 """
 
 from typing import TYPE_CHECKING, Any

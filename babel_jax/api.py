@@ -1,4 +1,5 @@
-"""The Python face: what `import babel_jax` gives. Each function is what the command of its name calls.
+"""The Python interface: the names of `import babel_jax`. Each function does the same as the command of its
+name.
 
 Settings may be an object of their class, a dict of plain values as in a TOML file, or, for a whole run, the
 path of a TOML file.
@@ -8,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-# A name imported as itself is one that this module gives on.
+# A name imported as itself is a public name of this module.
 from babel_jax.config import Config, DataSettings, ExpansionSettings, Settings
 from babel_jax.config import ModelConfig as ModelConfig
 from babel_jax.config.file import load_config, parse_settings
@@ -28,9 +29,9 @@ def convert(
     """Writes a model folder in the other format, or in the format `to` ("hf" or "orbax"); every tensor is the
     same to the bit.
 
-    `options` are those of `model_folders.folder.transfer`, for example `verify=True`. Returns the figures
-    that `babel convert --json` prints. Raises BadInput for a folder that is no model, and for a destination
-    that is not empty.
+    options: those of `model_folders.folder.transfer`, for example `verify=True`. Returns the figures of
+    `babel convert --json`. Raises BadInput for a folder that is no model folder, and for a destination that
+    is not empty.
     """
     from babel_jax.model_folders.folder import Format
     from babel_jax.model_folders.folder import convert as convert_folder
@@ -46,11 +47,11 @@ def expand(
     plan: ExpansionPlan | ExpansionSettings | Mapping[str, Any],
     **options: Any,
 ) -> dict[str, Any]:
-    """Writes a deeper model folder. `plan` says which layers are copied: a plan, settings, or a dict such as
+    """Writes a deeper model folder. `plan` chooses the layers to copy: a plan, settings, or a dict such as
     {"insert_after": [14, 16]}.
 
-    Returns the figures that `babel expand --json` prints, with `new_layers`. Raises BadInput for a plan that
-    does not fit the model.
+    Returns the figures of `babel expand --json`, with `new_layers`. Raises BadInput for a plan that does not
+    fit the model.
     """
     from babel_jax.expansion.apply import expand_folder
     from babel_jax.expansion.plan import plan_from_settings
@@ -64,10 +65,10 @@ def expand(
 def prepare(
     settings: DataSettings | Mapping[str, Any], tokenizer: Path | str | None = None
 ) -> dict[str, Any]:
-    """Cleans, packs and stores text as windows of token ids in `settings.folder`; resumes where an earlier
-    call was stopped.
+    """Cleans and packs text, and stores it as windows of token ids in `settings.folder`; a call that was
+    stopped is resumed.
 
-    `tokenizer` is a model folder or a tokenizer's file, where the settings name none. Returns the counts by
+    tokenizer: a model folder or a tokenizer file, used if the settings name none. Returns the counts by
     language.
     """
     from babel_jax.data.windows.prepare import prepare as prepare_folder
@@ -76,11 +77,11 @@ def prepare(
 
 
 def train(config: Config | Mapping[str, Any] | Path | str) -> dict[str, Any]:
-    """Runs or resumes the whole recipe: expansion, the stages, evaluation at each point, export. A finished
-    run is read from its summary.
+    """Runs or resumes the whole recipe: expansion, the stages, evaluation at each point, export. For a
+    finished run, returns its summary.
 
-    `config` is a `Config`, a dict, or the path of a TOML file. Returns {"out", "hf", "bits_per_byte",
-    "means", "summary", ...}.
+    config: a `Config`, a dict, or the path of a TOML file. Returns {"out", "hf", "bits_per_byte", "means",
+    "summary", ...}.
     """
     from babel_jax.recipe.recipe import run_recipe
 
@@ -97,11 +98,11 @@ def evaluate(
     out: Path | str | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Measures a model folder, and compares it with the `baselines`.
+    """Evaluates a model folder, and compares it with the `baselines`.
 
-    `data` is a folder of text and benchmarks; None takes the package's text, and the hub for benchmarks.
-    `options` are `few_shot`, `limit`, `max_bytes` and `chat`. Returns {"tasks": {task: {language: {"score",
-    "stderr", "n"}}}, "means", "missing", "summary", ...}.
+    data: a folder of text and benchmarks; None for the package's text, and the hub's benchmarks. options:
+    `few_shot`, `limit`, `max_bytes` and `chat`. Returns {"tasks": {task: {language: {"score", "stderr",
+    "n"}}}, "means", "missing", "summary", ...}.
     """
     from babel_jax.evaluation.benchmarks.evaluate import Request
     from babel_jax.evaluation.benchmarks.evaluate import evaluate as evaluate_models
@@ -114,9 +115,8 @@ def evaluate(
         data=fetched(data) if data is not None else None,
         **options,
     )
-    return evaluate_models(
-        str(model), [str(path) for path in baselines], request, output(out) if out is not None else None
-    )
+    folder = output(out) if out is not None else None
+    return evaluate_models(str(model), [str(path) for path in baselines], request, folder)
 
 
 def generate(
@@ -138,8 +138,8 @@ def generate(
 
 
 def plan(config: Config | Mapping[str, Any] | Path | str, topology: str, slices: int = 1) -> dict[str, Any]:
-    """What a run needs on a TPU topology such as "v5p:4x4x4", from the programs compiled for it (needs
-    libtpu, not a TPU).
+    """The memory and time of a run on a TPU topology such as "v5p:4x4x4", from its programs compiled for it.
+    It needs libtpu, but no TPU.
     """
     from babel_jax.tpu.plan import plan as plan_run
 

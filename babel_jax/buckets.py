@@ -1,7 +1,8 @@
-"""Buckets on object storage: names, the clients that read and write them, and what their errors say.
+"""Buckets on object storage: their names, the clients that read and write them, and the explanation of their
+errors.
 
-fsspec (gcsfs, s3fs) moves files, TensorStore writes on condition. Both, and Orbax, find credentials and
-endpoints where the cloud's own tools do; see docs/buckets.md for the names of settings.
+fsspec (gcsfs, s3fs) copies files; TensorStore makes conditional writes. Both, and Orbax, use the credentials
+and endpoints of the cloud's own tools; see docs/buckets.md for the names of settings.
 """
 
 import base64
@@ -17,18 +18,18 @@ from typing import Any
 
 from babel_jax.errors import BadInput, one_line
 
-SCHEMES = ("gs", "s3")  # those that can be written to; any of fsspec's can be read
-PROBE = "babel-probe-"  # how the names of probes begin
-_ATTEMPTS = 3  # beside those of the clients themselves
+SCHEMES = ("gs", "s3")  # for writing; any scheme of fsspec can be read
+PROBE = "babel-probe-"  # the beginning of the names of probes
+_ATTEMPTS = 3  # in addition to those of the clients
 _FIRST_WAIT_SECONDS = 0.5
 _SECONDS_OF_SILENCE = 60
 
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A file in a bucket: its bytes, and what changes when its content does.
+    """A file in a bucket: its bytes, and a version that changes with its content.
 
-    `md5` is hex, None where the bucket does not say.
+    `md5` is hex; None if the bucket does not give it.
     """
 
     size: int
@@ -37,21 +38,21 @@ class Stored:
 
 
 def is_url(place: Path | str) -> bool:
-    """Whether this names something in a bucket or on another object storage."""
+    """True for a URL in a bucket or on another object storage."""
     return isinstance(place, str) and "://" in place
 
 
 def clean(url: str) -> str:
-    """The URL of a folder in a bucket in the one form that is used here.
+    """The URL of a folder in a bucket, in its normal form.
 
     Raises BadInput for any other URL.
     """
-    found = re.fullmatch(r"(\w+)://([^/?#@]+)((?:/[^?#]*)?)/*", url)
-    if found is None:
+    match = re.fullmatch(r"(\w+)://([^/?#@]+)((?:/[^?#]*)?)/*", url)
+    if match is None:
         raise BadInput(
             f"{without_secrets(url)}: no folder of a bucket; write gs://BUCKET/FOLDER or s3://BUCKET/FOLDER"
         )
-    scheme, bucket, path = found.groups()
+    scheme, bucket, path = match.groups()
     parts = [part for part in path.split("/") if part]
     if not parts or any(part in (".", "..") for part in parts):
         raise BadInput(
@@ -61,12 +62,12 @@ def clean(url: str) -> str:
 
 
 def without_secrets(url: str) -> str:
-    """A URL without what may be a key in it: the part before @, and the part after ?."""
+    """A URL without the parts that may be keys: before @, and after ?."""
     return re.sub(r"://[^/@]*@", "://", re.split(r"[?#]", url, maxsplit=1)[0])
 
 
 def stored_below(url: str) -> dict[str, Stored]:
-    """The files below a URL by their names there, without probes: small files by which rights are tested."""
+    """The files below a URL by their relative names, without probes (small files that test the rights)."""
 
     def find() -> dict[str, Any]:
         system = filesystem(url)
@@ -77,11 +78,15 @@ def stored_below(url: str) -> dict[str, Stored]:
 
     start = key(url).rstrip("/") + "/"
     with explain(url):
-        found = tried(find)
-        if not found:
+        entries = tried(find)
+        if not entries:
             tried(lambda: _check_bucket(url))
-    names = {name: name[len(start) :] for name in found if name.startswith(start) and not name.endswith("/")}
-    return {below: _described(found[name]) for name, below in names.items() if PROBE not in below}
+    stored = {}
+    for name, entry in entries.items():
+        is_file_below = name.startswith(start) and not name.endswith("/")
+        if is_file_below and PROBE not in name[len(start) :]:
+            stored[name[len(start) :]] = _described(entry)
+    return stored
 
 
 def _check_bucket(url: str) -> None:
@@ -96,20 +101,18 @@ def _check_bucket(url: str) -> None:
 
 def _described(entry: Mapping[str, Any]) -> Stored:
     etag = str(entry.get("ETag") or entry.get("etag") or "").strip('"')
-    digest = entry.get("md5Hash")
-    md5 = (
-        base64.b64decode(digest).hex()
-        if isinstance(digest, str)
-        else etag
-        if re.fullmatch("[0-9a-f]{32}", etag)
-        else None
-    )
+    # Google gives the MD5 in base64; Amazon's ETag of a file sent in one part is its MD5.
+    digest, md5 = entry.get("md5Hash"), None
+    if isinstance(digest, str):
+        md5 = base64.b64decode(digest).hex()
+    elif re.fullmatch("[0-9a-f]{32}", etag):
+        md5 = etag
     version = str(entry.get("generation") or etag or entry.get("mtime") or entry.get("created") or "")
     return Stored(int(entry["size"]), version, md5)
 
 
 def filesystem(url: str) -> Any:
-    """fsspec's client for a URL, which reads credentials and endpoints where the cloud's own tools do."""
+    """fsspec's client for a URL, with the credentials and endpoints of the cloud's own tools."""
     import fsspec
 
     set_up_clients()
@@ -118,11 +121,10 @@ def filesystem(url: str) -> Any:
 
 @functools.cache
 def set_up_clients() -> None:
-    """Settings of all clients, also of those that Orbax and JAX make.
+    """Sets up all clients, including those that Orbax and JAX make.
 
-    fsspec's ask the bucket each time what is there, since TensorStore and other processes write there too.
-    TensorStore's give up a request on which nothing moves, and make it again; without this they wait for
-    ever.
+    fsspec's clients list the bucket each time, because TensorStore and other processes write there too.
+    TensorStore's clients repeat a request that transfers nothing; by default they would wait for ever.
     """
     import fsspec
 
@@ -134,13 +136,13 @@ def set_up_clients() -> None:
 
 
 def key(url: str) -> str:
-    """BUCKET/NAME, as fsspec's clients name files."""
+    """BUCKET/NAME, the form in which fsspec's clients name files."""
     return url.split("://", 1)[1]
 
 
 def kvstore(url: str) -> Any:
-    """TensorStore's client for a folder in a bucket: it writes on condition that nobody else has written
-    (leases).
+    """TensorStore's client for a folder in a bucket. It can write on the condition that nobody else has
+    written (leases).
     """
     import tensorstore
 
@@ -149,7 +151,7 @@ def kvstore(url: str) -> Any:
 
 
 def kvstore_spec(url: str) -> dict[str, Any] | str:
-    """What TensorStore is to open for a URL."""
+    """The spec with which TensorStore opens a URL."""
     if not url.startswith("s3://"):
         return url
     bucket, _, path = key(url).partition("/")
@@ -164,9 +166,9 @@ def kvstore_spec(url: str) -> dict[str, Any] | str:
 def let_orbax_speak_s3() -> None:
     """Lets Orbax write to s3:// as it writes to gs://.
 
-    Orbax 0.12 knows gs:// alone: it takes any other URL for a relative path on disk, and refuses it.
-    TensorStore, which does the writing, knows both. What Orbax does for gs:// holds for S3 alike: no renames,
-    a file of success that is written last.
+    Orbax 0.12 only knows gs://: it reads any other URL as a relative path on disk, and refuses it.
+    TensorStore, which does the writing, knows both. Orbax's rules for gs:// are right for S3 too: no renames,
+    and a success file that is written last.
     """
     from orbax.checkpoint._src.path import gcs_utils
     from orbax.checkpoint._src.serialization import tensorstore_utils
@@ -196,7 +198,7 @@ def let_orbax_speak_s3() -> None:
 
 
 def tried(operation: Callable[[], Any]) -> Any:
-    """What an operation gives, tried again where the connection or the service failed."""
+    """The result of an operation, which is repeated if the connection or the service failed."""
     for attempt in range(_ATTEMPTS):
         try:
             return operation()
@@ -239,8 +241,8 @@ _SIGNS = (
 
 
 def is_of_bucket(error: Exception) -> bool:
-    """Whether an error comes of a bucket or the way to it: one of a client's own types, or of TensorStore,
-    which raises ValueError.
+    """True if an error comes from a bucket or the connection to it: it has a type of a client, or is
+    TensorStore's ValueError.
     """
     words = str(error)
     return (
@@ -252,7 +254,7 @@ def is_of_bucket(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def explain(url: str, done: str = "read") -> Iterator[None]:
-    """Turns whatever the packages behind fsspec and TensorStore raise into BadInput that names `url`, and no
+    """Turns the errors of fsspec's packages and of TensorStore into BadInput that names `url`, without
     keys.
     """
     try:

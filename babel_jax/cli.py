@@ -1,8 +1,8 @@
 """The `babel` command: parses, calls, prints. Exit status 0 on success and on SIGTERM, 2 on bad input, 130 on
 Ctrl-C.
 
-The commands stand in commands/. What one needs is imported when it runs, so that `babel --help` answers at
-once.
+The commands are in commands/. The code of a command is imported when it runs, so that `babel --help` is
+quick.
 """
 
 import argparse
@@ -27,24 +27,25 @@ from babel_jax.distributed.signals import INTERRUPTED, end_at_once, interruptibl
 from babel_jax.errors import BadInput, Preempted, json_printable, one_line, printable, shown
 from babel_jax.sending import settle_all
 
-# Once for each write that is under way when another one has failed.
+# TensorStore prints this once for each unfinished write after another one has failed.
 _CLOSED_LOOP = "Event loop is closed"
-_READERLESS = 141  # exit status, as shells have it: 128 + SIGPIPE
+_READERLESS = 141  # exit status, as in shells: 128 + SIGPIPE
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and gives its exit status."""
+    """Runs one command and returns its exit status."""
     try:
         with interruptible():
             try:
                 return _main(arguments)
             except KeyboardInterrupt:
-                return _failed(INTERRUPTED, "interrupted; the same command goes on where this can be resumed")
+                return _failed(INTERRUPTED, "interrupted; if it can be resumed, the same command resumes it")
     finally:
-        # Nothing follows but Python's own end, which another Ctrl-C would fill with tracebacks.
+        # Only Python's own end follows; another Ctrl-C would print tracebacks there.
         if arguments is None:
             signal.signal(signal.SIGINT, end_at_once)
-        _print("", sys.stdout)  # what argparse wrote
+        # Flushes the output of argparse.
+        _print("", sys.stdout)
 
 
 def _main(arguments: list[str] | None) -> int:
@@ -84,22 +85,22 @@ def _main(arguments: list[str] | None) -> int:
         return _print(
             json_printable(json.dumps(result, ensure_ascii=False, allow_nan=False)) + "\n", sys.stdout
         )
-    # Texts of models, servers and files are in it, and a terminal obeys control characters.
+    # The result has text of models, servers and files, whose control characters must not reach a terminal.
     text = printable(result.get("summary") or "\n".join(f"{key}: {value}" for key, value in result.items()))
     return _print(text + "\n", sys.stdout)
 
 
 def _failed(status: int, line: str) -> int:
-    """Says in one line why the command failed, and gives the exit status; of several processes all end."""
+    """Prints why the command failed, in one line, and returns the exit status. Other processes end too."""
     cluster.begin_to_leave()
     _print(f"babel: {line}\n", sys.stderr)
     return cluster.leave(status, line)
 
 
 def _print(text: str, stream: TextIO) -> int:
-    """Writes text at once and gives the exit status.
+    """Writes text at once and returns the exit status.
 
-    Where nobody reads it any more (`| head`, a closed terminal), it is dropped.
+    If nobody reads the stream any more (`| head`, a closed terminal), the text is dropped.
     """
     text = shown(text)
     try:
@@ -108,7 +109,7 @@ def _print(text: str, stream: TextIO) -> int:
         return 0
     except OSError as error:
         with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.suppress(OSError, ValueError):
-            # So that Python's own flush at the end does not fail again.
+            # Python's own flush at the end must not fail again.
             os.dup2(nowhere.fileno(), stream.fileno())
         if error.errno in (errno.EPIPE, errno.EIO):
             return 0
@@ -124,8 +125,8 @@ def _nobody_reads(stream: TextIO) -> bool:
 
 @contextlib.contextmanager
 def _log_shown() -> Iterator[None]:
-    """What the project logs goes to standard error, above any progress bar; of other packages only warnings
-    do.
+    """Shows the project's log on standard error, above any progress bar; other packages show only
+    warnings.
     """
     from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -139,8 +140,9 @@ def _log_shown() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _errors_told_once() -> Iterator[None]:
-    """Without the tracebacks that Orbax logs of its threads, and TensorStore prints of its callbacks, before
-    one of these errors is raised and told in one line."""
+    """Hides the tracebacks that Orbax logs from its threads, and TensorStore prints from its callbacks,
+    before the same error is raised and shown as one line.
+    """
     from absl import logging as absl
 
     def is_no_error(record: logging.LogRecord) -> bool:
@@ -159,7 +161,7 @@ def _errors_told_once() -> Iterator[None]:
 
 
 class _Printable(logging.Formatter):
-    """Log records without characters that a terminal obeys."""
+    """Log records without characters that control a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(shown(super().format(record)))

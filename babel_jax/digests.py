@@ -1,9 +1,8 @@
-"""Lists of SHA-256 digests beside files: written when a folder is made, checked whenever its bits are in
-doubt.
+"""Lists of SHA-256 digests beside files: written when a folder is made, and checked later.
 
-A list is a file SHA256SUMS (or SHA256SUMS.SOMETHING, of what one of several processes wrote) in the form of
-sha256sum, so that `sha256sum -c SHA256SUMS` checks it too. It covers files of its own folder and of folders
-below, but no hidden ones.
+A list is a file SHA256SUMS (or SHA256SUMS.SOMETHING, for the files of one of several processes) in the format
+of sha256sum, so that `sha256sum -c SHA256SUMS` can check it too. It covers files of its folder and of folders
+below, but no hidden files.
 """
 
 import concurrent.futures
@@ -27,8 +26,8 @@ _LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """What became of the files of some lists: how many, their bytes, and those that are not as they were
-    written, each with the reason.
+    """The result of a check: the number of files, their bytes, and the damaged files, each with the
+    reason.
     """
 
     files: int
@@ -37,10 +36,10 @@ class Checked:
 
 
 def file_sum(path: Path, below: Path | None = None, stored: bool = True) -> str:
-    """The SHA-256 of a regular file, in hex; memory does not depend on its size. `below` is as for
+    """The SHA-256 of a regular file, in hex; the memory does not depend on its size. `below` is as for
     `open_regular`.
 
-    Of a file in a bucket the bytes there are read, and with `stored` False those of the working copy.
+    For a file in a bucket, the stored bytes are read; with `stored` False, those of the working copy.
     """
     with open_regular(path, below) if not stored or url_of(path) is None else open_stored(path) as file:
         # By its type a BinaryIO has no readinto; every file that is opened has.
@@ -48,46 +47,45 @@ def file_sum(path: Path, below: Path | None = None, stored: bool = True) -> str:
 
 
 def is_list(path: Path) -> bool:
-    """Whether a file is a list of digests, by its name."""
+    """True if a file is a list of digests, by its name."""
     return path.name == SUMS or path.name.startswith(f"{SUMS}.")
 
 
 def files_below(folder: Path) -> list[Path]:
-    """The files below a folder, without lists, hidden files and the mark of a folder that is being filled."""
-    found = (path for path in listing(folder) if not path.name.startswith("."))
-    return [path for path in found if not is_list(path) and path.name not in (MARK, UNFINISHED)]
+    """The files below a folder, without lists, hidden files and the mark of an unfinished folder."""
+    visible = [path for path in listing(folder) if not path.name.startswith(".")]
+    return [path for path in visible if not is_list(path) and path.name not in (MARK, UNFINISHED)]
 
 
 def write_sums(folder: Path, files: Iterable[Path] | None = None, name: str = SUMS) -> None:
-    """Writes the list `name` of some files below a folder; without `files`, of all."""
+    """Writes the list `name` of some files below a folder; without `files`, of all files."""
     chosen = sorted(files_below(folder) if files is None else files)
-    make_folder(folder)  # the working copy of one that another library writes into a bucket
+    # Another library may write the folder into a bucket: then its working copy does not exist yet.
+    make_folder(folder)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         sums = list(pool.map(file_sum, chosen))
-    write_text(
-        folder / name,
-        "".join(_line(found, path.relative_to(folder)) for path, found in zip(chosen, sums, strict=True)),
-    )
+    lines = [_line(digest, path.relative_to(folder)) for path, digest in zip(chosen, sums, strict=True)]
+    write_text(folder / name, "".join(lines))
 
 
 def merge_sums(folder: Path) -> None:
-    """Makes one list of the lists of a folder itself."""
+    """Merges the lists of a folder into one."""
     lists = sorted(folder.glob(f"{SUMS}.*"))
-    found = {path: digest for one in lists for path, digest in read_sums(one).items()}
-    write_text(
-        folder / SUMS,
-        "".join(_line(digest, path.relative_to(folder)) for path, digest in sorted(found.items())),
-    )
-    for one in lists:
-        one.unlink()
+    digests: dict[Path, str] = {}
+    for part in lists:
+        digests |= read_sums(part)
+    lines = [_line(digest, path.relative_to(folder)) for path, digest in sorted(digests.items())]
+    write_text(folder / SUMS, "".join(lines))
+    for part in lists:
+        part.unlink()
 
 
 def read_sums(path: Path) -> dict[Path, str]:
-    """The digests of a list by the files' paths.
+    """The digests of a list, by the paths of the files.
 
-    Raises BadInput for a damaged list, and for a file outside of the list's folder.
+    Raises BadInput for a damaged list, and for a file outside the list's folder.
     """
-    found = {}
+    digests = {}
     for number, line in enumerate(read_text(path, most_bytes=MOST_LIST_BYTES).split("\n")[:-1], 1):
         match = _LINE.fullmatch(line)
         name = Path(_unescaped(match[3]) if match[1] else match[3]) if match else Path()
@@ -95,8 +93,8 @@ def read_sums(path: Path) -> dict[Path, str]:
             raise BadInput(
                 f"{path}:{number}: no digest and name of a file below this folder; the list is damaged"
             )
-        found[path.parent / name] = match[2]
-    return found
+        digests[path.parent / name] = match[2]
+    return digests
 
 
 def lists_below(folder: Path) -> list[Path]:
@@ -112,11 +110,11 @@ def check_sums(
     seen: Callable[[int], object] = lambda size: None,
     stored: bool = True,
 ) -> Checked:
-    """Compares files with lists of them. Links that lead out of the folder `below` are not followed.
+    """Compares files with lists of digests. Links that lead out of the folder `below` are not followed.
 
-    `mine` picks, of all files with their sizes, the ones to read: several processes share them. `seen` is
-    told the bytes of each file read. Of a folder in a bucket the files there are read, and with `stored`
-    False those of the working copy.
+    mine: chooses, of all files with their sizes, those to read, so that several processes can share them.
+    seen: receives the bytes of each file read. For a folder in a bucket, the stored files are read; with
+    `stored` False, those of the working copy.
     """
     wanted: dict[Path, str] = {}
     damaged: dict[Path, str] = {}
@@ -138,15 +136,17 @@ def check_sums(
 
 
 def unlisted(folder: Path, lists: Sequence[Path]) -> list[Path]:
-    """The files below a folder that none of the lists, which can be read, has."""
-    listed = {path for one in lists for path in read_sums(one)}
+    """The files below a folder that are in none of the lists that can be read."""
+    listed: set[Path] = set()
+    for path in lists:
+        listed.update(read_sums(path))
     return [path for path in files_below(folder) if path not in listed]
 
 
 def _difference(path: Path, wanted: str, below: Path, stored: bool) -> str | None:
     try:
         return None if file_sum(path, below, stored) == wanted else "not the bytes that were written"
-    except Exception as error:  # also whatever the packages behind fsspec raise
+    except Exception as error:  # the packages behind fsspec raise errors of many types
         return one_line(error)
 
 

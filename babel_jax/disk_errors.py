@@ -1,4 +1,4 @@
-"""Errors of disks, their permissions and their file systems, as one line each for the user."""
+"""Errors of disks, permissions and file systems, as one line each for the user."""
 
 import contextlib
 import errno
@@ -23,13 +23,13 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _BAD_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 
 
-# As Rust, Arrow, TensorStore write it.
+# The forms of Rust, Arrow and TensorStore.
 _NUMBER_IN_WORDS = re.compile(r"\b(?:os error |errno |os_error_code=')([0-9]+)", re.IGNORECASE)
 
 
 @contextlib.contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
-    """Turns a full or broken disk and missing permission into BadInput that names `path`."""
+    """Turns a full or broken disk, and a missing permission, into BadInput that names `path`."""
     try:
         yield
     except BadInput:
@@ -42,7 +42,7 @@ def explain_os_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def explain_storage_errors(path: Path) -> Iterator[None]:
-    """As `explain_os_errors`, and for a path in a working copy the same for the bucket that it stands for."""
+    """As `explain_os_errors`; for a path in a working copy, also explains errors of its bucket."""
     url = url_of(path)
     try:
         with explain_os_errors(path):
@@ -57,49 +57,52 @@ def explain_storage_errors(path: Path) -> Iterator[None]:
 
 
 def os_error_line(error: Exception, path: Path | None = None) -> str | None:
-    """One line for an error that comes of a disk, its permissions or its file system; None for any other
-    error.
-    """
-    place = getattr(error, "filename", None) or path or "the disk"
+    """One line for an error of a disk, its permissions or its file system; None for any other error."""
+    location = getattr(error, "filename", None) or path or "the disk"
     if is_full(error):
-        return f"{path or place}: no space left on the disk; free some or choose another place"
+        return f"{path or location}: no space left on the disk; free some or choose another place"
     if isinstance(error, PermissionError) or _named(error, _FORBIDDEN):
-        return f"{place}: not permitted; check the owner and mode of the folder"
+        return f"{location}: not permitted; check the owner and mode of the folder"
     if failed := _named(error, _FAILED):
         return (
-            f"{place}: the disk or its connection failed ({failed}); once it works, the same command goes on"
+            f"{location}: the disk or its connection failed ({failed}); when it works again, the same "
+            "command resumes"
         )
     number = _number_of(error)
     if number in _BAD_NAMES:
-        return f"{one_line(place, 300)}: {os.strerror(number)}; give another name"
+        return f"{one_line(location, 300)}: {os.strerror(number)}; give another name"
     if number in (errno.EMFILE, errno.ENFILE):
-        return f"{place}: {os.strerror(number)}; raise the limit (ulimit -n)"
-    # A name that is not there is the one error that a fault of the program would show as.
+        return f"{location}: {os.strerror(number)}; raise the limit (ulimit -n)"
+    # A missing file may be a fault of the program, so it keeps its traceback.
     if number is None or number == errno.ENOENT:
         return None
     return (
-        f"{one_line(place, 300)}: the file system refused ({os.strerror(number)}); run the same command "
+        f"{one_line(location, 300)}: the file system refused ({os.strerror(number)}); run the same command "
         "again, or choose another place"
     )
 
 
 def is_full(error: Exception) -> bool:
-    """Whether an error says that the disk is full."""
+    """True if an error means that the disk is full."""
     return _named(error, _FULL) is not None
 
 
 def _named(error: Exception, numbers: Sequence[int]) -> str | None:
-    """The system's words for the first of these error numbers that an error is of, None where it is of none.
+    """The system's text for the error number of an error, if it is one of these; else None.
 
-    Libraries that write through C++ or Rust raise types of their own; the system's words are all they share.
+    Libraries that write through C++ or Rust raise errors of their own types; they have only the system's text
+    in common.
     """
     if (number := _number_of(error)) is not None:
         return os.strerror(number) if number in numbers else None
-    return next((os.strerror(one) for one in numbers if os.strerror(one) in str(error)), None)
+    for number in numbers:
+        if os.strerror(number) in str(error):
+            return os.strerror(number)
+    return None
 
 
 def _number_of(error: Exception) -> int | None:
-    """The system's number of an error, also where a library has it in words alone."""
+    """The system's number of an error, even if a library has it only in its message."""
     number = getattr(error, "errno", None)
     if not isinstance(number, int) and (found := _NUMBER_IN_WORDS.search(str(error))):
         number = int(found[1])

@@ -21,8 +21,8 @@ class Purpose(StrEnum):
 
 
 def unit_draw(purpose: Purpose, identifier: str) -> float:
-    """A number in [0, 1), a multiple of 2**-48: the same for the same purpose and id, independent for any
-    other pair.
+    """A number in [0, 1), a multiple of 2**-48. It is the same for the same purpose and id, and independent
+    for any other pair.
     """
     digest = hashlib.blake2b(identifier.encode(), digest_size=6, key=purpose.value.encode()).digest()
     return int.from_bytes(digest, "big") / 2**48

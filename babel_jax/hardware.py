@@ -1,21 +1,23 @@
-"""Published peak rates of the chips that this project runs on: the one table."""
+"""Published peak rates of the chips that this project runs on, in one table."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Chip:
-    """Peak rates of one TPU chip, dense; bytes and FLOPs a second.
+    """Peak rates of one TPU chip, dense; bytes and FLOPs per second.
 
-    `ici` is what all links of the chip to other chips carry one way, `dcn` the chip's share of its host's
-    network. `capacity` is the HBM, in GiB, that the compiler gives to a program. `devices` is how many
-    devices JAX sees on a chip, `torus` the dimensions of a slice. `kinds` are the beginnings of
-    `jax.Device.device_kind`.
+    - ici: bytes of all links of the chip to other chips, in one direction
+    - dcn: the chip's share of its host's network
+    - capacity: HBM, in GiB, that the compiler gives to a program
+    - devices: JAX devices per chip
+    - torus: dimensions of a slice
+    - kinds: beginnings of `jax.Device.device_kind`
 
-    Source: the pages of cloud.google.com/tpu/docs for v4, v5e, v5p, v6e and tpu7x; ici of v5e and v6e is half
-    of the bidirectional figure there; dcn is that of the pod by its chips (v5e 6.4 and v6e 25.6 Tbps by 256),
-    else of a 200 Gbps host by 4 chips, of tpu7x 100 Gbps. Capacity: what libtpu 0.0.42 says when it runs out;
-    of tpu7x, where that was not seen, the 192 GB published.
+    Source: the pages of cloud.google.com/tpu/docs for v4, v5e, v5p, v6e and tpu7x. ici of v5e and v6e is half
+    of the bidirectional figure there. dcn is the pod's rate divided by its chips (v5e 6.4 and v6e 25.6 Tbps
+    by 256), else that of a 200 Gbps host by 4 chips; of tpu7x 100 Gbps. Capacity is from the message of
+    libtpu 0.0.42 when memory runs out; for tpu7x, where this was not seen, the published 192 GB.
     """
 
     name: str
@@ -51,13 +53,11 @@ _GPU_PEAK_FLOPS = {
 
 
 def peak_flops(device_kind: str, devices: int) -> float | None:
-    """The dense bfloat16 peak, in FLOP/s, of that many JAX devices together; None where it is not known
-    (CPU).
-    """
+    """The dense bfloat16 peak, in FLOP/s, of this number of JAX devices; None if it is unknown (CPU)."""
     peaks = dict(_GPU_PEAK_FLOPS)
     for chip in CHIPS.values():
         for kind in chip.kinds:
             peaks[kind] = chip.bf16 / chip.devices
     known = [kind for kind in peaks if device_kind.startswith(kind)]
-    # The longest one: "TPU v5 lite" is no "TPU v5".
+    # The longest match: "TPU v5 lite" also begins with "TPU v5".
     return peaks[max(known, key=len)] * devices if known else None

@@ -1,9 +1,8 @@
 """The 25 languages of Babel as data.
 
-Order, Common Crawl shares and the resource classes are those of the Babel technical report (arXiv 2503.00865,
-table 1); speakers (first and second language together) are approximate, in millions, in the report's order of
-size. `flores` is the Flores-200 name of the language (ISO 639-3 code and ISO 15924 script); macroareas are
-Glottolog's.
+Order, Common Crawl shares and resource classes are those of the Babel technical report (arXiv 2503.00865,
+table 1). Numbers of speakers (first and second language together) are approximate, in millions. `flores` is
+the Flores-200 name of the language (ISO 639-3 code and ISO 15924 script). Macroareas are Glottolog's.
 """
 
 import dataclasses
@@ -14,7 +13,7 @@ from babel_jax.errors import BadInput
 
 
 class Resource(StrEnum):
-    """The report's two classes: it names eleven languages high-resource (nominally a Common Crawl share above
+    """The report's two classes. It names eleven languages high-resource (nominally a Common Crawl share above
     1%).
     """
 
@@ -23,7 +22,7 @@ class Resource(StrEnum):
 
 
 class Direction(StrEnum):
-    """The direction in which the script is written."""
+    """The writing direction of a script."""
 
     LEFT_TO_RIGHT = "ltr"
     RIGHT_TO_LEFT = "rtl"
@@ -31,7 +30,7 @@ class Direction(StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Language:
-    """One language: `code` is ISO 639-1, or the two letters that the report uses for it (Filipino: `tl`)."""
+    """One language. `code` is ISO 639-1, or the two letters that the report uses (Filipino: `tl`)."""
 
     code: str
     name: str
@@ -44,7 +43,7 @@ class Language:
 
     @property
     def iso639_3(self) -> str:
-        """ISO 639-3 code, as Flores-200 writes it."""
+        """The ISO 639-3 code, as in Flores-200."""
         return self.flores.split("_")[0]
 
     @property
@@ -90,7 +89,7 @@ CODES: tuple[str, ...] = tuple(LANGUAGES)
 
 
 def language(code: str) -> Language:
-    """The language of a two-letter code. Raises BadInput that lists near codes for an unknown one."""
+    """The language of a two-letter code. For an unknown code, raises BadInput with similar codes."""
     if code not in LANGUAGES:
         near = difflib.get_close_matches(code, CODES, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}? " if near else ""

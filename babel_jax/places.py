@@ -1,12 +1,13 @@
-"""Where files are: in a folder on disk, or in a bucket (gs://, s3://), for which a folder on disk stands in.
+"""The location of files: a folder on disk, or a folder in a bucket (gs://, s3://) with a working copy on
+disk.
 
-All code names files by paths on disk. `place(url)` gives the path of a folder in the scratch space that is
-the working copy of a folder in a bucket. What the working copy lacks is fetched by `pull`; what is written
-into it is sent by sending.py. For any other path these functions do nothing, or look at the disk. The bucket
-is what holds: a working copy may be lost at any moment.
+All code uses paths on disk. `place(url)` returns the path of the working copy, in the scratch space, of a
+folder in a bucket. `pull` fetches files that the working copy lacks; sending.py sends files that are written
+into it. For any other path these functions do nothing, or use the disk. The bucket is authoritative: a
+working copy may be lost at any moment.
 
 BABEL_SCRATCH is the scratch space (default ~/.cache/babel-jax). A working copy belongs to one process:
-another process of this machine that opens the same URL has one of its own.
+another process of this machine that opens the same URL gets its own.
 """
 
 import atexit
@@ -41,9 +42,9 @@ from babel_jax.errors import BadInput, show_as
 UNFINISHED = "babel-unfinished.json"
 PARTIAL = ".partial"
 SMALL_BYTES = 16 * 2**20  # of a file that is fetched or sent in one request
-FREE_BYTES = 2**30  # of the scratch disk that are left to others
+FREE_BYTES = 2**30  # of the scratch disk that are left free for others
 THREADS = 16
-_STATE = "state.json"  # beside a working copy: what of it is in the bucket
+_STATE = "state.json"  # beside a working copy: the files of it that are in the bucket
 _SLOTS = 64  # processes of one machine that work on one URL
 
 
@@ -51,7 +52,7 @@ _SLOTS = 64  # processes of one machine that work on one URL
 class Copy:
     """A working copy of a folder in a bucket.
 
-    `sent` has size and mtime of each file that is the same in the bucket. Drafts are not sent.
+    `sent` has the size and mtime of each file that is unchanged in the bucket. Drafts are not sent.
     """
 
     url: str
@@ -68,9 +69,9 @@ _CHANGING = threading.RLock()
 
 
 def place(where: Path | str) -> Path:
-    """The path of a folder: that of its working copy for a URL, the path itself for any other.
+    """The path of a folder: of its working copy for a URL, else the path itself.
 
-    Nothing is fetched, and no folder is made. Raises BadInput for a URL that can be no folder of a bucket.
+    Nothing is fetched, and no folder is made. Raises BadInput for a URL that cannot be a folder of a bucket.
     """
     if not is_url(where):
         return Path(where)
@@ -84,7 +85,7 @@ def place(where: Path | str) -> Path:
             above = scratch / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{slot}"
             try:
                 above.mkdir(parents=True, exist_ok=True, mode=0o700)
-                lock = open(above / "lock", "ab")  # noqa: SIM115 - held as long as the process lives
+                lock = open(above / "lock", "ab")  # noqa: SIM115 - held until the process ends
             except OSError as error:
                 raise BadInput(
                     f"{scratch}: no scratch space can be made here ({error.strerror}); set BABEL_SCRATCH to "
@@ -106,7 +107,7 @@ def place(where: Path | str) -> Path:
 
 
 def fetched(where: Path | str) -> Path:
-    """The path of a folder that is read as a whole; one in a bucket is copied here first."""
+    """The path of a folder that is read as a whole; one in a bucket is copied first."""
     folder = place(where)
     pull(folder)
     return folder
@@ -123,30 +124,27 @@ def on_disk(where: Path | str, what: str) -> Path:
 
 
 def url_of(path: Path) -> str | None:
-    """The URL that a path in a working copy stands for; None for any other path, for drafts, and for the mark
-    of an unfinished folder.
-    """
+    """The URL of a path in a working copy; None for other paths, for drafts, and for partial files."""
     copy = copy_of(path)
-    if (
-        copy is None
-        or copy.draft
-        or any(part.endswith(PARTIAL) for part in path.relative_to(copy.root).parts)
-    ):
+    if copy is None or copy.draft:
         return None
-    return f"{copy.url}/{path.relative_to(copy.root)}" if path != copy.root else copy.url
+    if path == copy.root:
+        return copy.url
+    relative = path.relative_to(copy.root)
+    is_partial = any(part.endswith(PARTIAL) for part in relative.parts)
+    return None if is_partial else f"{copy.url}/{relative}"
 
 
 def copy_of(path: Path) -> Copy | None:
-    """The working copy that a path is in; None for any other path."""
-    if not COPIES:
-        return None
-    return next(
-        (copy for root, copy in list(COPIES.items()) if path == root or path.is_relative_to(root)), None
-    )
+    """The working copy that contains a path; None for other paths."""
+    for root, copy in list(COPIES.items()):
+        if path.is_relative_to(root):
+            return copy
+    return None
 
 
 def native(path: Path) -> Any:
-    """The path for libraries that speak to buckets themselves (Orbax, JAX).
+    """The path for libraries that access buckets themselves (Orbax, JAX).
 
     For a path in a working copy it is an etils path of the URL.
     """
@@ -161,7 +159,7 @@ def native(path: Path) -> Any:
 
 
 def path_of(native_path: Any) -> Path:
-    """The path on disk for one that `native` gave, or one below it."""
+    """The path on disk for an output of `native`, or for a path below one."""
     url = str(native_path)
     for copy in list(COPIES.values()):
         if url == copy.url or url.startswith(f"{copy.url}/"):
@@ -173,39 +171,37 @@ def path_of(native_path: Any) -> Path:
 
 
 def listing(folder: Path) -> dict[Path, int]:
-    """The sizes of all files below a folder, on disk or in the bucket that it stands for; none where there is
-    no folder.
-    """
+    """The sizes of all files below a folder, on disk or in its bucket; empty if there is no folder."""
     if url_of(folder) is None:
         return {path: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {folder / name: found.size for name, found in sorted(stored_in(folder).items())}
+    return {folder / name: stored.size for name, stored in sorted(stored_in(folder).items())}
 
 
 def sizes_of(paths: Iterable[Path], folder: Path, stored: bool = True) -> dict[Path, int]:
-    """The sizes, by path, of files below a folder: on disk, or with `stored` in the bucket.
+    """The sizes of files below a folder, by path: on disk, or with `stored` in the bucket.
 
     Paths without a file are left out.
     """
     if not stored or url_of(folder) is None:
         return {path: path.stat().st_size for path in paths if path.is_file()}
-    found = listing(folder)
-    return {path: found[path] for path in paths if path in found}
+    sizes = listing(folder)
+    return {path: sizes[path] for path in paths if path in sizes}
 
 
 def open_stored(path: Path) -> BinaryIO:
-    """A file of a bucket, to be read from its begin to its end. For a path in a working copy alone."""
+    """A file in a bucket, to be read from its start to its end. Only for a path in a working copy."""
     url = url_of(path)
     assert url is not None
     return filesystem(url).open(key(url), "rb", block_size=SMALL_BYTES, cache_type="readahead")
 
 
 def pull(folder: Path, wanted: Callable[[str], bool] = lambda name: True, fresh: bool = False) -> list[Path]:
-    """Fetches what the bucket has of a folder, and the working copy has not; gives the files that were
-    fetched.
+    """Fetches the files of a folder that the bucket has and the working copy lacks; returns the fetched
+    files.
 
-    `wanted` says by its name within the folder which file is needed. With `fresh` the working copy is emptied
-    first. Every file is checked by its size, and by its digest where the bucket knows one. Raises BadInput
-    where the bucket cannot be read, the scratch disk has no room, or the folder is not whole.
+    wanted: chooses files by their names within the folder. fresh: empty the working copy first. Every file is
+    checked by its size, and by its digest if the bucket has one. Raises BadInput if the bucket cannot be
+    read, the scratch disk has no room, or the folder is incomplete.
     """
     url, copy = url_of(folder), copy_of(folder)
     if url is None or copy is None:
@@ -218,71 +214,70 @@ def pull(folder: Path, wanted: Callable[[str], bool] = lambda name: True, fresh:
         )
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
-    begun = {name[: -len(UNFINISHED)] for name in stored if name.endswith(f"/{UNFINISHED}")}
+
+    # Folders below that are unfinished are not fetched.
+    unfinished = tuple(name[: -len(UNFINISHED)] for name in stored if name.endswith(f"/{UNFINISHED}"))
     missing = {}
-    for name, found in stored.items():
-        if (
-            wanted(name)
-            and not any(name.startswith(other) for other in begun)
-            and not _is_here(copy, folder / name, found)
-        ):
-            missing[name] = found
-    needed = sum(found.size for found in missing.values())
+    for name, file in stored.items():
+        is_whole = not name.startswith(unfinished)
+        if wanted(name) and is_whole and not _is_here(copy, folder / name, file):
+            missing[name] = file
+
+    needed = sum(file.size for file in missing.values())
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free - FREE_BYTES
     if needed > free:
         raise BadInput(
             f"{url}: {needed:,} bytes are to be copied to the scratch space, whose disk has "
-            f"{max(free, 0):,} free; set BABEL_SCRATCH to a "
-            "folder on a larger disk"
+            f"{max(free, 0):,} free; set BABEL_SCRATCH to a folder on a larger disk"
         )
+
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(lambda item: _fetch(f"{url}/{item[0]}", folder / item[0], item[1]), missing.items()))
-    for name, found in missing.items():
-        note(copy, folder / name, found.version)
+    for name, file in missing.items():
+        note(copy, folder / name, file.version)
     if missing or fresh:
         write_state(copy)
     return [folder / name for name in missing]
 
 
 def fetch_part(folder: Path, other: Path, wanted: Callable[[Path], bool]) -> None:
-    """Fetches what the bucket has of a folder into another one; `wanted` says by its path which file is
-    needed.
-    """
+    """Fetches files of a folder in a bucket into another folder; `wanted` chooses them by their paths."""
     url = url_of(folder)
     assert url is not None
-    for name, found in stored_in(folder).items():
+    for name, stored in stored_in(folder).items():
         if wanted(Path(name)):
-            _fetch(f"{url}/{name}", other / name, found)
+            _fetch(f"{url}/{name}", other / name, stored)
 
 
 def stored_in(folder: Path) -> dict[str, Stored]:
-    """The files of the bucket below a folder of a working copy, by their names there."""
+    """The files in the bucket below a folder of a working copy, by their relative names."""
     url = url_of(folder)
     assert url is not None
     return stored_below(url)
 
 
-def _is_here(copy: Copy, path: Path, found: Stored) -> bool:
+def _is_here(copy: Copy, path: Path, stored: Stored) -> bool:
+    """True if the working copy has this version of a file, unchanged."""
     name = str(path.relative_to(copy.root))
-    return (
-        path.is_file() and copy.versions.get(name) == found.version and copy.sent.get(name) == state_of(path)
-    )
+    if not path.is_file() or copy.versions.get(name) != stored.version:
+        return False
+    return copy.sent.get(name) == state_of(path)
 
 
-def _fetch(url: str, path: Path, found: Stored) -> None:
-    """Copies a file here, whole or not at all."""
+def _fetch(url: str, path: Path, stored: Stored) -> None:
+    """Copies a file here; a failure leaves no half-written file."""
     partial = path.with_name(path.name + PARTIAL)
 
     def fetch() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         filesystem(url).get_file(key(url), str(partial))
         size = partial.stat().st_size
-        if size != found.size:
-            raise ConnectionError(f"{size} of {found.size} bytes came")
-        if found.md5 is not None:
+        if size != stored.size:
+            raise ConnectionError(f"{size} of {stored.size} bytes came")
+        if stored.md5 is not None:
             with open(partial, "rb") as file:
-                if hashlib.file_digest(file, "md5").hexdigest() != found.md5:
+                if hashlib.file_digest(file, "md5").hexdigest() != stored.md5:
                     raise ConnectionError("other bytes came than the bucket holds")
 
     with explain(url):
@@ -293,17 +288,17 @@ def _fetch(url: str, path: Path, found: Stored) -> None:
             partial.unlink(missing_ok=True)
 
 
-# --- what a working copy is known to hold -----------------------------------------------------------------
+# --- The record of a working copy. ------------------------------------------------------------------------
 
 
 def state_of(path: Path) -> list[int]:
     """The size and time of change of a file on disk: if they differ, the file was changed."""
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 def note(copy: Copy, path: Path, version: str = "") -> None:
-    """Notes that a file is in the bucket, with that version, as it is here."""
+    """Records that the bucket has a file as it is here, with this version."""
     name = str(path.relative_to(copy.root))
     copy.sent[name] = state_of(path)
     copy.versions[name] = version
@@ -311,20 +306,20 @@ def note(copy: Copy, path: Path, version: str = "") -> None:
 
 def _read_state(copy: Copy) -> None:
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        found = json.loads((copy.root.parent / _STATE).read_bytes())
-        copy.sent, copy.versions = dict(found["sent"]), dict(found["versions"])
+        state = json.loads((copy.root.parent / _STATE).read_bytes())
+        copy.sent, copy.versions = dict(state["sent"]), dict(state["versions"])
 
 
 def write_state(copy: Copy) -> None:
-    """Keeps what was noted, for the next process that has this working copy."""
+    """Writes the record of a working copy, for the next process that uses it."""
     partial = copy.root.parent / (_STATE + PARTIAL)
     partial.write_text(json.dumps({"url": copy.url, "sent": copy.sent, "versions": copy.versions}))
     os.replace(partial, copy.root.parent / _STATE)
 
 
 def _leave(copy: Copy) -> None:
-    """Runs at the end of the process: removes working copies that were written and sent, and keeps those that
-    were read, for the next.
+    """Runs at the end of the process: removes working copies that were written (and sent), and keeps those
+    that were only read.
     """
     if copy.writes:
         shutil.rmtree(copy.root, ignore_errors=True)

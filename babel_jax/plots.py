@@ -10,8 +10,8 @@ from babel_jax.disk_errors import explain_os_errors
 
 @contextlib.contextmanager
 def saved_figure(path: Path, rows: int, size: tuple[float, float]) -> Iterator[Any]:
-    """The axes of a figure of `size` inches with that many rows, to draw on; then it is written as a PNG, in
-    one step.
+    """The axes of a figure with `rows` rows and a size in inches. After the block, the figure is written as a
+    PNG in one step.
     """
     import matplotlib
 
@@ -21,7 +21,7 @@ def saved_figure(path: Path, rows: int, size: tuple[float, float]) -> Iterator[A
     figure, axes = pyplot.subplots(rows, 1, figsize=size, layout="constrained")
     try:
         yield axes
-        # Beside its final name first, like every other write.
+        # Written beside its final name and then renamed, like every other file.
         partial = path.with_name(f"{path.stem}.partial{path.suffix}")
         with explain_os_errors(path):
             figure.savefig(partial, dpi=110)

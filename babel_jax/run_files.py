@@ -1,6 +1,4 @@
-"""The JSON files of a run folder, read back: a damaged one is named in one line, whatever
-was changed in it.
-"""
+"""The JSON files of a run folder, read back. For any damage, one line names the file."""
 
 from pathlib import Path
 from typing import Any
@@ -11,11 +9,11 @@ from babel_jax.errors import BadInput
 from babel_jax.files import open_regular, parse_json, read_json
 
 MOST_LINE_BYTES = 16 * 2**20
-RAW = ("checkpoints", "compiled")  # of a run folder in a bucket: written there by Orbax and JAX themselves
+RAW = ("checkpoints", "compiled")  # folders that Orbax and JAX themselves write into a bucket
 
 
 class _Part(BaseModel):
-    """A JSON object of which these keys are needed; others may be there."""
+    """A JSON object that needs these keys; it may have others."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -96,7 +94,7 @@ class Mixture(_Part):
 
 
 class TextOfSteps(_Part):
-    """Which prepared text the steps from one on have read."""
+    """The prepared text that steps have read, from a step on."""
 
     from_step: int
     fingerprint: str
@@ -142,14 +140,14 @@ class AblationResult(_Part):
 
 
 def is_beside_checkpoints(name: str) -> bool:
-    """Whether a file of a run folder, by its name there, is one that a run has on disk too, where the folder
-    is in a bucket.
+    """True for the files that a run also has on disk if its folder is in a bucket. `name` is relative to the
+    run folder.
     """
     return name.split("/")[0] not in RAW and name != "lease.json" and not name.endswith(".safetensors")
 
 
 def read_as(path: Path, kind: Any) -> Any:
-    """The JSON value of a file, checked to be of a kind: one of the classes here, or a dict or list of them.
+    """The JSON value of a file, checked to be of a kind: one of these classes, or a dict or list of them.
 
     Raises FileNotFoundError without a file, and BadInput for a damaged one.
     """
@@ -157,32 +155,32 @@ def read_as(path: Path, kind: Any) -> Any:
 
 
 def read_lines(path: Path, kind: Any) -> list[dict[str, Any]]:
-    """The objects of a JSON lines file, each of a kind; none without a file. A last line that was cut off is
-    left out.
+    """The objects of a JSON lines file, each of a kind; empty without a file. An incomplete last line is left
+    out.
 
-    Raises BadInput for any other damaged line: to leave it out would lose what a run has done, without a
-    word.
+    Raises BadInput for any other damaged line, because leaving it out would silently lose a part of a run's
+    history.
     """
-    found: list[dict[str, Any]] = []
+    values: list[dict[str, Any]] = []
     if not path.is_file():
-        return found
+        return values
     with open_regular(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(MOST_LINE_BYTES), b""), 1):
             if not line.endswith(b"\n"):
                 break
-            where = f"{path}:{number}"
-            found.append(_checked(parse_json(line, where), kind, where))
-    return found
+            location = f"{path}:{number}"
+            values.append(_checked(parse_json(line, location), kind, location))
+    return values
 
 
-def _checked(value: Any, kind: Any, where: str) -> Any:
+def _checked(value: Any, kind: Any, location: str) -> Any:
     try:
         TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"]) or "the whole"
         raise BadInput(
-            f"{where}: damaged, or of an older version ({key}: {first['msg']}); put back a copy of it, or "
+            f"{location}: damaged, or of an older version ({key}: {first['msg']}); put back a copy of it, or "
             "remove it"
         ) from None
     return value

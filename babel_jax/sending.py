@@ -1,13 +1,11 @@
-"""Writing into buckets: what is written into a working copy (places.py) is sent to the bucket that it stands
-for.
+"""Sends files to buckets: from a working copy (places.py) to the bucket that it stands for.
 
-A file is sent by `push` (called by `files.write_bytes`), a folder that appears as one by `begin` and
-`publish` (called by new_folders.py), all that changed by `settle`. For paths outside of working copies these
-functions do nothing.
+`push` sends a file (called by `files.write_bytes`); `begin` and `publish` send a folder that must appear as a
+whole (called by new_folders.py); `settle` sends all changes. For paths outside working copies these functions
+do nothing.
 
-A bucket has no rename. So a folder that is being sent has the file UNFINISHED in the bucket from its begin to
-its end, the files by which readers know a folder (LAST) are sent last, and readers here refuse a folder that
-has UNFINISHED.
+A bucket has no rename. So while a folder is being sent, it has the file UNFINISHED in the bucket. The files
+by which readers recognize a folder (LAST) are sent last, and readers here refuse a folder with UNFINISHED.
 """
 
 import contextlib
@@ -43,24 +41,24 @@ LAST = ("config.json", "prepared.json")
 
 
 def output(where: Path | str) -> Path:
-    """The path of a folder of results, which may be in a bucket: with what is there already, but for large
-    files.
+    """The path of a folder of results, which may be in a bucket, with its files except large ones.
 
-    Raises BadInput where nothing can be written there.
+    Raises BadInput if nothing can be written there.
     """
     folder = place(where)
     if url_of(folder) is not None:
         check_access(folder)
-        there = {str(path.relative_to(folder)): size for path, size in listing(folder).items()}
-        pull(folder, lambda name: there[name] <= SMALL_BYTES, fresh=True)
+        sizes = {str(path.relative_to(folder)): size for path, size in listing(folder).items()}
+        pull(folder, lambda name: sizes[name] <= SMALL_BYTES, fresh=True)
     return folder
 
 
 def check_access(folder: Path) -> None:
-    """Raises BadInput unless files can be written, replaced, read back and deleted where a working copy's
-    folder stands.
+    """Raises BadInput unless files can be written, replaced, read back and deleted in the bucket of a working
+    copy's folder.
 
-    Nothing is left there; what a kill leaves in the middle is no file of the folder (`buckets.stored_below`).
+    Nothing is left there: if a kill leaves a probe, it does not count as a file of the folder
+    (`buckets.stored_below`).
     """
     if (url := url_of(folder)) is None:
         return
@@ -81,13 +79,12 @@ def check_access(folder: Path) -> None:
     if seen != b"2":
         raise BadInput(
             f"{url}: what was just written is not what is read back; a run needs storage that shows a write "
-            "at once, as Google's and "
-            "Amazon's own do; give another bucket, or a folder on disk"
+            "at once, as Google's and Amazon's own do; give another bucket, or a folder on disk"
         )
 
 
 def push(path: Path) -> None:
-    """Sends one file of a working copy to the bucket. It is there when this returns."""
+    """Sends one file of a working copy to the bucket. The bucket has it when this returns."""
     url, copy = url_of(path), copy_of(path)
     if url is not None and copy is not None:
         _send(path, url)
@@ -96,7 +93,7 @@ def push(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Deletes a file, and where it is in a working copy also what it stands for."""
+    """Deletes a file, and if it is in a working copy, also the file in the bucket."""
     url, copy = url_of(path), copy_of(path)
     path.unlink(missing_ok=True)
     if url is not None and copy is not None:
@@ -124,11 +121,11 @@ def move(folder: Path, other: Path) -> None:
 
 
 def settle(folder: Path, left_out: Iterable[str] = ()) -> None:
-    """Sends what changed in the working copy of a folder, but for the folders named in `left_out`, which
-    other libraries write.
+    """Sends the changed files of a working copy's folder, except the folders in `left_out`, which other
+    libraries write.
 
-    Nothing is deleted in the bucket: what is missing here may have been taken by one who cleans the scratch
-    disk.
+    Nothing is deleted in the bucket: someone may have cleaned the scratch disk, so that files are missing
+    here.
     """
     copy = copy_of(folder)
     if copy is None or url_of(folder) is None:
@@ -140,15 +137,14 @@ def settle(folder: Path, left_out: Iterable[str] = ()) -> None:
 
 
 def settle_all() -> None:
-    """Settles all working copies into which this process has written."""
+    """Settles all working copies that this process has written to."""
     for copy in list(COPIES.values()):
         if copy.writes and not copy.draft and copy.root.is_dir():
             settle(copy.root, ("checkpoints", "compiled"))
 
 
 def is_taken(folder: Path) -> bool:
-    """Whether the bucket has any object where a new folder is to be, other than the mark of an unfinished
-    one.
+    """True if the bucket has any object at the path of a new folder, other than an unfinished folder.
 
     Removes old files here.
     """
@@ -156,57 +152,55 @@ def is_taken(folder: Path) -> bool:
     if url is None:
         return False
     shutil.rmtree(folder, ignore_errors=True)
-    found = stored_below(url)
-    return bool(found) and UNFINISHED not in found
+    stored = stored_below(url)
+    return bool(stored) and UNFINISHED not in stored
 
 
 def begin(folder: Path) -> None:
-    """Notes in the bucket that a folder is being made, before hours of work. Raises BadInput where nothing
-    may be written there.
+    """Records in the bucket that a folder is being made, before hours of work.
 
-    Raises it also where a living process of this machine makes the folder.
+    Raises BadInput if nothing may be written there, and if another living process of this machine makes the
+    folder.
     """
     if (url := url_of(folder)) is None:
         return
     check_access(folder)
     mark, name = _maker(), key(f"{url}/{UNFINISHED}")
     with explain(url, "written"), contextlib.suppress(FileNotFoundError):
-        found = json.loads(tried(lambda: filesystem(url).cat_file(name)))
-        if (
-            found.get("host") == mark["host"]
-            and found.get("process") != mark["process"]
-            and _is_alive(found.get("process"))
-        ):
+        other = json.loads(tried(lambda: filesystem(url).cat_file(name)))
+        is_another = other.get("host") == mark["host"] and other.get("process") != mark["process"]
+        if is_another and _is_alive(other.get("process")):
             raise BadInput(
-                f"{url}: process {found['process']} of this machine is writing it; wait for that one"
+                f"{url}: process {other['process']} of this machine is writing it; wait for that one"
             )
     with explain(url, "written"):
         tried(lambda: filesystem(url).pipe_file(name, json.dumps(mark).encode()))
 
 
 def publish(partial: Path, folder: Path) -> None:
-    """Sends a complete folder to the bucket, where `folder` stands for it. It is complete there when the last
-    file has arrived.
+    """Sends a complete folder to the bucket at the URL of `folder`. It is complete there after the last file.
 
-    Files that are there as they are here are not sent again.
+    Files that are the same there are not sent again.
     """
     url, copy = url_of(folder), copy_of(folder)
     if url is None or copy is None:
         return
     begin(folder)
-    there = stored_below(url)
+    stored = stored_below(url)
     files = files_of(partial)
     first = [path for path in files if path.name not in LAST]
     names = {str(path.relative_to(partial)) for path in files}
 
     def send(path: Path) -> None:
         name = str(path.relative_to(partial))
-        _send_unless(path, f"{url}/{name}", there.get(name))
+        _send_unless(path, f"{url}/{name}", stored.get(name))
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(send, first))
-    for name in there.keys() - names - _listed(partial) - {UNFINISHED}:  # of an earlier begin
+    # Files that an earlier attempt left.
+    for name in stored.keys() - names - _listed(partial) - {UNFINISHED}:
         _delete(f"{url}/{name}")
+
     _check_sizes(url, partial, first)
     if missing := sorted(_listed(partial) - stored_below(url).keys() - names):
         raise BadInput(f"{url}/{missing[0]}: another process has not sent it; run the command again")
@@ -220,7 +214,7 @@ def publish(partial: Path, folder: Path) -> None:
 
 
 def send_part(partial: Path, folder: Path) -> None:
-    """Sends this process's part of a folder that another one publishes: files that LAST does not name."""
+    """Sends this process's part of a folder that another process publishes: files that are not in LAST."""
     url = url_of(folder)
     assert url is not None
     files = files_of(partial)
@@ -230,17 +224,15 @@ def send_part(partial: Path, folder: Path) -> None:
 
 
 def _listed(folder: Path) -> set[str]:
-    """The files that the folder's own list of digests names: some may have been sent by other processes."""
+    """The files in the folder's own list of digests; other processes may have sent some of them."""
     path = folder / "SHA256SUMS"
-    return (
-        {line.partition("  ")[2] for line in path.read_text(encoding="utf-8").splitlines()}
-        if path.is_file()
-        else set()
-    )
+    if not path.is_file():
+        return set()
+    return {line.partition("  ")[2] for line in path.read_text(encoding="utf-8").splitlines()}
 
 
 def abandon(folder: Path) -> None:
-    """Takes back what `begin` noted, where nothing of the folder has come to the bucket."""
+    """Removes the record of `begin`, if no file of the folder is in the bucket yet."""
     if (url := url_of(folder)) is not None:
         with contextlib.suppress(BadInput):
             if stored_below(url).keys() == {UNFINISHED}:
@@ -249,38 +241,40 @@ def abandon(folder: Path) -> None:
 
 @contextlib.contextmanager
 def drafted(folder: Path, wanted: Callable[[str], bool]) -> Iterator[None]:
-    """The block makes a folder on this disk and may resume earlier work there; after the block the folder is
+    """A block that makes a folder on this disk, resuming earlier work there; after the block, the folder is
     published.
 
-    What the bucket has of a whole folder is here when the block begins: the `wanted` files, by name, that are
-    not large. Of a folder that the bucket has nothing of nothing is here; of a begun one there is what this
-    machine has of it.
+    At the start of the block, a complete folder of the bucket is here: its `wanted` files, by name, except
+    large ones. If the bucket has no file of the folder, nothing is here. For an unfinished folder, the files
+    of this machine are here.
     """
     url, copy = url_of(folder), copy_of(folder)
     if url is None or copy is None:
         yield
         return
-    there = stored_below(url)
-    if there and UNFINISHED not in there:
-        pull(folder, lambda name: wanted(name) and there[name].size <= SMALL_BYTES)
+    stored = stored_below(url)
+    if stored and UNFINISHED not in stored:
+        pull(folder, lambda name: wanted(name) and stored[name].size <= SMALL_BYTES)
         before = _snapshot(folder)
     else:
-        if not there:
+        if not stored:
             shutil.rmtree(folder, ignore_errors=True)
         begin(folder)
         before = None
+
     copy.draft = True
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     finally:
         copy.draft = False
+
     if before is None:
         publish(folder, folder)
-        there = stored_below(url)
+        published = stored_below(url)
         for path in files_of(folder):
-            if (found := there.get(str(path.relative_to(folder)))) is not None:
-                note(copy, path, found.version)
+            if (file := published.get(str(path.relative_to(folder)))) is not None:
+                note(copy, path, file.version)
         write_state(copy)
     elif _snapshot(folder) != before:
         settle(folder)
@@ -292,19 +286,20 @@ def _snapshot(folder: Path) -> dict[Path, list[int]]:
 
 def files_of(folder: Path, left_out: tuple[str, ...] = ()) -> list[Path]:
     """The files of a working copy that belong in the bucket."""
-    found = []
+    files = []
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        mine = parts[0] not in left_out and not any(part.endswith(PARTIAL) for part in parts)
-        if mine and path.is_file() and path.name not in ("progress.jsonl", "lease.json"):
-            found.append(path)
-    return found
+        is_sent = parts[0] not in left_out and not any(part.endswith(PARTIAL) for part in parts)
+        if is_sent and path.is_file() and path.name not in ("progress.jsonl", "lease.json"):
+            files.append(path)
+    return files
 
 
-def _send_unless(path: Path, url: str, there: Stored | None) -> None:
-    if there is not None and there.size == path.stat().st_size and there.md5 is not None:
+def _send_unless(path: Path, url: str, stored: Stored | None) -> None:
+    """Sends a file, unless the bucket has the same bytes."""
+    if stored is not None and stored.size == path.stat().st_size and stored.md5 is not None:
         with open(path, "rb") as file:
-            if hashlib.file_digest(file, "md5").hexdigest() == there.md5:
+            if hashlib.file_digest(file, "md5").hexdigest() == stored.md5:
                 return
     _send(path, url)
 
@@ -330,10 +325,11 @@ def _delete(url: str) -> None:
 
 
 def _check_sizes(url: str, folder: Path, files: Iterable[Path]) -> None:
-    there = stored_below(url)
+    """Raises BadInput if a file in the bucket is missing or has another size than here."""
+    stored = stored_below(url)
     for path in files:
-        found = there.get(str(path.relative_to(folder)))
-        if found is None or found.size != path.stat().st_size:
+        sent = stored.get(str(path.relative_to(folder)))
+        if sent is None or sent.size != path.stat().st_size:
             raise BadInput(
                 f"{url}/{path.relative_to(folder)}: not in the bucket as it was sent; run the command again"
             )

@@ -180,7 +180,7 @@ def test_a_second_control_c_is_no_traceback():
     assert ended.stderr == "babel: interrupted again; ended at once\n"
     once = command("signal.raise_signal(signal.SIGINT)")
     assert once.returncode == 130
-    assert once.stderr == "babel: interrupted; the same command goes on where this can be resumed\n"
+    assert once.stderr == "babel: interrupted; if it can be resumed, the same command resumes it\n"
 
 
 @pytest.mark.parametrize(
