@@ -29,7 +29,7 @@ class Init(Choice):
 
 
 class ExpansionSettings(Settings):
-    """The new layers: exactly one of `preset`, `new_layers`, `insert_after`, `append` and `plan` (a plan file).
+    """The new layers: one of `preset`, `new_layers`, `insert_after`, `append` and `plan` (a plan file).
 
     `new_layers = 6` spreads six layers over the model: see `spread_layers`.
     """

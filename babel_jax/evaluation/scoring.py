@@ -123,7 +123,7 @@ def compilations() -> int:
     return _log_likelihoods._cache_size()  # type: ignore[attr-defined]
 
 
-def _cost_of_token(config: ModelConfig, length: int) -> int:
+def _cost_of_token(config: ModelConfig, length: int) -> float:
     """The multiplications for one token in one layer, in a row of `length` tokens."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     matrices = config.hidden_size * (2 * config.head_dim * (heads + kv_heads) + 3 * config.intermediate_size)
