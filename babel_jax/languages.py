@@ -7,6 +7,7 @@ the Flores-200 name of the language (ISO 639-3 code and ISO 15924 script). Macro
 
 import dataclasses
 import difflib
+from collections.abc import Iterable
 from enum import StrEnum
 
 from babel_jax.errors import BadInput
@@ -95,6 +96,12 @@ def language(code: str) -> Language:
         hint = f"did you mean {', '.join(near)}? " if near else ""
         raise BadInput(f"unknown language {code!r}: {hint}known are {' '.join(CODES)}")
     return LANGUAGES[code]
+
+
+def in_order(codes: Iterable[str]) -> list[str]:
+    """The languages among these codes, once each, in the report's order."""
+    present = set(codes)
+    return [code for code in CODES if code in present]
 
 
 def codes_of(resource: Resource) -> tuple[str, ...]:

@@ -77,9 +77,9 @@ def _prepare(options: argparse.Namespace) -> Result:
     for entry in entries:
         kinds += entry["kinds"].values()
         sources += entry.get("cleaning", {}).values()
-    totals = {
-        name: sum(counts[name] for counts in kinds) for name in ("documents", "bytes", "tokens", "windows")
-    }
+    totals = {}
+    for name in ("documents", "bytes", "tokens", "windows"):
+        totals[name] = sum(counts[name] for counts in kinds)
     if sources:
         totals["dropped"] = sum(sum(source["dropped"].values()) for source in sources)
     for name in ("rows", "bad", "empty", "duplicates"):

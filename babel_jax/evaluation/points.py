@@ -49,7 +49,9 @@ def measure(
     settings, dtype = config.evaluation, jnp.dtype(config.training.compute_dtype)
     prepared = open_prepared(config.data.folder)
     heldout = {code: prepared.heldout(code) for code in prepared.languages}
-    texts = {code: [row.text for row in rows] for code, rows in heldout.items()}
+    texts = {}
+    for code, rows in heldout.items():
+        texts[code] = [row.text for row in rows]
 
     mesh = make_mesh(config.training.mesh)
     longest = longest_window(

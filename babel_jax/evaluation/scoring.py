@@ -154,7 +154,11 @@ def _batches(rows: Sequence[Row], length: int, size: int) -> Iterator[list[Row]]
 def _score_rows(
     mesh: Mesh, config: ModelConfig, compute_dtype: np.dtype, params: PyTree[Array], rows: Sequence[Row]
 ) -> tuple[Float[np.ndarray, "batch time"], Bool[np.ndarray, "batch time"]]:
-    columns = [on_mesh(mesh, np.stack([getattr(row, name) for row in rows])) for name in _COLUMNS]
+    columns = []
+    for name in _COLUMNS:
+        values = [getattr(row, name) for row in rows]
+        columns.append(on_mesh(mesh, np.stack(values)))
+    # Chunks of padding alone are not computed.
     entries = max(row.entries for row in rows)
     log_p, greedy = _log_likelihoods(
         mesh, config, compute_dtype, params, *columns, np.int32(-(-entries // CHUNK))

@@ -6,7 +6,7 @@ from typing import Any
 
 from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.evaluation.suite import CHANCE, CHOICE_TASKS, TRANSLATION_TASKS
-from babel_jax.languages import LANGUAGES
+from babel_jax.languages import LANGUAGES, in_order
 from babel_jax.plots import saved_figure
 
 Points = Mapping[str, Mapping[str, float]]
@@ -19,7 +19,7 @@ def points_table(points: Points) -> str:
     names = list(points)
     if not names:
         return "Nothing was measured."
-    codes = [code for code in LANGUAGES if any(code in values for values in points.values())]
+    codes = in_order(code for values in points.values() for code in values)
     rows: list[tuple[str, str, list[float | None]]] = []
     for code in codes:
         language = LANGUAGES[code]
@@ -127,7 +127,7 @@ def plot_points(path: Path, points: Points, losses: Mapping[str, Sequence[tuple[
     """A PNG: above, bars of the score by language at each point; below, the training loss by step and
     stage.
     """
-    codes = [code for code in LANGUAGES if any(code in values for values in points.values())]
+    codes = in_order(code for values in points.values() for code in values)
     width = 0.8 / max(1, len(points))
     with saved_figure(path, 2, (13, 8.5)) as (bars, curves):
         for index, (name, values) in enumerate(points.items()):

@@ -144,10 +144,11 @@ def _expand_leaf(
 ) -> Float[Array, "target_layers ..."]:
     """One leaf of the deeper model; `is_output` is True for projections that `output_scale` multiplies."""
     expanded = jnp.take(leaf, np.asarray(plan.source_layers), axis=0, mode="clip")
-    zero, average, noise = (
-        [target for target, layer in enumerate(plan.layers) if layer.init is init]
-        for init in (Init.ZERO, Init.AVERAGE, Init.NOISE)
-    )
+
+    def targets_with(init: Init) -> list[int]:
+        return [target for target, layer in enumerate(plan.layers) if layer.init is init]
+
+    zero, average, noise = targets_with(Init.ZERO), targets_with(Init.AVERAGE), targets_with(Init.NOISE)
     if zero:
         expanded = expanded.at[np.asarray(zero)].set(0)
     if average:

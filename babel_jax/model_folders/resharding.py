@@ -110,7 +110,10 @@ def gatherer(
     mesh, ends = _split(sharding, dimensions)
     process = np.vectorize(lambda device: device.process_index, otypes=[int])(mesh.devices)
     inside = {name for axis, name in enumerate(mesh.axis_names) if (process == process.take([0], axis)).all()}
-    kept = [tuple(axis for axis in axes if axis in inside) for axes in ends]
+    # Axes that lie inside a process stay sharded.
+    kept = []
+    for axes in ends:
+        kept.append(tuple(axis for axis in axes if axis in inside))
     before = sharding.update(spec=PartitionSpec(*sharding.spec[1:])) if stacked else sharding
     after = NamedSharding(mesh, PartitionSpec(*(kept[1:] if stacked else kept)))
 

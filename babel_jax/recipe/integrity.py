@@ -30,7 +30,10 @@ def verify_folder(folder: Path) -> dict[str, Any]:
     # Checkpoints are checked as wholes, all other lists of digests file by file.
     metadata = [path for path in files_present if path.name == METADATA]
     steps = sorted(path.parent for path in metadata if path.parent.name.isdecimal())
-    lists = [path for path in lists_below(folder) if not any(path.is_relative_to(step) for step in steps)]
+    lists = []
+    for path in lists_below(folder):
+        if not any(path.is_relative_to(step) for step in steps):
+            lists.append(path)
     without: list[Path] = []
     with tqdm(desc="verify", unit="B", unit_scale=True, disable=None) as progress:
         results = [check_sums(lists, folder, seen=progress.update)]

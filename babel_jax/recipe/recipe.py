@@ -151,7 +151,9 @@ def _run(
     params = train_stages(config, models, begin, run_folder, evaluate_stage, watch, profile, hooks)
 
     model_config = models[-1].config
-    plans = [applied for applied in (plan, *(model.plan for model in models)) if applied is not None]
+    # All expansions: the one before the first stage, and those between stages.
+    plans = [] if plan is None else [plan]
+    plans += [model.plan for model in models if model.plan is not None]
     if first_says(not (run_folder / "hf").is_dir()):
         export(run_folder / "hf", config, model_config, folder, plans, params, tokenizer)
     difference = export_difference(run_folder / "hf", params, model_config) if compare_export else None

@@ -9,7 +9,7 @@ from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.evaluation.points import BITS_PER_BYTE, LOWER_IS_BETTER, point_names, scores_of
 from babel_jax.evaluation.suite import CHANCE, CHOICE_TASKS, TRANSLATION_TASKS, Results
 from babel_jax.expansion.card import initial_state
-from babel_jax.languages import CODES, LANGUAGES, Resource
+from babel_jax.languages import CODES, LANGUAGES, Resource, in_order
 from babel_jax.report.charts import Curve, Figure, Table, averaged, bars, dots, layers, lines, number, spark
 from babel_jax.report.record import RunRecord
 
@@ -54,7 +54,7 @@ def _task_figure(
     scores = {name: scores_of(results, task) for name, results in points.items()}
     means = {name: class_means(values) for name, values in scores.items()}
     names = list(points)
-    codes = [code for code in CODES if any(code in values for values in scores.values())]
+    codes = in_order(code for values in scores.values() for code in values)
     # Rows of values by point: first the means, then the languages of each resource class.
     groups: dict[str, dict[str, list[float | None]]] = {_MEANS: {}}
     for group, label in (("all", "all"), ("high", "high-resource"), ("low", "low-resource")):

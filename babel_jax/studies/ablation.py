@@ -200,7 +200,9 @@ def _prepared(
     tokenizer = open_tokenizer(folder.path, config.data.add_bos_token)
     prepared = open_prepared(config.data.folder)
     prepared.check_tokenizer(tokenizer, config.data.conversations)
-    texts = {code: [row.text for row in prepared.heldout(code)] for code in prepared.languages}
+    texts = {}
+    for code in prepared.languages:
+        texts[code] = [row.text for row in prepared.heldout(code)]
     heldout = text_to_score(
         tokenizer, texts, folder.config.max_position_embeddings, config.evaluation.max_bytes
     )
@@ -392,7 +394,9 @@ def _mean(by_language: dict[str, float], group: str) -> float:
 
 def _plot(path: Path, base: dict[str, float], results: Sequence[dict[str, Any]]) -> None:
     variants = list(dict.fromkeys(result["variant"] for result in results))
-    points = [point for point in ("before", "after") if any(point in result for result in results)]
+    # Without training there are no figures "after".
+    evaluated_points = {point for result in results for point in result}
+    points = [point for point in ("before", "after") if point in evaluated_points]
     with saved_figure(path, len(points), (10, 1.5 + 3.2 * len(points))) as axes:
         for point, ax in zip(points, np.atleast_1d(axes), strict=True):
             evaluated = [result for result in results if point in result]

@@ -15,7 +15,7 @@ from babel_jax.data.batches.mixture import Dataset, MixtureRow, make_mixture
 from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.errors import BadInput
 from babel_jax.files import make_folder, write_text
-from babel_jax.languages import LANGUAGES, Resource
+from babel_jax.languages import LANGUAGES, Resource, in_order
 from babel_jax.plots import saved_figure
 from babel_jax.training.stages import plan_stages
 
@@ -164,7 +164,7 @@ def plot_mixtures(
     """A PNG with a panel for each stage: the share of each language by kind, the most that its text allows,
     and its share without the cap.
     """
-    codes = [code for code in LANGUAGES if any(code == key[0] for key in rows)]
+    codes = in_order(code for code, _ in rows)
     kinds = sorted({kind for _, kind in rows})
     with saved_figure(path, len(stages), (13, 1 + 4 * len(stages))) as panels:
         for stage, axes in zip(stages, [panels] if len(stages) == 1 else panels, strict=True):

@@ -228,9 +228,12 @@ class Program:
                     elif instruction.operation == "dynamic-update-slice" and number == 0:
                         size = 0
                     users[parameters[operand]].append(size)
-        return {
-            number: sum(size or 0 for size in sizes) for number, sizes in users.items() if None not in sizes
-        }
+        # A parameter with an unknown reader is left out: all of it is read.
+        read_in_parts = {}
+        for number, sizes in users.items():
+            if None not in sizes:
+                read_in_parts[number] = sum(size or 0 for size in sizes)
+        return read_in_parts
 
     def _not_written(self, name: str) -> int:
         """The bytes of a fused computation's result that it does not write, because it updates a slice of a

@@ -46,9 +46,7 @@ class ChatTemplate:
         requests = []
         for messages, opens_turn in zip(conversations, add_generation_prompt, strict=True):
             # Templates test if a key is present; in data a null value means that the key is missing.
-            present = [
-                {key: value for key, value in message.items() if value is not None} for message in messages
-            ]
+            present = [_without_nulls(message) for message in messages]
             requests.append({**context, "messages": present, "add_generation_prompt": opens_turn})
         return self._ask(requests, "the chat template does not take this conversation")["texts"]
 
@@ -101,6 +99,10 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
                 pipe.close()
     process.kill()
     process.wait()
+
+
+def _without_nulls(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in message.items() if value is not None}
 
 
 def without_marks(text: str) -> str:

@@ -44,7 +44,7 @@ from babel_jax.digests import SUMS, file_sum, write_sums
 from babel_jax.disk_errors import explain_os_errors
 from babel_jax.errors import BadInput
 from babel_jax.files import PARTIAL, make_folder, remove_left_files, write_text
-from babel_jax.languages import CODES
+from babel_jax.languages import CODES, in_order
 from babel_jax.lease import NAME as LEASE
 from babel_jax.lease import alone_in
 from babel_jax.new_folders import remove_mark
@@ -151,7 +151,7 @@ def _prepared(
     settings: DataSettings, folder: Path, opened: Tokenizer, made_from: dict[str, Any], recheck: bool = False
 ) -> dict[str, Any]:
     _claim(folder, made_from)
-    languages = [code for code in CODES if any(source.language == code for source in settings.sources)]
+    languages = in_order(source.language for source in settings.sources)
     missing = [code for code in languages if not language_file(folder, code).is_file()]
     is_complete = not missing and (folder / REPORT).is_file() and (folder / SUMS).is_file()
 

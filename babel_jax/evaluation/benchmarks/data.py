@@ -363,8 +363,10 @@ def _tfds_rows(folder: Path, split: str) -> list[Item]:
     import tensorflow_datasets
 
     try:
-        rows = tensorflow_datasets.builder_from_directory(folder).as_data_source(split=split)
-        return [{key: _plain(value) for key, value in row.items()} for row in rows]
+        items = []
+        for row in tensorflow_datasets.builder_from_directory(folder).as_data_source(split=split):
+            items.append({key: _plain(value) for key, value in row.items()})
+        return items
     except Exception as error:  # TFDS raises errors of many unrelated types
         raise BadInput(
             f"{folder}: its split {split} cannot be read: {' '.join(str(error).split())[:200]}; it must be "

@@ -10,7 +10,7 @@ from typing import Any
 
 from babel_jax.evaluation.benchmarks.data import BITS_PER_BYTE, SOURCES
 from babel_jax.evaluation.items import GROUPS, means_of
-from babel_jax.languages import CODES, LANGUAGES, Resource, codes_of
+from babel_jax.languages import CODES, LANGUAGES, Resource, codes_of, in_order
 from babel_jax.plots import saved_figure
 
 TITLES = {
@@ -121,7 +121,7 @@ def task_table(
         f"| language | class | items | {' | '.join([*plain, *more])} |",
         "| --- | --- | ---: |" + " ---: |" * (len(plain) + len(more)),
     ]
-    codes = [code for code in LANGUAGES if any(code in values for values in plain.values())]
+    codes = in_order(code for values in plain.values() for code in values)
     items = next(iter(scores.values()))[task]
     rows: list[tuple[str, str, str, str]] = []
     for code in codes:
@@ -168,7 +168,7 @@ def plot_task(path: Path, task: str, scores: Scores) -> None:
     first.
     """
     plain = {model: by_task.get(task, {}) for model, by_task in scores.items()}
-    codes = [code for code in LANGUAGES if any(code in values for values in plain.values())]
+    codes = in_order(code for values in plain.values() for code in values)
     codes.sort(key=lambda code: LANGUAGES[code].resource is Resource.LOW)
     width = 0.8 / len(plain)
     with saved_figure(path, 1, (max(5.0, 2 + 0.5 * len(codes)), 4.5)) as axes:

@@ -245,13 +245,16 @@ def _warn_of_fewer_shots(benchmark: str, code: str, rows: Mapping[str, list[Item
     if benchmark not in _OF_ONE_KIND:
         return
     sampler, split = _OF_ONE_KIND[benchmark]
-    kinds = Counter(tuple(row[field] for field in sampler.fields) for row in rows[split])
+
+    def kind_of(row: Item) -> tuple[Any, ...]:
+        return tuple(row[field] for field in sampler.fields)
+
+    kinds = Counter(kind_of(row) for row in rows[split])
     # An item is no example for itself.
     itself = 1 if split == "test" else 0
     examples_of_items = []
     for row in rows["test"]:
-        kind = tuple(row[field] for field in sampler.fields)
-        examples_of_items.append(kinds[kind] - itself)
+        examples_of_items.append(kinds[kind_of(row)] - itself)
     fewer = [examples for examples in examples_of_items if examples < shots]
     if fewer:
         log.warning(
