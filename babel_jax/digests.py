@@ -123,6 +123,8 @@ def check_sums(
             wanted |= read_sums(path)
         except (BadInput, OSError) as error:
             damaged[path] = one_line(error)
+
+    # A missing file is damaged too; no digest of it is computed.
     sizes = sizes_of(wanted, below, stored)
     damaged |= {path: "missing" for path in wanted if path not in sizes}
     chosen = list(sizes if mine is None else mine(sizes))

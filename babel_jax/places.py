@@ -80,6 +80,8 @@ def place(where: Path | str) -> Path:
         for copy in COPIES.values():
             if copy.url == url:
                 return copy.root
+
+        # Several processes of a machine may work on the same URL: each has its own copy, with a lock on it.
         scratch = Path(os.environ.get("BABEL_SCRATCH") or Path.home() / ".cache" / "babel-jax").absolute()
         for slot in range(_SLOTS):
             above = scratch / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{slot}"
@@ -97,6 +99,8 @@ def place(where: Path | str) -> Path:
             lock.close()
         else:
             raise BadInput(f"{url}: {_SLOTS} processes of this machine work on it; wait for one of them")
+
+        # Messages and results show the URL in place of the copy's path.
         copy = Copy(url, above / url.rsplit("/", 1)[-1], lock)
         _read_state(copy)
         COPIES[copy.root] = copy

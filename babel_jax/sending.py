@@ -67,7 +67,10 @@ def check_access(folder: Path) -> None:
             f"{url}: files can be written to {' and '.join(f'{scheme}://' for scheme in SCHEMES)} alone; "
             "give one of these"
         )
+    # Raises BadInput if the bucket does not exist or cannot be listed.
     stored_below(url)
+
+    # Storage with stale reads would show the first of the two writes.
     probe = f"{url}/{PROBE}{os.urandom(8).hex()}"
     with explain(url, "written"):
         for data in (b"1", b"2"):

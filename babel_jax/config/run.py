@@ -62,6 +62,8 @@ class Config(Settings):
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stages: names must differ; given {', '.join(names)}")
+
+        # A result is the name of a file: evaluation/NAME.json.
         points = [
             *(("base", "expanded") if self.model.folder is not None else ()),
             *(stage.result for stage in self.stages),
@@ -74,6 +76,8 @@ class Config(Settings):
         steps = [deepening.step for deepening in self.deepen]
         if any(later <= earlier for earlier, later in itertools.pairwise(steps)):
             raise ValueError(f"deepen: the steps must ascend; given {', '.join(map(str, steps))}")
+
+        # A language without a source would never be drawn.
         with_sources = {source.language for source in self.data.sources}
         for stage in self.stages:
             named = (*stage.mixture.languages, *stage.mixture.weights, *stage.mixture.curated_languages)

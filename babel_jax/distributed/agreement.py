@@ -111,6 +111,8 @@ def new_folder_of_all(final: Path) -> Iterator[Path]:
     with contextlib.ExitStack() as made:
         with agreed():
             partial = made.enter_context(new_folder(final)) if jax.process_index() == 0 else final
+
+        # Process 0 chose the name of the partial folder.
         partial = final.with_name(first_text(partial.name))
         in_parts = jax.process_count() > 1 and url_of(final) is not None
         with agreed():

@@ -140,6 +140,8 @@ def _by_hand(environment: Mapping[str, str]) -> dict[str, Any] | None:
         missing == ["JAX_NUM_PROCESSES", "JAX_PROCESS_ID"] and _cluster_of_several()
     ):
         return None
+
+    # Some variables are set: all are needed.
     if missing:
         given = ", ".join(name for name in _BY_HAND if name not in missing)
         raise BadInput(

@@ -159,6 +159,8 @@ def _expand_leaf(
         columns = [jnp.stack(values) for values in zip(*arguments, strict=True)]
         noisy = jax.vmap(_with_noise)(expanded[np.asarray(noise)], *columns)
         expanded = expanded.at[np.asarray(noise)].set(noisy)
+
+    # Last, because the scale is of the values that the layer begins with.
     scaled = [target for target, layer in enumerate(plan.layers) if is_output and layer.output_scale != 1.0]
     if scaled:
         scale = jnp.asarray([plan.layers[target].output_scale for target in scaled], jnp.float32)
@@ -262,6 +264,7 @@ def _change(plan: ExpansionPlan) -> Change:
         layer = plan.layers[target]
         if layer.init is Init.ZERO:
             return np.zeros_like(rows)
+        # The same jitted functions as for a model in memory, so both ways give the same bits.
         with one_at_a_time, jax.default_device(jax.local_devices(backend="cpu")[0]):
             if layer.init is Init.NOISE:
                 arguments = _noise_arguments(plan, target, _path_hash(place))

@@ -29,6 +29,8 @@ def logits_difference(
         return "not compared: the model exceeds the memory limit"
     if plan is not None and layers_differ_in_type(before):
         return "not compared: the layers differ in type"
+
+    # Any tokens do; these are spread over the vocabulary.
     tokens = np.arange(_TOKENS, dtype=np.int32)[None] * 37 % after.config.vocab_size
     logits = jax.jit(forward, static_argnums=0)
     written_logits = logits(after.config, load_params(after, dtype=jnp.float32), tokens)

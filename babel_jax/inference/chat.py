@@ -52,6 +52,8 @@ class Conversation:
             self._tokenizer.stop_ids,
             **self._sampling,
         )[0]
+
+        # The conversation changes only now, so an error before leaves it as it was.
         kept = [token for token in tokens if token not in self._tokenizer.stop_ids]
         answer = self._tokenizer.decode_after(ids, kept)
         self.messages = [*messages, {"role": "assistant", "content": answer}]

@@ -151,6 +151,7 @@ def generation_programs(
     as shapes: prefill, extend.
     """
     rows, new_size = rows_of(mesh, prompts), bucket(new_tokens, SMALLEST_BUCKET)
+    # The shapes that `generate` has after padding to buckets.
     number, none = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((0,), jnp.int32)
     prompt_ids = jax.ShapeDtypeStruct((rows, bucket(tokens, SMALLEST_BUCKET)), jnp.int32)
     padding, eos = jax.ShapeDtypeStruct((rows,), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
@@ -244,6 +245,7 @@ def prefill(
         empty = partial(empty_cache, config, dtype=compute_dtype, parts=parallel.size(TENSOR))
         advance = partial(_advance, config, Execution(compute_dtype, parallel=parallel), params)
         cache = empty(len(tokens), prefix.shape[0] + time + new_size)
+        # The prefix is computed for one row, and its keys and values are copied into all rows.
         if prefix.shape[0]:
             none = jnp.zeros((1,), jnp.int32)
             _, seen = advance(prefix[None], none, empty(1, prefix.shape[0]), shared)

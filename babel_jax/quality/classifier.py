@@ -62,6 +62,7 @@ def train_classifier(config: QualityConfig) -> dict[str, Any]:
     out, settings = on_disk(config.out, "out"), config.classifier
     make_folder(out)
     with alone_in(out), new_folder(out / CLASSIFIER) as partial:
+        # The draw is by id: a document stays held out when more documents are judged.
         judged = read_judged(out / JUDGED, config.judge.dimensions)
         is_heldout: list[bool] = []
         heldout: list[Judged] = []
@@ -73,6 +74,7 @@ def train_classifier(config: QualityConfig) -> dict[str, Any]:
         counts = _counts(config, trained, heldout)
         log.info("%s", counts_table(counts))
 
+        # The head replaces the output matrix, so the model counts as tied.
         folder = open_folder(settings.model)
         check_vocabulary(folder.path, folder.config.vocab_size)
         tied = folder.config.model_copy(update={"tie_word_embeddings": True})
@@ -84,9 +86,11 @@ def train_classifier(config: QualityConfig) -> dict[str, Any]:
             [document["text"] for document in trained], _targets(trained, config), config.seed
         )
 
+        # The grids calibrate a language's scores; agreement is of held-out documents alone.
         raw = _raw_scores(regressor, [document["text"] for document in judged])
         grids = _grids([document["language"] for document in judged], raw)
         agreement = _agreement(heldout, raw[np.array(is_heldout, bool)], config)
+        # The model is a usual model folder; the head and the calibration are beside it.
         hf_config = write_hf_config(tied, folder.hf_config, "float32")
         save_folder(partial / "hf", Format.HF, {"model": regressor.params["model"]}, hf_config, folder.path)
         head = {name: np.asarray(value).tolist() for name, value in regressor.params[HEAD].items()}
@@ -305,6 +309,7 @@ def _score_language(
         progress = stack.enter_context(
             tqdm(desc=f"score {code}", unit=" documents", leave=False, disable=None)
         )
+        # Scores come in blocks, in the order of the rows that wait for them.
         for scores, speed in regressor.score(texts()):
             raw = scores.mean(axis=1)
             parts = calibrated(raw, code, grids, config.classifier.calibration)

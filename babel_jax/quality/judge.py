@@ -222,6 +222,7 @@ def _ask(settings: JudgeSettings, requests: dict[str, dict[str, Any]], path: Pat
                 "judge: %s is left out, as the server refused it with status %d (%s)", name, status, body
             )
 
+        # After an error, or Ctrl-C, no further prompt is asked.
         futures = [pool.submit(answer, name) for name in waiting]
         completed = concurrent.futures.as_completed(futures)
         try:
@@ -263,6 +264,8 @@ def _read(config: QualityConfig, sample: dict[str, tuple[str, Row]], path: Path)
     answered = list(_replies(path)) if path.exists() else []
     if not answered and path != out / REPLIES:
         raise BadInput(f"{path}: no replies in it; each line is a batch result with custom_id and response")
+
+    # If a prompt has several replies, the last readable one counts.
     for name, content, status in answered:
         language, row = sample.get(name, (None, None))
         try:
@@ -278,6 +281,7 @@ def _read(config: QualityConfig, sample: dict[str, tuple[str, Row]], path: Path)
         score = sum(scores.values()) / len(scores)
         judged[name] = {"id": row.id, "language": language, "text": text, "scores": scores, "score": score}
 
+    # The order of the sample, whatever the order of the replies.
     in_order = [judged[name] for name in sample if name in judged]
     lines = [json.dumps(document, ensure_ascii=False) + "\n" for document in in_order]
     write_text(out / JUDGED, "".join(lines))

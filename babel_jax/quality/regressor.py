@@ -71,6 +71,7 @@ def pack_documents(texts: Sequence[str], tokenizer: Tokenizer, seq_len: int) -> 
         begun = [*tokenizer.begin_ids, *ids]
         encoded.append([*begun[: seq_len - 1], tokenizer.eos_id])
 
+    # Documents side by side, each a segment; the score of a document is read at its eos.
     windows = best_fit([len(ids) for ids in encoded], seq_len)
     tokens = np.full((len(windows), seq_len), tokenizer.eos_id, np.int32)
     segment_ids = np.zeros((len(windows), seq_len), np.int32)
@@ -260,6 +261,7 @@ def summed_gradients(config: ModelConfig, compute_dtype: DTypeLike, mesh: Mesh) 
     def of_own_rows(
         params: PyTree[Array], tokens: Array, segment_ids: Array, targets: Array
     ) -> tuple[Array, Array, PyTree[Array]]:
+        # A document without a score in a dimension has no error there.
         known = jnp.isfinite(targets)
 
         def squared_errors(params: PyTree[Array]) -> Float[Array, ""]:
@@ -269,6 +271,7 @@ def summed_gradients(config: ModelConfig, compute_dtype: DTypeLike, mesh: Mesh) 
         def of_all(gradient: Array, parameter: Parameter) -> Array:
             return parallel.all_reduce_gradient(gradient, parameter.logical_axes)
 
+        # Each device has the gradients of its own rows; the sums are over all devices.
         total, gradients = jax.value_and_grad(squared_errors)(params)
         model = jax.tree.map(of_all, gradients["model"], describe(config)["model"])
         head = jax.tree.map(lambda gradient: parallel.all_reduce(gradient, ROW_AXES), gradients[HEAD])

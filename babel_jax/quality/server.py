@@ -64,6 +64,7 @@ class Server:
             if status == 200:
                 return status, self.without_key(answer)
             message = self._shown(answer)
+            # The prompt is at fault, not the server: the other prompts can still be asked.
             if status in _PROMPT_STATUSES:
                 return status, message
             problem = f"status {status}: {message}"

@@ -140,6 +140,8 @@ def _prepared(config: Config, base: Base, mesh: Mesh, folder: Path) -> tuple[Con
     tokenizer = folder / "tokenizer"
     entries = write_tokenizer(tokenizer, [row.text for rows in corpus.values() for row in rows])
     small = Base(scaled_shape(base.config, mesh, entries), base.new_layers)
+
+    # The rehearsal has its own text, tokenizer and window length; other settings of data stay.
     data = {
         **_DATA,
         "folder": str(folder / "data"),
@@ -177,6 +179,7 @@ def _run(
         "new_layers": list(base.new_layers),
     }
     package = str(Path(__file__).parents[2])
+    # The worker has a CPU with many devices, whatever this process uses.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
     environment |= {
         "JAX_PLATFORMS": "cpu",
@@ -184,6 +187,8 @@ def _run(
         "JAX_ENABLE_COMPILATION_CACHE": "false",  # see training.compilation.compiled_in
         "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
+
+    # The worker's log is shown as it comes; its last lines name the reason of a failure.
     lines: list[str] = []
     command = [sys.executable, "-m", "babel_jax.recipe.rehearsal_worker"]
     with subprocess.Popen(

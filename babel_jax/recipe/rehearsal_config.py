@@ -37,6 +37,8 @@ def scaled_mesh(sizes: Mapping[str, int], devices: int, slices: int = 1) -> Mesh
     wanted = {axis: sizes.get(axis, 1) for axis in (DATA, FSDP, CONTEXT, TENSOR)}
     if DATA not in sizes:
         wanted[DATA] = slices
+
+    # The smallest mesh with the same axes over 1.
     scaled = {axis: _least(size) for axis, size in wanted.items()}
     ring = 1
     if scaled[FSDP] > 1 and (wanted[FSDP] == -1 or wanted[FSDP] % 4 == 0) and sizes.get(RING, 2) > 1:
@@ -82,6 +84,7 @@ def scaled_shape(shape: ModelConfig, mesh: Mesh, vocabulary: int) -> ModelConfig
     its vocabulary has room for `vocabulary` tokens.
     """
     devices, tensor = math.prod(size for axis, size in mesh.items() if axis != RING), mesh[TENSOR]
+    # Grouped-query attention stays grouped, with at most two query heads for each KV head.
     group = min(2, shape.num_attention_heads // shape.num_key_value_heads)
     kv_heads = math.lcm(tensor, min(2, shape.num_key_value_heads))
     sizes: dict[str, Any] = {
@@ -119,6 +122,7 @@ def scaled_config(
         "checkpoint_every": 2 * STEPS,
         "max_skipped_steps": STEPS,
     }
+    # Checkpoints come by step alone: the rehearsal resumes at steps that it knows.
     for name in ("checkpoint_minutes", "keep_every"):
         values["training"].pop(name, None)
     evaluation = values["evaluation"]
@@ -126,6 +130,7 @@ def scaled_config(
     if "every" in evaluation:
         evaluation["every"] = STEPS - 1
     for stage in values["stages"]:
+        # A few steps of each stage, whatever its budget.
         stage.pop("tokens", None)
         stage.pop("max_passes", None)
         stage["steps"] = STEPS

@@ -22,6 +22,8 @@ def summarize(
     """Writes summary.md, summary.png and summary.json of a run whose points are all evaluated."""
     results, best = read_points(run_folder, point_names(config)), run_folder / "evaluation" / BEST
     points = {name: scores_of(tasks, BITS_PER_BYTE) for name, tasks in results.items()}
+
+    # The training loss by stage, for the plot.
     losses: dict[str, list[tuple[int, float]]] = {stage.name: [] for stage in config.stages}
     for line in read_lines(run_folder / "metrics.jsonl", StepLine):
         if line["stage"] in losses and line["loss"] is not None:

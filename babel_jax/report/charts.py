@@ -193,8 +193,10 @@ def layers(sources: Sequence[int], new: Mapping[int, str], depth: int) -> Markup
     word on each new layer.
     """
     count = len(sources)
+    # A deep model is drawn with half the height for a layer, and a number for every tenth one.
     pitch = 20 if count <= 48 else 10
     height = count * pitch + 46
+    # The source model is centered beside the deeper one.
     offset = (count - depth) * pitch / 2
     bottom = height - 22
 

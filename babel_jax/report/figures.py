@@ -111,6 +111,7 @@ def loss_figure(record: RunRecord) -> Figure | None:
     if not curves:
         return None
     series = {name: index for index, name in enumerate(curves, _STAGES)}
+    # The mean is drawn over the thin line; the table has six rows for each stage.
     smooth = {name: averaged(curve, 25) for name, curve in curves.items()}
     rows = []
     for name, curve in curves.items():
@@ -143,6 +144,7 @@ def during_figure(record: RunRecord) -> Figure | None:
             cells.append("" if mean is None else f"{mean:.3f}")
         rows.append(cells)
 
+    # One point is no curve.
     curves = {label: curve for label, curve in all_curves.items() if len(curve) > 1}
     if not curves:
         return None
@@ -167,6 +169,8 @@ def language_loss_figure(record: RunRecord) -> Figure | None:
         for code, loss in step["loss_by_language"].items():
             if loss is not None and code in curves:
                 curves[code].append((step["step"], loss))
+
+    # One point is no curve.
     drawn = {code: curve for code, curve in curves.items() if len(curve) > 1}
     if not drawn:
         return None
@@ -214,6 +218,7 @@ def mixture_figures(record: RunRecord) -> Iterator[Figure]:
             series,
         )
 
+    # The last step has the sums over the whole run.
     last = record.steps[-1] if record.steps else {}
     if last.get("tokens_by_language"):
         tokens, epochs = last["tokens_by_language"], last["epochs_by_language"]

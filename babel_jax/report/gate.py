@@ -23,6 +23,8 @@ def regression_gate(
     if model is None or model == PARENT_POINT or PARENT_POINT not in points or model not in points:
         return None
     parent = points[PARENT_POINT]
+
+    # Bits per byte by language, where both points have them.
     before, after = scores_of(parent, BITS_PER_BYTE), scores_of(points[model], BITS_PER_BYTE)
     changes = {}
     for code in CODES:
@@ -31,6 +33,8 @@ def regression_gate(
 
     worst_first = sorted(changes.items(), key=lambda pair: -pair[1])
     worse = {code: change for code, change in worst_first if change > tolerance}
+
+    # A fall within two standard errors is no loss.
     tasks = {}
     for task in parent:
         if fallen := _fallen(parent, points[model], task):

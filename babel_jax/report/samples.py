@@ -39,6 +39,8 @@ def write_samples(
     if first_says((run_folder / SAMPLES).is_file()):
         return
     longest, new = sample_tokens(config)
+
+    # The first held-out text of each language begins the prompt.
     encoded = {}
     for code in data.languages:
         for row in data.heldout(code)[:1]:
@@ -55,9 +57,13 @@ def write_samples(
         compute_dtype=dtype,
         mesh=mesh,
     )
+
+    # The prompt is decoded from its tokens: it may be cut to the model's length.
     samples = {}
     for (code, ids), new_ids in zip(encoded.items(), written, strict=True):
         samples[code] = {"prompt": tokenizer.decode(ids), "text": continuation(tokenizer, ids, new_ids)}
+
+    # One process writes; all processes learn of its error.
     with agreed():
         if jax.process_index() == 0:
             write_text(run_folder / SAMPLES, json.dumps(samples, indent=2, ensure_ascii=False) + "\n")

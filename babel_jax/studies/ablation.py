@@ -185,6 +185,8 @@ def _prepared(
         "data": {"folder": str(out / "data"), "tokenizer": model, "sources": sources},
     }
     config = shipped_config("ablation.toml", settings, overrides)
+
+    # By default as many layers as Babel-9B adds: every other one of the second half.
     depth = folder.config.num_hidden_layers
     new_layers = new_layers or len(range(depth // 2, depth - 2, 2)) or 1
     if new_layers > depth:
@@ -194,6 +196,8 @@ def _prepared(
             f"data.seq_len = {config.data.seq_len} exceeds the model's "
             f"{folder.config.max_position_embeddings} positions"
         )
+
+    # A run that is resumed keeps its prepared text.
     make_folder(out)
     if not is_prepared(config.data.folder):
         prepare(config.data, config.model.folder)
@@ -364,12 +368,16 @@ def ablation_table(base: dict[str, float], results: Sequence[dict[str, Any]]) ->
     """
     groups = [group for group, mean in class_means(base).items() if mean is not None]
     points = ["before", "after"] if all("after" in result for result in results) else ["before"]
+
+    # Columns: each point, by group of languages.
     heads = []
     for point in points:
         heads += [f"{point} training, {group}" for group in groups]
     lines = ["| variant | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(heads)]
     whole = [f"{class_means(base)[group]:.3f}" for group in groups]
     lines.append("| the model as it is | " + " | ".join(whole + [""] * (len(heads) - len(groups))) + " |")
+
+    # Rows: the base is known before training only; each variant has the mean and spread over its seeds.
     for variant in dict.fromkeys(result["variant"] for result in results):
         cells = []
         for point in points:

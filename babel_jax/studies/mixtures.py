@@ -60,6 +60,7 @@ def stage_mixtures(config: Config) -> list[StageMixture]:
     stages = []
     for plan in plan_stages(config):
         settings, budget = plan.stage.mixture, plan.tokens
+        # The same mixture without the cap on epochs, to show what the cap changes.
         uncapped = make_mixture(available, settings.model_copy(update={"max_epochs": _WITHOUT_CAP}), budget)
         wanted = {(row.language, row.kind): row.share for row in uncapped.rows}
         parts = {}
@@ -94,6 +95,7 @@ def mixture_report(config: Config, out: Path) -> dict[str, Any]:
         ]
     )
 
+    # The same figures for programs.
     tokens_of = {key: {"language": key[0], "kind": key[1], "tokens": available[key]} for key in rows}
     by_stage = {}
     for stage in stages:
@@ -146,6 +148,8 @@ def mixtures_table(
             f"| {language.name} ({key[0]}) | {language.resource} | {key[1]} | {available[key]:,} | "
             f"{' | '.join(cells)} |"
         )
+
+    # Below: sums over the languages of each class.
     for resource in Resource:
         members = _of_class(rows, resource)
         tokens = sum(available[key] for key in members)
@@ -168,11 +172,14 @@ def plot_mixtures(
     kinds = sorted({kind for _, kind in rows})
     with saved_figure(path, len(stages), (13, 1 + 4 * len(stages))) as panels:
         for stage, axes in zip(stages, [panels] if len(stages) == 1 else panels, strict=True):
+            # Bars: the kinds of a language, one on another.
             below = [0.0] * len(codes)
             for kind in kinds:
                 heights = [100 * stage.share([(code, kind)]) for code in codes]
                 axes.bar(range(len(codes)), heights, 0.7, bottom=below, label=kind)
                 below = [so_far + height for so_far, height in zip(below, heights, strict=True)]
+
+            # Marks: the share without the cap, and the share that the cap allows.
             wanted, reach = [], []
             for code in codes:
                 datasets = [key for key in rows if key[0] == code]

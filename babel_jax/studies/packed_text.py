@@ -82,6 +82,8 @@ def _windows(encoded: Sequence[Sequence[int]], seq_len: int, begin: int = 0) -> 
             if seq_len - filled < 2:
                 yield tuple(window[:fields])
                 window, filled, segment = np.zeros((3, seq_len), np.int32), 0, 0
+            # The next piece begins with the last token of this one: that token is a target here and an input
+            # there.
             piece = ids[position : position + seq_len - filled]
             segment += 1
             part = slice(filled, filled + len(piece))

@@ -29,6 +29,8 @@ def chip_of(topology: str) -> Chip:
         raise BadInput(
             f"--topology {topology}: {kind} has {chip.torus} extents; near: {', '.join(_near(kind, extents))}"
         )
+
+    # 4x4x8 and 8x4x4 are the same slice.
     sizes = tuple(map(int, extents.split("x")))
     if sorted(sizes) not in map(sorted, _slices(kind)):
         raise BadInput(

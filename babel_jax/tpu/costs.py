@@ -21,6 +21,7 @@ def described_program(config: Config, measurements: dict[str, Any], chip: Chip) 
     }
     described["hardware_flops"] = measurements["hardware_flops"] * chip.devices
     hbm = hbm_of(measurements, chip)
+    # The compiler gives no program that does not fit: its need of memory at most is known.
     if short := measurements.get("out_of_memory"):
         hbm |= {"total": short["needs"] + hbm["beside"] if short["needs"] else None}
         described |= dict.fromkeys(("seconds", "bound_by", "wire_bytes", "collectives"))
@@ -30,7 +31,7 @@ def described_program(config: Config, measurements: dict[str, Any], chip: Chip) 
         described["seconds"] = max(seconds.values())
         described["bound_by"] = max(seconds, key=lambda name: seconds[name])
         described["wire_bytes"] = (
-            sum(one["bytes"] * one["times"] for one in measurements["collectives"]) * chip.devices
+            sum(moved["bytes"] * moved["times"] for moved in measurements["collectives"]) * chip.devices
         )
         described["collectives"] = by_axes(measurements["collectives"])
         fits = hbm["total"] <= chip.capacity

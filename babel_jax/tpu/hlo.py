@@ -93,10 +93,12 @@ class Program:
     def _count(self, name: str, times: int) -> None:
         self.times[name] += times
         for instruction in self.computations[name]:
+            # A loop's body runs as often as its condition says.
             if instruction.operation == "while":
                 body, condition = (_called(instruction.rest, key)[0] for key in ("body", "condition"))
                 self._count(body, times * self._trips(condition))
                 continue
+            # Their computation was counted at async-start.
             if instruction.operation in ("async-done", "async-update"):
                 continue
             for called in _called(
@@ -291,12 +293,15 @@ def _called(rest: str, keys: str) -> list[str]:
 
 def _group(rest: str) -> tuple[int, ...]:
     """The first group of devices of a collective; for a permutation, the first pair of different devices."""
+    # A collective-permute.
     if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
         for source, target in re.findall(r"\{(\d+),(\d+)", pairs.group(1) + "}"):
             if source != target:
                 return int(source), int(target)
+    # Groups as lists: {{0,1},{2,3}}.
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return tuple(map(int, match.group(1).split(",")))
+    # Groups as a reshaped range of numbers: [2,4]<=[8].
     if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
         return tuple(_numbered(match[3], match[4]).reshape(int(match[1]), int(match[2]))[0].tolist())
     if match := re.search(

@@ -74,6 +74,7 @@ def plan(
     if which in (Which.EVALUATE, Which.REST):
         result = result_without_step(shape, topology, slices, chip, measurements)
     else:
+        # The step of the last stage: the model has its full depth there.
         step = [of_program for of_program in measurements if of_program["kind"] == STEP][-1]
         result = described(config, shape, topology, slices, chip, step)
     return with_programs(result, programs, which)

@@ -147,6 +147,7 @@ def _training_programs(
     first = expand_config(base, plan) if plan is not None else base
     models = depths(first, plan.new_layers if plan is not None else new_layers, config.deepen)
     params = params_on(mesh, base)
+    # The base model: initialized, or read and evaluated.
     if config.model.folder is None:
         yield Program(
             INITIAL,
@@ -164,6 +165,7 @@ def _training_programs(
         if config.model.folder is not None:
             yield from _measuring(config, "expanded", first, mesh, params)
 
+    # Stages with the same depth and the same trained layers share a setup, and so a program.
     @cache
     def setup_at(start: int, trained: Trained) -> Setup:
         return setup_of(config, mesh, depth_at(models, start), trained)
@@ -172,6 +174,7 @@ def _training_programs(
     for stage, at, last_of_stage in _parts(config, models):
         setup = setup_at(depth_at(models, at).start, stage.train)
         state = setup.abstract
+        # Between stages the optimizer's state is carried over, if the trained layers or the depth change.
         if before is None:
             yield Program(OPTIMIZER, (), beginning(setup.optimizer, setup.shardings), (state.params,))
         elif before is not setup:
@@ -199,6 +202,7 @@ def _training_programs(
             yield from _measuring(config, point, setup.model.config, mesh, state.params, state.opt_state)
         before = setup
 
+    # After the last stage: the export, and samples of the model's text.
     last = models[-1].config
     params = params_on(mesh, last)
     yield Program(EXPORT, ("type",), in_type, (params, jnp.dtype(config.export_dtype)))

@@ -86,10 +86,13 @@ def _candidates(config: Config) -> Iterator[list[Config]]:
     to try.
     """
     contexts = [size for size in _CONTEXTS if config.data.seq_len // size >= _LEAST_TOKENS]
+    # The config's own mesh; then FSDP alone, and with a context or a tensor axis.
     meshes = [dict(config.training.mesh)]
     for others in ({}, *({"context": size} for size in contexts), *({"tensor": size} for size in _TENSORS)):
         if (mesh := {"fsdp": -1} | others) not in meshes:
             meshes.append(mesh)
+
+    # Powers of 2, so that few candidates are compiled.
     batch = config.training.global_batch_size
     pieces = [count for count in divisors(batch) if count & (count - 1) == 0][:6]
     for mesh in meshes:

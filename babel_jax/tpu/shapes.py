@@ -65,6 +65,7 @@ def _base_of(config: Config, folders: list[Path], most: int) -> Base:
     preset = config.expansion.preset if config.expansion is not None else None
     if preset in PRESET_SOURCES:
         return Base(PRESET_SOURCES[preset])
+    # The folder may be the export of another run that has not run yet.
     for earlier in _configs(folders):
         if most and os.path.normpath(source) == os.path.normpath(os.path.join(earlier.out, "hf")):
             base = _base_of(earlier, folders, most - 1)
