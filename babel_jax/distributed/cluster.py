@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from babel_jax.distributed.ending import begin_to_end, end, end_together, watch, watches
-from babel_jax.errors import BadInput, Preempted
+from babel_jax.errors import BadInput, Preempted, one_line
 
 log = logging.getLogger("babel")
 
@@ -250,7 +250,7 @@ def _number(environment: Mapping[str, str], name: str, default: int, least: int)
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return one_line(error, 300) or type(error).__name__
 
 
 def joined() -> bool:

@@ -21,6 +21,8 @@ from jaxtyping import Float
 
 from babel_jax.languages import Resource, codes_of
 
+BITS_PER_BYTE = "bits_per_byte"  # its name in all results
+
 RESAMPLES = 1_000
 _DRAWN_AT_ONCE = 50
 _OUTSIDE = 0.05  # the fraction of intervals that may miss the true difference

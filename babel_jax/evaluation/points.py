@@ -26,6 +26,7 @@ from babel_jax.evaluation.bits_per_byte import (
     scored_bits,
     text_to_score,
 )
+from babel_jax.evaluation.items import BITS_PER_BYTE
 from babel_jax.evaluation.scoring import score
 from babel_jax.evaluation.suite import Results, run_suite
 from babel_jax.files import make_folder, write_text
@@ -34,7 +35,6 @@ from babel_jax.training.mesh import make_mesh
 
 log = logging.getLogger("babel")
 
-BITS_PER_BYTE = "bits_per_byte"
 LOWER_IS_BETTER = (BITS_PER_BYTE,)
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from babel_jax.config import Config, ModelConfig
 from babel_jax.evaluation.bits_per_byte import class_means
-from babel_jax.evaluation.points import BITS_PER_BYTE, point_names, read_points, scores_of
+from babel_jax.evaluation.items import BITS_PER_BYTE
+from babel_jax.evaluation.points import point_names, read_points, scores_of
 from babel_jax.evaluation.tables import findings, plot_points, points_table, suite_table
 from babel_jax.files import write_text
 from babel_jax.model.decoder import count_parameters

@@ -8,7 +8,8 @@ from huggingface_hub import EvalResult
 
 from babel_jax.config import Config
 from babel_jax.evaluation.bits_per_byte import class_means
-from babel_jax.evaluation.points import BITS_PER_BYTE, point_names, read_points, scores_of
+from babel_jax.evaluation.items import BITS_PER_BYTE
+from babel_jax.evaluation.points import point_names, read_points, scores_of
 from babel_jax.evaluation.suite import Results
 from babel_jax.evaluation.tables import points_table, suite_table
 from babel_jax.expansion.card import TAG, expansion_section

@@ -6,7 +6,8 @@ from typing import Any
 from babel_jax.config import Init
 from babel_jax.evaluation.benchmarks.tables import TITLES
 from babel_jax.evaluation.bits_per_byte import class_means
-from babel_jax.evaluation.points import BITS_PER_BYTE, LOWER_IS_BETTER, point_names, scores_of
+from babel_jax.evaluation.items import BITS_PER_BYTE
+from babel_jax.evaluation.points import LOWER_IS_BETTER, point_names, scores_of
 from babel_jax.evaluation.suite import CHANCE, CHOICE_TASKS, TRANSLATION_TASKS, Results
 from babel_jax.expansion.card import initial_state
 from babel_jax.languages import CODES, LANGUAGES, Resource, in_order

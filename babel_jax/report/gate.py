@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from babel_jax.evaluation.points import BITS_PER_BYTE, LOWER_IS_BETTER, scores_of
+from babel_jax.evaluation.items import BITS_PER_BYTE
+from babel_jax.evaluation.points import LOWER_IS_BETTER, scores_of
 from babel_jax.evaluation.suite import Results
 from babel_jax.languages import CODES, LANGUAGES
 

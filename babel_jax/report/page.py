@@ -8,7 +8,8 @@ from markupsafe import Markup
 
 from babel_jax import __version__
 from babel_jax.evaluation.bits_per_byte import class_means
-from babel_jax.evaluation.points import BITS_PER_BYTE, point_names, scores_of
+from babel_jax.evaluation.items import BITS_PER_BYTE
+from babel_jax.evaluation.points import point_names, scores_of
 from babel_jax.files import write_text
 from babel_jax.languages import LANGUAGES
 from babel_jax.report.charts import Figure, number, shape

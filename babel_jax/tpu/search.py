@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from babel_jax.config import Config, Remat
 from babel_jax.config.settings import divisors
-from babel_jax.errors import BadInput
+from babel_jax.errors import BadInput, one_line
 from babel_jax.tpu.chips import chip_of
 from babel_jax.tpu.plan import Which, plan
 
@@ -40,7 +40,7 @@ def search(config: Config, topology: str, slices: int = 1) -> dict[str, Any]:
                 tried.append(settings | {"fits": False, "why": str(error)})
                 break
             except RuntimeError as error:  # the compiler may fail on one candidate and not on another
-                tried.append(settings | {"fits": False, "why": " ".join(str(error).split())[:300]})
+                tried.append(settings | {"fits": False, "why": one_line(error, 300)})
                 continue
             if planned["fits"]:
                 fits.append(planned)

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 from babel_jax.config import Engine
 from babel_jax.distributed.signals import held_back
-from babel_jax.errors import BadInput
+from babel_jax.errors import BadInput, one_line
 
 log = logging.getLogger("babel")
 
@@ -176,7 +176,7 @@ class _RayWorkers:
                 except self._ray.exceptions.RayTaskError as error:
                     raise error.cause or error from None
                 except self._ray.exceptions.RayError as error:
-                    raise BadInput(f"a task was lost on Ray: {' '.join(str(error).split())[:200]}") from error
+                    raise BadInput(f"a task was lost on Ray: {one_line(error, 200)}") from error
                 yield task, result
         finally:
             # No task may write after another process has got the folder.

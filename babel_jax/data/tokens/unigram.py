@@ -7,7 +7,7 @@ from pathlib import Path
 import sentencepiece
 from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]  # made at import
 
-from babel_jax.errors import BadInput
+from babel_jax.errors import BadInput, one_line
 from babel_jax.files import write_bytes
 
 # SentencePiece adds the scores of pieces in float32, `tokenizers` in float64. In steps of 1/64 both sums are
@@ -55,8 +55,7 @@ def train_unigram(
         )
     except (RuntimeError, ValueError) as error:
         raise BadInput(
-            f"{path}: no SentencePiece model of {vocab_size} pieces can be trained: "
-            f"{' '.join(str(error).split())[:300]}"
+            f"{path}: no SentencePiece model of {vocab_size} pieces can be trained: {one_line(error, 300)}"
         ) from error
 
     trained = ModelProto.FromString(model.getvalue())

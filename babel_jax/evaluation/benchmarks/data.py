@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from babel_jax.errors import BadInput
+from babel_jax.errors import BadInput, one_line
+from babel_jax.evaluation.items import BITS_PER_BYTE
 from babel_jax.files import parse_json
 from babel_jax.languages import CODES, LANGUAGES, language
 
@@ -171,7 +172,7 @@ SOURCES = {
         _translation,
     ),
 }  # fmt: skip
-BITS_PER_BYTE = "bits_per_byte"  # on plain text, without questions
+# Bits per byte are of plain text: a task without questions.
 TASKS = (*SOURCES, BITS_PER_BYTE)
 # For English, MMLU takes the place of MMMLU.
 _MMLU = ("cais/mmlu", "all")
@@ -369,7 +370,7 @@ def _tfds_rows(folder: Path, split: str) -> list[Item]:
         return items
     except Exception as error:  # TFDS raises errors of many unrelated types
         raise BadInput(
-            f"{folder}: its split {split} cannot be read: {' '.join(str(error).split())[:200]}; it must be "
+            f"{folder}: its split {split} cannot be read: {one_line(error, 200)}; it must be "
             "in the format array_record"
         ) from error
 
@@ -450,7 +451,7 @@ def _hub_rows(benchmark: str, language: str, path: str, config: str, split: str)
         # The library raises errors of its own, of the network's and of the file system's.
         files = ", ".join(str(file) for file in files_of(benchmark, language, Path("DIR")))
         raise BadInput(
-            f"{path} ({config}) cannot be had from the hub: {' '.join(str(error).split())[:150]}; on a "
+            f"{path} ({config}) cannot be had from the hub: {one_line(error, 150)}; on a "
             f"machine without network, give --data DIR with {files}"
         ) from error
 

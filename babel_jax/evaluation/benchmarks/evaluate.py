@@ -31,11 +31,19 @@ from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.distributed.agreement import agreed
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.benchmarks.contamination import contamination
-from babel_jax.evaluation.benchmarks.data import BITS_PER_BYTE, chosen_tasks, lacks, languages_of
+from babel_jax.evaluation.benchmarks.data import chosen_tasks, lacks, languages_of
 from babel_jax.evaluation.benchmarks.responses import Responses
 from babel_jax.evaluation.benchmarks.tables import TITLES, as_csv, plot_means, plot_task, report_text
 from babel_jax.evaluation.bits_per_byte import scored_bits, text_to_score
-from babel_jax.evaluation.items import Items, accuracy, chrf_plus_plus, differences, means_of, scores_of
+from babel_jax.evaluation.items import (
+    BITS_PER_BYTE,
+    Items,
+    accuracy,
+    chrf_plus_plus,
+    differences,
+    means_of,
+    scores_of,
+)
 from babel_jax.evaluation.scoring import score
 from babel_jax.files import make_folder, write_text
 from babel_jax.lease import alone_in

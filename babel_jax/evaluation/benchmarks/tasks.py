@@ -20,7 +20,7 @@ from lm_eval.api.samplers import ContextSampler
 from lm_eval.api.task import Task
 from tqdm import tqdm
 
-from babel_jax.errors import BadInput
+from babel_jax.errors import BadInput, one_line
 from babel_jax.evaluation.benchmarks.data import Item, answer_index, option_labels, read_rows
 from babel_jax.evaluation.benchmarks.numbers import same_number
 from babel_jax.languages import LANGUAGES
@@ -212,7 +212,7 @@ def load_tasks(
         data = _as_datasets(rows)
     except pyarrow.ArrowException as error:
         raise BadInput(
-            f"{benchmark}, {code}: a key has values of several kinds: {' '.join(str(error).split())[:150]}"
+            f"{benchmark}, {code}: a key has values of several kinds: {one_line(error, 150)}"
         ) from error
     shots = BENCHMARKS[benchmark].few_shot if few_shot is None else few_shot
     configs = BENCHMARKS[benchmark].configs(code)
