@@ -152,5 +152,5 @@ def _run_config(config: Config | Mapping[str, Any] | Path | str) -> Config:
     return _settings(Config, config, "config")
 
 
-def _settings(kind: type[_S], given: _S | Mapping[str, Any], where: str) -> _S:
-    return given if isinstance(given, kind) else parse_settings(kind, dict(given), where)  # type: ignore[arg-type]
+def _settings(kind: type[_S], given: _S | Mapping[str, Any], location: str) -> _S:
+    return given if isinstance(given, kind) else parse_settings(kind, dict(given), location)  # type: ignore[arg-type]

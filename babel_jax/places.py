@@ -68,14 +68,14 @@ COPIES: dict[Path, Copy] = {}
 _CHANGING = threading.RLock()
 
 
-def place(where: Path | str) -> Path:
+def place(location: Path | str) -> Path:
     """The path of a folder: of its working copy for a URL, else the path itself.
 
     Nothing is fetched, and no folder is made. Raises BadInput for a URL that cannot be a folder of a bucket.
     """
-    if not is_url(where):
-        return Path(where)
-    url = clean(str(where))
+    if not is_url(location):
+        return Path(location)
+    url = clean(str(location))
     with _CHANGING:
         for copy in COPIES.values():
             if copy.url == url:
@@ -110,21 +110,21 @@ def place(where: Path | str) -> Path:
         return copy.root
 
 
-def fetched(where: Path | str) -> Path:
+def fetched(location: Path | str) -> Path:
     """The path of a folder that is read as a whole; one in a bucket is copied first."""
-    folder = place(where)
+    folder = place(location)
     pull(folder)
     return folder
 
 
-def on_disk(where: Path | str, what: str) -> Path:
+def on_disk(location: Path | str, what: str) -> Path:
     """The path of a folder that must be on disk. Raises BadInput for a URL."""
-    if is_url(where):
+    if is_url(location):
         raise BadInput(
-            f"{without_secrets(str(where))}: {what} must be a folder on disk; give one, and copy it to the "
-            "bucket afterwards"
+            f"{without_secrets(str(location))}: {what} must be a folder on disk; give one, and copy "
+            "it to the bucket afterwards"
         )
-    return Path(where)
+    return Path(location)
 
 
 def url_of(path: Path) -> str | None:

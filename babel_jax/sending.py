@@ -40,12 +40,12 @@ from babel_jax.places import (
 LAST = ("config.json", "prepared.json")
 
 
-def output(where: Path | str) -> Path:
+def output(location: Path | str) -> Path:
     """The path of a folder of results, which may be in a bucket, with its files except large ones.
 
     Raises BadInput if nothing can be written there.
     """
-    folder = place(where)
+    folder = place(location)
     if url_of(folder) is not None:
         check_access(folder)
         sizes = {str(path.relative_to(folder)): size for path, size in listing(folder).items()}

@@ -92,8 +92,8 @@ def _toml(text: str) -> dict[str, Any]:
         raise ValueError("values are nested too deep in each other") from None
 
 
-def parse_settings(kind: type[S], values: dict[str, Any], where: str) -> S:
-    """Settings of one class from plain values; messages name `where`.
+def parse_settings(kind: type[S], values: dict[str, Any], location: str) -> S:
+    """Settings of one class from plain values; messages name `location`.
 
     Raises BadInput that names every mistake in one line.
     """
@@ -102,12 +102,12 @@ def parse_settings(kind: type[S], values: dict[str, Any], where: str) -> S:
         # enums, and nothing else.
         as_json = json.dumps(values, default=str)
     except (ValueError, RecursionError) as error:  # a number of thousands of digits
-        raise BadInput(f"{where}: a value that no setting has: {one_line(error, 300)}") from None
+        raise BadInput(f"{location}: a value that no setting has: {one_line(error, 300)}") from None
     try:
         return kind.model_validate_json(as_json)
     except ValidationError as error:
         mistakes = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
-        raise BadInput(f"{where}: " + "; ".join(_explain(kind, mistake) for mistake in mistakes)) from None
+        raise BadInput(f"{location}: " + "; ".join(_explain(kind, mistake) for mistake in mistakes)) from None
 
 
 def _override(values: dict[str, Any], override: str) -> None:

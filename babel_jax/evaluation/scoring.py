@@ -211,10 +211,10 @@ def _log_likelihoods(
         return of_own_rows(params, chunks, *columns)
     rows = PartitionSpec(WINDOW_AXES)
     in_specs = (param_specs(config), PartitionSpec(), *[rows] * len(columns))
-    found = jax.shard_map(of_own_rows, mesh=mesh, in_specs=in_specs, out_specs=(rows, rows), check_vma=False)(
-        params, chunks, *columns
-    )
-    return jax.lax.with_sharding_constraint(found, replicated(mesh))
+    scores = jax.shard_map(
+        of_own_rows, mesh=mesh, in_specs=in_specs, out_specs=(rows, rows), check_vma=False
+    )(params, chunks, *columns)
+    return jax.lax.with_sharding_constraint(scores, replicated(mesh))
 
 
 def _of_entries(
@@ -238,7 +238,7 @@ def _of_entries(
     rows, entries = places.shape
     count = entries // math.gcd(CHUNK // parallel.size(CONTEXT) or 1, entries)
     at_places = jnp.take_along_axis(hidden, places[..., None], axis=1)
-    found = scored_targets(
+    scores = scored_targets(
         in_chunks(at_places),
         in_chunks(targets),
         chunks,
@@ -246,7 +246,7 @@ def _of_entries(
         config.final_logit_softcapping,
         parallel,
     )
-    log_p, greedy = (part.reshape(count, rows, -1).swapaxes(0, 1).reshape(rows, entries) for part in found)
+    log_p, greedy = (part.reshape(count, rows, -1).swapaxes(0, 1).reshape(rows, entries) for part in scores)
     return log_p, greedy
 
 
@@ -257,8 +257,8 @@ def _in_turn(column: Int[Array, "batch time"], parallel: Parallelism) -> Int[Arr
     return parallel.context_shard(by_device, axis=1)
 
 
-def _all_turns(found: Array, parallel: Parallelism) -> Array:
+def _all_turns(entries: Array, parallel: Parallelism) -> Array:
     """The entries of all devices of the context axis, in order."""
     if parallel.size(CONTEXT) == 1:
-        return found
-    return jax.lax.all_gather(found, CONTEXT, axis=2).reshape(found.shape[0], -1)
+        return entries
+    return jax.lax.all_gather(entries, CONTEXT, axis=2).reshape(entries.shape[0], -1)

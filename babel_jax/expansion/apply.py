@@ -107,12 +107,12 @@ def new_layers_of(hf: dict[str, Any]) -> tuple[int, ...]:
     if PROVENANCE not in hf:
         return ()
     provenance = hf[PROVENANCE]
-    where = f"config.json: {PROVENANCE}"
+    location = f"config.json: {PROVENANCE}"
     layers = {"layers": provenance.get("layers")} if isinstance(provenance, dict) else provenance
-    plan = plan_from_json(layers, where)
+    plan = plan_from_json(layers, location)
     if len(plan.layers) != hf.get("num_hidden_layers"):
         raise BadInput(
-            f"{where}: a plan of {len(plan.layers)} layers in a model of {hf.get('num_hidden_layers')}; "
+            f"{location}: a plan of {len(plan.layers)} layers in a model of {hf.get('num_hidden_layers')}; "
             "remove it"
         )
     return plan.new_layers

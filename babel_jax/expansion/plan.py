@@ -142,16 +142,16 @@ class ExpansionPlan(Settings):
         """The number of layers of the source model."""
         return len(self.layers) - len(self.new_layers)
 
-    def check(self, num_layers: int, where: str) -> None:
+    def check(self, num_layers: int, location: str) -> None:
         """Raises BadInput unless the plan is for a source model of `num_layers` layers."""
         beyond = sorted({source for source in self.source_layers if source >= num_layers})
         if beyond:
             raise BadInput(
-                f"{where}: names source layers {beyond}, and the model has layers 0 to {num_layers - 1}"
+                f"{location}: names source layers {beyond}, and the model has layers 0 to {num_layers - 1}"
             )
         if self.depth != num_layers:
             raise BadInput(
-                f"{where}: keeps {self.depth} layers, and the model has {num_layers}; the plan is for "
+                f"{location}: keeps {self.depth} layers, and the model has {num_layers}; the plan is for "
                 "another model"
             )
 
@@ -237,11 +237,11 @@ def load_plan(path: Path) -> ExpansionPlan:
     return plan_from_json(values, str(path))
 
 
-def plan_from_json(values: Any, where: str) -> ExpansionPlan:
+def plan_from_json(values: Any, location: str) -> ExpansionPlan:
     """The plan of plain JSON values, in the form of `ExpansionPlan.model_dump`. Raises BadInput."""
     if not isinstance(values, dict):
-        raise BadInput(f'{where}: not a plan; it must be a JSON object with the key "layers"')
-    return parse_settings(ExpansionPlan, values, where)
+        raise BadInput(f'{location}: not a plan; it must be a JSON object with the key "layers"')
+    return parse_settings(ExpansionPlan, values, location)
 
 
 def save_plan(plan: ExpansionPlan, path: Path) -> None:

@@ -106,14 +106,14 @@ _NOT_SUPPORTED = {
 }
 
 
-def read_hf_config(hf: dict[str, Any], where: str) -> ModelConfig:
-    """The model of a config.json; messages name `where` (its path).
+def read_hf_config(hf: dict[str, Any], location: str) -> ModelConfig:
+    """The model of a config.json; messages name `location` (its path).
 
     Keys without effect on the decoder's computation are ignored. Raises BadInput for another architecture, a
     missing key, and any key with which transformers would compute something else than this decoder
     (quantization, other activations or rotary types).
     """
-    family = _family(hf, where)
+    family = _family(hf, location)
     traits = FAMILIES[family]
     # transformers' defaults for these two are arbitrary sizes, so they must be given. Only Llama's default is
     # general: one key head for each query head.
@@ -122,14 +122,15 @@ def read_hf_config(hf: dict[str, Any], where: str) -> ModelConfig:
         Family.QWEN3: (*_NEEDED, "num_key_value_heads", "head_dim"),
         Family.GEMMA2: (*_NEEDED, "num_key_value_heads", "head_dim", "query_pre_attn_scalar"),
     }.get(family, (*_NEEDED, "num_key_value_heads"))
-    _check_keys(hf, needed, where)
+    _check_keys(hf, needed, location)
     if hf.get(traits.activation_key, traits.activation) != traits.activation:
         given = f"{traits.activation_key} = {hf[traits.activation_key]!r}"
         raise BadInput(
-            f"{where}: {given} is not supported in a model of type {family}; supported: {traits.activation}"
+            f"{location}: {given} is not supported in a model of type {family}; supported: "
+            f"{traits.activation}"
         )
-    theta, scaling = read_rope(hf, where)
-    window, layer_types = _windows(hf, traits.windows, where)
+    theta, scaling = read_rope(hf, location)
+    window, layer_types = _windows(hf, traits.windows, location)
     biases = traits.biases is Biases.ATTENTION_BIAS and hf.get("attention_bias", False)
     shape_keys = (*_NEEDED, "num_key_value_heads", "head_dim", "initializer_range")
     values = {key: hf[key] for key in shape_keys if hf.get(key) is not None}
@@ -151,51 +152,55 @@ def read_hf_config(hf: dict[str, Any], where: str) -> ModelConfig:
             "sliding_window": window,
             "layer_types": layer_types,
         },
-        where,
+        location,
     )
 
 
-def _check_keys(hf: dict[str, Any], needed: tuple[str, ...], where: str) -> None:
+def _check_keys(hf: dict[str, Any], needed: tuple[str, ...], location: str) -> None:
     """Raises BadInput for a key that is missing or is no number, and for keys that this decoder does not
     support.
     """
     missing = [key for key in needed if hf.get(key) is None]
     if missing:
-        raise BadInput(f"{where}: missing {', '.join(missing)}; without it the model's shape is not known")
+        raise BadInput(f"{location}: missing {', '.join(missing)}; without it the model's shape is not known")
     wrong = [key for key in (*needed, "rope_theta") if not isinstance(hf.get(key, 0), int | float | None)]
     for key in ("num_hidden_layers", "max_window_layers"):
         if not isinstance(hf.get(key, 0), int | None):
             wrong.append(key)
     if wrong:
         raise BadInput(
-            f"{where}: {', '.join(f'{key} = {hf[key]!r}' for key in wrong)}: not a number, or not a whole one"
+            f"{location}: {', '.join(f'{key} = {hf[key]!r}' for key in wrong)}: not a number, or not "
+            "a whole one"
         )
     # Checked before any list with one entry for each layer is made.
     if not 0 < hf["num_hidden_layers"] <= MOST_LAYERS:
         raise BadInput(
-            f"{where}: num_hidden_layers = {hf['num_hidden_layers']}: 1 to {MOST_LAYERS} layers are supported"
+            f"{location}: num_hidden_layers = {hf['num_hidden_layers']}: 1 to {MOST_LAYERS} layers "
+            "are supported"
         )
 
     # Token ids.
     ids = hf.get("eos_token_id")
     eos_ids = ids if isinstance(ids, list) else [ids]
     if not all(isinstance(token, int | None) for token in eos_ids):
-        raise BadInput(f"{where}: eos_token_id = {ids!r}: not a token id or a list of them")
+        raise BadInput(f"{location}: eos_token_id = {ids!r}: not a token id or a list of them")
     for key in ("bos_token_id", "pad_token_id"):
         if not isinstance(hf.get(key), int | None):
-            raise BadInput(f"{where}: {key} = {hf[key]!r}: not a token id")
+            raise BadInput(f"{location}: {key} = {hf[key]!r}: not a token id")
     pad = hf.get("pad_token_id")
     if isinstance(pad, int) and pad >= hf["vocab_size"]:
         raise BadInput(
-            f"{where}: pad_token_id = {pad}: the embedding has rows 0 to {hf['vocab_size'] - 1}; "
+            f"{location}: pad_token_id = {pad}: the embedding has rows 0 to {hf['vocab_size'] - 1}; "
             "transformers loads no such model"
         )
     for key, reason in _NOT_SUPPORTED.items():
         if hf.get(key):
-            raise BadInput(f"{where}: {key} = {hf[key]!r}: {reason}")
+            raise BadInput(f"{location}: {key} = {hf[key]!r}: {reason}")
     # For transformers, null, 0 and false all mean that tokens also attend to later ones.
     if not hf.get("is_causal", True):
-        raise BadInput(f"{where}: is_causal = {hf['is_causal']!r} is not supported; this is a causal decoder")
+        raise BadInput(
+            f"{location}: is_causal = {hf['is_causal']!r} is not supported; this is a causal decoder"
+        )
 
 
 def write_hf_config(
@@ -296,7 +301,7 @@ def _has_softcaps(config: ModelConfig) -> bool:
     )
 
 
-def in_both_spellings(hf: dict[str, Any], where: str) -> dict[str, Any]:
+def in_both_spellings(hf: dict[str, Any], location: str) -> dict[str, Any]:
     """The same config.json, with the keys that only transformers 4 or only 5 knows written in both forms; no
     value changes.
 
@@ -305,7 +310,7 @@ def in_both_spellings(hf: dict[str, Any], where: str) -> dict[str, Any]:
     `read_hf_config` does.
     """
     dtype = hf.get("dtype", hf.get("torch_dtype"))
-    config = read_hf_config(hf, where)
+    config = read_hf_config(hf, location)
     written = write_hf_config(config, hf, dtype)
     added = {key: written[key] for key in _SPELLED_TWICE if hf.get(key) is None and written[key] is not None}
     # transformers uses null as a value of these keys, and for a Ministral without head_dim it uses null.
@@ -327,19 +332,21 @@ def stored_eos_token_ids(hf: dict[str, Any]) -> tuple[int, ...]:
     return tuple(ids) if isinstance(ids, list) else () if ids is None else (ids,)
 
 
-def _family(hf: dict[str, Any], where: str) -> Family:
+def _family(hf: dict[str, Any], location: str) -> Family:
     supported = ", ".join(f"{family} ({FAMILIES[family].architecture})" for family in Family)
     if not hf.get("model_type"):
-        raise BadInput(f"{where}: missing model_type; supported: {supported}")
+        raise BadInput(f"{location}: missing model_type; supported: {supported}")
     if hf["model_type"] not in [*Family, _MINISTRAL[0]]:
-        raise BadInput(f"{where}: model_type = {hf['model_type']!r} is not supported; supported: {supported}")
+        raise BadInput(
+            f"{location}: model_type = {hf['model_type']!r} is not supported; supported: {supported}"
+        )
     family = Family.MISTRAL if hf["model_type"] == _MINISTRAL[0] else Family(hf["model_type"])
     architectures = [[FAMILIES[family].architecture]] + (
         [[_MINISTRAL[1]]] if family is Family.MISTRAL else []
     )
     if hf.get("architectures") and hf["architectures"] not in architectures:
         raise BadInput(
-            f"{where}: architectures = {hf['architectures']!r} is not supported; supported: {supported}"
+            f"{location}: architectures = {hf['architectures']!r} is not supported; supported: {supported}"
         )
     return family
 
@@ -348,30 +355,30 @@ def _is_ministral(hf: dict[str, Any], family: Family) -> bool:
     return family is Family.MISTRAL and hf.get("model_type") == _MINISTRAL[0]
 
 
-def _windows(hf: dict[str, Any], windows: Windows, where: str) -> tuple[int | None, list[str]]:
+def _windows(hf: dict[str, Any], windows: Windows, location: str) -> tuple[int | None, list[str]]:
     """The sliding window and the type of each layer. If no layer uses the window, it is None and the types
     are empty.
     """
     layers = hf["num_hidden_layers"]
     types = hf.get("layer_types")
     if not isinstance(types, list | None):
-        raise BadInput(f"{where}: layer_types must be a list with one entry for each layer")
+        raise BadInput(f"{location}: layer_types must be a list with one entry for each layer")
     if types is not None and len(types) != layers:
         raise BadInput(
-            f"{where}: layer_types has {len(types)} entries; it needs one for each of num_hidden_layers = "
+            f"{location}: layer_types has {len(types)} entries; it needs one for each of num_hidden_layers = "
             f"{layers}"
         )
     if windows is Windows.NONE:
         others = [kind for kind in types or () if kind != LayerType.FULL]
         if others:
             raise BadInput(
-                f"{where}: layer_types names {others[0]!r}, which a {hf['model_type']} model does not have"
+                f"{location}: layer_types names {others[0]!r}, which a {hf['model_type']} model does not have"
             )
         if types is None and hf.get("sliding_window") is not None:
             # transformers ignores it in the logits, but its cache drops keys by it.
             given = f"sliding_window = {hf['sliding_window']!r}"
             raise BadInput(
-                f"{where}: {given}: a {hf['model_type']} model has no sliding window; set it to null"
+                f"{location}: {given}: a {hf['model_type']} model has no sliding window; set it to null"
             )
         return None, []
     if windows is Windows.ALL:
@@ -387,7 +394,7 @@ def _windows(hf: dict[str, Any], windows: Windows, where: str) -> tuple[int | No
     window = hf.get("sliding_window", _SLIDING_WINDOW) if hf.get("use_sliding_window", False) else None
     if types is None and window is not None:
         if hf.get("max_window_layers") is None:
-            raise BadInput(f"{where}: missing max_window_layers, which use_sliding_window = true needs")
+            raise BadInput(f"{location}: missing max_window_layers, which use_sliding_window = true needs")
         full = min(hf["max_window_layers"], layers)
         types = [str(LayerType.FULL)] * full + [str(LayerType.SLIDING)] * (layers - full)
     if types is None or all(kind == LayerType.FULL for kind in types):

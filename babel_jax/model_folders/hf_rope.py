@@ -20,7 +20,7 @@ _TABLES = ("rope_scaling", "rope_parameters")
 _ORIGINAL = "original_max_position_embeddings"
 
 
-def read_rope(hf: dict[str, Any], where: str) -> tuple[float, RopeScaling]:
+def read_rope(hf: dict[str, Any], location: str) -> tuple[float, RopeScaling]:
     """Theta and scaling.
 
     Raises BadInput for other types of scaling, and if transformers 4 and 5 would read different values.
@@ -29,45 +29,45 @@ def read_rope(hf: dict[str, Any], where: str) -> tuple[float, RopeScaling]:
     for name, table in tables.items():
         if not isinstance(table, dict) or any(isinstance(value, dict) for value in table.values()):
             raise BadInput(
-                f"{where}: {name} must be one table for all layers; rotary parameters by layer type are not "
-                "supported"
+                f"{location}: {name} must be one table for all layers; rotary parameters by layer "
+                "type are not supported"
             )
     for name, table in {"config.json": hf, **tables}.items():
         if (table.get("partial_rotary_factor") or 1.0) != 1.0:
             given = f"partial_rotary_factor = {table['partial_rotary_factor']!r}"
-            raise BadInput(f"{where}: {name}: {given} is not supported; supported: 1.0")
-    scalings = {_read_scaling(table, name, hf, where) for name, table in tables.items()}
+            raise BadInput(f"{location}: {name}: {given} is not supported; supported: 1.0")
+    scalings = {_read_scaling(table, name, hf, location) for name, table in tables.items()}
     if len(scalings) > 1:
-        raise BadInput(f"{where}: rope_scaling and rope_parameters differ; keep the one that holds")
-    return _read_theta(hf, tables, where), (scalings.pop() if scalings else RopeScaling())
+        raise BadInput(f"{location}: rope_scaling and rope_parameters differ; keep the one that holds")
+    return _read_theta(hf, tables, location), (scalings.pop() if scalings else RopeScaling())
 
 
-def _read_theta(hf: dict[str, Any], tables: dict[str, dict[str, Any]], where: str) -> float:
+def _read_theta(hf: dict[str, Any], tables: dict[str, dict[str, Any]], location: str) -> float:
     given = [table["rope_theta"] for table in (hf, *tables.values()) if table.get("rope_theta") is not None]
     if not all(isinstance(theta, int | float) for theta in given):
-        raise BadInput(f"{where}: rope_theta = {given[0]!r}: not a number")
+        raise BadInput(f"{location}: rope_theta = {given[0]!r}: not a number")
     thetas = set(given)
     if len(thetas) > 1:
         raise BadInput(
-            f"{where}: rope_theta is given as {' and as '.join(sorted(map(str, thetas)))}; keep the one "
+            f"{location}: rope_theta is given as {' and as '.join(sorted(map(str, thetas)))}; keep the one "
             "that holds"
         )
     # null does not mean the default: transformers computes with it and fails.
     null = [name for name, table in tables.items() if table.get("rope_theta", 0) is None]
     if null or (not thetas and hf.get("rope_theta", 0) is None):
-        raise BadInput(f"{where}: {[*null, 'config.json'][0]}: rope_theta is null; give its number")
+        raise BadInput(f"{location}: {[*null, 'config.json'][0]}: rope_theta is null; give its number")
     if len(tables) == 2 and hf.get("rope_theta") is None and len(given) == 1:
         raise BadInput(
-            f"{where}: rope_theta is in one of rope_scaling and rope_parameters alone; write it into both"
+            f"{location}: rope_theta is in one of rope_scaling and rope_parameters alone; write it into both"
         )
     return thetas.pop() if thetas else TRANSFORMERS_ROPE_THETA
 
 
-def _read_scaling(table: dict[str, Any], name: str, hf: dict[str, Any], where: str) -> RopeScaling:
+def _read_scaling(table: dict[str, Any], name: str, hf: dict[str, Any], location: str) -> RopeScaling:
     rope_type = table.get("rope_type", table.get("type", "default"))
     if rope_type not in list(RopeType):
         raise BadInput(
-            f"{where}: {name}: rope type {rope_type!r} is not supported; supported: {', '.join(RopeType)}"
+            f"{location}: {name}: rope type {rope_type!r} is not supported; supported: {', '.join(RopeType)}"
         )
     # If no table has this key, transformers uses the model's own length. It prefers the value outside the
     # table.
@@ -77,15 +77,15 @@ def _read_scaling(table: dict[str, Any], name: str, hf: dict[str, Any], where: s
         if table.get(_ORIGINAL) not in (None, hf[_ORIGINAL]):
             both = f"{_ORIGINAL} = {hf[_ORIGINAL]!r}, and in {name} {table[_ORIGINAL]!r}"
             raise BadInput(
-                f"{where}: {both}; transformers 4 and 5 differ in which of them they take, so keep the one "
-                "that holds"
+                f"{location}: {both}; transformers 4 and 5 differ in which of them they take, so keep "
+                "the one that holds"
             )
         known[_ORIGINAL] = hf[_ORIGINAL]
     missing = [key for key in keys if known.get(key) is None]
     if missing:
-        raise BadInput(f"{where}: {name}: missing {', '.join(missing)}, which rope type {rope_type} needs")
+        raise BadInput(f"{location}: {name}: missing {', '.join(missing)}, which rope type {rope_type} needs")
     return parse_settings(
-        RopeScaling, {"rope_type": rope_type, **{key: known[key] for key in keys}}, f"{where}: {name}"
+        RopeScaling, {"rope_type": rope_type, **{key: known[key] for key in keys}}, f"{location}: {name}"
     )
 
 

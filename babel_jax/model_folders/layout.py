@@ -58,28 +58,28 @@ def tensor_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 
 def check_shapes(
-    found: Mapping[str, Shape], expected: Mapping[str, Shape], folder: Path, place_of: Callable[[str], Path]
+    stored: Mapping[str, Shape], expected: Mapping[str, Shape], folder: Path, place_of: Callable[[str], Path]
 ) -> None:
-    """Raises BadInput unless `found` has exactly the expected tensors, each with its shape.
+    """Raises BadInput unless `stored` has exactly the expected tensors, each with its shape.
 
     `place_of` returns the file of a tensor.
     """
-    missing = [name for name in expected if name not in found]
+    missing = [name for name in expected if name not in stored]
     if missing:
         raise BadInput(
             f"{folder}: missing {_several(missing)}, which config.json calls for; fetch the folder again or "
             "correct config.json"
         )
-    unexpected = [name for name in found if name not in expected]
+    unexpected = [name for name in stored if name not in expected]
     if unexpected:
         raise BadInput(
             f"{place_of(unexpected[0])}: unexpected {_several(unexpected)}, which the model in config.json "
             "does not have"
         )
     for name, shape in expected.items():
-        if found[name] != shape:
+        if stored[name] != shape:
             raise BadInput(
-                f"{place_of(name)}: tensor {name} has shape {list(found[name])}; config.json calls for "
+                f"{place_of(name)}: tensor {name} has shape {list(stored[name])}; config.json calls for "
                 f"{list(shape)}"
             )
 

@@ -119,7 +119,7 @@ def read_judged(path: Path, dimensions: Iterable[str]) -> list[Judged]:
     return judged
 
 
-def _document(value: Any, where: str) -> Judged:
+def _document(value: Any, location: str) -> Judged:
     texts = [value.get(key) for key in ("id", "language", "text")] if isinstance(value, dict) else [None]
     scores = value.get("scores") if isinstance(value, dict) else None
     numbers = [*scores.values(), value.get("score")] if isinstance(scores, dict) else [None]
@@ -127,7 +127,7 @@ def _document(value: Any, where: str) -> Judged:
     are_texts = all(isinstance(text, str) for text in texts)
     if not are_numbers or not are_texts or value["language"] not in LANGUAGES:
         raise BadInput(
-            f"{where}: no judged document with its scores; remove the file and run `babel judge` again"
+            f"{location}: no judged document with its scores; remove the file and run `babel judge` again"
         )
     return value
 

@@ -196,7 +196,7 @@ def _check_fit(config: Config, model_config: ModelConfig, tokenizer: Tokenizer) 
     chat = open_chat_format(tokenizer.path, config.data.chat_template) if config.data.conversations else None
     if prepared.chat_template != (chat.fingerprint if chat is not None else None):
         if chat and prepared.chat_template:
-            other = f"with another chat template than {chat.where}"
+            other = f"with another chat template than {chat.location}"
         else:
             other = "as the other of text and conversations"
         raise BadInput(

@@ -1,4 +1,4 @@
-"""How far a run is: finished, or after how many steps."""
+"""The status of a run: finished or not, and the number of its steps."""
 
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ _METRICS, _SUMMARY = "metrics.jsonl", "summary.json"
 def run_status(run_folder: Path) -> dict[str, Any]:
     """{"out", "finished", "steps", "summary"} of a run folder, on disk or in a bucket.
 
-    `steps` counts the steps that metrics.jsonl has. In a bucket it has those up to the newest checkpoint.
-    The summary begins with `finished` or `not finished`: the scripts for pods read it. Raises BadInput
-    where the bucket cannot be read, or summary.json is damaged.
+    `steps` counts the steps in metrics.jsonl; in a bucket, this file has the steps up to the newest
+    checkpoint. `summary` begins with `finished` or `not finished`: the scripts for pods read it. Raises
+    BadInput if the bucket cannot be read, or summary.json is damaged.
     """
     pull(run_folder, lambda name: name in (_METRICS, _SUMMARY))
     lines = read_lines(run_folder / _METRICS, StepLine)
@@ -24,11 +24,11 @@ def run_status(run_folder: Path) -> dict[str, Any]:
         finished = True
     except FileNotFoundError:
         finished = False
-    where = url_of(run_folder) or run_folder
+    location = url_of(run_folder) or run_folder
     if finished:
-        told = f"finished: {steps:,} steps in {where}"
+        summary = f"finished: {steps:,} steps in {location}"
+    elif lines:
+        summary = f"not finished: {steps:,} steps in {location}"
     else:
-        told = (
-            f"not finished: {steps:,} steps in {where}" if lines else f"not finished: no step in {where} yet"
-        )
-    return {"out": str(where), "finished": finished, "steps": steps, "summary": told}
+        summary = f"not finished: no step in {location} yet"
+    return {"out": str(location), "finished": finished, "steps": steps, "summary": summary}

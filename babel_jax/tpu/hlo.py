@@ -84,8 +84,8 @@ class Program:
                 current = header.group(2)
                 self.computations[current] = []
                 entry = current if header.group(1) else entry
-            elif current is not None and (found := _INSTRUCTION.match(line)):
-                self.computations[current].append(Instruction(*found.groups()))
+            elif current is not None and (match := _INSTRUCTION.match(line)):
+                self.computations[current].append(Instruction(*match.groups()))
         self.times: dict[str, int] = defaultdict(int)
         self._fused: set[str] = set()
         self._count(entry, 1)

@@ -89,8 +89,8 @@ def _compiled(config: Config, base: Base, topology: str, slices: int, which: Whi
         raise BadInput(
             "babel plan compiles with libtpu, which is not installed: pip install 'babel-jax[tpu]'"
         )
-    where = topology if slices == 1 else f"{slices} slices of {topology}"
-    log.info("compiling for %s; a program of a large model takes minutes", where)
+    target = topology if slices == 1 else f"{slices} slices of {topology}"
+    log.info("compiling for %s; a program of a large model takes minutes", target)
     request: dict[str, Any] = {
         "config": _plain(config),
         "base": _plain(base.config),
@@ -151,8 +151,8 @@ def result_without_step(
     mesh = measurements[0]["mesh"]
     chips = math.prod(mesh.values()) // chip.devices
     parameters = count_parameters(shape)
-    where = topology if slices == 1 else f"{slices} slices of {topology}"
-    summary = f"{parameters:,} parameters in {shape.num_hidden_layers} layers on {where}, {chips:,} chips"
+    target = topology if slices == 1 else f"{slices} slices of {topology}"
+    summary = f"{parameters:,} parameters in {shape.num_hidden_layers} layers on {target}, {chips:,} chips"
     return {
         "topology": topology,
         "slices": slices,

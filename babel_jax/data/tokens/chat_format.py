@@ -67,7 +67,7 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self.template = template.text
         self.fingerprint = hashlib.sha256(template.text.encode()).hexdigest()
-        self.where = template.where
+        self.location = template.location
         self._chat_template = template
         # The tokenizer of prompts, with offsets.
         self._tokenizer = tokenizer.with_controls
@@ -94,7 +94,7 @@ class ChatFormat:
         last = self._tokenizer.id_to_token(answer_ids[-1]) if answer_ids else ""
         if last not in self._controls:
             raise BadInput(
-                f"{self.where}: an assistant's turn ends with {last!r}, which is no control token of "
+                f"{self.location}: an assistant's turn ends with {last!r}, which is no control token of "
                 f"{self.tokenizer.path}, so generation would not stop; give a tokenizer and a template that "
                 "fit"
             )
@@ -183,8 +183,9 @@ class ChatFormat:
             after = after.rstrip()
             if not (after.startswith(before.rstrip()) and whole.startswith(after)):
                 raise BadInput(
-                    f"{self.where}: the template writes a turn in another way if other turns follow; give a "
-                    "template that puts {% generation %} and {% endgeneration %} around the text to train on"
+                    f"{self.location}: the template writes a turn in another way if other turns "
+                    "follow; give a template that puts {% generation %} and {% endgeneration %} around "
+                    "the text to train on"
                 )
             spans.append((min(len(before), len(after)), len(after)))
         return whole, spans
@@ -280,10 +281,10 @@ def open_chat_format(folder: Path | str, template: Path | str | None = None) -> 
     folder = path if path.is_dir() else path.parent
     tokenizer = open_tokenizer(path)
     if template is not None:
-        chosen, where = read_template(_existing(Path(template))), Path(template)
+        chosen, location = read_template(_existing(Path(template))), Path(template)
     else:
-        chosen, where = stored_template(folder) or (CHATML, folder)
-    format = ChatFormat(tokenizer, ChatTemplate(chosen, str(where), tokenizer.named_tokens))
+        chosen, location = stored_template(folder) or (CHATML, folder)
+    format = ChatFormat(tokenizer, ChatTemplate(chosen, str(location), tokenizer.named_tokens))
     _ = format.end_id  # raises if generation would not stop
     return format
 

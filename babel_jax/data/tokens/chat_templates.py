@@ -27,9 +27,9 @@ class ChatTemplate:
     The template runs in a process with bounds: see `template_worker`.
     """
 
-    def __init__(self, text: str, where: str, named_tokens: Mapping[str, str]):
-        """`where` is the template's location, for messages. Raises BadInput for text that is no template."""
-        self.text, self.where = text, where
+    def __init__(self, text: str, location: str, named_tokens: Mapping[str, str]):
+        """`location` is for messages. Raises BadInput for text that is no template."""
+        self.text, self.location = text, location
         self._named_tokens = dict(named_tokens)
         self._process: subprocess.Popen[bytes] | None = None
         self._ask({"template": text}, "not a readable chat template")
@@ -72,14 +72,14 @@ class ChatTemplate:
             process.wait()
             self._process = None
             raise BadInput(
-                f"{self.where}: {fault}: it runs for more than {MOST_SECONDS:.0f} seconds, or its process "
+                f"{self.location}: {fault}: it runs for more than {MOST_SECONDS:.0f} seconds, or its process "
                 "ended"
             )
 
         answer = json.loads(line)
         if "error" in answer:
             at = "" if answer["line"] is None else f", line {answer['line']}"
-            raise BadInput(f"{self.where}{at}: {fault}: {one_line(answer['error'], 300)}")
+            raise BadInput(f"{self.location}{at}: {fault}: {one_line(answer['error'], 300)}")
         return answer
 
     def _start(self) -> None:

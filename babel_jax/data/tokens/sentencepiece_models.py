@@ -15,13 +15,13 @@ _NEVER = -1000.0
 _KINDS = ModelProto.SentencePiece
 
 
-def as_tokenizer_json(model: bytes, where: str) -> str:
+def as_tokenizer_json(model: bytes, location: str) -> str:
     """The tokenizer.json that gives the ids of a SentencePiece model: unigram (ours) or BPE (Llama 2,
     Mistral, Gemma).
 
-    `where` names the model in messages. Raises BadInput for a model that `tokenizers` cannot reproduce: one
-    that normalizes text, has no byte fallback, or has user-defined pieces together with a space before the
-    text; for a unigram model, either of these two is enough.
+    `location` names the model in messages. Raises BadInput for a model that `tokenizers` cannot reproduce:
+    one that normalizes text, has no byte fallback, or has user-defined pieces together with a space before
+    the text; for a unigram model, either of these two is enough.
     """
     proto = ModelProto.FromString(model)
     kind, normalizer = proto.trainer_spec.model_type, proto.normalizer_spec
@@ -42,7 +42,7 @@ def as_tokenizer_json(model: bytes, where: str) -> str:
     present = [obstacle for obstacle, is_present in obstacles.items() if is_present]
     if present:
         raise BadInput(
-            f"{where}: has no equal tokenizer.json ({'; '.join(present)}); "
+            f"{location}: has no equal tokenizer.json ({'; '.join(present)}); "
             "train one with `train_sentencepiece`"
         )
 
