@@ -34,7 +34,7 @@ def _init(options: argparse.Namespace) -> Result:
     )
 
 
-# What `babel init` needs, and the question where it is not given.
+# The options that `babel init` needs, with the question to ask if one is missing.
 _QUESTIONS = {
     "model": "model folder to begin with (a Hugging Face folder)",
     "data": "folder of text, with a file for each language (such as sw.jsonl)",
@@ -42,7 +42,7 @@ _QUESTIONS = {
 
 
 def _ask(options: argparse.Namespace) -> None:
-    """Asks for what is missing on a terminal. Raises BadInput elsewhere."""
+    """Asks for missing options on a terminal. Without a terminal, raises BadInput."""
     missing = [name for name in _QUESTIONS if getattr(options, name) is None]
     if missing and not sys.stdin.isatty():
         flags = " and ".join(f"--{name}" for name in missing)

@@ -1,11 +1,11 @@
-"""How the processes of a job end together where one fails: all with the same exit status, each with one line.
+"""The end of a job in which one process fails: all processes end with the same exit status and one line each.
 
-The process that fails first leaves a note in the key-value store of JAX's coordination service. A thread of
-each process looks for it. The others may be in a collective operation that waits for that process, so after
-a short grace the thread ends its process itself.
+The process that fails first writes a note into the key-value store of JAX's coordination service. A thread of
+each process reads it. The process may be in a collective operation that waits for the failed one, so the
+thread ends its process itself after a short grace.
 
-JAX aborts a process (status 134) whose coordination service goes away. So each closes its connection to the
-service before it exits, and process 0, which has the service, waits for that.
+JAX aborts a process (status 134) whose coordination service has ended. So each process closes its connection
+before it exits, and process 0, which runs the service, waits for the others.
 """
 
 import atexit
@@ -33,13 +33,13 @@ _finished = threading.Event()
 
 
 def watch() -> None:
-    """Starts the thread that ends this process where another one fails. To be called after joining."""
+    """Starts the thread that ends this process if another process fails. Call it after joining."""
     watcher = threading.Thread(target=_watch, name="babel ends", daemon=True)
     watcher.start()
     _watches.set()
 
     def stop() -> None:
-        # One that fails after this one has finished ends this one too.
+        # A process that fails after this one has finished ends this one too.
         with contextlib.suppress(Exception):
             _client().wait_at_barrier(_FINISHED, _LONGEST_WAIT_MS)
         _finished.set()
@@ -49,21 +49,21 @@ def watch() -> None:
 
 
 def watches() -> bool:
-    """Whether this process is one of several, also while its connection is being closed."""
+    """True if this process is one of several, even while its connection is being closed."""
     return _watches.is_set()
 
 
 def begin_to_end() -> None:
-    """To be called before a process of several says why it ends. Does not return where the thread of `watch`
-    has said so already, and ends the process.
+    """Call this before a process of several prints why it ends. Does not return if the thread of `watch` has
+    printed it already: the process ends.
     """
     _ends.acquire()
 
 
 def end_together(status: int, line: str) -> NoReturn:
-    """Ends this process of several, and has the others end with the same status. `line` says why.
+    """Ends this process of several; the others end with the same status. `line` is the reason.
 
-    Where another one failed first, its status is taken. `begin_to_end` was called before.
+    If another process failed first, its status is used. Call `begin_to_end` first.
     """
     process, count = _jax().process_index(), _jax().process_count()
     note = json.dumps({"status": status, "line": line[:_LONGEST_LINE], "process": process, "of": count})
@@ -73,7 +73,7 @@ def end_together(status: int, line: str) -> NoReturn:
 
 
 def end(status: int) -> NoReturn:
-    """Ends this process at once, with all that was printed."""
+    """Ends this process at once; its output is flushed."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -84,7 +84,7 @@ def _watch() -> None:
     while (note := _note()) is None:
         if _finished.wait(_SECONDS_BETWEEN_LOOKS):
             return
-    # This process may be about to say the same, in its own words.
+    # This process may be about to print its own message.
     if _finished.wait(_SECONDS_OF_GRACE) or not _ends.acquire(blocking=False):
         return
     print(
@@ -95,7 +95,7 @@ def _watch() -> None:
 
 
 def _note() -> dict[str, Any] | None:
-    """What the process that failed first left; None where none has, or the service does not answer."""
+    """The note of the process that failed first; None if none has failed, or the service does not answer."""
     with contextlib.suppress(Exception):
         note: dict[str, Any] = json.loads(_client().key_value_try_get(_NOTE))
         return note
@@ -105,7 +105,7 @@ def _note() -> dict[str, Any] | None:
 def _meet_and_end(status: int) -> NoReturn:
     with contextlib.suppress(Exception):
         _client().wait_at_barrier(_LEAVE, _SECONDS_TO_MEET * 1000)
-        # All are here, so none waits for one that has gone.
+        # All processes are here, so none waits for a process that has ended.
         late = threading.Timer(_SECONDS_TO_DISCONNECT, end, [status])
         late.daemon = True
         late.start()

@@ -1,4 +1,4 @@
-"""A first config for one's own model and languages: whole, commented, and taken by every command at once."""
+"""A first config for the user's model and languages: complete, with comments, valid for every command."""
 
 import json
 import tomllib
@@ -19,7 +19,7 @@ from babel_jax.model_folders.folder import open_folder
 
 
 class Device(Choice):
-    """What the run is for: a laptop, one GPU, or the chips of one TPU slice."""
+    """The device of the run: a laptop, one GPU, or the chips of one TPU slice."""
 
     CPU = "cpu"
     GPU = "gpu"
@@ -27,7 +27,7 @@ class Device(Choice):
 
 
 class _Sizes(NamedTuple):
-    """Settings that follow from the device. `micro_batch` is the windows that are computed at a time."""
+    """Settings that follow from the device. micro_batch: the number of windows computed at a time."""
 
     seq_len: int
     batch: int
@@ -42,9 +42,9 @@ _SIZES = {
     Device.GPU: _Sizes(2048, 64, 4, 200_000_000, "bfloat16", "one GPU: bfloat16, 4 windows at a time"),
     Device.TPU: _Sizes(4096, 256, 256, 2_000_000_000, "bfloat16", "a TPU slice: bfloat16, all chips"),
 }
-# The peak rate for models of up to so many parameters; the last one for all larger models.
+# The most parameters of a model, and the peak learning rate for it.
 _RATES = ((500_000_000, 3e-4), (3_000_000_000, 1e-4), (10**18, 2e-5))
-# New layers for each layer of the model, where none are asked for: 6 for 28, as in Babel-9B.
+# The default number of new layers for each layer of the model: 6 for 28, as in Babel-9B.
 _SHARE_OF_NEW_LAYERS = 6 / 28
 _FOLDERS = ("run", "data")
 
@@ -60,10 +60,10 @@ def first_config(
 ) -> dict[str, Any]:
     """Writes a config for `model` (a model folder) and the text in `data` (xx.jsonl files) to `path`.
 
-    `languages`: those to train on; all that `data` has by default. `new_layers`: 6 for every 28 layers by
-    default. `tokens`: the budget of both stages. Returns {"config", "languages", "layers", "new_layers",
-    "tokens", "summary"}. Raises BadInput for a file that exists, a folder that is no model, languages without
-    text, and more new layers than the model has layers.
+    languages: by default all languages of `data`. new_layers: by default 6 for every 28 layers. tokens: the
+    budget of both stages. Returns {"config", "languages", "layers", "new_layers", "tokens", "summary"}.
+    Raises BadInput for a file that exists, a folder that is no model, languages without text, and more new
+    layers than the model has layers.
     """
     if path.exists():
         raise BadInput(f"{path}: it is there already; give another --out")
@@ -77,7 +77,7 @@ def first_config(
     budget = tokens or sizes.tokens
     name = path.stem
     text = _text(name, model, config, sources, places, device, budget)
-    # What is written is what the other commands read: a mistake here would be ours, and shows at once.
+    # The other commands read this text, so a mistake in it must show now.
     parse_settings(Config, tomllib.loads(text), str(path))
     write_text(path, text)
     codes = [source.language for source in sources]
