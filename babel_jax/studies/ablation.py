@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, PyTree
 
 from babel_jax.config import Config, ExpansionSettings, Init, ModelConfig, ScheduleKind, Stage, Trained
@@ -30,7 +29,7 @@ from babel_jax.data.tokens.tokenizers import Tokenizer, open_tokenizer
 from babel_jax.data.windows.prepare import prepare
 from babel_jax.data.windows.prepared import is_prepared, open_prepared
 from babel_jax.errors import BadInput
-from babel_jax.evaluation.bits_per_byte import TextToScore, class_means, scored_bits, text_to_score
+from babel_jax.evaluation.bits_per_byte import TextToScore, scored_bits, text_to_score
 from babel_jax.evaluation.scoring import score
 from babel_jax.expansion.apply import expand_config, expanding
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
@@ -38,8 +37,8 @@ from babel_jax.files import make_folder, read_json, write_text
 from babel_jax.model.flops import model_flops_per_token
 from babel_jax.model_folders.folder import load_params, open_folder
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
-from babel_jax.plots import saved_figure
 from babel_jax.run_files import AblationResult, StepLine, read_as, read_lines
+from babel_jax.studies.ablation_report import write_ablation
 from babel_jax.studies.packed_text import encode
 from babel_jax.studies.sensitivity import layers_to_double, sensitivity
 from babel_jax.training.compilation import compiled_in
@@ -145,7 +144,14 @@ def ablate(
                     result = _result(study, variant, seed, tokens, out / "runs")
                     write_text(path, json.dumps(result, indent=2) + "\n")
                 results.append(read_as(path, AblationResult))
-    return _summarized(model, study, base, results, tokens, out)
+    result = {
+        "model": model,
+        "new_layers": study.new_layers,
+        "tokens": tokens,
+        "base": base,
+        "results": results,
+    }
+    return write_ablation(out, result, study.model_config.num_hidden_layers)
 
 
 def _check(variant: str) -> None:
@@ -332,91 +338,3 @@ def _bits_per_byte(study: Study, config: ModelConfig, params: PyTree[Array]) -> 
         what="bits per byte",
     )
     return {language: items.score for language, items in scored_bits(study.heldout, scorer).items()}
-
-
-def _summarized(
-    model: str, study: Study, base: dict[str, float], results: list[dict[str, Any]], tokens: int, out: Path
-) -> dict[str, Any]:
-    text = "\n".join(
-        [
-            f"# {study.new_layers} new layers in {model} ({study.model_config.num_hidden_layers} layers)",
-            "",
-            "Held-out bits per byte, unweighted means over languages; lower is better."
-            + (f" After {tokens:,} tokens of training; +- is the deviation over seeds." if tokens else ""),
-            "",
-            ablation_table(base, results),
-            "",
-            f"Plot: {out / 'ablation.png'}",
-        ]
-    )
-    _plot(out / "ablation.png", base, results)
-    write_text(out / "ablation.md", text + "\n")
-    result = {
-        "model": model,
-        "new_layers": study.new_layers,
-        "tokens": tokens,
-        "base": base,
-        "results": results,
-    }
-    write_text(out / "ablation.json", json.dumps(result, indent=2) + "\n")
-    return {**result, "out": str(out), "summary": text}
-
-
-def ablation_table(base: dict[str, float], results: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a row for each variant; means over languages and seeds, the change from the base, and the
-    standard deviation over seeds.
-    """
-    groups = [group for group, mean in class_means(base).items() if mean is not None]
-    points = ["before", "after"] if all("after" in result for result in results) else ["before"]
-
-    # Columns: each point, by group of languages.
-    heads = []
-    for point in points:
-        heads += [f"{point} training, {group}" for group in groups]
-    lines = ["| variant | " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(heads)]
-    whole = [f"{class_means(base)[group]:.3f}" for group in groups]
-    lines.append("| the model as it is | " + " | ".join(whole + [""] * (len(heads) - len(groups))) + " |")
-
-    # Rows: the base is known before training only; each variant has the mean and spread over its seeds.
-    for variant in dict.fromkeys(result["variant"] for result in results):
-        cells = []
-        for point in points:
-            for group in groups:
-                values = _over_seeds(results, variant, point, group)
-                spread = f" +- {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-                cells.append(
-                    f"{values.mean():.3f}{spread} ({100 * (values.mean() / _mean(base, group) - 1):+.1f}%)"
-                )
-        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _over_seeds(results: Sequence[dict[str, Any]], variant: str, point: str, group: str) -> np.ndarray:
-    return np.array([_mean(result[point], group) for result in results if result["variant"] == variant])
-
-
-def _mean(by_language: dict[str, float], group: str) -> float:
-    mean = class_means(by_language)[group]
-    return float("nan") if mean is None else mean
-
-
-def _plot(path: Path, base: dict[str, float], results: Sequence[dict[str, Any]]) -> None:
-    variants = list(dict.fromkeys(result["variant"] for result in results))
-    # Without training there are no figures "after".
-    evaluated_points = {point for result in results for point in result}
-    points = [point for point in ("before", "after") if point in evaluated_points]
-    with saved_figure(path, len(points), (10, 1.5 + 3.2 * len(points))) as axes:
-        for point, ax in zip(points, np.atleast_1d(axes), strict=True):
-            evaluated = [result for result in results if point in result]
-            color = "tab:blue" if point == "before" else "tab:green"
-            for number, variant in enumerate(variants):
-                values = [_mean(result[point], "all") for result in evaluated if result["variant"] == variant]
-                ax.barh(number, np.mean(values) if values else np.nan, color=color, alpha=0.6)
-                ax.plot(values, [number] * len(values), "k.", markersize=5)
-            ax.axvline(_mean(base, "all"), color="k", linestyle="--", linewidth=1)
-            ax.set_yticks(range(len(variants)), variants)
-            ax.invert_yaxis()
-            ax.set_xlabel("bits per byte, mean over languages (dots: seeds; dashed: the model as it is)")
-            ax.set_title("Before training" if point == "before" else "After recovery")
-            low = min([_mean(base, "all"), *(_mean(result[point], "all") for result in evaluated)])
-            ax.set_xlim(left=0.9 * low)
