@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from babel_jax.evaluation.benchmarks.data import SOURCES
+from babel_jax.evaluation.benchmarks.sources import SOURCES
 from babel_jax.evaluation.items import BITS_PER_BYTE, GROUPS, means_of
 from babel_jax.languages import CODES, LANGUAGES, Resource, codes_of, in_order
 from babel_jax.plots import saved_figure

@@ -21,8 +21,9 @@ from lm_eval.api.task import Task
 from tqdm import tqdm
 
 from babel_jax.errors import BadInput, one_line
-from babel_jax.evaluation.benchmarks.data import Item, answer_index, option_labels, read_rows
+from babel_jax.evaluation.benchmarks.data import read_rows
 from babel_jax.evaluation.benchmarks.numbers import same_number
+from babel_jax.evaluation.benchmarks.sources import Item, answer_index, option_labels
 from babel_jax.languages import LANGUAGES
 
 log = logging.getLogger("babel")

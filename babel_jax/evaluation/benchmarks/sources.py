@@ -1,0 +1,181 @@
+"""The data sets of the six benchmarks on the Hugging Face hub, and the checks of their rows."""
+
+import dataclasses
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from babel_jax.languages import LANGUAGES
+
+Item = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The data set of a benchmark, and the checks of its rows.
+
+    - hub: the data set on the hub
+    - configs: its configuration for each of our languages
+    - splits: the splits that are read; the first one is evaluated
+    - keys: the keys of a row; the values of the keys in `texts` are texts
+    - check: returns the first other error of a row, or None
+    """
+
+    hub: str
+    configs: Mapping[str, str]
+    splits: tuple[str, ...]
+    keys: tuple[str, ...]
+    texts: tuple[str, ...]
+    check: Callable[[Item], str | None]
+
+
+def _mmmlu(row: Item) -> str | None:
+    empty = [letter for letter in "ABCD" if not str(row[letter]).strip()]
+    if empty:
+        return f"choice {empty[0]} is empty"
+    return None if row["Answer"] in tuple("ABCD") else f"Answer is {row['Answer']!r}, not A, B, C or D"
+
+
+def _m3exam(row: Item) -> str | None:
+    background = row["background_description"]
+    if not isinstance(background, list) or not all(isinstance(text, str) for text in background):
+        return "background_description is no list of texts"
+    if (
+        not isinstance(row["options"], list)
+        or not row["options"]
+        or not all(str(option).strip() for option in row["options"])
+    ):
+        return "options is empty, or one of them is"
+    labels = ", ".join(option_labels(row["options"]))
+    if answer_index(row) is None:
+        return f"answer_text is {row['answer_text']!r}, none of {labels}"
+    return None
+
+
+def _xcopa(row: Item) -> str | None:
+    empty = [key for key in ("premise", "choice1", "choice2") if not str(row[key]).strip()]
+    if empty:
+        return f"{empty[0]} is empty"
+    if row["question"] not in ("cause", "effect"):
+        return f"question is {row['question']!r}, neither cause nor effect"
+    return None if _is_one_of(row["label"], 2) else f"label is {row['label']!r}, neither 0 nor 1"
+
+
+def _mgsm(row: Item) -> str | None:
+    if not isinstance(row["answer"], str | None):
+        return "answer is neither a text nor null"
+    number = row["answer_number"]
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    if not is_number or abs(number) >= math.inf or number != number:
+        return f"answer_number is {number!r}, no number"
+    return None
+
+
+def _xnli(row: Item) -> str | None:
+    empty = [key for key in ("premise", "hypothesis") if not str(row[key]).strip()]
+    if empty:
+        return f"{empty[0]} is empty"
+    return None if _is_one_of(row["label"], 3) else f"label is {row['label']!r}, not 0, 1 or 2"
+
+
+def _is_one_of(label: Any, count: int) -> bool:
+    """True if a label is an int below `count`; 1.0 and true equal 1, but are no index."""
+    return isinstance(label, int) and not isinstance(label, bool) and 0 <= label < count
+
+
+def _translation(row: Item) -> str | None:
+    return next((f"the {key} is empty" for key in ("source", "target") if not row[key].strip()), None)
+
+
+def _same(*codes: str) -> dict[str, str]:
+    return {code: code for code in codes}
+
+
+SOURCES = {
+    "mmmlu": Source(
+        "openai/MMMLU",
+        {
+            "ar": "AR_XY", "bn": "BN_BD", "de": "DE_DE", "es": "ES_LA", "fr": "FR_FR", "hi": "HI_IN",
+            "id": "ID_ID", "it": "IT_IT",
+            "ja": "JA_JP", "ko": "KO_KR", "pt": "PT_BR", "sw": "SW_KE", "zh": "ZH_CN",
+        },
+        ("test",),
+        ("Question", "A", "B", "C", "D", "Answer", "Subject"),
+        ("Question", "Subject"),
+        _mmmlu,
+    ),
+    "m3exam": Source(
+        "chiayewken/m3exam",
+        {
+            "en": "english", "zh": "chinese", "pt": "portuguese", "sw": "swahili", "vi": "vietnamese",
+            "it": "italian", "jv": "javanese",
+            "th": "thai",
+        },
+        ("test", "dev"),
+        ("question_text", "background_description", "options", "answer_text", "level", "subject_category"),
+        ("question_text", "level", "subject_category"),
+        _m3exam,
+    ),
+    "xcopa": Source(
+        "cambridgeltl/xcopa",
+        _same("zh", "id", "sw", "ta", "vi", "tr", "it", "th"),
+        ("test", "validation"),
+        ("premise", "choice1", "choice2", "question", "label"),
+        ("premise", "choice1", "choice2", "question"),
+        _xcopa,
+    ),
+    "mgsm": Source(
+        "juletxara/mgsm",
+        _same("en", "zh", "es", "fr", "bn", "ru", "de", "ja", "sw", "th"),
+        ("test", "train"),
+        ("question", "answer", "answer_number"),
+        ("question",),
+        _mgsm,
+    ),
+    "xnli": Source(
+        "facebook/xnli",
+        _same("en", "zh", "hi", "es", "ar", "fr", "ru", "ur", "de", "sw", "vi", "tr", "th"),
+        ("validation",),
+        ("premise", "hypothesis", "label"),
+        ("premise", "hypothesis"),
+        _xnli,
+    ),
+    "flores200": Source(
+        "openlanguagedata/flores_plus",
+        # Named as Flores-200's archive names them, but for these two.
+        {code: language.flores for code, language in LANGUAGES.items() if code != "en"} | {"zh": "cmn_Hans",
+        "tl": "fil_Latn"},
+        ("devtest", "dev"),
+        ("source", "target"),
+        ("source", "target"),
+        _translation,
+    ),
+}  # fmt: skip
+
+
+def option_labels(options: Sequence[str]) -> list[str]:
+    """The labels of the options of an M3Exam question: "(1) ..." and "1. ..." give 1; A, B, ... if there are
+    no labels.
+    """
+    matches = [re.match(r"\W*(\w)(?=[\W_])", str(option)) for option in options]
+    labels = [match.group(1) for match in matches if match]
+    if len(set(labels)) == len(options):
+        return labels
+    return [chr(ord("A") + number) for number in range(len(options))]
+
+
+def answer_index(row: Item) -> int | None:
+    """The index of the correct option of an M3Exam question; None if the answer is no option. The answer may
+    have a digit of another script than its label, or a letter in the other case.
+    """
+    labels = [_plain_label(label) for label in option_labels(row["options"])]
+    answer = _plain_label(str(row["answer_text"]).strip())
+    return labels.index(answer) if answer in labels else None
+
+
+def _plain_label(label: str) -> str:
+    return "".join(
+        str(unicodedata.digit(letter, letter)) for letter in unicodedata.normalize("NFKC", label).casefold()
+    )  # type: ignore[call-overload]
