@@ -263,7 +263,7 @@ def hidden_states(
     positions: Int[Array, "batch time"] | None = None,
     ends: Int[Array, "batch time"] | None = None,
     execution: Execution = PLAIN,
-) -> Float[Array, "batch time embed"]:
+) -> Float[Array, "batch own_time embed"]:
     """Hidden states after the final norm, in the compute dtype; on a mesh, those of this device's part of
     each window.
 
