@@ -1,6 +1,7 @@
 """A run that is deepened midway goes on with its step, its data and its moments."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -99,7 +100,7 @@ def test_moments_of_new_layers_are_those_of_their_source_or_zero(run_config, beg
     params = begin(before.config)
     optimizer = AdamW(config.optimizer, params)
     gradients = jax.tree.map(lambda leaf: leaf + 1.0, params)
-    _, state = optimizer.update(gradients, optimizer.init(params), params, np.float32(1e-3))
+    _, state = optimizer.update(gradients, optimizer.init(params), params, jnp.float32(1e-3))
     expanded, new = expand_state(params, state, deeper)
     assert int(new.inner_state.count) == 1
     assert jax.tree.map(np.shape, new.inner_state.mu) == jax.tree.map(np.shape, expanded)

@@ -128,7 +128,7 @@ def test_the_update_is_that_of_optax(trees):
     )
     found, expected, state, reference = params, params, ours.init(params), theirs.init(params)
     for gradient in gradients:
-        found, state = ours.update(gradient, state, found, np.float32(1e-3))
+        found, state = ours.update(gradient, state, found, jnp.float32(1e-3))
         updates, reference = theirs.update(gradient, reference, expected)
         expected = optax.apply_updates(expected, updates)
     jax.tree.map(
@@ -143,8 +143,8 @@ def test_rows_are_updated_as_in_the_whole_and_the_others_have_no_moments(trees):
     state, row_state = whole.init(params), rows.init(params)
     found, expected = params, params
     for gradient in gradients:
-        expected, state = whole.update(gradient, state, expected, np.float32(1e-3))
-        found, row_state = rows.update(gradient, row_state, found, np.float32(1e-3))
+        expected, state = whole.update(gradient, state, expected, jnp.float32(1e-3))
+        found, row_state = rows.update(gradient, row_state, found, jnp.float32(1e-3))
     trained = [path for path in leaves(params) if path.startswith("model/layers") and "k_proj" not in path]
     assert len(jax.tree.leaves(row_state)) == 2 * len(trained) + 1
     assert {leaf.shape[0] for leaf in jax.tree.leaves(row_state) if leaf.ndim} == {2}
@@ -162,7 +162,7 @@ def test_rows_are_updated_as_in_the_whole_and_the_others_have_no_moments(trees):
 def test_moments_are_carried_over(trees):
     shapes, params, *gradients = trees
     whole, rows = AdamW(SETTINGS, shapes), AdamW(SETTINGS, shapes, Trained.NEW_LAYERS, (1, 3))
-    _, row_state = rows.update(gradients[0], rows.init(params), params, np.float32(1e-3))
+    _, row_state = rows.update(gradients[0], rows.init(params), params, jnp.float32(1e-3))
     state = whole.carried_over(row_state, rows, params)
     assert jax.tree.structure(state) == jax.tree.structure(whole.init(params))
     assert int(state.inner_state.count) == 1
