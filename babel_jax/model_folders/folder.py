@@ -113,6 +113,7 @@ def open_folder(path: Path | str) -> ModelFolder:
     try:
         hf_config = read_json(path / CONFIG, path, MOST_CONFIG_BYTES)
     except FileNotFoundError:
+        # A run folder is a likely mistake: it has a model folder in hf/.
         run = "; it is a run folder: its model is in hf/, and [[deepen]] in its settings deepens it midway"
         raise BadInput(
             f"{path}: no {CONFIG}, so this is not a model "
@@ -176,6 +177,8 @@ def save_folder(
             f"{path}: several processes cannot write an Orbax folder into a bucket; write an HF folder, and "
             "convert it"
         )
+
+    # Config and other files come from process 0; every process writes its part of the parameters.
     with new_folder_of_all(path) as partial:
         with agreed():
             if jax.process_index() == 0:
@@ -404,6 +407,8 @@ def _verified(
     except BadInput as error:
         progress.forget(list(specs))
         raise Unverified(f"{error}; run the command again: it writes all anew") from error
+
+    # A tensor that differs is written anew by the next call; the other tensors stay.
     wrong = [name for name in specs if actual[name] != expected[name]]
     if wrong:
         progress.forget(sink.together(wrong))

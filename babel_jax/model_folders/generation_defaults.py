@@ -41,6 +41,8 @@ def stored_repetition_penalty(folder: Path) -> float:
         return 1.0
     if not isinstance(values, dict):
         raise BadInput(f"{path}: a JSON object is needed")
+
+    # A key whose value has no effect in transformers either is no difference.
     ignored = [
         f"{key} = {values[key]!r}"
         for key, none in _NOT_APPLIED.items()
@@ -50,6 +52,8 @@ def stored_repetition_penalty(folder: Path) -> float:
         log.warning(
             "%s: not applied here, so transformers may write another text: %s", path, ", ".join(ignored)
         )
+
+    # bool is a subclass of int.
     penalty = values.get("repetition_penalty")
     if penalty is None:
         return 1.0

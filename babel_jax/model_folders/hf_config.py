@@ -279,6 +279,7 @@ def _check_expressible(config: ModelConfig, traits: Traits, types: tuple[LayerTy
         Windows.ALL: True,
         Windows.NONE: LayerType.SLIDING not in types,
     }
+    # Gemma 2 has all three of these, every other family none.
     norms = {config.post_norms, config.scaled_embeddings, config.norm_offset == 1.0}
     is_expressible = {
         "qkv_bias, o_bias": attention in possible[traits.biases],
@@ -341,6 +342,8 @@ def _family(hf: dict[str, Any], location: str) -> Family:
             f"{location}: model_type = {hf['model_type']!r} is not supported; supported: {supported}"
         )
     family = Family.MISTRAL if hf["model_type"] == _MINISTRAL[0] else Family(hf["model_type"])
+
+    # Ministral is Mistral with another name.
     architectures = [[FAMILIES[family].architecture]] + (
         [[_MINISTRAL[1]]] if family is Family.MISTRAL else []
     )

@@ -122,7 +122,9 @@ def _read_leaf(
     def part(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None
         if str(index) not in parts:
+            # The index of a stacked leaf begins with the layers; a tensor has the other axes.
             of_tensor, chosen = (index[1:], names[index[0]]) if is_stacked(place) else (index, names)
+            # Files are read by rows, so the other axes are cut after reading.
             start, stop, _ = of_tensor[0].indices(stored.shape(names[0])[0])
             tensor_shape = stored.shape(names[0])
             sizes = [

@@ -36,6 +36,8 @@ def read_rope(hf: dict[str, Any], location: str) -> tuple[float, RopeScaling]:
         if (table.get("partial_rotary_factor") or 1.0) != 1.0:
             given = f"partial_rotary_factor = {table['partial_rotary_factor']!r}"
             raise BadInput(f"{location}: {name}: {given} is not supported; supported: 1.0")
+
+    # Transformers 4 reads rope_scaling, transformers 5 reads rope_parameters: they must agree.
     scalings = {_read_scaling(table, name, hf, location) for name, table in tables.items()}
     if len(scalings) > 1:
         raise BadInput(f"{location}: rope_scaling and rope_parameters differ; keep the one that holds")

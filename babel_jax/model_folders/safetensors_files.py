@@ -82,6 +82,7 @@ class StoredTensors:
             self.file_of[name] = folder / file_name
         self._tensors = {name: self._headers[file].tensors[name] for name, file in self.file_of.items()}
 
+        # Some folders are of the base model alone, whose names lack the prefix.
         has_bare = any(name.startswith(_BARE) for name in self.file_of)
         has_prefix = any(name.startswith(_PREFIX) for name in self.file_of)
         if has_bare and not has_prefix:

@@ -106,6 +106,7 @@ def stream(
         sink.write(piece.name, piece.start, values)
         bar.update(values.nbytes)
 
+    # Tensors count as done only after a sync, so a stop loses at most one batch.
     remaining = [name for name in specs if name not in progress.done]
     with bar, _workers(workers_within(memory_limit)) as submit:
         while remaining:

@@ -36,6 +36,8 @@ def check_vocabulary(folder: Path, embedding_rows: int, needed: bool = False) ->
             f"{folder}: no tokenizer ({TOKENIZER_JSON} or {SENTENCEPIECE_MODEL}); copy the model's "
             "tokenizer files there"
         )
+
+    # An id beyond the rows would read another row without an error.
     beyond = {token: number for token, number in (ids or {}).items() if number >= embedding_rows}
     if beyond and all(map(is_padding, beyond)):
         log.warning(

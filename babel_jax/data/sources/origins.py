@@ -53,6 +53,7 @@ def changed_text(
     if source.path is None:
         return None if before.get("version") in (None, dataset_version(source)) else "its version"
 
+    # Earlier versions recorded the sizes of files, without their versions.
     files = before.get("files")
     if files is None:
         sizes = before.get("bytes") if part is None else {part: before.get("bytes")}

@@ -230,6 +230,7 @@ def parquet_rows(path: str, wanted: Sequence[str] | None = None) -> Iterator[Rec
         opened(path) as source_file,
         pyarrow.parquet.ParquetFile(source_file, buffer_size=_BLOCK_BYTES, pre_buffer=False) as file,
     ):
+        # Checked before any column is decoded.
         _check_expansion(path, file.metadata, wanted)
         for group in range(file.num_row_groups):
             if _is_one_too_long(file.metadata.row_group(group), wanted):

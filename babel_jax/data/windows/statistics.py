@@ -81,6 +81,7 @@ def write_statistics(folder: Path | str) -> dict[str, Any]:
     write_text(page_path, page(prepared, statistics))
     write_text(card_path, card(prepared, statistics))
 
+    # The fields for --json; samples of text are on the page alone.
     languages = {}
     for language in statistics:
         fields = dataclasses.asdict(language)
