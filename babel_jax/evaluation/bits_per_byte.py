@@ -84,6 +84,7 @@ def conversations_to_score(
         for text in first_bytes(conversations, max_bytes):
             encoded = format.encode_text(text)
             ids = np.array(encoded.ids[:max_positions], np.int32)
+            # The targets are the assistant's tokens.
             turns = _turns(encoded.targets[: len(ids)])
             if not turns:
                 continue

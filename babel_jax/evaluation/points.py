@@ -84,6 +84,7 @@ def measure(
     if settings.suite_items and not config.data.conversations:
         results |= run_suite(model_config, params, tokenizer, heldout, settings.suite_items, mesh, dtype)
 
+    # The means go to the log.
     for task, values in results.items():
         if values:
             means = class_means(scores_of(results, task))

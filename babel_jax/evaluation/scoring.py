@@ -53,6 +53,7 @@ def score(
     lengths = row_lengths(max((len(sequence.tokens) for sequence in sequences), default=1))
 
     def cost(rows: int, length: int) -> float:
+        # The last batch is filled up with empty rows, which cost as much as others.
         size = rows_of_batch(length, batch_tokens, mesh)
         return -(-rows // size) * size * length * _cost_of_token(config, length)
 
@@ -236,6 +237,8 @@ def _of_entries(
         return split.reshape(count, -1, *column.shape[2:])
 
     rows, entries = places.shape
+
+    # Logits are held for one chunk at a time: [chunk, vocabulary] is the largest array here.
     count = entries // math.gcd(CHUNK // parallel.size(CONTEXT) or 1, entries)
     at_places = jnp.take_along_axis(hidden, places[..., None], axis=1)
     scores = scored_targets(

@@ -26,6 +26,8 @@ def points_table(points: Points) -> str:
         rows.append(
             (f"{language.name} ({code})", language.resource, [points[name].get(code) for name in names])
         )
+
+    # Means come last.
     means = [class_means(points[name]) for name in names]
     labels = {"high": "mean, high-resource", "low": "mean, low-resource", "all": "mean, all"}
     for group, label in labels.items():
@@ -63,6 +65,7 @@ def findings(points: Points) -> list[str]:
     def claim(is_shown: bool, text: str) -> None:
         lines.append(f"- {'shown' if is_shown else 'NOT shown'}: {text}")
 
+    # The recipe's claims, in the order of its stages.
     cost, recovery = change("base", "expanded", "all"), change("base", recovered, "high")
     claim(cost < 5, f"Expansion costs little: {cost:+.1f}% bits per byte over all languages.")
     claim(

@@ -162,6 +162,7 @@ def _warnings(
             f"max_epochs = {settings.max_epochs:g}"
         )
 
+    # Why a curated share is not kept: the cap on epochs, or no other language to take the rest.
     if any(code not in settings.curated for code in languages):
         reason = f"its text would be read more than max_epochs = {settings.max_epochs:g} times"
     else:
@@ -246,6 +247,7 @@ def _weights(tokens: Mapping[str, int], settings: MixtureSettings) -> dict[str, 
         case Strategy.EQUAL:
             weights = dict.fromkeys(tokens, 1.0)
         case Strategy.TEMPERATURE:
+            # In proportion to the largest, so that no power overflows.
             most = max(tokens.values())
             weights = {
                 code: max((count / most) ** (1 / settings.temperature), _LEAST_WEIGHT)
@@ -270,6 +272,8 @@ def _languages(supply: Mapping[Dataset, int], settings: MixtureSettings) -> tupl
             f"mixture: no text for {', '.join(missing)}; there is text for "
             f"{' '.join(with_data) or 'no language'}"
         )
+
+    # Both name the languages, so they must name the same.
     if settings.weights and settings.languages and set(settings.weights) != set(settings.languages):
         differing = sorted(set(settings.weights) ^ set(settings.languages))
         raise BadInput(

@@ -300,6 +300,7 @@ def _is_national(written: str, countries: tuple[str, ...]) -> bool:
         library.PhoneNumberType.MOBILE,
         library.PhoneNumberType.FIXED_LINE_OR_MOBILE,
     )
+    # Digits without groups are more often an amount or an id than a telephone number.
     grouped = len(_GROUP.findall(written)) > 1
     for country in countries:
         matches = library.PhoneNumberMatcher(

@@ -99,6 +99,7 @@ def refined_counts(settings: DataSettings, language: str) -> tuple[RowCounts, di
         of_part = {name: counts[name] for name in names}
         sources[label] = _added(sources[label], of_part) if label in sources else of_part
 
+    # Duplicates are known by source only after all parts were compared.
     for source in sources_of(settings, language):
         duplicates = removed.get(source.label, {"exact": 0, "near": 0})
         entry = sources[source.label]

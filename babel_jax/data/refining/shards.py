@@ -149,6 +149,7 @@ class ShardWriter:
         if self._deduplication is None:
             return
 
+        # The search for duplicates reads these arrays in place of the text.
         texts = [row.text for row in rows]
         documents = np.zeros(len(rows), DOCUMENT)
         documents["digest"] = digests(texts)
@@ -166,6 +167,7 @@ class ShardWriter:
             documents = np.concatenate([np.empty(0, DOCUMENT), *self._documents])
             signature = np.concatenate(self._signatures) if self._signatures else None
             keys = band_keys(documents["digest"], signature, self._deduplication)
+            # Sorted keys, so that a range of keys is a slice.
             order = np.argsort(keys, axis=1, kind="stable").astype(np.uint32)
             arrays = {
                 "documents": documents,

@@ -77,6 +77,7 @@ def read_side_files(folder: Path) -> SideFiles:
     """
     config = read_object(folder / TOKENIZER_CONFIG)
     named, extra = _names(config, folder / TOKENIZER_CONFIG)
+    # Newer tokenizers list all added tokens here; older ones have two more files.
     if config.get("added_tokens_decoder") is not None:
         added = _decoder_tokens(config["added_tokens_decoder"], folder / TOKENIZER_CONFIG)
     else:
@@ -90,6 +91,7 @@ def read_side_files(folder: Path) -> SideFiles:
     if len(added) > MOST_ADDED_TOKENS:
         raise BadInput(f"{folder}: {len(added):,} added tokens; at most {MOST_ADDED_TOKENS:,} are read")
 
+    # The ids of generation_config.json come before those of config.json.
     generation, model = folder / GENERATION_CONFIG, folder / MODEL_CONFIG
     generation_eos = _ids(read_object(generation), "eos_token_id", generation)
     model_eos = _ids(read_object(model), "eos_token_id", model)

@@ -111,6 +111,7 @@ class Tokenizer(ABC):
                 f"{self.vocab_size - 1}; correct {', '.join(EOS_FILES)}"
             )
 
+        # Side files come before the tokenizer's own defaults.
         self.eos_id = eos_id
         self.bos_id = _first_id(self._named_id("bos_token"), defaults.get("bos_token"))
         self.pad_id = _first_id(self._side.pad_id, self._named_id("pad_token"), defaults.get("pad_token"))

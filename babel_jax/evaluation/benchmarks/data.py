@@ -130,6 +130,7 @@ def read_rows(benchmark: str, language: str, folder: Path | None) -> dict[str, l
         kept: list[Item] = []
         for number, row in enumerate(rows, 1):
             location = f"{_named(benchmark, language, split, folder)}:{number}"
+            # The keys show that the file is of this benchmark; then its values are checked.
             missing = [key for key in source.keys if key not in row]
             if missing:
                 raise BadInput(

@@ -91,6 +91,7 @@ def evaluate(
     "missing", "baselines", "summary"}. Raises BadInput for unknown tasks and languages, missing or wrong
     data, and models that cannot be evaluated.
     """
+    # All input is checked before the first model is loaded.
     models = list(dict.fromkeys([model, *baselines]))
     folders = {name: _checked(name, request.chat) for name in models}
     tasks, missing = _tasks(request)
@@ -198,6 +199,7 @@ def _scored_items(
     details: dict[str, Any] = {}
 
     if parts:
+        # Answers are kept in a file of this model and type: a stopped evaluation resumes with them.
         mark = fingerprint(files=files_now(folder.path), dtype=str(dtype))
         path = None if out is None else out / "responses" / f"{folder.path.name}-{mark[:8]}.jsonl"
         items, details["truncated"] = _benchmarks(
@@ -217,6 +219,7 @@ def _scored_items(
         )
         positions = folder.config.max_position_embeddings
         bits = scored_bits(text_to_score(tokenizer, texts, positions, request.max_bytes), scorer)
+        # A mean without a language could not be compared with other means.
         empty = [code for code in texts if code not in bits]
         if empty:
             source = request.data or "the embedded corpus"
@@ -257,6 +260,7 @@ def _benchmarks(
     items: dict[str, dict[str, list[Items]]] = {}
     for name, part in parts.items():
         metric = {"flores200": "chrf++", "mgsm": "exact_match"}.get(part.benchmark, "acc")
+        # Items of two models are compared in pairs, so their order is fixed.
         samples = sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
         values = [sample[metric] for sample in samples]
         of_task = chrf_plus_plus(*zip(*values, strict=True)) if metric == "chrf++" else accuracy(values)
@@ -289,6 +293,7 @@ def _result(
                 f"tokens in a row with the training windows ({counts['long_enough']} are long enough to)."
             )
 
+    # Figures of the other models.
     fertilities = {name: figures["fertility"] for name, figures in details.items() if "fertility" in figures}
     others = {}
     for name in changes:

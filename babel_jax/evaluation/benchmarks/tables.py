@@ -83,6 +83,7 @@ def overview(scores: Scores) -> list[str]:
                 f"{_cell(means_of(plain)[group], 1)} |"
             )
     for model, means in PUBLISHED.items():
+        # Means over different tasks cannot be compared.
         mean = _cell(sum(means.values()) / len(means), 1) if len(tasks) == len(means) else ""
         cells = [_cell(means[task], 1) for task in tasks]
         lines.append(f"| {model} (published) | all | {' | '.join(cells)} | {mean} |")
@@ -173,6 +174,7 @@ def plot_task(path: Path, task: str, scores: Scores) -> None:
     width = 0.8 / len(plain)
     with saved_figure(path, 1, (max(5.0, 2 + 0.5 * len(codes)), 4.5)) as axes:
         for index, (model, values) in enumerate(plain.items()):
+            # The bars of a language are side by side, centered on its tick.
             centers = [number + (index - (len(plain) - 1) / 2) * width for number in range(len(codes))]
             heights = [values.get(code, {}).get("score", float("nan")) for code in codes]
             errors = [values.get(code, {}).get("stderr", 0.0) for code in codes]
