@@ -78,10 +78,10 @@ def stacked_tree() -> Callable[[Any], Any]:
                 layers.setdefault("/".join([*parts[:2], *parts[3:]]), {})[int(parts[2])] = value
             else:
                 single["/".join(parts)] = jnp.asarray(value)
-        stacked = {
-            path: jnp.asarray(np.stack([by_index[i] for i in range(len(by_index))]))
-            for path, by_index in layers.items()
-        }
+        stacked = {}
+        for path, by_index in layers.items():
+            in_order = [by_index[index] for index in range(len(by_index))]
+            stacked[path] = jnp.asarray(np.stack(in_order))
         return traverse_util.unflatten_dict(single | stacked, sep="/")
 
     return convert

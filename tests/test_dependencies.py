@@ -31,10 +31,10 @@ def test_all_that_is_needed_is_pinned_at_the_version_that_is_installed():
         if requirement.marker is None or requirement.marker.evaluate():
             pinned[canonicalize_name(requirement.name)] = requirement
     optional = PROJECT["optional-dependencies"]
-    waiting = [
-        Requirement(text)
-        for text in [*PROJECT["dependencies"], *(text for extra in EXTRAS_HERE for text in optional[extra])]
-    ]
+    texts = list(PROJECT["dependencies"])
+    for extra in EXTRAS_HERE:
+        texts += optional[extra]
+    waiting = [Requirement(text) for text in texts]
     seen = set()
     while waiting:
         needed = waiting.pop()

@@ -121,9 +121,10 @@ def test_one_document_has_no_interval():
 
 def test_a_mean_says_of_how_many_languages_it_is():
     def first_cells(scores):
-        lines = overview(
-            {"ours": {task: {code: {"score": 60.0} for code in codes} for task, codes in scores.items()}}
-        )
+        ours = {}
+        for task, codes in scores.items():
+            ours[task] = {code: {"score": 60.0} for code in codes}
+        lines = overview({"ours": ours})
         return [line.split(" | ")[1] for line in lines if line.startswith("| ours")]
 
     assert first_cells({"xcopa": ["sw"]}) == [
@@ -142,13 +143,11 @@ def test_a_mean_says_of_how_many_languages_it_is():
 def test_means_are_of_languages_then_of_tasks():
     scores = {"one": {"en": 1.0, "sw": 3.0, "ha": 5.0}, "two": {"sw": 10.0}}
     assert means_of(scores) == {"all": (3 + 10) / 2, "high": 1.0, "low": (4 + 10) / 2}
-    items = {
-        task: {code: [accuracy([value / 10, value / 10])] for code, value in own.items()}
-        for task, own in scores.items()
-    }
-    found = differences(
-        items, {task: {code: [accuracy([0.0, 0.0])] for code in own} for task, own in scores.items()}
-    )
+    items, nothing = {}, {}
+    for task, by_language in scores.items():
+        items[task] = {code: [accuracy([value / 10, value / 10])] for code, value in by_language.items()}
+        nothing[task] = {code: [accuracy([0.0, 0.0])] for code in by_language}
+    found = differences(items, nothing)
     assert found["one"]["low"]["difference"] == pytest.approx(40)
     assert found["all"]["low"]["difference"] == pytest.approx((40 + 100) / 2)
     assert "high" not in found["two"]

@@ -248,7 +248,8 @@ def test_rows_get_scores_that_compare_within_their_language(config_file, trained
         clean = [row["raw_score"] for row in rows if "#" not in row["text"]]
         assert np.mean(clean) > np.mean([row["raw_score"] for row in rows]) + 0.1
         # Raw scores are written rounded, so some that differ look the same.
-        scores = [score for _, score in sorted((row["raw_score"], row["score"]) for row in rows)]
+        pairs = sorted((row["raw_score"], row["score"]) for row in rows)
+        scores = [score for _, score in pairs]
         assert (np.diff(scores) >= 0).all()
 
 

@@ -110,10 +110,10 @@ def test_what_was_measured_between_steps(page, grown):
     assert [line["step"] for line in measured] == [3, 6]
     assert list(measured[0]["tasks"]) == list(grown["tasks"]["base"])
     best = json.loads((Path(grown["out"]) / "evaluation" / "best.json").read_text())
-    means = {
-        line["step"]: np.mean([result["score"] for result in line["tasks"]["bits_per_byte"].values()])
-        for line in measured
-    }
+    means = {}
+    for line in measured:
+        scores = [result["score"] for result in line["tasks"]["bits_per_byte"].values()]
+        means[line["step"]] = np.mean(scores)
     assert best["step"] == min(means, key=means.get)
     assert best["bits_per_byte"] == pytest.approx(min(means.values()))
     assert grown["best"] == best
@@ -127,10 +127,9 @@ def test_the_table_says_what_was_measured(page, grown):
         for table in page.all("table")
         if any(outer.get("id") == "figure-bits_per_byte" for outer in table["inside"])
     )
-    rows = {
-        row["text"].split("\n")[0]: [cell["text"] for cell in page.all("td", row)]
-        for row in page.all("tr", table)[1:]
-    }
+    rows = {}
+    for row in page.all("tr", table)[1:]:
+        rows[row["text"].split("\n")[0]] = [cell["text"] for cell in page.all("td", row)]
     swahili = next(cells for text, cells in rows.items() if text.startswith("Swahili"))
     measured = [
         grown["bits_per_byte"][point]["sw"] for point in ("base", "expanded", "recovered", "continued")

@@ -20,6 +20,11 @@ supplies = st.dictionaries(
 multipliers = st.floats(0.1, 10)
 
 
+def tokens_of(language, available):
+    """The tokens of all datasets of a language."""
+    return sum(tokens for (code, _), tokens in available.items() if code == language)
+
+
 def level(total, weights, capacities):
     """The water level by bisection: the L at which min(L * weight, capacity) add up to the total."""
     low, high = 0.0, total / weights.min()
@@ -36,9 +41,7 @@ def by_bisection(available, settings, budget):
     supply at the cap.
     """
     codes = sorted({code for code, _ in available})
-    supply = np.array(
-        [sum(tokens for (own, _), tokens in available.items() if own == code) for code in codes], float
-    )
+    supply = np.array([tokens_of(code, available) for code in codes], float)
     weights = {
         Strategy.EQUAL: np.ones(len(codes)),
         Strategy.TEMPERATURE: np.exp(np.log(supply) / settings.temperature),
@@ -232,9 +235,8 @@ def test_totals_are_kept_wherever_there_is_text_enough(available, curated, used)
     with_data = {code for code, _ in available}
     curated = {code: share for code, share in curated.items() if code in with_data}
     assume(with_data - curated.keys())
-    budget = max(
-        1, int(used * min(sum(t for (own, _), t in available.items() if own == code) for code in with_data))
-    )
+    least = min(tokens_of(code, available) for code in with_data)
+    budget = max(1, int(used * least))
     mixture = make_mixture(available, MixtureSettings(curated=curated), budget)
     assert not mixture.warnings
     for code, share in curated.items():

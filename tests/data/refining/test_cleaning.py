@@ -26,10 +26,10 @@ from babel_jax.data.sources.embedded import embedded_corpus
 from babel_jax.data.sources.streams import BadRowError
 
 # Long enough for every rule.
-PROSE = {
-    language: "\n".join(f"{number}. {row.text}" for number, row in enumerate(rows[:3]))
-    for language, rows in embedded_corpus().items()
-}
+PROSE = {}
+for _language, _rows in embedded_corpus().items():
+    _paragraphs = [f"{number}. {row.text}" for number, row in enumerate(_rows[:3])]
+    PROSE[_language] = "\n".join(_paragraphs)
 
 
 def clean(text, language="en", **settings):

@@ -65,8 +65,8 @@ def test_a_signature_does_not_depend_on_the_texts_beside_it(some_texts):
         assert (signatures(some_texts[number : number + 1], SETTINGS)[0] == together[number]).all()
     short = ["", "a", "ab c", "ABC D", "abc  d"]
     found = signatures(short, SETTINGS)
-    same = [[(one == other).all() for other in found] for one in found]
-    assert same == [[shingles(one) == shingles(other) for other in short] for one in short]
+    for (one, text), (other, other_text) in itertools.product(zip(found, short, strict=True), repeat=2):
+        assert (one == other).all() == (shingles(text) == shingles(other_text))
 
 
 def test_bands_hold_what_is_equal_in_them():

@@ -62,7 +62,9 @@ def test_windows_hold_the_training_text_and_heldout_files_the_rest(
 
 def test_parallel_rows_are_held_out_together(small_prepared):
     prepared = open_prepared(small_prepared)
-    ids = {language: [row.id for row in prepared.heldout(language)] for language in prepared.languages}
+    ids = {}
+    for language in prepared.languages:
+        ids[language] = [row.id for row in prepared.heldout(language)]
     assert ids["en"] == ids["zh"] == ids["sw"]
     assert set(ids["ha"]) <= set(ids["en"])
 
