@@ -20,6 +20,7 @@ from babel_jax.errors import BadInput, one_line
 
 SCHEMES = ("gs", "s3")  # for writing; any scheme of fsspec can be read
 PROBE = "babel-probe-"  # the beginning of the names of probes
+LEASE = "lease.json"  # of the job that writes a folder; see lease.py
 _ATTEMPTS = 3  # in addition to those of the clients
 _FIRST_WAIT_SECONDS = 0.5
 _SECONDS_OF_SILENCE = 60
@@ -67,7 +68,9 @@ def without_secrets(url: str) -> str:
 
 
 def stored_below(url: str) -> dict[str, Stored]:
-    """The files below a URL by their relative names, without probes (small files that test the rights)."""
+    """The files below a URL by their relative names, without its lease and without probes (small files that
+    test the rights).
+    """
 
     def find() -> dict[str, Any]:
         system = filesystem(url)
@@ -83,9 +86,10 @@ def stored_below(url: str) -> dict[str, Stored]:
             tried(lambda: _check_bucket(url))
     stored = {}
     for name, entry in entries.items():
+        below = name[len(start) :]
         is_file_below = name.startswith(start) and not name.endswith("/")
-        if is_file_below and PROBE not in name[len(start) :]:
-            stored[name[len(start) :]] = _described(entry)
+        if is_file_below and PROBE not in below and below != LEASE:
+            stored[below] = _described(entry)
     return stored
 
 

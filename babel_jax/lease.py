@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from babel_jax.buckets import explain, kvstore
+from babel_jax.buckets import LEASE, explain, kvstore
 from babel_jax.disk_errors import explain_os_errors
 from babel_jax.errors import BadInput, InUse, one_line
 from babel_jax.files import only_process_in, read_json, unguessable, write_text
-from babel_jax.places import url_of
+from babel_jax.places import copy_of, url_of
 
 log = logging.getLogger("babel")
 
-NAME = "lease.json"
+NAME = LEASE
 _SECONDS_BETWEEN_BEATS = 10.0
 _BEATS_OF_PATIENCE = 8  # more than the 60 seconds for which gcsfuse, by default, shows a file as it was
 _WRITING_SECONDS = 0.5  # after which a lease that cannot be read is damaged, and not just being written
@@ -42,6 +42,21 @@ def leased(folder: Path, beat: float = _SECONDS_BETWEEN_BEATS) -> Iterator[None]
             yield
         return
     with only_process_in(folder) as locked, lease_in(folder / NAME, folder, beat, bool(locked)):
+        yield
+
+
+@contextlib.contextmanager
+def alone_in_bucket(folder: Path) -> Iterator[None]:
+    """Keeps other machines from making the same folder of a bucket while the block runs. Raises InUse where
+    one makes it.
+
+    Does nothing on disk, and for a folder within the run folder of a job, which has a lease.
+    """
+    copy = copy_of(folder)
+    if copy is None or copy.root != folder or url_of(folder) is None:
+        yield
+        return
+    with leased(folder):
         yield
 
 

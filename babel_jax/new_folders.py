@@ -31,7 +31,7 @@ from babel_jax.files import (
     sync_folder,
     unguessable,
 )
-from babel_jax.lease import lease_in
+from babel_jax.lease import alone_in_bucket, lease_in
 from babel_jax.places import url_of
 
 _TENSORSTORE_PARTIAL = ".__lock"  # of a file that TensorStore was about to give its name
@@ -74,7 +74,9 @@ def new_folder(final: Path) -> Iterator[Path]:
     remove_mark(final)
     check_free(final)
     make_folder(final.parent)
-    with explain_os_errors(final):
+    sending.check_access(final)
+    with explain_os_errors(final), alone_in_bucket(final):
+        check_free(final)  # again: another machine may have finished before the lease was ours
         sending.begin(final)
         partial = unguessable(final)
         partial.mkdir()
@@ -284,6 +286,8 @@ def resumable_folder(final: Path, fingerprint: str) -> Iterator[tuple[Path, Prog
             raise BadInput(f"{final}: another process has just made it") from None
         progress = Progress(partial, fingerprint, mark)
         try:
+            sending.check_access(final)
+            held.enter_context(alone_in_bucket(final))
             check_free(final)  # again: another process may have finished before the lock was ours
             sending.begin(final)
             yield partial, progress

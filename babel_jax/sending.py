@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from babel_jax.buckets import PROBE, SCHEMES, Stored, explain, filesystem, key, stored_below, tried
+from babel_jax.buckets import LEASE, PROBE, SCHEMES, Stored, explain, filesystem, key, stored_below, tried
 from babel_jax.errors import BadInput
 from babel_jax.places import (
     COPIES,
@@ -243,44 +243,55 @@ def abandon(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def drafted(folder: Path, wanted: Callable[[str], bool]) -> Iterator[None]:
+def drafted(
+    folder: Path,
+    wanted: Callable[[str], bool],
+    alone: Callable[[Path], contextlib.AbstractContextManager[None]],
+) -> Iterator[None]:
     """A block that makes a folder on this disk, resuming earlier work there; after the block, the folder is
     published.
 
     At the start of the block, a complete folder of the bucket is here: its `wanted` files, by name, except
     large ones. If the bucket has no file of the folder, nothing is here. For an unfinished folder, the files
-    of this machine are here.
+    of this machine are here. `alone` keeps other machines out while the folder is made
+    (`lease.alone_in_bucket`, which this module cannot import).
     """
     url, copy = url_of(folder), copy_of(folder)
     if url is None or copy is None:
         yield
         return
-    stored = stored_below(url)
-    if stored and UNFINISHED not in stored:
-        pull(folder, lambda name: wanted(name) and stored[name].size <= SMALL_BYTES)
+    with contextlib.ExitStack() as held:
+        stored = stored_below(url)
+        if not stored or UNFINISHED in stored:
+            check_access(folder)
+            held.enter_context(alone(folder))
+            # Another machine may have finished before the lease was ours.
+            stored = stored_below(url)
+        is_complete = bool(stored) and UNFINISHED not in stored
+        if is_complete:
+            pull(folder, lambda name: wanted(name) and stored[name].size <= SMALL_BYTES)
+        else:
+            if not stored:
+                shutil.rmtree(folder, ignore_errors=True)
+            begin(folder)
         before = _snapshot(folder)
-    else:
-        if not stored:
-            shutil.rmtree(folder, ignore_errors=True)
-        begin(folder)
-        before = None
 
-    copy.draft = True
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        copy.draft = False
+        copy.draft = True
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            yield
+        finally:
+            copy.draft = False
 
-    if before is None:
-        publish(folder, folder)
-        published = stored_below(url)
-        for path in files_of(folder):
-            if (file := published.get(str(path.relative_to(folder)))) is not None:
-                note(copy, path, file.version)
-        write_state(copy)
-    elif _snapshot(folder) != before:
-        settle(folder)
+        if not is_complete:
+            publish(folder, folder)
+            published = stored_below(url)
+            for path in files_of(folder):
+                if (file := published.get(str(path.relative_to(folder)))) is not None:
+                    note(copy, path, file.version)
+            write_state(copy)
+        elif _snapshot(folder) != before:
+            settle(folder)
 
 
 def _snapshot(folder: Path) -> dict[Path, list[int]]:
@@ -293,7 +304,7 @@ def files_of(folder: Path, left_out: tuple[str, ...] = ()) -> list[Path]:
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         is_sent = parts[0] not in left_out and not any(part.endswith(PARTIAL) for part in parts)
-        if is_sent and path.is_file() and path.name not in ("progress.jsonl", "lease.json"):
+        if is_sent and path.is_file() and path.name not in ("progress.jsonl", LEASE):
             files.append(path)
     return files
 
@@ -331,10 +342,12 @@ def _check_sizes(url: str, folder: Path, files: Iterable[Path]) -> None:
     """Raises BadInput if a file in the bucket is missing or has another size than here."""
     stored = stored_below(url)
     for path in files:
-        sent = stored.get(str(path.relative_to(folder)))
-        if sent is None or sent.size != path.stat().st_size:
+        sent, size = stored.get(str(path.relative_to(folder))), path.stat().st_size
+        if sent is None or sent.size != size:
+            there_is = "missing" if sent is None else f"{sent.size:,} bytes, not {size:,}"
             raise BadInput(
-                f"{url}/{path.relative_to(folder)}: not in the bucket as it was sent; run the command again"
+                f"{url}/{path.relative_to(folder)}: not in the bucket as it was sent ({there_is}); run the "
+                "command again"
             )
 
 

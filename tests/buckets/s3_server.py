@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,15 +12,17 @@ import boto3
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
+from tests.buckets.gcs_server import Fault
+
 
 class S3Server:
     """Runs in threads of this process.
 
-    `fault` is asked about each request (method, path) and may give a status to answer with.
+    `fault` is asked about each request (method, path) and may give a status to answer with, or a Fault.
     """
 
     def __init__(self) -> None:
-        self.fault: Callable[[str, str], int | None] = lambda method, path: None
+        self.fault: Callable[[str, str], int | Fault | None] = lambda method, path: None
         self.requests: Counter[str] = Counter()
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._http = make_server("127.0.0.1", 0, self._answer, threaded=True)
@@ -29,13 +32,21 @@ class S3Server:
 
     def _answer(self, environment: dict[str, Any], start: Callable[..., Any]) -> Any:
         self.requests[environment["REQUEST_METHOD"]] += 1
-        status = self.fault(environment["REQUEST_METHOD"], environment["PATH_INFO"])
-        if status is not None:
+        fault = self.fault(environment["REQUEST_METHOD"], environment["PATH_INFO"])
+        if isinstance(fault, Fault):
+            time.sleep(fault.seconds)
+        status = fault.status if isinstance(fault, Fault) else fault
+        if status:
             environment["wsgi.input"].read(int(environment.get("CONTENT_LENGTH") or 0))
             start(f"{status} fault", [("Content-Type", "application/xml")])
             code = b"AccessDenied" if status == 403 else b"SlowDown"
             return [b"<Error><Code>" + code + b"</Code><Message>a fault of the test</Message></Error>"]
-        return self._app(environment, start)
+        answer = self._app(environment, start)
+        if isinstance(fault, Fault) and fault.cut:
+            # The length is said, and half of the bytes come.
+            whole = b"".join(answer)
+            return [whole[: len(whole) // 2]]
+        return answer
 
     def close(self) -> None:
         self._http.shutdown()

@@ -4,6 +4,9 @@ may not be read or written.
 
 import json
 import os
+import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
@@ -12,8 +15,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, load_file
 
-from babel_jax import cli
-from babel_jax.buckets import clean, without_secrets
+from babel_jax import cli, lease
+from babel_jax.buckets import clean, kvstore, stored_below, without_secrets
 from babel_jax.config import CleaningSettings, DeduplicationSettings, Rule
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.data.windows.prepare import prepare
@@ -68,7 +71,9 @@ def test_a_folder_is_not_whole_before_its_last_file(gcs, base, anew):
 
     def look(method, path):
         if method != "GET":
-            names = set(gcs.names("bucket", "new/"))
+            names = set(gcs.names("bucket", "new/")) - {f"new/{lease.NAME}"}
+            if path.endswith(lease.NAME) or lease.NAME in path:
+                return
             states.append((f"new/{UNFINISHED}" in names, "new/config.json" in names, len(names)))
 
     gcs.fault = look
@@ -118,6 +123,70 @@ def test_a_conversion_that_was_stopped_goes_on(gcs, base, anew, scratch, monkeyp
     anew()
     convert(base["hf"], "gs://bucket/new", Format.HF)
     assert cli.main(["verify", "gs://bucket/new"]) == 0
+
+
+@SERVERS
+def test_of_two_machines_that_write_one_folder_one_is_refused(
+    kind, request, base, anew, tmp_path, capsys, monkeypatch
+):
+    """The other one's lease is written by hand: it gives signs of life, then it stops."""
+    request.getfixturevalue(kind)
+    monkeypatch.setattr(lease.leased.__wrapped__, "__defaults__", (0.1,))
+    url = {"gcs": "gs://bucket/copy", "s3": "s3://bucket/copy"}[kind]
+    store, ended = kvstore(url), threading.Event()
+
+    def live():
+        beat = 0
+        while not ended.is_set():
+            of_other = {"holder": "other", "machine": "another", "host": "far", "process": 1, "beat": beat}
+            store.write(lease.NAME, json.dumps(of_other).encode()).result()
+            beat += 1
+            ended.wait(0.02)
+
+    other = threading.Thread(target=live)
+    other.start()
+    try:
+        assert cli.main(["convert", base["hf"], url]) == 2
+    finally:
+        ended.set()
+        other.join()
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("babel: ")]
+    assert len(told) == 1
+    assert told[0].startswith(f"babel: {url}: another job is at work in it (process 1 on far)")
+    assert set(stored_below(url)) <= {"babel-unfinished.json"}
+    # Killed: after some silence another machine may.
+    assert cli.main(["convert", base["hf"], url]) == 0
+    assert store.read(lease.NAME).result().state == "missing"
+    anew()
+    assert cli.main(["convert", base["hf"], url]) == 2
+    assert "exists already" in capsys.readouterr().err
+    open_folder(url)
+
+
+@pytest.mark.slow
+@SERVERS
+def test_two_machines_that_convert_to_one_folder_at_once(kind, request, base, tmp_path):
+    """Two processes with scratch spaces of their own: each knows the other by the bucket alone."""
+    server = request.getfixturevalue(kind)
+    url = {"gcs": "gs://bucket/copy", "s3": "s3://bucket/copy"}[kind]
+    started = []
+    for number in range(2):
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "JAX_PLATFORMS": "cpu",
+            "BABEL_SCRATCH": str(tmp_path / f"scratch-{number}"),
+        }
+        command = [sys.executable, "-m", "babel_jax.cli", "convert", base["hf"], url]
+        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    said = [process.communicate(timeout=300)[1] for process in started]
+    assert sorted(process.returncode for process in started) == [0, 2], said
+    refused = said[[process.returncode for process in started].index(2)]
+    (line,) = [line for line in refused.splitlines() if line.startswith("babel: ")]
+    words = ("another job is at work in it", "another job has just begun in it", "exists already")
+    assert any(one in line for one in words)
+    left = [name for name in server.names("bucket", "copy/") if UNFINISHED in name or lease.NAME in name]
+    assert not left
+    same_tree(load_params(open_folder(url)), load_params(open_folder(base["hf"])))
 
 
 def test_prepared_data_is_the_same_from_every_machine(
@@ -259,6 +328,26 @@ def test_a_bucket_that_cannot_be_used_is_told_at_once(gcs, config_in, tmp_path, 
     assert told[-1].startswith(f"babel: {message}"), told[-1]
     assert time.monotonic() - start < 10
     assert not [name for name in gcs.names("bucket") if name.startswith("run/") and name != "run/config.toml"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "out", "message"),
+    [
+        (None, "s3://nowhere/run", "s3://nowhere/run: there is no bucket nowhere, or it is not yours to see"),
+        ("PUT", "s3://bucket/run", "s3://bucket/run: cannot be written"),
+        ("GET", "s3://bucket/run", "s3://bucket/run: cannot be read"),
+        ("DELETE", "s3://bucket/run", "s3://bucket/run/babel-probe-"),
+    ],
+)
+def test_a_bucket_of_s3_that_cannot_be_used(s3, config_in, tmp_path, capsys, fault, out, message):
+    config = config_in(s3, "s3://bucket")
+    s3.fault = lambda method, path: 403 if method == fault else None
+    assert run_in(tmp_path, config, out=out) == 2
+    s3.fault = lambda method, path: None
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("babel: ")]
+    assert len(told) == 1
+    assert told[0].startswith(f"babel: {message}"), told
+    assert not [name for name in s3.names("bucket", "run/") if "babel-probe" not in name]
 
 
 def test_no_key_is_told(s3, config_in, tmp_path, capsys, monkeypatch):

@@ -46,7 +46,7 @@ from babel_jax.errors import BadInput
 from babel_jax.files import PARTIAL, make_folder, remove_left_files, write_text
 from babel_jax.languages import CODES, in_order
 from babel_jax.lease import NAME as LEASE
-from babel_jax.lease import alone_in
+from babel_jax.lease import alone_in, alone_in_bucket
 from babel_jax.new_folders import remove_mark
 from babel_jax.places import place, url_of
 from babel_jax.sending import drafted
@@ -107,7 +107,7 @@ def prepare(
 
     if url_of(folder) is None:
         make_folder(folder)
-    with drafted(folder, is_no_window), alone_in(folder, wait=True):
+    with drafted(folder, is_no_window, alone_in_bucket), alone_in(folder, wait=True):
         return _prepared(settings, folder, opened, made_from, recheck)
 
 
