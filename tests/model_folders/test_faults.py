@@ -210,7 +210,7 @@ def test_two_processes_at_one_output(tmp_path, write_model):
     source = write_model(tmp_path / "source")
     with (
         resumable_folder(tmp_path / "out", "mine"),
-        pytest.raises(BadInput, match="another process is writing it"),
+        pytest.raises(BadInput, match="another process is at work in it"),
     ):
         convert(source, tmp_path / "out")
 
