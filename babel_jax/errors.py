@@ -83,6 +83,12 @@ class BadInput(ValueError):
         super().__init__(one_line(shown(str(message))))
 
 
+NOT_FINITE = (
+    "the model's logits are not finite (NaN or infinite): its weights are damaged, or too large for the "
+    "compute dtype; compute in float32, or give another model"
+)
+
+
 class InUse(BadInput):
     """Another process already works in the folder."""
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from tqdm import tqdm
 
 from babel_jax.config import ModelConfig
+from babel_jax.errors import NOT_FINITE, BadInput
 from babel_jax.evaluation.prefix_trees import LONGEST_PACKED, SHORTEST, Row, Scored, empty_row, planned_rows
 from babel_jax.inference.generation import bucket
 from babel_jax.model.cross_entropy import scored_targets
@@ -95,9 +96,11 @@ def scoring_program(
 
 
 def _by_owner(rows: Sequence[Row], log_p: np.ndarray, greedy: np.ndarray) -> Iterator[tuple[int, Score]]:
-    """The score of each sequence of a batch, with its number."""
+    """The score of each sequence of a batch, with its number. Raises BadInput where one is not finite."""
     for row, row_log_p, row_greedy in zip(rows, log_p, greedy, strict=True):
         for number, entries in row.owners:
+            if not np.isfinite(row_log_p[entries]).all():
+                raise BadInput(NOT_FINITE)
             yield (
                 number,
                 (float(row_log_p[entries].astype(np.float64).sum()), bool(row_greedy[entries].all())),

@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from babel_jax.config import ModelConfig
-from babel_jax.errors import BadInput
+from babel_jax.errors import NOT_FINITE, BadInput
 from babel_jax.model.attention import attention_by_masks, visible
 from babel_jax.model.cache import Cache, empty_cache
 from babel_jax.model.cross_entropy import all_logits
@@ -31,6 +31,7 @@ from babel_jax.model.parameters import bind
 from babel_jax.model.sharding import parallelism_on, param_specs
 
 SMALLEST_BUCKET = 16
+_NO_TOKEN = -1  # in place of a token, where a logit is NaN
 MOST_PENALTY = 1e6  # of repetition; the least is 1 / MOST_PENALTY. Logits in float32 are divided by it
 
 
@@ -93,8 +94,8 @@ def generate(
     With `mesh`, `params` must be sharded by `param_specs`; rows are spread over the mesh.
 
     Temperature 0 takes the likeliest token. The draws of a prompt depend only on `seed` and its index in
-    `prompts`. Raises BadInput for an empty prompt, ids outside the vocabulary, and lengths beyond the model's
-    positions.
+    `prompts`. Raises BadInput for an empty prompt, ids outside the vocabulary, lengths beyond the model's
+    positions, and logits that are NaN.
     """
     if not prompts or max_new_tokens < 1:
         return [[] for _ in prompts]
@@ -172,8 +173,13 @@ def generation_programs(
 
 
 def until_first(tokens: list[int], eos_ids: Sequence[int]) -> list[int]:
-    """The tokens up to and including the first of `eos_ids`; all tokens if there is none."""
+    """The tokens up to and including the first of `eos_ids`; all tokens if there is none.
+
+    Raises BadInput if a logit of one of them was NaN.
+    """
     for index, token in enumerate(tokens):
+        if token == _NO_TOKEN:
+            raise BadInput(NOT_FINITE)
         if token in eos_ids:
             return tokens[: index + 1]
     return tokens
@@ -310,6 +316,7 @@ def extend(
         def one_more(carry: tuple[Decoding, Array]) -> tuple[Decoding, Array]:
             state, _ = carry
             chosen = _choose(_penalized(state, repetition), sampling, state.step)
+            chosen = jnp.where(jnp.isnan(state.logits).any(axis=-1), _NO_TOKEN, chosen)
             new = jax.lax.dynamic_update_slice(state.tokens, chosen[:, None], (0, state.step))
             finished = state.finished | jnp.isin(chosen, eos_ids)
             logits, cache = _advance(

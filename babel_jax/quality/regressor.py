@@ -25,6 +25,7 @@ from babel_jax.config import ModelConfig, OptimizerRule, OptimizerSettings
 from babel_jax.config.quality import ClassifierSettings
 from babel_jax.data.tokens.tokenizers import Tokenizer
 from babel_jax.data.windows.packing import best_fit
+from babel_jax.errors import BadInput
 from babel_jax.evaluation.scoring import on_mesh, rows_of_batch
 from babel_jax.model.decoder import describe, hidden_states
 from babel_jax.model.execution import Execution
@@ -150,7 +151,7 @@ class Regressor:
         self, texts: Sequence[str], scores: Float[np.ndarray, "documents dimensions"], seed: int
     ) -> list[float]:
         """Learns the scores of texts; returns the loss (mean squared error at the documents' ends) of every
-        step.
+        step. Raises BadInput if the last loss is not finite.
         """
         settings, windows = self._settings, pack_documents(texts, self._tokenizer, self._settings.seq_len)
         # NaN everywhere but at the ends of documents.
@@ -188,6 +189,11 @@ class Regressor:
             # host does not run far ahead.
             losses[-1:] = [float(previous) for previous in losses[-1:]]
             losses.append(loss)
+        if not np.isfinite(losses[-1]):
+            raise BadInput(
+                f"the classifier's training diverged (its loss after {steps:,} steps is not finite); lower "
+                "classifier.schedule.peak"
+            )
         return [float(loss) for loss in losses]
 
     def score(self, texts: Iterable[str]) -> Iterator[tuple[Float[np.ndarray, "block dimensions"], Speed]]:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from tqdm import tqdm
 
 from babel_jax.config import ModelConfig
+from babel_jax.errors import NOT_FINITE, BadInput
 from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.evaluation.scoring import rows_of_batch
 from babel_jax.model.cross_entropy import target_logits
@@ -75,6 +76,8 @@ def sensitivity(
             nats, cosine_sums, tokens = (
                 np.sum(np.asarray(column, np.float64), axis=0) for column in zip(*sums, strict=True)
             )
+            if not np.isfinite(nats):
+                raise BadInput(NOT_FINITE)
             bits[language] = float(nats) / float(np.log(2)) / text.bytes
             cosines[language] = cosine_sums / tokens
         return bits, cosines

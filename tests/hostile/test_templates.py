@@ -106,7 +106,20 @@ TOKENIZERS = {
     ),
     "a broken charsmap": (
         {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+        "precompiled_charsmap is damaged",
+    ),
+    "a charsmap of no trie": (
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="}},
         "the tokenizer fails",
+    ),
+    "a charsmap of 4 GiB": (
+        {
+            "normalizer": {
+                "type": "Sequence",
+                "normalizers": [{"type": "Precompiled", "precompiled_charsmap": "//////8="}],
+            }
+        },
+        "precompiled_charsmap is damaged",
     ),
     "chunks of nothing": ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "the tokenizer fails"),
     "an unknown token in the template": (
@@ -115,12 +128,20 @@ TOKENIZERS = {
     ),
     "a million begins": (
         {"post_processor": single(*[BEGIN] * 1000, TEXT)},
-        "begins a text with 10,000 tokens",
+        "adds 10,000 tokens to a text",
     ),
     "a template without the text": ({"post_processor": single(BEGIN)}, "gives no token for the text"),
     "added tokens that are none": ({"added_tokens": 5}, "a list of added_tokens is needed"),
     "an added token that is none": ({"added_tokens": [{"id": "1"}]}, "has no content and id"),
     "another version": ({"version": "9.9"}, "not a readable tokenizer"),
+    "begins in a sequence": (
+        {"post_processor": {"type": "Sequence", "processors": [single(*[BEGIN] * 60, TEXT)] * 2}},
+        "adds 1,200 tokens to a text",
+    ),
+    "two tokens of one id": (
+        {"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "c": 1}, "unk_token": "a"}},
+        r"the tokens '[bc]' and '[bc]' have the same id 1",
+    ),
     "no model": ({"model": None}, "not a readable tokenizer"),
 }
 
@@ -159,3 +180,9 @@ def test_deep_and_huge_tokenizer_files(tmp_path):
         file.truncate(1 << 42)
     with pytest.raises(BadInput, match="larger than the .* bytes"):
         open_tokenizer(folder)
+
+
+def test_an_empty_sentencepiece_model(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(BadInput, match="tokenizer.model: not a readable .*: it has no pieces"):
+        open_tokenizer(tmp_path)

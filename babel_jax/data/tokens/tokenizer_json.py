@@ -2,6 +2,7 @@
 files beside it.
 """
 
+import base64
 import contextlib
 import dataclasses
 import json
@@ -16,6 +17,7 @@ import tokenizers
 from babel_jax.data.tokens.special_tokens import ADDED_TOKENS, TOKENIZER_CONFIG, AddedToken, SideFiles
 from babel_jax.errors import BadInput, one_line
 
+MOST_TEMPLATE_IDS = 1_000  # that a post_processor adds to a text; published ones add at most 4
 MOST_GROWTH = 1_000  # a normalizer may make a text so many times as long; U+2581 for a space is 3 in UTF-8
 
 
@@ -69,8 +71,8 @@ def quiet() -> Iterator[None]:
 
 
 def _check_bounds(description: Mapping[str, Any], path: Path) -> None:
-    """Raises BadInput for a tokenizer with random ids, or with a normalizer that lengthens a text without
-    bound.
+    """Raises BadInput for a tokenizer with random ids, with a normalizer or post_processor that lengthens a
+    text without bound, or with a number by which the library would allocate memory without bound.
     """
     model = description.get("model")
     if isinstance(model, dict) and model.get("dropout"):
@@ -90,6 +92,47 @@ def _check_bounds(description: Mapping[str, Any], path: Path) -> None:
                 f"{path}: the normalizer can make a text over {MOST_GROWTH:,} times as long; fetch the "
                 "tokenizer again"
             )
+        if "precompiled_charsmap" in part and not _is_charsmap(part["precompiled_charsmap"]):
+            raise BadInput(
+                f"{path}: the normalizer's precompiled_charsmap is damaged; fetch the tokenizer again"
+            )
+    if (added := _template_ids(description.get("post_processor"))) > MOST_TEMPLATE_IDS:
+        raise BadInput(
+            f"{path}: the post_processor adds {added:,} tokens to a text; at most {MOST_TEMPLATE_IDS:,} are "
+            "read"
+        )
+
+
+def _is_charsmap(charsmap: object) -> bool:
+    """Whether a SentencePiece charsmap in base64 is as long as it says: the library allocates that much and
+    aborts where memory ends.
+
+    It begins with the bytes of its trie as uint32, little-endian (SentencePiece's normalizer.cc).
+    """
+    try:
+        data = base64.b64decode(charsmap, validate=True) if isinstance(charsmap, str) else b""
+    except ValueError:
+        return False
+    return len(data) >= 4 and int.from_bytes(data[:4], "little") <= len(data) - 4
+
+
+def _template_ids(processor: object) -> int:
+    """How many ids the templates of a post_processor add to a text."""
+    added, waiting = 0, [processor]
+    while waiting:
+        part = waiting.pop()
+        if not isinstance(part, dict):
+            continue
+        inner, single, special = part.get("processors"), part.get("single"), part.get("special_tokens")
+        waiting += inner if isinstance(inner, list) else []
+        if not isinstance(single, list) or not isinstance(special, dict):
+            continue
+        for piece in single:
+            named = piece.get("SpecialToken") if isinstance(piece, dict) else None
+            entry = special.get(str(named.get("id"))) if isinstance(named, dict) else None
+            ids = entry.get("ids") if isinstance(entry, dict) else None
+            added += len(ids) if isinstance(ids, list) else 0
+    return added
 
 
 def _parts_of(normalizer: object) -> Iterator[dict[str, Any]]:

@@ -265,7 +265,15 @@ class HuggingFaceTokenizer(Tokenizer):
         self._raw.encode_special_tokens = True
         check_ids(self._raw, self._added, path)
 
-        self.vocab_size = max(self._raw.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        ids = self._raw.get_vocab(with_added_tokens=True)
+        if len(set(ids.values())) < len(ids):
+            seen: dict[int, str] = {}
+            twice = next(token for token, number in ids.items() if seen.setdefault(number, token) != token)
+            raise BadInput(
+                f"{path}: the tokens {seen[ids[twice]]!r} and {twice!r} have the same id {ids[twice]}; fetch "
+                "the tokenizer again"
+            )
+        self.vocab_size = max(ids.values(), default=-1) + 1
         if changed:
             content += json.dumps([dataclasses.asdict(token) for token in changed]).encode()
         self._finish(content, {})
@@ -354,6 +362,8 @@ class SentencePieceTokenizer(Tokenizer):
 
         processor = self._processor
         pieces = processor.get_piece_size()
+        if not pieces:
+            raise BadInput(f"{path}: not a readable SentencePiece model: it has no pieces")
         self._added = _added_tokens(side, processor, path)
         self.vocab_size = max([pieces, *(token.id + 1 for token in self._added)])
         # The fingerprint covers the model and the added tokens beyond it.
