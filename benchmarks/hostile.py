@@ -51,7 +51,7 @@ PRELOADED = (
     "tensorflow_datasets.rlds",
     "transformers",
 )
-FRESH_EVERY = 20  # inputs, of which one runs by a new Python too
+FRESH_EVERY = 19  # inputs, of which one runs by a new Python too: no divisor of the number of kinds
 TALK = [{"role": "user", "content": "Habari?"}, {"role": "assistant", "content": "Nzuri."}]
 TEMPLATE = "{% for m in messages %}{{ '<s>' + m.role + '\n' + m.content | trim + '</s>\n' }}{% endfor %}"
 PIECES = (

@@ -139,7 +139,10 @@ TOKENIZERS = {
         "adds 1,200 tokens to a text",
     ),
     "two tokens of one id": (
-        {"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "c": 1}, "unk_token": "a"}},
+        {
+            "added_tokens": [],
+            "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "c": 1}, "unk_token": "a"},
+        },
         r"the tokens '[bc]' and '[bc]' have the same id 1",
     ),
     "no model": ({"model": None}, "not a readable tokenizer"),
