@@ -19,7 +19,6 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, PyTree
@@ -136,7 +135,7 @@ def load_params(
     dtype: None keeps each tensor's dtype. shardings: one for all leaves, a tree of them like the parameters,
     or None for the default device. Of several processes, each reads its share of an HF folder, so that
     together they read it once. Raises BadInput, on all processes, for damaged, missing, unexpected or
-    misshapen tensors, and for values that are not finite.
+    misshapen tensors.
     """
     if shardings is None:
         shardings = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -145,24 +144,7 @@ def load_params(
     else:
         by_place = traverse_util.flatten_dict(shardings)
     load = load_hf_params if folder.format is Format.HF else load_orbax_params
-    params = load(folder.path, folder.config, dtype, by_place)
-    with agreed():
-        _check_finite(params, folder.path)
-    return params
-
-
-def _check_finite(params: PyTree[Array], path: Path) -> None:
-    """Raises BadInput for parameters that are NaN or infinite: whatever such a model computes is NaN.
-
-    Looks at this process's shards.
-    """
-    for name, leaf in traverse_util.flatten_dict(params, sep="/").items():
-        finite = [jnp.isfinite(shard.data).all() for shard in leaf.addressable_shards]
-        if not all(map(bool, finite)):
-            raise BadInput(
-                f"{path}: {name} has values that are not finite (NaN or infinite): the file is damaged, or "
-                "the training of the model diverged; give another model"
-            )
+    return load(folder.path, folder.config, dtype, by_place)
 
 
 def save_folder(

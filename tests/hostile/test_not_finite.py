@@ -17,7 +17,6 @@ from babel_jax.evaluation.prefix_trees import Scored
 from babel_jax.evaluation.scoring import score
 from babel_jax.inference.generation import generate
 from babel_jax.model.decoder import init_params
-from babel_jax.model_folders.folder import load_params, open_folder
 from babel_jax.training.mesh import make_mesh
 from tests.hostile.test_model_folders import folder
 
@@ -31,22 +30,18 @@ CONFIG = ModelConfig(
 )
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_value_that_is_not_finite_is_refused_when_a_model_is_read(tmp_path, capsys, value):
+def test_a_model_with_a_nan_gives_no_text(tmp_path, capsys):
     source = folder(tmp_path / "source", Family.LLAMA)
-    assert load_params(open_folder(source))
     name = "model.layers.1.mlp.up_proj.weight"
     index = json.loads((source / "model.safetensors.index.json").read_text())
     file = source / index["weight_map"][name]
     tensors = load_file(file)
-    tensors[name][3, 2] = value
+    tensors[name][3, 2] = np.nan
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(BadInput, match=f"{source}: .*up_proj.* has values that are not finite"):
-        load_params(open_folder(source))
     assert main(["generate", str(source), "w1 w2", "--max-new-tokens", "2", "--json"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert "not finite" in said.err
+    assert "logits are not finite" in said.err
 
 
 def test_logits_that_are_nan_give_neither_text_nor_scores():
