@@ -124,7 +124,7 @@ def test_a_card_that_cannot_be_read_is_kept_and_nothing_is_taken_from_it(base, t
     (base / CARD).write_bytes(text.encode("latin-1"))
     files = card_files(CONFIG, base, [])
     assert ModelCard(files[CARD]).data.license is None
-    assert "No licence is named" in files[CARD]
+    assert "names no licence" in files[CARD]
     assert files[BASE_CARD] == text.encode("latin-1").decode("utf-8", "replace")
 
 
