@@ -134,7 +134,8 @@ def generate(
     """
     from babel_jax.inference.generate import generate_text
 
-    return generate_text(str(model), prompt, max_new_tokens, temperature, top_p, seed)["text"]
+    result: str = generate_text(str(model), prompt, max_new_tokens, temperature, top_p, seed)["text"]
+    return result
 
 
 def plan(config: Config | Mapping[str, Any] | Path | str, topology: str, slices: int = 1) -> dict[str, Any]:
@@ -153,4 +154,4 @@ def _run_config(config: Config | Mapping[str, Any] | Path | str) -> Config:
 
 
 def _settings(kind: type[_S], given: _S | Mapping[str, Any], location: str) -> _S:
-    return given if isinstance(given, kind) else parse_settings(kind, dict(given), location)  # type: ignore[arg-type]
+    return given if isinstance(given, kind) else parse_settings(kind, dict(given), location)

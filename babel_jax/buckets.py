@@ -75,7 +75,8 @@ def stored_below(url: str) -> dict[str, Stored]:
     def find() -> dict[str, Any]:
         system = filesystem(url)
         try:
-            return system.find(key(url), detail=True)
+            result: dict[str, Any] = system.find(key(url), detail=True)
+            return result
         except FileNotFoundError:
             return {}
 

@@ -298,7 +298,7 @@ def unguessable(final: Path) -> Path:
 
 def open_to_write(path: Path, buffering: int = -1) -> BinaryIO:
     """A file to be read and written, made where it is not there. Raises OSError where `path` is a link."""
-    return os.fdopen(_not_through_links(str(path), os.O_RDWR | os.O_CREAT), "r+b", buffering)  # type: ignore[return-value]
+    return os.fdopen(_not_through_links(str(path), os.O_RDWR | os.O_CREAT), "r+b", buffering)
 
 
 def open_to_append(path: Path) -> BinaryIO:

@@ -22,7 +22,6 @@ from babel_jax.disk_errors import explain_os_errors
 from babel_jax.errors import BadInput, InUse
 from babel_jax.files import (
     LEFT_SECONDS,
-    PARTIAL,
     lock,
     make_folder,
     open_regular,
@@ -32,7 +31,7 @@ from babel_jax.files import (
     unguessable,
 )
 from babel_jax.lease import alone_in_bucket, lease_in
-from babel_jax.places import url_of
+from babel_jax.places import PARTIAL, url_of
 
 _TENSORSTORE_PARTIAL = ".__lock"  # of a file that TensorStore was about to give its name
 MARK = "progress.jsonl"  # in a folder being filled: says that the folder is ours

@@ -196,7 +196,8 @@ def open_stored(path: Path) -> BinaryIO:
     """A file in a bucket, to be read from its start to its end. Only for a path in a working copy."""
     url = url_of(path)
     assert url is not None
-    return filesystem(url).open(key(url), "rb", block_size=SMALL_BYTES, cache_type="readahead")
+    result: BinaryIO = filesystem(url).open(key(url), "rb", block_size=SMALL_BYTES, cache_type="readahead")
+    return result
 
 
 def pull(folder: Path, wanted: Callable[[str], bool] = lambda name: True, fresh: bool = False) -> list[Path]:

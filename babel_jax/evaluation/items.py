@@ -92,7 +92,8 @@ def chrf_plus_plus(references: Sequence[str], translations: Sequence[str]) -> It
 
 
 def _ratio(sums: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n"]:
-    return sums[..., 0] / sums[..., 1]
+    result: Float[np.ndarray, "*n"] = sums[..., 0] / sums[..., 1]
+    return result
 
 
 # --- Tasks by language: {task: {language: [Items, ...]}}; a score is the mean of its parts. ---------------
@@ -175,7 +176,9 @@ def _with_extremes(measured: Measured, best_first: bool) -> Measured:
     return extended
 
 
-def _of_groups(points: Mapping, draws: Mapping, counts: Mapping) -> dict[str, dict[str, float | None]]:
+def _of_groups(
+    points: Mapping[str, Any], draws: Mapping[str, Any], counts: Mapping[str, Any]
+) -> dict[str, dict[str, float | None]]:
     """The intervals of the groups that have a language."""
     intervals = {}
     for group in GROUPS:
@@ -185,12 +188,12 @@ def _of_groups(points: Mapping, draws: Mapping, counts: Mapping) -> dict[str, di
     return intervals
 
 
-def _grouped(scores: Mapping[str, Mapping[str, float | Draws]], group: str) -> list:
+def _grouped(scores: Mapping[str, Mapping[str, float | Draws]], group: str) -> list[Any]:
     """For each task that has a language of the group, the mean over these languages."""
     return [_mean(values) for values in _members(scores, group)]
 
 
-def _members(scores: Mapping[str, Mapping[str, Any]], group: str) -> list[list]:
+def _members(scores: Mapping[str, Mapping[str, Any]], group: str) -> list[list[Any]]:
     """For each task that has a language of the group, the values of these languages."""
     codes = None if group == "all" else codes_of(Resource(group))
     members = []
@@ -201,8 +204,9 @@ def _members(scores: Mapping[str, Mapping[str, Any]], group: str) -> list[list]:
     return members
 
 
-def _mean(values: Sequence) -> Draws:
-    return np.mean(values, axis=0)
+def _mean(values: Sequence[Any]) -> Draws:
+    result: Draws = np.mean(values, axis=0)
+    return result
 
 
 def _mean_score(parts: Sequence[Items]) -> float:

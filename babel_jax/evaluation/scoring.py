@@ -112,7 +112,8 @@ def rows_of_batch(length: int, batch_tokens: int, mesh: Mesh, axes: tuple[str, .
     reads different rows; at least one row per group.
     """
     groups = math.prod(mesh.shape[axis] for axis in axes)
-    return groups * max(1, batch_tokens // length // groups)
+    result: int = groups * max(1, batch_tokens // length // groups)
+    return result
 
 
 def on_mesh(mesh: Mesh, rows: np.ndarray, axes: tuple[str, ...] = WINDOW_AXES) -> jax.Array:
@@ -124,7 +125,8 @@ def on_mesh(mesh: Mesh, rows: np.ndarray, axes: tuple[str, ...] = WINDOW_AXES) -
 
 def compilations() -> int:
     """The number of scoring programs compiled in this process."""
-    return _log_likelihoods._cache_size()  # type: ignore[attr-defined]
+    result: int = _log_likelihoods._cache_size()  # type: ignore[attr-defined]
+    return result
 
 
 def _cost_of_token(config: ModelConfig, length: int) -> float:
@@ -218,7 +220,10 @@ def _log_likelihoods(
     scores = jax.shard_map(
         of_own_rows, mesh=mesh, in_specs=in_specs, out_specs=(rows, rows), check_vma=False
     )(params, chunks, *columns)
-    return jax.lax.with_sharding_constraint(scores, replicated(mesh))
+    result: tuple[Float[Array, "batch time"], Bool[Array, "batch time"]] = jax.lax.with_sharding_constraint(
+        scores, replicated(mesh)
+    )
+    return result
 
 
 def _of_entries(
@@ -267,4 +272,5 @@ def _all_turns(entries: Array, parallel: Parallelism) -> Array:
     """The entries of all devices of the context axis, in order."""
     if parallel.size(CONTEXT) == 1:
         return entries
-    return jax.lax.all_gather(entries, CONTEXT, axis=2).reshape(entries.shape[0], -1)
+    result: Array = jax.lax.all_gather(entries, CONTEXT, axis=2).reshape(entries.shape[0], -1)
+    return result

@@ -191,7 +191,8 @@ def _scaled(values: Float[Array, "..."], scale: Float[Array, ""]) -> Float[Array
 
 
 def _path_hash(place: Place) -> UInt32[Array, ""]:
-    return jnp.uint32(zlib.crc32("/".join(place).encode()))
+    result: UInt32[Array, ""] = jnp.uint32(zlib.crc32("/".join(place).encode()))
+    return result
 
 
 @functools.cache
@@ -203,7 +204,8 @@ def _quantiles() -> Float[np.ndarray, "65536"]:
     """
     normal = statistics.NormalDist()
     values = np.array([normal.inv_cdf((number + 0.5) / 2**16) for number in range(2**16)])
-    return values / values.std()
+    result: Float[np.ndarray, "65536"] = values / values.std()
+    return result
 
 
 def _noise_arguments(plan: ExpansionPlan, target: int, path_hash: UInt32[Array, ""]) -> tuple[Array, ...]:

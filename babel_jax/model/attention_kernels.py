@@ -142,12 +142,16 @@ def _splash(
         segments = splash.SegmentIds(
             *(jnp.broadcast_to(rows, (batch, rows.shape[1])) for rows in (query_ids[half], ids[:, :seen]))
         )
-        return jax.vmap(kernel)(query, key, value, segments)
+        result: Array = jax.vmap(kernel)(query, key, value, segments)
+        return result
 
     def of_half(which: Int[Array, ""], half: int, query: Array, key: Array, value: Array) -> Array:
         seen = source // len(parts) * (half + 1)
         given = (rows.swapaxes(1, 2) for rows in (query, key[:, :seen], value[:, :seen]))
-        return jax.lax.switch(which, [partial(in_window, window, half) for window in windows], *given)
+        result: Array = jax.lax.switch(
+            which, [partial(in_window, window, half) for window in windows], *given
+        )
+        return result
 
     def splash_attention(which: Int[Array, ""], query: Array, key: Array, value: Array) -> Array:
         halves = jnp.split(query * scale, len(parts), axis=1)

@@ -76,7 +76,10 @@ def target_logits(
     Products are in the type of `hidden`. The backward pass computes the logits again, unless one piece holds
     them all.
     """
-    return _forward(hidden, weight, targets, softcap, parallel)[0]
+    result: tuple[Float[Array, "tokens"], Float[Array, "tokens"]] = _forward(
+        hidden, weight, targets, softcap, parallel
+    )[0]
+    return result
 
 
 def _forward(hidden: Array, weight: Array, targets: Array, softcap: float | None, parallel: Parallelism):  # type: ignore[no-untyped-def]

@@ -123,7 +123,7 @@ class DecoderStack(nnx.Module):
         graphdef, stacked = nnx.split(self.layers)
 
         def run_layer(
-            carry: tuple[Array, Cache | None], this: tuple[nnx.State, Array, Array]
+            carry: tuple[Array, Cache | None], this: tuple[nnx.State[Any, Any], Array, Array]
         ) -> tuple[tuple[Array, Cache | None], None]:
             state, which, layer = this
             x, cache = carry
@@ -186,9 +186,10 @@ class DecoderStack(nnx.Module):
 
 
 def _cosine(one: Float[Array, "*rows embed"], other: Float[Array, "*rows embed"]) -> Float[Array, "*rows"]:
-    return jnp.sum(one * other, -1) / (
+    result: Float[Array, "*rows"] = jnp.sum(one * other, -1) / (
         jnp.linalg.norm(one, axis=-1) * jnp.linalg.norm(other, axis=-1) + 1e-30
     )
+    return result
 
 
 class Decoder(nnx.Module):
@@ -312,11 +313,12 @@ def output_table(config: ModelConfig, params: PyTree[Array]) -> Float[Array, "vo
     """The rows that hidden states are multiplied with to give logits: the input embedding, where they are
     tied.
     """
-    return (
+    result: Float[Array, "vocab embed"] = (
         params["model"]["embed_tokens"]["weight"]
         if config.tie_word_embeddings
         else params["lm_head"]["weight"]
     )
+    return result
 
 
 def unembed(

@@ -45,7 +45,8 @@ class RMSNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
         weight = self.offset + parallel.column_parallel_input(self.weight[...]).astype(jnp.float32)
-        return (wide * scale * weight).astype(x.dtype)
+        result: Float[Array, "... size"] = (wide * scale * weight).astype(x.dtype)
+        return result
 
 
 def product(

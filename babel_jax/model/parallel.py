@@ -107,17 +107,21 @@ class Parallelism:
         if not split or not self.gather_stages:
             return leaf
         whole = _gathered(self.gather_stages, self.scatter_stages, split[0], leaf.astype(dtype))
-        return checkpoint_name(whole, CheckpointName.GATHERED_WEIGHT)
+        result: Float[Array, "..."] = checkpoint_name(whole, CheckpointName.GATHERED_WEIGHT)
+        return result
 
-    def gather_layer(self, state: nnx.State, dtype: DTypeLike) -> nnx.State:
+    def gather_layer(self, state: nnx.State[Any, Any], dtype: DTypeLike) -> nnx.State[Any, Any]:
         """`gather_weight` for all parameters of one layer of a stack."""
 
-        def gathered(param: nnx.Variable) -> nnx.Variable:
+        def gathered(param: nnx.Variable[Any]) -> nnx.Variable[Any]:
             return param.replace(self.gather_weight(param.get_value(), param.logical_axes[1:], dtype))
 
         if not self.gather_stages:
             return state
-        return jax.tree.map(gathered, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+        result: nnx.State[Any, Any] = jax.tree.map(
+            gathered, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)
+        )
+        return result
 
     def all_reduce_gradient(
         self, gradient: Float[Array, "..."], logical_axes: tuple[str | None, ...]
@@ -241,7 +245,8 @@ def _summed_backward(x: PyTree[Array]) -> PyTree[Array]:
 
 @jax.custom_vjp
 def _summed_forward(x: Array) -> Array:
-    return jax.lax.psum(x, TENSOR)
+    result: Array = jax.lax.psum(x, TENSOR)
+    return result
 
 
 _summed_backward.defvjp(

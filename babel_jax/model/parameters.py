@@ -41,7 +41,7 @@ class Parameter:
 
 def declare(
     shape: tuple[int, ...], logical_axes: tuple[str | None, ...], initializer: Initializer
-) -> nnx.Param:
+) -> nnx.Param[Any]:
     """A parameter of a module, without memory. Master weights are float32."""
     return nnx.Param(
         jax.ShapeDtypeStruct(shape, jnp.float32), logical_axes=logical_axes, initializer=initializer
@@ -53,7 +53,7 @@ def stack(layer: M, count: int) -> M:
     is `layers`.
     """
 
-    def stacked(param: nnx.Variable) -> nnx.Variable:
+    def stacked(param: nnx.Variable[Any]) -> nnx.Variable[Any]:
         one = param.get_value()
         return param.replace(
             jax.ShapeDtypeStruct((count, *one.shape), one.dtype), logical_axes=("layers", *param.logical_axes)
@@ -68,12 +68,13 @@ def stack(layer: M, count: int) -> M:
 def descriptions(module: nnx.Module) -> dict[str, Any]:
     """Nested dict of `Parameter`, read from an abstract module."""
 
-    def described(param: nnx.Variable) -> Parameter:
+    def described(param: nnx.Variable[Any]) -> Parameter:
         value = param.get_value()
         return Parameter(value.shape, value.dtype, param.logical_axes, param.initializer)
 
     variables = {path: described(param) for path, param in nnx.to_flat_state(nnx.state(module, nnx.Param))}
-    return traverse_util.unflatten_dict(variables)
+    result: dict[str, Any] = traverse_util.unflatten_dict(variables)
+    return result
 
 
 def bind(module: M, params: PyTree[Array]) -> M:

@@ -116,7 +116,7 @@ def _foreign_card(source: Path | None, ours: bool) -> Path | None:
     )
 
 
-class _PlainLoader(yaml.SafeLoader):
+class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
     """A YAML loader without aliases: with aliases, a few lines can mean billions of values."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:

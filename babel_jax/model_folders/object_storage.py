@@ -139,7 +139,8 @@ class RemoteFiles:
                     f"{without_secrets(self.url)}/{name}: shorter than when it was opened; run the command "
                     "again when nothing writes there"
                 )
-        return data
+        result: bytes = data
+        return result
 
 
 def remote_of(folder: Path) -> RemoteFiles | None:

@@ -23,13 +23,13 @@ from babel_jax.config import ModelConfig
 from babel_jax.disk_errors import is_full
 from babel_jax.distributed.agreement import agreed
 from babel_jax.errors import BadInput, one_line
-from babel_jax.files import PARTIAL, read_json, regular_file, sync_file, sync_folder, write_text
+from babel_jax.files import read_json, regular_file, sync_file, sync_folder, write_text
 from babel_jax.model.parameters import Place
 from babel_jax.model_folders.layout import Shape, check_shapes, leaf_shapes
 from babel_jax.model_folders.names import tensor_place
 from babel_jax.model_folders.safetensors_files import Specs
 from babel_jax.model_folders.safetensors_header import DTYPES
-from babel_jax.places import listing, native, url_of
+from babel_jax.places import PARTIAL, listing, native, url_of
 
 PARAMS = "params"
 # Names and sizes of the files that Orbax wrote. Orbax notices a truncated file only when it reads that part,
@@ -72,7 +72,8 @@ def _checked_metadata(path: Path, config: ModelConfig) -> dict[Place, Any]:
                 f"{path}: {'/'.join(place)} has type {leaf.dtype}; supported: "
                 f"{', '.join(map(str, DTYPES.values()))}"
             )
-    return stored
+    result: dict[Place, Any] = stored
+    return result
 
 
 def save_orbax_params(folder: Path, params: PyTree[Array]) -> None:
@@ -109,14 +110,18 @@ class StoredLeaves:
 
     def dtype(self, name: str) -> np.dtype:
         """The dtype of a tensor."""
-        return np.dtype(self._arrays[tensor_place(name)[0]].dtype.numpy_dtype)
+        result: np.dtype = np.dtype(self._arrays[tensor_place(name)[0]].dtype.numpy_dtype)
+        return result
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop` of a tensor."""
         place, layer = tensor_place(name)
         array = self._arrays[place]
         with _explain(self._path):
-            return (array[start:stop] if layer is None else array[layer, start:stop]).read(order="C").result()
+            result: np.ndarray = (
+                (array[start:stop] if layer is None else array[layer, start:stop]).read(order="C").result()
+            )
+            return result
 
 
 class LeafFiles:

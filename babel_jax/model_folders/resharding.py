@@ -64,7 +64,8 @@ def reading_steps(wanted: Sharding, shape: Shape, stacked: bool) -> list[Shardin
 def moved(values: Array, steps: list[Sharding]) -> Array:
     """An array in the first sharding of `steps`, moved to the last by way of the others."""
     if values.sharding.is_equivalent_to(steps[-1], values.ndim):
-        return jax.device_put(values, steps[-1])
+        result: Array = jax.device_put(values, steps[-1])
+        return result
 
     return mover(tuple(steps[1:]), values.dtype)(values)
 

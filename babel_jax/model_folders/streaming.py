@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from tqdm import tqdm
@@ -134,14 +134,14 @@ def digests(specs: Specs, read: Callable[[Piece], np.ndarray], memory_limit: int
 
 
 @contextlib.contextmanager
-def _workers(number: int) -> Iterator[Callable[[Callable, Iterator | tqdm], None]]:
+def _workers(number: int) -> Iterator[Callable[[Callable[..., None], Iterable[Any]], None]]:
     """A function that calls another one for each of many arguments, on `number` threads, and returns when all
     calls are done.
     """
     with ThreadPoolExecutor(number) as executor:
 
-        def submit(function: Callable, arguments: Iterator | tqdm) -> None:
-            running: set[Future] = set()
+        def submit(function: Callable[..., None], arguments: Iterable[Any]) -> None:
+            running: set[Future[None]] = set()
             for argument in arguments:
                 if len(running) == number:
                     finished, running = wait(running, return_when=FIRST_COMPLETED)

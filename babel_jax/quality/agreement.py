@@ -30,7 +30,8 @@ def roc_auc(scores: Float[np.ndarray, "n"], good: Bool[np.ndarray, "n"]) -> floa
 
 def quantile_grid(values: Float[np.ndarray, "n"], points: int = 101) -> list[float]:
     """The values below which 0, 1, .. 100% of `values` are."""
-    return np.quantile(values, np.linspace(0.0, 1.0, points)).tolist()
+    result: list[float] = np.quantile(values, np.linspace(0.0, 1.0, points)).tolist()
+    return result
 
 
 def quantile_of(values: Float[np.ndarray, "n"], grid: list[float]) -> Float[np.ndarray, "n"]:

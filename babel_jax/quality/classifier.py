@@ -31,7 +31,7 @@ from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.disk_errors import explain_os_errors
 from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput
-from babel_jax.files import PARTIAL, make_folder, read_json, write_text
+from babel_jax.files import make_folder, read_json, write_text
 from babel_jax.languages import CODES, LANGUAGES
 from babel_jax.lease import alone_in
 from babel_jax.model_folders.folder import Format, load_params, open_folder, save_folder
@@ -39,7 +39,7 @@ from babel_jax.model_folders.hf_config import write_hf_config
 from babel_jax.model_folders.streaming import fingerprint
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.new_folders import new_folder
-from babel_jax.places import on_disk
+from babel_jax.places import PARTIAL, on_disk
 from babel_jax.quality.agreement import quantile_grid, quantile_of, roc_auc, spearman
 from babel_jax.quality.judge import JUDGED, Judged, read_judged
 from babel_jax.quality.regressor import HEAD, Regressor, with_head
@@ -185,7 +185,8 @@ def _scored_before(path: Path) -> dict[str, Any]:
     again.
     """
     try:
-        return read_as(path, dict[str, Any])
+        result: dict[str, Any] = read_as(path, dict[str, Any])
+        return result
     except (FileNotFoundError, BadInput):
         return {}
 
@@ -218,7 +219,8 @@ def calibrated(
     the grid of all languages.
     """
     if by is Calibration.NONE:
-        return np.clip(raw, 0.0, 1.0)
+        result: Float[np.ndarray, "n"] = np.clip(raw, 0.0, 1.0)
+        return result
     return quantile_of(raw, grids[language if by is Calibration.LANGUAGE and language in grids else ALL])
 
 

@@ -129,7 +129,8 @@ def _document(value: Any, location: str) -> Judged:
         raise BadInput(
             f"{location}: no judged document with its scores; remove the file and run `babel judge` again"
         )
-    return value
+    result: Judged = value
+    return result
 
 
 def _sample(config: QualityConfig) -> Iterator[tuple[str, tuple[str, Row]]]:

@@ -119,7 +119,10 @@ def predict(
         segment_ids=segment_ids,
         execution=Execution(jnp.dtype(compute_dtype), parallel=parallel),
     )
-    return hidden.astype(jnp.float32) @ params[HEAD]["weight"].T + params[HEAD]["bias"]
+    result: Float[Array, "batch time dimensions"] = (
+        hidden.astype(jnp.float32) @ params[HEAD]["weight"].T + params[HEAD]["bias"]
+    )
+    return result
 
 
 class Regressor:
@@ -255,7 +258,10 @@ def _scores(
     def of_own_rows(params: PyTree[Array], tokens: Array, segment_ids: Array) -> Array:
         return predict(config, params, tokens, segment_ids, compute_dtype, parallel)
 
-    return _under_mesh(of_own_rows, mesh, config, 2, PartitionSpec(ROW_AXES))(params, tokens, segment_ids)
+    result: Float[Array, "batch time dimensions"] = _under_mesh(
+        of_own_rows, mesh, config, 2, PartitionSpec(ROW_AXES)
+    )(params, tokens, segment_ids)
+    return result
 
 
 def summed_gradients(config: ModelConfig, compute_dtype: DTypeLike, mesh: Mesh) -> Callable[..., Any]:

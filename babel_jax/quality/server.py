@@ -170,7 +170,7 @@ class _BoundedReader(io.RawIOBase):
 class _BoundedResponse(http.client.HTTPResponse):
     def __init__(self, sock: Any, *arguments: Any, deadline: float, **names: Any):
         super().__init__(sock, *arguments, **names)
-        self.fp = io.BufferedReader(_BoundedReader(self.fp.detach(), sock.settimeout, deadline))  # type: ignore[attr-defined]
+        self.fp = io.BufferedReader(_BoundedReader(self.fp.detach(), sock.settimeout, deadline))
 
 
 def _bounded(
@@ -190,7 +190,7 @@ class _Http(urllib.request.HTTPHandler):
         self._seconds = seconds
 
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_bounded(http.client.HTTPConnection, self._seconds), req)  # type: ignore[arg-type]
+        return self.do_open(_bounded(http.client.HTTPConnection, self._seconds), req)
 
 
 class _Https(urllib.request.HTTPSHandler):
@@ -199,4 +199,4 @@ class _Https(urllib.request.HTTPSHandler):
         self._seconds = seconds
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_bounded(http.client.HTTPSConnection, self._seconds), req)  # type: ignore[arg-type]
+        return self.do_open(_bounded(http.client.HTTPSConnection, self._seconds), req)

@@ -10,8 +10,9 @@ from babel_jax.config import CHANGEABLE, Config
 from babel_jax.config.file import parse_settings, read_toml
 from babel_jax.distributed.agreement import agreed, first_text, same_on_all
 from babel_jax.errors import BadInput
-from babel_jax.files import PARTIAL, remove_left_files
+from babel_jax.files import remove_left_files
 from babel_jax.lease import NAME as LEASE
+from babel_jax.places import PARTIAL
 from babel_jax.training.run_state import newest_step
 
 

@@ -46,7 +46,8 @@ class StageMixture:
 
     def share(self, datasets: Iterable[Dataset], of: str = "share") -> float:
         """The sum of the shares of several datasets."""
-        return sum(getattr(self.parts[key], of) for key in datasets if key in self.parts)
+        result: float = sum(getattr(self.parts[key], of) for key in datasets if key in self.parts)
+        return result
 
 
 def stage_mixtures(config: Config) -> list[StageMixture]:

@@ -70,7 +70,8 @@ def _splash_flops(equation: Any, config: ModelConfig, seq_len: int) -> float:
     areas = []
     for window in config.windows:
         areas += [_visible_area(window, first, time, block_q, block_kv) for first in firsts]
-    return 2.0 * products * math.prod(batch) * heads * head_dim * sum(areas) / len(areas)
+    result: float = 2.0 * products * math.prod(batch) * heads * head_dim * sum(areas) / len(areas)
+    return result
 
 
 def _visible_area(window: int | None, start: int, time: int, block_q: int, block_kv: int) -> int:

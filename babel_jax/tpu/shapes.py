@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from babel_jax.buckets import is_url
 from babel_jax.config import Config, ModelConfig
 from babel_jax.config.file import configs_folder, load_config
 from babel_jax.errors import BadInput
 from babel_jax.expansion.apply import expand_config, new_layers_of
 from babel_jax.expansion.plan import PRESET_SOURCES, plan_from_settings
 from babel_jax.model_folders.folder import open_folder
-from babel_jax.places import is_url
 from babel_jax.training.deepening import depths
 
 _LONGEST_CHAIN = 10  # configs, each of which begins with the export of the one before

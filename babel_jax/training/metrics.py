@@ -165,7 +165,8 @@ class Metrics:
             self._last_said = now
             left = tqdm.format_interval((self._bar.total - line["step"] - 1) * seconds)
             log.info("step %d of %d: %s, %s left", line["step"] + 1, self._bar.total, words, left)
-        return line["skipped"]
+        result: int = line["skipped"]
+        return result
 
     def log_evaluation(self, step: int, results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
         """Writes scores by task and language, after `step` steps, to TensorBoard."""

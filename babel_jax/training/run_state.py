@@ -211,7 +211,7 @@ class Checkpoints:
         self._manager.reload()
 
 
-class _Digested(ocp.StandardCheckpointHandler):
+class _Digested(ocp.StandardCheckpointHandler):  # type: ignore[misc]
     """Writes digests beside the files of a state, before the folder of the step gets its final name.
 
     Each process reads its own files, in Orbax's thread, while training goes on. Process 0 adds the rest,
@@ -230,13 +230,13 @@ class _Digested(ocp.StandardCheckpointHandler):
 
 @ocp.args.register_with_handler(_Digested, for_save=True)
 @dataclasses.dataclass
-class _DigestedSave(ocp.args.StandardSave):
+class _DigestedSave(ocp.args.StandardSave):  # type: ignore[misc]
     """Names the handler that saves, for Orbax."""
 
 
 @ocp.args.register_with_handler(_Digested, for_restore=True)
 @dataclasses.dataclass
-class _DigestedRestore(ocp.args.StandardRestore):
+class _DigestedRestore(ocp.args.StandardRestore):  # type: ignore[misc]
     """Orbax needs a restore class beside each save class."""
 
 
@@ -262,7 +262,7 @@ def _share(sizes: Mapping[Path, int]) -> list[Path]:
 
 
 @dataclasses.dataclass
-class _Named(PreservationPolicy):
+class _Named(PreservationPolicy):  # type: ignore[misc]
     """Keeps the step that `step()` returns at the time."""
 
     step: Callable[[], int | None]

@@ -184,7 +184,8 @@ def placed_state(optimizer: AdamW, params: PyTree[Array], shardings: TrainState)
 
     No device ever holds more of the moments than its shard. Donates `params`.
     """
-    return beginning(optimizer, shardings)(jax.device_put(params, shardings.params))
+    result: TrainState = beginning(optimizer, shardings)(jax.device_put(params, shardings.params))
+    return result
 
 
 def beginning(optimizer: AdamW, shardings: TrainState) -> Any:

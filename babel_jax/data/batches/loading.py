@@ -89,7 +89,8 @@ class Batches:
 
         Windows of conversations also have "loss_mask" int32[rows, seq_len].
         """
-        return self._batches[step]
+        result: Batch = self._batches[step]
+        return result
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         """The batches from a step on; a thread reads ahead."""
@@ -126,7 +127,7 @@ class ShuffledEpochs:
         return int(order[position_in_epoch])
 
 
-class Selection(grain.transforms.DatasetSelectionMap):
+class Selection(grain.transforms.DatasetSelectionMap):  # type: ignore[misc]
     """Maps an index of the mixed sequence to a dataset and one of its windows.
 
     Grain's own `mix` rounds weights to a hundredth of the smallest one, so it is off by up to 1%, and it

@@ -110,7 +110,8 @@ def code_points(text: str) -> CodePoints:
 
 def kinds(points: CodePoints) -> UInt8[np.ndarray, "characters"]:
     """The `Kind` of each code point."""
-    return _table()[points]
+    result: UInt8[np.ndarray, "characters"] = _table()[points]
+    return result
 
 
 def clusters(

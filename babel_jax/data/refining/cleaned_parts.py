@@ -22,7 +22,8 @@ from babel_jax.data.sources.records import parts
 from babel_jax.data.sources.rows import RowCounts, read_rows
 from babel_jax.data.sources.streams import BadRowError
 from babel_jax.disk_errors import explain_os_errors
-from babel_jax.files import PARTIAL, remove_folder, write_text
+from babel_jax.files import remove_folder, write_text
+from babel_jax.places import PARTIAL
 
 DUPLICATES = "duplicates.json"  # beside the parts of a language, after its duplicates have been removed
 

@@ -136,7 +136,10 @@ def fold(text: str) -> CodePoints:
     # Casefolding can split letters: U+0130 becomes i and a mark.
     points = code_points(unicodedata.normalize("NFKC", text))
     point_kinds = kinds(points)
-    return points[(point_kinds == Kind.LETTER) | (point_kinds == Kind.MARK) | (point_kinds == Kind.DIGIT)]
+    result: CodePoints = points[
+        (point_kinds == Kind.LETTER) | (point_kinds == Kind.MARK) | (point_kinds == Kind.DIGIT)
+    ]
+    return result
 
 
 def _is_dense(points: CodePoints, size: int) -> Bool[np.ndarray, "ngrams"]:
@@ -144,7 +147,8 @@ def _is_dense(points: CodePoints, size: int) -> Bool[np.ndarray, "ngrams"]:
     length, such as "United States of America", are too short to identify a document.
     """
     before = np.concatenate([[0], np.cumsum(points >= _FIRST_DENSE)])
-    return 2 * (before[size:] - before[:-size]) >= size
+    result: Bool[np.ndarray, "ngrams"] = 2 * (before[size:] - before[:-size]) >= size
+    return result
 
 
 @functools.lru_cache(maxsize=1)

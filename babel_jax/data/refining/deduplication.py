@@ -136,4 +136,5 @@ def survivors(component: Int64[np.ndarray, "n"], *preferences: np.ndarray) -> In
     best = order[_starts_of_runs(component[order])]
     stays = np.empty(len(best), np.int64)
     stays[component[best]] = best
-    return stays[component]
+    result: Int64[np.ndarray, "n"] = stays[component]
+    return result

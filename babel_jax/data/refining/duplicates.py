@@ -135,9 +135,11 @@ def _are_alike(
     # Band 0 is for equal texts, the others for similar ones.
     if task.band == 0:
         left_rows, right_rows = documents.gather("documents", left), documents.gather("documents", right)
-        return (left_rows["digest"] == right_rows["digest"]).all(1)
+        equal: Bool[np.ndarray, "n"] = (left_rows["digest"] == right_rows["digest"]).all(1)
+        return equal
     same = documents.gather("signatures", left) == documents.gather("signatures", right)
-    return same.mean(1) >= task.settings.deduplication.similarity
+    similar: Bool[np.ndarray, "n"] = same.mean(1) >= task.settings.deduplication.similarity
+    return similar
 
 
 def remove_duplicates(task: RemovalTask) -> None:

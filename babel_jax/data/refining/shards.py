@@ -32,7 +32,7 @@ from babel_jax.data.json_files import read_json
 from babel_jax.data.refining.deduplication import band_keys, digests, signatures
 from babel_jax.data.sources.rows import Row
 from babel_jax.errors import BadInput
-from babel_jax.files import PARTIAL
+from babel_jax.places import PARTIAL
 
 DOCUMENT = np.dtype([("digest", "<u8", (2,)), ("length", "<u4"), ("score", "<f4")])
 _BATCH_CHARACTERS = 1 << 20

@@ -294,7 +294,8 @@ def _rows_at_once(group: Any) -> int:
         (group.column(number).total_uncompressed_size for number in range(group.num_columns)), default=0
     )
     by_longest = max(_PARQUET_ROWS_LEAST, _PARQUET_LONGEST_BYTES // max(1, longest))
-    return max(1, min(_PARQUET_ROWS, by_longest, _PARQUET_BYTES // max(1, mean)))
+    result: int = max(1, min(_PARQUET_ROWS, by_longest, _PARQUET_BYTES // max(1, mean)))
+    return result
 
 
 def _parquet_row(

@@ -75,12 +75,14 @@ class _Bounded(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         block = self._stream.read(size)
         self._count(len(block))
-        return block
+        result: bytes = block
+        return result
 
     def readinto(self, buffer: Any) -> int:
         count = self._stream.readinto(buffer)
         self._count(count)
-        return count
+        result: int = count
+        return result
 
     def _count(self, count: int) -> None:
         self._position += count
@@ -190,7 +192,8 @@ def remote(path: str) -> tuple[Any, str]:
     """The file system of a URL, and the path in it."""
     fsspec = imported("fsspec", path, "hf")
     try:
-        return fsspec.core.url_to_fs(path)
+        result: tuple[Any, str] = fsspec.core.url_to_fs(path)
+        return result
     except (ImportError, ValueError) as error:
         raise BadInput(f"{path}: cannot be reached: {one_line(error)}") from None
 

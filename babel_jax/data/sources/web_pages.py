@@ -82,10 +82,13 @@ def _text(record: Any, is_text: bool, pages: TextOfPages) -> str | bytes | None:
 def _decoded(content: bytes, charset: str | None) -> str:
     """A page as text. If its charset is wrong or unknown, the charset is guessed."""
     detect = imported("resiliparse.parse.encoding", "WARC", "warc")
+    text: str
     if charset is not None:
         with contextlib.suppress(LookupError, ValueError, TypeError, AssertionError):
-            return detect.bytes_to_str(content, charset)
-    return detect.bytes_to_str(content, detect.detect_encoding(content))
+            text = detect.bytes_to_str(content, charset)
+            return text
+    text = detect.bytes_to_str(content, detect.detect_encoding(content))
+    return text
 
 
 def _without_codings(content: bytes, headers: Any) -> bytes:
@@ -130,10 +133,12 @@ class _Whole(io.RawIOBase):
         block = self._stream.read(size)
         if self._is_known:
             self._follow(block)
-        return block
+        result: bytes = block
+        return result
 
     def tell(self) -> int:
-        return self._stream.tell()
+        result: int = self._stream.tell()
+        return result
 
     def readable(self) -> bool:
         return True

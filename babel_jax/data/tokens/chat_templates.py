@@ -48,7 +48,8 @@ class ChatTemplate:
             # Templates test if a key is present; in data a null value means that the key is missing.
             present = [_without_nulls(message) for message in messages]
             requests.append({**context, "messages": present, "add_generation_prompt": opens_turn})
-        return self._ask(requests, "the chat template does not take this conversation")["texts"]
+        result: list[str] = self._ask(requests, "the chat template does not take this conversation")["texts"]
+        return result
 
     def _ask(self, request: object, fault: str) -> dict[str, Any]:
         """The answer of the process, which is started if needed. `fault` begins the message of an error."""
@@ -80,7 +81,8 @@ class ChatTemplate:
         if "error" in answer:
             at = "" if answer["line"] is None else f", line {answer['line']}"
             raise BadInput(f"{self.location}{at}: {fault}: {one_line(answer['error'], 300)}")
-        return answer
+        result: dict[str, Any] = answer
+        return result
 
     def _start(self) -> None:
         # -P keeps the folder of that file off the path: it has modules with names of the standard library.

@@ -46,7 +46,8 @@ class _Generation(jinja2.ext.Extension):
         return jinja2.nodes.CallBlock(self.call_method("_between_marks"), [], [], body).set_lineno(line)
 
     def _between_marks(self, caller: Any) -> str:
-        return BEGIN + caller() + END
+        result: str = BEGIN + caller() + END
+        return result
 
 
 def compiled_template(template: str) -> jinja2.Template:

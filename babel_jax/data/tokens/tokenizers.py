@@ -406,11 +406,13 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """The ids of raw text."""
-        return self._processor.encode(text)
+        result: list[int] = self._processor.encode(text)
+        return result
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text."""
-        return self._processor.encode(list(texts), num_threads=-1)
+        result: list[list[int]] = self._processor.encode(list(texts), num_threads=-1)
+        return result
 
     def token_id(self, token: str) -> int | None:
         """The id of a piece or an added token."""
@@ -444,7 +446,8 @@ class SentencePieceTokenizer(Tokenizer):
     def _decode(self, ids: list[int]) -> str:
         # A model without an equal tokenizer.json has no tokens but its own pieces.
         if all(token < self._processor.get_piece_size() for token in ids):
-            return self._processor.decode(ids)
+            result: str = self._processor.decode(ids)
+            return result
         return self.with_controls.decode(ids, skip_special_tokens=False)
 
     def _default_begin_ids(self) -> list[int]:

@@ -43,12 +43,12 @@ from babel_jax.data.windows.survey import Survey, survey
 from babel_jax.digests import SUMS, file_sum, write_sums
 from babel_jax.disk_errors import explain_os_errors
 from babel_jax.errors import BadInput
-from babel_jax.files import PARTIAL, make_folder, remove_left_files, write_text
+from babel_jax.files import make_folder, remove_left_files, write_text
 from babel_jax.languages import CODES, in_order
 from babel_jax.lease import NAME as LEASE
 from babel_jax.lease import alone_in, alone_in_bucket
 from babel_jax.new_folders import remove_mark
-from babel_jax.places import place, url_of
+from babel_jax.places import PARTIAL, place, url_of
 from babel_jax.sending import drafted
 
 log = logging.getLogger("babel")

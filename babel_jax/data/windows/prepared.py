@@ -69,12 +69,14 @@ class PreparedData:
     @property
     def seq_len(self) -> int:
         """Tokens in a window."""
-        return self.report["seq_len"]
+        result: int = self.report["seq_len"]
+        return result
 
     @property
     def tokenizer_fingerprint(self) -> str:
         """`Tokenizer.fingerprint` of the tokenizer that made the windows."""
-        return self.report["tokenizer"]["fingerprint"]
+        result: str = self.report["tokenizer"]["fingerprint"]
+        return result
 
     @property
     def fingerprint(self) -> str:
@@ -102,7 +104,8 @@ class PreparedData:
     @property
     def begin_ids(self) -> list[int]:
         """The token ids at the start of each document: the bos_token, or none."""
-        return self.report["tokenizer"].get("begin_ids", [])
+        result: list[int] = self.report["tokenizer"].get("begin_ids", [])
+        return result
 
     @property
     def chat_template(self) -> str | None:

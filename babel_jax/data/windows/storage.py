@@ -26,7 +26,7 @@ FIELDS = ("tokens", "segment_ids")
 MASKED_FIELDS = (*FIELDS, "loss_mask")
 
 
-class _LocalInfo(tfds.core.DatasetInfo):
+class _LocalInfo(tfds.core.DatasetInfo):  # type: ignore[misc]
     """Information of a dataset that exists on this machine alone.
 
     TFDS looks into its bucket for every new dataset, and leaves a temporary folder each time.
@@ -36,7 +36,7 @@ class _LocalInfo(tfds.core.DatasetInfo):
         """Does nothing: the bucket of TFDS has none of our datasets."""
 
 
-class _WindowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+class _WindowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg, misc]
     """Writes windows in the order in which they arrive."""
 
     name = DATASET
@@ -124,7 +124,8 @@ def _same_bytes() -> Iterator[None]:
     """
 
     def serialize(self: Any, example: Any) -> bytes:
-        return self.get_tf_example(example).SerializeToString(deterministic=True)
+        result: bytes = self.get_tf_example(example).SerializeToString(deterministic=True)
+        return result
 
     serializer: Any = example_serializer.ExampleSerializer
     original = serializer.serialize_example

@@ -38,7 +38,7 @@ STEPS = 32  # new tokens between two searches for stop strings
 Request = tuple[Any, list[int], list[int]]
 
 
-class DecoderLM(TemplateLM):
+class DecoderLM(TemplateLM):  # type: ignore[misc]
     """A decoder for `lm_eval.evaluator`.
 
     truncated: the number of requests whose beginning was cut, because they are longer than the model's

@@ -178,4 +178,4 @@ def answer_index(row: Item) -> int | None:
 def _plain_label(label: str) -> str:
     return "".join(
         str(unicodedata.digit(letter, letter)) for letter in unicodedata.normalize("NFKC", label).casefold()
-    )  # type: ignore[call-overload]
+    )

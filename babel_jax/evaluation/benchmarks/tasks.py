@@ -48,7 +48,7 @@ class Benchmark:
     configs: Callable[[str], dict[str, dict[str, Any]]]
 
 
-class _SameKind(ContextSampler):
+class _SameKind(ContextSampler):  # type: ignore[misc]
     """The first examples that agree with the item in some fields, without the item itself."""
 
     fields: tuple[str, ...]
@@ -236,7 +236,10 @@ def load_tasks(
     manager = _manager()
     named = [{"task": name, **config} for name, config in configs.items()]
     are_harness_tasks = all(name in manager.all_subtasks for name in configs)
-    return manager.load([{"group": benchmark, "task": named}] if are_harness_tasks else named)["tasks"]
+    result: dict[str, Task] = manager.load(
+        [{"group": benchmark, "task": named}] if are_harness_tasks else named
+    )["tasks"]
+    return result
 
 
 def _warn_of_fewer_shots(benchmark: str, code: str, rows: Mapping[str, list[Item]], shots: int) -> None:
