@@ -38,7 +38,7 @@ log = logging.getLogger("babel")
 LOWER_IS_BETTER = (BITS_PER_BYTE,)
 
 
-def measure(
+def score_model(
     config: Config, point: str, model_config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer
 ) -> Results:
     """Bits per byte by language, and the offline suite if the config asks for it, on the held-out text.

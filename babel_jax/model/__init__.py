@@ -1,1 +1,1 @@
-"""The decoder: Qwen2 and Llama in one module, with its parameters as plain pytrees."""
+"""The decoder: one module for all families, with its parameters as plain pytrees."""

@@ -163,7 +163,7 @@ class Evaluate(Hook):
         with self.goodput.spent(Spent.STEP):
             moment.skipped = self.metrics.flush()
         with self.metrics.aside(Spent.EVALUATION):
-            results = self.watch.measured(moment.taken, self.setup.model.config, moment.state.params)
+            results = self.watch.evaluate(moment.taken, self.setup.model.config, moment.state.params)
             self.metrics.log_evaluation(moment.taken, results)
 
 

@@ -46,7 +46,7 @@ class Watch:
         """Whether to evaluate after `step` steps."""
         return self._every is not None and step % self._every == 0
 
-    def measured(
+    def evaluate(
         self, step: int, config: ModelConfig, params: PyTree[Array]
     ) -> dict[str, dict[str, dict[str, Any]]]:
         """Evaluates, writes the results to during.jsonl, and returns them."""

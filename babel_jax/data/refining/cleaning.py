@@ -106,7 +106,7 @@ class Measured:
         return float(np.count_nonzero(space[:-1] & ~space[1:]) + (len(space) > 0 and not space[0]))
 
 
-def measure(text: str, language: str) -> Measured:
+def text_features(text: str, language: str) -> Measured:
     """The code points of a text, their kinds, and the number of each kind."""
     points = code_points(text)
     point_kinds = kinds(points)
@@ -134,7 +134,7 @@ class Cleaner:
 
     def judged(self, text: str) -> tuple[Measured, Rule | None]:
         """The normalized text, and the rule that drops it, if any."""
-        document = measure(normalize(text), self.language)
+        document = text_features(normalize(text), self.language)
         for rule, drops in _RULES.items():
             if rule not in self.settings.off and drops(document, self.settings):
                 return document, rule
