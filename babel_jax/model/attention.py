@@ -30,16 +30,17 @@ def positions_of(segment_ids: Int[Array, "batch time"]) -> Int[Array, "batch tim
 
 def visible(
     distance: Int[Array, "*#batch time source"],
-    same: Bool[Array, "#batch #time source"] | None,
+    allowed: Bool[Array, "#batch #time source"] | None,
     windows: tuple[int | None, ...],
 ) -> Bool[Array, "windows #batch time source"]:
     """For each window, True where the token at `time` may attend to the one at `source`.
 
-    `distance` is the index of the token minus the index of the source in the row (transformers counts windows
-    in indices too, not in positions). `same` is True where both are of one segment. A token sees itself and
-    the `window - 1` tokens before it, or all tokens before it for None.
+    `distance`: how far the source is before the token. In packed rows it counts indices of the row, as in
+    transformers; in prefix trees it counts tokens along the branch. `allowed`: True where both are of one
+    segment, or the source is on the token's branch. A token sees itself and the `window - 1` tokens before
+    it, or all tokens before it for None.
     """
-    causal = (distance >= 0)[None] if same is None else (distance >= 0) & same
+    causal = (distance >= 0)[None] if allowed is None else (distance >= 0) & allowed
     return jnp.stack([causal if window is None else causal & (distance < window) for window in windows])
 
 
@@ -51,7 +52,7 @@ def masks(
 ) -> Bool[Array, "windows #batch time source"]:
     """`visible` for whole sequences, or for this device's part of each.
 
-    Padding is a segment of its own: every token sees one at least.
+    Padding is a segment of its own. So each token sees at least one token, as `flash_attention` needs.
     """
     keys = jnp.arange(source, dtype=jnp.int32)
     queries = parallel.sequence_shard(keys[None])[0]

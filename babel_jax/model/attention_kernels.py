@@ -1,5 +1,5 @@
-"""Kernels of attention over whole sequences: XLA, splash attention on TPU, cuDNN on GPU; `attention_fn_for`
-chooses.
+"""Kernels of attention over whole sequences: XLA (`flash_attention`, plain JAX), splash attention on TPU,
+cuDNN on GPU. `kernel_for` chooses one; `attention_fn_for` builds it.
 
 All give the output of `flash_attention`, up to rounding: packed segments, grouped heads, sliding windows. All
 but cuDNN take soft-capped scores.
@@ -107,7 +107,7 @@ def _splash(
 
     size = source // parallel.sequence_chunks
     scale, softcap = config.query_pre_attn_scalar**-0.5, config.attn_logit_softcapping
-    parts = parallel.chunks_by_device()
+    parts = parallel.chunks_by_half()
     ids = jnp.ones((1, source), jnp.int32) if segment_ids is None else segment_ids
     query_ids = jnp.split(parallel.sequence_shard(ids), len(parts), axis=1)
 
@@ -166,9 +166,9 @@ def _splash(
 def _cudnn(config: ModelConfig, window_masks: Array, parallel: Parallelism) -> AttentionFn:
     """cuDNN's fused attention; off GPU XLA's of the same arguments, for tests.
 
-    Its masks are a matrix of each window, so segments cost memory by the square of the sequence (cuDNN takes
-    no sliding window beside one). Of whole windows nothing is computed that the causal mask hides.
-    `decoder.rematerialized` keeps what the backward pass needs.
+    Its mask is a matrix for each row, so segments cost memory by the square of the sequence (cuDNN takes no
+    sliding window beside a mask). In whole rows nothing is computed that the causal mask hides.
+    `rematerialization.rematerialized` keeps what the backward pass needs.
     """
     scale, causal = config.query_pre_attn_scalar**-0.5, parallel.sequence_chunks == 1
     implementation: Literal["cudnn", "xla"] = "cudnn" if parallel.platform in GPU else "xla"

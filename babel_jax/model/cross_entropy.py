@@ -1,9 +1,10 @@
 """The embedding lookup and the chunked cross-entropy: both work on one piece of the vocabulary at a time, so
-neither the whole table nor all logits are in memory.
+that of a large vocabulary neither the whole table nor all logits are in memory. A table that is small enough
+is one piece, and its logits are kept.
 
 The tables are [vocab, embed], sharded as `Parallelism` says. A piece is gathered and used, and its gradient
-is complete and scattered, before the next piece begins. Only values of the size of the activations stay over
-all pieces.
+is complete and scattered, before the next piece begins. Only arrays of the size of the activations live
+through the loop.
 """
 
 from functools import partial
@@ -101,8 +102,8 @@ def _forward(hidden: Array, weight: Array, targets: Array, softcap: float | None
     carry = (jnp.full(tokens, jnp.finfo(jnp.float32).min), jnp.zeros(tokens), jnp.zeros(tokens))
     (largest, total, picked), logits = jax.lax.scan(add, carry, (starts, parts))
     overall = parallel.max_over_features(largest)
-    log_z = overall + jnp.log(parallel.all_reduce(total * jnp.exp(largest - overall), ("tensor",)))
-    return (parallel.all_reduce(picked, ("tensor",)), log_z), (hidden, weight, targets, log_z, logits)
+    log_z = overall + jnp.log(parallel.all_reduce(total * jnp.exp(largest - overall), (TENSOR,)))
+    return (parallel.all_reduce(picked, (TENSOR,)), log_z), (hidden, weight, targets, log_z, logits)
 
 
 def _backward(softcap: float | None, parallel: Parallelism, saved, gradients):  # type: ignore[no-untyped-def]
@@ -127,7 +128,7 @@ def _backward(softcap: float | None, parallel: Parallelism, saved, gradients):  
         return of_hidden, to_part(of_table)[0]
 
     of_hidden, of_parts = jax.lax.scan(add, jnp.zeros(hidden.shape, jnp.float32), (starts, parts, kept))
-    of_hidden = parallel.all_reduce(of_hidden, ("tensor",)).astype(hidden.dtype)
+    of_hidden = parallel.all_reduce(of_hidden, (TENSOR,)).astype(hidden.dtype)
     return of_hidden, of_parts.reshape(weight.shape), None
 
 

@@ -340,7 +340,9 @@ def forward(
     positions: Int[Array, "batch time"] | None = None,
     execution: Execution = PLAIN,
 ) -> Float[Array, "batch time vocab"]:
-    """float32 logits; arguments as of `hidden_states`."""
+    """float32 logits of whole rows, on one device or under plain `jax.jit`; arguments as
+    of `hidden_states`.
+    """
     hidden = hidden_states(
         config, params, tokens, segment_ids=segment_ids, positions=positions, execution=execution
     )

@@ -15,7 +15,7 @@ class Execution:
     device.
 
     `compute_dtype`: type of activations and products. `remat`: what is kept for the backward pass.
-    `kernel`: what computes attention. `parallel`: this device's share of a mesh, under `shard_map`.
+    `kernel`: what computes attention, never `auto`. `parallel`: the mesh axes that the pass runs on.
     `scan_layers`: one compiled layer in a loop; False writes every layer into the program.
     """
 

@@ -1,10 +1,10 @@
 """The collectives of one device in a forward pass that a whole mesh computes: FSDP, tensor and context
 parallelism.
 
-The train step runs under `jax.shard_map` over all axes of the mesh. So this file has every collective, and
-the compiler chooses none. When XLA for TPU chooses, it makes all-reduces of whole matrices from the gathers
-of a three-dimensional torus, and from all scatters: twice the bytes. In stages along the torus
-(`WEIGHT_AXES`) gathers stay gathers and scatters stay scatters.
+Loss and gradients run under `jax.shard_map` over all axes of the mesh. So this file has their collectives,
+and the compiler chooses only small ones (norm, metrics). When XLA for TPU chooses, it makes all-reduces of
+whole matrices from the gathers of a three-dimensional torus, and from all scatters: twice the bytes. In
+stages along the torus (`WEIGHT_AXES`) gathers stay gathers and scatters stay scatters.
 """
 
 import math
@@ -22,12 +22,16 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from babel_jax.model.checkpoint_names import CheckpointName
 
-# The mesh axes. data: between slices. fsdp and ring: parameters and windows, in two stages. context:
-# parameters and the sequence. tensor: features.
+# The mesh axes. data: between slices. fsdp and ring: parameters and windows; ring is the part of FSDP along
+# one
+# dimension of the torus, so that gathers and scatters run in two stages. context: parameters and the
+# sequence.
+# tensor: features.
 DATA, FSDP, RING, CONTEXT, TENSOR = "data", "fsdp", "ring", "context", "tensor"
 AXES = (DATA, FSDP, RING, CONTEXT, TENSOR)
 WINDOW_AXES = (DATA, FSDP, RING)
-# For rows that are not cut along the sequence: each device of the context axis has rows of its own.
+# Axes over which devices hold different tokens. Rows that are not cut along the sequence are sharded over
+# them.
 ROW_AXES = (*WINDOW_AXES, CONTEXT)
 WEIGHT_AXES = (FSDP, RING, CONTEXT)
 
@@ -57,7 +61,7 @@ def mesh_axes(logical_axes: tuple[str | None, ...]) -> tuple[tuple[str, ...], ..
 @dataclass(frozen=True)
 class Parallelism:
     """The sizes of the mesh axes of the `shard_map` that this code runs in. The default is a single device:
-    then every method returns its input.
+    then methods that take an array return it unchanged.
 
     `gather_stages`: groups of mesh axes over which weights are gathered, in this order.
     `scatter_stages`: groups of mesh axes over which gradients of weights are summed and scattered, in order.
@@ -168,23 +172,23 @@ class Parallelism:
         """
         return 2 * self.size(CONTEXT) if self.size(CONTEXT) > 1 and not self.whole_windows else 1
 
-    def chunks_by_device(self) -> tuple[tuple[int, ...], ...]:
-        """Numbers of chunks by device of the context axis: first those of the first half of a window, then
-        their mirror images of the second half.
+    def chunks_by_half(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers of chunks: a row for each half of a window, a column for each device of the context axis.
 
-        A token attends to those before it. So each pair of a chunk and its mirror image does the same amount
-        of work (as in Llama 3, section 3.3.2). Example: for 2 devices ((0, 1), (3, 2)).
+        The second row mirrors the first one. A token attends to those before it, so each pair of a chunk and
+        its mirror image is the same amount of work (as in Llama 3, section 3.3.2). Example: for 2 devices
+        ((0, 1), (3, 2)): device 0 has the chunks 0 and 3, device 1 has 1 and 2.
         """
         numbers = tuple(range(self.sequence_chunks))
         devices = self.size(CONTEXT)
-        return (numbers[:devices], numbers[: -devices - 1 : -1]) if devices > 1 else (numbers,)
+        return (numbers[:devices], numbers[: -devices - 1 : -1]) if len(numbers) > 1 else (numbers,)
 
     def sequence_shard(self, rows: Array) -> Array:
         """The chunks of this device, cut from whole windows: [batch, source, ...] to [batch, time, ...]."""
         if self.sequence_chunks == 1:
             return rows
         size = rows.shape[1] // self.sequence_chunks
-        chunks = jnp.array(self.chunks_by_device())[:, jax.lax.axis_index(CONTEXT)]
+        chunks = jnp.array(self.chunks_by_half())[:, jax.lax.axis_index(CONTEXT)]
         return jnp.concatenate(
             [jax.lax.dynamic_slice_in_dim(rows, chunk * size, size, axis=1) for chunk in chunks], axis=1
         )
@@ -199,6 +203,8 @@ class Parallelism:
         # The axis that is scattered in the backward pass is the first one, as in `_scattered`.
         chunks = jnp.stack(jnp.split(rows, 2, axis=1))
         chunks = jax.lax.all_gather(chunks, CONTEXT, tiled=True)
+        # Gathered are the two chunks of device 0, of device 1, and so on: first halves are in order, second
+        # halves in reverse.
         whole = jnp.concatenate([chunks[::2], chunks[::-2]])
         return jnp.concatenate(list(whole), axis=1)
 

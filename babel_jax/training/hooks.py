@@ -1,5 +1,5 @@
-"""What a run does around each train step. One hook is one concern, and its time is counted apart from the
-step's.
+"""What a run does around each train step. One hook is one concern. Long work (evaluation, checkpoints) is
+counted apart from the steps; logging and listening count as steps.
 
 The loop in `run` calls `before` of all hooks in order, then the step, then `after` of all hooks in order.
 """
@@ -24,12 +24,12 @@ from babel_jax.training.watch import Watch
 
 @dataclasses.dataclass
 class Moment:
-    """One step, as the hooks see it. `number` counts the steps of the run from 0, so `number + 1` are taken
-    after it.
+    """One step, as the hooks see it. `number` counts the steps of the run from 0.
 
-    `state` is the state before the step, and after it the new one, with the metrics in `values`. `is_last`:
-    the last step of its stage, or of this depth of the model. Hooks write down what the later ones need:
-    `skipped` updates in a row, and the `signal` that asks the run to stop.
+    `state` is the state before the step, and after it the new one. `values` are the metrics of the step, as
+    arrays on the devices: Metrics reads them during the next step. `is_last`: the last step of its stage, or
+    of this depth of the model. Hooks write down what later ones need: `skipped`, the updates skipped in a row
+    up to the last written step, and the `signal` that asks the run to stop.
     """
 
     number: int
@@ -44,7 +44,7 @@ class Moment:
 
     @property
     def taken(self) -> int:
-        """Steps that are taken after this one."""
+        """How many steps the run has taken once this one is done."""
         return self.number + 1
 
 
@@ -55,7 +55,10 @@ class Hook:
         """Called when the batch is on the devices, before the step."""
 
     def after(self, moment: Moment) -> None:
-        """Called when the devices have the step to do; they may not have done it yet."""
+        """Called when the step is dispatched.
+
+        The devices may still compute it: to read a value waits for it.
+        """
 
 
 @dataclasses.dataclass
@@ -71,7 +74,9 @@ class Tools:
 
 
 def hooks_of(tools: Tools, setup: Setup, save_times: SaveTimes, stopped: Stopped) -> list[Hook]:
-    """The hooks of a run, in their order: each relies on what those before it wrote into the moment."""
+    """The hooks of a run, in their order: Log sets `skipped` and Listen sets `signal`, which Save and the two
+    hooks that stop the run read. Save comes before the stops.
+    """
     training = tools.config.training
     return [
         Recheck(training, setup.bit_checks, tools.metrics),
@@ -170,7 +175,7 @@ class Evaluate(Hook):
 @dataclasses.dataclass
 class Save(Hook):
     """Saves a checkpoint: when one is due, at the end of a stage or depth, when the run stops early, and when
-    the model is the best so far.
+    the bits per byte are the lowest so far.
     """
 
     tools: Tools
@@ -181,7 +186,7 @@ class Save(Hook):
         most = self.tools.config.training.max_skipped_steps
         stops = moment.is_last or moment.signal is not None or moment.skipped >= most
         is_best = self.tools.watch.best_step == moment.taken
-        # Asked after every step: of several processes, process 0 answers the others.
+        # `due` may communicate, so every process calls it after every step.
         is_due = self.save_times.due(moment.taken)
         if not (is_due or stops or is_best):
             return
@@ -209,7 +214,7 @@ class StopAfterSkipping(Hook):
             f"stage {moment.stage}: {reason} for {moment.skipped} steps in a row, up to step "
             f"{moment.number}; lower the peak rate or look at the data; "
             f"{self.config.out}/checkpoints/{moment.taken} has the "
-            "parameters of before"
+            "parameters before these steps"
         )
 
 

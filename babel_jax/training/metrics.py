@@ -79,6 +79,7 @@ class Metrics:
         self._tokens: Counter[str] = Counter(lines[-1].get("tokens_by_language", {}) if lines else {})
         self._flops, self._peak = 0.0, peak_flops(jax.devices()[0].device_kind, jax.device_count())
         self._waiting: tuple[dict[str, Any], dict[str, Array]] | None = None
+        self._skipped = 0  # updates in a row, up to the last written step
         self._last_time = self._last_said = time.monotonic()
         self._own_seconds, self._own_steps = 0.0, 0
 
@@ -113,9 +114,11 @@ class Metrics:
         return skipped
 
     def flush(self) -> int:
-        """Writes the metrics that wait. Returns how many updates in a row were skipped up to that step."""
+        """Writes the metrics that wait. Returns how many updates in a row were skipped up to the last written
+        step.
+        """
         if self._waiting is None:
-            return 0
+            return self._skipped
         line, values = self._waiting
         self._waiting = None
         asked = time.monotonic()
@@ -165,8 +168,8 @@ class Metrics:
             self._last_said = now
             left = tqdm.format_interval((self._bar.total - line["step"] - 1) * seconds)
             log.info("step %d of %d: %s, %s left", line["step"] + 1, self._bar.total, words, left)
-        result: int = line["skipped"]
-        return result
+        self._skipped = int(line["skipped"])
+        return self._skipped
 
     def log_evaluation(self, step: int, results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
         """Writes scores by task and language, after `step` steps, to TensorBoard."""

@@ -56,8 +56,9 @@ def train_stages(
     `models` is the output of `depths()`. `make_params()` returns the parameters of models[0]. It is called
     when there is no checkpoint, and its arrays are donated. Moments are kept from stage to stage; the rate's
     schedule begins anew. `on_stage_end` is called before anything of the next stage is saved. A run that was
-    stopped in it calls it again. `watch` evaluates between steps; `profile` names the steps to trace. `hooks`
-    are called after the run's own.
+    stopped in it, or that resumes at the end of a stage, calls it again. `watch` evaluates between steps;
+    `profile` names the steps to trace. `hooks` are called after the run's own; on a step after which the run
+    stops, their `after` is not called.
     Raises BadInput where settings and data do not fit, and when too many updates in a row were skipped.
     """
     goodput = Goodput(run_folder / "goodput.json")
@@ -143,7 +144,7 @@ class Loop(NamedTuple):
 def _train_steps(
     loop: Loop, plan: PlannedStage, number: int, steps: range, current: Setup, state: TrainState
 ) -> TrainState:
-    """The state after these steps of a stage, counted over the run. It is on disk when this returns.
+    """Takes `steps` (numbers in the run) of a stage. Returns the state, already written to disk.
 
     Raises BadInput when too many updates in a row were skipped, and between two steps KeyboardInterrupt after
     Ctrl-C and Preempted after SIGTERM or SIGHUP; all leave a checkpoint.
@@ -177,7 +178,7 @@ def _train_steps(
 
 @contextlib.contextmanager
 def _as_step(goodput: Goodput, step: int) -> Iterator[None]:
-    """The block is a step: in goodput, in traces; and nothing is copied to or from the devices unseen."""
+    """Counts and traces the block as a step, and forbids implicit transfers to and from the devices."""
     with (
         goodput.spent(Spent.STEP),
         jax.profiler.StepTraceAnnotation("train", step_num=step),
@@ -187,8 +188,8 @@ def _as_step(goodput: Goodput, step: int) -> Iterator[None]:
 
 
 def _program(loop: Loop, step: Step, *arguments: Any) -> Step:
-    """The step, compiled on all processes before any runs it: no device waits in a collective operation for a
-    host that compiles.
+    """Compiles the step in all processes before any runs it. Else devices would wait in a collective
+    operation for a host that still compiles.
     """
     if step not in loop.programs:
         with loop.tools.metrics.aside(Spent.COMPILE):

@@ -60,7 +60,8 @@ def carrying_over(before: Setup, after: Setup, settings: OptimizerSettings) -> A
         opt_state = jax.device_put(opt_state, jax.memory.Space.Device)  # offloaded moments are on the host
         if before.model is after.model:
             return params, after.optimizer.carried_over(opt_state, before.optimizer, params)
-        # Every layer has moments of its own only where all are trained.
+        # Expansion needs moments of every layer: fill up to all layers, expand, then keep what `after`
+        # trains.
         whole, deeper = (AdamW(settings, abstract_params(setup.model.config)) for setup in (before, after))
         params, opt_state = expand_state(
             params, whole.carried_over(opt_state, before.optimizer, params), after.model

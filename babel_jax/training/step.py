@@ -1,4 +1,6 @@
-"""The train step: one pure function of a state, a batch and a rate, jitted once for all stages."""
+"""The train step: one pure function of a state, a batch and a rate, jitted once for each depth and each
+choice of what is trained.
+"""
 
 import dataclasses
 from collections.abc import Callable
