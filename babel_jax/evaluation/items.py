@@ -6,8 +6,8 @@ replacement, the same items for both models.
 
 Few items need two corrections; with many items, both vanish. If all items have the same answer, the draws
 have no spread, although the next item might differ. So differences of accuracies are drawn with two more
-items, one that each model wins (Bonett and Price 2012). And percentiles of few items are too narrow, so they
-are expanded (Hesterberg 2015, "What Teachers Should Know about the Bootstrap").
+items: one that only ours wins, one that only theirs wins (Bonett and Price 2012). And percentiles of few
+items are too narrow, so they are expanded (Hesterberg 2015, "What Teachers Should Know about the Bootstrap").
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ Draws = Float[np.ndarray, "resamples"]
 class Items:
     """The columns of each item, which are summed, and the score of sums [..., columns].
 
-    extremes: the best and the worst possible item; None if there are no such items.
+    extremes: the best and the worst possible item; None if none are defined.
     """
 
     columns: Float[np.ndarray, "items columns"]
@@ -132,7 +132,7 @@ def differences(ours: Measured, theirs: Measured) -> dict[str, dict[str, dict[st
     interval of the paired bootstrap.
 
     The task `all` has the groups of `means_of`. `n` is the number of items; for several languages or tasks,
-    the smallest. `low` and `high` are None for a single item whose score has no bounds (bits per byte,
+    the smallest. `low` and `high` are None for a single item without extremes (bits per byte,
     chrF++): its spread is unknown.
     """
     our_draws = _draws(_with_extremes(ours, best_first=True))

@@ -47,8 +47,8 @@ def score(
 ) -> list[Score]:
     """The scores of all sequences. `done` receives the scores of each batch; the progress bar shows `what`.
 
-    A batch has `batch_tokens` tokens, or one row for each device. At most six shapes are compiled: rows of
-    256 to 4,096 tokens, and one length for all longer sequences.
+    A batch has at most `batch_tokens` tokens, and at least one row for each group of devices. At most six
+    shapes are compiled: rows of 256 to 4,096 tokens, and one length for all longer sequences.
     """
     scores: dict[int, Score] = {}
     lengths = row_lengths(max((len(sequence.tokens) for sequence in sequences), default=1))
@@ -185,8 +185,8 @@ def _log_likelihoods(
     targets: Int[Array, "batch time"],
     chunks: Int[Array, ""],
 ) -> tuple[Float[Array, "batch time"], Bool[Array, "batch time"]]:
-    """log p of each target at its place in the row, float32, and True if it is the likeliest token; for the
-    first `chunks` chunks.
+    """For each entry of the first `chunks` chunks: log p of its target, float32, and whether it is the
+    likeliest token. `prefix_trees.Row` says what entries, places and ends are.
 
     As in the train step, each device computes its rows, or its part of each row, and gathers the parameters
     of one layer, or of one piece of the vocabulary, at a time. Every device returns all results, so that
@@ -246,7 +246,8 @@ def _of_entries(
 
     rows, entries = places.shape
 
-    # Logits are held for one chunk at a time: [chunk, vocabulary] is the largest array here.
+    # Logits are held for one chunk at a time: [chunk, vocabulary] is the largest array here. A chunk has
+    # CHUNK entries over all devices of the context axis, and the number of chunks divides the entries.
     count = entries // math.gcd(CHUNK // parallel.size(CONTEXT) or 1, entries)
     at_places = jnp.take_along_axis(hidden, places[..., None], axis=1)
     scores = scored_targets(

@@ -75,7 +75,8 @@ class Translation(NamedTuple):
 def choices(texts: Mapping[str, Sequence[Row]], items: int) -> list[Choice]:
     """At most `items` questions of each task and language.
 
-    Languages whose passages have the same number of sentences get the same questions.
+    Languages whose passages have the same number of sentences get continuations of the same sentences. A
+    cloze asks for a long word of its own language.
     """
     questions: list[Choice] = []
     for language, rows in texts.items():

@@ -1,5 +1,5 @@
-"""Batches of packed windows. The batch of a step depends on (mixture, seed, step) alone, for any number of
-processes.
+"""Batches of packed windows. The batch of a step depends on the prepared data, the mixture, the batch size,
+the seed and the step alone; not on the number of processes.
 """
 
 import bisect
@@ -32,8 +32,8 @@ class Batches:
 
     Each dataset of the mixture is repeated, with a new shuffle for each epoch. Shares are of tokens: a
     dataset whose windows are half empty is read twice as often. If all windows are full, the first n windows
-    of the run have n * s windows of a dataset with share s, to within two windows. Process share p of P reads
-    the rows p * B / P to (p + 1) * B / P - 1 of each global batch of B rows.
+    of the run have n * s windows of a dataset with share s, to within two windows. Part p of P of a global
+    batch of B rows (`share` and `shares`) has the rows p * B / P to (p + 1) * B / P - 1.
     """
 
     def __init__(
@@ -102,7 +102,8 @@ class ShuffledEpochs:
     """The order of a dataset's windows, with a separate shuffle for each epoch.
 
     Grain's own shuffle tries random positions among at least 2**16: 0.2 ms for a dataset of 100 windows. This
-    lookup takes a microsecond. It costs 4 bytes of memory per window, and a sort at the start of each epoch.
+    lookup takes a microsecond. It costs 4 bytes of memory per window for each of up to three epochs, and a
+    sort at the start of each epoch.
     """
 
     def __init__(self, length: int, seed: str):

@@ -12,8 +12,8 @@ from babel_jax.languages import CODES, LANGUAGES, Resource
 
 CURATED, TEXTBOOK = "curated", "textbook"
 _TOLERANCE = 1e-6  # of a share of all tokens
-_REPETITIONS = 50  # two or three are enough if no window is half empty
-_LEAST_WEIGHT = 1e-100  # a temperature near 0 rounds small weights to 0, and weights are divided by
+_REPETITIONS = 50  # of `make_mixture_of_steps`; two or three are enough if no window is half empty
+_LEAST_WEIGHT = 1e-100  # `water_fill` divides by weights, and a temperature near 0 rounds small ones to 0
 Key = TypeVar("Key", bound=Hashable)
 Dataset = tuple[str, str]
 
@@ -68,13 +68,15 @@ def make_mixture(available: Mapping[Dataset, int], settings: MixtureSettings, bu
 
     1. Each language of `settings.curated` gets its share of the whole, and no more: from its `curated` kind
        (else `textbook`, else any), then from its other kinds.
-    2. Each language of `settings.curated_extra` gets such a share in addition to its part of the rest; its
-       kind `curated` then gets nothing of the rest.
-    3. The rest is shared among the other languages by the strategy and, within a language, in proportion to
-       the tokens of its kinds. Both use water-filling: no dataset is read more than `max_epochs` times, and
-       the others get the tokens that it cannot take.
+    2. Each language of `settings.curated_extra` gets a share in addition to its part of the rest: from its
+       `curated` kind (else `textbook`, else any) alone, as far as `max_epochs` allows. Its kind `curated`
+       then gets nothing of the rest.
+    3. The rest is shared among the other languages by the strategy (times `low_resource_multiplier`) and,
+       within a language, in proportion to the tokens of its kinds (times `textbook_multiplier`). Both use
+       water-filling: no dataset is read more than `max_epochs` times, and the others get the tokens that it
+       cannot take.
 
-    If all datasets together cannot take the budget, all are read equally often, above the cap, with a
+    If the datasets of step 3 cannot take the rest, they are read equally often, above the cap, with a
     warning. There is also a warning if a language of `curated` gets another share than its setting says.
     Raises BadInput for a language without data, and for weights that do not fit `languages`.
     """
@@ -181,7 +183,7 @@ def make_mixture_of_steps(
     """The mixture of a stage that reads `windows` windows, and its tokens; padding does not count.
 
     The mixture decides how many tokens the windows hold. The tokens in turn decide the mixture, if a cap
-    holds. Both are computed by repetition.
+    holds. So they are computed in turn until the tokens stay the same.
     """
     available = {key: supply.tokens for key, supply in supplies.items()}
     fullest = max((supply.tokens_per_window for supply in supplies.values()), default=1.0)
@@ -204,8 +206,8 @@ def tokens_per_window(mixture: Mixture, supplies: Mapping[Dataset, Supply]) -> f
 def water_fill(
     total: float, weights: Mapping[Key, float], capacities: Mapping[Key, float]
 ) -> dict[Key, float]:
-    """Shares `total` in proportion to weights, with no share above its capacity; the others get the tokens
-    above it.
+    """Shares `total` in proportion to weights, with no share above its capacity. What a capacity cuts off
+    goes to the others.
 
     So there is a level L with share = min(L * weight, capacity). Any tokens above the sum of all capacities
     are not shared.
@@ -263,7 +265,7 @@ def _weights(tokens: Mapping[str, int], settings: MixtureSettings) -> dict[str, 
 
 
 def _languages(supply: Mapping[Dataset, int], settings: MixtureSettings) -> tuple[str, ...]:
-    """The languages that share the base of the mixture."""
+    """The languages that take part: those of `weights`, else of `languages`, else all with text."""
     with_data = tuple(dict.fromkeys(code for code, _ in supply))
     named = dict.fromkeys([*settings.languages, *settings.weights, *settings.curated_languages])
     missing = [code for code in named if code not in with_data]

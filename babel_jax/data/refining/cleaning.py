@@ -61,6 +61,7 @@ def normalize(text: str) -> str:
     text = _LINE_ENDS.sub("\n", text)
     text = _CONTROLS.sub("", _SEPARATORS.sub(" ", text))
     # Only now: a control character may separate a letter from its marks.
+    # It returns the same object if no run is too long.
     if with_short_runs_of_marks(text) is not text:
         raise BadRowError(f"more than {MAX_MARKS} combining marks in a row, which no text has")
     text = "\n".join(map(str.rstrip, nfc(text).split("\n")))
@@ -84,8 +85,8 @@ class Measured:
         return [line.strip() for line in self.text.split("\n") if line and not line.isspace()]
 
     def units(self) -> tuple[UInt64[np.ndarray, "units"], Int64[np.ndarray, "units"], int]:
-        """Hashes and lengths of the words, and 1; in a script without spaces, of the characters, and the
-        characters per word.
+        """(hashes, lengths, units per word): units are words, 1 per word; in a script without spaces they are
+        characters.
         """
         if self.language in CHARACTERS_A_WORD:
             return *clusters(self.points, self.kinds), CHARACTERS_A_WORD[self.language]
@@ -133,7 +134,7 @@ class Cleaner:
         return self.without_personal_data(document), None
 
     def judged(self, text: str) -> tuple[Measured, Rule | None]:
-        """The normalized text, and the rule that drops it, if any."""
+        """The features of the normalized text, and the rule that drops it, if any."""
         document = text_features(normalize(text), self.language)
         for rule, drops in _RULES.items():
             if rule not in self.settings.off and drops(document, self.settings):
@@ -147,7 +148,7 @@ class Cleaner:
         return mask(document.text, self.masked, int(document.counts[Kind.DIGIT]), self.language)
 
 
-# --- The rules: True drops the document. Cheap rules come first. -------------------------------------------
+# --- The rules: True drops the document. Cheap rules come first. ------------------------------------------
 
 
 def _characters(document: Measured, settings: CleaningSettings) -> bool:

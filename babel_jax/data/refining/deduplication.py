@@ -22,8 +22,8 @@ Signatures = UInt32[np.ndarray, "documents values"]
 Links = Int64[np.ndarray, "links 2"]
 
 _SEED = 20250304
-# The largest number of groups of alike documents under one key of a band. A key with more groups is a common
-# phrase; their documents also meet in other bands.
+# Rounds of comparison under one key of a band. After these, the remaining documents of the key are not
+# compared: the key is a common phrase then, and alike documents nearly always share another band.
 _ROUNDS = 64
 
 

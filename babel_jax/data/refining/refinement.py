@@ -84,8 +84,8 @@ def refined_rows(settings: DataSettings, language: str) -> Iterator[Row]:
 def refined_counts(settings: DataSettings, language: str) -> tuple[RowCounts, dict[str, dict[str, Any]], int]:
     """The fate of a language's rows: counts of reading, counts by source, and the number of duplicates.
 
-    By source: {"licence", "documents" read, "kept" (without duplicates), "characters" kept before duplicates
-    were removed, "dropped": {rule: documents}, "masked": {kind of data: times}, "evaluation": {file:
+    By source: {"licence", "documents": read, "kept": left after cleaning and duplicates, "characters": left
+    after cleaning, "dropped": {rule: documents}, "masked": {kind of data: times}, "evaluation": {file:
     documents}, "duplicates": {"exact", "near"}}.
     """
     folder = cleaned_folder(settings, language)
@@ -103,6 +103,7 @@ def refined_counts(settings: DataSettings, language: str) -> tuple[RowCounts, di
     for source in sources_of(settings, language):
         duplicates = removed.get(source.label, {"exact": 0, "near": 0})
         entry = sources[source.label]
+        # Two sources may have the same label: its duplicates count once.
         if "duplicates" not in entry:
             sources[source.label] = {
                 "licence": source.licence,

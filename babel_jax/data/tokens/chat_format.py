@@ -1,7 +1,7 @@
 """Conversations to token ids by a chat template (Jinja, as in Hugging Face folders), with a mask of the
 assistant's tokens.
 
-Text of people never becomes a control token: "<|im_end|>" inside a message is tokenized letter by letter.
+Text of people never becomes a control token: "<|im_end|>" inside a message is tokenized as ordinary text.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ class EncodedConversation:
 class ChatFormat:
     """A tokenizer and a chat template: conversations to token ids, for training and for prompts.
 
-    A control token inside a message is tokenized letter by letter. In the assistant's messages this holds for
+    A control token inside a message is tokenized as ordinary text. In the assistant's messages this holds for
     special tokens only: `<think>` and `<tool_call>`, ordinary added tokens of Qwen's tokenizer, stay tokens
     there.
     """

@@ -1,6 +1,6 @@
 """Prompts in the form that a model was trained on: its chat template, and text in which control tokens count.
 
-Raw text differs: there "<|im_start|>" is tokenized letter by letter (`Tokenizer.encode`).
+Raw text differs: there "<|im_start|>" is tokenized as ordinary text (`Tokenizer.encode`).
 """
 
 from collections.abc import Mapping, Sequence

@@ -2,7 +2,7 @@
 
 A tokenizer is opened from a model folder. It has the ids that begin a text, that end a document and that end
 generation, and it decodes new tokens after earlier ones. In raw text control tokens do not count:
-"<|endoftext|>" in a document is tokenized letter by letter. In a prompt it is the control token.
+"<|endoftext|>" in a document is ordinary text of several tokens. In a prompt it is the control token.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ from babel_jax.places import place, pull
 
 TOKENIZER_JSON, SENTENCEPIECE_MODEL = "tokenizer.json", "tokenizer.model"
 MOST_TOKENIZER_BYTES = 48 * 2**20  # Gemma 3's tokenizer.json has 33 MB
-MOST_BEGIN_IDS = 16  # published tokenizers begin a text with one token, GLM's with two
+MOST_BEGIN_IDS = 16  # published tokenizers begin a text with at most one token, GLM's with two
 _CODE_FILE = "tokenization_babel.py"
 _CODE = '''from transformers import PreTrainedTokenizerFast
 
@@ -74,7 +74,7 @@ class Tokenizer(ABC):
     bos_id        the id of bos_token; None if the model names none
     begin_ids     the ids at the start of every text: [bos_id] for Llama, Gemma and Mistral, none for Qwen
     stop_ids      generation ends at any of these ids
-    fingerprint   a digest of the vocabulary and of eos_id: equal for tokenizers that give the same ids
+    fingerprint   a digest of the tokenizer file and of eos_id: equal fingerprints give the same ids
     named_tokens  the tokens whose names a chat template may use: {"bos_token": "<s>", ..}
     """
 
@@ -87,7 +87,8 @@ class Tokenizer(ABC):
         self.named_tokens = dict(side.named)
 
     def _finish(self, content: bytes, defaults: Mapping[str, int]) -> None:
-        """Sets the attributes above. The subclass must have `vocab_size` and `token_id` by then.
+        """Sets eos_id, bos_id, pad_id, stop_ids, begin_ids and fingerprint. The subclass must have
+        `vocab_size` and `token_id` by then.
 
         content: the bytes that decide the ids. defaults: the ids of bos_token, eos_token and pad_token, used
         if no side file names them.
@@ -152,7 +153,7 @@ class Tokenizer(ABC):
     def encode_prompt(self, text: str, begin: bool | None = None) -> list[int]:
         """The ids of a prompt, in which control tokens count.
 
-        begin: if `begin_ids` come first; None means: unless the text itself begins with these tokens.
+        begin: True puts `begin_ids` first, False does not. None does so unless the text begins with them.
         """
         with no_panic(self.path):
             ids = self.with_controls.encode(text, add_special_tokens=False).ids
@@ -257,7 +258,8 @@ class HuggingFaceTokenizer(Tokenizer):
         self._content = content
         description = parsed_tokenizer(content, path)
 
-        # Of raw text: control tokens are marked special, so that encode_special_tokens splits them too.
+        # The tokenizer of raw text. In this library `encode_special_tokens = True` means: split special
+        # tokens as other text. So control tokens are marked special.
         self._added, changed = merged_tokens(description, self._side, path)
         for token in description["added_tokens"]:
             token["special"] = token["special"] or is_control(token["content"])

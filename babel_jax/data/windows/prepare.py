@@ -1,9 +1,9 @@
 """Raw text to packed datasets: `prepare` cleans, removes duplicates, holds out, tokenizes, packs and writes.
 
-If the settings ask for cleaning or deduplication, refinement.py first turns the sources into cleaned shards,
-and `prepare` reads these. Rows are read once to decide about each (survey.py), then once for each kind to
-write it, so that the text need not fit into memory. Each dataset appears whole under its final name. A
-`prepare` that was stopped resumes with the missing parts.
+If the settings ask for cleaning, decontamination or deduplication, refinement.py first turns the sources into
+cleaned shards, and `prepare` reads these. Rows are read once to decide about each (survey.py), then once for
+each kind to write it, so that the text need not fit into memory. Each dataset appears whole under its final
+name. A `prepare` that was stopped resumes with the missing parts.
 """
 
 import dataclasses
@@ -53,6 +53,7 @@ from babel_jax.sending import drafted
 
 log = logging.getLogger("babel")
 
+# Raise this number when the same settings would give other windows, so that older folders are refused.
 FORMAT = 1
 
 
@@ -201,7 +202,7 @@ def _remove_leftovers(folder: Path) -> None:
     remove_left_files(folder.rglob(f"*{PARTIAL}"))
     for partial in list(folder.rglob(f"*{PARTIAL}")):
         if partial.is_dir() and not any(partial.iterdir()):
-            # `new_folder` removes the folders that are not empty.
+            # `new_folder` removes the others, when it makes their folder again.
             partial.rmdir()
     for counts in folder.glob(f"windows/*/{COUNTS}"):
         if counts.parent.suffix != PARTIAL:
@@ -255,10 +256,14 @@ def _claim(folder: Path, made_from: dict[str, Any]) -> None:
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any], within: str = "") -> list[str]:
-    """The settings that differ, each with both values."""
+    """The settings that differ, each with both values.
+
+    In a table of settings or files, one that is there no longer differs too. At the top it does not: an
+    earlier version may have had more settings.
+    """
     changes = []
-    for name, value in now.items():
-        earlier = before.get(name)
+    for name in dict.fromkeys([*now, *(before if within else ())]):
+        value, earlier = now.get(name), before.get(name)
         if isinstance(value, dict) and isinstance(earlier, dict):
             changes += _changes(earlier, value, f"{name}.")
         elif value != earlier:
@@ -362,7 +367,8 @@ def _survey(settings: DataSettings, language: str) -> tuple[Survey, dict[str, An
         are_distinct=settings.deduplication is not None,
     )
 
-    # Refined rows have no bad ones and no duplicates any more: the counts come from the refinement.
+    # Bad rows of refined text are counted by the refinement alone; duplicates by the refinement and the
+    # survey.
     duplicates = surveyed.duplicates
     cleaning: dict[str, dict[str, Any]] = {}
     dropped = ""

@@ -3,12 +3,12 @@
 SHA256SUMS                   digests of the files beside it, of languages/ and of heldout/
 settings.json                the settings of the folder; `prepare` refuses others on the same folder
 languages/xx.json            counts of a language's rows; written after they have been read
-heldout/xx.jsonl             held-out text, with keys id, text and kind
+heldout/xx.jsonl             held-out text, with keys id, text and kind, and score if the rows have one
 windows/xx-KIND/1.0.0/       TFDS dataset `windows/xx-KIND` of packed windows
 windows/xx-KIND/counts.json  its tokens, documents, bytes of text and windows
 windows/xx-KIND/SHA256SUMS   digests of the windows
 cleaned/, duplicates/, dropped/  the cleaned text: see shards.py, cleaned_parts.py, duplicates.py
-prepared.json                the report; written last, so a folder with this file is complete
+prepared.json                the report; written last but for SHA256SUMS: a folder with this file is complete
 """
 
 import dataclasses

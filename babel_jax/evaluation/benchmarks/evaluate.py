@@ -87,9 +87,10 @@ def evaluate(
     """Evaluates `model` and `baselines` and compares them; writes the files into the folder `out`, if one is
     given.
 
-    Returns {"tasks": {task: {language: {score, stderr, n}}}, "means": {all, high, low}, "fertility",
-    "missing", "baselines", "summary"}. Raises BadInput for unknown tasks and languages, missing or wrong
-    data, and models that cannot be evaluated.
+    Returns {"model", "tasks": {task: {language: {score, stderr, n}}}, "task_means", "means": {all, high,
+    low}, "fertility", "missing", "summary"}; with baselines also "baselines", with `out` also "out", and
+    "contamination" and "truncated" where there is something to tell. Raises BadInput for unknown tasks and
+    languages, missing or wrong data, and models that cannot be evaluated.
     """
     # All input is checked before the first model is loaded.
     models = list(dict.fromkeys([model, *baselines]))

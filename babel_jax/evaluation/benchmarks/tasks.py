@@ -1,7 +1,8 @@
 """The six benchmarks of the technical report as tasks of lm-evaluation-harness, in every language with data.
 
 XCOPA, XNLI and MGSM are tasks of the harness (prompts, metrics, splits); the others are configured here.
-Few-shot examples are always the first rows, the same for every item, so that they are computed once.
+Few-shot examples are the first rows, so that they are computed once for many items; for MMMLU and M3Exam the
+first rows of the item's own subject or exam. An item is never its own example.
 """
 
 import dataclasses
@@ -39,7 +40,8 @@ class Benchmark:
     """One benchmark: its title in tables, the metric of its score (in percent), and the default number of
     examples in a prompt.
 
-    configs: for a language, the config of each task by its name; a task of the harness has its name there.
+    configs(language) gives {name of a task: its config}. If the harness has a task of that name, the config
+    changes the harness's own.
     """
 
     title: str

@@ -179,6 +179,22 @@ def test_other_evaluation_files_are_other_settings(tmp_path, small_model, write_
         prepare(settings, small_model)
 
 
+def test_an_evaluation_file_that_is_gone_is_another_setting(tmp_path, small_model, write_rows):
+    for number in (1, 2):
+        write_rows(tmp_path / f"items-{number}.jsonl", [{"question": words(f"item {number}")}])
+    settings = DataSettings(
+        folder=str(tmp_path / "data"),
+        seq_len=64,
+        heldout_fraction=0.0,
+        decontamination=DecontaminationSettings(paths=(str(tmp_path / "items-*.jsonl"),)),
+        sources=(Source(language="en", path=str(write_rows(tmp_path / "en.jsonl", [{"text": words(1)}]))),),
+    )
+    prepare(settings, small_model)
+    (tmp_path / "items-2.jsonl").unlink()
+    with pytest.raises(BadInput, match=r"prepared with another evaluation_files\..*items-2\.jsonl .*now off"):
+        prepare(settings, small_model)
+
+
 def test_what_an_earlier_version_kept_is_still_read(stale, small_model):
     settings, path = stale(False)
     file = Path(settings.folder) / "languages" / "en.json"
