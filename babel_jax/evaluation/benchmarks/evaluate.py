@@ -246,6 +246,7 @@ def _benchmarks(
     from lm_eval.evaluator import evaluate as run_harness
 
     from babel_jax.evaluation.benchmarks.harness import DecoderLM
+    from babel_jax.evaluation.benchmarks.tasks import BENCHMARKS
 
     model = DecoderLM(
         folder.config, params, PromptTokenizer(folder.path), responses, mesh, batch_tokens, dtype
@@ -260,7 +261,7 @@ def _benchmarks(
     )
     items: dict[str, dict[str, list[Items]]] = {}
     for name, part in parts.items():
-        metric = {"flores200": "chrf++", "mgsm": "exact_match"}.get(part.benchmark, "acc")
+        metric = BENCHMARKS[part.benchmark].metric
         # Items of two models are compared in pairs, so their order is fixed.
         samples = sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
         values = [sample[metric] for sample in samples]

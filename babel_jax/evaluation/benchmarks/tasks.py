@@ -37,14 +37,12 @@ lm_eval.api.task.tqdm = functools.partial(tqdm, desc="prompts", leave=False, dis
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """One benchmark: its title in tables, the metric of its score (in percent), and the default number of
-    examples in a prompt.
+    """One benchmark: the harness's metric that is its score, and the default number of examples in a prompt.
 
     configs(language) gives {name of a task: its config}. If the harness has a task of that name, the config
     changes the harness's own.
     """
 
-    title: str
     metric: str
     few_shot: int
     configs: Callable[[str], dict[str, dict[str, Any]]]
@@ -194,12 +192,12 @@ def _flores(code: str) -> dict[str, dict[str, Any]]:
 
 
 BENCHMARKS: Mapping[str, Benchmark] = {
-    "mmmlu": Benchmark("MMMLU", "acc", 5, _mmmlu),
-    "m3exam": Benchmark("M3Exam", "acc", 3, _m3exam),
-    "xcopa": Benchmark("XCOPA", "acc", 0, _xcopa),
-    "mgsm": Benchmark("MGSM", "exact_match", 8, _mgsm),
-    "xnli": Benchmark("XNLI", "acc", 0, _xnli),
-    "flores200": Benchmark("Flores-200", "chrf++", 5, _flores),
+    "mmmlu": Benchmark("acc", 5, _mmmlu),
+    "m3exam": Benchmark("acc", 3, _m3exam),
+    "xcopa": Benchmark("acc", 0, _xcopa),
+    "mgsm": Benchmark("exact_match", 8, _mgsm),
+    "xnli": Benchmark("acc", 0, _xnli),
+    "flores200": Benchmark("chrf++", 5, _flores),
 }
 
 
