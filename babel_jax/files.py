@@ -1,4 +1,4 @@
-"""Files and folders: read only where they are regular and bounded, written such that they appear whole or not
+"""Reading and writing files: only regular files of bounded size are read, and a file is written whole or not
 at all.
 """
 
@@ -26,7 +26,7 @@ MOST_TEXT_BYTES = 16 * 2**20  # of a file that is read whole, where the caller n
 MOST_LINE_BYTES = 16 * 2**20  # of a file of JSON lines that this program or a server writes
 MOST_DEPTH = 200  # nested lists and objects of a JSON value
 MOST_DIGITS = 100  # of a whole number in JSON; transformers itself writes one of 31 digits (model_max_length)
-LEFT_SECONDS = 3600  # after which a file that is being written beside its name was left by a killed process
+LEFT_SECONDS = 3600  # an older NAME.partial was left by a killed process
 _FICLONE = 0x40049409  # Linux, ioctl_ficlone(2): XFS, Btrfs and others
 _WITHOUT_PREALLOCATION = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 # As of some network and FUSE file systems.
@@ -35,12 +35,12 @@ _WITHOUT_LOCKS = (*_WITHOUT_FOLDER_SYNC, errno.ENOLCK)
 
 
 def regular_file(path: Path, below: Path | None = None) -> Path:
-    """The real path of a regular file, with links followed.
+    """The real path of a regular file; links are followed.
 
-    With `below`, a folder that may come from a stranger, links may lead only to files inside of it; those of
-    the Hugging Face hub's cache may also lead from snapshots/ to blobs/. Raises FileNotFoundError where
-    nothing has that name, and BadInput for a folder, a FIFO, a device, a link that leads elsewhere or
-    nowhere, and a name that the system cannot hold.
+    below: a folder that may come from a stranger. Links may then lead only to files inside of it; in the
+    Hugging Face hub's cache also from snapshots/ to blobs/. Raises FileNotFoundError if nothing has that
+    name. Raises BadInput for a folder, a FIFO, a device, a link that leads elsewhere or nowhere, and a name
+    that the system does not allow.
     """
     try:
         real = path.resolve(strict=True)
@@ -51,11 +51,8 @@ def regular_file(path: Path, below: Path | None = None) -> Path:
                 f"{path}: a link to {path.readlink()}, which is not there; remove it or fetch the file again"
             ) from None
         raise
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # ELOOP is a RuntimeError of pathlib, a NUL in a name a ValueError
+    # pathlib raises RuntimeError for a circle of links, and ValueError for a NUL in a name.
+    except (OSError, ValueError, RuntimeError) as error:
         raise BadInput(
             f"{one_line(path, 200)}: no such file ({getattr(error, 'strerror', None) or error})"
         ) from None
@@ -76,22 +73,23 @@ def _leads_inside(real: Path, folder: Path) -> bool:
 
 
 def open_regular(path: Path, below: Path | None = None) -> BinaryIO:
-    """A regular file, opened to be read in bytes; arguments and errors as of `regular_file`.
+    """Opens a regular file to read bytes. Arguments and errors are those of `regular_file`.
 
-    Never waits for a FIFO or device.
+    A FIFO or a device is refused, not waited for.
     """
     real = regular_file(path, below)
     handle = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):  # exchanged since the check
+    # Somebody may have exchanged the file since the check.
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise BadInput(f"{path}: no regular file; a file is needed")
     return os.fdopen(handle, "rb")
 
 
 def read_bytes(path: Path, below: Path | None = None, most_bytes: int = MOST_TEXT_BYTES) -> bytes:
-    """The content of a regular file of at most `most_bytes`.
+    """The content of a regular file.
 
-    Raises BadInput for a larger one, and as `regular_file` does.
+    Raises BadInput if it has more than `most_bytes`, and as `regular_file`.
     """
     with explain_os_errors(path), open_regular(path, below) as file:
         data = file.read(most_bytes + 1)
@@ -124,15 +122,15 @@ def read_json(
 def parse_json(text: str | bytes, where: str, unique_keys: bool = True) -> Any:
     """The value of JSON text; `where` (a path, or a path and line) begins messages.
 
-    Raises BadInput for what is not JSON (NaN and Infinity are not), for numbers beyond float64 or
-    MOST_DIGITS, for more than MOST_DEPTH nested values, for half of a surrogate pair, which no file in UTF-8
-    can hold, and, with `unique_keys`, for a key that an object has twice: readers differ in which of the two
-    values holds.
+    Raises BadInput for text that is not JSON (NaN and Infinity are not), numbers beyond float64 or
+    MOST_DIGITS, more than MOST_DEPTH nested values, and half of a surrogate pair, which UTF-8 cannot encode.
+    With `unique_keys` also for a key that an object has twice: readers differ in which of the two values they
+    take.
     """
     try:
         text = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
-        # Hooks make a vocabulary of 150,000 tokens take seconds, so that of numbers is left out where no
-        # number can need it.
+        # With hooks, a vocabulary of 150,000 tokens takes seconds. So the hooks of numbers are used only if
+        # the text may have a number that needs them.
         large = _MAYBE_LARGE.search(text) is not None
         value = json.loads(
             text,
@@ -199,16 +197,16 @@ def _check_depth(value: Any) -> None:
 
 
 def sync_file(file: Path) -> None:
-    """Returns when the content of a file is on disk."""
+    """Waits until the content of a file is on disk."""
     with open(file, "rb") as handle:
         os.fsync(handle.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names inside `folder` durable (POSIX: a rename survives a power cut only after the folder's
-    fsync).
+    """Waits until the names inside `folder` are on disk. By POSIX, a rename survives a power cut only after
+    this.
 
-    Where a file system cannot sync folders, nothing is done.
+    Does nothing if the file system cannot sync folders.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -221,9 +219,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder, where there is one, and all in it.
+    """Removes a folder and all in it, if there is one.
 
-    Raises OSError where a part of it stays: it would be taken for new work.
+    Raises OSError if a part of it cannot be removed: that part would be taken for new work.
     """
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(folder)
@@ -232,15 +230,15 @@ def remove_folder(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Replaces `path` by `text` (UTF-8) in one step.
 
-    A text for a bucket names no paths of the working copy.
+    In text for a bucket, paths of the working copy are replaced by the URL.
     """
     write_bytes(path, (text if url_of(path) is None else shown(text)).encode("utf-8"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replaces `path` by `data` in one step, in a bucket too where `path` is in its working copy.
+    """Replaces `path` by `data` in one step; in a bucket too, if `path` is in its working copy.
 
-    Two processes that write one file do not meet: each has a file of its own until then.
+    Two processes may write one path at once: each writes a file of its own, and the last rename wins.
     """
     with explain_os_errors(path):
         if path.is_dir() or not path.parent.is_dir():
@@ -267,13 +265,14 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def _new_file_beside(path: Path) -> tuple[Path, BinaryIO]:
-    """A file of this process alone that is to become `path`: NAME.partial, or another name where something
-    has that one already.
+    """A new file beside `path`, of this process alone: NAME.partial, or another name if
+    NAME.partial exists.
     """
     partial = path.with_name(path.name + PARTIAL)
     try:
         return partial, open(partial, "xb", opener=_not_through_links)
-    except FileExistsError:  # another process writes it, was killed as it did, or laid a link there
+    except FileExistsError:
+        # Another process is writing it, was killed while writing it, or has laid a link there.
         with contextlib.suppress(OSError):
             if time.time() - partial.lstat().st_mtime > LEFT_SECONDS:
                 partial.unlink()
@@ -282,9 +281,9 @@ def _new_file_beside(path: Path) -> tuple[Path, BinaryIO]:
 
 
 def remove_left_files(paths: Iterable[Path]) -> None:
-    """Removes, of some paths, the files NAME.partial, which a killed process was writing.
+    """Removes those of `paths` that are files NAME.partial of a killed process.
 
-    No other process may write there.
+    The caller keeps other processes out of their folder.
     """
     for partial in list(paths):
         if partial.name.endswith(PARTIAL) and (partial.is_symlink() or partial.is_file()):
@@ -292,20 +291,23 @@ def remove_left_files(paths: Iterable[Path]) -> None:
 
 
 def unguessable(final: Path) -> Path:
-    """A name beside `final` for what is to become it: nobody can have laid a link there before."""
+    """A random name beside `final`, for a file that is renamed to it later.
+
+    Nobody can have laid a link there.
+    """
     return final.with_name(f"{final.name[:100]}.{secrets.token_hex(8)}{PARTIAL}")
 
 
 def open_to_write(path: Path, buffering: int = -1) -> BinaryIO:
-    """A file to be read and written, made where it is not there. Raises OSError where `path` is a link."""
+    """Opens a file to read and write; creates it if there is none. Raises OSError if `path` is a link."""
     return os.fdopen(_not_through_links(str(path), os.O_RDWR | os.O_CREAT), "r+b", buffering)
 
 
 def open_to_append(path: Path) -> BinaryIO:
-    """A file to which lines are added, made where it is not there; a last line that a kill cut off is ended,
-    so that the next is its own.
+    """Opens a file to add lines; creates it if there is none. If a kill cut off the last line, a line end is
+    added.
 
-    Raises BadInput for a link and for what is no regular file: a FIFO would be waited for.
+    Raises BadInput for a link, and for anything but a regular file: a FIFO would wait for a reader.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -324,7 +326,7 @@ def open_to_append(path: Path) -> BinaryIO:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a regular file, with what is no UTF-8 replaced.
+    """The lines of a regular file; bytes that are not UTF-8 are replaced.
 
     Raises BadInput for a line of more than MOST_LINE_BYTES.
     """
@@ -345,21 +347,22 @@ def _not_through_links(path: str, flags: int) -> int:
 
 
 def preallocate(file: BinaryIO, size: int) -> None:
-    """Gives a file its size and, where the file system can, its room on the disk: a full disk shows here, and
-    not hours later.
+    """Gives a file its size and, if the file system can, reserves its space. So a full disk shows now, not
+    hours later.
     """
     try:
         os.posix_fallocate(file.fileno(), 0, size)
-    except (AttributeError, OSError) as error:  # macOS has no such function
+    # macOS has no such function.
+    except (AttributeError, OSError) as error:
         if getattr(error, "errno", errno.ENOSYS) not in _WITHOUT_PREALLOCATION:
             raise
         file.truncate(size)
 
 
 def share_file(source: Path, target: Path) -> bool:
-    """Makes `target` a clone of a file: the disk holds it once, until one of them changes.
+    """Makes `target` a clone of a file: both share their blocks on disk until one of them changes.
 
-    False where it cannot be made.
+    Returns False if the file system cannot clone.
     """
     try:
         with open_regular(source) as read, open(target, "xb", opener=_not_through_links) as write:
@@ -374,9 +377,9 @@ def share_file(source: Path, target: Path) -> bool:
 
 
 def link_file(source: Path, target: Path) -> bool:
-    """Makes `target` a second name of a file: a program that writes into one writes into both.
+    """Makes `target` a second name (hard link) of a file: a write into one changes both.
 
-    False where it cannot be made.
+    Returns False if that is not possible.
     """
     try:
         os.link(source.resolve(), target)
@@ -386,10 +389,7 @@ def link_file(source: Path, target: Path) -> bool:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it, where they are not there yet.
-
-    Raises BadInput where that cannot be done.
-    """
+    """Makes a folder and its parents, if they do not exist. Raises BadInput if that is not possible."""
     with explain_os_errors(path):
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -404,7 +404,7 @@ def make_folder(path: Path) -> None:
 def lock(file: int | BinaryIO, what: Path) -> bool:
     """Locks an open file or folder until it is closed; the lock goes with the process too.
 
-    Raises InUse, with the name `what`, where another process of this host has the lock. False where the file
+    Raises InUse, which names `what`, if another process of this host has the lock. Returns False if the file
     system has no locks.
     """
     try:
@@ -422,7 +422,7 @@ def lock(file: int | BinaryIO, what: Path) -> bool:
 
 
 def _holder_of(file: int | BinaryIO) -> str:
-    """Which process has locked an open file, in words, where Linux tells it; otherwise nothing."""
+    """The process that has locked an open file, such as " (process 4711)"; empty if Linux does not tell."""
     status = os.fstat(file if isinstance(file, int) else file.fileno())
     place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     with contextlib.suppress(OSError):
@@ -436,10 +436,10 @@ def _holder_of(file: int | BinaryIO) -> str:
 
 @contextlib.contextmanager
 def only_process_in(folder: Path) -> Iterator[bool]:
-    """Keeps other processes of this host out of a folder; the lock goes with the process. Raises InUse where
-    one is in it.
+    """Keeps other processes of this host out of a folder, until the block or the process ends. Raises InUse
+    if a process is in it.
 
-    Gives False where the file system has no locks, so that another process may be in the folder.
+    Yields False if the file system has no locks: then another process may be in the folder.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -1,4 +1,4 @@
-"""One job at a time in a folder, also where several hosts share the disk and where the disk has no locks."""
+"""One job at a time in a folder, also if several hosts share the disk, and if the disk has no locks."""
 
 import contextlib
 import json
@@ -24,18 +24,18 @@ log = logging.getLogger("babel")
 NAME = LEASE
 _SECONDS_BETWEEN_BEATS = 10.0
 _BEATS_OF_PATIENCE = 8  # more than the 60 seconds for which gcsfuse, by default, shows a file as it was
-_WRITING_SECONDS = 0.5  # after which a lease that cannot be read is damaged, and not just being written
+_WRITING_SECONDS = 0.5  # a lease that stays unreadable for longer is damaged
 _LONGEST_WAIT_HOURS = 24.0  # for another process to finish
 _LOOK_SECONDS, _TELL_SECONDS = 1.0, 60.0  # between two looks at a folder in use; between two messages
 
 
 @contextlib.contextmanager
 def leased(folder: Path, beat: float = _SECONDS_BETWEEN_BEATS) -> Iterator[None]:
-    """Keeps other jobs out of a folder while the block runs. Raises InUse where one is in it.
+    """Keeps other jobs out of a folder while the block runs. Raises InUse if a job is in it.
 
-    On this host a lock says so at once, and goes with its process. For other hosts, whose locks a network
-    disk may not show, and on disks without locks, a lease says so (`lease_in`). In a bucket every write of
-    the lease is on the condition that nobody else has written since.
+    Jobs of this host are kept out by a lock, which ends with its process. A network disk may not show the
+    locks of other hosts, and some disks have no locks: there a lease keeps other jobs out (`lease_in`). In a
+    bucket each write of the lease has the condition that nobody else has written since.
     """
     if (url := url_of(folder)) is not None:
         with _leased_in_bucket(url, beat):
@@ -47,10 +47,10 @@ def leased(folder: Path, beat: float = _SECONDS_BETWEEN_BEATS) -> Iterator[None]
 
 @contextlib.contextmanager
 def alone_in_bucket(folder: Path) -> Iterator[None]:
-    """Keeps other machines from making the same folder of a bucket while the block runs. Raises InUse where
-    one makes it.
+    """Keeps other machines from making the same folder of a bucket while the block runs. Raises InUse if a
+    machine makes it.
 
-    Does nothing on disk, and for a folder within the run folder of a job, which has a lease.
+    Does nothing on disk, nor for a folder inside of a run folder, which has a lease of its own.
     """
     copy = copy_of(folder)
     if copy is None or copy.root != folder or url_of(folder) is None:
@@ -62,11 +62,11 @@ def alone_in_bucket(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone_in(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Keeps other processes out of a folder while the block runs: by a lock, and by a lease where the file
-    system has no locks.
+    """Keeps other processes out of a folder while the block runs: by a lock, or by a lease if the file system
+    has no locks.
 
-    Where another process is in it, raises InUse; with `wait`, says so every minute, and raises InUse after
-    _LONGEST_WAIT_HOURS.
+    Raises InUse if another process is in it. With `wait`, waits and says so every minute, and raises InUse
+    after _LONGEST_WAIT_HOURS.
     """
     begun, told = time.monotonic(), -_TELL_SECONDS
     with contextlib.ExitStack() as held:
@@ -88,7 +88,7 @@ def alone_in(folder: Path, wait: bool = False) -> Iterator[None]:
 def _enter(held: contextlib.ExitStack, folder: Path) -> None:
     with contextlib.ExitStack() as entered:
         locked = entered.enter_context(only_process_in(folder))
-        # Into a folder that cannot be written to, another process writes as little.
+        # If this process cannot write into the folder, it needs no lease: it only reads.
         if not locked and os.access(folder, os.W_OK):
             entered.enter_context(leased(folder))
         held.enter_context(entered.pop_all())
@@ -98,13 +98,12 @@ def _enter(held: contextlib.ExitStack, folder: Path) -> None:
 def lease_in(
     path: Path, folder: Path, beat: float = _SECONDS_BETWEEN_BEATS, locked: bool = False
 ) -> Iterator[None]:
-    """Holds the lease of a folder, the file `path`, while the block runs. Raises InUse where another job has
-    it.
+    """Holds the lease of a folder, the file `path`, while the block runs. Raises InUse if another job has it.
 
-    The holder writes a new number into the file every `beat` seconds: a lease whose number stays the same for
-    eight beats is of a job that was killed, and is taken over. Clocks of hosts are not compared. A holder
-    that finds itself replaced, as it or its disk had hung, ends the process. `locked` says that no other
-    process of this machine can be in the folder.
+    The holder writes a new number into the file every `beat` seconds. If the number stays the same for eight
+    beats, the job was killed, and its lease is taken over. Clocks of hosts are not compared. A holder that
+    was replaced (because it or its disk had hung) ends its process. locked: no other process of this machine
+    can be in the folder.
     """
     holder, ended = uuid.uuid4().hex, threading.Event()
     found = _settled(path)
@@ -125,7 +124,7 @@ def lease_in(
 
 
 def _settled(path: Path) -> dict[str, Any] | None:
-    """The lease in a file; None without one, and where it stays unreadable longer than writing it takes."""
+    """The lease in a file; None if there is no file, and if the file stays unreadable."""
     until = time.monotonic() + _WRITING_SECONDS
     while (found := _read(path)) is None and path.exists() and time.monotonic() < until:
         time.sleep(_WRITING_SECONDS / 10)
@@ -133,10 +132,10 @@ def _settled(path: Path) -> dict[str, Any] | None:
 
 
 def _take(path: Path, folder: Path, found: dict[str, Any] | None, lease: str) -> None:
-    """Writes a lease in place of the one that was found to be over.
+    """Writes a lease in place of `found`, whose job has ended.
 
-    Raises InUse where another job does so at the same moment: of two jobs one alone can move the old lease
-    away, and one alone can make the new file.
+    Raises InUse if another job does the same at this moment: only one of them can move the old lease away,
+    and only one can create the new file.
     """
     aside = unguessable(path)
     with explain_os_errors(path):
@@ -164,8 +163,8 @@ def _in_use(folder: Path | str, lease: dict[str, Any]) -> InUse:
 
 
 def _is_over(found: dict[str, Any], locked: bool) -> bool:
-    """Whether the job of a lease is known to have ended: it was on this machine, and has no lock or process
-    any more.
+    """True if the job of a lease has ended for sure: it was on this machine, and its lock
+    or process is gone.
     """
     if found.get("machine") != _machine():
         return False
@@ -182,10 +181,10 @@ def _is_over(found: dict[str, Any], locked: bool) -> bool:
 
 
 def _wait_for_silence(path: Path, folder: Path, found: dict[str, Any], beat: float) -> None:
-    """Returns when a lease has not changed for long, or is gone; raises InUse when it changes."""
+    """Waits until a lease has not changed for eight beats, or is gone. Raises InUse if it changes."""
     begun, told = time.monotonic(), False
     while (waited := time.monotonic() - begun) < beat * _BEATS_OF_PATIENCE:
-        # A living job shows itself before.
+        # The lease of a living job changes within two beats.
         if waited > 2 * beat and not told:
             seconds = beat * _BEATS_OF_PATIENCE - waited
             log.info(
@@ -219,7 +218,7 @@ def _keep(path: Path, folder: Path, holder: str, beat: float, ended: threading.E
 
 
 def _machine() -> str:
-    """Tells hosts and containers apart, and a host from itself before it was started anew."""
+    """A text that differs between hosts, containers, and restarts of a host."""
     boot, processes = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     started = boot.read_text().strip() if boot.is_file() else ""
     return f"{socket.gethostname()} {started} {processes.readlink() if processes.is_symlink() else ''}"
@@ -261,22 +260,18 @@ def _leased_in_bucket(url: str, beat: float) -> Iterator[None]:
     finally:
         ended.set()
         keeper.join()
-        with contextlib.suppress(ValueError):  # it then ends by its silence
+        # If the lease cannot be removed, others take it over after eight beats.
+        with contextlib.suppress(ValueError):
             store.write(NAME, None, if_equal=held[0]).result()
 
 
 def _exchanged(store: Any, generation: bytes, text: str) -> bytes | None:
-    """The generation of the lease that was written in place of the one of `generation`; None where that is
-    not there any more.
-    """
+    """Writes a lease if the bucket still has `generation` of it. Returns the new generation, or None."""
     return store.write(NAME, text.encode(), if_equal=generation).result().generation or None
 
 
 def _silent_in_bucket(store: Any, url: str, before: Any, beat: float) -> Any:
-    """The lease as it is once its job has given no sign of life for long.
-
-    Raises InUse where it gives one.
-    """
+    """Waits until a lease has not changed for eight beats, and returns it. Raises InUse if it changes."""
     found = _parsed(before.value) or {}
     log.info(
         "%s/%s: of a job on %s; waiting %.0f s for a sign of life",

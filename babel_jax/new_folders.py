@@ -1,9 +1,9 @@
-"""Folders that appear whole or not at all: filled beside their final name, synced, then renamed.
+"""New folders appear whole or not at all: a folder is filled beside its final name, synced, then renamed.
 
-What is being filled is ours alone: it has our mark and belongs to this user, or it is left as it is. One
-process holds the lock on the mark until the folder has its name. Where the file system has no locks, it holds
-a lease in the file .NAME.lease beside the folder. A folder that can be resumed is NAME.partial; other folders
-have names that nobody can guess.
+A folder that is being filled has our mark and belongs to this user; any other folder is left as it is. One
+process holds the lock on the mark until the folder has its name. If the file system has no locks, the process
+holds a lease in the file .NAME.lease beside the folder. A folder that can be resumed is NAME.partial; other
+folders have random names.
 """
 
 import contextlib
@@ -33,22 +33,23 @@ from babel_jax.files import (
 from babel_jax.lease import alone_in_bucket, lease_in
 from babel_jax.places import PARTIAL, url_of
 
-_TENSORSTORE_PARTIAL = ".__lock"  # of a file that TensorStore was about to give its name
+_TENSORSTORE_PARTIAL = ".__lock"  # ends the name of a file that TensorStore is writing
 MARK = "progress.jsonl"  # in a folder being filled: says that the folder is ours
 
 
 class Unverified(BadInput):
-    """What was written does not read back as it should: it does not get its final name, and it is kept to go
-    on with.
+    """The written folder does not read back as it should. It does not get its final name, and is kept, so
+    that the next call can resume.
     """
 
 
 @contextlib.contextmanager
 def _marked(partial: Path, final: Path) -> Iterator[BinaryIO]:
-    """The mark of a folder being filled, made where it is not there, and locked until the end of the block.
+    """The mark of a folder that is being filled; created if there is none, and locked until the end of the
+    block.
 
-    The mark moves with the folder, so the lock holds until the folder has its name. Raises InUse when another
-    process fills the folder, and FileNotFoundError when one has just given it its name.
+    The mark moves with the folder, so the lock holds until the folder has its name. Raises InUse if another
+    process fills the folder, and FileNotFoundError if another process has just given it its name.
     """
     mark = partial / MARK
     with open_to_write(mark) as file, contextlib.ExitStack() as held:
@@ -64,10 +65,10 @@ def _marked(partial: Path, final: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
-    """A folder to fill; on success it is synced and renamed to `final`, on any exception it is removed.
+    """A folder to fill. On success it is synced and renamed to `final`; on any exception it is removed.
 
-    What a killed process leaves beside `final` the next call for the same name removes.
-    Raises BadInput when `final` exists already or at the end, and when the disk is full or not writable.
+    A folder that a killed process left beside `final` is removed by the next call for the same name. Raises
+    BadInput if `final` exists at the start or at the end, and if the disk is full or not writable.
     """
     final = Path(final)
     remove_mark(final)
@@ -75,7 +76,8 @@ def new_folder(final: Path) -> Iterator[Path]:
     make_folder(final.parent)
     sending.check_access(final)
     with explain_os_errors(final), alone_in_bucket(final):
-        check_free(final)  # again: another machine may have finished before the lease was ours
+        # Again: another machine may have finished before this one had the lease.
+        check_free(final)
         sending.begin(final)
         partial = unguessable(final)
         partial.mkdir()
@@ -91,8 +93,8 @@ def new_folder(final: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(final: Path, partial: Path) -> None:
-    """Removes the folders that killed processes were filling. Without locks nobody else fills one: `partial`
-    has the lease.
+    """Removes the folders that killed processes were filling. Without locks no other process fills one,
+    because this process has the lease.
     """
     ours = re.compile(re.escape(f"{final.name[:100]}.") + "[0-9a-f]{16}" + re.escape(PARTIAL))
     for path in final.parent.iterdir():
@@ -103,20 +105,20 @@ def _remove_leftovers(final: Path, partial: Path) -> None:
                 lock(file, path)
                 _remove(path)
         elif time.time() - path.stat().st_mtime > LEFT_SECONDS:
-            # A younger one without its mark may be of a process that is just beginning.
+            # A younger folder without a mark may be of a process that has just begun.
             with contextlib.suppress(OSError):
                 path.rmdir()
 
 
 def remove_mark(final: Path, fingerprint: str = "") -> None:
-    """Removes the mark that a process left in a folder when it was killed between the rename and the removal
-    of the mark.
+    """Removes a mark from a finished folder: its process was killed between the rename and the removal of the
+    mark.
 
-    Only a mark that begins with the line `fingerprint` is removed (for `new_folder`: an empty one), so that
-    it is no file of others.
+    Removes only a mark that begins with the line `fingerprint` (for `new_folder`: an empty mark), so that no
+    file of others is removed.
     """
     mark = final / MARK
-    # Where another process is about to remove the mark, or nothing can be changed here, nothing is done.
+    # Another process may be about to remove the mark, or the folder may be read-only: then nothing is done.
     with contextlib.suppress(BadInput, OSError):
         if not mark.is_symlink() and mark.is_file() and is_ours(final) and _begins_with(mark, fingerprint):
             mark.unlink()
@@ -129,10 +131,11 @@ def _begins_with(mark: Path, fingerprint: str) -> bool:
 
 
 def check_free(final: Path) -> None:
-    """Raises BadInput when there is something under the name of a folder to be made."""
+    """Raises BadInput if something other than an empty folder has the name of the folder to be made."""
     taken = sending.is_taken(final)
     try:
-        final.with_name(final.name + PARTIAL).is_symlink()  # that name too must be possible
+        # The name NAME.partial must be possible too.
+        final.with_name(final.name + PARTIAL).is_symlink()
         taken = (
             taken
             or final.is_symlink()
@@ -147,7 +150,7 @@ def check_free(final: Path) -> None:
 
 
 def is_ours(partial: Path) -> bool:
-    """Whether this is a folder that this program began for this user, or an empty one."""
+    """True for a folder that this program began for this user, and for an empty folder of this user."""
     found = partial.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         return False
@@ -156,11 +159,12 @@ def is_ours(partial: Path) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """Removes a folder in which threads of Orbax and TensorStore may still be writing after one of them has
-    raised an error.
+    """Removes a folder.
+
+    Threads of Orbax and TensorStore may still write into it after one of them has raised.
     """
     for _ in range(100):
-        # The mark goes last: without it a folder that a kill leaves here would be no one's.
+        # The mark is removed last: a folder without a mark is not recognized as ours after a kill.
         for path in folder.iterdir() if folder.is_dir() else ():
             if path.name != MARK:
                 _remove_one(path)
@@ -200,7 +204,7 @@ def _move_into_place(partial: Path, final: Path) -> None:
 
 
 def _half_written(folder: Path) -> list[Path]:
-    """Files that a kill left beside their names."""
+    """Files that a killed process was writing."""
     return [
         path
         for path in folder.rglob("*")
@@ -209,13 +213,14 @@ def _half_written(folder: Path) -> list[Path]:
 
 
 class Progress:
-    """Which parts of a folder being made are on disk, in its mark: a line of what it is made of, then parts,
-    as many a line as noted.
+    """The parts of a folder that are on disk already, kept in its mark. The first line of the mark is the
+    fingerprint of the source; each further line has the parts of one `add`.
     """
 
     def __init__(self, folder: Path, fingerprint: str, mark: BinaryIO):
-        """Resumes a folder that was begun with the same fingerprint; another one is emptied. `mark` is its
-        mark, locked."""
+        """Resumes a folder that was begun with the same fingerprint, and empties any other folder. `mark` is
+        its locked mark.
+        """
         self._file = mark
         lines = self._file.read().decode("utf-8", "replace").splitlines(keepends=True)
         begun, *done = [line[:-1] for line in lines if line.endswith("\n")] or [""]
@@ -227,9 +232,7 @@ class Progress:
             self._restart(folder)
 
     def _restart(self, folder: Path) -> None:
-        """Without the line that was being written when the process was killed; without all else, where
-        nothing of it counts.
-        """
+        """Rewrites the mark without a line that was cut off. Empties the folder, if no part of it counts."""
         if not self._lines:
             for path in folder.iterdir():
                 if path.name != MARK:
@@ -237,7 +240,7 @@ class Progress:
         self._rewrite()
 
     def add(self, parts: Sequence[str]) -> None:
-        """Notes parts that are on disk: one line, so that a kill meanwhile leaves all or none."""
+        """Notes parts that are on disk, in one line: after a kill all of them count, or none."""
         self._lines.append(" ".join(parts))
         self._write(self._lines[-1:])
         self.done.update(parts)
@@ -261,11 +264,11 @@ class Progress:
 
 @contextlib.contextmanager
 def resumable_folder(final: Path, fingerprint: str) -> Iterator[tuple[Path, Progress]]:
-    """As `new_folder`, for long work: after Ctrl-C, a kill or a full disk, the next call of the same
-    fingerprint goes on.
+    """As `new_folder`, for long work: after Ctrl-C, a kill or a full disk, the next call with the same
+    fingerprint resumes.
 
-    What was done is in NAME.partial. It is removed when nothing is done yet or the source turns out to be
-    bad, and kept when what was written could not be verified (`Unverified`).
+    The folder is NAME.partial until it is finished. It is removed if no part is done yet or the source is
+    bad, and kept if the written parts could not be verified (`Unverified`).
     """
     final = Path(final)
     remove_mark(final, fingerprint)
@@ -287,7 +290,8 @@ def resumable_folder(final: Path, fingerprint: str) -> Iterator[tuple[Path, Prog
         try:
             sending.check_access(final)
             held.enter_context(alone_in_bucket(final))
-            check_free(final)  # again: another process may have finished before the lock was ours
+            # Again: another process may have finished before this one had the lock.
+            check_free(final)
             sending.begin(final)
             yield partial, progress
             _move_into_place(partial, final)
