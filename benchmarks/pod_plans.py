@@ -73,6 +73,14 @@ STEP_ALONE = ("training.global_batch_size", "training.remat", "training.gradient
 _REST = "rest: "
 
 
+_HEAD = """# All programs of the README's plans
+
+Made by `python benchmarks/pod_plans.py --rest --page docs/plans.md`. `beside` is what else is on the chip
+while the program runs. Seconds are the least at the chip's published peaks: one run of the program (a step,
+a batch, a new token). Rows that differ in the train step alone share the other programs.
+Nothing ran on hardware."""
+
+
 def rest_name_of(model: str, topology: str, slices: int, settings: tuple[str, ...]) -> str:
     """The name under which the programs of a run other than its steps are kept."""
     return _REST + name_of(
@@ -159,6 +167,15 @@ def programs_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def page(results: dict[str, Any]) -> str:
+    """The page docs/plans.md: all programs, and the plans whose other programs are not compiled yet."""
+    missing = [name_of(*row) for row in PLANS if rest_name_of(*row) not in results]
+    parts = [_HEAD, programs_table(results)]
+    if missing:
+        parts.append(f"Not compiled yet, but for the step (README.md): {'; '.join(missing)}.")
+    return "\n\n".join(parts) + "\n"
+
+
 def compiled(
     model: str, topology: str, slices: int, settings: tuple[str, ...], which: Which
 ) -> dict[str, Any]:
@@ -179,6 +196,7 @@ def main() -> None:
     parser.add_argument(
         "--table", action="store_true", help="print the table of what is there, and compile nothing"
     )
+    parser.add_argument("--page", type=Path, help="write the page of all programs (docs/plans.md)")
     arguments = parser.parse_args()
     results = json.loads(arguments.results.read_text()) if arguments.results.is_file() else {}
     for row in PLANS:
@@ -191,6 +209,8 @@ def main() -> None:
             results[name] = compiled(*row, which)
             print(name, results[name].get("summary", results[name]), "", sep="\n", flush=True)
             write_text(arguments.results, json.dumps(results, indent=1) + "\n")
+    if arguments.page is not None:
+        write_text(arguments.page, page(results))
     print(table(results), programs_table(results), sep="\n\n")
 
 
