@@ -85,13 +85,25 @@ def stored_below(url: str) -> dict[str, Stored]:
         entries = tried(find)
         if not entries:
             tried(lambda: _check_bucket(url))
-    stored = {}
-    for name, entry in entries.items():
-        below = name[len(start) :]
-        is_file_below = name.startswith(start) and not name.endswith("/")
-        if is_file_below and PROBE not in below and below != LEASE:
-            stored[below] = _described(entry)
+        stored = {}
+        for name, entry in entries.items():
+            below = name[len(start) :]
+            is_file_below = name.startswith(start) and not name.endswith("/")
+            if is_file_below and PROBE not in below and below != LEASE:
+                _check_name(below, url)
+                stored[below] = _described(entry)
     return stored
+
+
+def _check_name(name: str, url: str) -> None:
+    """Raises BadInput for the name of a file that would be copied to a place outside of the local folder, or
+    onto another file: in a bucket, "run/../../x" and "run//x" are names like any other.
+    """
+    if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise BadInput(
+            f"{url}: has a file named {one_line(name, 200)!r}, which no folder on disk can have; rename or "
+            "remove it"
+        )
 
 
 def _check_bucket(url: str) -> None:

@@ -58,6 +58,7 @@ class GcsServer:
         self.unreadable: set[str] = set()
         self.unwritable: set[str] = set()
         self.fault: Callable[[str, str], Fault | None] = lambda method, path: None
+        self.listed_as: dict[str, Any] = {}  # values of all objects in listings, in place of the right ones
         self.log: list[
             tuple[str, str, int, int]
         ] = []  # method, path, bytes received and sent of every request
@@ -84,6 +85,7 @@ class GcsServer:
             self.requests.clear()
             self.bytes.clear()
             self.log.clear()
+            self.listed_as = {}
             self.fault = lambda method, path: None
 
     def read(self, bucket: str, name: str) -> bytes:
@@ -283,7 +285,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return _json({"items": items, "prefixes": prefixes, "nextPageToken": last})
             last = name if group is None else group + "\U0010ffff"
             if group is None:
-                items.append(self._metadata(bucket, name))
+                items.append(self._metadata(bucket, name) | self.server_of.listed_as)
             else:
                 prefixes.append(group)
         return _json({"kind": "storage#objects", "items": items, "prefixes": prefixes})

@@ -52,6 +52,25 @@ def test_rights_that_end_in_the_middle_of_a_run(gcs, config_in, on_disk, tmp_pat
     check_same(gcs, run_recipe(config), on_disk)
 
 
+@pytest.mark.parametrize("name", ["../../evil", "a/../../../evil", "/EVIL/evil", "a//b", "./a", "a/\0"])
+def test_a_name_that_leads_out_of_the_folder(gcs, scratch, tmp_path, name):
+    """Buckets allow such names; copied as they are, the files would be written anywhere on the disk."""
+    name = name.replace("EVIL", str(tmp_path))
+    gcs.buckets["bucket"]["run/summary.json"] = Stored(b"{}", 1)
+    gcs.buckets["bucket"][f"run/{name}"] = Stored(b"evil", 2)
+    with pytest.raises(BadInput, match="which no folder on disk can have; rename or remove it"):
+        pull(place("gs://bucket/run"))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes() == b"evil"]
+
+
+@pytest.mark.parametrize("change", [{"md5Hash": "a"}, {"md5Hash": "é"}, {"size": "many"}, {"size": [1]}])
+def test_a_listing_with_values_of_other_types(gcs, scratch, change):
+    gcs.listed_as = change
+    gcs.buckets["bucket"]["run/summary.json"] = Stored(b"{}", 1)
+    with pytest.raises(BadInput, match=r"gs://bucket/run: cannot be read"):
+        pull(place("gs://bucket/run"))
+
+
 def test_a_bucket_that_shows_an_older_state_is_refused(gcs, scratch):
     gcs.fault = lambda method, path: (
         Fault(status=404) if method == "GET" and "babel-probe" in path and "prefix" not in path else None
