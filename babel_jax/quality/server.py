@@ -62,7 +62,7 @@ class Server:
                 problem = self._shown(str(error) or type(error).__name__)
                 continue
             if status == 200:
-                return status, self.without_key(answer)
+                return status, answer
             message = self._shown(answer)
             # The prompt is at fault, not the server: the other prompts can still be asked.
             if status in _PROMPT_STATUSES:
@@ -86,7 +86,10 @@ class Server:
         return value
 
     def _answer(self, body: dict[str, Any]) -> tuple[int, Any]:
-        """Status 200 with the JSON value of the answer, or another status with its text."""
+        """Status 200 with the JSON value of the answer without the key, or another status with its text.
+
+        Raises RecursionError for values that are nested deeply.
+        """
         headers = {
             "Content-Type": "application/json",
             **({"Authorization": f"Bearer {self._key}"} if self._key else {}),
@@ -94,7 +97,7 @@ class Server:
         request = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
         try:
             with self._opener.open(request, timeout=self._settings.timeout_seconds) as response:
-                return 200, json.loads(response.read())
+                return 200, self.without_key(json.loads(response.read()))
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read().decode(errors="replace")

@@ -1,6 +1,8 @@
 """The judge: prompts out and replies in, by files and by a stand-in server on this machine."""
 
+import contextlib
 import http.server
+import io
 import json
 import os
 import threading
@@ -72,6 +74,19 @@ def server():
     made.shutdown()
     thread.join()
     made.server_close()
+
+
+@pytest.mark.parametrize("depth", [300, 480, 700, 950, 20_000])
+def test_an_answer_that_is_nested_deeply(monkeypatch, depth):
+    """It may be parsed and still be too deep for the search for the key: an answer, or BadInput."""
+    answer = ("[" * depth + "]" * depth).encode()
+    made = serving.Server(JudgeSettings(endpoint="http://127.0.0.1:9", retries=0, model="m"))
+    monkeypatch.setattr(made._opener, "open", lambda *_, **__: io.BytesIO(answer))
+    if depth == 300:
+        assert made.post({}) == (200, json.loads(answer))
+    else:
+        with contextlib.suppress(BadInput):
+            assert made.post({}) == (200, json.loads(answer))
 
 
 def test_by_files(config_file, tmp_path, capsys):
