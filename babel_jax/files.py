@@ -250,7 +250,10 @@ def write_bytes(path: Path, data: bytes) -> None:
                     else f"there is no folder {path.parent}"
                 )
             )
-        partial, file = _new_file_beside(path)
+        try:
+            partial, file = _new_file_beside(path)
+        except FileNotFoundError:  # such as /proc, or a folder that was removed just now
+            raise BadInput(f"{path}: no file can be made in {path.parent}; give another folder") from None
         try:
             with file:
                 file.write(data)

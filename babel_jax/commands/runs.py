@@ -50,17 +50,23 @@ def _ask(options: argparse.Namespace) -> None:
     for name in missing:
         answer = ""
         while not answer:
-            try:
-                answer = input(f"{_QUESTIONS[name]}: ").strip()
-            except EOFError:
-                raise BadInput(f"babel init: no answer; give --{name}") from None
+            answer = _answer(f"{_QUESTIONS[name]}: ", f"give --{name}")
         setattr(options, name, answer)
     if missing and options.new_layers is None:
-        answer = input("new layers (Enter: 6 for every 28): ").strip()
+        answer = _answer("new layers (Enter: 6 for every 28): ", "give --new-layers")
         try:
             options.new_layers = positive(answer) if answer else None
         except argparse.ArgumentTypeError as problem:
             raise BadInput(f"babel init: new layers: {problem}") from None
+
+
+def _answer(question: str, instead: str) -> str:
+    try:
+        return input(question).strip()
+    except EOFError:
+        raise BadInput(f"babel init: no answer; {instead}") from None
+    except UnicodeDecodeError:
+        raise BadInput(f"babel init: the answer is no text in UTF-8; {instead}") from None
 
 
 def _prepare(options: argparse.Namespace) -> Result:

@@ -17,6 +17,7 @@ must be kept, in order; any number of new layers may be anywhere. `output_scale`
 projections of attention and MLP, and so the output that the layer adds.
 """
 
+import collections
 import json
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -182,7 +183,7 @@ def plan_from_settings(settings: ExpansionSettings, num_layers: int) -> Expansio
     beyond = [source for source in after if source >= num_layers]
     if beyond:
         raise BadInput(f"insert_after names layers {beyond}, and the model has layers 0 to {num_layers - 1}")
-    twice = sorted({source for source in after if after.count(source) > 1})
+    twice = sorted(source for source, times in collections.Counter(after).items() if times > 1)
     if twice:
         raise BadInput(
             f"insert_after names layers {twice} more than once; for several copies of a layer give a plan "

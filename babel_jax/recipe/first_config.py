@@ -1,10 +1,11 @@
 """A first config for the user's model and languages: complete, with comments, valid for every command."""
 
-import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import tomli_w
 
 from babel_jax.config import Config, ModelConfig, Source
 from babel_jax.config.file import parse_settings
@@ -75,8 +76,10 @@ def first_config(
     places = spread_layers(count, depth)
     sizes = _SIZES[device]
     budget = tokens or sizes.tokens
-    name = path.stem
-    text = _text(name, model, config, sources, places, device, budget)
+    for written in (str(path), model, *(str(source.path) for source in sources)):
+        if not _is_unicode(written):
+            raise BadInput(f"{written}: a path that is not UTF-8, which no config can hold; rename it")
+    text = _text(path.name, model, config, sources, places, device, budget)
     # The other commands read this text, so a mistake in it must show now.
     parse_settings(Config, tomllib.loads(text), str(path))
     write_text(path, text)
@@ -96,6 +99,19 @@ def first_config(
     }
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+        return True
+    except UnicodeEncodeError:
+        return False
+
+
+def _quoted(text: str) -> str:
+    """A text as a TOML string. JSON's escapes are not TOML's: it writes letters beyond 16 bits as pairs."""
+    return tomli_w.dumps({"x": text}).removeprefix("x = ").rstrip("\n")
+
+
 def _chosen(sources: Sequence[Source], languages: Sequence[str], data: str) -> list[Source]:
     """The sources of these languages, in the order of `sources`."""
     wanted = {language(code).code for code in languages} or {source.language for source in sources}
@@ -110,7 +126,7 @@ def _chosen(sources: Sequence[Source], languages: Sequence[str], data: str) -> l
 
 
 def _text(
-    name: str,
+    file_name: str,
     model: str,
     config: ModelConfig,
     sources: Sequence[Source],
@@ -122,9 +138,11 @@ def _text(
     seq_len = min(sizes.seq_len, config.max_position_embeddings)
     parameters = count_parameters(config)
     peak = next(rate for most, rate in _RATES if parameters <= most)
-    run, prepared = (json.dumps(f"runs/{name}/{folder}") for folder in _FOLDERS)
+    run, prepared = (_quoted(f"runs/{Path(file_name).stem}/{folder}") for folder in _FOLDERS)
+    # A comment ends with its line.
+    shown_name = one_line(file_name, 200)
     source_tables = "\n".join(
-        f"[[data.sources]]\nlanguage = {json.dumps(source.language)}\npath = {json.dumps(str(source.path))}\n"
+        f"[[data.sources]]\nlanguage = {_quoted(source.language)}\npath = {_quoted(str(source.path))}\n"
         for source in sources
     )
     has_english = any(source.language == "en" for source in sources) and len(sources) > 1
@@ -141,16 +159,16 @@ def _text(
     depth = config.num_hidden_layers
     return f"""# {one_line(model, 200)}: grown from {depth} to {depth + len(places)} layers, then trained on.
 #
-#   babel prepare {name}.toml   # text to windows of tokens
-#   babel mixture {name}.toml   # shares and passes of each language, before anything is trained
-#   babel train {name}.toml     # resumes where it was stopped
+#   babel prepare {shown_name}   # text to windows of tokens
+#   babel mixture {shown_name}   # shares and passes of each language, before anything is trained
+#   babel train {shown_name}     # resumes where it was stopped
 #
 # Change settings here, or for one start with --set, such as --set seed=1.
 out = {run}
 
 # The model to begin with. It has {parameters:,} parameters.
 [model]
-folder = {json.dumps(model)}
+folder = {_quoted(model)}
 
 # New layers are copies of {", ".join(map(str, places))} (counted from 0), each after its source: every other
 # layer from the middle on, as in Babel-9B. They begin with a little noise, as there.

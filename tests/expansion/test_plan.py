@@ -243,6 +243,8 @@ def test_plan_files_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        # Without a bound on its length, so its check must not take the square of it.
+        ({"insert_after": (0,) * 1_000_000}, r"insert_after names layers \[0\] more than once"),
         (
             {"insert_after": (1, 2, 1)},
             r"insert_after names layers \[1\] more than once; for several copies of a layer give a plan file",

@@ -1,5 +1,6 @@
 """`babel init`: the config that it writes runs as it is; bad input is one line."""
 
+import io
 import json
 import sys
 import tomllib
@@ -72,6 +73,7 @@ def test_it_runs_as_it_is(babel, base, text, tmp_path, monkeypatch):
         ({"--out": "there.toml"}, "there.toml: it is there already"),
         ({"--model": None}, "give --model (it asks for them on a terminal)"),
         ({"--model": None, "--data": None}, "give --model and --data"),
+        ({"--out": "/proc/new.toml"}, "/proc/new.toml: no file can be made in /proc"),
         ({"--out": "gs://bucket/run.toml"}, "must be a folder on disk"),
     ],
 )
@@ -100,3 +102,60 @@ def test_a_path_with_odd_letters_is_written_so_that_it_is_read_back(babel, base,
     out = tmp_path / "run.toml"
     assert babel("init", "--model", base["hf"], "--data", odd, "--out", out)[0] == 0
     assert load_config(out).data.sources[0].path == str(odd / "en.jsonl")
+
+
+ODD_NAMES = [
+    '"\\',
+    "\x1b[31m",
+    "a\n[model]\nfolder = 'other'\n",
+    "\x7f\x85\u2028\u202e",
+    "\U0001f600 é",
+    "{x}%",
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=range(len(ODD_NAMES)))
+def test_names_with_odd_letters_are_read_back(babel, base, text, tmp_path, name):
+    """Letters beyond 16 bits, control characters, and line ends that would begin settings of their own."""
+    model = tmp_path / f"m{name}"
+    model.symlink_to(base["hf"])
+    out = tmp_path / f"r{name}"
+    status, _, error = babel("init", "--model", model, "--data", text, "--out", out)
+    assert status == 0, error
+    config = load_config(out)
+    assert config.model.folder == str(model)
+    assert config.out.endswith(f"/runs/{out.stem}/run")
+
+
+@pytest.mark.parametrize("option", ["--model", "--data", "--out"])
+def test_a_path_that_is_not_utf8(babel, base, text, tmp_path, option):
+    paths = {"--model": tmp_path / "m", "--data": tmp_path / "d", "--out": tmp_path / "new.toml"}
+    paths[option] = tmp_path / "\udcff"
+    paths["--model"].symlink_to(base["hf"])
+    paths["--data"].symlink_to(text)
+    status, _, error = babel("init", *[word for pair in paths.items() for word in pair])
+    assert status == 2
+    assert "\\udcff" in error
+    assert "a path that is not UTF-8" in error
+    assert error.count("\n") == 1
+    assert not paths["--out"].exists()
+
+
+@pytest.mark.parametrize("answer", [b"", b"\xff\n"], ids=["end", "bytes"])
+@pytest.mark.parametrize("asked", ["--model", "--new-layers"])
+def test_answers_that_end_or_are_no_text(babel, base, text, tmp_path, monkeypatch, asked, answer):
+    before = b"" if asked == "--model" else f"{base['hf']}\n{text}\n".encode()
+    stream = io.BytesIO(before + answer)
+    monkeypatch.setattr("builtins.input", lambda _: _line_of(stream))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    status, _, error = babel("init", "--out", tmp_path / "new.toml")
+    assert status == 2
+    assert error.splitlines()[-1].endswith(f"give {asked}")
+    assert not (tmp_path / "new.toml").exists()
+
+
+def _line_of(stream):
+    line = stream.readline()
+    if not line:
+        raise EOFError
+    return line.decode().rstrip("\n")

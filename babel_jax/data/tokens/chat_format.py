@@ -7,6 +7,7 @@ Text of people never becomes a control token: "<|im_end|>" inside a message is t
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +43,11 @@ _FIRST_NUMBER = 0xD900
 _MARKED = re.compile(f"{_CONTROL}[\ud900-\udbff]")
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\b")
 _MOST_CONTROLS = 0xDC00 - _FIRST_NUMBER
+# Without {% generation %} the template runs twice for each turn of the assistant, on the conversation up to
+# there. Of these conversations together, characters in one request to its process, and at all.
+_REQUEST_CHARACTERS = 4 * 2**20
+_MOST_READ_CHARACTERS = 256 * 2**20
+_MESSAGE_CHARACTERS = 40  # of a message besides its content: its role, and the braces of JSON
 
 Message = Mapping[str, str]
 Conversation = Sequence[Message]
@@ -167,28 +173,54 @@ class ChatFormat:
     def _with_spans(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
         """The text, and the spans (start, end) of the assistant's characters."""
         turns = [turn for turn, message in enumerate(conversation) if message["role"] == "assistant"]
-        if _GENERATION.search(self.template):
-            turns = []
-        asked = [conversation[:turn] for turn in turns]
-        answered = [conversation[: turn + 1] for turn in turns]
-        opens_turn = [False] + [True] * len(turns) + [False] * len(turns)
-        whole, *written = self._written([conversation, *asked, *answered], opens_turn)
-        if not turns:
+        whole = self._written([conversation], [False])[0]
+        if not turns or _GENERATION.search(self.template):
             return _without_marks(whole)
 
         # The template does not mark the assistant's part. So an answer is the difference of two outputs:
         # the conversation up to the answer, and the conversation that ends before it.
         spans = []
-        for before, after in zip(written[: len(turns)], written[len(turns) :], strict=True):
-            after = after.rstrip()
-            if not (after.startswith(before.rstrip()) and whole.startswith(after)):
-                raise BadInput(
-                    f"{self.location}: the template writes a turn in another way if other turns "
-                    "follow; give a template that puts {% generation %} and {% endgeneration %} around "
-                    "the text to train on"
-                )
-            spans.append((min(len(before), len(after)), len(after)))
+        for group in self._grouped(conversation, turns):
+            asked = [conversation[:turn] for turn in group]
+            answered = [conversation[: turn + 1] for turn in group]
+            opens_turn = [True] * len(group) + [False] * len(group)
+            written = self._written([*asked, *answered], opens_turn)
+            for before, after in zip(written[: len(group)], written[len(group) :], strict=True):
+                after = after.rstrip()
+                if not (after.startswith(before.rstrip()) and whole.startswith(after)):
+                    raise BadInput(
+                        f"{self.location}: the template writes a turn in another way if other turns "
+                        "follow; give a template that puts {% generation %} and {% endgeneration %} around "
+                        "the text to train on"
+                    )
+                spans.append((min(len(before), len(after)), len(after)))
         return whole, spans
+
+    def _grouped(self, conversation: Conversation, turns: Sequence[int]) -> list[list[int]]:
+        """The turns in groups, each for one request.
+
+        Raises BadInput if the conversations up to each turn are too long together. Their length grows with
+        the square of the number of turns.
+        """
+        lengths = [len(message["content"]) + _MESSAGE_CHARACTERS for message in conversation]
+        up_to = [0, *itertools.accumulate(lengths)]
+        costs = [up_to[turn] + up_to[turn + 1] for turn in turns]
+        if sum(costs) > _MOST_READ_CHARACTERS:
+            raise BadInput(
+                f"{self.location}: a conversation with {len(turns):,} turns of the assistant: to find them, "
+                f"the template would read {sum(costs):,} characters, and at most {_MOST_READ_CHARACTERS:,} "
+                "are read; split it, or give a template that puts {% generation %} and {% endgeneration %} "
+                "around the text to train on"
+            )
+        groups: list[list[int]] = []
+        size = 0
+        for turn, cost in zip(turns, costs, strict=True):
+            size += cost
+            if not groups or size > _REQUEST_CHARACTERS:
+                groups.append([])
+                size = cost
+            groups[-1].append(turn)
+        return groups
 
     def _encoded(self, text: str, spans: Sequence[tuple[int, int]]) -> EncodedConversation:
         """The ids of a text with marks; `spans` are the assistant's characters."""

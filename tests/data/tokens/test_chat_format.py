@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from babel_jax.config.file import configs_folder
+from babel_jax.data.tokens import chat_format
 from babel_jax.data.tokens.chat_format import CHATML, open_chat_format, write_chat_files
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
@@ -264,6 +265,20 @@ def test_templates_that_do_not_serve(chat_tokenizer, tmp_path, template, says):
         open_chat_format(chat_tokenizer, tmp_path / "missing.jinja")
     with pytest.raises(BadInput, match=r"no tokenizer \("):
         open_chat_format(tmp_path)
+
+
+def test_long_conversations_are_read_in_parts_and_endless_ones_are_refused(chat_tokenizer, monkeypatch):
+    turns = CONVERSATIONS[0] * 20
+    format = open_chat_format(chat_tokenizer)
+    expected = format.encode(turns)
+    assert sum(expected.targets) > 20
+    monkeypatch.setattr(chat_format, "_REQUEST_CHARACTERS", 500)
+    assert format.encode(turns) == expected
+    # 10,000 turns of the assistant, each after all before: 10,000**2 messages.
+    pair = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(BadInput, match="10,000 turns of the assistant.*split it") as refused:
+        format.check(json.dumps(pair * 10_000))
+    assert "\n" not in str(refused.value)
 
 
 SPACED = (
