@@ -367,10 +367,12 @@ class _Handler(BaseHTTPRequestHandler):
                 described, _ = message.get_payload()
                 name = json.loads(described.get_payload(decode=True)).get("name") or query["name"]
                 boundary = re.search(r'boundary=["\']?([^"\';]+)', self.headers["Content-Type"])[1].encode()
-                data = body.split(b"--" + boundary)[2].split(
-                    b"\r\n\r\n" if b"\r\n\r\n" in body else b"\n\n", 1
-                )[1]
-                return self._put(bucket, name, data[: -2 if data.endswith(b"\r\n") else -1], query)
+                # Lines end as the first one does: gcsfs writes LF alone, and the data may end with CR.
+                opening = b"--" + boundary
+                line_end = b"\r\n" if body.split(opening, 1)[1].startswith(b"\r\n") else b"\n"
+                data = body.split(opening, 2)[2].split(2 * line_end, 1)[1]
+                data = data[: data.rindex(line_end + opening)]
+                return self._put(bucket, name, data, query)
             case "resumable":
                 name = query.get("name") or json.loads(body)["name"]
                 number = f"upload-{next(self.server_of.generations)}"

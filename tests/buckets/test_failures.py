@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from babel_jax import cli
-from babel_jax.buckets import kvstore
+from babel_jax.buckets import filesystem, kvstore
 from babel_jax.errors import BadInput
 from babel_jax.lease import NAME, leased
 from babel_jax.places import listing, place, pull
@@ -216,3 +216,11 @@ def test_a_step_counts_when_its_file_of_success_is_there(gcs):
         gcs.buckets["bucket"][f"run/checkpoints/{name}"] = Stored(b"1", 1)
     assert newest_step(place("gs://bucket/run") / "checkpoints") == 4
     assert newest_step(place("gs://bucket/other") / "checkpoints") == 0
+
+
+@pytest.mark.parametrize("end", [b"\r", b"\n", b"\r\n", b"\r\n\r\n--x", b""])
+def test_the_server_keeps_every_byte(gcs, end):
+    """Its multipart uploads once lost a byte of files that end with a line end: a file in 256."""
+    files = filesystem("gs://bucket/bytes")
+    files.pipe_file("bucket/bytes", b"\r\n\r\nx" + end)
+    assert files.cat_file("bucket/bytes") == b"\r\n\r\nx" + end
