@@ -271,11 +271,11 @@ def _points(
         add("resumed on another mesh", len(preemptions) > 1, how)
 
     # Evaluation at each point and between steps. A model of random weights has no points before training.
-    for name in point_names(scaled):
-        if name == "base" and scaled.model.folder is None:
-            continue
-        if name == "expanded" and (scaled.model.folder is None or scaled.expansion is None):
-            continue
+    before_training = []
+    if scaled.model.folder is not None:
+        before_training = ["base"] if scaled.expansion is None else ["base", "expanded"]
+    # A stage may have the result "base", as in tiny-base.toml.
+    for name in [*before_training, *(stage.result for stage in scaled.stages)]:
         tasks = evaluated.get(name, {})
         counts = ", ".join(f"{task.replace('_', ' ')} of {len(by_code)}" for task, by_code in tasks.items())
         add(f"evaluation {name}", bool(tasks.get("bits_per_byte")), counts and f"{counts} languages")

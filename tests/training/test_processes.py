@@ -153,7 +153,7 @@ def test_a_process_that_is_killed_ends_the_others_and_the_run_goes_on_by_another
     (first, _, said), (second, _, _) = train(config, 2, orders="KILL:1:7", overrides=[f"out={out}"])
     assert (first, second) == (1, -9), said[-3000:]
     assert "process 0 of 2 lost another one of the job" in said
-    assert "goes on at the last checkpoint" in said
+    assert "resumes at the last checkpoint" in said
     assert "Traceback" not in said
     # Another number of processes, of devices, another mesh, and smaller pieces of the batch, as fewer devices
     # have room for.
