@@ -34,7 +34,7 @@ def convert(
     is not empty.
     """
     from babel_jax.model_folders.folder import Format
-    from babel_jax.model_folders.folder import convert as convert_folder
+    from babel_jax.model_folders.transfer import convert as convert_folder
 
     if to is not None and to not in list(Format):
         raise BadInput(f"convert: to = {to!r} is no format; valid: {', '.join(Format)}")

@@ -5,10 +5,7 @@ at all.
 import contextlib
 import errno
 import fcntl
-import json
-import math
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -18,20 +15,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from babel_jax.disk_errors import explain_os_errors, is_full
-from babel_jax.errors import BadInput, InUse, one_line, shown
+from babel_jax.errors import BadInput, one_line, shown
+from babel_jax.json_text import parse_json
 from babel_jax.places import PARTIAL, url_of
 from babel_jax.sending import push
 
 MOST_TEXT_BYTES = 16 * 2**20  # of a file that is read whole, where the caller names no other bound
 MOST_LINE_BYTES = 16 * 2**20  # of a file of JSON lines that this program or a server writes
-MOST_DEPTH = 200  # nested lists and objects of a JSON value
-MOST_DIGITS = 100  # of a whole number in JSON; transformers itself writes one of 31 digits (model_max_length)
 LEFT_SECONDS = 3600  # an older NAME.partial was left by a killed process
 _FICLONE = 0x40049409  # Linux, ioctl_ficlone(2): XFS, Btrfs and others
 _WITHOUT_PREALLOCATION = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 # As of some network and FUSE file systems.
-_WITHOUT_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
-_WITHOUT_LOCKS = (*_WITHOUT_FOLDER_SYNC, errno.ENOLCK)
+WITHOUT_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 
 
 def regular_file(path: Path, below: Path | None = None) -> Path:
@@ -119,83 +114,6 @@ def read_json(
     return parse_json(read_bytes(path, below, most_bytes), str(path), unique_keys)
 
 
-def parse_json(text: str | bytes, where: str, unique_keys: bool = True) -> Any:
-    """The value of JSON text; `where` (a path, or a path and line) begins messages.
-
-    Raises BadInput for text that is not JSON (NaN and Infinity are not), numbers beyond float64 or
-    MOST_DIGITS, more than MOST_DEPTH nested values, and half of a surrogate pair, which UTF-8 cannot encode.
-    With `unique_keys` also for a key that an object has twice: readers differ in which of the two values they
-    take.
-    """
-    try:
-        text = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
-        # With hooks, a vocabulary of 150,000 tokens takes seconds. So the hooks of numbers are used only if
-        # the text may have a number that needs them.
-        large = _MAYBE_LARGE.search(text) is not None
-        value = json.loads(
-            text,
-            object_pairs_hook=_unique_keys if unique_keys else None,
-            parse_constant=_no_constant,
-            parse_float=_finite if large else None,
-            parse_int=_moderate if large else None,
-        )
-        _check_depth(value)
-        if _MAYBE_SURROGATE.search(text):
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except RecursionError:
-        raise BadInput(
-            f"{where}: not a readable JSON file: more than {MOST_DEPTH} values nested in each other"
-        ) from None
-    except ValueError as error:
-        raise BadInput(f"{where}: not a readable JSON file: {one_line(error, 300)}") from None
-    return value
-
-
-_MAYBE_LARGE = re.compile(rf"[0-9]{{{MOST_DIGITS}}}|[0-9][eE]\+?[0-9]{{3}}")
-_MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r} is there more than once; keep the one that holds")
-    return made
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if not math.isfinite(value):
-        raise ValueError(f"the number {one_line(digits, 40)} is beyond float64")
-    return value
-
-
-def _moderate(digits: str) -> int:
-    if len(digits) > MOST_DIGITS:
-        raise ValueError(f"a number of {len(digits)} digits; at most {MOST_DIGITS} are read")
-    return int(digits)
-
-
-def _check_depth(value: Any) -> None:
-    level = [value]
-    for _ in range(MOST_DEPTH):
-        below: list[Any] = []
-        for one in level:
-            if isinstance(one, dict):
-                below += one.values()
-            elif isinstance(one, list):
-                below += one
-        if not below:
-            return
-        level = [one for one in below if isinstance(one, dict | list)]
-    raise RecursionError
-
-
 def sync_file(file: Path) -> None:
     """Waits until the content of a file is on disk."""
     with open(file, "rb") as handle:
@@ -212,7 +130,7 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in _WITHOUT_FOLDER_SYNC:
+        if error.errno not in WITHOUT_FOLDER_SYNC:
             raise
     finally:
         os.close(handle)
@@ -402,50 +320,3 @@ def make_folder(path: Path) -> None:
             raise BadInput(
                 f"{path}: no folder can be made here ({error.strerror}); give another place"
             ) from None
-
-
-def lock(file: int | BinaryIO, what: Path) -> bool:
-    """Locks an open file or folder until it is closed; the lock goes with the process too.
-
-    Raises InUse, which names `what`, if another process of this host has the lock. Returns False if the file
-    system has no locks.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InUse(
-            f"{what}: another process is at work in it{_holder_of(file)}; wait for that one, or give another "
-            "folder"
-        ) from None
-    except OSError as error:
-        if error.errno not in _WITHOUT_LOCKS:
-            raise
-        return False
-    return True
-
-
-def _holder_of(file: int | BinaryIO) -> str:
-    """The process that has locked an open file, such as " (process 4711)"; empty if Linux does not tell."""
-    status = os.fstat(file if isinstance(file, int) else file.fileno())
-    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
-            # Example: 1: FLOCK  ADVISORY  WRITE 4711 fd:00:1835011 0 EOF
-            fields = line.split()
-            if fields[1] == "FLOCK" and fields[5] == place:
-                return f" (process {fields[4]})"
-    return ""
-
-
-@contextlib.contextmanager
-def only_process_in(folder: Path) -> Iterator[bool]:
-    """Keeps other processes of this host out of a folder, until the block or the process ends. Raises InUse
-    if a process is in it.
-
-    Yields False if the file system has no locks: then another process may be in the folder.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        yield lock(handle, folder)
-    finally:
-        os.close(handle)

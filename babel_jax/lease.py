@@ -16,7 +16,8 @@ from typing import Any
 from babel_jax.buckets import LEASE, explain, kvstore
 from babel_jax.disk_errors import explain_os_errors
 from babel_jax.errors import BadInput, InUse, one_line
-from babel_jax.files import only_process_in, read_json, unguessable, write_text
+from babel_jax.files import read_json, unguessable, write_text
+from babel_jax.locks import only_process_in
 from babel_jax.places import copy_of, url_of
 
 log = logging.getLogger("babel")

@@ -22,7 +22,6 @@ from babel_jax.disk_errors import explain_os_errors
 from babel_jax.errors import BadInput, InUse
 from babel_jax.files import (
     LEFT_SECONDS,
-    lock,
     make_folder,
     open_regular,
     open_to_write,
@@ -31,6 +30,7 @@ from babel_jax.files import (
     unguessable,
 )
 from babel_jax.lease import alone_in_bucket, lease_in
+from babel_jax.locks import lock
 from babel_jax.places import PARTIAL, url_of
 
 _TENSORSTORE_PARTIAL = ".__lock"  # ends the name of a file that TensorStore is writing

@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from babel_jax.errors import BadInput
-from babel_jax.files import open_regular, parse_json, read_json
+from babel_jax.files import open_regular, read_json
+from babel_jax.json_text import parse_json
 
 MOST_LINE_BYTES = 16 * 2**20
 RAW = ("checkpoints", "compiled")  # folders that Orbax and JAX themselves write into a bucket

@@ -22,7 +22,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from babel_jax.config import Config
 from babel_jax.config.file import parse_settings
-from babel_jax.data.tokens.tokenizers import train_sentencepiece
+from babel_jax.data.tokens.sentencepiece_tokenizer import train_sentencepiece
 from babel_jax.recipe.recipe import run_recipe
 from tests.buckets.gcs_server import GcsServer
 from tests.buckets.s3_server import S3Server

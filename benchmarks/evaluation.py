@@ -23,7 +23,7 @@ from lm_eval.models.huggingface import HFLM
 from babel_jax.config import ModelConfig
 from babel_jax.data.sources.embedded import read_texts
 from babel_jax.data.tokens.prompts import PromptTokenizer
-from babel_jax.data.tokens.tokenizers import train_sentencepiece
+from babel_jax.data.tokens.sentencepiece_tokenizer import train_sentencepiece
 from babel_jax.evaluation import scoring
 from babel_jax.evaluation.benchmarks.harness import DecoderLM
 from babel_jax.evaluation.benchmarks.responses import Responses

@@ -45,6 +45,7 @@ PRELOADED = (
     "array_record.python.array_record_module",
     "babel_jax.data.windows.prepare",
     "babel_jax.model_folders.folder",
+    "babel_jax.model_folders.transfer",
     "babel_jax.recipe.recipe",
     "pandas",
     "pyarrow.parquet",

@@ -19,7 +19,7 @@ from hypothesis import settings
 
 from babel_jax.config import Config, DataSettings, Family, LayerType, ModelConfig, RopeType, Source
 from babel_jax.config.file import parse_settings
-from babel_jax.data.tokens.tokenizers import train_sentencepiece
+from babel_jax.data.tokens.sentencepiece_tokenizer import train_sentencepiece
 from babel_jax.data.windows.prepare import prepare
 from babel_jax.model.decoder import init_params
 from babel_jax.recipe.recipe import run_recipe

@@ -10,7 +10,8 @@ import pytest
 
 from babel_jax.disk_errors import os_error_line
 from babel_jax.errors import BadInput, json_printable, one_line, printable
-from babel_jax.files import MOST_DEPTH, parse_json, read_bytes, read_json, read_text, regular_file, write_text
+from babel_jax.files import read_bytes, read_json, read_text, regular_file, write_text
+from babel_jax.json_text import MOST_DEPTH, parse_json
 
 
 def test_control_characters_are_escaped_and_letters_of_all_scripts_stay():

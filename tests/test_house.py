@@ -3,6 +3,10 @@ of them.
 """
 
 import ast
+import json
+import subprocess
+import sys
+import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -68,3 +72,27 @@ def test_the_table_names_every_folder():
         assert f"`{folder}/`" in page or f"`{name}/`" in page or f"`{name.rpartition('/')[2]}/`" in page, (
             folder
         )
+
+
+def test_no_name_is_undefined():
+    """ruff and mypy do not look for undefined names: to both, axes of shapes ("batch") are names in strings."""
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "--ignore-noqa"]
+    command += [
+        "--output-format",
+        "json",
+        str(ROOT / "babel_jax"),
+        str(ROOT / "benchmarks"),
+        str(ROOT / "tests"),
+    ]
+    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+    undefined = []
+    for entry in found:
+        path, place = Path(entry["filename"]), entry["location"]
+        with tokenize.open(path) as file:
+            strings = [
+                token for token in tokenize.generate_tokens(file.readline) if token.type == tokenize.STRING
+            ]
+        at = (place["row"], place["column"] - 1)
+        if not any(token.start <= at < token.end for token in strings):
+            undefined.append(f"{path.name}:{place['row']}: {entry['message']}")
+    assert not undefined

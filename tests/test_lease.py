@@ -13,8 +13,8 @@ import pytest
 
 from babel_jax import lease
 from babel_jax.errors import BadInput
-from babel_jax.files import only_process_in
 from babel_jax.lease import alone_in, leased
+from babel_jax.locks import only_process_in
 
 BEAT = 0.02
 # Holds a folder as another host would, with a lock that this one does not see, until its input ends or it is
@@ -119,7 +119,7 @@ def without_locks(monkeypatch):
     def fail(*_):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr("babel_jax.files.fcntl.flock", fail)
+    monkeypatch.setattr("babel_jax.locks.fcntl.flock", fail)
 
 
 def test_on_a_disk_without_locks_a_second_job_is_refused_and_the_first_lives(tmp_path, without_locks):

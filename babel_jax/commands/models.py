@@ -25,7 +25,8 @@ _MAX_BYTES = 4_000  # of text for each language, for the sensitivity of layers
 
 
 def _convert(options: argparse.Namespace) -> Result:
-    from babel_jax.model_folders.folder import Format, convert
+    from babel_jax.model_folders.folder import Format
+    from babel_jax.model_folders.transfer import convert
 
     written = convert(
         options.source,

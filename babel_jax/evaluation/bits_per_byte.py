@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from babel_jax.data.tokens.chat_format import ChatFormat
-from babel_jax.data.tokens.tokenizers import Tokenizer
+from babel_jax.data.tokens.tokenizer import Tokenizer
 from babel_jax.evaluation.items import Items, bits_per_byte_of
 from babel_jax.evaluation.prefix_trees import Scored
 from babel_jax.evaluation.scoring import Score

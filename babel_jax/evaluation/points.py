@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 
 from babel_jax.config import Config, ModelConfig
 from babel_jax.data.tokens.chat_format import open_chat_format
-from babel_jax.data.tokens.tokenizers import Tokenizer
+from babel_jax.data.tokens.tokenizer import Tokenizer
 from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.bits_per_byte import (

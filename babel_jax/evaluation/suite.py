@@ -24,7 +24,7 @@ from jaxtyping import Array, PyTree
 
 from babel_jax.config import ModelConfig
 from babel_jax.data.sources.rows import Row
-from babel_jax.data.tokens.tokenizers import Tokenizer
+from babel_jax.data.tokens.tokenizer import Tokenizer
 from babel_jax.evaluation.bits_per_byte import LONGEST_WINDOW
 from babel_jax.evaluation.items import chrf_plus_plus
 from babel_jax.evaluation.prefix_trees import Scored

@@ -19,11 +19,12 @@ from babel_jax.errors import BadInput
 from babel_jax.expansion.card import TAG, expansion_section
 from babel_jax.expansion.plan import PROVENANCE, ExpansionPlan, plan_from_json
 from babel_jax.model.parameters import Place, is_stacked
-from babel_jax.model_folders.folder import Change, open_folder, transfer
+from babel_jax.model_folders.folder import open_folder
 from babel_jax.model_folders.hf_config import needs_layer_types, read_hf_config
 from babel_jax.model_folders.model_card import card_files
 from babel_jax.model_folders.names import tensor_name, tensor_place
 from babel_jax.model_folders.streaming import Piece, Source
+from babel_jax.model_folders.transfer import Change, transfer
 
 
 def expand_params(params: PyTree[Array], plan: ExpansionPlan) -> PyTree[Array]:

@@ -15,7 +15,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from babel_jax.errors import BadInput, one_line
-from babel_jax.files import open_regular, parse_json, regular_file
+from babel_jax.files import open_regular, regular_file
+from babel_jax.json_text import parse_json
 
 DTYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),

@@ -25,7 +25,8 @@ from babel_jax.data.sources.rows import Row, RowCounts, read_rows
 from babel_jax.disk_errors import explain_os_errors
 from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput, one_line
-from babel_jax.files import make_folder, open_to_append, parse_json, read_bytes, read_lines, write_text
+from babel_jax.files import make_folder, open_to_append, read_bytes, read_lines, write_text
+from babel_jax.json_text import parse_json
 from babel_jax.languages import CODES, LANGUAGES
 from babel_jax.lease import alone_in
 from babel_jax.places import on_disk

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from babel_jax.config import ModelConfig, OptimizerRule, OptimizerSettings
 from babel_jax.config.quality import ClassifierSettings
-from babel_jax.data.tokens.tokenizers import Tokenizer
+from babel_jax.data.tokens.tokenizer import Tokenizer
 from babel_jax.data.windows.packing import best_fit
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.scoring import on_mesh, rows_of_batch

@@ -9,7 +9,7 @@ from babel_jax.config import BadRows
 from babel_jax.config.file import shipped_config
 from babel_jax.data.sources.embedded import corpus_sources, embedded_folder
 from babel_jax.data.sources.rows import RowCounts, read_rows
-from babel_jax.data.tokens.tokenizers import train_sentencepiece
+from babel_jax.data.tokens.sentencepiece_tokenizer import train_sentencepiece
 from babel_jax.files import make_folder
 from babel_jax.model_folders.folder import open_folder
 from babel_jax.new_folders import new_folder

@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from babel_jax.config import Config, ModelConfig
 from babel_jax.data.tokens.chat_format import open_chat_format, write_chat_files
-from babel_jax.data.tokens.tokenizers import Tokenizer
+from babel_jax.data.tokens.tokenizer import Tokenizer
 from babel_jax.expansion.apply import expand_hf_config
 from babel_jax.expansion.plan import ExpansionPlan
 from babel_jax.model.decoder import forward

@@ -32,7 +32,8 @@ from jaxtyping import Array, PyTree
 
 from babel_jax.config import Config, ModelConfig, Stage
 from babel_jax.data.tokens.chat_format import open_chat_format
-from babel_jax.data.tokens.tokenizers import Tokenizer, open_tokenizer
+from babel_jax.data.tokens.tokenizer import Tokenizer
+from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.data.windows.prepare import prepare
 from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.disk_errors import explain_os_errors

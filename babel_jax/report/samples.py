@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from babel_jax.config import ModelConfig
-from babel_jax.data.tokens.tokenizers import Tokenizer
+from babel_jax.data.tokens.tokenizer import Tokenizer
 from babel_jax.data.windows.prepared import PreparedData
 from babel_jax.distributed.agreement import agreed, first_says
 from babel_jax.evaluation.suite import continuation, sentences, words

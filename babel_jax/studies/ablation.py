@@ -25,7 +25,8 @@ from jaxtyping import Array, PyTree
 from babel_jax.config import Config, ExpansionSettings, Init, ModelConfig, ScheduleKind, Stage, Trained
 from babel_jax.config.file import shipped_config
 from babel_jax.data.sources.embedded import corpus_sources, embedded_folder
-from babel_jax.data.tokens.tokenizers import Tokenizer, open_tokenizer
+from babel_jax.data.tokens.tokenizer import Tokenizer
+from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.data.windows.prepare import prepare
 from babel_jax.data.windows.prepared import is_prepared, open_prepared
 from babel_jax.errors import BadInput

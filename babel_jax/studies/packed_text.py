@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from babel_jax.data.tokens.tokenizers import Tokenizer
+from babel_jax.data.tokens.tokenizer import Tokenizer
 from babel_jax.evaluation.bits_per_byte import bytes_of_first, first_bytes
 
 Window = tuple[np.ndarray, ...]

@@ -8,7 +8,8 @@ import pytest
 
 from babel_jax.config import Family, LayerType, ModelConfig
 from babel_jax.data.tokens.prompts import PromptTokenizer
-from babel_jax.data.tokens.tokenizers import open_tokenizer, train_sentencepiece
+from babel_jax.data.tokens.sentencepiece_tokenizer import train_sentencepiece
+from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.evaluation.benchmarks.harness import DecoderLM
 from babel_jax.evaluation.benchmarks.responses import Responses
 from babel_jax.model.decoder import init_params

@@ -13,7 +13,8 @@ from babel_jax.errors import BadInput
 from babel_jax.expansion.apply import expand_folder, expand_hf_config, expand_params
 from babel_jax.expansion.plan import plan_from_json, plan_from_settings
 from babel_jax.model.decoder import forward
-from babel_jax.model_folders.folder import convert, load_params, open_folder
+from babel_jax.model_folders.folder import load_params, open_folder
+from babel_jax.model_folders.transfer import convert
 
 AMONG = ExpansionSettings(insert_after=(1, 2))
 

@@ -13,7 +13,8 @@ from babel_jax.expansion.apply import expand_folder
 from babel_jax.expansion.plan import plan_from_settings
 from babel_jax.model.decoder import forward
 from babel_jax.model_folders import transformers_check
-from babel_jax.model_folders.folder import Format, convert, load_params, open_folder
+from babel_jax.model_folders.folder import Format, load_params, open_folder
+from babel_jax.model_folders.transfer import convert
 
 TOKENS = np.arange(24, dtype=np.int32)[None] * 7 % 48
 FULL, SLIDING = LayerType.FULL, LayerType.SLIDING

@@ -15,7 +15,8 @@ from pathlib import Path
 from safetensors.numpy import load_file
 
 from babel_jax.model_folders import streaming
-from babel_jax.model_folders.folder import Format, convert
+from babel_jax.model_folders.folder import Format
+from babel_jax.model_folders.transfer import convert
 
 PLACES = ("fsync", "replace", "rename", "link", "unlink", "mkdir", "rmdir")
 KILLED = 9

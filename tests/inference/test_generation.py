@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from babel_jax.config import Family, LayerType, ModelConfig
 from babel_jax.errors import BadInput
-from babel_jax.inference.generation import extend, generate, likely, padded_left, prefill
+from babel_jax.inference.decoding import extend, likely, prefill
+from babel_jax.inference.generation import generate, padded_left
 from babel_jax.model.decoder import forward, init_params
 
 SHAPE = {

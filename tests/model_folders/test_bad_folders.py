@@ -10,8 +10,9 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models
 
 from babel_jax.errors import BadInput
-from babel_jax.model_folders.folder import Format, convert, load_params, open_folder, save_folder
+from babel_jax.model_folders.folder import Format, load_params, open_folder, save_folder
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
+from babel_jax.model_folders.transfer import convert
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -12,8 +12,9 @@ from flax import traverse_util
 
 from babel_jax.config import Family
 from babel_jax.errors import BadInput
-from babel_jax.model_folders.folder import Format, convert, load_params, open_folder, save_folder
+from babel_jax.model_folders.folder import Format, load_params, open_folder, save_folder
 from babel_jax.model_folders.layout import leaf_shapes
+from babel_jax.model_folders.transfer import convert
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", None])

@@ -11,7 +11,8 @@ from babel_jax.expansion.apply import expand_folder
 from babel_jax.expansion.plan import plan_from_json
 from babel_jax.files import link_file, share_file
 from babel_jax.model_folders import safetensors_files
-from babel_jax.model_folders.folder import Format, convert, transfer
+from babel_jax.model_folders.folder import Format
+from babel_jax.model_folders.transfer import convert, transfer
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_going_on_after_a_kill_never_writes_into_the_source(
             name = (
                 "babel_jax.new_folders.Progress.add"
                 if step == "share"
-                else "babel_jax.model_folders.folder.stream"
+                else "babel_jax.model_folders.transfer.stream"
             )
             real = safetensors_files.TensorFiles.share
 
@@ -161,7 +162,7 @@ def test_a_note_of_clones_that_a_kill_cut_counts_for_none(tmp_path, source, read
         def stop(*_, **__):
             raise KeyboardInterrupt
 
-        patch.setattr("babel_jax.model_folders.folder.stream", stop)
+        patch.setattr("babel_jax.model_folders.transfer.stream", stop)
         with pytest.raises(KeyboardInterrupt):
             expand_folder(source, tmp_path / "deeper", plan(0, 1, 1, 2))
     progress = tmp_path / "deeper.partial" / "progress.jsonl"

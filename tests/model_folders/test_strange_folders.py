@@ -15,10 +15,11 @@ from safetensors.numpy import load_file, save_file
 from babel_jax.errors import BadInput
 from babel_jax.expansion.apply import expand_folder
 from babel_jax.expansion.plan import plan_from_json
-from babel_jax.model_folders.folder import Format, convert, load_params, open_folder
+from babel_jax.model_folders.folder import Format, load_params, open_folder
 from babel_jax.model_folders.hf_config import write_hf_config
 from babel_jax.model_folders.safetensors_files import StoredTensors
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
+from babel_jax.model_folders.transfer import convert
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -316,7 +317,7 @@ def test_files_whose_names_are_ours_are_not_taken_over(tmp_path, write_model, re
 def test_what_cannot_fit_on_the_disk_is_said_before_hours_of_writing(tmp_path, write_model, monkeypatch):
     source = write_model(tmp_path / "source")
     monkeypatch.setattr(
-        "babel_jax.model_folders.folder.shutil.disk_usage", lambda _: type("", (), {"free": 1000})
+        "babel_jax.model_folders.transfer.shutil.disk_usage", lambda _: type("", (), {"free": 1000})
     )
     refused(source, tmp_path / "out", "no space left on the disk")
 
@@ -328,7 +329,7 @@ def test_templates_beside_survive_a_command_that_goes_on(tmp_path, write_model, 
     (source / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
     with monkeypatch.context() as patch:
         patch.setattr(
-            "babel_jax.model_folders.folder.check_unchanged",
+            "babel_jax.model_folders.transfer.check_unchanged",
             lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
         )
         with pytest.raises(KeyboardInterrupt):

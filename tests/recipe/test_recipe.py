@@ -11,7 +11,7 @@ import pytest
 from babel_jax.config.file import load_config
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
-from babel_jax.files import only_process_in
+from babel_jax.locks import only_process_in
 from babel_jax.model.decoder import forward
 from babel_jax.model_folders.folder import load_params, open_folder
 from babel_jax.recipe.recipe import run_recipe

@@ -23,8 +23,9 @@ from babel_jax.data.tokens.special_tokens import (
     read_object,
 )
 from babel_jax.data.tokens.template_worker import BEGIN, END
+from babel_jax.data.tokens.tokenizer import Tokenizer, is_control
 from babel_jax.data.tokens.tokenizer_json import loaded_tokenizer
-from babel_jax.data.tokens.tokenizers import Tokenizer, is_control, open_tokenizer
+from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.files import write_text
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from babel_jax.config import DataSettings
 from babel_jax.data.sources.rows import Row
 from babel_jax.data.tokens.chat_format import ChatFormat, open_chat_format
-from babel_jax.data.tokens.tokenizers import Tokenizer
+from babel_jax.data.tokens.tokenizer import Tokenizer
 from babel_jax.data.windows.conversations import conversation_windows
 from babel_jax.data.windows.packing import pack
 from babel_jax.data.windows.prepared import COUNTS

@@ -19,17 +19,22 @@ from typing import Any
 
 from tqdm import tqdm
 
-from babel_jax.config import BadRows, DataSettings, Engine, Settings, Source
+from babel_jax.config import BadRows, DataSettings, Engine
 from babel_jax.data.json_files import read_json
-from babel_jax.data.refining.cleaned_parts import cleaned_folder, remove_aside, sources_of
+from babel_jax.data.refining.cleaned_parts import remove_aside, sources_of
 from babel_jax.data.refining.engines import open_workers
 from babel_jax.data.refining.refinement import refine, refined_counts, refined_rows
-from babel_jax.data.refining.shards import part_counts
-from babel_jax.data.sources.origins import changed_text, file_digest, origin_of
-from babel_jax.data.sources.records import parts
 from babel_jax.data.sources.rows import Row, RowCounts, read_rows
-from babel_jax.data.tokens.tokenizers import Tokenizer, open_tokenizer
+from babel_jax.data.tokens.tokenizer import Tokenizer
+from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.data.windows.datasets import opened_chat_format, write_dataset, write_json
+from babel_jax.data.windows.made_from import (
+    claim,
+    first_change,
+    is_refined,
+    made_from,
+    origins_of_sources,
+)
 from babel_jax.data.windows.prepared import (
     COUNTS,
     REPORT,
@@ -45,16 +50,12 @@ from babel_jax.disk_errors import explain_os_errors
 from babel_jax.errors import BadInput
 from babel_jax.files import make_folder, remove_left_files, write_text
 from babel_jax.languages import CODES, in_order
-from babel_jax.lease import NAME as LEASE
 from babel_jax.lease import alone_in, alone_in_bucket
 from babel_jax.new_folders import remove_mark
 from babel_jax.places import PARTIAL, place, url_of
 from babel_jax.sending import drafted
 
 log = logging.getLogger("babel")
-
-# Raise this number when the same settings would give other windows, so that older folders are refused.
-FORMAT = 1
 
 
 def prepare(
@@ -91,38 +92,12 @@ def prepare(
     path = place(path)
     settings = settings.model_copy(update={"tokenizer": str(path), "folder": str(folder)})
 
-    # A folder is refused if any of these differs: its datasets would be a mixture of two preparations.
-    made_from = {
-        "format": FORMAT,
-        "tokenizer": opened.fingerprint,
-        "seq_len": settings.seq_len,
-        "heldout_fraction": settings.heldout_fraction,
-        "heldout_bytes": settings.heldout_bytes,
-        **_beginning(settings, opened),
-        **{
-            name: _dumped(getattr(settings, name))
-            for name in ("cleaning", "decontamination", "deduplication")
-        },
-        "evaluation_files": _evaluation_files(settings),
-    }
+    claimed = made_from(settings, opened)
 
     if url_of(folder) is None:
         make_folder(folder)
     with drafted(folder, is_no_window, alone_in_bucket), alone_in(folder, wait=True):
-        return _prepared(settings, folder, opened, made_from, recheck)
-
-
-def _evaluation_files(settings: DataSettings) -> dict[str, str] | None:
-    """The digests of the evaluation files: other files would remove other documents. None without
-    decontamination.
-    """
-    if settings.decontamination is None:
-        return None
-    digests = {}
-    for path in settings.decontamination.paths:
-        for file in parts(Source(language="en", path=path)):
-            digests[file] = file_digest(file)
-    return digests
+        return _prepared(settings, folder, opened, claimed, recheck)
 
 
 @functools.lru_cache(maxsize=1)
@@ -131,27 +106,10 @@ def _opened(path: str, add_bos_token: bool | None) -> Tokenizer:
     return open_tokenizer(path, add_bos_token)
 
 
-def _beginning(settings: DataSettings, opened: Tokenizer) -> dict[str, Any]:
-    """The setting that decides the first tokens of each conversation, or of each document."""
-    if settings.conversations:
-        return {"chat_template": opened_chat_format(settings.tokenizer, settings.chat_template).fingerprint}
-    return {"begin_ids": opened.begin_ids or None}
-
-
-def _dumped(settings: Settings | None) -> dict[str, Any] | None:
-    return None if settings is None else settings.model_dump(mode="json")
-
-
-def _is_refined(settings: DataSettings) -> bool:
-    return any(
-        stage is not None for stage in (settings.cleaning, settings.decontamination, settings.deduplication)
-    )
-
-
 def _prepared(
-    settings: DataSettings, folder: Path, opened: Tokenizer, made_from: dict[str, Any], recheck: bool = False
+    settings: DataSettings, folder: Path, opened: Tokenizer, claimed: dict[str, Any], recheck: bool = False
 ) -> dict[str, Any]:
-    _claim(folder, made_from)
+    claim(folder, claimed)
     languages = in_order(source.language for source in settings.sources)
     missing = [code for code in languages if not language_file(folder, code).is_file()]
     is_complete = not missing and (folder / REPORT).is_file() and (folder / SUMS).is_file()
@@ -163,7 +121,7 @@ def _prepared(
         _remove_leftovers(folder)
     entries = {}
     with open_workers(engine, count) as workers:
-        if _is_refined(settings):
+        if is_refined(settings):
             refine(settings, missing, workers, recheck)
         tasks = [_LanguageTask(settings, code, recheck) for code in languages]
         results = workers.run(_prepare_language, tasks)
@@ -233,51 +191,6 @@ def _warn_about_losses(language: str, entry: dict[str, Any], settings: DataSetti
             )  # fmt: skip
 
 
-def _claim(folder: Path, made_from: dict[str, Any]) -> None:
-    """Writes the settings of a new folder. Raises BadInput if the folder was begun with other settings."""
-    if not (folder / SETTINGS).is_file():
-        with explain_os_errors(folder):
-            if any(path.suffix != PARTIAL and path.name != LEASE for path in folder.iterdir()):
-                raise BadInput(
-                    f"{folder}: exists and is no folder of prepared data; give another data.folder or "
-                    "remove it first"
-                )
-        write_json(folder / SETTINGS, made_from)
-        return
-    earlier = read_json(folder / SETTINGS)
-    # Earlier versions did not keep the digests of evaluation files.
-    earlier.setdefault("evaluation_files", made_from.get("evaluation_files"))
-    changed = _changes(earlier, made_from)
-    if changed:
-        raise BadInput(
-            f"{folder}: prepared with another {' and another '.join(changed)}; give another data.folder or "
-            "remove this one"
-        )
-
-
-def _changes(before: dict[str, Any], now: dict[str, Any], within: str = "") -> list[str]:
-    """The settings that differ, each with both values.
-
-    In a table of settings or files, one that is there no longer differs too. At the top it does not: an
-    earlier version may have had more settings.
-    """
-    changes = []
-    for name in dict.fromkeys([*now, *(before if within else ())]):
-        value, earlier = now.get(name), before.get(name)
-        if isinstance(value, dict) and isinstance(earlier, dict):
-            changes += _changes(earlier, value, f"{name}.")
-        elif value != earlier:
-            changes.append(f"{within}{name} (then {_shown(earlier)}, now {_shown(value)})")
-    return changes
-
-
-def _shown(value: Any) -> Any:
-    """A setting in a message: a table of settings is "on", a missing one "off"."""
-    if isinstance(value, dict):
-        return "on"
-    return "off" if value is None else value
-
-
 @dataclasses.dataclass(frozen=True)
 class _LanguageTask:
     """One language to survey, tokenize and pack; `settings.tokenizer` is set."""
@@ -297,14 +210,14 @@ def _prepare_language(task: _LanguageTask) -> dict[str, Any]:
     surveyed = None
     if not known.is_file():
         # Taken before the text is read: a file that changes during the reading is noticed at the next call.
-        made_from = _made_from(settings, language)
+        origins = origins_of_sources(settings, language)
         surveyed, counts = _survey(settings, language)
         heldout = heldout_file(folder, language)
         _write_heldout(heldout, surveyed.heldout)
-        write_json(known, {**counts, "heldout_sha256": file_sum(heldout, stored=False), "sources": made_from})
+        write_json(known, {**counts, "heldout_sha256": file_sum(heldout, stored=False), "sources": origins})
 
     entry = read_json(known)
-    if (changed := _changed(settings, language, entry["sources"], task.recheck)) is not None:
+    if (changed := first_change(settings, language, entry["sources"], task.recheck)) is not None:
         raise BadInput(
             f"{folder}: {language} was prepared from other text than data.sources now names ({changed}); "
             "give another data.folder or remove this one"
@@ -323,32 +236,6 @@ def _prepare_language(task: _LanguageTask) -> dict[str, Any]:
             write_dataset(dataset, settings, language, kind, rows, surveyed.documents[kind], tokenizer)
         entry["kinds"][kind] = read_json(dataset / COUNTS)
     return entry
-
-
-def _made_from(settings: DataSettings, language: str) -> list[dict[str, Any]]:
-    """The sources of a language with the origin of their text, by which a later call notices changed text."""
-    known: dict[str, Any] = {}
-    if _is_refined(settings):
-        for counts in part_counts(cleaned_folder(settings, language)):
-            known |= counts["made_from"].get("files", {})
-    return [
-        {**source.model_dump(mode="json"), **origin_of(source, known=known)}
-        for source in sources_of(settings, language)
-    ]
-
-
-def _changed(
-    settings: DataSettings, language: str, before: list[dict[str, Any]], recheck: bool
-) -> str | None:
-    """A description of the first change in the sources of a language; None if their text is unchanged."""
-    sources = sources_of(settings, language)
-    if len(sources) != len(before):
-        return f"then {len(before)} sources, now {len(sources)}"
-    changes = [
-        changed_text(earlier, source, recheck=recheck)
-        for earlier, source in zip(before, sources, strict=True)
-    ]
-    return next((f"changed: {change}" for change in changes if change is not None), None)
 
 
 def _survey(settings: DataSettings, language: str) -> tuple[Survey, dict[str, Any]]:
@@ -372,7 +259,7 @@ def _survey(settings: DataSettings, language: str) -> tuple[Survey, dict[str, An
     duplicates = surveyed.duplicates
     cleaning: dict[str, dict[str, Any]] = {}
     dropped = ""
-    if _is_refined(settings):
+    if is_refined(settings):
         counts, cleaning, removed = refined_counts(settings, language)
         duplicates += removed
         reasons = Counter[str]()
@@ -403,7 +290,7 @@ def _survey(settings: DataSettings, language: str) -> tuple[Survey, dict[str, An
 
 def _rows(settings: DataSettings, language: str, counts: RowCounts) -> Iterator[Row]:
     """The rows of a language: refined if the settings ask for it, else as the sources have them."""
-    if _is_refined(settings):
+    if is_refined(settings):
         return refined_rows(settings, language)
     # A conversation that its template refuses is a bad row.
     check = None

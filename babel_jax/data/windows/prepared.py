@@ -19,7 +19,7 @@ from typing import Any
 
 from babel_jax.data.json_files import read_json
 from babel_jax.data.sources.rows import Row
-from babel_jax.data.tokens.tokenizers import Tokenizer
+from babel_jax.data.tokens.tokenizer import Tokenizer
 from babel_jax.digests import SUMS, file_sum
 from babel_jax.errors import BadInput
 from babel_jax.places import place, pull

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from babel_jax.config.file import load_config
 from babel_jax.data.refining.characters import nfc
 from babel_jax.data.refining.personal import masked_text
-from babel_jax.data.tokens.tokenizers import Tokenizer, open_tokenizer
+from babel_jax.data.tokens.tokenizer import Tokenizer
+from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.data.windows.prepared import PreparedData, dataset_folder, open_prepared
 from babel_jax.data.windows.storage import open_windows
 from babel_jax.errors import BadInput

@@ -20,7 +20,7 @@ import numpy as np
 from babel_jax.errors import BadInput, one_line
 from babel_jax.evaluation.benchmarks.sources import SOURCES, Item
 from babel_jax.evaluation.items import BITS_PER_BYTE
-from babel_jax.files import parse_json
+from babel_jax.json_text import parse_json
 from babel_jax.languages import CODES, LANGUAGES, language
 
 log = logging.getLogger("babel")

@@ -27,7 +27,8 @@ from babel_jax.evaluation.benchmarks.prompt_shapes import alike_prompts
 from babel_jax.evaluation.benchmarks.responses import Responses
 from babel_jax.evaluation.prefix_trees import Scored
 from babel_jax.evaluation.scoring import Score, on_mesh, rows_of_batch, score
-from babel_jax.inference.generation import SMALLEST_BUCKET, bucket, extend, padded_left, prefill, until_first
+from babel_jax.inference.decoding import extend, prefill
+from babel_jax.inference.generation import SMALLEST_BUCKET, bucket, padded_left, until_first
 from babel_jax.model.parallel import ROW_AXES
 
 # A decoding step reads all weights even for a single prompt, so at least ROWS prompts are decoded together.

@@ -12,12 +12,8 @@ from hypothesis import strategies as st
 
 from babel_jax.data.tokens.fertility import fertility
 from babel_jax.data.tokens.sentencepiece_models import as_tokenizer_json
-from babel_jax.data.tokens.tokenizers import (
-    HuggingFaceTokenizer,
-    SentencePieceTokenizer,
-    open_tokenizer,
-    train_sentencepiece,
-)
+from babel_jax.data.tokens.sentencepiece_tokenizer import SentencePieceTokenizer, train_sentencepiece
+from babel_jax.data.tokens.tokenizers import HuggingFaceTokenizer, open_tokenizer
 from babel_jax.errors import BadInput
 
 CONTROL_LOOKALIKES = "<s></s><pad><unk> <0x0A><0xE2> <|endoftext|><|im_end|>"

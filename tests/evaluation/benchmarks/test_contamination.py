@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from babel_jax.config import Config
 from babel_jax.config.file import parse_settings
-from babel_jax.data.tokens.tokenizers import train_sentencepiece
+from babel_jax.data.tokens.sentencepiece_tokenizer import train_sentencepiece
 from babel_jax.data.windows.prepare import prepare
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.benchmarks.contamination import LENGTH, contamination, hashes

@@ -1,0 +1,260 @@
+"""From model folder to model folder in pieces: conversion and expansion, under a memory limit, resumable."""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import math
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from babel_jax import __version__
+from babel_jax.digests import write_sums
+from babel_jax.errors import BadInput
+from babel_jax.files import write_text
+from babel_jax.model.parameters import Place
+from babel_jax.model_folders.folder import CONFIG, Format, ModelFolder, copy_other_files, open_folder
+from babel_jax.model_folders.hf_config import in_both_spellings, read_hf_config
+from babel_jax.model_folders.hf_params import open_hf_tensors
+from babel_jax.model_folders.layout import (
+    leaf_shapes,
+    tensor_shapes,
+)
+from babel_jax.model_folders.names import tensor_place
+from babel_jax.model_folders.orbax_params import (
+    LeafFiles,
+    StoredLeaves,
+)
+from babel_jax.model_folders.safetensors_files import SHARD_BYTES, Specs, StoredTensors, TensorFiles
+from babel_jax.model_folders.streaming import (
+    Piece,
+    Sink,
+    Source,
+    check_unchanged,
+    digests,
+    files_now,
+    fingerprint,
+    rows_of_piece,
+    stream,
+    workers_within,
+)
+from babel_jax.model_folders.tokenizer_files import check_vocabulary
+from babel_jax.model_folders.transformers_check import loaded_by_transformers
+from babel_jax.new_folders import MARK, Progress, Unverified, check_free, resumable_folder
+from babel_jax.places import place
+
+MEMORY_LIMIT = 4 * 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """The change of tensors from one folder to another. `values(piece, source)` returns a piece of the new
+    model; it may read the old model.
+
+    `kept(name)` is True if the tensor is copied unchanged from the source tensor of the same name.
+    `description` identifies `values`: a folder that was begun is resumed only if it is equal.
+    """
+
+    description: str
+    source_of: Callable[[str], str]
+    kept: Callable[[str], bool]
+    values: Callable[[Piece, Source], np.ndarray]
+
+
+# The same tensors: a conversion.
+SAME = Change("same", lambda name: name, lambda _: True, lambda piece, source: source.read_rows(*piece))
+
+
+def transfer(
+    source: ModelFolder,
+    destination: Path | str,
+    to: Format,
+    hf_config: dict[str, Any],
+    change: Change = SAME,
+    *,
+    memory_limit: int = MEMORY_LIMIT,
+    shard_bytes: int = SHARD_BYTES,
+    verify: bool = False,
+    share: bool = True,
+    hard_links: bool = False,
+    texts: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Writes the model folder that `change` makes of `source`, in pieces; returns the figures of `summary`.
+
+    share: safetensors files whose tensors are all unchanged are cloned from the source, if the disk can.
+    hard_links: if it cannot, they become one file with the source's, so that a program that writes in place
+    changes both. texts: files by name that replace the source's.
+
+    After a stop or a kill, the same call resumes. verify: read everything back, compare the sha256 of every
+    tensor with the expected one before the folder gets its name, and ask transformers for its model of
+    config.json; tensors that differ are written again by the next call. Raises BadInput if the source is
+    damaged or changes meanwhile, the destination exists, the disk is full, or the memory is too small for one
+    piece.
+    """
+    start = time.monotonic()
+    path = place(destination)
+    if not (
+        path / MARK
+    ).is_file():  # of a process that was killed, or just now gives the folder its name: see below
+        check_free(path)
+    if path.resolve().is_relative_to(source.path.resolve()):
+        raise BadInput(f"{path}: inside of the folder that is read; give another place")
+    workers_within(memory_limit)
+    config = read_hf_config(hf_config, str(path / CONFIG))
+    hf_config = in_both_spellings(hf_config, str(path / CONFIG))
+    check_vocabulary(source.path, source.config.vocab_size)
+
+    before = files_now(source.path)
+    stored = _stored(source)
+    specs = {
+        name: (shape, stored.dtype(change.source_of(name))) for name, shape in tensor_shapes(config).items()
+    }
+    if to is Format.ORBAX:
+        _check_types(source.path, specs)
+
+    # The mark identifies the output: a folder that was begun with another mark is not resumed.
+    whole_files = {}
+    if share and to is Format.HF and isinstance(stored, StoredTensors):
+        whole_files = stored.whole_files(lambda name: name in specs and change.kept(name))
+    layout = {"shard_bytes": shard_bytes, "whole_files": [file.name for file in whole_files]}
+    if to is Format.ORBAX:
+        layout["rows_of_pieces"] = [rows_of_piece(*spec) for spec in specs.values()]
+    mark = fingerprint(
+        version=__version__, source=before, config=hf_config, to=to, change=change.description, layout=layout
+    )
+
+    def read(piece: Piece) -> np.ndarray:
+        return change.values(piece, stored)
+
+    with resumable_folder(path, mark) as (partial, progress):
+        copy_other_files(source.path, partial)
+        for name, text in {**texts, CONFIG: json.dumps(hf_config, indent=2) + "\n"}.items():
+            write_text(partial / name, text)
+        sink: Sink
+        if to is Format.HF:
+            sink = files = TensorFiles(
+                partial, specs, shard_bytes, whole_files=whole_files, hard_links=hard_links
+            )
+            progress.add(files.share(progress.done))
+        else:
+            _check_room(partial, specs, progress.done)
+            sink = LeafFiles(partial, specs, rows_of_piece)
+        stream(specs, read, sink, progress, memory_limit)
+        sink.close()
+        written = ModelFolder(partial, to, config, hf_config)
+        verified = {}
+        if verify:
+            digest = _verified(written, specs, read, memory_limit, sink, progress)
+            loaded = loaded_by_transformers(partial, source.path, tensor_shapes(config))
+            verified = {"verified": {**digest, "transformers": loaded}}
+        check_unchanged(source.path, before)
+        write_sums(partial)
+    return {**summary(dataclasses.replace(written, path=path), start), **verified}
+
+
+def convert(
+    source: Path | str, destination: Path | str, to: Format | None = None, **options: Any
+) -> dict[str, Any]:
+    """Writes a model folder in the other format, or in the format `to`; every tensor is the same to the bit.
+
+    options: those of `transfer`. Raises BadInput as `open_folder` and `transfer` do.
+    """
+    folder = open_folder(source)
+    to = to or (Format.ORBAX if folder.format is Format.HF else Format.HF)
+    return transfer(folder, destination, to, folder.hf_config, **options)
+
+
+def summary(folder: ModelFolder, start: float) -> dict[str, Any]:
+    """The figures that `--json` prints about a folder just written. `seconds` count from `start`;
+    `peak_rss_bytes` is of the process.
+    """
+    shapes = leaf_shapes(folder.config)
+    # The kernel counts kibibytes on Linux and bytes on macOS.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {
+        "path": str(folder.path),
+        "format": str(folder.format),
+        "layers": folder.config.num_hidden_layers,
+        "parameters": sum(math.prod(shape) for shape in shapes.values()),
+        "bytes_written": sum(file.stat().st_size for file in folder.path.rglob("*") if file.is_file()),
+        "seconds": time.monotonic() - start,
+        "peak_rss_bytes": peak,
+    }
+
+
+def _check_room(folder: Path, specs: Specs, done: set[str]) -> None:
+    """Raises the error of a full disk now if the output cannot fit, instead of hours later."""
+    needed = sum(
+        math.prod(shape) * dtype.itemsize for name, (shape, dtype) in specs.items() if name not in done
+    )
+    if needed > shutil.disk_usage(folder).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _stored(folder: ModelFolder) -> Source:
+    if folder.format is Format.HF:
+        return open_hf_tensors(folder.path, folder.config)
+    return StoredLeaves(folder.path, folder.config)
+
+
+def layers_differ_in_type(folder: ModelFolder) -> bool:
+    """True if the layers of one leaf have different dtypes, which only a safetensors folder can hold."""
+    stored = _stored(folder)
+    dtypes = {name: stored.dtype(name) for name in tensor_shapes(folder.config)}
+    return any(len(types) > 1 for types in _types(dtypes).values())
+
+
+def _types(dtypes: Mapping[str, np.dtype]) -> dict[Place, set[str]]:
+    """The dtypes of the tensors of each leaf."""
+    types: dict[Place, set[str]] = {}
+    for name, dtype in dtypes.items():
+        types.setdefault(tensor_place(name)[0], set()).add(str(dtype))
+    return types
+
+
+def _check_types(path: Path, specs: Specs) -> None:
+    for leaf, types in _types({name: dtype for name, (_, dtype) in specs.items()}).items():
+        if len(types) > 1:
+            raise BadInput(
+                f"{path}: the layers of {'/'.join(leaf)} have different types ({', '.join(sorted(types))}); "
+                "make them one type"
+            )
+
+
+def _verified(
+    written: ModelFolder,
+    specs: Specs,
+    read: Callable[[Piece], np.ndarray],
+    memory_limit: int,
+    sink: Sink,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The number and a digest of all tensors, read back. Raises Unverified if a tensor differs; it then
+    counts as not written.
+    """
+    expected = digests(specs, read, memory_limit)
+    try:
+        stored = _stored(written)
+        actual = digests(specs, lambda piece: stored.read_rows(*piece), memory_limit)
+    except BadInput as error:
+        progress.forget(list(specs))
+        raise Unverified(f"{error}; run the command again: it writes all anew") from error
+
+    # A tensor that differs is written anew by the next call; the other tensors stay.
+    wrong = [name for name in specs if actual[name] != expected[name]]
+    if wrong:
+        progress.forget(sink.together(wrong))
+        raise Unverified(
+            f"{written.path}: {len(wrong)} tensors read back differ from their source ({wrong[0]}); the "
+            "disk or memory is faulty; run the command again: it writes these anew"
+        )
+    return {"tensors": len(actual), "sha256": hashlib.sha256("".join(actual.values()).encode()).hexdigest()}
