@@ -75,7 +75,7 @@ def test_the_table_names_every_folder():
 
 
 def test_no_name_is_undefined():
-    """ruff and mypy do not report undefined names here, because the axes of shapes ("batch") look like names."""
+    """ruff and mypy do not report undefined names, because the axes of shapes ("batch") look like names."""
     options = ["--isolated", "--select", "F821", "--ignore-noqa", "--output-format", "json"]
     folders = [str(ROOT / name) for name in ("babel_jax", "benchmarks", "tests")]
     command = [sys.executable, "-m", "ruff", "check", *options, *folders]
