@@ -530,7 +530,13 @@ def test_sensitivity_ablate_and_auto(babel, trained, small_settings, tmp_path):
     again = babel(*command, *small)
     assert json.loads(again[1]) == found
     status, _, err = babel(*command[:-1], *small, "--set", "evaluation.max_bytes=5")
-    assert (status, "begun with other settings" in err) == (2, True)
+    assert (status, "begun with another set (see" in err) == (2, True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("mine")
+    command = [*command[: command.index("--out") + 1], str(tmp_path / "mine")]
+    status, _, err = babel(*command, *small)
+    assert (status, "not empty and not a folder of a study" in err) == (2, True)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 
 def test_a_prompt_that_is_not_in_the_vocabulary_of_options(babel):

@@ -4,15 +4,13 @@ import contextlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
+from babel_jax.claims import changes, is_begun
 from babel_jax.config import CHANGEABLE, Config
 from babel_jax.config.file import parse_settings, read_toml
 from babel_jax.distributed.agreement import agreed, first_text, same_on_all
 from babel_jax.errors import BadInput
 from babel_jax.files import remove_left_files
-from babel_jax.lease import NAME as LEASE
-from babel_jax.places import PARTIAL
 from babel_jax.training.run_state import newest_step
 
 
@@ -25,10 +23,11 @@ def check_same(config: Config) -> None:
         return
     first = json.loads(first_text(json.dumps(mine)))
     with agreed():
-        if changed := _differences(first, mine):
+        if changed := changes(first, mine):
+            keys = ", ".join(change.key for change in changed)
             raise BadInput(
-                "the processes were started with different configs: not as in process 0 is "
-                f"{', '.join(changed)}; give all the same"
+                f"the processes were started with different configs: not as in process 0 is {keys}; give all "
+                "the same"
             )
 
 
@@ -39,14 +38,10 @@ def claim(run_folder: Path, config: Config) -> None:
     differs in deepenings that the run has not reached, or in settings that may change.
     """
     path = run_folder / "config.toml"
-    if path.is_file():
+    if is_begun(run_folder, path.name, "a run folder", "out"):
         # Not below data/: prepared data may be in the run folder, and another process may be writing it.
         with contextlib.suppress(OSError):
             remove_left_files([*run_folder.iterdir(), *run_folder.glob("evaluation/*")])
-    elif any(not file.name.endswith((PARTIAL, LEASE)) for file in run_folder.iterdir()):
-        raise BadInput(
-            f"{run_folder}: not empty and not a run folder (it has no config.toml); give another out"
-        )
     if not any((run_folder / name).exists() for name in ("evaluation", "metrics.jsonl", "summary.json")):
         config.save(path)
         return
@@ -58,11 +53,10 @@ def claim(run_folder: Path, config: Config) -> None:
             config.save(path)
     else:
         may_change = tuple(f"training.{name}" for name in CHANGEABLE)
-        changed = _differences(before.model_dump(mode="json"), config.model_dump(mode="json"))
-        changed = [name for name in changed if not name.startswith(may_change)]
+        changed = changes(before.model_dump(mode="json"), config.model_dump(mode="json"))
+        keys = [change.key for change in changed if not change.key.startswith(may_change)]
         raise BadInput(
-            f"{run_folder}: begun with another {', '.join(changed)}; give another out, or the settings of "
-            f"{path}"
+            f"{run_folder}: begun with another {', '.join(keys)}; give another out, or the settings of {path}"
         )
 
 
@@ -73,17 +67,3 @@ def _until(config: Config, step: int) -> Config:
     training = config.training.model_copy(update=dict.fromkeys(CHANGEABLE))
     deepen = tuple(deepening for deepening in config.deepen if deepening.step < step)
     return config.model_copy(update={"training": training, "deepen": deepen})
-
-
-def _differences(before: Any, now: Any, key: str = "") -> list[str]:
-    """The keys of the settings that differ, such as "stages.0.steps"."""
-    keys: list[str] = []
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in sorted({*before, *now}):
-            keys += _differences(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))
-        return keys
-    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        for number, (left, right) in enumerate(zip(before, now, strict=True)):
-            keys += _differences(left, right, f"{key}.{number}")
-        return keys
-    return [] if before == now else [key]

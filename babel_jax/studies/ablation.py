@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from babel_jax.claims import changes, is_begun
 from babel_jax.config import Config, ExpansionSettings, Init, ModelConfig, ScheduleKind, Stage, Trained
 from babel_jax.config.file import shipped_config
 from babel_jax.data.sources.embedded import corpus_sources, embedded_folder
@@ -121,17 +122,7 @@ def ablate(
     """
     for variant in variants:
         _check(variant)
-    study = _prepared(model, data, out, new_layers, overrides)
-    _claim(
-        out,
-        {
-            "model": str(Path(model).resolve()),
-            "data": data,
-            "new_layers": study.new_layers,
-            "tokens": tokens,
-            "set": list(overrides),
-        },
-    )
+    study = _prepared(model, data, out, new_layers, tokens, overrides)
     results: list[dict[str, Any]] = []
     # All variants of one depth compile the same train step.
     with compiled_in(out / "compiled"):
@@ -178,8 +169,9 @@ def _parts(variant: str) -> tuple[str, str, str]:
 
 
 def _prepared(
-    model: str, data: str | None, out: Path, new_layers: int | None, overrides: tuple[str, ...]
+    model: str, data: str | None, out: Path, new_layers: int | None, tokens: int, overrides: tuple[str, ...]
 ) -> Study:
+    """Claims `out` for a study with these arguments, and prepares its text there."""
     folder = open_folder(model)
     check_vocabulary(folder.path, folder.config.vocab_size)
     sources = [
@@ -204,8 +196,18 @@ def _prepared(
             f"{folder.config.max_position_embeddings} positions"
         )
 
-    # A run that is resumed keeps its prepared text.
     make_folder(out)
+    _claim(
+        out,
+        {
+            "model": str(Path(model).resolve()),
+            "data": data,
+            "new_layers": new_layers,
+            "tokens": tokens,
+            "set": list(overrides),
+        },
+    )
+    # A study that is resumed keeps its prepared text.
     if not is_prepared(config.data.folder):
         prepare(config.data, config.model.folder)
     tokenizer = open_tokenizer(folder.path, config.data.add_bos_token)
@@ -223,9 +225,15 @@ def _prepared(
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
+    """Writes the settings of a new study. Raises BadInput if `out` was begun with other settings."""
     path = out / "settings.json"
-    if path.is_file() and read_json(path) != settings:
-        raise BadInput(f"{out}: begun with other settings (see {path}); give another --out")
+    if is_begun(out, path.name, "a folder of a study", "--out"):
+        changed = [change.key for change in changes(read_json(path), settings)]
+        if changed:
+            raise BadInput(
+                f"{out}: begun with another {', '.join(changed)} (see {path}); give another --out, or remove "
+                "this one"
+            )
     write_text(path, json.dumps(settings, indent=2) + "\n")
 
 

@@ -9,7 +9,8 @@ from safetensors.numpy import load_file
 
 MANY = """
 import sys
-from babel_jax.model_folders.folder import Format, convert
+from babel_jax.model_folders.folder import Format
+from babel_jax.model_folders.transfer import convert
 from babel_jax.errors import BadInput
 print("ready", flush=True)
 sys.stdin.readline()

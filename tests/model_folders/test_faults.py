@@ -22,7 +22,7 @@ from babel_jax.new_folders import resumable_folder
 # Once ready, converts again and again under new names until it is killed.
 CONVERT_FOREVER = """
 import itertools, sys
-from babel_jax.model_folders.folder import convert
+from babel_jax.model_folders.transfer import convert
 source, out = sys.argv[1:]
 convert(source, out + "/warm")
 print("ready", flush=True)

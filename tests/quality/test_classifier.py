@@ -294,34 +294,12 @@ def test_what_is_missing_is_said(config_file, trained, tmp_path, capsys):
         error = capsys.readouterr().err
         assert says in error
         assert error.count("\n") == 1
-    assert (
-        main(
-            [
-                "classifier",
-                str(config_file),
-                "--set",
-                'judge.dimensions={tone = "x"}',
-                "--set",
-                "out=" + str(tmp_path / "old"),
-            ]
-        )
-        == 2
-    )
+    other = ("--set", 'judge.dimensions={tone = "x"}', "--set", f"out={tmp_path / 'old'}")
+    # The first call makes the folder.
+    assert main(["classifier", str(config_file), *other]) == 2
     capsys.readouterr()
     (tmp_path / "old" / "judged.jsonl").write_bytes((trained / "judged.jsonl").read_bytes())
-    assert (
-        main(
-            [
-                "classifier",
-                str(config_file),
-                "--set",
-                'judge.dimensions={tone = "x"}',
-                "--set",
-                "out=" + str(tmp_path / "old"),
-            ]
-        )
-        == 2
-    )
+    assert main(["classifier", str(config_file), *other]) == 2
     assert "judged on fluency, substance, not on judge.dimensions" in capsys.readouterr().err
 
 

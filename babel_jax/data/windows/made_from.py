@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from babel_jax.claims import changes, is_begun
 from babel_jax.config import DataSettings, Settings, Source
 from babel_jax.data.json_files import read_json
 from babel_jax.data.refining.cleaned_parts import cleaned_folder, sources_of
@@ -11,13 +12,8 @@ from babel_jax.data.sources.origins import changed_text, file_digest, origin_of
 from babel_jax.data.sources.records import parts
 from babel_jax.data.tokens.tokenizer import Tokenizer
 from babel_jax.data.windows.datasets import opened_chat_format, write_json
-from babel_jax.data.windows.prepared import (
-    SETTINGS,
-)
-from babel_jax.disk_errors import explain_os_errors
+from babel_jax.data.windows.prepared import SETTINGS
 from babel_jax.errors import BadInput
-from babel_jax.lease import NAME as LEASE
-from babel_jax.places import PARTIAL
 
 # Raise this number when the same settings would give other windows, so that older folders are refused.
 FORMAT = 1
@@ -74,40 +70,20 @@ def is_refined(settings: DataSettings) -> bool:
 
 def claim(folder: Path, settings: dict[str, Any]) -> None:
     """Writes the settings of a new folder. Raises BadInput if the folder was begun with other settings."""
-    if not (folder / SETTINGS).is_file():
-        with explain_os_errors(folder):
-            if any(path.suffix != PARTIAL and path.name != LEASE for path in folder.iterdir()):
-                raise BadInput(
-                    f"{folder}: exists and is no folder of prepared data; give another data.folder or "
-                    "remove it first"
-                )
+    if not is_begun(folder, SETTINGS, "a folder of prepared data", "data.folder"):
         write_json(folder / SETTINGS, settings)
         return
     earlier = read_json(folder / SETTINGS)
     # Earlier versions did not keep the digests of evaluation files.
     earlier.setdefault("evaluation_files", settings.get("evaluation_files"))
-    changed = _changes(earlier, settings)
+    # An earlier version may have had more settings.
+    changed = changes({name: earlier.get(name) for name in settings}, settings)
     if changed:
+        each = [f"{key} (then {_shown(before)}, now {_shown(now)})" for key, before, now in changed]
         raise BadInput(
-            f"{folder}: prepared with another {' and another '.join(changed)}; give another data.folder or "
+            f"{folder}: prepared with another {' and another '.join(each)}; give another data.folder or "
             "remove this one"
         )
-
-
-def _changes(before: dict[str, Any], now: dict[str, Any], within: str = "") -> list[str]:
-    """The settings that differ, each with both values.
-
-    In a table of settings or files, one that is there no longer differs too. At the top it does not: an
-    earlier version may have had more settings.
-    """
-    changes = []
-    for name in dict.fromkeys([*now, *(before if within else ())]):
-        value, earlier = now.get(name), before.get(name)
-        if isinstance(value, dict) and isinstance(earlier, dict):
-            changes += _changes(earlier, value, f"{name}.")
-        elif value != earlier:
-            changes.append(f"{within}{name} (then {_shown(earlier)}, now {_shown(value)})")
-    return changes
 
 
 def _shown(value: Any) -> Any:

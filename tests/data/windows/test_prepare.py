@@ -249,7 +249,7 @@ def test_unusable_input(tmp_path, small_model, small_settings, write_rows):
         prepare(settings.model_copy(update={"sources": ()}), small_model)
     with pytest.raises(BadInput, match=r"data.tokenizer is not set"):
         prepare(settings)
-    with pytest.raises(BadInput, match="exists and is no folder of prepared data"):
+    with pytest.raises(BadInput, match="not empty and not a folder of prepared data"):
         prepare(settings.model_copy(update={"folder": str(tmp_path)}), small_model)
     with pytest.raises(BadInput, match=r"is no folder of prepared data \(it has no prepared.json\)"):
         open_prepared(tmp_path)
