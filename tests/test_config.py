@@ -86,6 +86,15 @@ def path(tmp_path):
         ),
         ("model.folder=x", "give exactly one of folder .* and shape"),
         ("training.keep_every=700", "keep_every = 700 is not a multiple of checkpoint_every = 500"),
+        ("training.local_checkpoints=gs://b/x", "local_checkpoints = gs://b/x must be a folder on the disk"),
+        (
+            "training={local_checkpoints='/x', checkpoint_every=50}",
+            "local_checkpoint_every = 50 is not less than checkpoint_every = 50",
+        ),
+        (
+            "training={local_checkpoints='/x', offload_optimizer_state=true}",
+            "local_checkpoints and offload_optimizer_state exclude each other",
+        ),
         ("seed=4294967296", "seed: Input should be less than 4294967296"),
         ("optimizer.b2=1.0", "optimizer.b2: Input should be less than 1"),
         ("model.shape.hidden_size=2", "head_dim = 0; rotary positions need an even one of 2 or more"),

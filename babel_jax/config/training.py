@@ -10,6 +10,7 @@ from babel_jax.config.settings import (
     Choice,
     FileName,
     Fraction,
+    LocalPath,
     Positive,
     PositiveFloat,
     Settings,
@@ -168,6 +169,8 @@ CHANGEABLE = (
     "checkpoint_minutes",
     "keep_checkpoints",
     "keep_every",
+    "local_checkpoints",
+    "local_checkpoint_every",
     "compilation_cache",
 )
 
@@ -192,6 +195,8 @@ class TrainingSettings(Settings):
     - checkpoint_every, checkpoint_minutes: checkpoints are saved after so many steps, after so many minutes,
       at the end of a stage, and when the run is stopped
     - keep_checkpoints, keep_every: the newest ones are kept, and those whose step `keep_every` divides
+    - local_checkpoints, local_checkpoint_every: a folder on the disk (or in the memory) of each host, for
+      additional checkpoints after so many steps; see docs/local-checkpoints.md
     - compilation_cache: compiled programs are kept in the run folder, unless JAX_COMPILATION_CACHE_DIR names
       another, so that a resumed run compiles nothing again (except programs for several CPU devices)
     """
@@ -211,6 +216,8 @@ class TrainingSettings(Settings):
     checkpoint_minutes: PositiveFloat | None = None
     keep_checkpoints: Positive = 2
     keep_every: Positive | None = None
+    local_checkpoints: LocalPath | None = None
+    local_checkpoint_every: Positive = 50
     compilation_cache: bool = True
 
     @model_validator(mode="after")
@@ -225,4 +232,20 @@ class TrainingSettings(Settings):
                 f"keep_every = {self.keep_every} is not a multiple of checkpoint_every = "
                 f"{self.checkpoint_every}"
             )
+        if self.local_checkpoints is not None:
+            self._check_local(self.local_checkpoints)
         return self
+
+    def _check_local(self, folder: str) -> None:
+        if "://" in folder:
+            raise ValueError(f"local_checkpoints = {folder} must be a folder on the disk of each host")
+        if self.offload_optimizer_state:
+            raise ValueError(
+                "local_checkpoints and offload_optimizer_state exclude each other: Orbax restores local "
+                "checkpoints into device memory; leave one out"
+            )
+        if self.local_checkpoint_every >= self.checkpoint_every:
+            raise ValueError(
+                f"local_checkpoint_every = {self.local_checkpoint_every} is not less than checkpoint_every = "
+                f"{self.checkpoint_every}; give fewer steps, or leave local_checkpoints out"
+            )

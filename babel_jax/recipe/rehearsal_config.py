@@ -123,7 +123,8 @@ def scaled_config(
         "max_skipped_steps": STEPS,
     }
     # Checkpoints come by step alone: the rehearsal resumes at steps that it knows.
-    for name in ("checkpoint_minutes", "keep_every"):
+    # One process has no local checkpoints.
+    for name in ("checkpoint_minutes", "keep_every", "local_checkpoints", "local_checkpoint_every"):
         values["training"].pop(name, None)
     evaluation = values["evaluation"]
     evaluation |= {"batch_size": devices, "max_bytes": 300, "suite_items": min(1, evaluation["suite_items"])}

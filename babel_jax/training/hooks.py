@@ -15,6 +15,7 @@ from babel_jax.errors import BadInput, Preempted
 from babel_jax.training.compilation import Profile
 from babel_jax.training.corruption import BitChecks
 from babel_jax.training.goodput import Goodput, Spent
+from babel_jax.training.local_checkpoints import LocalCheckpoints
 from babel_jax.training.metrics import Metrics
 from babel_jax.training.run_state import Checkpoints
 from babel_jax.training.setup import Setup
@@ -73,7 +74,9 @@ class Tools:
     watch: Watch
 
 
-def hooks_of(tools: Tools, setup: Setup, save_times: SaveTimes, stopped: Stopped) -> list[Hook]:
+def hooks_of(
+    tools: Tools, setup: Setup, save_times: SaveTimes, stopped: Stopped, local: LocalCheckpoints | None
+) -> list[Hook]:
     """The hooks of a run, in their order: Log sets `skipped` and Listen sets `signal`, which Save and the two
     hooks that stop the run read. Save comes before the stops.
     """
@@ -86,6 +89,7 @@ def hooks_of(tools: Tools, setup: Setup, save_times: SaveTimes, stopped: Stopped
         Listen(stopped, tools.goodput),
         Evaluate(tools.watch, tools.metrics, tools.goodput, setup),
         Save(tools, setup.bit_checks, save_times),
+        SaveLocally(tools, setup.bit_checks, local),
         StopAfterSkipping(tools.config),
         StopOnRequest(tools.checkpoints, tools.goodput),
     ]
@@ -195,6 +199,29 @@ class Save(Hook):
         with self.tools.metrics.aside(Spent.CHECKPOINT):
             self.checks.check_replicas(moment.taken, moment.state.params)
             self.tools.checkpoints.save(moment.taken, moment.state, moment.stage)
+
+
+@dataclasses.dataclass
+class SaveLocally(Hook):
+    """Every `training.local_checkpoint_every` steps, saves a checkpoint on the hosts' own disks. Not after a
+    step that the run folder has or is about to get.
+    """
+
+    tools: Tools
+    checks: BitChecks
+    local: LocalCheckpoints | None
+
+    def after(self, moment: Moment) -> None:
+        every = self.tools.config.training.local_checkpoint_every
+        if self.local is None or moment.taken % every or self.tools.checkpoints.newest() == moment.taken:
+            return
+        with self.tools.goodput.spent(Spent.STEP):
+            self.tools.metrics.sync()
+        with self.tools.metrics.aside(Spent.CHECKPOINT):
+            self.checks.check_replicas(moment.taken, moment.state.params)
+            # Orbax's operations of all processes must be in step before a part of them has one more.
+            self.tools.checkpoints.wait()
+            self.local.save(moment.taken, moment.state)
 
 
 @dataclasses.dataclass

@@ -27,6 +27,7 @@ from babel_jax.training.corruption import refuse_without_determinism
 from babel_jax.training.deepening import Depth, depth_at
 from babel_jax.training.goodput import Goodput, Spent
 from babel_jax.training.hooks import Hook, Moment, Tools, hooks_of
+from babel_jax.training.local_checkpoints import LocalCheckpoints, check_replicas, closing
 from babel_jax.training.mesh import check_batch, everywhere, global_batch, make_mesh, window_share
 from babel_jax.training.metrics import Metrics
 from babel_jax.training.optimizer import learning_rate
@@ -84,6 +85,14 @@ def train_stages(
     def model_after(steps: int) -> ModelConfig:
         return depth_at(models, steps - 1).config
 
+    def local_in(step: int, saved: int) -> LocalCheckpoints | None:
+        """The local checkpoints after `saved` steps, of the part with step `step`; None at the end."""
+        if config.training.local_checkpoints is None or step >= stages[-1].end:
+            return None
+        first = max(first for plan in stages for first, _ in _parts(plan, models) if first <= step)
+        abstract = setup_at(first, _stage_at(stages, step).train).abstract
+        return LocalCheckpoints(config, run_folder, mesh, first, saved, abstract)
+
     trained_in = {stage.name: stage.train for stage in config.stages}
     watch = watch or Watch(run_folder, None, lambda *_: {})
     keep, keep_every = config.training.keep_checkpoints, config.training.keep_every
@@ -95,11 +104,19 @@ def train_stages(
     ):
         # From the newest checkpoint, or from the beginning.
         restored = checkpoints.restore(lambda step, stage: setup_at(step - 1, trained_in[stage]).abstract)
-        if restored is None:
-            start, current = 0, setup_at(0, stages[0].stage.train)
+        start = 0 if restored is None else restored[0]
+        local = local_in(start, start)
+        if local is not None and local.newest is not None:
+            # All later steps of this part have its setup.
+            start, current = local.newest, setup_at(start, _stage_at(stages, start).train)
+            restored = None  # frees its memory
+            state = local.restore()
+            log.info("resuming at step %d of %d, from local checkpoints", start, stages[-1].end)
+        elif restored is None:
+            current = setup_at(0, stages[0].stage.train)
             state = placed_state(current.optimizer, make_params(), current.shardings)
         else:
-            start, stage, state = restored
+            _, stage, state = restored
             current = setup_at(start - 1, trained_in[stage])
             log.info("resuming at step %d of %d", start, stages[-1].end)
         if jax.process_index() == 0:
@@ -121,7 +138,11 @@ def train_stages(
                     if before is not current:
                         state = carried_over(state, before, current, config.optimizer)
                     metrics.of(current.model.config)
-                    state = _train_steps(loop, plan, number, range(max(start, first), last), current, state)
+                    if first > start:
+                        local = local_in(first, last)
+                    with closing(local):
+                        steps = range(max(start, first), last)
+                        state = _train_steps(loop, plan, number, steps, current, state, local)
                 with goodput.spent(Spent.EVALUATION):
                     on_stage_end(plan.stage, current.model.config, state.params)
             if start < end and jax.process_index() == 0:
@@ -142,7 +163,13 @@ class Loop(NamedTuple):
 
 
 def _train_steps(
-    loop: Loop, plan: PlannedStage, number: int, steps: range, current: Setup, state: TrainState
+    loop: Loop,
+    plan: PlannedStage,
+    number: int,
+    steps: range,
+    current: Setup,
+    state: TrainState,
+    local: LocalCheckpoints | None,
 ) -> TrainState:
     """Takes `steps` (numbers in the run) of a stage. Returns the state, already written to disk.
 
@@ -156,7 +183,7 @@ def _train_steps(
     save_times = SaveTimes(steps.start, training.checkpoint_every, training.checkpoint_minutes)
     tools.metrics.restart_clock()
     with stop_requests() as stopped:
-        hooks = [*hooks_of(tools, current, save_times, stopped), *loop.hooks]
+        hooks = [*hooks_of(tools, current, save_times, stopped, local), *loop.hooks]
         for step in steps:
             with goodput.spent(Spent.DATA):
                 batch = global_batch(next(batches), mesh)
@@ -233,9 +260,15 @@ def _checked_mesh(config: Config) -> Mesh:
     mesh = make_mesh(training.mesh)
     check_batch(mesh, training.global_batch_size, training.gradient_accumulation, config.data.seq_len)
     window_share(mesh)
+    if training.local_checkpoints is not None:
+        check_replicas(mesh)
     if training.recheck_every is not None:
         refuse_without_determinism(jax.default_backend(), os.environ.get("XLA_FLAGS", ""))
     return mesh
+
+
+def _stage_at(stages: Sequence[PlannedStage], step: int) -> Stage:
+    return next(plan.stage for plan in stages if plan.start <= step < plan.end)
 
 
 def _parts(plan: PlannedStage, models: Sequence[Depth]) -> list[tuple[int, int]]:

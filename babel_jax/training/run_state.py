@@ -85,12 +85,17 @@ class Checkpoints:
         """Begins to write the state after `step` steps, with the name of the stage. Does nothing if this step
         is saved already.
         """
-        if self._manager.latest_step() == step:
+        if self.newest() == step:
             return
         with explain_storage_errors(self._folder):
             self._manager.save(
                 step, args=_DigestedSave(dict(vars(state))), custom_metadata=to_note(stage, self._model(step))
             )
+
+    def newest(self) -> int | None:
+        """The newest step that is saved or being written."""
+        found: int | None = self._manager.latest_step()
+        return found
 
     def check(self) -> None:
         """Raises the error of the last write, if it failed. Does not wait for a write that is under way."""

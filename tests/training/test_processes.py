@@ -176,6 +176,42 @@ def test_a_process_that_is_killed_while_a_checkpoint_is_written_ends_the_others_
     np.testing.assert_allclose(list(losses(out).values()), list(losses(folder).values()), rtol=1e-5)
 
 
+def test_a_run_resumes_from_another_replica_s_disk(config, tmp_path):
+    """Of three replicas the first writes nothing locally. Of the other two, one host loses its disk."""
+    settings = [
+        "training.mesh={data=3}",
+        "training.global_batch_size=3",
+        "evaluation.batch_size=3",
+        "training.local_checkpoint_every=1",
+    ]
+
+    def run(name, orders=""):
+        folders = [f"out={tmp_path / name}", f"training.local_checkpoints={tmp_path / name}-local"]
+        return train(config, 3, 3, orders, [*settings, *folders])
+
+    def locally(name):
+        return {path.parents[1].name: path for path in tmp_path.glob(f"{name}-local/*/process_*/*/[0-9]*")}
+
+    ended = run("undisturbed")
+    assert [status for status, _, _ in ended] == [0] * 3, "\n".join(errors[-3000:] for _, _, errors in ended)
+    assert not locally("undisturbed")
+
+    # The run folder has step 4, the best so far; the disks of processes 1 and 2 have step 5.
+    assert run("lost", "KILL:1:5")[1][0] == -9
+    assert newest_step(tmp_path / "lost" / "checkpoints") == 4
+    found = locally("lost")
+    assert sorted(found) == ["process_1", "process_2"]
+    shutil.rmtree(found["process_1"])
+    ended = run("lost")
+    assert [status for status, _, _ in ended] == [0] * 3, "\n".join(errors[-3000:] for _, _, errors in ended)
+    assert "resuming at step 5 of 10, from local checkpoints" in ended[0][2]
+    assert losses(tmp_path / "lost") == losses(tmp_path / "undisturbed")
+    exported = sorted((tmp_path / "lost" / "hf").glob("*.safetensors"))
+    assert len(exported) == 3
+    for file in exported:
+        assert file.read_bytes() == (tmp_path / "undisturbed" / "hf" / file.name).read_bytes()
+
+
 def test_a_process_that_cannot_write_its_part_of_a_checkpoint_ends_the_job(config):
     """It would wait for the others at one place, and they for its part at another."""
     (first, _, said), (second, _, reason) = train(
@@ -245,5 +281,5 @@ def test_processes_of_different_configs_are_refused_before_anything_is_written(c
         of_each=lambda number: [f"optimizer.b1=0.{8 + number}", f"seed={number}"],
     )
     assert [status for status, _, _ in ended] == [2, 2]
-    assert all("not as in process 0 is optimizer.b1, seed" in errors for _, _, errors in ended)
+    assert all("not as in process 0 is seed, optimizer.b1" in errors for _, _, errors in ended)
     assert not out.exists()
