@@ -107,3 +107,18 @@ def in_order(codes: Iterable[str]) -> list[str]:
 def codes_of(resource: Resource) -> tuple[str, ...]:
     """The codes of one resource class, in the report's order."""
     return tuple(code for code in CODES if LANGUAGES[code].resource is resource)
+
+
+def groups_with_means(codes: Iterable[str]) -> dict[str, str]:
+    """{group: label} of the groups `high`, `low` and `all` whose mean over these languages says more than the
+    rows of the languages: a group of one language is left out, and a class that has all languages.
+    """
+    present = in_order(codes)
+    labels = {}
+    for resource in Resource:
+        members = [code for code in present if LANGUAGES[code].resource is resource]
+        if 1 < len(members) < len(present):
+            labels[str(resource)] = f"{len(members)} {resource}-resource languages"
+    if len(present) > 1:
+        labels["all"] = f"all {len(present)} languages"
+    return labels

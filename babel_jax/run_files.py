@@ -25,6 +25,7 @@ class Score(_Part):
     score: float
     stderr: float | None = None
     n: int = 0
+    bytes: int | None = None
 
 
 Results = dict[str, dict[str, Score]]  # by task and language
@@ -34,6 +35,9 @@ class Point(_Part):
     """evaluation/POINT.json"""
 
     tasks: Results
+
+
+PointItems = dict[str, dict[str, list[list[float]]]]  # evaluation/items/POINT.json: by task and language
 
 
 class Evaluation(Point):

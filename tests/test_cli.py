@@ -301,7 +301,7 @@ def test_evaluate(babel, trained, small_settings, tmp_path):
     assert status == 0
     scores = found["tasks"]["bits_per_byte"]
     assert set(scores) == {"sw", "en"}
-    assert set(scores["sw"]) == {"score", "stderr", "n"}
+    assert set(scores["sw"]) == {"score", "stderr", "n", "bytes"}
     assert found["means"]["low"] == pytest.approx(scores["sw"]["score"])
     assert found["means"]["high"] == pytest.approx(scores["en"]["score"])
 

@@ -4,13 +4,15 @@ Every score here (accuracy, chrF++, bits per byte) is a function of sums over it
 the same way: the paired bootstrap (Efron and Tibshirani 1993; for translation Koehn 2004) draws items with
 replacement, the same items for both models.
 
-Few items need two corrections; with many items, both vanish. If all items have the same answer, the draws
-have no spread, although the next item might differ. So differences of accuracies are drawn with two more
-items: one that only ours wins, one that only theirs wins (Bonett and Price 2012). And percentiles of few
-items are too narrow, so they are expanded (Hesterberg 2015, "What Teachers Should Know about the Bootstrap").
+With fewer than FEWEST_ITEMS items there is no interval. Few items need two corrections; with many items,
+both vanish. If all items have the same answer, the draws have no spread, although the next item might differ.
+So differences of accuracies are drawn with two more items: one that only ours wins, one that only theirs wins
+(Bonett and Price 2012). And percentiles of few items are too narrow, so they are expanded (Hesterberg 2015,
+"What Teachers Should Know about the Bootstrap").
 """
 
 import dataclasses
+import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,24 +28,37 @@ BITS_PER_BYTE = "bits_per_byte"  # its name in all results
 RESAMPLES = 1_000
 _DRAWN_AT_ONCE = 50
 _OUTSIDE = 0.05  # the fraction of intervals that may miss the true difference
+# An interval of the bootstrap lies within its items, so of n items it misses their median in at least
+# 2 * 0.5^n of all samples: 6 items are the fewest for which this is less than _OUTSIDE.
+FEWEST_ITEMS = 6
 Draws = Float[np.ndarray, "resamples"]
+_Sums = Float[np.ndarray, "*n columns"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A score as a function of sums [..., columns].
+
+    - extremes: the best and the worst possible item; None if none are defined
+    - has_bytes: True if the last column counts bytes of text
+    """
+
+    score_of: Callable[[_Sums], Float[np.ndarray, "*n"]]
+    extremes: Float[np.ndarray, "2 columns"] | None = None
+    has_bytes: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Items:
-    """The columns of each item, which are summed, and the score of sums [..., columns].
-
-    extremes: the best and the worst possible item; None if none are defined.
-    """
+    """The columns of each item, which are summed, and the metric that scores the sums."""
 
     columns: Float[np.ndarray, "items columns"]
-    score_of: Callable[[Float[np.ndarray, "*n columns"]], Float[np.ndarray, "*n"]]
-    extremes: Float[np.ndarray, "2 columns"] | None = None
+    metric: Metric
 
     @property
     def score(self) -> float:
         """The score over all items."""
-        return float(self.score_of(self.columns.sum(0)))
+        return float(self.metric.score_of(self.columns.sum(0)))
 
     def resampled(self, name: str) -> Draws:
         """The scores of RESAMPLES draws. Equal names and equal numbers of items give equal draws."""
@@ -52,67 +67,95 @@ class Items:
         draws = []
         for _ in range(0, RESAMPLES, _DRAWN_AT_ONCE):
             times = random.multinomial(number, np.full(number, 1 / number), _DRAWN_AT_ONCE)
-            draws.append(self.score_of(times.astype(np.float64) @ self.columns))
+            draws.append(self.metric.score_of(times.astype(np.float64) @ self.columns))
         return np.concatenate(draws)
 
     def with_extremes(self, best_first: bool) -> "Items":
         """The items with the best and the worst possible item added (or the worst and the best); unchanged if
         there are none.
         """
-        if self.extremes is None:
+        extremes = self.metric.extremes
+        if extremes is None:
             return self
-        added = self.extremes if best_first else self.extremes[::-1]
+        added = extremes if best_first else extremes[::-1]
         return dataclasses.replace(self, columns=np.concatenate([self.columns, added]))
+
+
+def _ratio(sums: _Sums) -> Float[np.ndarray, "*n"]:
+    result: Float[np.ndarray, "*n"] = sums[..., 0] / sums[..., 1]
+    return result
+
+
+def _chrf(sums: _Sums) -> Float[np.ndarray, "*n"]:
+    """chrF++ of the sums of (n-grams of the translation, of the reference, of both) for each order."""
+    of_translation, of_reference, of_both = (sums[..., part::3] for part in range(3))
+    # Orders that one side has no n-grams of do not count.
+    counts = (of_translation > 0) & (of_reference > 0)
+    orders = np.maximum(counts.sum(-1), 1)
+    matches = np.where(counts, of_both, 0.0)
+    precision = (matches / np.maximum(of_translation, 1)).sum(-1) / orders
+    recall = (matches / np.maximum(of_reference, 1)).sum(-1) / orders
+    weighted = _BETA**2 * precision + recall
+    score: Float[np.ndarray, "*n"] = (
+        100 * (1 + _BETA**2) * precision * recall / np.where(weighted > 0, weighted, 1.0)
+    )
+    return score
+
+
+_BETA = 2  # of chrF2: recall counts _BETA times as much as precision
+ACCURACY = Metric(lambda sums: 100 * _ratio(sums), extremes=np.array([[1.0, 1.0], [0.0, 1.0]]))
+BITS = Metric(_ratio, has_bytes=True)
+CHRF = Metric(_chrf)
 
 
 def accuracy(right: Sequence[float]) -> Items:
     """Percent of items that are correct."""
-    columns = np.stack([np.asarray(right, np.float64), np.ones(len(right))], 1)
-    return Items(columns, lambda sums: 100 * _ratio(sums), extremes=np.array([[1.0, 1.0], [0.0, 1.0]]))
+    return Items(np.stack([np.asarray(right, np.float64), np.ones(len(right))], 1), ACCURACY)
 
 
 def bits_per_byte_of(bits: Sequence[float] | np.ndarray, bytes: Sequence[int]) -> Items:
     """Bits per byte, over documents."""
-    return Items(np.stack([np.asarray(bits, np.float64), np.asarray(bytes, np.float64)], 1), _ratio)
+    return Items(np.stack([np.asarray(bits, np.float64), np.asarray(bytes, np.float64)], 1), BITS)
 
 
 def chrf_plus_plus(references: Sequence[str], translations: Sequence[str]) -> Items:
     """chrF++ (Popović 2017) of a corpus, 0 to 100, equal to sacrebleu's: from counts of n-grams summed over
     sentences.
     """
-    from sacrebleu.metrics.chrf import CHRF
+    from sacrebleu.metrics import chrf
 
-    metric = CHRF(word_order=2)
-    statistics = np.array(metric._extract_corpus_statistics(translations, [references]), np.float64)
-
-    def score_of(sums: Float[np.ndarray, "*n columns"]) -> Float[np.ndarray, "*n"]:
-        return np.apply_along_axis(lambda counts: metric._compute_f_score(list(counts)), -1, sums)
-
-    return Items(statistics, score_of)
-
-
-def _ratio(sums: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n"]:
-    result: Float[np.ndarray, "*n"] = sums[..., 0] / sums[..., 1]
-    return result
+    metric = chrf.CHRF(word_order=2)
+    return Items(np.array(metric._extract_corpus_statistics(translations, [references]), np.float64), CHRF)
 
 
 # --- Tasks by language: {task: {language: [Items, ...]}}; a score is the mean of its parts. ---------------
 
 Measured = Mapping[str, Mapping[str, Sequence[Items]]]
+# {language or group: {difference, low, high, n}}
+Intervals = dict[str, dict[str, float | None]]
 
 
-def scores_of(measured: Measured) -> dict[str, dict[str, dict[str, float | int]]]:
-    """{task: {language: {score, stderr, n}}}; stderr is the standard deviation of the draws."""
+def scores_of(measured: Measured) -> dict[str, dict[str, dict[str, float | int | None]]]:
+    """{task: {language: {score, stderr, n}}}, for bits per byte also `bytes`.
+
+    `stderr` is the standard deviation of the draws, corrected for few items; None for a single item.
+    """
     draws = _draws(measured)
-    scores: dict[str, dict[str, dict[str, float | int]]] = {}
+    scores: dict[str, dict[str, dict[str, float | int | None]]] = {}
     for task, by_language in measured.items():
         scores[task] = {}
         for code, parts in by_language.items():
+            fewest = min(len(part.columns) for part in parts)
+            stderr = None
+            if fewest > 1:
+                stderr = float(draws[task][code].std() * np.sqrt(fewest / (fewest - 1)))
             scores[task][code] = {
                 "score": _mean_score(parts),
-                "stderr": float(draws[task][code].std()),
+                "stderr": stderr,
                 "n": sum(len(part.columns) for part in parts),
             }
+            if all(part.metric.has_bytes for part in parts):
+                scores[task][code]["bytes"] = int(sum(part.columns[:, -1].sum() for part in parts))
     return scores
 
 
@@ -127,44 +170,111 @@ def means_of(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float | Non
     return means
 
 
-def differences(ours: Measured, theirs: Measured) -> dict[str, dict[str, dict[str, float | None]]]:
+GROUPS = ("all", *(str(resource) for resource in Resource))
+
+
+def differences(ours: Measured, theirs: Measured) -> dict[str, Intervals]:
     """{task: {language or group: {difference, low, high, n}}} of ours minus theirs; low and high bound a 95%
     interval of the paired bootstrap.
 
     The task `all` has the groups of `means_of`. `n` is the number of items; for several languages or tasks,
-    the smallest. `low` and `high` are None for a single item without extremes (bits per byte,
-    chrF++): its spread is unknown.
+    the smallest. `low` and `high` are None if nothing can be told: for fewer than FEWEST_ITEMS items
+    without extremes (bits per byte, chrF++), and for two models with different items.
     """
-    our_draws = _draws(_with_extremes(ours, best_first=True))
-    their_draws = _draws(_with_extremes(theirs, best_first=False))
-
-    # The difference, its draws and the number of items, of each task and language that both have.
-    points: dict[str, dict[str, Draws]] = {}
-    draws: dict[str, dict[str, Draws]] = {}
-    counts: dict[str, dict[str, int]] = {}
-    for task, by_language in ours.items():
-        codes = [code for code in by_language if code in theirs.get(task, {})]
-        if not codes:
-            continue
-        points[task], draws[task], counts[task] = {}, {}, {}
-        for code in codes:
-            difference = _mean_score(ours[task][code]) - _mean_score(theirs[task][code])
-            points[task][code] = np.asarray(difference)
-            draws[task][code] = our_draws[task][code] - their_draws[task][code]
-            counts[task][code] = min(len(part.columns) for part in ours[task][code])
-
-    intervals: dict[str, dict[str, dict[str, float | None]]] = {}
-    for task, of_task in points.items():
-        intervals[task] = {}
-        for code, point in of_task.items():
-            intervals[task][code] = _interval(point, draws[task][code], counts[task][code])
-        intervals[task] |= _of_groups({task: of_task}, {task: draws[task]}, {task: counts[task]})
-    if len(points) > 1:
-        intervals["all"] = _of_groups(points, draws, counts)
+    pairs = {}
+    for task in ours:
+        if of_task := _pairs(task, ours, theirs):
+            pairs[task] = of_task
+    intervals: dict[str, Intervals] = {}
+    for task, of_task in pairs.items():
+        intervals[task] = {code: pair.interval(np.subtract) for code, pair in of_task.items()}
+        intervals[task] |= _of_groups({task: of_task}, np.subtract)
+    if len(pairs) > 1:
+        intervals["all"] = _of_groups(pairs, np.subtract)
     return intervals
 
 
-GROUPS = ("all", *(str(resource) for resource in Resource))
+def changes(task: str, ours: Measured, theirs: Measured) -> Intervals:
+    """{language or group: {difference, low, high, n}} of ours against theirs in percent of theirs, as
+    `differences`; for a group, of its means.
+    """
+    pairs = _pairs(task, ours, theirs)
+    by_language = {code: pair.interval(_percent) for code, pair in pairs.items()}
+    return {**by_language, **_of_groups({task: pairs}, _percent)}
+
+
+def change_between_groups(
+    task: str, ours: Measured, theirs: Measured, first: str, second: str
+) -> dict[str, float | None] | None:
+    """The change (see `changes`) of group `first` minus that of group `second`, in percent points; None if
+    a group has no language.
+    """
+    pairs = {task: _pairs(task, ours, theirs)}
+    groups = [pair for pair in (_pair_of_group(pairs, first), _pair_of_group(pairs, second)) if pair]
+    if len(groups) < 2:
+        return None
+    between = _Pair(
+        np.stack([_percent(*pair.scores) for pair in groups]),
+        np.stack([_percent(*pair.draws) for pair in groups]),
+        min(pair.items for pair in groups),
+        all(pair.is_enough for pair in groups),
+    )
+    return between.interval(np.subtract)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+    """Ours and theirs.
+
+    - scores: [2]; draws: [2, resamples]
+    - items: their number
+    - is_enough: False if there are too few of them, or if they are not the same items
+    """
+
+    scores: Float[np.ndarray, "2"]
+    draws: Float[np.ndarray, "2 resamples"]
+    items: int
+    is_enough: bool
+
+    def interval(self, between: Callable[[Any, Any], Any]) -> dict[str, float | None]:
+        """The interval of a function of two scores."""
+        point, draws = between(*self.scores), between(*self.draws)
+        result = {"difference": float(point), "low": None, "high": None, "n": self.items}
+        if not self.is_enough:
+            return result
+
+        # Hesterberg's expanded percentiles: wider by the ratio of Student's t to the normal distribution, and
+        # by the factor by which a sample underestimates the spread.
+        freedom = max(self.items - 1, 1)
+        deviations = np.sqrt((freedom + 1) / freedom) * scipy.special.stdtrit(freedom, 1 - _OUTSIDE / 2)
+        below = 100 * scipy.special.ndtr(-deviations)
+        low, high = np.percentile(draws, [below, 100 - below])
+        return {**result, "low": float(min(low, point)), "high": float(max(high, point))}
+
+
+def _percent(ours: Any, theirs: Any) -> Any:
+    return 100 * (ours / theirs - 1)
+
+
+def _pairs(task: str, ours: Measured, theirs: Measured) -> dict[str, _Pair]:
+    """The languages of a task that both models have."""
+    our_task, their_task = ours.get(task, {}), theirs.get(task, {})
+    codes = [code for code in our_task if code in their_task]
+    our_draws = _draws(_with_extremes({task: our_task}, best_first=True))
+    their_draws = _draws(_with_extremes({task: their_task}, best_first=False))
+    pairs = {}
+    for code in codes:
+        our_parts, their_parts = our_task[code], their_task[code]
+        sizes = [len(part.columns) for part in our_parts]
+        is_same = sizes == [len(part.columns) for part in their_parts]
+        has_extremes = all(part.metric.extremes is not None for part in our_parts)
+        pairs[code] = _Pair(
+            np.array([_mean_score(our_parts), _mean_score(their_parts)]),
+            np.stack([our_draws[task][code], their_draws[task][code]]),
+            min(sizes),
+            is_same and (has_extremes or min(sizes) >= FEWEST_ITEMS),
+        )
+    return pairs
 
 
 def _with_extremes(measured: Measured, best_first: bool) -> Measured:
@@ -177,18 +287,34 @@ def _with_extremes(measured: Measured, best_first: bool) -> Measured:
 
 
 def _of_groups(
-    points: Mapping[str, Any], draws: Mapping[str, Any], counts: Mapping[str, Any]
+    pairs: Mapping[str, Mapping[str, _Pair]], between: Callable[[Any, Any], Any]
 ) -> dict[str, dict[str, float | None]]:
     """The intervals of the groups that have a language."""
     intervals = {}
     for group in GROUPS:
-        if values := _grouped(points, group):
-            fewest = min(int(np.min(number)) for number in _members(counts, group))
-            intervals[group] = _interval(_mean(values), _mean(_grouped(draws, group)), fewest)
+        if (pair := _pair_of_group(pairs, group)) is not None:
+            intervals[group] = pair.interval(between)
     return intervals
 
 
-def _grouped(scores: Mapping[str, Mapping[str, float | Draws]], group: str) -> list[Any]:
+def _pair_of_group(pairs: Mapping[str, Mapping[str, _Pair]], group: str) -> _Pair | None:
+    """The means of a group over its languages, then over tasks; None if the group has no language."""
+    members = list(itertools.chain.from_iterable(_members(pairs, group)))
+    if not members:
+        return None
+    scores, draws = [], []
+    for of_task in _members(pairs, group):
+        scores.append(_mean([pair.scores for pair in of_task]))
+        draws.append(_mean([pair.draws for pair in of_task]))
+    return _Pair(
+        _mean(scores),
+        _mean(draws),
+        min(pair.items for pair in members),
+        all(pair.is_enough for pair in members),
+    )
+
+
+def _grouped(scores: Mapping[str, Mapping[str, Any]], group: str) -> list[Any]:
     """For each task that has a language of the group, the mean over these languages."""
     return [_mean(values) for values in _members(scores, group)]
 
@@ -222,21 +348,3 @@ def _draws(measured: Measured) -> dict[str, dict[str, Draws]]:
         for code, parts in by_language.items():
             draws[task][code] = _mean([part.resampled(task) for part in parts])
     return draws
-
-
-def _interval(point: Draws, draws: Draws, items: int) -> dict[str, float | None]:
-    if items == 1 and np.ptp(draws) == 0:
-        return {"difference": float(point), "low": None, "high": None, "n": items}
-
-    # Hesterberg's expanded percentiles: wider by the ratio of Student's t to the normal distribution, and by
-    # the factor by which a sample underestimates the spread.
-    freedom = max(items - 1, 1)
-    deviations = np.sqrt((freedom + 1) / freedom) * scipy.special.stdtrit(freedom, 1 - _OUTSIDE / 2)
-    below = 100 * scipy.special.ndtr(-deviations)
-    low, high = np.percentile(draws, [below, 100 - below])
-    return {
-        "difference": float(point),
-        "low": float(min(low, point)),
-        "high": float(max(high, point)),
-        "n": items,
-    }

@@ -1,6 +1,9 @@
-"""The evaluation at each point of a run, and its file `evaluation/POINT.json`:
+"""The evaluation at each point of a run, and its files:
 
-    {"tasks": {"bits_per_byte": {"en": {"score": 1.02, "stderr": null, "n": 12}, ...}, "cloze": ...}}
+    evaluation/POINT.json        {"tasks": {"bits_per_byte": {"en": {"score": 1.02, "stderr": 0.01, "n": 12,
+                                 "bytes": 40210}, ...}, "cloze": ...}}
+    evaluation/items/POINT.json  {"bits_per_byte": {"en": [[12040.5, 3350], ...]}, ...}: the columns of each
+                                 item (see `items.Items`), for intervals of differences between points
 
 The text is the run's held-out text, which no stage trains on.
 """
@@ -12,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from babel_jax.config import Config, ModelConfig
@@ -26,23 +30,31 @@ from babel_jax.evaluation.bits_per_byte import (
     scored_bits,
     text_to_score,
 )
-from babel_jax.evaluation.items import BITS_PER_BYTE
+from babel_jax.evaluation.items import ACCURACY, BITS, BITS_PER_BYTE, CHRF, Items, Measured
+from babel_jax.evaluation.items import scores_of as scores_with_errors
 from babel_jax.evaluation.scoring import score
-from babel_jax.evaluation.suite import Results, run_suite
+from babel_jax.evaluation.suite import CHOICE_TASKS, TRANSLATION_TASKS, Results, run_suite
 from babel_jax.files import make_folder, write_text
-from babel_jax.run_files import Point, read_as
+from babel_jax.run_files import Point, PointItems, read_as
 from babel_jax.training.mesh import make_mesh
 
 log = logging.getLogger("babel")
 
 LOWER_IS_BETTER = (BITS_PER_BYTE,)
+_METRICS = {
+    BITS_PER_BYTE: BITS,
+    **dict.fromkeys(CHOICE_TASKS, ACCURACY),
+    **dict.fromkeys(TRANSLATION_TASKS, CHRF),
+}
+_ITEMS = "items"  # folder beside the points' files
+_DECIMALS = 3  # of the columns in files: a thousandth of a bit
 
 
 def score_model(
     config: Config, point: str, model_config: ModelConfig, params: PyTree[Array], tokenizer: Tokenizer
-) -> Results:
-    """Bits per byte by language, and the offline suite if the config asks for it, on the held-out text.
-    point: for the log.
+) -> Measured:
+    """The scored items of the held-out text: bits per byte by language, and the offline suite if the config
+    asks for it. point: for the log.
 
     Raises BadInput if there is no held-out text although the config asks for some.
     """
@@ -77,20 +89,24 @@ def score_model(
         compute_dtype=dtype,
         what="bits per byte",
     )
-    bits_per_byte = {}
-    for code, items in scored_bits(to_score, scorer).items():
-        bits_per_byte[code] = {"score": items.score, "stderr": None, "n": len(items.columns)}
-    results: Results = {BITS_PER_BYTE: bits_per_byte}
+    bits = scored_bits(to_score, scorer)
+    measured: dict[str, dict[str, list[Items]]] = {BITS_PER_BYTE: {code: [bits[code]] for code in bits}}
     if settings.suite_items and not config.data.conversations:
-        results |= run_suite(model_config, params, tokenizer, heldout, settings.suite_items, mesh, dtype)
+        measured |= run_suite(model_config, params, tokenizer, heldout, settings.suite_items, mesh, dtype)
 
     # The means go to the log.
+    results = results_of(measured)
     for task, values in results.items():
         if values:
             means = class_means(scores_of(results, task))
             parts = [f"{group} {mean:.3f}" for group, mean in means.items() if mean is not None]
             log.info("%s, %s: %s", task.replace("_", " "), point, ", ".join(parts))
-    return results
+    return measured
+
+
+def results_of(measured: Measured) -> Results:
+    """The scores of items."""
+    return scores_with_errors(measured)
 
 
 def tokens_of_batch(config: Config) -> int:
@@ -108,11 +124,41 @@ def point_file(run_folder: Path, point: str) -> Path:
     return run_folder / "evaluation" / f"{point}.json"
 
 
-def write_point(run_folder: Path, point: str, results: Results) -> None:
-    """Writes the file of a point."""
-    path = point_file(run_folder, point)
+def write_point(run_folder: Path, point: str, measured: Measured) -> None:
+    """Writes the files of a point. The file with the results comes last: with it the point is evaluated."""
+    columns: dict[str, dict[str, list[list[float]]]] = {}
+    for task, by_language in measured.items():
+        columns[task] = {}
+        for code, (items,) in by_language.items():
+            columns[task][code] = items.columns.round(_DECIMALS).tolist()
+    path = _items_file(run_folder, point)
     make_folder(path.parent)
-    write_text(path, json.dumps({"tasks": results}, indent=2) + "\n")
+    write_text(path, json.dumps(columns) + "\n")
+    write_text(point_file(run_folder, point), json.dumps({"tasks": results_of(measured)}, indent=2) + "\n")
+
+
+def _items_file(run_folder: Path, point: str) -> Path:
+    return run_folder / "evaluation" / _ITEMS / f"{point}.json"
+
+
+def read_items(run_folder: Path, names: Sequence[str]) -> dict[str, Measured]:
+    """The scored items of the points that have been evaluated; a point of an older version has none.
+
+    Raises BadInput for a file with other content.
+    """
+    by_point: dict[str, Measured] = {}
+    for name in names:
+        path = _items_file(run_folder, name)
+        if not path.is_file():
+            continue
+        measured: dict[str, dict[str, list[Items]]] = {}
+        for task, by_language in read_as(path, PointItems).items():
+            if task in _METRICS:
+                measured[task] = {}
+                for code, columns in by_language.items():
+                    measured[task][code] = [Items(np.array(columns, np.float64), _METRICS[task])]
+        by_point[name] = measured
+    return by_point
 
 
 def read_points(run_folder: Path, names: Sequence[str]) -> dict[str, Results]:

@@ -26,7 +26,7 @@ from babel_jax.config import ModelConfig
 from babel_jax.data.sources.rows import Row
 from babel_jax.data.tokens.tokenizer import Tokenizer
 from babel_jax.evaluation.bits_per_byte import LONGEST_WINDOW
-from babel_jax.evaluation.items import chrf_plus_plus
+from babel_jax.evaluation.items import Items, accuracy, chrf_plus_plus
 from babel_jax.evaluation.prefix_trees import Scored
 from babel_jax.evaluation.scoring import score
 from babel_jax.inference.generation import generate
@@ -36,7 +36,7 @@ _CONTINUATION, _CLOZE, _TO_ENGLISH, _FROM_ENGLISH = "continuation", "cloze", "to
 CHOICE_TASKS, TRANSLATION_TASKS = (_CONTINUATION, _CLOZE), (_TO_ENGLISH, _FROM_ENGLISH)
 _CHOICES = 4
 CHANCE = dict.fromkeys(CHOICE_TASKS, 100 / _CHOICES)
-# {task: {language: {"score", "stderr", "n"}}}
+# {task: {language: {"score", "stderr", "n"}}}, for bits per byte also "bytes"
 Results = dict[str, dict[str, dict[str, Any]]]
 
 # Text of equal sentences, or of one endless sentence, gives no question. After this many attempts without a
@@ -121,14 +121,10 @@ def run_suite(
     items: int,
     mesh: Mesh,
     compute_dtype: DTypeLike = jnp.float32,
-) -> Results:
-    """Scores on at most `items` items of each task and language; a language without items of a task is left
-    out of it.
-
-    Accuracies are percentages; chrF++ is from 0 to 100. `stderr` is the standard error of a mean over items;
-    None for a single item and for chrF++.
+) -> dict[str, dict[str, list[Items]]]:
+    """At most `items` scored items of each task and language; a language without items of a task is left out
+    of it. Accuracies are percentages; chrF++ is from 0 to 100.
     """
-    results: Results = {}
     questions: list[Choice] = []
     sequences: list[Scored] = []
     for question in choices(texts, items):
@@ -140,18 +136,17 @@ def run_suite(
 
     # A question is answered correctly if its first option is the likeliest.
     likelihoods = iter(score(config, params, sequences, mesh, SUITE_BATCH_TOKENS, compute_dtype))
-    accuracies: dict[tuple[str, str], list[float]] = {}
+    answers: dict[str, dict[str, list[float]]] = {}
     for question in questions:
         values = []
         for option in question.options:
             length = len(option[len(question.context) :].encode()) if question.by_byte else 1
             values.append(next(likelihoods)[0] / length)
-        is_correct = values[0] > max(values[1:])
-        accuracies.setdefault((question.task, question.language), []).append(100.0 * is_correct)
-    for (task, language), hits in accuracies.items():
-        stderr = float(np.std(hits, ddof=1) / np.sqrt(len(hits))) if len(hits) > 1 else None
-        values_of_language = {"score": float(np.mean(hits)), "stderr": stderr, "n": len(hits)}
-        results.setdefault(task, {})[language] = values_of_language
+        of_task = answers.setdefault(question.task, {})
+        of_task.setdefault(question.language, []).append(float(values[0] > max(values[1:])))
+    measured: dict[str, dict[str, list[Items]]] = {}
+    for task, by_language in answers.items():
+        measured[task] = {language: [accuracy(right)] for language, right in by_language.items()}
 
     # A translation is the first line that the model writes after the prompt.
     pairs: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
@@ -163,9 +158,8 @@ def run_suite(
         hypotheses.append(text.split("\n")[0].strip())
         references.append(item.reference)
     for (task, language), (hypotheses, references) in pairs.items():
-        chrf = chrf_plus_plus(references, hypotheses).score
-        results.setdefault(task, {})[language] = {"score": chrf, "stderr": None, "n": len(hypotheses)}
-    return {task: results[task] for task in (*CHOICE_TASKS, *TRANSLATION_TASKS) if task in results}
+        measured.setdefault(task, {})[language] = [chrf_plus_plus(references, hypotheses)]
+    return {task: measured[task] for task in (*CHOICE_TASKS, *TRANSLATION_TASKS) if task in measured}
 
 
 def sentences(text: str) -> list[str]:

@@ -5,96 +5,186 @@ from pathlib import Path
 from typing import Any
 
 from babel_jax.evaluation.bits_per_byte import class_means
+from babel_jax.evaluation.items import BITS_PER_BYTE, FEWEST_ITEMS, Measured, change_between_groups, changes
 from babel_jax.evaluation.suite import CHANCE, CHOICE_TASKS, TRANSLATION_TASKS
-from babel_jax.languages import LANGUAGES, in_order
+from babel_jax.languages import LANGUAGES, Resource, groups_with_means, in_order
 from babel_jax.plots import saved_figure
 
+# Scores by point and language; results by point, task and language; scored items by point.
 Points = Mapping[str, Mapping[str, float]]
+PointResults = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]
+PointItems = Mapping[str, Measured]
+Interval = Mapping[str, float | None]
+
+TOO_LITTLE = "not enough text to tell"
+_UNKNOWN = "[?]"  # in cells of tables, which have no room for TOO_LITTLE
+_CHEAP = 5.0  # percent: an expansion that costs less is said to cost little
 
 
-def points_table(points: Points) -> str:
-    """A Markdown table: a row for each language and each mean, a column for each point, and the change from
-    first to last.
+def points_table(results: PointResults, items: PointItems) -> str:
+    """A Markdown table of bits per byte: a row for each language and each mean; a column for each point, for
+    the change from first to last with its 95% interval, and for the held-out text.
     """
+    points = bits_of(results)
     names = list(points)
     if not names:
         return "Nothing was measured."
+    changed = changes_between(items, names[0], names[-1])
     codes = in_order(code for values in points.values() for code in values)
-    rows: list[tuple[str, str, list[float | None]]] = []
+    measured = results[names[-1]][BITS_PER_BYTE]
+    lines = [
+        "| language | class | " + " | ".join(names) + " | change, % [95%] | documents | bytes |",
+        "| --- | --- |" + " ---: |" * (len(names) + 3),
+    ]
     for code in codes:
         language = LANGUAGES[code]
-        rows.append(
-            (f"{language.name} ({code})", language.resource, [points[name].get(code) for name in names])
-        )
+        values = [points[name].get(code) for name in names]
+        size = measured.get(code, {})
+        cells = [*_cells(values, changed.get(code)), f"{size.get('n', 0):,}", _bytes(size.get("bytes"))]
+        lines.append(f"| {language.name} ({code}) | {language.resource} | {' | '.join(cells)} |")
 
     # Means come last.
     means = [class_means(points[name]) for name in names]
-    labels = {"high": "mean, high-resource", "low": "mean, low-resource", "all": "mean, all"}
-    for group, label in labels.items():
-        rows.append((f"**{label}**", "", [of_point[group] for of_point in means]))
-
-    lines = [
-        "| language | class | " + " | ".join(names) + " | change |",
-        "| --- | --- |" + " ---: |" * (len(names) + 1),
-    ]
-    for label, resource, values in rows:
-        first, last = values[0], values[-1]
-        change = "" if first is None or last is None else f"{100 * (last / first - 1):+.1f}%"
-        cells = ["" if value is None else f"{value:.3f}" for value in values]
-        lines.append(f"| {label} | {resource} | " + " | ".join(cells) + f" | {change} |")
+    for group, label in groups_with_means(codes).items():
+        cells = _cells([of_point[group] for of_point in means], changed.get(group))
+        lines.append(f"| **mean of {label}** | | {' | '.join(cells)} | | |")
+    if any(_UNKNOWN in line for line in lines):
+        lines += [
+            "",
+            f"{_UNKNOWN}: {TOO_LITTLE}; an interval needs {FEWEST_ITEMS} documents that were scored.",
+        ]
     return "\n".join(lines)
 
 
-def findings(points: Points) -> list[str]:
-    """The claims of the recipe about the points `base`, `expanded`, the first stage and the last one, each
-    with "shown" or "NOT shown".
+def bits_of(results: PointResults) -> dict[str, dict[str, float]]:
+    """Bits per byte by point and language; points without any are left out."""
+    points = {}
+    for name, of_point in results.items():
+        if scores := of_point.get(BITS_PER_BYTE):
+            points[name] = {code: score["score"] for code, score in scores.items()}
+    return points
 
+
+def changes_between(items: PointItems, first: str, last: str) -> Mapping[str, Interval]:
+    """The changes of bits per byte, in percent, by language and group (see `items.changes`); empty if a point
+    has no items.
+    """
+    if first == last or first not in items or last not in items:
+        return {}
+    return changes(BITS_PER_BYTE, items[last], items[first])
+
+
+def percent_text(change: float, interval: Interval | None, unit: str = "%") -> str:
+    """A change with its interval: "-3.9% [-4.4, -3.3]"; without one "-3.9% [not enough text to tell]"."""
+    if interval is None or interval["low"] is None or interval["high"] is None:
+        return f"{change:+.1f}{unit} [{TOO_LITTLE}]"
+    return f"{change:+.1f}{unit} [{interval['low']:+.1f}, {interval['high']:+.1f}]"
+
+
+def _cells(values: Sequence[float | None], interval: Interval | None) -> list[str]:
+    """The cells of a row: its values, and the change from the first to the last."""
+    first, last = values[0], values[-1]
+    change = ""
+    if len(values) > 1 and first and last is not None:
+        change = percent_text(100 * (last / first - 1), interval).replace(f"[{TOO_LITTLE}]", _UNKNOWN)
+    return ["" if value is None else f"{value:.3f}" for value in values] + [change]
+
+
+def _bytes(size: int | None) -> str:
+    return "" if size is None else f"{size:,}"
+
+
+def findings(results: PointResults, items: PointItems) -> list[str]:
+    """The claims of the recipe about the points `base`, `expanded`, the first stage and the last one, each
+    with "shown", "NOT shown" or "not enough text to tell".
+
+    A claim is shown if its whole 95% interval (paired bootstrap over held-out documents) agrees with it.
     Empty if a point is missing: base, expanded, or any stage.
     """
-    if [*points][:2] != ["base", "expanded"] or len(points) < 3 or not points["base"]:
+    points = bits_of(results)
+    if [*points][:2] != ["base", "expanded"] or len(points) < 3:
         return []
     recovered, last = [*points][2], [*points][-1]
-    means = {name: class_means(values) for name, values in points.items()}
-
-    def change(since: str, until: str, group: str) -> float:
-        first, second = means[since][group], means[until][group]
-        return float("nan") if first is None or second is None else 100 * (second / first - 1)
-
+    labels = groups_with_means(points["base"])
     lines = []
 
-    def claim(is_shown: bool, text: str) -> None:
-        lines.append(f"- {'shown' if is_shown else 'NOT shown'}: {text}")
+    def claim(text: str, interval: Interval | None, below: float) -> None:
+        """Claims that a change is below a bound."""
+        if interval is None or interval["difference"] is None:
+            return
+        point, high = interval["difference"], interval["high"]
+        verdict = TOO_LITTLE if high is None else "shown" if high < below else "NOT shown"
+        lines.append(f"- {verdict}: {text} {percent_text(point, interval)}.")
+
+    def point_change(since: str, until: str, group: str) -> Interval | None:
+        """The change of a mean; without items it has no interval."""
+        if (measured := changes_between(items, since, until)) and group in measured:
+            return measured[group]
+        before, after = class_means(points[since])[group], class_means(points[until])[group]
+        if before is None or after is None:
+            return None
+        return {"difference": 100 * (after / before - 1), "low": None, "high": None}
+
+    def gain_of_low(since: str, until: str) -> Interval | None:
+        """The change over low-resource languages minus that over high-resource ones."""
+        if since in items and until in items:
+            return change_between_groups(BITS_PER_BYTE, items[until], items[since], "low", "high")
+        low, high = point_change(since, until, "low"), point_change(since, until, "high")
+        if low is None or high is None or low["difference"] is None or high["difference"] is None:
+            return None
+        return {"difference": low["difference"] - high["difference"], "low": None, "high": None}
 
     # The recipe's claims, in the order of its stages.
-    cost, recovery = change("base", "expanded", "all"), change("base", recovered, "high")
-    claim(cost < 5, f"Expansion costs little: {cost:+.1f}% bits per byte over all languages.")
+    every = labels.get("all", "its one language")
     claim(
-        recovery <= 0,
-        f"Recovery wins it back where the base was strong: {recovered} {recovery:+.1f}% against base over "
-        "high-resource languages.",
+        f"Expansion costs less than {_CHEAP:g}% bits per byte over {every}:",
+        point_change("base", "expanded", "all"),
+        _CHEAP,
     )
-    low, high = change("base", last, "low"), change("base", last, "high")
+    strong = labels.get("high", "high-resource languages")
     claim(
-        low < high,
-        f"Low-resource languages gain most: {last} {low:+.1f}% against base, high-resource {high:+.1f}%.",
+        f"Recovery wins it back where the base was strong: {recovered} against base over {strong}:",
+        point_change("base", recovered, "high"),
+        0.0,
+    )
+    claim(
+        f"Low-resource languages gain most: {last} against base, their change minus that of high-resource "
+        "ones:",
+        gain_of_low("base", last),
+        0.0,
     )
     if len(points) > 3:
-        low, high = change(recovered, last, "low"), change(recovered, last, "high")
         claim(
-            low < high,
-            f"The last stage helps them most: low-resource {low:+.1f}% against {recovered}, "
-            f"high-resource {high:+.1f}%.",
+            f"The last stage helps them most: {last} against {recovered}, their change minus that of "
+            "high-resource ones:",
+            gain_of_low(recovered, last),
+            0.0,
         )
-    worse = []
-    for code, value in points["base"].items():
-        if points[last][code] > value:
-            worse.append(f"{LANGUAGES[code].name} {100 * (points[last][code] / value - 1):+.1f}%")
-    claim(not worse, f"No language ends worse than it began: {', '.join(worse) or 'none'}.")
-    return lines
+    return [*lines, _no_language_is_worse(points, last, changes_between(items, "base", last))]
 
 
-def suite_table(results: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]) -> list[str]:
-    """Markdown lines: the mean of each task of the offline suite at each point, for both resource classes;
+def _no_language_is_worse(points: Points, last: str, changed: Mapping[str, Interval]) -> str:
+    """The claim that no language ends worse than it began."""
+    worse, untold = [], []
+    for code, before in points["base"].items():
+        if code not in points[last]:
+            continue
+        interval = changed.get(code)
+        change = 100 * (points[last][code] / before - 1)
+        if interval is None or interval["low"] is None or interval["high"] is None:
+            untold.append(LANGUAGES[code].name)
+        elif interval["high"] > 0:
+            worse.append(f"{LANGUAGES[code].name} {percent_text(change, interval)}")
+    text = "No language ends worse than it began"
+    if worse:
+        return f"- NOT shown: {text}: {', '.join(worse)}."
+    if untold:
+        return f"- {TOO_LITTLE}: {text}: {', '.join(untold)}."
+    return f"- shown: {text}."
+
+
+def suite_table(results: PointResults) -> list[str]:
+    """Markdown lines: the mean of each task of the offline suite at each point, over groups of languages;
     empty if the suite was not run.
     """
     run = set().union(*results.values())
@@ -105,25 +195,28 @@ def suite_table(results: Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any
     lines = [
         "# Offline suite on held-out text (higher is better)",
         "",
-        "| task | class | items | " + " | ".join(results) + " |",
+        "| task | mean of | items | " + " | ".join(results) + " |",
     ]
     lines.append("| --- | --- | ---: |" + " ---: |" * len(results))
     for task in tasks:
         name = task.replace("_", " ") + (", accuracy %" if task in CHOICE_TASKS else ", chrF++")
         chance = f" (chance {CHANCE[task]:.0f})" if task in CHANCE else ""
-        means = []
-        items = None  # the number of items, from the first point that has the task
-        for of_point in results.values():
-            values = of_point.get(task, {})
-            means.append(class_means({code: value["score"] for code, value in values.items()}))
-            if items is None and task in of_point:
-                items = sum(value["n"] for value in values.values())
-        for group in ("high", "low", "all"):
+        by_point = [of_point.get(task, {}) for of_point in results.values()]
+        codes = in_order(code for values in by_point for code in values)
+        means = [class_means({code: value["score"] for code, value in of.items()}) for of in by_point]
+        # The number of items is that of the first point that has the task.
+        counts = next(values for values in by_point if values)
+        labels = groups_with_means(codes) or {"all": LANGUAGES[codes[0]].name}
+        for group, label in labels.items():
             group_means = [of_point[group] for of_point in means]
             cells = ["" if mean is None else f"{mean:.1f}" for mean in group_means]
-            number = items if group == "all" else ""
-            lines.append(f"| {name}{chance} | {group} | {number} | " + " | ".join(cells) + " |")
+            items = sum(count["n"] for code, count in counts.items() if _is_in(code, group))
+            lines.append(f"| {name}{chance} | {label} | {items} | " + " | ".join(cells) + " |")
     return [*lines, ""]
+
+
+def _is_in(code: str, group: str) -> bool:
+    return group == "all" or LANGUAGES[code].resource is Resource(group)
 
 
 def plot_points(path: Path, points: Points, losses: Mapping[str, Sequence[tuple[int, float]]]) -> None:

@@ -11,7 +11,7 @@ Only this module knows all the parts. Files in the run folder:
     lease.json         the job that works in the folder
     mixture.json       tokens, shares and epochs of each stage
     evaluation/X.json  bits per byte and the offline suite at the point X: base, expanded, and the result of
-                       each stage
+                       each stage; items/X.json: the scored items
     evaluation/        during.jsonl and best.json: evaluations between steps, and the best (training/watch.py)
     hf/                the trained model as a Hugging Face folder
     samples.json       text that the trained model generates in each language
@@ -39,7 +39,7 @@ from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.disk_errors import explain_os_errors
 from babel_jax.distributed.agreement import agreed, first_says, first_text
 from babel_jax.errors import BadInput
-from babel_jax.evaluation.points import point_file, score_model, write_point
+from babel_jax.evaluation.points import point_file, results_of, score_model, write_point
 from babel_jax.evaluation.suite import Results
 from babel_jax.expansion.apply import expand_config, expanding, new_layers_of
 from babel_jax.expansion.plan import plan_from_settings
@@ -140,7 +140,7 @@ def _run(
         _evaluate_point(config, stage.result, model_config, params, tokenizer)
 
     def evaluate_step(step: int, model_config: ModelConfig, params: PyTree[Array]) -> Results:
-        return score_model(config, f"after {step} steps", model_config, params, tokenizer)
+        return results_of(score_model(config, f"after {step} steps", model_config, params, tokenizer))
 
     # The new layers, for stages that train them alone: of this expansion, or of the folder's last one.
     if plan is not None:
@@ -228,7 +228,7 @@ def _evaluate_point(
     """Evaluates on the held-out text and writes the point's file; an existing file is kept."""
     if first_says(point_file(place(config.out), point).is_file()):
         return
-    results = score_model(config, point, model_config, params, tokenizer)
+    measured = score_model(config, point, model_config, params, tokenizer)
     with agreed():
         if jax.process_index() == 0:
-            write_point(place(config.out), point, results)
+            write_point(place(config.out), point, measured)

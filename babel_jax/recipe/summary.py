@@ -6,7 +6,7 @@ from pathlib import Path
 from babel_jax.config import Config, ModelConfig
 from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.evaluation.items import BITS_PER_BYTE
-from babel_jax.evaluation.points import point_names, read_points, scores_of
+from babel_jax.evaluation.points import point_names, read_items, read_points, scores_of
 from babel_jax.evaluation.tables import findings, plot_points, points_table, suite_table
 from babel_jax.files import write_text
 from babel_jax.model.decoder import count_parameters
@@ -22,6 +22,7 @@ def summarize(
 ) -> None:
     """Writes summary.md, summary.png and summary.json of a run whose points are all evaluated."""
     results, best = read_points(run_folder, point_names(config)), run_folder / "evaluation" / BEST
+    items = read_items(run_folder, point_names(config))
     points = {name: scores_of(tasks, BITS_PER_BYTE) for name, tasks in results.items()}
 
     # The training loss by stage, for the plot.
@@ -34,9 +35,9 @@ def summarize(
         [
             "# Bits per byte on held-out text, by language (lower is better)",
             "",
-            points_table(points),
+            points_table(results, items),
             "",
-            *findings(points),
+            *findings(results, items),
             "",
             *suite_table(results),
             (

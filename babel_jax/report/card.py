@@ -8,10 +8,9 @@ from huggingface_hub import EvalResult
 
 from babel_jax.config import Config
 from babel_jax.evaluation.bits_per_byte import class_means
-from babel_jax.evaluation.items import BITS_PER_BYTE
-from babel_jax.evaluation.points import point_names, read_points, scores_of
+from babel_jax.evaluation.points import point_names, read_items, read_points, scores_of
 from babel_jax.evaluation.suite import Results
-from babel_jax.evaluation.tables import points_table, suite_table
+from babel_jax.evaluation.tables import PointItems, bits_of, points_table, suite_table
 from babel_jax.expansion.card import TAG, expansion_section
 from babel_jax.languages import CODES, LANGUAGES
 from babel_jax.model_folders.model_card import card_files
@@ -27,12 +26,13 @@ def run_card(
     source: the base's folder.
     """
     points = read_points(place(config.out), point_names(config))
+    items = read_items(place(config.out), point_names(config))
     trained = {row["language"] for mixture in mixtures.values() for row in mixture["rows"]}
     expansion = expansion_section(hf_config)
     return card_files(
         hf_config,
         source,
-        [expansion, _mixture_section(config, mixtures), _evaluation_section(points)],
+        [expansion, _mixture_section(config, mixtures), _evaluation_section(points, items)],
         languages=[code for code in CODES if code in trained],
         tags=["multilingual", *([TAG] if expansion else [])],
         results=_results(points),
@@ -59,16 +59,15 @@ def _mixture_section(config: Config, mixtures: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", f"A step reads {tokens:,} tokens in windows of {config.data.seq_len}."])
 
 
-def _evaluation_section(points: Mapping[str, Results]) -> str:
-    bits = {name: scores for name, results in points.items() if (scores := scores_of(results, BITS_PER_BYTE))}
-    if not bits:
+def _evaluation_section(points: Mapping[str, Results], items: PointItems) -> str:
+    if not bits_of(points):
         return ""
     parts = [
         "## Evaluation",
         "",
         "Bits per byte on held-out text, by language (lower is better):",
         "",
-        points_table(bits),
+        points_table(points, items),
         "",
     ]
     # The title of the suite's table becomes a title below "## Evaluation".

@@ -1,52 +1,66 @@
 """The regression gate: the languages in which a run's model is worse than its parent, and by how much."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from babel_jax.evaluation.items import BITS_PER_BYTE
+from babel_jax.evaluation.items import BITS_PER_BYTE, differences
 from babel_jax.evaluation.points import LOWER_IS_BETTER, scores_of
 from babel_jax.evaluation.suite import Results
+from babel_jax.evaluation.tables import TOO_LITTLE, PointItems, changes_between, percent_text
 from babel_jax.languages import CODES, LANGUAGES
 
 PARENT_POINT = "base"
+PASSED, FAILED = "passed", "NOT passed"  # the third verdict is TOO_LITTLE
 
 
 def regression_gate(
-    points: Mapping[str, Results], model: str | None, tolerance: float = 0.0
+    points: Mapping[str, Results], items: PointItems, model: str | None, tolerance: float = 0.0
 ) -> dict[str, Any] | None:
     """The point `model` compared with `base`; None if one of them was not evaluated.
 
-    {"parent", "model", "tolerance", "passed", "changes": {language: percent of bits per byte}, "worse": the
-    changes above the tolerance, "tasks": {task: {language: change}}}. A task is worse in a language if its
-    score fell by more than two standard errors of the difference; without standard errors it is not judged.
+    {"parent", "model", "tolerance", "verdict", "passed", "changes": {language: percent of bits per byte},
+    "intervals": {language: {low, high, n}} of the changes, "worse", "unclear", "unknown", "tasks": {task:
+    {language: change}}}. `worse` are the changes whose whole 95% interval (paired bootstrap over documents)
+    is above the tolerance, `unclear` those whose interval has values on both sides, and `unknown` the
+    languages with too little text for an interval. A task is worse in a language if the whole interval is
+    below zero. The verdict is "NOT passed" if anything is worse, else "not enough text to tell" if a
+    language is unknown, else "passed".
     """
     if model is None or model == PARENT_POINT or PARENT_POINT not in points or model not in points:
         return None
-    parent = points[PARENT_POINT]
 
     # Bits per byte by language, where both points have them.
-    before, after = scores_of(parent, BITS_PER_BYTE), scores_of(points[model], BITS_PER_BYTE)
-    changes = {}
+    before, after = scores_of(points[PARENT_POINT], BITS_PER_BYTE), scores_of(points[model], BITS_PER_BYTE)
+    intervals = changes_between(items, PARENT_POINT, model)
+    changes: dict[str, float] = {}
+    worse: dict[str, float] = {}
+    unclear: dict[str, float] = {}
+    unknown = []
     for code in CODES:
-        if code in before and code in after:
-            changes[code] = 100 * (after[code] / before[code] - 1)
+        if code not in before or code not in after:
+            continue
+        change = changes[code] = 100 * (after[code] / before[code] - 1)
+        interval = intervals.get(code)
+        if interval is None or interval["low"] is None or interval["high"] is None:
+            unknown.append(code)
+        elif interval["low"] > tolerance:
+            worse[code] = change
+        elif interval["high"] > tolerance:
+            unclear[code] = change
 
-    worst_first = sorted(changes.items(), key=lambda pair: -pair[1])
-    worse = {code: change for code, change in worst_first if change > tolerance}
-
-    # A fall within two standard errors is no loss.
-    tasks = {}
-    for task in parent:
-        if fallen := _fallen(parent, points[model], task):
-            tasks[task] = fallen
+    tasks = _worse_tasks(items, model)
+    verdict = FAILED if worse or tasks else TOO_LITTLE if unknown else PASSED
     return {
         "parent": PARENT_POINT,
         "model": model,
         "tolerance": tolerance,
-        "passed": not worse and not tasks,
+        "verdict": verdict,
+        "passed": verdict == PASSED,
         "changes": changes,
-        "worse": worse,
+        "intervals": {code: intervals[code] for code in changes if code in intervals},
+        "worse": _worst_first(worse),
+        "unclear": _worst_first(unclear),
+        "unknown": unknown,
         "tasks": tasks,
     }
 
@@ -55,28 +69,44 @@ def gate_text(gate: Mapping[str, Any] | None) -> str:
     """The gate in one line."""
     if gate is None:
         return "There is no parent model to compare with."
-    worse = [f"{LANGUAGES[code].name} {change:+.1f}%" for code, change in gate["worse"].items()]
-    tasks = []
-    for task, fallen in gate["tasks"].items():
-        tasks += [f"{LANGUAGES[code].name} in {task}" for code in fallen]
-    details = f"worse in bits per byte: {', '.join(worse) or 'none'}"
-    if tasks:
-        details += f"; worse by two standard errors: {', '.join(tasks)}"
+    details = [f"worse in bits per byte: {', '.join(_changes(gate, 'worse')) or 'none'}"]
+    if gate["tasks"]:
+        tasks = []
+        for task, fallen in gate["tasks"].items():
+            tasks += [f"{LANGUAGES[code].name} in {task}" for code in fallen]
+        details.append(f"worse: {', '.join(tasks)}")
+    if gate["unclear"]:
+        details.append(f"may be worse or better: {', '.join(_changes(gate, 'unclear'))}")
+    if gate["unknown"]:
+        names = ", ".join(LANGUAGES[code].name for code in gate["unknown"])
+        details.append(f"{TOO_LITTLE} in {names}")
     return (
-        f"Regression gate {'passed' if gate['passed'] else 'NOT passed'} ({gate['model']} against "
-        f"{gate['parent']}): {details}."
+        f"Regression gate: {gate['verdict']} ({gate['model']} against {gate['parent']}): "
+        f"{'; '.join(details)}."
     )
 
 
-def _fallen(before: Results, after: Results, task: str) -> dict[str, float]:
-    """The change of a task's score in each language where it fell by more than two standard errors."""
-    if task in LOWER_IS_BETTER:
+def _changes(gate: Mapping[str, Any], name: str) -> list[str]:
+    return [
+        f"{LANGUAGES[code].name} {percent_text(change, gate['intervals'].get(code))}"
+        for code, change in gate[name].items()
+    ]
+
+
+def _worst_first(changes: Mapping[str, float]) -> dict[str, float]:
+    return dict(sorted(changes.items(), key=lambda pair: -pair[1]))
+
+
+def _worse_tasks(items: PointItems, model: str) -> dict[str, dict[str, float]]:
+    """The change of each task's score in the languages in which the whole interval is below zero."""
+    if PARENT_POINT not in items or model not in items:
         return {}
-    changes = {}
-    for code, parent in before[task].items():
-        model = after.get(task, {}).get(code)
-        if model is None or parent["stderr"] is None or model["stderr"] is None:
+    tasks: dict[str, dict[str, float]] = {}
+    for task, intervals in differences(items[model], items[PARENT_POINT]).items():
+        if task in LOWER_IS_BETTER:
             continue
-        if parent["score"] - model["score"] > 2 * math.hypot(parent["stderr"], model["stderr"]):
-            changes[code] = model["score"] - parent["score"]
-    return changes
+        for code, interval in intervals.items():
+            high, change = interval["high"], interval["difference"]
+            if code in LANGUAGES and high is not None and change is not None and high < 0:
+                tasks.setdefault(task, {})[code] = change
+    return tasks

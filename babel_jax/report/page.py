@@ -35,7 +35,7 @@ def write_report(run_folder: Path, path: Path, tolerance: float = 0.0) -> dict[s
     """
     record = read_run(run_folder)
     evaluated = [name for name in point_names(record.config) if name in record.points]
-    gate = regression_gate(record.points, evaluated[-1] if evaluated else None, tolerance)
+    gate = regression_gate(record.points, record.items, evaluated[-1] if evaluated else None, tolerance)
     # Text from the run is escaped; the charts are Markup.
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("babel_jax.report", "."),

@@ -14,7 +14,8 @@ import jax
 from babel_jax.config import Config
 from babel_jax.config.file import load_config
 from babel_jax.errors import BadInput
-from babel_jax.evaluation.points import point_names, read_points
+from babel_jax.evaluation.items import Measured
+from babel_jax.evaluation.points import point_names, read_items, read_points
 from babel_jax.evaluation.suite import Results
 from babel_jax.expansion.card import plans_of
 from babel_jax.expansion.plan import ExpansionPlan
@@ -54,6 +55,7 @@ _PACKAGES = (
 class RunRecord:
     """A run folder.
 
+    - points: results, and items: scored items, by point
     - steps: the lines of metrics.jsonl
     - during: the lines of evaluation/during.jsonl; best: the best of them
     - mixtures: by stage
@@ -65,6 +67,7 @@ class RunRecord:
     folder: Path
     config: Config
     points: dict[str, Results]
+    items: dict[str, Measured]
     steps: list[dict[str, Any]]
     during: list[dict[str, Any]]
     best: dict[str, Any]
@@ -113,6 +116,7 @@ def read_run(folder: Path) -> RunRecord:
         folder,
         config,
         points,
+        read_items(folder, point_names(config)),
         read_lines(folder / "metrics.jsonl", StepLine),
         read_lines(folder / "evaluation" / DURING, DuringLine),
         _object(folder / "evaluation" / BEST, Best),

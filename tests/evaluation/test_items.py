@@ -10,6 +10,7 @@ import sacrebleu
 import tensorflow_datasets as tfds
 from hypothesis import given
 from hypothesis import strategies as st
+from sacrebleu.metrics.chrf import CHRF
 from scipy import stats
 
 from babel_jax.errors import BadInput
@@ -19,8 +20,11 @@ from babel_jax.evaluation.benchmarks.sources import answer_index, option_labels
 from babel_jax.evaluation.benchmarks.tables import overview, task_table
 from babel_jax.evaluation.benchmarks.tasks import load_tasks
 from babel_jax.evaluation.items import (
+    FEWEST_ITEMS,
     accuracy,
     bits_per_byte_of,
+    change_between_groups,
+    changes,
     chrf_plus_plus,
     differences,
     means_of,
@@ -36,6 +40,13 @@ def test_chrf_is_sacrebleu_s():
     assert found.score == pytest.approx(sacrebleu.corpus_chrf(TRANSLATIONS, [REFERENCES], word_order=2).score)
     one = chrf_plus_plus(REFERENCES[:1], TRANSLATIONS[:1])
     np.testing.assert_allclose(one.resampled("x"), one.score)
+    # Also for sums of draws, which have orders without n-grams; "a" has no n-gram of two.
+    metric = CHRF(word_order=2)
+    items = chrf_plus_plus([*REFERENCES, "a", ""], [*TRANSLATIONS, "b", "c"])
+    times = np.random.default_rng(0).multinomial(5, np.full(5, 0.2), 50)
+    sums = np.concatenate([times, np.eye(5, dtype=int)]) @ items.columns
+    expected = [metric._compute_f_score(list(counts)) for counts in sums]
+    np.testing.assert_allclose(items.metric.score_of(sums), expected)
 
 
 def test_the_standard_error_of_an_accuracy():
@@ -110,34 +121,122 @@ def test_intervals_hold_what_they_promise():
     assert hits >= 182
 
 
-def test_one_document_has_no_interval():
-    one, other = bits_per_byte_of([10.0], [10]), bits_per_byte_of([12.0], [10])
-    found = differences({"b": {"sw": [one]}}, {"b": {"sw": [other]}})["b"]
-    assert found["sw"] == {"difference": pytest.approx(-0.2), "low": None, "high": None, "n": 1}
-    scores = {"ours": {"bits_per_byte": {"sw": {"score": 1.0, "stderr": 0.0, "n": 1}}}}
-    table = task_table("bits_per_byte", scores, {"x": {"bits_per_byte": found}}, {})
-    assert "-0.200 [one item]" in "\n".join(table)
+def documents(bits, sizes, code="sw"):
+    return {"bits_per_byte": {code: [bits_per_byte_of(bits, sizes)]}}
 
 
-def test_a_mean_says_of_how_many_languages_it_is():
-    def first_cells(scores):
+def test_the_interval_of_a_change_in_percent_is_scipy_s():
+    random = np.random.default_rng(0)
+    sizes = random.integers(500, 4000, 60)
+    theirs = sizes * random.normal(1.2, 0.2, 60)
+    ours = theirs * random.normal(0.97, 0.05, 60)
+    found = changes("bits_per_byte", documents(ours, sizes), documents(theirs, sizes))
+
+    def percent(ours, theirs, axis):
+        return 100 * (ours.sum(axis) / theirs.sum(axis) - 1)
+
+    reference = stats.bootstrap(
+        (ours, theirs),
+        percent,
+        paired=True,
+        n_resamples=5000,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    change = found["sw"]
+    assert change["difference"] == pytest.approx(percent(ours, theirs, 0))
+    assert (change["low"], change["high"]) == pytest.approx((reference.low, reference.high), abs=0.15)
+    assert found["low"] == found["all"] == change
+    assert "high" not in found
+
+
+def test_the_change_of_a_group_is_that_of_its_means():
+    random = np.random.default_rng(0)
+    sizes, before, after = [1000] * 40, {}, {}
+    for code, mean, factor in (("en", 1.0, 1.02), ("sw", 3.0, 0.8), ("ha", 5.0, 0.7)):
+        bits = 1000 * random.normal(mean, 0.1 * mean, 40)
+        before |= documents(bits, sizes, code)["bits_per_byte"]
+        after |= documents(bits * factor, sizes, code)["bits_per_byte"]
+    ours, theirs = {"bits_per_byte": after}, {"bits_per_byte": before}
+    found = changes("bits_per_byte", ours, theirs)
+    # The factor of a language is the same in each document, so its change has no spread.
+    assert (found["sw"]["low"], found["sw"]["high"]) == pytest.approx((-20, -20))
+    before_low, after_low = (
+        (before[c][0].score for c in ("sw", "ha")),
+        (after[c][0].score for c in ("sw", "ha")),
+    )
+    expected = 100 * (sum(after_low) / sum(before_low) - 1)
+    assert found["low"]["difference"] == pytest.approx(expected)
+    between = change_between_groups("bits_per_byte", ours, theirs, "low", "high")
+    assert between["difference"] == pytest.approx(expected - 2)
+    assert between["low"] <= between["difference"] <= between["high"] < -20
+    assert change_between_groups("bits_per_byte", documents([1.0], [1]), ours, "low", "high") is None
+
+
+@pytest.mark.parametrize(("number", "is_told"), [(1, False), (5, False), (6, True)])
+def test_few_documents_have_no_interval(number, is_told):
+    bits, sizes = np.linspace(9.0, 11.0, number), [10] * number
+    ours, theirs = documents(bits, sizes), documents(bits + 2, sizes)
+    found = differences(ours, theirs)["bits_per_byte"]
+    assert found["sw"]["difference"] == pytest.approx(-0.2)
+    assert found["sw"]["n"] == number
+    assert (found["sw"]["low"] is not None) == (found["sw"]["high"] is not None) == is_told
+    # A group with such a language has none either.
+    many = documents(np.linspace(9, 11, 50), [10] * 50, "th")["bits_per_byte"]
+    together = (
+        {"bits_per_byte": ours["bits_per_byte"] | many},
+        {"bits_per_byte": theirs["bits_per_byte"] | many},
+    )
+    assert (differences(*together)["bits_per_byte"]["low"]["low"] is not None) == is_told
+    scores = {"ours": scores_of(ours)}
+    assert scores["ours"]["bits_per_byte"]["sw"]["bytes"] == 10 * number
+    table = "\n".join(task_table("bits_per_byte", scores, {"x": {"bits_per_byte": found}}, {}))
+    assert ("-0.200 [too few items]" in table) == (not is_told)
+
+
+def test_six_documents_are_the_fewest_whose_interval_holds_what_it_promises():
+    """Of five documents even the range misses the median in 2 * 0.5^5 = 6% of samples."""
+    random = np.random.default_rng(0)
+    assert 2 * 0.5 ** (FEWEST_ITEMS - 1) > 0.05 > 2 * 0.5**FEWEST_ITEMS
+    sizes, hits = [1] * FEWEST_ITEMS, 0
+    theirs = documents([1.0] * FEWEST_ITEMS, sizes)
+    for _ in range(400):
+        ours = documents(random.normal(1.0, 0.2, FEWEST_ITEMS), sizes)
+        change = changes("bits_per_byte", ours, theirs)["sw"]
+        hits += change["low"] <= 0.0 <= change["high"]
+    assert hits >= 0.9 * 400
+
+
+def test_models_with_other_items_are_not_compared():
+    found = differences(documents([9.0] * 8, [10] * 8), documents([9.0] * 7, [10] * 7))["bits_per_byte"]["sw"]
+    assert (found["low"], found["high"]) == (None, None)
+
+
+def test_a_published_mean_is_beside_ours_only_where_the_languages_are_the_same():
+    def lines(scores, n=5):
         ours = {}
         for task, codes in scores.items():
-            ours[task] = {code: {"score": 60.0} for code in codes}
-        lines = overview({"ours": ours})
-        return [line.split(" | ")[1] for line in lines if line.startswith("| ours")]
+            ours[task] = {code: {"score": 60.0, "n": n} for code in codes}
+        return overview({"ours": ours})
 
-    assert first_cells({"xcopa": ["sw"]}) == [
-        "all, 1 of 8 languages",
-        "high, 0 of 4 languages",
-        "low, 1 of 4 languages",
+    def labels(scores):
+        return [line.split(" | ")[1] for line in lines(scores) if line.startswith("| ours")]
+
+    xcopa = ["zh", "id", "sw", "ta", "vi", "tr", "it", "th"]
+    assert labels({"xcopa": ["sw"]}) == ["Swahili alone"]
+    assert labels({"xcopa": xcopa}) == ["all", "high", "low"]
+    assert labels({"xcopa": ["zh", "id", "vi", "it"]}) == ["4 of 8 languages"]
+    assert labels({"xcopa": ["zh", "sw", "ta"]}) == [
+        "3 of 8 languages",
+        "Chinese alone",
+        "2 of 4 low-resource languages",
     ]
-    assert first_cells({"xcopa": ["zh", "id", "sw", "ta", "vi", "tr", "it", "th"]}) == ["all", "high", "low"]
-    assert first_cells({"xcopa": ["zh", "id", "vi", "it"]}) == [
-        "all, 4 of 8 languages",
-        "high",
-        "low, 0 of 4 languages",
-    ]
+    assert not any("(published)" in line for line in lines({"xcopa": xcopa[1:]}))
+    assert any("are shown for benchmarks" in line for line in lines({"xcopa": xcopa[1:]}))
+    both = lines({"xcopa": xcopa, "mgsm": ["sw"]})
+    assert "| items | | 40 | 5 | |" in both
+    # Table of models of about 10B in the report: XCOPA of Babel-9B 89.2.
+    assert "| Babel-9B (published) | all | 89.2 |  |  |" in both
 
 
 def test_means_are_of_languages_then_of_tasks():

@@ -10,7 +10,14 @@ from typing import Any
 
 from babel_jax.evaluation.benchmarks.sources import SOURCES
 from babel_jax.evaluation.items import BITS_PER_BYTE, GROUPS, means_of
-from babel_jax.languages import CODES, LANGUAGES, Resource, codes_of, in_order
+from babel_jax.languages import (
+    CODES,
+    LANGUAGES,
+    Resource,
+    codes_of,
+    groups_with_means,
+    in_order,
+)
 from babel_jax.plots import saved_figure
 
 TITLES = {
@@ -25,7 +32,7 @@ PUBLISHED = {
     "Babel-9B": dict(zip(_REPORTED, (59.4, 61.3, 89.2, 43.4, 71.9, 55.1), strict=True)),
     "Qwen2.5-7B": dict(zip(_REPORTED, (56.7, 58.8, 81.1, 41.1, 70.3, 45.5), strict=True)),
 }
-LABELS = {"all": "mean, all", "high": "mean, high-resource", "low": "mean, low-resource"}
+TOO_FEW = "too few items"
 
 # {model: {task: {language: {score, stderr, n}}}}, and {model: {task: {language or group: {difference, low,
 # high, n}}}}
@@ -67,45 +74,66 @@ def metric_label(task: str) -> str:
 
 
 def overview(scores: Scores) -> list[str]:
-    """A row for each model and group of languages, and for the published means; a column for each
-    benchmark.
+    """A row for each model and group of languages, and for the number of items; a column for each benchmark.
+
+    A published mean is shown if our mean is over the same languages: all of the benchmark.
     """
     tasks = [task for task in next(iter(scores.values())) if task != BITS_PER_BYTE]
     lines = [
-        f"| model | languages | {' | '.join(TITLES[task] for task in tasks)} | mean |",
+        f"| model | mean over | {' | '.join(TITLES[task] for task in tasks)} | mean |",
         "| --- | --- |" + " ---: |" * (len(tasks) + 1),
     ]
     for model, by_task in scores.items():
         plain = {task: _plain(by_task.get(task, {})) for task in tasks}
-        for group in GROUPS:
+        for group, label in _group_labels(plain).items():
             cells = [_cell(means_of({task: plain[task]})[group], 1) for task in tasks]
-            lines.append(
-                f"| {model} | {_group_label(group, plain)} | {' | '.join(cells)} | "
-                f"{_cell(means_of(plain)[group], 1)} |"
-            )
-    for model, means in PUBLISHED.items():
+            lines.append(f"| {model} | {label} | {' | '.join(cells)} | {_cell(means_of(plain)[group], 1)} |")
+    ours = next(iter(scores.values()))
+    counts = [f"{sum(score['n'] for score in ours[task].values()):,}" for task in tasks]
+    lines.append(f"| items | | {' | '.join(counts)} | |")
+
+    complete = [task for task in tasks if set(SOURCES[task].configs) <= ours[task].keys()]
+    for model, means in PUBLISHED.items() if complete else ():
         # Means over different tasks cannot be compared.
-        mean = _cell(sum(means.values()) / len(means), 1) if len(tasks) == len(means) else ""
-        cells = [_cell(means[task], 1) for task in tasks]
+        mean = _cell(sum(means.values()) / len(means), 1) if len(complete) == len(means) else ""
+        cells = [_cell(means[task] if task in complete else None, 1) for task in tasks]
         lines.append(f"| {model} (published) | all | {' | '.join(cells)} | {mean} |")
+    if len(complete) < len(tasks):
+        lines += ["", _NOT_PUBLISHED]
     return lines
 
 
-def _group_label(group: str, scores: Mapping[str, Mapping[str, float]]) -> str:
-    """The group, followed by the number of its languages if some were not evaluated: their mean cannot be
-    compared with the mean over all, or with the published one.
+_NOT_PUBLISHED = (
+    "The published means of Babel-9B and Qwen2.5-7B (arXiv 2503.00865) are over all languages of a "
+    "benchmark; they are shown for benchmarks that were evaluated in all of them."
+)
+
+
+def _group_labels(scores: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """{group: label} of the groups that have scores, once for each set of languages. The label has the number
+    of languages if some of the benchmarks' were not evaluated: their mean is not that over all.
     """
-    members = set(CODES) if group == "all" else set(codes_of(Resource(group)))
-    evaluated, covered = set[str](), set[str]()
-    is_complete = True
-    for task, by_language in scores.items():
-        of_task = members & set(SOURCES[task].configs)
-        evaluated |= members & by_language.keys()
-        covered |= of_task
-        is_complete = is_complete and of_task <= by_language.keys()
-    if is_complete:
-        return group
-    return f"{group}, {len(evaluated)} of {len(covered | evaluated)} languages"
+    labels: dict[str, str] = {}
+    every = set[str]().union(*scores.values())
+    for group in GROUPS:
+        members = set(CODES) if group == "all" else set(codes_of(Resource(group)))
+        evaluated, covered = set[str](), set[str]()
+        is_complete = True
+        for task, by_language in scores.items():
+            of_task = members & set(SOURCES[task].configs)
+            evaluated |= members & by_language.keys()
+            covered |= of_task
+            is_complete = is_complete and of_task <= by_language.keys()
+        if not evaluated or (group != "all" and evaluated == every):
+            continue
+        kind = "" if group == "all" else f"{group}-resource "
+        if is_complete:
+            labels[group] = group
+        elif len(evaluated) == 1:
+            labels[group] = f"{LANGUAGES[min(evaluated)].name} alone"
+        else:
+            labels[group] = f"{len(evaluated)} of {len(covered | evaluated)} {kind}languages"
+    return labels
 
 
 def task_table(
@@ -129,7 +157,7 @@ def task_table(
     for code in codes:
         number = str(items[code]["n"]) if code in items else ""
         rows.append((code, f"{LANGUAGES[code].name} ({code})", str(LANGUAGES[code].resource), number))
-    rows += [(group, f"**{LABELS[group]}**", "", "") for group in ("high", "low", "all")]
+    rows += [(group, f"**mean of {label}**", "", "") for group, label in groups_with_means(codes).items()]
 
     # Values of each model by language and by group, so that all rows are made in the same way.
     values = [{**by_language, **means_of({task: by_language})} for by_language in plain.values()]
@@ -178,7 +206,7 @@ def plot_task(path: Path, task: str, scores: Scores) -> None:
             # The bars of a language are side by side, centered on its tick.
             centers = [number + (index - (len(plain) - 1) / 2) * width for number in range(len(codes))]
             heights = [values.get(code, {}).get("score", float("nan")) for code in codes]
-            errors = [values.get(code, {}).get("stderr", 0.0) for code in codes]
+            errors = [values.get(code, {}).get("stderr") or 0.0 for code in codes]
             axes.bar(
                 centers, heights, width, yerr=errors, capsize=2, error_kw={"linewidth": 0.8}, label=model
             )
@@ -224,5 +252,5 @@ def _difference(change: Mapping[str, float | None] | None, digits: int) -> str:
         return ""
     difference = f"{change['difference']:+.{digits}f}"
     if change["low"] is None or change["high"] is None:
-        return f"{difference} [one item]"
+        return f"{difference} [{TOO_FEW}]"
     return f"{difference} [{change['low']:+.{digits}f}, {change['high']:+.{digits}f}]"

@@ -61,15 +61,19 @@ def test_all_benchmarks_in_both_models(compared, tiny_folder):
         for code, score in by_language.items():
             change = other["differences"][task][code]
             assert change["difference"] == pytest.approx(found["tasks"][task][code]["score"] - score["score"])
-            assert change["low"] <= change["difference"] <= change["high"]
+            # Flores-200 has three sentences in each direction, too few for an interval.
+            assert (change["low"] is None) == (task == "flores200")
+            assert change["low"] is None or change["low"] <= change["difference"] <= change["high"]
 
 
 def test_what_is_written(compared, tiny_folder):
     found, out, _ = compared
     assert json.loads((out / "evaluation.json").read_text(encoding="utf-8")) == found
     tables = (out / "tables.md").read_text(encoding="utf-8")
-    assert "| Babel-9B (published) | all | 59.4 | 61.3 | 89.2 | 43.4 | 71.9 | 55.1 | 63.4 |" in tables
-    assert "| Qwen2.5-7B (published) | all | 56.7 | 58.8 | 81.1 | 41.1 | 70.3 | 45.5 | 58.9 |" in tables
+    assert (
+        "The published means of Babel-9B and Qwen2.5-7B (arXiv 2503.00865) are over all languages" in tables
+    )
+    assert "(published) |" not in tables
     assert "No data for en, zh, hi" in tables
     rows = list(csv.DictReader((out / "scores.csv").read_text(encoding="utf-8").splitlines()))
     assert len(rows) == 12
