@@ -23,6 +23,7 @@ AttentionFn = Callable[[Int[Array, ""], Array, Array, Array], Float[Array, "batc
 def positions_of(segment_ids: Int[Array, "batch time"]) -> Int[Array, "batch time"]:
     """Positions that count from the start of each segment, from 0; padding (segment 0) is at position 0."""
     index = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None]
+    # A segment starts where the id changes; -1 is no id, so the first token always starts one.
     previous = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     start = jax.lax.cummax(jnp.where(segment_ids != previous, index, 0), axis=1)
     return jnp.where(segment_ids == 0, 0, index - start)
@@ -40,6 +41,7 @@ def visible(
     segment, or the source is on the token's branch. A token sees itself and the `window - 1` tokens before
     it, or all tokens before it for None.
     """
+    # One mask for each distinct window: layers with the same window share it.
     causal = (distance >= 0)[None] if allowed is None else (distance >= 0) & allowed
     return jnp.stack([causal if window is None else causal & (distance < window) for window in windows])
 
@@ -88,6 +90,7 @@ def masked(
     """`attention`, called with the mask of the layer's window."""
 
     def with_mask(which: Int[Array, ""], query: Array, key: Array, value: Array) -> Array:
+        # A model with one window reads its mask without a gather in the scan over layers.
         mask = window_masks[0] if window_masks.shape[0] == 1 else window_masks[which]
         return attention(query, key, value, mask)
 
@@ -136,13 +139,16 @@ class Attention(nnx.Module):
         """The output of attention. With a cache, keys and values are first written into its `layer`, and
         attention is over all keys that the cache holds.
         """
+        # Each device of the tensor axis has its own heads of all three projections.
         x = parallel.column_parallel_input(x)
         query, key, value = (
             self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        # Qwen3 norms each head before the rotation, so the norm's scale is the same at each position.
         if self.has_norm:
             query, key = self.q_norm(query, parallel), self.k_norm(key, parallel)
         query, key = rotate(query, *rope), rotate(key, *rope)
+        # Keys are kept after their rotation: the position of an earlier token never changes.
         if cache is not None:
             cache, key, value = cache.extended(layer, key, value)
         query, key, value = (
@@ -152,6 +158,7 @@ class Attention(nnx.Module):
             checkpoint_name(parallel.gather_sequence(part), CheckpointName.GATHERED_KEY_VALUE)
             for part in (key, value)
         )
+        # On a mesh with a context axis, queries are this device's, keys and values those of the whole window.
         output = attention_fn(which, query, key, value)
         return self.o_proj(output, parallel), cache
 

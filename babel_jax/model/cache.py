@@ -38,6 +38,7 @@ class Cache(NamedTuple):
 
         `filled` stays as it is: the caller raises it after the last layer.
         """
+        # Every layer writes at the same place of the source axis.
         start = (layer, 0, 0, self.filled, 0)
         new_keys, new_values = (new.swapaxes(1, 2)[None].astype(self.keys.dtype) for new in (key, value))
         keys = jax.lax.dynamic_update_slice(self.keys, new_keys, start)

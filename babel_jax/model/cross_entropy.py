@@ -51,6 +51,7 @@ def looked_up(
     @partial(jax.checkpoint, prevent_cse=False)
     def add(x: Array, piece: tuple[Array, Array]) -> tuple[Array, None]:
         start, part = piece
+        # Float32: the gradients of a frequent token are summed over thousands of places.
         table = parallel.gather_weight(part, _AXES, dtype).astype(jnp.float32)
         place = tokens - (first + start)
         here = (place >= 0) & (place < size)
@@ -59,6 +60,7 @@ def looked_up(
     x = jnp.zeros((*tokens.shape, weight.shape[1] * parallel.weight_shards), jnp.float32)
     starts = jnp.arange(count, dtype=jnp.int32) * size
     x, _ = jax.lax.scan(add, x, (starts, weight.reshape(count, size, -1)))
+    # Rows beyond the vocabulary are padding for the mesh, and no token may use them.
     known = (tokens >= 0) & (tokens < vocab)
     return jnp.where(known[..., None], parallel.row_parallel_sum(x), jnp.nan).astype(dtype)
 
@@ -91,6 +93,7 @@ def _forward(hidden: Array, weight: Array, targets: Array, softcap: float | None
         largest, total, picked = carry
         start, part = piece
         logits = softcapped(product(hidden, _table(part, hidden.dtype, parallel), jnp.float32), softcap)
+        # The running log-sum-exp: the sum so far is scaled to the new maximum.
         new_largest = jnp.maximum(largest, logits.max(axis=-1))
         total = total * jnp.exp(largest - new_largest) + jnp.exp(logits - new_largest[:, None]).sum(axis=-1)
         place = targets - start
@@ -116,12 +119,15 @@ def _backward(softcap: float | None, parallel: Parallelism, saved, gradients):  
         table, to_part = jax.vjp(lambda part: _table(part, hidden.dtype, parallel), part)
         if logits is None:
             logits = softcapped(product(hidden, table, jnp.float32), softcap)
+        # The gradient of log Z is the softmax; that of the picked logit is 1 at the target.
         chosen = jnp.arange(logits.shape[1], dtype=jnp.int32) == (targets - start)[:, None]
         of_logits = jnp.exp(logits - log_z[:, None]) * of_log_z[:, None] + jnp.where(
             chosen, of_picked[:, None], 0.0
         )
+        # The derivative of cap * tanh(x / cap), from its value.
         if softcap is not None:
             of_logits = of_logits * (1.0 - jnp.square(logits / softcap))
+        # The two products of the backward pass, in the type of the forward one.
         of_logits = of_logits.astype(hidden.dtype)
         of_table = jnp.einsum("nv,ne->ve", of_logits, hidden)
         of_hidden = of_hidden + jnp.einsum("nv,ve->ne", of_logits, table, preferred_element_type=jnp.float32)
@@ -188,6 +194,8 @@ def scored_targets(
     (largest, total, picked, likeliest), _ = jax.lax.scan(add_piece, empty, (starts, parts))
     overall = parallel.max_over_features(largest)
     total = parallel.all_reduce(total * jnp.exp(largest - overall), (TENSOR,))
+    # Each device of the tensor axis has the likeliest of its own rows. The lowest id wins where several are
+    # equal.
     beyond = jnp.iinfo(jnp.int32).max
     likeliest = -parallel.max_over_features(-jnp.where(largest == overall, likeliest, beyond))
     return parallel.all_reduce(picked, (TENSOR,)) - overall - jnp.log(total), likeliest == targets
@@ -209,6 +217,7 @@ def all_logits(
         return carry, softcapped(product(hidden, _table(part, hidden.dtype, parallel), jnp.float32), softcap)
 
     _, logits = jax.lax.scan(of_piece, None, parts)
+    # Pieces are along the vocabulary, and the scan has put them first.
     own = logits.swapaxes(0, 1).reshape(len(hidden), -1)
     return parallel.gather_features(own)
 
@@ -219,6 +228,7 @@ def _parts(
     """The first token id of each piece of the table, and the pieces."""
     rows = weight.shape[0]
     count = pieces(rows, hidden.shape[0], hidden.shape[1], parallel.platform)
+    # Ids count over all devices of the tensor axis.
     starts = parallel.first_feature(rows) + jnp.arange(count, dtype=jnp.int32) * (rows // count)
     return starts, weight.reshape(count, rows // count, -1)
 

@@ -131,11 +131,13 @@ class DecoderStack(nnx.Module):
             return decoder_layer(x, rope, attention_fn, which, layer, cache, parallel), None
 
         parallel = execution.parallel
+        # One traced layer for the whole depth: the scan carries the residual stream and the cache.
         x = self._embedded(tokens, execution)
         layers = np.arange(len(self.windows), dtype=np.int32)
         run = rematerialized(run_layer, execution)
         unroll = 1 if execution.scan_layers else len(layers)
         (x, cache), _ = jax.lax.scan(run, (x, cache), (stacked, self._which_window(), layers), unroll=unroll)
+        # All layers wrote at the same place; only now is that place filled.
         if cache is not None:
             cache = cache._replace(filled=cache.filled + tokens.shape[1])
         return self.norm(x), cache
@@ -166,6 +168,7 @@ class DecoderStack(nnx.Module):
                 decoder_layer = nnx.merge(graphdef, parallel.gather_layer(state, execution.compute_dtype))
                 return decoder_layer(x, rope, attention_fn, which[layer], layer, None, parallel)[0]
 
+            # A removed layer costs nothing: `cond` runs one of the two branches.
             after = jax.lax.cond(layer < 0, lambda x: x, through, x)
             return after, _cosine(x.astype(jnp.float32), after.astype(jnp.float32))
 
@@ -173,6 +176,7 @@ class DecoderStack(nnx.Module):
         return self.norm(x), cosines
 
     def _which_window(self) -> Int[np.ndarray, "layers"]:
+        # The layer's number among the distinct windows, as `masked` needs.
         distinct = distinct_windows(self.windows)
         return np.array([distinct.index(window) for window in self.windows], np.int32)
 
@@ -283,6 +287,7 @@ def hidden_states(
     if ends is None:
         attention_fn = attention_fn_for(config, windows, execution.kernel, segment_ids, time, parallel)
     else:
+        # Prefix trees have no kernel on any platform: their masks are arrays.
         attention_fn = attention_by_masks(config, tree_masks(ends, positions, windows, parallel))
     rope = rope_tables(config, parallel.sequence_shard(positions))
     decoder = bind(Decoder(config), params)

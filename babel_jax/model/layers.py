@@ -42,6 +42,7 @@ class RMSNorm(nnx.Module):
 
         `parallel` is given where x differs between devices of the tensor axis.
         """
+        # Squares of bfloat16 would keep 8 bits of the mean.
         wide = x.astype(jnp.float32)
         scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
         weight = self.offset + parallel.column_parallel_input(self.weight[...]).astype(jnp.float32)
@@ -122,12 +123,14 @@ def rope_frequencies(config: ModelConfig) -> Float[np.ndarray, "half"]:
     under original_max_position_embeddings / high_freq_factor, and blends in between (Llama 3.1 report,
     section 3.4).
     """
+    # In float64 and rounded once, because a small error of a frequency grows with the position.
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponents
     scaling = config.rope_scaling
     if scaling.rope_type is RopeType.LINEAR:
         frequencies = frequencies / scaling.factor
     elif scaling.rope_type is RopeType.LLAMA3:
+        # How often each pair turns within the original window: slow pairs are scaled, fast ones kept.
         turns = scaling.original_max_position_embeddings * frequencies / (2 * np.pi)
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
@@ -151,6 +154,7 @@ def rotate(
     """x with each pair of dimensions turned by the angle of its position. Float32 inside, the type of x
     outside.
     """
+    # Halves, and not neighbours, are the pairs: Hugging Face's layout of weights.
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cosine, sine = cosine[:, :, None, :], sine[:, :, None, :]
     turned = [first * cosine - second * sine, second * cosine + first * sine]

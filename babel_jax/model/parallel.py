@@ -23,10 +23,8 @@ from jaxtyping import Array, Float, Int, PyTree
 from babel_jax.model.checkpoint_names import CheckpointName
 
 # The mesh axes. data: between slices. fsdp and ring: parameters and windows; ring is the part of FSDP along
-# one
-# dimension of the torus, so that gathers and scatters run in two stages. context: parameters and the
-# sequence.
-# tensor: features.
+# one dimension of the torus, so that gathers and scatters run in two stages. context: parameters and the
+# sequence. tensor: features.
 DATA, FSDP, RING, CONTEXT, TENSOR = "data", "fsdp", "ring", "context", "tensor"
 AXES = (DATA, FSDP, RING, CONTEXT, TENSOR)
 WINDOW_AXES = (DATA, FSDP, RING)
@@ -134,6 +132,7 @@ class Parallelism:
 
         Over the axes that the parameter is sharded over, `gather_weight` has summed it already.
         """
+        # For example: a norm's weight is whole everywhere, so its gradient is summed over all ROW_AXES.
         split = {axis for axes in mesh_axes(logical_axes) for axis in axes}
         return self.all_reduce(gradient, tuple(axis for axis in ROW_AXES if axis not in split))
 
@@ -179,6 +178,7 @@ class Parallelism:
         its mirror image is the same amount of work (as in Llama 3, section 3.3.2). Example: for 2 devices
         ((0, 1), (3, 2)): device 0 has the chunks 0 and 3, device 1 has 1 and 2.
         """
+        # The second half counts backwards from the last chunk.
         numbers = tuple(range(self.sequence_chunks))
         devices = self.size(CONTEXT)
         return (numbers[:devices], numbers[: -devices - 1 : -1]) if len(numbers) > 1 else (numbers,)
@@ -187,6 +187,7 @@ class Parallelism:
         """The chunks of this device, cut from whole windows: [batch, source, ...] to [batch, time, ...]."""
         if self.sequence_chunks == 1:
             return rows
+        # Which chunks they are is known on the device alone: its index is data in the program.
         size = rows.shape[1] // self.sequence_chunks
         chunks = jnp.array(self.chunks_by_half())[:, jax.lax.axis_index(CONTEXT)]
         return jnp.concatenate(
@@ -224,6 +225,7 @@ SINGLE_DEVICE = Parallelism()
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _gathered(gather_stages: Any, scatter_stages: Any, axis: int, leaf: Array) -> Array:
+    # Stages in order, each along one axis of the torus.
     leaf = jnp.moveaxis(leaf, axis, 0)
     for stage in gather_stages:
         leaf = jax.lax.all_gather(leaf, stage, tiled=True)

@@ -32,6 +32,7 @@ def compiled_in(folder: Path) -> Iterator[None]:
         if several
         else ("jax_compilation_cache_dir", str(native(folder)))
     )
+    # Restored afterwards: a library that calls this keeps its own cache.
     before = jax.config.values[setting]
     jax.config.update(setting, value)
     compilation_cache.reset_cache()

@@ -70,6 +70,7 @@ class BitChecks:
         different = first != second
         if not different.any():
             return
+        # The first column names the device itself; the others may only have received its sum.
         rows = different[:, 0] if different[:, 0].any() else different.any(axis=1)
         raise BadInput(
             f"step {step}: the gradients of one batch, computed twice, differ on "
@@ -84,6 +85,7 @@ class BitChecks:
         """
         if not self.has_replicas:
             return
+        # One number for each leaf and device: little is sent, whatever the size of the model.
         sums = np.asarray(self.of_params(params))
         wrong: set[int] = set()
         for leaf, spec in enumerate(self._params_specs):
@@ -98,6 +100,7 @@ class BitChecks:
 
     def _named(self, devices: Sequence[int] | np.ndarray) -> str:
         """Hosts and device ids, of devices given by their index in the mesh."""
+        # All processes call this, because each knows its own name alone.
         hosts = texts_of_all(socket.gethostname())
         flat = self._mesh.devices.flat
         by_host: dict[str, list[str]] = {}
@@ -144,6 +147,7 @@ def _groups_of_replicas(mesh: Mesh, spec: PartitionSpec) -> list[np.ndarray]:
     cut: set[Any] = set()
     for axes in spec:
         cut |= {axes} if isinstance(axes, str) else set(axes or ())
+    # Axes that cut the leaf first: each row of the rest is then one group of replicas.
     order = [number for number, axis in enumerate(AXES) if axis in cut] + [
         number for number, axis in enumerate(AXES) if axis not in cut
     ]
@@ -156,6 +160,7 @@ def _minority(sums: np.ndarray, group: np.ndarray) -> set[int]:
     """The devices whose checksum is not the most frequent one. All devices, where two checksums are equally
     frequent.
     """
+    # With two replicas nobody knows which one is right, so both are named.
     counts = Counter(sums.tolist()).most_common()
     if len(counts) == 1:
         return set()

@@ -63,6 +63,7 @@ def expand_state(
     """
     assert deeper.plan is not None
     expand = partial(_expand_moments, plan=deeper.plan, moments=deeper.moments)
+    # The outer state of the optimizer has no arrays of layers.
     adam = moments.inner_state
     return expand_params(params, deeper.plan), moments._replace(
         inner_state=adam._replace(mu=expand(adam.mu), nu=expand(adam.nu))
@@ -73,6 +74,8 @@ def _expand_moments(tree: PyTree[Array], plan: ExpansionPlan, moments: Moments) 
     def deeper(path: tuple[Any, ...], leaf: Any) -> Any:
         if not is_stacked(path) or isinstance(leaf, optax.MaskedNode):
             return leaf
+        # The same gather as for parameters. "clip" compiles to less than the default, which fills rows that
+        # are out of range.
         expanded = jnp.take(leaf, np.asarray(plan.source_layers), axis=0, mode="clip")
         return expanded if moments is Moments.COPY else expanded.at[np.asarray(plan.new_layers)].set(0)
 

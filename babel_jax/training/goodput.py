@@ -62,6 +62,7 @@ class Goodput:
         except BadInput as problem:
             log.warning("%s; goodput is counted from now on", problem)
             return
+        # From the end of the last start to the beginning of this one, the run was down.
         self.seconds |= {on: before["seconds"].get(on, 0.0) for on in Spent}
         self._last_step = before.get("last_step", -1)
         self.seconds[Spent.DOWN] += max(0.0, self._since - (before.get("until") or self._since))
@@ -77,6 +78,7 @@ class Goodput:
 
     def lose(self, seconds: dict[int, float]) -> None:
         """Counts repeated steps as lost; `seconds` has the time that each took at first."""
+        # Steps after `last_step` were never counted.
         lost = sum(time for step, time in seconds.items() if step <= self._last_step)
         lost = min(lost, self.seconds[Spent.STEP])
         self.seconds[Spent.STEP] -= lost
@@ -103,6 +105,7 @@ class Goodput:
             write_text(self._path, json.dumps(kept, indent=2) + "\n")
 
     def _turn(self, on: Spent) -> Spent:
+        # One timer: what ends here begins the next, so that no moment counts twice.
         before, now = self._now, self._clock()
         self.seconds[before] += max(0.0, now - self._since)
         self._since, self._now = now, on

@@ -62,6 +62,7 @@ class LocalCheckpoints:
         empty = self._steps / "empty"
         with agreed(), explain_storage_errors(folder):
             empty.mkdir(parents=True, exist_ok=True)
+            # Parts of another mesh, of other settings, or of an earlier part of the run are of no use now.
             for other in self._own.iterdir():
                 if other != self._steps:
                     shutil.rmtree(other)
@@ -116,7 +117,9 @@ class LocalCheckpoints:
 
     def _newest_complete(self, mesh: Mesh) -> int | None:
         """The newest step of which all processes of a replica have their parts."""
-        has = [set(text.split()) for text in texts_of_all(" ".join(str(step) for step in self._found()))]
+        mine = " ".join(map(str, self._found()))
+        has = [set(text.split()) for text in texts_of_all(mine)]
+        # Replica 0 never has a local checkpoint.
         complete: set[str] = set()
         for processes in _processes_of(mesh)[1:]:
             complete |= set.intersection(*(has[process] for process in processes))
@@ -134,6 +137,7 @@ def closing(local: LocalCheckpoints | None) -> Iterator[None]:
 def check_replicas(mesh: Mesh) -> None:
     """Raises BadInput if no other process has a copy of the state."""
     replicas = _processes_of(mesh)
+    # A process that is in two replicas would take both with it.
     if len(replicas) > 1 and sum(map(len, replicas)) == len(set.union(*replicas)):
         return
     raise BadInput(
@@ -146,7 +150,10 @@ def check_replicas(mesh: Mesh) -> None:
 def _processes_of(mesh: Mesh) -> list[set[int]]:
     """The processes of each replica."""
     by_replica = np.moveaxis(mesh.devices, mesh.axis_names.index(DATA), 0)
-    return [{device.process_index for device in devices.flat} for devices in by_replica]
+    processes: list[set[int]] = []
+    for devices in by_replica:
+        processes.append({device.process_index for device in devices.flat})
+    return processes
 
 
 def _manager(steps: Path, empty: Path, mesh: Mesh, abstract: dict[str, Any]) -> Any:

@@ -50,10 +50,12 @@ def summed_loss(
     mask = parallel.sequence_shard(
         jnp.pad(target_mask(segment_ids, batch.get("loss_mask")), ((0, 0), (0, 1)))
     )
+    # One row for each token of all windows: the head is one matrix product.
     rows = hidden.reshape(-1, hidden.shape[-1])
     table = output_table(config, params)
     picked, log_z = target_logits(rows, table, targets.reshape(-1), config.final_logit_softcapping, parallel)
     picked, log_z = picked.reshape(mask.shape), log_z.reshape(mask.shape)
+    # `where`, and not a product with the mask: a masked infinity would become NaN.
     nats = jnp.where(mask, log_z - picked, 0.0)
     total = jnp.sum(nats)
     if z_loss:

@@ -37,6 +37,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
             f"training.mesh: unknown axis {', '.join(sorted(unknown))}; valid axes: {', '.join(AXES)}"
         )
     slices = len({getattr(device, "slice_index", 0) for device in devices})
+    # Only a whole number of replicas in each slice keeps gathers of weights within a slice, on its fast
+    # links.
     wanted = {axis: sizes.get(axis, 1) for axis in (DATA, FSDP, CONTEXT, TENSOR)}
     wanted[DATA] = sizes.get(DATA, slices)
     fitted = _fitted(wanted, len(devices))
@@ -45,6 +47,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
             f"training.mesh: data = {fitted[DATA]} with {slices} slices; leave it out, or give a multiple "
             f"of {slices}"
         )
+    # The user gives fsdp as one number. A mesh has it as two axes, because a gather along one dimension of
+    # the torus stays a gather (docs/log.md, "Collectives on TPU").
     ring = sizes.get(RING, 0) or _ring(devices, fitted)
     if ring < 1 or fitted[FSDP] % ring:
         raise BadInput(
@@ -52,6 +56,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
             f"{divisors(fitted[FSDP])}"
         )
     shape = (fitted[DATA], fitted[FSDP] // ring, ring, fitted[CONTEXT], fitted[TENSOR])
+    # Between slices, only the axis data may have neighbours: all other axes get 1 there.
     if slices > 1:
         between = (slices, *[1] * (len(AXES) - 1))
         within = (shape[0] // slices, *shape[1:])
@@ -75,6 +80,7 @@ def mesh_for(config: ModelConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def _fitted(wanted: dict[str, int], devices: int) -> dict[str, int]:
+    # The sizes that are given; the one axis of -1 takes the rest.
     known = math.prod(size for size in wanted.values() if size != -1)
     values = list(wanted.values())
     given = ", ".join(f"{axis} = {size}" for axis, size in wanted.items())
@@ -84,6 +90,7 @@ def _fitted(wanted: dict[str, int], devices: int) -> dict[str, int]:
             "be -1"
         )
     if devices % known or (-1 not in values and known != devices):
+        # For the message: the nearest size for each axis with the others as they are.
         fits = []
         for axis, size in wanted.items():
             rest = known // size if size > 1 else known
@@ -125,6 +132,7 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> PyTree[NamedSharding]:
         for size, name, axes in zip(
             parameter.shape, parameter.logical_axes, mesh_axes(parameter.logical_axes), strict=True
         ):
+            # Heads are cut whole: a device never has a part of a head.
             parts = math.prod(mesh.shape[axis] for axis in axes)
             whole = size // config.head_dim if name in ("q_heads", "kv_heads") else size
             if whole % parts:
@@ -139,6 +147,7 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> PyTree[NamedSharding]:
 def check_batch(mesh: Mesh, global_batch_size: int, gradient_accumulation: int, seq_len: int) -> None:
     """Raises BadInput if the mesh does not divide the windows of a micro-batch, or the tokens of a window."""
     groups = math.prod(mesh.shape[axis] for axis in WINDOW_AXES)
+    # Every micro-batch has the same number of windows on each device.
     windows = global_batch_size // gradient_accumulation
     if windows % groups:
         unit = groups * gradient_accumulation
@@ -150,6 +159,7 @@ def check_batch(mesh: Mesh, global_batch_size: int, gradient_accumulation: int, 
             f"of data x fsdp; give a multiple of {unit}, such as {' or '.join(map(str, near))}, or another "
             "training.mesh"
         )
+    # Each device of `context` has one part of a window's first half and one of its second half.
     context = mesh.shape[CONTEXT]
     if context > 1 and seq_len % (2 * context):
         fit = [
@@ -193,10 +203,13 @@ def window_share(mesh: Mesh) -> tuple[int, int]:
     them. Raises BadInput if two processes have only a part of their windows in common.
     """
     groups = math.prod(mesh.shape[axis] for axis in WINDOW_AXES)
+    # The windows of each process, by the number of their first one.
     of_process: dict[int, set[int]] = {}
     places: Mapping[Any, Any] = batch_sharding(mesh).devices_indices_map((groups,))
     for device, (group,) in places.items():
         of_process.setdefault(device.process_index, set()).add(group.start or 0)
+    # Processes with the same windows are one share. Shares must be of one size and must not overlap: each
+    # reads its own part of the batch.
     shares = sorted({tuple(sorted(own)) for own in of_process.values()})
     if len({len(share) for share in shares}) > 1 or sum(map(len, shares)) > groups:
         raise BadInput(

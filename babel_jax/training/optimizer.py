@@ -87,6 +87,7 @@ class AdamW:
         same for all rows.
         """
         factor = self._settings.new_layers_rate
+        # Where new layers alone are trained, all rows that are trained have one factor.
         if self._rows is not None or factor == 1.0 or not new_layers:
             return factor if self._rows is not None else 1.0
         factors = np.ones((param.shape[0], *[1] * (param.ndim - 1)), np.float32)
@@ -104,12 +105,14 @@ class AdamW:
 
         Below, the patterns that match no parameter first.
         """
+        # One line a leaf, as the rules match paths of leaves.
         flat = traverse_util.flatten_dict(self.rules, sep="/")
         width = max(len(path) for path in flat)
         lines = [f"{'parameter':<{width}} {'rate':>8} {'decay':>8}  pattern"]
         for path, rule in flat.items():
             rate, decay = ("frozen", "") if rule.freeze else (f"{rule.rate:g}", f"{rule.weight_decay:g}")
             lines.append(f"{path:<{width}} {rate:>8} {decay:>8}  {rule.pattern}")
+        # A pattern with a mistake in it would else go unnoticed.
         idle = [rule.pattern for rule in self._settings.rules if rule not in flat.values()]
         return "\n".join(
             [*lines, *(f"warning: the pattern {pattern} wins for no parameter" for pattern in idle)]
@@ -124,6 +127,7 @@ class AdamW:
 
         May be traced.
         """
+        # `rows` are the trained layers; None means all layers.
         rows, rows_before = self._rows, before._rows
 
         def carried(fresh: Array, old: Array) -> Array:
@@ -189,6 +193,8 @@ class AdamW:
 
         With `offload` the moments of one parameter at a time are copied from the hosts' memory and back.
         """
+        # One parameter at a time, in a fixed order: with offloaded moments, only one parameter's moments are
+        # on the devices.
         before, structure = state.inner_state, cast(Any, jax.tree.structure(params))
         trees = (params, gradients, before.mu, before.nu, self.rules, self._rates, self.trained)
         last, found = jnp.asarray(finite), []
@@ -203,8 +209,10 @@ class AdamW:
                 mu, nu, last = jax.lax.optimization_barrier((mu, nu, last))
                 mu, nu = jax.device_put((mu, nu), jax.memory.Space.Device)
             part, gradient = (leaf if self._rows is None else leaf[self._rows] for leaf in (param, gradient))
+            # AdamW (Loshchilov and Hutter 2019): the decay is added to Adam's direction, not to the gradient.
             direction, after = self._adam.update(gradient, optax.ScaleByAdamState(before.count, mu, nu))
             moved = part - rate * factor * (direction + rule.weight_decay * part)
+            # A step that is skipped keeps the old values, bit by bit.
             pairs = ((moved, part), (after.mu, mu), (after.nu, nu))
             moved, mu, nu = (jnp.where(finite, new, old) for new, old in pairs)
             if offload:
@@ -223,6 +231,7 @@ def learning_rate(schedule: Schedule, step: int, steps: int) -> float:
     `final_fraction` of the peak; or constant, and over the last `decay_fraction` of the steps a linear fall
     to `final_fraction` of the peak (warmup-stable-decay, Hu et al. 2024).
     """
+    # Step 0 already has a rate over 0.
     warmup = round(schedule.warmup_fraction * steps)
     if step < warmup:
         return schedule.peak * (step + 1) / warmup
@@ -230,6 +239,7 @@ def learning_rate(schedule: Schedule, step: int, steps: int) -> float:
     if schedule.kind is ScheduleKind.COSINE:
         done = (step - warmup) / max(1, steps - warmup)
         return final + (schedule.peak - final) * 0.5 * (1.0 + math.cos(math.pi * done))
+    # The last step has the final rate.
     decay = round(schedule.decay_fraction * steps)
     if schedule.kind is ScheduleKind.WSD and step >= steps - decay:
         return schedule.peak - (schedule.peak - final) * (step - (steps - decay) + 1) / decay

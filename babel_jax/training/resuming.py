@@ -18,6 +18,7 @@ def note_text(path: Path, fingerprint: str, step: int) -> None:
     """Writes down which prepared text the steps from `step` on read. Warns where a run resumes with other
     text than before.
     """
+    # Steps after a lost checkpoint are taken again, so what they read is forgotten.
     before = read_as(path, TextRead)["text"] if step and path.is_file() else []
     known = [entry for entry in before if entry["from_step"] < step]
     if known and known[-1]["fingerprint"] != fingerprint:
@@ -41,6 +42,7 @@ def check_totals(stages: Sequence[PlannedStage], run_folder: Path) -> None:
     path = run_folder / "mixture.json"
     before = read_as(path, dict[str, MixtureFile]) if path.is_file() else {}
     for plan in stages:
+        # A run of an earlier version has more of the language than its config says now.
         rows = before.get(plan.stage.name, {}).get("rows", [])
         for code in plan.stage.mixture.curated if rows else ():
             had = sum(row["share"] for row in rows if row["language"] == code)

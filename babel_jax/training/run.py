@@ -89,7 +89,8 @@ def train_stages(
         """The local checkpoints after `saved` steps, of the part with step `step`; None at the end."""
         if config.training.local_checkpoints is None or step >= stages[-1].end:
             return None
-        first = max(first for plan in stages for first, _ in _parts(plan, models) if first <= step)
+        starts = [first for plan in stages for first, _ in _parts(plan, models)]
+        first = max(start for start in starts if start <= step)
         abstract = setup_at(first, _stage_at(stages, step).train).abstract
         return LocalCheckpoints(config, run_folder, mesh, first, saved, abstract)
 

@@ -118,6 +118,7 @@ class Checkpoints:
         run. Raises BadInput for a checkpoint of another model too.
         """
         unreadable: dict[int, str] = {}
+        # Newest first. A step that one process cannot read is taken by none: all must have the same state.
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 with agreed():
@@ -126,6 +127,7 @@ class Checkpoints:
             except Exception as error:  # Orbax and TensorStore raise what they like for damaged files
                 unreadable[step] = _first_line(error)
                 continue
+            # Not damage but a wrong config or a wrong folder: an older step would not fit either.
             ours = self._model(step)
             if changed := [name for name, value in model.items() if value != ours.get(name)]:
                 differences = ", ".join(f"{name} {model[name]}, here {ours.get(name)}" for name in changed)
@@ -133,6 +135,8 @@ class Checkpoints:
                     f"{self._folder / str(step)}: a checkpoint of another model ({differences}); give "
                     "another out"
                 )
+            # First the digests, in pieces shared by the processes: TensorStore restores a flipped bit in
+            # silence.
             wanted = abstract(step, stage)
             try:
                 with agreed():
@@ -142,6 +146,8 @@ class Checkpoints:
             except Exception as error:
                 unreadable[step] = _first_line(error)
                 continue
+            # Only now, with a step that can be read: the reason for the others is damage, not memory or a
+            # missing disk.
             for damaged, reason in unreadable.items():
                 log.warning(
                     "checkpoint %d cannot be read (%s); it is set aside, and step %d is taken",

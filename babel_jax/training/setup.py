@@ -34,6 +34,7 @@ class Setup(NamedTuple):
 
 def setup_of(config: Config, mesh: Mesh, model: Depth, trained: Trained) -> Setup:
     """The setup of one model and one choice of what is trained."""
+    # Shapes alone: the setup of a model of any size is made without memory.
     params = abstract_params(model.config)
     optimizer = AdamW(config.optimizer, params, trained, model.new_layers)
     shardings = state_shardings(model.config, optimizer, mesh, config.training.offload_optimizer_state)
@@ -41,6 +42,7 @@ def setup_of(config: Config, mesh: Mesh, model: Depth, trained: Trained) -> Setu
         jax.eval_shape(lambda params: initial_state(optimizer, params), params), shardings
     )
     step = compiled_step(model.config, optimizer, config.optimizer, config.training, mesh)
+    # Compiled at their first call.
     bit_checks = BitChecks(model.config, config.optimizer, config.training, mesh)
     return Setup(model, trained, optimizer, shardings, abstract, step, bit_checks)
 

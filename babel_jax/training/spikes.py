@@ -25,6 +25,7 @@ def is_spike(
     """True if the loss or the gradient norm is more than `deviations` standard deviations above its mean.
     Always False in the first 64 steps.
     """
+    # NaN marks steps that were not there yet.
     known = jnp.isfinite(recent)
     count = jnp.sum(known, axis=1)
     mean = jnp.sum(jnp.where(known, recent, 0.0), axis=1) / jnp.maximum(count, 1)

@@ -33,6 +33,7 @@ def plan_stages(config: Config) -> list[PlannedStage]:
         most = (
             round(stage.max_passes * sum(available.values())) if stage.max_passes is not None else sys.maxsize
         )
+        # A stage is given by steps, by tokens, or by passes over all text; `max_passes` bounds each of them.
         if stage.steps:
             mixture, tokens = make_mixture_of_steps(supplies, stage.mixture, stage.steps * windows_per_step)
             steps = stage.steps

@@ -70,12 +70,14 @@ def summed_gradients(
     It runs under `shard_map`: each device computes its own windows (or its own part of each window), in
     `gradient_accumulation` pieces.
     """
+    # Everything that is static under jit is made here, once for each program.
     parallel, specs = parallelism_on(mesh), param_specs(config)
     dtype = jnp.dtype(training.compute_dtype)
 
     def of_one(
         params: PyTree[Array], micro: dict[str, Array]
     ) -> tuple[tuple[Array, WindowLosses], PyTree[Array]]:
+        # The kernel depends on how many tokens of a window a device has.
         tokens = micro["tokens"].shape[1] // parallel.sequence_chunks
         kernel = kernel_for(training.attention, config, tokens, parallel.platform, training.compute_dtype)
         execution = Execution(dtype, training.remat, kernel, parallel, training.scan_layers)
@@ -101,6 +103,7 @@ def summed_gradients(
                 (total, windows), gradients = of_one(params, micro)
                 return (so_far[0] + total, jax.tree.map(jnp.add, so_far[1], gradients)), windows
 
+            # Gradients add up in the type of the parameters.
             start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
             (total, gradients), windows = jax.lax.scan(add, start, micro_batches)
             windows = jax.tree.map(lambda rows: rows.swapaxes(0, 1).reshape(-1), windows)
