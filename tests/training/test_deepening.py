@@ -64,7 +64,8 @@ def test_offloaded_moments_are_expanded_too(train, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, whole)
 
 
-@pytest.mark.parametrize("stop", [3, 4, 5, 7])
+# At the boundary in the quick suite, elsewhere in the slow one.
+@pytest.mark.parametrize("stop", [4, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (3, 5, 7))])
 def test_cut_off_anywhere_it_goes_on_to_the_same_bits(train, tmp_path, cut_off, stop):
     changes = {"deepen": [deepen(4, init="noise"), deepen(6, "zero")], "training": {"checkpoint_every": 2}}
     whole, _, losses = train(tmp_path / "whole", **changes)
