@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow test-long lint install constraints clean
+.PHONY: demo docs test test-slow test-long lint install constraints clean
 
 demo: $(VENV)/installed
 	$(BIN)/babel demo --out runs/demo
@@ -21,9 +21,13 @@ test-long: $(VENV)/installed-test
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -m long
 
 lint: $(VENV)/installed-test
-	$(BIN)/ruff check babel_jax tests benchmarks
-	$(BIN)/ruff format --check babel_jax tests benchmarks
+	$(BIN)/ruff check babel_jax tests benchmarks docs
+	$(BIN)/ruff format --check babel_jax tests benchmarks docs
 	$(BIN)/mypy
+
+# The documentation: build/docs/site/index.html.
+docs: $(VENV)/installed-docs
+	$(BIN)/python docs/build.py
 
 install: $(VENV)/installed
 
@@ -34,6 +38,10 @@ $(VENV)/bin/python:
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --constraint constraints.txt editables hatchling
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[docs]'
 	touch $@
 
 # torch first and alone, at its exact version: the comparisons need no CUDA build of it.

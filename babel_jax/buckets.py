@@ -2,7 +2,7 @@
 errors.
 
 fsspec (gcsfs, s3fs) copies files; TensorStore makes conditional writes. Both, and Orbax, use the credentials
-and endpoints of the cloud's own tools; see docs/buckets.md for the names of settings.
+and endpoints of the cloud's own tools; see docs/how-to/buckets.md for the names of settings.
 """
 
 import base64

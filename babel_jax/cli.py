@@ -5,7 +5,6 @@ The commands are in commands/. The code of a command is imported when it runs, s
 quick.
 """
 
-import argparse
 import contextlib
 import errno
 import json
@@ -18,9 +17,7 @@ import traceback
 from collections.abc import Iterator
 from typing import TextIO
 
-from babel_jax import __version__
-from babel_jax.commands import corpus, evaluation, models, pods, quality, report, runs, text, verify
-from babel_jax.commands.parsing import Run
+from babel_jax.commands.parser import BabelParser
 from babel_jax.disk_errors import os_error_line
 from babel_jax.distributed import cluster
 from babel_jax.distributed.signals import INTERRUPTED, end_at_once, interruptible, say
@@ -49,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str] | None) -> int:
-    parser = _parser()
+    parser = BabelParser()
     options = parser.parse_args(arguments)
     if options.run is None:
         return _print(parser.format_help(), sys.stdout)
@@ -165,31 +162,6 @@ class _Printable(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(shown(super().format(record)))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="babel", description="Grow a pretrained decoder and train it on in 25 languages."
-    )
-    parser.add_argument("--version", action="version", version=f"babel-jax {__version__}")
-    parser.set_defaults(run=None)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-
-    def command(name: str, run: Run, does: str, example: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(
-            name,
-            help=does,
-            description=does,
-            epilog=f"example: {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        made.add_argument("--json", action="store_true", help="print the result as one JSON object")
-        made.set_defaults(run=run)
-        return made
-
-    for group in (runs, corpus, quality, models, evaluation, text, report, pods, verify):
-        group.declare(command)
-    return parser
 
 
 if __name__ == "__main__":

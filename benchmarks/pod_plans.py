@@ -1,5 +1,5 @@
 """The shipped configs compiled for the pods that they are meant for, beside MaxText's figures; the table of
-the README.
+docs/pods/index.md.
 
     python benchmarks/pod_plans.py [--results FILE] [--only v5p] [--rest] [--table]
 
@@ -73,7 +73,9 @@ STEP_ALONE = ("training.global_batch_size", "training.remat", "training.gradient
 _REST = "rest: "
 
 
-_HEAD = """# All programs of the README's plans
+_HEAD = """# Plans of all programs
+
+The rows are those of [the table of pods](pods/index.md).
 
 Made by `python benchmarks/pod_plans.py --rest --page docs/plans.md`. `beside` is what else is on the chip
 while the program runs. Seconds are the least at the chip's published peaks: one run of the program (a step,
@@ -172,7 +174,7 @@ def page(results: dict[str, Any]) -> str:
     missing = [name_of(*row) for row in PLANS if rest_name_of(*row) not in results]
     parts = [_HEAD, programs_table(results)]
     if missing:
-        parts.append(f"Not compiled yet, but for the step (README.md): {'; '.join(missing)}.")
+        parts.append(f"Not compiled yet, but for the step (the table of pods): {'; '.join(missing)}.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""What `import babel_jax` gives: every example of docs/python.md, and what each command imports."""
+"""What `import babel_jax` gives: every example of docs/python/examples.md, and what each command imports."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ import pytest
 import babel_jax
 from babel_jax import api
 
-PAGE = Path(__file__).parents[1] / "docs" / "python.md"
+PAGE = Path(__file__).parents[1] / "docs" / "python" / "examples.md"
 EXAMPLES = re.findall(r"```python\n(.+?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 # Libraries that take long to import or that a plain installation lacks, and commands' modules that must not

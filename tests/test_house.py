@@ -1,5 +1,5 @@
-"""The order of the folders: no folder imports itself by way of others, and the table in README.md names each
-of them.
+"""The order of the folders: no folder imports itself by way of others, and the table in docs/concepts/code.md
+names each of them.
 """
 
 import ast
@@ -63,7 +63,7 @@ def test_no_room_imports_itself_by_way_of_others():
 
 
 def test_the_table_names_every_folder():
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "concepts" / "code.md").read_text(encoding="utf-8")
     for folder in {path.parent.relative_to(ROOT).as_posix() for path in MODULES.values()} - {
         "babel_jax",
         "babel_jax/data",

@@ -11,9 +11,12 @@ Run = Callable[[argparse.Namespace], Result]
 
 
 class Commands(Protocol):
-    """Declares a command and returns its parser. Every command has --json."""
+    """Declares a command and returns its parser. Every command has --json.
 
-    def __call__(self, name: str, run: Run, does: str, example: str) -> argparse.ArgumentParser: ...
+    examples: shell lines for the help and the documentation. tests/test_examples.py runs each of them.
+    """
+
+    def __call__(self, name: str, run: Run, does: str, *examples: str) -> argparse.ArgumentParser: ...
 
 
 def add_config(parser: argparse.ArgumentParser, example: str = "seed=1") -> None:

@@ -106,7 +106,7 @@ class DataSettings(Settings):
       result does not depend on their number
     - shard_documents: the most documents in a cleaned shard, and so a bound on the memory of a worker
 
-    Digests of all files that were read show later if text has changed; see docs/cleaning.md.
+    Digests of all files that were read show later if text has changed; see docs/reference/cleaning.md.
     """
 
     folder: LocalPath

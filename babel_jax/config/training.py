@@ -196,7 +196,7 @@ class TrainingSettings(Settings):
       at the end of a stage, and when the run is stopped
     - keep_checkpoints, keep_every: the newest ones are kept, and those whose step `keep_every` divides
     - local_checkpoints, local_checkpoint_every: a folder on the disk (or in the memory) of each host, for
-      additional checkpoints after so many steps; see docs/local-checkpoints.md
+      additional checkpoints after so many steps; see docs/pods/local-checkpoints.md
     - compilation_cache: compiled programs are kept in the run folder, unless JAX_COMPILATION_CACHE_DIR names
       another, so that a resumed run compiles nothing again (except programs for several CPU devices)
     """

@@ -2,8 +2,8 @@
 script.
 
 Most numbers in a text are no personal data: dates, lists of years, ISBNs, amounts. So a number is masked only
-if its form leaves little doubt. docs/cleaning.md has precision and recall on a list of numbers, and the
-errors met in real text.
+if its form leaves little doubt. docs/reference/cleaning.md has precision and recall on a list of numbers,
+and the errors met in real text.
 """
 
 import functools

@@ -25,8 +25,8 @@ def masked(text, language=None):
 
 @pytest.mark.parametrize("with_language", [True, False])
 def test_precision_and_recall_on_a_list_in_all_languages(with_language):
-    """docs/cleaning.md has these figures: of 159 other numbers one may be masked, of 130 phones and cards two
-    may be missed.
+    """docs/reference/cleaning.md has these figures: of 159 other numbers one may be masked, of 130 phones
+    and cards two may be missed.
     """
     wanted = [(code, text, "phone") for code, texts in LIST["phones"].items() for text in texts]
     wanted += [(None, text, "card") for text in LIST["cards"]]

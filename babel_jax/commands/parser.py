@@ -1,0 +1,69 @@
+"""The parser of `babel`: all commands, in groups."""
+
+import argparse
+
+from babel_jax import __version__
+from babel_jax.commands import corpus, evaluation, models, pods, quality, report, runs, text, verify
+from babel_jax.commands.parsing import Run
+
+# The commands in the order in which a user meets them, for `babel --help` and the documentation.
+GROUPS = {
+    "begin": ("demo", "init"),
+    "text": ("prepare", "mixture", "statistics", "judge", "classifier", "score"),
+    "models": ("convert", "expand", "sensitivity", "ablate"),
+    "training": ("train", "sft", "status", "report"),
+    "trained models": ("evaluate", "generate", "chat"),
+    "pods": ("plan", "rehearse"),
+    "more": ("verify",),
+}
+_NAME_WIDTH = 14  # characters of the column of names in `babel --help`
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of one command, with what it does and its tested examples."""
+
+    does: str
+    examples: tuple[str, ...]
+
+
+class BabelParser(argparse.ArgumentParser):
+    """The parser of `babel`. Its help lists the commands in groups, which argparse cannot do."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            prog="babel",
+            usage="babel COMMAND ...",
+            description="Grow a pretrained decoder and train it on in your languages.",
+            epilog="babel COMMAND --help shows the options of a command, with examples.",
+        )
+        self.commands: dict[str, CommandParser] = {}
+        self.add_argument("--version", action="version", version=f"babel-jax {__version__}")
+        self.set_defaults(run=None)
+        self._subparsers_action = self.add_subparsers(
+            metavar="COMMAND", prog="babel", parser_class=CommandParser
+        )
+        for subject in (runs, corpus, quality, models, evaluation, text, report, pods, verify):
+            subject.declare(self._declare)
+
+    def _declare(self, name: str, run: Run, does: str, *examples: str) -> argparse.ArgumentParser:
+        made: CommandParser = self._subparsers_action.add_parser(
+            name,
+            help=does,
+            description=does,
+            epilog="\n  ".join(["examples:", *examples]) if len(examples) > 1 else f"example: {examples[0]}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        made.add_argument("--json", action="store_true", help="print the result as one JSON object")
+        made.set_defaults(run=run)
+        made.does, made.examples = does, examples
+        self.commands[name] = made
+        return made
+
+    def format_help(self) -> str:
+        """The usage, the commands in groups, and the options."""
+        parts = [self.format_usage().rstrip("\n"), self.description or ""]
+        for title, names in GROUPS.items():
+            rows = "\n".join(f"  {name:{_NAME_WIDTH}}{self.commands[name].does}" for name in names)
+            parts.append(f"{title}:\n{rows}")
+        parts.append("options:\n  -h, --help    show this help\n  --version     show the version")
+        return "\n\n".join([*parts, self.epilog or ""]) + "\n"
