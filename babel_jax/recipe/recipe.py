@@ -14,7 +14,7 @@ Only this module knows all the parts. Files in the run folder:
                        each stage; items/X.json: the scored items
     evaluation/        during.jsonl and best.json: evaluations between steps, and the best (training/watch.py)
     hf/                the trained model as a Hugging Face folder
-    samples.json       text that the trained model generates in each language
+    samples.json       text that the trained model generates in each language; samples-parent.json: its parent
     summary.*          table (.md), figures (.json) and plot (.png)
     report.html        all of it on one page
 """
@@ -53,6 +53,7 @@ from babel_jax.recipe.claim import check_same, claim
 from babel_jax.recipe.export import export, export_difference
 from babel_jax.recipe.summary import summarize
 from babel_jax.report.page import PAGE, write_report
+from babel_jax.report.record import PARENT_SAMPLES
 from babel_jax.report.samples import write_samples
 from babel_jax.run_files import RAW, Summary, is_beside_checkpoints, read_as
 from babel_jax.sending import check_access, settle
@@ -130,6 +131,16 @@ def _run(
         else:
             params = load_params(folder, dtype=jnp.float32, shardings=shardings)
             _evaluate_point(config, "base", base_config, params, tokenizer)
+            write_samples(
+                run_folder,
+                base_config,
+                params,
+                tokenizer,
+                open_prepared(config.data.folder),
+                mesh,
+                jnp.dtype(config.training.compute_dtype),
+                PARENT_SAMPLES,
+            )
         if plan is not None:
             params = expanding(param_shardings(model_config, mesh))(params, plan)
         if plan is not None and folder is not None:

@@ -6,18 +6,19 @@ from typing import Any
 from babel_jax.config import Init
 from babel_jax.evaluation.benchmarks.tables import TITLES
 from babel_jax.evaluation.bits_per_byte import class_means
-from babel_jax.evaluation.items import BITS_PER_BYTE
-from babel_jax.evaluation.points import LOWER_IS_BETTER, point_names, scores_of
-from babel_jax.evaluation.suite import CHANCE, CHOICE_TASKS, TRANSLATION_TASKS, Results
+from babel_jax.evaluation.items import BITS_PER_BYTE, FEWEST_ITEMS, changes, differences
+from babel_jax.evaluation.points import LOWER_IS_BETTER, scores_of
+from babel_jax.evaluation.suite import CHANCE, CHOICE_TASKS, TRANSLATION_TASKS
+from babel_jax.evaluation.tables import TOO_LITTLE, Interval, percent_text
 from babel_jax.expansion.card import initial_state
-from babel_jax.languages import CODES, LANGUAGES, Resource, in_order
-from babel_jax.report.charts import Curve, Figure, Table, averaged, bars, dots, layers, lines, number, spark
+from babel_jax.languages import CODES, LANGUAGES, Resource, groups_with_means, in_order
+from babel_jax.pages.charts import Figure, Table, bars, dots, layers, number
+from babel_jax.report.curves import STAGES
 from babel_jax.report.record import RunRecord
 
 _MEANS = "Means"
+_CANNOT_TRANSLATE = 5  # chrF++; unrelated text of one script has more
 GROUPS = {Resource.HIGH: "High-resource", Resource.LOW: "Low-resource"}
-# The number of the first stage's series: base and expanded come before. A stage has the colour of its result.
-_STAGES = 2
 _SHORT_INITS = {
     Init.COPY: "copy of {}",
     Init.NOISE: "{} with noise",
@@ -38,166 +39,121 @@ def evaluation_figures(record: RunRecord) -> list[Figure]:
     tasks: dict[str, None] = {}  # a dict keeps the order
     for results in record.points.values():
         tasks |= dict.fromkeys(results)
-    figures = []
-    for task in tasks:
-        points = {name: results for name, results in record.points.items() if results.get(task)}
-        if points:
-            series = {name: [*record.points].index(name) for name in points}
-            figures.append(_task_figure(task, points, series, point_names(record.config)))
-    return figures
+    return [
+        _task_figure(record, task) for task in tasks if any(of.get(task) for of in record.points.values())
+    ]
 
 
-def _task_figure(
-    task: str, points: Mapping[str, Results], series: Mapping[str, int], run: Sequence[str]
-) -> Figure:
-    """The figure of one task. run: the points of the run itself, over which the change is computed."""
+def _task_figure(record: RunRecord, task: str) -> Figure:
+    """The figure of one task. The change is that over the points of the run itself."""
+    points = {name: results for name, results in record.points.items() if results.get(task)}
+    series = {name: [*record.points].index(name) for name in points}
     title, words = _TASKS.get(task, (TITLES.get(task, task), "score; more is better"))
     scores = {name: scores_of(results, task) for name, results in points.items()}
-    means = {name: class_means(values) for name, values in scores.items()}
     names = list(points)
     codes = in_order(code for values in scores.values() for code in values)
-    # Rows of values by point: first the means, then the languages of each resource class.
-    groups: dict[str, dict[str, list[float | None]]] = {_MEANS: {}}
-    for group, label in (("all", "all"), ("high", "high-resource"), ("low", "low-resource")):
-        row = [means[name][group] for name in names]
-        if any(value is not None for value in row):
-            groups[_MEANS][label] = row
-    for resource, label in GROUPS.items():
-        members = [code for code in codes if LANGUAGES[code].resource is resource]
-        if members:
-            groups[label] = {}
-        for code in members:
-            groups[label][LANGUAGES[code].name] = [scores[name].get(code) for name in names]
+    is_bits = task in LOWER_IS_BETTER
+    groups = _rows_by_group(scores, codes)
+
+    # Rows of the table: those of the chart, with the change after the name, where a phone still shows it.
+    digits = 3 if is_bits else 1
+    intervals = _intervals(record, task, [name for name in names if name in record.own_points])
+    sizes = next(iter(points.values()))[task]
+    rows: list[list[str]] = []
+    tones: dict[int, str] = {}
+    for group, of_group in groups.items():
+        for key, (label, row) in of_group.items():
+            language_class = "mean" if group == _MEANS else str(LANGUAGES[key].resource)
+            cells = ["" if value is None else f"{value:.{digits}f}" for value in row]
+            size = sizes.get(key, {})
+            counts = [f"{size['n']:,}" if "n" in size else ""]
+            if is_bits:
+                counts.append(f"{size['bytes']:,}" if size.get("bytes") is not None else "")
+            change, tone = _change(record, task, row, names, intervals.get(key))
+            if tone or group == _MEANS:
+                tones[len(rows)] = f"{tone} mean".strip() if group == _MEANS else tone
+            rows.append([label, change, language_class, *cells, *counts])
 
     marks = {"chance": CHANCE[task]} if task in CHANCE else {}
-    items = {code: result["n"] for code, result in next(iter(points.values()))[task].items()}
-    percent = task in LOWER_IS_BETTER
-
-    def change(row: Sequence[float | None]) -> str:
-        row = [value for name, value in zip(names, row, strict=True) if name in run]
-        if len(row) < 2 or row[0] is None or row[-1] is None:
-            return ""
-        if percent:
-            return f"{100 * (row[-1] / row[0] - 1):+.1f}%" if row[0] else ""
-        return f"{row[-1] - row[0]:+.1f}"
-
-    digits = 3 if percent else 1
-    codes_by_name = {LANGUAGES[code].name: code for code in codes}
-    rows = []
-    for group, of_group in groups.items():
-        for label, row in of_group.items():
-            language_class = "mean" if group == _MEANS else group.removesuffix("-resource").lower()
-            cells = ["" if value is None else f"{value:.{digits}f}" for value in row]
-            count = items.get(codes_by_name.get(label, ""))
-            rows.append([label, language_class, *cells, change(row), "" if count is None else str(count)])
-
     sentence = words[0].upper() + words[1:] + "."
     if marks:
         sentence += f" The dashed line is chance ({CHANCE[task]:.0f}%)."
-    unit = "bits per byte" if percent else words.rsplit(", ", 1)[-1]
+    if any("[?]" in row[1] for row in rows):
+        sentence += f" [?]: not enough text to tell; an interval needs {FEWEST_ITEMS} documents."
+    highest = max((value for values in scores.values() for value in values.values()), default=0.0)
+    is_folded = task in TRANSLATION_TASKS and highest < _CANNOT_TRANSLATE
+    if is_folded:
+        sentence += f" All scores are below {_CANNOT_TRANSLATE}: the model cannot translate yet."
+    unit = "bits per byte" if is_bits else words.rsplit(", ", 1)[-1]
+    chart = {}
+    for group, of_group in groups.items():
+        chart[group] = dict(of_group.values())
+    counted = ["Documents", "Bytes"] if is_bits else ["Items"]
     return Figure(
         task,
         title,
         sentence,
-        [("", "", dots(groups, series, unit, marks))],
-        Table(["Language", "Class", *names, "Change", "Items"], rows),
+        [("", "", dots(chart, series, unit, marks))],
+        Table(["Language", "Change [95%]", "Class", *names, *counted], rows, tones),
         series,
-        open_table=percent,
+        open_table=is_bits,
+        is_folded=is_folded,
     )
 
 
-def loss_figure(record: RunRecord) -> Figure | None:
-    """Training loss by stage."""
-    curves = _by_stage(record.steps, lambda step: step["loss"])
-    if not curves:
-        return None
-    series = {name: index for index, name in enumerate(curves, _STAGES)}
-    # The mean is drawn over the thin line; the table has six rows for each stage.
-    smooth = {name: averaged(curve, 25) for name, curve in curves.items()}
-    rows = []
-    for name, curve in curves.items():
-        few = averaged(curve, 6)
-        rows += [[name, f"{step:.0f}", f"{loss:.3f}"] for step, loss in few]
-    shown = {name: averaged(curve, 400) for name, curve in curves.items()}
-    return Figure(
-        "loss",
-        "Training loss by stage",
-        "Nats per token of each step's batch (thin line), and the running mean. Stages read different "
-        "mixtures, so their losses cannot be compared.",
-        [("", "", lines(smooth, series, "step", "nats per token", shown))],
-        Table(["Stage", "Step (mean of a sixth)", "Loss"], rows),
-        series,
-    )
+def _rows_by_group(
+    scores: Mapping[str, Mapping[str, float]], codes: Sequence[str]
+) -> dict[str, dict[str, tuple[str, list[float | None]]]]:
+    """{title: {language or group: (label, values by point)}}: the means, then the languages of each class."""
+    means = [class_means(values) for values in scores.values()]
+    groups: dict[str, dict[str, tuple[str, list[float | None]]]] = {}
+    labels = groups_with_means(codes)
+    for group in ("all", "high", "low"):
+        if group in labels:
+            # "all 25" and "14 low": the chart has little room.
+            label = labels[group].removesuffix(" languages").removesuffix("-resource")
+            groups.setdefault(_MEANS, {})[group] = (label, [of_point[group] for of_point in means])
+    for resource, title in GROUPS.items():
+        for code in codes:
+            if LANGUAGES[code].resource is resource:
+                row = [values.get(code) for values in scores.values()]
+                groups.setdefault(title, {})[code] = (LANGUAGES[code].name, row)
+    return groups
 
 
-def during_figure(record: RunRecord) -> Figure | None:
-    """The mean of bits per byte, evaluated between steps."""
-    labels = {"all": "all languages", "high": "high-resource", "low": "low-resource"}
-    all_curves: dict[str, list[tuple[float, float]]] = {label: [] for label in labels.values()}
-    rows = []
-    for line in record.during:
-        means = class_means(scores_of(line["tasks"], BITS_PER_BYTE))
-        cells = [str(line["step"])]
-        for group, label in labels.items():
-            mean = means[group]
-            if mean is not None:
-                all_curves[label].append((line["step"], mean))
-            cells.append("" if mean is None else f"{mean:.3f}")
-        rows.append(cells)
-
-    # One point is no curve.
-    curves = {label: curve for label, curve in all_curves.items() if len(curve) > 1}
-    if not curves:
-        return None
-    series = {label: index for index, label in enumerate(curves, _STAGES)}
-    best = ""
-    if record.best:
-        best = f" The best is after step {record.best['step']}: {record.best['bits_per_byte']:.3f}."
-    return Figure(
-        "during",
-        "Bits per byte during training",
-        f"Means over languages, on held-out text.{best}",
-        [("", "", lines(curves, series, "steps", "bits per byte"))],
-        Table(["Steps", *labels.values()], rows),
-        series,
-    )
+def _intervals(record: RunRecord, task: str, run: Sequence[str]) -> Mapping[str, Interval]:
+    """The intervals of the change over the run's points; empty if there is none."""
+    if len(run) < 2 or run[0] not in record.items or run[-1] not in record.items:
+        return {}
+    first, last = record.items[run[0]], record.items[run[-1]]
+    if task in LOWER_IS_BETTER:
+        return changes(task, last, first)
+    return differences({task: last.get(task, {})}, {task: first.get(task, {})}).get(task, {})
 
 
-def language_loss_figure(record: RunRecord) -> Figure | None:
-    """Training loss of each language."""
-    curves: dict[str, list[tuple[float, float]]] = {code: [] for code in CODES}
-    for step in record.steps:
-        for code, loss in step["loss_by_language"].items():
-            if loss is not None and code in curves:
-                curves[code].append((step["step"], loss))
-
-    # One point is no curve.
-    drawn = {code: curve for code, curve in curves.items() if len(curve) > 1}
-    if not drawn:
-        return None
-
-    drawings, rows = [], []
-    for code, curve in drawn.items():
-        smooth = averaged(curve, 30)
-        note = f"{smooth[0][1]:.2f} → {smooth[-1][1]:.2f}"
-        drawings.append((LANGUAGES[code].name, note, spark(smooth)))
-        rows.append([LANGUAGES[code].name, *(f"{loss:.2f}" for _, loss in averaged(curve, 5))])
-    parts = max(map(len, rows)) - 1
-    return Figure(
-        "language-loss",
-        "Training loss by language",
-        "Nats per token over the run, each language on its own scale; above each curve are its first and "
-        "its last mean.",
-        drawings,
-        Table(["Language", *(f"part {part + 1} of {parts}" for part in range(parts))], rows),
-    )
+def _change(
+    record: RunRecord, task: str, row: Sequence[float | None], names: Sequence[str], interval: Interval | None
+) -> tuple[str, str]:
+    """The change over the run's points with its interval, and "bad" if the whole interval is worse."""
+    values = [value for name, value in zip(names, row, strict=True) if name in record.own_points]
+    if len(values) < 2 or values[0] is None or values[-1] is None:
+        return "", ""
+    is_bits = task in LOWER_IS_BETTER
+    change = values[-1] - values[0]
+    if is_bits:
+        change = 100 * change / values[0] if values[0] else 0.0
+    text = percent_text(change, interval, "%" if is_bits else "").replace(f"[{TOO_LITTLE}]", "[?]")
+    if interval is None or interval["low"] is None or interval["high"] is None:
+        return text, ""
+    is_worse = interval["low"] > 0 if is_bits else interval["high"] < 0
+    return text, "bad" if is_worse else ""
 
 
 def mixture_figures(record: RunRecord) -> Iterator[Figure]:
     """The share of each language in each stage's tokens, and the passes over its text at the end."""
     if record.mixtures:
         names = list(record.mixtures)
-        series = {name: index for index, name in enumerate(names, _STAGES)}
+        series = {name: index for index, name in enumerate(names, STAGES)}
         shares = {name: _shares(mixture["rows"]) for name, mixture in record.mixtures.items()}
         groups = _grouped(
             lambda code: [100 * shares[name].get(code, 0.0) for name in names] if _any(shares, code) else None
@@ -232,9 +188,9 @@ def mixture_figures(record: RunRecord) -> Iterator[Figure]:
         yield Figure(
             "tokens",
             "Tokens and passes by language",
-            f"Tokens trained on up to step {last['step']}, and the passes over each language's text (in the "
-            "table).",
-            [("", "", bars(groups, {"tokens": _STAGES + 1}, "tokens"))],
+            f"Tokens trained on up to step {last['step'] + 1}, and the passes over each language's text (in "
+            "the table).",
+            [("", "", bars(groups, {"tokens": STAGES + 1}, "tokens"))],
             Table(["Language", "Tokens", "Passes"], rows),
         )
 
@@ -279,7 +235,7 @@ def goodput_figure(record: RunRecord) -> Figure | None:
         "Where the time went",
         f"{record.goodput.get('step', 0.0) / total:.1%} of {number(total)} s of wall time, restarts "
         f"included, went to steps that count.{_devices(record.steps)}",
-        [("", "", bars({"Wall time": shares}, {"share": _STAGES}, "% of wall time"))],
+        [("", "", bars({"Wall time": shares}, {"share": STAGES}, "% of wall time"))],
         Table(["What", "Seconds", "Share, %"], rows),
     )
 
@@ -299,7 +255,7 @@ def _devices(steps: Sequence[Mapping[str, Any]]) -> str:
         )
         slowest, median = worst["slowest_process_seconds"], worst["median_process_seconds"]
         words += (
-            f" The slowest process, {worst['slowest_process']} up to step {worst['step']}, took "
+            f" The slowest process, {worst['slowest_process']} up to step {worst['step'] + 1}, took "
             f"{slowest:.3f} s of its own for a step, the median process {median:.3f} s."
         )
     return words
@@ -314,14 +270,6 @@ def suite_note(record: RunRecord) -> str:
         "The offline suite has a few items in each language, made from the run's held-out text in the form "
         "of well-known benchmarks. It shows large differences; it cannot rank models."
     )
-
-
-def _by_stage(steps: Sequence[Mapping[str, Any]], value: Any) -> dict[str, Curve]:
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for step in steps:
-        if value(step) is not None:
-            curves.setdefault(step["stage"], []).append((step["step"], value(step)))
-    return dict(curves)
 
 
 def _grouped(row_of: Any) -> dict[str, dict[str, Sequence[float]]]:

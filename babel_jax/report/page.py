@@ -1,63 +1,51 @@
 """The report of a run: one HTML page without scripts and without network, made from the run folder alone."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-from babel_jax import __version__
-from babel_jax.evaluation.bits_per_byte import class_means
-from babel_jax.evaluation.items import BITS_PER_BYTE
-from babel_jax.evaluation.points import point_names, scores_of
+from babel_jax.evaluation.items import BITS_PER_BYTE, FEWEST_ITEMS
+from babel_jax.evaluation.tables import percent_text
 from babel_jax.files import write_text
 from babel_jax.languages import LANGUAGES
-from babel_jax.report.charts import Figure, number, shape
-from babel_jax.report.figures import (
+from babel_jax.pages.charts import Figure
+from babel_jax.pages.document import Section, environment, page_text
+from babel_jax.report.curves import (
     during_figure,
+    gradient_figure,
+    language_loss_figure,
+    loss_figure,
+    rate_figure,
+)
+from babel_jax.report.figures import (
     evaluation_figures,
     expansion_figures,
     goodput_figure,
-    language_loss_figure,
-    loss_figure,
     mixture_figures,
     suite_note,
 )
-from babel_jax.report.gate import PARENT_POINT, regression_gate
+from babel_jax.report.gate import regression_gate
+from babel_jax.report.head import facts, next_commands, sources_figure, tiles
 from babel_jax.report.record import RunRecord, read_run
 
 PAGE = "report.html"
 
 
-def write_report(run_folder: Path, path: Path, tolerance: float = 0.0) -> dict[str, Any]:
+def write_report(
+    run_folder: Path, path: Path, tolerance: float = 0.0, refresh: int | None = None
+) -> dict[str, Any]:
     """Writes the page to `path`; returns {"path", "gate"}, where the gate is the output of `regression_gate`
     (None without a parent).
+
+    refresh: seconds after which a browser loads the page again.
     """
     record = read_run(run_folder)
-    evaluated = [name for name in point_names(record.config) if name in record.points]
-    gate = regression_gate(record.points, record.items, evaluated[-1] if evaluated else None, tolerance)
-    # Text from the run is escaped; the charts are Markup.
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("babel_jax.report", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    page = environment.get_template("page.html.jinja").render(
-        name=_name(run_folder),
-        facts=_facts(record),
-        tiles=_tiles(record, gate),
-        gate=gate,
-        languages=LANGUAGES,
-        sections=_sections(record),
-        samples=record.samples,
-        config=(run_folder / "config.toml").read_text(encoding="utf-8"),
-        versions=record.summary.get("versions", {}),
-        mark=lambda series: Markup(shape(series, 7, 7)),
-        version=__version__,
-    )
-    write_text(path, page)
+    own = record.own_points
+    gate = regression_gate(record.points, record.items, own[-1] if own else None, tolerance)
+    sections = [part for part in _sections(record, gate, run_folder) if part.figures or part.body]
+    write_text(path, page_text("babel-jax run", _name(run_folder), facts(record), sections, refresh))
     return {"path": str(path), "gate": gate}
 
 
@@ -66,97 +54,60 @@ def _name(run_folder: Path) -> str:
     return folder.parent.name if folder.name == "run" else folder.name
 
 
-def _sections(record: RunRecord) -> list[dict[str, Any]]:
-    """The parts of the page with figures: an anchor, a title, a note and the figures."""
+def _part(part: str, **values: Any) -> Markup:
+    """HTML of a part of the page; empty if it has no content."""
+    template = environment("babel_jax.report").get_template("parts.html.jinja")
+    return Markup(template.render(part=part, languages=LANGUAGES, fewest=FEWEST_ITEMS, **values).strip())
 
-    def section(name: str, title: str, figures: list[Figure | None], note: str = "") -> dict[str, Any]:
-        return {
-            "name": name,
-            "title": title,
-            "note": note,
-            "figures": [figure for figure in figures if figure is not None],
-        }
 
+def _sections(record: RunRecord, gate: dict[str, Any] | None, run_folder: Path) -> list[Section]:
+    """The parts of the page, in order; parts without content are left out by the caller."""
+
+    def percent_of(code: str) -> str:
+        assert gate is not None
+        return percent_text(gate["changes"][code], gate["intervals"].get(code))
+
+    result_tiles = tiles(record, gate)
+    result = _part("gate", gate=gate, tiles=result_tiles, percent_of=percent_of)
     evaluated = evaluation_figures(record)
+    curves = [loss_figure, rate_figure, gradient_figure, during_figure, goodput_figure, language_loss_figure]
+    training = [*expansion_figures(record), *(figure(record) for figure in curves)]
     sections = [
-        section("bits", "Bits per byte", [figure for figure in evaluated if figure.name == BITS_PER_BYTE]),
-        section(
+        Section("result", "Result", tiles=result_tiles, body=result),
+        Section("bits", "Bits per byte", [figure for figure in evaluated if figure.name == BITS_PER_BYTE]),
+        Section(
             "tasks",
             "Tasks",
             [figure for figure in evaluated if figure.name != BITS_PER_BYTE],
             suite_note(record),
         ),
-        section(
-            "training",
-            "Expansion and training" if record.plans else "Training",
-            [
-                *expansion_figures(record),
-                loss_figure(record),
-                during_figure(record),
-                goodput_figure(record),
-                language_loss_figure(record),
-            ],
+        Section("training", "Expansion and training" if record.plans else "Training", _present(training)),
+        Section(
+            "mixture", "Mixture and sources", _present([*mixture_figures(record), sources_figure(record)])
         ),
-        section("mixture", "Mixture", list(mixture_figures(record))),
     ]
-    return [part for part in sections if part["figures"]]
+    if record.samples:
+        samples, note = _samples(record)
+        sections.append(Section("samples", "Samples", note=note, body=samples))
+    if commands := next_commands(record, run_folder):
+        sections.append(Section("next", "Next", body=_part("next", commands=commands)))
+    config = (run_folder / "config.toml").read_text(encoding="utf-8")
+    settings = _part("settings", config=config, versions=record.summary.get("versions", {}))
+    return [*sections, Section("settings", "Settings", body=settings)]
 
 
-def _facts(record: RunRecord) -> list[str]:
-    """The facts about the run in the page's head, a few words each."""
-    facts = []
-    if record.plans:
-        facts.append(f"{record.plans[0][1].depth} → {len(record.plans[-1][1].layers)} layers")
-    elif "layers" in record.summary:
-        facts.append(f"{record.summary['layers']} layers")
-    if "parameters" in record.summary:
-        facts.append(f"{number(record.summary['parameters'])} parameters")
-    facts.append(f"{len(record.languages)} languages")
-    if record.steps:
-        facts.append(
-            f"{number(sum(step['tokens'] for step in record.steps))} tokens in {number(len(record.steps))} "
-            "steps"
-        )
-    if not record.summary:
-        facts.append("under way")
-    return facts
+def _samples(record: RunRecord) -> tuple[Markup, str]:
+    """The HTML of the samples, with the parent's beside them where there are some, and their note."""
+    samples = {}
+    for code, sample in record.samples.items():
+        parent = record.parent_samples.get(code, {}).get("text")
+        samples[code] = {**sample, "parent": parent}
+    note = (
+        "The beginning of a held-out passage (in grey) and the text that a model writes after it, drawn at "
+        "temperature 0.7 from the likeliest 90%."
+    )
+    return _part("samples", samples=samples, parent_label="parent", model_label="this model"), note
 
 
-def _tiles(record: RunRecord, gate: dict[str, Any] | None) -> list[dict[str, str]]:
-    """The most important figures: bits per byte of the last point, and the change since the parent."""
-    evaluated = {}
-    for name in point_names(record.config):
-        if scores := scores_of(record.points.get(name, {}), BITS_PER_BYTE):
-            evaluated[name] = scores
-    if not evaluated:
-        return []
-    last = [*evaluated][-1]
-    means = class_means(evaluated[last])
-    tiles = [
-        {
-            "label": f"bits per byte, {last}",
-            "value": f"{means['all']:.3f}",
-            "words": "mean over languages",
-            "tone": "",
-        }
-    ]
-
-    # Without a parent there is no change to show.
-    if gate is None:
-        return tiles
-    before = class_means(evaluated[PARENT_POINT])
-    for group, label in (("all", "all languages"), ("high", "high-resource"), ("low", "low-resource")):
-        parent, model = before[group], means[group]
-        if parent is not None and model is not None:
-            change = 100 * (model / parent - 1)
-            words = f"{label}: {parent:.3f} → {model:.3f}"
-            tone = "good" if change <= 0 else "bad"
-            tiles.append(
-                {
-                    "label": "against the parent",
-                    "value": f"{change:+.1f}%".replace("-", "−"),
-                    "words": words,
-                    "tone": tone,
-                }
-            )
-    return tiles
+def _present(figures: Sequence[Figure | None]) -> list[Figure]:
+    return [figure for figure in figures if figure is not None]

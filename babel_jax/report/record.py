@@ -37,7 +37,7 @@ from babel_jax.run_files import (
 )
 from babel_jax.training.watch import BEST, DURING
 
-SAMPLES = "samples.json"
+SAMPLES, PARENT_SAMPLES = "samples.json", "samples-parent.json"
 _PACKAGES = (
     "babel-jax",
     "jax",
@@ -60,8 +60,8 @@ class RunRecord:
     - during: the lines of evaluation/during.jsonl; best: the best of them
     - mixtures: by stage
     - plans: the expansions, each with the name of its source model
-    - samples: {language: {"prompt", "text"}}
-    - goodput: seconds by use
+    - samples, and parent_samples of the model that the run began with: {language: {"prompt", "text"}}
+    - goodput: seconds by use; until: seconds since 1970 at its last line
     """
 
     folder: Path
@@ -74,8 +74,15 @@ class RunRecord:
     mixtures: dict[str, dict[str, Any]]
     plans: list[tuple[str, ExpansionPlan]]
     samples: dict[str, dict[str, str]]
+    parent_samples: dict[str, dict[str, str]]
     goodput: dict[str, float]
+    until: float | None
     summary: dict[str, Any]
+
+    @property
+    def own_points(self) -> list[str]:
+        """The points of the run itself that have been evaluated, in order; `points` also has other models."""
+        return [name for name in point_names(self.config) if name in self.points]
 
     @property
     def languages(self) -> list[str]:
@@ -112,6 +119,7 @@ def read_run(folder: Path) -> RunRecord:
         for name, results in models.items():
             if name not in run_points:
                 points[name] = {**points.get(name, {}), **results["tasks"]}
+    goodput = _object(folder / "goodput.json", GoodputFile)
     return RunRecord(
         folder,
         config,
@@ -123,7 +131,9 @@ def read_run(folder: Path) -> RunRecord:
         _object(folder / "mixture.json", dict[str, Mixture]),
         plans_of(_object(folder / "hf" / CONFIG, dict[str, Any])),
         _object(folder / SAMPLES, dict[str, Sample]),
-        _object(folder / "goodput.json", GoodputFile).get("seconds", {}),
+        _object(folder / PARENT_SAMPLES, dict[str, Sample]),
+        goodput.get("seconds", {}),
+        goodput.get("until"),
         _object(folder / "summary.json", Summary),
     )
 

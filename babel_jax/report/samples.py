@@ -29,14 +29,15 @@ def write_samples(
     data: PreparedData,
     mesh: Mesh | None = None,
     dtype: DTypeLike = jnp.float32,
+    name: str = SAMPLES,
 ) -> None:
-    """Writes samples.json, unless it exists: {language: {"prompt", "text"}}, drawn at temperature 0.7 from
+    """Writes the file `name`, unless it exists: {language: {"prompt", "text"}}, drawn at temperature 0.7 from
     the likeliest 90%.
 
-    mesh: the mesh of `params`; None for one device. dtype: the dtype of activations. All processes of a run
-    must call this.
+    name: SAMPLES or PARENT_SAMPLES. mesh: the mesh of `params`; None for one device. dtype: the dtype of
+    activations. All processes of a run must call this.
     """
-    if first_says((run_folder / SAMPLES).is_file()):
+    if first_says((run_folder / name).is_file()):
         return
     longest, new = sample_tokens(config)
 
@@ -66,7 +67,7 @@ def write_samples(
     # One process writes; all processes learn of its error.
     with agreed():
         if jax.process_index() == 0:
-            write_text(run_folder / SAMPLES, json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
+            write_text(run_folder / name, json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
 
 
 def sample_tokens(config: ModelConfig) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from huggingface_hub import ModelCard
 
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.items import accuracy, bits_per_byte_of
-from babel_jax.evaluation.points import results_of
-from babel_jax.report.charts import averaged, layers, number, ticks
+from babel_jax.evaluation.points import results_of, write_point
+from babel_jax.pages.charts import Figure, Table, averaged, layers, number, ticks
+from babel_jax.pages.document import paired
 from babel_jax.report.gate import gate_text, regression_gate
+from babel_jax.report.head import duration
 from babel_jax.report.page import write_report
 from babel_jax.report.run_report import report_run
 
@@ -101,7 +104,7 @@ def test_every_chart_has_its_caption_and_its_table(page):
         for row in rows:
             assert len(page.all("td", row)) + len(page.all("th", row)) == len(heads)
         drawings = page.all("svg", figure)
-        assert drawings
+        assert drawings or figure["id"] == "figure-sources"
         for drawing in drawings:
             assert any(outer.get("aria-hidden") == "true" for outer in [drawing, *drawing["inside"]])
 
@@ -136,8 +139,11 @@ def test_the_table_says_what_was_measured(page, grown):
     measured = [
         grown["bits_per_byte"][point]["sw"] for point in ("base", "expanded", "recovered", "continued")
     ]
-    assert swahili[:5] == ["low", *(f"{value:.3f}" for value in measured)]
-    assert swahili[5] == f"{100 * (measured[-1] / measured[0] - 1):+.1f}%"
+    # On a phone the change is beside the name.
+    assert swahili[0].startswith(f"{100 * (measured[-1] / measured[0] - 1):+.1f}% [")
+    assert swahili[1:6] == ["low", *(f"{value:.3f}" for value in measured)]
+    score = grown["tasks"]["continued"]["bits_per_byte"]["sw"]
+    assert swahili[6:] == [str(score["n"]), f"{score['bytes']:,}"]
 
 
 def test_samples_are_in_their_language_and_direction(run_folder, grown):
@@ -172,7 +178,7 @@ def test_what_is_missing_is_left_out_and_samples_are_made_anew(run_folder):
         code: sample["prompt"] for code, sample in before.items()
     }
     page = Page((run_folder / "report.html").read_text(encoding="utf-8"))
-    assert {figure["id"] for figure in page.all("figure")} == {"figure-expansion-0"}
+    assert {figure["id"] for figure in page.all("figure")} == {"figure-expansion-0", "figure-sources"}
     assert "under way" in page.all("header")[0]["text"]
 
 
@@ -207,21 +213,21 @@ def test_a_demo_folder_and_a_benchmark_beside_the_points(run_folder, tmp_path):
     assert "75.0% of 100 s" in figure["text"]
     assert "The fullest device of process 0 held 11.5 of 15.8 GiB." in figure["text"]
     assert (
-        "The slowest process, 3 up to step 1, took 0.500 s of its own for a step, the median process 0.250 s."
+        "The slowest process, 3 up to step 2, took 0.500 s of its own for a step, the median process 0.250 s."
     ) in figure["text"]
     (figure,) = [figure for figure in page.all("figure") if figure["id"] == "figure-xnli"]
     assert "XNLI" in figure["text"]
     head, *rows = page.all("tr", figure)
     assert [cell["text"] for cell in page.all("th", head)] == [
         "Language",
+        "Change [95%]",
         "Class",
         "Babel",
         "Qwen",
-        "Change",
         "Items",
     ]
     (row,) = [row for row in rows if row["text"].startswith("Swahili")]
-    assert [cell["text"] for cell in page.all("td", row)] == ["low", "53.5", "41.5", "", "100"]
+    assert [cell["text"] for cell in page.all("td", row)] == ["", "low", "53.5", "41.5", "100"]
 
 
 def test_a_folder_that_is_no_run(tmp_path):
@@ -294,6 +300,89 @@ def test_a_task_is_worse_with_its_whole_interval():
     assert gate_of(of_task(60), of_task(80))["passed"]
     # Without items of the task nothing is said of it.
     assert gate_of(point(0, sw=1.0), of_task(0))["passed"]
+
+
+def test_worse_rows_are_marked_and_intervals_are_on_the_page(run_folder):
+    """Items of eight documents for the first and the last point: Swahili is worse, Hausa is better."""
+    base, last = point(0, 8, sw=2.0, ha=2.0), point(0, 8, sw=2.2, ha=1.8)
+    write_point(run_folder, "base", base)
+    write_point(run_folder, "continued", last)
+    write_report(run_folder, run_folder / "again.html")
+    page = Page((run_folder / "again.html").read_text(encoding="utf-8"))
+    table = next(
+        table
+        for table in page.all("table")
+        if any(outer.get("id") == "figure-bits_per_byte" for outer in table["inside"])
+    )
+    rows = {row["text"].split("\n")[0]: row for row in page.all("tr", table)}
+    (swahili,) = [row for text, row in rows.items() if text.startswith("Swahili")]
+    (hausa,) = [row for text, row in rows.items() if text.startswith("Hausa")]
+    assert swahili["class"] == "bad"
+    assert "class" not in hausa
+    assert "+10.0% [+10.0, +10.0]" in swahili["text"]
+    assert "-10.0% [-10.0, -10.0]" in hausa["text"]
+    result = page.all("section")[0]["text"]
+    assert "Regression gate: NOT passed" in result
+    assert "Swahili +10.0% [+10.0, +10.0]" in result
+
+
+def test_the_head_and_what_is_next(page, grown):
+    head = page.all("header")[0]["text"]
+    seconds = json.loads((Path(grown["out"]) / "goodput.json").read_text())
+    assert time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds["until"])) in head
+    assert "4 languages from " in head
+    assert "of wall time" in head
+    assert "tokens/s" in head
+    assert "peak rate" in head
+    (next_steps,) = [section for section in page.all("section") if section["id"] == "next"]
+    assert f"babel generate {grown['hf']}" in next_steps["text"]
+    assert f"hf upload OWNER/NAME {grown['hf']}" in next_steps["text"]
+    ids = {figure["id"] for figure in page.all("figure")}
+    assert {"figure-rate", "figure-gradient-norm"} <= ids
+
+
+def test_a_translation_near_zero_is_folded(page):
+    (figure,) = [figure for figure in page.all("figure") if figure["id"] == "figure-to_english"]
+    (details, _) = page.all("details", figure)
+    assert "open" not in details
+    assert page.all("svg", details)
+    assert "All scores are below 5: the model cannot translate yet." in figure["text"]
+
+
+def test_the_parent_s_sample_is_beside_the_child_s(page, grown):
+    parent = json.loads((Path(grown["out"]) / "samples-parent.json").read_text(encoding="utf-8"))
+    child = json.loads((Path(grown["out"]) / "samples.json").read_text(encoding="utf-8"))
+    assert {code: sample["prompt"] for code, sample in parent.items()} == {
+        code: sample["prompt"] for code, sample in child.items()
+    }
+    (swahili,) = [article for article in page.all("article") if article["text"].strip().startswith("Swahili")]
+    labels = [element["text"] for element in page.all("p", swahili) if element.get("class") == "who"]
+    assert labels == ["parent", "this model"]
+
+
+def test_no_narrow_figure_is_alone_in_its_row():
+    def figure(name, drawings=1):
+        return Figure(name, name, "", [("", "", "")] * drawings, Table([], []))
+
+    def widths(figures):
+        return {figure.name: figure.is_wide for figure in paired(figures)}
+
+    assert widths([figure("a"), figure("b")]) == {"a": False, "b": False}
+    assert widths([figure("a"), figure("b"), figure("c", 3), figure("d")]) == {
+        "a": False,
+        "b": False,
+        "c": True,
+        "d": True,
+    }
+    assert widths([figure("a"), figure("c", 3)]) == {"a": True, "c": True}
+    assert widths([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(41.6, "42 s"), (185, "3 min 5 s"), (7800, "2 h 10 min"), (273600, "3 d 4 h")]
+)
+def test_durations_for_people(seconds, words):
+    assert duration(seconds) == words
 
 
 def test_ticks_are_round_and_enclose():

@@ -22,10 +22,14 @@ Curve = Sequence[tuple[float, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table: heads, and rows whose first cell is a head too."""
+    """A table: heads, and rows whose first cell is a head too.
+
+    tones: "mean" or "bad", or both, by the number of a row.
+    """
 
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
+    tones: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +37,11 @@ class Figure:
     """A chart.
 
     - words: a sentence that says what it shows
-    - drawings: (label, note, drawing) of each chart; one, or several small ones
+    - drawings: (label, note, drawing) of each chart; none, one, or several small ones
     - table: the same data as a table
     - legend: the number of each series, which decides its colour and mark
+    - open_table: the table is shown beside the chart; else a click shows it
+    - is_folded: a click shows the whole figure
     """
 
     name: str
@@ -45,6 +51,12 @@ class Figure:
     table: Table
     legend: Mapping[str, int] = dataclasses.field(default_factory=dict)
     open_table: bool = False
+    is_folded: bool = False
+
+    @property
+    def is_wide(self) -> bool:
+        """True if the figure has the whole width of the page."""
+        return self.open_table or len(self.drawings) > 1
 
 
 def number(value: float) -> str:

@@ -1,0 +1,1 @@
+"""HTML pages of figures without scripts and without network: charts, their style, and the frame of a page."""
