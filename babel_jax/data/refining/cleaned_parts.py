@@ -16,6 +16,8 @@ from babel_jax.config import CleaningSettings, DataSettings, Source
 from babel_jax.data.json_files import read_json
 from babel_jax.data.refining.cleaning import Cleaner
 from babel_jax.data.refining.decontamination import evaluation_text
+from babel_jax.data.refining.personal import masked_text
+from babel_jax.data.refining.reasons import EVALUATION, EXAMPLE_CHARACTERS, EXAMPLES
 from babel_jax.data.refining.shards import ShardWriter, json_lines, part_files
 from babel_jax.data.sources.origins import changed_text, origin_of
 from babel_jax.data.sources.records import parts
@@ -153,6 +155,7 @@ def clean_part(task: CleaningTask) -> None:
     evaluation = None if settings.decontamination is None else evaluation_text(settings.decontamination)
     rows = RowCounts()
     dropped, evaluation_files = Counter[str](), Counter[str]()
+    examples: dict[str, list[str]] = {}
     documents = characters = 0
     dropped_file = Path(settings.folder) / "dropped" / task.language / f"{task.stem.name}.jsonl.zst"
     keep_dropped = settings.cleaning is not None and settings.cleaning.keep_dropped
@@ -179,10 +182,13 @@ def clean_part(task: CleaningTask) -> None:
                 documents += 1
                 if file is not None:
                     evaluation_files[file] += 1
-                reason = rule if file is None else "evaluation"
+                reason = rule if file is None else EVALUATION
                 cleaned = dataclasses.replace(row, text=text)
                 if reason is not None:
                     dropped[reason] += 1
+                    if len(of_rule := examples.setdefault(str(reason), [])) < EXAMPLES:
+                        # Twice as much is masked, so that the cut leaves no part of an address.
+                        of_rule.append(masked_text(text[: 2 * EXAMPLE_CHARACTERS])[:EXAMPLE_CHARACTERS])
                     write_dropped({"reason": reason, "file": file, **dataclasses.asdict(cleaned)})
                     continue
                 characters += len(text)
@@ -201,6 +207,7 @@ def clean_part(task: CleaningTask) -> None:
             "dropped": dict(sorted(dropped.items())),
             "masked": dict(sorted(cleaner.masked.items())) if cleaner is not None else {},
             "evaluation": dict(sorted(evaluation_files.items())),
+            "examples": dict(sorted(examples.items())),
             "shards": [(shard.stem.name, shard.documents) for shard in shards],
         }
     with explain_os_errors(task.done):

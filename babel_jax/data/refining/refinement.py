@@ -32,6 +32,7 @@ from babel_jax.data.refining.duplicates import (
     remove_duplicates,
 )
 from babel_jax.data.refining.engines import Workers
+from babel_jax.data.refining.reasons import EXAMPLES
 from babel_jax.data.refining.shards import SKETCHES, part_counts, shards_of
 from babel_jax.data.sources.rows import Row, RowCounts
 from babel_jax.disk_errors import explain_os_errors
@@ -86,7 +87,8 @@ def refined_counts(settings: DataSettings, language: str) -> tuple[RowCounts, di
 
     By source: {"licence", "documents": read, "kept": left after cleaning and duplicates, "characters": left
     after cleaning, "dropped": {rule: documents}, "masked": {kind of data: times}, "evaluation": {file:
-    documents}, "duplicates": {"exact", "near"}}.
+    documents}, "duplicates": {"exact", "near"}, "examples": {rule: the beginnings of some dropped
+    documents}}.
     """
     folder = cleaned_folder(settings, language)
     rows = RowCounts()
@@ -97,6 +99,8 @@ def refined_counts(settings: DataSettings, language: str) -> tuple[RowCounts, di
         label = counts["source"]
         names = ("documents", "kept", "characters", "dropped", "masked", "evaluation")
         of_part = {name: counts[name] for name in names}
+        # Parts of an earlier version kept no examples.
+        of_part["examples"] = counts.get("examples", {})
         sources[label] = _added(sources[label], of_part) if label in sources else of_part
 
     # Duplicates are known by source only after all parts were compared.
@@ -115,10 +119,15 @@ def refined_counts(settings: DataSettings, language: str) -> tuple[RowCounts, di
 
 
 def _added(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
-    """The sums of two sets of counts with the same keys; a count is a number or a table of numbers."""
+    """The sums of two sets of counts with the same keys; a count is a number or a table of numbers. Of the
+    examples, the first of each rule are kept.
+    """
     sums: dict[str, Any] = {}
     for key, value in left.items():
-        if isinstance(value, dict):
+        if key == "examples":
+            rules = sorted({*value, *right[key]})
+            sums[key] = {rule: [*value.get(rule, []), *right[key].get(rule, [])][:EXAMPLES] for rule in rules}
+        elif isinstance(value, dict):
             sums[key] = dict(sorted((Counter(value) + Counter(right[key])).items()))
         else:
             sums[key] = value + right[key]

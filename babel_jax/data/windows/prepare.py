@@ -23,6 +23,7 @@ from babel_jax.config import BadRows, DataSettings, Engine
 from babel_jax.data.json_files import read_json
 from babel_jax.data.refining.cleaned_parts import remove_aside, sources_of
 from babel_jax.data.refining.engines import open_workers
+from babel_jax.data.refining.reasons import dropped_in_words, losses
 from babel_jax.data.refining.refinement import refine, refined_counts, refined_rows
 from babel_jax.data.sources.rows import Row, RowCounts, read_rows
 from babel_jax.data.tokens.tokenizer import Tokenizer
@@ -168,7 +169,9 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _warn_about_losses(language: str, entry: dict[str, Any], settings: DataSettings) -> None:
-    """Logs the text of the sources that is not used: bad rows, and conversations longer than a window."""
+    """Logs the text of the sources that is not used: bad rows, documents that cleaning drops, and
+    conversations longer than a window.
+    """
     if entry["bad"]:
         log.warning(
             "%s: %d of %d rows are bad and were skipped, such as %s",
@@ -177,6 +180,13 @@ def _warn_about_losses(language: str, entry: dict[str, Any], settings: DataSetti
             entry["rows"],
             entry["located"][0],
         )
+    cleaning = entry.get("cleaning", {})
+    rules = None if settings.cleaning is None else settings.cleaning.model_dump(mode="json")
+    for line in losses(cleaning, rules):
+        log.warning("%s: more than half of a source is lost: %s", language, line)
+    for name, source in cleaning.items():
+        if source["dropped"]:
+            log.info("%s: %s: dropped %s", language, name, dropped_in_words(source["dropped"], rules))
     for kind, counts in entry["kinds"].items():
         if counts.get("cut"):
             log.warning(
@@ -263,11 +273,12 @@ def _survey(settings: DataSettings, language: str) -> tuple[Survey, dict[str, An
         counts, cleaning, removed = refined_counts(settings, language)
         duplicates += removed
         reasons = Counter[str]()
+        rules = None if settings.cleaning is None else settings.cleaning.model_dump(mode="json")
         for source in cleaning.values():
             reasons += Counter(source["dropped"])
         dropped = f", {reasons.total()} dropped in cleaning"
-        for rule, number in reasons.most_common(1):
-            dropped += f", {number} of them by {rule}"
+        if reasons:
+            dropped += f" ({dropped_in_words(reasons, rules)})"
 
     if not surveyed.documents:
         raise BadInput(

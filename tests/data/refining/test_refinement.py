@@ -131,6 +131,10 @@ def test_what_is_dropped_is_counted_and_kept_aside(corpus, small_model):
         "numbers": "digits",
     }
     assert all(line["text"] and line["source"] == "crawl" for line in dropped)
+    # The beginning of each dropped document is an example; these rules drop one each.
+    texts = {line["reason"]: [line["text"][:240]] for line in dropped}
+    assert crawl["examples"] == texts
+    assert books["examples"] == {}
     # The heavier source's copy stays, and of one source's the first.
     removed = {
         line["id"]: (line["reason"], line["kept_id"], line["kept_source"])
@@ -621,7 +625,7 @@ def test_empty_files_and_documents_of_another_language(tmp_path, prepared_from, 
         prepared_from(tmp_path / "empty.jsonl")
     shutil.rmtree(tmp_path / "data")
     path = write_rows(tmp_path / "it.jsonl", [{"text": text} for text in PROSE["it"]])
-    with pytest.raises(BadInput, match=r"of 30 rows .* 30 dropped in cleaning, 30 of them by language"):
+    with pytest.raises(BadInput, match=r"of 30 rows .* 30 dropped in cleaning \(30 another language: min_"):
         prepared_from(path)
 
 
