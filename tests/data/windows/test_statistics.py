@@ -191,7 +191,6 @@ def test_scores_and_licences_of_rows_as_they_are(small_model, write_rows, rows_o
     write_statistics(tmp_path / "data")
     scores = {row["id"]: row["score"] for row in rows}
     assert {row.score == scores[row.id] for row in open_prepared(tmp_path / "data").heldout("sw")} == {True}
-    assert "Held-out documents by tenths of the quality score" in (
-        tmp_path / "data" / "statistics.html"
-    ).read_text(encoding="utf-8")
+    page = (tmp_path / "data" / "statistics.html").read_text(encoding="utf-8")
+    assert "Held-out documents by tenths of the quality score" in page
     assert "- sw: scored (CC0-1.0)" in (tmp_path / "data" / "README.md").read_text(encoding="utf-8")
