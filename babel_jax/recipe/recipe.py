@@ -48,6 +48,7 @@ from babel_jax.lease import leased
 from babel_jax.model.decoder import initializing
 from babel_jax.model_folders.folder import ModelFolder, load_params, open_folder
 from babel_jax.model_folders.tokenizer_files import is_padding
+from babel_jax.new_folders import remove_mark
 from babel_jax.places import place, pull
 from babel_jax.recipe.claim import check_same, claim
 from babel_jax.recipe.export import export, export_difference
@@ -105,6 +106,10 @@ def _run(
         if first:
             claim(run_folder, config)
     if (finished := _finished(run_folder)) is not None:
+        # A fault after the summary was written left no page.
+        with agreed():
+            if first and not (run_folder / PAGE).is_file():
+                write_report(run_folder, run_folder / PAGE)
         return finished
     with agreed():
         folder = open_folder(config.model.folder) if config.model.folder is not None else None
@@ -166,6 +171,9 @@ def _run(
     # All expansions: the one before the first stage, and those between stages.
     plans = [] if plan is None else [plan]
     plans += [model.plan for model in models if model.plan is not None]
+    # A fault after the folder was whole left the mark of its export.
+    if first:
+        remove_mark(run_folder / "hf")
     if first_says(not (run_folder / "hf").is_dir()):
         export(run_folder / "hf", config, model_config, folder, plans, params, tokenizer)
     difference = export_difference(run_folder / "hf", params, model_config) if compare_export else None

@@ -120,9 +120,21 @@ def test_a_second_process_in_the_same_run_folder_is_refused(config, grown):
 
 
 def test_a_summary_that_was_cut_is_made_again(config, grown):
-    path = open_folder(grown["hf"]).path.parent / "summary.json"
+    hf = open_folder(grown["hf"]).path
+    path = hf.parent / "summary.json"
     path.write_text(path.read_text()[:100])
+    # As the mark of an export that could not be removed.
+    (hf / "progress.jsonl").touch()
     assert run_recipe(config, compare_export=True) == grown
+    assert not (hf / "progress.jsonl").exists()
+
+
+def test_a_page_that_is_missing_is_made_again(config, grown):
+    page = open_folder(grown["hf"]).path.parent / "report.html"
+    before = page.read_text()
+    page.unlink()
+    assert run_recipe(config, compare_export=True) == grown
+    assert page.read_text() == before
 
 
 def test_a_folder_that_is_no_run_folder_is_left_alone(config, tmp_path):

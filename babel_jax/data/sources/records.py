@@ -232,6 +232,7 @@ def parquet_rows(path: str, wanted: Sequence[str] | None = None) -> Iterator[Rec
     ):
         # Checked before any column is decoded.
         _check_expansion(path, file.metadata, wanted)
+        left = _most_bytes(file.metadata, wanted)
         for group in range(file.num_row_groups):
             if _is_one_too_long(file.metadata.row_group(group), wanted):
                 number += 1
@@ -243,7 +244,30 @@ def parquet_rows(path: str, wanted: Sequence[str] | None = None) -> Iterator[Rec
                 values = [batch.column(name) for name in columns]
                 for row in range(batch.num_rows):
                     number += 1
-                    yield f"{path}:{number}", _parquet_row(columns, values, row)
+                    record = _parquet_row(columns, values, row)
+                    # A dictionary gives one long value to a million rows, and the metadata counts it once.
+                    left -= _bytes_of(record)
+                    if left < 0:
+                        raise BadInput(
+                            f"{path}: its first {number:,} rows have over {MAX_EXPANSION} times the bytes of "
+                            "the file, which no text does; remove repeated rows"
+                        )
+                    yield f"{path}:{number}", record
+
+
+def _most_bytes(metadata: Any, wanted: Sequence[str] | None) -> int:
+    """The most bytes that the rows of a Parquet file may have."""
+    compressed = 0
+    for group in range(metadata.num_row_groups):
+        for chunk in _chunks(metadata.row_group(group), wanted):
+            compressed += chunk.total_compressed_size
+    return max(_PARQUET_FREE_BYTES, MAX_EXPANSION * compressed)
+
+
+def _bytes_of(record: dict[str, Any] | BadRowError) -> int:
+    if isinstance(record, BadRowError):
+        return 0
+    return sum(len(value) for value in record.values() if isinstance(value, bytes))
 
 
 def _check_expansion(path: str, metadata: Any, wanted: Sequence[str] | None) -> None:

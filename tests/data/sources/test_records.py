@@ -266,6 +266,24 @@ def test_hugging_face_datasets_are_streamed_shard_by_shard(tmp_path):
         parts(Source(language="sw", huggingface=str(tmp_path / "nothing")))
 
 
+def test_one_long_value_in_many_rows_of_a_small_parquet_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "_PARQUET_FREE_BYTES", 1 << 20)
+    source = Source(language="sw", path=str(tmp_path / "sw.parquet"))
+    value = "habari ya asubuhi " * 2_000
+    pyarrow.parquet.write_table(pyarrow.table({"text": [value] * 300}), source.path, compression="zstd")
+    # The file alone cannot tell: its metadata counts the value once.
+    assert (tmp_path / "sw.parquet").stat().st_size < 10_000
+    with pytest.raises(BadInput, match=r"its first \d+ rows have over 200 times the bytes of the file"):
+        read(source)
+
+    # Rows that differ take as many bytes in the file as they have.
+    texts = [value + str(number) for number in range(300)]
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": texts}), source.path, compression="none", use_dictionary=False
+    )
+    assert len(read(source)[0]) == 300
+
+
 def test_ranges_of_tfds_datasets(tmp_path, monkeypatch):
     class Rows(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         name = "some_rows"
