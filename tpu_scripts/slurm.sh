@@ -49,8 +49,8 @@ launch() {
     local log one
     log=$(log_file)
     local options=(--job-name="$name" --comment="$creator" --nodes="$nodes" --ntasks-per-node="$gpus" --gpus-per-node="$gpus")
-    # SIGTERM two minutes before the time limit, for a last checkpoint.
-    options+=(--requeue --signal=TERM@120 --open-mode=append --output="$log")
+    # SIGTERM two minutes before the time limit, for a last checkpoint. Slurm reads %j in the name of a log as the id of the job.
+    options+=(--requeue --signal=TERM@120 --open-mode=append --output="${log//%/%%}")
     for one in ${names[@]+"${names[@]}"}; do [[ -n ${!one:-} ]] || die "--secrets: $one is not set here"; done
     # Slurm takes the values from the environment: no command line has them.
     if [[ -n $secrets ]]; then options+=(--export="ALL,$secrets"); fi
@@ -67,7 +67,7 @@ follow() {
     need out
     local log
     log=$(log_file)
-    change tail -n 100 -F "$log"
+    change tail -n 100 -F -- "$log"
 }
 
 delete() {

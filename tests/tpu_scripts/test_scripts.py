@@ -451,7 +451,7 @@ def test_gke_deletes_only_its_own(call):
 
 
 def test_slurm(call, tmp_path):
-    out = tmp_path / "my run"
+    out = tmp_path / "my run of 5%j"
     job = (
         "launch",
         "--name",
@@ -475,6 +475,8 @@ def test_slurm(call, tmp_path):
         options
     )
     assert (babel, config, folder, set_, seed) == ("babel", "c d.toml", str(out), "--set", "seed=1")
+    # Slurm would read %j in the name of a log as the id of the job.
+    assert f"--output={tmp_path}/my run of 5%%j.slurm.log" in options
 
     def run(status):
         return call(
