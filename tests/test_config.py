@@ -101,6 +101,13 @@ def path(tmp_path):
         ("stages.0.result='a/b'", "stages.0.result: String should match pattern"),
         ("seed", "--set seed: not of the form key=value"),
         ("stages.4.steps=1", "4 must be a number from 0 to 0"),
+        ("stages.².steps=1", "² must be a number from 0 to 0"),
+        (f"stages.{'9' * 5000}.steps=1", "9 must be a number from 0 to 0"),
+        (f"stages.0.name='{'x' * 101}'", "stages.0.name: String should have at most 100 characters"),
+        (
+            "stages=[" + "{name='a', steps=1, schedule={peak=1e-3}}," * 257 + "]",
+            "stages: Tuple should have at most 256 items",
+        ),
         ("seed.x=1", "(seed is a single value|seed: Input should be a valid integer)"),
     ],
 )
@@ -170,3 +177,11 @@ def test_a_word_is_taken_where_a_setting_is_one_of_some(given):
 def test_other_words_are_refused(given):
     with pytest.raises(ValidationError, match="'copy', 'noise', 'zero', 'average', 'identity' or 'scaled'"):
         ExpansionSettings(append=2, init=given)
+
+
+def test_a_key_of_very_many_parts_is_refused_before_it_is_read(path):
+    # tomllib takes 15 seconds and 4 GB for 50,000 parts.
+    key = ".".join(["a"] * 50_000)
+    path.write_text(path.read_text() + f"\n{key} = 1\n")
+    with pytest.raises(BadInput, match="a line with more than 5,000 dots, which no config has"):
+        load_config(path)

@@ -16,6 +16,8 @@ from babel_jax.config import Config, Settings
 from babel_jax.errors import BadInput, one_line
 from babel_jax.files import read_text
 
+_MOST_DOTS = 5_000  # in a line of TOML; a dotted key has far fewer
+
 S = TypeVar("S", bound=Settings)
 
 
@@ -86,6 +88,9 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def _toml(text: str) -> dict[str, Any]:
     """The values of TOML text. Raises ValueError if it is no TOML, or is nested too deeply."""
+    # tomllib takes time by the square of the parts of a dotted key.
+    if any(line.count(".") > _MOST_DOTS for line in text.splitlines()):
+        raise ValueError(f"a line with more than {_MOST_DOTS:,} dots, which no config has")
     try:
         return tomllib.loads(text)
     except RecursionError:
@@ -143,7 +148,8 @@ def _enter(container: Any, part: str, override: str) -> Any:
 
 
 def _index(values: list[Any], part: str, override: str) -> int:
-    if not part.isdigit() or int(part) >= len(values):
+    # A number of more digits is of no list, and Python refuses to read thousands of digits.
+    if not part.isdecimal() or len(part) > 9 or int(part) >= len(values):
         raise BadInput(f"--set {override}: {part} must be a number from 0 to {len(values) - 1}")
     return int(part)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Self
 
 import tomli_w
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from babel_jax.config.data import DataSettings
 from babel_jax.config.expansion import Deepening, ExpansionSettings
@@ -14,6 +14,8 @@ from babel_jax.config.model import ModelSource
 from babel_jax.config.settings import LocalPath, NonNegative, Positive, PositiveFloat, Seed, Settings
 from babel_jax.config.training import ComputeType, OptimizerSettings, Stage, TrainingSettings
 from babel_jax.files import write_text
+
+_MOST_STAGES = 256
 
 
 class EvaluationSettings(Settings):
@@ -48,7 +50,7 @@ class Config(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     deepen: tuple[Deepening, ...] = ()
     export_dtype: ComputeType = ComputeType.BFLOAT16
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[Stage, ...] = Field(default=(), max_length=_MOST_STAGES)
     prices: dict[str, PositiveFloat] = {}
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from babel_jax.cli import _parser
+from babel_jax.commands.parser import BabelParser
 from tests.tpu_scripts.conftest import JOBSET, KIND, PLACE, POD
 
 POD_KIND = KIND[:-1]  # with a rehearsal
@@ -75,7 +75,7 @@ def test_the_rehearsal_comes_first_and_nothing_is_begun_where_it_fails(call, con
     settings = ["--set", f"out={OUT}", "--set", f"data.folder={DATA}"]
     rehearsal = ["babel", "rehearse", str(config), *settings, *slices]
     assert calls[0] == [*rehearsal, "--set", "seed=1", "--set=optimizer.z_loss=0.1"]
-    options = _parser().parse_args(calls[0][1:])
+    options = BabelParser().parse_args(calls[0][1:])
     assert options.set == [f"out={OUT}", f"data.folder={DATA}", "seed=1", "optimizer.z_loss=0.1"]
     assert len(calls) == 2
 
@@ -149,7 +149,7 @@ def test_a_config_of_this_machine_is_what_runs_on_all_workers(call, config, tmp_
         "of --secret=key-id",
         "of --secret=key_1",
     ]
-    _parser().parse_args(words)
+    BabelParser().parse_args(words)
 
 
 @pytest.mark.parametrize(
