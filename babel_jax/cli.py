@@ -20,7 +20,7 @@ from typing import TextIO
 from babel_jax.commands.parser import BabelParser
 from babel_jax.disk_errors import os_error_line
 from babel_jax.distributed import cluster
-from babel_jax.distributed.signals import INTERRUPTED, end_at_once, interruptible, say
+from babel_jax.distributed.signals import INTERRUPTED, end_now, interruptible, say, stopped_in
 from babel_jax.errors import BadInput, Preempted, json_printable, one_line, printable, shown
 from babel_jax.sending import settle_all
 
@@ -36,11 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
             try:
                 return _main(arguments)
             except KeyboardInterrupt:
-                return _failed(INTERRUPTED, "interrupted; if it can be resumed, the same command resumes it")
+                return _failed(INTERRUPTED, _stopped("", resumes=False))
     finally:
         # Only Python's own end follows; another Ctrl-C would print tracebacks there.
         if arguments is None:
-            signal.signal(signal.SIGINT, end_at_once)
+            signal.signal(signal.SIGINT, end_now)
         # Flushes the output of argparse.
         _print("", sys.stdout)
 
@@ -56,8 +56,10 @@ def _main(arguments: list[str] | None) -> int:
             settle_all()
     except BadInput as error:
         return _failed(2, str(error))
+    except KeyboardInterrupt as interrupt:
+        return _failed(INTERRUPTED, _stopped(str(interrupt), options.resumes))
     except Preempted as stopped:
-        result = {"preempted": True, "summary": f"{stopped}; resume with the same command"}
+        result = {"preempted": True, "summary": f"{stopped}; the same command resumes"}
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads(sys.stdout):
             return _print("", sys.stdout) or _READERLESS
@@ -85,6 +87,12 @@ def _main(arguments: list[str] | None) -> int:
     # The result has text of models, servers and files, whose control characters must not reach a terminal.
     text = printable(result.get("summary") or "\n".join(f"{key}: {value}" for key, value in result.items()))
     return _print(text + "\n", sys.stdout)
+
+
+def _stopped(saved: str, resumes: bool) -> str:
+    """What is kept after Ctrl-C: `saved step 9 of 40; the same command resumes`."""
+    where = f" in {stopped_in()}" if stopped_in() else ""
+    return f"{saved or f'stopped{where}'}; the same command {'resumes' if resumes else 'begins again'}"
 
 
 def _failed(status: int, line: str) -> int:

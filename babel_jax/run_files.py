@@ -144,6 +144,21 @@ class AblationResult(_Part):
     after: dict[str, float] = {}
 
 
+class LayerValues(_Part):
+    """A layer in layers.json; values by language."""
+
+    cosine: dict[str, float]
+    removed: dict[str, float]
+    doubled: dict[str, float]
+
+
+class KnownLayers(_Part):
+    """layers.json of `babel sensitivity`; `mark` is a digest of the model and the text."""
+
+    mark: str
+    layers: dict[str, LayerValues]
+
+
 def is_beside_checkpoints(name: str) -> bool:
     """True for the files that a run also has on disk if its folder is in a bucket. `name` is relative to the
     run folder.

@@ -21,7 +21,8 @@ def _evaluate(options: argparse.Namespace) -> Result:
         chat=options.chat,
         trained_in=place(options.contamination) if options.contamination else None,
     )
-    # Benchmarks take long, so their answers are always stored.
+    # Benchmarks take long, so their answers are always stored; bits per byte are not.
+    options.resumes = request.tasks != ("bits_per_byte",)
     out = None
     if options.out:
         out = output(options.out)
@@ -37,6 +38,7 @@ def declare(command: Commands) -> None:
         _evaluate,
         "benchmarks and bits per byte by language",
         "babel evaluate runs/demo/hf --baseline runs/demo/base/hf --tasks xcopa,xnli",
+        resumes=True,
     )
     evaluate.add_argument("model", metavar="MODEL")
     evaluate.add_argument(

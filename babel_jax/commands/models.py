@@ -21,7 +21,7 @@ _INITS = (
 )
 # The options that say where the new layers are.
 _POSITIONS = ("preset", "new_layers", "insert_after", "append", "plan")
-_MAX_BYTES = 4_000  # of text for each language, for the sensitivity of layers
+_MAX_BYTES = 2_000  # of text for each language, for the sensitivity of layers
 
 
 def _convert(options: argparse.Namespace) -> Result:
@@ -145,6 +145,7 @@ def declare(command: Commands) -> None:
         _convert,
         "model folder of one format to the other",
         "babel convert Qwen2.5-7B qwen-orbax --to orbax",
+        resumes=True,
     )
     convert.add_argument("source", metavar="SRC")
     convert.add_argument("destination", metavar="DST")
@@ -157,6 +158,7 @@ def declare(command: Commands) -> None:
         _expand,
         "a deeper model folder, of the same format",
         "babel expand Qwen2.5-7B babel-9b --preset babel-9b",
+        resumes=True,
     )
     expand.add_argument("source", metavar="SRC")
     expand.add_argument("destination", metavar="DST")
@@ -222,6 +224,7 @@ def declare(command: Commands) -> None:
         _sensitivity,
         "how much each layer matters",
         "babel sensitivity Qwen2.5-0.5B --data text/ --out runs/sensitivity",
+        resumes=True,
     )
     sensitivity.add_argument("model", metavar="MODEL")
     sensitivity.add_argument(
@@ -246,6 +249,7 @@ def declare(command: Commands) -> None:
         _ablate,
         "positions and initializations of new layers, compared",
         "babel ablate runs/demo/base/hf --tokens 200000 --seeds 0,1",
+        resumes=True,
     )
     ablate.add_argument("model", metavar="MODEL")
     ablate.add_argument("--data", help="folder of xx.jsonl, .gz or .zst text (default: the package's text)")

@@ -45,7 +45,9 @@ class BabelParser(argparse.ArgumentParser):
         for subject in (runs, corpus, quality, models, evaluation, text, report, pods, verify):
             subject.declare(self._declare)
 
-    def _declare(self, name: str, run: Run, does: str, *examples: str) -> argparse.ArgumentParser:
+    def _declare(
+        self, name: str, run: Run, does: str, *examples: str, resumes: bool = False
+    ) -> argparse.ArgumentParser:
         made: CommandParser = self._subparsers_action.add_parser(
             name,
             help=does,
@@ -54,7 +56,7 @@ class BabelParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         made.add_argument("--json", action="store_true", help="print the result as one JSON object")
-        made.set_defaults(run=run)
+        made.set_defaults(run=run, resumes=resumes)
         made.does, made.examples = does, examples
         self.commands[name] = made
         return made

@@ -14,9 +14,12 @@ class Commands(Protocol):
     """Declares a command and returns its parser. Every command has --json.
 
     examples: shell lines for the help and the documentation. tests/test_examples.py runs each of them.
+    resumes: after a stop, the same command continues with what is done; else it begins again.
     """
 
-    def __call__(self, name: str, run: Run, does: str, *examples: str) -> argparse.ArgumentParser: ...
+    def __call__(
+        self, name: str, run: Run, does: str, *examples: str, resumes: bool = False
+    ) -> argparse.ArgumentParser: ...
 
 
 def add_config(parser: argparse.ArgumentParser, example: str = "seed=1") -> None:

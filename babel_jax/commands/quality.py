@@ -34,7 +34,11 @@ def _score(options: argparse.Namespace) -> Result:
 def declare(command: Commands) -> None:
     """Adds the commands of this file."""
     judge = command(
-        "judge", _judge, "scores of a sample of the text by a large model", "babel judge configs/quality.toml"
+        "judge",
+        _judge,
+        "scores of a sample of the text by a large model",
+        "babel judge configs/quality.toml",
+        resumes=True,
     )
     judge.add_argument(
         "--replies", metavar="FILE", help="batch results of the prompts (default: OUT/replies.jsonl)"

@@ -131,6 +131,7 @@ def declare(command: Commands) -> None:
         _demo,
         "the whole recipe on CPU in minutes, on the text in the package",
         "babel demo --out runs/demo",
+        resumes=True,
     )
     demo.add_argument("--out", default="runs/demo", help="run folder (default %(default)s)")
     demo.add_argument("--corpus", help="folder of xx.jsonl, .gz or .zst text (default: the package's text)")
@@ -150,15 +151,22 @@ def declare(command: Commands) -> None:
     init.add_argument("--tokens", type=positive, metavar="N", help="budget of both stages together")
     init.add_argument("--out", default="my-run.toml", help="file to write (default %(default)s)")
 
-    prepare = command("prepare", _prepare, "raw text to packed datasets", "babel prepare my-run.toml")
+    prepare = command(
+        "prepare", _prepare, "raw text to packed datasets", "babel prepare my-run.toml", resumes=True
+    )
     train = command(
-        "train", _train, "expand, train the stages, evaluate, export", "babel train my-run.toml --set seed=1"
+        "train",
+        _train,
+        "expand, train the stages, evaluate, export",
+        "babel train my-run.toml --set seed=1",
+        resumes=True,
     )
     sft = command(
         "sft",
         _sft,
         "chat fine-tuning: conversations, with the loss on the assistant's tokens",
         "babel sft configs/babel-9b-chat.toml",
+        resumes=True,
     )
     prepare.add_argument(
         "--recheck",

@@ -1,9 +1,9 @@
 """Signals that end a command: they stop it in order, and later signals do not interrupt the stop.
 
-Ctrl-C raises KeyboardInterrupt; a second one ends the process at once. SIGTERM (a machine is taken away) and
-SIGHUP (a terminal is closed) raise Preempted in commands that can be resumed. Python discards an exception
-that a handler raises inside of a callback, such as those that JAX gives to the garbage collector; such a
-signal is sent again.
+Ctrl-C raises KeyboardInterrupt; a second one ends the process at once; a line answers each. SIGTERM (a
+machine is taken away) and SIGHUP (a terminal is closed) raise Preempted in commands that can be resumed.
+Python discards an exception that a handler raises inside of a callback, such as those that JAX gives to the
+garbage collector; such a signal is sent again.
 """
 
 import contextlib
@@ -16,14 +16,20 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
+from babel_jax.distributed.ending import begin_to_end, end_together, watches
 from babel_jax.errors import BadInput, Preempted
+from babel_jax.progress import under_way
 
 Handler = Callable[[int, FrameType | None], None]
 STOPS = (signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = 130  # exit status, as in shells: 128 + SIGINT
 _SECONDS_TO_SEND_AGAIN = 0.05
 _MOST_ACTION_BYTES = 1024  # more than a `struct sigaction` has on any system
+_SECONDS_TO_HANDLE = 0.2
 _came: list[signal.Signals] = []  # of STOPS, within `preempted`
+_blocks: list["_Answers"] = []  # of `interrupts_answered`, the innermost last
+_handled = threading.Event()  # by a handler, and not yet heard by the thread
+_stopped_in: list[str] = []
 
 
 @contextlib.contextmanager
@@ -79,31 +85,137 @@ def held_back(number: signal.Signals) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible(first: str = "stopping; again to end at once") -> Iterator[None]:
     """In the block, the first Ctrl-C raises KeyboardInterrupt; the second ends the process at once, like a
-    kill, without a traceback.
+    kill, without a traceback. Each is answered at once by a line on standard error, the first one by `first`.
     """
-    interrupts = 0
 
-    def interrupt(*_: Any) -> NoReturn:
-        nonlocal interrupts
-        interrupts += 1
-        if interrupts > 1:
-            end_at_once()
+    def stop() -> NoReturn:
         raise KeyboardInterrupt
 
-    def again() -> None:
-        nonlocal interrupts
-        interrupts -= 1
-
-    with handled(signal.SIGINT, interrupt), _sent_again(KeyboardInterrupt, lambda: signal.SIGINT, again):
+    with (
+        interrupts_answered(first, lambda: "ended at once", stop),
+        _sent_again(KeyboardInterrupt, lambda: signal.SIGINT, lambda: _blocks[-1].expect_again()),
+    ):
         yield
 
 
-def end_at_once(*_: Any) -> NoReturn:
-    """Ends the process. Its files are as after a kill, so the same command resumes or begins again."""
-    say("babel: interrupted again; ended at once")
+@contextlib.contextmanager
+def interrupts_answered(first: str, last: Callable[[], str], then: Callable[[], None]) -> Iterator[None]:
+    """In the block, the first Ctrl-C is answered with the line `first`, and `then` is called; the second is
+    answered with `last()`, and the process ends at once, without a traceback. Its files are then as after a
+    kill, so the same command resumes or begins again.
+
+    Handlers of Python wait while the main thread runs C code, such as XLA's compiler. So a thread hears
+    Ctrl-C too, and answers if the handler does not.
+    """
+    block = _Answers(first, last, then)
+    _blocks.append(block)
+    try:
+        with handled(signal.SIGINT, block.handle), _heard_by_thread():
+            yield
+    finally:
+        _blocks.remove(block)
+
+
+class _Answers:
+    """The answers to the Ctrl-C of one block; each is answered once, by the handler or by the thread."""
+
+    def __init__(self, first: str, last: Callable[[], str], then: Callable[[], None]):
+        self._first, self._last, self._then = first, last, then
+        # Answered by the thread, and not handled yet; and handled, but to come again.
+        self._early = self._again = self._count = 0
+
+    def handle(self, *_: object) -> None:
+        """The handler, in the main thread."""
+        if self._early:
+            self._early -= 1
+        else:
+            _handled.set()
+            if self._again:
+                self._again -= 1
+            else:
+                self._answer()
+        self._then()
+
+    def answer_early(self) -> None:
+        """Called by the thread if the handler does not answer."""
+        self._early += 1
+        self._answer()
+
+    def expect_again(self) -> None:
+        """The last Ctrl-C was lost in a callback, and comes again."""
+        self._again += 1
+
+    def _answer(self) -> None:
+        self._count += 1
+        if self._count == 1:
+            _stopped_in.append(under_way())
+            say(f"babel: {self._first}")
+        else:
+            line = self._last()
+            say(f"babel: {line}")
+            end_at_once(line)
+
+
+def stopped_in() -> str:
+    """The work that was under way at the last Ctrl-C, such as `prepare, 1 of 3 languages`; else empty."""
+    return _stopped_in[-1] if _stopped_in else ""
+
+
+@contextlib.contextmanager
+def _heard_by_thread() -> Iterator[None]:
+    """In the outermost block of the main thread, another thread reads the number of each signal."""
+    if threading.current_thread() is not threading.main_thread() or len(_blocks) > 1:
+        yield
+        return
+    _handled.clear()
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    hearing = threading.Thread(target=_hear, args=(reading,), name="babel hears Ctrl-C", daemon=True)
+    hearing.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writing)
+        hearing.join(2 * _SECONDS_TO_HANDLE)
+
+
+def _hear(reading: int) -> None:
+    while number := os.read(reading, 1):
+        if number[0] != signal.SIGINT:
+            continue
+        if _handled.wait(_SECONDS_TO_HANDLE):
+            _handled.clear()
+        elif _blocks:
+            _blocks[-1].answer_early()
+    os.close(reading)
+
+
+def end_now(*_: object) -> NoReturn:
+    """A handler of Ctrl-C while Python itself ends, where tracebacks would come."""
     os._exit(INTERRUPTED)
+
+
+def end_at_once(line: str) -> NoReturn:
+    """Ends the process, and the others of its job, as after a kill; `line` says why."""
+    if watches():
+        begin_to_end()
+        end_together(INTERRUPTED, line)
+    os._exit(INTERRUPTED)
+
+
+@contextlib.contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes that are started in the block do not get the terminal's Ctrl-C: this process ends them."""
+    # A signal that comes meanwhile is not lost: another thread of this process takes it, or it waits.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def say(line: str) -> None:

@@ -12,41 +12,34 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from babel_jax.distributed.signals import STOPS, handled, preempted, say, swallowed
+from babel_jax.distributed.signals import STOPS, handled, interrupts_answered, preempted, swallowed
 
 Stopped = Callable[[int], signal.Signals | None]
 
-_SAID = (
-    "stopping after this step, with a checkpoint",
-    "still writing the checkpoint; once more Ctrl-C ends at once, without it",
-)
-_INTERRUPTS_TO_END = len(_SAID) + 1
+STOPPING = "stopping after this step; again to drop it"
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[Stopped]:
+def stop_requests(saved: Callable[[], int] = lambda: 0) -> Iterator[Stopped]:
     """Holds Ctrl-C, SIGTERM and SIGHUP back, and returns a function that tells after each step if one of them
-    came.
+    came. `saved()` is the number of steps in the last checkpoint.
 
-    A second Ctrl-C changes nothing, because the checkpoint is being written then; a third stops at once,
-    without a checkpoint. The function takes the number of steps done, which must increase. All processes must
-    call it after every step: it then returns the signal on all of them after the same step. Without a signal
-    this needs no communication.
+    A second Ctrl-C ends the process at once, and with it what came after the last checkpoint. The function
+    takes the number of steps done, which must increase. All processes must call it after every step: it then
+    returns the signal on all of them after the same step. Without a signal this needs no communication.
     """
     came = swallowed()
-    interrupts = 0
     several = jax.distributed.is_initialized()
 
-    def note(number: int, _: FrameType | None) -> None:
-        nonlocal interrupts
+    def note(number: int, _: FrameType | None = None) -> None:
         came.append(signal.Signals(number))
-        if number == signal.SIGINT:
-            interrupts += 1
-            if interrupts >= _INTERRUPTS_TO_END:
-                raise KeyboardInterrupt
-            say(f"babel: {_SAID[interrupts - 1]}")
         if several:
             os.kill(os.getpid(), signal.SIGTERM)
+
+    def dropped() -> str:
+        if steps := saved():
+            return f"dropped all after step {steps:,}; the same command resumes there"
+        return "dropped all steps; the same command begins again"
 
     def stopped(step: int) -> signal.Signals | None:
         if not several:
@@ -59,7 +52,8 @@ def stop_requests() -> Iterator[Stopped]:
 
     # With several processes, JAX itself handles SIGTERM, and tells the others.
     with contextlib.ExitStack() as stack:
-        for number in (signal.SIGINT, signal.SIGHUP) if several else (signal.SIGINT, *STOPS):
+        stack.enter_context(interrupts_answered(STOPPING, dropped, lambda: note(signal.SIGINT)))
+        for number in (signal.SIGHUP,) if several else STOPS:
             stack.enter_context(handled(number, note))
         yield stopped
 

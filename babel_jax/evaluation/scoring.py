@@ -13,7 +13,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
-from tqdm import tqdm
 
 from babel_jax.config import ModelConfig
 from babel_jax.errors import NOT_FINITE, BadInput
@@ -24,6 +23,7 @@ from babel_jax.model.decoder import hidden_states, output_table
 from babel_jax.model.execution import Execution
 from babel_jax.model.parallel import CONTEXT, WINDOW_AXES, Parallelism
 from babel_jax.model.sharding import parallelism_on, param_specs
+from babel_jax.progress import Work
 from babel_jax.training.mesh import batch_sharding, replicated
 
 CHUNK = 32  # entries of a row whose logits are held at a time
@@ -58,7 +58,7 @@ def score(
         size = rows_of_batch(length, batch_tokens, mesh)
         return -(-rows // size) * size * length * _cost_of_token(config, length)
 
-    with tqdm(total=len(sequences), desc=what, unit=" sequences", leave=False, disable=None) as progress:
+    with Work[Any](what, total=len(sequences), unit="sequences") as progress:
         for block in _blocks(sequences):
             planned = planned_rows([sequences[number] for number in block], lengths, cost)
             for length, rows in planned.items():

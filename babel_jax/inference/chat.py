@@ -7,11 +7,16 @@ import jax.numpy as jnp
 
 from babel_jax.data.tokens.chat_format import ChatFormat
 from babel_jax.data.tokens.prompts import Message, PromptTokenizer
+from babel_jax.distributed.signals import interruptible
 from babel_jax.errors import BadInput, printable
 from babel_jax.inference.generation import generate
 from babel_jax.model_folders.folder import load_params, open_folder
 from babel_jax.model_folders.generation_defaults import stored_repetition_penalty
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
+
+_HOW_TO_LEAVE = "Ctrl-D leaves the conversation; Ctrl-C drops the answer that is being written."
+_LEAVING = "leaving"
+_DROPPING = "dropping the answer; again to end at once"
 
 
 class Conversation:
@@ -72,17 +77,23 @@ class Conversation:
 
 
 def talk(conversation: Conversation, read: Callable[[str], str] = input) -> dict[str, Any]:
-    """Turns from the terminal until its input ends (Ctrl-D). An answer that fails leaves the conversation
-    unchanged.
+    """Turns from the terminal until its input ends (Ctrl-D), or until Ctrl-C at the prompt. An answer that
+    fails, or that Ctrl-C stops, leaves the conversation unchanged.
     """
+    print(_HOW_TO_LEAVE)
     while True:
         try:
-            text = read("> ")
-        except EOFError:
+            with interruptible(_LEAVING):
+                text = read("> ")
+        except (EOFError, KeyboardInterrupt):
             break
         try:
-            print(printable(conversation.answer(text)["text"]))
+            with interruptible(_DROPPING):
+                answer = conversation.answer(text)
+            print(printable(answer["text"]))
         except BadInput as error:
             print(error)
+        except KeyboardInterrupt:
+            print(f"(no answer kept) {_HOW_TO_LEAVE}")
     turns = sum(message["role"] == "assistant" for message in conversation.messages)
     return {"messages": conversation.messages, "summary": f"\n{turns} turns"}

@@ -19,6 +19,7 @@ from babel_jax.config import ModelConfig
 from babel_jax.errors import NOT_FINITE, BadInput
 from babel_jax.inference.decoding import NO_TOKEN, SAME, Repetition, Sampling, extend, prefill, state_specs
 from babel_jax.model.parallel import ROW_AXES
+from babel_jax.progress import working
 
 SMALLEST_BUCKET = 16
 MOST_PENALTY = 1e6  # of repetition; the least is 1 / MOST_PENALTY. Logits in float32 are divided by it
@@ -82,9 +83,10 @@ def generate(
         for row, prompt in enumerate(prompts):
             in_prompt[row, list(prompt)] = True
         repetition = Repetition(jnp.float32(repetition_penalty), cast(Array, in_prompt))
-    state = extend(
-        config, compute_dtype, params, state, padding, max_new_tokens, eos, sampling, repetition, mesh=mesh
-    )
+    with working("generating text"):
+        choice = (max_new_tokens, eos, sampling, repetition)
+        state = extend(config, compute_dtype, params, state, padding, *choice, mesh=mesh)
+        jax.block_until_ready(state.tokens)
     new = np.asarray(state.tokens)[: len(prompts), : int(state.step)]
     return [until_first(row, eos_ids) for row in new.tolist()]
 

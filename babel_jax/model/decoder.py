@@ -132,7 +132,7 @@ class DecoderStack(nnx.Module):
 
         parallel = execution.parallel
         # One traced layer for the whole depth: the scan carries the residual stream and the cache.
-        x = self._embedded(tokens, execution)
+        x = self.embedded(tokens, execution)
         layers = np.arange(len(self.windows), dtype=np.int32)
         run = rematerialized(run_layer, execution)
         unroll = 1 if execution.scan_layers else len(layers)
@@ -142,58 +142,46 @@ class DecoderStack(nnx.Module):
             cache = cache._replace(filled=cache.filled + tokens.shape[1])
         return self.norm(x), cache
 
-    def in_order(
+    def run(
         self,
-        order: Int[Array, "steps"],
-        tokens: Int[Array, "batch time"],
+        first: Int[Array, ""],
+        stop: Int[Array, ""],
+        x: Float[Array, "batch time embed"],
         rope: Rope,
         attention_fn: AttentionFn,
         execution: Execution,
-    ) -> tuple[Float[Array, "batch time embed"], Float[Array, "steps batch time"]]:
-        """As `__call__`, but runs the layers that `order` names, in that order. A negative entry runs no
-        layer.
-
-        The second value is the cosine similarity (float32) of the residual stream before and after each
-        entry. The order is data, so one program serves every removal, repetition and exchange of layers.
+    ) -> Float[Array, "batch time embed"]:
+        """The residual stream `x` after the layers from `first` to before `stop`. The numbers are data, so
+        one program serves every part of the model.
         """
         graphdef, stacked = nnx.split(self.layers)
         parallel = execution.parallel
         which = jnp.asarray(self._which_window())
 
-        def run_layer(x: Array, layer: Int[Array, ""]) -> tuple[Array, Array]:
-            def through(x: Array) -> Array:
-                state = jax.tree.map(
-                    lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), stacked
-                )
-                decoder_layer = nnx.merge(graphdef, parallel.gather_layer(state, execution.compute_dtype))
-                return decoder_layer(x, rope, attention_fn, which[layer], layer, None, parallel)[0]
+        def run_layer(layer: Int[Array, ""], x: Array) -> Array:
+            state = jax.tree.map(
+                lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), stacked
+            )
+            decoder_layer = nnx.merge(graphdef, parallel.gather_layer(state, execution.compute_dtype))
+            after: Array = decoder_layer(x, rope, attention_fn, which[layer], layer, None, parallel)[0]
+            return after
 
-            # A removed layer costs nothing: `cond` runs one of the two branches.
-            after = jax.lax.cond(layer < 0, lambda x: x, through, x)
-            return after, _cosine(x.astype(jnp.float32), after.astype(jnp.float32))
-
-        x, cosines = jax.lax.scan(run_layer, self._embedded(tokens, execution), order)
-        return self.norm(x), cosines
+        after: Array = jax.lax.fori_loop(first, stop, run_layer, x)
+        return after
 
     def _which_window(self) -> Int[np.ndarray, "layers"]:
         # The layer's number among the distinct windows, as `masked` needs.
         distinct = distinct_windows(self.windows)
         return np.array([distinct.index(window) for window in self.windows], np.int32)
 
-    def _embedded(
+    def embedded(
         self, tokens: Int[Array, "batch time"], execution: Execution
     ) -> Float[Array, "batch time embed"]:
+        """The residual stream before the first layer."""
         x = self.embed_tokens(tokens, execution.compute_dtype, execution.parallel)
         if self.embedding_scale is None:
             return x
         return x * jnp.asarray(self.embedding_scale, execution.compute_dtype)
-
-
-def _cosine(one: Float[Array, "*rows embed"], other: Float[Array, "*rows embed"]) -> Float[Array, "*rows"]:
-    result: Float[Array, "*rows"] = jnp.sum(one * other, -1) / (
-        jnp.linalg.norm(one, axis=-1) * jnp.linalg.norm(other, axis=-1) + 1e-30
-    )
-    return result
 
 
 class Decoder(nnx.Module):
@@ -294,24 +282,41 @@ def hidden_states(
     return decoder.model(parallel.sequence_shard(tokens), rope, attention_fn, execution)[0]
 
 
-def hidden_in_order(
+def embedded(
     config: ModelConfig,
     params: PyTree[Array],
-    order: Int[Array, "steps"],
     tokens: Int[Array, "batch time"],
+    execution: Execution = PLAIN,
+) -> Float[Array, "batch time embed"]:
+    """The residual stream before the first layer."""
+    return bind(Decoder(config), params).model.embedded(tokens, execution)
+
+
+def run_layers(
+    config: ModelConfig,
+    params: PyTree[Array],
+    first: Int[Array, ""],
+    stop: Int[Array, ""],
+    x: Float[Array, "batch time embed"],
     segment_ids: Int[Array, "batch time"],
     execution: Execution = PLAIN,
-) -> tuple[Float[Array, "batch time embed"], Float[Array, "steps batch time"]]:
-    """Hidden states of the model whose layers run as `order` says, and the cosines of
-    `DecoderStack.in_order`.
-
-    On a mesh, windows are whole (`Parallelism.whole_windows`).
+) -> Float[Array, "batch time embed"]:
+    """The residual stream `x` after the layers from `first` to before `stop`, which may be traced. On a mesh,
+    windows are whole (`Parallelism.whole_windows`).
     """
-    decoder = bind(Decoder(config), params)
-    window_masks = masks(segment_ids, tokens.shape[1], distinct_windows(config.windows))
+    window_masks = masks(segment_ids, x.shape[1], distinct_windows(config.windows))
     rope = rope_tables(config, positions_of(segment_ids))
     attention_fn = attention_by_masks(config, window_masks)
-    return decoder.model.in_order(order, tokens, rope, attention_fn, execution)
+    return bind(Decoder(config), params).model.run(first, stop, x, rope, attention_fn, execution)
+
+
+def normed(
+    config: ModelConfig, params: PyTree[Array], x: Float[Array, "batch time embed"]
+) -> Float[Array, "batch time embed"]:
+    """The hidden states that the output table is multiplied with, from the residual stream after the last
+    layer.
+    """
+    return bind(Decoder(config), params).model.norm(x)
 
 
 def output_table(config: ModelConfig, params: PyTree[Array]) -> Float[Array, "vocab embed"]:

@@ -95,6 +95,15 @@ def open_folder(path: Path | str) -> ModelFolder:
     return ModelFolder(path, _format(path), config, hf_config)
 
 
+def model_name(folder: Path) -> str:
+    """The name of a model for tables: its folder's, or of the run that exported it (RUN/hf, RUN/run/hf)."""
+    named = folder.resolve()
+    for exported in (Format.HF, "run"):
+        if named.name == exported:
+            named = named.parent
+    return named.name or str(folder)
+
+
 def load_params(
     folder: ModelFolder,
     dtype: Any = None,

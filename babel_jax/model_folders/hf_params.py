@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, PyTree
-from tqdm import tqdm
 
 from babel_jax.config import ModelConfig
 from babel_jax.disk_errors import explain_os_errors
@@ -22,6 +21,7 @@ from babel_jax.model_folders.names import tensor_names, tensor_place
 from babel_jax.model_folders.resharding import gathered, host_values, moved, reading_steps
 from babel_jax.model_folders.safetensors_files import SHARD_BYTES, Specs, StoredTensors, TensorFiles
 from babel_jax.model_folders.streaming import pieces
+from babel_jax.progress import Work
 
 log = logging.getLogger("babel")
 
@@ -76,12 +76,8 @@ def load_hf_params(
         stored = open_hf_tensors(folder, config, compare_copy=jax.process_index() == 0)
     params = {}
     with ThreadPoolExecutor(_READERS) as readers:
-        for place, shape in tqdm(
-            leaf_shapes(config).items(),
-            "read tensors",
-            unit=" leaves",
-            leave=False,
-            disable=_drawn_by_first(),
+        for place, shape in Work(
+            "reading the model", leaf_shapes(config).items(), unit="leaves", shown=jax.process_index() == 0
         ):
             steps = reading_steps(shardings[place], shape, is_stacked(place))
             with agreed():
@@ -165,7 +161,7 @@ def save_hf_params(
         # in the gathering.
         writing: list[Future[None]] = []
         before: int | None = None
-        for name in tqdm(specs, "write tensors", unit=" tensors", leave=False, disable=_drawn_by_first()):
+        for name in Work("writing the model", specs, unit="tensors", shown=jax.process_index() == 0):
             place, layer = tensor_place(name)
             values = jax.block_until_ready(gathered(leaves[place], layer))
             if owners[name] == jax.process_index():
@@ -195,8 +191,3 @@ def _owners(specs: Specs) -> dict[str, int]:
     for unit, process in shared_out(sizes).items():
         owners |= dict.fromkeys(units[unit], process)
     return owners
-
-
-def _drawn_by_first() -> bool | None:
-    """The value of tqdm's `disable`: the first process alone draws a bar, and only on a terminal."""
-    return None if jax.process_index() == 0 else True

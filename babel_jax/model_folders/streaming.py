@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from tqdm import tqdm
 
 from babel_jax.errors import BadInput
 from babel_jax.model_folders.layout import Shape
 from babel_jax.model_folders.safetensors_files import Specs
 from babel_jax.new_folders import Progress
+from babel_jax.progress import Work
 
 # A piece is also a chunk of an Orbax folder, so its size is no setting: the layout must not depend on the
 # memory of the machine that converts.
@@ -98,8 +98,8 @@ def stream(
     sizes = {
         name: int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for name, (shape, dtype) in specs.items()
     }
-    bar = tqdm(total=sum(sizes.values()), desc="write tensors", unit="B", unit_scale=True, disable=None)
-    bar.update(sum(size for name, size in sizes.items() if name in progress.done))
+    done = sum(size for name, size in sizes.items() if name in progress.done)
+    bar = Work[Any]("writing the model", total=sum(sizes.values()), unit="B", initial=done, keep=True)
 
     def move(piece: Piece) -> None:
         values = read(piece)
@@ -129,7 +129,7 @@ def digests(specs: Specs, read: Callable[[Piece], np.ndarray], memory_limit: int
         hexdigests[name] = hashed.hexdigest()
 
     with _workers(workers_within(memory_limit)) as submit:
-        submit(digest, tqdm(specs, "verify", unit=" tensors", leave=False, disable=None))
+        submit(digest, Work("verifying", specs, unit="tensors"))
     return {name: hexdigests[name] for name in specs}
 
 

@@ -74,6 +74,7 @@ def _ask(folder: Path) -> tuple[dict[str, Any], str]:
             text=True,
             timeout=_SECONDS,
             env={**os.environ, **quiet},
+            start_new_session=True,  # Ctrl-C must reach only the parent process
             check=False,
         )
     except subprocess.TimeoutExpired:

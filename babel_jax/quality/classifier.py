@@ -20,7 +20,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from tqdm import tqdm
 
 from babel_jax.config import Source
 from babel_jax.config.quality import Calibration, QualityConfig
@@ -40,6 +39,7 @@ from babel_jax.model_folders.streaming import fingerprint
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.new_folders import new_folder
 from babel_jax.places import PARTIAL, on_disk
+from babel_jax.progress import Work
 from babel_jax.quality.agreement import quantile_grid, quantile_of, roc_auc, spearman
 from babel_jax.quality.judge import JUDGED, Judged, read_judged
 from babel_jax.quality.regressor import HEAD, Regressor, with_head
@@ -308,9 +308,7 @@ def _score_language(
     with contextlib.ExitStack() as stack:
         stack.enter_context(explain_os_errors(path))
         file = stack.enter_context(open(partial, "w", encoding="utf-8"))
-        progress = stack.enter_context(
-            tqdm(desc=f"score {code}", unit=" documents", leave=False, disable=None)
-        )
+        progress = stack.enter_context(Work[Any](f"scoring {code}", unit="documents"))
         # Scores come in blocks, in the order of the rows that wait for them.
         for scores, speed in regressor.score(texts()):
             raw = scores.mean(axis=1)
@@ -331,7 +329,7 @@ def _score_language(
             total["seconds"] += speed.seconds
             total["mean_raw_score"] += float(raw.sum())
             progress.update(len(raw))
-            progress.set_postfix_str(f"{speed.tokens_per_second:,.0f} tokens/s", refresh=False)
+            progress.note(f"{speed.tokens_per_second:,.0f} tokens/s")
     total["mean_raw_score"] /= max(1, total["documents"])
     partial.replace(path)
     return total

@@ -18,8 +18,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
 
-from tqdm import tqdm
-
 from babel_jax.config.quality import JudgeSettings, QualityConfig
 from babel_jax.data.sources.rows import Row, RowCounts, read_rows
 from babel_jax.disk_errors import explain_os_errors
@@ -30,6 +28,7 @@ from babel_jax.json_text import parse_json
 from babel_jax.languages import CODES, LANGUAGES
 from babel_jax.lease import alone_in
 from babel_jax.places import on_disk
+from babel_jax.progress import Work
 from babel_jax.quality.server import Server
 
 log = logging.getLogger("babel")
@@ -143,7 +142,7 @@ def _sample(config: QualityConfig) -> Iterator[tuple[str, tuple[str, Row]]]:
         rows = itertools.chain.from_iterable(
             read_rows(source, config.bad_rows, RowCounts()) for source in sources
         )
-        progress = tqdm(rows, f"sample {code}", leave=False, disable=None)
+        progress = Work(f"sampling {code}", rows, unit="rows")
         chosen = heapq.nsmallest(config.judge.documents, progress, key=_draw)
         if sources and not chosen:
             raise BadInput(f"sources: no text in {code}")
@@ -228,7 +227,7 @@ def _ask(settings: JudgeSettings, requests: dict[str, dict[str, Any]], path: Pat
         futures = [pool.submit(answer, name) for name in waiting]
         completed = concurrent.futures.as_completed(futures)
         try:
-            for done in tqdm(completed, "judge", total=len(futures), unit=" documents", disable=None):
+            for done in Work("judge", completed, total=len(futures), unit="documents", keep=True):
                 done.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)

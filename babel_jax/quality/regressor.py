@@ -19,7 +19,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
-from tqdm import tqdm
 
 from babel_jax.config import ModelConfig, OptimizerRule, OptimizerSettings
 from babel_jax.config.quality import ClassifierSettings
@@ -32,6 +31,7 @@ from babel_jax.model.execution import Execution
 from babel_jax.model.parallel import ROW_AXES, SINGLE_DEVICE, Parallelism
 from babel_jax.model.parameters import Parameter
 from babel_jax.model.sharding import parallelism_on, param_specs
+from babel_jax.progress import Work
 from babel_jax.training.mesh import everywhere, mesh_for, param_shardings, replicated
 from babel_jax.training.optimizer import AdamW, learning_rate
 
@@ -183,7 +183,7 @@ class Regressor:
         )
         losses: list[Array | float] = []
         order = _order(count, seed)
-        for step_number in tqdm(range(steps), "train", unit=" steps", disable=None):
+        for step_number in Work("training the classifier", range(steps), unit="steps", keep=True):
             chosen = np.fromiter(itertools.islice(order, settings.batch_size), np.int64)
             batch = self._on_mesh(windows.tokens[chosen], windows.segment_ids[chosen], targets[chosen])
             rate = everywhere(np.float32(learning_rate(settings.schedule, step_number, steps)), self._mesh)

@@ -13,6 +13,7 @@ from babel_jax.data.tokens.sentencepiece_tokenizer import train_sentencepiece
 from babel_jax.files import make_folder
 from babel_jax.model_folders.folder import open_folder
 from babel_jax.new_folders import new_folder
+from babel_jax.progress import working
 from babel_jax.recipe.recipe import run_recipe
 from babel_jax.report.page import PAGE
 
@@ -74,6 +75,6 @@ def _tokenizer(folder: Path, corpus: str | None) -> Path:
                     break
                 remaining_bytes -= len(row.text.encode())
                 texts.append(row.text)
-        with new_folder(folder) as partial:
+        with working("training the tokenizer"), new_folder(folder) as partial:
             train_sentencepiece(texts, 4096, partial / "tokenizer.model")
     return folder

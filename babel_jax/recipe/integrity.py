@@ -4,11 +4,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from babel_jax.digests import Checked, check_sums, files_below, lists_below, read_sums
 from babel_jax.errors import BadInput
 from babel_jax.places import listing, pull
+from babel_jax.progress import Work
 from babel_jax.training.saved_steps import METADATA, check_state, is_note, noted_in
 
 _NAMED = 5  # damaged files in a message
@@ -35,7 +34,7 @@ def verify_folder(folder: Path) -> dict[str, Any]:
         if not any(path.is_relative_to(step) for step in steps):
             lists.append(path)
     without: list[Path] = []
-    with tqdm(desc="verify", unit="B", unit_scale=True, disable=None) as progress:
+    with Work[Any]("verify", unit="B", keep=True) as progress:
         results = [check_sums(lists, folder, seen=progress.update)]
         for step in steps:
             checked = _check_step(step)

@@ -9,7 +9,8 @@ Only this module knows all the parts. Files in the run folder:
     goodput.json       the uses of wall time, over all restarts
     compiled/          compiled programs, for restarts
     lease.json         the job that works in the folder
-    mixture.json       tokens, shares and epochs of each stage
+    mixture.json       tokens, shares and epochs of each stage; as a table in mixture.txt
+    optimizer.txt      the learning rate and weight decay of each parameter
     evaluation/X.json  bits per byte and the offline suite at the point X: base, expanded, and the result of
                        each stage; items/X.json: the scored items
     evaluation/        during.jsonl and best.json: evaluations between steps, and the best (training/watch.py)
@@ -50,6 +51,7 @@ from babel_jax.model_folders.folder import ModelFolder, load_params, open_folder
 from babel_jax.model_folders.tokenizer_files import is_padding
 from babel_jax.new_folders import remove_mark
 from babel_jax.places import place, pull
+from babel_jax.progress import working
 from babel_jax.recipe.claim import check_same, claim
 from babel_jax.recipe.export import export, export_difference
 from babel_jax.recipe.summary import summarize
@@ -147,7 +149,8 @@ def _run(
                 PARENT_SAMPLES,
             )
         if plan is not None:
-            params = expanding(param_shardings(model_config, mesh))(params, plan)
+            with working("adding the layers"):
+                params = expanding(param_shardings(model_config, mesh))(params, plan)
         if plan is not None and folder is not None:
             _evaluate_point(config, "expanded", model_config, params, tokenizer)
         return params
@@ -178,8 +181,11 @@ def _run(
         export(run_folder / "hf", config, model_config, folder, plans, params, tokenizer)
     difference = export_difference(run_folder / "hf", params, model_config) if compare_export else None
     mesh, dtype = make_mesh(config.training.mesh), jnp.dtype(config.training.compute_dtype)
-    write_samples(run_folder, model_config, params, tokenizer, open_prepared(config.data.folder), mesh, dtype)
-    with agreed():
+    with working("generating samples"):
+        write_samples(
+            run_folder, model_config, params, tokenizer, open_prepared(config.data.folder), mesh, dtype
+        )
+    with agreed(), working("writing the report"):
         if first:
             summarize(config, run_folder, model_config, difference)
             write_report(run_folder, run_folder / PAGE)

@@ -192,7 +192,12 @@ def _run(
     lines: list[str] = []
     command = [sys.executable, "-m", "babel_jax.recipe.rehearsal_worker"]
     with subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C must reach only the parent process
     ) as worker:
         assert worker.stdin is not None
         assert worker.stderr is not None

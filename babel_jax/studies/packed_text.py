@@ -38,10 +38,15 @@ def encode(
     batch_size: int,
     max_bytes: int | None = None,
 ) -> dict[str, EncodedText]:
-    """The documents of each language, the first ones up to `max_bytes` of text, as batches of one shape."""
+    """The documents of each language as batches of one shape: the first `max_bytes` of text; the last
+    document is cut there.
+    """
 
     def one_language(documents: Sequence[str]) -> EncodedText:
         chosen = first_bytes(documents, max_bytes)
+        if max_bytes is not None and chosen:
+            before = sum(len(text.encode()) for text in chosen[:-1])
+            chosen[-1] = chosen[-1].encode()[: max_bytes - before].decode(errors="ignore")
         encoded = tokenizer.encode_batch(chosen)
 
         # The first token of a document does not count, so its bytes do not either.

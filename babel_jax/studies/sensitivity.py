@@ -5,10 +5,11 @@ A layer that can be applied twice at little cost is a good one to copy; see `lay
 """
 
 import dataclasses
+import enum
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +17,24 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
-from tqdm import tqdm
 
 from babel_jax.config import ModelConfig
 from babel_jax.errors import NOT_FINITE, BadInput
 from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.evaluation.scoring import rows_of_batch
 from babel_jax.model.cross_entropy import target_logits
-from babel_jax.model.decoder import hidden_in_order, output_table
+from babel_jax.model.decoder import embedded, normed, output_table, run_layers
 from babel_jax.model.execution import Execution
-from babel_jax.model.parallel import ROW_AXES
+from babel_jax.model.parallel import ROW_AXES, Parallelism
 from babel_jax.model.sharding import parallelism_on, param_specs
 from babel_jax.plots import saved_figure
-from babel_jax.studies.packed_text import EncodedText
+from babel_jax.progress import Work
+from babel_jax.studies.packed_text import EncodedText, Window
 from babel_jax.training.loss import target_mask
 
 ByLanguage = dict[str, float]
+_LANGUAGES_IN_TABLE = 6
+_ROWS_AT_ONCE = 8  # windows on each device: fewer use the processor badly, more need more memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,98 +52,202 @@ class Sensitivity:
     doubled: list[ByLanguage]
 
 
+class LayerEffect(NamedTuple):
+    """The values of one layer in a `Sensitivity`."""
+
+    cosine: ByLanguage
+    removed: ByLanguage
+    doubled: ByLanguage
+
+
+class _Batch(NamedTuple):
+    """Windows of one shape, and the language of each; "" for windows of padding."""
+
+    arrays: Window
+    languages: list[str]
+
+
 def sensitivity(
     config: ModelConfig,
     params: PyTree[Array],
     texts: Mapping[str, EncodedText],
     mesh: Mesh,
     compute_dtype: DTypeLike = jnp.float32,
+    known: Mapping[int, LayerEffect] = {},
+    found: Callable[[int, LayerEffect], None] = lambda *_: None,
 ) -> Sensitivity:
-    """The sensitivity of every layer: 2 * layers + 1 passes over the texts, with one compiled program.
+    """The sensitivity of every layer.
 
-    `params` must be on `mesh`; the windows of a batch are spread over it.
+    The text goes through the model once, layer by layer. After each layer, only the layers above it run
+    again, without it and with it applied twice. So this costs about as much as one pass for each layer.
+
+    `params` must be on `mesh`; the windows of a batch are spread over it. `found` is called with the effect
+    of each layer; the effects that are `known` are not computed again.
     """
-    layers = config.num_hidden_layers
-    # Orders of layers, all of one length so that one program serves: -1 is no layer.
-    whole = np.array([*range(layers), -1], np.int32)
-    without = [np.where(whole == layer, -1, whole) for layer in range(layers)]
-    twice = [np.array([*range(layer + 1), *range(layer, layers)], np.int32) for layer in range(layers)]
+    batches, layers = _batches(texts, mesh), config.num_hidden_layers
+    program = functools.partial(_run, mesh, config, jnp.dtype(compute_dtype))
+    streams = [program(_Part.EMBED, params, 0, None, batch.arrays)[0] for batch in batches]
+    effects: list[LayerEffect] = []
+    for layer in Work("sensitivity", range(layers), unit="layers"):
+        part = _Part.LAYER if layer in known else _Part.EFFECT
+        sums = []
+        for number, batch in enumerate(batches):
+            streams[number], of_rows = program(part, params, layer, streams[number], batch.arrays)
+            sums.append(np.asarray(of_rows, np.float64))
+        if layer in known:
+            effects.append(known[layer])
+            continue
+        cosines, removed, doubled = _by_language(batches, sums)
+        tokens = {language: _tokens(text) for language, text in texts.items()}
+        effect = LayerEffect(
+            {language: value / tokens[language] for language, value in cosines.items()},
+            _bits_per_byte(removed, texts),
+            _bits_per_byte(doubled, texts),
+        )
+        found(layer, effect)
+        effects.append(effect)
 
-    def bits_and_cosines(order: np.ndarray) -> tuple[ByLanguage, dict[str, np.ndarray]]:
-        bits, cosines = {}, {}
-        for language, text in texts.items():
-            sums = []
-            for batch in text.batches:
-                arrays = _filled(batch, mesh)
-                sums.append(_nats_and_cosines(mesh, config, jnp.dtype(compute_dtype), params, order, *arrays))
-            nats, cosine_sums, tokens = (
-                np.sum(np.asarray(column, np.float64), axis=0) for column in zip(*sums, strict=True)
-            )
-            if not np.isfinite(nats):
-                raise BadInput(NOT_FINITE)
-            bits[language] = float(nats) / float(np.log(2)) / text.bytes
-            cosines[language] = cosine_sums / tokens
-        return bits, cosines
-
-    model, cosines = bits_and_cosines(whole)
-    orders = tqdm([*without, *twice], "sensitivity", unit=" passes", leave=False, disable=None)
-    changed = [bits_and_cosines(order)[0] for order in orders]
-
-    cosines_by_layer = []
-    for layer in range(layers):
-        cosines_by_layer.append({language: float(values[layer]) for language, values in cosines.items()})
-    return Sensitivity(model, cosines_by_layer, changed[:layers], changed[layers:])
+    nats = []
+    for stream, batch in zip(streams, batches, strict=True):
+        nats.append(np.asarray(program(_Part.LOSS, params, layers, stream, batch.arrays)[1], np.float64))
+    (whole,) = _by_language(batches, nats)
+    return Sensitivity(
+        _bits_per_byte(whole, texts),
+        [effect.cosine for effect in effects],
+        [effect.removed for effect in effects],
+        [effect.doubled for effect in effects],
+    )
 
 
-def _filled(batch: tuple[np.ndarray, ...], mesh: Mesh) -> list[np.ndarray]:
-    """The batch, filled up with windows of padding so that each device has the same number."""
+def _batches(texts: Mapping[str, EncodedText], mesh: Mesh) -> list[_Batch]:
+    """The windows of all languages in batches of one shape, with as little padding as possible."""
+    windows: list[tuple[str, Window]] = []
+    for language, text in texts.items():
+        for batch in text.batches:
+            for row in zip(*batch, strict=True):
+                if row[1].any():
+                    windows.append((language, row))
     devices = rows_of_batch(1, 1, mesh, ROW_AXES)
-    return [np.pad(rows, ((0, -len(rows) % devices), (0, 0))) for rows in batch]
+    number = -(-len(windows) // (_ROWS_AT_ONCE * devices))
+    rows = -(-len(windows) // number)
+    rows += -rows % devices
+    batches = []
+    for start in range(0, len(windows), rows):
+        some = windows[start : start + rows]
+        padding = ((0, rows - len(some)), (0, 0))
+        arrays = [np.pad(np.stack(column), padding) for column in zip(*(row for _, row in some), strict=True)]
+        names = [language for language, _ in some] + [""] * (rows - len(some))
+        batches.append(_Batch(tuple(arrays), names))
+    return batches
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _nats_and_cosines(
+def _by_language(batches: list[_Batch], sums: list[np.ndarray]) -> list[ByLanguage]:
+    """Sums over the windows of each language, for each column of `sums` (rows by columns of each batch)."""
+    columns: list[ByLanguage] = [{} for _ in range(sums[0].shape[1])]
+    for batch, of_rows in zip(batches, sums, strict=True):
+        for language, values in zip(batch.languages, of_rows, strict=True):
+            if not language:
+                continue
+            for column, value in zip(columns, values, strict=True):
+                column[language] = column.get(language, 0.0) + float(value)
+    return columns
+
+
+def _tokens(text: EncodedText) -> int:
+    """The tokens of all windows, also those that count in no loss."""
+    return sum(int(np.count_nonzero(batch[1])) for batch in text.batches)
+
+
+def _bits_per_byte(nats: ByLanguage, texts: Mapping[str, EncodedText]) -> ByLanguage:
+    if not all(np.isfinite(value) for value in nats.values()):
+        raise BadInput(NOT_FINITE)
+    return {language: value / float(np.log(2)) / texts[language].bytes for language, value in nats.items()}
+
+
+class _Part(enum.Enum):
+    """The parts of the computation; each is a program."""
+
+    EMBED = "embed"
+    LAYER = "layer"
+    EFFECT = "effect"
+    LOSS = "loss"
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _run(
     mesh: Mesh,
     config: ModelConfig,
     compute_dtype: np.dtype,
+    part: _Part,
     params: PyTree[Array],
-    order: Int[Array, "steps"],
-    tokens: Int[Array, "batch time"],
-    segment_ids: Int[Array, "batch time"],
-    loss_mask: Int[Array, "batch time"] | None = None,
-) -> tuple[Float[Array, ""], Float[Array, "steps"], Float[Array, ""]]:
-    """Sums over a batch: nats of the predicted tokens, cosines of all tokens at each step, and the number of
-    tokens.
+    layer: Int[Array, ""],
+    stream: Float[Array, "batch time embed"] | None,
+    window: tuple[Int[Array, "batch time"], ...],
+) -> tuple[Float[Array, "batch time embed"], Float[Array, "batch sums"]]:
+    """The residual stream after a part, and sums over each row: for EFFECT cosines of all tokens, nats
+    without the layer and with it applied twice; for LOSS nats; else nothing.
     """
     parallel = parallelism_on(mesh, whole_windows=True)
+    execution = Execution(compute_dtype, parallel=parallel)
 
     def of_own_windows(
-        params: PyTree[Array], order: Array, tokens: Array, segment_ids: Array, loss_mask: Array | None
-    ) -> tuple[Array, Array, Array]:
-        hidden, cosines = hidden_in_order(
-            config, params, order, tokens, segment_ids, Execution(compute_dtype, parallel=parallel)
-        )
-        rows, targets = hidden[:, :-1].reshape(-1, hidden.shape[-1]), tokens[:, 1:].reshape(-1)
-        picked, log_z = target_logits(
-            rows, output_table(config, params), targets, config.final_logit_softcapping, parallel
-        )
-        nats = jnp.where(target_mask(segment_ids, loss_mask).reshape(-1), log_z - picked, 0.0)
-        real = segment_ids > 0
-        sums = jnp.sum(jnp.where(real, cosines, 0.0), axis=(1, 2))
-        # One sum over the devices instead of three: on CPUs, independent collectives may run in another order
-        # on each device.
-        together = jnp.concatenate([jnp.sum(nats)[None], sums, jnp.sum(real).astype(jnp.float32)[None]])
-        together = parallel.all_reduce(together, ROW_AXES)
-        return together[0], together[1:-1], together[-1]
+        params: PyTree[Array], layer: Array, stream: Array | None, window: tuple[Array, ...]
+    ) -> tuple[Array, Array]:
+        tokens, segment_ids = window[:2]
+        if stream is None:
+            return embedded(config, params, tokens, execution), jnp.zeros((len(tokens), 0))
+        if part is _Part.LOSS:
+            return stream, _nats(config, params, stream, window, parallel)[:, None]
+        after = run_layers(config, params, layer, layer + 1, stream, segment_ids, execution)
+        if part is _Part.LAYER:
+            return after, jnp.zeros((len(tokens), 0))
+        cosines = jnp.where(segment_ids > 0, _cosine(stream, after), 0.0)
+        again = run_layers(config, params, layer, layer + 1, after, segment_ids, execution)
 
-    arguments: tuple[Any, ...] = (params, order, tokens, segment_ids, loss_mask)
+        # Both ways on, in one batch.
+        twice = tuple(jnp.concatenate([column, column]) for column in window)
+        both = run_layers(
+            config, params, layer + 1, jnp.int32(config.num_hidden_layers),
+            jnp.concatenate([stream, again]), twice[1], execution,
+        )  # fmt: skip
+        removed, doubled = jnp.split(_nats(config, params, both, twice, parallel), 2)
+        return after, jnp.stack([jnp.sum(cosines, axis=1), removed, doubled], axis=1)
+
+    arguments = (params, layer, stream, window)
     if parallel.is_single_device:
         return of_own_windows(*arguments)
     rows, same = PartitionSpec(ROW_AXES), PartitionSpec()
-    in_specs = (param_specs(config), same, rows, rows, same if loss_mask is None else rows)
-    return jax.shard_map(of_own_windows, mesh=mesh, in_specs=in_specs, out_specs=same, check_vma=False)(
-        *arguments
+    in_specs = (param_specs(config), same, None if stream is None else rows, (rows,) * len(window))
+    return jax.shard_map(
+        of_own_windows, mesh=mesh, in_specs=in_specs, out_specs=(rows, rows), check_vma=False
+    )(*arguments)
+
+
+def _nats(
+    config: ModelConfig,
+    params: PyTree[Array],
+    stream: Float[Array, "batch time embed"],
+    window: tuple[Array, ...],
+    parallel: Parallelism,
+) -> Float[Array, "batch"]:
+    """The nats of the predicted tokens of each row, from the residual stream after the last layer."""
+    tokens, segment_ids, *mask = window
+    hidden = normed(config, params, stream)
+    rows, targets = hidden[:, :-1].reshape(-1, hidden.shape[-1]), tokens[:, 1:].reshape(-1)
+    picked, log_z = target_logits(
+        rows, output_table(config, params), targets, config.final_logit_softcapping, parallel
     )
+    counts = target_mask(segment_ids, mask[0] if mask else None)
+    return jnp.sum(jnp.where(counts, (log_z - picked).reshape(counts.shape), 0.0), axis=1)
+
+
+def _cosine(
+    one: Float[Array, "batch time embed"], other: Float[Array, "batch time embed"]
+) -> Float[Array, "batch time"]:
+    one, other = one.astype(jnp.float32), other.astype(jnp.float32)
+    lengths = jnp.linalg.norm(one, axis=-1) * jnp.linalg.norm(other, axis=-1)
+    cosines: Array = jnp.sum(one * other, -1) / (lengths + 1e-30)
+    return cosines
 
 
 def layers_to_double(result: Sensitivity, count: int) -> tuple[int, ...]:
@@ -156,18 +263,22 @@ def layers_to_double(result: Sensitivity, count: int) -> tuple[int, ...]:
 
 
 def sensitivity_table(result: Sensitivity) -> str:
-    """Markdown: a row for each layer. The changes are of bits per byte against the whole model, in
-    percent.
+    """Markdown: a row for each layer. The changes are of bits per byte against the whole model, in percent:
+    the mean over the languages, and each language where there are few.
     """
-    groups = [group for group in ("all", "high", "low") if class_means(result.model)[group] is not None]
-    heads = []
-    for name in ("cosine", "removed", "doubled"):
-        heads += [f"{name}, {group}" for group in groups]
+    columns = ["all", *(list(result.model) if 1 < len(result.model) <= _LANGUAGES_IN_TABLE else [])]
+    if len(result.model) == 1:
+        columns = list(result.model)
+    elif len(columns) == 1:
+        columns += [group for group in ("high", "low") if class_means(result.model)[group] is not None]
+    heads = ["cosine"]
+    for name in ("removed", "doubled"):
+        heads += [f"{name}, {column}" for column in columns]
     lines = ["| layer | " + " | ".join(heads) + " |", "| ---: |" + " ---: |" * len(heads)]
     for layer in range(len(result.cosine)):
-        cells = [f"{_mean(result.cosine[layer], group):.3f}" for group in groups]
+        cells = [f"{_mean(result.cosine[layer]):.3f}"]
         for values in (result.removed, result.doubled):
-            cells += [f"{_change(result, values[layer], group):+.1f}%" for group in groups]
+            cells += [f"{_change(result, values[layer], column):+.1f}%" for column in columns]
         lines.append(f"| {layer} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -208,6 +319,9 @@ def plot_sensitivity(path: Path, result: Sensitivity) -> None:
 
 
 def _mean(by_language: ByLanguage, group: str = "all") -> float:
+    """The mean over a group of languages, or the value of one language."""
+    if group in by_language:
+        return by_language[group]
     mean = class_means(by_language)[group]
     return float("nan") if mean is None else mean
 

@@ -1,21 +1,27 @@
 """The study of one model's depth: the layers that matter, and so the layers that are best copied."""
 
 import dataclasses
+import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from babel_jax.data.sources.embedded import read_texts
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.files import make_folder, write_text
-from babel_jax.model_folders.folder import load_params, open_folder
+from babel_jax.model_folders.folder import load_params, model_name, open_folder
+from babel_jax.model_folders.streaming import files_now, fingerprint
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
-from babel_jax.studies.packed_text import encode
+from babel_jax.run_files import KnownLayers, read_as
+from babel_jax.studies.packed_text import EncodedText, encode
 from babel_jax.studies.sensitivity import (
+    LayerEffect,
     Sensitivity,
     layers_to_double,
     plot_sensitivity,
@@ -24,34 +30,72 @@ from babel_jax.studies.sensitivity import (
 )
 from babel_jax.training.mesh import mesh_for, param_shardings
 
+log = logging.getLogger("babel")
+
+LAYERS = "layers.json"  # the effects that are known
+_SEQ_LEN = 256  # short windows leave little padding
+
 
 def measure_sensitivity(
-    model: str, data: str | None, languages: list[str] | None, max_bytes: int
+    model: str, data: str | None, languages: list[str] | None, max_bytes: int, out: Path | None = None
 ) -> Sensitivity:
-    """The sensitivity of a model folder's layers on a folder of text, or on the package's text."""
+    """The sensitivity of a model folder's layers on a folder of text, or on the package's text. The
+    effects of layers are kept in the folder `out`, and a stopped study resumes after them.
+    """
     folder = open_folder(model)
     tokenizer = open_tokenizer(folder.path)
     check_vocabulary(folder.path, folder.config.vocab_size)
-    seq_len = min(512, folder.config.max_position_embeddings)
-    texts = encode(tokenizer, read_texts(data, languages), seq_len=seq_len, batch_size=4, max_bytes=max_bytes)
+    seq_len = min(_SEQ_LEN, folder.config.max_position_embeddings)
+    documents = read_texts(data, languages)
+    texts = encode(tokenizer, documents, seq_len=seq_len, batch_size=1, max_bytes=max_bytes)
     texts = {language: text for language, text in texts.items() if text.bytes}
     if not texts:
         raise BadInput(f"{data}: no text of two tokens or more")
     mesh = mesh_for(folder.config)
     params = load_params(folder, dtype=jnp.float32, shardings=param_shardings(folder.config, mesh))
-    return sensitivity(folder.config, params, texts, mesh)
+    if out is None:
+        return sensitivity(folder.config, params, texts, mesh)
+
+    # Effects with another model or text do not count.
+    path, mark = out / LAYERS, fingerprint(model=files_now(folder.path), text=_digest(texts))
+    kept: dict[str, dict[str, Any]] = {}
+    if path.is_file() and (before := read_as(path, KnownLayers))["mark"] == mark:
+        kept = before["layers"]
+        log.info("sensitivity: %d of %d layers are known", len(kept), folder.config.num_hidden_layers)
+
+    def keep(layer: int, effect: LayerEffect) -> None:
+        kept[str(layer)] = effect._asdict()
+        write_text(path, json.dumps({"mark": mark, "layers": kept}, indent=2) + "\n")
+
+    known = {
+        int(layer): LayerEffect(values["cosine"], values["removed"], values["doubled"])
+        for layer, values in kept.items()
+    }
+    return sensitivity(folder.config, params, texts, mesh, known=known, found=keep)
+
+
+def _digest(texts: dict[str, EncodedText]) -> str:
+    hashed = hashlib.sha256()
+    for language, text in texts.items():
+        hashed.update(language.encode())
+        for batch in text.batches:
+            for column in batch:
+                hashed.update(np.ascontiguousarray(column).data)
+    return hashed.hexdigest()
 
 
 def sensitivity_report(
     model: str, data: str | None, languages: list[str] | None, max_bytes: int, out: Path
 ) -> dict[str, Any]:
-    """Computes the sensitivity and writes sensitivity.md, .json and .png into the folder `out`."""
+    """Computes the sensitivity and writes sensitivity.md, .json and .png into the folder `out`; a stopped
+    study resumes there.
+    """
     make_folder(out)
-    measures = measure_sensitivity(model, data, languages, max_bytes)
+    measures = measure_sensitivity(model, data, languages, max_bytes, out)
     means = [f"{group} {mean:.3f}" for group, mean in class_means(measures.model).items() if mean is not None]
     text = "\n".join(
         [
-            f"# Sensitivity of the layers of {model}",
+            f"# Sensitivity of the layers of {model_name(Path(model))}",
             "",
             "Cosine similarity of the residual stream before and after each layer, and the change of bits "
             "per byte with the layer removed or applied twice. Bits per byte of the whole model: "

@@ -14,14 +14,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from babel_jax.config import Config, ModelConfig, Stage
 from babel_jax.errors import BadInput
 from babel_jax.hardware import CHIPS, Chip
 from babel_jax.model.decoder import count_parameters
 from babel_jax.model.flops import model_flops_per_token
 from babel_jax.model.parallel import WEIGHT_AXES
+from babel_jax.progress import Work
 from babel_jax.tpu.chips import chip_of
 from babel_jax.tpu.costs import (
     advice,
@@ -108,9 +107,15 @@ def _compiled(config: Config, base: Base, topology: str, slices: int, which: Whi
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,  # Ctrl-C must reach only the parent process
         ) as worker,
-        tqdm(desc="programs", unit="program", leave=False, disable=None) as progress,
+        Work[Any]("compiling", unit="programs") as progress,
     ):
         assert worker.stdin is not None
         assert worker.stdout is not None
@@ -125,7 +130,7 @@ def _compiled(config: Config, base: Base, topology: str, slices: int, which: Whi
                     progress.total = len(message["programs"])
                     continue
                 measurements.append(message)
-                progress.set_postfix_str(message["name"])
+                progress.note(message["name"])
                 progress.update()
         finally:
             # It is finished, or its results are no longer needed.

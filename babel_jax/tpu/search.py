@@ -5,11 +5,10 @@ after the other, and those that fit are ranked.
 from collections.abc import Iterator
 from typing import Any
 
-from tqdm import tqdm
-
 from babel_jax.config import Config, Remat
 from babel_jax.config.settings import divisors
 from babel_jax.errors import BadInput, one_line
+from babel_jax.progress import Work
 from babel_jax.tpu.chips import chip_of
 from babel_jax.tpu.plan import Which, plan
 
@@ -29,8 +28,8 @@ def search(config: Config, topology: str, slices: int = 1) -> dict[str, Any]:
     """
     chip_of(topology)
     tried, fits = [], []
-    groups = list(_candidates(config))
-    for meshes in tqdm(groups, desc="plans", unit="mesh"):
+    groups: list[Any] = list(_candidates(config))
+    for meshes in Work("plans", groups, unit="meshes", keep=True):
         for candidate in meshes:
             settings = {"mesh": candidate.training.mesh, "remat": str(candidate.training.remat)}
             settings["gradient_accumulation"] = candidate.training.gradient_accumulation

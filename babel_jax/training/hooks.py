@@ -12,6 +12,7 @@ from jaxtyping import Array
 from babel_jax.config import Config, TrainingSettings
 from babel_jax.distributed.stopping import SaveTimes, Stopped
 from babel_jax.errors import BadInput, Preempted
+from babel_jax.progress import working
 from babel_jax.training.compilation import Profile
 from babel_jax.training.corruption import BitChecks
 from babel_jax.training.goodput import Goodput, Spent
@@ -72,6 +73,7 @@ class Tools:
     goodput: Goodput
     profile: Profile
     watch: Watch
+    steps: int  # of the whole run
 
 
 def hooks_of(
@@ -91,7 +93,7 @@ def hooks_of(
         Save(tools, setup.bit_checks, save_times),
         SaveLocally(tools, setup.bit_checks, local),
         StopAfterSkipping(tools.config),
-        StopOnRequest(tools.checkpoints, tools.goodput),
+        StopOnRequest(tools.checkpoints, tools.goodput, tools.steps),
     ]
 
 
@@ -239,7 +241,7 @@ class StopAfterSkipping(Hook):
             reason += f", or more than {training.skip_spikes:g} deviations above those before,"
         raise BadInput(
             f"stage {moment.stage}: {reason} for {moment.skipped} steps in a row, up to step "
-            f"{moment.number}; lower the peak rate or look at the data; "
+            f"{moment.taken}; lower the peak rate or look at the data; "
             f"{self.config.out}/checkpoints/{moment.taken} has the "
             "parameters before these steps"
         )
@@ -253,13 +255,15 @@ class StopOnRequest(Hook):
 
     checkpoints: Checkpoints
     goodput: Goodput
+    steps: int  # of the whole run
 
     def after(self, moment: Moment) -> None:
         if moment.signal is None:
             return
-        # Waited for here, where a second Ctrl-C is held back.
-        with self.goodput.spent(Spent.CHECKPOINT):
+        # Waited for here, where SIGTERM is held back.
+        with self.goodput.spent(Spent.CHECKPOINT), working("writing the checkpoint"):
             self.checkpoints.wait()
+        saved = f"saved step {moment.taken:,} of {self.steps:,}"
         if moment.signal is SIGINT:
-            raise KeyboardInterrupt
-        raise Preempted(f"stopped by {moment.signal.name} after step {moment.number}, with a checkpoint")
+            raise KeyboardInterrupt(saved)
+        raise Preempted(f"stopped by {moment.signal.name}: {saved}")

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import math
 import os
 import time
@@ -16,29 +15,26 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array
-from tqdm import tqdm
 
 from babel_jax.config import ModelConfig
 from babel_jax.files import write_text
 from babel_jax.hardware import peak_flops
 from babel_jax.languages import CODES
 from babel_jax.model.flops import model_flops_per_token
+from babel_jax.progress import Work
 from babel_jax.run_files import StepLine, read_lines
 from babel_jax.sending import push, settle
 from babel_jax.training.board import Board
 from babel_jax.training.goodput import Goodput, Spent
 
-log = logging.getLogger("babel")
-
-
-_SECONDS_BETWEEN_LINES = 30.0
+_SECONDS_BETWEEN_SAVES = 30.0  # of goodput
 _STEPS_BETWEEN_COMPARISONS = 100
 
 
 class Metrics:
     """Writes `metrics.jsonl` and `tensorboard/` in a run folder, and shows progress.
 
-    Progress is a bar on a terminal, and else a line of the log every half minute. The values of a step are
+    The values of a step are
     fetched during the next step, so that the device never waits for the host.
     """
 
@@ -68,22 +64,19 @@ class Metrics:
             write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file = open(self._path if writes else os.devnull, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._board = Board(folder / "tensorboard", start_step, writes)
-        self._bar = tqdm(
-            total=total_steps,
-            initial=start_step,
-            desc="train",
-            unit=" steps",
-            disable=None if writes else True,
+        self._work = Work[Any](
+            "train", total=total_steps, unit="steps", initial=start_step, keep=True, shown=writes
         )
         self._seq_len, self._available = seq_len, available
         self._tokens: Counter[str] = Counter(lines[-1].get("tokens_by_language", {}) if lines else {})
         self._flops, self._peak = 0.0, peak_flops(jax.devices()[0].device_kind, jax.device_count())
         self._waiting: tuple[dict[str, Any], dict[str, Array]] | None = None
         self._skipped = 0  # updates in a row, up to the last written step
-        self._last_time = self._last_said = time.monotonic()
+        self._last_time = time.monotonic()
         self._own_seconds, self._own_steps = 0.0, 0
 
     def __enter__(self) -> "Metrics":
+        self._work.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -160,14 +153,12 @@ class Metrics:
         self._file.flush()
         self._to_board(line)
         if self._writes:
-            self._goodput.save(line["step"], at_most_every=_SECONDS_BETWEEN_LINES)
-        words = f"{line['stage']} loss {line['loss']:.4f} {line['tokens_per_second']:,.0f} tokens/s"
-        self._bar.set_postfix_str(words, refresh=False)
-        self._bar.update()
-        if self._bar.disable and now - self._last_said >= _SECONDS_BETWEEN_LINES:
-            self._last_said = now
-            left = tqdm.format_interval((self._bar.total - line["step"] - 1) * seconds)
-            log.info("step %d of %d: %s, %s left", line["step"] + 1, self._bar.total, words, left)
+            self._goodput.save(line["step"], at_most_every=_SECONDS_BETWEEN_SAVES)
+        self._work.note(
+            f"stage {line['stage']}, loss {line['loss']:.4f} nats/token, "
+            f"{line['tokens_per_second']:,.0f} tokens/s"
+        )
+        self._work.update()
         self._skipped = int(line["skipped"])
         return self._skipped
 
@@ -217,7 +208,7 @@ class Metrics:
         self.sync()
         self._file.close()
         self._board.close()
-        self._bar.close()
+        self._work.close()
 
     def _to_board(self, line: dict[str, Any]) -> None:
         step = line["step"]

@@ -101,10 +101,7 @@ class AdamW:
         return jax.tree.map(lambda leaf, trained: leaf[self._rows] if trained else leaf, tree, self.trained)
 
     def table(self) -> str:
-        """A line for each parameter: its rate, decay and pattern.
-
-        Below, the patterns that match no parameter first.
-        """
+        """A line for each parameter: its rate, decay and pattern."""
         # One line a leaf, as the rules match paths of leaves.
         flat = traverse_util.flatten_dict(self.rules, sep="/")
         width = max(len(path) for path in flat)
@@ -112,11 +109,13 @@ class AdamW:
         for path, rule in flat.items():
             rate, decay = ("frozen", "") if rule.freeze else (f"{rule.rate:g}", f"{rule.weight_decay:g}")
             lines.append(f"{path:<{width}} {rate:>8} {decay:>8}  {rule.pattern}")
-        # A pattern with a mistake in it would else go unnoticed.
-        idle = [rule.pattern for rule in self._settings.rules if rule not in flat.values()]
-        return "\n".join(
-            [*lines, *(f"warning: the pattern {pattern} wins for no parameter" for pattern in idle)]
-        )
+        return "\n".join(lines)
+
+    def warnings(self) -> list[str]:
+        """A line for each pattern that matches no parameter first; it may have a mistake in it."""
+        used = traverse_util.flatten_dict(self.rules, sep="/").values()
+        idle = [rule.pattern for rule in self._settings.rules if rule not in used]
+        return [f"the pattern {pattern} wins for no parameter" for pattern in idle]
 
     def init(self, params: PyTree[Array]) -> optax.OptState:
         """Zero moments."""

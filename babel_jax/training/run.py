@@ -22,6 +22,7 @@ from babel_jax.distributed.agreement import agreed, meet
 from babel_jax.distributed.stopping import SaveTimes, stop_requests
 from babel_jax.errors import BadInput
 from babel_jax.files import write_text
+from babel_jax.progress import working
 from babel_jax.training.compilation import Profile
 from babel_jax.training.corruption import refuse_without_determinism
 from babel_jax.training.deepening import Depth, depth_at
@@ -39,6 +40,8 @@ from babel_jax.training.step import Step, TrainState, placed_state
 from babel_jax.training.watch import Watch
 
 log = logging.getLogger("babel")
+OPTIMIZER = "optimizer.txt"
+_TRAINED = {Trained.ALL: "all", Trained.NEW_LAYERS: "the new ones"}
 StageEnd = Callable[[Stage, ModelConfig, PyTree[Array]], None]
 
 
@@ -66,8 +69,7 @@ def train_stages(
     stages = _agreed_stages(config, run_folder)
     _check_models(stages, models)
     for plan in stages:
-        last = plan.end - 1
-        log.info("stage %s: steps %d to %d\n%s", plan.stage.name, plan.start, last, plan.mixture.table())
+        _tell(plan, config)
     if not stages:
         return make_params()
     mesh = _checked_mesh(config)
@@ -76,7 +78,10 @@ def train_stages(
     def setup(start: int, trained: Trained) -> Setup:
         made = setup_of(config, mesh, depth_at(models, start), trained)
         layers = made.model.config.num_hidden_layers
-        log.info("optimizer, training %s of %d layers\n%s", trained, layers, made.optimizer.table())
+        log.info("training %s of %d layers", _TRAINED[trained], layers)
+        with agreed():
+            if jax.process_index() == 0:
+                _note_optimizer(run_folder / OPTIMIZER, f"{_TRAINED[trained]} of {layers} layers", made)
         return made
 
     def setup_at(step: int, trained: Trained) -> Setup:
@@ -104,7 +109,8 @@ def train_stages(
         Profile(run_folder / "tensorboard", profile) as traced,
     ):
         # From the newest checkpoint, or from the beginning.
-        restored = checkpoints.restore(lambda step, stage: setup_at(step - 1, trained_in[stage]).abstract)
+        with working("reading the checkpoint"):
+            restored = checkpoints.restore(lambda step, stage: setup_at(step - 1, trained_in[stage]).abstract)
         start = 0 if restored is None else restored[0]
         local = local_in(start, start)
         if local is not None and local.newest is not None:
@@ -112,21 +118,21 @@ def train_stages(
             start, current = local.newest, setup_at(start, _stage_at(stages, start).train)
             restored = None  # frees its memory
             state = local.restore()
-            log.info("resuming at step %d of %d, from local checkpoints", start, stages[-1].end)
+            log.info("resuming after step %d of %d, from local checkpoints", start, stages[-1].end)
         elif restored is None:
             current = setup_at(0, stages[0].stage.train)
             state = placed_state(current.optimizer, make_params(), current.shardings)
         else:
             _, stage, state = restored
             current = setup_at(start - 1, trained_in[stage])
-            log.info("resuming at step %d of %d", start, stages[-1].end)
+            log.info("resuming after step %d of %d", start, stages[-1].end)
         if jax.process_index() == 0:
             note_text(run_folder / "data.json", open_prepared(config.data.folder).fingerprint, start)
         watch.resume_at(start)
 
         end, seq_len = stages[-1].end, config.data.seq_len
         with Metrics(run_folder, seq_len, _tokens_by_language(config), start, end, goodput) as metrics:
-            tools = Tools(config, checkpoints, metrics, goodput, traced, watch)
+            tools = Tools(config, checkpoints, metrics, goodput, traced, watch, end)
             loop = Loop(mesh, tools, hooks, {})
             for number, plan in enumerate(stages):
                 # A run that was stopped in on_stage_end resumes at the end of that stage, and calls it again.
@@ -183,7 +189,7 @@ def _train_steps(
         batches = _batches(config, plan, number, mesh).iterate(steps.start - plan.start)
     save_times = SaveTimes(steps.start, training.checkpoint_every, training.checkpoint_minutes)
     tools.metrics.restart_clock()
-    with stop_requests() as stopped:
+    with stop_requests(lambda: tools.checkpoints.saved) as stopped:
         hooks = [*hooks_of(tools, current, save_times, stopped, local), *loop.hooks]
         for step in steps:
             with goodput.spent(Spent.DATA):
@@ -199,7 +205,7 @@ def _train_steps(
             state = moment.state
             for hook in hooks:
                 hook.after(moment)
-    with goodput.spent(Spent.CHECKPOINT):
+    with goodput.spent(Spent.CHECKPOINT), working("writing the checkpoint"):
         tools.checkpoints.wait()
     return state
 
@@ -220,14 +226,38 @@ def _program(loop: Loop, step: Step, *arguments: Any) -> Step:
     operation for a host that still compiles.
     """
     if step not in loop.programs:
-        with loop.tools.metrics.aside(Spent.COMPILE):
+        with loop.tools.metrics.aside(Spent.COMPILE), working("compiling the train step"):
             loop.programs[step] = cast(jax.stages.Wrapped, step).lower(*arguments).compile()
             meet()
     return loop.programs[step]
 
 
+def _tell(plan: PlannedStage, config: Config) -> None:
+    """Logs a stage in one line, and one for each warning. The tables are in files."""
+    languages = {row.language for row in plan.mixture.rows}
+    tokens = f"{plan.tokens:,} tokens of {len(languages)} language{'s' if len(languages) != 1 else ''}"
+    log.info("stage %s: steps %d to %d, %s", plan.stage.name, plan.start + 1, plan.end, tokens)
+    if plan.asked is not None:
+        log.warning(
+            "stage %s: max_passes = %g allows %s tokens of the %s that its budget asks for",
+            plan.stage.name, plan.stage.max_passes, f"{plan.tokens:,}", f"{plan.asked:,}",
+        )  # fmt: skip
+    for warning in plan.mixture.warnings:
+        log.warning("stage %s: %s", plan.stage.name, warning)
+
+
+def _note_optimizer(path: Path, heading: str, made: Setup) -> None:
+    """Adds the rate and decay of each parameter to a file, under a heading; warns of idle patterns."""
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    table = f"{heading}\n{made.optimizer.table()}\n"
+    if table not in before:
+        write_text(path, f"{before}{table}\n")
+    for warning in made.optimizer.warnings():
+        log.warning("optimizer: %s", warning)
+
+
 def _agreed_stages(config: Config, run_folder: Path) -> list[PlannedStage]:
-    """The planned stages, and mixture.json in the run folder.
+    """The planned stages; writes mixture.json and mixture.txt in the run folder.
 
     Raises BadInput, in all processes, for a mixture that the prepared data cannot give.
     """
@@ -238,6 +268,8 @@ def _agreed_stages(config: Config, run_folder: Path) -> list[PlannedStage]:
                 check_totals(stages, run_folder)
             mixtures = {plan.stage.name: plan.mixture.to_json() for plan in stages}
             write_text(run_folder / "mixture.json", json.dumps(mixtures, indent=2) + "\n")
+            tables = [f"stage {plan.stage.name}\n{plan.mixture.table()}\n" for plan in stages]
+            write_text(run_folder / "mixture.txt", "\n".join(tables))
     return stages
 
 
@@ -252,7 +284,7 @@ def _check_models(stages: Sequence[PlannedStage], models: Sequence[Depth]) -> No
     steps = stages[-1].end if stages else 0
     for model in models[1:]:
         if model.start >= steps:
-            raise BadInput(f"deepen: there is no step {model.start}; the run has the steps 0 to {steps - 1}")
+            raise BadInput(f"deepen: step {model.start} is not before the end; the run has {steps} steps")
 
 
 def _checked_mesh(config: Config) -> Mesh:

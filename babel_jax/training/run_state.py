@@ -55,6 +55,7 @@ class Checkpoints:
         `model_after(steps)` is the model after that many steps.
         """
         self._folder, self._model_after, self._failed = folder.absolute(), model_after, False
+        self._begun = self._saved_before = 0  # steps of the last two saves
         self._native = native(self._folder)  # for Orbax, which writes into a bucket itself
         with agreed(), explain_storage_errors(folder):
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -91,6 +92,15 @@ class Checkpoints:
             self._manager.save(
                 step, args=_DigestedSave(dict(vars(state))), custom_metadata=to_note(stage, self._model(step))
             )
+        self._saved_before, self._begun = self._begun, step
+
+    @property
+    def saved(self) -> int:
+        """The steps in the newest checkpoint that is written whole; 0 if there is none."""
+        if url_of(self._folder) is None:
+            return newest_step(self._folder)
+        # A bucket may take long to answer.
+        return self._saved_before if self._manager.is_saving_in_progress() else self._begun
 
     def newest(self) -> int | None:
         """The newest step that is saved or being written."""
@@ -156,6 +166,7 @@ class Checkpoints:
                     step,
                 )
                 self._set_aside(damaged)
+            self._begun = step
             return step, stage, state
         if unreadable:
             steps, reason = ", ".join(str(step) for step in unreadable), next(iter(unreadable.values()))

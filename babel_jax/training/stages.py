@@ -11,6 +11,8 @@ from babel_jax.data.windows.prepared import open_prepared
 class PlannedStage(NamedTuple):
     """A stage with its first step in the run (`start`), the step after its last (`end`), its mixture, and the
     tokens that it reads, without padding.
+
+    asked: the tokens that the stage's budget asks for, where `max_passes` allows fewer; else None.
     """
 
     stage: Stage
@@ -18,6 +20,7 @@ class PlannedStage(NamedTuple):
     end: int
     mixture: Mixture
     tokens: int
+    asked: int | None = None
 
 
 def plan_stages(config: Config) -> list[PlannedStage]:
@@ -34,13 +37,15 @@ def plan_stages(config: Config) -> list[PlannedStage]:
             round(stage.max_passes * sum(available.values())) if stage.max_passes is not None else sys.maxsize
         )
         # A stage is given by steps, by tokens, or by passes over all text; `max_passes` bounds each of them.
+        asked = stage.tokens or 0
         if stage.steps:
             mixture, tokens = make_mixture_of_steps(supplies, stage.mixture, stage.steps * windows_per_step)
-            steps = stage.steps
+            steps, asked = stage.steps, tokens
         if not stage.steps or tokens > most:
             tokens = max(1, min(most, stage.tokens or most))
             mixture = make_mixture(available, stage.mixture, tokens)
             steps = max(1, round(tokens / (windows_per_step * tokens_per_window(mixture, supplies))))
-        planned.append(PlannedStage(stage, start, start + steps, mixture, tokens))
+        is_cut = asked > tokens
+        planned.append(PlannedStage(stage, start, start + steps, mixture, tokens, asked if is_cut else None))
         start += steps
     return planned

@@ -56,7 +56,7 @@ def test_sigterm_to_prepare(prepare_command, tmp_path):
     seconds, status, out, err = stopped(
         command, lambda _: list(tmp_path.glob("stopped/cleaned/sw/*.parquet"))
     )
-    assert (status, out) == (0, "stopped by SIGTERM; resume with the same command\n"), err
+    assert (status, out) == (0, "stopped by SIGTERM; the same command resumes\n"), err
     assert "Traceback" not in err
     assert seconds < MOST_SECONDS
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("stopped/cleaned/sw/*.parquet")}
@@ -80,6 +80,6 @@ def test_sigterm_while_ray_starts(prepare_command, tmp_path):
         return servers
 
     _, status, out, err = stopped(prepare_command("stopped", "ray"), starts)
-    assert (status, out) == (0, "stopped by SIGTERM; resume with the same command\n"), err
+    assert (status, out) == (0, "stopped by SIGTERM; the same command resumes\n"), err
     assert not list(tmp_path.glob("stopped/cleaned/sw/*.parquet"))
     assert not Path("/proc", str(servers[0])).exists()

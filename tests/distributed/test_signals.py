@@ -177,10 +177,10 @@ TWICE = (
 def test_a_second_control_c_is_no_traceback():
     ended = command(TWICE)
     assert ended.returncode == 130
-    assert ended.stderr == "babel: interrupted again; ended at once\n"
+    assert ended.stderr == "babel: stopping; again to end at once\nbabel: ended at once\n"
     once = command("signal.raise_signal(signal.SIGINT)")
     assert once.returncode == 130
-    assert once.stderr == "babel: interrupted; if it can be resumed, the same command resumes it\n"
+    assert once.stderr == "babel: stopping; again to end at once\nbabel: stopped; the same command resumes\n"
 
 
 @pytest.mark.parametrize(

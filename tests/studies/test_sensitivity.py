@@ -11,7 +11,13 @@ from babel_jax.expansion.apply import expand_config, expand_params
 from babel_jax.expansion.plan import plan_from_settings
 from babel_jax.model.decoder import init_params
 from babel_jax.studies.packed_text import encode
-from babel_jax.studies.sensitivity import layers_to_double, plot_sensitivity, sensitivity, sensitivity_table
+from babel_jax.studies.sensitivity import (
+    LayerEffect,
+    layers_to_double,
+    plot_sensitivity,
+    sensitivity,
+    sensitivity_table,
+)
 from babel_jax.training.mesh import make_mesh
 from tests.studies.test_packed_text import Bytes, bits_of
 
@@ -85,6 +91,20 @@ def test_cosines_against_transformers(reference_model, stacked_tree):
         behind = behind[0] if isinstance(behind, tuple) else behind
         expected = torch.nn.functional.cosine_similarity(before, behind, dim=-1).mean().item()
         assert found.cosine[layer]["en"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_known_layers_are_not_computed_again(model):
+    config, params, texts, found = model
+    told = LayerEffect({"en": 0.5, "sw": 0.5}, {"en": 9.0, "sw": 9.0}, {"en": 8.0, "sw": 8.0})
+    computed = {}
+    again = sensitivity(
+        config, params, texts, make_mesh({}), known={1: told}, found=lambda *pair: computed.update([pair])
+    )
+    assert list(computed) == [0, 2]
+    assert (again.cosine[1], again.removed[1], again.doubled[1]) == told
+    # The layers above a known one see what it gives.
+    assert again.doubled[2] == pytest.approx(found.doubled[2], rel=1e-6)
+    assert again.model == pytest.approx(found.model, rel=1e-6)
 
 
 def test_layers_to_double_are_those_that_cost_least(model):

@@ -133,7 +133,7 @@ def test_which_model_takes_which_step(run_config, tmp_path):
 @pytest.mark.parametrize(
     ("deepenings", "says"),
     [
-        ([deepen(10)], r"deepen: there is no step 10; the run has the steps 0 to 9"),
+        ([deepen(10)], r"deepen: step 10 is not before the end; the run has 10 steps"),
         (
             [deepen(4, insert_after=[2])],
             r"deepen.0: insert_after names layers \[2\], and the model has layers 0 to 1",

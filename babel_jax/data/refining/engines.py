@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol, TypeVar
 
 from babel_jax.config import Engine
-from babel_jax.distributed.signals import held_back
+from babel_jax.distributed.signals import deaf_children, held_back
 from babel_jax.errors import BadInput, one_line
 
 log = logging.getLogger("babel")
@@ -84,7 +84,7 @@ class _Processes:
             self._pool = self._pool or ProcessPoolExecutor(
                 self._number, multiprocessing.get_context("spawn"), _end_with_parent
             )
-            with _quiet():
+            with _quiet(), deaf_children():
                 futures = {self._pool.submit(function, task): number for number, task in missing.items()}
             try:
                 for future in as_completed(futures):

@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from babel_jax.config import DataSettings
 from babel_jax.data.json_files import read_json
 from babel_jax.data.refining.cleaned_parts import (
@@ -37,6 +35,7 @@ from babel_jax.data.refining.shards import SKETCHES, part_counts, shards_of
 from babel_jax.data.sources.rows import Row, RowCounts
 from babel_jax.disk_errors import explain_os_errors
 from babel_jax.files import remove_folder
+from babel_jax.progress import Work
 
 
 def refine(settings: DataSettings, languages: Sequence[str], workers: Workers, recheck: bool = False) -> None:
@@ -138,6 +137,6 @@ def _run(function: Any, tasks: Sequence[Any], workers: Workers, label: str, unit
     """Runs the tasks that are not done, with a progress bar."""
     missing = [task for task in tasks if not task.done.is_file()]
     done = len(tasks) - len(missing)
-    with tqdm(total=len(tasks), initial=done, desc=label, unit=f" {unit}", disable=None) as progress:
+    with Work[Any](label, total=len(tasks), initial=done, unit=unit, keep=True) as progress:
         for _ in workers.run(function, missing):
             progress.update()

@@ -88,7 +88,11 @@ class ChatTemplate:
         # -P keeps the folder of that file off the path: it has modules with names of the standard library.
         command = [sys.executable, "-P", template_worker.__file__]
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C must reach only the parent process
         )
         self._process = process
         weakref.finalize(self, _end, process)

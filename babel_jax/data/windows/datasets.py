@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from babel_jax.config import DataSettings
 from babel_jax.data.sources.rows import Row
@@ -23,6 +22,7 @@ from babel_jax.disk_errors import explain_os_errors
 from babel_jax.errors import BadInput
 from babel_jax.files import write_text
 from babel_jax.new_folders import new_folder
+from babel_jax.progress import Work
 
 _BATCH_CHARACTERS = 1 << 20
 
@@ -43,9 +43,7 @@ def write_dataset(
     within a window.
     """
     counts = {"tokens": 0, "documents": 0, "bytes": 0, "windows": 0}
-    progress = tqdm(
-        total=documents, desc=f"tokenize {language} {kind}", unit=" documents", leave=False, disable=None
-    )
+    progress = Work[Row](f"tokenizing {language} {kind}", total=documents, unit="documents")
     with progress, new_folder(dataset) as partial:
         if settings.conversations:
             assert settings.tokenizer is not None
@@ -65,7 +63,7 @@ def write_dataset(
 
 
 def _tokenized(
-    rows: Iterator[Row], tokenizer: Tokenizer, counts: dict[str, int], progress: tqdm
+    rows: Iterator[Row], tokenizer: Tokenizer, counts: dict[str, int], progress: Work[Row]
 ) -> Iterator[list[int]]:
     """The token ids of each row's text, tokenized in batches. Adds to `counts` as rows are read."""
     for texts in _batches(row.text for row in rows):
@@ -100,7 +98,7 @@ def opened_chat_format(tokenizer: str, template: str | None) -> ChatFormat:
     return open_chat_format(tokenizer, template)
 
 
-def _watched(rows: Iterator[Row], progress: tqdm) -> Iterator[Row]:
+def _watched(rows: Iterator[Row], progress: Work[Row]) -> Iterator[Row]:
     for row in rows:
         yield row
         progress.update()

@@ -17,8 +17,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from babel_jax.config import BadRows, DataSettings, Engine
 from babel_jax.data.json_files import read_json
 from babel_jax.data.refining.cleaned_parts import remove_aside, sources_of
@@ -54,6 +52,7 @@ from babel_jax.languages import CODES, in_order
 from babel_jax.lease import alone_in, alone_in_bucket
 from babel_jax.new_folders import remove_mark
 from babel_jax.places import PARTIAL, place, url_of
+from babel_jax.progress import Work
 from babel_jax.sending import drafted
 
 log = logging.getLogger("babel")
@@ -126,7 +125,7 @@ def _prepared(
             refine(settings, missing, workers, recheck)
         tasks = [_LanguageTask(settings, code, recheck) for code in languages]
         results = workers.run(_prepare_language, tasks)
-        for task, entry in tqdm(results, "prepare", len(tasks), unit=" languages", disable=None):
+        for task, entry in Work("prepare", results, total=len(tasks), unit="languages", keep=True):
             entries[task.language] = entry
     for code in languages:
         _warn_about_losses(code, entries[code], settings)
@@ -254,9 +253,7 @@ def _survey(settings: DataSettings, language: str) -> tuple[Survey, dict[str, An
     Raises BadInput if no row is left to train on.
     """
     counts = RowCounts()
-    rows = tqdm(
-        _rows(settings, language, counts), f"read {language}", unit=" rows", leave=False, disable=None
-    )
+    rows = Work(f"reading {language}", _rows(settings, language, counts), unit="rows")
     surveyed = survey(
         rows,
         settings.heldout_fraction,

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int
-from tqdm import tqdm
 
 from babel_jax.config.file import load_config
 from babel_jax.data.refining.characters import nfc
@@ -22,6 +21,7 @@ from babel_jax.data.windows.prepared import PreparedData, dataset_folder, open_p
 from babel_jax.data.windows.storage import open_windows
 from babel_jax.errors import BadInput
 from babel_jax.places import pull
+from babel_jax.progress import Work
 
 LENGTH = 13
 Windows = Int[np.ndarray, "windows time"]
@@ -97,7 +97,7 @@ def _runs_of_windows(prepared: PreparedData, tokenizer: Tokenizer) -> Iterator[I
     """Hashes of the runs of tokens within the documents of all windows."""
     sources = [open_windows(dataset_folder(prepared.folder, *dataset)) for dataset in prepared.available]
     total = sum(map(len, sources))
-    with tqdm(total=total, desc="contamination", unit=" windows", leave=False, disable=None) as progress:
+    with Work[Any]("searching for the items", total=total, unit="windows") as progress:
         for source in sources:
             for start in range(0, len(source), _AT_ONCE):
                 records = source.__getitems__(range(start, min(start + _AT_ONCE, len(source))))

@@ -47,7 +47,7 @@ from babel_jax.evaluation.items import (
 from babel_jax.evaluation.scoring import score
 from babel_jax.files import make_folder, write_text
 from babel_jax.lease import alone_in
-from babel_jax.model_folders.folder import ModelFolder, load_params, open_folder
+from babel_jax.model_folders.folder import ModelFolder, load_params, model_name, open_folder
 from babel_jax.model_folders.streaming import files_now, fingerprint
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.sending import settle
@@ -320,8 +320,8 @@ def _result(
 
 
 def _labels(models: Sequence[str]) -> dict[str, str]:
-    """A short name for each model: the last part of its path if these differ, else its path."""
-    last = [Path(model).name for model in models]
+    """A short name for each model: that of its folder or run if these differ, else its path."""
+    last = [model_name(Path(model)) for model in models]
     return dict(zip(models, last if len(set(last)) == len(last) else models, strict=True))
 
 

@@ -18,7 +18,6 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from tqdm import tqdm
 
 from babel_jax.config import ModelConfig
 from babel_jax.data.tokens.prompts import PromptTokenizer
@@ -30,6 +29,7 @@ from babel_jax.evaluation.scoring import Score, on_mesh, rows_of_batch, score
 from babel_jax.inference.decoding import extend, prefill
 from babel_jax.inference.generation import SMALLEST_BUCKET, bucket, padded_left, until_first
 from babel_jax.model.parallel import ROW_AXES
+from babel_jax.progress import Work
 
 # A decoding step reads all weights even for a single prompt, so at least ROWS prompts are decoded together.
 # For them, a batch may have up to LARGER times as many tokens.
@@ -181,7 +181,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]
         limits = [self._limits(request) for request in unanswered]
         prompts = [self._prompt(request, most) for request, (_, most) in zip(unanswered, limits, strict=True)]
         new_size = bucket(max((most for _, most in limits), default=1), SMALLEST_BUCKET)
-        progress = tqdm(total=len(prompts), desc="generating", unit=" requests", leave=False, disable=None)
+        progress = Work[Any]("generating answers", total=len(prompts), unit="requests")
         with progress:
             devices = rows_of_batch(1, 1, self.mesh, ROW_AXES)
             for shared, length, groups in alike_prompts(prompts, max(ROWS, devices), new_size, devices):
