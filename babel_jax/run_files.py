@@ -1,15 +1,18 @@
 """The JSON files of a run folder, read back. For any damage, one line names the file."""
 
+import functools
+import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from babel_jax.errors import BadInput
 from babel_jax.files import open_regular, read_json
 from babel_jax.json_text import parse_json
 
 MOST_LINE_BYTES = 16 * 2**20
+_MOST_SECONDS = 253_402_300_799.0  # since 1970, at the end of the year 9999: no date is later
 RAW = ("checkpoints", "compiled")  # folders that Orbax and JAX themselves write into a bucket
 
 
@@ -121,8 +124,8 @@ class Sample(_Part):
 class GoodputFile(_Part):
     """goodput.json"""
 
-    seconds: dict[str, float]
-    until: float | None = None
+    seconds: dict[str, Annotated[float, Field(ge=0.0, le=_MOST_SECONDS)]]
+    until: Annotated[float, Field(ge=0.0, le=_MOST_SECONDS)] | None = None
     last_step: int = -1
 
 
@@ -193,9 +196,31 @@ def read_lines(path: Path, kind: Any) -> list[dict[str, Any]]:
     return values
 
 
+def read_last_line(path: Path, kind: Any) -> dict[str, Any] | None:
+    """The object of the last complete line of a JSON lines file; None without one. The rest is not read.
+
+    Raises BadInput if the line is damaged.
+    """
+    if not path.is_file():
+        return None
+    with open_regular(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 2 * MOST_LINE_BYTES))
+        complete, _, _ = file.read().rpartition(b"\n")
+    line = complete.rpartition(b"\n")[2]
+    location = f"{path}: last line"
+    return _checked(parse_json(line, location), kind, location) if line else None
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Made once for each kind: to make one takes longer than to check a line."""
+    return TypeAdapter(kind)
+
+
 def _checked(value: Any, kind: Any, location: str) -> Any:
     try:
-        TypeAdapter(kind).validate_python(value)
+        _adapter(kind).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"]) or "the whole"

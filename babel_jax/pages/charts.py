@@ -146,6 +146,9 @@ def dots(
     for rows in groups.values():
         for row in rows.values():
             values += [value for value in row if value is not None]
+    # A task may have no language that is known here.
+    if not values:
+        return Markup("")
     table = _Rows(groups, 20, ticks(min(values), max(values)), unit)
     parts = [table.grid()]
     for label, value in marks.items():

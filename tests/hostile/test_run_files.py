@@ -82,3 +82,25 @@ def test_a_damaged_line_within_the_metrics_is_not_the_end_of_them(run, tmp_path)
     path.write_bytes(b"".join([*lines[:2], lines[2][:40] + b"\n", *lines[3:]]))
     with pytest.raises(BadInput, match=r"metrics\.jsonl:3: "):
         read_json_lines(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("goodput.json", {"until": 1e300}),
+        ("goodput.json", {"seconds": {"step": 1e308, "setup": 1e308}}),
+        ("evaluation/continued.json", {"tasks": {"<script>": {"<blink>": {"score": 1.0, "n": 1}}}}),
+    ],
+)
+def test_the_report_of_values_that_no_run_has(run, capsys, tmp_path, name, changes):
+    file = run / name
+    before = file.read_text()
+    try:
+        file.write_text(json.dumps(json.loads(before) | changes))
+        status = main(["report", str(run), "--out", str(tmp_path / "page.html")])
+        assert status in (0, 2)
+        assert "Traceback" not in capsys.readouterr().err
+        if status == 0:
+            assert "<blink>" not in (tmp_path / "page.html").read_text().partition("<body")[2]
+    finally:
+        file.write_text(before)
