@@ -58,7 +58,7 @@ class Server:
                 status, answer = self._answer(body)
             except BadInput:
                 raise
-            except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
+            except (OSError, ValueError, OverflowError, RecursionError, http.client.HTTPException) as error:
                 problem = self._shown(str(error) or type(error).__name__)
                 continue
             if status == 200:

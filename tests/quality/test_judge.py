@@ -247,16 +247,20 @@ def test_a_server_that_fails_loses_nothing(config_file, server, monkeypatch, fai
         judge(load_settings(QualityConfig, config_file, (*overrides, "judge.max_characters=10")))
 
 
-def test_an_answer_that_is_cut_off(config_file, server, monkeypatch):
+@pytest.mark.parametrize(
+    ("length", "problem"),
+    [("1000000", "IncompleteRead"), ("9" * 20, "cannot fit 'int' into an index-sized integer")],
+)
+def test_an_answer_that_is_shorter_than_it_says(config_file, server, monkeypatch, length, problem):
     monkeypatch.setattr(serving, "_FIRST_PAUSE_SECONDS", 0.0)
     real = server.RequestHandlerClass.end_headers
 
     def promise_more(handler):
-        handler.send_header("Content-Length", "1000000")
+        handler.send_header("Content-Length", length)
         real(handler)
 
     monkeypatch.setattr(server.RequestHandlerClass, "end_headers", promise_more)
-    with pytest.raises(BadInput, match=r"does not serve \(IncompleteRead"):
+    with pytest.raises(BadInput, match=rf"does not serve \({problem}"):
         judge(
             load_settings(
                 QualityConfig, config_file, (f"judge.endpoint=http://127.0.0.1:{server.server_port}/v1",)
