@@ -135,7 +135,7 @@ def _type(schema: dict[str, Any], defined: dict[str, Any]) -> str:
 
 def _range(schema: dict[str, Any]) -> str:
     signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
-    bounds = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]
+    bounds = [f"{sign} {schema[key]:.10g}" for key, sign in signs.items() if key in schema]
     return f" {', '.join(bounds)}" if bounds else ""
 
 

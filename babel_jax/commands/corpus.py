@@ -25,7 +25,7 @@ def declare(command: Commands) -> None:
         "mixture",
         _mixture,
         "tokens, shares and epochs of each language and kind in all stages, without training",
-        "babel mixture configs/babel-9b.toml --out runs/mixture",
+        "babel mixture my-run.toml --out runs/mixture",
     )
     add_config(mixture)
     mixture.add_argument(
@@ -36,7 +36,7 @@ def declare(command: Commands) -> None:
         "statistics",
         _statistics,
         "a page of figures and a dataset card of prepared data",
-        "babel statistics data/qwen2.5",
+        "babel statistics runs/my-run/data",
     )
     statistics.add_argument(
         "data", metavar="DATA", help="a folder that babel prepare made; both are written into it"

@@ -37,7 +37,8 @@ def declare(command: Commands) -> None:
         "evaluate",
         _evaluate,
         "benchmarks and bits per byte by language",
-        "babel evaluate runs/demo/hf --baseline runs/demo/base/hf --tasks xcopa,xnli",
+        "babel evaluate runs/my-run/run/hf --baseline SmolLM2-135M --data text/ --languages sw,ha,en",
+        "babel evaluate runs/my-run/run/hf --tasks xcopa --data items/ --languages sw --out runs/table",
         resumes=True,
     )
     evaluate.add_argument("model", metavar="MODEL")

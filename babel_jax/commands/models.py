@@ -158,6 +158,8 @@ def declare(command: Commands) -> None:
         _expand,
         "a deeper model folder, of the same format",
         "babel expand Qwen2.5-7B babel-9b --preset babel-9b",
+        "babel expand SmolLM2-135M deeper --new-layers 4 --init identity --verify",
+        "babel expand SmolLM2-135M chosen --auto 2 --data text/ --languages sw,en",
         resumes=True,
     )
     expand.add_argument("source", metavar="SRC")
@@ -176,10 +178,28 @@ def declare(command: Commands) -> None:
     expand.add_argument(
         "--append", type=positive, metavar="N", help="repeat the last N layers after the model"
     )
-    expand.add_argument("--init", choices=_INITS, help="how new layers begin (default copy)")
-    expand.add_argument("--noise-mean", type=float)
-    expand.add_argument("--noise-std", type=float)
-    expand.add_argument("--seed", type=seed)
+    expand.add_argument(
+        "--init",
+        choices=_INITS,
+        help=(
+            "how a new layer begins (default copy). copy: its source layer. noise: the copy with noise, as "
+            "in the released Babel models. zero: all zeros, so it adds nothing. average: the mean of its "
+            "source layer and the next. identity: a copy with output projections of zero, so it adds nothing "
+            "at first (LLaMA Pro). scaled: the copy and its source add half each. Of copy, noise and zero, "
+            "the Babel report favours copy and small noise. In our trial with SmolLM2-135M, identity "
+            "recovered fastest: 1.95 bits per byte after 51,200 tokens, copy 2.03"
+        ),
+    )
+    expand.add_argument(
+        "--noise-mean", type=float, metavar="X", help="with --init noise: its mean (default 0.0001)"
+    )
+    expand.add_argument(
+        "--noise-std",
+        type=float,
+        metavar="X",
+        help="with --init noise: its standard deviation (default 0.0001)",
+    )
+    expand.add_argument("--seed", type=seed, metavar="N", help="with --init noise: its seed (default 0)")
     expand.add_argument(
         "--auto",
         type=int,
@@ -223,7 +243,7 @@ def declare(command: Commands) -> None:
         "sensitivity",
         _sensitivity,
         "how much each layer matters",
-        "babel sensitivity Qwen2.5-0.5B --data text/ --out runs/sensitivity",
+        "babel sensitivity SmolLM2-135M --data text/ --out runs/sensitivity",
         resumes=True,
     )
     sensitivity.add_argument("model", metavar="MODEL")
@@ -248,7 +268,7 @@ def declare(command: Commands) -> None:
         "ablate",
         _ablate,
         "positions and initializations of new layers, compared",
-        "babel ablate runs/demo/base/hf --tokens 200000 --seeds 0,1",
+        "babel ablate SmolLM2-135M --data text/ --tokens 50000 --variants among:copy,among:identity,parent",
         resumes=True,
     )
     ablate.add_argument("model", metavar="MODEL")

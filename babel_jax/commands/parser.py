@@ -3,7 +3,7 @@
 import argparse
 
 from babel_jax import __version__
-from babel_jax.commands import corpus, evaluation, models, pods, quality, report, runs, text, verify
+from babel_jax.commands import corpus, evaluation, models, pods, quality, report, runs, shells, text, verify
 from babel_jax.commands.parsing import Run
 
 # The commands in the order in which a user meets them, for `babel --help` and the documentation.
@@ -14,7 +14,7 @@ GROUPS = {
     "training": ("train", "sft", "status", "report"),
     "trained models": ("evaluate", "generate", "chat"),
     "pods": ("plan", "rehearse"),
-    "more": ("verify",),
+    "more": ("verify", "completion"),
 }
 _NAME_WIDTH = 14  # characters of the column of names in `babel --help`
 
@@ -44,6 +44,7 @@ class BabelParser(argparse.ArgumentParser):
         )
         for subject in (runs, corpus, quality, models, evaluation, text, report, pods, verify):
             subject.declare(self._declare)
+        shells.declare(self._declare, self)
 
     def _declare(
         self, name: str, run: Run, does: str, *examples: str, resumes: bool = False

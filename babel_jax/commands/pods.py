@@ -38,6 +38,7 @@ def declare(command: Commands) -> None:
         _plan,
         "memory and time of every program of a run on a TPU pod, compiled without one",
         "babel plan configs/babel-9b.toml --topology v5e:16x16 --set training.gradient_accumulation=4",
+        "babel plan my-run.toml --topology v5e:2x2 --step-only",
     )
     add_config(plan, "data.seq_len=32768")
     plan.add_argument(
@@ -70,7 +71,7 @@ def declare(command: Commands) -> None:
         "rehearse",
         _rehearse,
         "the whole run of a config on CPU devices in minutes: the same mesh axes, small widths and budgets",
-        "babel rehearse configs/babel-9b.toml",
+        "babel rehearse my-run.toml --devices 4",
     )
     add_config(rehearse)
     rehearse.add_argument(

@@ -37,7 +37,7 @@ def declare(command: Commands) -> None:
         "judge",
         _judge,
         "scores of a sample of the text by a large model",
-        "babel judge configs/quality.toml",
+        "babel judge quality.toml",
         resumes=True,
     )
     judge.add_argument(
@@ -47,13 +47,13 @@ def declare(command: Commands) -> None:
         "classifier",
         _classifier,
         "a small model that learns the judge's scores",
-        "babel classifier configs/quality.toml",
+        "babel classifier quality.toml",
     )
     score = command(
         "score",
         _score,
         "rows with the classifier's score",
-        "babel score configs/quality.toml --languages ha,sw",
+        "babel score quality.toml --languages ha",
     )
     score.add_argument(
         "--languages", type=words, metavar="en,sw", help="only these (default: all that the sources have)"

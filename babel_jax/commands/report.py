@@ -29,7 +29,7 @@ def declare(command: Commands) -> None:
         "report",
         _report,
         "one HTML page about a run, and the languages that got worse",
-        "babel report runs/demo",
+        "babel report runs/my-run/run",
     )
     report.add_argument("run_folder", metavar="RUN", help="a run folder, or a demo's")
     report.add_argument("--out", metavar="FILE", help="where to write the page (default: report.html in RUN)")
@@ -44,6 +44,6 @@ def declare(command: Commands) -> None:
         "status",
         _status,
         "whether a run is finished, and how many steps it has done",
-        "babel status gs://my-bucket/runs/babel-9b",
+        "babel status runs/my-run/run",
     )
     status.add_argument("run_folder", metavar="RUN", help="a run folder, on disk or in a bucket")

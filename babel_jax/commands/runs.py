@@ -52,6 +52,10 @@ def _ask(options: argparse.Namespace) -> None:
         while not answer:
             answer = _answer(f"{_QUESTIONS[name]}: ", f"give --{name}")
         setattr(options, name, answer)
+    if missing and options.languages is None:
+        options.languages = words(
+            _answer("languages, such as sw,ha,en (Enter: all of the folder): ", "give --languages")
+        )
     if missing and options.new_layers is None:
         answer = _answer("new layers (Enter: 6 for every 28): ", "give --new-layers")
         try:
@@ -165,7 +169,7 @@ def declare(command: Commands) -> None:
         "sft",
         _sft,
         "chat fine-tuning: conversations, with the loss on the assistant's tokens",
-        "babel sft configs/babel-9b-chat.toml",
+        "babel sft my-chat.toml",
         resumes=True,
     )
     prepare.add_argument(

@@ -36,7 +36,7 @@ def declare(command: Commands) -> None:
         "generate",
         _generate,
         "text from a model",
-        'babel generate runs/demo/hf "Every morning" --max-new-tokens 40',
+        'babel generate runs/my-run/run/hf "Habari ya asubuhi" --max-new-tokens 40',
     )
     generate.add_argument("model", metavar="MODEL")
     generate.add_argument("prompt", metavar="PROMPT")
@@ -46,7 +46,7 @@ def declare(command: Commands) -> None:
         "chat",
         _chat,
         "answers from a model: a conversation on the terminal, or one turn from standard input",
-        'echo "Habari?" | babel chat runs/chat/hf',
+        'echo "Habari?" | babel chat runs/my-chat/hf',
     )
     chat.add_argument("model", metavar="MODEL")
     chat.add_argument("--system", metavar="TEXT", help="the system message, before the first turn")

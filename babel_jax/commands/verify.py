@@ -18,7 +18,7 @@ def declare(command: Commands) -> None:
         "verify",
         _verify,
         "compare the files of a folder with the digests beside them",
-        "babel verify runs/babel-9b",
+        "babel verify runs/my-run/run",
     )
     verify.add_argument(
         "folder",

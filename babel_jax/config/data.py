@@ -36,41 +36,56 @@ class BadRows(Choice):
 
 
 class Source(Settings):
-    """Text rows of one language: files (`path`, globs allowed), a TFDS dataset, or a Hugging Face dataset by
-    name.
+    """Text rows of one language: files, a TFDS dataset, or a Hugging Face dataset; exactly one of `path`,
+    `tfds` and `huggingface`.
 
-    Files: .jsonl or .txt (plain, .gz or .zst), .parquet, and .warc or .wet (plain or .gz), on a disk or on
-    any file system of fsspec (gs://, s3://, hf://).
-
-    - kind: for rows that have no `kind`
-    - name: shown in reports (default: the path or dataset); licence: shown beside it
-    - where: only rows with these values are read, for files with many languages
-    - off: rules of data.cleaning that do not apply to this source. For example, `where = { kind = "textbook"
-      }` and `off = ["repetition"]` keep manuals that repeat themselves
-    - weight: of duplicates in several sources, the copy of the source with the highest weight stays, if
-      data.deduplication is given, else the first. It has no effect on the mixture
-    - catalogue: instead of all this, `catalogue = "madlad-400"` means the sources of that name in
-      catalogue.toml
+    Instead of all this, `catalogue = "madlad-400"` means the sources of that name in catalogue.toml, in
+    all its languages or in `language`.
     """
 
     language: str
+    """The code of the language, such as `sw`."""
     path: LocalPath | None = None
+    """Files; globs are allowed. .jsonl or .txt (plain, .gz or .zst), .parquet, .warc or .wet (plain or
+    .gz), on a disk or on any file system of fsspec (gs://, s3://, hf://).
+    """
     tfds: str | None = None
+    """The name of a TFDS dataset."""
     tfds_split: str = "train"
+    """The split of the TFDS dataset."""
     tfds_folder: LocalPath | None = None
+    """The `data_dir` of TFDS."""
     huggingface: str | None = None
+    """The name of a dataset on the Hugging Face hub."""
     huggingface_config: str | None = None
+    """Its configuration."""
     huggingface_split: str = "train"
+    """Its split."""
     kind: str = "web"
+    """The kind of rows that have no `kind` of their own, such as `web`, `textbook`, `curated`."""
     text_key: str = "text"
+    """The key of the text in a row. `messages` and `conversations` hold conversations."""
     id_key: str = "id"
+    """The key of a row's id."""
     score_key: str = "score"
+    """The key of a row's score of quality."""
     name: str | None = None
+    """Shown in reports. Default: the path or dataset."""
     licence: str | None = None
+    """Shown beside the name."""
     weight: PositiveFloat = 1.0
+    """Of duplicates in several sources, the copy of the source with the highest weight stays, if
+    `data.deduplication` is given, else the first. It has no effect on the mixture. Unit: any.
+    """
     where: dict[str, str] = {}
+    """Only rows with these values are read, for files with many languages: `where = { kind = "textbook"
+    }`.
+    """
     # After `_expanded`, values are no JSON any more, for which strict validation accepts lists and strings.
     off: Annotated[tuple[Annotated[Rule, Field(strict=False)], ...], Field(strict=False)] = ()
+    """Rules of `data.cleaning` that do not apply to this source: `off = ["repetition"]` keeps manuals that
+    repeat themselves.
+    """
 
     @field_validator("language")
     @classmethod
@@ -93,38 +108,49 @@ class Source(Settings):
 class DataSettings(Settings):
     """The prepared datasets: their folder, and how `babel prepare` makes them.
 
-    - tokenizer: a model folder, a tokenizer.json or a SentencePiece .model file; default: the run's model
-      folder
-    - add_bos_token: if each document begins with the tokenizer's bos_token, in training and evaluation;
-      default: as the tokenizer does (Llama, Gemma and Mistral: yes; Qwen: no). Conversations begin as the
-      chat template says
-    - conversations: the sources have lists of messages (text_key "messages" or "conversations"). The chat
-      template of the tokenizer's folder, or the file `chat_template`, turns them into text
-    - cleaning, deduplication: without `cleaning`, text is unchanged; without `deduplication`, only rows of
-      equal text are dropped
-    - workers: processes that work at a time (0: one for each core; on Ray always the whole cluster); the
-      result does not depend on their number
-    - shard_documents: the most documents in a cleaned shard, and so a bound on the memory of a worker
-
-    Digests of all files that were read show later if text has changed; see docs/reference/cleaning.md.
+    Digests of all files that were read show later if text has changed; see
+    [cleaning](../reference/cleaning.md).
     """
 
     folder: LocalPath
+    """The folder of prepared data, on disk or in a bucket."""
     tokenizer: LocalPath | None = None
+    """A model folder, a tokenizer.json or a SentencePiece .model file. Default: the run's model folder."""
     add_bos_token: bool | None = None
+    """Each document begins with the tokenizer's bos_token, in training and evaluation. Default: as the
+    tokenizer does (Llama, Gemma and Mistral: yes; Qwen: no). Conversations begin as the chat template
+    says.
+    """
     seq_len: Positive = 4096
+    """The length of a window. Unit: tokens."""
     bad_rows: BadRows = BadRows.REFUSE
+    """A row that cannot be read is an error, or is counted and left out."""
     heldout_fraction: Fraction = 0.02
+    """The part of the documents of each language that is not trained on, to measure with."""
     heldout_bytes: Positive = 200_000
+    """The most held-out text of each language. Unit: bytes."""
     conversations: bool = False
+    """The sources have lists of messages; the chat template of the tokenizer's folder turns them into
+    text. For `babel sft`.
+    """
     chat_template: LocalPath | None = None
+    """A file with a chat template, instead of that of the tokenizer's folder."""
     cleaning: CleaningSettings | None = None
+    """Rules that drop documents. Without it, text is unchanged."""
     decontamination: DecontaminationSettings | None = None
+    """Drops documents that contain evaluation items."""
     deduplication: DeduplicationSettings | None = None
+    """Drops equal and nearly equal documents. Without it, only rows of equal text are dropped."""
     engine: Engine = Engine.LOCAL
+    """Where the tasks run: in processes of this machine, or on a Ray cluster that shares its file system."""
     workers: NonNegative = 1
+    """Processes that work at a time (0: one for each core; on Ray always the whole cluster). The result
+    does not depend on their number. Unit: processes.
+    """
     shard_documents: Positive = 100_000
+    """The most documents in a cleaned shard, and so a bound on the memory of a worker. Unit: documents."""
     sources: tuple[Source, ...] = ()
+    """The text."""
 
     @field_validator("sources", mode="before")
     @classmethod
@@ -162,28 +188,35 @@ class Strategy(Choice):
 
 
 class MixtureSettings(Settings):
-    """The shares of a stage, in tokens; padding does not count.
-
-    - languages: those that take part; empty means all with data
-    - weights: the weight of each language (strategy `weights`)
-    - max_epochs: the most passes over one dataset; the others get the rest
-    - curated: a language's share of all tokens, in total: curated = { en = 0.3 } makes 30% of the stage
-      English, taken from the kind `curated` (else `textbook`, else any) as far as there is enough of it
-    - curated_extra: a share in addition to the language's own part: with two languages of equal parts,
-      curated_extra = { en = 0.3 } makes 30% + 35% English
-    - low_resource_multiplier, textbook_multiplier: raise the weight of low-resource languages, and of the
-      kind `textbook` within every language
-    """
+    """The shares of a stage, in tokens; padding does not count."""
 
     strategy: Strategy = Strategy.EQUAL
+    """How tokens are shared among languages: `equal` as far as the text allows, `temperature` in
+    proportion to supply ** (1 / temperature), `weights` as given.
+    """
     temperature: PositiveFloat = 1.0
+    """With `strategy = "temperature"`: 1 is in proportion to the text, a high number is nearly equal.
+    Unit: none.
+    """
     languages: tuple[str, ...] = ()
+    """The languages that take part. Default: all with data."""
     weights: dict[str, PositiveFloat] = {}
+    """The weight of each language, with `strategy = "weights"`. Unit: any, in proportion."""
     max_epochs: PositiveFloat = 4.0
+    """The most passes over one dataset; the others get the rest. Unit: passes."""
     curated: dict[str, Fraction] = {}
+    """A language's share of all tokens, in total: `curated = { en = 0.3 }` makes 30% of the stage English,
+    taken from the kind `curated` (else `textbook`, else any) as far as there is enough of it. Unit:
+    part of all tokens.
+    """
     curated_extra: dict[str, Fraction] = {}
+    """A share in addition to the language's own part: with two languages of equal parts, `curated_extra =
+    { en = 0.3 }` makes 30% + 35% English. Unit: part of all tokens.
+    """
     low_resource_multiplier: PositiveFloat = 1.0
+    """Multiplies the weight of low-resource languages. Unit: factor."""
     textbook_multiplier: PositiveFloat = 1.0
+    """Multiplies the weight of the kind `textbook` within every language. Unit: factor."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

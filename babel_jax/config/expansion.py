@@ -29,20 +29,30 @@ class Init(Choice):
 
 
 class ExpansionSettings(Settings):
-    """The new layers: one of `preset`, `new_layers`, `insert_after`, `append` and `plan` (a plan file).
-
-    `new_layers = 6` spreads six layers over the model: see `spread_layers`.
+    """The new layers: exactly one of `preset`, `new_layers`, `insert_after`, `append` and `plan` says where
+    they are.
     """
 
     preset: str | None = None
+    """The positions of a released model: `babel-9b` (28 to 34 layers) or `babel-83b` (80 to 92)."""
     new_layers: NonNegative = 0
+    """Spreads so many new layers over the model: a copy after every other layer from the middle on, as the
+    presets do. Unit: layers.
+    """
     insert_after: tuple[NonNegative, ...] = ()
+    """Copies these layers, counted from 0; each copy follows its layer. Unit: numbers of layers."""
     append: NonNegative = 0
+    """Repeats the last so many layers after the model. Unit: layers."""
     plan: LocalPath | None = None
+    """A plan file: for each layer its source and how it begins; `babel expand --save-plan` writes one."""
     init: Init = Init.COPY
+    """How a new layer begins; see [how to choose](../how-to/choose.md#init)."""
     noise_mean: Moderate = 0.0001
+    """The mean of the noise, with `init = "noise"`. Unit: added to each weight."""
     noise_std: Annotated[Moderate, Field(ge=0.0)] = 0.0001
+    """The standard deviation of the noise, with `init = "noise"`. Unit: as the weights."""
     seed: Seed = 0
+    """The seed of the noise."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -65,8 +75,11 @@ class Moments(Choice):
 
 
 class Deepening(Settings):
-    """An expansion during a run, before the step `step` (counted over all stages, from 0)."""
+    """An expansion during a run."""
 
     step: Positive
+    """The expansion is made before this step, counted over all stages from 0. Unit: steps."""
     expansion: ExpansionSettings
+    """The new layers."""
     moments: Moments = Moments.COPY
+    """The Adam moments of the new layers: copied from their source layers, or zero."""

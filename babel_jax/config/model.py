@@ -71,10 +71,15 @@ class RopeScaling(Settings):
     """
 
     rope_type: RopeType = RopeType.DEFAULT
+    """The kind of scaling."""
     factor: PositiveFloat = 1.0
+    """How much longer windows may be than those of the first training. Unit: factor."""
     low_freq_factor: PositiveFloat = 1.0
+    """Wavelengths above the original length over this are scaled. Unit: factor."""
     high_freq_factor: PositiveFloat = 4.0
+    """Wavelengths below the original length over this are unchanged. Unit: factor."""
     original_max_position_embeddings: Positions = 8192
+    """The length of the first training. Unit: tokens."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -92,45 +97,67 @@ def _gemma2(known: dict[str, Any]) -> bool:
 
 class ModelConfig(Settings):
     """Shape and variant of a decoder; names are those of config.json. It is hashable, so it may be a static
-    argument of jit.
-
-    Properties that config.json implies by the family have our names: `qk_norm` (a norm on the queries and
-    keys of each head), `post_norms` (a norm on the output of attention and MLP), `norm_offset` (added to the
-    weights of norms), `scaled_embeddings` (multiplied by sqrt(hidden_size)). Attention scores are multiplied
-    by 1 / sqrt(query_pre_attn_scalar). A soft cap turns x into cap * tanh(x / cap).
+    argument of jit. Properties that config.json implies by the family have our names.
     """
 
     family: Family = Family.QWEN2
+    """The architecture."""
     vocab_size: Tokens
+    """Rows of the embedding. Unit: tokens."""
     hidden_size: Features
+    """The width of the residual stream. Unit: features."""
     intermediate_size: Inner
+    """The inner width of the MLP. Unit: features."""
     num_hidden_layers: Layers
+    """The depth. Unit: layers."""
     num_attention_heads: Heads
+    """Heads of queries. Unit: heads."""
     num_key_value_heads: Heads = Field(default_factory=lambda known: known["num_attention_heads"])
+    """Heads of keys and values. Default: `num_attention_heads`. Unit: heads."""
     head_dim: Features = Field(
         default_factory=lambda known: known["hidden_size"] // known["num_attention_heads"]
     )
+    """The width of a head. Default: `hidden_size` / `num_attention_heads`. Unit: features."""
     max_position_embeddings: Positions = 32768
+    """The longest window. Unit: tokens."""
     rope_theta: PositiveFloat = 1_000_000.0
+    """The base of the rotary wavelengths. Unit: none."""
     rope_scaling: RopeScaling = RopeScaling()
+    """Rotary scaling."""
     rms_norm_eps: PositiveFloat = 1e-6
+    """Added to the mean square in norms. Unit: none."""
     tie_word_embeddings: bool = False
+    """The head is the embedding."""
     qkv_bias: bool = Field(default_factory=lambda known: known["family"] is Family.QWEN2)
+    """Biases of queries, keys and values. Default: only for `qwen2`."""
     qk_norm: bool = Field(default_factory=lambda known: known["family"] is Family.QWEN3)
+    """A norm on the queries and keys of each head. Default: only for `qwen3`."""
     o_bias: bool = False
+    """A bias of the output of attention."""
     mlp_bias: bool = False
+    """Biases of the MLP."""
     hidden_act: Activation = Field(
         default_factory=lambda known: Activation.GELU if _gemma2(known) else Activation.SILU
     )
+    """The activation of the MLP's gate. Default: as the family."""
     query_pre_attn_scalar: Positive = Field(default_factory=lambda known: known["head_dim"])
+    """Attention scores are multiplied by 1 / sqrt of this. Default: `head_dim`. Unit: features."""
     attn_logit_softcapping: PositiveFloat | None = None
+    """The cap of attention scores: cap * tanh(x / cap). Unit: as the scores."""
     final_logit_softcapping: PositiveFloat | None = None
+    """The cap of the logits. Unit: as the logits."""
     post_norms: bool = Field(default_factory=_gemma2)
+    """A norm on the output of attention and MLP. Default: only for `gemma2`."""
     norm_offset: float = Field(default_factory=lambda known: 1.0 if _gemma2(known) else 0.0)
+    """Added to the weights of norms. Default: 1 for `gemma2`, else 0. Unit: as the weights."""
     scaled_embeddings: bool = Field(default_factory=_gemma2)
+    """Embeddings are multiplied by sqrt(hidden_size). Default: only for `gemma2`."""
     sliding_window: Positions | None = None
+    """The positions that a layer of `sliding_attention` attends to, itself included. Unit: tokens."""
     layer_types: tuple[LayerType, ...] = ()
+    """The attention of each layer. Default: full attention."""
     initializer_range: NonNegativeFloat = 0.02
+    """The standard deviation of random initial weights. Unit: as the weights."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -169,12 +196,12 @@ class ModelConfig(Settings):
 
 
 class ModelSource(Settings):
-    """The model that a run begins with: a model folder of either format, or `shape` with random initial
-    weights.
-    """
+    """The model that a run begins with: exactly one of `folder` and `shape`."""
 
     folder: LocalPath | None = None
+    """A model folder, Hugging Face or Orbax, on disk or in a bucket."""
     shape: ModelConfig | None = None
+    """The sizes of a model with random initial weights."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:

@@ -51,27 +51,34 @@ DIMENSIONS = {
 
 
 class JudgeSettings(Settings):
-    """The questions to a large model about a sample of the text.
-
-    `documents` of each language are judged, cut to `max_characters`. `dimensions` maps a name to a question;
-    `prompt` may contain {language}, {dimensions}, {names}, {lowest}, {highest} and {text}. `endpoint` is the
-    base URL of an OpenAI-compatible server (http://host:port/v1), whose key is in the environment variable
-    `key_variable`; without it, prompts and replies are files. An answer must be complete within
-    `timeout_seconds`.
-    """
+    """The questions to a large model about a sample of the text."""
 
     model: str = "judge"
+    """The name of the model, as the server knows it."""
     endpoint: str | None = None
+    """The base URL of an OpenAI-compatible server (http://host:port/v1). Without it, prompts and replies
+    are files.
+    """
     key_variable: str = "OPENAI_API_KEY"
+    """The environment variable that has the server's key."""
     parallel: Positive = 16
+    """Requests at a time. Unit: requests."""
     retries: NonNegative = 5
+    """Repetitions of a request that failed. Unit: requests."""
     timeout_seconds: PositiveFloat = 120.0
+    """The time within which an answer must be complete. Unit: seconds."""
     documents: Positive = 2000
+    """The documents of each language that are judged. Unit: documents."""
     max_characters: Positive = 4000
+    """Documents are cut to this length. Unit: characters."""
     lowest: float = 0.0
+    """The lowest score. Unit: points."""
     highest: float = 5.0
+    """The highest score. Unit: points."""
     dimensions: dict[str, str] = DIMENSIONS
+    """Maps the name of a dimension to its question."""
     prompt: str = PROMPT
+    """The prompt. It may contain {language}, {dimensions}, {names}, {lowest}, {highest} and {text}."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -127,27 +134,38 @@ class Calibration(Choice):
 
 
 class ClassifierSettings(Settings):
-    """The small model: a decoder from the model folder `model` with a linear map from its last state to the
+    """The small model: a decoder from a model folder with a linear map from its last state to the
     dimensions.
-
-    Documents are cut to `seq_len` - 1 tokens. A text counts as good (for the area under the ROC curve) if its
-    mean score, on the judge's scale, is at least `good`. Held-out documents are chosen by their ids,
-    independently of the judge's sample. `babel score` leaves out rows with a score below `threshold`, or
-    below their language's value in `thresholds`.
     """
 
     model: LocalPath
+    """The model folder."""
     seq_len: Positive = 512
+    """Documents are cut to this length less 1. Unit: tokens."""
     batch_size: Positive = 16
+    """The documents of one step. Unit: documents."""
     epochs: PositiveFloat = 3.0
+    """Passes over the judged documents. Unit: passes."""
     schedule: Schedule = Schedule(peak=2e-5, warmup_fraction=0.1)
+    """The learning rate."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    """Decoupled weight decay. Unit: part of the weight, times the rate."""
     heldout_fraction: Fraction = 0.1
+    """The part of the judged documents that is not trained on. They are chosen by their ids, independently
+    of the judge's sample.
+    """
     good: float = 3.0
+    """A text counts as good (for the area under the ROC curve) if its mean score is at least this. Unit:
+    points of the judge.
+    """
     calibration: Calibration = Calibration.LANGUAGE
+    """The meaning of a score."""
     threshold: Fraction = 0.0
+    """`babel score` leaves out rows with a lower score."""
     thresholds: dict[str, Fraction] = {}
+    """The same by language. Unit: fraction."""
     compute_dtype: ComputeType = ComputeType.BFLOAT16
+    """The type of activations and of weights in products."""
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -157,14 +175,17 @@ class ClassifierSettings(Settings):
 
 
 class QualityConfig(Settings):
-    """One classifier.
-
-    `out` is its folder. `sources` are the text that is sampled for the judge, and that `babel score` scores.
-    """
+    """One classifier."""
 
     out: LocalPath
+    """The folder of the classifier."""
     seed: Seed = 0
+    """Decides the samples."""
     bad_rows: BadRows = BadRows.SKIP
+    """A row that cannot be read is an error, or is counted and left out."""
     sources: tuple[Source, ...]
+    """The text that is sampled for the judge, and that `babel score` scores."""
     judge: JudgeSettings = JudgeSettings()
+    """The questions to a large model."""
     classifier: ClassifierSettings
+    """The small model."""

@@ -19,39 +19,49 @@ _MOST_STAGES = 256
 
 
 class EvaluationSettings(Settings):
-    """Evaluation on held-out text.
-
-    For bits per byte: `batch_size` windows, and at most `max_bytes` of each language. `suite_items`: items of
-    each task and language of the offline suite (evaluation/suite.py); 0 leaves the suite out. `every`: also
-    evaluate after every so many steps, not only at the ends of stages.
-    """
+    """Evaluation on held-out text: bits per byte by language at each point of the run."""
 
     batch_size: Positive = 8
+    """Windows that are scored at a time. Unit: windows."""
     max_bytes: Positive = 200_000
+    """The most held-out text of each language. Unit: bytes."""
     suite_items: NonNegative = 0
+    """Items of each task and language of the offline suite (evaluation/suite.py); 0 leaves the suite out.
+    Unit: items.
+    """
     every: Positive | None = None
+    """Evaluates after every so many steps too, not only at the ends of stages. Unit: steps."""
 
 
 class Config(Settings):
-    """One run. `out` is the run folder. Relative paths are relative to the working directory.
-
-    `expansion` is applied before the first step, `deepen` during the run; entries may be added until the run
-    reaches their steps. `prices` are prices of an hour of a chip, by its name (v4, v5e, v5p, v6e, tpu7x), in
-    any currency; `babel plan` uses them.
-    """
+    """One run. Relative paths are relative to the working directory."""
 
     out: LocalPath
+    """The run folder, on disk or in a bucket."""
     seed: Seed = 0
+    """Decides the order of the text, and random initial weights."""
     model: ModelSource
+    """The model to begin with."""
     expansion: ExpansionSettings | None = None
+    """New layers before the first step; without it the model keeps its depth."""
     data: DataSettings
+    """The text, and the prepared datasets."""
     optimizer: OptimizerSettings = OptimizerSettings()
+    """AdamW."""
     training: TrainingSettings = TrainingSettings()
+    """The computation of a step, and checkpoints."""
     evaluation: EvaluationSettings = EvaluationSettings()
+    """Measuring on held-out text."""
     deepen: tuple[Deepening, ...] = ()
+    """Expansions during the run. Entries may be added until the run reaches their steps."""
     export_dtype: ComputeType = ComputeType.BFLOAT16
+    """The type of the weights in the exported model folder."""
     stages: tuple[Stage, ...] = Field(default=(), max_length=_MOST_STAGES)
+    """The stages, in order."""
     prices: dict[str, PositiveFloat] = {}
+    """The price of an hour of a chip, by its name (v4, v5e, v5p, v6e, tpu7x), for `babel plan`. Unit: any
+    currency an hour.
+    """
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -20,7 +20,7 @@ def divisors(number: int) -> list[int]:
     return lower + upper[upper[:1] == lower[-1:] :]
 
 
-LocalPath = Annotated[str, AfterValidator(_absolute)]
+LocalPath = Annotated[str, AfterValidator(_absolute), Field(json_schema_extra={"format": "path"})]
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -27,16 +27,18 @@ class ScheduleKind(Choice):
 
 
 class Schedule(Settings):
-    """The learning rate of a stage.
-
-    Warmup and decay are fractions of the stage's steps; the final rate is a fraction of the peak.
-    """
+    """The learning rate of a stage: a linear warmup, then as `kind` says."""
 
     kind: ScheduleKind = ScheduleKind.WSD
+    """After the warmup: warmup-stable-decay (constant, then a linear decay), cosine decay, or constant."""
     peak: PositiveFloat
+    """The highest learning rate. Unit: AdamW's rate."""
     warmup_fraction: Fraction = 0.02
+    """The part of the stage's steps in which the rate rises from 0 to the peak."""
     decay_fraction: Fraction = 0.2
+    """With `kind = "wsd"`: the part of the stage's steps in which the rate falls, at the end."""
     final_fraction: Fraction = 0.1
+    """The last rate, as a part of the peak."""
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -53,21 +55,26 @@ class Trained(Choice):
 
 
 class Stage(Settings):
-    """One stage of a run: its budget in `tokens` or in `steps`, its schedule and its mixture. `result` names
-    the trained model in tables.
-
-    `max_passes` limits the budget to so many passes over all the prepared text, so that a small text is not
-    memorized.
-    """
+    """One stage of a run: its budget (exactly one of `tokens` and `steps`), its schedule and its mixture."""
 
     name: FileName
+    """The name of the stage."""
     result: FileName = Field(default_factory=lambda known: known["name"])
+    """The name of the trained model in tables and files. Default: `name`."""
     tokens: Positive | None = None
+    """The budget in tokens. Unit: tokens."""
     steps: Positive | None = None
+    """The budget in steps. Unit: steps."""
     max_passes: PositiveFloat | None = None
+    """Limits the budget to so many passes over all the prepared text, so that a small text is not
+    memorized. Unit: passes.
+    """
     train: Trained = Trained.ALL
+    """Trains all parameters, or only those of the layers that expansion added."""
     schedule: Schedule
+    """The learning rate."""
     mixture: MixtureSettings = MixtureSettings()
+    """The shares of languages and kinds."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -86,35 +93,44 @@ class ComputeType(Choice):
 
 
 class OptimizerRule(Settings):
-    """A rule for the parameters whose path (such as model/layers/mlp/up_proj/weight) the regular expression
-    `pattern` matches; the first matching rule applies.
-    """
+    """A rule for some parameters. The first matching rule applies."""
 
     pattern: str
+    """A regular expression; it is searched in the path of a parameter, such as
+    model/layers/mlp/up_proj/weight.
+    """
     rate: Annotated[float, Field(ge=0.0)] = 1.0
+    """Multiplies the learning rate. Unit: factor."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """Decoupled weight decay. Unit: part of the weight, times the rate."""
     freeze: bool = False
+    """Leaves these parameters unchanged."""
 
 
 class OptimizerSettings(Settings):
-    """AdamW with decoupled weight decay (Loshchilov and Hutter 2019). The rules are ordered and must cover
-    every parameter.
-
-    `new_layers_rate` multiplies the rate of the layers that expansion added. `first_moment` is the dtype of
-    m.
-    """
+    """AdamW with decoupled weight decay (Loshchilov and Hutter 2019)."""
 
     b1: BelowOne = 0.9
+    """The decay of the first moment m. Unit: none."""
     b2: BelowOne = 0.95
+    """The decay of the second moment v. Unit: none."""
     eps: PositiveFloat = 1e-8
+    """Added to the square root of v. Unit: as gradients."""
     clip_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this norm where theirs is larger. Unit: as gradients."""
     first_moment: ComputeType = ComputeType.FLOAT32
+    """The type in which m is kept."""
     z_loss: Annotated[float, Field(ge=0.0)] = 0.0
+    """The weight of log(Z)^2 in the loss, Z being the sum of the softmax; 0 leaves it out. Unit: factor."""
     new_layers_rate: Annotated[float, Field(ge=0.0)] = 1.0
+    """Multiplies the rate of the layers that expansion added. Unit: factor."""
     rules: tuple[OptimizerRule, ...] = (
         OptimizerRule(pattern=r"(norm|bias)"),
         OptimizerRule(pattern=r"(embed_tokens|lm_head|_proj)/weight$", weight_decay=0.1),
     )
+    """Rules for parameters, in order. Together they must cover every parameter. By default norms and
+    biases have no weight decay, and all matrices have 0.1.
+    """
 
 
 class Remat(Choice):
@@ -176,49 +192,71 @@ CHANGEABLE = (
 
 
 class TrainingSettings(Settings):
-    """The computation of a step. `global_batch_size` counts windows.
-
-    - mesh: the sizes of mesh axes, -1 for the rest: data (replicas; by default one for each slice of a pod),
-      fsdp (windows, and parameters), context (parts of each window, and parameters), tensor (features); see
-      training.mesh
-    - compute_dtype: weights are gathered and gradients scattered in this dtype; sums over data are float32
-    - offload_optimizer_state: the moments of Adam stay in host memory; at the end of the step they are on the
-      devices a few parameters at a time (all at once when a run is deepened)
-    - scan_layers: a layer is compiled once and run in a loop. Without it, compile time grows with depth, but
-      kept outputs need not be copied into stacks over layers, which takes time on GPUs
-    - max_skipped_steps: an update whose loss or gradient is not finite is left out; after so many in a row
-      the run stops
-    - skip_spikes: an update is also left out if its loss or gradient norm is more than so many standard
-      deviations above the mean of the last 128 steps (6 is usual)
-    - recheck_every: one step in so many computes its gradients twice; the run stops if they differ in a bit,
-      because a chip is faulty
-    - checkpoint_every, checkpoint_minutes: checkpoints are saved after so many steps, after so many minutes,
-      at the end of a stage, and when the run is stopped
-    - keep_checkpoints, keep_every: the newest ones are kept, and those whose step `keep_every` divides
-    - local_checkpoints, local_checkpoint_every: a folder on the disk (or in the memory) of each host, for
-      additional checkpoints after so many steps; see docs/pods/local-checkpoints.md
-    - compilation_cache: compiled programs are kept in the run folder, unless JAX_COMPILATION_CACHE_DIR names
-      another, so that a resumed run compiles nothing again (except programs for several CPU devices)
-    """
+    """The computation of a step, and checkpoints."""
 
     global_batch_size: Positive = 8
+    """The windows of one step, over all devices. Unit: windows."""
     gradient_accumulation: Positive = 1
+    """A step is computed in so many parts, one after the other, to need less memory. It must divide
+    `global_batch_size`. Unit: parts.
+    """
     compute_dtype: ComputeType = ComputeType.BFLOAT16
+    """The type of activations and of weights in products. Weights are gathered and gradients scattered in
+    this type; sums over data are float32.
+    """
     remat: Remat = Remat.MLP
+    """The outputs of a layer that are kept for the backward pass; all others are computed again, which
+    needs less memory and more time. The values are explained below the table.
+    """
     scan_layers: bool = True
+    """A layer is compiled once and run in a loop. Without it, compile time grows with depth, but kept
+    outputs need not be copied into stacks over layers, which takes time on GPUs.
+    """
     offload_optimizer_state: bool = False
+    """The moments of Adam stay in host memory; at the end of the step they are on the devices a few
+    parameters at a time (all at once when a run is deepened).
+    """
     attention: AttentionKernel = AttentionKernel.AUTO
+    """The implementation of attention."""
     mesh: dict[str, int] = {"fsdp": -1}
+    """The sizes of mesh axes, -1 for the rest: `data` (replicas; by default one for each slice of a pod),
+    `fsdp` (windows, and parameters), `context` (parts of each window, and parameters), `tensor`
+    (features). Unit: devices.
+    """
     max_skipped_steps: Positive = 10
+    """An update whose loss or gradient is not finite is left out; after so many in a row the run stops.
+    Unit: steps.
+    """
     skip_spikes: PositiveFloat | None = None
+    """An update is also left out if its loss or gradient norm is more than so many standard deviations
+    above the mean of the last 128 steps (6 is usual). Unit: standard deviations.
+    """
     recheck_every: Positive | None = None
+    """One step in so many computes its gradients twice; the run stops if they differ in a bit, because a
+    chip is faulty. Unit: steps.
+    """
     checkpoint_every: Positive = 500
+    """A checkpoint is saved after so many steps, and also at the end of a stage and when the run is
+    stopped. Unit: steps.
+    """
     checkpoint_minutes: PositiveFloat | None = None
+    """A checkpoint is also saved after so many minutes. Unit: minutes."""
     keep_checkpoints: Positive = 2
+    """The newest so many checkpoints are kept. Unit: checkpoints."""
     keep_every: Positive | None = None
+    """Checkpoints whose step this number divides are kept too. It must be a multiple of
+    `checkpoint_every`. Unit: steps.
+    """
     local_checkpoints: LocalPath | None = None
+    """A folder on the disk (or in the memory) of each host, for additional checkpoints; see [local
+    checkpoints](../pods/local-checkpoints.md).
+    """
     local_checkpoint_every: Positive = 50
+    """A local checkpoint is saved after so many steps. Unit: steps."""
     compilation_cache: bool = True
+    """Compiled programs are kept in the run folder, unless JAX_COMPILATION_CACHE_DIR names another, so
+    that a resumed run compiles nothing again (except programs for several CPU devices).
+    """
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -90,11 +90,13 @@ def test_bad_input_is_one_line_and_writes_nothing(babel, base, text, tmp_path, m
 
 
 def test_on_a_terminal_it_asks_for_what_is_missing(babel, base, text, tmp_path, monkeypatch):
-    answers = iter(["", base["hf"], str(text), "2"])
+    answers = iter(["", base["hf"], str(text), "sw,en", "2"])
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     monkeypatch.setattr("builtins.input", lambda question: next(answers))
     assert babel("init", "--out", tmp_path / "asked.toml")[0] == 0
-    assert tomllib.loads((tmp_path / "asked.toml").read_text())["expansion"]["new_layers"] == 2
+    written = tomllib.loads((tmp_path / "asked.toml").read_text())
+    assert written["expansion"]["new_layers"] == 2
+    assert [source["language"] for source in written["data"]["sources"]] == ["en", "sw"]
 
 
 def test_a_path_with_odd_letters_is_written_so_that_it_is_read_back(babel, base, text, tmp_path):
@@ -144,7 +146,7 @@ def test_a_path_that_is_not_utf8(babel, base, text, tmp_path, option):
 @pytest.mark.parametrize("answer", [b"", b"\xff\n"], ids=["end", "bytes"])
 @pytest.mark.parametrize("asked", ["--model", "--new-layers"])
 def test_answers_that_end_or_are_no_text(babel, base, text, tmp_path, monkeypatch, asked, answer):
-    before = b"" if asked == "--model" else f"{base['hf']}\n{text}\n".encode()
+    before = b"" if asked == "--model" else f"{base['hf']}\n{text}\n\n".encode()
     stream = io.BytesIO(before + answer)
     monkeypatch.setattr("builtins.input", lambda _: _line_of(stream))
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
