@@ -119,8 +119,12 @@ def workspace(small_settings, chat_tokenizer, write_rows, tmp_path, monkeypatch)
     item = {"premise": "Mvua ilinyesha.", "choice1": "Ilikuwa kavu.", "choice2": "Ilikuwa maji."}
     for split in ("test", "validation"):
         write_rows(Path(f"items/xcopa/sw.{split}.jsonl"), [item | {"question": "effect", "label": 1}] * 2)
-    messages = [{"role": "user", "content": "Habari?"}, {"role": "assistant", "content": "Nzuri."}]
-    write_rows(Path("chat.jsonl"), [{"id": str(number), "messages": messages} for number in range(20)])
+    conversations = []
+    for number in range(20):
+        turns = [("user", f"Habari {number}?"), ("assistant", f"Nzuri {number}.")]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        conversations.append({"id": str(number), "messages": messages})
+    write_rows(Path("chat.jsonl"), conversations)
     Path("my-chat.toml").write_text(CHAT)
     Path("quality.toml").write_text(QUALITY)
     return tmp_path

@@ -13,7 +13,7 @@ gke.sh COMMAND OPTIONS [-- MORE ARGUMENTS OF babel train]
 
   --name NAME --context CONTEXT                 the JobSet, and the cluster as kubectl names it (all commands)
   --namespace NAMESPACE                         (default)
-  --image IMAGE                                 a container image with babel on its PATH
+  --image IMAGE                                 a container image with babel on its PATH: the Dockerfile makes one
   --accelerator KIND --topology TOPOLOGY        tpu-v5p-slice and 4x4x4, for example
   --chips N --hosts N --slices N                chips of a host, hosts of a slice, slices (1)
   --config FILE                                 a config on this machine, which goes into the manifest; else its path in the pods
