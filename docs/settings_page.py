@@ -16,6 +16,7 @@ import tomli_w
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+import babel_jax
 from babel_jax.config import Config
 from babel_jax.config.quality import QualityConfig
 from babel_jax.config.settings import Choice
@@ -71,6 +72,8 @@ def _section(table: str, kind: type[BaseModel]) -> str:
     for name, field in kind.model_fields.items():
         meaning, unit = told[name]
         type_text = _type(schema["properties"][name], schema.get("$defs", {}))
+        if not unit and "≥ 0, ≤ 1" in type_text:
+            unit = "fraction"
         cells = (f"`{name}`", type_text, _default(field), unit, meaning)
         lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
         choices += classes_in(field.annotation, Choice)
@@ -94,7 +97,7 @@ def meanings(kind: type[BaseModel]) -> dict[str, tuple[str, str]]:
 
 @functools.cache
 def _config_package() -> griffe.Module:
-    package = griffe.load("babel_jax.config", search_paths=[str(Path(__file__).parents[1])])
+    package = griffe.load("babel_jax.config", search_paths=[str(Path(babel_jax.__file__).parents[1])])
     assert isinstance(package, griffe.Module)
     return package
 

@@ -1,13 +1,18 @@
 """The site is built without a warning; each setting and each command is on it."""
 
+import importlib
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from babel_jax.commands.parser import GROUPS, BabelParser
 from babel_jax.config import Config, MixtureSettings, TrainingSettings
+from babel_jax.config.quality import QualityConfig
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -53,3 +58,47 @@ def test_every_public_name_is_on_the_page(site):
 def test_every_command_is_in_one_group():
     named = [name for names in GROUPS.values() for name in names]
     assert sorted(named) == sorted(BabelParser().commands)
+
+
+def test_every_setting_has_a_meaning_and_every_number_a_unit(monkeypatch):
+    """A fraction from 0 to 1 and a seed need no unit."""
+    pytest.importorskip("griffe", reason="pip install '.[docs]'")
+    monkeypatch.syspath_prepend(str(DOCS))
+    settings_page = importlib.import_module("settings_page")
+    waiting, seen = [Config, QualityConfig], set()
+    while waiting:
+        kind = waiting.pop()
+        if kind in seen:
+            continue
+        seen.add(kind)
+        told = settings_page.meanings(kind)
+        schema = kind.model_json_schema()["properties"]
+        for name, field in kind.model_fields.items():
+            meaning, unit = told[name]
+            assert meaning, f"{kind.__name__}.{name} has no string below it that says what it means"
+            assert meaning[0].isupper() or meaning.startswith("`"), f"{kind.__name__}.{name}: {meaning}"
+            parts = [schema[name], *schema[name].get("anyOf", [])]
+            numbers = [part for part in parts if part.get("type") in ("integer", "number")]
+            for number in numbers:
+                is_fraction = number.get("maximum") == 1.0
+                assert unit or is_fraction or name == "seed", f"{kind.__name__}.{name} has no unit"
+            waiting += settings_page.classes_in(field.annotation, BaseModel)
+    assert len(seen) > 15
+
+
+def test_a_fault_of_the_pages_ends_the_build(tmp_path):
+    """A page that is not in the navigation, and a picture that is not there."""
+    docs = tmp_path / "docs"
+    shutil.copytree(DOCS, docs)
+    (docs / "how-to" / "new.md").write_text("# New\n\n![a picture](none.png)\n")
+    pytest.importorskip("zensical", reason="pip install '.[docs]'")
+    built = subprocess.run(
+        [sys.executable, docs / "build.py", "--out", tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(DOCS.parent)},
+    )
+    assert built.returncode == 1
+    assert "how-to/new.md: this page is not in the navigation" in built.stderr
+    assert "how-to/new.md: there is no picture none.png" in built.stderr
