@@ -145,16 +145,19 @@ def _log_shown() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _errors_told_once() -> Iterator[None]:
-    """Hides the tracebacks that Orbax logs from its threads, and TensorStore prints from its callbacks,
-    before the same error is raised and shown as one line.
+    """Hides the tracebacks that Orbax logs from its threads, clients of buckets log from theirs, and
+    TensorStore prints from its callbacks, before the same error is raised and shown as one line.
     """
     from absl import logging as absl
+
+    loggers = (absl.get_absl_logger(), logging.getLogger("gcsfs"), logging.getLogger("s3fs"))
 
     def is_no_error(record: logging.LogRecord) -> bool:
         return record.levelno < logging.ERROR
 
     hook = sys.unraisablehook
-    absl.get_absl_logger().addFilter(is_no_error)
+    for logger in loggers:
+        logger.addFilter(is_no_error)
     sys.unraisablehook = lambda unraisable: (
         None if str(unraisable.exc_value) == _CLOSED_LOOP else hook(unraisable)
     )
@@ -162,7 +165,8 @@ def _errors_told_once() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = hook
-        absl.get_absl_logger().removeFilter(is_no_error)
+        for logger in loggers:
+            logger.removeFilter(is_no_error)
 
 
 class _Printable(logging.Formatter):

@@ -2,10 +2,16 @@
 message.
 """
 
+import json
+import os
 import re
+import urllib.parse
 
 LONGEST_LINE = 2_000  # characters of a message
 _LINE_ENDS = re.compile(r"[ \t]*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+_LEAST_SECRET = 6  # characters; a shorter key would also match ordinary words
+# Such as HF_TOKEN, AWS_SECRET_ACCESS_KEY and MY_PASSWORD, but not TOKENIZERS_PARALLELISM.
+_SECRET_VARIABLE = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|KEY)(_|$)", re.IGNORECASE)
 _SHOWN_AS: dict[str, str] = {}  # the name to show for a path that stands for something else
 # Format characters that Persian, Hindi and other languages need; they have no effect on a terminal.
 _JOINERS = "\u200c\u200d"
@@ -19,9 +25,31 @@ def show_as(path: str, name: str) -> None:
 
 
 def shown(text: str) -> str:
-    """Text in which paths have the names that `show_as` gave them."""
+    """Text in which paths have the names that `show_as` gave them, and no secret of the environment is left:
+    a server may repeat a token in its answer.
+    """
     for path, name in _SHOWN_AS.items():
         text = text.replace(path, name)
+    for variable, value in os.environ.items():
+        # A variable that ends in KEY may name the file of a key: a path is no secret.
+        if _SECRET_VARIABLE.search(variable) and not value.startswith(("/", "~", ".")):
+            text = redacted(text, value.strip())
+    return text
+
+
+def redacted(text: str, key: str | None) -> str:
+    """A text in which [key] replaces the key, also in the forms that URLs, JSON and Python give it."""
+    if not key or len(key) < _LEAST_SECRET or not text:
+        return text
+    forms = {
+        key,
+        urllib.parse.quote(key, safe=""),
+        urllib.parse.quote_plus(key),
+        json.dumps(key)[1:-1],
+        repr(key)[1:-1],
+    }
+    for form in forms:
+        text = text.replace(form, "[key]")
     return text
 
 

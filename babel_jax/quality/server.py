@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from babel_jax.config.quality import JudgeSettings
-from babel_jax.errors import BadInput, one_line
+from babel_jax.errors import BadInput, one_line, redacted
 
 MOST_ANSWER_BYTES = 4 * 2**20  # of status line, headers and body together
 _MOST_SHOWN_CHARACTERS = 300  # of a server's text in a message
@@ -28,7 +28,6 @@ _RETRIED = (408, 409, 429, 500, 502, 503, 504)
 # cause is not in the prompts.
 _PROMPT_STATUSES = (400, 413, 422)
 _FIRST_PAUSE_SECONDS = 1.0
-_LEAST_SECRET = 6  # characters; a shorter key would also match ordinary words
 
 
 class Server:
@@ -107,21 +106,6 @@ class Server:
         no part of the key stays.
         """
         return one_line(redacted(" ".join(text.split()), self._key), _MOST_SHOWN_CHARACTERS)
-
-
-def redacted(text: str, key: str | None) -> str:
-    """A text in which [key] replaces the key, also in the forms that URLs, JSON and Python give it."""
-    if not key or len(key) < _LEAST_SECRET:
-        return text
-    for form in {
-        key,
-        urllib.parse.quote(key, safe=""),
-        urllib.parse.quote_plus(key),
-        json.dumps(key)[1:-1],
-        repr(key)[1:-1],
-    }:
-        text = text.replace(form, "[key]")
-    return text
 
 
 def _key(variable: str) -> str | None:

@@ -1,10 +1,13 @@
 """Planted secrets of the environment stand in no file and no output of the commands."""
 
 import base64
+import json
+import urllib.parse
 
 import pytest
 
 from babel_jax.cli import main
+from babel_jax.errors import BadInput, shown
 
 SECRETS = {
     "OPENAI_API_KEY": "sk-planted-0123456789abcdef",
@@ -72,3 +75,24 @@ def test_no_secret_in_any_message(written, capfd, monkeypatch, command):
     said = capfd.readouterr()
     for secret in SECRETS.values():
         assert not any(form.decode() in said.out + said.err for form in forms(secret))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "is_hidden"),
+    [
+        ("HF_TOKEN", "hf_planted+secret/1", True),
+        ("AWS_SECRET_ACCESS_KEY", "abc/def+ghi", True),
+        ("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token-planted", True),
+        ("my_password", "pass word", True),
+        ("SSH_KEY", "/home/someone/key", False),
+        ("TOKENIZERS_PARALLELISM", "planted-value", False),
+        ("MONKEY", "planted-value", False),
+        ("API_KEY", "short", False),
+    ],
+)
+def test_a_secret_that_a_server_repeats_is_not_shown(monkeypatch, variable, value, is_hidden):
+    monkeypatch.setenv(variable, value)
+    for form in (value, urllib.parse.quote(value, safe=""), json.dumps(value)[1:-1]):
+        problem = str(BadInput(f"gs://bucket/run: cannot be read (bad token {form})"))
+        assert (form not in problem) == is_hidden
+        assert shown(f"log: {form}.") == ("log: [key]." if is_hidden else f"log: {form}.")
