@@ -16,7 +16,8 @@ from markupsafe import Markup, escape
 
 WIDTH = 480
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 22, 34
-_HEAD, _LABELS = 28, 108  # height of a group's title, width of the labels of rows
+_HEAD = 28  # height of a group's title
+_LABELS, _MOST_LABELS, _CHARACTER = 108, 210, 8  # widths: of the labels of rows, and of a character
 Curve = Sequence[tuple[float, float]]
 
 
@@ -270,8 +271,14 @@ class _Rows:
     def bottom(self) -> int:
         return self.height - _BOTTOM + 4
 
+    @property
+    def left(self) -> int:
+        """The width of the labels."""
+        longest = max((len(label) for rows in self.groups.values() for label in rows), default=0)
+        return min(max(_LABELS, _CHARACTER * longest), _MOST_LABELS)
+
     def at(self, value: float) -> float:
-        return _LABELS + (value - self.xs[0]) * (WIDTH - _LABELS - 16) / ((self.xs[-1] - self.xs[0]) or 1)
+        return self.left + (value - self.xs[0]) * (WIDTH - self.left - 16) / ((self.xs[-1] - self.xs[0]) or 1)
 
     def rows(self) -> Iterator[tuple[str, Any, float]]:
         """The label, the values and the vertical middle of each row."""
@@ -294,7 +301,7 @@ class _Rows:
             )
             for x in self.xs
         ]
-        center = (_LABELS + WIDTH) / 2
+        center = (self.left + WIDTH) / 2
         parts.append(
             f'<text class="axis" x="{center:.0f}" y="{self.height - 3}" '
             f'text-anchor="middle">{escape(self.unit)}</text>'
@@ -305,7 +312,7 @@ class _Rows:
             y += _HEAD + self.pitch * len(rows)
         for label, _, middle in self.rows():
             parts.append(
-                f'<text class="label" x="{_LABELS - 9}" y="{middle + 4}" '
+                f'<text class="label" x="{self.left - 9}" y="{middle + 4}" '
                 f'text-anchor="end">{escape(label)}</text>'
             )
         return "".join(parts)

@@ -9,11 +9,15 @@ import numpy as np
 
 from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.files import write_text
-from babel_jax.plots import saved_figure
+from babel_jax.languages import groups_with_means
+from babel_jax.pages.charts import Figure, Table, dots
+from babel_jax.pages.document import Section, page_text
+from babel_jax.plots import INK, SERIES, saved_figure
 
 
 def write_ablation(out: Path, result: dict[str, Any], depth: int) -> dict[str, Any]:
-    """Writes ablation.md, .json and .png into the folder `out`; returns the result with "out" and "summary".
+    """Writes ablation.md, .json, .png and .html into the folder `out`; returns the result with "out" and
+    "summary".
 
     result: {"model", "new_layers", "tokens", "base": bits per byte by language of the unexpanded model,
     "results": those of each variant and seed}. depth: the layers of the unexpanded model.
@@ -28,10 +32,11 @@ def write_ablation(out: Path, result: dict[str, Any], depth: int) -> dict[str, A
             "",
             ablation_table(base, results),
             "",
-            f"Plot: {out / 'ablation.png'}",
+            f"Page: {out / 'ablation.html'}. Plot: {out / 'ablation.png'}",
         ]
     )
     _plot(out / "ablation.png", base, results)
+    write_text(out / "ablation.html", _page(result, depth))
     write_text(out / "ablation.md", text + "\n")
     write_text(out / "ablation.json", json.dumps(result, indent=2) + "\n")
     return {**result, "out": str(out), "summary": text}
@@ -66,6 +71,48 @@ def ablation_table(base: dict[str, float], results: Sequence[dict[str, Any]]) ->
     return "\n".join(lines)
 
 
+def _page(result: dict[str, Any], depth: int) -> str:
+    """One HTML page: for each group of languages the means of each variant, before and after training."""
+    base, results = result["base"], result["results"]
+    points = ["before", "after"] if all("after" in each for each in results) else ["before"]
+    series = {point: index for index, point in zip((0, 3), points, strict=False)}
+    variants = list(dict.fromkeys(each["variant"] for each in results))
+    labels = groups_with_means(base) or {"all": next(iter(base))}
+    figures = []
+    for group, label in labels.items():
+        rows: dict[str, list[float | None]] = {}
+        table = [["the model as it is", f"{_mean(base, group):.3f}", *[""] * (2 * len(points) - 1)]]
+        for variant in variants:
+            values = [_over_seeds(results, variant, point, group) for point in points]
+            rows[variant] = [float(of_point.mean()) for of_point in values]
+            cells = []
+            for of_point in values:
+                spread = f" ± {of_point.std(ddof=1):.3f}" if len(of_point) > 1 else ""
+                change = 100 * (of_point.mean() / _mean(base, group) - 1)
+                cells += [f"{of_point.mean():.3f}{spread}", f"{change:+.1f}%"]
+            table.append([variant, *cells])
+        heads = ["Variant"]
+        for point in points:
+            heads += [f"{point.capitalize()} training", "Change"]
+        chart = dots({"Variants": rows}, series, "bits per byte", {"the model as it is": _mean(base, group)})
+        figures.append(
+            Figure(
+                f"group-{group}",
+                f"Bits per byte: {label}",
+                "Means over languages and seeds; fewer are better. The dashed line is the model as it is; ± "
+                "is the deviation over seeds.",
+                [("", "", chart)],
+                Table(heads, table),
+                series,
+                open_table=True,
+            )
+        )
+    facts = [f"{depth} layers", f"{result['new_layers']} new", f"{result['tokens']:,} tokens of training"]
+    return page_text(
+        "ablation of new layers", result["model"], facts, [Section("variants", "Variants", figures)]
+    )
+
+
 def _over_seeds(results: Sequence[dict[str, Any]], variant: str, point: str, group: str) -> np.ndarray:
     return np.array([_mean(result[point], group) for result in results if result["variant"] == variant])
 
@@ -84,12 +131,12 @@ def _plot(path: Path, base: dict[str, float], results: Sequence[dict[str, Any]])
     with saved_figure(path, len(points), (10, 1.5 + 3.2 * len(points))) as axes:
         for point, ax in zip(points, np.atleast_1d(axes), strict=True):
             evaluated = [result for result in results if point in result]
-            color = "tab:blue" if point == "before" else "tab:green"
+            color = SERIES[3] if point == "before" else SERIES[2]
             for number, variant in enumerate(variants):
                 values = [_mean(result[point], "all") for result in evaluated if result["variant"] == variant]
                 ax.barh(number, np.mean(values) if values else np.nan, color=color, alpha=0.6)
-                ax.plot(values, [number] * len(values), "k.", markersize=5)
-            ax.axvline(_mean(base, "all"), color="k", linestyle="--", linewidth=1)
+                ax.plot(values, [number] * len(values), ".", color=INK, markersize=5)
+            ax.axvline(_mean(base, "all"), color=INK, linestyle="--", linewidth=1)
             ax.set_yticks(range(len(variants)), variants)
             ax.invert_yaxis()
             ax.set_xlabel("bits per byte, mean over languages (dots: seeds; dashed: the model as it is)")

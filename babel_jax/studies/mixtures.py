@@ -16,7 +16,9 @@ from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.errors import BadInput
 from babel_jax.files import make_folder, write_text
 from babel_jax.languages import LANGUAGES, Resource, in_order
-from babel_jax.plots import saved_figure
+from babel_jax.pages.charts import Figure, Table, bars
+from babel_jax.pages.document import Section, page_text
+from babel_jax.plots import BAD, INK, saved_figure
 from babel_jax.training.stages import plan_stages
 
 _WITHOUT_CAP = 1e15  # passes
@@ -74,8 +76,8 @@ def stage_mixtures(config: Config) -> list[StageMixture]:
 
 
 def mixture_report(config: Config, out: Path) -> dict[str, Any]:
-    """Writes mixture.md, .csv, .json and .png into the folder `out`. Returns the content of mixture.json,
-    with the table as `summary`.
+    """Writes mixture.md, .csv, .json, .png and .html into the folder `out`. Returns the content of
+    mixture.json, with the table as `summary`.
     """
     stages = stage_mixtures(config)
     available = open_prepared(config.data.folder).available
@@ -92,7 +94,7 @@ def mixture_report(config: Config, out: Path) -> dict[str, Any]:
             "max_epochs times, and the others get the tokens that it cannot take.",
             *(f"warning: {warning}" for warning in warnings),
             "",
-            f"Plot: {out / 'mixture.png'}",
+            f"Page: {out / 'mixture.html'}. Plot: {out / 'mixture.png'}",
         ]
     )
 
@@ -116,6 +118,7 @@ def mixture_report(config: Config, out: Path) -> dict[str, Any]:
     }
 
     plot_mixtures(out / "mixture.png", stages, rows, available)
+    write_text(out / "mixture.html", _page(config.out, stages, rows, available))
     write_text(out / "mixture.csv", _csv(stages, rows, available))
     write_text(out / "mixture.md", text + "\n")
     write_text(out / "mixture.json", json.dumps(result, indent=2) + "\n")
@@ -192,7 +195,7 @@ def plot_mixtures(
                 wanted,
                 marker="o",
                 facecolors="none",
-                edgecolors="black",
+                edgecolors=INK,
                 zorder=3,
                 label="without the cap",
             )
@@ -201,7 +204,7 @@ def plot_mixtures(
                 reach,
                 marker="_",
                 s=220,
-                color="red",
+                color=BAD,
                 zorder=3,
                 label=f"its text {stage.max_epochs:g} times",
             )
@@ -214,6 +217,44 @@ def plot_mixtures(
                 names.append(language.name + (" *" if language.resource is Resource.LOW else ""))
             axes.set_xticks(range(len(codes)), names, rotation=45, ha="right")
             axes.legend(ncols=len(kinds) + 2)
+
+
+def _page(
+    name: str, stages: Sequence[StageMixture], rows: Sequence[Dataset], available: dict[Dataset, int]
+) -> str:
+    """One HTML page: for each stage the share of each language, with the cap and without it."""
+    figures = []
+    for index, stage in enumerate(stages):
+        groups: dict[str, dict[str, list[float]]] = {}
+        for code in in_order(code for code, _ in rows):
+            datasets = [key for key in rows if key[0] == code]
+            shares = [100 * stage.share(datasets), 100 * stage.share(datasets, "uncapped_share")]
+            title = f"{LANGUAGES[code].resource.capitalize()}-resource"
+            groups.setdefault(title, {})[LANGUAGES[code].name] = shares
+        table = []
+        for key in rows:
+            if (part := stage.parts.get(key)) is not None:
+                figures_of_part = [f"{100 * part.share:.2f}", f"{100 * part.uncapped_share:.2f}"]
+                passes = f"{part.epochs:.2f}{' (cap)' if part.at_cap else ''}"
+                language = LANGUAGES[key[0]]
+                table.append([language.name, *figures_of_part, passes, key[1], f"{available[key]:,}"])
+        series = {"share": 2, "without the cap": 0}
+        heads = ["Language", "Share, %", "Without the cap, %", "Passes", "Kind", "Tokens there are"]
+        figures.append(
+            Figure(
+                f"stage-{index}",
+                f"{stage.name}: {stage.tokens:,} tokens",
+                f"Share of the stage's tokens. A text is read at most {stage.max_epochs:g} times (the cap)."
+                + "".join(f" Warning: {warning}." for warning in stage.warnings),
+                [("", "", bars(groups, series, "% of the stage's tokens"))],
+                Table(heads, table),
+                series,
+                open_table=True,
+            )
+        )
+    tokens = f"{sum(available.values()):,} tokens of text"
+    facts = [tokens, f"{len({code for code, _ in rows})} languages", f"{len(stages)} stages"]
+    return page_text("mixture of a babel-jax run", name, facts, [Section("stages", "Stages", figures)])
 
 
 def _part(row: MixtureRow, wanted: float, max_epochs: float) -> DatasetPart:

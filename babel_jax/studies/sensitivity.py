@@ -27,13 +27,13 @@ from babel_jax.model.decoder import embedded, normed, output_table, run_layers
 from babel_jax.model.execution import Execution
 from babel_jax.model.parallel import ROW_AXES, Parallelism
 from babel_jax.model.sharding import parallelism_on, param_specs
-from babel_jax.plots import saved_figure
+from babel_jax.plots import BAD, INK, SERIES, saved_figure
 from babel_jax.progress import Work
 from babel_jax.studies.packed_text import EncodedText, Window
 from babel_jax.training.loss import target_mask
 
 ByLanguage = dict[str, float]
-_LANGUAGES_IN_TABLE = 6
+LANGUAGES_IN_TABLE = 6
 _ROWS_AT_ONCE = 8  # windows on each device: fewer use the processor badly, more need more memory
 
 
@@ -266,7 +266,7 @@ def sensitivity_table(result: Sensitivity) -> str:
     """Markdown: a row for each layer. The changes are of bits per byte against the whole model, in percent:
     the mean over the languages, and each language where there are few.
     """
-    columns = ["all", *(list(result.model) if 1 < len(result.model) <= _LANGUAGES_IN_TABLE else [])]
+    columns = ["all", *(list(result.model) if 1 < len(result.model) <= LANGUAGES_IN_TABLE else [])]
     if len(result.model) == 1:
         columns = list(result.model)
     elif len(columns) == 1:
@@ -297,13 +297,14 @@ def plot_sensitivity(path: Path, result: Sensitivity) -> None:
             cosines.plot(
                 layers,
                 [_mean(values, group) for values in result.cosine],
-                f"k{style}",
+                style,
+                color=INK,
                 marker=".",
                 label=label,
             )
             for name, color, values in (
-                ("removed", "tab:red", result.removed),
-                ("doubled", "tab:blue", result.doubled),
+                ("removed", BAD, result.removed),
+                ("doubled", SERIES[3], result.doubled),
             ):
                 change = [_change(result, by_language, group) for by_language in values]
                 changes.plot(layers, change, style, color=color, marker=".", label=f"{name}, {label}")
@@ -314,7 +315,6 @@ def plot_sensitivity(path: Path, result: Sensitivity) -> None:
         changes.set_xlabel("layer")
         changes.set_title("Loss with a layer removed, and with it passed twice")
         for axes in (cosines, changes):
-            axes.grid(alpha=0.3)
             axes.legend(ncols=2)
 
 

@@ -28,6 +28,7 @@ from babel_jax.studies.sensitivity import (
     sensitivity,
     sensitivity_table,
 )
+from babel_jax.studies.sensitivity_page import sensitivity_page
 from babel_jax.training.mesh import mesh_for, param_shardings
 
 log = logging.getLogger("babel")
@@ -87,8 +88,8 @@ def _digest(texts: dict[str, EncodedText]) -> str:
 def sensitivity_report(
     model: str, data: str | None, languages: list[str] | None, max_bytes: int, out: Path
 ) -> dict[str, Any]:
-    """Computes the sensitivity and writes sensitivity.md, .json and .png into the folder `out`; a stopped
-    study resumes there.
+    """Computes the sensitivity and writes sensitivity.md, .json, .png and .html into the folder `out`; a
+    stopped study resumes there.
     """
     make_folder(out)
     measures = measure_sensitivity(model, data, languages, max_bytes, out)
@@ -103,10 +104,11 @@ def sensitivity_report(
             "",
             sensitivity_table(measures),
             "",
-            f"Plot: {out / 'sensitivity.png'}",
+            f"Page: {out / 'sensitivity.html'}. Plot: {out / 'sensitivity.png'}",
         ]
     )
     plot_sensitivity(out / "sensitivity.png", measures)
+    write_text(out / "sensitivity.html", sensitivity_page(model_name(Path(model)), measures))
     write_text(out / "sensitivity.md", text + "\n")
     result = {"model": str(model), "layers": len(measures.cosine), **dataclasses.asdict(measures)}
     write_text(out / "sensitivity.json", json.dumps(result, indent=2) + "\n")

@@ -96,11 +96,14 @@ def test_two_stages_side_by_side(prepared, config_file, tmp_path, capsys):
     assert two["warnings"] == []
 
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"mixture.md", "mixture.json", "mixture.csv", "mixture.png"}
+    assert written == {"mixture.md", "mixture.json", "mixture.csv", "mixture.png", "mixture.html"}
     assert (tmp_path / "out" / "mixture.png").read_bytes().startswith(b"\x89PNG")
     table = (tmp_path / "out" / "mixture.md").read_text()
     assert "| Hausa (ha) | low | web | 20 | 0.625 | 25.000 | 2.00 = |  |  |  |" in table
     assert "warning: one: too little text in Hausa (ha)" in table
+    page = (tmp_path / "out" / "mixture.html").read_text(encoding="utf-8")
+    assert '<th scope="row">Hausa</th><td>0.62</td><td>25.00</td><td>2.00 (cap)</td><td>web</td>' in page
+    assert "Warning: too little text in Hausa (ha)" in page
     rows = list(csv.DictReader((tmp_path / "out" / "mixture.csv").open()))
     assert [row["language"] for row in rows] == ["en", "zh", "sw", "sw", "ha"]
     assert sum(float(row["one_share"]) for row in rows) == pytest.approx(1)

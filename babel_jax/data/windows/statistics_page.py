@@ -151,6 +151,21 @@ def _section(language: LanguageStatistics, settings: Mapping[str, Any] | None) -
             Table(["Kind", "Documents", "Tokens", "Bytes", "Windows"], kinds),
         )
     ]
+    if language.scores:
+        tenths, rows = {}, []
+        for number, count in enumerate(language.scores):
+            label = f"{number / BINS:.1f} to {(number + 1) / BINS:.1f}"
+            tenths[label] = [count]
+            rows.append([label, f"{count:,}"])
+        figures.append(
+            Figure(
+                f"quality-{code}",
+                "Quality",
+                "Held-out documents by tenths of the quality score.",
+                [("", "", bars({"Score": tenths}, {"documents": _SERIES}, "documents"))],
+                Table(["Score", "Documents"], rows),
+            )
+        )
     sources = []
     for name, source in language.sources.items():
         if "documents" in source:
@@ -159,15 +174,10 @@ def _section(language: LanguageStatistics, settings: Mapping[str, Any] | None) -
             sources.append([name, *(f"{count:,}" for count in numbers), words])
     if sources:
         heads = ["Source", "Documents", "Kept", "Exact duplicates", "Near duplicates", "Dropped"]
-        figures.append(
-            Figure(f"sources-{code}", "Sources", "Documents by source.", [], Table(heads, sources))
+        sources_figure = Figure(
+            f"sources-{code}", "Sources", "Documents by source.", [], Table(heads, sources), open_table=True
         )
-    if language.scores:
-        scores = []
-        for number, count in enumerate(language.scores):
-            scores.append([f"{number / BINS:.1f} to {(number + 1) / BINS:.1f}", f"{count:,}"])
-        words = "Held-out documents by tenths of the quality score."
-        figures.append(Figure(f"quality-{code}", "Quality", words, [], Table(["Score", "Documents"], scores)))
+        figures.append(sources_figure)
 
     text = [_texts("Samples of held-out text", language.code, language.samples)]
     for rule, examples in _examples(language).items():

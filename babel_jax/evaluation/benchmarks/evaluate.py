@@ -6,6 +6,7 @@ Files in its folder:
     evaluation.json  all scores, means and differences
     scores.csv       the same, a row for each score
     tables.md        the tables
+    evaluation.html  the same as a page
     TASK.png         bars by language
     means.png        bars by class of languages
 """
@@ -32,6 +33,7 @@ from babel_jax.distributed.agreement import agreed
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.benchmarks.contamination import contamination
 from babel_jax.evaluation.benchmarks.data import chosen_tasks, lacks, languages_of
+from babel_jax.evaluation.benchmarks.page import evaluation_page
 from babel_jax.evaluation.benchmarks.responses import Responses
 from babel_jax.evaluation.benchmarks.tables import TITLES, as_csv, plot_means, plot_task, report_text
 from babel_jax.evaluation.bits_per_byte import scored_bits, text_to_score
@@ -352,6 +354,7 @@ def _write(out: Path, result: dict[str, Any]) -> None:
     write_text(out / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     write_text(out / "scores.csv", as_csv(scores, changes))
     write_text(out / "tables.md", result["summary"] + "\n")
+    write_text(out / "evaluation.html", evaluation_page(scores, changes))
     for task in result["tasks"]:
         plot_task(out / f"{task}.png", task, scores)
     means = _renamed({model: _means(by_task) for model, by_task in by_model.items()}, label)

@@ -1,0 +1,71 @@
+"""The page of a study of layers: how much each one matters, for all languages and by class."""
+
+from babel_jax.evaluation.bits_per_byte import class_means
+from babel_jax.languages import LANGUAGES, groups_with_means
+from babel_jax.pages.charts import Figure, Table, lines
+from babel_jax.pages.document import Section, page_text
+from babel_jax.studies.sensitivity import LANGUAGES_IN_TABLE, ByLanguage, Sensitivity
+
+_WORST = 100.0  # percent: the chart ends here, because some layers cost a thousand times as much
+
+
+def sensitivity_page(model: str, result: Sensitivity) -> str:
+    """One HTML page: the cosine similarity, and the change of bits per byte with a layer removed or
+    doubled.
+    """
+    labels = groups_with_means(result.model) or {"all": LANGUAGES[next(iter(result.model))].name}
+    series = dict(zip(labels.values(), (2, 3, 1), strict=False))
+    cosine = {}
+    for group, label in labels.items():
+        cosine[label] = [(layer, _mean(values, group)) for layer, values in enumerate(result.cosine)]
+    figures = [
+        Figure(
+            "cosine",
+            "Similarity of each layer's input and output",
+            "Cosine of the residual stream before and after a layer, the mean over tokens. A layer near 1 "
+            "changes little.",
+            [("", "", lines(cosine, series, "layer", "cosine"))],
+            _table({label: [f"{y:.3f}" for _, y in curve] for label, curve in cosine.items()}),
+            series,
+        )
+    ]
+    kinds = {
+        "doubled": ("Each layer passed twice", result.doubled),
+        "removed": ("Each layer removed", result.removed),
+    }
+    for name, (title, values_by_layer) in kinds.items():
+        curves, cells = {}, {}
+        for group, label in labels.items():
+            whole = _mean(result.model, group)
+            change = [100 * (_mean(values, group) / whole - 1) for values in values_by_layer]
+            curves[label] = [(layer, min(value, _WORST)) for layer, value in enumerate(change)]
+            cells[label] = [f"{value:+.1f}%" for value in change]
+        if 1 < len(result.model) <= LANGUAGES_IN_TABLE:
+            for code, whole in result.model.items():
+                costs = [100 * (values[code] / whole - 1) for values in values_by_layer]
+                cells[LANGUAGES[code].name] = [f"{cost:+.1f}%" for cost in costs]
+        figures.append(
+            Figure(
+                name,
+                title,
+                f"Change of bits per byte in percent; the chart ends at {_WORST:.0f}%, the table does not.",
+                [("", "", lines(curves, series, "layer", "%"))],
+                _table(cells),
+                series,
+            )
+        )
+    means = class_means(result.model)
+    facts = [f"{len(result.cosine)} layers"]
+    facts += [f"{label}: {means[group]:.3f} bits per byte" for group, label in labels.items()]
+    return page_text("sensitivity of layers", model, facts, [Section("layers", "Layers", figures)])
+
+
+def _mean(by_language: ByLanguage, group: str) -> float:
+    mean = class_means(by_language)[group]
+    return float("nan") if mean is None else mean
+
+
+def _table(columns: dict[str, list[str]]) -> Table:
+    """A row for each layer."""
+    rows = [[str(layer), *cells] for layer, cells in enumerate(zip(*columns.values(), strict=True))]
+    return Table(["Layer", *columns], rows)
