@@ -16,10 +16,10 @@ from jaxtyping import Array, Float, PyTree, UInt32
 from babel_jax import __version__
 from babel_jax.config import Init, ModelConfig
 from babel_jax.errors import BadInput
-from babel_jax.expansion.card import TAG, expansion_section
+from babel_jax.expansion.card import TAG, UNTRAINED, expansion_section
 from babel_jax.expansion.plan import PROVENANCE, ExpansionPlan, plan_from_json
 from babel_jax.model.parameters import Place, is_stacked
-from babel_jax.model_folders.folder import open_folder
+from babel_jax.model_folders.folder import Format, open_folder
 from babel_jax.model_folders.hf_config import needs_layer_types, read_hf_config
 from babel_jax.model_folders.model_card import card_files
 from babel_jax.model_folders.names import tensor_name, tensor_place
@@ -131,7 +131,14 @@ def expand_folder(
     folder = open_folder(source)
     plan.check(folder.config.num_hidden_layers, str(folder.path))
     hf_config = expand_hf_config(folder.hf_config, plan, folder.path.resolve().name)
-    card = card_files(hf_config, folder.path, [expansion_section(hf_config)], tags=[TAG])
+    card = card_files(
+        hf_config,
+        folder.path,
+        [expansion_section(hf_config), UNTRAINED],
+        name=Path(str(destination)).name,
+        tags=[TAG],
+        in_hf_format=folder.format is Format.HF,
+    )
     written = transfer(folder, destination, folder.format, hf_config, _change(plan), texts=card, **options)
     return {**written, "new_layers": list(plan.new_layers)}
 

@@ -7,6 +7,10 @@ from babel_jax.expansion.plan import PROVENANCE, ExpansionPlan, plan_from_json
 from babel_jax.model_folders.model_card import markdown_code
 
 TAG = "depth-expansion"
+UNTRAINED = (
+    "## Intended use and limits\n\nThe new layers have not been trained. The model is meant to be trained on "
+    "(`babel train`); until then it is at best as good as its source."
+)
 
 
 def plans_of(hf_config: Mapping[str, Any]) -> list[tuple[str, ExpansionPlan]]:

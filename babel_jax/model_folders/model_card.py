@@ -5,6 +5,7 @@ beside it as README.base.md, also through further steps. A card that this projec
 card has all its facts.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from babel_jax import __version__
 from babel_jax.errors import one_line
 from babel_jax.files import read_bytes
 from babel_jax.languages import CODES
+from babel_jax.model_folders.hub_licences import HUB_LICENCES
 from babel_jax.model_folders.layout import MOST_BESIDE_BYTES
 
 CARD, BASE_CARD = "README.md", "README.base.md"
@@ -24,6 +26,7 @@ TAG = "babel-jax"
 _MOST_FRONT_MATTER = 2**16  # characters
 _LONGEST_VALUE = 300  # characters of a licence, a name, a link
 _MOST_LANGUAGES = 1_000
+_MADE_FROM = "made_from"  # key of the front matter: the name of a base that is not on the hub
 _FRONT_MATTER = re.compile(r"\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", re.DOTALL)
 _MARKDOWN = re.compile(r"[\\`*_{}\[\]<>()#+!|&~]")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -34,18 +37,27 @@ def card_files(
     source: Path | None,
     sections: Sequence[str],
     *,
+    name: str = "",
     languages: Sequence[str] = (),
     tags: Sequence[str] = (),
     results: Sequence[EvalResult] = (),
+    prompt: str = "",
+    in_hf_format: bool = True,
 ) -> dict[str, str]:
     """The text of README.md, and of README.base.md if there is a foreign card, for a model of `hf_config`
     made from the folder `source` (None: from random weights).
 
-    Licence, base model and languages are those of the source; `languages` are added. `sections` are Markdown.
+    name: the title; default: the number of layers. Licence, base model and languages are those of the source;
+    `languages` are added. `sections` are Markdown. prompt: a text for the model to continue, in the code that
+    loads a folder `in_hf_format`. The front matter is valid for the hub: a base whose name is no OWNER/NAME
+    is in the text alone, and a licence that the hub does not know is "other" with its name.
     """
     before = _front_matter(source) if source is not None else {}
     ours = TAG in _several(before.get("tags"))
-    base = _text(before.get("base_model")) if ours else None if source is None else _name(source, hf_config)
+    if ours:
+        base = _text(before.get(_MADE_FROM)) or _text(before.get("base_model"))
+    else:
+        base = None if source is None else _name(source, hf_config)
     if base:
         origin = markdown_code(base)
     else:
@@ -56,26 +68,34 @@ def card_files(
     codes = sorted(
         {*known, *languages}, key=lambda code: (CODES.index(code) if code in CODES else len(CODES), code)
     )
+    kind = f"{hf_config['num_hidden_layers']} layers ({hf_config.get('model_type', 'decoder')})"
+    title = one_line(name, _LONGEST_VALUE) if name else f"A model of {kind}"
+    is_hub_id = base is not None and _HUB_ID.fullmatch(base) is not None
+    licence, licence_name = _licence(before)
     data = ModelCardData(
-        base_model=base,
+        base_model=base if is_hub_id else None,
         language=codes or None,
         library_name="transformers",
         pipeline_tag=_text(before.get("pipeline_tag")) or "text-generation",
         tags=[TAG, *tags],
         # The hub reads the name only as a part of the results.
-        model_name=f"{TAG} model of {hf_config['num_hidden_layers']} layers" if results else None,
+        model_name=title if results else None,
         eval_results=list(results) or None,
-        license=_text(before.get("license")),
-        license_name=_text(before.get("license_name")),
+        license=licence,
+        license_name=licence_name,
         license_link=_text(before.get("license_link")),
     )
-    licence = _text(before.get("license_name")) or _text(before.get("license"))
+    if base and not is_hub_id:
+        # The hub ignores this key; the next card reads it.
+        data[_MADE_FROM] = base
     foreign = _foreign_card(source, ours)
+    loads = "It loads in `transformers` as it is." if in_hf_format else "It is a folder in Orbax's format."
     body = [
-        f"# A model of {hf_config['num_hidden_layers']} layers ({hf_config.get('model_type', 'decoder')})",
-        f"Made by babel-jax {__version__} from {origin}; it loads in `transformers` as it is."
+        f"# {markdown_text(title)}",
+        f"A model of {kind}, made by babel-jax {__version__} from {origin}. {loads}"
         + (f" The card of the base is kept in `{BASE_CARD}`." if foreign is not None else ""),
-        _licence_line(licence, source),
+        _licence_line(_text(before.get("license_name")) or _text(before.get("license")), source),
+        _snippet(prompt or "The", in_hf_format),
         *sections,
     ]
     card = f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(part for part in body if part) + "\n"
@@ -85,6 +105,36 @@ def card_files(
         CARD: card,
         BASE_CARD: read_bytes(foreign, foreign.parent, MOST_BESIDE_BYTES).decode("utf-8", "replace"),
     }
+
+
+def _licence(before: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """`license` and `license_name`, as the hub takes them."""
+    licence, name = _text(before.get("license")), _text(before.get("license_name"))
+    if licence is not None and licence not in HUB_LICENCES:
+        # In the form of the hub's own identifiers.
+        licence, name = "other", name or re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-")
+    return licence, name
+
+
+def _snippet(prompt: str, in_hf_format: bool) -> str:
+    """The code that loads the model and lets it continue a text."""
+    if not in_hf_format:
+        return "\n".join(["```bash", f'babel generate FOLDER "{prompt}"', "```"])
+    # json.dumps gives a Python literal of any text.
+    return "\n".join(
+        [
+            "```python",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            "",
+            'name = "."  # this folder, or the model\'s name on the hub: OWNER/NAME',
+            "tokenizer = AutoTokenizer.from_pretrained(name)",
+            "model = AutoModelForCausalLM.from_pretrained(name)",
+            f'inputs = tokenizer({json.dumps(prompt, ensure_ascii=False)}, return_tensors="pt")',
+            'written = model.generate(inputs["input_ids"], max_new_tokens=40)',
+            "print(tokenizer.decode(written[0], skip_special_tokens=True))",
+            "```",
+        ]
+    )
 
 
 def _licence_line(licence: str | None, source: Path | None) -> str:

@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 from babel_jax.config import Config, ModelConfig
 from babel_jax.data.tokens.chat_format import open_chat_format, write_chat_files
 from babel_jax.data.tokens.tokenizer import Tokenizer
+from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.expansion.apply import expand_hf_config
 from babel_jax.expansion.plan import ExpansionPlan
 from babel_jax.model.decoder import forward
@@ -27,6 +28,7 @@ from babel_jax.model_folders.folder import (
 from babel_jax.model_folders.hf_config import stored_eos_token_ids, write_hf_config
 from babel_jax.places import place
 from babel_jax.report.card import run_card
+from babel_jax.report.samples import beginning
 from babel_jax.run_files import Mixture, read_as
 
 
@@ -40,6 +42,16 @@ def export_difference(hf: Path, params: PyTree[Array], config: ModelConfig) -> f
     tokens = np.arange(64, dtype=np.int32)[None] * 37 % config.vocab_size
     logits = jax.jit(forward, static_argnums=0)
     return float(jnp.max(jnp.abs(logits(config, params, tokens) - logits(config, reloaded, tokens))))
+
+
+def _prompt(config: Config) -> str:
+    """The first words of a held-out text, for the code in the card; empty without held-out text."""
+    prepared = open_prepared(config.data.folder)
+    for code in prepared.languages:
+        for row in prepared.heldout(code)[:1]:
+            if not config.data.conversations:
+                return beginning(row.text, code)
+    return ""
 
 
 def export(
@@ -73,7 +85,8 @@ def export(
     exported = in_type(params, jnp.dtype(config.export_dtype))
     mixture = place(config.out) / "mixture.json"
     mixtures = read_as(mixture, dict[str, Mixture]) if mixture.is_file() else {}
-    card = run_card(config, hf_config, folder.path if folder is not None else None, mixtures)
+    source = folder.path if folder is not None else None
+    card = run_card(config, hf_config, source, mixtures, _prompt(config))
     with tempfile.TemporaryDirectory() as files:
         if folder is not None:
             copy_other_files(folder.path, Path(files))

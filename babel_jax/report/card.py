@@ -1,6 +1,6 @@
-"""The model card of a run's model: its parent, its training data and its evaluation."""
+"""The model card of a run's model: its parent, its training and data, its evaluation, and its limits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,54 +9,140 @@ from huggingface_hub import EvalResult
 from babel_jax.config import Config
 from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.evaluation.points import point_names, read_items, read_points, scores_of
-from babel_jax.evaluation.suite import Results
+from babel_jax.evaluation.suite import CHOICE_TASKS, TRANSLATION_TASKS, Results
 from babel_jax.evaluation.tables import PointItems, bits_of, points_table, suite_table
 from babel_jax.expansion.card import TAG, expansion_section
-from babel_jax.languages import CODES, LANGUAGES
-from babel_jax.model_folders.model_card import card_files
+from babel_jax.languages import CODES, LANGUAGES, groups_with_means
+from babel_jax.model_folders.model_card import card_files, markdown_text
 from babel_jax.places import place
+from babel_jax.report.gate import gate_text, regression_gate
+from babel_jax.report.record import run_name
 
-_GROUPS = {"all": "all languages", "high": "high-resource languages", "low": "low-resource languages"}
+_MOST_ROWS = 30
+# The names that the hub knows: metrics by task.
+_METRICS = {**dict.fromkeys(CHOICE_TASKS, "accuracy"), **dict.fromkeys(TRANSLATION_TASKS, "chrf")}
 
 
 def run_card(
-    config: Config, hf_config: Mapping[str, Any], source: Path | None, mixtures: Mapping[str, Any]
+    config: Config,
+    hf_config: Mapping[str, Any],
+    source: Path | None,
+    mixtures: Mapping[str, Any],
+    prompt: str = "",
 ) -> dict[str, str]:
     """The files of `card_files` for the exported model of a run. mixtures: the content of mixture.json.
-    source: the base's folder.
+    source: the base's folder. prompt: a text for the model to continue, in the code that loads it.
     """
-    points = read_points(place(config.out), point_names(config))
-    items = read_items(place(config.out), point_names(config))
-    trained = {row["language"] for mixture in mixtures.values() for row in mixture["rows"]}
+    names = point_names(config)
+    points, items = read_points(place(config.out), names), read_items(place(config.out), names)
+    trained = [code for code in CODES if code in _languages_of(mixtures)]
     expansion = expansion_section(hf_config)
+    sections = [
+        _intended_use(config, trained),
+        expansion,
+        _training_section(config, mixtures),
+        _data_section(config, mixtures),
+        _evaluation_section(points, items),
+        _limits_section(points, items),
+    ]
     return card_files(
         hf_config,
         source,
-        [expansion, _mixture_section(config, mixtures), _evaluation_section(points, items)],
-        languages=[code for code in CODES if code in trained],
+        sections,
+        name=run_name(Path(config.out)),
+        languages=trained,
         tags=["multilingual", *([TAG] if expansion else [])],
         results=_results(points),
+        prompt=prompt,
     )
 
 
-def _mixture_section(config: Config, mixtures: Mapping[str, Any]) -> str:
+def _languages_of(mixtures: Mapping[str, Any]) -> set[str]:
+    return {row["language"] for mixture in mixtures.values() for row in mixture["rows"]}
+
+
+def _intended_use(config: Config, trained: Sequence[str]) -> str:
+    languages = ", ".join(LANGUAGES[code].name for code in trained)
+    if config.data.conversations:
+        use = "Conversations by the chat template of this folder"
+    else:
+        use = (
+            "Text that continues a beginning, and further training, such as chat fine-tuning. It was not "
+            "trained to follow instructions"
+        )
+    return f"## Intended use\n\n{use}. Languages: {languages}." if languages else f"## Intended use\n\n{use}."
+
+
+def _training_section(config: Config, mixtures: Mapping[str, Any]) -> str:
+    """The budget, the rate and the schedule of each stage."""
+    batch = config.training.global_batch_size
+    lines = [
+        "## Training",
+        "",
+        "| stage | tokens | peak rate | schedule | trained |",
+        "| --- | ---: | ---: | --- | --- |",
+    ]
+    for stage in config.stages:
+        tokens = sum(_tokens(row) for row in mixtures.get(stage.name, {}).get("rows", []))
+        size = f"{tokens:,.0f}" if tokens else ""
+        trained = str(stage.train).replace("_", " ")
+        lines.append(
+            f"| {stage.name} | {size} | {stage.schedule.peak:g} | {stage.schedule.kind} | {trained} |"
+        )
+    words = (
+        f"A batch has {batch:,} windows of {config.data.seq_len:,} tokens. Optimizer: AdamW; activations and "
+        f"products in {config.training.compute_dtype}, parameters and moments in float32."
+    )
+    return "\n".join([*lines, "", words])
+
+
+def _tokens(row: Mapping[str, Any]) -> float:
+    """The tokens that a stage reads of a dataset."""
+    return float(row["tokens"] * row["epochs"])
+
+
+def _data_section(config: Config, mixtures: Mapping[str, Any]) -> str:
+    """Tokens and passes by language over all stages, and the sources with their licences."""
     if not mixtures:
         return ""
+    read: dict[str, float] = {}
+    available: dict[str, dict[str, int]] = {}
+    for mixture in mixtures.values():
+        for row in mixture["rows"]:
+            read[row["language"]] = read.get(row["language"], 0.0) + _tokens(row)
+            available.setdefault(row["language"], {})[row["kind"]] = row["tokens"]
+    total = sum(read.values()) or 1.0
     lines = [
         "## Training data",
         "",
-        "Share of each stage's tokens, and passes over what there is of each language and kind.",
+        "Tokens over all stages, their share, and passes over the text that there is.",
         "",
+        "| language | tokens | share, % | passes |",
+        "| --- | ---: | ---: | ---: |",
     ]
-    lines += ["| stage | language | kind | share, % | passes |", "| --- | --- | --- | ---: | ---: |"]
-    for stage, mixture in mixtures.items():
-        for row in mixture["rows"]:
-            lines.append(
-                f"| {stage} | {LANGUAGES[row['language']].name} | {row['kind']} | {100 * row['share']:.2f} "
-                f"| {row['epochs']:.2f} |"
-            )
-    tokens = config.training.global_batch_size * config.data.seq_len
-    return "\n".join([*lines, "", f"A step reads {tokens:,} tokens in windows of {config.data.seq_len}."])
+    for code in [code for code in CODES if code in read][:_MOST_ROWS]:
+        passes = read[code] / max(1, sum(available[code].values()))
+        lines.append(
+            f"| {LANGUAGES[code].name} | {read[code]:,.0f} | {100 * read[code] / total:.2f} | {passes:.2f} |"
+        )
+    return "\n".join([*lines, *_sources(config)])
+
+
+def _sources(config: Config) -> list[str]:
+    """A table of the sources with their licences; a file is named without its folder."""
+    languages: dict[tuple[str, str], list[str]] = {}
+    for source in config.data.sources:
+        name = source.label if source.name or source.path is None else Path(source.path).name
+        languages.setdefault((name, source.licence or "not named"), []).append(source.language)
+    if not languages:
+        return []
+    lines = ["", "| source | licence | languages |", "| --- | --- | --- |"]
+    for (name, licence), codes in list(languages.items())[:_MOST_ROWS]:
+        unique = ", ".join(dict.fromkeys(codes))
+        lines.append(f"| {markdown_text(name)} | {markdown_text(licence)} | {unique} |")
+    if len(languages) > _MOST_ROWS:
+        lines += ["", f"And {len(languages) - _MOST_ROWS} more sources."]
+    return [*lines, "", "The licence of a text is that of its source."]
 
 
 def _evaluation_section(points: Mapping[str, Results], items: PointItems) -> str:
@@ -65,7 +151,8 @@ def _evaluation_section(points: Mapping[str, Results], items: PointItems) -> str
     parts = [
         "## Evaluation",
         "",
-        "Bits per byte on held-out text, by language (lower is better):",
+        "Bits per byte on held-out text, by language (lower is better). Intervals are of the paired "
+        "bootstrap over documents.",
         "",
         points_table(points, items),
         "",
@@ -76,19 +163,43 @@ def _evaluation_section(points: Mapping[str, Results], items: PointItems) -> str
     return "\n".join(parts).rstrip()
 
 
+def _limits_section(points: Mapping[str, Results], items: PointItems) -> str:
+    """What was measured to be worse, and what was not measured."""
+    lines = ["## Limits", ""]
+    gate = regression_gate(points, items, [*points][-1] if points else None)
+    if gate is not None:
+        lines.append(f"- {gate_text(gate)}")
+    lines += [
+        "- It may write text that is false, offensive or unsafe; nothing was done to prevent this.",
+        "- Held-out text is from the same sources as the training text, so the figures above say little "
+        "about other text.",
+        "- Languages that are not in the table of training data were not evaluated.",
+    ]
+    return "\n".join(lines)
+
+
 def _results(points: Mapping[str, Results]) -> list[EvalResult]:
-    """The means of the last point, for the hub's table."""
+    """The results of the last point for the hub's model-index: means of groups, and each language."""
     if not points:
         return []
     last = points[[*points][-1]]
     results = []
     for task in last:
-        for group, mean in class_means(scores_of(last, task)).items():
-            if mean is not None:
-                dataset = f"held-out text, {_GROUPS[group]}"
+        scores = scores_of(last, task)
+        means = class_means(scores)
+        rows = [(group, label, means[group]) for group, label in groups_with_means(scores).items()]
+        rows += [(code, LANGUAGES[code].name, score) for code, score in scores.items()]
+        for config_name, label, value in rows:
+            if value is not None:
                 results.append(
                     EvalResult(
-                        "text-generation", "heldout", dataset, task, round(mean, 4), dataset_config=group
+                        task_type="text-generation",
+                        dataset_type="heldout",
+                        dataset_name=f"held-out text, {label}",
+                        dataset_config=config_name,
+                        metric_type=_METRICS.get(task, task),
+                        metric_name=task.replace("_", " "),
+                        metric_value=round(value, 4),
                     )
                 )
     return results

@@ -28,7 +28,7 @@ from babel_jax.report.figures import (
 )
 from babel_jax.report.gate import regression_gate
 from babel_jax.report.head import facts, next_commands, sources_figure, tiles
-from babel_jax.report.record import RunRecord, read_run
+from babel_jax.report.record import RunRecord, read_run, run_name
 
 PAGE = "report.html"
 
@@ -45,13 +45,8 @@ def write_report(
     own = record.own_points
     gate = regression_gate(record.points, record.items, own[-1] if own else None, tolerance)
     sections = [part for part in _sections(record, gate, run_folder) if part.figures or part.body]
-    write_text(path, page_text("babel-jax run", _name(run_folder), facts(record), sections, refresh))
+    write_text(path, page_text("babel-jax run", run_name(run_folder), facts(record), sections, refresh))
     return {"path": str(path), "gate": gate}
-
-
-def _name(run_folder: Path) -> str:
-    folder = run_folder.resolve()
-    return folder.parent.name if folder.name == "run" else folder.name
 
 
 def _part(part: str, **values: Any) -> Markup:

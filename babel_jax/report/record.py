@@ -95,6 +95,12 @@ class RunRecord:
         return [code for code in CODES if code in codes]
 
 
+def run_name(run_folder: Path) -> str:
+    """The name of a run for readers: its folder's; for the `run` in a demo's folder, that of the demo."""
+    folder = run_folder.resolve()
+    return folder.parent.name if folder.name == "run" else folder.name
+
+
 def run_folder_of(path: Path | str) -> Path:
     """The run folder itself, or the one in a demo's folder. Raises BadInput for any other folder."""
     path = Path(path)

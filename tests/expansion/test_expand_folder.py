@@ -225,7 +225,10 @@ def test_a_deeper_model_has_a_card_of_its_own(tmp_path, write_small_model, orbax
     noisy = AMONG.model_copy(update={"init": Init.NOISE, "noise_mean": 0.25, "noise_std": 0.5})
     expand_folder(source, tmp_path / "deeper", plan_from_settings(noisy, 4))
     card = ModelCard.load(tmp_path / "deeper" / "README.md")
-    assert (card.data.license, card.data.base_model) == ("mit", source.name)
+    assert (card.data.license, card.data.base_model, card.data["made_from"]) == ("mit", None, source.name)
+    assert card.text.strip().startswith("# deeper\n")
+    assert ("AutoModelForCausalLM" in card.text) == (not orbax)
+    assert "The new layers have not been trained." in card.text
     assert card.data.tags == ["babel-jax", "depth-expansion"]
     assert "of 4 layers became 6 layers" in card.text
     assert "| 2 | 1 | copy and noise N(0.25, 0.5) |\n| 4 | 2 | copy" in card.text

@@ -3,6 +3,8 @@
 import pytest
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import metadata_load
+from huggingface_hub.repocard_data import eval_results_to_model_index
+from huggingface_hub.utils import validate_repo_id
 
 from babel_jax.errors import BadInput
 from babel_jax.model_folders.model_card import BASE_CARD, CARD, card_files
@@ -46,13 +48,14 @@ def test_the_front_matter_is_what_the_hub_reads(base, tmp_path):
         CONFIG,
         base,
         ["## More\n\nwords"],
+        name="my-run",
         languages=["fil", "th", "en"],
         tags=["depth-expansion"],
         results=results,
     )
     data = metadata_load(written(tmp_path / "new", files) / CARD)
     assert {key: value for key, value in data.items() if key != "model-index"} == {
-        "base_model": "Qwen2.5-Tiny",
+        "made_from": "Qwen2.5-Tiny",
         "language": ["en", "sw", "th", "fil"],
         "library_name": "transformers",
         "license": "other",
@@ -64,16 +67,18 @@ def test_the_front_matter_is_what_the_hub_reads(base, tmp_path):
     card = ModelCard(files[CARD])
     assert isinstance(card.data, ModelCardData)
     assert card.data.eval_results == results
+    assert data["model-index"] == eval_results_to_model_index("my-run", results)
+    assert card.text.strip().startswith("# my-run\n\nA model of 6 layers (qwen2), made by babel-jax ")
     assert "from `Qwen2.5-Tiny`" in card.text
     assert card.text.endswith("## More\n\nwords\n")
     assert files[BASE_CARD] == BASE
 
 
 def test_the_hubs_id_of_the_base_is_taken_where_it_is_kept(base):
-    assert (
-        ModelCard(card_files(CONFIG | {"_name_or_path": "Qwen/Qwen2.5-7B"}, base, [])[CARD]).data.base_model
-        == "Qwen/Qwen2.5-7B"
-    )
+    data = ModelCard(card_files(CONFIG | {"_name_or_path": "Qwen/Qwen2.5-7B"}, base, [])[CARD]).data
+    assert data.base_model == "Qwen/Qwen2.5-7B"
+    validate_repo_id(data.base_model)
+    assert "made_from" not in data
 
 
 @pytest.mark.parametrize(
@@ -93,17 +98,18 @@ def test_the_hubs_id_of_the_base_is_taken_where_it_is_kept(base):
 def test_the_path_of_a_folder_is_no_id_of_the_hub(base, monkeypatch, path):
     monkeypatch.chdir(base)
     (base / "runs" / "base").mkdir(parents=True)
-    assert (
-        ModelCard(card_files(CONFIG | {"_name_or_path": path}, base, [])[CARD]).data.base_model
-        == "Qwen2.5-Tiny"
-    )
+    data = ModelCard(card_files(CONFIG | {"_name_or_path": path}, base, [])[CARD]).data
+    # The hub would refuse a base without an owner; the name of the folder is kept beside.
+    assert (data.base_model, data["made_from"]) == (None, "Qwen2.5-Tiny")
 
 
 def test_licence_base_and_its_card_go_through_several_steps(base, tmp_path):
     first = written(tmp_path / "first", card_files(CONFIG, base, ["first"]))
     second = card_files(CONFIG, first, ["second"], languages=["th"])
     data = ModelCard(second[CARD]).data
-    assert (data.base_model, data.license_name, data.language) == ("Qwen2.5-Tiny", "qwen", ["en", "sw", "th"])
+    assert (data.base_model, data["made_from"]) == (None, "Qwen2.5-Tiny")
+    assert (data.license_name, data.language) == ("qwen", ["en", "sw", "th"])
+    assert "from `Qwen2.5-Tiny`" in second[CARD]
     assert second[BASE_CARD] == BASE
     assert "first" not in second[CARD]
 
@@ -160,7 +166,7 @@ def test_front_matter_of_strangers_is_bounded_and_told_as_text(base, tmp_path, f
     (base / CARD).write_text(f"---\n{front}\n---\n# The base\n", encoding="utf-8")
     files = card_files(CONFIG, base, [])
     data = metadata_load(written(tmp_path / "new", files) / CARD)
-    assert data["base_model"] == "Qwen2.5-Tiny"
+    assert data["made_from"] == "Qwen2.5-Tiny"
     assert len(files[CARD]) < 5000
 
 
@@ -176,7 +182,35 @@ def test_names_and_licences_do_not_become_markup(tmp_path):
     assert f"from ``` {name} ```" in text
     assert "<img" not in text.split("---")[2].replace("\\<img", "")
     assert "\\[here\\]\\(javascript:x\\)" in text
-    assert metadata_load(written(tmp_path / "new", {CARD: text}) / CARD)["base_model"] == name
+    data = metadata_load(written(tmp_path / "new", {CARD: text}) / CARD)
+    assert data["made_from"] == name
+    # A licence that the hub does not know is "other", with its name.
+    assert data["license"] == "other"
+    assert data["license_name"] == "free-img-src-x-onerror-alert-1-here-javascript-x-x-b-x1b-31m"
+
+
+@pytest.mark.parametrize(
+    ("front", "licence", "name"),
+    [
+        ("license: apache-2.0", "apache-2.0", None),
+        ("license: Qwen Research", "other", "qwen-research"),
+        ("license: other\nlicense_name: qwen", "other", "qwen"),
+        ("license: mine\nlicense_name: qwen", "other", "qwen"),
+        ("tags: [x]", None, None),
+    ],
+)
+def test_the_licence_is_one_that_the_hub_takes(base, front, licence, name):
+    (base / CARD).write_text(f"---\n{front}\n---\n")
+    data = ModelCard(card_files(CONFIG, base, [])[CARD]).data
+    assert (data.license, data.license_name) == (licence, name)
+
+
+def test_the_code_of_a_folder_in_orbax_format_is_no_transformers(base):
+    text = card_files(CONFIG, base, [], in_hf_format=False)[CARD]
+    assert "AutoModelForCausalLM" not in text
+    assert 'babel generate FOLDER "The"' in text
+    code = card_files(CONFIG, base, [], prompt='a "b"\n``` c')[CARD].split("```python\n")[1]
+    assert 'tokenizer("a \\"b\\"\\n``` c", return_tensors="pt")' in code
 
 
 def test_a_card_that_is_no_text_or_leads_elsewhere(base, tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.items import accuracy, bits_per_byte_of
@@ -230,6 +231,16 @@ def test_a_demo_folder_and_a_benchmark_beside_the_points(run_folder, tmp_path):
     assert [cell["text"] for cell in page.all("td", row)] == ["", "low", "53.5", "41.5", "100"]
 
 
+def test_the_code_in_the_card_loads_the_model(grown, monkeypatch, capsys):
+    monkeypatch.chdir(grown["hf"])
+    (code,) = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(code, {})
+    written = capsys.readouterr().out.strip()
+    (prompt,) = re.findall(r'tokenizer\((".*?"), return', code)
+    assert len(json.loads(prompt)) > 5
+    assert written.startswith(json.loads(prompt)[:5])
+
+
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(BadInput, match=r"not a run folder \(it has no config.toml\), nor a demo's"):
         report_run(tmp_path)
@@ -427,10 +438,28 @@ def test_the_exported_model_has_a_card(grown):
         for result in card.data.eval_results
         if result.metric_type == "bits_per_byte"
     }
-    assert means == {
-        group: pytest.approx(mean, abs=1e-4) for group, mean in grown["means"]["continued"].items()
+    expected = grown["means"]["continued"] | grown["bits_per_byte"]["continued"]
+    assert means == {name: pytest.approx(value, abs=1e-4) for name, value in expected.items()}
+    assert card.data.model_name == "grown"
+    # The front matter is that of the hub's own library.
+    index = card.data.to_dict()["model-index"]
+    assert index == eval_results_to_model_index("grown", card.data.eval_results)
+    assert {result["dataset"]["name"] for result in index[0]["results"]} >= {
+        "held-out text, all 4 languages",
+        "held-out text, Swahili",
     }
     assert "| Swahili (sw) | low |" in card.text
     assert "| 2 | 1 | zeros |" in card.text
-    assert "| recovery | Hausa | web |" in card.text
+    assert card.text.strip().startswith("# grown\n")
+    for title in ("Intended use", "Expansion", "Training", "Training data", "Evaluation", "Limits"):
+        assert f"\n## {title}\n" in card.text
+    assert "| recovery | " in card.text.split("## Training\n")[1]
+    data = card.text.split("## Training data\n")[1].split("## Evaluation")[0]
+    assert "| Hausa | " in data
+    assert "| sw.jsonl | not named | sw |" in data
+    # Tables are short, and no path of this machine is told.
+    for table in re.findall(r"(?:^\|.*\n)+", card.text, re.MULTILINE):
+        assert table.count("\n") <= 2 + 30
+    assert "/tmp" not in card.text
+    assert "Regression gate: " in card.text.split("## Limits")[1]
     assert "to english, chrF++" in card.text
