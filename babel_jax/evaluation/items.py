@@ -39,11 +39,13 @@ _Sums = Float[np.ndarray, "*n columns"]
 class Metric:
     """A score as a function of sums [..., columns].
 
+    - columns: the number of columns of an item
     - extremes: the best and the worst possible item; None if none are defined
     - has_bytes: True if the last column counts bytes of text
     """
 
     score_of: Callable[[_Sums], Float[np.ndarray, "*n"]]
+    columns: int
     extremes: Float[np.ndarray, "2 columns"] | None = None
     has_bytes: bool = False
 
@@ -82,7 +84,9 @@ class Items:
 
 
 def _ratio(sums: _Sums) -> Float[np.ndarray, "*n"]:
-    result: Float[np.ndarray, "*n"] = sums[..., 0] / sums[..., 1]
+    above, below = sums[..., 0], sums[..., 1]
+    # A draw of documents without any byte counts as 0.
+    result: Float[np.ndarray, "*n"] = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
     return result
 
 
@@ -103,9 +107,9 @@ def _chrf(sums: _Sums) -> Float[np.ndarray, "*n"]:
 
 
 _BETA = 2  # of chrF2: recall counts _BETA times as much as precision
-ACCURACY = Metric(lambda sums: 100 * _ratio(sums), extremes=np.array([[1.0, 1.0], [0.0, 1.0]]))
-BITS = Metric(_ratio, has_bytes=True)
-CHRF = Metric(_chrf)
+ACCURACY = Metric(lambda sums: 100 * _ratio(sums), 2, extremes=np.array([[1.0, 1.0], [0.0, 1.0]]))
+BITS = Metric(_ratio, 2, has_bytes=True)
+CHRF = Metric(_chrf, 3 * (6 + 2))  # orders of characters and of words
 
 
 def accuracy(right: Sequence[float]) -> Items:
@@ -253,7 +257,9 @@ class _Pair:
 
 
 def _percent(ours: Any, theirs: Any) -> Any:
-    return 100 * (ours / theirs - 1)
+    # A draw in which the other has no score counts as no change.
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    return 100 * (np.divide(ours, theirs, out=np.ones_like(ours), where=theirs > 0) - 1)
 
 
 def _pairs(task: str, ours: Measured, theirs: Measured) -> dict[str, _Pair]:

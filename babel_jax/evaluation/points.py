@@ -30,7 +30,7 @@ from babel_jax.evaluation.bits_per_byte import (
     scored_bits,
     text_to_score,
 )
-from babel_jax.evaluation.items import ACCURACY, BITS, BITS_PER_BYTE, CHRF, Items, Measured
+from babel_jax.evaluation.items import ACCURACY, BITS, BITS_PER_BYTE, CHRF, Items, Measured, Metric
 from babel_jax.evaluation.items import scores_of as scores_with_errors
 from babel_jax.evaluation.scoring import score
 from babel_jax.evaluation.suite import CHOICE_TASKS, TRANSLATION_TASKS, Results, run_suite
@@ -156,9 +156,20 @@ def read_items(run_folder: Path, names: Sequence[str]) -> dict[str, Measured]:
             if task in _METRICS:
                 measured[task] = {}
                 for code, columns in by_language.items():
-                    measured[task][code] = [Items(np.array(columns, np.float64), _METRICS[task])]
+                    measured[task][code] = [_checked(columns, _METRICS[task], f"{path}: {task} {code}")]
         by_point[name] = measured
     return by_point
+
+
+def _checked(columns: list[list[float]], metric: Metric, location: str) -> Items:
+    """The items of a file. Raises BadInput for damaged columns."""
+    is_whole = bool(columns) and all(len(row) == metric.columns for row in columns)
+    values = np.array(columns, np.float64) if is_whole else np.zeros((1, metric.columns))
+    # An answer may have no byte, but then others have: scores are divided by the sum of bytes.
+    is_divisible = not metric.has_bytes or (values[:, -1].min() >= 0 and values[:, -1].sum() > 0)
+    if not is_whole or not np.isfinite(values).all() or not is_divisible:
+        raise BadInput(f"{location}: damaged; put back a copy of the file, or remove it")
+    return Items(values, metric)
 
 
 def read_points(run_folder: Path, names: Sequence[str]) -> dict[str, Results]:

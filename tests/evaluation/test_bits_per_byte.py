@@ -1,8 +1,11 @@
 """Means, tables and claims of bits per byte."""
 
+import json
+
 import numpy as np
 import pytest
 
+from babel_jax.errors import BadInput
 from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.evaluation.items import bits_per_byte_of
 from babel_jax.evaluation.points import read_items, read_points, results_of, write_point
@@ -103,6 +106,15 @@ def test_the_items_of_a_point_are_read_back(tmp_path):
     (items,) = read["base"]["bits_per_byte"]["sw"]
     np.testing.assert_allclose(items.columns, written["bits_per_byte"]["sw"][0].columns, atol=1e-3)
     assert items.score == pytest.approx(2.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("columns", [[[1.0]], [[1.0, 2.0], [1.0]], [[1.0, 0.0]], [[float("nan"), 2.0]], []])
+def test_damaged_items_are_one_line(tmp_path, columns):
+    write_point(tmp_path, "base", measured({"sw": 2.0}, 7))
+    path = tmp_path / "evaluation" / "items" / "base.json"
+    path.write_text(json.dumps({"bits_per_byte": {"sw": columns}}))
+    with pytest.raises(BadInput, match=r"base\.json"):
+        read_items(tmp_path, ["base"])
 
 
 def test_the_suite_s_means_say_of_how_many_languages_they_are():

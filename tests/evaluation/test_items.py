@@ -207,6 +207,13 @@ def test_six_documents_are_the_fewest_whose_interval_holds_what_it_promises():
     assert hits >= 0.9 * 400
 
 
+def test_a_document_without_a_byte_is_drawn_too():
+    ours, theirs = documents([0.5] * 5 + [9.0], [0] * 5 + [10]), documents([0.5] * 5 + [8.0], [0] * 5 + [10])
+    change = changes("bits_per_byte", ours, theirs)["sw"]
+    assert change["difference"] == pytest.approx(100 * (11.5 / 10.5 - 1))
+    assert np.isfinite([change["low"], change["high"]]).all()
+
+
 def test_models_with_other_items_are_not_compared():
     found = differences(documents([9.0] * 8, [10] * 8), documents([9.0] * 7, [10] * 7))["bits_per_byte"]["sw"]
     assert (found["low"], found["high"]) == (None, None)
