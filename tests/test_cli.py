@@ -467,7 +467,8 @@ def test_sensitivity_ablate_and_auto(babel, trained, small_settings, tmp_path):
     assert len(found["cosine"]) == len(found["removed"]) == len(found["doubled"]) == found["layers"] == 2
     assert set(found["model"]) == {"en", "zh", "sw", "ha"}
     written = {path.name for path in (tmp_path / "sensitivity").iterdir()}
-    assert written == {"sensitivity.md", "sensitivity.json", "sensitivity.png", "layers.json"}
+    names = {f"sensitivity.{kind}" for kind in ("md", "json", "png", "html")}
+    assert written == {*names, "layers.json"}
 
     best = min(range(2), key=lambda layer: sum(found["doubled"][layer].values()))
     status, out, _ = babel(

@@ -18,6 +18,7 @@ from babel_jax import __version__
 from babel_jax.errors import one_line
 from babel_jax.files import read_bytes
 from babel_jax.languages import CODES
+from babel_jax.model_folders.folder import model_name
 from babel_jax.model_folders.hub_licences import HUB_LICENCES
 from babel_jax.model_folders.layout import MOST_BESIDE_BYTES
 
@@ -204,7 +205,7 @@ def _name(source: Path, hf_config: Mapping[str, Any]) -> str:
     kept = hf_config.get("_name_or_path")
     if isinstance(kept, str) and _HUB_ID.fullmatch(kept) and not Path(kept).exists():
         return kept
-    return source.resolve().name
+    return model_name(source.resolve())
 
 
 def _several(value: Any) -> list[str]:

@@ -54,9 +54,11 @@ def test_the_page_of_a_sensitivity():
     result = Sensitivity(whole, [dict.fromkeys(whole, 0.9), dict.fromkeys(whole, 0.5)], worse, worse[::-1])
     page = Page(sensitivity_page("SmolLM2 <135M>", result))
     heads = ["Layer", "2 low-resource languages", "all 3 languages"]
-    assert page.rows.count(heads) == 3
+    assert heads in page.rows
+    # A few languages have a column each.
+    assert page.rows.count([*heads, "English", "Swahili", "Hausa"]) == 2
     assert ["1", "0.500", "0.500"] in page.rows
-    assert ["1", "+3900.0%", "+3900.0%"] in page.rows
+    assert ["1", *["+3900.0%"] * 5] in page.rows
     one = Page(sensitivity_page("m", Sensitivity({"sw": 1.0}, [{"sw": 0.9}], [{"sw": 2.0}], [{"sw": 1.1}])))
     assert ["Layer", "Swahili"] in one.rows
 
