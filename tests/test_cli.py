@@ -541,6 +541,25 @@ def test_sensitivity_ablate_and_auto(babel, trained, small_settings, tmp_path):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("init", "--new-layers", "-1"), "argument --new-layers: .* is not a whole number of 1 or more"),
+        (("init", "--tokens", "9" * 5000), "argument --tokens: .*9 \\.\\.\\. 9"),
+        (("convert",), "the following arguments are required: SRC, DST"),
+        (("trian",), "invalid choice: 'trian'"),
+        (("status", "run", "--loud"), "unrecognized arguments: --loud"),
+    ],
+)
+def test_a_mistake_in_the_arguments_is_one_line(capsys, arguments, line):
+    with pytest.raises(SystemExit) as stopped:
+        main([*arguments])
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err
+    assert re.fullmatch(rf"babel: .*{line}.*; see `babel.* --help`\n", told), told[:300]
+    assert len(told) < 2_200
+
+
 def test_a_prompt_that_is_not_in_the_vocabulary_of_options(babel):
     with pytest.raises(SystemExit) as stopped:
         babel("convert", "a", "b", "--to", "gguf")

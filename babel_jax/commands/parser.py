@@ -1,10 +1,12 @@
 """The parser of `babel`: all commands, in groups."""
 
 import argparse
+from typing import NoReturn
 
 from babel_jax import __version__
 from babel_jax.commands import corpus, evaluation, models, pods, quality, report, runs, shells, text, verify
 from babel_jax.commands.parsing import Run
+from babel_jax.errors import one_line
 
 # The commands in the order in which a user meets them, for `babel --help` and the documentation.
 GROUPS = {
@@ -19,14 +21,22 @@ GROUPS = {
 _NAME_WIDTH = 14  # characters of the column of names in `babel --help`
 
 
-class CommandParser(argparse.ArgumentParser):
+class _OneLineParser(argparse.ArgumentParser):
+    """A parser that answers a mistake with one line, as all other bad input is answered."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with status 2. argparse would print all options before the message."""
+        self.exit(2, f"babel: {one_line(message)}; see `{self.prog} --help`\n")
+
+
+class CommandParser(_OneLineParser):
     """The parser of one command, with what it does and its tested examples."""
 
     does: str
     examples: tuple[str, ...]
 
 
-class BabelParser(argparse.ArgumentParser):
+class BabelParser(_OneLineParser):
     """The parser of `babel`. Its help lists the commands in groups, which argparse cannot do."""
 
     def __init__(self) -> None:
