@@ -42,6 +42,34 @@ CHIPS = {
     )
 }
 
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA card, by its data sheet; bytes and FLOPs per second.
+
+    - bf16: the dense peak with float32 sums, without sparsity
+    - hbm: rate of its memory
+    - link: to other cards of the machine, in one direction: NVLink, or PCI Express 4.0 x16
+    - capacity: memory, in GiB
+
+    Source: NVIDIA's data sheets of the H100 SXM, A100 80GB SXM and L4, and the white paper of the Ada
+    architecture.
+    """
+
+    title: str
+    bf16: float
+    hbm: float
+    link: float
+    capacity: float
+
+
+GPUS = {
+    "h100": Gpu("H100 80GB SXM", 989e12, 3350e9, 450e9, 79.6),
+    "a100": Gpu("A100 80GB SXM", 312e12, 2039e9, 300e9, 80.0),
+    "l4": Gpu("L4 24GB", 121e12, 300e9, 32e9, 22.5),
+    "rtx4090": Gpu("RTX 4090 24GB", 165e12, 1008e9, 32e9, 24.0),
+}
+
 # Dense bfloat16 peaks in FLOP/s of NVIDIA's data sheets, without sparsity, by the beginning of `device_kind`.
 _GPU_PEAK_FLOPS = {
     "NVIDIA A100": 312e12,

@@ -107,10 +107,10 @@ class Work(Generic[Row]):
         parts = [self.counts()] if self.unit else []
         if self._note:
             parts.append(self._note)
-        parts.append(f"{_interval(seconds)} so far")
+        parts.append(f"{interval(seconds)} so far")
         new = self.done - self._initial
         if self.total is not None and 0 < new <= self.total - self._initial:
-            parts.append(f"{_interval(seconds / new * (self.total - self.done))} left")
+            parts.append(f"{interval(seconds / new * (self.total - self.done))} left")
         return f"{self.what}: {', '.join(parts)}"
 
     def counts(self) -> str:
@@ -175,7 +175,8 @@ def look() -> None:
             _last_line = _clock()
 
 
-def _interval(seconds: float) -> str:
+def interval(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds: 0:01:05."""
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}"
 

@@ -60,6 +60,7 @@ class StepLine(Line):
 
     stage: str
     loss: float | None
+    total_steps: int | None = None
     seconds: float | None = None
     tokens: int = 0
     tokens_per_second: float | None = None

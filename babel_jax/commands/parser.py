@@ -13,7 +13,7 @@ GROUPS = {
     "begin": ("demo", "init"),
     "text": ("prepare", "mixture", "statistics", "judge", "classifier", "score"),
     "models": ("convert", "expand", "sensitivity", "ablate"),
-    "training": ("train", "sft", "status", "report"),
+    "training": ("train", "sft", "watch", "status", "report"),
     "trained models": ("evaluate", "generate", "chat"),
     "pods": ("plan", "rehearse"),
     "more": ("verify", "completion"),

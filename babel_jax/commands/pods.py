@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from babel_jax.commands.parsing import Commands, Result, add_config, positive
+from babel_jax.errors import BadInput
 
 
 def _plan(options: argparse.Namespace) -> Result:
@@ -12,6 +13,15 @@ def _plan(options: argparse.Namespace) -> Result:
     from babel_jax.tpu.search import search
 
     config = load_config(options.config, tuple(options.set))
+    if options.device is not None:
+        if options.search or options.evaluate or options.step_only or options.slices != 1:
+            raise BadInput(
+                "babel plan: --search, --evaluate, --step-only and --slices are for --topology; leave them "
+                "out"
+            )
+        from babel_jax.tpu.machine import plan_machine
+
+        return plan_machine(config, options.device, options.devices, Path(options.config).parent)
     if options.search:
         return search(config, options.topology, options.slices)
     which = Which.TRAIN
@@ -36,14 +46,23 @@ def declare(command: Commands) -> None:
     plan = command(
         "plan",
         _plan,
-        "memory and time of every program of a run on a TPU pod, compiled without one",
+        "memory, time and cost of a run: on a TPU pod by its compiled programs, or on one machine",
         "babel plan configs/babel-9b.toml --topology v5e:16x16 --set training.gradient_accumulation=4",
         "babel plan my-run.toml --topology v5e:2x2 --step-only",
+        "babel plan configs/babel-9b.toml --device h100 --devices 8",
     )
     add_config(plan, "data.seq_len=32768")
+    target = plan.add_mutually_exclusive_group(required=True)
+    target.add_argument(
+        "--device",
+        choices=["h100", "a100", "l4", "rtx4090", "cpu"],
+        help="devices of one machine: memory, tokens/s at most and days, by a model of memory",
+    )
     plan.add_argument(
+        "--devices", type=positive, default=1, metavar="N", help="number of devices (default %(default)s)"
+    )
+    target.add_argument(
         "--topology",
-        required=True,
         metavar="CHIP:SHAPE",
         help="v5e:16x16, v6e:8x8, v5p:8x8x8, v4:4x4x4, tpu7x:4x4x4 ...",
     )

@@ -1,8 +1,9 @@
 """The report of a run: report."""
 
 import argparse
+import sys
 
-from babel_jax.commands.parsing import Commands, Result, percent
+from babel_jax.commands.parsing import Commands, Result, percent, positive
 
 
 def _report(options: argparse.Namespace) -> Result:
@@ -21,6 +22,14 @@ def _status(options: argparse.Namespace) -> Result:
     from babel_jax.report.run_status import run_status
 
     return run_status(place(options.run_folder))
+
+
+def _watch(options: argparse.Namespace) -> Result:
+    from babel_jax.places import place
+    from babel_jax.report.run_watch import on_terminal, watch_run
+
+    shows = sys.stdout.isatty() and not options.json and not options.once
+    return watch_run(place(options.run_folder), options.every, on_terminal if shows else None)
 
 
 def declare(command: Commands) -> None:
@@ -47,3 +56,15 @@ def declare(command: Commands) -> None:
         "babel status runs/my-run/run",
     )
     status.add_argument("run_folder", metavar="RUN", help="a run folder, on disk or in a bucket")
+
+    watch = command(
+        "watch",
+        _watch,
+        "loss, rate, tokens/s, time left and each language of a run while it runs",
+        "babel watch runs/demo/run",
+    )
+    watch.add_argument("run_folder", metavar="RUN", help="a run folder, on disk or in a bucket")
+    watch.add_argument(
+        "--every", type=positive, default=5, metavar="SECONDS", help="between looks (default %(default)s)"
+    )
+    watch.add_argument("--once", action="store_true", help="show it once (also where there is no terminal)")

@@ -2,8 +2,10 @@
 languages (catalogue.toml).
 """
 
+import difflib
 import functools
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,24 @@ def catalogue() -> dict[str, dict[str, Any]]:
     return tomllib.loads((Path(__file__).parent / "catalogue.toml").read_text(encoding="utf-8"))
 
 
-def expand(given: Any) -> list[Any]:
+def expand(given: Any, valid: Collection[str]) -> list[Any]:
     """The sources that an entry of data.sources means: itself, or the sources of the catalogue that it names.
 
     `{"catalogue": NAME, "language": "sw"}` is the corpus in that language; without `language`, in all
-    languages that it has. Other keys replace those of the catalogue. Raises ValueError for an unknown name,
-    and for a language that the corpus does not have.
+    languages that it has. Other keys, of those that are `valid`, replace those of the catalogue. Raises
+    ValueError for an unknown name or key, and for a language that the corpus does not have.
     """
     if not isinstance(given, dict) or "catalogue" not in given:
         return [given]
     name = given["catalogue"]
     if name not in catalogue():
         raise ValueError(f"no corpus {name!r} in the catalogue; it has {', '.join(catalogue())}")
+    keys = sorted({*valid, "catalogue"})
+    for key in given:
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"{name}: unknown key {key}; {hint}valid keys: {', '.join(keys)}")
     entry = catalogue()[name]
     configurations = entry["configurations"]
     if "language" in given:

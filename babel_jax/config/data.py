@@ -158,7 +158,8 @@ class DataSettings(Settings):
         """Replaces entries of the catalogue by their sources."""
         if not isinstance(sources, list):
             return sources
-        return tuple(itertools.chain.from_iterable(map(expand, sources)))
+        expanded = (expand(given, Source.model_fields) for given in sources)
+        return tuple(itertools.chain.from_iterable(expanded))
 
     @model_validator(mode="after")
     def _of_one_form(self) -> Self:

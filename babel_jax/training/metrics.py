@@ -67,7 +67,7 @@ class Metrics:
         self._work = Work[Any](
             "train", total=total_steps, unit="steps", initial=start_step, keep=True, shown=writes
         )
-        self._seq_len, self._available = seq_len, available
+        self._seq_len, self._available, self._total_steps = seq_len, available, total_steps
         self._tokens: Counter[str] = Counter(lines[-1].get("tokens_by_language", {}) if lines else {})
         self._flops, self._peak = 0.0, peak_flops(jax.devices()[0].device_kind, jax.device_count())
         self._waiting: tuple[dict[str, Any], dict[str, Array]] | None = None
@@ -130,6 +130,7 @@ class Metrics:
         # Tokens of text: here, and wherever tokens are counted, padding is left out.
         line["tokens"] = sum(tokens.values())
         line |= {
+            "total_steps": self._total_steps,
             "seconds": seconds,
             "tokens_per_second": line["tokens"] / seconds,
             "goodput": self._goodput.fraction(),

@@ -47,13 +47,14 @@ def chosen_tasks(names: Sequence[str]) -> list[str]:
 
 
 def languages_of(
-    benchmark: str, languages: Sequence[str] | None, folder: Path | None
+    benchmark: str, languages: Sequence[str] | None, folder: Path | None, examples: bool = True
 ) -> tuple[list[str], list[str]]:
     """The languages that a benchmark has data for, and the languages that it lacks; of all, or of
     `languages`.
 
-    MMMLU, M3Exam and Flores-200 have prompts for every language, so a folder may have translations. Raises
-    BadInput for an unknown language.
+    examples: False where prompts have no examples, so that their split is not needed. MMMLU, M3Exam and
+    Flores-200 have prompts for every language, so a folder may have translations. Raises BadInput for an
+    unknown language.
     """
     wanted = {language(code).code for code in languages} if languages else set(CODES)
     if folder is None:
@@ -61,7 +62,7 @@ def languages_of(
     else:
         available = set()
         for code in _possible(benchmark):
-            if _is_whole(benchmark, code, folder) or _tfds_folder(benchmark, code, folder):
+            if _is_whole(benchmark, code, folder, examples) or _tfds_folder(benchmark, code, folder):
                 available.add(code)
     # English is the other side of every pair of Flores-200.
     if benchmark == "flores200":
@@ -89,9 +90,11 @@ def lacks(benchmark: str, codes: Sequence[str], folder: Path | None) -> str:
     )
 
 
-def files_of(benchmark: str, language: str, folder: Path) -> list[Path]:
-    """The files of one language; those of the evaluated split come first."""
-    splits = SOURCES[benchmark].splits
+def files_of(benchmark: str, language: str, folder: Path, examples: bool = True) -> list[Path]:
+    """The files of one language; those of the evaluated split come first. With `examples`, the others
+    follow.
+    """
+    splits = _splits(benchmark, examples)
     if benchmark == "flores200":
         files = []
         for split in splits:
@@ -101,8 +104,13 @@ def files_of(benchmark: str, language: str, folder: Path) -> list[Path]:
     return [folder / benchmark / f"{language}.{split}.jsonl" for split in splits]
 
 
-def _is_whole(benchmark: str, language: str, folder: Path) -> bool:
-    return all(file.is_file() for file in files_of(benchmark, language, folder))
+def _splits(benchmark: str, examples: bool) -> tuple[str, ...]:
+    splits = SOURCES[benchmark].splits
+    return splits if examples else splits[:1]
+
+
+def _is_whole(benchmark: str, language: str, folder: Path, examples: bool = True) -> bool:
+    return all(file.is_file() for file in files_of(benchmark, language, folder, examples))
 
 
 def _tfds_folder(benchmark: str, language: str, folder: Path) -> Path | None:
@@ -112,8 +120,11 @@ def _tfds_folder(benchmark: str, language: str, folder: Path) -> Path | None:
     return max(versions, key=lambda path: [part.zfill(9) for part in path.name.split(".")], default=None)
 
 
-def read_rows(benchmark: str, language: str, folder: Path | None) -> dict[str, list[Item]]:
-    """The rows of each split. For Flores-200, pairs of sentences: `source` in the language, `target` in
+def read_rows(
+    benchmark: str, language: str, folder: Path | None, examples: bool = True
+) -> dict[str, list[Item]]:
+    """The rows of each split; without `examples`, of the evaluated one. For Flores-200, pairs of sentences:
+    `source` in the language, `target` in
     English.
 
     Raises BadInput for a missing file (with its path), an unreadable file, and a row that does not fit the
@@ -122,14 +133,14 @@ def read_rows(benchmark: str, language: str, folder: Path | None) -> dict[str, l
     """
     source = SOURCES[benchmark]
     if folder is not None:
-        rows_of = _from_folder(benchmark, language, folder)
+        rows_of = _from_folder(benchmark, language, folder, examples)
     else:
-        rows_of = _from_hub(benchmark, language)
+        rows_of = _from_hub(benchmark, language, examples)
     for split, rows in rows_of.items():
         problems: list[str] = []
         kept: list[Item] = []
         for number, row in enumerate(rows, 1):
-            location = f"{_named(benchmark, language, split, folder)}:{number}"
+            location = f"{_named(benchmark, language, split, folder, examples)}:{number}"
             # The keys show that the file is of this benchmark; then its values are checked.
             missing = [key for key in source.keys if key not in row]
             if missing:
@@ -152,26 +163,26 @@ def read_rows(benchmark: str, language: str, folder: Path | None) -> dict[str, l
     return rows_of
 
 
-def _named(benchmark: str, language: str, split: str, folder: Path | None) -> str:
+def _named(benchmark: str, language: str, split: str, folder: Path | None, examples: bool) -> str:
     if folder is None:
         return f"{SOURCES[benchmark].hub} {language} {split}"
-    if not _is_whole(benchmark, language, folder):
+    if not _is_whole(benchmark, language, folder, examples):
         return f"{_tfds_folder(benchmark, language, folder)} {split}"
     return str(next(file for file in files_of(benchmark, language, folder) if split in file.name))
 
 
-def _from_folder(benchmark: str, language: str, folder: Path) -> dict[str, list[Item]]:
-    prepared = None if _is_whole(benchmark, language, folder) else _tfds_folder(benchmark, language, folder)
+def _from_folder(benchmark: str, language: str, folder: Path, examples: bool) -> dict[str, list[Item]]:
+    is_whole, splits = _is_whole(benchmark, language, folder, examples), _splits(benchmark, examples)
+    prepared = None if is_whole else _tfds_folder(benchmark, language, folder)
     if prepared is not None:
-        return {split: _tfds_rows(prepared, split) for split in SOURCES[benchmark].splits}
-    files = files_of(benchmark, language, folder)
+        return {split: _tfds_rows(prepared, split) for split in splits}
+    files = files_of(benchmark, language, folder, examples)
     missing = [str(file) for file in files if not file.is_file()]
     if missing:
         raise BadInput(
             f"{benchmark}, {language}: no {' and no '.join(missing)}; put it there, or leave --data out to "
             "take the hub's"
         )
-    splits = SOURCES[benchmark].splits
     if benchmark == "flores200":
         # For each split, the file of the language and the English one.
         texts = [_lines(file) for file in files]
@@ -242,7 +253,7 @@ def _json_lines(file: Path) -> list[Item]:
     return rows
 
 
-def _from_hub(benchmark: str, language: str) -> dict[str, list[Item]]:
+def _from_hub(benchmark: str, language: str, examples: bool) -> dict[str, list[Item]]:
     source = SOURCES[benchmark]
     if benchmark == "mmmlu" and language == "en":
         rows = _hub_rows(benchmark, language, *_MMLU, "test")
@@ -250,7 +261,7 @@ def _from_hub(benchmark: str, language: str) -> dict[str, list[Item]]:
     if language not in source.configs:
         raise BadInput(lacks(benchmark, [language], None))
     rows_of = {}
-    for split in source.splits:
+    for split in _splits(benchmark, examples):
         rows = _hub_rows(benchmark, language, source.hub, source.configs[language], split)
         if benchmark == "flores200":
             english = _hub_rows(benchmark, language, source.hub, LANGUAGES["en"].flores, split)

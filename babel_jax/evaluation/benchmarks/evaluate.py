@@ -154,19 +154,24 @@ def _tasks(request: Request) -> tuple[dict[str, _Part], dict[str, list[str]]]:
     if not chosen:
         return {}, {}
     try:
-        from babel_jax.evaluation.benchmarks.tasks import load_tasks
+        from babel_jax.evaluation.benchmarks.tasks import examples_in, load_tasks
     except ImportError as error:
         raise BadInput(
             f"the benchmarks need lm-eval and sacrebleu ({error}); pip install 'babel-jax[eval]'"
         ) from None
 
-    # A benchmark without data is an error if it was named, or if no other has any.
+    # A benchmark without data is an error only if no other has any.
     present, missing = {}, {}
     for benchmark in chosen:
-        present[benchmark], missing[benchmark] = languages_of(benchmark, request.languages, request.data)
+        present[benchmark], missing[benchmark] = languages_of(
+            benchmark, request.languages, request.data, examples_in(benchmark, request.few_shot)
+        )
     empty = [benchmark for benchmark, codes in present.items() if not codes]
-    if len(empty) == len(chosen) or any(benchmark in request.tasks for benchmark in empty):
+    if len(empty) == len(chosen) and BITS_PER_BYTE not in request.tasks:
         raise BadInput(lacks(empty[0], missing[empty[0]], request.data))
+    for benchmark in empty:
+        if benchmark in request.tasks:
+            log.warning("left out: %s", lacks(benchmark, missing[benchmark], request.data))
 
     parts: dict[str, _Part] = {}
     for benchmark, codes in present.items():

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from babel_jax.errors import BadInput, one_line
 from babel_jax.evaluation.benchmarks.data import read_rows
 from babel_jax.evaluation.benchmarks.numbers import same_number
-from babel_jax.evaluation.benchmarks.sources import Item, answer_index, option_labels
+from babel_jax.evaluation.benchmarks.sources import SOURCES, Item, answer_index, option_labels
 from babel_jax.languages import LANGUAGES
 
 log = logging.getLogger("babel")
@@ -201,6 +201,11 @@ BENCHMARKS: Mapping[str, Benchmark] = {
 }
 
 
+def examples_in(benchmark: str, few_shot: int | None) -> bool:
+    """True if prompts have examples; few_shot: their number, None for the benchmark's default."""
+    return (BENCHMARKS[benchmark].few_shot if few_shot is None else few_shot) > 0
+
+
 def load_tasks(
     benchmark: str, code: str, folder: Path | None, few_shot: int | None = None
 ) -> dict[str, Task]:
@@ -208,18 +213,27 @@ def load_tasks(
 
     Raises BadInput for missing or wrong rows.
     """
-    rows = read_rows(benchmark, code, folder)
+    shots = BENCHMARKS[benchmark].few_shot if few_shot is None else few_shot
+    rows = read_rows(benchmark, code, folder, examples=shots > 0)
     try:
         data = _as_datasets(rows)
     except pyarrow.ArrowException as error:
         raise BadInput(
             f"{benchmark}, {code}: a key has values of several kinds: {one_line(error, 150)}"
         ) from error
-    shots = BENCHMARKS[benchmark].few_shot if few_shot is None else few_shot
     configs = BENCHMARKS[benchmark].configs(code)
     _warn_of_fewer_shots(benchmark, code, rows, shots)
     for config in configs.values():
-        if "process_docs" in config.get("fewshot_config", {}):
+        if not shots:
+            # There is no other split than the evaluated one; the harness asks for one all the same.
+            evaluated = SOURCES[benchmark].splits[0]
+            config |= {
+                "fewshot_split": evaluated,
+                "test_split": evaluated,
+                "fewshot_config": {"sampler": "first_n"},
+            }
+            config |= {"training_split": None, "validation_split": None}
+        elif "process_docs" in config.get("fewshot_config", {}):
             config["fewshot_config"]["process_docs"] = lambda _, dev=rows["dev"]: dev
         elif config["fewshot_config"]["sampler"] == "first_n":
             # An item of the same split is no example for itself.

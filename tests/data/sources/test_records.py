@@ -351,7 +351,7 @@ def test_what_the_catalogue_stands_for():
     assert len(settings({"catalogue": "cosmopedia"})) == 8
     mixed = settings({"language": "sw", "path": "a.jsonl"}, {"catalogue": "cc-news", "language": "sw"})
     assert [source.where for source in mixed] == [{}, {"language": "sw"}]
-    assert expand({"language": "sw", "path": "a"}) == [{"language": "sw", "path": "a"}]
+    assert expand({"language": "sw", "path": "a"}, ()) == [{"language": "sw", "path": "a"}]
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,15 @@ def test_what_the_catalogue_stands_for():
         ({"catalogue": "madlad"}, r"no corpus 'madlad' in the catalogue; it has wikipedia, .*madlad-400"),
         ({"catalogue": "yayi2", "language": "sw"}, "yayi2 has no text in sw; it has zh"),
         ({"catalogue": "yayi2", "language": "xx"}, "xx"),
-        ({"catalogue": "yayi2", "wight": 2.0}, "unknown key; did you mean weight"),
+        (
+            {"catalogue": "yayi2", "wight": 2.0},
+            r"yayi2: unknown key wight; did you mean weight\? valid keys: .*catalogue",
+        ),
+        # Once, and not for each of its 25 languages.
+        (
+            {"catalogue": "wikipedia", "languages": ["sw"]},
+            r"^[^;]*unknown key languages; did you mean language\?[^;]*$",
+        ),
         ({"language": "sw"}, "exactly one of path, tfds and huggingface"),
     ],
 )

@@ -287,6 +287,24 @@ def test_a_byte_order_mark_and_blank_lines_make_no_difference(benchmarks, tmp_pa
         assert read_rows(benchmark, code, tmp_path) == plain
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "code"), [("mgsm", "sw"), ("xcopa", "id"), ("mmmlu", "sw"), ("flores200", "sw")]
+)
+def test_without_examples_their_file_is_not_needed(benchmark, code, benchmarks, tmp_path):
+    first, *_ = files_of(benchmark, code, benchmarks)
+    for file in files_of(benchmark, code, benchmarks, examples=False):
+        copy = tmp_path / file.relative_to(benchmarks)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    (task, *_) = load_tasks(benchmark, code, tmp_path, 0).values()
+    assert len(list(task.eval_docs)) == len(first.read_text().splitlines())
+    (whole, *_) = load_tasks(benchmark, code, benchmarks, 0).values()
+    assert list(task.eval_docs) == list(whole.eval_docs)
+    if benchmark in ("mgsm", "flores200"):
+        with pytest.raises(BadInput, match="no "):
+            load_tasks(benchmark, code, tmp_path, 2)
+
+
 def test_fewer_examples_than_asked_for_are_told(benchmarks, caplog):
     load_tasks("mmmlu", "sw", benchmarks, 0)
     assert not caplog.records

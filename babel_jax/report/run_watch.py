@@ -1,0 +1,132 @@
+"""`babel watch`: a run on the terminal, as far as it is."""
+
+import importlib.util
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from babel_jax.distributed.signals import interruptible
+from babel_jax.errors import BadInput
+from babel_jax.places import pull
+from babel_jax.progress import interval
+from babel_jax.report.run_status import run_status
+from babel_jax.run_files import DuringLine, StepLine, read_lines
+from babel_jax.training.watch import DURING
+
+_METRICS = "metrics.jsonl"
+_MEAN_OF = 20  # steps, for figures that vary from step to step
+_CLEAR = "\x1b[H\x1b[2J"  # a terminal: to the first line, and all erased
+
+
+def watch_run(
+    run_folder: Path,
+    every: float,
+    show: Callable[[str], object] | None,
+    wait: Callable[[float], None] = time.sleep,
+) -> dict[str, Any]:
+    """Shows the state of a run every so many seconds until it is finished or Ctrl-C comes, or once where
+    `show` is None; returns the last state, with `summary`.
+
+    Raises BadInput for a folder that is none of a run.
+    """
+    while True:
+        state = run_state(run_folder)
+        if show is None or state["finished"]:
+            return state
+        show(state["summary"])
+        try:
+            with interruptible("leaving; the run continues"):
+                wait(every)
+        except KeyboardInterrupt:
+            return state
+
+
+def on_terminal(text: str) -> None:
+    """Shows a text in place of what the terminal has."""
+    sys.stdout.write(f"{_CLEAR}{text}\n(Ctrl-C leaves; the run continues)\n")
+    sys.stdout.flush()
+
+
+def run_state(run_folder: Path) -> dict[str, Any]:
+    """{"out", "finished", "step", "total_steps", "stage", "loss", "rate", "gradient_norm",
+    "tokens_per_second", "seconds_left", "languages", "summary"}; values of steps are absent before the first.
+    """
+    pull(run_folder, lambda name: name in (_METRICS, f"evaluation/{DURING}"))
+    status = run_status(run_folder)
+    lines = read_lines(run_folder / _METRICS, StepLine)
+    if not lines:
+        if not run_folder.is_dir():
+            raise BadInput(f"{run_folder}: no such run folder; give the `out` of its config")
+        return {"out": status["out"], "finished": status["finished"], "summary": status["summary"]}
+    last, recent = lines[-1], lines[-_MEAN_OF:]
+    step, total = last["step"] + 1, last.get("total_steps")
+    seconds = _mean(recent, "seconds")
+    left = None if total is None or seconds is None else seconds * (total - step)
+    state: dict[str, Any] = {
+        "out": status["out"],
+        "finished": status["finished"],
+        "step": step,
+        "total_steps": total,
+        "stage": last["stage"],
+        "loss": _mean(recent, "loss"),
+        "rate": last.get("rate"),
+        "gradient_norm": _mean(recent, "gradient_norm"),
+        "tokens_per_second": _mean(recent, "tokens_per_second"),
+        "seconds_left": left,
+        "languages": _languages(run_folder, last, recent),
+    }
+    return state | {"summary": "\n".join(_text(state))}
+
+
+def _languages(
+    run_folder: Path, last: dict[str, Any], recent: list[dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """For each language the loss, the tokens, the passes over its text, and the last bits per byte."""
+    during = read_lines(run_folder / "evaluation" / DURING, DuringLine)
+    scores = during[-1]["tasks"].get("bits_per_byte", {}) if during else {}
+    languages: dict[str, dict[str, Any]] = {}
+    for code, tokens in last.get("tokens_by_language", {}).items():
+        losses = [line["loss_by_language"].get(code) for line in recent if "loss_by_language" in line]
+        known = [loss for loss in losses if loss is not None]
+        languages[code] = {
+            "loss": sum(known) / len(known) if known else None,
+            "tokens": tokens,
+            "passes": last.get("epochs_by_language", {}).get(code),
+            "bits_per_byte": scores[code]["score"] if code in scores else None,
+        }
+    return languages
+
+
+def _mean(lines: list[dict[str, Any]], name: str) -> float | None:
+    values = [line[name] for line in lines if line.get(name) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _text(state: dict[str, Any]) -> Iterator[str]:
+    left = "time left unknown"
+    if state["finished"]:
+        left = "finished"
+    elif state["seconds_left"] is not None:
+        left = f"{interval(state['seconds_left'])} left"
+    of = "" if state["total_steps"] is None else f" of {state['total_steps']:,}"
+    yield f"{state['out']}: step {state['step']:,}{of}, stage {state['stage']}, {left}"
+    yield (
+        f"loss {_shown(state['loss'], '.4f')} nats/token, rate {_shown(state['rate'], '.2e')}, gradient norm "
+        f"{_shown(state['gradient_norm'], '.2f')}, {_shown(state['tokens_per_second'], ',.0f')} tokens/s "
+        f"(means of {_MEAN_OF} steps)"
+    )
+    yield f"{'language':<9} {'nats/token':>10} {'tokens':>15} {'passes':>7} {'bits/byte':>10}"
+    for code, row in state["languages"].items():
+        loss, passes, bits = row["loss"], row["passes"], row["bits_per_byte"]
+        yield (
+            f"{code:<9} {_shown(loss, '.4f'):>10} {row['tokens']:>15,} {_shown(passes, '.2f'):>7} "
+            f"{_shown(bits, '.4f'):>10}"
+        )
+    install = "" if importlib.util.find_spec("tensorboard") else " (after pip install tensorboard)"
+    yield f"curves: tensorboard --logdir {state['out']}/tensorboard{install}"
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,282 @@
+"""`babel plan --device`: whether a run fits one machine, and how fast it can be at most, by a model of
+memory.
+
+Nothing is compiled. The model counts what a train step keeps on each device. Its memory is
+within 10% of that of all steps of 4,096 tokens a window that were compiled for TPUs, with 9 and 83 billion
+parameters (tests/tpu/test_machine.py).
+"""
+
+import itertools
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from babel_jax.config import Config, ModelConfig, Remat
+from babel_jax.errors import BadInput
+from babel_jax.hardware import CHIPS, GPUS, Gpu
+from babel_jax.model.decoder import count_parameters
+from babel_jax.model.flops import model_flops_per_token
+from babel_jax.tpu.shapes import base_of, trained_shape
+
+_GIB, _DAY = 2**30, 86_400
+_USED = 0.75  # the part of a card's memory that JAX takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION says more
+_MOST_USED = 0.92  # the rest is for the driver and libraries
+_CPU = "cpu"
+DEVICES = (*GPUS, _CPU)
+# The weakest first: each keeps less than the one before.
+_REMATS = (Remat.NONE, Remat.DOTS, Remat.MLP, Remat.GATE, Remat.PROJECTIONS, Remat.ATTENTION, Remat.FULL)
+_RECOMPUTES_ALL = (Remat.ATTENTION, Remat.FULL)
+_PIECE_OF_LOGITS = 2**27  # logits at once, in the loss
+
+
+class Memory(NamedTuple):
+    """What a train step keeps on one device, in GiB."""
+
+    parameters: float
+    optimizer: float
+    gradients: float
+    kept: float  # outputs of layers, for the backward pass
+    work: float  # one layer and the loss
+
+    @property
+    def total(self) -> float:
+        """The sum."""
+        return sum(self)
+
+
+def plan_machine(
+    config: Config, device: str, devices: int = 1, configs: Path | None = None
+) -> dict[str, Any]:
+    """{"device", "devices", "parameters", "fits", "memory_gib", "capacity_gib", "tokens_per_second" (at
+    most), "stages", "advice", "method", "summary"} of a run on so many devices of one machine.
+
+    Raises BadInput if mesh, batch and model do not divide.
+    """
+    shape = trained_shape(config, base_of(config, configs).config)
+    if unknown := sorted(set(config.prices) - {*CHIPS, *DEVICES}):
+        valid = ", ".join((*CHIPS, *DEVICES))
+        raise BadInput(f"prices: no chip is named {', '.join(unknown)}; valid: {valid}")
+    card = _this_machine(config) if device == _CPU else GPUS[device]
+    mesh = mesh_of(config, devices)
+    _check_batch(config, mesh)
+    memory = memory_of(config, shape, mesh, is_cpu=device == _CPU)
+    usable = card.capacity * (_MOST_USED if device == _CPU else _USED)
+    fits = memory.total <= card.capacity * _MOST_USED
+    seconds = seconds_of_step(config, shape, mesh, card)
+    tokens = config.training.global_batch_size * config.data.seq_len
+    bound = max(seconds.values())
+    stages = []
+    for stage in config.stages:
+        steps = stage.steps or max(1, round((stage.tokens or 0) / tokens))
+        hours, price = steps * bound * devices / 3600, config.prices.get(device)
+        stages.append(
+            {
+                "name": stage.name,
+                "steps": steps,
+                "days": steps * bound / _DAY,
+                "device_hours": hours,
+                "cost": None if price is None else hours * price,
+            }
+        )
+    result = {
+        "device": device,
+        "devices": devices,
+        "parameters": count_parameters(shape),
+        "fits": fits,
+        "memory_gib": memory._asdict() | {"total": memory.total},
+        "capacity_gib": card.capacity,
+        "seconds": seconds,
+        "tokens_per_second": tokens / bound,
+        "stages": stages,
+        "advice": None if fits else _advice(config, shape, mesh, card, device),
+        "method": "model of memory; not compiled",
+    }
+    return result | {"summary": _summary(result, config, shape, card, usable)}
+
+
+def mesh_of(config: Config, devices: int) -> dict[str, int]:
+    """The sizes of the axes data, fsdp, context and tensor on so many devices.
+
+    Raises BadInput if their product is another number.
+    """
+    sizes = {axis: config.training.mesh.get(axis, 1) for axis in ("data", "fsdp", "context", "tensor")}
+    known = math.prod(size for size in sizes.values() if size > 0)
+    for axis, size in sizes.items():
+        if size < 0:
+            sizes[axis] = devices // known
+    if math.prod(sizes.values()) != devices:
+        given = ", ".join(f"{axis} = {size}" for axis, size in config.training.mesh.items())
+        raise BadInput(
+            f"training.mesh ({given}) is not for {devices} device{'s' if devices > 1 else ''}; add "
+            "--set training.mesh={fsdp=-1}"
+        )
+    return sizes
+
+
+def _check_batch(config: Config, mesh: dict[str, int]) -> None:
+    training = config.training
+    pieces = training.gradient_accumulation * mesh["data"] * mesh["fsdp"]
+    if training.global_batch_size % pieces:
+        raise BadInput(
+            f"training.global_batch_size = {training.global_batch_size} cannot be divided by {pieces} "
+            "(gradient_accumulation times the devices of data and fsdp); set it to a multiple"
+        )
+
+
+def memory_of(config: Config, shape: ModelConfig, mesh: dict[str, int], is_cpu: bool = False) -> Memory:
+    """The memory of the last stage's train step on one device; all parameters are trained."""
+    training, parts = config.training, mesh["fsdp"] * mesh["context"]
+    count, width = count_parameters(shape), 2 if training.compute_dtype == "bfloat16" else 4
+    spread = parts * mesh["tensor"]
+    moments = 4 + (2 if config.optimizer.first_moment == "bfloat16" else 4)
+    windows = training.global_batch_size / training.gradient_accumulation / mesh["data"] / mesh["fsdp"]
+    tokens = windows * config.data.seq_len / mesh["context"]
+
+    # Values of a layer for each token. XLA for CPU drops the barriers that would compute them again.
+    embed, inner = shape.hidden_size, shape.intermediate_size
+    query = shape.num_attention_heads * shape.head_dim
+    key_value = 2 * shape.num_key_value_heads * shape.head_dim
+    everything = 6 * embed + 3 * query + 2 * key_value + 4 * inner
+    kept = {
+        Remat.NONE: everything,
+        Remat.DOTS: 3 * embed + query + key_value + 2 * inner,
+        Remat.MLP: 2 * embed + 2 * query + key_value + 2 * inner,
+        Remat.GATE: 2 * embed + 2 * query + key_value + inner,
+        Remat.PROJECTIONS: 2 * embed + 2 * query + key_value,
+        Remat.ATTENTION: embed + query,
+        Remat.FULL: embed,
+    }[Remat.NONE if is_cpu else training.remat]
+
+    table = shape.vocab_size * embed
+    tables = table if shape.tie_word_embeddings else 2 * table
+    layer = (count - tables) / shape.num_hidden_layers
+    # Weights of two layers are gathered at a time, and the table of the loss.
+    weights = (2 * layer + table) / mesh["tensor"] * width
+    logits = min(tokens * shape.vocab_size, _PIECE_OF_LOGITS) * 4
+    work = weights + max(tokens * everything * width, logits)
+    if is_cpu:
+        # Scores of attention, forward and backward.
+        work += 2 * windows * shape.num_attention_heads * config.data.seq_len**2 * 4
+    optimizer = 0.0 if training.offload_optimizer_state else moments * count / spread
+    return Memory(
+        4 * count / spread / _GIB,
+        optimizer / _GIB,
+        4 * count / spread / _GIB,
+        tokens * kept * shape.num_hidden_layers * width / mesh["tensor"] / _GIB,
+        work / _GIB,
+    )
+
+
+def seconds_of_step(config: Config, shape: ModelConfig, mesh: dict[str, int], card: Gpu) -> dict[str, float]:
+    """The least seconds of a step for products, memory and links, at the peaks of the data sheet."""
+    training, devices = config.training, math.prod(mesh.values())
+    count, width = count_parameters(shape), 2 if training.compute_dtype == "bfloat16" else 4
+    tokens = training.global_batch_size * config.data.seq_len
+    flops = model_flops_per_token(shape, config.data.seq_len) * tokens / devices
+    if training.remat in _RECOMPUTES_ALL:
+        flops *= 4 / 3
+    parts = mesh["fsdp"] * mesh["context"]
+    # Each piece of the batch reads the weights twice; the optimizer reads and writes parameters and moments,
+    # and the gradients are written and read.
+    moments = 4 + (2 if config.optimizer.first_moment == "bfloat16" else 4)
+    moved = 2 * training.gradient_accumulation * width * count / mesh["tensor"]
+    moved += (2 * (4 + moments) + 8) * count / parts / mesh["tensor"]
+    # Weights are gathered forward and backward, and gradients are scattered.
+    wire = 3 * width * count * training.gradient_accumulation * (parts - 1) / parts / mesh["tensor"]
+    return {"compute": flops / card.bf16, "memory": moved / card.hbm, "links": wire / card.link}
+
+
+def _advice(config: Config, shape: ModelConfig, mesh: dict[str, int], card: Gpu, device: str) -> str:
+    """The smallest change with which the step fits, as options of the command."""
+    for changed, options in _changes(config, mesh, device):
+        if memory_of(changed, shape, mesh, device == _CPU).total <= card.capacity * _MOST_USED:
+            return " ".join(f"--set {option}" for option in options)
+    fewer = f"a model of fewer parameters or a smaller data.seq_len than {config.data.seq_len}"
+    return fewer if device == _CPU else f"{fewer}, or more --devices"
+
+
+def _changes(config: Config, mesh: dict[str, int], device: str) -> Iterator[tuple[Config, list[str]]]:
+    """Configs that need less memory, with the options that make them; those that cost least time first."""
+    training = config.training
+    most = training.global_batch_size // (mesh["data"] * mesh["fsdp"])
+    pieces = [n for n in range(training.gradient_accumulation, most + 1) if most % n == 0]
+    remats = [training.remat] if device == _CPU else _REMATS[_REMATS.index(training.remat) :]
+    offloads = (training.offload_optimizer_state,) if device == _CPU else (False, True)
+    firsts = (config.optimizer.first_moment, "bfloat16")
+    for offload, first, remat, number in itertools.product(offloads, firsts, remats, pieces):
+        options = []
+        if number != training.gradient_accumulation:
+            options.append(f"training.gradient_accumulation={number}")
+        if remat != training.remat:
+            options.append(f"training.remat={remat}")
+        if first != config.optimizer.first_moment:
+            options.append(f"optimizer.first_moment={first}")
+        if offload != training.offload_optimizer_state:
+            options.append("training.offload_optimizer_state=true")
+        update = {
+            "gradient_accumulation": number,
+            "remat": remat,
+            "offload_optimizer_state": offload or training.offload_optimizer_state,
+        }
+        yield (
+            config.model_copy(
+                update={
+                    "training": training.model_copy(update=update),
+                    "optimizer": config.optimizer.model_copy(update={"first_moment": first}),
+                }
+            ),
+            options,
+        )
+
+
+def _this_machine(config: Config) -> Gpu:
+    """The memory of this machine, and the rate of its products, measured in a second."""
+    size, dtype = 1024, jnp.dtype(config.training.compute_dtype)
+    ones = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(ones, ones))
+    best, end = math.inf, time.monotonic() + 1.0
+    while time.monotonic() < end:
+        began = time.monotonic()
+        jax.block_until_ready(product(ones, ones))
+        best = min(best, time.monotonic() - began)
+    rate = 2 * size**3 / best
+    capacity = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
+    return Gpu("CPU of this machine", rate, math.inf, math.inf, capacity)
+
+
+def _summary(result: dict[str, Any], config: Config, shape: ModelConfig, card: Gpu, usable: float) -> str:
+    memory, training = result["memory_gib"], config.training
+    parts = ", ".join(f"{name} {value:.2f}" for name, value in memory.items() if name != "total")
+    if not result["fits"]:
+        verdict = "does not fit"
+    elif memory["total"] <= usable:
+        verdict = "fits"
+    else:
+        verdict = f"fits with the variable XLA_PYTHON_CLIENT_MEM_FRACTION={_MOST_USED}"
+    seconds = ", ".join(f"{name} {value:.3g}" for name, value in result["seconds"].items())
+    lines = [
+        f"{result['parameters']:,} parameters in {shape.num_hidden_layers} layers on {result['devices']} x "
+        f"{card.title}; batches of {training.global_batch_size} windows of {config.data.seq_len:,} tokens in "
+        f"{training.gradient_accumulation} pieces, remat {training.remat}",
+        f"memory of a device: {memory['total']:.2f} of {card.capacity:.1f} GiB, {verdict} ({parts}); by the "
+        "model of memory, not compiled",
+        f"at most {result['tokens_per_second']:,.0f} tokens/s: seconds of a step at the peaks of the data "
+        f"sheet, if all overlap ({seconds}); real runs reach a part of this",
+    ]
+    for stage in result["stages"]:
+        cost = "" if stage["cost"] is None else f", {stage['cost']:,.0f} at the price given"
+        lines.append(
+            f"stage {stage['name']}: {stage['steps']:,} steps, at least {stage['days']:.2f} days, "
+            f"{stage['device_hours']:,.1f} device-hours{cost}"
+        )
+    if result["advice"]:
+        with_options = result["advice"].startswith("--set")
+        lines.append(f"{'fits with' if with_options else 'try'} {result['advice']}")
+    return "\n".join(lines)
