@@ -22,6 +22,7 @@ from babel_jax.disk_errors import os_error_line
 from babel_jax.distributed import cluster
 from babel_jax.distributed.signals import INTERRUPTED, end_now, interruptible, say, stopped_in
 from babel_jax.errors import BadInput, Preempted, json_printable, one_line, printable, shown
+from babel_jax.hardware import without_accelerator
 from babel_jax.sending import settle_all
 
 # TensorStore prints this once for each unfinished write after another one has failed.
@@ -50,6 +51,9 @@ def _main(arguments: list[str] | None) -> int:
     options = parser.parse_args(arguments)
     if options.run is None:
         return _print(parser.format_help(), sys.stdout)
+    # Without a TPU, libtpu would print warnings when JAX looks for one.
+    if without_accelerator():
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
     try:
         with _log_shown():
             result = options.run(options)

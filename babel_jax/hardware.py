@@ -1,6 +1,7 @@
 """Published peak rates of the chips that this project runs on, in one table."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,15 @@ _GPU_PEAK_FLOPS = {
     "NVIDIA H200": 989e12,
     "NVIDIA B200": 2250e12,
 }
+
+
+# Files of accelerators: NVIDIA's, AMD's, and TPUs of two generations of drivers.
+_ACCELERATORS = ("nvidia[0-9]*", "kfd", "accel[0-9]*", "vfio/[0-9]*")
+
+
+def without_accelerator(devices: Path = Path("/dev")) -> bool:
+    """True if this machine has no accelerator that JAX could use."""
+    return not any(found for pattern in _ACCELERATORS for found in devices.glob(pattern))
 
 
 def peak_flops(device_kind: str, devices: int) -> float | None:

@@ -1,6 +1,7 @@
 """The whole recipe on a CPU in minutes: tokenizer, base model, expansion, two stages, evaluation, export."""
 
 import logging
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,22 @@ from babel_jax.config.file import shipped_config
 from babel_jax.data.sources.embedded import corpus_sources, embedded_folder
 from babel_jax.data.sources.rows import RowCounts, read_rows
 from babel_jax.data.tokens.sentencepiece_tokenizer import train_sentencepiece
+from babel_jax.errors import one_line
 from babel_jax.files import make_folder
+from babel_jax.languages import LANGUAGES
 from babel_jax.model_folders.folder import open_folder
 from babel_jax.new_folders import new_folder
 from babel_jax.progress import working
 from babel_jax.recipe.recipe import run_recipe
 from babel_jax.report.page import PAGE
+from babel_jax.report.record import SAMPLES
+from babel_jax.run_files import Sample, read_as
 
 log = logging.getLogger("babel")
 
 _TOKENIZER_BYTES = 400_000
+_SPOKEN = ("en", "sw", "hi")  # the languages that the demo speaks at its end
+_LONGEST_WORDS = 200  # characters
 
 
 def demo(out: Path, corpus: str | None = None, base: str | None = None) -> dict[str, Any]:
@@ -36,12 +43,13 @@ def demo(out: Path, corpus: str | None = None, base: str | None = None) -> dict[
     ]
     languages = {source["language"] for source in sources}
     if base is None:
+        log.info("demo, 1 of 3: a tokenizer from the text")
         tokenizer = _tokenizer(out / "tokenizer", corpus)
         settings = {
             "out": str(out / "base"),
             "data": {"folder": str(out / "data"), "tokenizer": str(tokenizer), "sources": sources},
         }
-        log.info("training the base model")
+        log.info("demo, 2 of 3: a small base model from nothing, in %d languages", len(languages))
         base = run_recipe(shipped_config("tiny-base.toml", settings, languages=languages))["hf"]
         settings |= {"out": str(out / "run"), "model": {"folder": base}}
         config = shipped_config("tiny.toml", settings, languages=languages)
@@ -56,10 +64,25 @@ def demo(out: Path, corpus: str | None = None, base: str | None = None) -> dict[
         }
         config = shipped_config("tiny-from-base.toml", settings, languages=languages)
 
+    log.info("demo, 3 of 3: more layers, training on in two stages, evaluation, export and report")
     result = run_recipe(config, compare_export=True)
     for name in ("summary.md", "summary.json", "summary.png", PAGE):
         shutil.copyfile(out / "run" / name, out / name)
-    return {**result, "out": str(out), "report": str(out / PAGE)}
+    summary = "\n".join([result["summary"], "", *_words_of(out / "run")])
+    return {**result, "out": str(out), "report": str(out / PAGE), "summary": summary}
+
+
+def _words_of(run_folder: Path) -> list[str]:
+    """What the model says: its continuation of a beginning in a few languages, and how to ask for more."""
+    samples = read_as(run_folder / SAMPLES, dict[str, Sample])
+    chosen = [code for code in _SPOKEN if code in samples] or list(samples)[:1]
+    lines = ["The model continues:"]
+    for code in chosen:
+        text = one_line(samples[code]["prompt"] + samples[code]["text"], _LONGEST_WORDS)
+        lines.append(f"  {LANGUAGES[code].name}: {text}")
+    prompt = samples[chosen[0]]["prompt"] if chosen else "Every morning"
+    lines.append(f"Ask it yourself: babel generate {run_folder / 'hf'} {shlex.quote(prompt)}")
+    return lines
 
 
 def _tokenizer(folder: Path, corpus: str | None) -> Path:
