@@ -34,7 +34,7 @@ SMALL = {
     "chat": ["--max-new-tokens", "4"],
 }
 ORDER = (
-    "init", "prepare", "mixture", "statistics", "train", "status", "report", "verify", "evaluate", "generate",
+    "init", "prepare", "mixture", "statistics", "train", "watch", "status", "report", "verify", "evaluate", "generate",
     "convert", "expand", "sensitivity", "ablate", "sft", "chat", "judge", "classifier", "score", "completion",
 )  # fmt: skip
 

@@ -21,7 +21,7 @@ _INITS = (
 )
 # The options that say where the new layers are.
 _POSITIONS = ("preset", "new_layers", "insert_after", "append", "plan")
-_MAX_BYTES = 2_000  # of text for each language, for the sensitivity of layers
+_MAX_BYTES = 1_500  # of text for each language, for the sensitivity of layers
 
 
 def _convert(options: argparse.Namespace) -> Result:

@@ -61,7 +61,7 @@ def declare(command: Commands) -> None:
         "watch",
         _watch,
         "loss, rate, tokens/s, time left and each language of a run while it runs",
-        "babel watch runs/demo/run",
+        "babel watch runs/my-run/run",
     )
     watch.add_argument("run_folder", metavar="RUN", help="a run folder, on disk or in a bucket")
     watch.add_argument(
