@@ -34,8 +34,9 @@ SMALL = {
     "chat": ["--max-new-tokens", "4"],
 }
 ORDER = (
-    "init", "prepare", "mixture", "statistics", "train", "watch", "status", "report", "verify", "evaluate", "generate",
-    "convert", "expand", "sensitivity", "ablate", "sft", "chat", "judge", "classifier", "score", "completion",
+    "init", "prepare", "mixture", "statistics", "train", "watch", "status", "report", "verify", "evaluate",
+    "generate", "convert", "expand", "sensitivity", "ablate", "sft", "chat", "judge", "classifier", "score",
+    "completion",
 )  # fmt: skip
 
 
