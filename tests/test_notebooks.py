@@ -33,6 +33,7 @@ def test_a_notebook_runs(name, small_settings, chat_tokenizer, tmp_path, monkeyp
     Path("babel").write_text(f'#!/bin/sh\nexec {sys.executable} -m babel_jax.cli "$@"\n')
     Path("babel").chmod(0o755)
     write_model(tmp_path / "model", 4, chat_tokenizer)
+    shutil.copy(ROOT / "configs" / "tiny-chat.jinja", tmp_path / "model" / "chat_template.jinja")
     Path("text").mkdir()
     for source in small_settings.sources:
         Path("text", f"{source.language}.jsonl").symlink_to(source.path)
