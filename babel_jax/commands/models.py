@@ -140,20 +140,34 @@ def _ablate(options: argparse.Namespace) -> Result:
 
 def declare(command: Commands) -> None:
     """Adds the commands of this file."""
-    convert = command(
+    convert = _declare_convert(command)
+    expand = _declare_expand(command)
+    for parser in (convert, expand):
+        _add_transfer_options(parser)
+    sensitivity = _declare_sensitivity(command)
+    for parser in (sensitivity, expand):
+        _add_text_options(parser)
+    _declare_ablate(command)
+
+
+def _declare_convert(command: Commands) -> argparse.ArgumentParser:
+    parser = command(
         "convert",
         _convert,
         "model folder of one format to the other",
         "babel convert Qwen2.5-7B qwen-orbax --to orbax",
         resumes=True,
     )
-    convert.add_argument("source", metavar="SRC")
-    convert.add_argument("destination", metavar="DST")
-    convert.add_argument(
+    parser.add_argument("source", metavar="SRC")
+    parser.add_argument("destination", metavar="DST")
+    parser.add_argument(
         "--to", choices=["hf", "orbax"], help="format of DST (default: the one that SRC does not have)"
     )
+    return parser
 
-    expand = command(
+
+def _declare_expand(command: Commands) -> argparse.ArgumentParser:
+    parser = command(
         "expand",
         _expand,
         "a deeper model folder, of the same format",
@@ -162,23 +176,23 @@ def declare(command: Commands) -> None:
         "babel expand SmolLM2-135M chosen --auto 2 --data text/ --languages sw,en",
         resumes=True,
     )
-    expand.add_argument("source", metavar="SRC")
-    expand.add_argument("destination", metavar="DST")
-    expand.add_argument("--plan", help="plan file: for each layer its source and how it begins")
-    expand.add_argument("--preset", help="babel-9b (28 to 34 layers) or babel-83b (80 to 92)")
-    expand.add_argument(
+    parser.add_argument("source", metavar="SRC")
+    parser.add_argument("destination", metavar="DST")
+    parser.add_argument("--plan", help="plan file: for each layer its source and how it begins")
+    parser.add_argument("--preset", help="babel-9b (28 to 34 layers) or babel-83b (80 to 92)")
+    parser.add_argument(
         "--new-layers",
         type=positive,
         metavar="N",
         help="copy every other layer from the middle on, N in all, as the presets do",
     )
-    expand.add_argument(
+    parser.add_argument(
         "--insert-after", type=integers, metavar="14,16", help="copy these layers; a copy follows its layer"
     )
-    expand.add_argument(
+    parser.add_argument(
         "--append", type=positive, metavar="N", help="repeat the last N layers after the model"
     )
-    expand.add_argument(
+    parser.add_argument(
         "--init",
         choices=_INITS,
         help=(
@@ -190,103 +204,112 @@ def declare(command: Commands) -> None:
             "recovered fastest: 1.95 bits per byte after 51,200 tokens, copy 2.03"
         ),
     )
-    expand.add_argument(
+    parser.add_argument(
         "--noise-mean", type=float, metavar="X", help="with --init noise: its mean (default 0.0001)"
     )
-    expand.add_argument(
+    parser.add_argument(
         "--noise-std",
         type=float,
         metavar="X",
         help="with --init noise: its standard deviation (default 0.0001)",
     )
-    expand.add_argument("--seed", type=seed, metavar="N", help="with --init noise: its seed (default 0)")
-    expand.add_argument(
+    parser.add_argument("--seed", type=seed, metavar="N", help="with --init noise: its seed (default 0)")
+    parser.add_argument(
         "--auto",
         type=int,
         metavar="N",
         help="copy the N layers whose repetition raises the loss least (see sensitivity)",
     )
-    expand.add_argument("--save-plan", metavar="FILE", help="write the plan, to edit and apply with --plan")
+    parser.add_argument("--save-plan", metavar="FILE", help="write the plan, to edit and apply with --plan")
+    return parser
 
-    for between_folders in (convert, expand):
-        between_folders.add_argument(
-            "--memory-limit",
-            type=gib,
-            default=4.0,
-            metavar="GIB",
-            help="most memory to use (default %(default)s)",
-        )
-        between_folders.add_argument(
-            "--verify",
-            action="store_true",
-            help=(
-                "read everything back; compare every tensor's sha256, the logits if the model fits into "
-                "memory, and transformers' model of config.json"
-            ),
-        )
-        files = between_folders.add_mutually_exclusive_group()
-        files.add_argument(
-            "--no-links",
-            action="store_true",
-            help="copy unchanged safetensors files, even if the disk can clone them",
-        )
-        files.add_argument(
-            "--hard-links",
-            action="store_true",
-            help=(
-                "if the disk cannot clone, make unchanged files one with the source's; a program that "
-                "writes in place then changes both"
-            ),
-        )
 
-    sensitivity = command(
+def _add_transfer_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--memory-limit",
+        type=gib,
+        default=4.0,
+        metavar="GIB",
+        help="most memory to use (default %(default)s)",
+    )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help=(
+            "read everything back; compare every tensor's sha256, the logits if the model fits into "
+            "memory, and transformers' model of config.json"
+        ),
+    )
+    files = parser.add_mutually_exclusive_group()
+    files.add_argument(
+        "--no-links",
+        action="store_true",
+        help="copy unchanged safetensors files, even if the disk can clone them",
+    )
+    files.add_argument(
+        "--hard-links",
+        action="store_true",
+        help=(
+            "if the disk cannot clone, make unchanged files one with the source's; a program that "
+            "writes in place then changes both"
+        ),
+    )
+
+
+def _declare_sensitivity(command: Commands) -> argparse.ArgumentParser:
+    parser = command(
         "sensitivity",
         _sensitivity,
         "how much each layer matters",
         "babel sensitivity SmolLM2-135M --data text/ --out runs/sensitivity",
         resumes=True,
     )
-    sensitivity.add_argument("model", metavar="MODEL")
-    sensitivity.add_argument(
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument(
         "--out", default="runs/sensitivity", help="folder for table, plot and JSON (default %(default)s)"
     )
-    for with_text in (sensitivity, expand):
-        with_text.add_argument(
-            "--data", help="folder of xx.jsonl, .gz or .zst text to use (default: the package's text)"
-        )
-        with_text.add_argument(
-            "--languages", type=words, metavar="en,sw", help="only these (default: all that have text)"
-        )
-        with_text.add_argument(
-            "--max-bytes",
-            type=positive,
-            metavar="N",
-            help=f"of text for each language (default {_MAX_BYTES})",
-        )
+    return parser
 
-    ablate = command(
+
+def _add_text_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data", help="folder of xx.jsonl, .gz or .zst text to use (default: the package's text)"
+    )
+    parser.add_argument(
+        "--languages", type=words, metavar="en,sw", help="only these (default: all that have text)"
+    )
+    parser.add_argument(
+        "--max-bytes",
+        type=positive,
+        metavar="N",
+        help=f"of text for each language (default {_MAX_BYTES})",
+    )
+
+
+def _declare_ablate(command: Commands) -> None:
+    parser = command(
         "ablate",
         _ablate,
         "positions and initializations of new layers, compared",
         "babel ablate SmolLM2-135M --data text/ --tokens 50000 --variants among:copy,among:identity,parent",
         resumes=True,
     )
-    ablate.add_argument("model", metavar="MODEL")
-    ablate.add_argument("--data", help="folder of xx.jsonl, .gz or .zst text (default: the package's text)")
-    ablate.add_argument(
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--data", help="folder of xx.jsonl, .gz or .zst text (default: the package's text)")
+    parser.add_argument(
         "--out", default="runs/ablation", help="folder; the same command resumes in it (default %(default)s)"
     )
-    ablate.add_argument(
+    parser.add_argument(
         "--tokens", type=int, default=0, help="tokens to train each variant on (default: none)"
     )
-    ablate.add_argument("--seeds", type=integers, default=[0], metavar="0,1,2")
-    ablate.add_argument(
+    parser.add_argument("--seeds", type=integers, default=[0], metavar="0,1,2")
+    parser.add_argument(
         "--new-layers",
         type=positive,
         metavar="N",
         help="number of new layers (default: as in Babel-9B, about a fifth of the depth)",
     )
-    ablate.add_argument(
+    parser.add_argument(
         "--variants", type=words, metavar="among:copy,parent", help="default: the report's table and more"
     )
-    add_set(ablate, "override a setting of configs/ablation.toml")
+    add_set(parser, "override a setting of configs/ablation.toml")

@@ -203,7 +203,9 @@ def suite_table(results: PointResults) -> list[str]:
         chance = f" (chance {CHANCE[task]:.0f})" if task in CHANCE else ""
         by_point = [of_point.get(task, {}) for of_point in results.values()]
         codes = in_order(code for values in by_point for code in values)
-        means = [class_means({code: value["score"] for code, value in of.items()}) for of in by_point]
+        means = []
+        for of_point in by_point:
+            means.append(class_means({code: value["score"] for code, value in of_point.items()}))
         # The number of items is that of the first point that has the task.
         counts = next(values for values in by_point if values)
         labels = groups_with_means(codes) or {"all": LANGUAGES[codes[0]].name}

@@ -39,9 +39,12 @@ def evaluation_figures(record: RunRecord) -> list[Figure]:
     tasks: dict[str, None] = {}  # a dict keeps the order
     for results in record.points.values():
         tasks |= dict.fromkeys(results)
-    return [
-        _task_figure(record, task) for task in tasks if any(of.get(task) for of in record.points.values())
-    ]
+    figures = []
+    for task in tasks:
+        has_scores = any(of_point.get(task) for of_point in record.points.values())
+        if has_scores:
+            figures.append(_task_figure(record, task))
+    return figures
 
 
 def _task_figure(record: RunRecord, task: str) -> Figure:

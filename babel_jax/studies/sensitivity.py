@@ -135,7 +135,8 @@ def _batches(texts: Mapping[str, EncodedText], mesh: Mesh) -> list[_Batch]:
     for start in range(0, len(windows), rows):
         some = windows[start : start + rows]
         padding = ((0, rows - len(some)), (0, 0))
-        arrays = [np.pad(np.stack(column), padding) for column in zip(*(row for _, row in some), strict=True)]
+        columns = zip(*(row for _, row in some), strict=True)
+        arrays = [np.pad(np.stack(column), padding) for column in columns]
         names = [language for language, _ in some] + [""] * (rows - len(some))
         batches.append(_Batch(tuple(arrays), names))
     return batches

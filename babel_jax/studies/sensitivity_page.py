@@ -15,9 +15,10 @@ def sensitivity_page(model: str, result: Sensitivity) -> str:
     """
     labels = groups_with_means(result.model) or {"all": LANGUAGES[next(iter(result.model))].name}
     series = dict(zip(labels.values(), (2, 3, 1), strict=False))
-    cosine = {}
+    cosine, cells = {}, {}
     for group, label in labels.items():
         cosine[label] = [(layer, _mean(values, group)) for layer, values in enumerate(result.cosine)]
+        cells[label] = [f"{mean:.3f}" for _, mean in cosine[label]]
     figures = [
         Figure(
             "cosine",
@@ -25,7 +26,7 @@ def sensitivity_page(model: str, result: Sensitivity) -> str:
             "Cosine of the residual stream before and after a layer, the mean over tokens. A layer near 1 "
             "changes little.",
             [("", "", lines(cosine, series, "layer", "cosine"))],
-            _table({label: [f"{y:.3f}" for _, y in curve] for label, curve in cosine.items()}),
+            _table(cells),
             series,
         )
     ]

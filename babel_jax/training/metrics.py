@@ -229,11 +229,13 @@ def _device_memory() -> dict[str, float]:
         "peak_bytes_in_use": "device_memory_peak_gib",
         "bytes_limit": "device_memory_limit_gib",
     }
-    return {
-        ours: max(stats[theirs] for stats in found) / 2**30
-        for theirs, ours in names.items()
-        if all(theirs in s for s in found) and found
-    }
+    memory = {}
+    for theirs, ours in names.items():
+        values = [stats[theirs] for stats in found if theirs in stats]
+        # Every device must tell: the fullest one may be the one that does not.
+        if values and len(values) == len(found):
+            memory[ours] = max(values) / 2**30
+    return memory
 
 
 def _finite(value: Any) -> Any:

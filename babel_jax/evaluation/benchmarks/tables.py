@@ -89,7 +89,10 @@ def overview(scores: Scores) -> list[str]:
             cells = [_cell(means_of({task: plain[task]})[group], 1) for task in tasks]
             lines.append(f"| {model} | {label} | {' | '.join(cells)} | {_cell(means_of(plain)[group], 1)} |")
     ours = next(iter(scores.values()))
-    counts = [f"{sum(score['n'] for score in ours[task].values()):,}" for task in tasks]
+    counts = []
+    for task in tasks:
+        items = sum(score["n"] for score in ours[task].values())
+        counts.append(f"{items:,}")
     lines.append(f"| items | | {' | '.join(counts)} | |")
 
     complete = [task for task in tasks if set(SOURCES[task].configs) <= ours[task].keys()]
