@@ -149,7 +149,7 @@ COMMANDS = {
     "sensitivity": (
         ["sensitivity", "HF", "--out", "NEW", "--languages", "en"],
         "babel_jax.studies.sensitivity:_run:3",
-        r"stopped in sensitivity, 1 of 2 layers; the same command resumes",
+        r"stopped in sensitivity, [01] of 2 layers; the same command resumes",
     ),
     "ablate": (
         ["ablate", "HF", "--out", "NEW", "--variants", "among:copy"],
@@ -171,7 +171,7 @@ COMMANDS = {
         "babel_jax.recipe.first_config:first_config:1",
         r"stopped; the same command begins again",
     ),
-    "chat, one turn": (
+    "generate": (
         ["generate", "HF", "One"],
         "babel_jax.inference.generation:extend:1",
         r"stopped; the same command begins again",
