@@ -79,8 +79,8 @@ The rows are those of [the table of pods](pods/index.md).
 
 Made by `python benchmarks/pod_plans.py --rest --page docs/plans.md`. `beside` is what else is on the chip
 while the program runs. Seconds are the least at the chip's published peaks: one run of the program (a step,
-a batch, a new token). Rows that differ in the train step alone share the other programs.
-Nothing ran on hardware."""
+a batch, a new token). Rows that differ in the train step alone share the other programs. The samples of the
+parent are made by the programs of "samples" with fewer layers. Nothing ran on hardware."""
 
 
 def rest_name_of(model: str, topology: str, slices: int, settings: tuple[str, ...]) -> str:

@@ -158,6 +158,7 @@ def _training_programs(
     else:
         yield from reading(mesh, base, params)
         yield from _measuring(config, "base", base, mesh, params)
+        yield from _sampling(config, mesh, base, params, "parent")
     if plan is not None:
         deeper = param_shardings(first, mesh)
         yield Program(EXPANSION, (), expanding(deeper), (params, plan))
@@ -207,16 +208,7 @@ def _training_programs(
     params = params_on(mesh, last)
     yield Program(EXPORT, ("type",), in_type, (params, jnp.dtype(config.export_dtype)))
     yield from _exporting(mesh, last, params, jnp.dtype(config.export_dtype))
-    longest, new = sample_tokens(last)
-    yield from _generating(
-        (SAMPLES,),
-        mesh,
-        last,
-        config.training.compute_dtype,
-        params,
-        (len(CODES), longest, new),
-        sampled=True,
-    )
+    yield from _sampling(config, mesh, last, params)
 
 
 def evaluation_programs(
@@ -316,6 +308,16 @@ def _measuring(
     yield from _generating(
         (SUITE, point), mesh, model, dtype, params, (SUITE_ROWS, *suite_tokens(model)), beside=beside
     )
+
+
+def _sampling(
+    config: Config, mesh: Mesh, model: ModelConfig, params: PyTree[jax.ShapeDtypeStruct], *names: str
+) -> Iterator[Program]:
+    """The programs that write a sample in each language."""
+    longest, new = sample_tokens(model)
+    sizes = (len(CODES), longest, new)
+    dtype = config.training.compute_dtype
+    yield from _generating((SAMPLES, *names), mesh, model, dtype, params, sizes, sampled=True)
 
 
 def _generating(
