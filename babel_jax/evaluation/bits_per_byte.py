@@ -54,17 +54,20 @@ def text_to_score(
     A window has 2,048 tokens, or `max_positions`. The next window begins half a window later and counts only
     its new tokens.
     """
+    # The token before every text is read and never scored.
     begin, window = tokenizer.begin_ids, min(LONGEST_WINDOW, max_positions)
     to_score = TextToScore([], [], {})
     for code, documents in texts.items():
         chosen = first_bytes(documents, max_bytes)
         sizes = to_score.bytes_of[code] = []
         for text, ids in zip(chosen, tokenizer.encode_batch(chosen), strict=True):
+            # A text of one token has nothing to predict.
             if len(ids) < 2:
                 continue
             windows = sliding_windows(np.array([*begin, *ids], np.int32), window, len(begin) + 1)
             to_score.sequences.extend(windows)
             to_score.owners.extend([(code, len(sizes))] * len(windows))
+            # The first token has no probability, so its bytes do not count.
             sizes.append(len(text.encode()) - bytes_of_first(tokenizer, text, ids))
     return to_score
 
@@ -89,6 +92,7 @@ def conversations_to_score(
             if not turns:
                 continue
 
+            # One sequence a turn: the model reads all earlier messages, and is scored on this one.
             assistant_ids: list[int] = []
             for start, stop in turns:
                 assistant_ids += ids[start:stop].tolist()
@@ -115,6 +119,7 @@ def scored_bits(text: TextToScore, scored: Scorer) -> dict[str, Items]:
     """The bits and bytes of each language's documents; a language without any byte that counts is left
     out.
     """
+    # A long document is several sequences: their bits add up.
     bits = {code: np.zeros(len(counts)) for code, counts in text.bytes_of.items()}
     for (code, number), (log_p, _) in zip(text.owners, scored(text.sequences), strict=True):
         bits[code][number] -= log_p / np.log(2)
@@ -129,6 +134,7 @@ def class_means(by_language: Mapping[str, float]) -> dict[str, float | None]:
     """Unweighted means over all languages and over each resource class; languages without a value are left
     out. None if no language has a value.
     """
+    # Unweighted: a language with much held-out text does not count more.
     groups = {"all": tuple(by_language), "high": codes_of(Resource.HIGH), "low": codes_of(Resource.LOW)}
     means: dict[str, float | None] = {}
     for name, codes in groups.items():
@@ -168,6 +174,7 @@ def sliding_windows(ids: np.ndarray, size: int, first: int = 1) -> list[Scored]:
     """
     windows, scored = [], first
     while scored < len(ids):
+        # The first window is full; each later one moves by half a window.
         stop = min(len(ids), size + 1 if scored == first else scored + max(1, size // 2))
         start = max(0, stop - 1 - size)
         windows.append(Scored(ids[start : stop - 1], ids[scored:stop]))

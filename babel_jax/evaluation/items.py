@@ -64,10 +64,12 @@ class Items:
 
     def resampled(self, name: str) -> Draws:
         """The scores of RESAMPLES draws. Equal names and equal numbers of items give equal draws."""
+        # Seeded by the name alone, so that two models meet the same draws: that is what "paired" means.
         random = np.random.default_rng(zlib.crc32(name.encode()))
         number = len(self.columns)
         draws = []
         for _ in range(0, RESAMPLES, _DRAWN_AT_ONCE):
+            # How often each item is drawn; a product with the columns then sums them.
             times = random.multinomial(number, np.full(number, 1 / number), _DRAWN_AT_ONCE)
             draws.append(self.metric.score_of(times.astype(np.float64) @ self.columns))
         return np.concatenate(draws)
@@ -92,6 +94,7 @@ def _ratio(sums: _Sums) -> Float[np.ndarray, "*n"]:
 
 def _chrf(sums: _Sums) -> Float[np.ndarray, "*n"]:
     """chrF++ of the sums of (n-grams of the translation, of the reference, of both) for each order."""
+    # sacrebleu's order of counts: three numbers for each order of n-grams.
     of_translation, of_reference, of_both = (sums[..., part::3] for part in range(3))
     # Orders that one side has no n-grams of do not count.
     counts = (of_translation > 0) & (of_reference > 0)
@@ -149,6 +152,7 @@ def scores_of(measured: Measured) -> dict[str, dict[str, dict[str, float | int |
     for task, by_language in measured.items():
         scores[task] = {}
         for code, parts in by_language.items():
+            # One item has no spread.
             fewest = min(len(part.columns) for part in parts)
             stderr = None
             if fewest > 1:
@@ -217,6 +221,7 @@ def change_between_groups(
     groups = [pair for pair in (_pair_of_group(pairs, first), _pair_of_group(pairs, second)) if pair]
     if len(groups) < 2:
         return None
+    # The two groups take the places of ours and theirs.
     between = _Pair(
         np.stack([_percent(*pair.scores) for pair in groups]),
         np.stack([_percent(*pair.draws) for pair in groups]),
@@ -265,6 +270,7 @@ def _percent(ours: Any, theirs: Any) -> Any:
 def _pairs(task: str, ours: Measured, theirs: Measured) -> dict[str, _Pair]:
     """The languages of a task that both models have."""
     our_task, their_task = ours.get(task, {}), theirs.get(task, {})
+    # Only languages that both were scored on can be compared.
     codes = [code for code in our_task if code in their_task]
     our_draws = _draws(_with_extremes({task: our_task}, best_first=True))
     their_draws = _draws(_with_extremes({task: their_task}, best_first=False))
@@ -305,6 +311,7 @@ def _of_groups(
 
 def _pair_of_group(pairs: Mapping[str, Mapping[str, _Pair]], group: str) -> _Pair | None:
     """The means of a group over its languages, then over tasks; None if the group has no language."""
+    # An interval of a mean needs enough items in each of its languages.
     members = list(itertools.chain.from_iterable(_members(pairs, group)))
     if not members:
         return None

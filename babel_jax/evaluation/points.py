@@ -58,6 +58,7 @@ def score_model(
 
     Raises BadInput if there is no held-out text although the config asks for some.
     """
+    # Held-out text is text that no stage reads.
     settings, dtype = config.evaluation, jnp.dtype(config.training.compute_dtype)
     prepared = open_prepared(config.data.folder)
     heldout = {code: prepared.heldout(code) for code in prepared.languages}
@@ -65,6 +66,7 @@ def score_model(
     for code, rows in heldout.items():
         texts[code] = [row.text for row in rows]
 
+    # The mesh of training: parameters stay where they are.
     mesh = make_mesh(config.training.mesh)
     longest = longest_window(
         config.data.seq_len, model_config.max_position_embeddings, config.data.conversations
@@ -80,6 +82,7 @@ def score_model(
             "data.heldout_fraction = 0"
         )
 
+    # The size of a batch decides time and memory alone.
     scorer = functools.partial(
         score,
         model_config,
@@ -126,6 +129,7 @@ def point_file(run_folder: Path, point: str) -> Path:
 
 def write_point(run_folder: Path, point: str, measured: Measured) -> None:
     """Writes the files of a point. The file with the results comes last: with it the point is evaluated."""
+    # Items first: a point without them could be compared with no other.
     columns: dict[str, dict[str, list[list[float]]]] = {}
     for task, by_language in measured.items():
         columns[task] = {}
@@ -163,6 +167,7 @@ def read_items(run_folder: Path, names: Sequence[str]) -> dict[str, Measured]:
 
 def _checked(columns: list[list[float]], metric: Metric, location: str) -> Items:
     """The items of a file. Raises BadInput for damaged columns."""
+    # A file of a stranger's run folder may have anything in it.
     is_whole = bool(columns) and all(len(row) == metric.columns for row in columns)
     values = np.array(columns, np.float64) if is_whole else np.zeros((1, metric.columns))
     # An answer may have no byte, but then others have: scores are divided by the sum of bytes.

@@ -76,6 +76,7 @@ def planned_rows(
 
 def shared_prefixes(ordered: Sequence[np.ndarray]) -> list[int]:
     """The number of first tokens that each sequence shares with the sequence before it."""
+    # The number of tokens that each sequence shares with the one before, in sorted order.
     shared = [0]
     for before, now in itertools.pairwise(ordered):
         common = min(len(before), len(now))
@@ -112,6 +113,7 @@ def empty_row(length: int) -> Row:
 
 def _row(sequences: Sequence[Scored], members: Sequence[int], shared: Sequence[int], length: int) -> Row:
     """The row of the sequences `members`; `shared` has the tokens that each shares with the one before."""
+    # A depth-first walk: a sequence continues the branch of the one before, as far as they are equal.
     row = empty_row(length)
     branch = np.zeros(0, np.int32)  # the index in the row of each token of the current sequence
     filled = 0
@@ -129,6 +131,7 @@ def _row(sequences: Sequence[Scored], members: Sequence[int], shared: Sequence[i
         branch = np.concatenate([branch[:common], np.arange(filled, stop, dtype=np.int32)])
         filled = stop
 
+        # Two sequences with the same target at the same token share one entry, which is computed once.
         scored = zip(branch[len(branch) - len(targets) :].tolist(), targets.tolist(), strict=True)
         entries = [entry_of.setdefault(entry, len(entry_of)) for entry in scored]
         row.owners.append((number, np.array(entries, np.int32)))

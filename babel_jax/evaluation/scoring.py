@@ -51,6 +51,7 @@ def score(
     shapes are compiled: rows of 256 to 4,096 tokens, and one length for all longer sequences.
     """
     scores: dict[int, Score] = {}
+    # Few lengths, because each one is a program to compile.
     lengths = row_lengths(max((len(sequence.tokens) for sequence in sequences), default=1))
 
     def cost(rows: int, length: int) -> float:
@@ -58,6 +59,7 @@ def score(
         size = rows_of_batch(length, batch_tokens, mesh)
         return -(-rows // size) * size * length * _cost_of_token(config, length)
 
+    # Block by block: the plan of millions of sequences would not fit into memory.
     with Work[Any](what, total=len(sequences), unit="sequences") as progress:
         for block in _blocks(sequences):
             planned = planned_rows([sequences[number] for number in block], lengths, cost)
@@ -70,6 +72,7 @@ def score(
                     scores |= batch_scores
                     done(batch_scores)
                     progress.update(len(batch_scores))
+    # Rows hold sequences in another order than the caller's.
     return [scores[number] for number in range(len(sequences))]
 
 
@@ -132,6 +135,7 @@ def compilations() -> int:
 def _cost_of_token(config: ModelConfig, length: int) -> float:
     """The multiplications for one token in one layer, in a row of `length` tokens."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    # Projections and MLP cost the same for each token; attention grows with the row.
     matrices = config.hidden_size * (2 * config.head_dim * (heads + kv_heads) + 3 * config.intermediate_size)
     return float(matrices + 2 * length * heads * config.head_dim)
 
@@ -212,9 +216,11 @@ def _log_likelihoods(
         )
         return _all_turns(log_p, parallel), _all_turns(greedy, parallel)
 
+    # A single device has no mesh axes to name.
     columns = (tokens, positions, ends, places, targets)
     if parallel.is_single_device:
         return of_own_rows(params, chunks, *columns)
+    # Parameters keep their shards: a layer is gathered when it is used.
     rows = PartitionSpec(WINDOW_AXES)
     in_specs = (param_specs(config), PartitionSpec(), *[rows] * len(columns))
     scores = jax.shard_map(
@@ -265,6 +271,7 @@ def _of_entries(
 def _in_turn(column: Int[Array, "batch time"], parallel: Parallelism) -> Int[Array, "batch own"]:
     """The entries of this device: every n-th one of n devices of the context axis."""
     devices = parallel.size(CONTEXT)
+    # Entries 0, n, 2n, ... come first, then 1, n + 1, ...: each device's are together.
     by_device = column.reshape(column.shape[0], -1, devices).swapaxes(1, 2).reshape(column.shape)
     return parallel.context_shard(by_device, axis=1)
 

@@ -29,6 +29,7 @@ def points_table(results: PointResults, items: PointItems) -> str:
     names = list(points)
     if not names:
         return "Nothing was measured."
+    # The change is from the first point to the last, over the same documents.
     changed = changes_between(items, names[0], names[-1])
     codes = in_order(code for values in points.values() for code in values)
     measured = results[names[-1]][BITS_PER_BYTE]
@@ -104,6 +105,7 @@ def findings(results: PointResults, items: PointItems) -> list[str]:
     points = bits_of(results)
     if [*points][:2] != ["base", "expanded"] or len(points) < 3:
         return []
+    # The recipe's points in order: base, expanded, then the result of each stage.
     recovered, last = [*points][2], [*points][-1]
     labels = groups_with_means(points["base"])
     lines = []
@@ -165,6 +167,7 @@ def findings(results: PointResults, items: PointItems) -> list[str]:
 
 def _no_language_is_worse(points: Points, last: str, changed: Mapping[str, Interval]) -> str:
     """The claim that no language ends worse than it began."""
+    # The claim is shown only if the whole interval of every language is at or below zero.
     worse, untold = [], []
     for code, before in points["base"].items():
         if code not in points[last]:
@@ -226,6 +229,7 @@ def plot_points(path: Path, points: Points, losses: Mapping[str, Sequence[tuple[
     stage.
     """
     codes = in_order(code for values in points.values() for code in values)
+    # The bars of a language fill four fifths of its room.
     width = 0.8 / max(1, len(points))
     with saved_figure(path, 2, (13, 8.5)) as (bars, curves):
         for index, (name, values) in enumerate(points.items()):
