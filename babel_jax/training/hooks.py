@@ -86,9 +86,11 @@ def hooks_of(
     return [
         Recheck(training, setup.bit_checks, tools.metrics),
         Trace(tools.profile),
+        # After the step. A failed write is told before more work is lost.
         NoticeFailedWrite(tools.checkpoints),
         Log(tools.metrics, tools.goodput),
         Listen(stopped, tools.goodput),
+        # Evaluation comes before Save, because the best step so far is saved.
         Evaluate(tools.watch, tools.metrics, tools.goodput, setup),
         Save(tools, setup.bit_checks, save_times),
         SaveLocally(tools, setup.bit_checks, local),
@@ -169,6 +171,7 @@ class Evaluate(Hook):
     setup: Setup
 
     def after(self, moment: Moment) -> None:
+        # The line of this step is written first, so that its time has no evaluation in it.
         if not self.watch.due(moment.taken):
             return
         with self.goodput.spent(Spent.STEP):
@@ -194,6 +197,7 @@ class Save(Hook):
         is_best = self.tools.watch.best_step == moment.taken
         # `due` may communicate, so every process calls it after every step.
         is_due = self.save_times.due(moment.taken)
+        # Steps without a checkpoint wait for nothing.
         if not (is_due or stops or is_best):
             return
         with self.tools.goodput.spent(Spent.STEP):
@@ -234,6 +238,7 @@ class StopAfterSkipping(Hook):
 
     def after(self, moment: Moment) -> None:
         training = self.config.training
+        # The checkpoint is there: Save has run before this hook.
         if moment.skipped < training.max_skipped_steps:
             return
         reason = "loss or gradient was not finite"
@@ -263,6 +268,7 @@ class StopOnRequest(Hook):
         # Waited for here, where SIGTERM is held back.
         with self.goodput.spent(Spent.CHECKPOINT), working("writing the checkpoint"):
             self.checkpoints.wait()
+        # Ctrl-C is a wish of the user; a signal is one of the cluster, which starts the run again.
         saved = f"saved step {moment.taken:,} of {self.steps:,}"
         if moment.signal is SIGINT:
             raise KeyboardInterrupt(saved)

@@ -60,6 +60,7 @@ class Metrics:
             }:
                 goodput.lose(again)
                 goodput.save(start_step - 1)  # before the lines go that say so
+            # Steps after the checkpoint are taken again, and write their lines again.
             lines = [line for line in lines if line["step"] < start_step]
             write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file = open(self._path if writes else os.devnull, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
@@ -112,6 +113,7 @@ class Metrics:
         """
         if self._waiting is None:
             return self._skipped
+        # The step before: its values are there by now, so that the device does not wait for the host.
         line, values = self._waiting
         self._waiting = None
         asked = time.monotonic()
@@ -125,6 +127,7 @@ class Metrics:
             "gradient_norm": float(host["gradient_norm"]),
             "skipped": int(host["skipped"]),
         }
+        # Counted over all processes, by the step itself.
         tokens = {code: int(host["tokens"][i]) for i, code in enumerate(CODES) if host["tokens"][i]}
         self._tokens.update(tokens)
         # Tokens of text: here, and wherever tokens are counted, padding is left out.
@@ -136,9 +139,11 @@ class Metrics:
             "goodput": self._goodput.fraction(),
         }
         line["time_spent"] = {str(on): round(spent, 3) for on, spent in self._goodput.seconds.items()}
+        # Utilization of the model's FLOPs (MFU): what is computed twice does not count.
         if self._peak is not None:
             line["model_flop_utilization"] = line["tokens_per_second"] * self._flops / self._peak
         line |= _device_memory() | self._stragglers(line["step"])
+        # Languages that this batch has no target of have no loss.
         targets, nats = host["targets"], host["nats"]
         line["loss_by_language"] = {
             code: float(nats[i] / targets[i]) for i, code in enumerate(CODES) if targets[i]
@@ -177,6 +182,7 @@ class Metrics:
         """As `flush`, and syncs to disk: a run that resumes at a checkpoint needs the lines of all steps
         before it.
         """
+        # A checkpoint without the lines of its steps would lose them for ever.
         last = None if self._waiting is None else self._waiting[0]["step"]
         skipped = self.flush()
         if self._writes and last is not None:
@@ -196,6 +202,7 @@ class Metrics:
         """
         if jax.process_count() == 1 or (step + 1) % _STEPS_BETWEEN_COMPARISONS:
             return {}
+        # A collective: all processes come here after the same step.
         own = multihost_utils.process_allgather(np.float32(self._own_seconds / self._own_steps))
         self._own_seconds, self._own_steps = 0.0, 0
         return {

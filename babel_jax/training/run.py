@@ -65,6 +65,7 @@ def train_stages(
     stops, their `after` is not called.
     Raises BadInput where settings and data do not fit, and when too many updates in a row were skipped.
     """
+    # All that can be wrong in the settings is told before anything is compiled.
     goodput = Goodput(run_folder / "goodput.json")
     stages = _agreed_stages(config, run_folder)
     _check_models(stages, models)
@@ -99,6 +100,7 @@ def train_stages(
         abstract = setup_at(first, _stage_at(stages, step).train).abstract
         return LocalCheckpoints(config, run_folder, mesh, first, saved, abstract)
 
+    # A checkpoint has the name of its stage, which says what was trained, and so the moments' shapes.
     trained_in = {stage.name: stage.train for stage in config.stages}
     watch = watch or Watch(run_folder, None, lambda *_: {})
     keep, keep_every = config.training.keep_checkpoints, config.training.keep_every
@@ -130,6 +132,7 @@ def train_stages(
             note_text(run_folder / "data.json", open_prepared(config.data.folder).fingerprint, start)
         watch.resume_at(start)
 
+        # Stage by stage, and within a stage depth by depth.
         end, seq_len = stages[-1].end, config.data.seq_len
         with Metrics(run_folder, seq_len, _tokens_by_language(config), start, end, goodput) as metrics:
             tools = Tools(config, checkpoints, metrics, goodput, traced, watch, end)
@@ -141,6 +144,8 @@ def train_stages(
                 for first, last in _parts(plan, models):
                     if start >= last:
                         continue
+                    # The state changes its shape where the model is deepened, or where other layers are
+                    # trained.
                     before, current = current, setup_at(first, plan.stage.train)
                     if before is not current:
                         state = carried_over(state, before, current, config.optimizer)
@@ -190,6 +195,7 @@ def _train_steps(
     save_times = SaveTimes(steps.start, training.checkpoint_every, training.checkpoint_minutes)
     tools.metrics.restart_clock()
     with stop_requests(lambda: tools.checkpoints.saved) as stopped:
+        # The loop: a batch and its rate, the hooks before, the step, the hooks after.
         hooks = [*hooks_of(tools, current, save_times, stopped, local), *loop.hooks]
         for step in steps:
             with goodput.spent(Spent.DATA):
@@ -248,6 +254,7 @@ def _tell(plan: PlannedStage, config: Config) -> None:
 
 def _note_optimizer(path: Path, heading: str, made: Setup) -> None:
     """Adds the rate and decay of each parameter to a file, under a heading; warns of idle patterns."""
+    # A resumed run has its tables already.
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
     table = f"{heading}\n{made.optimizer.table()}\n"
     if table not in before:
@@ -275,6 +282,7 @@ def _agreed_stages(config: Config, run_folder: Path) -> list[PlannedStage]:
 
 def _check_models(stages: Sequence[PlannedStage], models: Sequence[Depth]) -> None:
     for plan in stages:
+        # A stage of new layers needs some at each of its depths.
         without = [first for first, _ in _parts(plan, models) if not depth_at(models, first).new_layers]
         if plan.stage.train is Trained.NEW_LAYERS and without:
             raise BadInput(
@@ -292,6 +300,7 @@ def _checked_mesh(config: Config) -> Mesh:
     training = config.training
     mesh = make_mesh(training.mesh)
     check_batch(mesh, training.global_batch_size, training.gradient_accumulation, config.data.seq_len)
+    # Raises where processes would read windows that overlap in part.
     window_share(mesh)
     if training.local_checkpoints is not None:
         check_replicas(mesh)
@@ -319,6 +328,7 @@ def _batches(config: Config, plan: PlannedStage, number: int, mesh: Mesh) -> Bat
         plan.mixture,
         config.training.global_batch_size,
         config.data.seq_len,
+        # Each stage has an order of its own.
         seed=config.seed * 1000 + number,
         share=share,
         shares=shares,
