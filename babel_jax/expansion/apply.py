@@ -59,6 +59,7 @@ def expand_config(config: ModelConfig, plan: ExpansionPlan) -> ModelConfig:
 
     Raises BadInput for a plan of another depth, and for an output scale that would have no effect.
     """
+    # A norm after the projection divides a scale out again.
     plan.check(config.num_hidden_layers, "plan")
     if config.post_norms and any(layer.output_scale not in (0.0, 1.0) for layer in plan.layers):
         raise BadInput(
@@ -76,6 +77,7 @@ def expand_hf_config(hf: dict[str, Any], plan: ExpansionPlan, source_name: str) 
     pattern (full after sliding), `layer_types` has the type of each layer.
     """
     config = expand_config(read_hf_config(hf, f"config.json of {source_name}"), plan)
+    # All keys stay, also those that this program does not know: other programs may need them.
     deeper = {**hf, "num_hidden_layers": len(plan.layers)}
     if hf.get("layer_types") is not None:
         deeper["layer_types"] = [hf["layer_types"][source] for source in plan.source_layers]
@@ -95,6 +97,7 @@ def expand_hf_config(hf: dict[str, Any], plan: ExpansionPlan, source_name: str) 
         "source_num_hidden_layers": plan.depth,
         **plan.model_dump(),
     }
+    # An expansion of an expansion keeps the history of both.
     before = {"before": hf[PROVENANCE]} if PROVENANCE in hf else {}
     return {**deeper, PROVENANCE: {**provenance, **before}}
 
@@ -156,6 +159,7 @@ def _expand_leaf(
     def targets_with(init: Init) -> list[int]:
         return [target for target, layer in enumerate(plan.layers) if layer.init is init]
 
+    # Copies are done by the gather; the other inits change some rows of it.
     zero, average, noise = targets_with(Init.ZERO), targets_with(Init.AVERAGE), targets_with(Init.NOISE)
     if zero:
         expanded = expanded.at[np.asarray(zero)].set(0)
@@ -233,6 +237,7 @@ def _with_noise(
     """`values` with noise. They are the rows from `first` on. Each row has its own random stream, so that a
     piece gets the same noise as the whole.
     """
+    # Position and path are in the key, so no two leaves or layers get the same noise.
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), path_hash), target)
 
     def noisy(row: Array, number: Array) -> Array:
@@ -254,6 +259,7 @@ def _change(plan: ExpansionPlan) -> Change:
         place, target = tensor_place(name)
         return name if target is None else tensor_name(place, plan.source_layers[target])
 
+    # A tensor that keeps its name and its bytes is not rewritten: its file is cloned.
     new = set(plan.new_layers)
 
     def kept(name: str) -> bool:

@@ -83,6 +83,7 @@ def prefill(
 
     The first `padding` tokens of a row are padding, and so are the rows from `rows` on.
     """
+    # Rows of padding are finished from the beginning.
     parallel, (batch, time) = _parallelism(mesh), tokens.shape
     shared = jnp.int32(prefix.shape[0])
 
@@ -156,6 +157,7 @@ def extend(
 
         def one_more(carry: tuple[Decoding, Array]) -> tuple[Decoding, Array]:
             state, _ = carry
+            # NaN is told by a token that no vocabulary has, because a jitted loop cannot raise.
             chosen = _choose(_penalized(state, repetition), sampling, state.step)
             chosen = jnp.where(jnp.isnan(state.logits).any(axis=-1), NO_TOKEN, chosen)
             new = jax.lax.dynamic_update_slice(state.tokens, chosen[:, None], (0, state.step))
@@ -229,6 +231,7 @@ def _advance(
 
     Padding comes after the first `shared` tokens of the cache.
     """
+    # The same layers as in training, with a cache.
     decoder = bind(Decoder(config), params)
     parallel = execution.parallel
 
@@ -255,6 +258,7 @@ def _penalized(state: Decoding, repetition: Repetition | None) -> Float[Array, "
     """The next logits, with the penalty on tokens of the prompt and on new ones."""
     if repetition is None:
         return state.logits
+    # The tokens of the prompt, and those written so far.
     new = jnp.arange(state.tokens.shape[1]) < state.step
     seen = repetition.in_prompt.at[jnp.arange(len(state.tokens))[:, None], state.tokens].max(new)
     penalized = jnp.where(
@@ -269,6 +273,7 @@ def _choose(
     """The next token of each row: the likeliest, or drawn."""
     if sampling is None:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    # A key for each row and step: a row's text does not depend on the rows beside it.
     keys = jax.vmap(jax.random.fold_in, (0, None))(sampling.keys, step)
     kept = likely(logits / sampling.temperature, sampling.top_k, sampling.top_p)
     return jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)

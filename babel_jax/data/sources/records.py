@@ -55,6 +55,7 @@ def source_files(source: Source) -> list[str]:
     if "://" in source.path:
         files = _remote_files(source.path)
     else:
+        # A name that exists is that file, also if it has brackets or stars in it.
         path = Path(source.path)
         if path.is_dir():
             raise BadInput(f"{path}: a folder; name its files, for example {path}/*.jsonl")
@@ -93,6 +94,7 @@ def parts(source: Source) -> list[str]:
     if source.path is not None:
         return source_files(source)
     if source.tfds is not None:
+        # Ranges of a fixed size: parts do not depend on how the dataset was written.
         length = len(_tfds(source))
         starts = range(0, max(length, 1), _TFDS_PART)
         return [f"{start}:{min(start + _TFDS_PART, length)}" for start in starts]
@@ -118,6 +120,7 @@ def read_records(source: Source, part: str) -> Iterator[Record]:
 
 def _file_records(path: str, source: Source) -> Iterator[Record]:
     check_begun(path)
+    # The kind of a file is its name's: text.jsonl.gz is JSON lines, compressed.
     suffixes = Path(path).suffixes[-2:] if Path(path).suffix in COMPRESSION else Path(path).suffixes[-1:]
     if suffixes == [".parquet"]:
         yield from _parquet_records(path, source)
@@ -168,6 +171,7 @@ def _jsonl_records(path: str) -> Iterator[Record]:
         if isinstance(line, BadRowError):
             yield f"{path}:{number}", line
             continue
+        # A blank line is no row, and no mistake.
         if line.isspace():
             continue
         try:
@@ -218,6 +222,7 @@ def _parquet_records(path: str, source: Source) -> Iterator[Record]:
         raise BadInput(
             f"{path}: no column {source.text_key!r}; set text_key to one of {', '.join(names[:_NAMED])}"
         )
+    # Other columns are not decoded: they may be larger than the text.
     wanted = (source.text_key, source.id_key, source.score_key, KIND_KEY, *source.where)
     yield from parquet_rows(path, [name for name in dict.fromkeys(wanted) if name in names])
 
@@ -313,6 +318,7 @@ def _rows_at_once(group: Any) -> int:
     A file of a kilobyte can have one long value in a million rows (by a dictionary), so the longest possible
     value also counts: no value is longer than its column.
     """
+    # Both from the file's own metadata, before anything is decoded.
     mean = group.total_byte_size // max(1, group.num_rows)
     longest = max(
         (group.column(number).total_uncompressed_size for number in range(group.num_columns)), default=0
@@ -390,6 +396,7 @@ def _huggingface(source: Source) -> Any:
 
 
 def _huggingface_records(source: Source, shard: int, number: int) -> Iterator[Record]:
+    # Streamed: a shard is never whole in memory or on disk.
     rows = iter(_huggingface(source).shard(num_shards=number, index=shard))
     row = 0
     with explained(source.label, lambda: f"row {row} of shard {shard}"):

@@ -154,6 +154,7 @@ def _row(record: Any, location: str, source: Source) -> Row:
         raise BadRowError(f"{KIND_KEY} {kind[:80]!r} is not of up to 64 lower-case letters, digits and _")
     score = _score(record.get(source.score_key), source.score_key)
 
+    # Sizes are checked before the text is turned into anything else.
     text = record[source.text_key]
     if isinstance(text, str | bytes) and len(text) >= MAX_DOCUMENT_BYTES:
         raise too_long()

@@ -92,6 +92,7 @@ def prepare(
     path = place(path)
     settings = settings.model_copy(update={"tokenizer": str(path), "folder": str(folder)})
 
+    # What decides the windows is written before the first window is.
     claimed = made_from(settings, opened)
 
     if url_of(folder) is None:
@@ -109,6 +110,7 @@ def _opened(path: str, add_bos_token: bool | None) -> Tokenizer:
 def _prepared(
     settings: DataSettings, folder: Path, opened: Tokenizer, claimed: dict[str, Any], recheck: bool = False
 ) -> dict[str, Any]:
+    # Languages are independent of each other: a language is done when its file is there.
     claim(folder, claimed)
     languages = in_order(source.language for source in settings.sources)
     missing = [code for code in languages if not language_file(folder, code).is_file()]
@@ -130,6 +132,7 @@ def _prepared(
     for code in languages:
         _warn_about_losses(code, entries[code], settings)
 
+    # The report is the same, to the byte, however many workers there were: languages are in a fixed order.
     report = {
         "seq_len": settings.seq_len,
         "tokenizer": {
@@ -157,6 +160,7 @@ def _remove_leftovers(folder: Path) -> None:
     """Removes the partial files and folders that killed processes left."""
     for code in CODES:
         remove_aside(folder, code)
+    # Files first: the folders that they were in are empty then.
     remove_left_files(folder.rglob(f"*{PARTIAL}"))
     for partial in list(folder.rglob(f"*{PARTIAL}")):
         if partial.is_dir() and not any(partial.iterdir()):
@@ -179,6 +183,7 @@ def _warn_about_losses(language: str, entry: dict[str, Any], settings: DataSetti
             entry["rows"],
             entry["located"][0],
         )
+    # A source that cleaning empties is a mistake in the settings more often than bad text.
     cleaning = entry.get("cleaning", {})
     rules = None if settings.cleaning is None else settings.cleaning.model_dump(mode="json")
     for line in losses(cleaning, rules):
@@ -215,6 +220,7 @@ def _prepare_language(task: _LanguageTask) -> dict[str, Any]:
     assert settings.tokenizer is not None
     tokenizer = _opened(settings.tokenizer, settings.add_bos_token)
     folder = Path(settings.folder)
+    # The first reading decides about each row; its result is kept for later calls.
     known = language_file(folder, language)
     surveyed = None
     if not known.is_file():
@@ -236,6 +242,7 @@ def _prepare_language(task: _LanguageTask) -> dict[str, Any]:
             f"{folder}: {language} was prepared with {entry['bad']} bad rows skipped: {entry['located'][0]}"
         )
 
+    # The second reading writes: once for each kind, so that no kind waits in memory.
     entry["kinds"] = {}
     for kind in entry["training_documents"]:
         dataset = dataset_folder(folder, language, kind)
@@ -277,6 +284,7 @@ def _survey(settings: DataSettings, language: str) -> tuple[Survey, dict[str, An
         if reasons:
             dropped += f" ({dropped_in_words(reasons, rules)})"
 
+    # The message has all counts, so that the user sees which step took the text.
     if not surveyed.documents:
         raise BadInput(
             f"language {language}: no text to train on: of {counts.rows} rows {counts.bad} are bad, "
@@ -312,6 +320,7 @@ def _rows(settings: DataSettings, language: str, counts: RowCounts) -> Iterator[
 
 
 def _write_heldout(path: Path, rows: Sequence[Row]) -> None:
+    # Whole and once: the survey has all held-out rows in memory anyway.
     with explain_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     lines = []

@@ -84,6 +84,7 @@ class PreparedData:
 
         The same text prepared again, on any machine at any time, has the same fingerprint.
         """
+        # Times and locations are left out: another machine has others.
         settings = json.dumps(read_json(self.folder / SETTINGS), sort_keys=True)
         hashed = hashlib.blake2b(settings.encode(), digest_size=16)
         for language in sorted(self.languages):
@@ -161,6 +162,7 @@ class PreparedData:
 
         Raises BadInput if the file has changed since it was written: its figures would mean nothing.
         """
+        # Old folders have no digest, and are read as they are.
         file = heldout_file(self.folder, language)
         digest = self.report["languages"][language].get("heldout_sha256")
         if digest is not None and file_sum(file, stored=False) != digest:
@@ -192,6 +194,7 @@ def open_prepared(folder: Path | str) -> PreparedData:
             f"{folder / REPORT}: damaged; remove the folder {folder} and run `babel prepare` again"
         )
 
+    # A folder that lost a file is told now, and not at the step that reads it.
     needed += [heldout_file(folder, language) for language in prepared.languages]
     absent = [path for path in needed if not path.exists()]
     if absent:

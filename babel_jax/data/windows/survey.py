@@ -37,6 +37,7 @@ class Survey:
     @property
     def documents(self) -> dict[str, int]:
         """The number of training rows of each kind; kinds without any are left out."""
+        # 0 is left out, so kinds count from 1.
         counts = {kind: self.fates.count(number) for number, kind in enumerate(self.kinds, 1)}
         return {kind: count for kind, count in counts.items() if count}
 
@@ -45,6 +46,7 @@ class Survey:
 
         Raises BadInput if the second reading has more or fewer rows than the first.
         """
+        # The two readings go side by side: a row more or fewer is a changed file.
         wanted = self.kinds.index(kind) + 1
         for row, fate in itertools.zip_longest(rows, self.fates):
             if row is None or fate is None:
@@ -75,6 +77,7 @@ def survey(
     lowest: tuple[float, int, Row] | None = None
     duplicates = training = 0
     for number, row in enumerate(rows):
+        # The id alone decides: the translation of a held-out row is held out too.
         draw = unit_draw(Purpose.HELDOUT, row.id)
         text = number.to_bytes(8, "big") if are_distinct else _digest(row.text)
         fates.append(_LEFT_OUT)
@@ -122,6 +125,7 @@ class _Lowest:
         self._heap: list[tuple[float, int, int, Row]] = []
 
     def add(self, draw: float, number: int, row: Row) -> None:
+        # The highest draws leave as soon as the rest has enough text.
         size = len(row.text.encode())
         heapq.heappush(self._heap, (-draw, -number, size, row))
         self._size += size

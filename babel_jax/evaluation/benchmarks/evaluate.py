@@ -105,6 +105,7 @@ def evaluate(
             if first:
                 make_folder(out / "responses")
     with alone_in(out) if out is not None and first else contextlib.nullcontext():
+        # One model after the other: two models may not fit into memory together.
         items, details = {}, {}
         for name, folder in folders.items():
             if len(folders) > 1:
@@ -200,6 +201,7 @@ def _scored_items(
     fertility.
     """
     is_cpu = jax.default_backend() == "cpu"
+    # CPUs compute bfloat16 through float32, so float32 costs nothing there.
     mesh, dtype = mesh_for(folder.config), jnp.float32 if is_cpu else jnp.bfloat16
     batch_tokens = 2048 if is_cpu else batch_tokens_on(jax.device_count())
     params = load_params(folder, dtype=dtype, shardings=param_shardings(folder.config, mesh))
@@ -258,6 +260,7 @@ def _benchmarks(
     model = DecoderLM(
         folder.config, params, PromptTokenizer(folder.path), responses, mesh, batch_tokens, dtype
     )
+    # The harness makes the prompts and the metrics; its own bootstrap is not paired.
     results = run_harness(
         model,
         {"tasks": {name: part.task for name, part in parts.items()}},
@@ -284,10 +287,12 @@ def _result(
     missing: dict[str, list[str]],
 ) -> dict[str, Any]:
     """The result of `evaluate`, with all models' items and figures; `model` is ours."""
+    # Differences are ours minus theirs, over the same items.
     scores = {name: scores_of(tasks) for name, tasks in items.items()}
     changes = {name: differences(items[model], tasks) for name, tasks in items.items() if name != model}
     label = _labels(list(scores))
 
+    # What lowers the trust in a score is told beside it.
     notes = []
     for name, figures in details.items():
         if count := figures.get("truncated"):
@@ -349,6 +354,7 @@ def _means(scores: dict[str, dict[str, dict[str, Any]]]) -> dict[str, float | No
 
 def _write(out: Path, result: dict[str, Any]) -> None:
     """Writes the files of an evaluation."""
+    # Our model comes first in every table and plot.
     by_model, differences_of = {result["model"]: result["tasks"]}, {}
     for name, baseline in result.get("baselines", {}).items():
         by_model[name] = baseline["tasks"]

@@ -124,6 +124,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]
         """log p of whole texts. Texts longer than the model's positions are scored in windows, each with as
         much context as possible.
         """
+        # All windows of a text have its key: the text is answered when all are scored.
         windows, keys = [], []
         for request in self._unanswered("loglikelihood_rolling", requests):
             (text,) = request.args
@@ -155,6 +156,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]
         def done(scores: dict[int, Score]) -> None:
             for number, request_score in scores.items():
                 waiting[keys[number]][number] = request_score
+            # Kept at once: a stopped evaluation computes no answer twice.
             complete = {keys[number] for number in scores if None not in waiting[keys[number]].values()}
             self.responses.add({key: answer(list(waiting[key].values())) for key in complete})
 
@@ -165,6 +167,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]
     def _within_positions(self, key: str, context: list[int], continuation: list[int]) -> Scored:
         if not continuation:
             raise BadInput("a choice adds no token to its context; correct or remove the item")
+        # As in the harness: the beginning of the context is cut, never the choice.
         whole = np.array(context + continuation, np.int32)
         if len(whole) - 1 > self.max_length:
             self.responses.cut.add(key)
@@ -207,6 +210,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]
 
     def _limits(self, request: Instance) -> tuple[list[str], int]:
         """The stop strings and the most new tokens of a request."""
+        # The harness's default number of new tokens.
         settings = normalize_gen_kwargs(request.args[1], 256)
         until, most = settings.get("until") or [], settings["max_gen_toks"]
         if settings.get("do_sample"):
@@ -218,6 +222,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]
                 f"{request.task_name}: {most} new tokens leave no room for a prompt in the model's "
                 f"{self.max_length} positions"
             )
+        # The end token is a stop string too, as in the harness's own backend.
         stops = [until] if isinstance(until, str) else list(until)
         stops.append(self.tokens.decode([self.eot_token_id], skip_special=False))
         return stops, most
@@ -240,6 +245,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]
         """The texts of one batch of `size` rows, each with `shared` + `length` tokens and up to `new_size`
         new ones.
         """
+        # The examples of few-shot prompts are the same in all of them, and are computed once.
         prefix, mesh = np.array(prompts[0][:shared], np.int32), self.mesh
         columns = padded_left([prompt[shared:] for prompt in prompts], size, length)
         tokens, padding = (on_mesh(mesh, column, ROW_AXES) for column in columns)
