@@ -13,6 +13,7 @@ from babel_jax.json_text import parse_json
 
 MOST_LINE_BYTES = 16 * 2**20
 _MOST_SECONDS = 253_402_300_799.0  # since 1970, at the end of the year 9999: no date is later
+_FIRST_READ_BYTES = 2**18  # of the end of a file
 RAW = ("checkpoints", "compiled")  # folders that Orbax and JAX themselves write into a bucket
 
 
@@ -197,20 +198,29 @@ def read_lines(path: Path, kind: Any) -> list[dict[str, Any]]:
     return values
 
 
-def read_last_line(path: Path, kind: Any) -> dict[str, Any] | None:
-    """The object of the last complete line of a JSON lines file; None without one. The rest is not read.
+def read_last_lines(path: Path, kind: Any, most: int) -> list[dict[str, Any]]:
+    """The objects of the last complete lines of a JSON lines file, at most so many. The rest is not read: a
+    long run has millions of lines.
 
-    Raises BadInput if the line is damaged.
+    Raises BadInput if one of these lines is damaged.
     """
     if not path.is_file():
-        return None
+        return []
     with open_regular(path) as file:
         size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 2 * MOST_LINE_BYTES))
-        complete, _, _ = file.read().rpartition(b"\n")
-    line = complete.rpartition(b"\n")[2]
-    location = f"{path}: last line"
-    return _checked(parse_json(line, location), kind, location) if line else None
+        # One more line end than lines: the first line may be cut.
+        read, ends = 0, 0
+        text = b""
+        while ends <= most and read < min(size, most * MOST_LINE_BYTES):
+            read = min(size, max(_FIRST_READ_BYTES, 4 * read))
+            file.seek(size - read)
+            text = file.read(read)
+            ends = text.count(b"\n")
+    lines = text.split(b"\n")[:-1]
+    if read < size:
+        lines = lines[1:]
+    location = f"{path}: one of the last lines"
+    return [_checked(parse_json(line, location), kind, location) for line in lines[-most:]]
 
 
 @functools.cache

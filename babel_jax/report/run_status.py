@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from babel_jax.places import pull, url_of
-from babel_jax.run_files import StepLine, Summary, read_as, read_last_line
+from babel_jax.run_files import StepLine, Summary, read_as, read_last_lines
 
 _METRICS, _SUMMARY = "metrics.jsonl", "summary.json"
 
@@ -17,8 +17,8 @@ def run_status(run_folder: Path) -> dict[str, Any]:
     BadInput if the bucket cannot be read, or summary.json is damaged.
     """
     pull(run_folder, lambda name: name in (_METRICS, _SUMMARY))
-    last = read_last_line(run_folder / _METRICS, StepLine)
-    steps = 0 if last is None else last["step"] + 1
+    lines = read_last_lines(run_folder / _METRICS, StepLine, 1)
+    steps = lines[-1]["step"] + 1 if lines else 0
     try:
         read_as(run_folder / _SUMMARY, Summary)
         finished = True
@@ -27,7 +27,7 @@ def run_status(run_folder: Path) -> dict[str, Any]:
     location = url_of(run_folder) or run_folder
     if finished:
         summary = f"finished: {steps:,} steps in {location}"
-    elif last is not None:
+    elif lines:
         summary = f"not finished: {steps:,} steps in {location}"
     else:
         summary = f"not finished: no step in {location} yet"

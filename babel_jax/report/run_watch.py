@@ -12,7 +12,7 @@ from babel_jax.errors import BadInput
 from babel_jax.places import pull
 from babel_jax.progress import interval
 from babel_jax.report.run_status import run_status
-from babel_jax.run_files import DuringLine, StepLine, read_lines
+from babel_jax.run_files import DuringLine, StepLine, read_last_lines
 from babel_jax.training.watch import DURING
 
 _METRICS = "metrics.jsonl"
@@ -55,12 +55,12 @@ def run_state(run_folder: Path) -> dict[str, Any]:
     """
     pull(run_folder, lambda name: name in (_METRICS, f"evaluation/{DURING}"))
     status = run_status(run_folder)
-    lines = read_lines(run_folder / _METRICS, StepLine)
+    lines = read_last_lines(run_folder / _METRICS, StepLine, _MEAN_OF)
     if not lines:
         if not run_folder.is_dir():
             raise BadInput(f"{run_folder}: no such run folder; give the `out` of its config")
         return {"out": status["out"], "finished": status["finished"], "summary": status["summary"]}
-    last, recent = lines[-1], lines[-_MEAN_OF:]
+    last, recent = lines[-1], lines
     step, total = last["step"] + 1, last.get("total_steps")
     seconds = _mean(recent, "seconds")
     left = None if total is None or seconds is None else seconds * (total - step)
@@ -84,7 +84,7 @@ def _languages(
     run_folder: Path, last: dict[str, Any], recent: list[dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """For each language the loss, the tokens, the passes over its text, and the last bits per byte."""
-    during = read_lines(run_folder / "evaluation" / DURING, DuringLine)
+    during = read_last_lines(run_folder / "evaluation" / DURING, DuringLine, 1)
     scores = during[-1]["tasks"].get("bits_per_byte", {}) if during else {}
     languages: dict[str, dict[str, Any]] = {}
     for code, tokens in last.get("tokens_by_language", {}).items():

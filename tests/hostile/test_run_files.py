@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from babel_jax import run_files
 from babel_jax.cli import main
 from babel_jax.errors import BadInput
 from babel_jax.training.run_state import read_json_lines
@@ -84,6 +85,21 @@ def test_a_damaged_line_within_the_metrics_is_not_the_end_of_them(run, tmp_path)
     path.write_bytes(b"".join([*lines[:2], lines[2][:40] + b"\n", *lines[3:]]))
     with pytest.raises(BadInput, match=r"metrics\.jsonl:3: "):
         read_json_lines(path)
+
+
+def test_the_last_lines_are_those_of_the_whole(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_files, "_FIRST_READ_BYTES", 16)
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    path = tmp_path / "metrics.jsonl"
+    for content in (b"", b"".join(lines), b"".join(lines) + lines[-1][:40], lines[0], lines[0][:-1]):
+        path.write_bytes(content)
+        whole = run_files.read_lines(path, run_files.StepLine)
+        for most in (1, 3, 1_000):
+            assert run_files.read_last_lines(path, run_files.StepLine, most) == whole[-most:]
+    path.write_bytes(b"".join(lines[:-1]) + lines[-1][:40] + b"\n")
+    with pytest.raises(BadInput, match=r"metrics\.jsonl: one of the last lines"):
+        run_files.read_last_lines(path, run_files.StepLine, 2)
+    assert run_files.read_last_lines(tmp_path / "none", run_files.StepLine, 2) == []
 
 
 @pytest.mark.parametrize(
