@@ -20,6 +20,9 @@ SLOW = {
     "tiny-from-base": ["--devices", "4"],
     "ablation": ["--devices", "4"],
     "tiny-chat": ["--devices", "4"],
+    "small": ["--devices", "4"],
+    "small-gpu": ["--devices", "4"],
+    "small-tpu": ["--devices", "4"],
     "babel-9b": [],
     "babel-9b-chat": ["--devices", "8"],
     "babel-83b": [
