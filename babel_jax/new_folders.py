@@ -34,6 +34,7 @@ from babel_jax.locks import lock
 from babel_jax.places import PARTIAL, url_of
 
 _TENSORSTORE_PARTIAL = ".__lock"  # ends the name of a file that TensorStore is writing
+_MOST_REMOVALS, _ABSENCES, _SECONDS_BETWEEN_REMOVALS = 1_000, 5, 0.01
 MARK = "progress.jsonl"  # in a folder being filled: says that the folder is ours
 
 
@@ -161,17 +162,20 @@ def is_ours(partial: Path) -> bool:
 def _remove(folder: Path) -> None:
     """Removes a folder.
 
-    Threads of Orbax and TensorStore may still write into it after one of them has raised.
+    Threads of Orbax and TensorStore may still write into it after one of them has raised, and may make it
+    anew. So it counts as removed when it was away several times in a row.
     """
-    for _ in range(100):
+    absences = 0
+    for _ in range(_MOST_REMOVALS):
         # The mark is removed last: a folder without a mark is not recognized as ours after a kill.
         for path in folder.iterdir() if folder.is_dir() else ():
             if path.name != MARK:
                 _remove_one(path)
         shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
+        absences = 0 if folder.exists() else absences + 1
+        if absences == _ABSENCES:
             return
-        time.sleep(0.01)
+        time.sleep(_SECONDS_BETWEEN_REMOVALS)
 
 
 def _remove_one(path: Path) -> None:

@@ -38,7 +38,9 @@ def test_a_line_after_five_seconds_and_then_each_minute(clock):
     assert clock(120.0) == []
 
 
-def test_work_in_other_work_tells_of_the_inner_one(clock):
+def test_work_in_other_work_tells_of_the_inner_one(clock, monkeypatch):
+    # Work of other tests that was never closed.
+    monkeypatch.setattr(progress, "_active", [])
     with Work("prepare", total=3, unit="languages") as outer, working("training the tokenizer"):
         assert clock(6.0) == [
             "training the tokenizer: 0:00:06 so far",

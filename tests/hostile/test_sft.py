@@ -75,6 +75,9 @@ def result(folder):
     """What a user has of a run: each step's loss, the scores, and the exported folder to the bit."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     hf = {path.name: path.read_bytes() for path in sorted((folder / "hf").iterdir())}
+    # The card and the digests beside it have the run's name, which differs here.
+    for name in ("README.md", "SHA256SUMS"):
+        assert hf.pop(name)
     return (
         [(line["step"], line["loss"]) for line in lines],
         json.loads((folder / "summary.json").read_text())["bits_per_byte"],

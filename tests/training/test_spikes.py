@@ -76,7 +76,7 @@ def test_a_spike_leaves_the_parameters_as_they_are_and_is_counted(run_config, be
     with pytest.raises(
         BadInput,
         match=(
-            "was not finite, or more than 6 deviations above those before, for 3 steps in a row, up to step 5"
+            "was not finite, or more than 6 deviations above those before, for 3 steps in a row, up to step 6"
         ),
     ):
         train_stages(config, model, lambda: begin(config.model.shape), tmp_path, lambda *_: None)
