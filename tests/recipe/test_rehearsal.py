@@ -132,7 +132,7 @@ def test_a_rehearsal_says_what_ran(tmp_path):
         "export",
         "programs",
     }
-    assert how["preemption"].startswith("stopped by SIGTERM after step")
+    assert how["preemption"].startswith("stopped by SIGTERM: saved step ")
     assert "each in the list of babel plan" in how["programs"]
     assert (tmp_path / "kept" / "run" / "hf" / "config.json").is_file()
     with pytest.raises(BadInput, match="not empty"):
