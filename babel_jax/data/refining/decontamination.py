@@ -22,7 +22,8 @@ from babel_jax.data.refining.characters import (
     ngrams,
     with_short_runs_of_marks,
 )
-from babel_jax.data.sources.records import parquet_rows, parts, read_records
+from babel_jax.data.sources.parquet import parquet_rows
+from babel_jax.data.sources.records import parts, read_records
 from babel_jax.data.sources.streams import BadRowError
 from babel_jax.errors import BadInput
 

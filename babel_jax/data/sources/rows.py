@@ -11,8 +11,8 @@ from typing import Any
 from babel_jax.config import BadRows, Source
 from babel_jax.config.data import CONVERSATION_KEYS
 from babel_jax.data.sources.conversations import conversation_text
-from babel_jax.data.sources.records import KIND_KEY, parts, read_records
-from babel_jax.data.sources.streams import MAX_DOCUMENT_BYTES, BadRowError, too_long
+from babel_jax.data.sources.records import parts, read_records
+from babel_jax.data.sources.streams import KIND_KEY, MAX_DOCUMENT_BYTES, BadRowError, too_long
 from babel_jax.errors import BadInput
 
 MAX_LOCATED = 20

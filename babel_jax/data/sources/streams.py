@@ -16,6 +16,7 @@ MAX_DOCUMENT_BYTES = 1 << 24
 # A compressed file that expands to more than this many times its size is no text. Text is compressed to a
 # third or a tenth of its size.
 MAX_EXPANSION = 200
+KIND_KEY = "kind"  # of a record; the kind of its source otherwise
 EXPANSION_FREE_BYTES = 1 << 24  # small files may expand more
 COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 _ARCHIVES = (".warc", ".wet")
@@ -33,6 +34,9 @@ _VERSIONS = (
     "mtime",
     "created",
 )
+
+# A location, such as FILE:LINE, with the record as a dict, or with a BadRowError.
+Record = tuple[str, Any]
 
 
 class BadRowError(Exception):

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from babel_jax.config import BadRows, DataSettings, Source
 from babel_jax.config.catalogue import catalogue, expand
 from babel_jax.config.file import parse_settings
-from babel_jax.data.sources import records
+from babel_jax.data.sources import parquet, records
 from babel_jax.data.sources.records import parts, read_records
 from babel_jax.data.sources.rows import RowCounts, read_rows
 from babel_jax.errors import BadInput
@@ -267,7 +267,7 @@ def test_hugging_face_datasets_are_streamed_shard_by_shard(tmp_path):
 
 
 def test_one_long_value_in_many_rows_of_a_small_parquet_file_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "_PARQUET_FREE_BYTES", 1 << 20)
+    monkeypatch.setattr(parquet, "_PARQUET_FREE_BYTES", 1 << 20)
     source = Source(language="sw", path=str(tmp_path / "sw.parquet"))
     value = "habari ya asubuhi " * 2_000
     pyarrow.parquet.write_table(pyarrow.table({"text": [value] * 300}), source.path, compression="zstd")

@@ -9,7 +9,7 @@ import pytest
 import zstandard
 
 from babel_jax.config import BadRows, Source
-from babel_jax.data.sources import records
+from babel_jax.data.sources import parquet, records
 from babel_jax.data.sources.origins import file_digest
 from babel_jax.data.sources.rows import LONGEST_WORD, MAX_LOCATED, Row, RowCounts, read_rows
 from babel_jax.data.sources.streams import explained
@@ -279,7 +279,7 @@ def test_a_word_that_no_language_has_is_a_bad_row(tmp_path):
 
 def test_rows_of_parquet_that_memory_is_not_meant_for(tmp_path, monkeypatch):
     path = tmp_path / "en.parquet"
-    monkeypatch.setattr(records, "_PARQUET_LONGEST_BYTES", 10_000)
+    monkeypatch.setattr(parquet, "_PARQUET_LONGEST_BYTES", 10_000)
     table = pyarrow.table({"text": ["first", "x" * 20_000 + "y", "last"]})
     pyarrow.parquet.write_table(table, path, row_group_size=1, use_dictionary=False, compression="none")
     rows, counts = read(path, BadRows.SKIP)
