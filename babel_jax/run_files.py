@@ -217,8 +217,6 @@ def read_last_lines(path: Path, kind: Any, most: int) -> list[dict[str, Any]]:
             text = file.read(read)
             ends = text.count(b"\n")
     lines = text.split(b"\n")[:-1]
-    if read < size:
-        lines = lines[1:]
     location = f"{path}: one of the last lines"
     return [_checked(parse_json(line, location), kind, location) for line in lines[-most:]]
 
