@@ -45,6 +45,30 @@ CHIPS = {
 
 
 @dataclass(frozen=True)
+class Cuda:
+    """The properties of a card that XLA's compiler for CUDA asks for.
+
+    - capability: CUDA's compute capability
+    - cores: streaming multiprocessors; fpus, threads and shared_memory (bytes) are of one of them
+    - shared_memory_per_block: bytes, with the opt-in of cudaFuncSetAttribute
+    - l2: bytes
+    - clock: GHz
+
+    Source: the table of compute capabilities in NVIDIA's CUDA C++ Programming Guide, and the white papers of
+    the Ampere, Ada and Hopper architectures.
+    """
+
+    capability: tuple[int, int]
+    cores: int
+    fpus: int
+    threads: int
+    shared_memory: int
+    shared_memory_per_block: int
+    l2: int
+    clock: float
+
+
+@dataclass(frozen=True)
 class Gpu:
     """One NVIDIA card, by its data sheet; bytes and FLOPs per second.
 
@@ -52,9 +76,10 @@ class Gpu:
     - hbm: rate of its memory
     - link: to other cards of the machine, in one direction: NVLink, or PCI Express 4.0 x16
     - capacity: memory, in GiB
+    - cuda: None if programs are not compiled for it (the CPU)
 
-    Source: NVIDIA's data sheets of the H100 SXM, A100 80GB SXM and L4, and the white paper of the Ada
-    architecture.
+    Source: NVIDIA's data sheets of the H100 SXM, H200 SXM, A100 80GB SXM and L4, and the white paper of the
+    Ada architecture.
     """
 
     title: str
@@ -62,13 +87,20 @@ class Gpu:
     hbm: float
     link: float
     capacity: float
+    cuda: Cuda | None = None
 
+
+_HOPPER = Cuda((9, 0), 132, 128, 2048, 233_472, 232_448, 50 * 2**20, 1.98)
+_AMPERE = Cuda((8, 0), 108, 64, 2048, 167_936, 166_912, 40 * 2**20, 1.41)
+_ADA_L4 = Cuda((8, 9), 58, 128, 1536, 102_400, 101_376, 48 * 2**20, 2.04)
+_ADA_4090 = Cuda((8, 9), 128, 128, 1536, 102_400, 101_376, 72 * 2**20, 2.52)
 
 GPUS = {
-    "h100": Gpu("H100 80GB SXM", 989e12, 3350e9, 450e9, 79.6),
-    "a100": Gpu("A100 80GB SXM", 312e12, 2039e9, 300e9, 80.0),
-    "l4": Gpu("L4 24GB", 121e12, 300e9, 32e9, 22.5),
-    "rtx4090": Gpu("RTX 4090 24GB", 165e12, 1008e9, 32e9, 24.0),
+    "h100": Gpu("H100 80GB SXM", 989e12, 3350e9, 450e9, 79.6, _HOPPER),
+    "h200": Gpu("H200 141GB SXM", 989e12, 4800e9, 450e9, 139.8, _HOPPER),
+    "a100": Gpu("A100 80GB SXM", 312e12, 2039e9, 300e9, 80.0, _AMPERE),
+    "l4": Gpu("L4 24GB", 121e12, 300e9, 32e9, 22.5, _ADA_L4),
+    "rtx4090": Gpu("RTX 4090 24GB", 165e12, 1008e9, 32e9, 24.0, _ADA_4090),
 }
 
 # Dense bfloat16 peaks in FLOP/s of NVIDIA's data sheets, without sparsity, by the beginning of `device_kind`.

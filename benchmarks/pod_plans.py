@@ -19,7 +19,8 @@ from typing import Any
 from babel_jax.config.file import configs_folder, load_config
 from babel_jax.errors import BadInput
 from babel_jax.files import write_text
-from babel_jax.tpu.plan import Which, plan
+from babel_jax.tpu.compiling import Which
+from babel_jax.tpu.plan import plan
 
 # Model, topology, slices, settings; those that stand for all of MaxText's are without remat and seq_len.
 LONG = ("data.seq_len=32768",)

@@ -14,7 +14,8 @@ import math
 
 from babel_jax.config.file import configs_folder, load_config
 from babel_jax.expansion.plan import PRESET_SOURCES
-from babel_jax.tpu.plan import Which, plan
+from babel_jax.tpu.compiling import Which
+from babel_jax.tpu.plan import plan
 
 
 def main() -> None:

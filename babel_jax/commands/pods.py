@@ -9,19 +9,18 @@ from babel_jax.errors import BadInput
 
 def _plan(options: argparse.Namespace) -> Result:
     from babel_jax.config.file import load_config
-    from babel_jax.tpu.plan import Which, plan
+    from babel_jax.tpu.compiling import Which
+    from babel_jax.tpu.plan import plan
     from babel_jax.tpu.search import search
 
     config = load_config(options.config, tuple(options.set))
     if options.device is not None:
-        if options.search or options.evaluate or options.step_only or options.slices != 1:
-            raise BadInput(
-                "babel plan: --search, --evaluate, --step-only and --slices are for --topology; leave them "
-                "out"
-            )
+        if options.search or options.evaluate or options.slices != 1:
+            raise BadInput("babel plan: --search, --evaluate and --slices are for --topology; leave them out")
         from babel_jax.tpu.machine import plan_machine
 
-        return plan_machine(config, options.device, options.devices, Path(options.config).parent)
+        programs = Which.STEP if options.step_only else Which.TRAIN
+        return plan_machine(config, options.device, options.devices, Path(options.config).parent, programs)
     if options.search:
         return search(config, options.topology, options.slices)
     which = Which.TRAIN
@@ -55,8 +54,9 @@ def declare(command: Commands) -> None:
     target = plan.add_mutually_exclusive_group(required=True)
     target.add_argument(
         "--device",
-        choices=["h100", "a100", "l4", "rtx4090", "cpu"],
-        help="devices of one machine: memory, tokens/s at most and days, by a model of memory",
+        choices=["h100", "h200", "a100", "l4", "rtx4090", "cpu"],
+        help="devices of one machine: memory, tokens/s at most and days; compiled for the card if the extra "
+        "gpu is installed, else by a model of memory",
     )
     plan.add_argument(
         "--devices", type=positive, default=1, metavar="N", help="number of devices (default %(default)s)"

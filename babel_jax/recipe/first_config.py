@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jinja2
 import tomli_w
 
 from babel_jax.config import Config, ModelConfig, Source
@@ -48,6 +49,7 @@ _RATES = ((500_000_000, 3e-4), (3_000_000_000, 1e-4), (10**18, 2e-5))
 # The default number of new layers for each layer of the model: 6 for 28, as in Babel-9B.
 _SHARE_OF_NEW_LAYERS = 6 / 28
 _FOLDERS = ("run", "data")
+_LONGEST_NAME = 200  # characters of a file's name in a comment
 
 
 def first_config(
@@ -134,87 +136,40 @@ def _text(
     device: Device,
     tokens: int,
 ) -> str:
+    """The config, as the template in this folder has it."""
     sizes = _SIZES[device]
-    seq_len = min(sizes.seq_len, config.max_position_embeddings)
     parameters = count_parameters(config)
     peak = next(rate for most, rate in _RATES if parameters <= most)
-    run, prepared = (_quoted(f"runs/{Path(file_name).stem}/{folder}") for folder in _FOLDERS)
-    # A comment ends with its line.
-    shown_name = one_line(file_name, 200)
-    source_tables = "\n".join(
-        f"[[data.sources]]\nlanguage = {_quoted(source.language)}\npath = {_quoted(str(source.path))}\n"
-        for source in sources
-    )
+    run, prepared = (f"runs/{Path(file_name).stem}/{folder}" for folder in _FOLDERS)
     has_english = any(source.language == "en" for source in sources) and len(sources) > 1
-    extra = ", curated_extra = { en = 0.15 }" if has_english else ""
-    english = (
-        "# curated_extra: English gets 15% of the tokens on top of its own part. The model knows English "
-        "best,\n"
-        "# so it recovers with it.\n"
-        if has_english
-        else ""
-    )
     recovery = max(1, tokens // 3)
-    accumulation = sizes.batch // sizes.micro_batch
-    depth = config.num_hidden_layers
-    return f"""# {one_line(model, 200)}: grown from {depth} to {depth + len(places)} layers, then trained on.
-#
-#   babel prepare {shown_name}   # text to windows of tokens
-#   babel mixture {shown_name}   # shares and passes of each language, before anything is trained
-#   babel train {shown_name}     # resumes where it was stopped
-#
-# Change settings here, or for one start with --set, such as --set seed=1.
-out = {run}
+    return _template().render(
+        # Names in comments: a comment ends with its line.
+        file_name=one_line(file_name, _LONGEST_NAME),
+        model=one_line(model, _LONGEST_NAME),
+        folder=model,
+        run=run,
+        prepared=prepared,
+        depth=config.num_hidden_layers,
+        parameters=parameters,
+        places=places,
+        sources=sources,
+        sizes=sizes,
+        seq_len=min(sizes.seq_len, config.max_position_embeddings),
+        peak=f"{peak:g}",
+        extra=", curated_extra = { en = 0.15 }" if has_english else "",
+        recovery=recovery,
+        continued=tokens - recovery or 1,
+    )
 
-# The model to begin with. It has {parameters:,} parameters.
-[model]
-folder = {_quoted(model)}
 
-# New layers are copies of {", ".join(map(str, places))} (counted from 0), each after its source: every other
-# layer from the middle on, as in Babel-9B. They begin with a little noise, as there.
-[expansion]
-new_layers = {len(places)}
-init = "noise"
-noise_mean = 0.0001
-noise_std = 0.0001
-
-# Text: files with one JSON object a line that has a "text". 5% is held out, to measure with.
-[data]
-folder = {prepared}
-seq_len = {seq_len}
-heldout_fraction = 0.05
-bad_rows = "skip"
-
-{source_tables}
-# For {sizes.says}.
-# global_batch_size: windows of a step; gradient_accumulation: the parts that a step is computed in.
-[training]
-global_batch_size = {sizes.batch}
-gradient_accumulation = {accumulation}
-compute_dtype = "{sizes.compute_dtype}"
-checkpoint_minutes = 10.0
-
-[evaluation]
-batch_size = {sizes.micro_batch}
-max_bytes = 20000
-
-# Stage 1, recovery: all languages as equal as their text allows.
-{english}# max_epochs: no language is read more often than that, so that little text is not learned by heart
-# (Muennighoff et al. 2023: up to four passes are nearly as good as new text).
-[[stages]]
-name = "recovery"
-result = "recovered"
-tokens = {recovery:_}
-max_passes = 4.0
-schedule = {{ kind = "wsd", peak = {peak:g}, warmup_fraction = 0.05, final_fraction = 0.3 }}
-mixture = {{ strategy = "equal", max_epochs = 4.0{extra} }}
-
-# Stage 2: more of the languages with little text.
-[[stages]]
-name = "continued"
-result = "continued"
-tokens = {tokens - recovery or 1:_}
-max_passes = 4.0
-schedule = {{ kind = "cosine", peak = {peak:g}, warmup_fraction = 0.02, final_fraction = 0.1 }}
-mixture = {{ strategy = "temperature", temperature = 5.0, max_epochs = 4.0{extra} }}
-"""
+def _template() -> jinja2.Template:
+    # A TOML file is no HTML: values are escaped by the filter `toml`.
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("babel_jax.recipe", "."),
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    templates.filters["toml"] = _quoted
+    return templates.get_template("first_config.toml.jinja")

@@ -96,7 +96,9 @@ class Program:
             # A loop's body runs as often as its condition says.
             if instruction.operation == "while":
                 body, condition = (_called(instruction.rest, key)[0] for key in ("body", "condition"))
-                self._count(body, times * self._trips(condition))
+                known = re.search(r'known_trip_count":\{"n":"(\d+)"', instruction.rest)
+                trips = int(known.group(1)) if known else self._trips(condition)
+                self._count(body, times * trips)
                 continue
             # Their computation was counted at async-start.
             if instruction.operation in ("async-done", "async-update"):
@@ -157,12 +159,11 @@ class Program:
             operands = [shapes.get(operand, "") for operand in _operands(instruction.rest)]
             moved = sum(map(array_bytes, operands))
             if kind == "all-gather":
-                kind, moved = (
-                    "all-gather",
-                    max([array_bytes(part) for part in _split(instruction.shape)], default=0),
-                )
-                if not instruction.shape.startswith("("):
-                    moved = array_bytes(instruction.shape)
+                # The type of a start is (operands, results), of a gather at once only the results.
+                parts = _split(instruction.shape)
+                count = sum(len(_split(operand)) for operand in operands)
+                results = parts[count : 2 * count] if instruction.operation.endswith("-start") else parts
+                moved = sum(map(array_bytes, results))
             elif kind == "all-reduce":
                 # A reduce-scatter in fused form: the sums are formed along the ring, and each device keeps
                 # its part.

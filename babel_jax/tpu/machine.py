@@ -1,9 +1,9 @@
-"""`babel plan --device`: whether a run fits one machine, and how fast it can be at most, by a model of
-memory.
+"""`babel plan --device`: whether a run fits one machine, and how fast it can be at most.
 
-Nothing is compiled. The model counts what a train step keeps on each device. Its memory is
-within 10% of that of all steps of 4,096 tokens a window that were compiled for TPUs, with 9 and 83 billion
-parameters (tests/tpu/test_machine.py).
+For NVIDIA cards all programs are compiled, if JAX's plugin for CUDA is installed; no card is needed. Else,
+and for the CPU, a model counts what a train step keeps on each device. Its memory is within 10% of that of
+all steps of 4,096 tokens a window that were compiled for TPUs, with 9 and 83 billion parameters
+(tests/tpu/test_machine.py).
 """
 
 import itertools
@@ -17,14 +17,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from babel_jax.config import Config, ModelConfig, Remat
+from babel_jax.config import Config, ModelConfig, Remat, Stage
 from babel_jax.errors import BadInput
 from babel_jax.hardware import CHIPS, GPUS, Gpu
 from babel_jax.model.decoder import count_parameters
 from babel_jax.model.flops import model_flops_per_token
-from babel_jax.tpu.shapes import base_of, trained_shape
+from babel_jax.tpu.compiling import Which, compiled_programs
+from babel_jax.tpu.costs import described_program, programs_table, short_of
+from babel_jax.tpu.cuda import as_chip, has_compiler
+from babel_jax.tpu.kinds import STEP
+from babel_jax.tpu.shapes import Base, base_of, trained_shape
 
-_GIB, _DAY = 2**30, 86_400
+_GIB = 2**30
 _USED = 0.75  # the part of a card's memory that JAX takes, unless XLA_PYTHON_CLIENT_MEM_FRACTION says more
 _MOST_USED = 0.92  # the rest is for the driver and libraries
 _CPU = "cpu"
@@ -33,6 +37,7 @@ DEVICES = (*GPUS, _CPU)
 _REMATS = (Remat.NONE, Remat.DOTS, Remat.MLP, Remat.GATE, Remat.PROJECTIONS, Remat.ATTENTION, Remat.FULL)
 _RECOMPUTES_ALL = (Remat.ATTENTION, Remat.FULL)
 _PIECE_OF_LOGITS = 2**27  # logits at once, in the loss
+_COMPILED_PARTS = ("arguments", "temporaries", "results", "total")
 
 
 class Memory(NamedTuple):
@@ -51,14 +56,22 @@ class Memory(NamedTuple):
 
 
 def plan_machine(
-    config: Config, device: str, devices: int = 1, configs: Path | None = None
+    config: Config,
+    device: str,
+    devices: int = 1,
+    configs: Path | None = None,
+    which: Which = Which.TRAIN,
+    compiles: bool | None = None,
 ) -> dict[str, Any]:
     """{"device", "devices", "parameters", "fits", "memory_gib", "capacity_gib", "tokens_per_second" (at
     most), "stages", "advice", "method", "summary"} of a run on so many devices of one machine.
 
-    Raises BadInput if mesh, batch and model do not divide.
+    compiles: False takes the model of memory. By default programs are compiled for NVIDIA cards if the
+    compiler is installed; `programs` then has each one as `babel plan --topology` gives it, and `memory_gib`
+    has the train step's. Raises BadInput if mesh, batch and model do not divide.
     """
-    shape = trained_shape(config, base_of(config, configs).config)
+    base = base_of(config, configs)
+    shape = trained_shape(config, base.config)
     if unknown := sorted(set(config.prices) - {*CHIPS, *DEVICES}):
         valid = ", ".join((*CHIPS, *DEVICES))
         raise BadInput(f"prices: no chip is named {', '.join(unknown)}; valid: {valid}")
@@ -68,36 +81,62 @@ def plan_machine(
     memory = memory_of(config, shape, mesh, is_cpu=device == _CPU)
     usable = card.capacity * (_MOST_USED if device == _CPU else _USED)
     fits = memory.total <= card.capacity * _MOST_USED
-    seconds = seconds_of_step(config, shape, mesh, card)
-    tokens = config.training.global_batch_size * config.data.seq_len
-    bound = max(seconds.values())
-    stages = []
-    for stage in config.stages:
-        steps = stage.steps or max(1, round((stage.tokens or 0) / tokens))
-        hours, price = steps * bound * devices / 3600, config.prices.get(device)
-        stages.append(
-            {
-                "name": stage.name,
-                "steps": steps,
-                "days": steps * bound / _DAY,
-                "device_hours": hours,
-                "cost": None if price is None else hours * price,
-            }
-        )
-    result = {
+    result: dict[str, Any] = {
         "device": device,
         "devices": devices,
         "parameters": count_parameters(shape),
         "fits": fits,
         "memory_gib": memory._asdict() | {"total": memory.total},
         "capacity_gib": card.capacity,
-        "seconds": seconds,
-        "tokens_per_second": tokens / bound,
-        "stages": stages,
+        "seconds": seconds_of_step(config, shape, mesh, card),
         "advice": None if fits else _advice(config, shape, mesh, card, device),
         "method": "model of memory; not compiled",
     }
+    if compiles is None:
+        compiles = card.cuda is not None and has_compiler()
+    if compiles:
+        result |= _compiled(config, base, device, devices, which)
+    bound = max(result["seconds"].values())
+    result["tokens_per_second"] = config.training.global_batch_size * config.data.seq_len / bound
+    result["stages"] = [_stage(stage, config, bound, device, devices) for stage in config.stages]
     return result | {"summary": _summary(result, config, shape, card, usable)}
+
+
+def _stage(stage: Stage, config: Config, seconds: float, device: str, devices: int) -> dict[str, Any]:
+    """The least time and cost of a stage's budget, from the least seconds of a step."""
+    tokens = config.training.global_batch_size * config.data.seq_len
+    steps = stage.steps or max(1, round((stage.tokens or 0) / tokens))
+    hours, price = steps * seconds * devices / 3600, config.prices.get(device)
+    return {
+        "name": stage.name,
+        "steps": steps,
+        "days": hours / 24 / devices,
+        "device_hours": hours,
+        "cost": None if price is None else hours * price,
+    }
+
+
+def _compiled(config: Config, base: Base, device: str, devices: int, which: Which) -> dict[str, Any]:
+    """The values of the plan that compiled programs change."""
+    card, chip = GPUS[device], as_chip(device, GPUS[device].capacity * _MOST_USED)
+    request = {"which": which, "device": device, "devices": devices}
+    measurements = compiled_programs(config, base, f"{devices} x {card.title}", request)
+    programs = [described_program(config, of_program, chip) for of_program in measurements]
+    number = [program["kind"] for program in programs].index(STEP)
+    step, tight = programs[number], [program for program in programs if not program["fits"]]
+    wire = sum(moved["bytes"] * moved["times"] for moved in measurements[number]["collectives"])
+    return {
+        "seconds": {
+            "compute": measurements[number]["hardware_flops"] / card.bf16,
+            "memory": measurements[number]["hbm_bytes"] / card.hbm,
+            "links": wire / card.link,
+        },
+        "method": f"compiled by jax {jax.__version__} for CUDA",
+        "programs": programs,
+        "fits": not tight,
+        "memory_gib": {part: step["hbm_gib"][part] for part in _COMPILED_PARTS},
+        "advice": tight[0]["advice"] if tight else None,
+    }
 
 
 def mesh_of(config: Config, devices: int) -> dict[str, int]:
@@ -252,21 +291,13 @@ def _this_machine(config: Config) -> Gpu:
 
 
 def _summary(result: dict[str, Any], config: Config, shape: ModelConfig, card: Gpu, usable: float) -> str:
-    memory, training = result["memory_gib"], config.training
-    parts = ", ".join(f"{name} {value:.2f}" for name, value in memory.items() if name != "total")
-    if not result["fits"]:
-        verdict = "does not fit"
-    elif memory["total"] <= usable:
-        verdict = "fits"
-    else:
-        verdict = f"fits with the variable XLA_PYTHON_CLIENT_MEM_FRACTION={_MOST_USED}"
+    training = config.training
     seconds = ", ".join(f"{name} {value:.3g}" for name, value in result["seconds"].items())
     lines = [
         f"{result['parameters']:,} parameters in {shape.num_hidden_layers} layers on {result['devices']} x "
         f"{card.title}; batches of {training.global_batch_size} windows of {config.data.seq_len:,} tokens in "
         f"{training.gradient_accumulation} pieces, remat {training.remat}",
-        f"memory of a device: {memory['total']:.2f} of {card.capacity:.1f} GiB, {verdict} ({parts}); by the "
-        "model of memory, not compiled",
+        _memory_line(result, card, usable),
         f"at most {result['tokens_per_second']:,.0f} tokens/s: seconds of a step at the peaks of the data "
         f"sheet, if all overlap ({seconds}); real runs reach a part of this",
     ]
@@ -276,7 +307,35 @@ def _summary(result: dict[str, Any], config: Config, shape: ModelConfig, card: G
             f"stage {stage['name']}: {stage['steps']:,} steps, at least {stage['days']:.2f} days, "
             f"{stage['device_hours']:,.1f} device-hours{cost}"
         )
-    if result["advice"]:
+    if "programs" in result:
+        tight = [program for program in result["programs"] if not program["fits"]]
+        lines += ["", programs_table(result["programs"]), *map(short_of, tight)]
+        verdict = "all programs fit" if not tight else f"{len(tight)} of {len(result['programs'])} do not fit"
+        lines.append(f"{verdict} ({_MOST_USED:.0%} of a card is counted; the rest is for the driver)")
+    elif result["advice"]:
         with_options = result["advice"].startswith("--set")
         lines.append(f"{'fits with' if with_options else 'try'} {result['advice']}")
     return "\n".join(lines)
+
+
+def _memory_line(result: dict[str, Any], card: Gpu, usable: float) -> str:
+    """The memory of a train step and whether the run fits, with the method."""
+    memory = result["memory_gib"]
+    parts = ", ".join(
+        f"{name} {value:.2f}" for name, value in memory.items() if name != "total" and value is not None
+    )
+    most = max((program["hbm_gib"]["total"] or 0 for program in result.get("programs", [])), default=0)
+    if not result["fits"]:
+        verdict = "does not fit"
+    elif max(memory["total"], most) <= usable:
+        verdict = "fits"
+    else:
+        verdict = f"fits with the variable XLA_PYTHON_CLIENT_MEM_FRACTION={_MOST_USED}"
+    total = "more than the compiler has" if memory["total"] is None else f"{memory['total']:.2f}"
+    if "programs" in result:
+        by = f"{result['method']}, without a card"
+    else:
+        by = "by the model of memory, not compiled"
+        if card.cuda is not None:
+            by += "; to compile, on a machine with or without a card: pip install 'babel-jax[gpu]'"
+    return f"memory of a device: {total} of {card.capacity:.1f} GiB, {verdict} ({parts}); {by}"

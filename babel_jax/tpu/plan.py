@@ -3,14 +3,7 @@ compiled for the pod.
 """
 
 import importlib.util
-import json
-import logging
 import math
-import os
-import subprocess
-import sys
-import tempfile
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +13,8 @@ from babel_jax.hardware import CHIPS, Chip
 from babel_jax.model.decoder import count_parameters
 from babel_jax.model.flops import model_flops_per_token
 from babel_jax.model.parallel import WEIGHT_AXES
-from babel_jax.progress import Work
 from babel_jax.tpu.chips import chip_of
+from babel_jax.tpu.compiling import Which, compiled_programs
 from babel_jax.tpu.costs import (
     advice,
     by_axes,
@@ -32,22 +25,10 @@ from babel_jax.tpu.costs import (
     short_of,
 )
 from babel_jax.tpu.kinds import STEP
-from babel_jax.tpu.shapes import Base, base_of, trained_shape
+from babel_jax.tpu.shapes import base_of, trained_shape
 
-log = logging.getLogger("babel")
 _GIB = 2**30
 _DAY = 86_400
-
-
-class Which(StrEnum):
-    """The programs to compile: all of `babel train` (or sft), its last train step alone, all but train steps,
-    or those of `babel evaluate`.
-    """
-
-    TRAIN = "train"
-    STEP = "step"
-    REST = "rest"
-    EVALUATE = "evaluate"
 
 
 def plan(
@@ -68,7 +49,13 @@ def plan(
             f"data.seq_len = {config.data.seq_len} exceeds the model's max_position_embeddings = "
             f"{shape.max_position_embeddings}"
         )
-    measurements = _compiled(config, base, topology, slices, which)
+    if importlib.util.find_spec("libtpu") is None:
+        raise BadInput(
+            "babel plan compiles with libtpu, which is not installed: pip install 'babel-jax[tpu]'"
+        )
+    target = topology if slices == 1 else f"{slices} slices of {topology}"
+    request = {"which": which, "topology": topology, "slices": slices}
+    measurements = compiled_programs(config, base, target, request)
     programs = [described_program(config, of_program, chip) for of_program in measurements]
     if which in (Which.EVALUATE, Which.REST):
         result = result_without_step(shape, topology, slices, chip, measurements)
@@ -77,76 +64,6 @@ def plan(
         step = [of_program for of_program in measurements if of_program["kind"] == STEP][-1]
         result = described(config, shape, topology, slices, chip, step)
     return with_programs(result, programs, which)
-
-
-def _compiled(config: Config, base: Base, topology: str, slices: int, which: Which) -> list[dict[str, Any]]:
-    """The measurements of each program by `tpu.worker`.
-
-    The compiler runs in a separate process, which needs neither a TPU nor a network.
-    """
-    if importlib.util.find_spec("libtpu") is None:
-        raise BadInput(
-            "babel plan compiles with libtpu, which is not installed: pip install 'babel-jax[tpu]'"
-        )
-    target = topology if slices == 1 else f"{slices} slices of {topology}"
-    log.info("compiling for %s; a program of a large model takes minutes", target)
-    request: dict[str, Any] = {
-        "config": _plain(config),
-        "base": _plain(base.config),
-        "new_layers": list(base.new_layers),
-        "which": which,
-    }
-    request |= {"topology": topology, "slices": slices}
-    here = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    here["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
-    environment = {**{key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}, **here}
-    command = [sys.executable, "-m", "babel_jax.tpu.worker"]
-    measurements: list[dict[str, Any]] = []
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            start_new_session=True,  # Ctrl-C must reach only the parent process
-        ) as worker,
-        Work[Any]("compiling", unit="programs") as progress,
-    ):
-        assert worker.stdin is not None
-        assert worker.stdout is not None
-        try:
-            worker.stdin.write(json.dumps(request))
-            worker.stdin.close()
-            for line in worker.stdout:
-                message = json.loads(line)
-                if "bad_input" in message:
-                    raise BadInput(message["bad_input"])
-                if "programs" in message:
-                    progress.total = len(message["programs"])
-                    continue
-                measurements.append(message)
-                progress.note(message["name"])
-                progress.update()
-        finally:
-            # It is finished, or its results are no longer needed.
-            worker.kill()
-        worker.wait()
-        if not measurements or len(measurements) != progress.total:
-            errors.seek(0)
-            raise RuntimeError(
-                f"the compiler stopped with status {worker.returncode}:\n{errors.read()[-4000:]}"
-            )
-    return measurements
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(settings.model_dump_json(exclude_none=True))
-    return plain
 
 
 def result_without_step(

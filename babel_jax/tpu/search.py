@@ -10,7 +10,8 @@ from babel_jax.config.settings import divisors
 from babel_jax.errors import BadInput, one_line
 from babel_jax.progress import Work
 from babel_jax.tpu.chips import chip_of
-from babel_jax.tpu.plan import Which, plan
+from babel_jax.tpu.compiling import Which
+from babel_jax.tpu.plan import plan
 
 _CONTEXTS, _TENSORS = (2, 4, 8, 16), (2, 4)
 # Tokens of a window on one device. Shorter parts save nothing, and more keys and values are gathered.

@@ -1,5 +1,5 @@
-"""Compiles the programs of a run for a TPU topology and measures them. It is a separate process, because
-libtpu must be alone in one.
+"""Compiles the programs of a run for a TPU topology, or for NVIDIA cards, and measures them. It is a separate
+process, because libtpu must be alone in one.
 
 It reads a request from standard input, one JSON object, and writes its results to standard output, a JSON
 object a line.
@@ -9,6 +9,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from babel_jax.config import Config, ModelConfig
 from babel_jax.config.file import parse_settings
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.benchmarks.evaluate import batch_tokens_on
+from babel_jax.tpu.cuda import card_devices
 from babel_jax.tpu.flops import program_flops
 from babel_jax.tpu.hlo import Program as Moved
 from babel_jax.tpu.kinds import STEP
@@ -30,20 +32,24 @@ from babel_jax.tpu.shapes import Base, trained_shape
 from babel_jax.training.mesh import make_mesh, mesh_for
 
 
-def topology_mesh(config: Config, topology: str, slices: int, evaluated: ModelConfig | None = None) -> Mesh:
-    """The mesh of the config on a topology, or the mesh of `babel evaluate` for the model `evaluated`.
+def target_devices(request: Mapping[str, Any]) -> list[Any]:
+    """The devices to compile for: `devices` cards of the kind `device`, or the chips of `slices` slices of
+    the TPU `topology`.
 
-    Raises BadInput as `make_mesh` does.
+    Raises BadInput for a topology that libtpu does not know.
     """
+    if "device" in request:
+        return card_devices(request["device"], request["devices"])
+    topology, slices = request["topology"], request["slices"]
     extra: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if topology.startswith("v4:"):
         # One device per chip, as on the pods. Newer chips are described in this way by default.
         extra["chip_config_name"] = "megacore"
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **extra).devices
+        described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **extra)
     except jax.errors.JaxRuntimeError as error:
         raise BadInput(f"--topology {topology}: {str(error).splitlines()[0]}") from None
-    return make_mesh(config.training.mesh, devices) if evaluated is None else mesh_for(evaluated, devices)
+    return list(described.devices)
 
 
 def chosen_programs(config: Config, base: Base, mesh: Mesh, which: str) -> list[Program]:
@@ -105,7 +111,7 @@ def measure_program(
         keep_text.write_text(text)
     moved_by = Moved(text)
     flat = list(mesh.devices.flat)
-    coordinates = {device.id: (getattr(device, "slice_index", 0), tuple(device.coords)) for device in flat}
+    coordinates = {device.id: (getattr(device, "slice_index", 0), _coordinates(device)) for device in flat}
     collectives = []
     for collective in moved_by.collectives():
         group = [flat[index].id for index in collective.group]
@@ -140,6 +146,11 @@ def _spans(
     within = [coordinates[device][1] for device in group]
     dimensions = sum(len(set(values)) > 1 for values in zip(*within, strict=True))
     return {"axes": axes, "dimensions": dimensions, "slices": len(slices) > 1}
+
+
+def _coordinates(device: Any) -> tuple[int, ...]:
+    """The place of a chip in the torus of its slice. A card has none: its links are one dimension."""
+    return tuple(device.coords) if hasattr(device, "coords") else (device.id,)
 
 
 def _indices(mesh: jax.sharding.Mesh) -> list[tuple[int, ...]]:
@@ -178,8 +189,9 @@ def main() -> int:
     which, keep = request["which"], Path(request["hlo"]) if request.get("hlo") else None
     try:
         shape = trained_shape(config, base.config)
-        evaluated = shape if which == "evaluate" else None
-        mesh = topology_mesh(config, request["topology"], request["slices"], evaluated)
+        devices = target_devices(request)
+        evaluates = which == "evaluate"
+        mesh = mesh_for(shape, devices) if evaluates else make_mesh(config.training.mesh, devices)
         programs = chosen_programs(config, base, mesh, which)
         _write({"programs": [program.name for program in programs]})
         for program in programs:

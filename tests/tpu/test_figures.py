@@ -140,6 +140,36 @@ def test_collectives_count_by_their_kind_and_how_often_they_run():
     }
 
 
+# As XLA writes it for CUDA: two arrays are gathered together, in a loop that says its trips; the constant of its
+# condition is larger, because the first iteration was taken out.
+CUDA_HLO = """HloModule jit_step
+%body (state: (s32[], bf16[2,8], bf16[4,8])) -> (s32[], bf16[2,8], bf16[4,8]) {
+  %state = (s32[], bf16[2,8]{1,0}, bf16[4,8]{1,0}) parameter(0)
+  %a = bf16[2,8]{1,0} get-tuple-element(%state), index=1
+  %b = bf16[4,8]{1,0} get-tuple-element(%state), index=2
+  %begun = ((bf16[2,8]{1,0}, bf16[4,8]{1,0}), (bf16[8,8]{1,0}, bf16[16,8]{1,0})) all-gather-start(%a, %b), replica_groups={{0,1,2,3}}, dimensions={0}
+  %done = (bf16[8,8]{1,0}, bf16[16,8]{1,0}) all-gather-done(%begun)
+  ROOT %next = (s32[], bf16[2,8]{1,0}, bf16[4,8]{1,0}) tuple(%state, %a, %b)
+}
+
+%condition (state.1: (s32[], bf16[2,8], bf16[4,8])) -> pred[] {
+  %state.1 = (s32[], bf16[2,8]{1,0}, bf16[4,8]{1,0}) parameter(0)
+  %limit = s32[] constant(29)
+  ROOT %less = pred[] compare(%state.1, %limit), direction=LT
+}
+
+ENTRY %main (x: bf16[2,8]) -> bf16[2,8] {
+  %x = bf16[2,8]{1,0} parameter(0)
+  ROOT %loop = (s32[], bf16[2,8]{1,0}, bf16[4,8]{1,0}) while(%x), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"28"}}
+}
+"""
+
+
+def test_arrays_gathered_together_all_count_and_a_loop_runs_as_often_as_it_says():
+    (found,) = Program(CUDA_HLO).collectives()
+    assert (found.kind, found.bytes, found.times) == ("all-gather", (8 + 16) * 8 * 2, 28)
+
+
 def test_what_a_program_of_xla_moves_is_what_it_must(tmp_path):
     """A loop that adds a row of a matrix to a vector, on CPU: the rows alone are read, not the matrix each
     time.

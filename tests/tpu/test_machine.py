@@ -8,6 +8,7 @@ import pytest
 from babel_jax.cli import main
 from babel_jax.config.file import load_config
 from babel_jax.hardware import GPUS
+from babel_jax.tpu import machine
 from babel_jax.tpu.machine import memory_of, mesh_of, plan_machine
 from babel_jax.tpu.shapes import base_of, trained_shape
 
@@ -36,7 +37,7 @@ def test_memory_is_that_of_the_compiled_step(key):
 
 def planned(device, devices=1, *overrides):
     config = load_config(ROOT / "configs" / "babel-9b.toml", (*overrides, "training.global_batch_size=64"))
-    return plan_machine(config, device, devices)
+    return plan_machine(config, device, devices, compiles=False)
 
 
 def test_a_9b_model_needs_several_cards_and_is_told_what_to_change():
@@ -77,3 +78,50 @@ def test_the_command_and_its_errors(capsys):
 def test_the_rest_of_the_devices_is_one_axis():
     config = load_config(ROOT / "configs" / "babel-9b.toml", ("training.mesh={data=2, fsdp=-1}",))
     assert mesh_of(config, 8) == {"data": 2, "fsdp": 4, "context": 1, "tensor": 1}
+
+
+_GIB = 2**30
+_MEASURED = {
+    "kind": "step", "name": "step: one", "mesh": {"data": 1, "fsdp": 1, "ring": 1, "context": 1, "tensor": 1},
+    "hardware_flops": 121e12 * 3, "hbm_bytes": 300e9 * 2, "collectives": [], "compile_seconds": 1.0,
+    "beside": 0, "arguments": 6 * _GIB, "temporaries": 10 * _GIB, "results": 0, "peak": 16 * _GIB,
+}  # fmt: skip
+
+
+def test_a_card_is_compiled_for_where_the_compiler_is(tiny_toml, monkeypatch, capsys):
+    """With a stand-in for the compiler: 16 GiB for the step, and another program that is too large."""
+    requests = []
+
+    def compiled(config, base, target, request):
+        requests.append(request)
+        large = {"kind": "suite, prefill", "name": "suite, prefill: one", "beside": 20 * _GIB}
+        return [_MEASURED, _MEASURED | large]
+
+    monkeypatch.setattr(machine, "has_compiler", lambda: True)
+    monkeypatch.setattr(machine, "compiled_programs", compiled)
+    assert main(["plan", str(tiny_toml), "--device", "l4", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert requests == [{"which": "train", "device": "l4", "devices": 1}]
+    assert told["memory_gib"]["total"] == 16
+    assert [program["fits"] for program in told["programs"]] == [True, False]
+    assert not told["fits"]
+    assert told["advice"].startswith("evaluation.suite_items = 0, ")
+    # 3 seconds at 121 TFLOP/s; the text has the words of both figures.
+    config = load_config(tiny_toml)
+    tokens = config.training.global_batch_size * config.data.seq_len
+    assert told["tokens_per_second"] == pytest.approx(tokens / 3)
+    assert "compiled by jax" in told["summary"]
+    # The CPU has no such compiler.
+    assert main(["plan", str(tiny_toml), "--device", "cpu"]) == 0
+    assert "not compiled" in capsys.readouterr().out
+
+
+def test_a_step_is_compiled_for_a_card_without_one(tiny_toml):
+    """By XLA for CUDA: eight cards, with their collectives. It needs the extra `gpu`."""
+    pytest.importorskip("jax_cuda12_plugin", reason="JAX's plugin for CUDA is not installed")
+    found = plan_machine(
+        load_config(tiny_toml, ("training.global_batch_size=8",)), "h100", 8, which=machine.Which.STEP
+    )
+    assert found["fits"]
+    assert found["programs"][0]["wire_bytes"] > 0
+    assert 0 < found["memory_gib"]["total"] < 1

@@ -11,7 +11,8 @@ from babel_jax.model.decoder import count_parameters
 from babel_jax.tpu import plan as plan_module
 from babel_jax.tpu import search as search_module
 from babel_jax.tpu.chips import chip_of
-from babel_jax.tpu.plan import Which, described
+from babel_jax.tpu.compiling import Which
+from babel_jax.tpu.plan import described
 from babel_jax.tpu.shapes import base_of, trained_shape
 
 OFFLOAD = ("training.offload_optimizer_state=true",)
@@ -20,35 +21,6 @@ KEYS = {
     "wire_bytes_minimum", "step_seconds_bound",
     "mfu_bound", "tokens_per_day", "chip_hours",
 }  # fmt: skip
-
-
-@pytest.fixture
-def tiny_toml(tmp_path):
-    path = tmp_path / "tiny.toml"
-    path.write_text(
-        """
-        out = "run"
-        prices = { v5e = 2.0 }
-        [model.shape]
-        vocab_size = 512
-        hidden_size = 256
-        intermediate_size = 512
-        num_hidden_layers = 3
-        num_attention_heads = 2
-        head_dim = 128
-        [data]
-        folder = "data"
-        seq_len = 256
-        [training]
-        global_batch_size = 4
-        remat = "full"
-        [[stages]]
-        name = "one"
-        tokens = 1_000_000_000
-        schedule = { peak = 1e-3 }
-        """
-    )
-    return path
 
 
 def planned_shape(config):
@@ -227,7 +199,7 @@ def test_a_plan_fits_only_where_all_programs_do(tiny_toml, monkeypatch, capsys):
     fits = MEASURED | {"kind": "bits per byte", "name": "bits per byte: base", "results": 2**30}
     beside = fits | {"name": "bits per byte: one", "beside": 13 * 2**30}  # 1 + 2 + 1 + 13 of 15.75
     found = [fits, MEASURED, beside, SHORT | {"kind": "suite, prefill", "name": "suite, prefill: one"}]
-    monkeypatch.setattr(plan_module, "_compiled", lambda *_: found)
+    monkeypatch.setattr(plan_module, "compiled_programs", lambda *_: found)
     assert main(["plan", str(tiny_toml), "--topology", "v5e:2x2", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["fits"], [one["fits"] for one in told["programs"]]) == (False, [True, True, False, False])
@@ -243,7 +215,7 @@ def test_a_plan_fits_only_where_all_programs_do(tiny_toml, monkeypatch, capsys):
         in told["summary"]
     )
     assert lines[-1] == "2 of 4 programs do not fit"
-    monkeypatch.setattr(plan_module, "_compiled", lambda *_: [fits, MEASURED])
+    monkeypatch.setattr(plan_module, "compiled_programs", lambda *_: [fits, MEASURED])
     assert main(["plan", str(tiny_toml), "--topology", "v5e:2x2"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "all programs fit"
 
@@ -284,8 +256,8 @@ def test_the_search_ranks_what_fits(tiny_toml, monkeypatch):
     divide, and attention breaks it.
     """
 
-    def compiled(config, base, topology, slices, which):
-        assert which is Which.STEP
+    def compiled(config, base, target, request):
+        assert request["which"] is Which.STEP
         mesh, training = config.training.mesh, config.training
         if "tensor" in mesh:
             raise BadInput("tensor does not divide")
@@ -297,7 +269,7 @@ def test_the_search_ranks_what_fits(tiny_toml, monkeypatch):
             MEASURED | {"hardware_flops": 500e12 / mesh.get("context", 1), "hbm_bytes": 1, "collectives": []}
         ]
 
-    monkeypatch.setattr(plan_module, "_compiled", compiled)
+    monkeypatch.setattr(plan_module, "compiled_programs", compiled)
     config = load_config(
         tiny_toml,
         ("data.seq_len=8192", "model.shape.max_position_embeddings=8192", "training.mesh={data=-1}"),

@@ -1,0 +1,106 @@
+"""Compiles the programs of a run in a process of its own, and reads its measurements."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from babel_jax.config import Config
+from babel_jax.errors import BadInput
+from babel_jax.progress import Work
+from babel_jax.tpu.shapes import Base
+
+log = logging.getLogger("babel")
+
+
+class Which(StrEnum):
+    """The programs to compile: all of `babel train` (or sft), its last train step alone, all but train steps,
+    or those of `babel evaluate`.
+    """
+
+    TRAIN = "train"
+    STEP = "step"
+    REST = "rest"
+    EVALUATE = "evaluate"
+
+
+# libtpu must not ask for its host's name, and the plugin for CUDA must not look for a card.
+_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+    "CUDA_VISIBLE_DEVICES": "-1",
+}
+
+
+def compiled_programs(
+    config: Config, base: Base, target: str, request: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The measurements of each program by `tpu.worker`, in the order of the run.
+
+    The compiler runs in a separate process, which needs neither an accelerator nor a network. target: the
+    name of the machine, for the log. request: the keys of the worker's request beside the model and the
+    config. Raises BadInput for what the worker refuses.
+    """
+    log.info("compiling for %s; a program of a large model takes minutes", target)
+    request = {
+        "config": _plain(config),
+        "base": _plain(base.config),
+        "new_layers": list(base.new_layers),
+        **request,
+    }
+    paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment |= _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", "babel_jax.tpu.worker"]
+    measurements: list[dict[str, Any]] = []
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,  # Ctrl-C must reach only the parent process
+        ) as worker,
+        Work[Any]("compiling", unit="programs") as progress,
+    ):
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        try:
+            worker.stdin.write(json.dumps(request))
+            worker.stdin.close()
+            for line in worker.stdout:
+                message = json.loads(line)
+                if "bad_input" in message:
+                    raise BadInput(message["bad_input"])
+                if "programs" in message:
+                    progress.total = len(message["programs"])
+                    continue
+                measurements.append(message)
+                progress.note(message["name"])
+                progress.update()
+        finally:
+            # It is finished, or its results are no longer needed.
+            worker.kill()
+        worker.wait()
+        if not measurements or len(measurements) != progress.total:
+            errors.seek(0)
+            raise RuntimeError(
+                f"the compiler stopped with status {worker.returncode}:\n{errors.read()[-4000:]}"
+            )
+    return measurements
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(settings.model_dump_json(exclude_none=True))
+    return plain
