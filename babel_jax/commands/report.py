@@ -26,10 +26,20 @@ def _status(options: argparse.Namespace) -> Result:
 
 def _watch(options: argparse.Namespace) -> Result:
     from babel_jax.places import place
-    from babel_jax.report.run_watch import on_terminal, watch_run
+    from babel_jax.report.page import PAGE, write_report
+    from babel_jax.report.run_watch import on_terminal, watch_run, with_page
 
+    run_folder = place(options.run_folder)
     shows = sys.stdout.isatty() and not options.json and not options.once
-    return watch_run(place(options.run_folder), options.every, on_terminal if shows else None)
+    show = on_terminal if shows else None
+    if options.page and not options.once:
+        show = with_page(run_folder, options.every, show)
+    state = watch_run(run_folder, options.every, show)
+    if options.page:
+        # Without a refresh: nobody writes the page again.
+        write_report(run_folder, run_folder / PAGE)
+        state["summary"] += f"\npage: {run_folder / PAGE}"
+    return state
 
 
 def declare(command: Commands) -> None:
@@ -62,9 +72,13 @@ def declare(command: Commands) -> None:
         _watch,
         "loss, rate, tokens/s, time left and each language of a run while it runs",
         "babel watch runs/my-run/run",
+        "babel watch runs/my-run/run --every 60 --page",
     )
     watch.add_argument("run_folder", metavar="RUN", help="a run folder, on disk or in a bucket")
     watch.add_argument(
         "--every", type=positive, default=5, metavar="SECONDS", help="between looks (default %(default)s)"
+    )
+    watch.add_argument(
+        "--page", action="store_true", help="also write report.html each time; a browser loads it again"
     )
     watch.add_argument("--once", action="store_true", help="show it once (also where there is no terminal)")

@@ -66,7 +66,7 @@ def verify_folder(folder: Path) -> dict[str, Any]:
     seconds = time.monotonic() - start
     summary = f"{folder}: {files:,} files of {size:,} bytes are as they were written ({seconds:.1f} s)"
     if without:
-        names = [str(path.relative_to(folder)) for path in without]
+        names = _by_folder(folder, without)
         summary += (
             f"; {len(without)} without digests: "
             f"{', '.join(names[:_NAMED])}{' ...' if len(names) > _NAMED else ''}"
@@ -79,6 +79,20 @@ def verify_folder(folder: Path) -> dict[str, Any]:
         "without_digests": [str(path.relative_to(folder)) for path in without],
         "summary": summary,
     }
+
+
+def _by_folder(folder: Path, paths: list[Path]) -> list[str]:
+    """The names of files for a line of text: many in one folder are the folder, with their number."""
+    below: dict[Path, list[Path]] = {}
+    for path in paths:
+        below.setdefault(path.parent, []).append(path)
+    names = []
+    for parent, files in below.items():
+        if parent != folder and len(files) > 1:
+            names.append(f"{parent.relative_to(folder)}/ ({len(files)} files)")
+        else:
+            names += [str(path.relative_to(folder)) for path in files]
+    return names
 
 
 def _check_step(step: Path) -> Checked | None:

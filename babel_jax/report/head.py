@@ -26,8 +26,11 @@ def facts(record: RunRecord) -> list[str]:
     if not record.summary:
         words.append("under way")
     words.append(f"from {config.model.folder}" if config.model.folder else "from random weights")
-    if record.plans:
-        words.append(f"{record.plans[0][1].depth} → {len(record.plans[-1][1].layers)} layers")
+    # The model's list of expansions begins with those that its parent had before this run.
+    deeper = (config.expansion is not None) + len(config.deepen)
+    if deeper and record.plans:
+        plans = [plan for _, plan in record.plans[-deeper:]]
+        words.append(f"{plans[0].depth} → {len(plans[-1].layers)} layers")
     elif "layers" in record.summary:
         words.append(f"{record.summary['layers']} layers")
     if "parameters" in record.summary:

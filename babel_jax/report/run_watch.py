@@ -11,6 +11,7 @@ from babel_jax.distributed.signals import interruptible
 from babel_jax.errors import BadInput
 from babel_jax.places import pull
 from babel_jax.progress import interval
+from babel_jax.report.page import PAGE, write_report
 from babel_jax.report.run_status import run_status
 from babel_jax.run_files import DuringLine, StepLine, read_last_lines
 from babel_jax.training.watch import DURING
@@ -47,6 +48,21 @@ def on_terminal(text: str) -> None:
     """Shows a text in place of what the terminal has."""
     sys.stdout.write(f"{_CLEAR}{text}\n(Ctrl-C leaves; the run continues)\n")
     sys.stdout.flush()
+
+
+def with_page(
+    run_folder: Path, every: float, show: Callable[[str], object] | None
+) -> Callable[[str], object]:
+    """Shows a text with `show`, and writes the run's page, which a browser loads again every so many
+    seconds.
+    """
+
+    def shown(text: str) -> None:
+        write_report(run_folder, run_folder / PAGE, refresh=max(1, round(every)))
+        if show is not None:
+            show(text)
+
+    return shown
 
 
 def run_state(run_folder: Path) -> dict[str, Any]:

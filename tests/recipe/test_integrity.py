@@ -49,6 +49,13 @@ def test_what_is_wrong_is_told_by_file(folder, capsys):
     (folder / "later.txt").write_text("added")
     assert main(["verify", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["without_digests"] == ["later.txt"]
+    # Many files of one folder are one name in the line.
+    (folder / "cache").mkdir()
+    for name in "abc":
+        (folder / "cache" / name).write_text(name)
+    assert main(["verify", str(folder)]) == 0
+    assert "; 4 without digests: cache/ (3 files), later.txt" in capsys.readouterr().out
+    shutil.rmtree(folder / "cache")
     (folder / "a b.txt").write_bytes(b"\1" * 999 + b"\2")
     (folder / "plain.txt").unlink()
     assert main(["verify", str(folder)]) == 2

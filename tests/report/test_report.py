@@ -1,5 +1,6 @@
 """The page of a run: well formed, alone, legible to a screen reader; the gate and the samples behind it."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -12,15 +13,20 @@ import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from babel_jax.cli import main
+from babel_jax.config import ExpansionSettings
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.items import accuracy, bits_per_byte_of
 from babel_jax.evaluation.points import results_of, write_point
+from babel_jax.expansion.plan import plan_from_settings
 from babel_jax.pages.charts import Figure, Table, averaged, layers, number, ticks
 from babel_jax.pages.document import paired
 from babel_jax.report.gate import gate_text, regression_gate
-from babel_jax.report.head import duration
+from babel_jax.report.head import duration, facts
 from babel_jax.report.page import write_report
+from babel_jax.report.record import read_run
 from babel_jax.report.run_report import report_run
+from babel_jax.report.run_watch import with_page
 
 _VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -350,6 +356,28 @@ def test_the_head_and_what_is_next(page, grown):
     assert f"hf upload OWNER/NAME {grown['hf']}" in next_steps["text"]
     ids = {figure["id"] for figure in page.all("figure")}
     assert {"figure-rate", "figure-gradient-norm"} <= ids
+
+
+def test_the_head_has_the_layers_that_this_run_began_with(run_folder):
+    """A model's list of expansions begins with those that its parent had."""
+    record = read_run(run_folder)
+    _, plan = record.plans[-1]
+    earlier = plan_from_settings(ExpansionSettings(insert_after=(0,)), plan.depth - 1)
+    longer = dataclasses.replace(record, plans=[("grandparent", earlier), *record.plans])
+    words = f"{plan.depth} → {len(plan.layers)} layers"
+    assert words in facts(record)
+    assert words in facts(longer)
+
+
+def test_the_page_of_a_run_is_written_again_while_it_is_watched(run_folder):
+    """A browser loads such a page again; the last page stays as it is."""
+    page = run_folder / "report.html"
+    texts = []
+    with_page(run_folder, 7.0, texts.append)("step 1")
+    assert texts == ["step 1"]
+    assert '<meta http-equiv="refresh" content="7">' in page.read_text()
+    assert main(["watch", str(run_folder), "--page", "--once"]) == 0
+    assert 'http-equiv="refresh"' not in page.read_text()
 
 
 def test_a_translation_near_zero_is_folded(page):
