@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 
 from babel_jax.commands.parsing import Commands, Result, percent, positive
 
@@ -31,7 +32,7 @@ def _watch(options: argparse.Namespace) -> Result:
 
     run_folder = place(options.run_folder)
     shows = sys.stdout.isatty() and not options.json and not options.once
-    show = on_terminal if shows else None
+    show: Callable[[str], object] | None = on_terminal if shows else None
     if options.page and not options.once:
         show = with_page(run_folder, options.every, show)
     state = watch_run(run_folder, options.every, show)
