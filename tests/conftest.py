@@ -5,10 +5,24 @@ the reference.
 import json
 import os
 import signal
+import socket
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# The address of the stand-in hub (tests/hub), which `tests/hub/conftest.py` starts. It is set before
+# huggingface_hub is imported, which reads it once. Until the server listens, the address refuses connections.
+HUB_PORT = socket.socket()
+HUB_PORT.bind(("127.0.0.1", 0))
+HUB_HOME = tempfile.TemporaryDirectory(prefix="babel-hf-home-")
+os.environ |= {
+    "HF_ENDPOINT": f"http://127.0.0.1:{HUB_PORT.getsockname()[1]}",
+    "HF_HOME": HUB_HOME.name,
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_XET": "1",
+}
 
 import jax
 import jax.numpy as jnp
