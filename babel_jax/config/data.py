@@ -17,6 +17,7 @@ from babel_jax.config.settings import (
     Choice,
     Fraction,
     LocalPath,
+    ModelPath,
     NonNegative,
     Positive,
     PositiveFloat,
@@ -114,8 +115,10 @@ class DataSettings(Settings):
 
     folder: LocalPath
     """The folder of prepared data, on disk or in a bucket."""
-    tokenizer: LocalPath | None = None
-    """A model folder, a tokenizer.json or a SentencePiece .model file. Default: the run's model folder."""
+    tokenizer: ModelPath | None = None
+    """A model folder, a model on the hub (OWNER/NAME), a tokenizer.json or a SentencePiece .model file.
+    Default: the run's model folder.
+    """
     add_bos_token: bool | None = None
     """Each document begins with the tokenizer's bos_token, in training and evaluation. Default: as the
     tokenizer does (Llama, Gemma and Mistral: yes; Qwen: no). Conversations begin as the chat template

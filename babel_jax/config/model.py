@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from babel_jax.config.settings import (
     Choice,
-    LocalPath,
+    ModelPath,
     NonNegativeFloat,
     Positive,
     PositiveFloat,
@@ -198,8 +198,10 @@ class ModelConfig(Settings):
 class ModelSource(Settings):
     """The model that a run begins with: exactly one of `folder` and `shape`."""
 
-    folder: LocalPath | None = None
-    """A model folder, Hugging Face or Orbax, on disk or in a bucket."""
+    folder: ModelPath | None = None
+    """A model folder, Hugging Face or Orbax, on disk or in a bucket; or a model on the hub, such as
+    `Qwen/Qwen2.5-7B` or `Qwen/Qwen2.5-7B@REVISION`. The run keeps the commit that it began with.
+    """
     shape: ModelConfig | None = None
     """The sizes of a model with random initial weights."""
 

@@ -14,6 +14,7 @@ from babel_jax.config.settings import (
     Choice,
     Fraction,
     LocalPath,
+    ModelPath,
     NonNegative,
     Positive,
     PositiveFloat,
@@ -138,8 +139,8 @@ class ClassifierSettings(Settings):
     dimensions.
     """
 
-    model: LocalPath
-    """The model folder."""
+    model: ModelPath
+    """The model folder, or a model on the hub (OWNER/NAME)."""
     seq_len: Positive = 512
     """Documents are cut to this length less 1. Unit: tokens."""
     batch_size: Positive = 16

@@ -8,9 +8,15 @@ from typing import Annotated, Any, cast
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema
 
+from babel_jax.hub.names import hub_name
+
 
 def _absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def _absolute_or_on_hub(location: str) -> str:
+    return location if hub_name(location) is not None else _absolute(location)
 
 
 def divisors(number: int) -> list[int]:
@@ -21,6 +27,8 @@ def divisors(number: int) -> list[int]:
 
 
 LocalPath = Annotated[str, AfterValidator(_absolute), Field(json_schema_extra={"format": "path"})]
+# A path, or the name of a model on the hub.
+ModelPath = Annotated[str, AfterValidator(_absolute_or_on_hub), Field(json_schema_extra={"format": "path"})]
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -19,7 +19,7 @@ from babel_jax.errors import BadInput
 from babel_jax.expansion.card import TAG, UNTRAINED, expansion_section
 from babel_jax.expansion.plan import PROVENANCE, ExpansionPlan, plan_from_json
 from babel_jax.model.parameters import Place, is_stacked
-from babel_jax.model_folders.folder import Format, model_name, open_folder
+from babel_jax.model_folders.folder import Format, open_folder, source_name
 from babel_jax.model_folders.hf_config import needs_layer_types, read_hf_config
 from babel_jax.model_folders.model_card import card_files
 from babel_jax.model_folders.names import tensor_name, tensor_place
@@ -133,7 +133,7 @@ def expand_folder(
     """
     folder = open_folder(source)
     plan.check(folder.config.num_hidden_layers, str(folder.path))
-    hf_config = expand_hf_config(folder.hf_config, plan, model_name(folder.path))
+    hf_config = expand_hf_config(folder.hf_config, plan, source_name(folder.path))
     card = card_files(
         hf_config,
         folder.path,

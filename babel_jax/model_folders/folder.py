@@ -20,6 +20,8 @@ from babel_jax.digests import is_list
 from babel_jax.distributed.agreement import agreed, new_folder_of_all, write_sums_of_all
 from babel_jax.errors import BadInput
 from babel_jax.files import read_bytes, read_json, write_bytes, write_text
+from babel_jax.hub.models import hub_model
+from babel_jax.hub.names import hub_name, hub_origin
 from babel_jax.model_folders.hf_config import in_both_spellings, read_hf_config
 from babel_jax.model_folders.hf_params import load_hf_params, save_hf_params
 from babel_jax.model_folders.layout import (
@@ -64,14 +66,21 @@ class ModelFolder:
     hf_config: dict[str, Any]
 
 
-def open_folder(path: Path | str) -> ModelFolder:
+def open_folder(path: Path | str, weights: bool = True) -> ModelFolder:
     """Reads config.json and finds the format from the files; parameters are not read.
 
     A folder may be in a bucket, named by its URL (gs://bucket/name); `path` is then a local folder that
-    stands in for it. Raises BadInput for a folder that is no model folder of a supported architecture.
+    stands in for it. It may be a model on the hub (OWNER/NAME, OWNER/NAME@REVISION); `path` is then its
+    folder in the hub's cache, and without `weights` its parameters are not fetched. Raises BadInput for a
+    folder that is no model folder of a supported architecture.
     """
+    name = hub_name(path)
     url = str(path) if is_url(path) else url_of(Path(path))
-    path = stand_in(url) if url is not None else Path(path)
+    if name is not None:
+        path = hub_model(name, weights)
+    elif url is not None:
+        path = stand_in(url)
+    path = Path(path)
     try:
         is_folder, exists = path.is_dir(), path.exists()
     except OSError:  # the name is impossible on this file system
@@ -92,16 +101,28 @@ def open_folder(path: Path | str) -> ModelFolder:
     if not isinstance(hf_config, dict):
         raise BadInput(f"{path / CONFIG}: not a JSON object")
     config = read_hf_config(hf_config, str(path / CONFIG))
-    return ModelFolder(path, _format(path), config, hf_config)
+    format = Format.HF if name is not None and not weights else _format(path)
+    return ModelFolder(path, format, config, hf_config)
 
 
 def model_name(folder: Path) -> str:
-    """The name of a model for tables: its folder's, or of the run that exported it (RUN/hf, RUN/run/hf)."""
+    """The name of a model for tables: its folder's, or of the run that exported it (RUN/hf, RUN/run/hf), or
+    its name on the hub.
+    """
     named = folder.resolve()
+    on_hub = hub_origin(named)
+    if on_hub is not None:
+        return on_hub.repo.split("/")[1]
     for exported in (Format.HF, "run"):
         if named.name == exported:
             named = named.parent
     return named.name or str(folder)
+
+
+def source_name(folder: Path) -> str:
+    """The name of a model for its descendants: on the hub with its commit, else as `model_name`."""
+    on_hub = hub_origin(folder.resolve())
+    return model_name(folder) if on_hub is None else str(on_hub)
 
 
 def load_params(

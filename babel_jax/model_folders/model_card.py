@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from babel_jax import __version__
 from babel_jax.errors import one_line
 from babel_jax.files import read_bytes
+from babel_jax.hub.names import hub_origin
 from babel_jax.languages import CODES
 from babel_jax.model_folders.folder import model_name
 from babel_jax.model_folders.hub_licences import HUB_LICENCES
@@ -28,6 +29,7 @@ _MOST_FRONT_MATTER = 2**16  # characters
 _LONGEST_VALUE = 300  # characters of a licence, a name, a link
 _MOST_LANGUAGES = 1_000
 _MADE_FROM = "made_from"  # key of the front matter: the name of a base that is not on the hub
+_COMMIT = "base_model_commit"  # key of the front matter: the commit of a base that was fetched from the hub
 _FRONT_MATTER = re.compile(r"\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", re.DOTALL)
 _MARKDOWN = re.compile(r"[\\`*_{}\[\]<>()#+!|&~]")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -55,12 +57,18 @@ def card_files(
     """
     before = _front_matter(source) if source is not None else {}
     ours = TAG in _several(before.get("tags"))
-    if ours:
+    base: str | None
+    commit: str | None
+    fetched = None if source is None else hub_origin(source.resolve())
+    if fetched is not None:
+        base, commit = fetched.repo, fetched.revision
+    elif ours:
         base = _text(before.get(_MADE_FROM)) or _text(before.get("base_model"))
+        commit = _text(before.get(_COMMIT))
     else:
-        base = None if source is None else _name(source, hf_config)
+        base, commit = None if source is None else _name(source, hf_config), None
     if base:
-        origin = markdown_code(base)
+        origin = markdown_code(base) + (f" at commit {markdown_code(commit)}" if commit else "")
     else:
         origin = "a model that babel-jax trained from random weights" if ours else "random weights"
 
@@ -89,6 +97,8 @@ def card_files(
     if base and not is_hub_id:
         # The hub ignores this key; the next card reads it.
         data[_MADE_FROM] = base
+    if commit:
+        data[_COMMIT] = commit
     foreign = _foreign_card(source, ours)
     loads = "It loads in `transformers` as it is." if in_hf_format else "It is a folder in Orbax's format."
     body = [

@@ -5,12 +5,16 @@ import json
 import sys
 from pathlib import Path
 
+import jax
+
 from babel_jax.claims import changes, is_begun
 from babel_jax.config import CHANGEABLE, Config
 from babel_jax.config.file import parse_settings, read_toml
 from babel_jax.distributed.agreement import agreed, first_text, same_on_all
 from babel_jax.errors import BadInput
 from babel_jax.files import remove_left_files
+from babel_jax.hub.models import pinned
+from babel_jax.hub.names import HubName, hub_name
 from babel_jax.training.run_state import newest_step
 
 
@@ -58,6 +62,31 @@ def claim(run_folder: Path, config: Config) -> None:
         raise BadInput(
             f"{run_folder}: begun with another {', '.join(keys)}; give another out, or the settings of {path}"
         )
+
+
+def with_commit(config: Config, run_folder: Path) -> Config:
+    """The config with the commit of its model, if this is a model on the hub: the one that the run folder was
+    begun with, unless the settings name a revision. All processes get the same.
+    """
+    name = hub_name(config.model.folder) if config.model.folder is not None else None
+    if name is None or name.is_pinned:
+        return config
+    text = ""
+    with agreed():
+        if jax.process_index() == 0:
+            text = str(_begun_with(name, run_folder) or pinned(name))
+    model = config.model.model_copy(update={"folder": first_text(text)})
+    return config.model_copy(update={"model": model})
+
+
+def _begun_with(name: HubName, run_folder: Path) -> HubName | None:
+    """The model on the hub that a run folder was begun with; None if that is another one."""
+    path = run_folder / "config.toml"
+    if name.revision is not None or not path.is_file():
+        return None
+    folder = read_toml(path).get("model", {}).get("folder")
+    before = hub_name(folder) if isinstance(folder, str) else None
+    return before if before is not None and before.repo == name.repo and before.is_pinned else None
 
 
 def _until(config: Config, step: int) -> Config:

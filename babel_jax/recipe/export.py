@@ -22,9 +22,9 @@ from babel_jax.model_folders.folder import (
     ModelFolder,
     copy_other_files,
     load_params,
-    model_name,
     open_folder,
     save_folder,
+    source_name,
 )
 from babel_jax.model_folders.hf_config import stored_eos_token_ids, write_hf_config
 from babel_jax.places import place
@@ -74,7 +74,7 @@ def export(
     if folder is not None:
         base = folder.hf_config
         for plan in plans:
-            base = expand_hf_config(base, plan, model_name(folder.path))
+            base = expand_hf_config(base, plan, source_name(folder.path))
     stored = stored_eos_token_ids(base or {})
     chat = open_chat_format(tokenizer.path, config.data.chat_template) if config.data.conversations else None
     # The token that ends an assistant's turn comes first, because some readers use only one id.

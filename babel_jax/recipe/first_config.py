@@ -61,7 +61,8 @@ def first_config(
     device: Device = Device.CPU,
     tokens: int | None = None,
 ) -> dict[str, Any]:
-    """Writes a config for `model` (a model folder) and the text in `data` (xx.jsonl files) to `path`.
+    """Writes a config for `model` (a model folder, or a model on the hub) and the text in `data` (xx.jsonl
+    files) to `path`.
 
     languages: by default all languages of `data`. new_layers: by default 6 for every 28 layers. tokens: the
     budget of both stages. Returns {"config", "languages", "layers", "new_layers", "tokens", "summary"}.
@@ -70,7 +71,7 @@ def first_config(
     """
     if path.exists():
         raise BadInput(f"{path}: it is there already; give another --out")
-    config = open_folder(model).config
+    config = open_folder(model, weights=False).config
     sources = _chosen(corpus_sources(data), languages, data)
     depth = config.num_hidden_layers
     count = round(depth * _SHARE_OF_NEW_LAYERS) if new_layers is None else new_layers

@@ -52,7 +52,7 @@ from babel_jax.model_folders.tokenizer_files import is_padding
 from babel_jax.new_folders import remove_mark
 from babel_jax.places import place, pull
 from babel_jax.progress import working
-from babel_jax.recipe.claim import check_same, claim
+from babel_jax.recipe.claim import check_same, claim, with_commit
 from babel_jax.recipe.export import export, export_difference
 from babel_jax.recipe.summary import summarize
 from babel_jax.report.page import PAGE, write_report
@@ -104,6 +104,7 @@ def _run(
     config: Config, run_folder: Path, compare_export: bool, profile: range | None, hooks: Sequence[Hook]
 ) -> dict[str, Any]:
     first = jax.process_index() == 0
+    config = with_commit(config, run_folder)
     with agreed():
         if first:
             claim(run_folder, config)

@@ -132,5 +132,5 @@ def next_commands(record: RunRecord, run_folder: Path) -> list[tuple[str, str]]:
     commands.append(
         ("Measure it on the six benchmarks", f"babel evaluate {hf}{against} --tasks all --out {out}")
     )
-    commands.append(("Put it on the hub, with its card", f"hf upload OWNER/NAME {hf}"))
+    commands.append(("Put it on the hub, with its card", f"babel push {hf} OWNER/NAME"))
     return commands

@@ -36,8 +36,9 @@ from babel_jax.evaluation.scoring import score
 from babel_jax.expansion.apply import expand_config, expanding
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
 from babel_jax.files import make_folder, read_json, write_text
+from babel_jax.hub.names import hub_name
 from babel_jax.model.flops import model_flops_per_token
-from babel_jax.model_folders.folder import load_params, open_folder
+from babel_jax.model_folders.folder import load_params, open_folder, source_name
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.run_files import AblationResult, StepLine, read_as, read_lines
 from babel_jax.studies.ablation_report import write_ablation
@@ -173,6 +174,7 @@ def _prepared(
 ) -> Study:
     """Claims `out` for a study with these arguments, and prepares its text there."""
     folder = open_folder(model)
+    model = source_name(folder.path) if hub_name(model) is not None else str(Path(model).resolve())
     check_vocabulary(folder.path, folder.config.vocab_size)
     sources = [
         source.model_dump(mode="json", exclude_none=True)
@@ -200,7 +202,7 @@ def _prepared(
     _claim(
         out,
         {
-            "model": str(Path(model).resolve()),
+            "model": model,
             "data": data,
             "new_layers": new_layers,
             "tokens": tokens,

@@ -11,6 +11,7 @@ from babel_jax.config.file import configs_folder, load_config
 from babel_jax.errors import BadInput
 from babel_jax.expansion.apply import expand_config, new_layers_of
 from babel_jax.expansion.plan import PRESET_SOURCES, plan_from_settings
+from babel_jax.hub.names import hub_name
 from babel_jax.model_folders.folder import open_folder
 from babel_jax.training.deepening import depths
 
@@ -28,7 +29,7 @@ class Base(NamedTuple):
 
 def base_of(config: Config, configs: Path | None = None) -> Base:
     """The base of a run: the model folder if it exists, else the source of the preset, else the export of
-    another config.
+    another config, else the model of that name on the hub, of which only the config is fetched.
 
     The other config is in the folder `configs` or in this package. Its `out`/hf is this config's
     model.folder, as for babel-9b.toml and babel-9b-chat.toml. Raises BadInput if there is none.
@@ -67,7 +68,7 @@ def _base_of(config: Config, folders: list[Path], most: int) -> Base:
         return Base(PRESET_SOURCES[preset])
     # The folder may be the export of another run that has not run yet.
     for earlier in _configs(folders):
-        if most and os.path.normpath(source) == os.path.normpath(os.path.join(earlier.out, "hf")):
+        if most and os.path.abspath(source) == os.path.abspath(os.path.join(earlier.out, "hf")):
             base = _base_of(earlier, folders, most - 1)
             shape = trained_shape(earlier, base.config)
             if earlier.deepen:
@@ -76,6 +77,9 @@ def _base_of(config: Config, folders: list[Path], most: int) -> Base:
             if earlier.expansion is not None:
                 plan = plan_from_settings(earlier.expansion, base.config.num_hidden_layers)
             return Base(shape, base.new_layers if plan is None else plan.new_layers)
+    if hub_name(source) is not None:
+        folder = open_folder(source, weights=False)
+        return Base(folder.config, new_layers_of(folder.hf_config))
     raise BadInput(
         f"{source}: no such model folder, and no config in {' or '.join(map(str, folders))} exports it (its "
         "out/hf); make the folder, or give model.shape"

@@ -353,7 +353,7 @@ def test_the_head_and_what_is_next(page, grown):
     assert "peak rate" in head
     (next_steps,) = [section for section in page.all("section") if section["id"] == "next"]
     assert f"babel generate {grown['hf']}" in next_steps["text"]
-    assert f"hf upload OWNER/NAME {grown['hf']}" in next_steps["text"]
+    assert f"babel push {grown['hf']} OWNER/NAME" in next_steps["text"]
     ids = {figure["id"] for figure in page.all("figure")}
     assert {"figure-rate", "figure-gradient-norm"} <= ids
 

@@ -38,6 +38,8 @@ from babel_jax.data.tokens.tokenizer_json import (
 )
 from babel_jax.errors import BadInput
 from babel_jax.files import read_bytes, write_bytes
+from babel_jax.hub.models import hub_model
+from babel_jax.hub.names import hub_name
 from babel_jax.places import place, pull
 
 MOST_BEGIN_IDS = 16  # published tokenizers begin a text with at most one token, GLM's with two
@@ -47,11 +49,11 @@ def open_tokenizer(path: Path | str, add_bos_token: bool | None = None) -> Token
     """The tokenizer of a model folder (tokenizer.json, else tokenizer.model), or of one tokenizer.json or
     SentencePiece .model file.
 
-    A model folder may be in a bucket. add_bos_token: if texts begin with bos_token; None leaves it to the
-    tokenizer. Raises BadInput if there is no tokenizer, it cannot be read, or no file names the token that
-    ends a document.
+    A model folder may be in a bucket or on the hub. add_bos_token: if texts begin with bos_token; None leaves
+    it to the tokenizer. Raises BadInput if there is no tokenizer, it cannot be read, or no file names the
+    token that ends a document.
     """
-    path = place(path)
+    path = tokenizer_place(path)
     pull(path, lambda name: "/" not in name and not name.endswith((".safetensors", ".bin")))
     if path.is_dir():
         present = [path / name for name in (TOKENIZER_JSON, SENTENCEPIECE_MODEL) if (path / name).is_file()]
@@ -74,6 +76,14 @@ def open_tokenizer(path: Path | str, add_bos_token: bool | None = None) -> Token
         f"{path}: not a tokenizer file; give a model folder, a {TOKENIZER_JSON} or a SentencePiece .model "
         "file"
     )
+
+
+def tokenizer_place(path: Path | str) -> Path:
+    """The path on disk of a tokenizer: in the working copy of a bucket, or in the hub's cache for a model on
+    the hub.
+    """
+    name = hub_name(path)
+    return hub_model(name, weights=False) if name is not None else place(path)
 
 
 class HuggingFaceTokenizer(Tokenizer):

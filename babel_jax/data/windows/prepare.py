@@ -25,7 +25,7 @@ from babel_jax.data.refining.reasons import dropped_in_words, losses
 from babel_jax.data.refining.refinement import refine, refined_counts, refined_rows
 from babel_jax.data.sources.rows import Row, RowCounts, read_rows
 from babel_jax.data.tokens.tokenizer import Tokenizer
-from babel_jax.data.tokens.tokenizers import open_tokenizer
+from babel_jax.data.tokens.tokenizers import open_tokenizer, tokenizer_place
 from babel_jax.data.windows.datasets import opened_chat_format, write_dataset, write_json
 from babel_jax.data.windows.made_from import (
     claim,
@@ -89,7 +89,7 @@ def prepare(
     _opened.cache_clear()
     opened_chat_format.cache_clear()
     opened = _opened(str(path), settings.add_bos_token)
-    path = place(path)
+    path = tokenizer_place(path)
     settings = settings.model_copy(update={"tokenizer": str(path), "folder": str(folder)})
 
     # What decides the windows is written before the first window is.
