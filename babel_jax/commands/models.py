@@ -32,7 +32,7 @@ def _convert(options: argparse.Namespace) -> Result:
         options.source,
         options.destination,
         Format(options.to) if options.to else None,
-        **_transfer_options(options),
+        **transfer_options(options),
     )
     return _compared(options, written, None)
 
@@ -58,7 +58,7 @@ def _expand(options: argparse.Namespace) -> Result:
     plan = plan_from_settings(settings, open_folder(options.source).config.num_hidden_layers)
     if options.save_plan:
         save_plan(plan, Path(options.save_plan))
-    written = expand_folder(options.source, options.destination, plan, **_transfer_options(options))
+    written = expand_folder(options.source, options.destination, plan, **transfer_options(options))
     return _compared(options, written, plan)
 
 
@@ -108,7 +108,8 @@ def _compared(options: argparse.Namespace, written: Result, plan: "ExpansionPlan
     return written
 
 
-def _transfer_options(options: argparse.Namespace) -> dict[str, Any]:
+def transfer_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `transfer`."""
     shared = {"share": not options.no_links, "hard_links": options.hard_links}
     return {"memory_limit": int(options.memory_limit * 2**30), "verify": options.verify, **shared}
 
@@ -143,7 +144,7 @@ def declare(command: Commands) -> None:
     convert = _declare_convert(command)
     expand = _declare_expand(command)
     for parser in (convert, expand):
-        _add_transfer_options(parser)
+        add_transfer_options(parser)
     sensitivity = _declare_sensitivity(command)
     for parser in (sensitivity, expand):
         _add_text_options(parser)
@@ -224,7 +225,8 @@ def _declare_expand(command: Commands) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_transfer_options(parser: argparse.ArgumentParser) -> None:
+def add_transfer_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `transfer`."""
     parser.add_argument(
         "--memory-limit",
         type=gib,

@@ -1,10 +1,22 @@
 """The parser of `babel`: all commands, in groups."""
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from babel_jax import __version__
-from babel_jax.commands import corpus, evaluation, models, pods, quality, report, runs, shells, text, verify
+from babel_jax.commands import (
+    corpus,
+    evaluation,
+    models,
+    pods,
+    quality,
+    report,
+    runs,
+    shells,
+    text,
+    tokenizer,
+    verify,
+)
 from babel_jax.commands.parsing import Run
 from babel_jax.errors import one_line
 
@@ -12,13 +24,13 @@ from babel_jax.errors import one_line
 GROUPS = {
     "begin": ("demo", "init"),
     "text": ("prepare", "mixture", "statistics", "judge", "classifier", "score"),
-    "models": ("convert", "expand", "sensitivity", "ablate"),
+    "models": ("convert", "expand", "tokenizer report", "tokenizer extend", "sensitivity", "ablate"),
     "training": ("train", "sft", "watch", "status", "report"),
     "trained models": ("evaluate", "generate", "chat"),
     "pods": ("plan", "rehearse"),
     "more": ("verify", "completion"),
 }
-_NAME_WIDTH = 14  # characters of the column of names in `babel --help`
+_NAME_WIDTH = 18  # characters of the column of names in `babel --help`
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -47,20 +59,22 @@ class BabelParser(_OneLineParser):
             epilog="babel COMMAND --help shows the options of a command, with examples.",
         )
         self.commands: dict[str, CommandParser] = {}
+        self._below: dict[str, argparse._SubParsersAction[Any]] = {}
         self.add_argument("--version", action="version", version=f"babel-jax {__version__}")
         self.set_defaults(run=None)
         self._subparsers_action = self.add_subparsers(
             metavar="COMMAND", prog="babel", parser_class=CommandParser
         )
-        for subject in (runs, corpus, quality, models, evaluation, text, report, pods, verify):
+        for subject in (runs, corpus, quality, models, tokenizer, evaluation, text, report, pods, verify):
             subject.declare(self._declare)
         shells.declare(self._declare, self)
 
     def _declare(
         self, name: str, run: Run, does: str, *examples: str, resumes: bool = False
     ) -> argparse.ArgumentParser:
-        made: CommandParser = self._subparsers_action.add_parser(
-            name,
+        action, last_word = self._place_of(name)
+        made: CommandParser = action.add_parser(
+            last_word,
             help=does,
             description=does,
             epilog="\n  ".join(["examples:", *examples]) if len(examples) > 1 else f"example: {examples[0]}",
@@ -71,6 +85,18 @@ class BabelParser(_OneLineParser):
         made.does, made.examples = does, examples
         self.commands[name] = made
         return made
+
+    def _place_of(self, name: str) -> "tuple[argparse._SubParsersAction[Any], str]":
+        """The action that takes the last word of a name: `tokenizer report` is below `tokenizer`."""
+        group, _, last_word = name.rpartition(" ")
+        if not group:
+            return self._subparsers_action, name
+        if group not in self._below:
+            parser = self._subparsers_action.add_parser(group, help=f"see babel {group} --help")
+            self._below[group] = parser.add_subparsers(
+                metavar="COMMAND", prog=f"babel {group}", parser_class=CommandParser, required=True
+            )
+        return self._below[group], last_word
 
     def format_help(self) -> str:
         """The usage, the commands in groups, and the options."""

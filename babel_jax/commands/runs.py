@@ -76,10 +76,11 @@ def _answer(question: str, instead: str) -> str:
 def _prepare(options: argparse.Namespace) -> Result:
     from babel_jax.data.windows.prepare import prepare
     from babel_jax.distributed.signals import preempted
+    from babel_jax.recipe.vocabulary import tokenizer_files
 
     config = _config(options)
     with preempted():
-        report = prepare(config.data, config.model.folder, recheck=options.recheck)
+        report = prepare(config.data, tokenizer_files(config), recheck=options.recheck)
 
     # Sums over languages, for the terminal; --json also has the whole report.
     kinds, sources = [], []

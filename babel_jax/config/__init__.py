@@ -38,6 +38,7 @@ from babel_jax.config.training import (
     Trained,
     TrainingSettings,
 )
+from babel_jax.config.vocabulary import Marks, RowInit, Shares, VocabularySettings
 
 __all__ = [
     "CHANGEABLE",
@@ -57,6 +58,7 @@ __all__ = [
     "Family",
     "Init",
     "LayerType",
+    "Marks",
     "MixtureSettings",
     "ModelConfig",
     "ModelSource",
@@ -66,13 +68,16 @@ __all__ = [
     "Remat",
     "RopeScaling",
     "RopeType",
+    "RowInit",
     "Rule",
     "Schedule",
     "ScheduleKind",
     "Settings",
+    "Shares",
     "Source",
     "Stage",
     "Strategy",
     "Trained",
     "TrainingSettings",
+    "VocabularySettings",
 ]

@@ -13,6 +13,7 @@ from babel_jax.config.expansion import Deepening, ExpansionSettings
 from babel_jax.config.model import ModelSource
 from babel_jax.config.settings import LocalPath, NonNegative, Positive, PositiveFloat, Seed, Settings
 from babel_jax.config.training import ComputeType, OptimizerSettings, Stage, TrainingSettings
+from babel_jax.config.vocabulary import VocabularySettings
 from babel_jax.files import write_text
 
 _MOST_STAGES = 256
@@ -44,6 +45,8 @@ class Config(Settings):
     """The model to begin with."""
     expansion: ExpansionSettings | None = None
     """New layers before the first step; without it the model keeps its depth."""
+    vocabulary: VocabularySettings | None = None
+    """New tokens before the first step, and before new layers; without it the model keeps its vocabulary."""
     data: DataSettings
     """The text, and the prepared datasets."""
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -75,14 +78,21 @@ class Config(Settings):
         if len(set(names)) != len(names):
             raise ValueError(f"stages: names must differ; given {', '.join(names)}")
 
+        if self.vocabulary is not None and (self.model.folder is None or self.data.tokenizer is not None):
+            raise ValueError(
+                "vocabulary: it extends the tokenizer of model.folder; give that, and leave out "
+                "data.tokenizer"
+            )
+
         # A result is the name of a file: evaluation/NAME.json.
+        before = ["base", "extended", "expanded"] if self.vocabulary is not None else ["base", "expanded"]
         points = [
-            *(("base", "expanded") if self.model.folder is not None else ()),
+            *(before if self.model.folder is not None else ()),
             *(stage.result for stage in self.stages),
         ]
         if len(set(points)) != len(points):
             raise ValueError(
-                "stages: results must differ, also from base and expanded; given "
+                f"stages: results must differ, also from {' and '.join(before)}; given "
                 f"{', '.join(s.result for s in self.stages)}"
             )
         steps = [deepening.step for deepening in self.deepen]

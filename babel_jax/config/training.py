@@ -48,10 +48,13 @@ class Schedule(Settings):
 
 
 class Trained(Choice):
-    """The parameters that a stage trains: all, or only those of the layers that expansion added."""
+    """The parameters that a stage trains: all, only those of the layers that expansion added, or only the
+    rows of new tokens in embedding and head.
+    """
 
     ALL = "all"
     NEW_LAYERS = "new_layers"
+    NEW_ROWS = "new_rows"
 
 
 class Stage(Settings):
@@ -70,7 +73,9 @@ class Stage(Settings):
     memorized. Unit: passes.
     """
     train: Trained = Trained.ALL
-    """Trains all parameters, or only those of the layers that expansion added."""
+    """Trains all parameters, only those of the layers that expansion added (`new_layers`), or only the rows
+    of new tokens in embedding and head (`new_rows`).
+    """
     schedule: Schedule
     """The learning rate."""
     mixture: MixtureSettings = MixtureSettings()

@@ -192,4 +192,5 @@ def read_points(run_folder: Path, names: Sequence[str]) -> dict[str, Results]:
 
 def point_names(config: Config) -> list[str]:
     """The points of a run, in order."""
-    return ["base", "expanded", *(stage.result for stage in config.stages)]
+    extended = ["extended"] if config.vocabulary is not None else []
+    return ["base", *extended, "expanded", *(stage.result for stage in config.stages)]

@@ -103,6 +103,7 @@ def findings(results: PointResults, items: PointItems) -> list[str]:
     Empty if a point is missing: base, expanded, or any stage.
     """
     points = bits_of(results)
+    points.pop("extended", None)
     if [*points][:2] != ["base", "expanded"] or len(points) < 3:
         return []
     # The recipe's points in order: base, expanded, then the result of each stage.

@@ -112,6 +112,13 @@ Place = tuple[str, ...]
 
 
 LAYERS: Place = ("model", "layers")
+# The tables with a row for each token: the input embedding, and the head if it is not tied to it.
+TABLES: tuple[Place, ...] = (("model", "embed_tokens", "weight"), ("lm_head", "weight"))
+
+
+def is_table(place: Place) -> bool:
+    """Whether the leaf at `place` has a row for each token."""
+    return place in TABLES
 
 
 def is_stacked(place: Place) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 from babel_jax import __version__
 from babel_jax.digests import write_sums
 from babel_jax.errors import BadInput
-from babel_jax.files import write_text
+from babel_jax.files import write_bytes, write_text
 from babel_jax.model.parameters import Place
 from babel_jax.model_folders.folder import CONFIG, Format, ModelFolder, copy_other_files, open_folder
 from babel_jax.model_folders.hf_config import in_both_spellings, read_hf_config
@@ -86,7 +86,7 @@ def transfer(
     verify: bool = False,
     share: bool = True,
     hard_links: bool = False,
-    texts: Mapping[str, str] = MappingProxyType({}),
+    texts: Mapping[str, str | bytes] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Writes the model folder that `change` makes of `source`, in pieces; returns the figures of `summary`.
 
@@ -138,7 +138,10 @@ def transfer(
     with resumable_folder(path, mark) as (partial, progress):
         copy_other_files(source.path, partial)
         for name, text in {**texts, CONFIG: json.dumps(hf_config, indent=2) + "\n"}.items():
-            write_text(partial / name, text)
+            if isinstance(text, bytes):
+                write_bytes(partial / name, text)
+            else:
+                write_text(partial / name, text)
         sink: Sink
         if to is Format.HF:
             sink = files = TensorFiles(

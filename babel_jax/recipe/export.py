@@ -28,6 +28,7 @@ from babel_jax.model_folders.folder import (
 )
 from babel_jax.model_folders.hf_config import stored_eos_token_ids, write_hf_config
 from babel_jax.places import place
+from babel_jax.recipe.vocabulary import NOT_OF_THE_MODEL
 from babel_jax.report.card import run_card
 from babel_jax.report.samples import beginning
 from babel_jax.run_files import Mixture, read_as
@@ -63,12 +64,13 @@ def export(
     plans: Sequence[ExpansionPlan],
     params: PyTree[Array],
     tokenizer: Tokenizer,
+    files: Path | None,
 ) -> None:
     """Writes the trained parameters as a Hugging Face folder, with the files beside the weights and a model
     card.
 
     folder: the model that the run began with; None for a model from random weights. plans: all expansions
-    since then.
+    since then. files: the folder of the tokenizer and the other files, beside the weights.
     """
     base = None
     if folder is not None:
@@ -88,11 +90,14 @@ def export(
     mixtures = read_as(mixture, dict[str, Mixture]) if mixture.is_file() else {}
     source = folder.path if folder is not None else None
     card = run_card(config, hf_config, source, mixtures, _prompt(config))
-    with tempfile.TemporaryDirectory() as files:
-        if folder is not None:
-            copy_other_files(folder.path, Path(files))
+    with tempfile.TemporaryDirectory() as scratch:
+        beside = Path(scratch)
+        if files is not None:
+            copy_other_files(files, beside)
         else:
-            tokenizer.save(Path(files))
+            tokenizer.save(beside)
+        for name in NOT_OF_THE_MODEL:
+            (beside / name).unlink(missing_ok=True)
         if chat is not None:
-            write_chat_files(Path(files), chat, chat_eos)
-        save_folder(path, Format.HF, exported, hf_config, Path(files), texts=card)
+            write_chat_files(beside, chat, chat_eos)
+        save_folder(path, Format.HF, exported, hf_config, beside, texts=card)

@@ -11,8 +11,8 @@ Only this module knows all the parts. Files in the run folder:
     lease.json         the job that works in the folder
     mixture.json       tokens, shares and epochs of each stage; as a table in mixture.txt
     optimizer.txt      the learning rate and weight decay of each parameter
-    evaluation/X.json  bits per byte and the offline suite at the point X: base, expanded, and the result of
-                       each stage; items/X.json: the scored items
+    evaluation/X.json  bits per byte and the offline suite at the point X: base, extended, expanded, and the
+                       result of each stage; items/X.json: the scored items
     evaluation/        during.jsonl and best.json: evaluations between steps, and the best (training/watch.py)
     hf/                the trained model as a Hugging Face folder
     samples.json       text that the trained model generates in each language; samples-parent.json: its parent
@@ -21,6 +21,7 @@ Only this module knows all the parts. Files in the run folder:
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ from babel_jax.expansion.plan import plan_from_settings
 from babel_jax.files import make_folder
 from babel_jax.lease import leased
 from babel_jax.model.decoder import initializing
-from babel_jax.model_folders.folder import ModelFolder, load_params, open_folder
+from babel_jax.model_folders.folder import load_params, open_folder
 from babel_jax.model_folders.tokenizer_files import is_padding
 from babel_jax.new_folders import remove_mark
 from babel_jax.places import place, pull
@@ -55,6 +56,7 @@ from babel_jax.progress import working
 from babel_jax.recipe.claim import check_same, claim, with_commit
 from babel_jax.recipe.export import export, export_difference
 from babel_jax.recipe.summary import summarize
+from babel_jax.recipe.vocabulary import larger_model
 from babel_jax.report.page import PAGE, write_report
 from babel_jax.report.record import PARENT_SAMPLES
 from babel_jax.report.samples import write_samples
@@ -66,6 +68,8 @@ from babel_jax.training.hooks import Hook
 from babel_jax.training.mesh import make_mesh, param_shardings
 from babel_jax.training.run import train_stages
 from babel_jax.training.watch import Watch
+from babel_jax.vocabulary.card import new_rows_of
+from babel_jax.vocabulary.growth import grow_config, growing
 
 log = logging.getLogger("babel")
 
@@ -116,39 +120,53 @@ def _run(
         return finished
     with agreed():
         folder = open_folder(config.model.folder) if config.model.folder is not None else None
+    larger = larger_model(config, folder)
+    files = larger.path if larger is not None else folder.path if folder is not None else None
+    with agreed():
         if config.data.sources and first:
             # Returns at once if the data is prepared; raises if it was prepared with other settings.
-            prepare(config.data, folder.path if folder is not None else None)
+            prepare(config.data, files)
     with agreed():
-        tokenizer = _tokenizer(config, folder)
+        tokenizer = _tokenizer(config, files)
+        base_tokenizer = tokenizer
         base_config = folder.config if folder is not None else config.model.shape
         assert base_config is not None
-        _check_fit(config, base_config, tokenizer)
+        model_config = base_config
+        if larger is not None and folder is not None:
+            base_tokenizer = open_tokenizer(folder.path, config.data.add_bos_token)
+            model_config = grow_config(base_config, larger.growth)
+        _check_fit(config, model_config, tokenizer)
 
-    plan, model_config = None, base_config
+    plan, larger_config = None, model_config
     if config.expansion is not None:
         plan = plan_from_settings(config.expansion, base_config.num_hidden_layers)
-        model_config = expand_config(base_config, plan)
+        model_config = expand_config(larger_config, plan)
 
     def begin() -> PyTree[Array]:
-        """The parameters before the first step; evaluates the points `base` and `expanded`."""
+        """The parameters before the first step; evaluates the points `base`, `extended` and
+        `expanded`.
+        """
         mesh = make_mesh(config.training.mesh)
         shardings = param_shardings(base_config, mesh)
         if folder is None:
             params = initializing(shardings)(base_config, jax.random.key(config.seed))
         else:
             params = load_params(folder, dtype=jnp.float32, shardings=shardings)
-            _evaluate_point(config, "base", base_config, params, tokenizer)
+            _evaluate_point(config, "base", base_config, params, base_tokenizer)
             write_samples(
                 run_folder,
                 base_config,
                 params,
-                tokenizer,
+                base_tokenizer,
                 open_prepared(config.data.folder),
                 mesh,
                 jnp.dtype(config.training.compute_dtype),
                 PARENT_SAMPLES,
             )
+        if larger is not None:
+            with working("adding the rows of new tokens"):
+                params = growing(param_shardings(larger_config, mesh))(params, larger.growth)
+            _evaluate_point(config, "extended", larger_config, params, tokenizer)
         if plan is not None:
             with working("adding the layers"):
                 params = expanding(param_shardings(model_config, mesh))(params, plan)
@@ -167,7 +185,8 @@ def _run(
         new_layers = plan.new_layers
     else:
         new_layers = new_layers_of(folder.hf_config) if folder is not None else ()
-    models = depths(model_config, new_layers, config.deepen)
+    hf_config = larger.hf_config if larger is not None else folder.hf_config if folder is not None else {}
+    models = depths(model_config, new_layers, config.deepen, new_rows_of(hf_config))
     watch = Watch(run_folder, config.evaluation.every, evaluate_step)
     params = train_stages(config, models, begin, run_folder, evaluate_stage, watch, profile, hooks)
 
@@ -179,7 +198,10 @@ def _run(
     if first:
         remove_mark(run_folder / "hf")
     if first_says(not (run_folder / "hf").is_dir()):
-        export(run_folder / "hf", config, model_config, folder, plans, params, tokenizer)
+        source = folder
+        if folder is not None and larger is not None:
+            source = dataclasses.replace(folder, hf_config=larger.hf_config)
+        export(run_folder / "hf", config, model_config, source, plans, params, tokenizer, files)
     difference = export_difference(run_folder / "hf", params, model_config) if compare_export else None
     mesh, dtype = make_mesh(config.training.mesh), jnp.dtype(config.training.compute_dtype)
     with working("generating samples"):
@@ -207,8 +229,8 @@ def _finished(run_folder: Path) -> dict[str, Any] | None:
     return json.loads(text) if text else None
 
 
-def _tokenizer(config: Config, folder: ModelFolder | None) -> Tokenizer:
-    path = config.data.tokenizer or (folder.path if folder is not None else None)
+def _tokenizer(config: Config, files: Path | None) -> Tokenizer:
+    path = config.data.tokenizer or files
     if path is None:
         raise BadInput("data.tokenizer is not set and there is no model folder to take one from")
     return open_tokenizer(path, config.data.add_bos_token)

@@ -17,6 +17,8 @@ from babel_jax.model_folders.model_card import card_files, markdown_text
 from babel_jax.places import place
 from babel_jax.report.gate import gate_text, regression_gate
 from babel_jax.report.record import run_name
+from babel_jax.vocabulary.card import TAG as VOCABULARY_TAG
+from babel_jax.vocabulary.card import vocabulary_section
 
 _MOST_ROWS = 30
 # The names that the hub knows: metrics by task.
@@ -36,9 +38,10 @@ def run_card(
     names = point_names(config)
     points, items = read_points(place(config.out), names), read_items(place(config.out), names)
     trained = [code for code in CODES if code in _languages_of(mixtures)]
-    expansion = expansion_section(hf_config)
+    expansion, vocabulary = expansion_section(hf_config), vocabulary_section(hf_config)
     sections = [
         _intended_use(config, trained),
+        vocabulary,
         expansion,
         _training_section(config, mixtures),
         _data_section(config, mixtures),
@@ -51,7 +54,7 @@ def run_card(
         sections,
         name=run_name(Path(config.out)),
         languages=trained,
-        tags=["multilingual", *([TAG] if expansion else [])],
+        tags=["multilingual", *([TAG] if expansion else []), *([VOCABULARY_TAG] if vocabulary else [])],
         results=_results(points),
         prompt=prompt,
     )

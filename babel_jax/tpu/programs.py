@@ -352,8 +352,8 @@ def _parts(config: Config, models: Sequence[Depth]) -> list[tuple[Stage, int, bo
 
 
 def _what(setup: Setup) -> str:
-    trained = "new layers of " if setup.trained is Trained.NEW_LAYERS else ""
-    return f"{trained}{setup.model.config.num_hidden_layers} layers"
+    names = {Trained.NEW_LAYERS: "new layers of ", Trained.NEW_ROWS: "new rows of "}
+    return f"{names.get(setup.trained, '')}{setup.model.config.num_hidden_layers} layers"
 
 
 def _merged(programs: Iterator[Program] | list[Program]) -> list[Program]:

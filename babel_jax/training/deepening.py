@@ -20,7 +20,8 @@ from babel_jax.model.parameters import is_stacked
 class Depth(NamedTuple):
     """The model of a run from step `start` on. `plan` expands the model before it; None for the first model.
 
-    `new_layers` are the layers that the last expansion added, before the run or during it.
+    `new_layers` are the layers that the last expansion added, before the run or during it. `new_rows` are the
+    ids of the tokens that the last extension of the vocabulary added.
     """
 
     start: int
@@ -28,18 +29,23 @@ class Depth(NamedTuple):
     new_layers: tuple[int, ...]
     plan: ExpansionPlan | None = None
     moments: Moments = Moments.COPY
+    new_rows: tuple[int, ...] = ()
 
 
-def depths(config: ModelConfig, new_layers: tuple[int, ...], deepenings: Sequence[Deepening]) -> list[Depth]:
+def depths(
+    config: ModelConfig,
+    new_layers: tuple[int, ...],
+    deepenings: Sequence[Deepening],
+    new_rows: tuple[int, ...] = (),
+) -> list[Depth]:
     """The models of a run, in order. Raises BadInput for a plan that does not fit the depth before it."""
-    found = [Depth(0, config, new_layers)]
+    found = [Depth(0, config, new_layers, new_rows=new_rows)]
     for number, deepening in enumerate(deepenings):
         config = found[-1].config
         try:
             plan = plan_from_settings(deepening.expansion, config.num_hidden_layers)
-            found.append(
-                Depth(deepening.step, expand_config(config, plan), plan.new_layers, plan, deepening.moments)
-            )
+            deeper = expand_config(config, plan)
+            found.append(Depth(deepening.step, deeper, plan.new_layers, plan, deepening.moments, new_rows))
         except BadInput as problem:
             raise BadInput(f"deepen.{number}: {problem}") from None
     return found

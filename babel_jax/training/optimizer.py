@@ -13,7 +13,10 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from babel_jax.config import OptimizerRule, OptimizerSettings, Schedule, ScheduleKind, Trained
 from babel_jax.errors import BadInput
-from babel_jax.model.parameters import Shaped, is_stacked
+from babel_jax.model.parameters import Shaped, is_stacked, is_table
+
+_ROWS_MULTIPLE = 128  # of rows with moments; the tensor axis of any mesh in use divides it
+_NO_ROW = np.iinfo(np.int32).max
 
 
 def rule_of_each(settings: OptimizerSettings, params: PyTree[Shaped]) -> PyTree[OptimizerRule]:
@@ -48,6 +51,8 @@ class AdamW:
     p <- p - rate * rule.rate * (m / (sqrt(v) + eps) + rule.weight_decay * p), with bias-corrected moments m
     and v (v float32). Frozen parameters hold no moments. With Trained.NEW_LAYERS only the rows `new_layers`
     of the leaves under the layers are trained, and only these rows have moments: [new layers, ...].
+    With Trained.NEW_ROWS the same holds for the rows `new_rows` of embedding and head; their moments are
+    padded to a multiple that any mesh divides: [new rows + padding, embed].
     """
 
     def __init__(
@@ -56,13 +61,21 @@ class AdamW:
         params: PyTree[Shaped],
         trained: Trained = Trained.ALL,
         new_layers: tuple[int, ...] = (),
+        new_rows: tuple[int, ...] = (),
     ):
         self.rules = rule_of_each(settings, params)
         stacked = traverse_util.path_aware_map(lambda path, _: is_stacked(tuple(map(str, path))), params)
-        self._rows = np.asarray(new_layers) if trained is Trained.NEW_LAYERS else None
+        self._rows, has_rows = None, stacked
+        if trained is Trained.NEW_LAYERS:
+            self._rows = np.asarray(new_layers)
+        elif trained is Trained.NEW_ROWS:
+            # Padding is a row beyond every table: it is read as zeros and never written.
+            self._rows = np.full(-(-len(new_rows) // _ROWS_MULTIPLE) * _ROWS_MULTIPLE, _NO_ROW)
+            self._rows[: len(new_rows)] = new_rows
+            has_rows = traverse_util.path_aware_map(lambda path, _: is_table(tuple(map(str, path))), params)
         self.trained = jax.tree.map(
-            lambda under_layers, rule: not rule.freeze and (self._rows is None or under_layers),
-            stacked,
+            lambda has_new, rule: not rule.freeze and (self._rows is None or has_new),
+            has_rows,
             self.rules,
         )
         if not any(jax.tree.leaves(self.trained)):
@@ -98,7 +111,10 @@ class AdamW:
         """The trained rows of the trained leaves."""
         if self._rows is None:
             return tree
-        return jax.tree.map(lambda leaf, trained: leaf[self._rows] if trained else leaf, tree, self.trained)
+        rows = self._rows
+        return jax.tree.map(
+            lambda leaf, trained: _rows_of(leaf, rows) if trained else leaf, tree, self.trained
+        )
 
     def table(self) -> str:
         """A line for each parameter: its rate, decay and pattern."""
@@ -131,8 +147,8 @@ class AdamW:
 
         def carried(fresh: Array, old: Array) -> Array:
             if rows is None and rows_before is not None:
-                return fresh.at[rows_before].set(old)
-            return old if rows is None or rows_before is not None else old[rows]
+                return fresh.at[rows_before].set(old, mode="drop")
+            return old if rows is None or rows_before is not None else _rows_of(old, rows)
 
         def is_masked(leaf: Any) -> bool:
             return isinstance(leaf, optax.MaskedNode)
@@ -207,7 +223,9 @@ class AdamW:
                 # After the moments of the parameter before; else XLA would copy all moments at once.
                 mu, nu, last = jax.lax.optimization_barrier((mu, nu, last))
                 mu, nu = jax.device_put((mu, nu), jax.memory.Space.Device)
-            part, gradient = (leaf if self._rows is None else leaf[self._rows] for leaf in (param, gradient))
+            part = param
+            if self._rows is not None:
+                part, gradient = _rows_of(param, self._rows), _rows_of(gradient, self._rows)
             # AdamW (Loshchilov and Hutter 2019): the decay is added to Adam's direction, not to the gradient.
             direction, after = self._adam.update(gradient, optax.ScaleByAdamState(before.count, mu, nu))
             moved = part - rate * factor * (direction + rule.weight_decay * part)
@@ -217,10 +235,17 @@ class AdamW:
             if offload:
                 mu, nu, last = jax.lax.optimization_barrier((mu, nu, last))
                 mu, nu = jax.device_put((mu, nu), jax.memory.Space.Host)
-            found.append((moved if self._rows is None else param.at[self._rows].set(moved), mu, nu))
+            if self._rows is not None:
+                moved = param.at[self._rows].set(moved, mode="drop")
+            found.append((moved, mu, nu))
         count = jnp.where(finite, optax.safe_increment(before.count), before.count)
         params, mu, nu = (structure.unflatten(values) for values in zip(*found, strict=True))
         return params, state._replace(inner_state=before._replace(count=count, mu=mu, nu=nu))
+
+
+def _rows_of(leaf: Array, rows: np.ndarray) -> Array:
+    """Rows of a leaf along its first axis; zeros for rows beyond it."""
+    return leaf.at[rows].get(mode="fill", fill_value=0)
 
 
 def learning_rate(schedule: Schedule, step: int, steps: int) -> float:

@@ -41,7 +41,11 @@ from babel_jax.training.watch import Watch
 
 log = logging.getLogger("babel")
 OPTIMIZER = "optimizer.txt"
-_TRAINED = {Trained.ALL: "all", Trained.NEW_LAYERS: "the new ones"}
+_TRAINED = {
+    Trained.ALL: "all",
+    Trained.NEW_LAYERS: "the new ones",
+    Trained.NEW_ROWS: "the rows of new tokens, none",
+}
 StageEnd = Callable[[Stage, ModelConfig, PyTree[Array]], None]
 
 
@@ -288,6 +292,11 @@ def _check_models(stages: Sequence[PlannedStage], models: Sequence[Depth]) -> No
             raise BadInput(
                 f'stage {plan.stage.name}: train = "{plan.stage.train}", and the model has no new layers; '
                 "expand it first"
+            )
+        if plan.stage.train is Trained.NEW_ROWS and not models[0].new_rows:
+            raise BadInput(
+                f'stage {plan.stage.name}: train = "{plan.stage.train}", and the model has no rows of new '
+                "tokens; add [vocabulary], or begin with the output of `babel tokenizer extend`"
             )
     steps = stages[-1].end if stages else 0
     for model in models[1:]:

@@ -36,7 +36,7 @@ def setup_of(config: Config, mesh: Mesh, model: Depth, trained: Trained) -> Setu
     """The setup of one model and one choice of what is trained."""
     # Shapes alone: the setup of a model of any size is made without memory.
     params = abstract_params(model.config)
-    optimizer = AdamW(config.optimizer, params, trained, model.new_layers)
+    optimizer = AdamW(config.optimizer, params, trained, model.new_layers, model.new_rows)
     shardings = state_shardings(model.config, optimizer, mesh, config.training.offload_optimizer_state)
     abstract = abstract_state(
         jax.eval_shape(lambda params: initial_state(optimizer, params), params), shardings

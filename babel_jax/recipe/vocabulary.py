@@ -1,0 +1,132 @@
+"""The extended vocabulary of a run, in the folder DATA-vocabulary beside the prepared text:
+
+tokenizer files, config.json and the other files of the model folder, as the larger model has them
+growth.npz      the new rows, as sums of old ones
+made_from.json  the settings and the model that decided all this; another run with others is refused
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from babel_jax.config import Config
+from babel_jax.data.sources.embedded import corpus_sources
+from babel_jax.data.tokens.tokenizers import open_tokenizer
+from babel_jax.distributed.agreement import agreed
+from babel_jax.errors import BadInput
+from babel_jax.files import read_json, write_bytes, write_text
+from babel_jax.model_folders.folder import CONFIG, ModelFolder, copy_other_files, open_folder
+from babel_jax.model_folders.tokenizer_files import check_vocabulary
+from babel_jax.new_folders import new_folder
+from babel_jax.places import place, pull
+from babel_jax.progress import working
+from babel_jax.vocabulary.folders import extend
+from babel_jax.vocabulary.growth import Growth
+from babel_jax.vocabulary.texts import texts_of
+
+log = logging.getLogger("babel")
+
+_GROWTH, _MADE_FROM = "growth.npz", "made_from.json"
+NOT_OF_THE_MODEL = (_GROWTH, _MADE_FROM)
+
+
+class LargerModel(NamedTuple):
+    """A run's model with its larger vocabulary, without weights: a folder with the tokenizer and all other
+    files, its config.json, and its new rows.
+    """
+
+    path: Path
+    hf_config: dict[str, Any]
+    growth: Growth
+
+
+def larger_model(config: Config, folder: ModelFolder | None) -> LargerModel | None:
+    """The extension that the config asks for, made by the first call; None if it asks for none.
+
+    Raises BadInput on all processes if the extension cannot be made, or was made with other settings.
+    """
+    if config.vocabulary is None or folder is None:
+        return None
+    path = place(f"{config.data.folder}-vocabulary")
+    with agreed():
+        if jax.process_index() == 0 and not (path / _MADE_FROM).is_file():
+            pull(path)
+        if jax.process_index() == 0 and not path.is_dir():
+            _make(path, config, folder)
+    with agreed():
+        if jax.process_index() != 0:
+            pull(path)
+        made_from = read_json(path / _MADE_FROM)
+        if made_from != _made_from(config, folder):
+            raise BadInput(
+                f"{path}: made with another [vocabulary], text or model; give another data.folder, or remove "
+                "this one and the prepared text"
+            )
+        with np.load(path / _GROWTH) as stored:
+            arrays = {name: stored[name] for name in ("ids", "sources", "weights")}
+            growth = Growth(**arrays, old_rows=int(stored["old_rows"]), rows=int(stored["rows"]))
+        return LargerModel(path, read_json(path / CONFIG), growth)
+
+
+def tokenizer_files(config: Config) -> Path | str | None:
+    """The folder with the tokenizer of a run's text: the model's, or that of its larger vocabulary, which is
+    made if it is not there.
+    """
+    if config.vocabulary is None or config.model.folder is None:
+        return config.model.folder
+    larger = larger_model(config, open_folder(config.model.folder))
+    return larger.path if larger is not None else None
+
+
+def _make(path: Path, config: Config, folder: ModelFolder) -> None:
+    assert config.vocabulary is not None
+    check_vocabulary(folder.path, folder.config.vocab_size, needed=True)
+    texts = vocabulary_texts(config)
+    with working("extending the vocabulary"):
+        extended = extend(folder, texts, config.vocabulary)
+    for code in config.vocabulary.languages:
+        figures = extended.figures["languages"][code]
+        before, after = (figures[f"tokens_per_byte_{when}"] for when in ("before", "after"))
+        log.info("vocabulary: %s from %.3f to %.3f tokens per byte", code, before, after)
+    with new_folder(path) as partial:
+        copy_other_files(folder.path, partial)
+        for name, content in extended.files.items():
+            write_bytes(partial / name, content)
+        write_text(partial / CONFIG, json.dumps(extended.hf_config, indent=2) + "\n")
+        growth = extended.growth
+        np.savez(
+            partial / _GROWTH,
+            ids=growth.ids,
+            sources=growth.sources,
+            weights=growth.weights,
+            old_rows=growth.old_rows,
+            rows=growth.rows,
+        )
+        write_text(partial / _MADE_FROM, json.dumps(_made_from(config, folder), indent=2) + "\n")
+
+
+def vocabulary_texts(config: Config) -> dict[str, list[str]]:
+    """The text that a run's vocabulary is learned from, by language: up to `max_bytes` of each.
+
+    Protected languages without text there have the package's. Raises BadInput for another language without.
+    """
+    settings = config.vocabulary
+    assert settings is not None
+    sources = corpus_sources(settings.data) if settings.data is not None else config.data.sources
+    return texts_of(sources, settings.languages, settings.protect, settings.max_bytes)
+
+
+def _made_from(config: Config, folder: ModelFolder) -> dict[str, Any]:
+    assert config.vocabulary is not None
+    settings = config.vocabulary
+    sources = [] if settings.data is not None else config.data.sources
+    return {
+        "vocabulary": settings.model_dump(mode="json"),
+        "sources": [source.model_dump(mode="json") for source in sources],
+        "tokenizer": open_tokenizer(folder.path).fingerprint,
+        "rows": folder.config.vocab_size,
+    }

@@ -1,0 +1,51 @@
+"""What an extension changes: tokens per byte, and the words that stay in the tokens that they were in."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from babel_jax.vocabulary.editable import Vocabulary
+from babel_jax.vocabulary.words import Words
+
+if TYPE_CHECKING:
+    from babel_jax.vocabulary.extension import NewRow
+
+
+def figures_of(
+    old: Vocabulary, after: Vocabulary, old_words: Words, words: Words, rows: Sequence["NewRow"]
+) -> dict[str, Any]:
+    """The figures of `babel tokenizer extend --json`.
+
+    old_words, words: the same text split as the tokenizer did before, and as it does now. unchanged_words:
+    the part of a language's words that have the same tokens. not_in_text: new tokens that only longer ones
+    are made of. unreachable: new tokens that no text gives; 0 unless something is wrong.
+    """
+    languages: dict[str, dict[str, float]] = {}
+    seen: set[int] = set()
+    for language, counts in words.counts.items():
+        before = sum(len(old.tokens_of(word)) * count for word, count in old_words.counts[language].items())
+        tokens = unchanged = 0
+        for word, count in counts.items():
+            ids = after.tokens_of(word)
+            tokens += len(ids) * count
+            unchanged += count * (ids == old.tokens_of(word))
+            seen.update(ids)
+        size = max(1, words.bytes[language])
+        languages[language] = {
+            "tokens_per_byte_before": before / size,
+            "tokens_per_byte_after": tokens / size,
+            "unchanged_words": unchanged / max(1, sum(counts.values())),
+        }
+    unseen = [row for row in rows if row.id not in seen]
+    lost = [row for row in unseen if after.tokens_of(row.text) != [row.id]]
+    reused = sum(row.id < len(old.texts) for row in rows if old.texts[row.id : row.id + 1] != [row.text])
+    return {
+        "kind": str(old.kind),
+        "tokens": len(rows),
+        "tokens_by_language": dict(Counter(row.language for row in rows if row.language)),
+        "reused_ids": reused,
+        "revived": sum(old.texts[row.id : row.id + 1] == [row.text] for row in rows),
+        "not_in_text": len(unseen),
+        "unreachable": len(lost),
+        "languages": languages,
+    }

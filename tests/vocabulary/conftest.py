@@ -1,0 +1,113 @@
+"""Small tokenizers of each kind, made by the libraries that make published ones, and models of them."""
+
+import io
+import json
+
+import jax
+import pytest
+import sentencepiece
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from babel_jax.config import ModelConfig
+from babel_jax.data.sources.embedded import embedded_corpus
+from babel_jax.data.tokens.sentencepiece_tokenizer import train_sentencepiece
+from babel_jax.model.decoder import init_params
+from babel_jax.model_folders.folder import Format, save_folder
+from babel_jax.model_folders.hf_config import write_hf_config
+
+# The pattern of Qwen2's published tokenizer.json.
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
+CHAT = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+@pytest.fixture(scope="session")
+def corpus():
+    """The package's text in 25 languages."""
+    return {code: [row.text for row in rows] for code, rows in embedded_corpus().items()}
+
+
+@pytest.fixture(scope="session")
+def qwen_files(corpus, tmp_path_factory):
+    """A tokenizer as Qwen's: byte-level BPE of English, NFC, and chat tokens after the vocabulary."""
+    folder = tmp_path_factory.mktemp("qwen")
+    made = tokenizers.Tokenizer(models.BPE())
+    made.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(tokenizers.Regex(QWEN2), "isolated")
+    made.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator(corpus["en"], trainer)
+    made.add_special_tokens(list(CHAT))
+    made.save(str(folder / "tokenizer.json"))
+    description = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "vocab.json").write_text(json.dumps(description["model"]["vocab"]))
+    merges = [" ".join(pair) for pair in description["model"]["merges"]]
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    decoder = {str(made.token_to_id(token)): {"content": token, **flags} for token in CHAT}
+    named = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "add_bos_token": False}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": decoder, **named})
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama_files(corpus, tmp_path_factory):
+    """A tokenizer.model as Llama 2's: BPE of characters with byte fallback, and a space before the text."""
+    folder = tmp_path_factory.mktemp("llama")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter("\n".join(corpus["en"]).split("\n")),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=900,
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def unigram_files(corpus, tmp_path_factory):
+    """A tokenizer.model as the demo trains: unigram with byte fallback."""
+    folder = tmp_path_factory.mktemp("unigram")
+    train_sentencepiece(corpus["en"], 900, folder / "tokenizer.model")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def files_of(qwen_files, llama_files, unigram_files):
+    """The folder of a kind of tokenizer."""
+    return {"qwen": qwen_files, "llama": llama_files, "unigram": unigram_files}
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory):
+    """Writes a tiny model of a tokenizer's folder; rows: of its embedding."""
+
+    def make(files, rows, format=Format.HF, **changes):
+        shape = ModelConfig(
+            vocab_size=rows,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=128,
+            **changes,
+        )
+        params = jax.jit(init_params, static_argnums=0)(shape, jax.random.key(0))
+        folder = tmp_path_factory.mktemp("model") / "model"
+        save_folder(folder, format, params, write_hf_config(shape, eos_token_id=2), files)
+        return folder
+
+    return make
