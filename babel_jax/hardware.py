@@ -14,11 +14,14 @@ class Chip:
     - devices: JAX devices per chip
     - torus: dimensions of a slice
     - kinds: beginnings of `jax.Device.device_kind`
+    - flops_per_cycle: of the matrix units of one JAX device, for the clock
 
     Source: the pages of cloud.google.com/tpu/docs for v4, v5e, v5p, v6e and tpu7x. ici of v5e and v6e is half
     of the bidirectional figure there. dcn is the pod's rate divided by its chips (v5e 6.4 and v6e 25.6 Tbps
     by 256), else that of a 200 Gbps host by 4 chips; of tpu7x 100 Gbps. Capacity is from the message of
     libtpu 0.0.42 when memory runs out; for tpu7x, where this was not seen, the published 192 GB.
+    flops_per_cycle: 4 (v5e) and 8 (v4, v5p) units of 128 x 128 products; for v6e and tpu7x the power of two
+    above the compiler's estimate for a product of 4,096 x 4,096 matrices (456,000 and 435,000).
     """
 
     name: str
@@ -30,16 +33,21 @@ class Chip:
     capacity: float
     devices: int = 1
     torus: int = 2
+    flops_per_cycle: int = 0
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", ("TPU v4",), 275e12, 1228e9, 300e9, 6.25e9, 30.75, 1, 3),
-        Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 819e9, 200e9, 3.125e9, 15.75),
-        Chip("v5p", ("TPU v5",), 459e12, 2765e9, 600e9, 6.25e9, 95.74, 1, 3),
-        Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 1638e9, 400e9, 12.5e9, 31.25),
-        Chip("tpu7x", ("TPU7x",), 2307e12, 7380e9, 1200e9, 12.5e9, 178.8, 2, 3),
+        Chip("v4", ("TPU v4",), 275e12, 1228e9, 300e9, 6.25e9, 30.75, 1, 3, 262_144),
+        Chip(
+            "v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 819e9, 200e9, 3.125e9, 15.75, flops_per_cycle=131_072
+        ),
+        Chip("v5p", ("TPU v5",), 459e12, 2765e9, 600e9, 6.25e9, 95.74, 1, 3, 262_144),
+        Chip(
+            "v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 1638e9, 400e9, 12.5e9, 31.25, flops_per_cycle=524_288
+        ),
+        Chip("tpu7x", ("TPU7x",), 2307e12, 7380e9, 1200e9, 12.5e9, 178.8, 2, 3, 524_288),
     )
 }
 

@@ -15,12 +15,15 @@ def _plan(options: argparse.Namespace) -> Result:
 
     config = load_config(options.config, tuple(options.set))
     if options.device is not None:
-        if options.search or options.evaluate or options.slices != 1:
-            raise BadInput("babel plan: --search, --evaluate and --slices are for --topology; leave them out")
+        if options.search or options.evaluate or options.slices != 1 or options.kernels is not None:
+            raise BadInput(
+                "babel plan: --search, --evaluate, --slices and --kernels are for --topology; leave them out"
+            )
         from babel_jax.tpu.machine import plan_machine
 
         programs = Which.STEP if options.step_only else Which.TRAIN
         return plan_machine(config, options.device, options.devices, Path(options.config).parent, programs)
+    kernels = None if options.kernels is None else Path(options.kernels)
     if options.search:
         return search(config, options.topology, options.slices)
     which = Which.TRAIN
@@ -28,7 +31,8 @@ def _plan(options: argparse.Namespace) -> Result:
         which = Which.EVALUATE
     elif options.step_only:
         which = Which.STEP
-    return plan(config, options.topology, options.slices, which, Path(options.config).parent)
+    configs = Path(options.config).parent
+    return plan(config, options.topology, options.slices, which, configs, kernels)
 
 
 def _rehearse(options: argparse.Namespace) -> Result:
@@ -68,6 +72,9 @@ def declare(command: Commands) -> None:
     )
     plan.add_argument(
         "--slices", type=positive, default=1, help="number of slices, joined by the data centre's network"
+    )
+    plan.add_argument(
+        "--kernels", metavar="FILE", help="write the kernels of the compiler's forecast, the longest first"
     )
     programs = plan.add_mutually_exclusive_group()
     programs.add_argument(

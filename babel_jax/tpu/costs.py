@@ -36,6 +36,10 @@ def described_program(config: Config, measurements: dict[str, Any], chip: Chip) 
         described["collectives"] = by_axes(measurements["collectives"])
         fits = hbm["total"] <= chip.capacity
     described |= {"fits": fits, "hbm_gib": hbm}
+    forecast = measurements.get("forecast")
+    described["forecast_seconds"] = None if forecast is None else forecast["seconds"]
+    if forecast is not None:
+        described["forecast"] = {name: value for name, value in forecast.items() if name != "kernels"}
     if not fits:
         described["advice"] = _advice_for(measurements["kind"], config, measurements["mesh"])
     return described
@@ -60,7 +64,7 @@ def hbm_of(measurements: dict[str, Any], chip: Chip) -> dict[str, Any]:
 def seconds_of(measurements: dict[str, Any], chip: Chip) -> dict[str, float]:
     """Bounds on the time of one run at the published peaks, if all parts overlap."""
     compute = measurements["hardware_flops"] * chip.devices / chip.bf16
-    return {"compute": compute, "hbm": measurements["hbm_bytes"] * chip.devices / chip.hbm} | _wire_seconds(
+    return {"compute": compute, "hbm": measurements["hbm_bytes"] * chip.devices / chip.hbm} | wire_seconds(
         measurements["collectives"], chip
     )
 
@@ -69,7 +73,7 @@ def programs_table(programs: Sequence[dict[str, Any]]) -> str:
     """A line for each program."""
     width = max(len(program["name"]) for program in programs)
     columns = f"{'arguments':>9} {'temp.':>7} {'results':>7} {'beside':>7} {'total':>7}"
-    head = f"{'GiB a chip':<{width}} {columns}  fits {'seconds':>8}  binds   wire GB"
+    head = f"{'GiB a chip':<{width}} {columns}  fits {'seconds':>8}  binds   wire GB {'forecast':>8}"
     lines = [head]
     for program in programs:
         hbm, name = program["hbm_gib"], program["name"]
@@ -81,11 +85,11 @@ def programs_table(programs: Sequence[dict[str, Any]]) -> str:
         fits = "yes" if program["fits"] else "no"
         lines.append(
             f"{name:<{width}} {memory}  {fits:<4} {program['seconds']:>8.3g}  {program['bound_by']:<7} "
-            f"{program['wire_bytes'] / 1e9:>7.3g}"
+            f"{program['wire_bytes'] / 1e9:>7.3g} {_short(program.get('forecast_seconds')):>8}".rstrip()
         )
     lines.append(
-        "seconds: the least for one run (a step, a batch, a new token); beside: other arrays on the chip "
-        "during the run"
+        "seconds: the least for one run (a step, a batch, a new token); forecast: seconds as the compiler "
+        "expects them; beside: other arrays on the chip during the run"
     )
     return "\n".join(lines)
 
@@ -98,6 +102,10 @@ def short_of(program: dict[str, Any]) -> str:
     )
     needs = "" if hbm["total"] is None else f" needs {hbm['total']:.2f} of {hbm['capacity']:.2f} GiB,"
     return f"{program['name']}:{needs} {missing}; try {program['advice']}"
+
+
+def _short(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.3g}"
 
 
 def _shown(gib: float | None) -> str:
@@ -143,7 +151,7 @@ def _smaller_moments(config: Config) -> list[str]:
     return tries
 
 
-def _wire_seconds(collectives: Sequence[dict[str, Any]], chip: Chip) -> dict[str, float]:
+def wire_seconds(collectives: Sequence[dict[str, Any]], chip: Chip) -> dict[str, float]:
     """Bounds on the time of collectives: within slices, where a collective along some dimensions of the torus
     uses only the links of these, and between slices.
     """

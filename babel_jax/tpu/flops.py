@@ -43,6 +43,26 @@ def program_flops(jaxpr: Any, config: ModelConfig, seq_len: int) -> float:
     return total
 
 
+def pallas_flops(jaxpr: Any, config: ModelConfig, seq_len: int) -> dict[str, float]:
+    """The FLOPs of one run of each Pallas kernel in a jaxpr, by the kernel's name. Of kernels with one name,
+    the mean counts.
+    """
+    found: dict[str, list[float]] = {}
+    waiting = [jaxpr]
+    while waiting:
+        for equation in waiting.pop().eqns:
+            if equation.primitive.name == "pallas_call":
+                flops = _splash_flops(equation, config, seq_len)
+                found.setdefault(_kernel_name(equation), []).append(flops)
+            else:
+                waiting += _inner(equation.params)
+    return {name: sum(flops) / len(flops) for name, flops in found.items()}
+
+
+def _kernel_name(equation: Any) -> str:
+    return str(equation.params["name"])
+
+
 def _inner(params: dict[str, Any]) -> Iterator[Any]:
     for value in params.values():
         for element in value if isinstance(value, tuple | list) else (value,):

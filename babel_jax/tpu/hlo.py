@@ -32,7 +32,7 @@ _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # Instructions that move no bytes themselves.
-_FREE = {
+FREE = {
     "parameter",
     "tuple",
     "get-tuple-element",
@@ -45,6 +45,8 @@ _FREE = {
     "partition-id",
     "iota",
 }
+# The parts of an asynchronous collective on TPUs.
+_START, _DONE = '"AsyncCollectiveStart"', '"AsyncCollectiveDone"'
 # These operations read only the part of their first operand that they return.
 _READ_IN_PART = {"slice", "dynamic-slice", "gather"}
 
@@ -87,28 +89,24 @@ class Program:
             elif current is not None and (match := _INSTRUCTION.match(line)):
                 self.computations[current].append(Instruction(*match.groups()))
         self.times: dict[str, int] = defaultdict(int)
-        self._fused: set[str] = set()
+        self.fused: set[str] = set()
         self._count(entry, 1)
 
     def _count(self, name: str, times: int) -> None:
         self.times[name] += times
         for instruction in self.computations[name]:
-            # A loop's body runs as often as its condition says.
             if instruction.operation == "while":
-                body, condition = (_called(instruction.rest, key)[0] for key in ("body", "condition"))
-                known = re.search(r'known_trip_count":\{"n":"(\d+)"', instruction.rest)
-                trips = int(known.group(1)) if known else self._trips(condition)
-                self._count(body, times * trips)
+                self._count(called_by(instruction.rest, "body")[0], times * self.trips_of(instruction))
                 continue
             # Their computation was counted at async-start.
             if instruction.operation in ("async-done", "async-update"):
                 continue
-            for called in _called(
+            for called in called_by(
                 instruction.rest, "calls|to_apply|branch_computations|true_computation|false_computation"
             ):
                 if called in self.computations:
                     if instruction.operation == "fusion":
-                        self._fused.add(called)
+                        self.fused.add(called)
                     if instruction.operation not in (
                         "all-reduce",
                         "reduce-scatter",
@@ -119,15 +117,17 @@ class Program:
                     ):
                         self._count(called, times)
 
-    def _trips(self, condition: str) -> int:
-        """The number of iterations of a loop: the largest constant of its condition."""
-        constants, waiting = [1], [condition]
+    def trips_of(self, loop: Instruction) -> int:
+        """The number of iterations of a loop: as it says, or the largest constant of its condition."""
+        if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
+            return int(known.group(1))
+        constants, waiting = [1], called_by(loop.rest, "condition")
         while waiting:
             for instruction in self.computations[waiting.pop()]:
                 if instruction.operation == "constant" and (value := re.match(r"(\d+)\)", instruction.rest)):
                     constants.append(int(value.group(1)))
                 waiting += [
-                    called for called in _called(instruction.rest, "calls") if called in self.computations
+                    called for called in called_by(instruction.rest, "calls") if called in self.computations
                 ]
         return max(constants)
 
@@ -141,35 +141,64 @@ class Program:
     def _collectives_in(self, name: str, times: int) -> Iterator[Collective]:
         instructions = self.computations[name]
         if name.startswith("async_collective_fusion") or any(
-            '"AsyncCollectiveDone"' in instruction.rest for instruction in instructions
+            _DONE in instruction.rest for instruction in instructions
         ):
             return
-        shapes = {instruction.name: instruction.shape for instruction in instructions}
+        shapes = self.shapes_of(name)
         for instruction in instructions:
-            kind = instruction.operation.removesuffix("-start")
-            if kind == "send" and (
-                between := re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
-            ):
-                kind = between.group(1).lower().replace("_", "-")
-                sent = array_bytes(_split(instruction.shape)[0])
-                yield Collective(kind, 2 * sent if kind == "all-reduce" else sent, times, ())
-                continue
-            if kind not in _COLLECTIVES:
-                continue
-            operands = [shapes.get(operand, "") for operand in _operands(instruction.rest)]
-            moved = sum(map(array_bytes, operands))
-            if kind == "all-gather":
-                # The type of a start is (operands, results), of a gather at once only the results.
-                parts = _split(instruction.shape)
-                count = sum(len(_split(operand)) for operand in operands)
-                results = parts[count : 2 * count] if instruction.operation.endswith("-start") else parts
-                moved = sum(map(array_bytes, results))
-            elif kind == "all-reduce":
-                # A reduce-scatter in fused form: the sums are formed along the ring, and each device keeps
-                # its part.
-                fused = name.startswith("all-reduce-scatter")
-                kind, moved = ("reduce-scatter", moved) if fused else (kind, 2 * moved)
-            yield Collective(kind, moved, times, _group(instruction.rest))
+            collective = _collective(instruction, shapes, times, name.startswith("all-reduce-scatter"))
+            if collective is not None:
+                yield collective
+
+    def begun(self, instruction: Instruction, shapes: dict[str, str]) -> tuple[Collective, str | None] | None:
+        """The collective that an instruction starts, with the key by which `ended` names its end; the key is
+        None if the instruction waits for the end itself.
+        """
+        if instruction.operation == "fusion":
+            (called,) = called_by(instruction.rest, "calls")
+            collectives = list(self._collectives_in(called, 1))
+            if not collectives:
+                return None
+            chain = self._chain(called, _START)
+            return collectives[0], chain
+        collective = _collective(instruction, shapes, 1, False)
+        if collective is None:
+            return None
+        waits = not instruction.operation.endswith("-start") and instruction.operation != "send"
+        return collective, None if waits else instruction.name
+
+    def ended(self, instruction: Instruction) -> str | None:
+        """The key of the collective whose end an instruction waits for."""
+        if instruction.operation == "fusion":
+            return self._chain(called_by(instruction.rest, "calls")[0], _DONE)
+        if instruction.operation.endswith("-done"):
+            return next(iter(_operands(instruction.rest)), None)
+        return None
+
+    def _chain(self, name: str, target: str) -> str | None:
+        """The chain of an asynchronous collective that a fused computation starts or ends, by `target`."""
+        instructions = self.computations[name]
+        if not any(target in instruction.rest for instruction in instructions):
+            return None
+        for instruction in instructions:
+            if chain := re.search(r'chain_id="(\d+)"', instruction.rest):
+                return f"chain {chain.group(1)}"
+        return None
+
+    def shapes_of(self, name: str) -> dict[str, str]:
+        """The type of each instruction of a computation."""
+        return {instruction.name: instruction.shape for instruction in self.computations[name]}
+
+    def operations_in(self, fusion: Instruction) -> set[str]:
+        """The operations within a fusion, and within those in it."""
+        operations: set[str] = set()
+        waiting = called_by(fusion.rest, "calls")
+        while waiting:
+            for instruction in self.computations[waiting.pop()]:
+                operations.add(instruction.operation)
+                if instruction.operation == "fusion":
+                    waiting += called_by(instruction.rest, "calls")
+        return operations
 
     def hbm_bytes(self) -> int:
         """The bytes that instructions read from and write to HBM, if only values within fusions stay on the
@@ -177,16 +206,17 @@ class Program:
         """
         total = 0
         for name, times in self.times.items():
-            if name in self._fused:
+            if name in self.fused:
                 continue
-            shapes = {instruction.name: instruction.shape for instruction in self.computations[name]}
+            shapes = self.shapes_of(name)
             for instruction in self.computations[name]:
-                if instruction.operation in _FREE or instruction.operation.endswith("-done"):
-                    continue
-                total += times * self._moved(instruction, shapes)
+                total += times * self.moved_by(instruction, shapes)
         return total
 
-    def _moved(self, instruction: Instruction, shapes: dict[str, str]) -> int:
+    def moved_by(self, instruction: Instruction, shapes: dict[str, str]) -> int:
+        """The bytes of `hbm_bytes` in one run of an instruction. shapes: see `shapes_of`."""
+        if instruction.operation in FREE or instruction.operation.endswith("-done"):
+            return 0
         operands = [shapes.get(operand, "") for operand in _operands(instruction.rest)]
         if instruction.operation == "dynamic-update-slice":
             return 2 * _in_hbm(operands[1])
@@ -201,7 +231,7 @@ class Program:
             return _in_hbm(instruction.shape)
         if instruction.operation != "fusion":
             return _in_hbm(instruction.shape) + sum(map(_in_hbm, operands))
-        (called,) = _called(instruction.rest, "calls")
+        (called,) = called_by(instruction.rest, "calls")
         parts = self._parts_read(called)
         read = sum(
             min(_in_hbm(shape), parts.get(number, _in_hbm(shape))) for number, shape in enumerate(operands)
@@ -225,7 +255,7 @@ class Program:
                 if operand in parameters:
                     size = None
                     if instruction.operation == "fusion":
-                        size = self._parts_read(_called(instruction.rest, "calls")[0]).get(number)
+                        size = self._parts_read(called_by(instruction.rest, "calls")[0]).get(number)
                     elif instruction.operation in _READ_IN_PART and number == 0:
                         size = array_bytes(instruction.shape)
                     elif instruction.operation == "dynamic-update-slice" and number == 0:
@@ -247,11 +277,37 @@ class Program:
         total = 0
         for instruction in inside:
             if instruction.operation == "fusion":
-                total += self._not_written(_called(instruction.rest, "calls")[0])
+                total += self._not_written(called_by(instruction.rest, "calls")[0])
             elif instruction.operation == "dynamic-update-slice":
                 update = shapes.get(_operands(instruction.rest)[1], "")
                 total += array_bytes(instruction.shape) - array_bytes(update)
         return total
+
+
+def _collective(
+    instruction: Instruction, shapes: dict[str, str], times: int, is_scatter: bool
+) -> Collective | None:
+    """The collective of an instruction, None for another instruction. is_scatter: an all-reduce is a
+    reduce-scatter in fused form: the sums are formed along the ring, and each device keeps its part.
+    """
+    kind = instruction.operation.removesuffix("-start")
+    if kind == "send" and (between := re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)):
+        kind = between.group(1).lower().replace("_", "-")
+        sent = array_bytes(_split(instruction.shape)[0])
+        return Collective(kind, 2 * sent if kind == "all-reduce" else sent, times, ())
+    if kind not in _COLLECTIVES:
+        return None
+    operands = [shapes.get(operand, "") for operand in _operands(instruction.rest)]
+    moved = sum(map(array_bytes, operands))
+    if kind == "all-gather":
+        # The type of a start is (operands, results), of a gather at once only the results.
+        parts = _split(instruction.shape)
+        count = sum(len(_split(operand)) for operand in operands)
+        results = parts[count : 2 * count] if instruction.operation.endswith("-start") else parts
+        moved = sum(map(array_bytes, results))
+    elif kind == "all-reduce":
+        kind, moved = ("reduce-scatter", moved) if is_scatter else (kind, 2 * moved)
+    return Collective(kind, moved, times, _group(instruction.rest))
 
 
 def array_bytes(shape: str) -> int:
@@ -284,7 +340,7 @@ def _operands(rest: str) -> list[str]:
     return re.findall(r"%([\w.\-]+)", rest[:end])
 
 
-def _called(rest: str, keys: str) -> list[str]:
+def called_by(rest: str, keys: str) -> list[str]:
     """The computations that an instruction calls under these keys: {a, b} or a single name."""
     names: list[str] = []
     for several, single in re.findall(rf"\b(?:{keys})=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", rest):

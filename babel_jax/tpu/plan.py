@@ -9,6 +9,7 @@ from typing import Any
 
 from babel_jax.config import Config, ModelConfig, Stage
 from babel_jax.errors import BadInput
+from babel_jax.files import write_text
 from babel_jax.hardware import CHIPS, Chip
 from babel_jax.model.decoder import count_parameters
 from babel_jax.model.flops import model_flops_per_token
@@ -24,6 +25,7 @@ from babel_jax.tpu.costs import (
     seconds_of,
     short_of,
 )
+from babel_jax.tpu.forecast import forecast_line, kernels_table
 from babel_jax.tpu.kinds import STEP
 from babel_jax.tpu.shapes import base_of, trained_shape
 
@@ -32,12 +34,18 @@ _DAY = 86_400
 
 
 def plan(
-    config: Config, topology: str, slices: int = 1, which: Which = Which.TRAIN, configs: Path | None = None
+    config: Config,
+    topology: str,
+    slices: int = 1,
+    which: Which = Which.TRAIN,
+    configs: Path | None = None,
+    kernels: Path | None = None,
 ) -> dict[str, Any]:
     """The plan for one topology; figures at the top are per chip and step unless the name says otherwise.
 
     `programs` has the memory and the least time of each program; `fits` is True if all have enough memory.
-    configs: the folder of other configs (see `base_of`). Raises BadInput for a topology that does not exist,
+    configs: the folder of other configs (see `base_of`). kernels: a file for the kernels of the forecast, the
+    longest first. Raises BadInput for a topology that does not exist,
     and if mesh, batch and model do not divide.
     """
     chip, base = chip_of(topology), base_of(config, configs)
@@ -57,6 +65,8 @@ def plan(
     request = {"which": which, "topology": topology, "slices": slices}
     measurements = compiled_programs(config, base, target, request)
     programs = [described_program(config, of_program, chip) for of_program in measurements]
+    if kernels is not None:
+        write_text(kernels, _kernels_text(target, measurements))
     if which in (Which.EVALUATE, Which.REST):
         result = result_without_step(shape, topology, slices, chip, measurements)
     else:
@@ -64,6 +74,19 @@ def plan(
         step = [of_program for of_program in measurements if of_program["kind"] == STEP][-1]
         result = described(config, shape, topology, slices, chip, step)
     return with_programs(result, programs, which)
+
+
+def _kernels_text(target: str, measurements: list[dict[str, Any]]) -> str:
+    """The kernels of all programs, as tables."""
+    parts = [f"The compiler's forecast for {target}. Seconds of collectives are those that nothing hides."]
+    for of_program in measurements:
+        forecast = of_program.get("forecast")
+        parts.append(f"\n{of_program['name']}")
+        if forecast is None:
+            parts.append("no forecast")
+        else:
+            parts += [forecast_line(forecast), kernels_table(forecast["kernels"])]
+    return "\n".join(parts) + "\n"
 
 
 def result_without_step(
@@ -148,8 +171,9 @@ def described(
             f"{advice(config, mesh)}"
         )
         unknown = dict.fromkeys(
-            ("wire_bytes", "step_seconds_bound", "mfu_bound", "tokens_per_day", "chip_hours", "bound_by")
-        )
+            ("wire_bytes", "step_seconds_bound", "mfu_bound", "tokens_per_day", "chip_hours", "bound_by",
+             "forecast_seconds", "forecast_mfu")
+        )  # fmt: skip
         return (
             result | unknown | {"fits": False, "hbm_gib": hbm, "summary": f"{_head(result, shape)}\n{tries}"}
         )
@@ -162,7 +186,12 @@ def described(
     stages = [
         _stage(stage, tokens_per_step, bound, chips, config.prices.get(chip.name)) for stage in config.stages
     ]
+    forecast = measurements.get("forecast")
+    expected = None if forecast is None else forecast["seconds"]
     result |= {
+        "forecast_seconds": expected,
+        "forecast_mfu": None if not expected else model_flops / chip.bf16 / expected,
+        "forecast": forecast and {name: value for name, value in forecast.items() if name != "kernels"},
         "fits": fits,
         "hbm_gib": hbm,
         "collectives": by_axes(measurements["collectives"]),
@@ -243,6 +272,10 @@ def _summary(result: dict[str, Any], shape: ModelConfig, chip: Chip) -> str:
         "tokens/s, "
         f"{result['tokens_per_day'] / 1e9:,.1f} G a day",
     ]
+    if result["forecast"] is not None:
+        lines.append(f"{forecast_line(result['forecast'])}; utilization {result['forecast_mfu']:.1%}")
+    else:
+        lines.append("no forecast: the compiler wrote no estimated cycles")
     for stage in result["stages"]:
         cost = "" if stage["cost"] is None else f", {stage['cost']:,.0f} at the price given"
         lines.append(

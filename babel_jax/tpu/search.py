@@ -16,16 +16,25 @@ from babel_jax.tpu.plan import plan
 _CONTEXTS, _TENSORS = (2, 4, 8, 16), (2, 4)
 # Tokens of a window on one device. Shorter parts save nothing, and more keys and values are gathered.
 _LEAST_TOKENS = 1024
+_OF_CANDIDATES = (
+    "fits",
+    "forecast_seconds",
+    "forecast_mfu",
+    "step_seconds_bound",
+    "mfu_bound",
+    "wire_bytes",
+    "bound_by",
+)
 # From the least recomputation to the most: for one mesh and batch, the first that fits is the fastest.
 _POLICIES = (Remat.MLP, Remat.GATE, Remat.PROJECTIONS, Remat.ATTENTION, Remat.FULL)
 
 
 def search(config: Config, topology: str, slices: int = 1) -> dict[str, Any]:
-    """The best plan. `candidates` has all plans that fit, sorted by their bound on the time of a step, and
-    the reasons why others do not fit.
+    """The best plan. `candidates` has all plans that fit, sorted by the compiler's forecast of the time of a
+    step (without a forecast, by its bound), and the reasons why others do not fit.
 
-    A bound ignores latency. So among bounds that differ by less than 2%, the plan with fewer bytes on the
-    wire comes first, then the one with more free memory.
+    A forecast ignores latency. So among forecasts that differ by less than 2%, the plan with fewer bytes on
+    the wire comes first, then the one with more free memory.
     """
     chip_of(topology)
     tried, fits = [], []
@@ -44,8 +53,7 @@ def search(config: Config, topology: str, slices: int = 1) -> dict[str, Any]:
                 continue
             if planned["fits"]:
                 fits.append(planned)
-                names = ("fits", "step_seconds_bound", "mfu_bound", "wire_bytes", "bound_by")
-                tried.append(settings | {name: planned[name] for name in names})
+                tried.append(settings | {name: planned[name] for name in _OF_CANDIDATES})
                 break
             tried.append(settings | {"fits": False, "why": planned["summary"].splitlines()[-1]})
     if not fits:
@@ -54,17 +62,17 @@ def search(config: Config, topology: str, slices: int = 1) -> dict[str, Any]:
 
     best = min(fits, key=_rank)
     fitting = [candidate for candidate in tried if candidate["fits"]]
-    fitting.sort(key=lambda candidate: candidate["step_seconds_bound"])
+    fitting.sort(key=_expected)
     others = [candidate for candidate in tried if not candidate["fits"]]
-    lines = [f"{'seconds':>9} {'MFU':>6} {'wire GB':>9}  settings"]
+    lines = [f"{'forecast':>9} {'seconds':>9} {'MFU':>6} {'wire GB':>9}  settings"]
     for row in fitting:
         settings_text = (
             f"mesh {row['mesh']}, remat {row['remat']}, gradient_accumulation "
             f"{row['gradient_accumulation']}; {row['bound_by']} binds"
         )
         lines.append(
-            f"{row['step_seconds_bound']:>9.3f} {row['mfu_bound']:>6.1%} {row['wire_bytes'] / 1e9:>9.1f}  "
-            f"{settings_text}"
+            f"{_expected(row):>9.3f} {row['step_seconds_bound']:>9.3f} {row['mfu_bound']:>6.1%} "
+            f"{row['wire_bytes'] / 1e9:>9.1f}  {settings_text}"
         )
     return best | {
         "candidates": fitting + others,
@@ -72,10 +80,15 @@ def search(config: Config, topology: str, slices: int = 1) -> dict[str, Any]:
     }
 
 
+def _expected(planned: dict[str, Any]) -> float:
+    """The forecast of a step's seconds, or their bound where there is no forecast."""
+    return float(planned["forecast_seconds"] or planned["step_seconds_bound"])
+
+
 def _rank(planned: dict[str, Any]) -> tuple[float, int, float]:
-    hbm = planned["hbm_gib"]
+    hbm, seconds = planned["hbm_gib"], _expected(planned)
     return (
-        round(planned["step_seconds_bound"], 2 - len(str(int(planned["step_seconds_bound"])))),
+        round(seconds, 2 - len(str(int(seconds)))),
         planned["wire_bytes"],
         hbm["temporaries"],
     )

@@ -23,8 +23,13 @@ from babel_jax.config import Config, ModelConfig
 from babel_jax.config.file import parse_settings
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.benchmarks.evaluate import batch_tokens_on
+from babel_jax.hardware import Chip
+from babel_jax.tpu.chips import chip_of
+from babel_jax.tpu.costs import wire_seconds
 from babel_jax.tpu.cuda import card_devices
-from babel_jax.tpu.flops import program_flops
+from babel_jax.tpu.flops import pallas_flops, program_flops
+from babel_jax.tpu.forecast import forecast_of
+from babel_jax.tpu.hlo import Collective
 from babel_jax.tpu.hlo import Program as Moved
 from babel_jax.tpu.kinds import STEP
 from babel_jax.tpu.programs import Program, copied_bytes, device_bytes, evaluation_programs, training_programs
@@ -66,10 +71,14 @@ def chosen_programs(config: Config, base: Base, mesh: Mesh, which: str) -> list[
 
 
 def measure_program(
-    program: Program, shape: ModelConfig, mesh: Mesh, keep_text: Path | None = None
+    program: Program,
+    shape: ModelConfig,
+    mesh: Mesh,
+    chip: Chip | None = None,
+    keep_text: Path | None = None,
 ) -> dict[str, Any]:
     """Memory, FLOPs and collectives of one device; under `out_of_memory`, the compiler's message if the
-    program does not fit.
+    program does not fit. With a TPU chip, under `forecast` the compiler's forecast.
 
     All sizes are in bytes unless the name says otherwise.
     """
@@ -112,11 +121,20 @@ def measure_program(
     moved_by = Moved(text)
     flat = list(mesh.devices.flat)
     coordinates = {device.id: (getattr(device, "slice_index", 0), _coordinates(device)) for device in flat}
-    collectives = []
-    for collective in moved_by.collectives():
+
+    def described(collective: Collective) -> dict[str, Any]:
         group = [flat[index].id for index in collective.group]
         sizes = {"kind": collective.kind, "bytes": collective.bytes, "times": collective.times}
-        collectives.append(sizes | _spans(group, coordinates, mesh))
+        return sizes | _spans(group, coordinates, mesh)
+
+    if chip is not None:
+
+        def wire(collective: Collective) -> float:
+            return sum(wire_seconds([described(collective)], chip).values()) / chip.devices
+
+        flops = pallas_flops(traced.jaxpr.jaxpr, shape, program.seq_len)
+        forecast = forecast_of(text, chip, flops, wire)
+        measurements["forecast"] = forecast and forecast.described() | {"kernels": forecast.grouped()}
     return measurements | {
         "compile_seconds": time.perf_counter() - start,
         "arguments": memory.argument_size_in_bytes,
@@ -125,7 +143,7 @@ def measure_program(
         "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "peak": memory.peak_memory_in_bytes,
         "hbm_bytes": moved_by.hbm_bytes(),
-        "collectives": collectives,
+        "collectives": list(map(described, moved_by.collectives())),
     }
 
 
@@ -194,8 +212,9 @@ def main() -> int:
         mesh = mesh_for(shape, devices) if evaluates else make_mesh(config.training.mesh, devices)
         programs = chosen_programs(config, base, mesh, which)
         _write({"programs": [program.name for program in programs]})
+        chip = None if "device" in request else chip_of(request["topology"])
         for program in programs:
-            _write(measure_program(program, shape, mesh, keep))
+            _write(measure_program(program, shape, mesh, chip, keep))
     except BadInput as error:
         _write({"bad_input": str(error)})
     return 0
