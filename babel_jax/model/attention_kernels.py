@@ -21,6 +21,7 @@ from babel_jax.model.checkpoint_names import CheckpointName
 from babel_jax.model.parallel import GPU, Parallelism
 
 _LANES = 128
+_SMALLEST_HEAD = 64  # of splash attention under auto
 _BLOCK = 1024  # the largest, of heads of 128; not tuned on hardware
 
 
@@ -53,7 +54,10 @@ def kernel_for(
         )
     if kernel is not AttentionKernel.AUTO:
         return kernel
-    if platform == "tpu" and time % _LANES == 0 and config.head_dim % _LANES == 0:
+    # The kernel fills smaller heads up to 128 lanes. Half of the lanes idle with heads of 64, and the
+    # forecast of a step is still 1.7 times shorter than with plain blocks (0.57 billion parameters, v5e).
+    fits_splash = config.head_dim >= _SMALLEST_HEAD and config.head_dim % 8 == 0
+    if platform == "tpu" and time % _LANES == 0 and fits_splash:
         return AttentionKernel.SPLASH
     if platform in GPU and for_cudnn and config.head_dim <= _LANES:
         return AttentionKernel.CUDNN

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from babel_jax.config import ModelConfig
 from babel_jax.model.attention_kernels import splash_block
 
+_LANES = 128  # of a matrix unit
+
 
 def program_flops(jaxpr: Any, config: ModelConfig, seq_len: int) -> float:
     """The FLOPs of matrix products in a jaxpr, times the lengths of its scans. Inside `shard_map`, shapes are
@@ -44,15 +46,18 @@ def program_flops(jaxpr: Any, config: ModelConfig, seq_len: int) -> float:
 
 
 def pallas_flops(jaxpr: Any, config: ModelConfig, seq_len: int) -> dict[str, float]:
-    """The FLOPs of one run of each Pallas kernel in a jaxpr, by the kernel's name. Of kernels with one name,
-    the mean counts.
+    """The FLOPs of one run of each Pallas kernel in a jaxpr, by the kernel's name, with heads filled up to
+    128. Of kernels with one name, the mean counts.
     """
     found: dict[str, list[float]] = {}
     waiting = [jaxpr]
     while waiting:
         for equation in waiting.pop().eqns:
             if equation.primitive.name == "pallas_call":
-                flops = _splash_flops(equation, config, seq_len)
+                # Smaller heads are filled up to the lanes of a matrix unit.
+                head_dim = _float_shapes(equation)[0][-1]
+                filled = -(-head_dim // _LANES) * _LANES / head_dim
+                flops = filled * _splash_flops(equation, config, seq_len)
                 found.setdefault(_kernel_name(equation), []).append(flops)
             else:
                 waiting += _inner(equation.params)
@@ -71,6 +76,15 @@ def _inner(params: dict[str, Any]) -> Iterator[Any]:
                 yield jaxpr
 
 
+def _float_shapes(equation: Any) -> list[tuple[int, ...]]:
+    """The shapes of a kernel's arguments of floating-point numbers: queries, keys, values and others."""
+    shapes = []
+    for variable in equation.invars:
+        if jnp.issubdtype(variable.aval.dtype, jnp.floating):
+            shapes.append(variable.aval.shape)
+    return shapes
+
+
 def _splash_flops(equation: Any, config: ModelConfig, seq_len: int) -> float:
     """The FLOPs of splash attention: two products of each visible block of scores with the heads forward,
     five backward (one kernel).
@@ -78,11 +92,7 @@ def _splash_flops(equation: Any, config: ModelConfig, seq_len: int) -> float:
     If `context` splits windows, each device has a part of the first half and a part of the second; the mean
     over devices counts.
     """
-    query, key = [
-        variable.aval.shape
-        for variable in equation.invars
-        if jnp.issubdtype(variable.aval.dtype, jnp.floating)
-    ][:2]
+    query, key = _float_shapes(equation)[:2]
     (*batch, heads, time, head_dim), source = query, key[-2]
     block_q, block_kv = (splash_block(tokens, head_dim) for tokens in (time, source))
     products = 5 if "dkv" in equation.params["name"] else 2

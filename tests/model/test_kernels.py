@@ -90,6 +90,31 @@ def test_a_kernel_gives_what_plain_attention_gives(inputs, kernel, windows, whic
         assert float(jnp.linalg.norm(one - other) / jnp.linalg.norm(other)) < 1e-4
 
 
+@pytest.mark.parametrize("head_dim", [64, 80])
+def test_splash_attention_of_heads_below_128(inputs, head_dim):
+    """Against plain attention, forward and backward."""
+    query, key, value, weight, segment_ids = inputs
+    query, key, value = (rows[..., :head_dim] for rows in (query, key, value))
+    weight = weight.reshape(BATCH, TIME, 4, 128)[..., :head_dim].reshape(BATCH, TIME, -1)
+    config = SHAPE.model_copy(update={"head_dim": head_dim, "query_pre_attn_scalar": head_dim})
+
+    def ours(q, k, v):
+        attention = attention_fn_for(
+            config, (None,), AttentionKernel.SPLASH, segment_ids, TIME, SINGLE_DEVICE
+        )
+        return attention(jnp.int32(0), q, k, v)
+
+    def with_gradients(attend):
+        summed = jax.value_and_grad(lambda *rows: (attend(*rows) * weight).sum(), argnums=(0, 1, 2))
+        return jax.jit(summed)(query, key, value)
+
+    expected, of_expected = with_gradients(lambda q, k, v: plain(q, k, v, segment_ids, None, None))
+    found, of_found = with_gradients(ours)
+    assert float(found) == pytest.approx(float(expected), rel=1e-3, abs=1e-2)
+    for one, other in zip(of_found, of_expected, strict=True):
+        assert float(jnp.linalg.norm(one - other) / jnp.linalg.norm(other)) < 1e-4
+
+
 @pytest.mark.parametrize("together", [1, 2])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_attention_a_few_windows_at_a_time(inputs, monkeypatch, together, dtype):
@@ -180,6 +205,8 @@ def test_auto_is_the_kernel_that_a_platform_has():
 
     assert auto(4096, "tpu") is AttentionKernel.SPLASH
     assert auto(100, "tpu") is AttentionKernel.XLA
+    assert [auto(4096, "tpu", head_dim=size) for size in (64, 80, 96, 256)] == [AttentionKernel.SPLASH] * 4
+    assert [auto(4096, "tpu", head_dim=size) for size in (16, 68)] == [AttentionKernel.XLA] * 2
     assert auto(4096, "gpu") is AttentionKernel.CUDNN
     assert auto(4096, "cpu") is AttentionKernel.XLA
     assert kernel_for(AttentionKernel.XLA, SHAPE, 4096, "tpu", ComputeType.BFLOAT16) is AttentionKernel.XLA
