@@ -10,7 +10,6 @@ import errno
 import json
 import logging
 import os
-import re
 import select
 import signal
 import sys
@@ -175,13 +174,10 @@ def _errors_told_once() -> Iterator[None]:
 
 
 class _Printable(logging.Formatter):
-    """Log records without characters that control a terminal, and without what follows ? in an address: it
-    may be a key, as in signed addresses of the hub's storage.
-    """
+    """Log records without characters that control a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = re.sub(r"(https?://[^\s?]+)\?[^\s'\"]+", r"\1", super().format(record))
-        return printable(shown(text))
+        return printable(shown(super().format(record)))
 
 
 if __name__ == "__main__":

@@ -1,112 +1,225 @@
-"""The 25 languages of Babel as data.
+"""The registry of languages: languages.csv, and what a run declares beside it.
 
-Order, Common Crawl shares and resource classes are those of the Babel technical report (arXiv 2503.00865,
-table 1). Numbers of speakers (first and second language together) are approximate, in millions. `flores` is
-the Flores-200 name of the language (ISO 639-3 code and ISO 15924 script). Macroareas are Glottolog's.
+The file has the languages and scripts of FLORES+ (2.0-rc.3) and the romanized ones of Belebele. Sources of
+its facts: FLORES+'s own table and changelog (names of the data sets), ISO 639-3 and 15924 (codes, scripts),
+CLDR 48 and MediaWiki 1.39 (names), CLDR (speakers, millions; all that speak the language), Glottolog 5
+(macroareas), Common Crawl's statistics of CC-MAIN-2024-42 (shares, percent). Order, shares, classes and
+speakers of Babel's 25 are those of its technical report (arXiv 2503.00865, table 1).
 """
 
+import csv
 import dataclasses
 import difflib
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from pathlib import Path
+from typing import Any
 
 from babel_jax.errors import BadInput
+from babel_jax.scripts import SCRIPTS, Direction, Script
+
+HIGH_RESOURCE_PERCENT = 1.0  # of Common Crawl: a larger share is high-resource
 
 
 class Resource(StrEnum):
     """The report's two classes. It names eleven languages high-resource (nominally a Common Crawl share above
-    1%).
+    1%). The class of other languages follows their share, or is declared; an unknown share is low.
     """
 
     HIGH = "high"
     LOW = "low"
 
 
-class Direction(StrEnum):
-    """The writing direction of a script."""
-
-    LEFT_TO_RIGHT = "ltr"
-    RIGHT_TO_LEFT = "rtl"
-
-
 @dataclasses.dataclass(frozen=True)
 class Language:
-    """One language. `code` is ISO 639-1, or the two letters that the report uses (Filipino: `tl`)."""
+    """One language in one script.
+
+    - code: its name in this project: ISO 639-1 where there is a code, else ISO 639-3; for a second script
+      the name of Flores-200, such as `zho_Hant`. Filipino is `tl`, as in the report
+    - name, own_name: in English, and in the language itself ("" if not known)
+    - script: ISO 15924
+    - iso639_1: "" if there is none
+    - speakers_millions, common_crawl_percent: None if not known
+    - macroarea: Glottolog's, such as Africa; "" if not known
+    - flores, flores_plus: the names of the language in Flores-200 and in FLORES+
+    - sets: the data sets of many languages that have it: flores200, flores_plus, belebele, sib200
+    - aliases: other codes of the language, such as `cmn` and `fas`
+    """
 
     code: str
     name: str
-    flores: str
-    speakers_millions: int
-    common_crawl_percent: float
+    script: str
+    iso639_3: str
     resource: Resource
-    macroarea: str
-    direction: Direction = Direction.LEFT_TO_RIGHT
+    own_name: str = ""
+    iso639_1: str = ""
+    macroarea: str = ""
+    speakers_millions: float | None = None
+    common_crawl_percent: float | None = None
+    flores: str = ""
+    flores_plus: str = ""
+    aliases: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ()
 
     @property
-    def iso639_3(self) -> str:
-        """The ISO 639-3 code, as in Flores-200."""
-        return self.flores.split("_")[0]
+    def direction(self) -> Direction:
+        """The writing direction of its script."""
+        return self.writing.direction
 
     @property
-    def script(self) -> str:
-        """ISO 15924 code of the script."""
-        return self.flores.split("_")[1]
+    def writing(self) -> Script:
+        """The rules of its script."""
+        return SCRIPTS[self.script]
+
+    @property
+    def tag(self) -> str:
+        """The BCP 47 tag, for the `lang` of a page: `sw`, `zho-Hant`."""
+        return self.code.replace("_", "-")
 
 
-_HIGH, _LOW, _RTL = Resource.HIGH, Resource.LOW, Direction.RIGHT_TO_LEFT
+def class_of_share(percent: float | None) -> Resource:
+    """The class of a share of Common Crawl, in percent."""
+    return Resource.HIGH if percent is not None and percent > HIGH_RESOURCE_PERCENT else Resource.LOW
 
-LANGUAGES: dict[str, Language] = {
-    language.code: language
-    for language in (
-        Language("en", "English", "eng_Latn", 1500, 43.4, _HIGH, "Eurasia"),
-        Language("zh", "Chinese", "zho_Hans", 1400, 5.1, _HIGH, "Eurasia"),
-        Language("hi", "Hindi", "hin_Deva", 700, 0.2, _LOW, "Eurasia"),
-        Language("es", "Spanish", "spa_Latn", 595, 4.6, _HIGH, "Eurasia"),
-        Language("ar", "Arabic", "arb_Arab", 400, 0.68, _LOW, "Eurasia", _RTL),
-        Language("fr", "French", "fra_Latn", 300, 4.4, _HIGH, "Eurasia"),
-        Language("bn", "Bengali", "ben_Beng", 300, 0.1, _LOW, "Eurasia"),
-        Language("pt", "Portuguese", "por_Latn", 270, 2.3, _HIGH, "Eurasia"),
-        Language("ru", "Russian", "rus_Cyrl", 260, 6.2, _HIGH, "Eurasia"),
-        Language("ur", "Urdu", "urd_Arab", 230, 0.02, _LOW, "Eurasia", _RTL),
-        Language("id", "Indonesian", "ind_Latn", 200, 1.1, _HIGH, "Papunesia"),
-        Language("de", "German", "deu_Latn", 135, 5.4, _HIGH, "Eurasia"),
-        Language("ja", "Japanese", "jpn_Jpan", 130, 5.3, _HIGH, "Eurasia"),
-        Language("sw", "Swahili", "swh_Latn", 100, 0.008, _LOW, "Africa"),
-        Language("tl", "Filipino", "tgl_Latn", 100, 0.008, _LOW, "Papunesia"),
-        Language("ta", "Tamil", "tam_Taml", 90, 0.04, _LOW, "Eurasia"),
-        Language("vi", "Vietnamese", "vie_Latn", 86, 1.0, _HIGH, "Eurasia"),
-        Language("tr", "Turkish", "tur_Latn", 85, 1.3, _LOW, "Eurasia"),
-        Language("it", "Italian", "ita_Latn", 85, 2.4, _HIGH, "Eurasia"),
-        Language("jv", "Javanese", "jav_Latn", 83, 0.002, _LOW, "Papunesia"),
-        Language("ko", "Korean", "kor_Hang", 80, 0.76, _LOW, "Eurasia"),
-        Language("ha", "Hausa", "hau_Latn", 79, 0.003, _LOW, "Africa"),
-        Language("fa", "Persian", "pes_Arab", 79, 0.74, _LOW, "Eurasia", _RTL),
-        Language("th", "Thai", "tha_Thai", 70, 0.42, _LOW, "Eurasia"),
-        Language("my", "Burmese", "mya_Mymr", 45, 0.01, _LOW, "Eurasia"),
+
+def _read_registry() -> dict[str, Language]:
+    text = (Path(__file__).parent / "languages.csv").read_text(encoding="utf-8")
+    found = {}
+    for row in csv.DictReader(text.splitlines()):
+        share = float(row["common_crawl_percent"]) if row["common_crawl_percent"] else None
+        flores = row["flores"] or f"{row['iso639_3']}_{row['script']}"
+        found[row["code"]] = Language(
+            code=row["code"],
+            name=row["name"],
+            script=row["script"],
+            iso639_3=row["iso639_3"],
+            resource=Resource(row["resource"]) if row["resource"] else class_of_share(share),
+            own_name=row["own_name"],
+            iso639_1=row["iso639_1"],
+            macroarea=row["macroarea"],
+            speakers_millions=float(row["speakers_millions"]) if row["speakers_millions"] else None,
+            common_crawl_percent=share,
+            flores=flores,
+            flores_plus=row["flores_plus"] or flores,
+            aliases=tuple(row["also"].split()),
+            sets=tuple(row["sets"].split()),
+        )
+    return found
+
+
+# The registry by code, in the order of the file: Babel's 25 as in the report, then by the names of Flores.
+REGISTRY: dict[str, Language] = _read_registry()
+# The report's languages, with its classes: those of the recipe's configs and tables.
+BABEL: tuple[str, ...] = tuple(REGISTRY)[:25]
+# The registry, and after it what was declared in this process.
+LANGUAGES: dict[str, Language] = dict(REGISTRY)
+_POSITIONS = {code: number for number, code in enumerate(REGISTRY)}
+
+
+def language(name: str) -> Language:
+    """The language of a code: ours, ISO 639-1 or 639-3 (also of a macrolanguage, such as `fas`), the name in
+    Flores-200 or FLORES+, with `_` or `-`, in any case. For an unknown one, raises BadInput with near codes.
+    """
+    if (known := known_language(name)) is not None:
+        return known
+    raise BadInput(
+        f"unknown language {name!r}{near_codes(name)}; known are {len(REGISTRY)}, named as sw, yor or "
+        "zho_Hant; a [[languages]] table of the config declares another"
     )
-}
-
-CODES: tuple[str, ...] = tuple(LANGUAGES)
 
 
-def language(code: str) -> Language:
-    """The language of a two-letter code. For an unknown code, raises BadInput with similar codes."""
-    if code not in LANGUAGES:
-        near = difflib.get_close_matches(code, CODES, n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(near)}? " if near else ""
-        raise BadInput(f"unknown language {code!r}: {hint}known are {' '.join(CODES)}")
-    return LANGUAGES[code]
+def near_codes(name: str) -> str:
+    """`: did you mean id (Indonesian)?` for an unknown code or name; empty if none is near."""
+    names = {code: code for code in LANGUAGES}
+    names |= {one.name.lower(): code for code, one in LANGUAGES.items()}
+    close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4)
+    near = [f"{code} ({LANGUAGES[code].name})" for code in dict.fromkeys(names[one] for one in close)]
+    return f": did you mean {', '.join(near)}?" if near else ""
+
+
+def known_language(name: str) -> Language | None:
+    """As `language`, and None for an unknown one."""
+    if name in LANGUAGES:
+        return LANGUAGES[name]
+    code = _by_name().get(_plain(name))
+    return None if code is None else LANGUAGES[code]
+
+
+def _plain(name: str) -> str:
+    return name.replace("-", "_").lower()
+
+
+@functools.cache
+def _by_name() -> dict[str, str]:
+    """{another name: code}. A language's own codes come before those of the set that it belongs to."""
+    found = {_plain(code): code for code in LANGUAGES}
+    for one in LANGUAGES.values():
+        found.setdefault(_plain(one.flores), one.code)
+    # The languages in a second script have all codes of the first one, with their script.
+    of_first = {one.iso639_3: one.aliases for one in LANGUAGES.values() if "_" not in one.code}
+    for one in LANGUAGES.values():
+        aliases = (*one.aliases, *of_first.get(one.iso639_3, ()))
+        names = [one.flores_plus, *one.aliases]
+        for code in (one.iso639_3, one.iso639_1, *aliases):
+            if code and "_" not in code:
+                names.append(f"{code}_{one.script}")
+        if "_" not in one.code:
+            names += [one.iso639_3, one.iso639_1]
+        for name in filter(None, names):
+            found.setdefault(_plain(name), one.code)
+    return found
+
+
+def declare(languages: Iterable[Language]) -> None:
+    """Adds languages to LANGUAGES, for this process. A language of the registry is replaced, so the caller
+    checks that nothing in it is contradicted.
+    """
+    for one in languages:
+        LANGUAGES[one.code] = one
+    _by_name.cache_clear()
+
+
+def declared() -> list[Language]:
+    """What was declared in this process, for `declare` in another one."""
+    return [one for code, one in LANGUAGES.items() if REGISTRY.get(code) != one]
+
+
+def to_values(languages: Iterable[Language]) -> list[dict[str, Any]]:
+    """Declared languages as JSON values, for a file that other commands read."""
+    return [dataclasses.asdict(one) for one in languages]
+
+
+def from_values(values: Iterable[Mapping[str, Any]]) -> list[Language]:
+    """The languages of `to_values`. Raises KeyError, TypeError or ValueError for other values."""
+    found = []
+    for value in values:
+        lists = {"aliases": tuple(value["aliases"]), "sets": tuple(value["sets"])}
+        found.append(Language(**{**value, **lists, "resource": Resource(value["resource"])}))
+    return found
+
+
+def position(code: str) -> tuple[int, str]:
+    """Sorts codes: those of the registry in its order, then declared ones by name."""
+    return _POSITIONS.get(code, len(_POSITIONS)), code
 
 
 def in_order(codes: Iterable[str]) -> list[str]:
-    """The languages among these codes, once each, in the report's order."""
-    present = set(codes)
-    return [code for code in CODES if code in present]
+    """These languages once each: Babel's 25 in the report's order, then the others of the registry, then
+    declared ones.
+    """
+    return sorted(set(codes), key=position)
 
 
-def codes_of(resource: Resource) -> tuple[str, ...]:
-    """The codes of one resource class, in the report's order."""
-    return tuple(code for code in CODES if LANGUAGES[code].resource is resource)
+def with_order(first: Iterable[str], more: Iterable[str]) -> tuple[str, ...]:
+    """`first` as it is, and after it the languages that only `more` has, in order."""
+    kept = tuple(dict.fromkeys(first))
+    return (*kept, *in_order(set(more) - set(kept)))
+
+
+def is_of(code: str, resource: Resource) -> bool:
+    """True if the language is of the class."""
+    return LANGUAGES[code].resource is resource
 
 
 def groups_with_means(codes: Iterable[str]) -> dict[str, str]:
@@ -116,7 +229,7 @@ def groups_with_means(codes: Iterable[str]) -> dict[str, str]:
     present = in_order(codes)
     labels = {}
     for resource in Resource:
-        members = [code for code in present if LANGUAGES[code].resource is resource]
+        members = [code for code in present if is_of(code, resource)]
         if 1 < len(members) < len(present):
             labels[str(resource)] = f"{len(members)} {resource}-resource languages"
     if len(present) > 1:

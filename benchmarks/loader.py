@@ -25,7 +25,7 @@ from babel_jax.data.batches.mixture import make_mixture
 from babel_jax.data.windows.packing import pack
 from babel_jax.data.windows.prepared import REPORT, dataset_folder, heldout_file, open_prepared
 from babel_jax.data.windows.storage import open_windows, write_windows
-from babel_jax.languages import CODES
+from babel_jax.languages import BABEL
 
 VOCABULARY = 152_064
 MEAN_DOCUMENT = 800
@@ -38,7 +38,7 @@ def write_datasets(folder: Path, windows: int, seq_len: int) -> None:
     """
     generator = np.random.default_rng(0)
     languages = {}
-    for code in CODES:
+    for code in BABEL:
         lengths = generator.geometric(1 / MEAN_DOCUMENT, size=2 * windows * seq_len // MEAN_DOCUMENT)
         lengths = lengths[: np.searchsorted(np.cumsum(lengths + 1), windows * seq_len) - 1]
         documents = [generator.integers(0, VOCABULARY, length, dtype=np.uint32) for length in lengths]
@@ -91,7 +91,7 @@ def main() -> None:
         mixture = make_mixture(available, MixtureSettings(), steps * arguments.batch * arguments.seq_len)
         batches = Batches(folder, mixture, arguments.batch, arguments.seq_len, seed=0)
         ahead = batches.iterate()
-        sources = [open_windows(dataset_folder(folder, code, "web")) for code in CODES]
+        sources = [open_windows(dataset_folder(folder, code, "web")) for code in BABEL]
         own_mix = grain.MapDataset.mix(
             [grain.MapDataset.source(source).shuffle(seed=0).repeat() for source in sources]
         ).batch(arguments.batch)

@@ -50,7 +50,7 @@ def our_step(config: ModelConfig, tokens: np.ndarray, training: TrainingSettings
     settings = OptimizerSettings()
     optimizer = AdamW(settings, abstract_params(config))
     params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
-    state = placed_state(optimizer, params, state_shardings(config, optimizer, mesh))
+    state = placed_state(optimizer, params, state_shardings(config, optimizer, mesh), 25)
     step = compiled_step(config, optimizer, settings, training, mesh)
     language = np.zeros(len(tokens), np.int32)
     batch = global_batch({"tokens": tokens, "segment_ids": np.ones_like(tokens), "language": language}, mesh)

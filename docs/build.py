@@ -1,7 +1,8 @@
 """Builds the site: python docs/build.py [--out build/docs]. The site is in OUT/site.
 
 The pages of this folder and the generated pages are put together in OUT/pages. Zensical builds them, and a
-warning is an error. Generated: the commands (from argparse), the settings (from their classes).
+warning is an error. Generated: the commands (from argparse), the settings (from their classes), the languages
+(from the registry).
 """
 
 import argparse
@@ -18,6 +19,7 @@ DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 
 from commands_page import commands_page  # noqa: E402
+from languages_page import languages_page  # noqa: E402
 from settings_page import settings_page  # noqa: E402
 
 MOST_BYTES_OF_A_PICTURE = 200_000
@@ -32,6 +34,7 @@ def build(out: Path) -> Path:
     shutil.copytree(DOCS, pages, ignore=shutil.ignore_patterns("*.py", "*.toml", "__pycache__"))
     (pages / "reference" / "commands.md").write_text(commands_page(), encoding="utf-8")
     (pages / "reference" / "settings.md").write_text(settings_page(), encoding="utf-8")
+    (pages / "reference" / "languages.md").write_text(languages_page(), encoding="utf-8")
 
     settings = (DOCS / "zensical.toml").read_text(encoding="utf-8")
     (out / "zensical.toml").write_text(settings.replace("REPOSITORY", str(DOCS.parent)), encoding="utf-8")

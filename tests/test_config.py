@@ -74,7 +74,7 @@ def path(tmp_path):
             "sliding_window = 64 is of no layer; layer_types says which are sliding_attention",
         ),
         ("data.seq_len=512", "data.seq_len = 512 exceeds model.shape.max_position_embeddings = 256"),
-        ("stages.0.mixture.languages=['en','sv']", "unknown language 'sv'.* did you mean.* sw"),
+        ("stages.0.mixture.languages=['en','sww']", "unknown language 'sww'.* did you mean.* sw"),
         (
             "stages.0.mixture.languages=['th']",
             "mixture of 'recovery' names th, which data.sources has no source for; there are.* en sw",

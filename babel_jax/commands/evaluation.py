@@ -9,8 +9,11 @@ from babel_jax.sending import output
 
 
 def _evaluate(options: argparse.Namespace) -> Result:
+    from babel_jax.config.file import declare_languages
     from babel_jax.evaluation.benchmarks.evaluate import Request, evaluate
 
+    if options.config:
+        declare_languages(options.config)
     request = Request(
         tasks=tuple(options.tasks),
         languages=tuple(options.languages) if options.languages else None,
@@ -54,10 +57,21 @@ def declare(command: Commands) -> None:
         type=words,
         default=["bits_per_byte"],
         metavar="xcopa,xnli",
-        help="all, or of mmmlu m3exam xcopa mgsm xnli flores200 bits_per_byte (default bits_per_byte)",
+        help=(
+            "all (the report's: mmmlu m3exam xcopa mgsm xnli flores200), broad (belebele sib200 global_mmlu "
+            "include mmlu_prox), any of them, lm-eval:TASK, bits_per_byte (default bits_per_byte)"
+        ),
     )
     evaluate.add_argument(
-        "--languages", type=words, metavar="en,sw", help="only these (default: all that have data)"
+        "--languages",
+        type=words,
+        metavar="en,sw",
+        help="only these (default: all that --data has; of the hub, Babel's 25)",
+    )
+    evaluate.add_argument(
+        "--config",
+        metavar="RUN.toml",
+        help="a config whose [[languages]] declare languages that the registry does not have",
     )
     evaluate.add_argument(
         "--data",

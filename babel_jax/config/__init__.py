@@ -14,6 +14,7 @@ from babel_jax.config.cleaning import (
 )
 from babel_jax.config.data import BadRows, DataSettings, MixtureSettings, Source, Strategy
 from babel_jax.config.expansion import Deepening, ExpansionSettings, Init, Moments
+from babel_jax.config.languages import LanguageSettings
 from babel_jax.config.model import (
     Activation,
     Family,
@@ -57,6 +58,7 @@ __all__ = [
     "ExpansionSettings",
     "Family",
     "Init",
+    "LanguageSettings",
     "LayerType",
     "Marks",
     "MixtureSettings",

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from babel_jax.languages import CODES, language
+from babel_jax.languages import in_order, language
 
 
 @functools.cache
@@ -38,10 +38,9 @@ def expand(given: Any, valid: Collection[str]) -> list[Any]:
             raise ValueError(f"{name}: unknown key {key}; {hint}valid keys: {', '.join(keys)}")
     entry = catalogue()[name]
     configurations = entry["configurations"]
+    wanted = in_order(configurations)
     if "language" in given:
         wanted = [language(given["language"]).code]
-    else:
-        wanted = [code for code in CODES if code in configurations]
     missing = [code for code in wanted if code not in configurations]
     if missing:
         raise ValueError(f"{name} has no text in {', '.join(missing)}; it has {' '.join(configurations)}")

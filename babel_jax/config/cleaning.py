@@ -79,6 +79,11 @@ class CleaningSettings(Settings):
     """
     min_language_probability: Fraction = 0.1
     """The least probability of the language that the source names (rule `language`)."""
+    language_model: LocalPath | None = None
+    """A model in fastText's format (.bin, .ftz) that identifies languages, such as GlotLID or OpenLID.
+    Default: py3langid, which knows 142 languages. Where neither knows a language, the label of its source is
+    trusted, and the counts say so.
+    """
     mask_personal_data: bool = True
     """Replaces e-mail addresses, phone and card numbers by their kind, such as [email]."""
     keep_dropped: bool = False

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from babel_jax.config import Config, Settings
+from babel_jax.config.languages import WithLanguages
 from babel_jax.errors import BadInput, one_line
 from babel_jax.files import read_text
 
@@ -36,6 +37,15 @@ def load_settings(kind: type[S], path: Path | str, overrides: tuple[str, ...] = 
     for override in overrides:
         _override(values, override)
     return parse_settings(kind, values, str(path))
+
+
+def declare_languages(path: Path | str) -> None:
+    """Makes the languages known that the `[[languages]]` of a config declare. Its other settings are not
+    read.
+
+    Raises BadInput as `load_settings` does.
+    """
+    parse_settings(WithLanguages, {"languages": read_toml(Path(path)).get("languages", [])}, str(path))
 
 
 def configs_folder() -> Path:

@@ -7,9 +7,10 @@ import string
 import urllib.parse
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from babel_jax.config.data import BadRows, Source
+from babel_jax.config.languages import WithLanguages, by_our_codes
 from babel_jax.config.settings import (
     Choice,
     Fraction,
@@ -22,7 +23,6 @@ from babel_jax.config.settings import (
     Settings,
 )
 from babel_jax.config.training import ComputeType, Schedule
-from babel_jax.languages import language
 
 PROMPT = """You rate texts that a language model is to be trained on. The text below is meant to be in {language}.
 Rate it on each of these dimensions from {lowest} (useless) to {highest} (excellent), as an educated reader of {language} would, \
@@ -168,14 +168,13 @@ class ClassifierSettings(Settings):
     compute_dtype: ComputeType = ComputeType.BFLOAT16
     """The type of activations and of weights in products."""
 
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        for code in self.thresholds:
-            language(code)
-        return self
+    @field_validator("thresholds")
+    @classmethod
+    def _by_our_codes(cls, thresholds: dict[str, float]) -> dict[str, float]:
+        return by_our_codes(thresholds)
 
 
-class QualityConfig(Settings):
+class QualityConfig(WithLanguages):
     """One classifier."""
 
     out: LocalPath

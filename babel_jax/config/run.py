@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
@@ -10,11 +11,13 @@ from pydantic import Field, model_validator
 
 from babel_jax.config.data import DataSettings
 from babel_jax.config.expansion import Deepening, ExpansionSettings
+from babel_jax.config.languages import LanguageSettings, WithLanguages
 from babel_jax.config.model import ModelSource
 from babel_jax.config.settings import LocalPath, NonNegative, Positive, PositiveFloat, Seed, Settings
 from babel_jax.config.training import ComputeType, OptimizerSettings, Stage, TrainingSettings
 from babel_jax.config.vocabulary import VocabularySettings
 from babel_jax.files import write_text
+from babel_jax.languages import with_order
 
 _MOST_STAGES = 256
 
@@ -34,7 +37,7 @@ class EvaluationSettings(Settings):
     """Evaluates after every so many steps too, not only at the ends of stages. Unit: steps."""
 
 
-class Config(Settings):
+class Config(WithLanguages):
     """One run. Relative paths are relative to the working directory."""
 
     out: LocalPath
@@ -110,6 +113,22 @@ class Config(Settings):
                     f"has no source for; there are sources for {' '.join(sorted(with_sources))}"
                 )
         return self
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The languages of the run: those of `languages` in their order, then the others of the sources, or,
+        without sources, those that mixtures name.
+        """
+        others = {source.language for source in self.data.sources}
+        for stage in () if others else self.stages:
+            others |= {*stage.mixture.languages, *stage.mixture.weights, *stage.mixture.curated_languages}
+        return with_order((one.code for one in self.languages), others)
+
+    def in_order(self, codes: Iterable[str]) -> "Config":
+        """The config with `languages` in the order of `codes`; entries are added for other codes."""
+        entries = {one.code: one for one in self.languages}
+        ordered = tuple(entries.get(code) or LanguageSettings(code=code) for code in codes)
+        return self.model_copy(update={"languages": ordered})
 
     def to_toml(self) -> str:
         """The resolved config as TOML; `load_config` reads the same config from it."""

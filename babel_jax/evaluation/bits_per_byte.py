@@ -21,7 +21,7 @@ from babel_jax.data.tokens.tokenizer import Tokenizer
 from babel_jax.evaluation.items import Items, bits_per_byte_of
 from babel_jax.evaluation.prefix_trees import Scored
 from babel_jax.evaluation.scoring import Score
-from babel_jax.languages import Resource, codes_of
+from babel_jax.languages import Resource, in_order, is_of
 
 LONGEST_WINDOW = 2048
 
@@ -135,10 +135,12 @@ def class_means(by_language: Mapping[str, float]) -> dict[str, float | None]:
     out. None if no language has a value.
     """
     # Unweighted: a language with much held-out text does not count more.
-    groups = {"all": tuple(by_language), "high": codes_of(Resource.HIGH), "low": codes_of(Resource.LOW)}
+    members = {"all": list(by_language)}
+    for resource in Resource:
+        members[str(resource)] = [code for code in in_order(by_language) if is_of(code, resource)]
     means: dict[str, float | None] = {}
-    for name, codes in groups.items():
-        values = [by_language[code] for code in codes if code in by_language]
+    for name, codes in members.items():
+        values = [by_language[code] for code in codes]
         means[name] = float(np.mean(values)) if values else None
     return means
 

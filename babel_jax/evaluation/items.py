@@ -21,7 +21,7 @@ import numpy as np
 import scipy.special
 from jaxtyping import Float
 
-from babel_jax.languages import Resource, codes_of
+from babel_jax.languages import Resource, is_of
 
 BITS_PER_BYTE = "bits_per_byte"  # its name in all results
 
@@ -334,13 +334,16 @@ def _grouped(scores: Mapping[str, Mapping[str, Any]], group: str) -> list[Any]:
 
 def _members(scores: Mapping[str, Mapping[str, Any]], group: str) -> list[list[Any]]:
     """For each task that has a language of the group, the values of these languages."""
-    codes = None if group == "all" else codes_of(Resource(group))
     members = []
     for by_language in scores.values():
-        values = [value for code, value in by_language.items() if codes is None or code in codes]
+        values = [value for code, value in by_language.items() if _is_in(code, group)]
         if values:
             members.append(values)
     return members
+
+
+def _is_in(code: str, group: str) -> bool:
+    return group == "all" or is_of(code, Resource(group))
 
 
 def _mean(values: Sequence[Any]) -> Draws:

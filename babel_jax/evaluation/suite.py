@@ -11,7 +11,6 @@ the path from text to table works, and it shows large differences; it cannot ran
 
 import itertools
 import random
-import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -31,6 +30,7 @@ from babel_jax.evaluation.prefix_trees import Scored
 from babel_jax.evaluation.scoring import score
 from babel_jax.inference.generation import generate
 from babel_jax.languages import LANGUAGES
+from babel_jax.scripts import sentence_end
 
 _CONTINUATION, _CLOZE, _TO_ENGLISH, _FROM_ENGLISH = "continuation", "cloze", "to_english", "from_english"
 CHOICE_TASKS, TRANSLATION_TASKS = (_CONTINUATION, _CLOZE), (_TO_ENGLISH, _FROM_ENGLISH)
@@ -46,8 +46,6 @@ _FRUITLESS, _LONGEST_SENTENCE = 200, 2_000
 _ENGLISH = "en"
 _NEW_TOKENS = 48
 SUITE_ROWS, SUITE_BATCH_TOKENS = 32, 4096
-_SENTENCE_END = re.compile(r"(?<=[.!?。！？।۔؟။])[\"'”’»」』)]*\s*")
-_WITHOUT_SPACES = ("Hans", "Jpan", "Thai", "Mymr")
 
 
 class Choice(NamedTuple):
@@ -80,7 +78,7 @@ def choices(texts: Mapping[str, Sequence[Row]], items: int) -> list[Choice]:
     """
     questions: list[Choice] = []
     for language, rows in texts.items():
-        passages = [(row.id, sentences(row.text)) for row in rows]
+        passages = [(row.id, sentences(row.text, language)) for row in rows]
         questions += itertools.islice(_continuations(language, passages), items)
         questions += itertools.islice(_clozes(language, passages), items)
     return questions
@@ -98,7 +96,7 @@ def translations(texts: Mapping[str, Sequence[Row]], items: int) -> list[Transla
             continue
         pairs: list[tuple[str, str]] = []
         for row in rows:
-            pairs += _aligned(row.text, english[row.id])
+            pairs += _aligned(row.text, language, english[row.id])
         if len(pairs) < 2:
             continue
 
@@ -162,11 +160,11 @@ def run_suite(
     return {task: measured[task] for task in (*CHOICE_TASKS, *TRANSLATION_TASKS) if task in measured}
 
 
-def sentences(text: str) -> list[str]:
+def sentences(text: str, language: str) -> list[str]:
     """The sentences of a passage. In a script without marks at their ends (Thai), the pieces between
     spaces.
     """
-    split = [part for part in _SENTENCE_END.split(text) if part.strip()]
+    split = [part for part in sentence_end(LANGUAGES[language].script).split(text) if part.strip()]
     return split if len(split) > 1 else text.split()
 
 
@@ -182,7 +180,7 @@ def words(text: str, language: str) -> list[tuple[int, int]]:
         elif not inside and start is not None:
             spans.append((start, index))
             start = None
-    if LANGUAGES[language].script not in _WITHOUT_SPACES:
+    if LANGUAGES[language].writing.characters_a_word is None:
         return spans
 
     pairs = []
@@ -195,7 +193,7 @@ def words(text: str, language: str) -> list[tuple[int, int]]:
 
 def _continuations(language: str, passages: Sequence[tuple[str, Sequence[str]]]) -> Iterator[Choice]:
     """Questions of `continuation`: first after one sentence of each passage, then after two, and so on."""
-    space = "" if LANGUAGES[language].script in ("Hans", "Jpan") else " "
+    space = LANGUAGES[language].writing.space
     pool = []
     for identifier, passage in passages:
         for index, sentence in enumerate(passage):
@@ -264,9 +262,9 @@ def _bytes_apart(left: str, right: str) -> int:
     return abs(len(left.encode()) - len(right.encode()))
 
 
-def _aligned(text: str, english: str) -> list[tuple[str, str]]:
+def _aligned(text: str, language: str, english: str) -> list[tuple[str, str]]:
     """Sentences with their translations; the whole passages if the numbers of sentences differ."""
-    text_sentences, english_sentences = sentences(text), sentences(english)
+    text_sentences, english_sentences = sentences(text, language), sentences(english, _ENGLISH)
     return (
         list(zip(text_sentences, english_sentences, strict=True))
         if len(text_sentences) == len(english_sentences)

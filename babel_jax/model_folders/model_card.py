@@ -18,7 +18,7 @@ from babel_jax import __version__
 from babel_jax.errors import one_line
 from babel_jax.files import read_bytes
 from babel_jax.hub.names import hub_origin
-from babel_jax.languages import CODES
+from babel_jax.languages import position
 from babel_jax.model_folders.folder import model_name
 from babel_jax.model_folders.hub_licences import HUB_LICENCES
 from babel_jax.model_folders.layout import MOST_BESIDE_BYTES
@@ -55,7 +55,7 @@ def card_files(
     loads a folder `in_hf_format`. The front matter is valid for the hub: a base whose name is no OWNER/NAME
     is in the text alone, and a licence that the hub does not know is "other" with its name.
     """
-    before = front_matter(source) if source is not None else {}
+    before = _front_matter(source) if source is not None else {}
     ours = TAG in _several(before.get("tags"))
     base: str | None
     commit: str | None
@@ -72,11 +72,9 @@ def card_files(
     else:
         origin = "a model that babel-jax trained from random weights" if ours else "random weights"
 
-    # Our languages come first, in the order of the report, then all others.
+    # Our languages come first, in the registry's order, then all others.
     known = [one_line(code, _LONGEST_VALUE) for code in _several(before.get("language"))]
-    codes = sorted(
-        {*known, *languages}, key=lambda code: (CODES.index(code) if code in CODES else len(CODES), code)
-    )
+    codes = sorted({*known, *languages}, key=position)
     kind = f"{hf_config['num_hidden_layers']} layers ({hf_config.get('model_type', 'decoder')})"
     title = one_line(name, _LONGEST_VALUE) if name else f"A model of {kind}"
     is_hub_id = base is not None and _HUB_ID.fullmatch(base) is not None
@@ -186,7 +184,7 @@ class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
         return super().compose_node(parent, index)
 
 
-def front_matter(folder: Path) -> dict[str, Any]:
+def _front_matter(folder: Path) -> dict[str, Any]:
     """The metadata of a folder's card; empty if there is none, or it cannot be read."""
     try:
         text = read_bytes(folder / CARD, folder, MOST_BESIDE_BYTES).decode("utf-8", "replace")

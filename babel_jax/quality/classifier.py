@@ -31,7 +31,7 @@ from babel_jax.disk_errors import explain_os_errors
 from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput
 from babel_jax.files import make_folder, read_json, write_text
-from babel_jax.languages import CODES, LANGUAGES
+from babel_jax.languages import LANGUAGES, in_order
 from babel_jax.lease import alone_in
 from babel_jax.model_folders.folder import Format, load_params, open_folder, save_folder
 from babel_jax.model_folders.hf_config import write_hf_config
@@ -135,12 +135,8 @@ def score_sources(config: QualityConfig, languages: Sequence[str] | None = None)
     make_folder(out / SCORED)
     counted: dict[str, dict[str, float]] = {}
     with alone_in(out):
-        for code in CODES:
-            if languages is not None and code not in languages:
-                continue
+        for code in in_order(of_sources if languages is None else languages):
             sources = [source for source in config.sources if source.language == code]
-            if not sources:
-                continue
 
             # A language is scored again only if the classifier, its settings or the text have changed.
             known = out / SCORED / f"{code}.json"
@@ -262,9 +258,7 @@ def _counts(
     of_heldout = Counter(document["language"] for document in heldout)
     languages = {source.language for source in config.sources} | of_trained.keys() | of_heldout.keys()
     counts, missing = {}, []
-    for code in CODES:
-        if code not in languages:
-            continue
+    for code in in_order(languages):
         counts[code] = {"trained": of_trained[code], "heldout": of_heldout[code]}
         if not of_trained[code]:
             all_heldout = ", all held out" if of_heldout[code] else ""
@@ -362,7 +356,7 @@ def _agreement(
     languages = np.array([document["language"] for document in heldout])
     judged = _targets(heldout, config).mean(axis=1) if heldout else np.zeros(0)
     good = np.array([document["score"] for document in heldout]) >= config.classifier.good
-    chosen = {code: languages == code for code in CODES if code in languages} | {
+    chosen = {code: languages == code for code in in_order(languages.tolist())} | {
         ALL: np.ones(len(heldout), bool)
     }
     agreement = {}

@@ -25,7 +25,7 @@ from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput, one_line
 from babel_jax.files import make_folder, open_to_append, read_bytes, read_lines, write_text
 from babel_jax.json_text import parse_json
-from babel_jax.languages import CODES, LANGUAGES
+from babel_jax.languages import LANGUAGES, in_order
 from babel_jax.lease import alone_in
 from babel_jax.places import on_disk
 from babel_jax.progress import Work
@@ -137,14 +137,14 @@ def _sample(config: QualityConfig) -> Iterator[tuple[str, tuple[str, Row]]]:
     """For each language, the documents whose ids draw the lowest numbers: pairs of a name for the request and
     (language, row).
     """
-    for code in CODES:
+    for code in in_order(source.language for source in config.sources):
         sources = [source for source in config.sources if source.language == code]
         rows = itertools.chain.from_iterable(
             read_rows(source, config.bad_rows, RowCounts()) for source in sources
         )
         progress = Work(f"sampling {code}", rows, unit="rows")
         chosen = heapq.nsmallest(config.judge.documents, progress, key=_draw)
-        if sources and not chosen:
+        if not chosen:
             raise BadInput(f"sources: no text in {code}")
         for number, row in enumerate(chosen):
             yield f"{code}-{number}", (code, row)
@@ -283,8 +283,8 @@ def _read(config: QualityConfig, sample: dict[str, tuple[str, Row]], path: Path)
         judged[name] = {"id": row.id, "language": language, "text": text, "scores": scores, "score": score}
 
     # The order of the sample, whatever the order of the replies.
-    in_order = [judged[name] for name in sample if name in judged]
-    lines = [json.dumps(document, ensure_ascii=False) + "\n" for document in in_order]
+    documents = [judged[name] for name in sample if name in judged]
+    lines = [json.dumps(document, ensure_ascii=False) + "\n" for document in documents]
     write_text(out / JUDGED, "".join(lines))
     languages = {}
     for code in dict.fromkeys(language for language, _ in sample.values()):

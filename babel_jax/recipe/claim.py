@@ -2,8 +2,11 @@
 
 import contextlib
 import json
+import logging
 import sys
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -15,7 +18,10 @@ from babel_jax.errors import BadInput
 from babel_jax.files import remove_left_files
 from babel_jax.hub.models import pinned
 from babel_jax.hub.names import HubName, hub_name
+from babel_jax.languages import LANGUAGES, with_order
 from babel_jax.training.run_state import newest_step
+
+log = logging.getLogger("babel")
 
 
 def check_same(config: Config) -> None:
@@ -35,11 +41,13 @@ def check_same(config: Config) -> None:
             )
 
 
-def claim(run_folder: Path, config: Config) -> None:
-    """Writes the resolved config into the run folder, or checks it against the one that is there.
+def claim(run_folder: Path, config: Config) -> Config:
+    """Writes the resolved config into the run folder, or checks it against the one that is there. Returns the
+    config with the run's order of languages.
 
     An earlier config is replaced if nothing was computed with it yet (as after a mistake in it), if it
-    differs in deepenings that the run has not reached, or in settings that may change.
+    differs in deepenings that the run has not reached, in languages that were added with their text, or in
+    settings that may change.
     """
     path = run_folder / "config.toml"
     if is_begun(run_folder, path.name, "a run folder", "out"):
@@ -47,21 +55,51 @@ def claim(run_folder: Path, config: Config) -> None:
         with contextlib.suppress(OSError):
             remove_left_files([*run_folder.iterdir(), *run_folder.glob("evaluation/*")])
     if not any((run_folder / name).exists() for name in ("evaluation", "metrics.jsonl", "summary.json")):
+        config = config.in_order(config.order)
         config.save(path)
-        return
+        return config
     before = parse_settings(Config, {**read_toml(path), "out": config.out}, str(path))
     finished = (run_folder / "summary.json").is_file()
     steps = sys.maxsize if finished else newest_step(run_folder / "checkpoints")
-    if _until(before, steps) == _until(config, steps):
+    # The order of the run stays; new languages come after it.
+    config = config.in_order(with_order(before.order, config.order))
+    before = before.in_order(before.order)
+    added = () if finished else config.order[len(before.order) :]
+    as_before = without_languages(config, added, before)
+    if _until(before, steps) == _until(as_before, steps):
+        if added:
+            names = ", ".join(f"{LANGUAGES[code].name} ({code})" for code in added)
+            log.info("the run was begun with %d languages, and now %s too", len(before.order), names)
         if before != config and not finished:
             config.save(path)
     else:
         may_change = tuple(f"training.{name}" for name in CHANGEABLE)
-        changed = changes(before.model_dump(mode="json"), config.model_dump(mode="json"))
+        changed = changes(before.model_dump(mode="json"), as_before.model_dump(mode="json"))
         keys = [change.key for change in changed if not change.key.startswith(may_change)]
         raise BadInput(
             f"{run_folder}: begun with another {', '.join(keys)}; give another out, or the settings of {path}"
         )
+    return config
+
+
+def without_languages(config: Config, added: Collection[str], before: Config) -> Config:
+    """The config as it was before languages were added: without their entries, sources and shares. Their text
+    needs another folder of prepared data, so with added languages that folder may differ.
+    """
+    if not added:
+        return config
+    stages = []
+    for stage in config.stages:
+        mixture = stage.mixture
+        kept: dict[str, Any] = {"languages": tuple(code for code in mixture.languages if code not in added)}
+        for name in ("weights", "curated", "curated_extra"):
+            shares = getattr(mixture, name)
+            kept[name] = {code: share for code, share in shares.items() if code not in added}
+        stages.append(stage.model_copy(update={"mixture": mixture.model_copy(update=kept)}))
+    sources = tuple(source for source in config.data.sources if source.language not in added)
+    data = config.data.model_copy(update={"sources": sources, "folder": before.data.folder})
+    languages = tuple(one for one in config.languages if one.code not in added)
+    return config.model_copy(update={"data": data, "stages": tuple(stages), "languages": languages})
 
 
 def with_commit(config: Config, run_folder: Path) -> Config:

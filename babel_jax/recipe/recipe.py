@@ -111,7 +111,9 @@ def _run(
     config = with_commit(config, run_folder)
     with agreed():
         if first:
-            claim(run_folder, config)
+            config = claim(run_folder, config)
+    # All processes count languages in the same order.
+    config = config.in_order(json.loads(first_text(json.dumps(config.order))))
     if (finished := _finished(run_folder)) is not None:
         # A fault after the summary was written left no page.
         with agreed():

@@ -16,7 +16,7 @@ from babel_jax.config import Config, ModelConfig, Source
 from babel_jax.data.sources.embedded import embedded_corpus
 from babel_jax.data.sources.rows import Row, RowCounts, read_rows
 from babel_jax.files import make_folder, write_text
-from babel_jax.languages import CODES
+from babel_jax.languages import BABEL, in_order
 from babel_jax.model.decoder import init_params
 from babel_jax.model_folders.folder import Format, save_folder
 from babel_jax.model_folders.hf_config import write_hf_config
@@ -29,16 +29,15 @@ _END, _CHAT = "<|endoftext|>", ("<|im_start|>", "<|im_end|>")
 
 
 def languages_of(config: Config) -> list[str]:
-    """The languages of the sources; without sources, those that mixtures name, or all. English if there are
-    none.
+    """The languages of the sources; without sources, those that mixtures name, or Babel's 25. English if
+    there are none.
     """
-    named = {source.language for source in config.data.sources}
-    if not named:
-        for stage in config.stages:
-            named |= {*stage.mixture.languages, *stage.mixture.weights, *stage.mixture.curated_languages}
-        if not any(stage.mixture.languages or stage.mixture.weights for stage in config.stages):
-            named |= set(CODES)
-    return [code for code in CODES if code in named] or ["en"]
+    named = set(config.order)
+    if not config.data.sources and not any(
+        stage.mixture.languages or stage.mixture.weights for stage in config.stages
+    ):
+        named |= set(BABEL)
+    return in_order(named) or ["en"]
 
 
 def write_sources(config: Config, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:

@@ -12,7 +12,7 @@ from babel_jax.evaluation.points import point_names, read_items, read_points, sc
 from babel_jax.evaluation.suite import CHOICE_TASKS, TRANSLATION_TASKS, Results
 from babel_jax.evaluation.tables import PointItems, bits_of, points_table, suite_table
 from babel_jax.expansion.card import TAG, expansion_section
-from babel_jax.languages import CODES, LANGUAGES, groups_with_means
+from babel_jax.languages import LANGUAGES, groups_with_means, in_order
 from babel_jax.model_folders.model_card import card_files, markdown_text
 from babel_jax.places import place
 from babel_jax.report.gate import gate_text, regression_gate
@@ -37,7 +37,7 @@ def run_card(
     """
     names = point_names(config)
     points, items = read_points(place(config.out), names), read_items(place(config.out), names)
-    trained = [code for code in CODES if code in _languages_of(mixtures)]
+    trained = in_order(_languages_of(mixtures))
     expansion, vocabulary = expansion_section(hf_config), vocabulary_section(hf_config)
     sections = [
         _intended_use(config, trained),
@@ -123,7 +123,7 @@ def _data_section(config: Config, mixtures: Mapping[str, Any]) -> str:
         "| language | tokens | share, % | passes |",
         "| --- | ---: | ---: | ---: |",
     ]
-    for code in [code for code in CODES if code in read][:_MOST_ROWS]:
+    for code in in_order(read)[:_MOST_ROWS]:
         passes = read[code] / max(1, sum(available[code].values()))
         lines.append(
             f"| {LANGUAGES[code].name} | {read[code]:,.0f} | {100 * read[code] / total:.2f} | {passes:.2f} |"

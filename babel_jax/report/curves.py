@@ -9,7 +9,7 @@ from typing import Any
 from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.evaluation.items import BITS_PER_BYTE
 from babel_jax.evaluation.points import scores_of
-from babel_jax.languages import CODES, LANGUAGES
+from babel_jax.languages import LANGUAGES, in_order
 from babel_jax.pages.charts import Curve, Figure, Table, averaged, lines, spark
 from babel_jax.report.record import RunRecord
 
@@ -120,14 +120,14 @@ def during_figure(record: RunRecord) -> Figure | None:
 
 def language_loss_figure(record: RunRecord) -> Figure | None:
     """Training loss of each language."""
-    curves: dict[str, list[tuple[float, float]]] = {code: [] for code in CODES}
+    curves: dict[str, list[tuple[float, float]]] = {}
     for step in record.steps:
         for code, loss in step["loss_by_language"].items():
-            if loss is not None and code in curves:
-                curves[code].append((step["step"] + 1, loss))
+            if loss is not None and code in LANGUAGES:
+                curves.setdefault(code, []).append((step["step"] + 1, loss))
 
     # One point is no curve.
-    drawn = {code: curve for code, curve in curves.items() if len(curve) > 1}
+    drawn = {code: curves[code] for code in in_order(curves) if len(curves[code]) > 1}
     if not drawn:
         return None
 

@@ -1,6 +1,6 @@
 """The figures of a run's report, each a chart with its table."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from babel_jax.config import Init
@@ -11,7 +11,7 @@ from babel_jax.evaluation.points import LOWER_IS_BETTER, scores_of
 from babel_jax.evaluation.suite import CHANCE, CHOICE_TASKS, TRANSLATION_TASKS
 from babel_jax.evaluation.tables import TOO_LITTLE, Interval, percent_text
 from babel_jax.expansion.card import initial_state
-from babel_jax.languages import CODES, LANGUAGES, Resource, groups_with_means, in_order
+from babel_jax.languages import LANGUAGES, Resource, groups_with_means, in_order
 from babel_jax.pages.charts import Figure, Table, bars, dots, layers, number
 from babel_jax.report.curves import STAGES
 from babel_jax.report.record import RunRecord
@@ -158,9 +158,8 @@ def mixture_figures(record: RunRecord) -> Iterator[Figure]:
         names = list(record.mixtures)
         series = {name: index for index, name in enumerate(names, STAGES)}
         shares = {name: _shares(mixture["rows"]) for name, mixture in record.mixtures.items()}
-        groups = _grouped(
-            lambda code: [100 * shares[name].get(code, 0.0) for name in names] if _any(shares, code) else None
-        )
+        drawn = set[str]().union(*shares.values())
+        groups = _grouped(drawn, lambda code: [100 * shares[name].get(code, 0.0) for name in names])
         rows = []
         warnings: dict[str, None] = {}  # a dict keeps the order
         for name in names:
@@ -182,12 +181,11 @@ def mixture_figures(record: RunRecord) -> Iterator[Figure]:
     last = record.steps[-1] if record.steps else {}
     if last.get("tokens_by_language"):
         tokens, epochs = last["tokens_by_language"], last["epochs_by_language"]
-        groups = _grouped(lambda code: [tokens[code]] if code in tokens else None)
+        groups = _grouped(tokens, lambda code: [tokens[code]])
         rows = []
-        for code in CODES:
-            if code in tokens:
-                passes = f"{epochs[code]:.2f}" if code in epochs else ""
-                rows.append([LANGUAGES[code].name, f"{tokens[code]:,}", passes])
+        for code in in_order(tokens):
+            passes = f"{epochs[code]:.2f}" if code in epochs else ""
+            rows.append([LANGUAGES[code].name, f"{tokens[code]:,}", passes])
         yield Figure(
             "tokens",
             "Tokens and passes by language",
@@ -275,13 +273,13 @@ def suite_note(record: RunRecord) -> str:
     )
 
 
-def _grouped(row_of: Any) -> dict[str, dict[str, Sequence[float]]]:
-    """The rows of the languages that have one, by resource class."""
+def _grouped(codes: Iterable[str], row_of: Any) -> dict[str, dict[str, Sequence[float]]]:
+    """The rows of these languages, by resource class."""
     groups: dict[str, dict[str, Sequence[float]]] = {}
     for resource, label in GROUPS.items():
-        for code in CODES:
-            if LANGUAGES[code].resource is resource and (row := row_of(code)) is not None:
-                groups.setdefault(label, {})[LANGUAGES[code].name] = row
+        for code in in_order(codes):
+            if LANGUAGES[code].resource is resource:
+                groups.setdefault(label, {})[LANGUAGES[code].name] = row_of(code)
     return groups
 
 
@@ -290,7 +288,3 @@ def _shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     for row in rows:
         shares[row["language"]] = shares.get(row["language"], 0.0) + row["share"]
     return shares
-
-
-def _any(shares: Mapping[str, Mapping[str, float]], code: str) -> bool:
-    return any(code in of_stage for of_stage in shares.values())

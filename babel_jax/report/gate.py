@@ -7,7 +7,7 @@ from babel_jax.evaluation.items import BITS_PER_BYTE, differences
 from babel_jax.evaluation.points import LOWER_IS_BETTER, scores_of
 from babel_jax.evaluation.suite import Results
 from babel_jax.evaluation.tables import TOO_LITTLE, PointItems, changes_between, percent_text
-from babel_jax.languages import CODES, LANGUAGES
+from babel_jax.languages import LANGUAGES, in_order
 
 PARENT_POINT = "base"
 PASSED, FAILED = "passed", "NOT passed"  # the third verdict is TOO_LITTLE
@@ -36,9 +36,7 @@ def regression_gate(
     worse: dict[str, float] = {}
     unclear: dict[str, float] = {}
     unknown = []
-    for code in CODES:
-        if code not in before or code not in after:
-            continue
+    for code in in_order(before.keys() & after.keys()):
         change = changes[code] = 100 * (after[code] / before[code] - 1)
         interval = intervals.get(code)
         if interval is None or interval["low"] is None or interval["high"] is None:

@@ -19,7 +19,7 @@ from babel_jax.evaluation.points import point_names, read_items, read_points
 from babel_jax.evaluation.suite import Results
 from babel_jax.expansion.card import plans_of
 from babel_jax.expansion.plan import ExpansionPlan
-from babel_jax.languages import CODES
+from babel_jax.languages import in_order
 from babel_jax.model_folders.folder import CONFIG
 from babel_jax.places import pull
 from babel_jax.run_files import (
@@ -86,13 +86,13 @@ class RunRecord:
 
     @property
     def languages(self) -> list[str]:
-        """The languages of its training and evaluation, in the order of the report."""
+        """The languages of its training and evaluation, in the registry's order."""
         codes: set[str] = set()
         for mixture in self.mixtures.values():
             codes.update(row["language"] for row in mixture["rows"])
         for results in self.points.values():
             codes.update(*results.values())
-        return [code for code in CODES if code in codes]
+        return in_order(codes)
 
 
 def run_name(run_folder: Path) -> str:

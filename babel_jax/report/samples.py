@@ -78,6 +78,6 @@ def sample_tokens(config: ModelConfig) -> tuple[int, int]:
 
 def beginning(text: str, language: str) -> str:
     """The first words of a passage, at most its first sentence."""
-    first = sentences(text)[0] if text.strip() else ""
+    first = sentences(text, language)[0] if text.strip() else ""
     spans = words(first, language)
     return first[: spans[min(_PROMPT_WORDS, len(spans)) - 1][1]] if spans else ""

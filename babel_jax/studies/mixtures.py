@@ -15,7 +15,7 @@ from babel_jax.data.batches.mixture import Dataset, MixtureRow, make_mixture
 from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.errors import BadInput
 from babel_jax.files import make_folder, write_text
-from babel_jax.languages import LANGUAGES, Resource, in_order
+from babel_jax.languages import LANGUAGES, Resource, in_order, position
 from babel_jax.pages.charts import Figure, Table, bars
 from babel_jax.pages.document import Section, page_text
 from babel_jax.plots import BAD, INK, saved_figure
@@ -82,7 +82,7 @@ def mixture_report(config: Config, out: Path) -> dict[str, Any]:
     stages = stage_mixtures(config)
     available = open_prepared(config.data.folder).available
     make_folder(out)
-    rows = sorted(available, key=lambda key: (list(LANGUAGES).index(key[0]), key[1]))
+    rows = sorted(available, key=lambda key: (position(key[0]), key[1]))
     warnings = [f"{stage.name}: {warning}" for stage in stages for warning in stage.warnings]
     text = "\n".join(
         [

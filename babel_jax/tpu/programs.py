@@ -28,7 +28,7 @@ from babel_jax.evaluation.suite import SUITE_BATCH_TOKENS, SUITE_ROWS, suite_tok
 from babel_jax.expansion.apply import expand_config, expanding
 from babel_jax.expansion.plan import plan_from_settings
 from babel_jax.inference.generation import generation_programs
-from babel_jax.languages import CODES
+from babel_jax.languages import BABEL
 from babel_jax.model.decoder import abstract_params, initializing
 from babel_jax.model.parameters import in_type, is_stacked
 from babel_jax.model_folders.resharding import gatherer, mover, reading_steps
@@ -169,7 +169,7 @@ def _training_programs(
     # Stages with the same depth and the same trained layers share a setup, and so a program.
     @cache
     def setup_at(start: int, trained: Trained) -> Setup:
-        return setup_of(config, mesh, depth_at(models, start), trained)
+        return setup_of(config, mesh, depth_at(models, start), trained, planned_languages(config))
 
     before: Setup | None = None
     for stage, at, last_of_stage in _parts(config, models):
@@ -177,7 +177,8 @@ def _training_programs(
         state = setup.abstract
         # Between stages the optimizer's state is carried over, if the trained layers or the depth change.
         if before is None:
-            yield Program(OPTIMIZER, (), beginning(setup.optimizer, setup.shardings), (state.params,))
+            made = beginning(setup.optimizer, setup.shardings, planned_languages(config))
+            yield Program(OPTIMIZER, (), made, (state.params,))
         elif before is not setup:
             arguments = (before.abstract.params, before.abstract.opt_state)
             yield Program(
@@ -224,6 +225,11 @@ def evaluation_programs(
         programs.append(Program(LOG_LIKELIHOODS, (f"{length:,} tokens",), function, arguments))
     sizes = (BENCHMARK_ROWS * mesh.size, BENCHMARK_PROMPT, BENCHMARK_NEW)
     return _merged([*programs, *_generating((GENERATION,), mesh, config, dtype, params, sizes)])
+
+
+def planned_languages(config: Config) -> int:
+    """How many languages the run has; for a config that names none, as many as the Babel report."""
+    return len(config.order) or len(BABEL)
 
 
 def params_on(
@@ -315,7 +321,7 @@ def _sampling(
 ) -> Iterator[Program]:
     """The programs that write a sample in each language."""
     longest, new = sample_tokens(model)
-    sizes = (len(CODES), longest, new)
+    sizes = (planned_languages(config), longest, new)
     dtype = config.training.compute_dtype
     yield from _generating((SAMPLES, *names), mesh, model, dtype, params, sizes, sampled=True)
 

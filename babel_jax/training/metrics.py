@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,7 +19,6 @@ from jaxtyping import Array
 from babel_jax.config import ModelConfig
 from babel_jax.files import write_text
 from babel_jax.hardware import peak_flops
-from babel_jax.languages import CODES
 from babel_jax.model.flops import model_flops_per_token
 from babel_jax.progress import Work
 from babel_jax.run_files import StepLine, read_lines
@@ -46,9 +45,10 @@ class Metrics:
         start_step: int,
         total_steps: int,
         goodput: Goodput,
+        languages: Sequence[str],
     ):
-        """`available`: tokens of prepared text by language. Lines from `start_step` on come from the
-        interrupted run; they are deleted.
+        """`available`: tokens of prepared text by language; `languages`: the order of the run. Lines from
+        `start_step` on come from the interrupted run; they are deleted.
         """
         self._path, self._goodput = folder / "metrics.jsonl", goodput
         lines: list[dict[str, Any]] = []
@@ -68,6 +68,7 @@ class Metrics:
         self._work = Work[Any](
             "train", total=total_steps, unit="steps", initial=start_step, keep=True, shown=writes
         )
+        self._languages = tuple(languages)
         self._seq_len, self._available, self._total_steps = seq_len, available, total_steps
         self._tokens: Counter[str] = Counter(lines[-1].get("tokens_by_language", {}) if lines else {})
         self._flops, self._peak = 0.0, peak_flops(jax.devices()[0].device_kind, jax.device_count())
@@ -128,7 +129,7 @@ class Metrics:
             "skipped": int(host["skipped"]),
         }
         # Counted over all processes, by the step itself.
-        tokens = {code: int(host["tokens"][i]) for i, code in enumerate(CODES) if host["tokens"][i]}
+        tokens = {code: int(host["tokens"][i]) for i, code in enumerate(self._languages) if host["tokens"][i]}
         self._tokens.update(tokens)
         # Tokens of text: here, and wherever tokens are counted, padding is left out.
         line["tokens"] = sum(tokens.values())
@@ -146,9 +147,11 @@ class Metrics:
         # Languages that this batch has no target of have no loss.
         targets, nats = host["targets"], host["nats"]
         line["loss_by_language"] = {
-            code: float(nats[i] / targets[i]) for i, code in enumerate(CODES) if targets[i]
+            code: float(nats[i] / targets[i]) for i, code in enumerate(self._languages) if targets[i]
         }
-        line["tokens_by_language"] = {code: self._tokens[code] for code in CODES if self._tokens[code]}
+        line["tokens_by_language"] = {
+            code: self._tokens[code] for code in self._languages if self._tokens[code]
+        }
         line["epochs_by_language"] = {
             code: tokens / self._available[code]
             for code, tokens in line["tokens_by_language"].items()

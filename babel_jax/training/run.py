@@ -35,7 +35,7 @@ from babel_jax.training.optimizer import learning_rate
 from babel_jax.training.resuming import check_totals, note_text
 from babel_jax.training.run_state import Checkpoints, newest_step
 from babel_jax.training.setup import Setup, carried_over, setup_of
-from babel_jax.training.stages import PlannedStage, plan_stages
+from babel_jax.training.stages import PlannedStage, plan_stages, run_order
 from babel_jax.training.step import Step, TrainState, placed_state
 from babel_jax.training.watch import Watch
 
@@ -78,10 +78,11 @@ def train_stages(
     if not stages:
         return make_params()
     mesh = _checked_mesh(config)
+    languages = run_order(config, stages)
 
     @functools.cache
     def setup(start: int, trained: Trained) -> Setup:
-        made = setup_of(config, mesh, depth_at(models, start), trained)
+        made = setup_of(config, mesh, depth_at(models, start), trained, len(languages))
         layers = made.model.config.num_hidden_layers
         log.info("training %s of %d layers", _TRAINED[trained], layers)
         with agreed():
@@ -110,7 +111,7 @@ def train_stages(
     keep, keep_every = config.training.keep_checkpoints, config.training.keep_every
     with (
         Checkpoints(
-            run_folder / "checkpoints", model_after, keep, keep_every, lambda: watch.best_step
+            run_folder / "checkpoints", model_after, keep, keep_every, lambda: watch.best_step, languages
         ) as checkpoints,
         Profile(run_folder / "tensorboard", profile) as traced,
     ):
@@ -127,7 +128,7 @@ def train_stages(
             log.info("resuming after step %d of %d, from local checkpoints", start, stages[-1].end)
         elif restored is None:
             current = setup_at(0, stages[0].stage.train)
-            state = placed_state(current.optimizer, make_params(), current.shardings)
+            state = placed_state(current.optimizer, make_params(), current.shardings, len(languages))
         else:
             _, stage, state = restored
             current = setup_at(start - 1, trained_in[stage])
@@ -138,9 +139,10 @@ def train_stages(
 
         # Stage by stage, and within a stage depth by depth.
         end, seq_len = stages[-1].end, config.data.seq_len
-        with Metrics(run_folder, seq_len, _tokens_by_language(config), start, end, goodput) as metrics:
+        available = _tokens_by_language(config)
+        with Metrics(run_folder, seq_len, available, start, end, goodput, languages) as metrics:
             tools = Tools(config, checkpoints, metrics, goodput, traced, watch, end)
-            loop = Loop(mesh, tools, hooks, {})
+            loop = Loop(mesh, tools, hooks, {}, languages)
             for number, plan in enumerate(stages):
                 # A run that was stopped in on_stage_end resumes at the end of that stage, and calls it again.
                 if start > plan.end:
@@ -169,13 +171,14 @@ def train_stages(
 class Loop(NamedTuple):
     """What the loops of all stages share.
 
-    `hooks` are those beside the run's own, `programs` compiled steps.
+    `hooks` are those beside the run's own, `programs` compiled steps, `languages` the order of the run.
     """
 
     mesh: Mesh
     tools: Tools
     hooks: Sequence[Hook]
     programs: dict[Step, Step]
+    languages: tuple[str, ...]
 
 
 def _train_steps(
@@ -195,7 +198,7 @@ def _train_steps(
     tools, mesh = loop.tools, loop.mesh
     config, goodput, training = tools.config, tools.goodput, tools.config.training
     with agreed():
-        batches = _batches(config, plan, number, mesh).iterate(steps.start - plan.start)
+        batches = _batches(config, plan, number, loop).iterate(steps.start - plan.start)
     save_times = SaveTimes(steps.start, training.checkpoint_every, training.checkpoint_minutes)
     tools.metrics.restart_clock()
     with stop_requests(lambda: tools.checkpoints.saved) as stopped:
@@ -330,8 +333,8 @@ def _parts(plan: PlannedStage, models: Sequence[Depth]) -> list[tuple[int, int]]
     return list(itertools.pairwise(cuts))
 
 
-def _batches(config: Config, plan: PlannedStage, number: int, mesh: Mesh) -> Batches:
-    share, shares = window_share(mesh)
+def _batches(config: Config, plan: PlannedStage, number: int, loop: Loop) -> Batches:
+    share, shares = window_share(loop.mesh)
     return Batches(
         config.data.folder,
         plan.mixture,
@@ -341,6 +344,7 @@ def _batches(config: Config, plan: PlannedStage, number: int, mesh: Mesh) -> Bat
         seed=config.seed * 1000 + number,
         share=share,
         shares=shares,
+        languages=loop.languages,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
@@ -48,12 +49,15 @@ class Checkpoints:
         keep: int,
         keep_every: int | None,
         best_step: Callable[[], int | None] = lambda: None,
+        languages: Sequence[str] | None = None,
     ):
         """Keeps the newest `keep` steps, the multiples of `keep_every`, and the step that `best_step` returns
         at the time.
 
-        `model_after(steps)` is the model after that many steps.
+        `model_after(steps)` is the model after that many steps, `languages` the order of the run, in which
+        states count; None reads the counts as they were saved.
         """
+        self._languages = None if languages is None else tuple(languages)
         self._folder, self._model_after, self._failed = folder.absolute(), model_after, False
         self._begun = self._saved_before = 0  # steps of the last two saves
         self._native = native(self._folder)  # for Orbax, which writes into a bucket itself
@@ -89,9 +93,8 @@ class Checkpoints:
         if self.newest() == step:
             return
         with explain_storage_errors(self._folder):
-            self._manager.save(
-                step, args=_DigestedSave(dict(vars(state))), custom_metadata=to_note(stage, self._model(step))
-            )
+            note = to_note(stage, self._model(step), self._languages or ())
+            self._manager.save(step, args=_DigestedSave(dict(vars(state))), custom_metadata=note)
         self._saved_before, self._begun = self._begun, step
 
     @property
@@ -133,7 +136,7 @@ class Checkpoints:
             try:
                 with agreed():
                     pull(self._folder / str(step), is_note)
-                    stage, model = noted_in(self._folder / str(step))
+                    stage, model, languages = noted_in(self._folder / str(step))
             except Exception as error:  # Orbax and TensorStore raise what they like for damaged files
                 unreadable[step] = _first_line(error)
                 continue
@@ -152,7 +155,7 @@ class Checkpoints:
                 with agreed():
                     self._check_files(step)
                 with agreed():
-                    state = self._read(step, wanted)
+                    state = self._read(step, wanted, languages)
             except Exception as error:
                 unreadable[step] = _first_line(error)
                 continue
@@ -205,10 +208,13 @@ class Checkpoints:
     def _model(self, step: int) -> dict[str, Any]:
         return self._model_after(step).model_dump(mode="json")
 
-    def _read(self, step: int, abstract: TrainState) -> TrainState:
+    def _read(self, step: int, abstract: TrainState, languages: Sequence[str]) -> TrainState:
         """The state, read by this process alone. Else Orbax would wait for the others, which may have found
-        damage.
+        damage. `languages`: the order in which it was saved.
         """
+        counts, saved = abstract.windows_seen, abstract
+        if self._languages is not None:
+            saved = dataclasses.replace(abstract, windows_seen=counts.update(shape=(len(languages),)))
         process = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(
             primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"restore-{process}"
@@ -219,10 +225,15 @@ class Checkpoints:
             folder = self._native / str(step) / STATE
             # Earlier versions did not save the losses and gradient norms of the last steps.
             names = reader.metadata(folder).item_metadata
-            stored = {name: leaf for name, leaf in vars(abstract).items() if name in names}
+            stored = {name: leaf for name, leaf in vars(saved).items() if name in names}
             fields = reader.restore(folder, args=ocp.args.StandardRestore(stored))
         if "recent" not in fields:
             fields["recent"] = jax.device_put(no_recent(), abstract.recent.sharding)
+        if self._languages is not None and tuple(languages) != self._languages:
+            # Each count belongs to its language, also where the run has another order, or more languages.
+            seen = dict(zip(languages, np.asarray(fields["windows_seen"]).tolist(), strict=True))
+            ours = np.array([seen.get(code, 0) for code in self._languages], np.int32)
+            fields["windows_seen"] = jax.device_put(ours, counts.sharding)
         return TrainState(**fields)
 
     def _set_aside(self, step: int) -> None:

@@ -6,13 +6,14 @@ STEP/default/                the state, with SHA256SUMS and SHA256SUMS.process_N
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from babel_jax.digests import SUMS, Checked, check_sums, lists_below, unlisted
 from babel_jax.errors import BadInput
 from babel_jax.files import read_json
+from babel_jax.languages import BABEL
 
 STATE, METADATA, SUCCESS = "default", "_CHECKPOINT_METADATA", "commit_success.txt"  # Orbax's names
 _NOTED_SUM = "sha256"  # of what else is noted
@@ -24,27 +25,38 @@ def is_note(name: str) -> bool:
     return name == METADATA or name.rpartition("/")[2].startswith(SUMS)
 
 
-def to_note(stage: str, model: Mapping[str, Any]) -> dict[str, Any]:
-    """The note beside a state: the stage, the model's config as JSON values, and a digest of both."""
-    noted = {"stage": stage, "model": model}
+class Note(NamedTuple):
+    """What is noted beside a state: the stage, the model's config as JSON values, and the languages of the
+    run in the order of the state's counts.
+    """
+
+    stage: str
+    model: dict[str, Any]
+    languages: tuple[str, ...]
+
+
+def to_note(stage: str, model: Mapping[str, Any], languages: Sequence[str]) -> dict[str, Any]:
+    """The note beside a state, with its digest."""
+    noted = {"stage": stage, "model": model, "languages": list(languages)}
     return {**noted, _NOTED_SUM: _sum_of(noted)}
 
 
-def noted_in(step: Path) -> tuple[str, dict[str, Any]]:
-    """The stage and the model of a note.
-
-    Raises BadInput if they cannot be read or do not match their digest.
-    """
-    noted = _noted(step)
+def noted_in(step: Path) -> Note:
+    """The note of a step. Raises BadInput if it cannot be read or does not match its digest."""
+    noted = dict(_noted(step))
+    found_sum = noted.pop(_NOTED_SUM, None)
     stage, model = noted.get("stage"), noted.get("model", {})
     if not isinstance(stage, str) or not isinstance(model, dict):
         raise BadInput(
             f"{step / METADATA}: missing, damaged or of another version: it does not name the stage and the "
             "model"
         )
-    if noted.keys() != _NOTED_BEFORE and noted.get(_NOTED_SUM) != _sum_of({"stage": stage, "model": model}):
+    is_old = found_sum is None and noted.keys() == _NOTED_BEFORE
+    if not is_old and found_sum != _sum_of(noted):
         raise BadInput(f"{step / METADATA}: not as it was written")
-    return stage, model
+    # Earlier versions counted the 25 languages of the report.
+    languages = noted.get("languages", BABEL)
+    return Note(stage, model, tuple(map(str, languages)))
 
 
 def check_state(

@@ -32,14 +32,14 @@ class Setup(NamedTuple):
     bit_checks: BitChecks
 
 
-def setup_of(config: Config, mesh: Mesh, model: Depth, trained: Trained) -> Setup:
-    """The setup of one model and one choice of what is trained."""
+def setup_of(config: Config, mesh: Mesh, model: Depth, trained: Trained, languages: int) -> Setup:
+    """The setup of one model and one choice of what is trained, in a run with so many languages."""
     # Shapes alone: the setup of a model of any size is made without memory.
     params = abstract_params(model.config)
     optimizer = AdamW(config.optimizer, params, trained, model.new_layers, model.new_rows)
     shardings = state_shardings(model.config, optimizer, mesh, config.training.offload_optimizer_state)
     abstract = abstract_state(
-        jax.eval_shape(lambda params: initial_state(optimizer, params), params), shardings
+        jax.eval_shape(lambda params: initial_state(optimizer, params, languages), params), shardings
     )
     step = compiled_step(model.config, optimizer, config.optimizer, config.training, mesh)
     # Compiled at their first call.

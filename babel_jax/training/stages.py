@@ -1,11 +1,14 @@
 """The stages of a run in steps: budgets and mixtures."""
 
+import itertools
 import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from babel_jax.config import Config, Stage
 from babel_jax.data.batches.mixture import Mixture, make_mixture, make_mixture_of_steps, tokens_per_window
 from babel_jax.data.windows.prepared import open_prepared
+from babel_jax.languages import with_order
 
 
 class PlannedStage(NamedTuple):
@@ -21,6 +24,12 @@ class PlannedStage(NamedTuple):
     mixture: Mixture
     tokens: int
     asked: int | None = None
+
+
+def run_order(config: Config, stages: Sequence[PlannedStage]) -> tuple[str, ...]:
+    """The languages of a run in its own order: the config's, then others that its mixtures read."""
+    mixtures = (plan.mixture.languages for plan in stages)
+    return with_order(config.order, itertools.chain.from_iterable(mixtures))
 
 
 def plan_stages(config: Config) -> list[PlannedStage]:

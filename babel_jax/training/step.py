@@ -12,7 +12,6 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
 from babel_jax.config import ModelConfig, OptimizerSettings, TrainingSettings
-from babel_jax.languages import CODES
 from babel_jax.model.attention_kernels import kernel_for
 from babel_jax.model.decoder import abstract_params, describe
 from babel_jax.model.execution import Execution
@@ -35,7 +34,7 @@ class TrainState:
     # Updates tried, and updates skipped in a row: int32[].
     step: Any
     skipped: Any
-    # By language: int32[languages].
+    # By language, in the order of the run: int32[languages].
     windows_seen: Any
     # Losses and gradient norms of the last steps: float32[2, RECENT_STEPS].
     recent: Any
@@ -45,9 +44,9 @@ SummedGradients = Callable[[PyTree[Array], dict[str, Array]], tuple[Array, Windo
 Step = Callable[[TrainState, dict[str, Array], Float[Array, ""]], tuple[TrainState, dict[str, Array]]]
 
 
-def initial_state(optimizer: AdamW, params: PyTree[Array]) -> TrainState:
-    """The state before the first step; may be traced."""
-    step, skipped, windows_seen = (jnp.zeros(shape, jnp.int32) for shape in ((), (), (len(CODES),)))
+def initial_state(optimizer: AdamW, params: PyTree[Array], languages: int) -> TrainState:
+    """The state before the first step, of a run with so many languages; may be traced."""
+    step, skipped, windows_seen = (jnp.zeros(shape, jnp.int32) for shape in ((), (), (languages,)))
     return TrainState(params, optimizer.init(params), step, skipped, windows_seen, no_recent())
 
 
@@ -163,7 +162,7 @@ def train_step(
     params, opt_state = optimizer.update(gradients, state.opt_state, params, rate, kept, offload)
 
     def by_language(values: Array) -> Array:
-        return jax.ops.segment_sum(values, batch["language"], num_segments=len(CODES))
+        return jax.ops.segment_sum(values, batch["language"], num_segments=len(state.windows_seen))
 
     skipped = jnp.where(kept, 0, state.skipped + 1)
     windows_seen = state.windows_seen + by_language(jnp.ones_like(batch["language"]))
@@ -184,20 +183,22 @@ def _interleaved(rows: Array, parts: int) -> Array:
     return rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1)
 
 
-def placed_state(optimizer: AdamW, params: PyTree[Array], shardings: TrainState) -> TrainState:
+def placed_state(
+    optimizer: AdamW, params: PyTree[Array], shardings: TrainState, languages: int
+) -> TrainState:
     """`initial_state` on the mesh.
 
     No device ever holds more of the moments than its shard. Donates `params`.
     """
-    result: TrainState = beginning(optimizer, shardings)(jax.device_put(params, shardings.params))
+    result: TrainState = beginning(optimizer, shardings, languages)(jax.device_put(params, shardings.params))
     return result
 
 
-def beginning(optimizer: AdamW, shardings: TrainState) -> Any:
+def beginning(optimizer: AdamW, shardings: TrainState, languages: int) -> Any:
     """`initial_state` jitted, with the parameters donated."""
 
     def begin_training(params: PyTree[Array]) -> TrainState:
-        return initial_state(optimizer, params)
+        return initial_state(optimizer, params, languages)
 
     return jax.jit(begin_training, out_shardings=shardings, donate_argnums=0)
 

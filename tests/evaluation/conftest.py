@@ -1,4 +1,4 @@
-"""Items of the six benchmarks, original and tiny, with the keys that the real data sets have."""
+"""Items of the benchmarks, original and tiny, with the keys that the real data sets have."""
 
 import json
 
@@ -70,6 +70,56 @@ FLORES = [
 ]
 
 
+BELEBELE = [
+    (
+        "Paka wangu anapenda samaki. Jina lake ni Simba.",
+        "Paka anapenda nini?",
+        "mkate",
+        "samaki",
+        "maji",
+        "chai",
+        "2",
+    ),
+    ("Mvua ilinyesha jana mjini.", "Mvua ilinyesha lini?", "jana", "leo", "kesho", "juzi", "1"),
+    ("Asha ana vitabu vitatu na kalamu moja.", "Asha ana kalamu ngapi?", "tatu", "mbili", "moja", "nne", "3"),
+]
+SIB = [
+    ("Timu ya taifa ilishinda mchezo.", "sports"),
+    ("Daktari alitoa chanjo mpya.", "health"),
+    ("Bunge lilipitisha sheria.", "politics"),
+]
+PROX = [
+    (
+        "Sheria kuu ya nchi ni ipi?",
+        ["Katiba", "Ilani", "Barua"],
+        "A",
+        "law",
+        "A: Hebu tufikiria hatua kwa hatua. Jibu ni (A).",
+    ),
+    (
+        "Mahakama ya juu inaitwaje?",
+        ["Bunge", "Mahakama ya Rufani"],
+        "B",
+        "law",
+        "A: Hebu tufikiria hatua kwa hatua. Jibu ni (B).",
+    ),
+    (
+        "Mbili mara tatu ni ngapi?",
+        ["5", "6", "7", "8"],
+        "B",
+        "math",
+        "A: Hebu tufikiria hatua kwa hatua. Jibu ni (B).",
+    ),
+    (
+        "Tano mara mbili ni ngapi?",
+        ["10", "11"],
+        "A",
+        "math",
+        "A: Hebu tufikiria hatua kwa hatua. Jibu ni (A).",
+    ),
+]
+
+
 def write_lines(path, lines):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -80,7 +130,7 @@ def write_rows(path, keys, rows):
 
 
 def write_benchmarks(folder):
-    """All six, each in one language."""
+    """All, each in one language."""
     write_rows(folder / "mmmlu/sw.test.jsonl", ("Question", "A", "B", "C", "D", "Answer", "Subject"), MMMLU)
     keys = ("question_text", "background_description", "options", "answer_text", "level", "subject_category")
     exams = [(question, [], *rest) for question, *rest in M3EXAM]
@@ -99,6 +149,31 @@ def write_benchmarks(folder):
         ("question", "answer", "answer_number"),
         [(question, None, number) for question, number in MGSM],
     )
+    keys = (
+        "flores_passage",
+        "question",
+        *(f"mc_answer{number}" for number in range(1, 5)),
+        "correct_answer_num",
+    )
+    write_rows(folder / "belebele/sw.test.jsonl", keys, BELEBELE)
+    write_rows(folder / "sib200/sw.test.jsonl", ("text", "category"), SIB)
+    write_rows(folder / "sib200/sw.validation.jsonl", ("text", "category"), SIB[::-1])
+    keys = ("question", "option_a", "option_b", "option_c", "option_d")
+    translated = (*keys, "answer", "subject")
+    write_rows(folder / "global_mmlu/sw.test.jsonl", translated, MMMLU)
+    examples = [(f"Mfano: {question}", *rest) for question, *rest in MMMLU[::-1]]
+    write_rows(folder / "global_mmlu/sw.dev.jsonl", translated, examples)
+    local = [(*row[:5], "ABCD".index(row[5]), "Arts & Humanities") for row in MMMLU]
+    write_rows(folder / "include/tl.test.jsonl", (*keys, "answer", "domain"), local)
+    write_rows(folder / "include/tl.validation.jsonl", (*keys, "answer", "domain"), local[:2])
+    options = [f"option_{number}" for number in range(10)]
+    prox = []
+    for question, given, answer, category, steps in PROX:
+        prox.append((question, *given, *[None] * (10 - len(given)), answer, category, steps))
+    prox_examples = [(f"Mfano: {question}", *rest) for question, *rest in prox[::-1]]
+    for split, rows in (("test", prox), ("validation", prox_examples)):
+        keys = ("question", *options, "answer", "category", "cot_content")
+        write_rows(folder / f"mmlu_prox/sw.{split}.jsonl", keys, rows)
     write_rows(folder / "xnli/sw.validation.jsonl", ("premise", "hypothesis", "label"), XNLI)
     for split in ("dev", "devtest"):
         pairs = FLORES if split == "dev" else FLORES[::-1]

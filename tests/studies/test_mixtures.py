@@ -9,7 +9,7 @@ import pytest
 from babel_jax.cli import main
 from babel_jax.config.file import configs_folder, load_config
 from babel_jax.data.windows.prepared import dataset_folder, heldout_file
-from babel_jax.languages import CODES, LANGUAGES
+from babel_jax.languages import BABEL, LANGUAGES
 from babel_jax.studies.mixtures import stage_mixtures
 
 
@@ -124,7 +124,7 @@ def test_the_shipped_stages_follow_the_report(prepared, name):
     """On supplies like the web's (Common Crawl shares of 2 * 10**12 tokens, and a textbook for each
     language).
     """
-    supply = {(code, "web"): round(LANGUAGES[code].common_crawl_percent / 100 * 2e12) for code in CODES}
+    supply = {(code, "web"): round(LANGUAGES[code].common_crawl_percent / 100 * 2e12) for code in BABEL}
     supply |= {(code, "textbook"): tokens // 50 for (code, _), tokens in list(supply.items())}
     supply |= {("en", "curated"): 10**11, ("zh", "curated"): 10**10}
     folder = prepared(supply, seq_len=4096)
@@ -132,9 +132,9 @@ def test_the_shipped_stages_follow_the_report(prepared, name):
     low = [key for key in supply if LANGUAGES[key[0]].resource == "low"]
     textbooks = [key for key in supply if key[1] == "textbook"]
     # Recovery: equal but where text runs short, with curated English and Chinese on top.
-    shares = {code: recovery.share([(code, "web"), (code, "textbook")]) for code in CODES}
+    shares = {code: recovery.share([(code, "web"), (code, "textbook")]) for code in BABEL}
     full = []
-    for code in CODES:
+    for code in BABEL:
         if not (recovery.parts[code, "web"].at_cap or recovery.parts[code, "textbook"].at_cap):
             full.append(code)
     assert {"es", "ar", "hi", "ko"} <= set(full)

@@ -47,7 +47,7 @@ def run(mesh_sizes: dict[str, int], **settings: object) -> dict[str, object]:
     optimizer = AdamW(settings, abstract_params(CONFIG))
     shardings = state_shardings(CONFIG, optimizer, mesh, training.offload_optimizer_state)
     params = jax.jit(init_params, static_argnums=0, out_shardings=shardings.params)(CONFIG, jax.random.key(0))
-    state = placed_state(optimizer, params, shardings)
+    state = placed_state(optimizer, params, shardings, 25)
     step = compiled_step(CONFIG, optimizer, settings, training, mesh)
     random = np.random.default_rng(0)
     losses = []

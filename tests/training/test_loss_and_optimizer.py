@@ -41,7 +41,7 @@ def run_steps(config, params, batches, settings=None, training=None, rate=1e-3):
     mesh = make_mesh({})
     optimizer = AdamW(settings, abstract_params(config))
     state = jax.device_put(
-        initial_state(optimizer, jax.tree.map(jnp.copy, params)), state_shardings(config, optimizer, mesh)
+        initial_state(optimizer, jax.tree.map(jnp.copy, params), 3), state_shardings(config, optimizer, mesh)
     )
     step = compiled_step(config, optimizer, settings, training, mesh)
     found = []

@@ -16,7 +16,7 @@ from babel_jax.data.batches.mixture import Mixture
 from babel_jax.data.windows.prepared import dataset_folder, open_prepared
 from babel_jax.data.windows.storage import open_windows
 from babel_jax.errors import BadInput
-from babel_jax.languages import CODES
+from babel_jax.languages import in_order
 
 Batch = Mapping[str, Int32[np.ndarray, "..."]]
 
@@ -45,12 +45,14 @@ class Batches:
         seed: int,
         share: int = 0,
         shares: int = 1,
+        languages: Sequence[str] | None = None,
     ):
         """Opens the datasets of `mixture` in a folder of prepared data.
 
-        share, shares: the number of this part of the global batch, and of all parts. Raises BadInput if the
-        windows have another length than `seq_len`, a dataset is missing, or the batch size is not a multiple
-        of `shares`.
+        share, shares: the number of this part of the global batch, and of all parts. languages: the order of
+        the run, which "language" of a batch counts in; None for the registry's order of the mixture's
+        languages. Raises BadInput if the windows have another length than `seq_len`, a dataset is missing, or
+        the batch size is not a multiple of `shares`.
         """
         prepared = open_prepared(folder)
         if prepared.seq_len != seq_len:
@@ -70,9 +72,10 @@ class Batches:
         if missing:
             raise BadInput(f"{folder}: the mixture names {', '.join(missing)}, which is not prepared there")
 
+        self.languages = tuple(in_order(mixture.languages) if languages is None else languages)
         sources, orders, window_shares = [], [], []
         for row in mixture.rows:
-            source = _source(prepared.folder, row.language, row.kind)
+            source = _source(prepared.folder, row.language, row.kind, self.languages.index(row.language))
             sources.append(source)
             orders.append(ShuffledEpochs(len(source), f"{seed} {row.language} {row.kind}"))
             # Shares are of tokens. Half-empty windows hold the same tokens in twice as many windows.
@@ -85,7 +88,7 @@ class Batches:
 
     def __getitem__(self, step: int) -> Batch:
         """The rows of this share at a step: "tokens" and "segment_ids" int32[rows, seq_len], and "language"
-        int32[rows], an index into CODES.
+        int32[rows], an index into `languages`.
 
         Windows of conversations also have "loss_mask" int32[rows, seq_len].
         """
@@ -176,9 +179,9 @@ class Selection(grain.transforms.DatasetSelectionMap):  # type: ignore[misc]
         return first, before
 
 
-def _source(folder: Path, language: str, kind: str) -> grain.MapDataset:
-    """The windows of one dataset in their order on disk."""
-    code = np.int32(CODES.index(language))
+def _source(folder: Path, language: str, kind: str, number: int) -> grain.MapDataset:
+    """The windows of one dataset in their order on disk; `number` is the language's in the run."""
+    code = np.int32(number)
 
     def as_int32(window: dict[str, np.ndarray]) -> dict[str, Any]:
         fields: dict[str, Any] = {field: values.view(np.int32) for field, values in window.items()}

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from babel_jax.config import MixtureSettings, Strategy
 from babel_jax.data.windows.prepared import Supply
 from babel_jax.errors import BadInput
-from babel_jax.languages import CODES, LANGUAGES, Resource
+from babel_jax.languages import LANGUAGES, Resource, position
 
 CURATED, TEXTBOOK = "curated", "textbook"
 _TOLERANCE = 1e-6  # of a share of all tokens
@@ -81,7 +81,7 @@ def make_mixture(available: Mapping[Dataset, int], settings: MixtureSettings, bu
     Raises BadInput for a language without data, and for weights that do not fit `languages`.
     """
     supply = {}
-    for dataset in sorted(available, key=lambda dataset: (CODES.index(dataset[0]), dataset[1])):
+    for dataset in sorted(available, key=lambda dataset: (position(dataset[0]), dataset[1])):
         if available[dataset] > 0:
             supply[dataset] = available[dataset]
     languages = _languages(supply, settings)

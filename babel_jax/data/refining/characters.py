@@ -11,10 +11,7 @@ from enum import IntEnum
 import numpy as np
 from jaxtyping import Bool, Int64, UInt8, UInt32, UInt64
 
-# Languages without spaces between words. In counts and n-grams, this number of characters (grapheme clusters)
-# counts as one word. The mean length of a word in segmented text is 1.5 to 2 characters in Chinese and
-# Japanese, about 4 clusters in Thai and Burmese.
-CHARACTERS_A_WORD = {"zh": 2, "ja": 2, "th": 4, "my": 4}
+from babel_jax.scripts import WITHOUT_SPACES
 
 CodePoints = UInt32[np.ndarray, "characters"]
 
@@ -123,7 +120,7 @@ def clusters(
     A run of letters and digits of a script with spaces, such as a Latin name in Japanese text, is one
     cluster.
     """
-    is_spaced_script = ~_without_spaces()[np.minimum(points >> 7, _LAST_BLOCK)]
+    is_spaced_script = ~_without_spaces()[points >> _STEP_BITS]
     is_word = ((of == Kind.LETTER) | (of == Kind.DIGIT)) & is_spaced_script
 
     # A character continues the cluster before it if it is a mark, a joiner, or within a word.
@@ -141,27 +138,15 @@ def clusters(
     return np.add.reduceat(mixed(points + (positions << np.uint64(32))), starts), lengths
 
 
-# Ranges with the letters of scripts without spaces: Thai and Lao, Burmese, Khmer, kana and Chinese
-# characters, and their compatibility forms. They are looked up in blocks of 128 code points.
-_SCRIPTS_WITHOUT_SPACES = (
-    (0x0E00, 0x0EFF),
-    (0x1000, 0x107F),
-    (0x1780, 0x17FF),
-    (0x2E80, 0x9FFF),
-    (0xAA00, 0xAA7F),
-    (0xF900, 0xFAFF),
-)
-_LAST_BLOCK = 0x20000 >> 7
+_STEP_BITS = 4  # WITHOUT_SPACES is in steps of 16 code points
 
 
 @functools.cache
-def _without_spaces() -> Bool[np.ndarray, "blocks"]:
-    blocks = np.zeros(_LAST_BLOCK + 1, bool)
-    for first, last in _SCRIPTS_WITHOUT_SPACES:
-        blocks[first >> 7 : (last >> 7) + 1] = True
-    # The rarer Chinese characters, from U+20000 on.
-    blocks[_LAST_BLOCK] = True
-    return blocks
+def _without_spaces() -> Bool[np.ndarray, "steps"]:
+    steps = np.zeros((sys.maxunicode + 1) >> _STEP_BITS, bool)
+    for first, last in WITHOUT_SPACES:
+        steps[first >> _STEP_BITS : (last >> _STEP_BITS) + 1] = True
+    return steps
 
 
 def mixed(numbers: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:

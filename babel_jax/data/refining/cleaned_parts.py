@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from babel_jax.config import CleaningSettings, DataSettings, Source
+from babel_jax.config import CleaningSettings, DataSettings, Rule, Source
 from babel_jax.data.json_files import read_json
 from babel_jax.data.refining.cleaning import Cleaner
 from babel_jax.data.refining.decontamination import evaluation_text
+from babel_jax.data.refining.identification import identified_by
 from babel_jax.data.refining.personal import masked_text
 from babel_jax.data.refining.reasons import EVALUATION, EXAMPLE_CHARACTERS, EXAMPLES
 from babel_jax.data.refining.shards import ShardWriter, json_lines, part_files
@@ -153,6 +154,9 @@ def clean_part(task: CleaningTask) -> None:
     made_from = task.made_from()
     cleaner = None if settings.cleaning is None else Cleaner(_rules(settings.cleaning, source), task.language)
     evaluation = None if settings.decontamination is None else evaluation_text(settings.decontamination)
+    identified: dict[str, str] = {}
+    if cleaner is not None and Rule.LANGUAGE not in cleaner.settings.off:
+        identified["identified_by"] = identified_by(task.language, cleaner.settings.language_model)
     rows = RowCounts()
     dropped, evaluation_files = Counter[str](), Counter[str]()
     examples: dict[str, list[str]] = {}
@@ -207,6 +211,7 @@ def clean_part(task: CleaningTask) -> None:
             "dropped": dict(sorted(dropped.items())),
             "masked": dict(sorted(cleaner.masked.items())) if cleaner is not None else {},
             "evaluation": dict(sorted(evaluation_files.items())),
+            **identified,
             "examples": dict(sorted(examples.items())),
             "shards": [(shard.stem.name, shard.documents) for shard in shards],
         }

@@ -19,7 +19,6 @@ from jaxtyping import Int64, UInt8, UInt64
 
 from babel_jax.config import CleaningSettings, Rule
 from babel_jax.data.refining.characters import (
-    CHARACTERS_A_WORD,
     MAX_MARKS,
     CodePoints,
     Kind,
@@ -29,10 +28,11 @@ from babel_jax.data.refining.characters import (
     nfc,
     with_short_runs_of_marks,
 )
-from babel_jax.data.refining.identification import language_probabilities
+from babel_jax.data.refining.identification import probability_of
 from babel_jax.data.refining.personal import mask
 from babel_jax.data.refining.repetition import commonest_ngram, repeated_fractions, repeated_ngrams
 from babel_jax.data.sources.streams import BadRowError
+from babel_jax.languages import LANGUAGES
 
 # Form feeds, vertical tabs and the separators of C0 separate words: they are page ends of PDF and soft line
 # ends of word processors.
@@ -88,8 +88,8 @@ class Measured:
         """(hashes, lengths, units per word): units are words, 1 per word; in a script without spaces they are
         characters.
         """
-        if self.language in CHARACTERS_A_WORD:
-            return *clusters(self.points, self.kinds), CHARACTERS_A_WORD[self.language]
+        if (in_a_word := LANGUAGES[self.language].writing.characters_a_word) is not None:
+            return *clusters(self.points, self.kinds), in_a_word
         words = self.text.split()
         # Hashes are only compared within one text, so it is no problem that they differ between processes.
         return (
@@ -100,7 +100,7 @@ class Measured:
 
     def words(self) -> float:
         """The approximate number of words."""
-        if self.language in CHARACTERS_A_WORD:
+        if LANGUAGES[self.language].writing.characters_a_word is not None:
             units, _, in_a_word = self.units()
             return len(units) / in_a_word
         space = self.kinds == Kind.SPACE
@@ -174,7 +174,8 @@ def _letters(document: Measured, settings: CleaningSettings) -> bool:
 
 def _words(document: Measured, settings: CleaningSettings) -> bool:
     """True if too many words have no letter. For scripts without spaces, the rule `letters` does this."""
-    if document.language in CHARACTERS_A_WORD or not len(document.kinds):
+    writing = LANGUAGES[document.language].writing
+    if writing.characters_a_word is not None or not len(document.kinds):
         return False
     # The number of a character's word is the number of spaces before it; two spaces leave an empty word.
     space = document.kinds == Kind.SPACE
@@ -238,7 +239,8 @@ def _repetition(document: Measured, settings: CleaningSettings) -> bool:
 
 
 def _language(document: Measured, settings: CleaningSettings) -> bool:
-    return language_probabilities(document.text)[document.language] < settings.min_language_probability
+    probability = probability_of(document.text, document.language, settings.language_model)
+    return probability is not None and probability < settings.min_language_probability
 
 
 _RULES: dict[Rule, Callable[[Measured, CleaningSettings], bool]] = {

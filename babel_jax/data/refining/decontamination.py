@@ -26,8 +26,9 @@ from babel_jax.data.sources.parquet import parquet_rows
 from babel_jax.data.sources.records import parts, read_records
 from babel_jax.data.sources.streams import BadRowError
 from babel_jax.errors import BadInput
+from babel_jax.languages import LANGUAGES
 
-_DENSE = ("zh", "ja", "ko")
+_DENSE = ("Hans", "Hant", "Hani", "Jpan", "Hang", "Kore")  # scripts
 _FIRST_DENSE = 0x2E80  # Chinese radicals; Chinese characters, kana and Hangul syllables have higher numbers
 _FILTER_BITS = 24
 
@@ -123,7 +124,7 @@ def runs_of_document(text: str, language: str, settings: DecontaminationSettings
     dense characters.
     """
     folded = fold(text).astype(np.uint64)
-    runs = {True: ngrams(folded, settings.dense_characters)} if language in _DENSE else {}
+    runs = {True: ngrams(folded, settings.dense_characters)} if LANGUAGES[language].script in _DENSE else {}
     return {**runs, False: ngrams(folded, settings.characters)}
 
 

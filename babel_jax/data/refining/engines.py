@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar
 from babel_jax.config import Engine
 from babel_jax.distributed.signals import deaf_children, held_back
 from babel_jax.errors import BadInput, one_line
+from babel_jax.languages import Language, declare, declared
 
 log = logging.getLogger("babel")
 
@@ -77,6 +78,7 @@ class _Processes:
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
         # Tasks by number: a task need not be hashable.
         missing = dict(enumerate(tasks))
+        languages = declared()
         fruitless = 0
         while missing:
             before = len(missing)
@@ -85,7 +87,10 @@ class _Processes:
                 self._number, multiprocessing.get_context("spawn"), _end_with_parent
             )
             with _quiet(), deaf_children():
-                futures = {self._pool.submit(function, task): number for number, task in missing.items()}
+                futures = {
+                    self._pool.submit(_run, function, languages, task): number
+                    for number, task in missing.items()
+                }
             try:
                 for future in as_completed(futures):
                     result = future.result()
@@ -105,6 +110,12 @@ class _Processes:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
+
+
+def _run(function: Callable[[Task], Result], languages: Sequence[Language], task: Task) -> Result:
+    """A task in another process, which gets the languages that were declared in this one."""
+    declare(languages)
+    return function(task)
 
 
 def _end_with_parent() -> None:
@@ -156,7 +167,8 @@ class _RayWorkers:
                 ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result]]:
-        remote: Any = self._ray.remote(max_retries=_ATTEMPTS)(function)
+        remote: Any = self._ray.remote(max_retries=_ATTEMPTS)(_run)
+        languages = declared()
         unstarted = iter(tasks)
         waiting: dict[Any, Task] = {}
         try:
@@ -166,7 +178,7 @@ class _RayWorkers:
                 # that was not pending"). The number is read again, because a cluster may grow meanwhile.
                 at_once = 1 + max(1, int(self._ray.cluster_resources().get("CPU", 1)))
                 for task in itertools.islice(unstarted, max(0, at_once - len(waiting))):
-                    waiting[remote.remote(task)] = task
+                    waiting[remote.remote(function, languages, task)] = task
                 if not waiting:
                     return
                 (done,), _ = self._ray.wait(list(waiting), num_returns=1)

@@ -125,6 +125,11 @@ _ALL_COUNTRIES = tuple(
 )
 
 
+def _countries_of(language: str) -> tuple[str, ...]:
+    """The countries of a language; those of all languages for one that is not in the table."""
+    return tuple(_COUNTRIES[language].split()) if language in _COUNTRIES else _ALL_COUNTRIES
+
+
 def mask(text: str, masked: Counter[str], digits: int, language: str | None = None) -> str:
     """The text with "[email]", "[phone]" and "[card]" in the place of personal data; `masked` counts them.
 
@@ -139,7 +144,7 @@ def mask(text: str, masked: Counter[str], digits: int, language: str | None = No
     if digits >= 14:
         text = _CARD.sub(lambda match: _masked("card", match[0], is_card(match[0]), masked), text)
     if digits >= _PHONE_DIGITS.start:
-        countries = _ALL_COUNTRIES if language is None else tuple(_COUNTRIES[language].split())
+        countries = _ALL_COUNTRIES if language is None else _countries_of(language)
         looked_up = itertools.count()
         text = _NUMBER.sub(
             lambda match: _masked("phone", match[0], _is_phone(match, countries, looked_up), masked), text

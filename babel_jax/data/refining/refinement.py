@@ -87,7 +87,7 @@ def refined_counts(settings: DataSettings, language: str) -> tuple[RowCounts, di
     By source: {"licence", "documents": read, "kept": left after cleaning and duplicates, "characters": left
     after cleaning, "dropped": {rule: documents}, "masked": {kind of data: times}, "evaluation": {file:
     documents}, "duplicates": {"exact", "near"}, "examples": {rule: the beginnings of some dropped
-    documents}}.
+    documents}}, and with the rule `language` "identified_by": what decides about the language.
     """
     folder = cleaned_folder(settings, language)
     rows = RowCounts()
@@ -100,6 +100,8 @@ def refined_counts(settings: DataSettings, language: str) -> tuple[RowCounts, di
         of_part = {name: counts[name] for name in names}
         # Parts of an earlier version kept no examples.
         of_part["examples"] = counts.get("examples", {})
+        if "identified_by" in counts:
+            of_part["identified_by"] = counts["identified_by"]
         sources[label] = _added(sources[label], of_part) if label in sources else of_part
 
     # Duplicates are known by source only after all parts were compared.
@@ -126,6 +128,8 @@ def _added(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
         if key == "examples":
             rules = sorted({*value, *right[key]})
             sums[key] = {rule: [*value.get(rule, []), *right[key].get(rule, [])][:EXAMPLES] for rule in rules}
+        elif isinstance(value, str):
+            sums[key] = value
         elif isinstance(value, dict):
             sums[key] = dict(sorted((Counter(value) + Counter(right[key])).items()))
         else:

@@ -1,7 +1,7 @@
 """The fraction of a text that repeats: the measures of Gopher's filters (Rae et al. 2021, arXiv 2112.11446,
 table A1), for any script.
 
-Spaces separate words. In a language without spaces, a word is a number of characters (`CHARACTERS_A_WORD`).
+Spaces separate words. In a script without spaces, a word is a number of characters (scripts.py).
 """
 
 from collections.abc import Sequence

@@ -7,7 +7,7 @@ from pathlib import Path
 from babel_jax.config import BadRows, Source
 from babel_jax.data.sources.rows import Row, RowCounts, read_rows
 from babel_jax.errors import BadInput
-from babel_jax.languages import CODES, language
+from babel_jax.languages import in_order, known_language, language
 
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 
@@ -29,7 +29,7 @@ def embedded_corpus() -> dict[str, list[Row]]:
 
 def corpus_sources(folder: Path | str) -> tuple[Source, ...]:
     """A source for each `xx.jsonl`, `xx.jsonl.gz` or `xx.jsonl.zst` in a folder, where xx is a language code;
-    in the order of the report.
+    in the registry's order. xx may be any code that `language` knows, such as `yor` or `yo`.
 
     Raises BadInput if the folder is missing, has no such file, or has two files for a language. Files with
     other names are ignored.
@@ -37,14 +37,17 @@ def corpus_sources(folder: Path | str) -> tuple[Source, ...]:
     folder = Path(folder)
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder of text")
+    paths: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        suffix = next((suffix for suffix in _SUFFIXES if path.name.endswith(suffix)), None)
+        if suffix is not None and (known := known_language(path.name.removesuffix(suffix))) is not None:
+            paths.setdefault(known.code, []).append(path)
     sources = []
-    for code in CODES:
-        paths = [folder / f"{code}{suffix}" for suffix in _SUFFIXES]
-        paths = [path for path in paths if path.is_file()]
-        if len(paths) > 1:
-            names = ", ".join(path.name for path in paths)
+    for code in in_order(paths):
+        if len(paths[code]) > 1:
+            names = ", ".join(path.name for path in paths[code])
             raise BadInput(f"{folder}: {code} is there twice: {names}; keep one")
-        sources += [Source(language=code, path=str(path)) for path in paths]
+        sources.append(Source(language=code, path=str(paths[code][0])))
     if not sources:
         raise BadInput(f"{folder}: no file named by a language, such as en{_SUFFIXES[0]} or sw{_SUFFIXES[1]}")
     return tuple(sources)

@@ -34,6 +34,7 @@ def made_from(settings: DataSettings, opened: Tokenizer) -> dict[str, Any]:
             for name in ("cleaning", "decontamination", "deduplication")
         },
         "evaluation_files": _evaluation_files(settings),
+        "language_model": _language_model(settings),
     }
 
 
@@ -48,6 +49,19 @@ def _evaluation_files(settings: DataSettings) -> dict[str, str] | None:
         for file in parts(Source(language="en", path=path)):
             digests[file] = file_digest(file)
     return digests
+
+
+def _language_model(settings: DataSettings) -> str | None:
+    """The digest of the model that identifies languages: another one would drop other documents."""
+    if settings.cleaning is None or settings.cleaning.language_model is None:
+        return None
+    try:
+        return file_digest(settings.cleaning.language_model)
+    except OSError as error:
+        raise BadInput(
+            f"data.cleaning.language_model: {settings.cleaning.language_model} cannot be read "
+            f"({error.strerror}); name a model in fastText's format"
+        ) from None
 
 
 def _first_tokens(settings: DataSettings, opened: Tokenizer) -> dict[str, Any]:

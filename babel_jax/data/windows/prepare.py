@@ -13,7 +13,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from babel_jax.config import BadRows, DataSettings, Engine
 from babel_jax.data.json_files import read_json
 from babel_jax.data.refining.cleaned_parts import remove_aside, sources_of
 from babel_jax.data.refining.engines import open_workers
+from babel_jax.data.refining.identification import BY_SOURCE
 from babel_jax.data.refining.reasons import dropped_in_words, losses
 from babel_jax.data.refining.refinement import refine, refined_counts, refined_rows
-from babel_jax.data.sources.revisions import REVISIONS, pinned_sources
 from babel_jax.data.sources.rows import Row, RowCounts, read_rows
 from babel_jax.data.tokens.tokenizer import Tokenizer
 from babel_jax.data.tokens.tokenizers import open_tokenizer, tokenizer_place
@@ -49,7 +49,7 @@ from babel_jax.digests import SUMS, file_sum, write_sums
 from babel_jax.disk_errors import explain_os_errors
 from babel_jax.errors import BadInput
 from babel_jax.files import make_folder, remove_left_files, write_text
-from babel_jax.languages import CODES, in_order
+from babel_jax.languages import declared, in_order, to_values
 from babel_jax.lease import alone_in, alone_in_bucket
 from babel_jax.new_folders import remove_mark
 from babel_jax.places import PARTIAL, place, url_of
@@ -113,10 +113,6 @@ def _prepared(
 ) -> dict[str, Any]:
     # Languages are independent of each other: a language is done when its file is there.
     claim(folder, claimed)
-    # An earlier version wrote complete folders without the commits of data sets.
-    if (folder / REVISIONS).is_file() or not (folder / REPORT).is_file():
-        sources = pinned_sources(settings.sources, folder)
-        settings = settings.model_copy(update={"sources": sources})
     languages = in_order(source.language for source in settings.sources)
     missing = [code for code in languages if not language_file(folder, code).is_file()]
     is_complete = not missing and (folder / REPORT).is_file() and (folder / SUMS).is_file()
@@ -125,7 +121,7 @@ def _prepared(
     engine, count = (Engine.LOCAL, 1) if is_complete else (settings.engine, settings.workers)
     # This process alone writes here, so all partial files come from killed processes.
     if not is_complete:
-        _remove_leftovers(folder)
+        _remove_leftovers(folder, languages)
     entries = {}
     with open_workers(engine, count) as workers:
         if is_refined(settings):
@@ -136,6 +132,7 @@ def _prepared(
             entries[task.language] = entry
     for code in languages:
         _warn_about_losses(code, entries[code], settings)
+    _tell_of_labels(entries)
 
     # The report is the same, to the byte, however many workers there were: languages are in a fixed order.
     report = {
@@ -148,6 +145,9 @@ def _prepared(
         },
         "languages": {code: entries[code] for code in languages},
     }
+    # For commands that read the folder without the config.
+    if own := [one for one in declared() if one.code in entries]:
+        report["declared"] = to_values(own)
 
     # A complete folder may be on a read-only disk: write only if something changed.
     if not (folder / REPORT).is_file() or read_json(folder / REPORT) != report:
@@ -161,9 +161,9 @@ def _prepared(
     return report
 
 
-def _remove_leftovers(folder: Path) -> None:
+def _remove_leftovers(folder: Path, languages: Sequence[str]) -> None:
     """Removes the partial files and folders that killed processes left."""
-    for code in CODES:
+    for code in languages:
         remove_aside(folder, code)
     # Files first: the folders that they were in are empty then.
     remove_left_files(folder.rglob(f"*{PARTIAL}"))
@@ -208,6 +208,21 @@ def _warn_about_losses(language: str, entry: dict[str, Any], settings: DataSetti
                 "%s %s: %d conversations are left out, since their first %d tokens hold no answer",
                 language, kind, counts["left_out"], settings.seq_len,
             )  # fmt: skip
+
+
+def _tell_of_labels(entries: Mapping[str, dict[str, Any]]) -> None:
+    """Logs the languages of whose documents only the label of the source says that they are in it."""
+    trusted = []
+    for code in in_order(entries):
+        sources = entries[code].get("cleaning", {}).values()
+        if any(source.get("identified_by") == BY_SOURCE for source in sources):
+            trusted.append(code)
+    if trusted:
+        log.info(
+            "the rule `language` trusts the label of the sources in %s: no model knows %s; "
+            "data.cleaning.language_model names one",
+            " ".join(trusted), "them" if len(trusted) > 1 else "it",
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

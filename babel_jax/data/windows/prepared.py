@@ -22,6 +22,7 @@ from babel_jax.data.sources.rows import Row
 from babel_jax.data.tokens.tokenizer import Tokenizer
 from babel_jax.digests import SUMS, file_sum
 from babel_jax.errors import BadInput
+from babel_jax.languages import declare, from_values
 from babel_jax.places import place, pull
 
 REPORT, SETTINGS, COUNTS = "prepared.json", "settings.json", "counts.json"
@@ -187,7 +188,8 @@ def open_prepared(folder: Path | str) -> PreparedData:
     try:
         needed = [dataset_folder(folder, *dataset) for dataset in prepared.available]
         complete = bool(prepared.seq_len and prepared.tokenizer_fingerprint)
-    except (KeyError, TypeError, AttributeError):
+        declare(from_values(prepared.report.get("declared", ())))
+    except (KeyError, TypeError, AttributeError, ValueError):
         complete = False
     if not complete:
         raise BadInput(

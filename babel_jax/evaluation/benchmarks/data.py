@@ -1,4 +1,4 @@
-"""The rows of the six benchmarks, from the user's folder or the Hugging Face hub, checked before any
+"""The rows of the benchmarks, from the user's folder or the Hugging Face hub, checked before any
 computation.
 
 A folder has BENCHMARK/LANGUAGE.SPLIT.jsonl (mmmlu/sw.test.jsonl) with the keys of the data sets on the hub.
@@ -18,45 +18,54 @@ from typing import Any
 import numpy as np
 
 from babel_jax.errors import BadInput, one_line
-from babel_jax.evaluation.benchmarks.sources import SOURCES, Item
+from babel_jax.evaluation.benchmarks.broad_sources import BROAD_SOURCES
+from babel_jax.evaluation.benchmarks.flores_archive import FOLDERS, flores_folder
+from babel_jax.evaluation.benchmarks.source import Item
+from babel_jax.evaluation.benchmarks.sources import REPORTED, SOURCES
 from babel_jax.evaluation.items import BITS_PER_BYTE
 from babel_jax.json_text import parse_json
-from babel_jax.languages import CODES, LANGUAGES, language
+from babel_jax.languages import BABEL, LANGUAGES, in_order, language
 
 log = logging.getLogger("babel")
 
 # Bits per byte are of plain text: a task without questions.
 TASKS = (*SOURCES, BITS_PER_BYTE)
+HARNESS = "lm-eval:"  # before the name of any task of the harness
+_GROUPS = {"all": REPORTED, "broad": tuple(BROAD_SOURCES)}
+# The benchmarks whose prompts need words of each language.
+_WITH_OWN_WORDS = ("xcopa", "mgsm", "xnli", "mmlu_prox")
 # For English, MMLU takes the place of MMMLU.
 _MMLU = ("cais/mmlu", "all")
 
 
 def chosen_tasks(names: Sequence[str]) -> list[str]:
-    """Task names, in which `all` means the six benchmarks.
+    """Task names, in which `all` means the report's six benchmarks and `broad` those in many languages.
 
     Raises BadInput for an unknown name, with similar names.
     """
     chosen: list[str] = []
     for name in names:
-        if name != "all" and name not in TASKS:
+        if name not in _GROUPS and name not in TASKS and not name.startswith(HARNESS):
             near = difflib.get_close_matches(name.lower(), TASKS, n=3, cutoff=0.4)
             hint = f"did you mean {', '.join(near)}? " if near else ""
-            raise BadInput(f"unknown task {name!r}: {hint}there are all {' '.join(TASKS)}")
-        chosen += SOURCES if name == "all" else [name]
+            raise BadInput(
+                f"unknown task {name!r}: {hint}there are all broad {' '.join(TASKS)}, and {HARNESS}TASK for "
+                "each task of lm-evaluation-harness"
+            )
+        chosen += _GROUPS.get(name, (name,))
     return list(dict.fromkeys(chosen))
 
 
 def languages_of(
     benchmark: str, languages: Sequence[str] | None, folder: Path | None, examples: bool = True
 ) -> tuple[list[str], list[str]]:
-    """The languages that a benchmark has data for, and the languages that it lacks; of all, or of
-    `languages`.
+    """The languages that a benchmark has data for, and the languages that it lacks; of `languages`, or
+    without them of Babel's 25 and all others that the folder has.
 
-    examples: False where prompts have no examples, so that their split is not needed. MMMLU, M3Exam and
-    Flores-200 have prompts for every language, so a folder may have translations. Raises BadInput for an
-    unknown language.
+    examples: False where prompts have no examples, so that their split is not needed. Most benchmarks have
+    prompts for every language, so a folder may have translations. Raises BadInput for an unknown language.
     """
-    wanted = {language(code).code for code in languages} if languages else set(CODES)
+    wanted = {language(code).code for code in languages} if languages else set(BABEL)
     if folder is None:
         available = {*SOURCES[benchmark].configs, *(["en"] if benchmark == "mmmlu" else [])}
     else:
@@ -64,22 +73,23 @@ def languages_of(
         for code in _possible(benchmark):
             if _is_whole(benchmark, code, folder, examples) or _tfds_folder(benchmark, code, folder):
                 available.add(code)
+    if folder is not None and not languages:
+        wanted |= available
     # English is the other side of every pair of Flores-200.
     if benchmark == "flores200":
         wanted -= {"en"}
-    present = [code for code in CODES if code in wanted & available]
-    absent = [code for code in CODES if code in wanted - available]
-    return present, absent
+    return in_order(wanted & available), in_order(wanted - available)
 
 
 def _possible(benchmark: str) -> Collection[str]:
     """The languages that the benchmark has prompts for."""
-    return CODES if benchmark in ("mmmlu", "m3exam", "flores200") else SOURCES[benchmark].configs
+    return SOURCES[benchmark].configs if benchmark in _WITH_OWN_WORDS else LANGUAGES
 
 
 def lacks(benchmark: str, codes: Sequence[str], folder: Path | None) -> str:
     """The message for a benchmark without data for any of the languages `codes`."""
-    known = " ".join(code for code in CODES if code in SOURCES[benchmark].configs)
+    has = in_order(SOURCES[benchmark].configs)
+    known = " ".join(has) if len(has) <= len(BABEL) else f"{len(has)} languages, not these"
     possible = [code for code in codes if code in _possible(benchmark)]
     if folder is None or not possible:
         return f"{benchmark}: no data for {' '.join(codes) or 'en'}; {SOURCES[benchmark].hub} has {known}"
@@ -96,10 +106,12 @@ def files_of(benchmark: str, language: str, folder: Path, examples: bool = True)
     """
     splits = _splits(benchmark, examples)
     if benchmark == "flores200":
+        # The archive's own folder serves as it is.
+        inside = next((folder / name for name in FOLDERS if (folder / name).is_dir()), folder / benchmark)
         files = []
         for split in splits:
             for code in (language, "en"):
-                files.append(folder / benchmark / split / f"{LANGUAGES[code].flores}.{split}")
+                files.append(inside / split / f"{LANGUAGES[code].flores}.{split}")
         return files
     return [folder / benchmark / f"{language}.{split}.jsonl" for split in splits]
 
@@ -139,7 +151,7 @@ def read_rows(
     for split, rows in rows_of.items():
         problems: list[str] = []
         kept: list[Item] = []
-        for number, row in enumerate(rows, 1):
+        for number, row in enumerate(map(source.normal, rows), 1):
             location = f"{_named(benchmark, language, split, folder, examples)}:{number}"
             # The keys show that the file is of this benchmark; then its values are checked.
             missing = [key for key in source.keys if key not in row]
@@ -260,6 +272,9 @@ def _from_hub(benchmark: str, language: str, examples: bool) -> dict[str, list[I
         return {"test": [_as_mmmlu(row) for row in rows]}
     if language not in source.configs:
         raise BadInput(lacks(benchmark, [language], None))
+    if benchmark == "flores200" and "flores200" in LANGUAGES[language].sets:
+        # The official archive has no gate.
+        return _from_folder(benchmark, language, flores_folder(), examples)
     rows_of = {}
     for split in _splits(benchmark, examples):
         rows = _hub_rows(benchmark, language, source.hub, source.configs[language], split)

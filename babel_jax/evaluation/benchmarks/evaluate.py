@@ -32,10 +32,10 @@ from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.distributed.agreement import agreed
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.benchmarks.contamination import contamination
-from babel_jax.evaluation.benchmarks.data import chosen_tasks, lacks, languages_of
+from babel_jax.evaluation.benchmarks.data import HARNESS, chosen_tasks, lacks, languages_of
 from babel_jax.evaluation.benchmarks.page import evaluation_page
 from babel_jax.evaluation.benchmarks.responses import Responses
-from babel_jax.evaluation.benchmarks.tables import TITLES, as_csv, plot_means, plot_task, report_text
+from babel_jax.evaluation.benchmarks.tables import as_csv, plot_means, plot_task, report_text, title_of
 from babel_jax.evaluation.bits_per_byte import scored_bits, text_to_score
 from babel_jax.evaluation.items import (
     BITS_PER_BYTE,
@@ -142,11 +142,15 @@ def _checked(name: str, chat: bool) -> ModelFolder:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """One task of the harness, with the benchmark and the language that its score counts for."""
+    """One task of the harness, with the benchmark and the language that its score counts for.
+
+    is_named: a task that the user named, and no benchmark of ours.
+    """
 
     benchmark: str
     language: str
     task: "Task"
+    is_named: bool = False
 
 
 def _tasks(request: Request) -> tuple[dict[str, _Part], dict[str, list[str]]]:
@@ -155,11 +159,22 @@ def _tasks(request: Request) -> tuple[dict[str, _Part], dict[str, list[str]]]:
     if not chosen:
         return {}, {}
     try:
+        from babel_jax.evaluation.benchmarks.named_tasks import load_named
         from babel_jax.evaluation.benchmarks.tasks import examples_in, load_tasks
     except ImportError as error:
         raise BadInput(
             f"the benchmarks need lm-eval and sacrebleu ({error}); pip install 'babel-jax[eval]'"
         ) from None
+
+    # Tasks that the user names as the harness does.
+    parts: dict[str, _Part] = {}
+    for asked in [task for task in chosen if task.startswith(HARNESS)]:
+        for of_language in load_named(asked, request.languages, request.few_shot):
+            for name, task in of_language.tasks.items():
+                if name in parts:
+                    raise BadInput(f"{asked}: {name} is asked for twice; name it once")
+                parts[name] = _Part(asked, of_language.language, task, is_named=True)
+    chosen = [task for task in chosen if not task.startswith(HARNESS)]
 
     # A benchmark without data is an error only if no other has any.
     present, missing = {}, {}
@@ -168,13 +183,12 @@ def _tasks(request: Request) -> tuple[dict[str, _Part], dict[str, list[str]]]:
             benchmark, request.languages, request.data, examples_in(benchmark, request.few_shot)
         )
     empty = [benchmark for benchmark, codes in present.items() if not codes]
-    if len(empty) == len(chosen) and BITS_PER_BYTE not in request.tasks:
+    if empty and len(empty) == len(chosen) and not parts and BITS_PER_BYTE not in request.tasks:
         raise BadInput(lacks(empty[0], missing[empty[0]], request.data))
     for benchmark in empty:
         if benchmark in request.tasks:
             log.warning("left out: %s", lacks(benchmark, missing[benchmark], request.data))
 
-    parts: dict[str, _Part] = {}
     for benchmark, codes in present.items():
         for code in codes:
             for name, task in load_tasks(benchmark, code, request.data, request.few_shot).items():
@@ -255,6 +269,7 @@ def _benchmarks(
     from lm_eval.evaluator import evaluate as run_harness
 
     from babel_jax.evaluation.benchmarks.harness import DecoderLM
+    from babel_jax.evaluation.benchmarks.named_tasks import items_of
     from babel_jax.evaluation.benchmarks.tasks import BENCHMARKS
 
     model = DecoderLM(
@@ -270,13 +285,21 @@ def _benchmarks(
         fewshot_as_multiturn=request.chat,
     )
     items: dict[str, dict[str, list[Items]]] = {}
+    named: dict[tuple[str, str], list[str]] = {}
     for name, part in parts.items():
+        if part.is_named:
+            named.setdefault((part.benchmark, part.language), []).append(name)
+            continue
         metric = BENCHMARKS[part.benchmark].metric
         # Items of two models are compared in pairs, so their order is fixed.
         samples = sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
         values = [sample[metric] for sample in samples]
         of_task = chrf_plus_plus(*zip(*values, strict=True)) if metric == "chrf++" else accuracy(values)
         items.setdefault(part.benchmark, {}).setdefault(part.language, []).append(of_task)
+    for (asked, code), names in named.items():
+        samples = [results["samples"][name] for name in names]
+        pooled = items_of(asked, [parts[name].task for name in names], samples)
+        items.setdefault(asked, {})[code] = [pooled]
     return items, model.truncated
 
 
@@ -303,7 +326,7 @@ def _result(
     for task, by_language in details[model].get("contamination", {}).items():
         for code, counts in by_language.items():
             notes.append(
-                f"{TITLES[task]}, {code}: {counts['overlapping']} of {counts['items']} items share 13 "
+                f"{title_of(task)}, {code}: {counts['overlapping']} of {counts['items']} items share 13 "
                 f"tokens in a row with the training windows ({counts['long_enough']} are long enough to)."
             )
 
@@ -367,7 +390,7 @@ def _write(out: Path, result: dict[str, Any]) -> None:
     write_text(out / "tables.md", result["summary"] + "\n")
     write_text(out / "evaluation.html", evaluation_page(scores, changes))
     for task in result["tasks"]:
-        plot_task(out / f"{task}.png", task, scores)
+        plot_task(out / f"{task.replace(':', '-')}.png", task, scores)
     means = _renamed({model: _means(by_task) for model, by_task in by_model.items()}, label)
     is_bits = list(result["tasks"]) == [BITS_PER_BYTE]
     plot_means(out / "means.png", means, "bits per byte" if is_bits else "mean score of the tasks, %")

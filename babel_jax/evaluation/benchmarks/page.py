@@ -4,7 +4,7 @@ from each other model.
 
 from typing import Any
 
-from babel_jax.evaluation.benchmarks.tables import TITLES, Differences, Scores, metric_label
+from babel_jax.evaluation.benchmarks.tables import Differences, Scores, metric_label, title_of
 from babel_jax.evaluation.items import BITS_PER_BYTE, means_of
 from babel_jax.languages import LANGUAGES, groups_with_means, in_order
 from babel_jax.pages.charts import Figure, Table, dots
@@ -66,7 +66,7 @@ def _task_figure(task: str, scores: Scores, differences: Differences) -> Figure:
     heads = ["Language", *(f"Against {other} [95%]" for other in differences), *scores, "Items"]
     return Figure(
         task,
-        "Bits per byte" if is_bits else TITLES.get(task, task),
+        "Bits per byte" if is_bits else title_of(task),
         sentence,
         [("", "", dots(groups, series, metric_label(task), {}))],
         Table(heads, rows, tones),

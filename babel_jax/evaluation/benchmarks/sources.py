@@ -1,34 +1,15 @@
-"""The data sets of the six benchmarks on the Hugging Face hub, and the checks of their rows."""
+"""The data sets of all benchmarks by name, with the checks of their rows: those of the report's six here, the
+others in broad_sources.py.
+"""
 
-import dataclasses
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from babel_jax.languages import LANGUAGES
-
-Item = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """The data set of a benchmark, and the checks of its rows.
-
-    - hub: the data set on the hub
-    - configs: its configuration for each of our languages
-    - splits: the splits that are read; the first one is evaluated
-    - keys: the keys of a row; the values of the keys in `texts` are texts
-    - check: returns the first other error of a row, or None
-    """
-
-    hub: str
-    configs: Mapping[str, str]
-    splits: tuple[str, ...]
-    keys: tuple[str, ...]
-    texts: tuple[str, ...]
-    check: Callable[[Item], str | None]
+from babel_jax.evaluation.benchmarks.broad_sources import BROAD_SOURCES
+from babel_jax.evaluation.benchmarks.source import Item, Source, is_one_of
+from babel_jax.languages import BABEL, REGISTRY
 
 
 def _mmmlu(row: Item) -> str | None:
@@ -60,7 +41,7 @@ def _xcopa(row: Item) -> str | None:
         return f"{empty[0]} is empty"
     if row["question"] not in ("cause", "effect"):
         return f"question is {row['question']!r}, neither cause nor effect"
-    return None if _is_one_of(row["label"], 2) else f"label is {row['label']!r}, neither 0 nor 1"
+    return None if is_one_of(row["label"], 2) else f"label is {row['label']!r}, neither 0 nor 1"
 
 
 def _mgsm(row: Item) -> str | None:
@@ -77,12 +58,7 @@ def _xnli(row: Item) -> str | None:
     empty = [key for key in ("premise", "hypothesis") if not str(row[key]).strip()]
     if empty:
         return f"{empty[0]} is empty"
-    return None if _is_one_of(row["label"], 3) else f"label is {row['label']!r}, not 0, 1 or 2"
-
-
-def _is_one_of(label: Any, count: int) -> bool:
-    """True if a label is an int below `count`; 1.0 and true equal 1, but are no index."""
-    return isinstance(label, int) and not isinstance(label, bool) and 0 <= label < count
+    return None if is_one_of(row["label"], 3) else f"label is {row['label']!r}, not 0, 1 or 2"
 
 
 def _translation(row: Item) -> str | None:
@@ -93,7 +69,7 @@ def _same(*codes: str) -> dict[str, str]:
     return {code: code for code in codes}
 
 
-SOURCES = {
+SOURCES: dict[str, Source] = {
     "mmmlu": Source(
         "openai/MMMLU",
         {
@@ -144,15 +120,23 @@ SOURCES = {
     ),
     "flores200": Source(
         "openlanguagedata/flores_plus",
-        # Named as Flores-200's archive names them, but for these two.
-        {code: language.flores for code, language in LANGUAGES.items() if code != "en"} | {"zh": "cmn_Hans",
-        "tl": "fil_Latn"},
+        # The names of FLORES+. A folder and the official archive have those of Flores-200.
+        {code: one.flores_plus for code, one in REGISTRY.items() if "flores_plus" in one.sets and
+        code != "en"},
         ("devtest", "dev"),
         ("source", "target"),
         ("source", "target"),
         _translation,
     ),
+    **BROAD_SOURCES,
 }  # fmt: skip
+# The six of the report; `--tasks all` means these.
+REPORTED = ("mmmlu", "m3exam", "xcopa", "mgsm", "xnli", "flores200")
+
+
+def of_babel(benchmark: str) -> list[str]:
+    """Those of Babel's 25 languages that a benchmark has."""
+    return [code for code in BABEL if code in SOURCES[benchmark].configs]
 
 
 def option_labels(options: Sequence[str]) -> list[str]:

@@ -4,33 +4,32 @@ with.
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from babel_jax.evaluation.benchmarks.sources import SOURCES
+from babel_jax.evaluation.benchmarks.sources import REPORTED, SOURCES, of_babel
 from babel_jax.evaluation.items import BITS_PER_BYTE, GROUPS, means_of
 from babel_jax.languages import (
-    CODES,
     LANGUAGES,
     Resource,
-    codes_of,
     groups_with_means,
     in_order,
+    is_of,
 )
 from babel_jax.plots import saved_figure
 
 TITLES = {
     "mmmlu": "MMMLU", "m3exam": "M3Exam", "xcopa": "XCOPA", "mgsm": "MGSM", "xnli": "XNLI",
-    "flores200": "Flores-200",
+    "flores200": "Flores-200", "belebele": "Belebele", "sib200": "SIB-200", "global_mmlu": "Global-MMLU",
+    "include": "INCLUDE", "mmlu_prox": "MMLU-ProX",
     BITS_PER_BYTE: "bits per byte",
 }  # fmt: skip
 # Means of the technical report (arXiv 2503.00865, table of models of about 10B): accuracy in percent, and
 # chrF++ for Flores-200.
-_REPORTED = ("mmmlu", "m3exam", "xcopa", "mgsm", "xnli", "flores200")
 PUBLISHED = {
-    "Babel-9B": dict(zip(_REPORTED, (59.4, 61.3, 89.2, 43.4, 71.9, 55.1), strict=True)),
-    "Qwen2.5-7B": dict(zip(_REPORTED, (56.7, 58.8, 81.1, 41.1, 70.3, 45.5), strict=True)),
+    "Babel-9B": dict(zip(REPORTED, (59.4, 61.3, 89.2, 43.4, 71.9, 55.1), strict=True)),
+    "Qwen2.5-7B": dict(zip(REPORTED, (56.7, 58.8, 81.1, 41.1, 70.3, 45.5), strict=True)),
 }
 TOO_FEW = "too few items"
 
@@ -58,12 +57,17 @@ def report_text(
         lines += ["# Means by task", "", *overview(scores), ""]
     for task in tasks:
         is_bits = task == BITS_PER_BYTE
-        title = "Bits per byte (lower is better)" if is_bits else f"{TITLES[task]} ({metric_label(task)})"
+        title = "Bits per byte (lower is better)" if is_bits else f"{title_of(task)} ({metric_label(task)})"
         table = task_table(task, scores, differences, fertility if is_bits else {})
         lines += [f"# {title}", "", *table, ""]
         if missing.get(task):
             lines += [f"No data for {', '.join(missing[task])}.", ""]
     return "\n".join([*lines, *notes]).rstrip()
+
+
+def title_of(task: str) -> str:
+    """The name of a task for readers; a task of the harness keeps its own."""
+    return TITLES.get(task, task)
 
 
 def metric_label(task: str) -> str:
@@ -80,7 +84,7 @@ def overview(scores: Scores) -> list[str]:
     """
     tasks = [task for task in next(iter(scores.values())) if task != BITS_PER_BYTE]
     lines = [
-        f"| model | mean over | {' | '.join(TITLES[task] for task in tasks)} | mean |",
+        f"| model | mean over | {' | '.join(title_of(task) for task in tasks)} | mean |",
         "| --- | --- |" + " ---: |" * (len(tasks) + 1),
     ]
     for model, by_task in scores.items():
@@ -95,13 +99,16 @@ def overview(scores: Scores) -> list[str]:
         counts.append(f"{items:,}")
     lines.append(f"| items | | {' | '.join(counts)} | |")
 
-    complete = [task for task in tasks if set(SOURCES[task].configs) <= ours[task].keys()]
+    # The published means are over Babel's languages, no others.
+    reported = [task for task in tasks if task in REPORTED]
+    complete = [task for task in reported if set(of_babel(task)) == ours[task].keys()]
     for model, means in PUBLISHED.items() if complete else ():
         # Means over different tasks cannot be compared.
-        mean = _cell(sum(means.values()) / len(means), 1) if len(complete) == len(means) else ""
+        is_whole = len(complete) == len(means) == len(tasks)
+        mean = _cell(sum(means.values()) / len(means), 1) if is_whole else ""
         cells = [_cell(means[task] if task in complete else None, 1) for task in tasks]
         lines.append(f"| {model} (published) | all | {' | '.join(cells)} | {mean} |")
-    if len(complete) < len(tasks):
+    if len(complete) < len(reported):
         lines += ["", _NOT_PUBLISHED]
     return lines
 
@@ -119,14 +126,13 @@ def _group_labels(scores: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     labels: dict[str, str] = {}
     every = set[str]().union(*scores.values())
     for group in GROUPS:
-        members = set(CODES) if group == "all" else set(codes_of(Resource(group)))
         evaluated, covered = set[str](), set[str]()
         is_complete = True
         for task, by_language in scores.items():
-            of_task = members & set(SOURCES[task].configs)
-            evaluated |= members & by_language.keys()
+            of_task = set(_of_group(_languages_of(task, by_language), group))
+            evaluated |= set(_of_group(by_language, group))
             covered |= of_task
-            is_complete = is_complete and of_task <= by_language.keys()
+            is_complete = is_complete and of_task == set(_of_group(by_language, group))
         if not evaluated or (group != "all" and evaluated == every):
             continue
         kind = "" if group == "all" else f"{group}-resource "
@@ -137,6 +143,15 @@ def _group_labels(scores: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
         else:
             labels[group] = f"{len(evaluated)} of {len(covered | evaluated)} {kind}languages"
     return labels
+
+
+def _languages_of(task: str, evaluated: Iterable[str]) -> Iterable[str]:
+    """Babel's languages that a benchmark has. A task of the harness has what was evaluated."""
+    return of_babel(task) if task in SOURCES else evaluated
+
+
+def _of_group(codes: Iterable[str], group: str) -> list[str]:
+    return [code for code in codes if group == "all" or is_of(code, Resource(group))]
 
 
 def task_table(
@@ -219,7 +234,7 @@ def plot_task(path: Path, task: str, scores: Scores) -> None:
             names.append(language.name + (" *" if language.resource is Resource.LOW else ""))
         axes.set_xticks(range(len(codes)), names, rotation=45, ha="right")
         axes.set_ylabel(metric_label(task))
-        axes.set_title(f"{TITLES[task]} by language (* low-resource)")
+        axes.set_title(f"{title_of(task)} by language (* low-resource)")
         axes.legend()
 
 

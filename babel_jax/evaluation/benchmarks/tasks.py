@@ -1,4 +1,5 @@
-"""The six benchmarks of the technical report as tasks of lm-evaluation-harness, in every language with data.
+"""The benchmarks as tasks of lm-evaluation-harness, in every language with data: the six of the technical
+report here, the others in broad_tasks.py.
 
 XCOPA, XNLI and MGSM are tasks of the harness (prompts, metrics, splits); the others are configured here.
 Few-shot examples are the first rows, so that they are computed once for many items; for MMMLU and M3Exam the
@@ -22,9 +23,12 @@ from lm_eval.api.task import Task
 from tqdm import tqdm
 
 from babel_jax.errors import BadInput, one_line
+from babel_jax.evaluation.benchmarks import broad_tasks
+from babel_jax.evaluation.benchmarks.broad_tasks import first_of, mean_of, of_one_kind
 from babel_jax.evaluation.benchmarks.data import read_rows
 from babel_jax.evaluation.benchmarks.numbers import same_number
-from babel_jax.evaluation.benchmarks.sources import SOURCES, Item, answer_index, option_labels
+from babel_jax.evaluation.benchmarks.source import Item
+from babel_jax.evaluation.benchmarks.sources import SOURCES, answer_index, option_labels
 from babel_jax.languages import LANGUAGES
 
 log = logging.getLogger("babel")
@@ -80,15 +84,21 @@ class _SameExam(_SameKind):
     fields = ("level", "subject_category")
 
 
+class _SameTranslatedSubject(_SameKind):
+    fields = ("subject",)
+
+
+class _SameCategory(_SameKind):
+    fields = ("category",)
+
+
 # The benchmarks whose examples are of the same kind as the item, and the split of the examples.
 _OF_ONE_KIND: dict[str, tuple[type[_SameKind], str]] = {
     "mmmlu": (_SameSubject, "test"),
     "m3exam": (_SameExam, "dev"),
+    "global_mmlu": (_SameTranslatedSubject, "dev"),
+    "mmlu_prox": (_SameCategory, "validation"),
 }
-
-
-def _mean_of(metric: str) -> list[dict[str, Any]]:
-    return [{"metric": metric, "aggregation": "mean", "higher_is_better": True}]
 
 
 def _mmmlu(code: str) -> dict[str, dict[str, Any]]:
@@ -105,7 +115,7 @@ def _mmmlu(code: str) -> dict[str, dict[str, Any]]:
             "doc_to_text": "{{Question.strip()}}\nA. {{A}}\nB. {{B}}\nC. {{C}}\nD. {{D}}\nAnswer:",
             "doc_to_choice": ["A", "B", "C", "D"],
             "doc_to_target": "Answer",
-            "metric_list": _mean_of("acc"),
+            "metric_list": mean_of("acc"),
         }
     }
 
@@ -135,30 +145,23 @@ def _m3exam(code: str) -> dict[str, dict[str, Any]]:
         f"m3exam_{code}": {
             "output_type": "multiple_choice",
             "test_split": "test",
-            # The harness passes the item to the sampler only if the examples are of its split. So the config
-            # names "test", and `load_tasks` replaces the examples by those of `dev`.
-            "fewshot_split": "test",
-            "fewshot_config": {"sampler": _SameExam, "process_docs": None},
+            **of_one_kind(_SameExam),
             "doc_to_text": text,
             "doc_to_choice": lambda row: option_labels(row["options"]),
             "doc_to_target": answer_index,
-            "metric_list": _mean_of("acc"),
+            "metric_list": mean_of("acc"),
         }
     }
 
 
-def _first(split: str) -> dict[str, Any]:
-    return {"fewshot_split": split, "fewshot_config": {"sampler": "first_n"}}
-
-
 def _xcopa(code: str) -> dict[str, dict[str, Any]]:
-    return {f"xcopa_{code}": _first("validation")}
+    return {f"xcopa_{code}": first_of("validation")}
 
 
 def _mgsm(code: str) -> dict[str, dict[str, Any]]:
     take = [{"name": "none", "filter": [{"function": "take_first"}]}]
-    settings = {"process_results": _same_number, "metric_list": _mean_of("exact_match"), "filter_list": take}
-    return {f"mgsm_native_cot_{code}": {**_first("train"), **settings}}
+    settings = {"process_results": _same_number, "metric_list": mean_of("exact_match"), "filter_list": take}
+    return {f"mgsm_native_cot_{code}": {**first_of("train"), **settings}}
 
 
 def _same_number(row: Item, results: Sequence[str]) -> dict[str, float]:
@@ -168,7 +171,7 @@ def _same_number(row: Item, results: Sequence[str]) -> dict[str, float]:
 def _xnli(code: str) -> dict[str, dict[str, Any]]:
     # The harness evaluates on the validation split. As a test split, its examples leave out the item itself.
     splits = {"training_split": None, "validation_split": None, "test_split": "validation"}
-    return {f"xnli_{code}": {**_first("validation"), **splits}}
+    return {f"xnli_{code}": {**first_of("validation"), **splits}}
 
 
 def _flores(code: str) -> dict[str, dict[str, Any]]:
@@ -182,7 +185,7 @@ def _flores(code: str) -> dict[str, dict[str, Any]]:
             "doc_to_target": target_key,
             "generation_kwargs": {"until": ["\n"], "do_sample": False, "max_gen_toks": 256},
             "metric_list": [{"metric": "chrf++", "aggregation": "chrf++", "higher_is_better": True}],
-            **_first("dev"),
+            **first_of("dev"),
         }
         return {f"flores200_{name}": config}
 
@@ -198,6 +201,11 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "mgsm": Benchmark("exact_match", 8, _mgsm),
     "xnli": Benchmark("acc", 0, _xnli),
     "flores200": Benchmark("chrf++", 5, _flores),
+    "belebele": Benchmark("acc", 0, broad_tasks.belebele),
+    "sib200": Benchmark("acc", 0, broad_tasks.sib200),
+    "global_mmlu": Benchmark("acc", 5, functools.partial(broad_tasks.global_mmlu, _SameTranslatedSubject)),
+    "include": Benchmark("acc", 0, broad_tasks.include),
+    "mmlu_prox": Benchmark("exact_match", 5, functools.partial(broad_tasks.mmlu_prox, _SameCategory)),
 }
 
 
@@ -234,7 +242,8 @@ def load_tasks(
             }
             config |= {"training_split": None, "validation_split": None}
         elif "process_docs" in config.get("fewshot_config", {}):
-            config["fewshot_config"]["process_docs"] = lambda _, dev=rows["dev"]: dev
+            dev = rows[_OF_ONE_KIND[benchmark][1]]
+            config["fewshot_config"]["process_docs"] = lambda _, dev=dev: dev
         elif config["fewshot_config"]["sampler"] == "first_n":
             # An item of the same split is no example for itself.
             is_same_split = config["fewshot_split"] == config.get("test_split")

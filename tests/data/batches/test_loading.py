@@ -13,7 +13,6 @@ from babel_jax.data.batches.mixture import make_mixture
 from babel_jax.data.windows.prepared import dataset_folder, open_prepared
 from babel_jax.data.windows.storage import open_windows
 from babel_jax.errors import BadInput
-from babel_jax.languages import CODES
 
 SEQ_LEN = 64
 
@@ -97,7 +96,7 @@ def test_epochs_are_whole_and_in_orders_of_their_own(small_prepared, batches):
         for tokens, segments, language in zip(
             *(batch[key] for key in ("tokens", "segment_ids", "language")), strict=True
         ):
-            seen[CODES[language]].append((tokens.tobytes(), segments.tobytes()))
+            seen[loader.languages[language]].append((tokens.tobytes(), segments.tobytes()))
     for row in mixture.rows:
         windows = windows_of(small_prepared, row.language, "web")
         epochs = [
@@ -115,7 +114,7 @@ def test_shares_are_kept_from_the_first_window_on(batches, mixture):
     loader = batches(batch=16)
     counts = Counter()
     for step in range(40):
-        counts.update(CODES[language] for language in loader[step]["language"].tolist())
+        counts.update(loader.languages[language] for language in loader[step]["language"].tolist())
         for language, share in mixture.languages.items():
             assert abs(counts[language] - share * 16 * (step + 1)) < 3
 

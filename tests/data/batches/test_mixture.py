@@ -9,10 +9,10 @@ from babel_jax.config import MixtureSettings, Strategy
 from babel_jax.data.batches.mixture import make_mixture, make_mixture_of_steps, water_fill
 from babel_jax.data.windows.prepared import Supply
 from babel_jax.errors import BadInput
-from babel_jax.languages import CODES, LANGUAGES, Resource
+from babel_jax.languages import BABEL, LANGUAGES, Resource
 
 supplies = st.dictionaries(
-    st.tuples(st.sampled_from(CODES), st.sampled_from(["web", "textbook", "curated"])),
+    st.tuples(st.sampled_from(BABEL), st.sampled_from(["web", "textbook", "curated"])),
     st.integers(1, 10**12),
     min_size=1,
     max_size=40,
@@ -129,7 +129,7 @@ def test_mixtures_are_those_of_the_definition(
 @given(
     supplies,
     st.integers(1, 10**15),
-    st.dictionaries(st.sampled_from(CODES), st.floats(0, 0.03)),
+    st.dictionaries(st.sampled_from(BABEL), st.floats(0, 0.03)),
     st.floats(0.5, 10),
 )
 def test_shares_always_add_up_and_only_a_warning_breaks_the_cap(available, budget, curated, max_epochs):
@@ -230,7 +230,7 @@ def test_a_total_that_cannot_be_had_is_said():
     assert warnings == ("curated gives en 100.0% of the tokens, not 30.0%: no language has the rest",)
 
 
-@given(supplies, st.dictionaries(st.sampled_from(CODES), st.floats(0.001, 0.03)), st.floats(0.01, 0.5))
+@given(supplies, st.dictionaries(st.sampled_from(BABEL), st.floats(0.001, 0.03)), st.floats(0.01, 0.5))
 def test_totals_are_kept_wherever_there_is_text_enough(available, curated, used):
     with_data = {code for code, _ in available}
     curated = {code: share for code, share in curated.items() if code in with_data}

@@ -5,7 +5,7 @@ import pytest
 
 from babel_jax.data.sources.embedded import corpus_sources, embedded_corpus
 from babel_jax.errors import BadInput
-from babel_jax.languages import CODES
+from babel_jax.languages import BABEL
 
 
 def test_a_folder_of_files_named_by_language(tmp_path):
@@ -32,7 +32,7 @@ def test_folders_that_cannot_be_used(tmp_path):
 
 def test_the_embedded_corpus_is_parallel_and_complete():
     corpus = embedded_corpus()
-    assert tuple(corpus) == CODES
+    assert tuple(corpus) == BABEL
     ids = [row.id for row in corpus["en"]]
     assert len(set(ids)) == len(ids)
     for language, rows in corpus.items():

@@ -20,7 +20,7 @@ from babel_jax.data.sources import parquet, records
 from babel_jax.data.sources.records import parts, read_records
 from babel_jax.data.sources.rows import RowCounts, read_rows
 from babel_jax.errors import BadInput
-from babel_jax.languages import CODES
+from babel_jax.languages import BABEL
 
 
 def read(source, part=None):
@@ -333,8 +333,8 @@ def test_every_corpus_of_the_catalogue_gives_sources_for_each_language_that_it_h
         "yayi2",
     } <= set(catalogue())
     for name, entry in catalogue().items():
-        has = [code for code in CODES if code in entry["configurations"]]
-        assert sorted([*has, *entry["absent"]]) == sorted(CODES), name
+        has = [code for code in BABEL if code in entry["configurations"]]
+        assert sorted([*has, *entry["absent"]]) == sorted(BABEL), name
         found = settings({"catalogue": name})
         assert list(dict.fromkeys(source.language for source in found)) == has
         assert all(source.name == name and source.licence and "{" not in source.label for source in found)

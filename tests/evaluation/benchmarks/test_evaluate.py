@@ -175,7 +175,10 @@ def test_items_that_are_too_long_lose_their_beginning_and_are_counted(tiny_folde
 @pytest.mark.parametrize(
     ("request_", "says"),
     [
-        (Request(tasks=("xcop",)), "unknown task 'xcop': did you mean xcopa? there are all mmmlu m3exam"),
+        (
+            Request(tasks=("xcop",)),
+            "unknown task 'xcop': did you mean xcopa? there are all broad mmmlu m3exam",
+        ),
         (Request(tasks=("xcopa",), languages=("idn",)), "unknown language 'idn': did you mean id"),
         (Request(tasks=("xcopa",), languages=("en",)), "xcopa: no data for en; cambridgeltl/xcopa has zh id"),
         (

@@ -10,6 +10,8 @@ from lm_eval.api.instance import Instance
 from babel_jax.evaluation.benchmarks.tasks import load_tasks
 
 BENCHMARKS = {"mmmlu": "sw", "m3exam": "th", "xcopa": "id", "mgsm": "sw", "xnli": "sw", "flores200": "sw"}
+BROAD = {"belebele": "sw", "sib200": "sw", "global_mmlu": "sw", "include": "tl", "mmlu_prox": "sw"}
+_SHOTS = {"mgsm": 2, "mmmlu": 2, "m3exam": 2, "belebele": 0}
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +31,8 @@ def reference():
 @pytest.fixture(scope="module")
 def tasks(benchmarks):
     loaded = {}
-    for benchmark, code in BENCHMARKS.items():
-        loaded |= load_tasks(
-            benchmark, code, benchmarks, few_shot=2 if benchmark in ("mgsm", "mmmlu", "m3exam") else 1
-        )
+    for benchmark, code in (BENCHMARKS | BROAD).items():
+        loaded |= load_tasks(benchmark, code, benchmarks, few_shot=_SHOTS.get(benchmark, 1))
     for task in loaded.values():
         if task.OUTPUT_TYPE == "generate_until":
             task.config.generation_kwargs["max_gen_toks"] = 24
