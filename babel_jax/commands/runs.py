@@ -15,7 +15,8 @@ def _demo(options: argparse.Namespace) -> Result:
     from babel_jax.places import on_disk
     from babel_jax.recipe.demo import demo
 
-    return demo(on_disk(options.out, "the demo's folder"), corpus=options.corpus, base=options.base)
+    out = on_disk(options.out, "the demo's folder")
+    return demo(out, corpus=options.corpus, base=options.base, extend=options.extend)
 
 
 def _init(options: argparse.Namespace) -> Result:
@@ -140,6 +141,9 @@ def declare(command: Commands) -> None:
     )
     demo.add_argument("--out", default="runs/demo", help="run folder (default %(default)s)")
     demo.add_argument("--corpus", help="folder of xx.jsonl, .gz or .zst text (default: the package's text)")
+    demo.add_argument(
+        "--extend", action="store_true", help="Burmese, Tamil and Bengali get new tokens before new layers"
+    )
     demo.add_argument("--base", help="model folder to begin with (default: a model is trained first)")
 
     init = command(

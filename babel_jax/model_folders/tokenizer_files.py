@@ -52,6 +52,12 @@ def check_vocabulary(folder: Path, embedding_rows: int, needed: bool = False) ->
         )
 
 
+def tokenizer_size(folder: Path) -> int | None:
+    """The highest id of a folder's tokenizer + 1; None if there is no tokenizer that this project reads."""
+    ids = _ids(folder)
+    return max(ids.values(), default=-1) + 1 if ids is not None else None
+
+
 def is_padding(token: str) -> bool:
     """True if a token is named as a padding token: <pad>, [PAD], <|pad|>."""
     return bool(_PADDING.fullmatch(token))

@@ -3,6 +3,7 @@
 import logging
 import shlex
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,18 @@ log = logging.getLogger("babel")
 _TOKENIZER_BYTES = 400_000
 _SPOKEN = ("en", "sw", "hi")  # the languages that the demo speaks at its end
 _LONGEST_WORDS = 200  # characters
+_EXTENDED = ("my", "ta", "bn")  # the languages that get new tokens
+_NEW_TOKENS = 100  # for each
 
 
-def demo(out: Path, corpus: str | None = None, base: str | None = None) -> dict[str, Any]:
+def demo(
+    out: Path, corpus: str | None = None, base: str | None = None, extend: bool = False
+) -> dict[str, Any]:
     """Runs or resumes the recipe in `out`: tokenizer/, data/, base/ (a run) and run/ (the recipe's run);
     returns the result of `run_recipe`.
 
     corpus: a folder of xx.jsonl text, instead of the package's. base: a model folder, instead of a model
-    trained here.
+    trained here. extend: some languages get new tokens first, with text prepared anew in data-extended/.
     """
     make_folder(out)
     sources = [
@@ -52,6 +57,8 @@ def demo(out: Path, corpus: str | None = None, base: str | None = None) -> dict[
         log.info("demo, 2 of 3: a small base model from nothing, in %d languages", len(languages))
         base = run_recipe(shipped_config("tiny-base.toml", settings, languages=languages))["hf"]
         settings |= {"out": str(out / "run"), "model": {"folder": base}}
+        if extend:
+            settings |= _larger_vocabulary(out, sources)
         config = shipped_config("tiny.toml", settings, languages=languages)
     else:
         layers = open_folder(base).config.num_hidden_layers
@@ -62,6 +69,8 @@ def demo(out: Path, corpus: str | None = None, base: str | None = None) -> dict[
             "expansion": {"insert_after": list(range(layers // 2, layers - 2, 2)) or [layers - 1]},
             "data": {"folder": str(out / "data"), "tokenizer": base, "sources": sources},
         }
+        if extend:
+            settings |= _larger_vocabulary(out, sources)
         config = shipped_config("tiny-from-base.toml", settings, languages=languages)
 
     log.info("demo, 3 of 3: more layers, training on in two stages, evaluation, export and report")
@@ -70,6 +79,16 @@ def demo(out: Path, corpus: str | None = None, base: str | None = None) -> dict[
         shutil.copyfile(out / "run" / name, out / name)
     summary = "\n".join([result["summary"], "", *_words_of(out / "run")])
     return {**result, "out": str(out), "report": str(out / PAGE), "summary": summary}
+
+
+def _larger_vocabulary(out: Path, sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings that extend the vocabulary, for the languages with the most bytes for a character."""
+    present = {source["language"] for source in sources}
+    chosen = [code for code in _EXTENDED if code in present] or sorted(present - {"en"})[:1]
+    return {
+        "vocabulary": {"languages": chosen, "tokens": _NEW_TOKENS * len(chosen), "least": 2},
+        "data": {"folder": str(out / "data-extended"), "sources": list(sources)},
+    }
 
 
 def _words_of(run_folder: Path) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.sharding import AbstractMesh
 
-from babel_jax.config import Config, ModelConfig, Stage
+from babel_jax.config import Config, ModelConfig, Stage, Trained
 from babel_jax.config.file import parse_settings
 from babel_jax.config.settings import divisors
 from babel_jax.errors import BadInput
@@ -130,7 +130,11 @@ def scaled_config(
     evaluation |= {"batch_size": devices, "max_bytes": 300, "suite_items": min(1, evaluation["suite_items"])}
     if "every" in evaluation:
         evaluation["every"] = STEPS - 1
+    # The rehearsal has a tokenizer of its own, which stays as it is.
+    values.pop("vocabulary", None)
     for stage in values["stages"]:
+        if stage["train"] == Trained.NEW_ROWS:
+            stage["train"] = str(Trained.ALL)
         # A few steps of each stage, whatever its budget.
         stage.pop("tokens", None)
         stage.pop("max_passes", None)

@@ -78,7 +78,7 @@ def tokenizer_files(config: Config) -> Path | str | None:
     """
     if config.vocabulary is None or config.model.folder is None:
         return config.model.folder
-    larger = larger_model(config, open_folder(config.model.folder))
+    larger = larger_model(config, open_folder(config.model.folder, weights=False))
     return larger.path if larger is not None else None
 
 

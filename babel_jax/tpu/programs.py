@@ -52,6 +52,7 @@ from babel_jax.tpu.kinds import (
     STEP,
     SUITE,
 )
+from babel_jax.tpu.shapes import new_rows
 from babel_jax.training.deepening import Depth, depth_at, depths
 from babel_jax.training.mesh import batch_sharding, check_batch, param_shardings, replicated
 from babel_jax.training.setup import Setup, carrying_over, setup_of
@@ -145,7 +146,9 @@ def _training_programs(
         plan_from_settings(config.expansion, base.num_hidden_layers) if config.expansion is not None else None
     )
     first = expand_config(base, plan) if plan is not None else base
-    models = depths(first, plan.new_layers if plan is not None else new_layers, config.deepen)
+    models = depths(
+        first, plan.new_layers if plan is not None else new_layers, config.deepen, new_rows(config, first)
+    )
     params = params_on(mesh, base)
     # The base model: initialized, or read and evaluated.
     if config.model.folder is None:

@@ -13,7 +13,10 @@ from babel_jax.expansion.apply import expand_config, new_layers_of
 from babel_jax.expansion.plan import PRESET_SOURCES, plan_from_settings
 from babel_jax.hub.names import hub_name
 from babel_jax.model_folders.folder import open_folder
+from babel_jax.model_folders.tokenizer_files import tokenizer_size
 from babel_jax.training.deepening import depths
+from babel_jax.vocabulary.card import new_rows_of
+from babel_jax.vocabulary.growth import padded_rows
 
 _LONGEST_CHAIN = 10  # configs, each of which begins with the export of the one before
 
@@ -35,7 +38,33 @@ def base_of(config: Config, configs: Path | None = None) -> Base:
     model.folder, as for babel-9b.toml and babel-9b-chat.toml. Raises BadInput if there is none.
     """
     folders = [folder for folder in (configs, configs_folder()) if folder is not None]
-    return _base_of(config, folders, _LONGEST_CHAIN)
+    base = _base_of(config, folders, _LONGEST_CHAIN)
+    return base._replace(config=with_vocabulary(config, base.config))
+
+
+def with_vocabulary(config: Config, shape: ModelConfig) -> ModelConfig:
+    """The shape with the rows of the tokens that `[vocabulary]` adds.
+
+    New tokens follow the tokenizer's, so some may have rows already. Without the tokenizer, none has.
+    """
+    settings, source = config.vocabulary, config.model.folder
+    if settings is None or source is None:
+        return shape
+    size = tokenizer_size(Path(source)) if Path(source).is_dir() else None
+    rows = padded_rows(shape.vocab_size, (size or shape.vocab_size) + settings.tokens, settings.multiple)
+    return shape.model_copy(update={"vocab_size": rows})
+
+
+def new_rows(config: Config, shape: ModelConfig) -> tuple[int, ...]:
+    """The rows that a stage with train = "new_rows" trains, in a plan: of `[vocabulary]`, as the last ones of
+    the tables, or of the folder's last extension.
+    """
+    if config.vocabulary is not None:
+        return tuple(range(shape.vocab_size - config.vocabulary.tokens, shape.vocab_size))
+    source = config.model.folder
+    if source is None or not Path(source).is_dir():
+        return ()
+    return new_rows_of(open_folder(source).hf_config)
 
 
 def made_up_base(config: Config, configs: Path | None = None) -> tuple[Base, bool]:
@@ -70,9 +99,10 @@ def _base_of(config: Config, folders: list[Path], most: int) -> Base:
     for earlier in _configs(folders):
         if most and os.path.abspath(source) == os.path.abspath(os.path.join(earlier.out, "hf")):
             base = _base_of(earlier, folders, most - 1)
-            shape = trained_shape(earlier, base.config)
+            larger = with_vocabulary(earlier, base.config)
+            shape = trained_shape(earlier, larger)
             if earlier.deepen:
-                return Base(shape, depths(expanded(earlier, base.config), (), earlier.deepen)[-1].new_layers)
+                return Base(shape, depths(expanded(earlier, larger), (), earlier.deepen)[-1].new_layers)
             plan = None
             if earlier.expansion is not None:
                 plan = plan_from_settings(earlier.expansion, base.config.num_hidden_layers)

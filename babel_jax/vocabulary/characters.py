@@ -27,12 +27,19 @@ def new_characters(base: Vocabulary, words: Words, settings: VocabularySettings)
     if base.kind is Kind.BYTES:
         return []
     known = set(base.texts)
+    # Line breaks and tabs are bytes in every SentencePiece model; and protected words keep their tokens.
+    often: Counter[str] = Counter()
+    for language in settings.protect:
+        for word, count in words.counts[language].items():
+            often.update(dict.fromkeys(set(word) - known, count))
+    most = settings.tolerance * sum(sum(words.counts[language].values()) for language in settings.protect)
     counts: dict[str, Counter[str]] = {}
     for language in settings.languages:
         counter = counts[language] = Counter()
         for word, count in words.counts[language].items():
             for character in set(word) - known:
-                counter[character] += count
+                if character.isprintable() and often[character] <= most:
+                    counter[character] += count
     found: dict[str, NewCharacter] = {}
     for group, language in enumerate(settings.languages):
         for character, count in counts[language].items():

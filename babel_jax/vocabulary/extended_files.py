@@ -23,6 +23,7 @@ from babel_jax.vocabulary.editable import Kind, Vocabulary
 from babel_jax.vocabulary.merges import Learned
 from babel_jax.vocabulary.unigram_scores import new_scores
 
+_EXACT = -(2.0**23)  # float32 has all whole numbers above it, and room for as many new ones
 VOCAB_JSON, MERGES_TXT = "vocab.json", "merges.txt"
 
 
@@ -85,7 +86,10 @@ def extended_model(base: Vocabulary, new: Mapping[str, int], description: Mappin
     proto = ModelProto.FromString(base.model)
     kinds = ModelProto.SentencePiece
     texts = dict(enumerate(base.texts)) | {number: text for text, number in new.items()}
-    lowest = min(piece.score for piece in proto.pieces if piece.type == kinds.NORMAL)
+    # In published models the scores of merged pieces are their ranks. Some characters and runs of spaces have
+    # -1e9, where float32 knows no steps of 1: they do not count.
+    ranks = [piece.score for piece in proto.pieces if piece.type == kinds.NORMAL]
+    lowest = min((score for score in ranks if score > _EXACT), default=0.0)
     scores = dict(description["model"]["vocab"]) if base.kind is Kind.UNIGRAM else {}
     order = {text: number for number, text in enumerate(new)}
     for number in range(len(proto.pieces), max(texts) + 1):

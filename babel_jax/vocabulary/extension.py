@@ -19,8 +19,10 @@ from babel_jax.vocabulary.reach import unreachable
 from babel_jax.vocabulary.words import Words, count_words
 
 MOST_TOKEN_CHARACTERS = 32  # of a new token; longer ones are lines of signs, or whole sentences
-# llama.cpp's converter knows a tokenizer by the ids of this text alone (get_vocab_base_pre in its
-# conversion/base.py). Pairs of tokens in it are never merged, so an extended tokenizer is known too.
+# llama.cpp's converter knows a pre-tokenizer by the ids of this text alone (get_vocab_base_pre in its
+# conversion/base.py). Pairs of tokens in it are never merged, so an extended tokenizer is known too. With
+# joined marks the converter would take the old pattern and give other ids without a word: one pair of the
+# text is merged then, so that the converter stops and says that it does not know the pre-tokenizer.
 LLAMA_CPP_TEXT = (
     "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u200d🌫️ (multiple emojis "
     "concatenated) ✅ 🦙🦙 3 33 333 3333 33333 333333 3333333 33333333 3.3 3..3 3...3 "
@@ -142,7 +144,8 @@ def _learned(
 
     used_up: how many of the tokens that are asked for are characters.
     """
-    weights, quotas = _quotas(words, settings, max(0, settings.tokens - used_up))
+    is_unknown = settings.marks is Marks.JOIN
+    weights, quotas = _quotas(words, settings, max(0, settings.tokens - used_up - is_unknown))
     protected_group = len(settings.languages)
     collected: dict[str, dict[int, int]] = {}
     for language, counts in words.counts.items():
@@ -152,9 +155,9 @@ def _learned(
             groups[group] = groups.get(group, 0) + max(1, round(count * weight))
 
     tokens_of = _with_characters(base, known[len(base.texts) :])
-    forbidden: set[tuple[int, int]] = set()
+    forbidden: dict[tuple[int, int], None] = {}
     for word in base.splitter(LLAMA_CPP_TEXT):
-        forbidden.update(itertools.pairwise(tokens_of(word)))
+        forbidden |= dict.fromkeys(itertools.pairwise(tokens_of(word)))
     split = [Word(tokens_of(word), counts) for word, counts in sorted(collected.items())]
     limits = Limits(
         quotas,
@@ -165,7 +168,22 @@ def _learned(
         frozenset(forbidden),
         by_text=base.kind is not Kind.BYTES,
     )
-    return learn(split, known, limits)
+    learned = learn(split, known, limits)
+    return _with_unknown(base, learned, known, list(forbidden)) if is_unknown else learned
+
+
+def _with_unknown(
+    base: Vocabulary, learned: Learned, known: Sequence[str], pairs: Sequence[tuple[int, int]]
+) -> Learned:
+    """With one more token, of a pair of LLAMA_CPP_TEXT outside ASCII."""
+    taken = {*known, *(token.text for token in learned.tokens)}
+    for left, right in pairs:
+        text = known[left] + known[right]
+        if text not in taken and not base.bytes_of(text).isascii() and _is_allowed(base, text):
+            number = len(known) + len(learned.tokens)
+            token = NewToken(text, (left, right), 0, 0)
+            return Learned([*learned.tokens, token], [*learned.merges, (left, right, number)])
+    return learned
 
 
 def _quotas(

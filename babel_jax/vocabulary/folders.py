@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from babel_jax.config import VocabularySettings
-from babel_jax.model_folders.folder import Format, ModelFolder, copy_other_files, model_name, open_folder
+from babel_jax.model_folders.folder import Format, ModelFolder, copy_other_files, open_folder, source_name
 from babel_jax.model_folders.model_card import card_files
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.model_folders.transfer import transfer
@@ -59,7 +59,7 @@ def write_extended(
     return {
         **written,
         "vocab_size": extended.growth.rows,
-        "new_tokens": len(extended.growth.ids),
+        "new_tokens": extended.figures["tokens"] - extended.figures["revived"],
         "vocabulary": extended.figures,
     }
 
@@ -96,7 +96,7 @@ def extended_model(folder: ModelFolder, vocabulary: Vocabulary, extension: Exten
         growth = donor_growth(vocabulary, extension.rows, settings.donor, old_rows, rows)
     else:
         growth = mean_growth(extension.rows, settings.init, old_rows, rows)
-    hf_config = extended_hf_config(folder.hf_config, extension, growth, model_name(folder.path))
+    hf_config = extended_hf_config(folder.hf_config, extension, growth, source_name(folder.path))
     with tempfile.TemporaryDirectory() as scratch:
         files = _tokenizer_files(folder, vocabulary, extension, Path(scratch))
     return Extended(growth, files, hf_config, extension.figures)

@@ -69,8 +69,9 @@ def tokenizer_report(
 def extension_summary(written: Mapping[str, Any]) -> str:
     """The result of `extend_folder` in words and a table."""
     figures = written["vocabulary"]
+    revived = f", {figures['revived']:,} old tokens that no text gave before" if figures["revived"] else ""
     lines = [
-        f"{written['path']}: {written['new_tokens']:,} new tokens, {written['vocab_size']:,} rows.",
+        f"{written['path']}: {written['new_tokens']:,} new tokens{revived}; {written['vocab_size']:,} rows.",
         "",
         "| language | new tokens | tokens per byte before | after | words unchanged, % |",
         "| --- | ---: | ---: | ---: | ---: |",

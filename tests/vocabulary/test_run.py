@@ -1,0 +1,170 @@
+"""A run that extends its vocabulary: its points, its export, and what is refused."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from babel_jax.cli import main
+from babel_jax.config import Config
+from babel_jax.config.file import parse_settings
+from babel_jax.data.sources.embedded import embedded_folder
+from babel_jax.data.tokens.tokenizers import open_tokenizer
+from babel_jax.data.windows.prepared import open_prepared
+from babel_jax.errors import BadInput
+from babel_jax.model_folders.folder import load_params, open_folder
+from babel_jax.recipe.recipe import run_recipe
+from babel_jax.tpu.programs import training_programs
+from babel_jax.tpu.shapes import base_of, new_rows
+from babel_jax.training.mesh import make_mesh
+
+CODES = ("en", "ta", "my")
+
+
+@pytest.fixture(scope="module")
+def settings_of(make_model, qwen_files, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    model = make_model(qwen_files, 640)
+
+    def make(**changes):
+        mixture, schedule = {"max_epochs": 1000.0}, {"peak": 1e-2}
+        stages = [
+            {"name": "rows", "steps": 2, "train": "new_rows", "mixture": mixture, "schedule": schedule},
+            {"name": "all", "steps": 2, "mixture": mixture, "schedule": schedule},
+        ]
+        values = {
+            "out": str(folder / "run"),
+            "export_dtype": "float32",
+            "model": {"folder": str(model)},
+            "vocabulary": {"languages": ["my", "ta"], "tokens": 80, "least": 2, "multiple": 64},
+            "expansion": {"insert_after": [0], "init": "identity"},
+            "data": {
+                "folder": str(folder / "data"),
+                "seq_len": 64,
+                "heldout_fraction": 0.2,
+                "sources": [
+                    {"language": code, "path": str(embedded_folder() / f"{code}.jsonl")} for code in CODES
+                ],
+            },
+            "training": {"global_batch_size": 4, "compute_dtype": "float32"},
+            "evaluation": {"max_bytes": 1500},
+            "stages": stages,
+        }
+        for key, change in changes.items():
+            values[key] = {**values[key], **change} if isinstance(values.get(key), dict) else change
+        return parse_settings(Config, values, "test")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def done(settings_of):
+    return run_recipe(settings_of(), compare_export=True)
+
+
+def test_it_has_a_point_for_the_larger_vocabulary(done):
+    points = done["bits_per_byte"]
+    assert list(points) == ["base", "extended", "expanded", "rows", "all"]
+    # Layers that add nothing change nothing; new tokens do.
+    assert points["expanded"] == points["extended"] != points["base"]
+    assert all(set(values) == set(CODES) for values in points.values())
+    # A random model needs about log2(vocabulary) bits a token: with fewer tokens it needs fewer bits a byte.
+    for code in ("ta", "my"):
+        assert points["extended"][code] < 0.75 * points["base"][code]
+    assert points["all"]["my"] < points["rows"]["my"] < points["extended"]["my"]
+
+
+def test_the_export_has_the_larger_vocabulary(done, settings_of):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    config, folder = settings_of(), open_folder(done["hf"])
+    assert folder.config.vocab_size == 704
+    assert done["export_difference"] == 0.0
+    tokenizer = open_tokenizer(done["hf"])
+    assert open_prepared(config.data.folder).tokenizer_fingerprint == tokenizer.fingerprint
+    text = "மொழி and မြန်မာ"
+    theirs = transformers.AutoTokenizer.from_pretrained(done["hf"])
+    assert theirs.encode(text, add_special_tokens=False) == tokenizer.encode(text)
+    model = transformers.AutoModelForCausalLM.from_pretrained(done["hf"], dtype=torch.float32)
+    assert model.get_output_embeddings().weight.shape[0] == 704
+    assert not (folder.path / "made_from.json").exists()
+    card = (folder.path / "README.md").read_text()
+    assert "## Vocabulary" in card
+    assert "vocabulary-extension" in card
+
+
+def test_the_first_stage_trained_new_rows_alone(done, settings_of):
+    config = settings_of()
+    assert open_folder(done["hf"]).hf_config["babel_vocabulary"]["new_rows"] == [[603, 683]]
+    lines = (open_folder(done["hf"]).path.parent / "optimizer.txt").read_text()
+    assert "the rows of new tokens, none of 3 layers" in lines
+    base, after = (load_params(open_folder(path)) for path in (config.model.folder, done["hf"]))
+    rows = [np.asarray(params["model"]["embed_tokens"]["weight"]) for params in (base, after)]
+    assert rows[0].shape == (640, 32)
+    assert jax.tree.all(jax.tree.map(lambda leaf: bool(jnp.isfinite(leaf).all()), after))
+
+
+def test_finished_and_asked_again(done, settings_of):
+    assert run_recipe(settings_of())["bits_per_byte"] == done["bits_per_byte"]
+
+
+def test_another_vocabulary_is_refused(done, settings_of):
+    with pytest.raises(BadInput, match=r"begun with another vocabulary.tokens; give another out"):
+        run_recipe(settings_of(vocabulary={"tokens": 60}))
+    with pytest.raises(
+        BadInput, match=r"data-vocabulary: made with another \[vocabulary\], text or model; give"
+    ):
+        run_recipe(settings_of(vocabulary={"tokens": 60}, out=f"{settings_of().out}-2"))
+
+
+def test_text_of_another_tokenizer_is_refused(done, settings_of, tmp_path):
+    plain = settings_of(out=str(tmp_path / "run")).model_copy(update={"vocabulary": None, "stages": ()})
+    with pytest.raises(BadInput, match="another") as refused:
+        run_recipe(plain)
+    assert "\n" not in str(refused.value)
+
+
+def test_prepare_makes_the_same_tokenizer(done, settings_of, tmp_path, capsys):
+    config = settings_of(out=str(tmp_path / "run"), data={"folder": str(tmp_path / "data")})
+    config.save(tmp_path / "run.toml")
+    assert main(["prepare", str(tmp_path / "run.toml"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] > 0
+    again, first = (
+        open_prepared(path).tokenizer_fingerprint for path in (config.data.folder, settings_of().data.folder)
+    )
+    assert again == first
+
+
+def test_settings_that_do_not_fit(settings_of):
+    with pytest.raises(BadInput, match="vocabulary: it extends the tokenizer of model.folder"):
+        settings_of(data={"tokenizer": "x"})
+    with pytest.raises(BadInput, match="protect: my is among languages too"):
+        settings_of(vocabulary={"protect": ["my"]})
+    with pytest.raises(BadInput, match='init = "donor" needs donor'):
+        settings_of(vocabulary={"init": "donor"})
+    with pytest.raises(BadInput, match="unknown language 'xx'"):
+        settings_of(vocabulary={"languages": ["xx"]})
+
+
+def test_a_language_without_text(settings_of, tmp_path):
+    config = settings_of(
+        vocabulary={"languages": ["bn"]}, data={"folder": str(tmp_path / "d")}, out=str(tmp_path / "o")
+    )
+    with pytest.raises(
+        BadInput, match="no text for bn to learn new tokens from; there is text for en, my, ta"
+    ):
+        run_recipe(config)
+
+
+def test_a_plan_counts_the_rows_of_new_tokens(settings_of):
+    config = settings_of()
+    base = base_of(config)
+    # 603 tokens and 80 new ones; 640 rows become the next multiple of 64.
+    assert base.config.vocab_size == 704
+    assert len(new_rows(config, base.config)) == 80
+    mesh = make_mesh({}, jax.devices()[:1])
+    programs = training_programs(config, base.config, (), mesh)
+    names = [point for program in programs for point in program.points]
+    assert {"rows", "all"} <= set(names)
