@@ -193,6 +193,7 @@ CHANGEABLE = (
     "local_checkpoints",
     "local_checkpoint_every",
     "compilation_cache",
+    "compiler_options",
 )
 
 
@@ -261,6 +262,12 @@ class TrainingSettings(Settings):
     compilation_cache: bool = True
     """Compiled programs are kept in the run folder, unless JAX_COMPILATION_CACHE_DIR names another, so
     that a resumed run compiles nothing again (except programs for several CPU devices).
+    """
+
+    compiler_options: dict[str, bool | int | float | str] = {}
+    """Options of XLA's compiler for the train step, such as
+    `{ xla_tpu_overlap_compute_collective_tc = false }`. On TPUs they are added to our own, with which
+    gathers of weights run beside products.
     """
 
     @model_validator(mode="after")

@@ -67,7 +67,7 @@ class Program(NamedTuple):
     the devices during the call.
 
     `kind` is its kind of work, `points` are the points of the run at which it is called. `seq_len` is the
-    length of the windows of a train step, else 0.
+    length of the windows of a train step, else 0. `compiler_options` are those of a train step.
     """
 
     kind: str
@@ -77,6 +77,7 @@ class Program(NamedTuple):
     named: Mapping[str, Any] = MappingProxyType({})
     beside: Any = ()
     seq_len: int = 0
+    compiler_options: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def name(self) -> str:
@@ -254,7 +255,14 @@ def step_program(config: Config, setup: Setup, mesh: Mesh, stage: str) -> Progra
         for name, shape in fields.items()
     }
     rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
-    return Program(STEP, (stage,), setup.step, (setup.abstract, batch, rate), seq_len=config.data.seq_len)
+    return Program(
+        STEP,
+        (stage,),
+        setup.step,
+        (setup.abstract, batch, rate),
+        seq_len=config.data.seq_len,
+        compiler_options=config.training.compiler_options,
+    )
 
 
 def reading(mesh: Mesh, config: ModelConfig, params: PyTree[jax.ShapeDtypeStruct]) -> Iterator[Program]:

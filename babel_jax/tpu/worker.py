@@ -34,6 +34,7 @@ from babel_jax.tpu.hlo import Program as Moved
 from babel_jax.tpu.kinds import STEP
 from babel_jax.tpu.programs import Program, copied_bytes, device_bytes, evaluation_programs, training_programs
 from babel_jax.tpu.shapes import Base, trained_shape
+from babel_jax.training.compilation import compiled_step
 from babel_jax.training.mesh import make_mesh, mesh_for
 
 
@@ -109,7 +110,7 @@ def measure_program(
         "hardware_flops": program_flops(traced.jaxpr.jaxpr, shape, program.seq_len),
     }
     try:
-        compiled = traced.lower().compile()
+        compiled = _compiled(program, traced, mesh)
     except jax.errors.JaxRuntimeError as error:
         if (short := out_of_hbm(str(error))) is None:
             raise
@@ -145,6 +146,14 @@ def measure_program(
         "hbm_bytes": moved_by.hbm_bytes(),
         "collectives": list(map(described, moved_by.collectives())),
     }
+
+
+def _compiled(program: Program, traced: Any, mesh: Mesh) -> Any:
+    """The compiled program; a train step with the options of a run."""
+    lowered: jax.stages.Lowered = traced.lower()
+    if program.kind != STEP:
+        return lowered.compile()
+    return compiled_step(lowered, mesh.devices.flat[0].platform, program.compiler_options)
 
 
 def _spans(

@@ -1,8 +1,6 @@
 """The staged run: from a config and parameters through a list of stages, resumable at any step."""
 
 import contextlib
-import functools
-import itertools
 import json
 import logging
 import os
@@ -15,37 +13,31 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from babel_jax.config import Config, ModelConfig, Stage, Trained
+from babel_jax.config import Config, ModelConfig, Stage
 from babel_jax.data.batches.loading import Batches
 from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.distributed.agreement import agreed, meet
 from babel_jax.distributed.stopping import SaveTimes, stop_requests
-from babel_jax.errors import BadInput
 from babel_jax.files import write_text
 from babel_jax.progress import working
-from babel_jax.training.compilation import Profile
+from babel_jax.training.compilation import Profile, compiled_step
 from babel_jax.training.corruption import refuse_without_determinism
-from babel_jax.training.deepening import Depth, depth_at
+from babel_jax.training.deepening import Depth
 from babel_jax.training.goodput import Goodput, Spent
 from babel_jax.training.hooks import Hook, Moment, Tools, hooks_of
 from babel_jax.training.local_checkpoints import LocalCheckpoints, check_replicas, closing
 from babel_jax.training.mesh import check_batch, everywhere, global_batch, make_mesh, window_share
 from babel_jax.training.metrics import Metrics
 from babel_jax.training.optimizer import learning_rate
+from babel_jax.training.parts import Parts, check_models
 from babel_jax.training.resuming import check_totals, note_text
 from babel_jax.training.run_state import Checkpoints, newest_step
-from babel_jax.training.setup import Setup, carried_over, setup_of
+from babel_jax.training.setup import Setup, carried_over
 from babel_jax.training.stages import PlannedStage, plan_stages, run_order
-from babel_jax.training.step import Step, TrainState, placed_state
+from babel_jax.training.step import Step, TrainState
 from babel_jax.training.watch import Watch
 
 log = logging.getLogger("babel")
-OPTIMIZER = "optimizer.txt"
-_TRAINED = {
-    Trained.ALL: "all",
-    Trained.NEW_LAYERS: "the new ones",
-    Trained.NEW_ROWS: "the rows of new tokens, none",
-}
 StageEnd = Callable[[Stage, ModelConfig, PyTree[Array]], None]
 
 
@@ -72,67 +64,28 @@ def train_stages(
     # All that can be wrong in the settings is told before anything is compiled.
     goodput = Goodput(run_folder / "goodput.json")
     stages = _agreed_stages(config, run_folder)
-    _check_models(stages, models)
+    check_models(stages, models)
     for plan in stages:
         _tell(plan, config)
     if not stages:
         return make_params()
     mesh = _checked_mesh(config)
     languages = run_order(config, stages)
-
-    @functools.cache
-    def setup(start: int, trained: Trained) -> Setup:
-        made = setup_of(config, mesh, depth_at(models, start), trained, len(languages))
-        layers = made.model.config.num_hidden_layers
-        log.info("training %s of %d layers", _TRAINED[trained], layers)
-        with agreed():
-            if jax.process_index() == 0:
-                _note_optimizer(run_folder / OPTIMIZER, f"{_TRAINED[trained]} of {layers} layers", made)
-        return made
-
-    def setup_at(step: int, trained: Trained) -> Setup:
-        return setup(depth_at(models, step).start, trained)
-
-    def model_after(steps: int) -> ModelConfig:
-        return depth_at(models, steps - 1).config
-
-    def local_in(step: int, saved: int) -> LocalCheckpoints | None:
-        """The local checkpoints after `saved` steps, of the part with step `step`; None at the end."""
-        if config.training.local_checkpoints is None or step >= stages[-1].end:
-            return None
-        starts = [first for plan in stages for first, _ in _parts(plan, models)]
-        first = max(start for start in starts if start <= step)
-        abstract = setup_at(first, _stage_at(stages, step).train).abstract
-        return LocalCheckpoints(config, run_folder, mesh, first, saved, abstract)
-
-    # A checkpoint has the name of its stage, which says what was trained, and so the moments' shapes.
-    trained_in = {stage.name: stage.train for stage in config.stages}
+    parts = Parts(config, stages, models, mesh, run_folder, len(languages))
     watch = watch or Watch(run_folder, None, lambda *_: {})
     keep, keep_every = config.training.keep_checkpoints, config.training.keep_every
     with (
         Checkpoints(
-            run_folder / "checkpoints", model_after, keep, keep_every, lambda: watch.best_step, languages
+            run_folder / "checkpoints",
+            parts.model_after,
+            keep,
+            keep_every,
+            lambda: watch.best_step,
+            languages,
         ) as checkpoints,
         Profile(run_folder / "tensorboard", profile) as traced,
     ):
-        # From the newest checkpoint, or from the beginning.
-        with working("reading the checkpoint"):
-            restored = checkpoints.restore(lambda step, stage: setup_at(step - 1, trained_in[stage]).abstract)
-        start = 0 if restored is None else restored[0]
-        local = local_in(start, start)
-        if local is not None and local.newest is not None:
-            # All later steps of this part have its setup.
-            start, current = local.newest, setup_at(start, _stage_at(stages, start).train)
-            restored = None  # frees its memory
-            state = local.restore()
-            log.info("resuming after step %d of %d, from local checkpoints", start, stages[-1].end)
-        elif restored is None:
-            current = setup_at(0, stages[0].stage.train)
-            state = placed_state(current.optimizer, make_params(), current.shardings, len(languages))
-        else:
-            _, stage, state = restored
-            current = setup_at(start - 1, trained_in[stage])
-            log.info("resuming after step %d of %d", start, stages[-1].end)
+        start, current, state, local = parts.beginning(checkpoints, make_params)
         if jax.process_index() == 0:
             note_text(run_folder / "data.json", open_prepared(config.data.folder).fingerprint, start)
         watch.resume_at(start)
@@ -147,17 +100,17 @@ def train_stages(
                 # A run that was stopped in on_stage_end resumes at the end of that stage, and calls it again.
                 if start > plan.end:
                     continue
-                for first, last in _parts(plan, models):
+                for first, last in parts.of(plan):
                     if start >= last:
                         continue
                     # The state changes its shape where the model is deepened, or where other layers are
                     # trained.
-                    before, current = current, setup_at(first, plan.stage.train)
+                    before, current = current, parts.setup(first, plan.stage.train)
                     if before is not current:
                         state = carried_over(state, before, current, config.optimizer)
                     metrics.of(current.model.config)
                     if first > start:
-                        local = local_in(first, last)
+                        local = parts.local_checkpoints(first, last)
                     with closing(local):
                         steps = range(max(start, first), last)
                         state = _train_steps(loop, plan, number, steps, current, state, local)
@@ -240,7 +193,12 @@ def _program(loop: Loop, step: Step, *arguments: Any) -> Step:
     """
     if step not in loop.programs:
         with loop.tools.metrics.aside(Spent.COMPILE), working("compiling the train step"):
-            loop.programs[step] = cast(jax.stages.Wrapped, step).lower(*arguments).compile()
+            lowered = cast(jax.stages.Wrapped, step).lower(*arguments)
+            options = loop.tools.config.training.compiler_options
+            # An option that the compiler does not know is told by all processes.
+            with agreed():
+                compiled = compiled_step(lowered, jax.default_backend(), options)
+            loop.programs[step] = cast(Step, compiled)
             meet()
     return loop.programs[step]
 
@@ -257,17 +215,6 @@ def _tell(plan: PlannedStage, config: Config) -> None:
         )  # fmt: skip
     for warning in plan.mixture.warnings:
         log.warning("stage %s: %s", plan.stage.name, warning)
-
-
-def _note_optimizer(path: Path, heading: str, made: Setup) -> None:
-    """Adds the rate and decay of each parameter to a file, under a heading; warns of idle patterns."""
-    # A resumed run has its tables already.
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    table = f"{heading}\n{made.optimizer.table()}\n"
-    if table not in before:
-        write_text(path, f"{before}{table}\n")
-    for warning in made.optimizer.warnings():
-        log.warning("optimizer: %s", warning)
 
 
 def _agreed_stages(config: Config, run_folder: Path) -> list[PlannedStage]:
@@ -287,26 +234,6 @@ def _agreed_stages(config: Config, run_folder: Path) -> list[PlannedStage]:
     return stages
 
 
-def _check_models(stages: Sequence[PlannedStage], models: Sequence[Depth]) -> None:
-    for plan in stages:
-        # A stage of new layers needs some at each of its depths.
-        without = [first for first, _ in _parts(plan, models) if not depth_at(models, first).new_layers]
-        if plan.stage.train is Trained.NEW_LAYERS and without:
-            raise BadInput(
-                f'stage {plan.stage.name}: train = "{plan.stage.train}", and the model has no new layers; '
-                "expand it first"
-            )
-        if plan.stage.train is Trained.NEW_ROWS and not models[0].new_rows:
-            raise BadInput(
-                f'stage {plan.stage.name}: train = "{plan.stage.train}", and the model has no rows of new '
-                "tokens; add [vocabulary], or begin with the output of `babel tokenizer extend`"
-            )
-    steps = stages[-1].end if stages else 0
-    for model in models[1:]:
-        if model.start >= steps:
-            raise BadInput(f"deepen: step {model.start} is not before the end; the run has {steps} steps")
-
-
 def _checked_mesh(config: Config) -> Mesh:
     """The mesh. Raises BadInput where it does not fit the batch, the windows or the processes."""
     training = config.training
@@ -319,18 +246,6 @@ def _checked_mesh(config: Config) -> Mesh:
     if training.recheck_every is not None:
         refuse_without_determinism(jax.default_backend(), os.environ.get("XLA_FLAGS", ""))
     return mesh
-
-
-def _stage_at(stages: Sequence[PlannedStage], step: int) -> Stage:
-    return next(plan.stage for plan in stages if plan.start <= step < plan.end)
-
-
-def _parts(plan: PlannedStage, models: Sequence[Depth]) -> list[tuple[int, int]]:
-    """The steps of a stage, cut where the model is deepened: (first step, step after the
-    last) of each part.
-    """
-    cuts = [plan.start, *(model.start for model in models if plan.start < model.start < plan.end), plan.end]
-    return list(itertools.pairwise(cuts))
 
 
 def _batches(config: Config, plan: PlannedStage, number: int, loop: Loop) -> Batches:

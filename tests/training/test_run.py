@@ -367,6 +367,16 @@ def test_a_write_that_failed_is_noticed_before_the_next_save(run_config, tmp_pat
     assert not (tmp_path / "checkpoints" / "2").exists()
 
 
+def test_options_of_the_compiler_are_given_and_unknown_ones_refused(train, tmp_path):
+    """They go to XLA: it refuses what it does not know."""
+    with pytest.raises(BadInput) as refused:
+        train(tmp_path, training={"compiler_options": {"xla_nonsense": True}})
+    assert str(refused.value).startswith(
+        "training.compiler_options: INVALID_ARGUMENT: No such compile option"
+    )
+    assert "\n" not in str(refused.value)
+
+
 def test_steps_are_traced_on_request(run_config, begin, tmp_path, caplog):
     config = run_config(tmp_path)
     shape = config.model.shape
