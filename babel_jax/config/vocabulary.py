@@ -2,7 +2,7 @@
 
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from babel_jax.config.settings import Choice, Fraction, LocalPath, Positive, Settings
 from babel_jax.languages import language
@@ -71,10 +71,13 @@ class VocabularySettings(Settings):
     max_bytes: Positive = 50_000_000
     """The most text to learn from, of each language. Unit: bytes."""
 
+    @field_validator("languages", "protect")
+    @classmethod
+    def _codes(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(language(name).code for name in names)
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        for code in (*self.languages, *self.protect):
-            language(code)
         if len(set(self.languages)) < len(self.languages):
             raise ValueError(f"languages: one is named twice: {', '.join(self.languages)}")
         both = sorted(set(self.languages) & set(self.protect))

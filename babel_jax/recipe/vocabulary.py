@@ -117,7 +117,7 @@ def vocabulary_texts(config: Config) -> dict[str, list[str]]:
     settings = config.vocabulary
     assert settings is not None
     sources = corpus_sources(settings.data) if settings.data is not None else config.data.sources
-    return texts_of(sources, settings.languages, settings.protect, settings.max_bytes)
+    return texts_of(sources, settings.languages, settings.protect, settings.max_bytes, config.data.bad_rows)
 
 
 def _made_from(config: Config, folder: ModelFolder) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from babel_jax.model_folders.folder import Format, ModelFolder, copy_other_files
 from babel_jax.model_folders.model_card import card_files
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.model_folders.transfer import transfer
+from babel_jax.new_folders import MARK, check_free
+from babel_jax.places import place
 from babel_jax.vocabulary.card import TAG, UNTRAINED, extended_hf_config, vocabulary_section
 from babel_jax.vocabulary.editable import Vocabulary, open_vocabulary
 from babel_jax.vocabulary.extended_files import write_tokenizer_files
@@ -31,6 +33,10 @@ def extend_folder(
     options: those of `transfer`. Raises BadInput as `open_folder`, `extend_vocabulary` and `transfer` do, and
     if tokenizer and embedding disagree.
     """
+    path = place(destination)
+    if not (path / MARK).is_file():
+        # Learning takes minutes, so this is told before.
+        check_free(path)
     folder = open_folder(source)
     return write_extended(folder, destination, extend(folder, texts, settings), **options)
 

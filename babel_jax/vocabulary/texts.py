@@ -9,18 +9,23 @@ from babel_jax.errors import BadInput
 
 
 def texts_of(
-    sources: Iterable[Source], languages: Iterable[str], protect: Iterable[str], max_bytes: int
+    sources: Iterable[Source],
+    languages: Iterable[str],
+    protect: Iterable[str],
+    max_bytes: int,
+    bad_rows: BadRows = BadRows.REFUSE,
 ) -> dict[str, list[str]]:
-    """Texts by language, up to `max_bytes` of each; protected ones without
-    a source have the package's.
+    """Texts by language, up to `max_bytes` of each. Protected languages without a source have the package's.
 
-    Raises BadInput for another language without a source.
+    Raises BadInput for another language without a source, and for rows that cannot be read, unless they are
+    to be skipped.
     """
     by_language: dict[str, list[Source]] = {}
     for source in sources:
         by_language.setdefault(source.language, []).append(source)
     embedded = {source.language: source for source in corpus_sources(embedded_folder())}
     missing = [code for code in languages if code not in by_language]
+    missing += [code for code in protect if code not in by_language and code not in embedded]
     if missing:
         raise BadInput(
             f"no text for {', '.join(missing)} to learn new tokens from; there is text for "
@@ -29,15 +34,15 @@ def texts_of(
     texts: dict[str, list[str]] = {}
     for code in (*languages, *protect):
         chosen = by_language.get(code) or [embedded[code]]
-        texts[code] = _first_texts(chosen, max_bytes)
+        texts[code] = _first_texts(chosen, max_bytes, bad_rows)
     return texts
 
 
-def _first_texts(sources: Iterable[Source], max_bytes: int) -> list[str]:
+def _first_texts(sources: Iterable[Source], max_bytes: int, bad_rows: BadRows) -> list[str]:
     texts: list[str] = []
     remaining = max_bytes
     for source in sources:
-        for row in read_rows(source, BadRows.SKIP, RowCounts()):
+        for row in read_rows(source, bad_rows, RowCounts()):
             if remaining <= 0:
                 return texts
             remaining -= len(row.text.encode())
