@@ -10,6 +10,7 @@ import errno
 import json
 import logging
 import os
+import re
 import select
 import signal
 import sys
@@ -174,10 +175,13 @@ def _errors_told_once() -> Iterator[None]:
 
 
 class _Printable(logging.Formatter):
-    """Log records without characters that control a terminal."""
+    """Log records without characters that control a terminal, and without what follows ? in an address: it
+    may be a key, as in signed addresses of the hub's storage.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(shown(super().format(record)))
+        text = re.sub(r"(https?://[^\s?]+)\?[^\s'\"]+", r"\1", super().format(record))
+        return printable(shown(text))
 
 
 if __name__ == "__main__":

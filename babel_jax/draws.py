@@ -17,6 +17,7 @@ class Purpose(StrEnum):
 
     HELDOUT = ""  # no key: prepared folders of earlier versions held out the same rows
     JUDGE_SAMPLE = "judge sample"
+    PARALLEL = "translation first"
     CLASSIFIER_HELDOUT = "classifier held-out documents"
 
 

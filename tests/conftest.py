@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# The address of the stand-in hub (tests/hub), which `tests/hub/conftest.py` starts. It is set before
+# The address of the stand-in hub (tests/hub), which the fixture `hub` starts. It is set before
 # huggingface_hub is imported, which reads it once. Until the server listens, the address refuses connections.
 HUB_PORT = socket.socket()
 HUB_PORT.bind(("127.0.0.1", 0))
@@ -37,6 +37,7 @@ from babel_jax.data.tokens.sentencepiece_tokenizer import train_sentencepiece
 from babel_jax.data.windows.prepare import prepare
 from babel_jax.model.decoder import init_params
 from babel_jax.recipe.recipe import run_recipe
+from tests.hub.fixtures import hub, hub_server  # noqa: F401 - fixtures for all tests
 
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
@@ -58,6 +59,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     until = os.environ.get("SLOW_TESTS_UNTIL")
     if until and time.time() > float(until) and item.get_closest_marker("slow"):
         pytest.skip("CI's time is over; `make test-slow` runs it")
+
+
+@pytest.fixture(scope="session")
+def hub_port():
+    """The socket of the stand-in hub."""
+    return HUB_PORT
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ SMALL = {
 }
 ORDER = (
     "init", "prepare", "mixture", "statistics", "train", "watch", "status", "report", "verify", "evaluate",
-    "generate", "convert", "expand",
+    "generate", "push", "convert", "expand",
     "tokenizer report", "tokenizer extend", "sensitivity", "ablate", "sft", "chat", "judge", "classifier",
     "score", "completion",
 )  # fmt: skip
@@ -110,9 +110,11 @@ compute_dtype = "float32"
 
 
 @pytest.fixture
-def workspace(small_settings, chat_tokenizer, write_rows, tmp_path, monkeypatch):
-    """A folder with all that the examples name and that no example makes."""
+def workspace(small_settings, chat_tokenizer, write_rows, hub, tmp_path, monkeypatch):
+    """A folder with all that the examples name and that no example makes, and an account on the hub."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(hub.users, "hf_me", "me")
+    monkeypatch.setenv("HF_TOKEN", "hf_me")
     write_model(tmp_path / "SmolLM2-135M", 4, chat_tokenizer)
     write_model(tmp_path / "Qwen2.5-7B", 28, chat_tokenizer)
     Path("text").mkdir()

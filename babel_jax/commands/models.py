@@ -139,6 +139,12 @@ def _ablate(options: argparse.Namespace) -> Result:
     )
 
 
+def _push(options: argparse.Namespace) -> Result:
+    from babel_jax.model_folders.push import push_folder
+
+    return push_folder(options.folder, options.name, options.private, options.revision)
+
+
 def declare(command: Commands) -> None:
     """Adds the commands of this file."""
     convert = _declare_convert(command)
@@ -149,6 +155,7 @@ def declare(command: Commands) -> None:
     for parser in (sensitivity, expand):
         _add_text_options(parser)
     _declare_ablate(command)
+    _declare_push(command)
 
 
 def _declare_convert(command: Commands) -> argparse.ArgumentParser:
@@ -315,3 +322,17 @@ def _declare_ablate(command: Commands) -> None:
         "--variants", type=words, metavar="among:copy,parent", help="default: the report's table and more"
     )
     add_set(parser, "override a setting of configs/ablation.toml")
+
+
+def _declare_push(command: Commands) -> None:
+    parser = command(
+        "push",
+        _push,
+        "a model folder and its card to the Hugging Face hub, as one commit",
+        "babel push runs/my-run/run/hf me/my-babel --private",
+        resumes=True,
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="a model folder in Hugging Face's format")
+    parser.add_argument("name", metavar="OWNER/NAME", help="the repository, made if it is not there")
+    parser.add_argument("--private", action="store_true", help="a new repository is for its owner alone")
+    parser.add_argument("--revision", metavar="BRANCH", help="the branch to write to (default main)")

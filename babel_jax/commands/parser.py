@@ -26,7 +26,7 @@ GROUPS = {
     "text": ("prepare", "mixture", "statistics", "judge", "classifier", "score"),
     "models": ("convert", "expand", "tokenizer report", "tokenizer extend", "sensitivity", "ablate"),
     "training": ("train", "sft", "watch", "status", "report"),
-    "trained models": ("evaluate", "generate", "chat"),
+    "trained models": ("evaluate", "generate", "chat", "push"),
     "pods": ("plan", "rehearse"),
     "more": ("verify", "completion"),
 }

@@ -1,6 +1,8 @@
 """The settings of the text, of the prepared datasets, and of the mixture of a stage."""
 
 import itertools
+import re
+import string
 from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -26,6 +28,8 @@ from babel_jax.config.settings import (
 )
 from babel_jax.languages import language
 
+# The ends of the names of lists of files.
+LIST_SUFFIXES = (".paths", ".paths.gz", ".map", ".urls")
 # A source with one of these as its text_key has conversations: lists of messages.
 CONVERSATION_KEYS = ("messages", "conversations")
 
@@ -35,6 +39,52 @@ class BadRows(Choice):
 
     REFUSE = "refuse"
     SKIP = "skip"
+
+
+class Reducer(Choice):
+    """One number of a list of numbers."""
+
+    MEAN = "mean"
+    MIN = "min"
+    MAX = "max"
+    MEDIAN = "median"
+
+
+class Parallel(Settings):
+    """A text and its translation in one row, and the document that is made of both."""
+
+    text_key: str
+    """The key of the translation; `text_key` of the source is that of the text."""
+    language: str
+    """The language of the translation, such as `en`."""
+    template: str = "{text}\n\n{translation}"
+    """The document, with `{text}`, `{translation}`, `{language}` and `{other}` (the languages' names)."""
+    swap: bool = True
+    """Half of the documents, chosen by their ids, have the translation first: in the template both texts
+    and both languages change places.
+    """
+
+    @field_validator("language")
+    @classmethod
+    def _known(cls, code: str) -> str:
+        return language(code).code
+
+    @field_validator("template")
+    @classmethod
+    def _has_both(cls, template: str) -> str:
+        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        if not {"text", "translation"} <= set(names) <= {"text", "translation", "language", "other"}:
+            raise ValueError(
+                "a template has {text} and {translation}, and may have {language} and {other}; given "
+                f"{template!r}"
+            )
+        return template
+
+
+def comparison(asked: str) -> tuple[str, float] | None:
+    """The operator and the number of a condition such as ">0.9"; None for any other text."""
+    match = re.fullmatch(r"(<=|>=|<|>)\s*(-?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)", asked)
+    return None if match is None else (match[1], float(match[2]))
 
 
 class Source(Settings):
@@ -49,8 +99,11 @@ class Source(Settings):
     """The code of the language, such as `sw`."""
     path: LocalPath | None = None
     """Files; globs are allowed. .jsonl or .txt (plain, .gz or .zst), .parquet, .warc or .wet (plain or
-    .gz), on a disk or on any file system of fsspec (gs://, s3://, hf://).
+    .gz), on a disk, on the hub (hf://datasets/OWNER/NAME/...), on a web server (https://), or on any
+    file system of fsspec (gs://, s3://). A .paths, .paths.gz, .map or .urls file is a list of files.
     """
+    only: str | None = None
+    """Of a list of files, only those whose addresses end in this glob: `only = "/10_*.jsonl.zst"`."""
     tfds: str | None = None
     """The name of a TFDS dataset."""
     tfds_split: str = "train"
@@ -63,6 +116,10 @@ class Source(Settings):
     """Its configuration."""
     huggingface_split: str = "train"
     """Its split."""
+    revision: str | None = None
+    """The branch, tag or commit of a dataset on the hub. Default: `main`, whose commit `babel prepare`
+    keeps: the folder that was begun with it is finished with it.
+    """
     kind: str = "web"
     """The kind of rows that have no `kind` of their own, such as `web`, `textbook`, `curated`."""
     text_key: str = "text"
@@ -71,6 +128,14 @@ class Source(Settings):
     """The key of a row's id."""
     score_key: str = "score"
     """The key of a row's score of quality."""
+    score_of: Reducer = Reducer.MEAN
+    """The score of a row whose score is a list of numbers, as of several annotators or pages: their
+    `mean`, `min`, `max` or `median`.
+    """
+    parallel: Parallel | None = None
+    """A translation in each row: both texts become one document. Its kind is `parallel`, unless the source
+    names another.
+    """
     name: str | None = None
     """Shown in reports. Default: the path or dataset."""
     licence: str | None = None
@@ -81,7 +146,8 @@ class Source(Settings):
     """
     where: dict[str, str] = {}
     """Only rows with these values are read, for files with many languages: `where = { kind = "textbook"
-    }`.
+    }`. A comparison with a number is written `">0.9"`, `">=3"`, `"<10"` or `"<=2.5"`; a list of numbers
+    is compared by `score_of`.
     """
     # After `_expanded`, values are no JSON any more, for which strict validation accepts lists and strings.
     off: Annotated[tuple[Annotated[Rule, Field(strict=False)], ...], Field(strict=False)] = ()
@@ -94,8 +160,25 @@ class Source(Settings):
     def _known(cls, code: str) -> str:
         return language(code).code
 
+    @field_validator("where")
+    @classmethod
+    def _comparable(cls, where: dict[str, str]) -> dict[str, str]:
+        for key, asked in where.items():
+            if asked.startswith(("<", ">")) and comparison(asked) is None:
+                raise ValueError(f'{key} = {asked!r}: not a comparison with a number, such as ">0.9"')
+        return where
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_kind_parallel(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("parallel") is not None and "kind" not in given:
+            return {**given, "kind": "parallel"}
+        return given
+
     @model_validator(mode="after")
     def _one(self) -> Self:
+        if self.only is not None and not (self.path or "").endswith(LIST_SUFFIXES):
+            raise ValueError(f"only chooses of a list of files ({', '.join(LIST_SUFFIXES)}); path is no list")
         if sum(origin is not None for origin in (self.path, self.tfds, self.huggingface)) != 1:
             raise ValueError("give exactly one of path, tfds and huggingface")
         return self

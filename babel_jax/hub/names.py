@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from babel_jax.errors import BadInput
+
 _REPO = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
 _NAME = re.compile(rf"(?P<repo>{_REPO})(?:@(?P<revision>[\w.-]+(?:/[\w.-]+)*))?", re.ASCII)
 _NEVER = re.compile(r"--|\.\.|[.-](?:/|@|$)")  # the hub gives no such names
@@ -44,6 +46,14 @@ def hub_name(location: Path | str) -> HubName | None:
     if match is None or _NEVER.search(text) or os.path.lexists(text):
         return None
     return HubName(match["repo"], match["revision"])
+
+
+def repo_name(text: str) -> str:
+    """OWNER/NAME, as the name of a place on the hub to write to. Raises BadInput for anything else."""
+    match = _NAME.fullmatch(text)
+    if match is None or match["revision"] is not None or _NEVER.search(text):
+        raise BadInput(f"{text}: no name of a model on the hub; write OWNER/NAME, such as me/my-babel")
+    return text
 
 
 def hub_origin(folder: Path) -> HubName | None:

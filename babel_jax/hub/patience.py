@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import logging
 import random
 import re
@@ -41,6 +42,7 @@ def patiently(operation: Callable[[], T], what: str, progress: Callable[[], obje
     Raises BadInput, which names `what`, if the hub stays busy; other errors as they come.
     """
     global _answered
+    _log_as_ours()
     since, known, attempt = _clock(), progress(), 0
     while True:
         try:
@@ -73,6 +75,18 @@ def patiently(operation: Callable[[], T], what: str, progress: Callable[[], obje
             while (left := until - _clock()) > 0:
                 _sleep(min(left, _SECONDS_BETWEEN_LOOKS))
                 progress()
+
+
+@functools.cache
+def _log_as_ours() -> None:
+    """Sends the log of huggingface_hub to ours alone: its own handler would show each line a second time, and
+    the keys in addresses.
+    """
+    import huggingface_hub  # noqa: F401 - it adds its handler when it is imported
+
+    logger = logging.getLogger("huggingface_hub")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
 
 
 def _why_to_wait(error: Exception) -> tuple[str | None, float]:

@@ -55,7 +55,7 @@ def card_files(
     loads a folder `in_hf_format`. The front matter is valid for the hub: a base whose name is no OWNER/NAME
     is in the text alone, and a licence that the hub does not know is "other" with its name.
     """
-    before = _front_matter(source) if source is not None else {}
+    before = front_matter(source) if source is not None else {}
     ours = TAG in _several(before.get("tags"))
     base: str | None
     commit: str | None
@@ -184,7 +184,7 @@ class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
         return super().compose_node(parent, index)
 
 
-def _front_matter(folder: Path) -> dict[str, Any]:
+def front_matter(folder: Path) -> dict[str, Any]:
     """The metadata of a folder's card; empty if there is none, or it cannot be read."""
     try:
         text = read_bytes(folder / CARD, folder, MOST_BESIDE_BYTES).decode("utf-8", "replace")

@@ -85,6 +85,7 @@ class StandInHub:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.users = {"hf_writer": "writer", "hf_reader": "reader"}
         self.stored: dict[str, bytes] = {}  # by sha256
+        self.web: dict[str, bytes] = {}  # files of an ordinary web server, by their paths, on `storage`
         self.parts: dict[str, dict[int, bytes]] = {}
         self.part_bytes: int | None = None  # larger files are sent in parts
         self.requests: list[Request] = []
@@ -115,7 +116,7 @@ class StandInHub:
     def reset(self) -> None:
         """Forgets repositories, requests and faults."""
         with self.lock:
-            for kept in (self.repos, self.stored, self.parts, self.requests, self.faults):
+            for kept in (self.repos, self.stored, self.web, self.parts, self.requests, self.faults):
                 kept.clear()
             self.part_bytes = None
 
@@ -266,6 +267,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _content(self, data: bytes, headers: dict[str, str]) -> None:
         """Bytes, or the range of them that was asked for."""
+        if self.command == "HEAD":
+            self._answer(200, b"", {**headers, "Content-Length": str(len(data))})
+            return
         wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range") or "")
         headers = {"Accept-Ranges": "bytes", **headers}
         if wanted is None:
@@ -285,7 +289,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _storage(self) -> None:
         parts = self.route.strip("/").split("/")
-        if self.command in ("GET", "HEAD"):
+        if self.route in self.hub.web:
+            data = self.hub.web[self.route]
+            self._content(data, {"ETag": f'"{_git_hash(data)}"'})
+        elif self.command in ("GET", "HEAD"):
             data = self.hub.stored.get(parts[-1])
             if data is None:
                 self._answer(404)
@@ -549,7 +556,8 @@ class _Handler(BaseHTTPRequestHandler):
             for file in json.loads(self.body)["files"]:
                 path = file["path"]
                 mode = "lfs" if path.endswith(LARGE_SUFFIXES) else "regular"
-                oid = self._entry(path, files[path])["oid"] if path in files else None
+                entry = self._entry(path, files[path]) if path in files else {}
+                oid = entry.get("lfs", entry).get("oid")
                 answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
             self._answer(200, {"files": answers})
         else:

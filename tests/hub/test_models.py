@@ -234,6 +234,15 @@ def test_a_hub_that_cannot_be_reached(tmp_path):
     )
 
 
+def test_signed_addresses_are_not_shown(hub, tiny_folder, capsys):
+    hub.put("me/large", {"config.json": "{}", "model.safetensors": os.urandom(200_000)})
+    hub.fail("/files/*", cut_after=1000)
+    main(["generate", "me/large", "Habari"])
+    said = capsys.readouterr().err
+    assert said.count("Error while downloading from http") == 1
+    assert "secret-of-the-storage" not in said
+
+
 def test_commands_take_names(hub, tiny_folder, tmp_path, capsys, monkeypatch):
     sha = hub.put("me/tiny", tiny_folder)
     monkeypatch.chdir(tmp_path)

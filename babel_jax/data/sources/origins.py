@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from babel_jax.config import Source
-from babel_jax.data.sources.records import dataset_version, source_files
-from babel_jax.data.sources.streams import file_version, opened_bytes
+from babel_jax.data.sources.records import dataset_files, dataset_version, source_files
+from babel_jax.data.sources.streams import file_version, opened_bytes, web_file_of
 from babel_jax.errors import BadInput
 
 _BLOCK = 1 << 20
@@ -26,10 +26,11 @@ def origin_of(source: Source, part: str | None = None, known: Mapping[str, Any] 
 
     known: files with their digests; other files are read.
     """
-    if source.path is None:
+    names = _files_of(source, part)
+    if names is None:
         return {"version": dataset_version(source)}
     files = {}
-    for file in source_files(source) if part is None else [part]:
+    for file in names:
         version = file_version(file)
         earlier = (known or {}).get(file, {})
         is_unchanged = {**earlier, **version} == earlier
@@ -48,9 +49,14 @@ def changed_text(
     have only the bytes of files.
     """
     settings = source.model_dump(mode="json")
-    if any(before.get(key) != value for key, value in settings.items()):
-        return "its settings"
-    if source.path is None:
+    for key, value in settings.items():
+        # Earlier versions had fewer settings.
+        earlier = before.get(key, _default(key))
+        if earlier != value:
+            return f"its {key}: {earlier}, and now {value}"
+    # Entries of earlier versions have no files of a data set.
+    is_dataset = source.path is None and "version" in before
+    if is_dataset or source.tfds is not None:
         return None if before.get("version") in (None, dataset_version(source)) else "its version"
 
     # Earlier versions recorded the sizes of files, without their versions.
@@ -58,13 +64,28 @@ def changed_text(
     if files is None:
         sizes = before.get("bytes") if part is None else {part: before.get("bytes")}
         files = {file: {"bytes": size, "version": None} for file, size in (sizes or {}).items()}
-    names = source_files(source) if part is None else [part]
+    names = _files_of(source, part) or []
     if set(names) != set(files):
         return ", ".join(sorted(set(names) ^ set(files))[:3])
     for file in names:
         if not _is_same(file, files[file], recheck):
             return file
     return None
+
+
+def _files_of(source: Source, part: str | None) -> list[str] | None:
+    """The files of a source, or of a part of it; None for a data set that is not read as files."""
+    if source.tfds is not None or (part is not None and source.huggingface is not None and "://" not in part):
+        return None
+    if part is not None:
+        return [part]
+    return dataset_files(source) if source.path is None else source_files(source)
+
+
+def _default(key: str) -> Any:
+    """The default of a setting of a source as JSON, for entries of earlier versions without it."""
+    default = Source.model_fields[key].get_default()
+    return list(default) if isinstance(default, tuple) else default
 
 
 def _is_same(file: str, before: Mapping[str, Any], recheck: bool) -> bool:
@@ -86,6 +107,10 @@ def file_digest(file: str) -> str:
 
     Raises BadInput for a large local file that is nearly all holes: reading it would take hours.
     """
+    on_web = web_file_of(file)
+    if on_web is not None and on_web.repo:
+        # The hub names the digest of each file, so nothing is read for it.
+        return f"hub:{on_web.version}"
     if "://" not in file:
         status = Path(file).stat()
         if status.st_size > _MOST_HOLES and status.st_blocks * 512 < status.st_size // 1000:

@@ -42,7 +42,8 @@ def parquet_records(path: str, source: Source) -> Iterator[Record]:
             f"{path}: no column {source.text_key!r}; set text_key to one of {', '.join(names[:_NAMED])}"
         )
     # Other columns are not decoded: they may be larger than the text.
-    wanted = (source.text_key, source.id_key, source.score_key, KIND_KEY, *source.where)
+    translation = (source.parallel.text_key,) if source.parallel is not None else ()
+    wanted = (source.text_key, *translation, source.id_key, source.score_key, KIND_KEY, *source.where)
     yield from parquet_rows(path, [name for name in dict.fromkeys(wanted) if name in names])
 
 

@@ -2,14 +2,17 @@
 location.
 """
 
+import difflib
 import glob
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from babel_jax.config import Source
+from babel_jax.data.sources.file_lists import is_list, listed_files
 from babel_jax.data.sources.parquet import parquet_records
 from babel_jax.data.sources.streams import (
     COMPRESSION,
@@ -26,8 +29,11 @@ from babel_jax.data.sources.streams import (
 )
 from babel_jax.data.sources.web_pages import page_records
 from babel_jax.errors import BadInput
+from babel_jax.hub.datasets import HubPath, dataset_commit, hub_path, kept_or_made, list_files, list_folders
 
 _FORMATS = ".jsonl, .json, .txt, .warc and .wet (plain, .gz or .zst) and .parquet"
+_READ_HERE = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt", ".txt.gz", ".txt.zst")
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _TFDS_PART = 100_000
 _BLOCK_BYTES = 1 << 18
 _MAX_BLANK_LINES = 1 << 20
@@ -36,13 +42,15 @@ _MAX_LINE_BYTES = 2**30
 
 
 def source_files(source: Source) -> list[str]:
-    """The files of a source's path or glob, sorted by name.
+    """The files of a source's path or glob, sorted by name; or those of its list of files, in its order.
 
-    Raises BadInput if there is none.
+    Files of a data set on the hub are named with the commit. Raises BadInput if there is none.
     """
     assert source.path is not None
-    if "://" in source.path:
-        files = _remote_files(source.path)
+    if is_list(source.path):
+        files = listed_files(source)
+    elif "://" in source.path:
+        files = _remote_files(source)
     else:
         # A name that exists is that file, also if it has brackets or stars in it.
         path = Path(source.path)
@@ -68,7 +76,9 @@ def dataset_version(source: Source) -> str:
         return f"{info.full_name} {splits}"
     datasets = imported("datasets", source.label, "hf")
     with explained(source.label, lambda: "nothing"):
-        builder = datasets.load_dataset_builder(source.huggingface, source.huggingface_config)
+        builder = datasets.load_dataset_builder(
+            source.huggingface, source.huggingface_config, revision=source.revision
+        )
         files = builder.config.data_files or {}
         origins = {}
         for split, split_files in files.items():
@@ -87,6 +97,9 @@ def parts(source: Source) -> list[str]:
         length = len(_tfds(source))
         starts = range(0, max(length, 1), _TFDS_PART)
         return [f"{start}:{min(start + _TFDS_PART, length)}" for start in starts]
+    files = dataset_files(source)
+    if files is not None:
+        return files
     number = _huggingface(source).num_shards
     return [f"{shard}/{number}" for shard in range(number)]
 
@@ -98,7 +111,7 @@ def read_records(source: Source, part: str) -> Iterator[Record]:
     """
     if source.tfds is not None:
         yield from _tfds_records(source, *map(int, part.split(":")))
-    elif source.huggingface is not None:
+    elif source.huggingface is not None and "://" not in part:
         yield from _huggingface_records(source, *map(int, part.split("/")))
     else:
         yield from _file_records(part, source)
@@ -200,13 +213,41 @@ def _paragraph(path: str, start: int, lines: list[bytes], size: int, text_key: s
         yield f"{path}:{start}", too_long() if long else {text_key: b"".join(lines).rstrip(b"\r\n")}
 
 
-def _remote_files(path: str) -> list[str]:
+def _remote_files(source: Source) -> list[str]:
+    path = source.path
+    assert path is not None
+    on_hub = hub_path(path)
+    if on_hub is not None:
+        files = list_files(on_hub._replace(revision=source.revision or on_hub.revision))
+        if not files:
+            raise BadInput(_no_file_on_hub(on_hub, source))
+        return files
+    if path.startswith(("http://", "https://")):
+        if glob.has_magic(path):
+            raise BadInput(f"{path}: a web server lists no files; name one file, or a list of files (.paths)")
+        return [path]
     system, name = remote(path)
     try:
         files = [match for match in sorted(system.glob(name)) if system.isfile(match)]
         return [system.unstrip_protocol(file) for file in files]
     except Exception as error:  # each store raises errors of its own
         raise BadInput(f"{path}: cannot be listed: {one_line(error)}") from error
+
+
+def _no_file_on_hub(path: HubPath, source: Source) -> str:
+    """The message for a path on the hub without a file: with the folders that there are instead."""
+    parts = path.path.split("/")
+    for depth in range(len(parts) - 1, -1, -1):
+        beside = list_folders(path, "/".join(parts[:depth]))
+        if beside:
+            missing = parts[depth]
+            near = difflib.get_close_matches(missing, beside, n=3, cutoff=0.3) or beside[:8]
+            where = "/".join([path.repo, *parts[:depth]])
+            return (
+                f"{source.label}: no file matches (source of language {source.language}); {where} has no "
+                f"{missing}, near: {', '.join(near)}"
+            )
+    return f"{source.label}: no file matches (source of language {source.language})"
 
 
 # --- datasets ---------------------------------------------------------------------------------------------
@@ -234,11 +275,46 @@ def _tfds_records(source: Source, start: int, stop: int) -> Iterator[Record]:
         yield f"{source.tfds}/{source.tfds_split}:{number + 1}", rows[number]
 
 
+def _builder_files(name: str, config: str | None, split: str, commit: str, label: str) -> list[str]:
+    """The files of a split of a data set on the hub, by the configurations of its card."""
+    datasets = imported("datasets", label, "hf")
+    try:
+        builder = datasets.load_dataset_builder(name, config, revision=commit)
+    except Exception as error:  # from the hub, the file system and the formats
+        raise BadInput(f"Hugging Face dataset {label} cannot be read: {one_line(error)}") from error
+    by_split = builder.config.data_files or {}
+    if split not in by_split:
+        there = ", ".join(map(str, by_split)) or "none"
+        raise BadInput(f"Hugging Face dataset {label}: has no split {split!r}; its splits are {there}")
+    return list(map(str, by_split[split]))
+
+
+def dataset_files(source: Source) -> list[str] | None:
+    """The files of a Hugging Face dataset with a split, if all are files that are read here; else None, and
+    the package `datasets` reads them.
+
+    They are asked for once for each data set, not once for each shard, and read by ranges.
+    """
+    assert source.huggingface is not None
+    if not HUB_NAME.fullmatch(source.huggingface):
+        return None
+    commit = dataset_commit(source.huggingface, source.revision)
+    asked = (source.huggingface, source.huggingface_config, source.huggingface_split, commit)
+    files: list[str] = kept_or_made(f"files of {asked}", lambda: _builder_files(*asked, source.label))
+    if not files or not all(hub_path(file) and file.endswith(_READ_HERE) for file in files):
+        return None
+    return files
+
+
 def _huggingface(source: Source) -> Any:
     datasets = imported("datasets", source.label, "hf")
     try:
         return datasets.load_dataset(
-            source.huggingface, source.huggingface_config, split=source.huggingface_split, streaming=True
+            source.huggingface,
+            source.huggingface_config,
+            split=source.huggingface_split,
+            revision=source.revision,
+            streaming=True,
         )
     except Exception as error:  # from the hub, the file system and the formats
         raise BadInput(

@@ -3,17 +3,21 @@
 import dataclasses
 import itertools
 import math
+import operator
 import re
+import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from babel_jax.config import BadRows, Source
-from babel_jax.config.data import CONVERSATION_KEYS
+from babel_jax.config.data import CONVERSATION_KEYS, Parallel, Reducer, comparison
 from babel_jax.data.sources.conversations import conversation_text
 from babel_jax.data.sources.records import parts, read_records
 from babel_jax.data.sources.streams import KIND_KEY, MAX_DOCUMENT_BYTES, BadRowError, too_long
+from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput
+from babel_jax.languages import language
 
 MAX_LOCATED = 20
 LONGEST_WORD = 1 << 18  # letters and digits; BPE takes over a second for each MiB of one word
@@ -95,7 +99,7 @@ def read_rows(
     chosen = [part] if part is not None else parts(source)
     records = itertools.chain.from_iterable(read_records(source, name) for name in chosen)
     for location, record in records:
-        if source.where and isinstance(record, dict) and not _is_wanted(record, source.where):
+        if source.where and isinstance(record, dict) and not _is_wanted(record, source):
             continue
         counts.rows += 1
         try:
@@ -118,8 +122,44 @@ def _checked(text: str, check: Callable[[str], None]) -> None:
         raise BadRowError(str(problem)) from None
 
 
-def _is_wanted(record: dict[str, Any], where: dict[str, str]) -> bool:
-    return all(_as_text(record.get(key)) == value for key, value in where.items())
+_COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+
+
+def _is_wanted(record: dict[str, Any], source: Source) -> bool:
+    for key, asked in source.where.items():
+        value, compared = record.get(key), comparison(asked)
+        if compared is None:
+            if _as_text(value) != asked:
+                return False
+            continue
+        sign, bound = compared
+        number = reduced(value, source.score_of)
+        # A row without a number meets no comparison.
+        if not isinstance(number, int | float) or isinstance(number, bool):
+            return False
+        if not _COMPARE[sign](number, bound):
+            return False
+    return True
+
+
+_REDUCE: dict[Reducer, Callable[[list[float]], float]] = {
+    Reducer.MEAN: statistics.fmean,
+    Reducer.MIN: min,
+    Reducer.MAX: max,
+    Reducer.MEDIAN: statistics.median,
+}
+
+
+def reduced(value: Any, how: Reducer) -> Any:
+    """One number of a list of numbers; None for a list without any; any other value as it is."""
+    if not isinstance(value, list | tuple):
+        return value
+    numbers = [number for number in value if number is not None]
+    if not numbers:
+        return None
+    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
+        return value
+    return _REDUCE[how](numbers)
 
 
 def _as_text(value: Any) -> Any:
@@ -152,7 +192,7 @@ def _row(record: Any, location: str, source: Source) -> Row:
     kind = source.kind if kind is None else _string(kind, KIND_KEY)
     if not _KIND.fullmatch(kind):
         raise BadRowError(f"{KIND_KEY} {kind[:80]!r} is not of up to 64 lower-case letters, digits and _")
-    score = _score(record.get(source.score_key), source.score_key)
+    score = _score(reduced(record.get(source.score_key), source.score_of), source.score_key)
 
     # Sizes are checked before the text is turned into anything else.
     text = record[source.text_key]
@@ -164,9 +204,29 @@ def _row(record: Any, location: str, source: Source) -> Row:
         except ValueError as problem:
             raise BadRowError(str(problem)) from None
     text = _string(text, source.text_key)
+    if source.parallel is not None:
+        text = _with_translation(text, record, _string(identifier, source.id_key), source, source.parallel)
     if len(text) > LONGEST_WORD and _TOO_LONG_WORD.search(text):
         raise BadRowError(f"a word of more than {LONGEST_WORD:,} letters, which no language has")
     return Row(_string(identifier, source.id_key), text, kind, score, source.label)
+
+
+def _with_translation(
+    text: str, record: dict[str, Any], identifier: str, source: Source, parallel: Parallel
+) -> str:
+    """One document of a text and its translation. Raises BadRowError without a translation."""
+    translation = record.get(parallel.text_key)
+    if translation is None:
+        raise BadRowError(f"no {parallel.text_key!r}, which parallel.text_key names")
+    other = _string(translation, parallel.text_key)
+    if not text.strip() or not other.strip():
+        return ""
+    if len(text) + len(other) >= MAX_DOCUMENT_BYTES:
+        raise too_long()
+    names = language(source.language).name, language(parallel.language).name
+    if parallel.swap and unit_draw(Purpose.PARALLEL, identifier) < 0.5:
+        text, other, names = other, text, names[::-1]
+    return parallel.template.format(text=text, translation=other, language=names[0], other=names[1])
 
 
 def _score(value: Any, key: str) -> float | None:

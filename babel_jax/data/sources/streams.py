@@ -1,6 +1,7 @@
 """Files on any file system as streams of bytes, decompressed within bounds; errors become one line."""
 
 import contextlib
+import functools
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ import pyarrow
 
 from babel_jax.errors import BadInput
 from babel_jax.errors import one_line as printable_line
+from babel_jax.hub import ranges
+from babel_jax.hub.datasets import hub_file, hub_path
 
 # A longer line, paragraph or page is a bad row; it is skipped without being held in memory.
 MAX_DOCUMENT_BYTES = 1 << 24
@@ -111,6 +114,9 @@ def file_version(path: str) -> dict[str, Any]:
         if "://" not in path:
             status = Path(path).stat()
             return {"bytes": status.st_size, "version": str(status.st_mtime_ns)}
+        on_web = web_file_of(path)
+        if on_web is not None:
+            return {"bytes": on_web.size, "version": on_web.version}
         system, name = remote(path)
         info = system.info(name)
         versions = [f"{key}={info[key]}" for key in _VERSIONS if info.get(key) is not None]
@@ -144,9 +150,30 @@ def opened(path: str) -> Iterator[str | BinaryIO]:
     if "://" not in path:
         yield path
         return
+    on_web = web_file_of(path)
+    if on_web is not None:
+        with ranges.opened(on_web) as reader:
+            yield reader
+        return
     system, name = remote(path)
     with system.open(name, "rb") as file:
         yield file
+
+
+def web_file_of(path: str) -> ranges.WebFile | None:
+    """The file of a data set on the hub, or of a web server; None for other paths.
+
+    Raises FileNotFoundError if there is no such file.
+    """
+    on_hub = hub_path(path)
+    if on_hub is not None:
+        return hub_file(on_hub)
+    return _on_server(path) if path.startswith(("http://", "https://")) else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _on_server(address: str) -> ranges.WebFile:
+    return ranges.web_file(address)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from babel_jax.data.refining.engines import open_workers
 from babel_jax.data.refining.identification import BY_SOURCE
 from babel_jax.data.refining.reasons import dropped_in_words, losses
 from babel_jax.data.refining.refinement import refine, refined_counts, refined_rows
+from babel_jax.data.sources.revisions import REVISIONS, pinned_sources
 from babel_jax.data.sources.rows import Row, RowCounts, read_rows
 from babel_jax.data.tokens.tokenizer import Tokenizer
 from babel_jax.data.tokens.tokenizers import open_tokenizer, tokenizer_place
@@ -113,6 +114,10 @@ def _prepared(
 ) -> dict[str, Any]:
     # Languages are independent of each other: a language is done when its file is there.
     claim(folder, claimed)
+    # An earlier version wrote complete folders without the commits of data sets.
+    if (folder / REVISIONS).is_file() or not (folder / REPORT).is_file():
+        sources = pinned_sources(settings.sources, folder)
+        settings = settings.model_copy(update={"sources": sources})
     languages = in_order(source.language for source in settings.sources)
     missing = [code for code in languages if not language_file(folder, code).is_file()]
     is_complete = not missing and (folder / REPORT).is_file() and (folder / SUMS).is_file()
