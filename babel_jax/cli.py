@@ -1,5 +1,5 @@
-"""The `babel` command: parses, calls, prints. Exit status 0 on success and on SIGTERM, 2 on bad input, 130 on
-Ctrl-C.
+"""The `babel` command: parses, calls, prints. Exit status 0 on success and on SIGTERM, 1 where a check finds
+something, 2 on bad input, 130 on Ctrl-C.
 
 The commands are in commands/. The code of a command is imported when it runs, so that `babel --help` is
 quick.
@@ -83,15 +83,16 @@ def _main(arguments: list[str] | None) -> int:
         cluster.begin_to_leave()
         traceback.print_exc()
         return cluster.leave(1, one_line(error) or type(error).__name__)
+    # A finding that a script shall see, such as a corpus that has changed.
+    status = int(result.pop("exit_status", 0))
     if not cluster.speaks():
-        return 0
+        return status
     if options.json:
-        return _print(
-            json_printable(json.dumps(result, ensure_ascii=False, allow_nan=False)) + "\n", sys.stdout
-        )
+        text = json_printable(json.dumps(result, ensure_ascii=False, allow_nan=False))
+        return _print(text + "\n", sys.stdout) or status
     # The result has text of models, servers and files, whose control characters must not reach a terminal.
     text = printable(result.get("summary") or "\n".join(f"{key}: {value}" for key, value in result.items()))
-    return _print(text + "\n", sys.stdout)
+    return _print(text + "\n", sys.stdout) or status
 
 
 def _stopped(saved: str, resumes: bool) -> str:

@@ -18,6 +18,7 @@ from babel_jax.config import ModelConfig
 from babel_jax.model.decoder import init_params
 from babel_jax.model_folders.folder import Format, save_folder
 from babel_jax.model_folders.hf_config import write_hf_config
+from tests.hub.corpora import put_corpus
 
 EXAMPLES = {name: parser.examples for name, parser in BabelParser().commands.items()}
 # These take minutes at any size, and have slow tests of their own.
@@ -34,8 +35,8 @@ SMALL = {
     "chat": ["--max-new-tokens", "4"],
 }
 ORDER = (
-    "init", "prepare", "mixture", "statistics", "train", "watch", "status", "report", "verify", "evaluate",
-    "generate", "push", "convert", "expand",
+    "catalogue", "init", "prepare", "mixture", "statistics", "train", "watch", "status", "report", "verify",
+    "evaluate", "generate", "push", "convert", "expand",
     "tokenizer report", "tokenizer extend", "sensitivity", "ablate", "sft", "chat", "judge", "classifier",
     "score", "completion",
 )  # fmt: skip
@@ -115,6 +116,7 @@ def workspace(small_settings, chat_tokenizer, write_rows, hub, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(hub.users, "hf_me", "me")
     monkeypatch.setenv("HF_TOKEN", "hf_me")
+    put_corpus(hub, "fineweb-2")
     write_model(tmp_path / "SmolLM2-135M", 4, chat_tokenizer)
     write_model(tmp_path / "Qwen2.5-7B", 28, chat_tokenizer)
     Path("text").mkdir()

@@ -1,4 +1,4 @@
-"""The corpus: mixture, statistics."""
+"""The corpus: catalogue, mixture, statistics."""
 
 import argparse
 
@@ -19,8 +19,31 @@ def _statistics(options: argparse.Namespace) -> Result:
     return write_statistics(options.data)
 
 
+def _catalogue(options: argparse.Namespace) -> Result:
+    from babel_jax.studies.catalogue import catalogue_table, check_catalogue
+
+    if options.action is None:
+        return catalogue_table()
+    return check_catalogue(options.names)
+
+
 def declare(command: Commands) -> None:
     """Adds the commands of this file."""
+    catalogue = command(
+        "catalogue",
+        _catalogue,
+        "known corpora; with check: what the hub has of them and of the benchmarks today",
+        "babel catalogue",
+        "babel catalogue check fineweb-2 --json",
+    )
+    catalogue.add_argument(
+        "action",
+        nargs="?",
+        choices=["check"],
+        help="compare with the hub: exit status 1 if a column, a name or a gate has changed",
+    )
+    catalogue.add_argument("names", nargs="*", metavar="NAME", help="corpora or benchmarks (default: all)")
+
     mixture = command(
         "mixture",
         _mixture,

@@ -23,7 +23,7 @@ from babel_jax.errors import one_line
 # The commands in the order in which a user meets them, for `babel --help` and the documentation.
 GROUPS = {
     "begin": ("demo", "init"),
-    "text": ("prepare", "mixture", "statistics", "judge", "classifier", "score"),
+    "text": ("catalogue", "prepare", "mixture", "statistics", "judge", "classifier", "score"),
     "models": ("convert", "expand", "tokenizer report", "tokenizer extend", "sensitivity", "ablate"),
     "training": ("train", "sft", "watch", "status", "report"),
     "trained models": ("evaluate", "generate", "chat", "push"),

@@ -1,11 +1,11 @@
-"""The catalogue: the corpora of the report, with the location of each and its configurations for the 25
-languages (catalogue.toml).
+"""The catalogue: the corpora of the report and newer ones, with the location of each and its configurations
+for the 25 languages (catalogue.toml).
 """
 
 import difflib
 import functools
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,15 @@ from babel_jax.languages import in_order, language
 @functools.cache
 def catalogue() -> dict[str, dict[str, Any]]:
     """The entries by name; catalogue.toml describes their keys."""
-    return tomllib.loads((Path(__file__).parent / "catalogue.toml").read_text(encoding="utf-8"))
+    entries = tomllib.loads((Path(__file__).parent / "catalogue.toml").read_text(encoding="utf-8"))
+    for entry in entries.values():
+        # The names of another corpus.
+        if isinstance(entry["configurations"], str):
+            names = entries[entry["configurations"]]["configurations"]
+            entry["configurations"] = {
+                code: name for code, name in names.items() if code not in entry["absent"]
+            }
+    return entries
 
 
 def expand(given: Any, valid: Collection[str]) -> list[Any]:
@@ -30,33 +38,47 @@ def expand(given: Any, valid: Collection[str]) -> list[Any]:
     name = given["catalogue"]
     if name not in catalogue():
         raise ValueError(f"no corpus {name!r} in the catalogue; it has {', '.join(catalogue())}")
-    keys = sorted({*valid, "catalogue"})
+    entry = catalogue()[name]
+    parameters = entry.get("parameters", {})
+    keys = sorted({*valid, *parameters, "catalogue"})
     for key in given:
         if key not in keys:
             near = difflib.get_close_matches(key, keys, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise ValueError(f"{name}: unknown key {key}; {hint}valid keys: {', '.join(keys)}")
-    entry = catalogue()[name]
     configurations = entry["configurations"]
     wanted = in_order(configurations)
     if "language" in given:
         wanted = [language(given["language"]).code]
     missing = [code for code in wanted if code not in configurations]
     if missing:
-        raise ValueError(f"{name} has no text in {', '.join(missing)}; it has {' '.join(configurations)}")
-    settings = {key: value for key, value in given.items() if key not in ("catalogue", "language")}
+        others = [other for other in catalogue() if missing[0] in catalogue()[other]["configurations"]]
+        raise ValueError(
+            f"{name} has no text in {', '.join(missing)}; it has {' '.join(configurations)}; corpora with "
+            f"{missing[0]}: {', '.join(others) or 'none'}"
+        )
+    filled = {key: str(given.get(key, default)) for key, default in parameters.items()}
+    settings = {
+        key: value
+        for key, value in given.items()
+        if key not in ("catalogue", "language") and key not in parameters
+    }
     sources = []
     for code in wanted:
         # One configuration of the corpus, or a list of them.
         of_language = configurations[code]
         for configuration in [of_language] if isinstance(of_language, str) else of_language:
-            source = {key: _filled(value, configuration) for key, value in entry["source"].items()}
+            words = {**filled, "configuration": configuration}
+            source = {key: _filled(value, words) for key, value in entry["source"].items()}
             about = {"name": name, "licence": entry["licence"]}
             sources.append({**about, **source, **settings, "language": code})
     return sources
 
 
-def _filled(value: Any, configuration: str) -> Any:
+def _filled(value: Any, words: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
-        return {key: _filled(inner, configuration) for key, inner in value.items()}
-    return value.replace("{configuration}", configuration) if isinstance(value, str) else value
+        return {key: _filled(inner, words) for key, inner in value.items()}
+    if isinstance(value, str):
+        for name, word in words.items():
+            value = value.replace(f"{{{name}}}", word)
+    return value

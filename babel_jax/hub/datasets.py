@@ -81,21 +81,37 @@ def list_files(path: HubPath) -> list[str]:
 
 def list_folders(path: HubPath, folder: str) -> list[str]:
     """The names of the folders in a folder of a data set; empty if there is no such folder."""
+    return [name[:-1] for name in names_in(path, folder) if name.endswith("/")]
+
+
+def names_in(path: HubPath, folder: str) -> list[str]:
+    """The names of files, and of folders with a slash at their ends, in a folder of a data set; empty if
+    there is no such folder.
+    """
+    commit = dataset_commit(path.repo, path.revision)
+    names: list[str] = kept_or_made(
+        f"names {_key(path.repo, commit, folder, False)}", lambda: _names(path.repo, commit, folder)
+    )
+    return names
+
+
+def _names(repo: str, commit: str, folder: str) -> list[str]:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import EntryNotFoundError
 
-    commit = dataset_commit(path.repo, path.revision)
-    with explained(path.repo, "dataset", commit):
+    def ask() -> list[Any]:
+        return list(HfApi().list_repo_tree(repo, folder or None, revision=commit, repo_type="dataset"))
+
+    with explained(repo, "dataset", commit):
         try:
-            tree = patiently(
-                lambda: list(
-                    HfApi().list_repo_tree(path.repo, folder or None, revision=commit, repo_type="dataset")
-                ),
-                path.repo,
-            )
+            tree = patiently(ask, repo)
         except EntryNotFoundError:
             return []
-    return [entry.path.rpartition("/")[2] for entry in tree if not hasattr(entry, "size")]
+    names = []
+    for entry in tree:
+        name = entry.path.rpartition("/")[2]
+        names.append(name if hasattr(entry, "size") else f"{name}/")
+    return names
 
 
 def hub_file(path: HubPath) -> WebFile:

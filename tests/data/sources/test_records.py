@@ -346,9 +346,15 @@ def test_what_the_catalogue_stands_for():
     (one,) = settings({"catalogue": "madlad-400", "language": "tl"})
     assert one.path == "hf://datasets/allenai/MADLAD-400/data/fil/fil_clean_*.jsonl.gz"
     (wiki,) = settings({"catalogue": "wikipedia", "language": "my", "weight": 9.0, "name": "wiki"})
-    assert (wiki.huggingface, wiki.huggingface_config) == ("wikimedia/wikipedia", "20231101.my")
+    assert wiki.path == "hf://datasets/wikimedia/wikipedia/20231101.my/*.parquet"
     assert (wiki.weight, wiki.name, wiki.kind) == (9.0, "wiki", "encyclopedia")
     assert len(settings({"catalogue": "cosmopedia"})) == 8
+    (web,) = settings({"catalogue": "fineweb-2", "language": "zh"})
+    assert web.path == "hf://datasets/HuggingFaceFW/fineweb-2/data/cmn_Hani/train/*.parquet"
+    (news,) = settings({"catalogue": "cc-news", "language": "sw", "year": "2023"})
+    assert news.path == "hf://datasets/stanford-oval/ccnews/2023_*.parquet"
+    (both,) = settings({"catalogue": "finetranslations", "language": "ha"})
+    assert (both.kind, both.parallel.text_key) == ("parallel", "translated_text")
     mixed = settings({"language": "sw", "path": "a.jsonl"}, {"catalogue": "cc-news", "language": "sw"})
     assert [source.where for source in mixed] == [{}, {"language": "sw"}]
     assert expand({"language": "sw", "path": "a"}, ()) == [{"language": "sw", "path": "a"}]
@@ -358,7 +364,10 @@ def test_what_the_catalogue_stands_for():
     ("source", "message"),
     [
         ({"catalogue": "madlad"}, r"no corpus 'madlad' in the catalogue; it has wikipedia, .*madlad-400"),
-        ({"catalogue": "yayi2", "language": "sw"}, "yayi2 has no text in sw; it has zh"),
+        (
+            {"catalogue": "yayi2", "language": "sw"},
+            "yayi2 has no text in sw; it has zh; corpora with sw: wikipedia, .*fineweb-2",
+        ),
         ({"catalogue": "yayi2", "language": "xx"}, "xx"),
         (
             {"catalogue": "yayi2", "wight": 2.0},
