@@ -71,8 +71,8 @@ def open_folder(path: Path | str, weights: bool = True) -> ModelFolder:
 
     A folder may be in a bucket, named by its URL (gs://bucket/name); `path` is then a local folder that
     stands in for it. It may be a model on the hub (OWNER/NAME, OWNER/NAME@REVISION); `path` is then its
-    folder in the hub's cache, and without `weights` its parameters are not fetched. Raises BadInput for a
-    folder that is no model folder of a supported architecture.
+    folder in the hub's cache. Without `weights` its parameters are not fetched, and a folder may have none,
+    such as one for a plan. Raises BadInput for a folder that is no model folder of a supported architecture.
     """
     name = hub_name(path)
     url = str(path) if is_url(path) else url_of(Path(path))
@@ -101,8 +101,7 @@ def open_folder(path: Path | str, weights: bool = True) -> ModelFolder:
     if not isinstance(hf_config, dict):
         raise BadInput(f"{path / CONFIG}: not a JSON object")
     config = read_hf_config(hf_config, str(path / CONFIG))
-    format = Format.HF if name is not None and not weights else _format(path)
-    return ModelFolder(path, format, config, hf_config)
+    return ModelFolder(path, _format(path, weights), config, hf_config)
 
 
 def model_name(folder: Path) -> str:
@@ -215,14 +214,14 @@ def copy_other_files(source: Path, destination: Path) -> None:
                 )
 
 
-def _format(path: Path) -> Format:
+def _format(path: Path, weights: bool) -> Format:
     orbax = (path / PARAMS).is_dir()
     hf = any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json"))
     if orbax and hf:
         raise BadInput(
             f"{path}: holds both safetensors files and {PARAMS}/; remove the one that does not count"
         )
-    if not orbax and not hf:
+    if not orbax and not hf and weights:
         raise BadInput(
             f"{path}: holds neither safetensors files nor an Orbax {PARAMS}/; other weight formats must be "
             "converted first"

@@ -90,7 +90,7 @@ def _base_of(config: Config, folders: list[Path], most: int) -> Base:
     source = config.model.folder
     assert source is not None
     if is_url(source) or Path(source).exists():
-        folder = open_folder(source)
+        folder = open_folder(source, weights=False)
         return Base(folder.config, new_layers_of(folder.hf_config))
     preset = config.expansion.preset if config.expansion is not None else None
     if preset in PRESET_SOURCES:

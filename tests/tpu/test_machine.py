@@ -116,6 +116,28 @@ def test_a_card_is_compiled_for_where_the_compiler_is(tiny_toml, monkeypatch, ca
     assert "not compiled" in capsys.readouterr().out
 
 
+def test_a_plan_needs_the_config_of_a_model_alone(tiny_toml, tmp_path, capsys):
+    """Before its weights are downloaded."""
+    folder = tmp_path / "Qwen2.5-0.5B"
+    folder.mkdir()
+    # As published (config.json of Qwen2.5-0.5B): 494 million parameters.
+    (folder / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": 896,
+                "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+                "num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 32768,
+                "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": True, "hidden_act": "silu",
+            }
+        )
+    )  # fmt: skip
+    text = tiny_toml.read_text().split("[model.shape]")
+    rest = text[1][text[1].index("[data]") :]
+    tiny_toml.write_text(f'{text[0]}[model]\nfolder = "{folder}"\n{rest}')
+    assert main(["plan", str(tiny_toml), "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"] == 494_032_768
+
+
 def test_a_step_is_compiled_for_a_card_without_one(tiny_toml):
     """By XLA for CUDA: eight cards, with their collectives. It needs the extra `gpu`."""
     pytest.importorskip("jax_cuda12_plugin", reason="JAX's plugin for CUDA is not installed")
