@@ -160,7 +160,7 @@ def test_sigterm_is_0_and_the_same_command_goes_on(babel, config_file, trained, 
         signal.raise_signal(signal.SIGTERM)
         return original(*arguments, **names)
 
-    place = (Metrics, "log") if where == "between two steps" else (recipe, "_evaluate_point")
+    place = (Metrics, "log") if where == "between two steps" else (recipe, "evaluate_point")
     original = getattr(*place)
     command = ("train", config_file, "--set", f"out={tmp_path / 'run'}", "--json")
     with monkeypatch.context() as patch:
