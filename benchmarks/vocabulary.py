@@ -32,6 +32,7 @@ from babel_jax.vocabulary.texts import texts_of
 LANGUAGES = ("my", "ta", "bn", "hi", "th")
 PROTECTED = ("en",)
 SEQ_LEN, BATCH, PEAK = 256, 4, 3e-4
+HELDOUT_FRACTION = 0.05
 HELDOUT_BYTES, SCORED_BYTES = 20_000, 4_000
 ROWS_FIRST = 0.25  # of the steps of `fit` train the new rows alone
 
@@ -46,7 +47,9 @@ def make_models(model: Path, text: Path, out: Path, tokens: int, donor: str | No
         languages=LANGUAGES, tokens=tokens, protect=PROTECTED, marks=Marks.JOIN, least=2
     )
     folder, vocabulary = open_folder(model), open_vocabulary(model)
-    texts = texts_of(corpus_sources(text), LANGUAGES, PROTECTED, settings.max_bytes)
+    texts = texts_of(
+        corpus_sources(text), LANGUAGES, PROTECTED, settings.max_bytes, heldout_fraction=HELDOUT_FRACTION
+    )
     extension = extend_vocabulary(vocabulary, texts, settings)
     for init in inits:
         if not folders[str(init)].is_dir():
@@ -85,7 +88,7 @@ def run(
         "data": {
             "folder": str(out / f"data-{tokenizer}"),
             "seq_len": SEQ_LEN,
-            "heldout_fraction": 0.05,
+            "heldout_fraction": HELDOUT_FRACTION,
             "heldout_bytes": HELDOUT_BYTES,
             "sources": sources,
         },

@@ -117,7 +117,15 @@ def vocabulary_texts(config: Config) -> dict[str, list[str]]:
     settings = config.vocabulary
     assert settings is not None
     sources = corpus_sources(settings.data) if settings.data is not None else config.data.sources
-    return texts_of(sources, settings.languages, settings.protect, settings.max_bytes, config.data.bad_rows)
+    # As `survey` holds rows out: tokens that were learned on the held-out text would make it look easier.
+    return texts_of(
+        sources,
+        settings.languages,
+        settings.protect,
+        settings.max_bytes,
+        config.data.bad_rows,
+        config.data.heldout_fraction,
+    )
 
 
 def _made_from(config: Config, folder: ModelFolder) -> dict[str, Any]:

@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 
 from babel_jax.cli import main
-from babel_jax.config import Config
+from babel_jax.config import Config, Source
 from babel_jax.config.file import parse_settings
 from babel_jax.data.sources.embedded import embedded_folder
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.data.windows.prepared import open_prepared
+from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput
 from babel_jax.model_folders.folder import load_params, open_folder
 from babel_jax.recipe.recipe import run_recipe
 from babel_jax.tpu.programs import training_programs
 from babel_jax.tpu.shapes import base_of, new_rows
 from babel_jax.training.mesh import make_mesh
+from babel_jax.vocabulary.texts import texts_of
 
 CODES = ("en", "ta", "my")
 
@@ -168,3 +170,12 @@ def test_a_plan_counts_the_rows_of_new_tokens(settings_of):
     programs = training_programs(config, base.config, (), mesh)
     names = [point for program in programs for point in program.points]
     assert {"rows", "all"} <= set(names)
+
+
+def test_held_out_rows_teach_no_tokens(write_rows, tmp_path):
+    rows = [{"id": str(number), "text": f"text {number}"} for number in range(200)]
+    path = write_rows(tmp_path / "ta.jsonl", rows)
+    held_out = {row["text"] for row in rows if unit_draw(Purpose.HELDOUT, row["id"]) < 0.2}
+    texts = texts_of([Source(language="ta", path=str(path))], ("ta",), (), 10**6, heldout_fraction=0.2)["ta"]
+    assert 20 < len(held_out) < 60
+    assert set(texts) == {row["text"] for row in rows} - held_out
