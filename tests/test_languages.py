@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from babel_jax.config import Config, Source
-from babel_jax.config.file import parse_settings
+from babel_jax.config.file import declare_languages, parse_settings
 from babel_jax.config.languages import WithLanguages
-from babel_jax.data.sources.embedded import embedded_corpus
+from babel_jax.data.sources.embedded import corpus_sources, embedded_corpus
+from babel_jax.data.windows.prepare import prepare
+from babel_jax.data.windows.prepared import open_prepared
+from babel_jax.data.windows.statistics import write_statistics
 from babel_jax.errors import BadInput
 from babel_jax.languages import (
     BABEL,
@@ -247,3 +250,81 @@ def test_embedded_text_is_in_the_script_of_its_language(code):
         if unicodedata.name(letter, "").startswith((SCRIPTS[LANGUAGES[code].script], "CJK", "KATAKANA"))
     ]
     assert len(of_script) > 0.97 * len(letters)
+
+
+# --- Languages that a run declares, in other commands and processes. ---------------------------------------
+
+TEXT = "ދުނިޔެއަށް އުފަންވާ ހުރިހާ އިންސާނުންނަކީ މިނިވަން މީހުންނެވެ"
+DHIVEHI = {"code": "dv", "name": "Dhivehi", "script": "Thaa"}
+
+
+@pytest.fixture
+def declared_data(tmp_path, small_model):
+    """Prepared text of a declared language, by two worker processes, which start without knowing it."""
+    text = "".join(
+        json.dumps({"id": str(n), "text": f"{TEXT} {n}"}, ensure_ascii=False) + "\n" for n in range(20)
+    )
+    for code in ("dv", "am"):
+        (tmp_path / f"{code}.jsonl").write_text(text, encoding="utf-8")
+    values = {
+        "out": str(tmp_path / "run"),
+        "model": {"folder": "nowhere"},
+        "languages": [DHIVEHI],
+        "data": {
+            "folder": str(tmp_path / "data"),
+            "tokenizer": str(small_model),
+            "seq_len": 64,
+            "workers": 2,
+            "cleaning": {"min_characters": 10, "off": ["repetition"]},
+            "sources": [{"language": code, "path": str(tmp_path / f"{code}.jsonl")} for code in ("am", "dv")],
+        },
+    }
+    values["data"]["sources"][0]["off"] = ["language"]
+    config = parse_settings(Config, values, "run.toml")
+    config.save(tmp_path / "run.toml")
+    prepare(config.data)
+    return tmp_path
+
+
+def forget():
+    for code in set(LANGUAGES) - set(REGISTRY):
+        del LANGUAGES[code]
+    declare([])
+
+
+def test_prepared_data_says_what_was_declared(declared_data):
+    forget()
+    with pytest.raises(BadInput, match="unknown language 'dv'"):
+        language("dv")
+    prepared = open_prepared(declared_data / "data")
+    assert prepared.languages == ("am", "dv")
+    assert language("dv").direction is Direction.RIGHT_TO_LEFT
+    assert prepared.report["languages"]["dv"]["cleaning"][str(declared_data / "dv.jsonl")][
+        "identified_by"
+    ] == ("the source's label")
+    # The page of the data, without the config.
+    forget()
+    write_statistics(declared_data / "data")
+    page = (declared_data / "data" / "statistics.html").read_text(encoding="utf-8")
+    assert '<blockquote lang="dv" dir="rtl">' in page
+
+
+def test_a_config_declares_languages_for_other_commands(declared_data):
+    forget()
+    declare_languages(declared_data / "run.toml")
+    assert language("dv").name == "Dhivehi"
+
+
+def test_a_file_of_an_unknown_language_is_told(tmp_path, caplog):
+    for name in ("sw", "qaa", "items.test"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "Habari"}\n')
+    assert [source.language for source in corpus_sources(tmp_path)] == ["sw"]
+    (record,) = caplog.records
+    assert "qaa.jsonl is not read: no language qaa is known" in record.getMessage()
+
+
+def test_two_names_of_one_language_are_two_files_of_it(tmp_path):
+    for name in ("yo", "yor_Latn"):
+        (tmp_path / f"{name}.jsonl").write_text('{"text": "Bawo ni"}\n')
+    with pytest.raises(BadInput, match=r"yo is there twice: yo.jsonl, yor_Latn.jsonl; keep one"):
+        corpus_sources(tmp_path)

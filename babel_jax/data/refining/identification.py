@@ -6,7 +6,7 @@ probability from each other. A language that the model does not know keeps the l
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,8 @@ class _FastTextModel:
                 "data.cleaning.language_model needs fasttext-predict; pip install 'babel-jax[lid]'"
             ) from None
         try:
-            self._model: Any = fasttext.load_model(path)
-            names: Sequence[str] = self._model.get_labels()
+            self._model: Any = fasttext.load_model(path).f
+            names = [name for name, _ in self._predicted("a")]
         # The library raises ValueError, RuntimeError and, for memory, its own errors.
         except Exception as error:
             raise BadInput(
@@ -108,10 +108,17 @@ class _FastTextModel:
 
     def probability_of(self, text: str, code: str) -> float:
         """The sum over the model's labels of the language: a macrolanguage may have several."""
-        # A list, because for a single text some releases need an older NumPy. A line end ends the text.
-        (names,), (values,) = self._model.predict([text.replace("\n", " ")], k=-1, threshold=0.0)
         labels = self.labels[code]
-        return float(sum(value for name, value in zip(names, values, strict=True) if name in labels))
+        return float(sum(value for name, value in self._predicted(text) if name in labels))
+
+    def _predicted(self, text: str) -> Iterator[tuple[str, float]]:
+        """(label, probability) of all labels. A line end would end the text.
+
+        The binding is called as the library's Python does: that of `fasttext` needs a NumPy before 2 for one
+        text, and that of `fasttext-predict` fails for several.
+        """
+        for value, name in self._model.predict(text.replace("\n", " ") + "\n", -1, 0.0, "strict"):
+            yield name, value
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,5 +1,7 @@
 """The corpus inside the package, and folders with one file of rows for each language."""
 
+import logging
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -9,6 +11,9 @@ from babel_jax.data.sources.rows import Row, RowCounts, read_rows
 from babel_jax.errors import BadInput
 from babel_jax.languages import in_order, known_language, language
 
+log = logging.getLogger("babel")
+
+_CODE = re.compile(r"[a-z]{2,3}([_-][A-Z][a-z]{3})?")
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 
 
@@ -32,7 +37,7 @@ def corpus_sources(folder: Path | str) -> tuple[Source, ...]:
     in the registry's order. xx may be any code that `language` knows, such as `yor` or `yo`.
 
     Raises BadInput if the folder is missing, has no such file, or has two files for a language. Files with
-    other names are ignored.
+    other names are ignored, with a warning if the name looks like a code.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -40,8 +45,13 @@ def corpus_sources(folder: Path | str) -> tuple[Source, ...]:
     paths: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         suffix = next((suffix for suffix in _SUFFIXES if path.name.endswith(suffix)), None)
-        if suffix is not None and (known := known_language(path.name.removesuffix(suffix))) is not None:
+        if suffix is None:
+            continue
+        name = path.name.removesuffix(suffix)
+        if (known := known_language(name)) is not None:
             paths.setdefault(known.code, []).append(path)
+        elif _CODE.fullmatch(name):
+            log.warning("%s is not read: no language %s is known; [[languages]] declares it", path, name)
     sources = []
     for code in in_order(paths):
         if len(paths[code]) > 1:

@@ -203,7 +203,7 @@ def _examples(language: LanguageStatistics) -> dict[str, list[str]]:
 def _texts(title: str, code: str, texts: Sequence[str]) -> Markup:
     """Texts that a click shows."""
     quote = Markup('<blockquote lang="{}" dir="{}">{}</blockquote>')
-    quoted = [quote.format(code, LANGUAGES[code].direction, text) for text in texts]
+    quoted = [quote.format(LANGUAGES[code].tag, LANGUAGES[code].direction, text) for text in texts]
     if not quoted:
         return Markup()
     return Markup("<details><summary>{}</summary>{}</details>").format(title, Markup().join(quoted))
