@@ -85,7 +85,12 @@ def _section(table: str, kind: type[BaseModel]) -> str:
 
 def meanings(kind: type[BaseModel]) -> dict[str, tuple[str, str]]:
     """For each setting of a class: its meaning and its unit, from the string below it."""
-    members = _config_package()[kind.__module__.removeprefix("babel_jax.config.")][kind.__name__].members
+    members: dict[str, Any] = {}
+    # A setting may be declared in a base class.
+    for declared in reversed(kind.__mro__):
+        if declared.__module__.startswith("babel_jax.config."):
+            module = _config_package()[declared.__module__.removeprefix("babel_jax.config.")]
+            members |= module[declared.__name__].members
     found = {}
     for name in kind.model_fields:
         docstring = members[name].docstring

@@ -18,6 +18,7 @@ from babel_jax.errors import BadInput
 from babel_jax.hub import models, patience
 from babel_jax.hub.names import HubName, hub_name, hub_origin
 from babel_jax.model_folders.folder import load_params, model_name, open_folder
+from babel_jax.model_folders.transfer import convert
 
 COMMIT = "0123456789" * 4
 
@@ -266,3 +267,12 @@ def test_commands_take_names(hub, tiny_folder, tmp_path, capsys, monkeypatch):
     assert "tiny" in capsys.readouterr().out
     assert main(["init", "--model", "me/tiny", "--data", "text", "--new-layers", "1"]) == 0
     assert 'folder = "me/tiny"' in (tmp_path / "my-run.toml").read_text()
+
+
+def test_an_address_of_the_hub_is_read_by_ranges(hub, tiny_folder, tmp_path):
+    """hf://OWNER/NAME keeps no copy of the weights."""
+    hub.put("me/tiny", tiny_folder)
+    convert("hf://me/tiny", tmp_path / "orbax")
+    here, there = load_params(open_folder(tmp_path / "orbax")), load_params(open_folder(tiny_folder))
+    jax.tree.map(np.testing.assert_array_equal, here, there)
+    assert not (tmp_path / "hub-cache").exists()
