@@ -31,6 +31,17 @@ from babel_jax.tpu.shapes import base_of, trained_shape
 
 _GIB = 2**30
 _DAY = 86_400
+# Of a step that does not fit; the compiler gives no program for it.
+_UNKNOWN = (
+    "wire_bytes",
+    "step_seconds_bound",
+    "mfu_bound",
+    "tokens_per_day",
+    "chip_hours",
+    "bound_by",
+    "forecast_seconds",
+    "forecast_mfu",
+)
 
 
 def plan(
@@ -133,29 +144,9 @@ def described(
     tokens_per_step = training.global_batch_size * config.data.seq_len
     model_flops = model_flops_per_token(shape, config.data.seq_len) * tokens_per_step / chips
     hardware_flops = measurements["hardware_flops"] * chip.devices
-    width = 2 if training.compute_dtype == "bfloat16" else 4
-    parts = 1
-    for axis in WEIGHT_AXES:
-        parts *= mesh[axis]
-    # Weights are gathered forward and backward, and gradients scattered, for every piece of the batch;
-    # features stay sharded over `tensor`.
-    minimum = (
-        3 * width * parameters // mesh["tensor"] * training.gradient_accumulation * chip.devices
-        if parts > 1
-        else 0
-    )
-    spread = parts * mesh["tensor"]
-    per_parameter = {
-        "parameters": 4,
-        "optimizer": 4 + (2 if config.optimizer.first_moment == "bfloat16" else 4),
-        "gradients": 4,
-    }
-    hbm: dict[str, Any] = {
-        name: size * parameters / spread / _GIB * chip.devices for name, size in per_parameter.items()
-    }
-    host = hbm["optimizer"] if training.offload_optimizer_state else 0.0
-    hbm["optimizer"] -= host
-    hbm["capacity"] = chip.capacity
+    minimum = _least_wire(config, mesh, parameters) * chip.devices
+    hbm = _hbm_of_state(config, mesh, parameters, chip)
+    host = hbm.pop("host")
     result: dict[str, Any] = {
         "topology": topology, "slices": slices, "chips": chips, "mesh": mesh, "parameters": parameters,
         "seq_len": config.data.seq_len, "tokens_per_step": tokens_per_step, "remat": str(training.remat),
@@ -170,13 +161,8 @@ def described(
             f"needs {short['needs']:.1f} of {short['has'] or chip.capacity:.1f} GiB: try "
             f"{advice(config, mesh)}"
         )
-        unknown = dict.fromkeys(
-            ("wire_bytes", "step_seconds_bound", "mfu_bound", "tokens_per_day", "chip_hours", "bound_by",
-             "forecast_seconds", "forecast_mfu")
-        )  # fmt: skip
-        return (
-            result | unknown | {"fits": False, "hbm_gib": hbm, "summary": f"{_head(result, shape)}\n{tries}"}
-        )
+        summary = f"{_head(result, shape)}\n{tries}"
+        return result | dict.fromkeys(_UNKNOWN) | {"fits": False, "hbm_gib": hbm, "summary": summary}
     hbm |= {name: measurements[name] / _GIB * chip.devices for name in ("arguments", "temporaries", "peak")}
     fits = hbm_of(measurements, chip)["total"] <= chip.capacity
     hbm["activations"] = max(0.0, hbm["temporaries"] - hbm["gradients"])
@@ -207,6 +193,33 @@ def described(
         "chip_hours": sum(stage["chip_hours"] for stage in stages),
     }
     return result | {"summary": _summary(result, shape, chip)}
+
+
+def _least_wire(config: Config, mesh: dict[str, int], parameters: int) -> int:
+    """The least bytes that a device exchanges in a step: weights are gathered forward and backward, and
+    gradients scattered, for every piece of the batch; features stay sharded over `tensor`.
+    """
+    if math.prod(mesh[axis] for axis in WEIGHT_AXES) == 1:
+        return 0
+    width = 2 if config.training.compute_dtype == "bfloat16" else 4
+    return 3 * width * parameters // mesh["tensor"] * config.training.gradient_accumulation
+
+
+def _hbm_of_state(config: Config, mesh: dict[str, int], parameters: int, chip: Chip) -> dict[str, Any]:
+    """GiB of a chip for parameters, gradients and moments, its capacity, and the GiB of moments that wait on
+    the host.
+    """
+    spread = math.prod(mesh[axis] for axis in WEIGHT_AXES) * mesh["tensor"]
+    gib_of_byte = parameters / spread / _GIB * chip.devices
+    moments = (4 + (2 if config.optimizer.first_moment == "bfloat16" else 4)) * gib_of_byte
+    host = moments if config.training.offload_optimizer_state else 0.0
+    return {
+        "parameters": 4 * gib_of_byte,
+        "optimizer": moments - host,
+        "gradients": 4 * gib_of_byte,
+        "capacity": chip.capacity,
+        "host": host,
+    }
 
 
 def _stage(

@@ -84,31 +84,16 @@ def measure_program(
     All sizes are in bytes unless the name says otherwise.
     """
     start = time.perf_counter()
-    measurements: dict[str, Any]
-    if program.function is None:
-        measurements = {
-            "kind": program.kind,
-            "name": program.name,
-            "mesh": dict(mesh.shape),
-            "beside": device_bytes(program.beside),
-        }
-        arguments, copied = device_bytes(program.arguments), copied_bytes(program.arguments)
-        # Copied to the host and then to the disk, whose time is not estimated.
-        moved = {
-            "hbm_bytes": arguments + 2 * copied,
-            "collectives": [],
-            "hardware_flops": 0.0,
-            "compile_seconds": 0.0,
-        }
-        return measurements | moved | {"arguments": arguments, "temporaries": copied, "results": 0}
-    traced = program.function.trace(*program.arguments, **program.named)
-    measurements = {
+    measurements: dict[str, Any] = {
         "kind": program.kind,
         "name": program.name,
         "mesh": dict(mesh.shape),
         "beside": device_bytes(program.beside),
-        "hardware_flops": program_flops(traced.jaxpr.jaxpr, shape, program.seq_len),
     }
+    if program.function is None:
+        return measurements | _copied(program)
+    traced = program.function.trace(*program.arguments, **program.named)
+    measurements["hardware_flops"] = program_flops(traced.jaxpr.jaxpr, shape, program.seq_len)
     try:
         compiled = _compiled(program, traced, mesh)
     except jax.errors.JaxRuntimeError as error:
@@ -131,7 +116,7 @@ def measure_program(
     if chip is not None:
 
         def wire(collective: Collective) -> float:
-            return sum(wire_seconds([described(collective)], chip).values()) / chip.devices
+            return sum(wire_seconds([described(collective)], chip).values())
 
         flops = pallas_flops(traced.jaxpr.jaxpr, shape, program.seq_len)
         forecast = forecast_of(text, chip, flops, wire)
@@ -145,6 +130,20 @@ def measure_program(
         "peak": memory.peak_memory_in_bytes,
         "hbm_bytes": moved_by.hbm_bytes(),
         "collectives": list(map(described, moved_by.collectives())),
+    }
+
+
+def _copied(program: Program) -> dict[str, Any]:
+    """The measurements of a copy to the host and then to the disk, whose time is not estimated."""
+    arguments, copied = device_bytes(program.arguments), copied_bytes(program.arguments)
+    return {
+        "hbm_bytes": arguments + 2 * copied,
+        "collectives": [],
+        "hardware_flops": 0.0,
+        "compile_seconds": 0.0,
+        "arguments": arguments,
+        "temporaries": copied,
+        "results": 0,
     }
 
 

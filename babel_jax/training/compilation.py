@@ -46,7 +46,7 @@ def compiled_in(folder: Path) -> Iterator[None]:
 
 
 # Gathers of weights run beside products. Without these options libtpu 0.0.42 waits for each gather on v5p:
-# the forecast of a step of Babel-9B on v5p:4x4x4 is 0.95 seconds, and with them 0.86.
+# the forecast of a step of Babel-9B on v5p:4x4x4 is 0.95 seconds, and with them 0.89.
 _TPU_OPTIONS = {
     "xla_enable_async_all_gather": True,
     "xla_tpu_enable_async_collective_fusion": True,
