@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from babel_jax.config import Config, Source
+from babel_jax.config.catalogue import expand
 from babel_jax.config.file import declare_languages, parse_settings
 from babel_jax.config.languages import WithLanguages
 from babel_jax.data.sources.embedded import corpus_sources, embedded_corpus
@@ -328,3 +329,44 @@ def test_two_names_of_one_language_are_two_files_of_it(tmp_path):
         (tmp_path / f"{name}.jsonl").write_text('{"text": "Bawo ni"}\n')
     with pytest.raises(BadInput, match=r"yo is there twice: yo.jsonl, yor_Latn.jsonl; keep one"):
         corpus_sources(tmp_path)
+
+
+# --- The catalogue, in languages beyond Babel's. -----------------------------------------------------------
+
+# Names as the listings of these corpora have them (MADLAD-400's and FineWeb-2's cards, Wikipedia's projects).
+IN_CORPORA = [
+    ("wikipedia", "yor", "20231101.yo/"),
+    ("wikipedia", "ckb", "20231101.ckb/"),
+    ("madlad-400", "ne", "data/ne/ne_clean"),
+    ("culturax", "uk", "CulturaX/uk/uk_part"),
+    ("fineweb-2", "yo", "data/yor_Latn/train"),
+    ("fineweb-2", "et", "data/ekk_Latn/train"),
+    ("fineweb-2", "ne", "data/npi_Deva/train"),
+    ("fineweb-2", "nb", "data/nob_Latn/train"),
+    ("fineweb-2", "tw", "data/twi_Latn/train"),
+    ("finepdfs", "qu", "data/quy_Latn/train"),
+    ("finewiki", "am", "data/amwiki/"),
+]
+
+
+@pytest.mark.parametrize(("corpus", "code", "inside"), IN_CORPORA)
+def test_the_catalogue_names_other_languages_by_rule(corpus, code, inside):
+    (source,) = expand({"catalogue": corpus, "language": code}, Source.model_fields)
+    assert inside in source["path"]
+    assert source["language"] == language(code).code
+    # Without a language it is Babel's, as before.
+    every = expand({"catalogue": corpus}, Source.model_fields)
+    assert {one["language"] for one in every} <= set(BABEL)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "code", "says"),
+    [
+        ("cosmopedia", "yo", "cosmopedia has no text in yo; it has en; corpora with yo"),
+        ("wikipedia", "zho_Hant", "wikipedia has no text in zho_Hant"),
+        ("finepdfs", "sw", "finepdfs has no text in sw"),
+    ],
+)
+def test_a_corpus_without_the_language_says_which_has(corpus, code, says):
+    with pytest.raises(ValueError, match=says):
+        expand({"catalogue": corpus, "language": code}, Source.model_fields)

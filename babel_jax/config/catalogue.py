@@ -1,5 +1,5 @@
 """The catalogue: the corpora of the report and newer ones, with the location of each and its configurations
-for the 25 languages (catalogue.toml).
+by language (catalogue.toml): for Babel's 25 as they were seen, for others by rule.
 """
 
 import difflib
@@ -51,8 +51,18 @@ def expand(given: Any, valid: Collection[str]) -> list[Any]:
     if "language" in given:
         wanted = [language(given["language"]).code]
     missing = [code for code in wanted if code not in configurations]
+    if (
+        missing
+        and missing[0] not in entry["absent"]
+        and (by_rule := name_by_rule(entry, missing[0])) is not None
+    ):
+        configurations, missing = {missing[0]: by_rule}, []
     if missing:
-        others = [other for other in catalogue() if missing[0] in catalogue()[other]["configurations"]]
+        others = []
+        for other, one in catalogue().items():
+            is_named = missing[0] in one["configurations"]
+            if is_named or (missing[0] not in one["absent"] and name_by_rule(one, missing[0]) is not None):
+                others.append(other)
         raise ValueError(
             f"{name} has no text in {', '.join(missing)}; it has {' '.join(configurations)}; corpora with "
             f"{missing[0]}: {', '.join(others) or 'none'}"
@@ -73,6 +83,20 @@ def expand(given: Any, valid: Collection[str]) -> list[Any]:
             about = {"name": name, "licence": entry["licence"]}
             sources.append({**about, **source, **settings, "language": code})
     return sources
+
+
+def name_by_rule(entry: Mapping[str, Any], code: str) -> str | None:
+    """The name of a language in a corpus by its rule `others`; None if the corpus has no rule, or its rule
+    names no second scripts. Whether there is text, the listing of the corpus says.
+    """
+    one = language(code)
+    match entry.get("others"):
+        case "code" if "_" not in one.code:
+            return one.iso639_1 or one.iso639_3
+        case "name":
+            # FLORES+ adds the variety to some names.
+            return "_".join(one.flores_plus.split("_")[:2])
+    return None
 
 
 def _filled(value: Any, words: Mapping[str, str]) -> Any:
