@@ -60,7 +60,7 @@ def declare(command: Commands) -> None:
         "tokenizer extend",
         _extend,
         "a model with new tokens for some languages",
-        "babel tokenizer extend SmolLM2-135M larger --data text/ --languages ha --tokens 40",
+        "babel tokenizer extend SmolLM2-135M larger --data text/ --languages sw,ha --tokens 40",
         resumes=True,
     )
     extend.add_argument("source", metavar="SRC")
