@@ -355,6 +355,11 @@ def test_what_the_catalogue_stands_for():
     assert news.path == "hf://datasets/stanford-oval/ccnews/2023_*.parquet"
     (both,) = settings({"catalogue": "finetranslations", "language": "ha"})
     assert (both.kind, both.parallel.text_key) == ("parallel", "translated_text")
+    # Languages beyond the 25, by the corpus's rule.
+    (yoruba,) = settings({"catalogue": "fineweb-2", "language": "yo"})
+    assert yoruba.path == "hf://datasets/HuggingFaceFW/fineweb-2/data/yor_Latn/train/*.parquet"
+    (amharic,) = settings({"catalogue": "wikipedia", "language": "am"})
+    assert amharic.path == "hf://datasets/wikimedia/wikipedia/20231101.am/*.parquet"
     mixed = settings({"language": "sw", "path": "a.jsonl"}, {"catalogue": "cc-news", "language": "sw"})
     assert [source.where for source in mixed] == [{}, {"language": "sw"}]
     assert expand({"language": "sw", "path": "a"}, ()) == [{"language": "sw", "path": "a"}]
@@ -369,6 +374,7 @@ def test_what_the_catalogue_stands_for():
             "yayi2 has no text in sw; it has zh; corpora with sw: wikipedia, .*fineweb-2",
         ),
         ({"catalogue": "yayi2", "language": "xx"}, "xx"),
+        ({"catalogue": "fineweb-2", "language": "en"}, "fineweb-2 has no text in en; .*fineweb-edu"),
         (
             {"catalogue": "yayi2", "wight": 2.0},
             r"yayi2: unknown key wight; did you mean weight\? valid keys: .*catalogue",
