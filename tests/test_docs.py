@@ -47,7 +47,8 @@ def test_every_setting_is_on_the_page(site):
 def test_every_command_is_on_the_page(site):
     page = (site / "reference" / "commands" / "index.html").read_text(encoding="utf-8")
     for name in BabelParser().commands:
-        assert f'id="{name}"' in page
+        anchor = name.replace(" ", "-")
+        assert f'id="{anchor}"' in page
 
 
 def test_every_public_name_is_on_the_page(site):
