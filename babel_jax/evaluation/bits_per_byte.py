@@ -145,6 +145,19 @@ def class_means(by_language: Mapping[str, float]) -> dict[str, float | None]:
     return means
 
 
+def common_to(points: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """The values of each point for the languages that all points have, so that their means can be compared. A
+    run may get a language between two points, and a baseline may lack one. Points without any value stay
+    empty, and do not count.
+    """
+    measured = [set(values) for values in points.values() if values]
+    shared = set.intersection(*measured) if measured else set()
+    common = {}
+    for name, values in points.items():
+        common[name] = {code: value for code, value in values.items() if code in shared}
+    return common
+
+
 def first_bytes(documents: Sequence[str], max_bytes: int | None) -> list[str]:
     """The first documents that together have at least `max_bytes` of text."""
     chosen, left = [], max_bytes

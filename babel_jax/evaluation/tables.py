@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from babel_jax.evaluation.bits_per_byte import class_means
+from babel_jax.evaluation.bits_per_byte import class_means, common_to
 from babel_jax.evaluation.items import BITS_PER_BYTE, FEWEST_ITEMS, Measured, change_between_groups, changes
 from babel_jax.evaluation.suite import CHANCE, CHOICE_TASKS, TRANSLATION_TASKS
 from babel_jax.languages import LANGUAGES, Resource, groups_with_means, in_order
@@ -45,10 +45,13 @@ def points_table(results: PointResults, items: PointItems) -> str:
         lines.append(f"| {language.name} ({code}) | {language.resource} | {' | '.join(cells)} |")
 
     # Means come last.
-    means = [class_means(points[name]) for name in names]
-    for group, label in groups_with_means(codes).items():
+    common = common_to(points)
+    means = [class_means(common[name]) for name in names]
+    for group, label in groups_with_means(common[names[-1]]).items():
         cells = _cells([of_point[group] for of_point in means], changed.get(group))
         lines.append(f"| **mean of {label}** | | {' | '.join(cells)} | | |")
+    if len(common[names[-1]]) < len(codes):
+        lines += ["", "Means are over the languages that all points have."]
     if any(_UNKNOWN in line for line in lines):
         lines += [
             "",
@@ -123,7 +126,8 @@ def findings(results: PointResults, items: PointItems) -> list[str]:
         """The change of a mean; without items it has no interval."""
         if (measured := changes_between(items, since, until)) and group in measured:
             return measured[group]
-        before, after = class_means(points[since])[group], class_means(points[until])[group]
+        common = common_to({name: points[name] for name in (since, until)})
+        before, after = class_means(common[since])[group], class_means(common[until])[group]
         if before is None or after is None:
             return None
         return {"difference": 100 * (after / before - 1), "low": None, "high": None}
@@ -206,17 +210,21 @@ def suite_table(results: PointResults) -> list[str]:
         name = task.replace("_", " ") + (", accuracy %" if task in CHOICE_TASKS else ", chrF++")
         chance = f" (chance {CHANCE[task]:.0f})" if task in CHANCE else ""
         by_point = [of_point.get(task, {}) for of_point in results.values()]
-        codes = in_order(code for values in by_point for code in values)
-        means = []
-        for of_point in by_point:
-            means.append(class_means({code: value["score"] for code, value in of_point.items()}))
+        scores = {}
+        for point, of_point in results.items():
+            scores[point] = {code: value["score"] for code, value in of_point.get(task, {}).items()}
+        common = common_to(scores)
+        codes = in_order(code for values in common.values() for code in values)
+        if not codes:
+            continue
+        means = [class_means(values) for values in common.values()]
         # The number of items is that of the first point that has the task.
         counts = next(values for values in by_point if values)
         labels = groups_with_means(codes) or {"all": LANGUAGES[codes[0]].name}
         for group, label in labels.items():
             group_means = [of_point[group] for of_point in means]
             cells = ["" if mean is None else f"{mean:.1f}" for mean in group_means]
-            items = sum(count["n"] for code, count in counts.items() if _is_in(code, group))
+            items = sum(counts[code]["n"] for code in codes if _is_in(code, group))
             lines.append(f"| {name}{chance} | {label} | {items} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 

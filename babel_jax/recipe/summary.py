@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from babel_jax.config import Config, ModelConfig
-from babel_jax.evaluation.bits_per_byte import class_means
+from babel_jax.evaluation.bits_per_byte import class_means, common_to
 from babel_jax.evaluation.items import BITS_PER_BYTE
 from babel_jax.evaluation.points import point_names, read_items, read_points, scores_of
 from babel_jax.evaluation.tables import findings, plot_points, points_table, suite_table
@@ -62,7 +62,7 @@ def summarize(
         "layers": model_config.num_hidden_layers,
         "parameters": count_parameters(model_config),
         "bits_per_byte": points,
-        "means": {name: class_means(values) for name, values in points.items()},
+        "means": {name: class_means(values) for name, values in common_to(points).items()},
         "tasks": results,
         **({"best": read_as(best, Best)} if best.is_file() else {}),
         "report": str(run_folder / PAGE),

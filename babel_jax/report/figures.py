@@ -5,7 +5,7 @@ from typing import Any
 
 from babel_jax.config import Init
 from babel_jax.evaluation.benchmarks.tables import TITLES
-from babel_jax.evaluation.bits_per_byte import class_means
+from babel_jax.evaluation.bits_per_byte import class_means, common_to
 from babel_jax.evaluation.items import BITS_PER_BYTE, FEWEST_ITEMS, changes, differences
 from babel_jax.evaluation.points import LOWER_IS_BETTER, scores_of
 from babel_jax.evaluation.suite import CHANCE, CHOICE_TASKS, TRANSLATION_TASKS
@@ -108,9 +108,10 @@ def _rows_by_group(
     scores: Mapping[str, Mapping[str, float]], codes: Sequence[str]
 ) -> dict[str, dict[str, tuple[str, list[float | None]]]]:
     """{title: {language or group: (label, values by point)}}: the means, then the languages of each class."""
-    means = [class_means(values) for values in scores.values()]
+    common = common_to(scores)
+    means = [class_means(values) for values in common.values()]
     groups: dict[str, dict[str, tuple[str, list[float | None]]]] = {}
-    labels = groups_with_means(codes)
+    labels = groups_with_means({code for values in common.values() for code in values})
     for group in ("all", "high", "low"):
         if group in labels:
             # "all 25" and "14 low": the chart has little room.

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from babel_jax.evaluation.bits_per_byte import class_means
+from babel_jax.evaluation.bits_per_byte import class_means, common_to
 from babel_jax.evaluation.tables import bits_of, changes_between, percent_text
 from babel_jax.languages import LANGUAGES, groups_with_means
 from babel_jax.pages.charts import Figure, Table, number
@@ -68,6 +68,11 @@ def tiles(record: RunRecord, gate: dict[str, Any] | None) -> list[Tile]:
     if not evaluated:
         return []
     last = [*evaluated][-1]
+    if gate is not None:
+        # Only languages that both points have can be compared.
+        evaluated = common_to({name: evaluated[name] for name in (PARENT_POINT, last)})
+    if not evaluated[last]:
+        return []
     means, labels = class_means(evaluated[last]), groups_with_means(evaluated[last])
     only = LANGUAGES[next(iter(evaluated[last]))].name
     words = f"mean of {labels['all']}" if "all" in labels else only

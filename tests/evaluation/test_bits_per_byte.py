@@ -135,3 +135,16 @@ def test_the_plot_is_a_picture(tmp_path):
     )
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
+
+
+def test_means_are_over_languages_that_all_points_have():
+    """A run got Nepali after its base was measured: the fall of the mean is that of Swahili and English alone."""
+
+    def point(**scores):
+        return {"bits_per_byte": {code: {"score": score, "n": 9} for code, score in scores.items()}}
+
+    points = {"base": point(en=4.0, sw=6.0), "continued": point(en=3.0, sw=5.0, ne=1.0)}
+    table = points_table(points, {})
+    assert "| **mean of all 2 languages** | | 5.000 | 4.000 | -20.0%" in table
+    assert "Nepali" in table
+    assert "Means are over the languages that all points have." in table
