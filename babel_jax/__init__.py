@@ -1,4 +1,4 @@
-"""Babel in JAX: grow a pretrained decoder by copying layers, recover it, and train it in 25 languages.
+"""Babel in JAX: grow a pretrained decoder by copying layers, recover it, and train it on in your languages.
 
     import babel_jax as babel
 

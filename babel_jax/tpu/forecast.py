@@ -226,7 +226,10 @@ class _Reader:
     def _duration_of_body(self, loop: Instruction) -> float:
         (body,) = called_by(loop.rest, "body")
         if body not in self._durations:
+            # For its duration alone: the kernels and copies of a body are counted when its turn comes.
+            counted = self.async_copies
             self.kernels_of(body, 1)
+            self.async_copies = counted
         return self._durations[body]
 
     def _collective(self, instruction: Instruction, times: int, seconds: float, exposed: float) -> Kernel:

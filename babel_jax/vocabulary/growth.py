@@ -69,7 +69,7 @@ def grow_config(config: ModelConfig, growth: Growth) -> ModelConfig:
 
 
 def growing(shardings: PyTree[jax.sharding.Sharding]) -> Callable[[PyTree[Array], Growth], PyTree[Array]]:
-    """Parameters and growth to the parameters with larger tables, sharded by `shardings`; donates the old."""
+    """Parameters and growth to the parameters with larger tables, sharded by `shardings`."""
 
     def grown(params: PyTree[Array], ids: Array, sources: Array, weights: Array, rows: int) -> PyTree[Array]:
         leaves = traverse_util.flatten_dict(params)

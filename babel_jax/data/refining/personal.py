@@ -77,7 +77,7 @@ _THOUSANDS = re.compile(r"\d{1,3}(?:([ .\u00a0\u202f])\d{3})(?:\1\d{3})*")
 _NORTH_AMERICAN = re.compile(r"[2-9]\d\d([-.])\d{3}\1\d{4}")
 _AREA_CODE = re.compile(r"[(\uff08](\d{2,5})[)\uff09]")
 _CONTEXT_CHARACTERS = 16
-# Words before a phone number, in the 25 languages.
+# Words before a phone number, in Babel's 25 languages.
 _CONTEXT = re.compile(
     r"(?:\b(?:tel|telp|tél|telf|phone|telephone|fax|whatsapp|viber|hotline|téléphone|telefon|telefono|teléfono|telefone|celular"
     r"|móvil|cellulare|ponsel|waya|telepono|đt|sđt|điện thoại|тел|телефон|моб)\b"
