@@ -138,7 +138,7 @@ def test_the_plot_is_a_picture(tmp_path):
 
 
 def test_means_are_over_languages_that_all_points_have():
-    """A run got Nepali after its base was measured: the fall of the mean is that of Swahili and English alone."""
+    """A run got Nepali after its base was measured: the mean falls as Swahili and English do."""
 
     def point(**scores):
         return {"bits_per_byte": {code: {"score": score, "n": 9} for code, score in scores.items()}}
