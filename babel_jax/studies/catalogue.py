@@ -93,7 +93,7 @@ def check_catalogue(names: Sequence[str] = ()) -> dict[str, Any]:
         said = "; ".join(entry["problems"]) if entry["problems"] else "as the catalogue has it"
         lines.append(f"{entry['name']}: {said}")
     lines += [f"{name}: not checked: {reason}" for name, reason in skipped.items()]
-    lines.append(f"{len(changed)} of {len(checked)} changed")
+    lines.append(f"{len(changed)} of {len(checked)} differ, or could not be asked")
     return {
         "checked": checked,
         "changed": changed,
