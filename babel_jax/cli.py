@@ -159,7 +159,9 @@ def _errors_told_once() -> Iterator[None]:
     loggers = (absl.get_absl_logger(), logging.getLogger("gcsfs"), logging.getLogger("s3fs"))
 
     def is_no_error(record: logging.LogRecord) -> bool:
-        return record.levelno < logging.ERROR
+        # Orbax looks for a file that our checkpoints do not need.
+        looks = record.getMessage().startswith("Metadata file does not exist")
+        return record.levelno < logging.ERROR and not looks
 
     hook = sys.unraisablehook
     for logger in loggers:

@@ -22,9 +22,9 @@ def regression_gate(
     "intervals": {language: {low, high, n}} of the changes, "worse", "unclear", "unknown", "tasks": {task:
     {language: change}}}. `worse` are the changes whose whole 95% interval (paired bootstrap over documents)
     is above the tolerance, `unclear` those whose interval has values on both sides, and `unknown` the
-    languages with too little text for an interval. A task is worse in a language if the whole interval is
-    below zero. The verdict is "NOT passed" if anything is worse, else "not enough text to tell" if a
-    language is unknown, else "passed".
+    languages with too little text for an interval; `unmeasured` languages have no figure of the parent. A
+    task is worse in a language if the whole interval is below zero. The verdict is "NOT passed" if anything
+    is worse, else "not enough text to tell" if a language is unknown, else "passed".
     """
     if model is None or model == PARENT_POINT or PARENT_POINT not in points or model not in points:
         return None
@@ -59,6 +59,7 @@ def regression_gate(
         "worse": _worst_first(worse),
         "unclear": _worst_first(unclear),
         "unknown": unknown,
+        "unmeasured": [code for code in in_order(after) if code not in before],
         "tasks": tasks,
     }
 
@@ -75,6 +76,9 @@ def gate_text(gate: Mapping[str, Any] | None) -> str:
         details.append(f"worse: {', '.join(tasks)}")
     if gate["unclear"]:
         details.append(f"may be worse or better: {', '.join(_changes(gate, 'unclear'))}")
+    if gate.get("unmeasured"):
+        names = ", ".join(LANGUAGES[code].name for code in gate["unmeasured"])
+        details.append(f"not measured at {gate['parent']}: {names}")
     if gate["unknown"]:
         names = ", ".join(LANGUAGES[code].name for code in gate["unknown"])
         details.append(f"{TOO_LITTLE} in {names}")

@@ -3,12 +3,14 @@
 import importlib.util
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from babel_jax.config.file import load_config
 from babel_jax.distributed.signals import interruptible
 from babel_jax.errors import BadInput
+from babel_jax.evaluation.points import point_file, point_names, read_points
 from babel_jax.places import pull
 from babel_jax.progress import interval
 from babel_jax.report.page import PAGE, write_report
@@ -69,7 +71,7 @@ def run_state(run_folder: Path) -> dict[str, Any]:
     """{"out", "finished", "step", "total_steps", "stage", "loss", "rate", "gradient_norm",
     "tokens_per_second", "seconds_left", "languages", "summary"}; values of steps are absent before the first.
     """
-    pull(run_folder, lambda name: name in (_METRICS, f"evaluation/{DURING}"))
+    pull(run_folder, lambda name: name in (_METRICS, "config.toml") or name.startswith("evaluation/"))
     status = run_status(run_folder)
     lines = read_last_lines(run_folder / _METRICS, StepLine, _MEAN_OF)
     if not lines:
@@ -100,8 +102,7 @@ def _languages(
     run_folder: Path, last: dict[str, Any], recent: list[dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """For each language the loss, the tokens, the passes over its text, and the last bits per byte."""
-    during = read_last_lines(run_folder / "evaluation" / DURING, DuringLine, 1)
-    scores = during[-1]["tasks"].get("bits_per_byte", {}) if during else {}
+    scores = _newest_scores(run_folder)
     languages: dict[str, dict[str, Any]] = {}
     for code, tokens in last.get("tokens_by_language", {}).items():
         losses = [line["loss_by_language"].get(code) for line in recent if "loss_by_language" in line]
@@ -113,6 +114,21 @@ def _languages(
             "bits_per_byte": scores[code]["score"] if code in scores else None,
         }
     return languages
+
+
+def _newest_scores(run_folder: Path) -> Mapping[str, Any]:
+    """The last measured bits per byte by language: between steps, or at a point of the run."""
+    measured: list[tuple[float, Mapping[str, Any]]] = []
+    between = run_folder / "evaluation" / DURING
+    if lines := read_last_lines(between, DuringLine, 1):
+        measured.append((between.stat().st_mtime, lines[-1]["tasks"].get("bits_per_byte", {})))
+    # A run that has just begun has no config yet, and no point.
+    if (run_folder / "config.toml").is_file():
+        names = point_names(load_config(run_folder / "config.toml"))
+        for name, results in read_points(run_folder, names).items():
+            written = point_file(run_folder, name).stat().st_mtime
+            measured.append((written, results.get("bits_per_byte", {})))
+    return max(measured, key=lambda pair: pair[0])[1] if measured else {}
 
 
 def _mean(lines: list[dict[str, Any]], name: str) -> float | None:

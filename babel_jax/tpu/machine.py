@@ -127,7 +127,7 @@ def _compiled(config: Config, base: Base, device: str, devices: int, which: Whic
     wire = sum(moved["bytes"] * moved["times"] for moved in measurements[number]["collectives"])
     return {
         "seconds": {
-            "compute": measurements[number]["hardware_flops"] / card.bf16,
+            "compute": measurements[number]["hardware_flops"] / _peak(card, config),
             "memory": measurements[number]["hbm_bytes"] / card.hbm,
             "links": wire / card.link,
         },
@@ -228,7 +228,15 @@ def seconds_of_step(config: Config, shape: ModelConfig, mesh: dict[str, int], ca
     moved += (2 * (4 + moments) + 8) * count / parts / mesh["tensor"]
     # Weights are gathered forward and backward, and gradients are scattered.
     wire = 3 * width * count * training.gradient_accumulation * (parts - 1) / parts / mesh["tensor"]
-    return {"compute": flops / card.bf16, "memory": moved / card.hbm, "links": wire / card.link}
+    return {"compute": flops / _peak(card, config), "memory": moved / card.hbm, "links": wire / card.link}
+
+
+def _peak(card: Gpu, config: Config) -> float:
+    """The FLOP/s of products in the type of the run. TensorFloat-32, in which XLA multiplies float32 on these
+    cards, has half of bfloat16's peak on each of them (the same data sheets). The CPU's is measured.
+    """
+    in_float32 = config.training.compute_dtype == "float32" and card.cuda is not None
+    return card.bf16 / 2 if in_float32 else card.bf16
 
 
 def _advice(config: Config, shape: ModelConfig, mesh: dict[str, int], card: Gpu, device: str) -> str:

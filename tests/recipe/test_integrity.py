@@ -97,6 +97,17 @@ def test_pipes_are_not_waited_for(folder, capsys):
     assert "plain.txt (missing)" in capsys.readouterr().err
 
 
+def test_people_may_write_on_the_card(folder, capsys):
+    """The tutorial asks for it; all other files keep their digests."""
+    (folder / "README.md").write_text("as written")
+    write_sums(folder, [*(folder / name for name in NAMES), folder / "README.md"])
+    (folder / "README.md").write_text("license: mit")
+    assert main(["verify", str(folder)]) == 0
+    (folder / "README.md").unlink()
+    assert main(["verify", str(folder)]) == 0
+    capsys.readouterr()
+
+
 def test_a_folder_without_digests(tmp_path, capsys):
     for path, says in ((tmp_path / "none", "no such folder"), (tmp_path, "nothing in it has digests")):
         assert main(["verify", str(path)]) == 2
@@ -158,7 +169,9 @@ def test_model_folders(base, tmp_path, capsys, to):
         assert main(["verify", str(made), "--json"]) == 0
         found = json.loads(capsys.readouterr().out)
         assert found["without_digests"] == []
-        assert found["files"] == sum(path.is_file() for path in Path(made).rglob("*")) - 1
+        # The list itself and the card are not compared.
+        names = [path.name for path in Path(made).rglob("*") if path.is_file()]
+        assert found["files"] == len(names) - 1 - names.count("README.md")
     weights = max(folder.rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 4

@@ -296,6 +296,17 @@ def test_a_language_is_worse_only_with_its_whole_interval():
     assert "may be worse or better: Swahili +0.5% [-1." in gate_text(gate)
 
 
+def test_a_language_without_a_figure_of_the_parent_is_named():
+    """A run got Nepali after its base was measured."""
+
+    def point(**scores):
+        return {"bits_per_byte": {code: {"score": score, "n": 9} for code, score in scores.items()}}
+
+    gate = regression_gate({"base": point(en=2.0), "end": point(en=2.0, ne=3.0)}, {}, "end")
+    assert gate["unmeasured"] == ["ne"]
+    assert "not measured at base: Nepali" in gate_text(gate)
+
+
 @pytest.mark.parametrize("keeps_items", [True, False])
 def test_too_little_text_is_no_pass(keeps_items):
     items = {"base": point(0, 5, sw=2.0), "continued": point(0, 5, sw=1.0)}

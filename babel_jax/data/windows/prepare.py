@@ -24,6 +24,7 @@ from babel_jax.data.refining.engines import open_workers
 from babel_jax.data.refining.identification import BY_SOURCE
 from babel_jax.data.refining.reasons import dropped_in_words, losses
 from babel_jax.data.refining.refinement import refine, refined_counts, refined_rows
+from babel_jax.data.sources.records import source_files
 from babel_jax.data.sources.revisions import REVISIONS, pinned_sources
 from babel_jax.data.sources.rows import Row, RowCounts, read_rows
 from babel_jax.data.tokens.tokenizer import Tokenizer
@@ -258,6 +259,10 @@ def _prepare_language(task: _LanguageTask) -> dict[str, Any]:
 
     entry = read_json(known)
     if (changed := first_change(settings, language, entry["sources"], task.recheck)) is not None:
+        # A path that does not exist is a mistake in the config, and the data is good.
+        for source in settings.sources:
+            if source.language == language and source.path is not None and "://" not in source.path:
+                source_files(source)
         raise BadInput(
             f"{folder}: {language} was prepared from other text than data.sources now names ({changed}); "
             "give another data.folder or remove this one"
