@@ -133,6 +133,9 @@ def near_codes(name: str) -> str:
     """`: did you mean id (Indonesian)?` for an unknown code or name; empty if none is near."""
     names = {code: code for code in LANGUAGES}
     names |= {one.name.lower(): code for code, one in LANGUAGES.items()}
+    names |= {one.own_name.lower(): code for code, one in LANGUAGES.items()}
+    # The other name of Filipino's standard; no field of the table has it.
+    names |= {"tagalog": "tl"} if "tl" in LANGUAGES else {}
     close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4)
     near = [f"{code} ({LANGUAGES[code].name})" for code in dict.fromkeys(names[one] for one in close)]
     return f": did you mean {', '.join(near)}?" if near else ""

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from babel_jax.errors import one_line
 from babel_jax.evaluation.bits_per_byte import class_means, common_to
 from babel_jax.evaluation.tables import bits_of, changes_between, percent_text
 from babel_jax.languages import LANGUAGES, groups_with_means
@@ -14,6 +15,7 @@ from babel_jax.report.gate import PARENT_POINT
 from babel_jax.report.record import RunRecord
 
 _CHAT_TEMPLATE = "chat_template.jinja"
+_LONGEST_PROMPT = 60  # characters
 
 
 def facts(record: RunRecord) -> list[str]:
@@ -130,7 +132,10 @@ def next_commands(record: RunRecord, run_folder: Path) -> list[tuple[str, str]]:
     if (run_folder / "hf" / _CHAT_TEMPLATE).is_file():
         commands.append(("Talk with the model", f"babel chat {hf}"))
     else:
-        commands.append(("Let the model go on with a text", f'babel generate {hf} "Habari ya asubuhi"'))
+        # The beginning of a held-out text, as in the samples of the page.
+        beginnings = [sample["prompt"] for sample in record.samples.values()]
+        prompt = shlex.quote(one_line(beginnings[0], _LONGEST_PROMPT) if beginnings else "Once upon a time")
+        commands.append(("Let the model go on with a text", f"babel generate {hf} {prompt}"))
     out = shlex.quote(str(run_folder / "benchmarks"))
     parent = record.config.model.folder
     against = f" --baseline {shlex.quote(parent)}" if parent else ""
