@@ -226,7 +226,7 @@ def test_relative_folders_of_both_formats(babel, trained, tmp_path, monkeypatch)
         ("generate", "deeper", "All human beings", "--max-new-tokens", 2),
     ):
         status, _, err = babel(*command)
-        assert (status, err) == (0, "")
+        assert status == 0, err
 
 
 def test_verify_compares_logits_where_the_model_fits(babel, trained, tmp_path):

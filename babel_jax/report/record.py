@@ -19,7 +19,7 @@ from babel_jax.evaluation.points import point_names, read_items, read_points
 from babel_jax.evaluation.suite import Results
 from babel_jax.expansion.card import plans_of
 from babel_jax.expansion.plan import ExpansionPlan
-from babel_jax.languages import in_order
+from babel_jax.languages import LANGUAGES, in_order
 from babel_jax.model_folders.folder import CONFIG
 from babel_jax.places import pull
 from babel_jax.run_files import (
@@ -125,6 +125,8 @@ def read_run(folder: Path) -> RunRecord:
         for name, results in models.items():
             if name not in run_points:
                 points[name] = {**points.get(name, {}), **results["tasks"]}
+    for name, results in points.items():
+        points[name] = _of_known_languages(results)
     goodput = _object(folder / "goodput.json", GoodputFile)
     return RunRecord(
         folder,
@@ -142,6 +144,14 @@ def read_run(folder: Path) -> RunRecord:
         goodput.get("until"),
         _object(folder / "summary.json", Summary),
     )
+
+
+def _of_known_languages(results: Results) -> Results:
+    """Results without languages that neither the registry nor the run's config has."""
+    known: dict[str, Any] = {}
+    for task, by_language in results.items():
+        known[task] = {code: score for code, score in by_language.items() if code in LANGUAGES}
+    return known
 
 
 def versions() -> dict[str, str]:

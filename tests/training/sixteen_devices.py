@@ -37,7 +37,7 @@ def run(sizes: dict[str, int], devices: int) -> dict[str, object]:
     shardings = state_shardings(CONFIG, optimizer, mesh)
     params = jax.jit(init_params, static_argnums=0, out_shardings=shardings.params)(CONFIG, jax.random.key(0))
     before = jax.device_get(params)
-    state = placed_state(optimizer, params, shardings)
+    state = placed_state(optimizer, params, shardings, 25)
     step = compiled_step(CONFIG, optimizer, settings, training, mesh)
     random, losses = np.random.default_rng(0), []
     for _ in range(2):
