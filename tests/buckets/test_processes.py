@@ -17,7 +17,7 @@ OVERRIDES = ("training.mesh.fsdp=2", "training.checkpoint_every=4", "evaluation.
 def test_two_processes_share_nothing_but_the_bucket(gcs, config_in, on_disk, tmp_path):
     config_in(gcs, "gs://bucket").save(tmp_path / "run.toml")
     # SIGTERM to process 1 stops both with a checkpoint; the run goes on from there.
-    stopped = train(tmp_path / "run.toml", 2, 2, orders="TERM:1:4", overrides=OVERRIDES)
+    stopped = train(tmp_path / "run.toml", 2, 2, orders="TERM:1:1", overrides=OVERRIDES)
     assert [status for status, *_ in stopped] == [0, 0], "\n".join(errors[-2000:] for *_, errors in stopped)
     assert json.loads(stopped[0][1])["preempted"]
     assert "run/summary.json" not in gcs.names("bucket")
