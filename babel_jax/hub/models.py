@@ -21,32 +21,20 @@ from typing import Any, BinaryIO
 from babel_jax.errors import BadInput, show_as
 from babel_jax.hub.names import HubName
 from babel_jax.hub.patience import explained, patiently
+from babel_jax.model_files import (
+    CONFIG,
+    FOLDERS_BESIDE,
+    INDEX,
+    MOST_BESIDE_BYTES,
+    OTHER_WEIGHTS,
+    SAFETENSORS,
+)
 from babel_jax.progress import Work
 
-CONFIG = "config.json"
-_INDEX = "model.safetensors.index.json"
-_WEIGHTS = ".safetensors"
-_FOLDERS = ("additional_chat_templates",)
-# Of a file that is no weights; the largest tokenizers have 40 MB.
-_MOST_BESIDE_BYTES = 2**27
 _THREADS = 4  # files that are fetched at a time
 _FREE_BYTES = 2**28  # left free on the disk of the cache
 _SECONDS_BETWEEN_LOOKS = 0.5
 _PARTIAL = ".babel-partial"
-# Weights of other programs, and what they need.
-_OTHER_WEIGHTS = (
-    ".bin",
-    ".pt",
-    ".pth",
-    ".gguf",
-    ".h5",
-    ".msgpack",
-    ".ckpt",
-    ".onnx",
-    ".npz",
-    ".ot",
-    ".tflite",
-)
 
 
 def hub_model(name: HubName, weights: bool = True) -> Path:
@@ -131,25 +119,25 @@ def _files(repo: str, commit: str, folder: Path) -> dict[str, Any]:
 def _is_beside(path: str, size: int) -> bool:
     """True for a file that is read beside the weights: at the top, or in one of the known folders."""
     folder, _, name = path.rpartition("/")
-    if folder not in ("", *_FOLDERS) or name.startswith("."):
+    if folder not in ("", *FOLDERS_BESIDE) or name.startswith("."):
         return False
-    return not name.endswith((_WEIGHTS, *_OTHER_WEIGHTS)) and size <= _MOST_BESIDE_BYTES
+    return not name.endswith((SAFETENSORS, *OTHER_WEIGHTS)) and size <= MOST_BESIDE_BYTES
 
 
 def _weights(name: HubName, files: dict[str, Any], folder: Path) -> list[str]:
     """The weights: the files that the index names, else all safetensors files at the top."""
-    at_top = [path for path in files if path.endswith(_WEIGHTS) and "/" not in path]
-    if _INDEX in files:
-        index = json.loads((folder / _INDEX).read_bytes())
+    at_top = [path for path in files if path.endswith(SAFETENSORS) and "/" not in path]
+    if INDEX in files:
+        index = json.loads((folder / INDEX).read_bytes())
         named = sorted({str(file) for file in index.get("weight_map", {}).values()})
         missing = [path for path in named if path not in files]
         if missing:
             raise BadInput(
-                f"{name}: {_INDEX} names {missing[0]}, which the hub does not have; name another revision"
+                f"{name}: {INDEX} names {missing[0]}, which the hub does not have; name another revision"
             )
         return named
     if not at_top:
-        others = [path for path in files if path.endswith(_OTHER_WEIGHTS)]
+        others = [path for path in files if path.endswith(OTHER_WEIGHTS)]
         holds = f" (it has {', '.join(others[:3])})" if others else ""
         raise BadInput(
             f"{name}: holds no safetensors files{holds}; name another model or revision, or convert it with "

@@ -22,15 +22,10 @@ from babel_jax.errors import BadInput
 from babel_jax.files import read_bytes, read_json, write_bytes, write_text
 from babel_jax.hub.models import hub_model
 from babel_jax.hub.names import hub_name, hub_origin
+from babel_jax.model_files import CONFIG, FOLDERS_BESIDE, MOST_BESIDE_BYTES, WEIGHT_SUFFIXES
 from babel_jax.model_folders.hf_config import in_both_spellings, read_hf_config
 from babel_jax.model_folders.hf_params import load_hf_params, save_hf_params
-from babel_jax.model_folders.layout import (
-    FOLDERS_BESIDE,
-    MOST_BESIDE_BYTES,
-    WEIGHT_SUFFIXES,
-    check_shapes,
-    leaf_shapes,
-)
+from babel_jax.model_folders.layout import check_shapes, leaf_shapes
 from babel_jax.model_folders.object_storage import stand_in
 from babel_jax.model_folders.orbax_params import (
     PARAMS,
@@ -41,7 +36,6 @@ from babel_jax.model_folders.safetensors_files import SHARD_BYTES
 from babel_jax.new_folders import MARK
 from babel_jax.places import place, url_of
 
-CONFIG = "config.json"
 MOST_CONFIG_BYTES = 2**22  # with the plans of many expansions it stays below 1 MB
 
 

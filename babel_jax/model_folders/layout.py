@@ -13,28 +13,6 @@ from babel_jax.model_folders.names import tensor_name
 
 Shape = tuple[int, ...]
 
-# Weights of any framework and their indexes. No other file of a model folder is large, and the others are
-# still valid for a model with changed weights.
-WEIGHT_SUFFIXES = (
-    *(
-        ".safetensors",
-        ".bin",
-        ".pt",
-        ".pth",
-        ".gguf",
-        ".h5",
-        ".msgpack",
-        ".ckpt",
-        ".onnx",
-        ".onnx_data",
-        ".npz",
-        ".ot",
-        ".tflite",
-    ),
-    ".index.json",
-)
-MOST_BESIDE_BYTES = 2**27  # of any other file: the largest tokenizers have 40 MB
-FOLDERS_BESIDE = ("additional_chat_templates",)
 _SHOWN = 3
 
 

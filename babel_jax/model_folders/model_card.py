@@ -19,9 +19,9 @@ from babel_jax.errors import one_line
 from babel_jax.files import read_bytes
 from babel_jax.hub.names import hub_origin
 from babel_jax.languages import position
+from babel_jax.model_files import MOST_BESIDE_BYTES
 from babel_jax.model_folders.folder import model_name
 from babel_jax.model_folders.hub_licences import HUB_LICENCES
-from babel_jax.model_folders.layout import MOST_BESIDE_BYTES
 
 CARD, BASE_CARD = "README.md", "README.base.md"
 TAG = "babel-jax"

@@ -20,7 +20,7 @@ import fsspec
 
 from babel_jax.buckets import SCHEMES, explain, tried, without_secrets
 from babel_jax.errors import BadInput, show_as
-from babel_jax.model_folders.layout import FOLDERS_BESIDE, MOST_BESIDE_BYTES, WEIGHT_SUFFIXES
+from babel_jax.model_files import FOLDERS_BESIDE, MOST_BESIDE_BYTES, WEIGHT_SUFFIXES
 from babel_jax.model_folders.safetensors_header import MOST_HEADER_BYTES
 from babel_jax.places import UNFINISHED, place, pull
 

@@ -22,6 +22,7 @@ from babel_jax.files import (
     sync_file,
     write_text,
 )
+from babel_jax.model_files import INDEX
 from babel_jax.model_folders.object_storage import remote_of
 from babel_jax.model_folders.safetensors_header import (
     DTYPES,
@@ -33,7 +34,6 @@ from babel_jax.model_folders.safetensors_header import (
 )
 
 SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 # The default of transformers and huggingface_hub: large enough for few files, small enough to fetch again
 # after a broken download.
 SHARD_BYTES = 5_000_000_000

@@ -22,7 +22,8 @@ from babel_jax.digests import write_sums
 from babel_jax.errors import BadInput
 from babel_jax.files import write_bytes, write_text
 from babel_jax.model.parameters import Place
-from babel_jax.model_folders.folder import CONFIG, Format, ModelFolder, copy_other_files, open_folder
+from babel_jax.model_files import CONFIG
+from babel_jax.model_folders.folder import Format, ModelFolder, copy_other_files, open_folder
 from babel_jax.model_folders.hf_config import in_both_spellings, read_hf_config
 from babel_jax.model_folders.hf_params import open_hf_tensors
 from babel_jax.model_folders.layout import (

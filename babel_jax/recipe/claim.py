@@ -64,7 +64,12 @@ def claim(run_folder: Path, config: Config) -> Config:
     # The order of the run stays; new languages come after it.
     config = config.in_order(with_order(before.order, config.order))
     before = before.in_order(before.order)
-    added = () if finished else config.order[len(before.order) :]
+    added = config.order[len(before.order) :]
+    if added and finished:
+        raise BadInput(
+            f"{run_folder}: the run is finished, and a finished run takes no new language "
+            f"({', '.join(added)}); give another out, and {run_folder / 'hf'} as model.folder"
+        )
     as_before = without_languages(config, added, before)
     if _until(before, steps) == _until(as_before, steps):
         if added:

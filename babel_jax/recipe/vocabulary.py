@@ -19,7 +19,8 @@ from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.distributed.agreement import agreed
 from babel_jax.errors import BadInput
 from babel_jax.files import read_json, write_bytes, write_text
-from babel_jax.model_folders.folder import CONFIG, ModelFolder, copy_other_files, open_folder
+from babel_jax.model_files import CONFIG
+from babel_jax.model_folders.folder import ModelFolder, copy_other_files, open_folder
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.new_folders import new_folder
 from babel_jax.places import place, pull

@@ -20,7 +20,7 @@ from babel_jax.evaluation.suite import Results
 from babel_jax.expansion.card import plans_of
 from babel_jax.expansion.plan import ExpansionPlan
 from babel_jax.languages import LANGUAGES, in_order
-from babel_jax.model_folders.folder import CONFIG
+from babel_jax.model_files import CONFIG
 from babel_jax.places import pull
 from babel_jax.run_files import (
     Best,

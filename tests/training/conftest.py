@@ -9,7 +9,9 @@ import pytest
 from babel_jax.config import Config, ModelConfig
 from babel_jax.config.file import parse_settings
 from babel_jax.model.decoder import init_params
+from babel_jax.training.deepening import Depth
 from babel_jax.training.metrics import Metrics
+from babel_jax.training.run import train_stages
 
 
 @pytest.fixture(scope="session")
@@ -81,3 +83,17 @@ def cut_off(monkeypatch):
                 train()
 
     return run
+
+
+@pytest.fixture
+def train_at(run_config, begin):
+    """Runs a folder to its end at one depth, with these new layers and rows; gives the parameters."""
+
+    def go(folder, new_layers=(), new_rows=(), **changes):
+        folder.mkdir(exist_ok=True)
+        config = run_config(folder, **changes)
+        shape = config.model.shape
+        models = [Depth(0, shape, new_layers, new_rows=new_rows)]
+        return train_stages(config, models, lambda: begin(shape), folder, lambda *_: None)
+
+    return go

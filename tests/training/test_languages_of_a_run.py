@@ -157,7 +157,7 @@ def test_other_changes_are_refused_as_before(begun, codes, changes, says):
 
 def test_a_finished_run_takes_no_new_language(begun):
     (begun / "summary.json").write_text("{}")
-    with pytest.raises(BadInput, match="begun with another"):
+    with pytest.raises(BadInput, match=r"takes no new language \(yo\); give another out, and .*/hf as model"):
         claim(begun, config_of(begun, "sw", "en", "yo"))
 
 

@@ -1,5 +1,7 @@
 """Stages that train the layers which expansion added, and those alone."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,9 +15,7 @@ from babel_jax.expansion.apply import expand_hf_config, new_layers_of
 from babel_jax.expansion.plan import plan_from_settings
 from babel_jax.model.decoder import abstract_params
 from babel_jax.model_folders.hf_config import write_hf_config
-from babel_jax.training.deepening import Depth
 from babel_jax.training.optimizer import AdamW
-from babel_jax.training.run import train_stages
 
 NEW = (1,)
 
@@ -34,18 +34,9 @@ def stages(*trained):
 
 
 @pytest.fixture
-def train(run_config, begin):
+def train(train_at):
     """Runs a folder to its end with the second of two layers as the new one."""
-
-    def go(folder, new_layers=NEW, **changes):
-        folder.mkdir(exist_ok=True)
-        config = run_config(folder, **changes)
-        shape = config.model.shape
-        return train_stages(
-            config, [Depth(0, shape, new_layers)], lambda: begin(shape), folder, lambda *_: None
-        )
-
-    return go
+    return partial(train_at, new_layers=NEW)
 
 
 def leaves(params):

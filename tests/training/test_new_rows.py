@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -12,8 +13,6 @@ import pytest
 from flax import traverse_util
 
 from babel_jax.errors import BadInput
-from babel_jax.training.deepening import Depth
-from babel_jax.training.run import train_stages
 
 NEW = (3, 700, 701, 1279)
 TABLES = ("model/embed_tokens/weight", "lm_head/weight")
@@ -28,16 +27,9 @@ def stages(*trained):
 
 
 @pytest.fixture
-def train(run_config, begin):
-    def go(folder, new_rows=NEW, **changes):
-        folder.mkdir(exist_ok=True)
-        config = run_config(folder, **changes)
-        shape = config.model.shape
-        return train_stages(
-            config, [Depth(0, shape, (1,), new_rows=new_rows)], lambda: begin(shape), folder, lambda *_: None
-        )
-
-    return go
+def train(train_at):
+    """Runs a folder to its end with the second of two layers and some rows as the new ones."""
+    return partial(train_at, new_layers=(1,), new_rows=NEW)
 
 
 def leaves(params):

@@ -14,16 +14,17 @@ from typing import Any
 
 from babel_jax.errors import BadInput
 from babel_jax.files import read_json
+from babel_jax.model_files import CONFIG
 
 TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP, ADDED_TOKENS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
 )
-GENERATION_CONFIG, MODEL_CONFIG = "generation_config.json", "config.json"
+GENERATION_CONFIG = "generation_config.json"
 # The id that ends a document is taken from the first of these files that has one. Generation stops at the
 # ids of generation_config.json, so this file comes first.
-EOS_FILES = (GENERATION_CONFIG, MODEL_CONFIG, TOKENIZER_CONFIG)
+EOS_FILES = (GENERATION_CONFIG, CONFIG, TOKENIZER_CONFIG)
 MOST_ADDED_TOKENS = 1_000_000  # in one folder; published tokenizers have at most some thousands
 MOST_TOKEN_CHARACTERS = 1_000  # of one added token
 HIGHEST_ID = 2**31 - 1  # ids are int32
@@ -92,7 +93,7 @@ def read_side_files(folder: Path) -> SideFiles:
         raise BadInput(f"{folder}: {len(added):,} added tokens; at most {MOST_ADDED_TOKENS:,} are read")
 
     # The ids of generation_config.json come before those of config.json.
-    generation, model = folder / GENERATION_CONFIG, folder / MODEL_CONFIG
+    generation, model = folder / GENERATION_CONFIG, folder / CONFIG
     generation_eos = _ids(read_object(generation), "eos_token_id", generation)
     model_eos = _ids(read_object(model), "eos_token_id", model)
     pad_ids = _pad_ids(read_object(generation), generation) + _pad_ids(read_object(model), model)
