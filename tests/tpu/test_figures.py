@@ -11,7 +11,7 @@ from babel_jax.model.execution import Execution
 from babel_jax.model.flops import model_flops_per_token
 from babel_jax.model.parallel import WEIGHT_AXES, Parallelism, mesh_axes
 from babel_jax.tpu.chips import chip_of
-from babel_jax.tpu.flops import program_flops
+from babel_jax.tpu.flops import pallas_flops, program_flops
 from babel_jax.tpu.hlo import Program
 from babel_jax.tpu.worker import out_of_hbm
 from babel_jax.training.loss import summed_loss
@@ -239,6 +239,28 @@ ENTRY %main (a: f32[50,4096], b: s32[2]) -> f32[2,4096] {
 def test_what_is_brought_onto_the_chip_ahead_is_read_once_and_in_part():
     """Half of the rows, all of them, and two picked and two sliced; nothing is written to HBM."""
     assert Program(PREFETCHED).hbm_bytes() == (25 + 50 + 2 + 2) * 4096 * 4
+
+
+def test_heads_of_64_take_as_many_flops_in_splash_attention_as_heads_of_128():
+    """Half of the lanes of a matrix unit idle."""
+
+    def flops_of(head_dim):
+        config = ModelConfig(
+            vocab_size=96, hidden_size=32, intermediate_size=80, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=head_dim,
+        )  # fmt: skip
+        tokens = {name: jax.ShapeDtypeStruct((1, 256), jnp.int32) for name in ("tokens", "segment_ids")}
+        execution = Execution(kernel=AttentionKernel.SPLASH)
+        jaxpr = jax.make_jaxpr(
+            lambda params, batch: summed_loss(config, params, batch, execution=execution)[0]
+        )(abstract_params(config), tokens)
+        return pallas_flops(jaxpr.jaxpr, config, 256)
+
+    small, large = flops_of(64), flops_of(128)
+    assert small == large
+    (flops,) = small.values()
+    # Two products of all scores of 256 x 256, in one block, for 2 heads of 128.
+    assert flops == 2 * 2 * 2 * 128 * 256 * 256
 
 
 def test_flops_of_a_step_are_those_of_its_products():

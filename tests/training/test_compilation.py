@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from babel_jax.training.compilation import Profile
+from babel_jax.training.compilation import Profile, compiled_step
 
 PROGRAM = """
 import json, pathlib, sys
@@ -64,3 +64,21 @@ def test_processes_of_one_host_trace_into_folders_of_their_own(tmp_path, monkeyp
             traced.after(1, ())
     traces = tmp_path.glob("process-*/plugins/profile/*/*.xplane.pb")
     assert sorted(trace.relative_to(tmp_path).parts[0] for trace in traces) == ["process-0", "process-1"]
+
+
+def test_on_tpus_a_step_has_our_options_and_a_run_may_change_each():
+    """The options that are given to XLA, with a stand-in for the lowered step."""
+    given = []
+
+    class Lowered:
+        def compile(self, compiler_options):
+            given.append(compiler_options)
+
+    for platform, changes in (("cpu", {}), ("tpu", {}), ("tpu", {"xla_enable_async_all_gather": False})):
+        compiled_step(Lowered(), platform, changes)
+    on_cpu, on_tpu, changed = given
+    assert on_cpu is None
+    # Gathers start ahead, and run beside the products of the tensor core.
+    assert on_tpu["xla_enable_async_all_gather"] is True
+    assert on_tpu["xla_tpu_overlap_compute_collective_tc"] is True
+    assert changed == on_tpu | {"xla_enable_async_all_gather": False}
