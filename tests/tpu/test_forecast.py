@@ -119,6 +119,25 @@ def test_a_collective_that_is_short_is_hidden():
     assert forecast(wire=1000 / CLOCK).by_kind()[Kind.COLLECTIVES] == pytest.approx(1000 / CLOCK)
 
 
+def test_the_links_carry_one_collective_after_the_other():
+    """Two gathers start together and take 5,000 cycles each: after the product of 6,000 cycles the second one
+    needs 4,000 more.
+    """
+    text = TEXT
+    for name in ("start", "done"):
+        begin = text.index(f"%{name} (")
+        block = text[begin : text.index("\n}\n", begin) + 3]
+        other = block.replace(f"%{name} (", f"%{name}2 (").replace('chain_id="7"', 'chain_id="8"')
+        text = text.replace(block, f"{block}\n{other}")
+    lines = {"%begun": "calls=%start", "%whole": "calls=%done"}
+    for name, calls in lines.items():
+        line = next(line for line in text.splitlines() if line.startswith(f"  {name} = "))
+        text = text.replace(line, f"{line}\n{line.replace(name, f'{name}2').replace(calls, f'{calls}2')}")
+    exposed = forecast(text, wire=5000 / CLOCK).by_kind()[Kind.COLLECTIVES]
+    # In each of three iterations, and the all-reduce after them.
+    assert exposed == pytest.approx((3 * 4000 + 5000) / CLOCK)
+
+
 def test_kernels_have_their_line_in_this_package():
     grouped = forecast().grouped()
     (product,) = [kernel for kernel in grouped if kernel["name"] == "mlp/dot_general"]
