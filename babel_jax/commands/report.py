@@ -82,4 +82,4 @@ def declare(command: Commands) -> None:
     watch.add_argument(
         "--page", action="store_true", help="also write report.html each time; a browser loads it again"
     )
-    watch.add_argument("--once", action="store_true", help="show it once (also where there is no terminal)")
+    watch.add_argument("--once", action="store_true", help="show it once and exit, as without a terminal")

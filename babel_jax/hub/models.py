@@ -38,7 +38,7 @@ _PARTIAL = ".babel-partial"
 
 
 def hub_model(name: HubName, weights: bool = True) -> Path:
-    """The folder of a model of the hub: in its cache, with the files that it lacked fetched.
+    """The folder of a model in the hub's cache. Files that the cache lacks are fetched.
 
     weights: False for the config and the tokenizer alone. Raises BadInput for an unknown, a gated or a
     private model, an unknown revision, a model without safetensors, a hub that cannot be reached, and a disk
@@ -147,7 +147,9 @@ def _weights(name: HubName, files: dict[str, Any], folder: Path) -> list[str]:
 
 
 def _fetch(paths: Sequence[str], name: HubName, blobs: Path) -> None:
-    """Fetches large files into the cache's blobs, several at a time; what came before a stop is kept."""
+    """Fetches large files into the cache's blobs, several at a time. After a stop, the next call fetches only
+    the bytes that are missing.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.constants import MAX_HTTP_DOWNLOAD_SIZE
 
@@ -200,7 +202,7 @@ def _partial_bytes(blobs: Path, file: Any) -> int:
 
 
 def _fetch_blob(name: HubName, file: Any, blobs: Path, came: Callable[[int], None]) -> None:
-    """Fetches one file; a process that fetches the same one is waited for."""
+    """Fetches one file. If another process is fetching it, waits for that process."""
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]

@@ -317,8 +317,8 @@ def forecast_line(forecast: Mapping[str, Any]) -> str:
     kinds = ", ".join(f"{kind} {seconds:.3f}" for kind, seconds in forecast["by_kind"].items() if seconds)
     compiler = forecast["by_estimate"][Estimate.COMPILER] / (forecast["seconds"] or 1.0)
     return (
-        f"the compiler's forecast: {forecast['seconds']:.3f} seconds a step ({kinds}; collectives hidden "
-        f"{forecast['hidden_collectives']:.3f}); {compiler:.0%} of it by the compiler's own estimate, the "
-        f"rest by FLOPs and bytes; {forecast['async_copies_left_out']:,} copies beside the computation are "
-        "left out"
+        f"the compiler's forecast: {forecast['seconds']:.3f} seconds a run ({kinds}; "
+        f"{forecast['hidden_collectives']:.3f} more of collectives run beside products); {compiler:.0%} of the "
+        "time is the compiler's own estimate, the rest is from FLOPs and bytes; "
+        f"{forecast['async_copies_left_out']:,} copies that run beside products are left out"
     )

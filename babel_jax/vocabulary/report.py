@@ -104,7 +104,7 @@ def facts(cost: VocabularyCost) -> list[str]:
     found = [
         f"{cost.kind}: {cost.entries:,} entries and {cost.added:,} added tokens. The text uses "
         f"{cost.entries - cost.unused:,} of the entries.",
-        f"No text gives {len(dead.by_merges) + len(dead.by_splitting):,} entries: "
+        f"{len(dead.by_merges) + len(dead.by_splitting):,} entries cannot occur in any text: "
         f"{len(dead.by_merges):,} that no merges make, {len(dead.by_splitting):,} that are always split "
         f"before. {len(dead.dead):,} of them may be reused.",
     ]
