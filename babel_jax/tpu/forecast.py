@@ -316,9 +316,9 @@ def forecast_line(forecast: Mapping[str, Any]) -> str:
     """A forecast in one line."""
     kinds = ", ".join(f"{kind} {seconds:.3f}" for kind, seconds in forecast["by_kind"].items() if seconds)
     compiler = forecast["by_estimate"][Estimate.COMPILER] / (forecast["seconds"] or 1.0)
+    hidden, left_out = forecast["hidden_collectives"], forecast["async_copies_left_out"]
     return (
-        f"the compiler's forecast: {forecast['seconds']:.3f} seconds a run ({kinds}; "
-        f"{forecast['hidden_collectives']:.3f} more of collectives run beside products); {compiler:.0%} of the "
-        "time is the compiler's own estimate, the rest is from FLOPs and bytes; "
-        f"{forecast['async_copies_left_out']:,} copies that run beside products are left out"
+        f"the compiler's forecast: {forecast['seconds']:.3f} seconds a run ({kinds}; {hidden:.3f} more of "
+        f"collectives run beside products); {compiler:.0%} of the time is the compiler's own estimate, the "
+        f"rest is from FLOPs and bytes; {left_out:,} copies that run beside products are left out"
     )

@@ -22,6 +22,7 @@ from babel_jax.errors import BadInput
 from babel_jax.hardware import CHIPS, GPUS, Gpu
 from babel_jax.model.decoder import count_parameters
 from babel_jax.model.flops import model_flops_per_token
+from babel_jax.progress import interval
 from babel_jax.tpu.compiling import Which, compiled_programs
 from babel_jax.tpu.costs import described_program, programs_table, short_of
 from babel_jax.tpu.cuda import as_chip, has_compiler
@@ -312,7 +313,7 @@ def _summary(result: dict[str, Any], config: Config, shape: ModelConfig, card: G
     for stage in result["stages"]:
         cost = "" if stage["cost"] is None else f", {stage['cost']:,.0f} at the price given"
         lines.append(
-            f"stage {stage['name']}: {stage['steps']:,} steps, at least {stage['days']:.2f} days, "
+            f"stage {stage['name']}: {stage['steps']:,} steps, at least {_time(stage['days'])}, "
             f"{stage['device_hours']:,.1f} device-hours{cost}"
         )
     if "programs" in result:
@@ -324,6 +325,11 @@ def _summary(result: dict[str, Any], config: Config, shape: ModelConfig, card: G
         with_options = result["advice"].startswith("--set")
         lines.append(f"{'fits with' if with_options else 'try'} {result['advice']}")
     return "\n".join(lines)
+
+
+def _time(days: float) -> str:
+    """Days, or for less than one hours, minutes and seconds."""
+    return f"{days:.2f} days" if days >= 1 else interval(days * 86_400)
 
 
 def _memory_line(result: dict[str, Any], card: Gpu, usable: float) -> str:
