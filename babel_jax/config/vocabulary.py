@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from babel_jax.config.settings import Choice, Fraction, LocalPath, Positive, Settings
+from babel_jax.config.settings import Choice, Fraction, LocalPath, ModelPath, Positive, Settings
 from babel_jax.languages import language
 
 
@@ -62,8 +62,10 @@ class VocabularySettings(Settings):
     """
     init: RowInit = RowInit.PARTS
     """The first values of the new rows."""
-    donor: LocalPath | None = None
-    """With `init = "donor"`: a folder with a tokenizer and safetensors files; a model of any family."""
+    donor: ModelPath | None = None
+    """With `init = "donor"`: a model of any family, with its tokenizer and safetensors files; a folder, a
+    bucket's URL or a name on the hub.
+    """
     multiple: Positive = 128
     """The rows of larger tables are a multiple of this number, so that any mesh divides them. Unit: rows."""
     data: LocalPath | None = None

@@ -25,13 +25,14 @@ from babel_jax.model_folders.folder import ModelFolder, load_params, open_folder
 from babel_jax.model_folders.tokenizer_files import is_padding
 from babel_jax.places import place
 from babel_jax.progress import working
-from babel_jax.recipe.vocabulary import LargerModel, larger_model
+from babel_jax.recipe.vocabulary import larger_model
 from babel_jax.report.record import PARENT_SAMPLES
 from babel_jax.report.samples import write_samples
 from babel_jax.training.deepening import Depth, depths
 from babel_jax.training.mesh import make_mesh, param_shardings
 from babel_jax.vocabulary.card import new_rows_of
 from babel_jax.vocabulary.growth import grow_config, growing
+from babel_jax.vocabulary.larger import LargerModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,8 @@ class Beginning:
             )
         if self.larger is not None:
             with working("adding the rows of new tokens"):
-                params = growing(param_shardings(self.larger_config, mesh))(params, self.larger.growth)
+                larger = growing(param_shardings(self.larger_config, mesh))
+                params = larger(params, *self.larger.growth.arguments)
             evaluate_point(config, "extended", self.larger_config, params, self.tokenizer)
         if self.plan is not None:
             deeper = self.models[0].config

@@ -28,10 +28,10 @@ from babel_jax.model_folders.folder import (
 )
 from babel_jax.model_folders.hf_config import stored_eos_token_ids, write_hf_config
 from babel_jax.places import place
-from babel_jax.recipe.vocabulary import NOT_OF_THE_MODEL
 from babel_jax.report.card import run_card
 from babel_jax.report.samples import beginning
 from babel_jax.run_files import Mixture, read_as
+from babel_jax.vocabulary.larger import NOT_OF_THE_MODEL
 
 
 def export_difference(hf: Path, params: PyTree[Array], config: ModelConfig) -> float:

@@ -27,6 +27,7 @@ from babel_jax.files import make_folder
 from babel_jax.model.parallel import RING
 from babel_jax.model_folders.folder import open_folder
 from babel_jax.recipe.rehearsal_config import (
+    NEW_ROWS,
     PREEMPTED_AFTER,
     SEQ_LEN,
     Mesh,
@@ -35,8 +36,14 @@ from babel_jax.recipe.rehearsal_config import (
     scaled_config,
     scaled_mesh,
     scaled_shape,
+    scaled_vocabulary,
 )
-from babel_jax.recipe.rehearsal_text import write_model, write_sources, write_tokenizer
+from babel_jax.recipe.rehearsal_text import (
+    write_model,
+    write_sources,
+    write_tokenizer,
+    write_vocabulary_text,
+)
 from babel_jax.run_files import DuringLine, StepLine, read_lines
 from babel_jax.tpu.shapes import Base, expanded, made_up_base, trained_shape
 from babel_jax.training.watch import DURING
@@ -75,7 +82,9 @@ def rehearse(
     start = time.monotonic()
     mesh = scaled_mesh(config.training.mesh, devices, slices)
     base, made_up = made_up_base(config, configs)
-    check_divides(config, trained_shape(config, base.config))
+    # The parent is on the mesh too, with the rows that it has.
+    for shape in (base.config, trained_shape(config, base.config)):
+        check_divides(config, shape)
     if out is not None and out.exists() and any(out.iterdir()):
         raise BadInput(f"{out}: not empty; give a new folder for the rehearsal")
     with _folder(out) as folder:
@@ -139,7 +148,8 @@ def _prepared(config: Config, base: Base, mesh: Mesh, folder: Path) -> tuple[Con
     corpus = embedded_corpus()
     tokenizer = folder / "tokenizer"
     entries = write_tokenizer(tokenizer, [row.text for rows in corpus.values() for row in rows])
-    small = Base(scaled_shape(base.config, mesh, entries), base.new_layers)
+    rows = tuple(range(entries - NEW_ROWS, entries)) if base.new_rows else ()
+    small = Base(scaled_shape(base.config, mesh, entries), base.new_layers, rows)
 
     # The rehearsal has its own text, tokenizer and window length; other settings of data stay.
     data = {
@@ -151,13 +161,17 @@ def _prepared(config: Config, base: Base, mesh: Mesh, folder: Path) -> tuple[Con
     }
     model: dict[str, Any] = {"shape": small.config.model_dump(mode="json", exclude_none=True)}
     if config.model.folder is not None:
-        write_model(folder / "model", small.config, tokenizer)
+        write_model(folder / "model", small, tokenizer)
         model = {"folder": str(folder / "model")}
+    vocabulary = None
+    if config.vocabulary is not None:
+        write_vocabulary_text(config, sources, folder / "vocabulary-text")
+        vocabulary = scaled_vocabulary(config, folder / "vocabulary-text", folder / "model")
     codes = ", ".join(dict.fromkeys(source["language"] for source in sources))
     text = f"{codes}; the package's own text"
     if user_languages:
         text += f", but of {', '.join(user_languages)} the first rows of data.sources"
-    return scaled_config(config, mesh, data, model, folder / "run"), small, text
+    return scaled_config(config, mesh, data, model, vocabulary, folder / "run"), small, text
 
 
 def _run(
@@ -175,8 +189,7 @@ def _run(
         "config": json.loads(config.model_dump_json(exclude_none=True)),
         "runs": runs,
         "seen": str(programs),
-        "base": json.loads(base.config.model_dump_json(exclude_none=True)),
-        "new_layers": list(base.new_layers),
+        "base": base.to_json(),
     }
     package = str(Path(__file__).parents[2])
     # The worker has a CPU with many devices, whatever this process uses.
@@ -252,6 +265,10 @@ def _points(
     first, last = expanded(scaled, base.config), trained_shape(scaled, base.config)
     evaluated = read_points(out, point_names(scaled))
     add("text", Path(scaled.data.folder).is_dir(), f"{text}; windows of {scaled.data.seq_len} tokens")
+    if scaled.vocabulary is not None:
+        rows = f"{base.config.vocab_size:,} rows to {first.vocab_size:,}"
+        how = f"{rows}, for {scaled.vocabulary.tokens} new tokens"
+        add("vocabulary", "extended" in evaluated, how)
     if scaled.expansion is not None:
         layers = f"{base.config.num_hidden_layers} layers to {first.num_hidden_layers}"
         add("expansion", "expanded" in evaluated or scaled.model.folder is None, layers)
@@ -278,7 +295,9 @@ def _points(
     # Evaluation at each point and between steps. A model of random weights has no points before training.
     before_training = []
     if scaled.model.folder is not None:
-        before_training = ["base"] if scaled.expansion is None else ["base", "expanded"]
+        before_training = ["base"]
+        before_training += ["extended"] if scaled.vocabulary is not None else []
+        before_training += ["expanded"] if scaled.expansion is not None else []
     # A stage may have the result "base", as in tiny-base.toml.
     for name in [*before_training, *(stage.result for stage in scaled.stages)]:
         tasks = evaluated.get(name, {})
@@ -291,8 +310,12 @@ def _points(
 
     # The files at the end.
     hf = out / "hf"
-    exported = open_folder(hf).config.num_hidden_layers if hf.is_dir() else 0
-    add("export", exported == last.num_hidden_layers, f"{exported} layers in {config.export_dtype}")
+    exported = open_folder(hf).config if hf.is_dir() else None
+    depth, rows_of_export = (
+        (exported.num_hidden_layers, exported.vocab_size) if exported is not None else (0, 0)
+    )
+    ran = (depth, rows_of_export) == (last.num_hidden_layers, last.vocab_size)
+    add("export", ran, f"{depth} layers, {rows_of_export:,} rows, in {config.export_dtype}")
     has_files = (out / "samples.json").is_file() and (out / "report.html").is_file()
     add("samples and report", has_files, "samples.json, report.html")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.sharding import AbstractMesh
 
-from babel_jax.config import Config, ModelConfig, Stage, Trained
+from babel_jax.config import Config, ModelConfig, Stage
 from babel_jax.config.file import parse_settings
 from babel_jax.config.settings import divisors
 from babel_jax.errors import BadInput
@@ -18,6 +18,8 @@ from babel_jax.training.mesh import check_batch, param_shardings
 STEPS = 4  # of each stage: room for two preemptions and a deepening
 PREEMPTED_AFTER = (1, 2)  # steps
 SEQ_LEN = 64
+NEW_TOKENS = 8  # of each language of [vocabulary]
+NEW_ROWS = 8  # of the tables of a folder that has a larger vocabulary already
 _HEAD_DIM = 8
 _ACCUMULATION = 2  # pieces of a batch at the most
 
@@ -102,11 +104,28 @@ def scaled_shape(shape: ModelConfig, mesh: Mesh, vocabulary: int) -> ModelConfig
     return shape.model_copy(update=sizes)
 
 
+def scaled_vocabulary(config: Config, text: Path, model: Path) -> dict[str, Any]:
+    """The settings of `[vocabulary]` with a few tokens, learned from a folder of text. The model is its own
+    donor.
+    """
+    assert config.vocabulary is not None
+    settings = config.vocabulary
+    changed = {"tokens": NEW_TOKENS * len(settings.languages), "least": 1, "data": str(text)}
+    if settings.donor is not None:
+        changed["donor"] = str(model)
+    return {**settings.model_dump(mode="json", exclude_none=True), **changed}
+
+
 def scaled_config(
-    config: Config, mesh: Mesh, data: Mapping[str, Any], model: Mapping[str, Any], out: Path
+    config: Config,
+    mesh: Mesh,
+    data: Mapping[str, Any],
+    model: Mapping[str, Any],
+    vocabulary: Mapping[str, Any] | None,
+    out: Path,
 ) -> Config:
-    """The config with a few steps of each stage on `mesh`, with this text and model; other settings are
-    unchanged.
+    """The config with a few steps of each stage on `mesh`, with this text, model and vocabulary; other
+    settings are unchanged.
     """
     devices = math.prod(size for axis, size in mesh.items() if axis != RING)
     training = config.training
@@ -130,11 +149,11 @@ def scaled_config(
     evaluation |= {"batch_size": devices, "max_bytes": 300, "suite_items": min(1, evaluation["suite_items"])}
     if "every" in evaluation:
         evaluation["every"] = STEPS - 1
-    # The rehearsal has a tokenizer of its own, which stays as it is.
-    values.pop("vocabulary", None)
+    if vocabulary is not None:
+        values["vocabulary"] = dict(vocabulary)
+        # A larger vocabulary extends the model's own tokenizer.
+        values["data"].pop("tokenizer")
     for stage in values["stages"]:
-        if stage["train"] == Trained.NEW_ROWS:
-            stage["train"] = str(Trained.ALL)
         # A few steps of each stage, whatever its budget.
         stage.pop("tokens", None)
         stage.pop("max_passes", None)

@@ -5,21 +5,24 @@ model with random weights.
 import glob
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import tokenizers
 
-from babel_jax.config import Config, ModelConfig, Source
+from babel_jax.config import Config, Source
 from babel_jax.data.sources.embedded import embedded_corpus
 from babel_jax.data.sources.rows import Row, RowCounts, read_rows
+from babel_jax.expansion.plan import PROVENANCE as EXPANDED
 from babel_jax.files import make_folder, write_text
 from babel_jax.languages import BABEL, in_order
 from babel_jax.model.decoder import init_params
 from babel_jax.model_folders.folder import Format, save_folder
 from babel_jax.model_folders.hf_config import write_hf_config
+from babel_jax.tpu.shapes import Base
+from babel_jax.vocabulary.card import PROVENANCE as EXTENDED
 
 _VOCABULARY = 2048
 _ROWS = 16  # of each language, or of each source
@@ -47,16 +50,17 @@ def write_sources(config: Config, folder: Path) -> tuple[list[dict[str, Any]], l
     Returns the sources as settings, and the languages whose text is the user's.
     """
     make_folder(folder)
-    corpus, sources, user_languages = embedded_corpus(), [], []
+    sources: list[dict[str, Any]] = []
+    user_languages: list[str] = []
     given = config.data.sources or [None] * len(languages_of(config))
     for number, (source, code) in enumerate(zip(given, _codes(config), strict=True)):
         rows = _first_rows(source, config) if source is not None else []
         if rows:
             user_languages.append(code)
         elif config.data.conversations:
-            rows = _conversations(corpus[code][:_ROWS])
+            rows = _conversations(package_rows(code)[:_ROWS])
         else:
-            rows = _passages(corpus[code])
+            rows = _passages(package_rows(code))
 
         path = folder / f"{number:03}-{code}.jsonl"
         key = "messages" if config.data.conversations else "text"
@@ -141,9 +145,52 @@ def write_tokenizer(folder: Path, texts: Sequence[str]) -> int:
     return bpe.get_vocab_size()
 
 
-def write_model(folder: Path, shape: ModelConfig, tokenizer: Path) -> None:
-    """Writes a model folder with random weights, in bfloat16 like published models."""
-    params = jax.jit(init_params, static_argnums=(0, 2))(shape, jax.random.key(0), jax.numpy.bfloat16)
-    save_folder(
-        folder, Format.HF, params, write_hf_config(shape, None, "bfloat16", eos_token_id=0), tokenizer
-    )
+def write_model(folder: Path, base: Base, tokenizer: Path) -> None:
+    """Writes a model folder with random weights, in bfloat16 like published models. Its config.json names the
+    layers and rows that earlier commands added.
+    """
+    params = jax.jit(init_params, static_argnums=(0, 2))(base.config, jax.random.key(0), jax.numpy.bfloat16)
+    hf_config = write_hf_config(base.config, None, "bfloat16", eos_token_id=0)
+    if base.new_layers:
+        hf_config[EXPANDED] = {"layers": _layers(base)}
+    if base.new_rows:
+        rows = {"new_rows": [[base.new_rows[0], base.new_rows[-1] + 1]], "tokens": len(base.new_rows)}
+        hf_config[EXTENDED] = rows
+    save_folder(folder, Format.HF, params, hf_config, tokenizer)
+
+
+def _layers(base: Base) -> list[dict[str, Any]]:
+    """A plan whose new layers are those of `base`."""
+    layers: list[dict[str, Any]] = []
+    kept = 0
+    for number in range(base.config.num_hidden_layers):
+        is_new = number in base.new_layers
+        layers.append({"source": max(0, kept - 1), "init": "zero"} if is_new else {"source": kept})
+        kept += not is_new
+    return layers
+
+
+def write_vocabulary_text(config: Config, sources: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Writes xx.jsonl for each language that `[vocabulary]` names: the rows that the rehearsal's sources
+    have, and the package's text, so that there is enough for a few new tokens.
+    """
+    settings = config.vocabulary
+    assert settings is not None
+    make_folder(folder)
+    for code in (*settings.languages, *settings.protect):
+        texts = [row.text for row in package_rows(code)]
+        for source in sources:
+            if source["language"] == code and source["text_key"] == "text":
+                texts += [row.text for row in read_rows(Source(**source), config.data.bad_rows, RowCounts())]
+        lines = [
+            json.dumps({"id": str(number), "text": text}, ensure_ascii=False) + "\n"
+            for number, text in enumerate(texts)
+        ]
+        write_text(folder / f"{code}.jsonl", "".join(lines))
+
+
+def package_rows(code: str) -> list[Row]:
+    """The package's text in a language; in another one for languages that it lacks."""
+    corpus = embedded_corpus()
+    others = [other for other in corpus if other != "en"]
+    return corpus.get(code) or corpus[others[sum(code.encode()) % len(others)]]

@@ -1,7 +1,7 @@
 """A part of a rehearsal in a separate process: runs the recipe one or more times on the CPU devices that the
 environment forces.
 
-Reads {"config", "base", "new_layers", "runs": [{"mesh", "preempt_after"}], "seen"} from standard input. A run
+Reads {"config", "base", "runs": [{"mesh", "preempt_after"}], "seen"} from standard input. A run
 gets SIGTERM after the step `preempt_after`, unless that is null. Writes the programs that it compiled to the
 file `seen`.
 """
@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from babel_jax.config import Config, ModelConfig
+from babel_jax.config import Config
 from babel_jax.config.file import parse_settings
 from babel_jax.distributed.stopping import preempted_by_sigterm
 from babel_jax.errors import BadInput, Preempted
@@ -27,6 +27,7 @@ from babel_jax.model.decoder import abstract_params
 from babel_jax.recipe.recipe import run_recipe
 from babel_jax.tpu.kinds import ORBAX_PROGRAM
 from babel_jax.tpu.programs import Program, training_programs
+from babel_jax.tpu.shapes import base_from_json
 from babel_jax.training.hooks import Hook, Moment
 from babel_jax.training.mesh import make_mesh
 
@@ -109,11 +110,11 @@ class Preempt(Hook):
 def main() -> int:
     """All requested runs, one after the other."""
     request = json.load(sys.stdin)
-    base = parse_settings(ModelConfig, request["base"], "model")
+    base = base_from_json(request["base"])
     logging.basicConfig(format="%(message)s")
     logging.getLogger("babel").setLevel(logging.INFO)
     # Programs with weights count; those with tables of positions or batches of a few tokens do not.
-    matrices = [leaf for leaf in jax.tree.leaves(abstract_params(base)) if len(leaf.shape) > 1]
+    matrices = [leaf for leaf in jax.tree.leaves(abstract_params(base.config)) if len(leaf.shape) > 1]
     sizes = [_bytes([leaf]) for leaf in matrices]
     least = min(size for size in sizes if size > 2**13)
     try:
@@ -129,7 +130,7 @@ def main() -> int:
                     if requested["preempt_after"] is None:
                         raise
                     print(f"preempted: {stopped}", file=sys.stderr)
-            planned = training_programs(config, base, request["new_layers"], make_mesh(config.training.mesh))
+            planned = training_programs(config, base, make_mesh(config.training.mesh))
             programs |= compiled.seen.keys()
             lacking += missing(compiled.seen, planned)
     except BadInput as error:

@@ -1,17 +1,13 @@
-"""The extended vocabulary of a run, in the folder DATA-vocabulary beside the prepared text:
-
-tokenizer files, config.json and the other files of the model folder, as the larger model has them
-growth.npz      the new rows, as sums of old ones
-made_from.json  the settings and the model that decided all this; another run with others is refused
+"""The extended vocabulary of a run: made once, by the first process, in the folder that `vocabulary.larger`
+describes.
 """
 
 import json
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 
 from babel_jax.config import Config
 from babel_jax.data.sources.embedded import corpus_sources
@@ -23,26 +19,20 @@ from babel_jax.model_files import CONFIG
 from babel_jax.model_folders.folder import ModelFolder, copy_other_files, open_folder
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.new_folders import new_folder
-from babel_jax.places import place, pull
+from babel_jax.places import pull
 from babel_jax.progress import working
 from babel_jax.vocabulary.folders import extend
-from babel_jax.vocabulary.growth import Growth
+from babel_jax.vocabulary.larger import (
+    GROWTH,
+    MADE_FROM,
+    LargerModel,
+    larger_folder,
+    read_larger,
+    write_growth,
+)
 from babel_jax.vocabulary.texts import texts_of
 
 log = logging.getLogger("babel")
-
-_GROWTH, _MADE_FROM = "growth.npz", "made_from.json"
-NOT_OF_THE_MODEL = (_GROWTH, _MADE_FROM)
-
-
-class LargerModel(NamedTuple):
-    """A run's model with its larger vocabulary, without weights: a folder with the tokenizer and all other
-    files, its config.json, and its new rows.
-    """
-
-    path: Path
-    hf_config: dict[str, Any]
-    growth: Growth
 
 
 def larger_model(config: Config, folder: ModelFolder | None) -> LargerModel | None:
@@ -52,25 +42,22 @@ def larger_model(config: Config, folder: ModelFolder | None) -> LargerModel | No
     """
     if config.vocabulary is None or folder is None:
         return None
-    path = place(f"{config.data.folder}-vocabulary")
+    path = larger_folder(config)
     with agreed():
-        if jax.process_index() == 0 and not (path / _MADE_FROM).is_file():
+        if jax.process_index() == 0 and not (path / MADE_FROM).is_file():
             pull(path)
         if jax.process_index() == 0 and not path.is_dir():
             _make(path, config, folder)
     with agreed():
         if jax.process_index() != 0:
             pull(path)
-        made_from = read_json(path / _MADE_FROM)
+        made_from = read_json(path / MADE_FROM)
         if made_from != _made_from(config, folder):
             raise BadInput(
                 f"{path}: made with another [vocabulary], text or model; give another data.folder, or remove "
                 "this one and the prepared text"
             )
-        with np.load(path / _GROWTH) as stored:
-            arrays = {name: stored[name] for name in ("ids", "sources", "weights")}
-            growth = Growth(**arrays, old_rows=int(stored["old_rows"]), rows=int(stored["rows"]))
-        return LargerModel(path, read_json(path / CONFIG), growth)
+        return read_larger(path)
 
 
 def tokenizer_files(config: Config) -> Path | str | None:
@@ -98,16 +85,8 @@ def _make(path: Path, config: Config, folder: ModelFolder) -> None:
         for name, content in extended.files.items():
             write_bytes(partial / name, content)
         write_text(partial / CONFIG, json.dumps(extended.hf_config, indent=2) + "\n")
-        growth = extended.growth
-        np.savez(
-            partial / _GROWTH,
-            ids=growth.ids,
-            sources=growth.sources,
-            weights=growth.weights,
-            old_rows=growth.old_rows,
-            rows=growth.rows,
-        )
-        write_text(partial / _MADE_FROM, json.dumps(_made_from(config, folder), indent=2) + "\n")
+        write_growth(partial / GROWTH, extended.growth)
+        write_text(partial / MADE_FROM, json.dumps(_made_from(config, folder), indent=2) + "\n")
 
 
 def vocabulary_texts(config: Config) -> dict[str, list[str]]:

@@ -51,9 +51,8 @@ def compiled_programs(
     """
     log.info("compiling for %s; a program of a large model takes minutes", target)
     request = {
-        "config": _plain(config),
-        "base": _plain(base.config),
-        "new_layers": list(base.new_layers),
+        "config": json.loads(config.model_dump_json(exclude_none=True)),
+        "base": base.to_json(),
         **request,
     }
     paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -99,8 +98,3 @@ def compiled_programs(
                 f"the compiler stopped with status {worker.returncode}:\n{errors.read()[-4000:]}"
             )
     return measurements
-
-
-def _plain(settings: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(settings.model_dump_json(exclude_none=True))
-    return plain

@@ -5,7 +5,7 @@ from typing import Any
 
 from babel_jax.config import Config
 from babel_jax.hardware import Chip
-from babel_jax.tpu.kinds import BITS_PER_BYTE, CARRYING, EXPANSION, OPTIMIZER, STEP, SUITE
+from babel_jax.tpu.kinds import BITS_PER_BYTE, CARRYING, EXPANSION, GROWTH, OPTIMIZER, STEP, SUITE
 
 _GIB = 2**30
 
@@ -125,6 +125,8 @@ def _advice_for(kind: str, config: Config, mesh: dict[str, int]) -> str:
         tries += _smaller_moments(config)
     if kind == EXPANSION:
         tries.append("babel expand of the folder before the run, in place of [expansion]")
+    if kind == GROWTH:
+        tries.append("babel tokenizer extend of the folder before the run, in place of [vocabulary]")
     return ", ".join([*tries, "more chips"]).replace(", more chips", ", or more chips")
 
 

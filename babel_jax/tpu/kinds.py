@@ -3,10 +3,11 @@
 They are in a separate module because the module of the programs imports as much as a whole run.
 """
 
-STEP, READING, INITIAL, EXPANSION, OPTIMIZER = (
+STEP, READING, INITIAL, GROWTH, EXPANSION, OPTIMIZER = (
     "step",
     "reading the folder",
     "initial parameters",
+    "rows of new tokens",
     "expansion",
     "optimizer state",
 )

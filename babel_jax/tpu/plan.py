@@ -4,6 +4,7 @@ compiled for the pod.
 
 import importlib.util
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,8 @@ def plan(
         result = result_without_step(shape, topology, slices, chip, measurements)
     else:
         # The step of the last stage: the model has its full depth there.
-        step = [of_program for of_program in measurements if of_program["kind"] == STEP][-1]
-        result = described(config, shape, topology, slices, chip, step)
+        steps = [of_program for of_program in measurements if of_program["kind"] == STEP]
+        result = described(config, shape, topology, slices, chip, steps[-1], steps)
     return with_programs(result, programs, which)
 
 
@@ -135,9 +136,18 @@ def with_programs(result: dict[str, Any], programs: list[dict[str, Any]], which:
 
 
 def described(
-    config: Config, shape: ModelConfig, topology: str, slices: int, chip: Chip, measurements: dict[str, Any]
+    config: Config,
+    shape: ModelConfig,
+    topology: str,
+    slices: int,
+    chip: Chip,
+    measurements: dict[str, Any],
+    steps: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The result of `plan`, from the measurements of the compiled train step."""
+    """The result of `plan`, from the measurements of the compiled train step.
+
+    steps: those of the steps of all stages, which may train less and so take less time.
+    """
     mesh, training = measurements["mesh"], config.training
     chips = math.prod(mesh.values()) // chip.devices
     parameters = count_parameters(shape)
@@ -169,9 +179,10 @@ def described(
     seconds = seconds_of(measurements, chip)
     bound = max(seconds.values())
     tokens_per_day = tokens_per_step / bound * _DAY
-    stages = [
-        _stage(stage, tokens_per_step, bound, chips, config.prices.get(chip.name)) for stage in config.stages
-    ]
+    price, stages = config.prices.get(chip.name), []
+    bounds = _bounds_by_stage(steps, chip)
+    for stage in config.stages:
+        stages.append(_stage(stage, tokens_per_step, bounds.get(stage.name, bound), chips, price))
     forecast = measurements.get("forecast")
     expected = None if forecast is None else forecast["seconds"]
     result |= {
@@ -193,6 +204,15 @@ def described(
         "chip_hours": sum(stage["chip_hours"] for stage in stages),
     }
     return result | {"summary": _summary(result, shape, chip)}
+
+
+def _bounds_by_stage(steps: Sequence[dict[str, Any]], chip: Chip) -> dict[str, float]:
+    """The least seconds of a step of each stage; of a stage with several depths, that of the last one."""
+    bounds: dict[str, float] = {}
+    for step in steps:
+        if "out_of_memory" not in step:
+            bounds |= dict.fromkeys(step.get("points", ()), max(seconds_of(step, chip).values()))
+    return bounds
 
 
 def _least_wire(config: Config, mesh: dict[str, int], parameters: int) -> int:

@@ -25,7 +25,7 @@ from babel_jax.evaluation.bits_per_byte import longest_window
 from babel_jax.evaluation.points import tokens_of_batch
 from babel_jax.evaluation.scoring import row_lengths, scoring_program
 from babel_jax.evaluation.suite import SUITE_BATCH_TOKENS, SUITE_ROWS, suite_tokens
-from babel_jax.expansion.apply import expand_config, expanding
+from babel_jax.expansion.apply import expanding
 from babel_jax.expansion.plan import plan_from_settings
 from babel_jax.inference.generation import generation_programs
 from babel_jax.languages import BABEL
@@ -40,6 +40,7 @@ from babel_jax.tpu.kinds import (
     EXPANSION,
     EXPORT,
     GENERATION,
+    GROWTH,
     INITIAL,
     LOG_LIKELIHOODS,
     NEW_TOKEN,
@@ -52,11 +53,13 @@ from babel_jax.tpu.kinds import (
     STEP,
     SUITE,
 )
-from babel_jax.tpu.shapes import new_rows
+from babel_jax.tpu.shapes import Base, expanded, growth_of, larger, new_rows
 from babel_jax.training.deepening import Depth, depth_at, depths
 from babel_jax.training.mesh import batch_sharding, check_batch, param_shardings, replicated
+from babel_jax.training.parts import check_trained
 from babel_jax.training.setup import Setup, carrying_over, setup_of
 from babel_jax.training.step import beginning
+from babel_jax.vocabulary.growth import Growth, growing
 
 # For benchmarks with generated answers: prompts per device, tokens of a prompt, and new tokens.
 BENCHMARK_ROWS, BENCHMARK_PROMPT, BENCHMARK_NEW = 8, 2048, 256
@@ -125,31 +128,28 @@ def copied_bytes(arrays: PyTree[jax.ShapeDtypeStruct]) -> int:
     return total
 
 
-def training_programs(
-    config: Config, base: ModelConfig, new_layers: Sequence[int], mesh: Mesh
-) -> list[Program]:
+def training_programs(config: Config, base: Base, mesh: Mesh) -> list[Program]:
     """The programs of `babel train` (or sft) in the order of the run. Programs that compile to the same are
     one, with all their names.
 
-    base: the shape of the model that the run begins with, before any expansion. new_layers: its layers that
-    an earlier expansion added. Raises BadInput if mesh, batch and model do not divide.
+    base: the model that the run begins with. Raises BadInput if mesh, batch and model do not divide, and for
+    a stage that trains layers or rows that its model lacks.
     """
     check_batch(
         mesh, config.training.global_batch_size, config.training.gradient_accumulation, config.data.seq_len
     )
-    return _merged(_training_programs(config, base, tuple(new_layers), mesh))
+    return _merged(_training_programs(config, base, mesh))
 
 
-def _training_programs(
-    config: Config, base: ModelConfig, new_layers: tuple[int, ...], mesh: Mesh
-) -> Iterator[Program]:
-    plan = (
-        plan_from_settings(config.expansion, base.num_hidden_layers) if config.expansion is not None else None
-    )
-    first = expand_config(base, plan) if plan is not None else base
-    models = depths(
-        first, plan.new_layers if plan is not None else new_layers, config.deepen, new_rows(config, first)
-    )
+def _training_programs(config: Config, of_run: Base, mesh: Mesh) -> Iterator[Program]:
+    base, new_layers, plan = of_run.config, of_run.new_layers, None
+    if config.expansion is not None:
+        plan = plan_from_settings(config.expansion, base.num_hidden_layers)
+        new_layers = plan.new_layers
+    first = expanded(config, base)
+    models = depths(first, new_layers, config.deepen, new_rows(config, of_run))
+    for stage, at, _ in _parts(config, models):
+        check_trained(stage, depth_at(models, at))
     params = params_on(mesh, base)
     # The base model: initialized, or read and evaluated.
     if config.model.folder is None:
@@ -163,6 +163,12 @@ def _training_programs(
         yield from reading(mesh, base, params)
         yield from _measuring(config, "base", base, mesh, params)
         yield from _sampling(config, mesh, base, params, "parent")
+    growth, grown = growth_of(config, base), larger(config, base)
+    if growth is not None:
+        program = growing(param_shardings(grown, mesh))
+        yield Program(GROWTH, (), program, (params, *_shapes(growth, mesh)))
+        params = params_on(mesh, grown)
+        yield from _measuring(config, "extended", grown, mesh, params)
     if plan is not None:
         deeper = param_shardings(first, mesh)
         yield Program(EXPANSION, (), expanding(deeper), (params, plan))
@@ -214,6 +220,13 @@ def _training_programs(
     yield Program(EXPORT, ("type",), in_type, (params, jnp.dtype(config.export_dtype)))
     yield from _exporting(mesh, last, params, jnp.dtype(config.export_dtype))
     yield from _sampling(config, mesh, last, params)
+
+
+def _shapes(growth: Growth, mesh: Mesh) -> tuple[Any, ...]:
+    """`Growth.arguments` as shapes; each device has all of them."""
+    *arrays, rows = growth.arguments
+    shapes = (jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=replicated(mesh)) for one in arrays)
+    return (*shapes, rows)
 
 
 def evaluation_programs(

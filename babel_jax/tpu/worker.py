@@ -33,7 +33,7 @@ from babel_jax.tpu.hlo import Collective
 from babel_jax.tpu.hlo import Program as Moved
 from babel_jax.tpu.kinds import STEP
 from babel_jax.tpu.programs import Program, copied_bytes, device_bytes, evaluation_programs, training_programs
-from babel_jax.tpu.shapes import Base, trained_shape
+from babel_jax.tpu.shapes import Base, base_from_json, trained_shape
 from babel_jax.training.compilation import compiled_step
 from babel_jax.training.mesh import make_mesh, mesh_for
 
@@ -64,7 +64,7 @@ def chosen_programs(config: Config, base: Base, mesh: Mesh, which: str) -> list[
         return evaluation_programs(
             trained_shape(config, base.config), mesh, jnp.bfloat16, batch_tokens_on(mesh.size)
         )
-    programs = training_programs(config, base.config, base.new_layers, mesh)
+    programs = training_programs(config, base, mesh)
     steps = [program for program in programs if program.kind == STEP]
     if which == "step":
         return steps[-1:]
@@ -87,6 +87,7 @@ def measure_program(
     measurements: dict[str, Any] = {
         "kind": program.kind,
         "name": program.name,
+        "points": list(program.points),
         "mesh": dict(mesh.shape),
         "beside": device_bytes(program.beside),
     }
@@ -211,7 +212,7 @@ def main() -> int:
     """
     request = json.load(sys.stdin)
     config = parse_settings(Config, request["config"], "config")
-    base = Base(parse_settings(ModelConfig, request["base"], "model"), tuple(request["new_layers"]))
+    base = base_from_json(request["base"])
     which, keep = request["which"], Path(request["hlo"]) if request.get("hlo") else None
     try:
         shape = trained_shape(config, base.config)

@@ -139,21 +139,24 @@ def check_models(stages: Sequence[PlannedStage], models: Sequence[Depth]) -> Non
     """
     for plan in stages:
         # A stage of new layers needs some at each of its depths.
-        without = [first for first, _ in parts_of(plan, models) if not depth_at(models, first).new_layers]
-        if plan.stage.train is Trained.NEW_LAYERS and without:
-            raise BadInput(
-                f'stage {plan.stage.name}: train = "{plan.stage.train}", and the model has no new layers; '
-                "expand it first"
-            )
-        if plan.stage.train is Trained.NEW_ROWS and not models[0].new_rows:
-            raise BadInput(
-                f'stage {plan.stage.name}: train = "{plan.stage.train}", and the model has no rows of new '
-                "tokens; add [vocabulary], or begin with the output of `babel tokenizer extend`"
-            )
+        for first, _ in parts_of(plan, models):
+            check_trained(plan.stage, depth_at(models, first))
     steps = stages[-1].end if stages else 0
     for model in models[1:]:
         if model.start >= steps:
             raise BadInput(f"deepen: step {model.start} is not before the end; the run has {steps} steps")
+
+
+def check_trained(stage: Stage, model: Depth) -> None:
+    """Raises BadInput where a stage trains layers or rows that its model lacks."""
+    begin = f'stage {stage.name}: train = "{stage.train}", and the model has no'
+    if stage.train is Trained.NEW_LAYERS and not model.new_layers:
+        raise BadInput(f"{begin} new layers; expand it first")
+    if stage.train is Trained.NEW_ROWS and not model.new_rows:
+        raise BadInput(
+            f"{begin} rows of new tokens; add [vocabulary], or begin with the output of `babel tokenizer "
+            "extend`"
+        )
 
 
 def _note_optimizer(path: Path, heading: str, made: Setup) -> None:

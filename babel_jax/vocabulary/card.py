@@ -1,5 +1,6 @@
 """What config.json and the card say of a larger vocabulary."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,22 +72,27 @@ def vocabulary_section(hf_config: Mapping[str, Any]) -> str:
     parts: list[str] = []
     entry = hf_config.get(PROVENANCE)
     while isinstance(entry, dict):
-        added = f"{markdown_code(entry.get('source'))} got {entry.get('tokens'):,} new tokens"
-        lines = [f"{added}; their rows began as: {entry.get('init')}.", ""]
-        lines += [
-            "| language | new tokens | tokens per byte before | after |",
-            "| --- | ---: | ---: | ---: |",
-        ]
-        counts = entry.get("tokens_by_language", {})
-        for code, figures in entry.get("languages", {}).items():
-            name = LANGUAGES[code].name if code in LANGUAGES else code
-            lines.append(
-                f"| {name} | {counts.get(code, 0):,} | {figures['tokens_per_byte_before']:.3f} | "
-                f"{figures['tokens_per_byte_after']:.3f} |"
-            )
-        parts.append("\n".join(lines))
+        # The config.json may be from elsewhere: an entry without these figures is left out.
+        with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+            parts.append(_section_of(entry))
         entry = entry.get("before")
     return "\n\n".join(["## Vocabulary", *parts[::-1]]) if parts else ""
+
+
+def _section_of(entry: Mapping[str, Any]) -> str:
+    added = f"{markdown_code(entry['source'])} got {entry['tokens']:,} new tokens"
+    lines = [f"{added}; their rows began as: {markdown_code(entry['init'])}.", ""]
+    lines += [
+        "| language | new tokens | tokens per byte before | after |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for code, figures in entry["languages"].items():
+        name = LANGUAGES[code].name if code in LANGUAGES else markdown_code(code)
+        lines.append(
+            f"| {name} | {entry['tokens_by_language'].get(code, 0):,} | "
+            f"{figures['tokens_per_byte_before']:.3f} | {figures['tokens_per_byte_after']:.3f} |"
+        )
+    return "\n".join(lines)
 
 
 def _runs(ids: Sequence[int]) -> list[list[int]]:

@@ -5,7 +5,8 @@ the same on a folder that is streamed and on parameters in memory, on any mesh.
 import dataclasses
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,11 @@ class Growth:
         parts = [self.ids.tobytes(), self.sources.tobytes(), self.weights.tobytes()]
         return hashlib.sha256(b"".join(parts) + f"{self.old_rows} {self.rows}".encode()).hexdigest()
 
+    @property
+    def arguments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """The arguments of `growing` after the parameters."""
+        return self.ids, self.sources, self.weights, self.rows
+
 
 def mean_growth(rows: Sequence[NewRow], init: RowInit, old_rows: int, all_rows: int) -> Growth:
     """The growth by means: of each row's parts, or of all old rows (rows without terms)."""
@@ -68,18 +74,19 @@ def grow_config(config: ModelConfig, growth: Growth) -> ModelConfig:
     return config.model_copy(update={"vocab_size": growth.rows})
 
 
-def growing(shardings: PyTree[jax.sharding.Sharding]) -> Callable[[PyTree[Array], Growth], PyTree[Array]]:
-    """Parameters and growth to the parameters with larger tables, sharded by `shardings`."""
+def growing(shardings: PyTree[jax.sharding.Sharding]) -> Any:
+    """The program that makes larger tables: jitted, of parameters and `Growth.arguments`, to parameters that
+    are sharded by `shardings`.
+    """
 
-    def grown(params: PyTree[Array], ids: Array, sources: Array, weights: Array, rows: int) -> PyTree[Array]:
+    def grow(params: PyTree[Array], ids: Array, sources: Array, weights: Array, rows: int) -> PyTree[Array]:
         leaves = traverse_util.flatten_dict(params)
         for place in TABLES:
             if place in leaves:
                 leaves[place] = _grown(leaves[place], ids, sources, weights, rows)
         return traverse_util.unflatten_dict(leaves)
 
-    compiled = jax.jit(grown, static_argnums=4, out_shardings=shardings)
-    return lambda params, growth: compiled(params, growth.ids, growth.sources, growth.weights, growth.rows)
+    return jax.jit(grow, static_argnums=4, out_shardings=shardings)
 
 
 def _grown(

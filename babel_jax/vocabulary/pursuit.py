@@ -6,33 +6,49 @@ token is written as a sparse sum of donor rows of tokens that both vocabularies 
 rows of these tokens is the new row.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
 
+from babel_jax.buckets import is_url
+from babel_jax.config import RowInit
 from babel_jax.errors import BadInput
+from babel_jax.hub.models import hub_model
+from babel_jax.hub.names import hub_name
+from babel_jax.model_folders.object_storage import stand_in
+from babel_jax.model_folders.safetensors_files import StoredTensors
 from babel_jax.progress import Work
 from babel_jax.vocabulary.editable import Vocabulary, open_vocabulary
 from babel_jax.vocabulary.extension import NewRow
-from babel_jax.vocabulary.growth import Growth
+from babel_jax.vocabulary.growth import Growth, mean_growth
 
 TERMS = 8  # old rows in the sum for one new row
 _BATCH = 512  # new rows that are worked on together
 _LEAST_SHARED = 1_000  # tokens that both vocabularies must have
-_EMBEDDING = "embed_tokens.weight"
+# The ends of the names of an input embedding: of Llama, Qwen, Mistral and Gemma; BERT, XLM-R, E5 and BLOOM;
+# GPT-2; GPT-NeoX; T5.
+_EMBEDDINGS = (
+    "embed_tokens.weight",
+    "word_embeddings.weight",
+    "wte.weight",
+    "embed_in.weight",
+    "shared.weight",
+)
 
 
 def donor_growth(
     vocabulary: Vocabulary, rows: Sequence[NewRow], donor: Path | str, old_rows: int, all_rows: int
 ) -> Growth:
-    """The growth by a donor folder: its tokenizer, and safetensors files with its input embedding.
+    """The growth by a donor: its tokenizer, and safetensors files with its input embedding.
 
-    A new token that the donor writes in several tokens has the mean of their rows. Raises BadInput if the
-    donor has no such tensor, or shares fewer than 1,000 tokens with the vocabulary.
+    donor: a folder, a bucket's URL, or a name on the hub. A new token that the donor writes in several tokens
+    has the mean of their rows. One that is no whole text, such as half of a character, is the mean of its
+    parts. Raises BadInput if the donor has no such tensor, or shares fewer than 1,000 tokens with the
+    vocabulary.
     """
-    path = Path(donor)
+    path = donor_place(donor)
     donor_vocabulary = open_vocabulary(path)
     table = donor_table(path)
     ours, theirs = _shared(vocabulary, donor_vocabulary, len(table))
@@ -41,16 +57,38 @@ def donor_growth(
             f"{path}: shares {len(ours):,} tokens with the model; at least {_LEAST_SHARED:,} are needed. "
             'Give another donor, or leave init = "donor" out'
         )
-    ordered = sorted(rows, key=lambda row: row.id)
-    targets = np.zeros((len(ordered), table.shape[1]), np.float32)
-    for number, row in enumerate(ordered):
-        content = vocabulary.bytes_of(row.text).decode("utf-8", "ignore")
-        pieces = donor_vocabulary.library.encode(content, add_special_tokens=False).ids
-        if pieces:
-            targets[number] = table[pieces].mean(axis=0)
-    chosen, weights = pursue(table[theirs], targets, TERMS)
-    ids = np.array([row.id for row in ordered], np.int32)
-    return Growth(ids, ours[chosen].astype(np.int32), weights, old_rows, all_rows)
+    growth = mean_growth(rows, RowInit.PARTS, old_rows, all_rows)
+    numbers, targets = [], []
+    for number, row in enumerate(sorted(rows, key=lambda row: row.id)):
+        pieces = _pieces(donor_vocabulary, vocabulary.bytes_of(row.text), len(table))
+        target = table[pieces].mean(axis=0) if pieces else np.zeros(table.shape[1], np.float32)
+        if np.any(target):
+            numbers.append(number)
+            targets.append(target)
+
+    chosen, weights = pursue(table[theirs], np.stack(targets) if targets else table[:0], TERMS)
+    missing = max(0, TERMS - growth.sources.shape[1])
+    sources, factors = (np.pad(array, ((0, 0), (0, missing))) for array in (growth.sources, growth.weights))
+    sources[numbers], factors[numbers] = 0, 0
+    sources[numbers, :TERMS], factors[numbers, :TERMS] = ours[chosen], weights
+    return dataclasses.replace(growth, sources=sources, weights=factors)
+
+
+def donor_place(donor: Path | str) -> Path:
+    """The donor's folder on disk, or the one that stands in for it."""
+    name, text = hub_name(donor), str(donor)
+    if name is not None:
+        return hub_model(name)
+    return Path(stand_in(text)) if is_url(text) else Path(donor)
+
+
+def _pieces(donor: Vocabulary, content: bytes, rows: int) -> list[int]:
+    """The donor's ids of a token's text; empty if the token is no whole text, or an id has no row."""
+    try:
+        ids = donor.library.encode(content.decode(), add_special_tokens=False).ids
+    except UnicodeDecodeError:
+        return []
+    return ids if all(number < rows for number in ids) else []
 
 
 def pursue(atoms: np.ndarray, targets: np.ndarray, terms: int) -> tuple[np.ndarray, np.ndarray]:
@@ -82,14 +120,13 @@ def pursue(atoms: np.ndarray, targets: np.ndarray, terms: int) -> tuple[np.ndarr
 
 def donor_table(folder: Path) -> np.ndarray:
     """The input embedding of a folder of any family, float32 [rows, width]."""
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="numpy") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  # the object is no dict
-                if name.endswith(_EMBEDDING):
-                    table: np.ndarray = tensors.get_tensor(name).astype(np.float32)
-                    return table
+    stored = StoredTensors(folder)
+    for end in _EMBEDDINGS:
+        for name in stored.file_of:
+            if name.endswith(end) and len(stored.shape(name)) == 2:
+                return stored.read_rows(name, 0, stored.shape(name)[0]).astype(np.float32)
     raise BadInput(
-        f"{folder}: no safetensors file with a tensor *{_EMBEDDING}; a donor needs its input embedding"
+        f"{folder}: no tensor is named *{', *'.join(_EMBEDDINGS)}; a donor needs its input embedding"
     )
 
 

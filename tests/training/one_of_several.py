@@ -8,7 +8,10 @@ import signal
 import sys
 from functools import partial
 
+import jax
+
 from babel_jax.cli import main
+from babel_jax.recipe import beginning, vocabulary
 from babel_jax.training import metrics
 from babel_jax.training.metrics import Metrics
 from babel_jax.training.run_state import Checkpoints
@@ -39,17 +42,59 @@ def at_save(step, act):
     Checkpoints.save = save_and_act
 
 
+def after(module, name, act):
+    """`act` is done once a function of a module has returned."""
+    function = getattr(module, name)
+
+    def call_and_act(*arguments):
+        result = function(*arguments)
+        act()
+        return result
+
+    setattr(module, name, call_and_act)
+
+
+def at_growth(act):
+    """`act` is done once the tables have grown, before anything of them is saved."""
+    growing = beginning.growing
+
+    def growing_and_act(shardings):
+        program = growing(shardings)
+
+        def grow_and_act(*arguments):
+            grown = jax.block_until_ready(program(*arguments))
+            act()
+            return grown
+
+        return grow_and_act
+
+    beginning.growing = growing_and_act
+
+
+def act_at(moment, act):
+    """`act` is done at a moment: after step "7", at "save3", at "growth", or at "extension", while its files
+    are being written.
+    """
+    if moment == "growth":
+        at_growth(act)
+    elif moment == "extension":
+        after(vocabulary, "write_growth", act)
+    elif moment.startswith("save"):
+        at_save(int(moment.removeprefix("save")), act)
+    else:
+        at_step(int(moment), act)
+
+
 if __name__ == "__main__":
     metrics._STEPS_BETWEEN_COMPARISONS = 5
     number = int(os.environ.get("JAX_PROCESS_ID", "0"))
     for order in os.environ.get("TEST_ORDERS", "").split():
-        name, process, step = order.split(":")
+        name, process, moment = order.split(":")
         if int(process) == number:
-            when = at_save if step.startswith("save") else at_step
             # As on a full disk: no file of this process can grow beyond 100 bytes.
             full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
             act = (
                 full if name == "FULL" else partial(os.kill, os.getpid(), getattr(signal, f"SIG{name}", None))
             )
-            when(int(step.removeprefix("save")), act)
+            act_at(moment, act)
     sys.exit(main(sys.argv[1:]))

@@ -10,18 +10,21 @@ import tokenizers
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from babel_jax.config import ModelConfig
-from babel_jax.data.sources.embedded import embedded_corpus
+from babel_jax.config import Config, ModelConfig
+from babel_jax.config.file import parse_settings
+from babel_jax.data.sources.embedded import embedded_corpus, embedded_folder
 from babel_jax.data.tokens.sentencepiece_tokenizer import train_sentencepiece
 from babel_jax.model.decoder import init_params
 from babel_jax.model_folders.folder import Format, save_folder
 from babel_jax.model_folders.hf_config import write_hf_config
+from babel_jax.recipe.recipe import run_recipe
 
 # The pattern of Qwen2's published tokenizer.json.
 QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
     r"\s+(?!\S)|\s+"
 )
+CODES = ("en", "ta", "my")
 CHAT = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
@@ -117,3 +120,46 @@ def make_model(tmp_path_factory):
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def settings_of(make_model, qwen_files, tmp_path_factory):
+    """Makes the config of a run that extends its vocabulary; changes are by top-level key."""
+    folder = tmp_path_factory.mktemp("run")
+    model = make_model(qwen_files, 640)
+
+    def make(**changes):
+        mixture, schedule = {"max_epochs": 1000.0}, {"peak": 1e-2}
+        stages = [
+            {"name": "rows", "steps": 2, "train": "new_rows", "mixture": mixture, "schedule": schedule},
+            {"name": "all", "steps": 2, "mixture": mixture, "schedule": schedule},
+        ]
+        values = {
+            "out": str(folder / "run"),
+            "export_dtype": "float32",
+            "model": {"folder": str(model)},
+            "vocabulary": {"languages": ["my", "ta"], "tokens": 80, "least": 2, "multiple": 64},
+            "expansion": {"insert_after": [0], "init": "identity"},
+            "data": {
+                "folder": str(folder / "data"),
+                "seq_len": 64,
+                "heldout_fraction": 0.2,
+                "sources": [
+                    {"language": code, "path": str(embedded_folder() / f"{code}.jsonl")} for code in CODES
+                ],
+            },
+            "training": {"global_batch_size": 4, "compute_dtype": "float32"},
+            "evaluation": {"max_bytes": 1500},
+            "stages": stages,
+        }
+        for key, change in changes.items():
+            values[key] = {**values[key], **change} if isinstance(values.get(key), dict) else change
+        return parse_settings(Config, values, "test")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def done(settings_of):
+    """The result of that run."""
+    return run_recipe(settings_of(), compare_export=True)

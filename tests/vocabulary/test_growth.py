@@ -74,7 +74,7 @@ def test_in_memory_as_in_a_folder(make_model, qwen_files, texts, extension, tmp_
     folder, params = open_folder(source), load_params(open_folder(source))
     growth = mean_growth(extension.rows, RowInit.PARTS, ROWS, padded_rows(ROWS, extension.size, 64))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
-    grown = growing(shardings)(params, growth)
+    grown = growing(shardings)(params, *growth.arguments)
     larger = load_params(open_folder(tmp_path / "larger"))
     assert grow_config(folder.config, growth).vocab_size == 704
     for (path, ours), (_, theirs) in zip(
@@ -89,7 +89,7 @@ def test_rows_may_begin_as_the_mean_of_all(extension):
     growth = mean_growth(extension.rows, RowInit.ALL, ROWS, 704)
     table = np.random.default_rng(0).normal(size=(ROWS, 8)).astype(np.float32)
     params = {"model": {"embed_tokens": {"weight": jnp.asarray(table)}}}
-    grown = growing(jax.tree.map(lambda leaf: leaf.sharding, params))(params, growth)
+    grown = growing(jax.tree.map(lambda leaf: leaf.sharding, params))(params, *growth.arguments)
     found = grown["model"]["embed_tokens"]["weight"][growth.ids]
     np.testing.assert_allclose(found, np.broadcast_to(table.mean(axis=0), found.shape), rtol=1e-5, atol=1e-6)
 

@@ -8,62 +8,16 @@ import numpy as np
 import pytest
 
 from babel_jax.cli import main
-from babel_jax.config import Config, Source
-from babel_jax.config.file import parse_settings
-from babel_jax.data.sources.embedded import embedded_folder
+from babel_jax.config import Source
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput
 from babel_jax.model_folders.folder import load_params, open_folder
 from babel_jax.recipe.recipe import run_recipe
-from babel_jax.tpu.programs import training_programs
-from babel_jax.tpu.shapes import base_of, new_rows
-from babel_jax.training.mesh import make_mesh
 from babel_jax.vocabulary.texts import texts_of
 
 CODES = ("en", "ta", "my")
-
-
-@pytest.fixture(scope="module")
-def settings_of(make_model, qwen_files, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    model = make_model(qwen_files, 640)
-
-    def make(**changes):
-        mixture, schedule = {"max_epochs": 1000.0}, {"peak": 1e-2}
-        stages = [
-            {"name": "rows", "steps": 2, "train": "new_rows", "mixture": mixture, "schedule": schedule},
-            {"name": "all", "steps": 2, "mixture": mixture, "schedule": schedule},
-        ]
-        values = {
-            "out": str(folder / "run"),
-            "export_dtype": "float32",
-            "model": {"folder": str(model)},
-            "vocabulary": {"languages": ["my", "ta"], "tokens": 80, "least": 2, "multiple": 64},
-            "expansion": {"insert_after": [0], "init": "identity"},
-            "data": {
-                "folder": str(folder / "data"),
-                "seq_len": 64,
-                "heldout_fraction": 0.2,
-                "sources": [
-                    {"language": code, "path": str(embedded_folder() / f"{code}.jsonl")} for code in CODES
-                ],
-            },
-            "training": {"global_batch_size": 4, "compute_dtype": "float32"},
-            "evaluation": {"max_bytes": 1500},
-            "stages": stages,
-        }
-        for key, change in changes.items():
-            values[key] = {**values[key], **change} if isinstance(values.get(key), dict) else change
-        return parse_settings(Config, values, "test")
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def done(settings_of):
-    return run_recipe(settings_of(), compare_export=True)
 
 
 def test_it_has_a_point_for_the_larger_vocabulary(done):
@@ -158,18 +112,6 @@ def test_a_language_without_text(settings_of, tmp_path):
         BadInput, match="no text for bn to learn new tokens from; there is text for en, my, ta"
     ):
         run_recipe(config)
-
-
-def test_a_plan_counts_the_rows_of_new_tokens(settings_of):
-    config = settings_of()
-    base = base_of(config)
-    # 603 tokens and 80 new ones; 640 rows become the next multiple of 64.
-    assert base.config.vocab_size == 704
-    assert len(new_rows(config, base.config)) == 80
-    mesh = make_mesh({}, jax.devices()[:1])
-    programs = training_programs(config, base.config, (), mesh)
-    names = [point for program in programs for point in program.points]
-    assert {"rows", "all"} <= set(names)
 
 
 def test_held_out_rows_teach_no_tokens(write_rows, tmp_path):
