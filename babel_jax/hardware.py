@@ -84,6 +84,7 @@ class Gpu:
     - hbm: rate of its memory
     - link: to other cards of the machine, in one direction: NVLink, or PCI Express 4.0 x16
     - capacity: memory, in GiB
+    - kind: `jax.Device.device_kind`
     - cuda: None if programs are not compiled for it (the CPU)
 
     Source: NVIDIA's data sheets of the H100 SXM, H200 SXM, A100 80GB SXM and L4, and the white paper of the
@@ -96,6 +97,7 @@ class Gpu:
     link: float
     capacity: float
     cuda: Cuda | None = None
+    kind: str = ""
 
 
 _HOPPER = Cuda((9, 0), 132, 128, 2048, 233_472, 232_448, 50 * 2**20, 1.98)
@@ -104,11 +106,11 @@ _ADA_L4 = Cuda((8, 9), 58, 128, 1536, 102_400, 101_376, 48 * 2**20, 2.04)
 _ADA_4090 = Cuda((8, 9), 128, 128, 1536, 102_400, 101_376, 72 * 2**20, 2.52)
 
 GPUS = {
-    "h100": Gpu("H100 80GB SXM", 989e12, 3350e9, 450e9, 79.6, _HOPPER),
-    "h200": Gpu("H200 141GB SXM", 989e12, 4800e9, 450e9, 139.8, _HOPPER),
-    "a100": Gpu("A100 80GB SXM", 312e12, 2039e9, 300e9, 80.0, _AMPERE),
-    "l4": Gpu("L4 24GB", 121e12, 300e9, 32e9, 22.5, _ADA_L4),
-    "rtx4090": Gpu("RTX 4090 24GB", 165e12, 1008e9, 32e9, 24.0, _ADA_4090),
+    "h100": Gpu("H100 80GB SXM", 989e12, 3350e9, 450e9, 79.6, _HOPPER, "NVIDIA H100 80GB HBM3"),
+    "h200": Gpu("H200 141GB SXM", 989e12, 4800e9, 450e9, 139.8, _HOPPER, "NVIDIA H200"),
+    "a100": Gpu("A100 80GB SXM", 312e12, 2039e9, 300e9, 80.0, _AMPERE, "NVIDIA A100-SXM4-80GB"),
+    "l4": Gpu("L4 24GB", 121e12, 300e9, 32e9, 22.5, _ADA_L4, "NVIDIA L4"),
+    "rtx4090": Gpu("RTX 4090 24GB", 165e12, 1008e9, 32e9, 24.0, _ADA_4090, "NVIDIA GeForce RTX 4090"),
 }
 
 # Dense bfloat16 peaks in FLOP/s of NVIDIA's data sheets, without sparsity, by the beginning of `device_kind`.
@@ -139,3 +141,14 @@ def peak_flops(device_kind: str, devices: int) -> float | None:
     known = [kind for kind in peaks if device_kind.startswith(kind)]
     # The longest match: "TPU v5 lite" also begins with "TPU v5".
     return peaks[max(known, key=len)] * devices if known else None
+
+
+def name_of_kind(device_kind: str) -> str | None:
+    """The name of a chip or card in these tables, such as "v5e" for "TPU v5 lite"; None for other devices."""
+    names = {card.kind: name for name, card in GPUS.items()}
+    if device_kind in names:
+        return names[device_kind]
+    names = {kind: chip.name for chip in CHIPS.values() for kind in chip.kinds}
+    known = [kind for kind in names if device_kind.startswith(kind)]
+    # The longest match: "TPU v5 lite" also begins with "TPU v5".
+    return names[max(known, key=len)] if known else None

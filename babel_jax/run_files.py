@@ -164,6 +164,20 @@ class KnownLayers(_Part):
     layers: dict[str, LayerValues]
 
 
+class TuneLine(_Part):
+    """A line of measurements.jsonl of `babel tune`: one visit of a candidate."""
+
+    mark: str
+    changes: dict[str, Any]
+    visit: int
+    step_seconds: list[float]
+    compile_seconds: float | None = None
+    program_gib: float | None = None
+    forecast_seconds: float | None = None
+    bound_seconds: float | None = None
+    failure: str | None = None
+
+
 def is_beside_checkpoints(name: str) -> bool:
     """True for the files that a run also has on disk if its folder is in a bucket. `name` is relative to the
     run folder.

@@ -30,13 +30,14 @@ ELSEWHERE = {
 # Options at the end make an example small; of an option that is given twice, the last one counts.
 SMALL = {
     "init": ["--tokens", "6000"],
+    "tune": ["--rounds", "1", "--steps", "1", "--try", "training.remat=full"],
     "ablate": ["--tokens", "256", "--new-layers", "1", "--set", "training.global_batch_size=4"],
     "sft": ["--set", "stages.0.steps=2"],
     "chat": ["--max-new-tokens", "4"],
 }
 ORDER = (
     "catalogue", "init", "prepare", "mixture", "statistics", "train", "watch", "status", "report", "verify",
-    "evaluate", "generate", "push", "convert", "expand",
+    "evaluate", "generate", "push", "tune", "convert", "expand",
     "tokenizer report", "tokenizer extend", "sensitivity", "ablate", "sft", "chat", "judge", "classifier",
     "score", "completion",
 )  # fmt: skip

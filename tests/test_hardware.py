@@ -2,7 +2,7 @@
 
 import pytest
 
-from babel_jax.hardware import without_accelerator
+from babel_jax.hardware import name_of_kind, without_accelerator
 
 
 @pytest.mark.parametrize("device", ["nvidia0", "kfd", "accel0", "vfio/0"])
@@ -14,3 +14,11 @@ def test_an_accelerator_is_seen(device, tmp_path):
     assert without_accelerator(tmp_path)
     (tmp_path / device).touch()
     assert not without_accelerator(tmp_path)
+
+
+def test_a_device_has_its_name_in_the_tables():
+    names = {
+        "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU v4": "v4", "NVIDIA H200": "h200",
+        "NVIDIA L4": "l4", "NVIDIA L40S": None, "cpu": None,
+    }  # fmt: skip
+    assert {kind: name_of_kind(kind) for kind in names} == names

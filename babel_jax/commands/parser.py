@@ -27,7 +27,7 @@ GROUPS = {
     "models": ("convert", "expand", "tokenizer report", "tokenizer extend", "sensitivity", "ablate"),
     "training": ("train", "sft", "watch", "status", "report"),
     "trained models": ("evaluate", "generate", "chat", "push"),
-    "pods": ("plan", "rehearse"),
+    "before a run": ("plan", "rehearse", "tune"),
     "more": ("verify", "completion"),
 }
 _NAME_WIDTH = 18  # characters of the column of names in `babel --help`

@@ -1,6 +1,7 @@
-"""TPU pods: plan, rehearse."""
+"""Before a run: plan, rehearse, tune."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from babel_jax.commands.parsing import Commands, Result, add_config, positive
@@ -42,6 +43,30 @@ def _rehearse(options: argparse.Namespace) -> Result:
     config = load_config(options.config, tuple(options.set))
     out = None if options.out is None else Path(options.out)
     return rehearse(config, options.devices, options.slices, Path(options.config).parent, out)
+
+
+def _tune(options: argparse.Namespace) -> Result:
+    from babel_jax.config.file import load_config
+    from babel_jax.distributed import cluster
+    from babel_jax.distributed.stopping import preempted_by_sigterm
+    from babel_jax.places import on_disk
+
+    config = load_config(options.config, tuple(options.set))
+    out = on_disk(options.out, "the folder of measurements")
+    cluster.join()
+    from babel_jax.tuning.tune import tune
+
+    with preempted_by_sigterm():
+        return tune(
+            config,
+            out,
+            options.stage,
+            options.tries,
+            options.steps,
+            options.rounds,
+            Path(options.config).parent,
+            " ".join([options.config, *(f"--set {shlex.quote(one)}" for one in options.set)]),
+        )
 
 
 def declare(command: Commands) -> None:
@@ -110,3 +135,43 @@ def declare(command: Commands) -> None:
         help="slices of the pod: the data axis, unless the mesh names it",
     )
     rehearse.add_argument("--out", help="a new folder to keep the rehearsal in (default: a temporary one)")
+
+    tune = command(
+        "tune",
+        _tune,
+        "the fastest settings of the train step on the devices at hand, by measurement",
+        "babel tune my-run.toml",
+        "babel tune my-run.toml --try training.remat=mlp,full --try training.scan_layers=true,false",
+        resumes=True,
+    )
+    add_config(tune, "training.global_batch_size=16")
+    tune.add_argument("--stage", metavar="NAME", help="the stage whose step is measured (default: the last)")
+    tune.add_argument(
+        "--try",
+        dest="tries",
+        action="append",
+        default=[],
+        metavar="KEY=VALUES",
+        help="values of a setting, such as training.remat=mlp,full; may be repeated: all combinations are "
+        "measured (default: each remat policy, loop or no loop over layers, more and fewer pieces of the "
+        "batch, other kernels of attention, then the faster ones together)",
+    )
+    tune.add_argument(
+        "--steps",
+        type=positive,
+        default=3,
+        metavar="N",
+        help="steps that count, a visit (default %(default)s)",
+    )
+    tune.add_argument(
+        "--rounds",
+        type=positive,
+        default=3,
+        metavar="N",
+        help="visits of each candidate (default %(default)s)",
+    )
+    tune.add_argument(
+        "--out",
+        default="runs/tune",
+        help="folder; the same command resumes in it (default %(default)s)",
+    )

@@ -53,8 +53,8 @@ from babel_jax.tpu.kinds import (
     STEP,
     SUITE,
 )
-from babel_jax.tpu.shapes import Base, expanded, growth_of, larger, new_rows
-from babel_jax.training.deepening import Depth, depth_at, depths
+from babel_jax.tpu.shapes import Base, growth_of, larger, models_of
+from babel_jax.training.deepening import Depth, depth_at
 from babel_jax.training.mesh import batch_sharding, check_batch, param_shardings, replicated
 from babel_jax.training.parts import check_trained
 from babel_jax.training.setup import Setup, carrying_over, setup_of
@@ -142,13 +142,12 @@ def training_programs(config: Config, base: Base, mesh: Mesh) -> list[Program]:
 
 
 def _training_programs(config: Config, of_run: Base, mesh: Mesh) -> Iterator[Program]:
-    base, new_layers, plan = of_run.config, of_run.new_layers, None
+    base, plan = of_run.config, None
     if config.expansion is not None:
         plan = plan_from_settings(config.expansion, base.num_hidden_layers)
-        new_layers = plan.new_layers
-    first = expanded(config, base)
-    models = depths(first, new_layers, config.deepen, new_rows(config, of_run))
-    for stage, at, _ in _parts(config, models):
+    models = models_of(config, of_run)
+    first = models[0].config
+    for stage, at, _ in planned_parts(config, models):
         check_trained(stage, depth_at(models, at))
     params = params_on(mesh, base)
     # The base model: initialized, or read and evaluated.
@@ -182,7 +181,7 @@ def _training_programs(config: Config, of_run: Base, mesh: Mesh) -> Iterator[Pro
         return setup_of(config, mesh, depth_at(models, start), trained, planned_languages(config))
 
     before: Setup | None = None
-    for stage, at, last_of_stage in _parts(config, models):
+    for stage, at, last_of_stage in planned_parts(config, models):
         setup = setup_at(depth_at(models, at).start, stage.train)
         state = setup.abstract
         # Between stages the optimizer's state is carried over, if the trained layers or the depth change.
@@ -365,7 +364,7 @@ def _generating(
         yield Program(f"{name[0]}, {part}", name[1:], function, arguments, named, beside)
 
 
-def _parts(config: Config, models: Sequence[Depth]) -> list[tuple[Stage, int, bool]]:
+def planned_parts(config: Config, models: Sequence[Depth]) -> list[tuple[Stage, int, bool]]:
     """Each stage with the first step of each depth within it, and True if that depth is its last.
 
     Budgets in tokens are computed for windows without padding.

@@ -15,7 +15,7 @@ from babel_jax.expansion.plan import PRESET_SOURCES, plan_from_settings
 from babel_jax.hub.names import hub_name
 from babel_jax.model_folders.folder import open_folder
 from babel_jax.model_folders.tokenizer_files import tokenizer_size
-from babel_jax.training.deepening import depths
+from babel_jax.training.deepening import Depth, depths
 from babel_jax.vocabulary.card import new_rows_of
 from babel_jax.vocabulary.growth import Growth, grow_config
 from babel_jax.vocabulary.larger import planned_growth
@@ -75,6 +75,14 @@ def new_rows(config: Config, base: Base) -> tuple[int, ...]:
     """
     growth = growth_of(config, base.config)
     return base.new_rows if growth is None else tuple(growth.ids.tolist())
+
+
+def models_of(config: Config, base: Base) -> list[Depth]:
+    """The models of a run that begins with `base`, in order; see `depths`."""
+    new_layers = base.new_layers
+    if config.expansion is not None:
+        new_layers = plan_from_settings(config.expansion, base.config.num_hidden_layers).new_layers
+    return depths(expanded(config, base.config), new_layers, config.deepen, new_rows(config, base))
 
 
 def made_up_base(config: Config, configs: Path | None = None) -> tuple[Base, bool]:

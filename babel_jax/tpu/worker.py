@@ -101,10 +101,24 @@ def measure_program(
         if (short := out_of_hbm(str(error))) is None:
             raise
         return measurements | {"out_of_memory": short, "compile_seconds": time.perf_counter() - start}
-    memory = compiled.memory_analysis()
-    text = compiled.as_text()
     if keep_text is not None:
-        keep_text.write_text(text)
+        keep_text.write_text(compiled.as_text() or "")
+    measurements |= measured_program(compiled, traced, shape, mesh, program.seq_len, chip)
+    return measurements | {"compile_seconds": time.perf_counter() - start}
+
+
+def measured_program(
+    compiled: Any,
+    traced: Any,
+    shape: ModelConfig,
+    mesh: Mesh,
+    seq_len: int,
+    chip: Chip | None = None,
+) -> dict[str, Any]:
+    """Memory in bytes and collectives of one device, from a compiled program and its trace; with a TPU chip,
+    the forecast.
+    """
+    memory, text = compiled.memory_analysis(), compiled.as_text() or ""
     moved_by = Moved(text)
     flat = list(mesh.devices.flat)
     coordinates = {device.id: (getattr(device, "slice_index", 0), _coordinates(device)) for device in flat}
@@ -114,16 +128,7 @@ def measure_program(
         sizes = {"kind": collective.kind, "bytes": collective.bytes, "times": collective.times}
         return sizes | _spans(group, coordinates, mesh)
 
-    if chip is not None:
-
-        def wire(collective: Collective) -> float:
-            return sum(wire_seconds([described(collective)], chip).values())
-
-        flops = pallas_flops(traced.jaxpr.jaxpr, shape, program.seq_len)
-        forecast = forecast_of(text, chip, flops, wire)
-        measurements["forecast"] = forecast and forecast.described() | {"kernels": forecast.grouped()}
-    return measurements | {
-        "compile_seconds": time.perf_counter() - start,
+    measurements: dict[str, Any] = {
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         # Only results that do not take the memory of donated arguments.
@@ -132,6 +137,15 @@ def measure_program(
         "hbm_bytes": moved_by.hbm_bytes(),
         "collectives": list(map(described, moved_by.collectives())),
     }
+    if chip is not None:
+
+        def wire(collective: Collective) -> float:
+            return sum(wire_seconds([described(collective)], chip).values())
+
+        flops = pallas_flops(traced.jaxpr.jaxpr, shape, seq_len)
+        forecast = forecast_of(text, chip, flops, wire)
+        measurements["forecast"] = forecast and forecast.described() | {"kernels": forecast.grouped()}
+    return measurements
 
 
 def _copied(program: Program) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import Array, PyTree
 
+from babel_jax.distributed.agreement import agreed, meet
 from babel_jax.errors import BadInput, one_line
 from babel_jax.places import native
 from babel_jax.sending import settle
@@ -73,6 +74,20 @@ def compiled_step(
         if changes and ("No such compile option" in text or "While setting option" in text):
             raise BadInput(f"training.compiler_options: {text}; leave the option out, or mend it") from None
         raise
+
+
+def compiled_by_all(
+    lowered: jax.stages.Lowered, changes: Mapping[str, bool | int | float | str]
+) -> jax.stages.Compiled:
+    """`compiled_step` for the devices of this job, by all of its processes; they meet afterwards. Else
+    devices would wait in a collective operation for a host that still compiles.
+
+    An option that the compiler does not know is told by all processes.
+    """
+    with agreed():
+        compiled = compiled_step(lowered, jax.default_backend(), changes)
+    meet()
+    return compiled
 
 
 class Profile:

@@ -16,11 +16,11 @@ from jaxtyping import Array, PyTree
 from babel_jax.config import Config, ModelConfig, Stage
 from babel_jax.data.batches.loading import Batches
 from babel_jax.data.windows.prepared import open_prepared
-from babel_jax.distributed.agreement import agreed, meet
+from babel_jax.distributed.agreement import agreed
 from babel_jax.distributed.stopping import SaveTimes, stop_requests
 from babel_jax.files import write_text
 from babel_jax.progress import working
-from babel_jax.training.compilation import Profile, compiled_step
+from babel_jax.training.compilation import Profile, compiled_by_all
 from babel_jax.training.corruption import refuse_without_determinism
 from babel_jax.training.deepening import Depth
 from babel_jax.training.goodput import Goodput, Spent
@@ -188,18 +188,12 @@ def _as_step(goodput: Goodput, step: int) -> Iterator[None]:
 
 
 def _program(loop: Loop, step: Step, *arguments: Any) -> Step:
-    """Compiles the step in all processes before any runs it. Else devices would wait in a collective
-    operation for a host that still compiles.
-    """
+    """The compiled step; compiled at its first call."""
     if step not in loop.programs:
         with loop.tools.metrics.aside(Spent.COMPILE), working("compiling the train step"):
-            lowered = cast(jax.stages.Wrapped, step).lower(*arguments)
             options = loop.tools.config.training.compiler_options
-            # An option that the compiler does not know is told by all processes.
-            with agreed():
-                compiled = compiled_step(lowered, jax.default_backend(), options)
-            loop.programs[step] = cast(Step, compiled)
-            meet()
+            lowered = cast(jax.stages.Wrapped, step).lower(*arguments)
+            loop.programs[step] = cast(Step, compiled_by_all(lowered, options))
     return loop.programs[step]
 
 

@@ -1,0 +1,1 @@
+"""`babel tune`: settings of the train step compared by measurement on the devices at hand."""
