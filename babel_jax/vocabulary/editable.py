@@ -12,6 +12,7 @@ from typing import Any
 import tokenizers
 
 from babel_jax.data.tokens.sentencepiece_models import as_tokenizer_json
+from babel_jax.data.tokens.special_tokens import read_side_files
 from babel_jax.data.tokens.tokenizer import (
     MOST_TOKENIZER_BYTES,
     SENTENCEPIECE_MODEL,
@@ -24,6 +25,8 @@ from babel_jax.errors import BadInput
 from babel_jax.files import read_bytes
 from babel_jax.vocabulary.words import SPACE, Splitter
 
+# transformers adds missing special tokens in this order.
+_ORDER = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -111,13 +114,38 @@ def open_vocabulary(path: Path | str) -> Vocabulary:
         content = read_bytes(tokenizer.path, folder, MOST_TOKENIZER_BYTES)
         description = parsed_tokenizer(content, tokenizer.path)
     kind = _kind(description, tokenizer.path)
-    added = {token.content: token.id for token in tokenizer.added_tokens}
+    # A tokenizer.model's user-defined pieces, such as Gemma's <start_of_turn>, are added tokens of its
+    # tokenizer.json.
+    added = {token["content"]: token["id"] for token in description.get("added_tokens") or ()}
+    added |= {token.content: token.id for token in tokenizer.added_tokens}
     listed = description["model"]["vocab"]
     ids = {entry[0]: number for number, entry in enumerate(listed)} if isinstance(listed, list) else listed
     texts = [""] * (max([*ids.values(), *added.values()], default=-1) + 1)
     for text, number in [*ids.items(), *added.items()]:
         texts[number] = text
-    return Vocabulary(tokenizer, kind, description, model, texts, added)
+    nameless = _named_without_id(folder, set(texts))
+    added |= {token: len(texts) + number for number, token in enumerate(nameless)}
+    entries = [_special(token, added[token]) for token in nameless]
+    description = description | {"added_tokens": [*(description.get("added_tokens") or ()), *entries]}
+    return Vocabulary(tokenizer, kind, description, model, [*texts, *nameless], added)
+
+
+def _named_without_id(folder: Path, known: set[str]) -> list[str]:
+    """Special tokens that a folder names and its tokenizer lacks, such as a [PAD] of a fine-tuned Llama.
+
+    transformers gives them the ids after the last one, in the order of special_tokens_map.json. New tokens
+    must not take these ids.
+    """
+    side = read_side_files(folder)
+    names = sorted(side.named, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER))
+    tokens = [*(side.named[name] for name in names), *side.extra]
+    return [token for token in dict.fromkeys(tokens) if token and token not in known]
+
+
+def _special(token: str, number: int) -> dict[str, Any]:
+    """A special token as tokenizer.json lists it."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": number, "content": token, **flags, "special": True}
 
 
 def _kind(description: dict[str, Any], path: Path) -> Kind:

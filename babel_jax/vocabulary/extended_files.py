@@ -20,10 +20,14 @@ from babel_jax.data.tokens.special_tokens import TOKENIZER_CONFIG, read_object
 from babel_jax.data.tokens.tokenizer import SENTENCEPIECE_MODEL, TOKENIZER_JSON, write_config
 from babel_jax.files import read_text, write_bytes, write_text
 from babel_jax.vocabulary.editable import Kind, Vocabulary
+from babel_jax.vocabulary.marks import GPT2_PATTERN, QWEN2_PATTERN, patterns
 from babel_jax.vocabulary.merges import Learned
 from babel_jax.vocabulary.unigram_scores import new_scores
 
 _EXACT = -(2.0**23)  # float32 has all whole numbers above it, and room for as many new ones
+_GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+# Classes of transformers with a pattern of their own.
+_PATTERN_OF = {"GPT2Tokenizer": GPT2_PATTERN, "Qwen2Tokenizer": QWEN2_PATTERN}
 VOCAB_JSON, MERGES_TXT = "vocab.json", "merges.txt"
 
 
@@ -103,6 +107,18 @@ def extended_model(base: Vocabulary, new: Mapping[str, int], description: Mappin
     return result
 
 
+def _is_read_as_it_is(base: Vocabulary, folder: Path) -> bool:
+    """False if the class in tokenizer_config.json may replace the pre-tokenizer of tokenizer.json.
+
+    transformers 5 does that for classes of one model family without a word (its issue 45488). For the parent
+    it may change little; new tokens need the words that they were learned from.
+    """
+    name = read_object(folder / TOKENIZER_CONFIG).get("tokenizer_class")
+    if base.kind is not Kind.BYTES or not isinstance(name, str) or name in _GENERIC_CLASSES:
+        return True
+    return patterns(base.description["pre_tokenizer"]) == [_PATTERN_OF.get(name.removesuffix("Fast"))]
+
+
 def write_tokenizer_files(
     base: Vocabulary, description: Mapping[str, Any], model: bytes | None, folder: Path
 ) -> None:
@@ -122,8 +138,8 @@ def write_tokenizer_files(
         for entry in description["model"]["merges"]:
             lines.append(entry if isinstance(entry, str) else " ".join(entry))
         write_text(folder / MERGES_TXT, "\n".join(lines) + "\n")
-    if description["pre_tokenizer"] != base.description["pre_tokenizer"]:
-        # Classes of one model family, such as Qwen2Tokenizer, have a pre-tokenizer of their own.
+    changed = description["pre_tokenizer"] != base.description["pre_tokenizer"]
+    if is_json and (changed or not _is_read_as_it_is(base, folder)):
         before = read_object(folder / TOKENIZER_CONFIG)
         write_config(folder, {})
         after = read_object(folder / TOKENIZER_CONFIG)

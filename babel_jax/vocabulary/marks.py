@@ -11,13 +11,18 @@ from typing import Any
 
 # The pattern of ByteLevel with use_regex, in GPT-2's encoder.py.
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# The pattern of Qwen2's published tokenizer.json.
+QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
 _LETTER, _MARK = r"\p{L}", r"\p{M}"
 _CLASS = re.compile(r"\[[^\]]*\]")
 
 
 def splits_marks(description: dict[str, Any]) -> bool:
     """Whether a tokenizer.json's pre-tokenizer splits words at combining marks."""
-    return any(with_marks(pattern) != pattern for pattern in _patterns(description.get("pre_tokenizer")))
+    return any(with_marks(pattern) != pattern for pattern in patterns(description.get("pre_tokenizer")))
 
 
 def joined(description: dict[str, Any]) -> dict[str, Any]:
@@ -47,12 +52,13 @@ def with_marks(pattern: str) -> str:
     return "".join([*parts, pattern[end:].replace(_LETTER, f"[{_LETTER}{_MARK}]")])
 
 
-def _patterns(pre_tokenizer: Any) -> list[str]:
+def patterns(pre_tokenizer: Any) -> list[str]:
+    """The patterns by which a pre-tokenizer of a tokenizer.json splits text, in order."""
     if not isinstance(pre_tokenizer, dict):
         return []
     found: list[str] = []
     for inner in pre_tokenizer.get("pretokenizers") or []:
-        found += _patterns(inner)
+        found += patterns(inner)
     pattern = pre_tokenizer.get("pattern")
     if isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str):
         found.append(pattern["Regex"])

@@ -1,5 +1,6 @@
 """Extended tokenizers of each kind: which ids they give, read by the libraries that others read them with."""
 
+import io
 import json
 import shutil
 
@@ -202,3 +203,90 @@ def test_marks_cannot_be_joined_where_they_are_not_split(files_of, corpus):
         extend_vocabulary(
             open_vocabulary(files_of["llama"]), {"ta": corpus["ta"], "en": corpus["en"]}, settings
         )
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "LlamaTokenizerFast", "Qwen2Tokenizer"])
+def test_a_class_that_would_split_text_otherwise_is_replaced(qwen_files, corpus, tmp_path, model_type, name):
+    """transformers 5 gives GPT2Tokenizer GPT-2's pattern, whatever tokenizer.json says: all Tamil texts got
+    other ids.
+    """
+    transformers = pytest.importorskip("transformers")
+    shutil.copytree(qwen_files, tmp_path / "source")
+    config = json.loads((tmp_path / "source" / "tokenizer_config.json").read_text())
+    (tmp_path / "source" / "tokenizer_config.json").write_text(
+        json.dumps({**config, "tokenizer_class": name})
+    )
+    (tmp_path / "source" / "config.json").write_text(json.dumps({"model_type": model_type}))
+    folder = extended(tmp_path / "source", corpus, tmp_path / "after")
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), open_tokenizer(folder)
+    for code in LANGUAGES:
+        for text in corpus[code][:10]:
+            assert theirs.encode(text, add_special_tokens=False) == ours.encode(text), code
+    # A class with the pattern of tokenizer.json stays.
+    kept = json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"]
+    assert (kept == name) == (name == "Qwen2Tokenizer")
+
+
+def extended(source, corpus, destination, **changes):
+    """The folder of an extended tokenizer."""
+    settings = VocabularySettings(**{"languages": LANGUAGES, "tokens": 60, "least": 2, **changes})
+    vocabulary = open_vocabulary(source)
+    texts = {code: corpus[code] for code in (*LANGUAGES, "en")}
+    extension = extend_vocabulary(vocabulary, texts, settings)
+    shutil.copytree(source, destination)
+    write_tokenizer_files(vocabulary, extension.description, extension.model, destination)
+    return destination
+
+
+def test_user_defined_pieces_are_never_reused(corpus, tmp_path):
+    """Gemma's chat tokens are such pieces of its tokenizer.model."""
+    chat = ("<start_of_turn>", "<end_of_turn>", "<unused0>")
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter("\n".join(corpus["en"]).split("\n")),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=900,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        user_defined_symbols=list(chat),
+        minloglevel=2,
+    )
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "tokenizer.model").write_bytes(model.getvalue())
+    folder = extended(tmp_path / "source", corpus, tmp_path / "after", reuse_unused=True)
+    before, after = (
+        sentencepiece.SentencePieceProcessor(model_file=str(path / "tokenizer.model"))
+        for path in (tmp_path / "source", folder)
+    )
+    assert [after.piece_to_id(token) for token in chat] == [before.piece_to_id(token) for token in chat]
+    text = "<start_of_turn>user hello<end_of_turn>"
+    assert after.encode(text) == before.encode(text)
+    for text in (*corpus["my"][:10], *corpus["en"][:10]):
+        assert open_tokenizer(folder).encode(text) == after.encode(text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_special_token_without_an_id_keeps_the_one_that_transformers_gives_it(
+    files_of, corpus, tmp_path, kind
+):
+    """transformers gives [PAD] the first id after the vocabulary, which a new token must not take."""
+    transformers = pytest.importorskip("transformers")
+    shutil.copytree(files_of[kind], tmp_path / "source")
+    path = tmp_path / "source" / "tokenizer_config.json"
+    config = json.loads(path.read_text()) if path.is_file() else {"eos_token": "</s>"}
+    path.write_text(json.dumps({**config, "pad_token": "[PAD]"}))
+    size = len(open_vocabulary(tmp_path / "source").texts)
+    folder = extended(tmp_path / "source", corpus, tmp_path / "after")
+    assert open_vocabulary(folder).added["[PAD]"] == size - 1
+    if kind == "qwen":
+        assert transformers.AutoTokenizer.from_pretrained(tmp_path / "source").pad_token_id == size - 1
+        assert transformers.AutoTokenizer.from_pretrained(folder).pad_token_id == size - 1
+    if kind == "llama":
+        assert transformers.LlamaTokenizer.from_pretrained(tmp_path / "source").pad_token_id == size - 1
+        assert transformers.LlamaTokenizer.from_pretrained(folder).pad_token_id == size - 1
+    for text in (*corpus["my"][:10], *corpus["en"][:10]):
+        assert "[PAD]" not in open_tokenizer(folder).decode(open_tokenizer(folder).encode(text))
