@@ -21,6 +21,7 @@ from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.new_folders import new_folder
 from babel_jax.places import pull
 from babel_jax.progress import working
+from babel_jax.sending import is_taken
 from babel_jax.vocabulary.folders import extend
 from babel_jax.vocabulary.larger import (
     GROWTH,
@@ -44,9 +45,10 @@ def larger_model(config: Config, folder: ModelFolder | None) -> LargerModel | No
         return None
     path = larger_folder(config)
     with agreed():
-        if jax.process_index() == 0 and not (path / MADE_FROM).is_file():
+        # In a bucket, the folder of a process that was killed does not count: it is made again.
+        if jax.process_index() == 0 and not (path / MADE_FROM).is_file() and is_taken(path):
             pull(path)
-        if jax.process_index() == 0 and not path.is_dir():
+        if jax.process_index() == 0 and not (path / MADE_FROM).is_file():
             _make(path, config, folder)
     with agreed():
         if jax.process_index() != 0:

@@ -26,12 +26,11 @@ def with_vocabulary(config, **data):
 def test_a_vocabulary_grows_in_a_bucket(gcs, config_in, base, tmp_path):
     config = with_vocabulary(config_in(gcs, "gs://bucket"))
     config.save(tmp_path / "run.toml")
-    for orders, killed in (("KILL:0:extension", 0), ("KILL:1:growth", 1)):
-        ended = train(tmp_path / "run.toml", 2, 2, orders=orders, overrides=OVERRIDES)
-        assert ended[killed][0] == -9, ended[killed][2][-3000:]
-        assert "Traceback" not in ended[1 - killed][2]
-        made = {name.split("/")[-1] for name in gcs.names("bucket", "data-vocabulary/")}
-        assert ("made_from.json" in made) == (killed == 1)
+    # The first process is killed while it writes the extension; the folder in the bucket is not whole.
+    ended = train(tmp_path / "run.toml", 2, 2, orders="KILL:0:extension", overrides=OVERRIDES)
+    assert ended[0][0] == -9, ended[0][2][-3000:]
+    assert "Traceback" not in ended[1][2]
+    assert not [name for name in gcs.names("bucket", "data-vocabulary/") if "made_from" in name]
     ended = train(tmp_path / "run.toml", 2, 2, overrides=OVERRIDES)
     assert [status for status, *_ in ended] == [0, 0], "\n".join(errors[-2000:] for *_, errors in ended)
     found = json.loads(ended[0][1])
