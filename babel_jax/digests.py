@@ -58,13 +58,51 @@ def files_below(folder: Path) -> list[Path]:
     return [path for path in visible if not is_list(path) and path.name not in (MARK, UNFINISHED)]
 
 
-def write_sums(folder: Path, files: Iterable[Path] | None = None, name: str = SUMS) -> None:
+class EarlySums:
+    """Digests of files that are computed while the process waits for the disk. As a context manager: at its
+    end, files that were not begun are left out.
+    """
+
+    def __init__(self) -> None:
+        self._pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
+        self._begun: dict[Path, tuple[tuple[int, int], concurrent.futures.Future[str]]] = {}
+
+    def __enter__(self) -> "EarlySums":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def begin(self, files: Iterable[Path]) -> None:
+        """Begins to compute the digests of files that are written, though perhaps not yet on disk."""
+        for file in files:
+            self._begun[file] = (_state(file), self._pool.submit(file_sum, file))
+
+    def sum_of(self, file: Path) -> str:
+        """The digest of a file; computed anew if the file has another size or time than at its `begin`."""
+        state, begun = self._begun.get(file, (None, None))
+        if begun is None or state != _state(file):
+            return file_sum(file)
+        return begun.result()
+
+
+def _state(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def write_sums(
+    folder: Path,
+    files: Iterable[Path] | None = None,
+    name: str = SUMS,
+    sum_of: Callable[[Path], str] = file_sum,
+) -> None:
     """Writes the list `name` of some files below a folder; without `files`, of all files."""
     chosen = sorted(files_below(folder) if files is None else files)
     # Another library may write the folder into a bucket: then its working copy does not exist yet.
     make_folder(folder)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        sums = list(pool.map(file_sum, chosen))
+        sums = list(pool.map(sum_of, chosen))
     lines = [_line(digest, path.relative_to(folder)) for path, digest in zip(chosen, sums, strict=True)]
     write_text(folder / name, "".join(lines))
 

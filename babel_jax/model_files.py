@@ -1,6 +1,7 @@
 """The names of the files of a model, which are the same in a folder and in a repository on the hub."""
 
 CONFIG = "config.json"
+PARAMS = "params"  # the folder of Orbax
 SAFETENSORS = ".safetensors"
 INDEX = "model.safetensors.index.json"
 # Weights of other programs. This program reads none of them.

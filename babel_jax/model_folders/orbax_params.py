@@ -25,13 +25,13 @@ from babel_jax.distributed.agreement import agreed
 from babel_jax.errors import BadInput, one_line
 from babel_jax.files import read_json, regular_file, sync_file, sync_folder, write_text
 from babel_jax.model.parameters import Place
+from babel_jax.model_files import PARAMS
 from babel_jax.model_folders.layout import Shape, check_shapes, leaf_shapes
 from babel_jax.model_folders.names import tensor_place
 from babel_jax.model_folders.safetensors_files import Specs
 from babel_jax.model_folders.safetensors_header import DTYPES
 from babel_jax.places import PARTIAL, listing, native, url_of
 
-PARAMS = "params"
 # Names and sizes of the files that Orbax wrote. Orbax notices a truncated file only when it reads that part,
 # and then prints tracebacks.
 FILES = "files.json"

@@ -88,12 +88,17 @@ def workers_within(memory_limit: int) -> int:
 
 
 def stream(
-    specs: Specs, read: Callable[[Piece], np.ndarray], sink: Sink, progress: Progress, memory_limit: int
+    specs: Specs,
+    read: Callable[[Piece], np.ndarray],
+    sink: Sink,
+    progress: Progress,
+    memory_limit: int,
+    all_written: Callable[[], None] = lambda: None,
 ) -> None:
     """Writes the tensors of `specs` into `sink`, except those in `progress`; `read` returns their pieces.
 
     Tensors are recorded as done when they are on disk, about once per GiB. Several pieces are read and
-    written at once.
+    written at once. `all_written` is called when the last piece is written, before the wait for the disk.
     """
     sizes = {
         name: int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for name, (shape, dtype) in specs.items()
@@ -114,6 +119,8 @@ def stream(
             while remaining and sum(sizes[name] for name in batch) < _BYTES_BETWEEN_SYNCS:
                 batch.append(remaining.pop(0))
             submit(move, itertools.chain.from_iterable(pieces(name, *specs[name]) for name in batch))
+            if not remaining:
+                all_written()
             sink.sync()
             progress.add(batch)
 

@@ -2,6 +2,7 @@
 compare.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import pytest
 from babel_jax.cli import main
 from babel_jax.data.windows.prepare import prepare
 from babel_jax.data.windows.prepared import heldout_file, open_prepared
-from babel_jax.digests import check_sums, lists_below, read_sums, write_sums
+from babel_jax.digests import EarlySums, check_sums, lists_below, read_sums, write_sums
 from babel_jax.errors import BadInput
 
 NAMES = ["plain.txt", "a b.txt", "sub/deep/ü.bin", "back\\slash", "line\nend"]
@@ -178,3 +179,17 @@ def test_model_folders(base, tmp_path, capsys, to):
     weights.write_bytes(data)
     assert main(["verify", str(folder)]) == 2
     assert f"{weights.relative_to(folder)} (not the bytes that were written)" in capsys.readouterr().err
+
+
+def test_a_file_that_changes_after_its_early_digest_is_read_again(tmp_path):
+    (tmp_path / "same").write_bytes(b"weights")
+    (tmp_path / "changed").write_bytes(b"before")
+    with EarlySums() as sums:
+        sums.begin([tmp_path / "same", tmp_path / "changed"])
+        (tmp_path / "changed").write_bytes(b"afterwards")
+        (tmp_path / "new").write_bytes(b"config")
+        write_sums(tmp_path, sum_of=sums.sum_of)
+    found = read_sums(tmp_path / "SHA256SUMS")
+    expected = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+    assert found == expected
+    assert len(found) == 3
