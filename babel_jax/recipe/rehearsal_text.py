@@ -17,16 +17,18 @@ from babel_jax.data.sources.embedded import embedded_corpus
 from babel_jax.data.sources.rows import Row, RowCounts, read_rows
 from babel_jax.expansion.plan import PROVENANCE as EXPANDED
 from babel_jax.files import make_folder, write_text
-from babel_jax.languages import BABEL, in_order
+from babel_jax.languages import BABEL, LANGUAGES, in_order
 from babel_jax.model.decoder import init_params
 from babel_jax.model_folders.folder import Format, save_folder
 from babel_jax.model_folders.hf_config import write_hf_config
 from babel_jax.tpu.shapes import Base
 from babel_jax.vocabulary.card import PROVENANCE as EXTENDED
+from babel_jax.vocabulary.texts import letters_of
 
 _VOCABULARY = 2048
 _ROWS = 16  # of each language, or of each source
 _TOGETHER = 4  # rows of the embedded corpus in a text
+_LAST_CODE_POINT = 0x20000  # of the letters of living scripts
 _TURN = 12  # characters of a message of a conversation
 _END, _CHAT = "<|endoftext|>", ("<|im_start|>", "<|im_end|>")
 
@@ -190,7 +192,19 @@ def write_vocabulary_text(config: Config, sources: Sequence[Mapping[str, Any]], 
 
 
 def package_rows(code: str) -> list[Row]:
-    """The package's text in a language; in another one for languages that it lacks."""
+    """The package's text in a language. For a language that the package lacks: text of another one in the
+    same script, or else with its letters replaced by those of the script.
+    """
     corpus = embedded_corpus()
-    others = [other for other in corpus if other != "en"]
-    return corpus.get(code) or corpus[others[sum(code.encode()) % len(others)]]
+    if code in corpus:
+        return corpus[code]
+    script = LANGUAGES[code].script
+    alike = [other for other in corpus if LANGUAGES[other].script == script and other != "en"]
+    if alike:
+        return corpus[alike[0]]
+    letters = [chr(point) for point in range(_LAST_CODE_POINT) if letters_of(script).match(chr(point))]
+    rows = []
+    for row in corpus["sw"]:
+        text = "".join(letters[ord(one) % len(letters)] if one.isalpha() else one for one in row.text)
+        rows.append(Row(row.id, text, row.kind))
+    return rows

@@ -17,7 +17,7 @@ from babel_jax.vocabulary.editable import Vocabulary, open_vocabulary
 from babel_jax.vocabulary.extended_files import write_tokenizer_files
 from babel_jax.vocabulary.extension import Extension, extend_vocabulary
 from babel_jax.vocabulary.growth import Growth, growth_change, mean_growth, padded_rows
-from babel_jax.vocabulary.pursuit import donor_growth
+from babel_jax.vocabulary.pursuit import Donor, donor_growth, open_donor
 
 
 def extend_folder(
@@ -90,16 +90,24 @@ def extend(folder: ModelFolder, texts: Mapping[str, Sequence[str]], settings: Vo
     """
     check_vocabulary(folder.path, folder.config.vocab_size, needed=True)
     vocabulary = open_vocabulary(folder.path)
-    return extended_model(folder, vocabulary, extend_vocabulary(vocabulary, texts, settings))
+    # A donor that does not fit is told before minutes of learning.
+    donor = open_donor(vocabulary, settings.donor) if settings.donor is not None else None
+    return extended_model(folder, vocabulary, extend_vocabulary(vocabulary, texts, settings), donor)
 
 
-def extended_model(folder: ModelFolder, vocabulary: Vocabulary, extension: Extension) -> Extended:
-    """The model of an extension that was learned, with the rows that its settings ask for."""
+def extended_model(
+    folder: ModelFolder, vocabulary: Vocabulary, extension: Extension, donor: Donor | None = None
+) -> Extended:
+    """The model of an extension that was learned, with the rows that its settings ask for.
+
+    donor: that of the settings, if it is open already.
+    """
     settings = extension.settings
     old_rows = folder.config.vocab_size
     rows = padded_rows(old_rows, extension.size, settings.multiple)
     if settings.donor is not None:
-        growth = donor_growth(vocabulary, extension.rows, settings.donor, old_rows, rows)
+        donor = donor or open_donor(vocabulary, settings.donor)
+        growth = donor_growth(vocabulary, extension.rows, donor, old_rows, rows)
     else:
         growth = mean_growth(extension.rows, settings.init, old_rows, rows)
     hf_config = extended_hf_config(folder.hf_config, extension, growth, source_name(folder.path))

@@ -27,8 +27,9 @@ class Growth:
     """New rows as sums of old ones.
 
     ids: int32[new], ascending. sources: int32[new, terms], ids of old rows. weights: float32[new, terms], 0
-    for terms that a row does not need. old_rows, rows: the rows of the tables before and after. Rows that no
-    token has are the mean of all old rows.
+    for terms that a row does not need; what the weights of a row lack to a sum of 1 is the weight of the mean
+    of all old rows. old_rows, rows: the rows of the tables before and after. Rows that no token has are the
+    mean of all old rows.
     """
 
     ids: np.ndarray
@@ -108,7 +109,7 @@ def _sums(
     weights: Float[Array, "new terms"],
     mean: Float[Array, "embed"],
 ) -> Float[Array, "new embed"]:
-    """The weighted sums, float32; the mean for rows without any term."""
+    """The weighted sums, float32, with the mean as a last term: see `Growth`."""
 
     def add(total: Array, term: tuple[Array, Array]) -> tuple[Array, None]:
         source, weight = term
@@ -118,7 +119,7 @@ def _sums(
 
     zeros = jnp.zeros((sources.shape[0], table.shape[1]), jnp.float32)
     total, _ = jax.lax.scan(add, zeros, (sources.T, weights.T))
-    return jnp.where(jnp.any(weights != 0, axis=1)[:, None], total, mean)
+    return total + (1 - jnp.sum(weights, axis=1))[:, None] * mean
 
 
 _sums_compiled = jax.jit(_sums)

@@ -17,7 +17,6 @@ from babel_jax.model_files import CONFIG
 from babel_jax.places import place
 from babel_jax.vocabulary.extension import MOST_TOKEN_CHARACTERS
 from babel_jax.vocabulary.growth import Growth, padded_rows
-from babel_jax.vocabulary.pursuit import TERMS
 
 GROWTH, MADE_FROM = "growth.npz", "made_from.json"
 NOT_OF_THE_MODEL = (GROWTH, MADE_FROM)
@@ -87,9 +86,7 @@ def planned_growth(config: Config, old_rows: int, tokenizer_size: int | None) ->
             return growth
     first = old_rows if tokenizer_size is None else tokenizer_size
     rows = padded_rows(old_rows, first + settings.tokens, settings.multiple)
-    terms = {RowInit.ALL: 1, RowInit.DONOR: TERMS}.get(
-        settings.init, MOST_TOKEN_CHARACTERS * _MOST_CHARACTER_BYTES
-    )
+    terms = 1 if settings.init is RowInit.ALL else MOST_TOKEN_CHARACTERS * _MOST_CHARACTER_BYTES
     ids = np.arange(first, first + settings.tokens, dtype=np.int32)
     shape = (settings.tokens, terms)
     return Growth(ids, np.zeros(shape, np.int32), np.ones(shape, np.float32), old_rows, rows)

@@ -3,12 +3,14 @@ languages.
 
 By orthogonal matching pursuit (Pati et al. 1993; for vocabularies arXiv 2506.06607), a donor's row of the new
 token is written as a sparse sum of donor rows of tokens that both vocabularies have. The same sum of our own
-rows of these tokens is the new row.
+rows of these tokens is the new row. Both are counted from the mean of all rows. In SmolLM2 this mean is over
+half as long as a row: without it the new tokens are too likely everywhere.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,15 +40,22 @@ _EMBEDDINGS = (
 )
 
 
-def donor_growth(
-    vocabulary: Vocabulary, rows: Sequence[NewRow], donor: Path | str, old_rows: int, all_rows: int
-) -> Growth:
-    """The growth by a donor: its tokenizer, and safetensors files with its input embedding.
+class Donor(NamedTuple):
+    """A donor's vocabulary, its input embedding float32 [rows, width], and the ids of the tokens that both
+    vocabularies have, in ours and in the donor's: int64[shared] each.
+    """
 
-    donor: a folder, a bucket's URL, or a name on the hub. A new token that the donor writes in several tokens
-    has the mean of their rows. One that is no whole text, such as half of a character, is the mean of its
-    parts. Raises BadInput if the donor has no such tensor, or shares fewer than 1,000 tokens with the
-    vocabulary.
+    vocabulary: Vocabulary
+    table: np.ndarray
+    ours: np.ndarray
+    theirs: np.ndarray
+
+
+def open_donor(vocabulary: Vocabulary, donor: Path | str) -> Donor:
+    """A donor: its tokenizer, and its input embedding in safetensors files.
+
+    donor: a folder, a bucket's URL, or a name on the hub. Raises BadInput if the donor has no such tensor, or
+    shares fewer than 1,000 tokens with the vocabulary.
     """
     path = donor_place(donor)
     donor_vocabulary = open_vocabulary(path)
@@ -57,16 +66,29 @@ def donor_growth(
             f"{path}: shares {len(ours):,} tokens with the model; at least {_LEAST_SHARED:,} are needed. "
             'Give another donor, or leave init = "donor" out'
         )
+    return Donor(donor_vocabulary, table, ours, theirs)
+
+
+def donor_growth(
+    vocabulary: Vocabulary, rows: Sequence[NewRow], donor: Donor, old_rows: int, all_rows: int
+) -> Growth:
+    """The growth by a donor.
+
+    A new token that the donor writes in several tokens has the mean of their rows. One that is no whole text,
+    such as half of a character, is the mean of its parts.
+    """
+    ours, center = donor.ours, donor.table[donor.theirs].mean(axis=0)
+    table = donor.table - center
     growth = mean_growth(rows, RowInit.PARTS, old_rows, all_rows)
     numbers, targets = [], []
     for number, row in enumerate(sorted(rows, key=lambda row: row.id)):
-        pieces = _pieces(donor_vocabulary, vocabulary.bytes_of(row.text), len(table))
+        pieces = _pieces(donor.vocabulary, vocabulary.bytes_of(row.text), len(table))
         target = table[pieces].mean(axis=0) if pieces else np.zeros(table.shape[1], np.float32)
         if np.any(target):
             numbers.append(number)
             targets.append(target)
 
-    chosen, weights = pursue(table[theirs], np.stack(targets) if targets else table[:0], TERMS)
+    chosen, weights = pursue(table[donor.theirs], np.stack(targets) if targets else table[:0], TERMS)
     missing = max(0, TERMS - growth.sources.shape[1])
     sources, factors = (np.pad(array, ((0, 0), (0, missing))) for array in (growth.sources, growth.weights))
     sources[numbers], factors[numbers] = 0, 0
@@ -88,6 +110,9 @@ def _pieces(donor: Vocabulary, content: bytes, rows: int) -> list[int]:
         ids = donor.library.encode(content.decode(), add_special_tokens=False).ids
     except UnicodeDecodeError:
         return []
+    # Some donors put a space before every text, as a piece of its own.
+    letters = [number for number in ids if donor.bytes_of(donor.texts[number]).strip()]
+    ids = letters or ids
     return ids if all(number < rows for number in ids) else []
 
 

@@ -19,7 +19,7 @@ from babel_jax.vocabulary.extended_files import write_tokenizer_files
 from babel_jax.vocabulary.extension import extend_vocabulary
 from babel_jax.vocabulary.folders import extend_folder
 from babel_jax.vocabulary.growth import grow_config, growing, mean_growth, padded_rows
-from babel_jax.vocabulary.pursuit import donor_growth, pursue
+from babel_jax.vocabulary.pursuit import donor_growth, open_donor, pursue
 
 SETTINGS = VocabularySettings(languages=("my", "ta"), tokens=100, least=2, multiple=64)
 ROWS = 640  # of the model; its tokenizer has 603 tokens
@@ -123,22 +123,24 @@ def test_a_donor_of_another_width(qwen_files, extension, tmp_path, monkeypatch):
     table[:ROWS] = ours
     # Of tokens of several bytes, which both vocabularies have.
     pairs = draw.integers(300, 590, size=(len(new), 2))
-    table[new] = 0.7 * ours[pairs[:, 0]] - 0.4 * ours[pairs[:, 1]]
+    table[new] = 1.4 * ours[pairs[:, 0]] - 0.4 * ours[pairs[:, 1]]
     shutil.copytree(qwen_files, tmp_path / "donor")
     vocabulary = open_vocabulary(qwen_files)
     write_tokenizer_files(vocabulary, extension.description, extension.model, tmp_path / "donor")
-    save_file({"model.embed_tokens.weight": table @ turn}, tmp_path / "donor" / "model.safetensors")
+    # As published encoders have it: another name, in bfloat16.
+    tensors = {"embeddings.word_embeddings.weight": (table @ turn).astype(jnp.bfloat16)}
+    save_file(tensors, tmp_path / "donor" / "model.safetensors")
     with pytest.raises(BadInput, match=r"shares 600 tokens with the model; at least 1,000 are needed"):
-        donor_growth(vocabulary, extension.rows, tmp_path / "donor", ROWS, 704)
+        open_donor(vocabulary, tmp_path / "donor")
 
     monkeypatch.setattr(pursuit, "_LEAST_SHARED", 100)
-    growth = donor_growth(vocabulary, extension.rows, tmp_path / "donor", ROWS, 704)
+    growth = donor_growth(vocabulary, extension.rows, open_donor(vocabulary, tmp_path / "donor"), ROWS, 704)
     found = np.einsum("nt,ntw->nw", growth.weights, ours[growth.sources])
     # Tokens that end within a character are left out: a donor splits their text otherwise.
     whole = [
         _is_text(vocabulary.bytes_of(row.text)) for row in sorted(extension.rows, key=lambda row: row.id)
     ]
-    np.testing.assert_allclose(found[whole], table[new][whole], atol=0.02)
+    np.testing.assert_allclose(found[whole], table[new][whole], atol=0.03)
 
 
 def _is_text(content):

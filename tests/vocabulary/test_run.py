@@ -9,6 +9,7 @@ import pytest
 
 from babel_jax.cli import main
 from babel_jax.config import Source
+from babel_jax.data.sources.embedded import corpus_sources, embedded_folder
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.draws import Purpose, unit_draw
@@ -116,8 +117,31 @@ def test_a_language_without_text(settings_of, tmp_path):
 
 def test_held_out_rows_teach_no_tokens(write_rows, tmp_path):
     rows = [{"id": str(number), "text": f"text {number}"} for number in range(200)]
-    path = write_rows(tmp_path / "ta.jsonl", rows)
+    path = write_rows(tmp_path / "sw.jsonl", rows)
     held_out = {row["text"] for row in rows if unit_draw(Purpose.HELDOUT, row["id"]) < 0.2}
-    texts = texts_of([Source(language="ta", path=str(path))], ("ta",), (), 10**6, heldout_fraction=0.2)["ta"]
+    texts = texts_of([Source(language="sw", path=str(path))], ("sw",), (), 10**6, heldout_fraction=0.2)["sw"]
     assert 20 < len(held_out) < 60
     assert set(texts) == {row["text"] for row in rows} - held_out
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "message"),
+    [
+        (
+            "my",
+            "All human beings are born free.",
+            "my: 0% of the letters of its text .*in Burmese",
+        ),
+        ("ha", "人人生而自由，在尊严和权利上一律平等。", "ha: 0% of the letters of its text are Latin"),
+        ("ja", "12 + 34 = 46", "ja: its text to learn new tokens from has no letter; give text in Japanese"),
+    ],
+)
+def test_text_of_another_language(write_rows, tmp_path, code, text, message):
+    rows = [{"id": str(number), "text": text} for number in range(9)]
+    path = write_rows(tmp_path / f"{code}.jsonl", rows)
+    with pytest.raises(BadInput, match=message):
+        texts_of([Source(language=code, path=str(path))], (code,), (), 10**6)
+
+
+def test_every_language_of_the_package_is_in_its_script(corpus):
+    texts_of(corpus_sources(embedded_folder()), tuple(corpus), (), 10**6)
