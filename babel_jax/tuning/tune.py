@@ -1,8 +1,9 @@
 """`babel tune`: measures candidates in turns, keeps each visit, and writes the fastest settings.
 
-Candidates are visited in rounds, every other round backwards, and today's settings once more at the end, so
-that a machine that becomes slower (heat, neighbours) makes no candidate look better than another. The spread
-between visits of the same candidate says how much the machine itself varies.
+Candidates are visited in rounds, every other round backwards, so that a machine that becomes slower (heat,
+neighbours) makes no candidate look better than another. The fastest one and today's settings are then
+measured once more, in turns, and these visits decide. The spread between visits of the same candidate says
+how much the machine itself varies.
 """
 
 import contextlib
@@ -94,9 +95,8 @@ def tune(
             if more:
                 _visit_all(bench, journal, [today, *more], range(rounds, 2 * rounds), steps)
             candidates += more
-        _visit_all(bench, journal, [today], range(2 * rounds, 2 * rounds + 1), steps)
+        verdict = _confirmed(bench, journal, candidates, rounds, steps)
         found = [measured(journal, one) for one in candidates]
-        verdict = verdict_of(found[0], found[1:])
         if verdict is None:
             reasons = "; ".join(dict.fromkeys(one.failure or "" for one in found))
             raise BadInput(
@@ -104,6 +104,23 @@ def tune(
                 f"{about['device']['kind']} ({reasons}); {out / MEASUREMENTS} has each"
             )
         return _result(config, out, config_name, about, found, verdict)
+
+
+def _confirmed(
+    bench: Bench, journal: Journal, candidates: Sequence[Candidate], rounds: int, steps: int
+) -> Verdict | None:
+    """The verdict on the fastest candidate, which is measured beside today's settings once more. Only these
+    visits decide: of many candidates, the fastest one has also had luck.
+    """
+    before, again = range(2 * rounds), range(2 * rounds, 3 * rounds)
+    today, *others = (measured(journal, one, before) for one in candidates)
+    first = verdict_of(today, others)
+    if first is None or first.gain is None or first.fastest is today:
+        return first
+    both = [today.candidate, first.fastest.candidate]
+    _visit_all(bench, journal, both, again, steps)
+    one, other = (measured(journal, candidate, again) for candidate in both)
+    return verdict_of(one, [other])
 
 
 def _stage_of(config: Config, name: str | None, configs: Path | None) -> tuple[Stage, Depth]:

@@ -60,9 +60,9 @@ class Measured(NamedTuple):
         }
 
 
-def measured(journal: Journal, candidate: Candidate) -> Measured:
-    """What the journal has of a candidate."""
-    lines = list(journal.of(candidate))
+def measured(journal: Journal, candidate: Candidate, visits: range | None = None) -> Measured:
+    """What the journal has of a candidate; with `visits`, only of these."""
+    lines = [line for line in journal.of(candidate) if visits is None or line["visit"] in visits]
 
     def largest(name: str, among: Sequence[dict[str, Any]]) -> float | None:
         return max((line[name] for line in among if line.get(name) is not None), default=None)
@@ -77,7 +77,7 @@ def measured(journal: Journal, candidate: Candidate) -> Measured:
         largest("device_peak_gib", lines),
         largest("forecast_seconds", lines),
         largest("bound_seconds", lines),
-        journal.failure(candidate),
+        next((line["failure"] for line in lines if line["failure"]), None),
     )
 
 

@@ -13,6 +13,9 @@ import pytest
 from babel_jax.cli import main
 from babel_jax.config import Config
 from babel_jax.config.file import load_config, parse_settings
+from babel_jax.hardware import CHIPS
+from babel_jax.model.flops import model_flops_per_token
+from babel_jax.tpu.cuda import as_chip
 from babel_jax.training.deepening import Depth
 from babel_jax.tuning import bench
 from babel_jax.tuning.bench import Bench
@@ -76,15 +79,12 @@ def test_two_candidates_are_measured_in_turns(tune, config, tmp_path):
     assert status == 0
     assert found["device"]["kind"] == jax.devices()[0].device_kind
     assert found["device"]["versions"]["jax"] == jax.__version__
-    # Forwards, backwards, and today's settings once more at the end.
+    # Forwards and backwards; then the same again, if the other candidate is faster.
     lines = lines_of(tmp_path)
-    assert [(line["changes"], line["visit"]) for line in lines] == [
-        ({}, 0),
-        ({"remat": "full"}, 0),
-        ({"remat": "full"}, 1),
-        ({}, 1),
-        ({}, 4),
-    ]
+    today, full = {}, {"remat": "full"}
+    turns = [(today, 0), (full, 0), (full, 1), (today, 1)]
+    again = [(today, 4), (full, 4), (full, 5), (today, 5)]
+    assert [(line["changes"], line["visit"]) for line in lines] in (turns, turns + again)
     for line in lines:
         assert len(line["step_seconds"]) == 2
         assert line["seconds"] == pytest.approx(sum(line["step_seconds"]) / 2)
@@ -97,7 +97,7 @@ def test_two_candidates_are_measured_in_turns(tune, config, tmp_path):
         }  # fmt: skip
     today, other = found["candidates"]
     assert today["changes"] == {}
-    assert len(today["step_seconds"]) == 3
+    assert len(today["step_seconds"]) in (2, 4)
     assert other["changes"] == {"training.remat": "full"}
     # The settings are those of the faster one, or today's; a config takes them.
     settings = tomllib.loads((tmp_path / "tuned" / "settings.toml").read_text(encoding="utf-8"))
@@ -146,7 +146,7 @@ def test_a_stopped_tune_resumes(tune, tmp_path, monkeypatch):
     assert tune(*QUICK)[0] == 0
     after = lines_of(tmp_path)
     assert after[:2] == before
-    assert len(after) == 5
+    assert len(after) in (4, 8)
 
 
 def test_a_candidate_that_cannot_run_is_a_line(tune, tmp_path):
@@ -176,7 +176,34 @@ def test_out_of_memory_is_tried_again_alone(config, tune, tmp_path, monkeypatch)
     status, _, err = tune(*QUICK)
     assert status == 0, err
     assert "remat=full: out of memory; once more, alone" in err
-    assert [line["failure"] for line in lines_of(tmp_path)] == [None] * 5
+    assert {line["failure"] for line in lines_of(tmp_path)} == {None}
+
+
+@pytest.mark.parametrize("chip", [as_chip("h100", 79.6), CHIPS["v5e"]], ids=lambda chip: chip.name)
+def test_figures_of_the_published_rates_stand_beside_the_measurement(config, chip, monkeypatch):
+    """A program for CPUs has no estimated cycles, so there is no forecast; the bound is of its FLOPs."""
+    monkeypatch.setattr(bench, "chip_at_hand", lambda: chip)
+    model = Depth(0, config.model.shape, ())
+    found = Bench(config.stages[1], model).visit(candidate_of(config, {}), 1)
+    flops = 8 * 32 * model_flops_per_token(config.model.shape, 32)
+    assert found["forecast_seconds"] is None
+    assert 0.9 * flops / chip.bf16 <= found["bound_seconds"] < found["step_seconds"][0]
+
+
+def test_the_fastest_of_many_is_measured_once_more(config, tune, tmp_path, monkeypatch):
+    """`full` has luck in the first round alone, so today's settings stay."""
+    visits = []
+
+    def timed(self, built, steps):
+        visits.append(built)
+        return {"step_seconds": [0.5 if len(visits) == 2 else 1.0], "device_peak_gib": None}
+
+    monkeypatch.setattr(Bench, "_timed", timed)
+    status, out, _ = tune("--rounds", "1", "--try", "training.remat=full", "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert [line["visit"] for line in lines_of(tmp_path)] == [0, 0, 2, 2]
+    assert (found["chosen"], found["keep"], found["gain"]) == ({}, True, 0.0)
 
 
 def test_a_step_that_does_not_fit_is_told_before_it_runs(tune, tmp_path, monkeypatch):
@@ -337,4 +364,4 @@ def test_on_eight_devices(config, tmp_path, processes):
     found = json.loads(ended[0][0])
     assert (found["device"]["devices"], found["device"]["processes"]) == (8, processes)
     assert all(one["failure"] is None for one in found["candidates"]), found["candidates"]
-    assert len(lines_of(tmp_path)) == 2 + 1
+    assert len(lines_of(tmp_path)) in (2, 4)
