@@ -8,8 +8,11 @@ BIN = $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/babel demo --out runs/demo
 
+# Half of the tests' time was XLA's, which here compiles almost without optimizing. `make test-slow` compiles as users do.
+QUICK_TO_COMPILE = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+
 test: $(VENV)/installed-test lint
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not long"
+	JAX_PLATFORMS=cpu XLA_FLAGS="$(QUICK_TO_COMPILE)" $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not long"
 
 # Tests of over 20 seconds each: whole pods' programs, many processes, many kills. SLOW_TESTS_UNTIL (seconds since 1970) skips what has
 # not begun by then.

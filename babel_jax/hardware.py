@@ -1,6 +1,7 @@
 """Published peak rates of the chips that this project runs on, in one table."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -15,6 +16,7 @@ class Chip:
     - torus: dimensions of a slice
     - kinds: beginnings of `jax.Device.device_kind`
     - flops_per_cycle: of the matrix units of one JAX device, for the clock
+    - narrow: peaks of products in narrower types, by the type; a type that is not there has no unit
 
     Source: the pages of cloud.google.com/tpu/docs for v4, v5e, v5p, v6e and tpu7x. ici of v5e and v6e is half
     of the bidirectional figure there. dcn is the pod's rate divided by its chips (v5e 6.4 and v6e 25.6 Tbps
@@ -34,22 +36,28 @@ class Chip:
     devices: int = 1
     torus: int = 2
     flops_per_cycle: int = 0
+    narrow: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", ("TPU v4",), 275e12, 1228e9, 300e9, 6.25e9, 30.75, 1, 3, 262_144),
+        Chip("v4", ("TPU v4",), 275e12, 1228e9, 300e9, 6.25e9, 30.75, 1, 3, 262_144, {"int8": 275e12}),
         Chip(
-            "v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 819e9, 200e9, 3.125e9, 15.75, flops_per_cycle=131_072
+            "v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 819e9, 200e9, 3.125e9, 15.75, 1, 2, 131_072,
+            {"int8": 394e12},
         ),
-        Chip("v5p", ("TPU v5",), 459e12, 2765e9, 600e9, 6.25e9, 95.74, 1, 3, 262_144),
+        Chip("v5p", ("TPU v5",), 459e12, 2765e9, 600e9, 6.25e9, 95.74, 1, 3, 262_144, {"int8": 918e12}),
         Chip(
-            "v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 1638e9, 400e9, 12.5e9, 31.25, flops_per_cycle=524_288
+            "v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 1638e9, 400e9, 12.5e9, 31.25, 1, 2, 524_288,
+            {"int8": 1836e12},
         ),
-        Chip("tpu7x", ("TPU7x",), 2307e12, 7380e9, 1200e9, 12.5e9, 178.8, 2, 3, 524_288),
+        Chip(
+            "tpu7x", ("TPU7x",), 2307e12, 7380e9, 1200e9, 12.5e9, 178.8, 2, 3, 524_288,
+            {"float8": 4614e12},
+        ),
     )
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,7 @@ class Gpu:
     - capacity: memory, in GiB
     - kind: `jax.Device.device_kind`
     - cuda: None if programs are not compiled for it (the CPU)
+    - narrow: peaks of products in narrower types, by the type
 
     Source: NVIDIA's data sheets of the H100 SXM, H200 SXM, A100 80GB SXM and L4, and the white paper of the
     Ada architecture.
@@ -98,19 +107,34 @@ class Gpu:
     capacity: float
     cuda: Cuda | None = None
     kind: str = ""
+    narrow: Mapping[str, float] = field(default_factory=dict, hash=False)
 
 
 _HOPPER = Cuda((9, 0), 132, 128, 2048, 233_472, 232_448, 50 * 2**20, 1.98)
 _AMPERE = Cuda((8, 0), 108, 64, 2048, 167_936, 166_912, 40 * 2**20, 1.41)
 _ADA_L4 = Cuda((8, 9), 58, 128, 1536, 102_400, 101_376, 48 * 2**20, 2.04)
 _ADA_4090 = Cuda((8, 9), 128, 128, 1536, 102_400, 101_376, 72 * 2**20, 2.52)
+_HOPPER_NARROW = {"int8": 1979e12, "float8": 1979e12}
 
 GPUS = {
-    "h100": Gpu("H100 80GB SXM", 989e12, 3350e9, 450e9, 79.6, _HOPPER, "NVIDIA H100 80GB HBM3"),
-    "h200": Gpu("H200 141GB SXM", 989e12, 4800e9, 450e9, 139.8, _HOPPER, "NVIDIA H200"),
-    "a100": Gpu("A100 80GB SXM", 312e12, 2039e9, 300e9, 80.0, _AMPERE, "NVIDIA A100-SXM4-80GB"),
-    "l4": Gpu("L4 24GB", 121e12, 300e9, 32e9, 22.5, _ADA_L4, "NVIDIA L4"),
-    "rtx4090": Gpu("RTX 4090 24GB", 165e12, 1008e9, 32e9, 24.0, _ADA_4090, "NVIDIA GeForce RTX 4090"),
+    "h100": Gpu(
+        "H100 80GB SXM", 989e12, 3350e9, 450e9, 79.6, _HOPPER, "NVIDIA H100 80GB HBM3", _HOPPER_NARROW
+    ),
+    "h200": Gpu("H200 141GB SXM", 989e12, 4800e9, 450e9, 139.8, _HOPPER, "NVIDIA H200", _HOPPER_NARROW),
+    "a100": Gpu(
+        "A100 80GB SXM", 312e12, 2039e9, 300e9, 80.0, _AMPERE, "NVIDIA A100-SXM4-80GB", {"int8": 624e12}
+    ),
+    "l4": Gpu("L4 24GB", 121e12, 300e9, 32e9, 22.5, _ADA_L4, "NVIDIA L4", {"int8": 242e12, "float8": 242e12}),
+    "rtx4090": Gpu(
+        "RTX 4090 24GB",
+        165e12,
+        1008e9,
+        32e9,
+        24.0,
+        _ADA_4090,
+        "NVIDIA GeForce RTX 4090",
+        {"int8": 660e12, "float8": 330e12},
+    ),
 }
 
 # Dense bfloat16 peaks in FLOP/s of NVIDIA's data sheets, without sparsity, by the beginning of `device_kind`.
@@ -152,3 +176,13 @@ def name_of_kind(device_kind: str) -> str | None:
     known = [kind for kind in names if device_kind.startswith(kind)]
     # The longest match: "TPU v5 lite" also begins with "TPU v5".
     return names[max(known, key=len)] if known else None
+
+
+def narrow_peaks(device_kind: str) -> Mapping[str, float] | None:
+    """Peaks, in FLOP/s, of products in types narrower than bfloat16, by the type, of one chip or card; None
+    for devices that are not in these tables, such as the CPU.
+    """
+    name = name_of_kind(device_kind)
+    if name is None:
+        return None
+    return CHIPS[name].narrow if name in CHIPS else GPUS[name].narrow

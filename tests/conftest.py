@@ -35,13 +35,15 @@ from babel_jax.config import Config, DataSettings, Family, LayerType, ModelConfi
 from babel_jax.config.file import parse_settings
 from babel_jax.data.tokens.sentencepiece_tokenizer import train_sentencepiece
 from babel_jax.data.windows.prepare import prepare
-from babel_jax.model.decoder import init_params
 from babel_jax.recipe.recipe import run_recipe
+from tests.compiled import init_params
 from tests.hub.fixtures import hub, hub_server  # noqa: F401 - fixtures for all tests
 
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
+# Small programs are kept too: commands that tests start as processes find them.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 # The first example of a property compiles, so a deadline for each says nothing.
 settings.register_profile("compiled", deadline=None)
@@ -82,7 +84,7 @@ def tiny_config() -> ModelConfig:
 
 @pytest.fixture(scope="session")
 def tiny_params(tiny_config: ModelConfig) -> Any:
-    return jax.jit(init_params, static_argnums=0)(tiny_config, jax.random.key(0))
+    return init_params(tiny_config, jax.random.key(0))
 
 
 @pytest.fixture(scope="session")

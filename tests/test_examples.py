@@ -15,9 +15,9 @@ import pytest
 from babel_jax.cli import main
 from babel_jax.commands.parser import BabelParser
 from babel_jax.config import ModelConfig
-from babel_jax.model.decoder import init_params
 from babel_jax.model_folders.folder import Format, save_folder
 from babel_jax.model_folders.hf_config import write_hf_config
+from tests.compiled import init_params
 from tests.hub.corpora import put_corpus
 
 EXAMPLES = {name: parser.examples for name, parser in BabelParser().commands.items()}
@@ -79,7 +79,7 @@ def write_model(folder, layers, tokenizer):
         num_attention_heads=4,
         max_position_embeddings=256,
     )
-    params = jax.jit(init_params, static_argnums=0)(shape, jax.random.key(0))
+    params = init_params(shape, jax.random.key(0))
     save_folder(folder, Format.HF, params, write_hf_config(shape, eos_token_id=0), tokenizer)
 
 

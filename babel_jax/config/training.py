@@ -97,6 +97,15 @@ class ComputeType(Choice):
     BFLOAT16 = "bfloat16"
 
 
+class MatmulType(Choice):
+    """A type of matrix products that is narrower than `compute_dtype`: each row of an operand has a scale of
+    its own (Qwix).
+    """
+
+    INT8 = "int8"
+    FLOAT8 = "float8"
+
+
 class OptimizerRule(Settings):
     """A rule for some parameters. The first matching rule applies."""
 
@@ -209,6 +218,11 @@ class TrainingSettings(Settings):
     compute_dtype: ComputeType = ComputeType.BFLOAT16
     """The type of activations and of weights in products. Weights are gathered and gradients scattered in
     this type; sums over data are float32.
+    """
+    matmul_dtype: MatmulType | None = None
+    """The type of the products with weights inside layers, forward and backward, if it is narrower than
+    `compute_dtype`. Weights, moments, activations, attention and the output table are as they are without
+    it.
     """
     remat: Remat = Remat.MLP
     """The outputs of a layer that are kept for the backward pass; all others are computed again, which

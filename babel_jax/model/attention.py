@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from babel_jax.config import ModelConfig
 from babel_jax.model.cache import Cache
 from babel_jax.model.checkpoint_names import CheckpointName
+from babel_jax.model.execution import PLAIN, Execution
 from babel_jax.model.flash_attention import flash_attention
 from babel_jax.model.layers import Linear, RMSNorm, rotate
 from babel_jax.model.parallel import SINGLE_DEVICE, Parallelism
@@ -134,15 +135,16 @@ class Attention(nnx.Module):
         which: Int[Array, ""],
         layer: Int[Array, ""],
         cache: Cache | None = None,
-        parallel: Parallelism = SINGLE_DEVICE,
+        execution: Execution = PLAIN,
     ) -> tuple[Float[Array, "batch time embed"], Cache | None]:
         """The output of attention. With a cache, keys and values are first written into its `layer`, and
         attention is over all keys that the cache holds.
         """
         # Each device of the tensor axis has its own heads of all three projections.
+        parallel = execution.parallel
         x = parallel.column_parallel_input(x)
         query, key, value = (
-            self._heads(projection(x)) for projection in (self.q_proj, self.k_proj, self.v_proj)
+            self._heads(projection(x, execution)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         # Qwen3 norms each head before the rotation, so the norm's scale is the same at each position.
         if self.has_norm:
@@ -160,7 +162,7 @@ class Attention(nnx.Module):
         )
         # On a mesh with a context axis, queries are this device's, keys and values those of the whole window.
         output = attention_fn(which, query, key, value)
-        return self.o_proj(output, parallel), cache
+        return self.o_proj(output, execution), cache
 
     def _heads(self, x: Float[Array, "batch time size"]) -> Float[Array, "batch time heads head_dim"]:
         return x.reshape(*x.shape[:-1], -1, self.head_dim)

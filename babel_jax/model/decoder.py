@@ -85,20 +85,20 @@ class DecoderLayer(nnx.Module):
         which: Int[Array, ""],
         layer: Int[Array, ""],
         cache: Cache | None,
-        parallel: Parallelism = SINGLE_DEVICE,
+        execution: Execution = PLAIN,
     ) -> tuple[Float[Array, "batch time embed"], Cache | None]:
         """The new residual stream; the cache, if any, with this layer's keys and values in it."""
         with jax.named_scope("attention"):
             normed = self.input_layernorm(x)
-            attended, cache = self.self_attn(normed, rope, attention_fn, which, layer, cache, parallel)
+            attended, cache = self.self_attn(normed, rope, attention_fn, which, layer, cache, execution)
             if self.post_norms:
                 attended = self.post_attention_layernorm(attended)
             x = checkpoint_name(x + attended, CheckpointName.RESIDUAL)
         with jax.named_scope("mlp"):
             if self.post_norms:
-                output = self.mlp(self.pre_feedforward_layernorm(x), parallel)
+                output = self.mlp(self.pre_feedforward_layernorm(x), execution)
                 return x + self.post_feedforward_layernorm(output), cache
-            return x + self.mlp(self.post_attention_layernorm(x), parallel), cache
+            return x + self.mlp(self.post_attention_layernorm(x), execution), cache
 
 
 class DecoderStack(nnx.Module):
@@ -128,7 +128,7 @@ class DecoderStack(nnx.Module):
             state, which, layer = this
             x, cache = carry
             decoder_layer = nnx.merge(graphdef, parallel.gather_layer(state, execution.compute_dtype))
-            return decoder_layer(x, rope, attention_fn, which, layer, cache, parallel), None
+            return decoder_layer(x, rope, attention_fn, which, layer, cache, execution), None
 
         parallel = execution.parallel
         # One traced layer for the whole depth: the scan carries the residual stream and the cache.
@@ -163,7 +163,7 @@ class DecoderStack(nnx.Module):
                 lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), stacked
             )
             decoder_layer = nnx.merge(graphdef, parallel.gather_layer(state, execution.compute_dtype))
-            after: Array = decoder_layer(x, rope, attention_fn, which[layer], layer, None, parallel)[0]
+            after: Array = decoder_layer(x, rope, attention_fn, which[layer], layer, None, execution)[0]
             return after
 
         after: Array = jax.lax.fori_loop(first, stop, run_layer, x)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from babel_jax.config import AttentionKernel, Remat
+from babel_jax.config import AttentionKernel, MatmulType, Remat
 from babel_jax.model.parallel import SINGLE_DEVICE, Parallelism
 
 
@@ -17,6 +17,7 @@ class Execution:
     `compute_dtype`: type of activations and products. `remat`: what is kept for the backward pass.
     `kernel`: what computes attention, never `auto`. `parallel`: the mesh axes that the pass runs on.
     `scan_layers`: one compiled layer in a loop; False writes every layer into the program.
+    `matmul_dtype`: type of the products with weights inside layers, if narrower than `compute_dtype`.
     """
 
     compute_dtype: DTypeLike = jnp.float32
@@ -24,6 +25,7 @@ class Execution:
     kernel: AttentionKernel = AttentionKernel.XLA
     parallel: Parallelism = SINGLE_DEVICE
     scan_layers: bool = True
+    matmul_dtype: MatmulType | None = None
 
 
 PLAIN = Execution()

@@ -16,8 +16,10 @@ from jaxtyping import Array, Float, Int
 
 from babel_jax.config import Activation, ModelConfig, RopeType
 from babel_jax.model.checkpoint_names import CheckpointName
+from babel_jax.model.execution import Execution
 from babel_jax.model.parallel import SINGLE_DEVICE, Parallelism
 from babel_jax.model.parameters import declare
+from babel_jax.model.quantized import quantized_product
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
     Activation.SILU: jax.nn.silu,
@@ -76,14 +78,18 @@ class Linear(nnx.Module):
         if bias:
             self.bias = declare((out_size,), axes[:1], jax.nn.initializers.zeros)
         self.has_bias = bias
+        # Megatron's two kinds: `out` is sharded over the tensor axis (column-parallel), or `in` is.
+        self.row_parallel = axes[0] == "embed"
 
-    def __call__(
-        self, x: Float[Array, "... in"], parallel: Parallelism = SINGLE_DEVICE
-    ) -> Float[Array, "... out"]:
-        """The map, in the type of x. `parallel` is given where `in` is sharded over the tensor axis
-        (row-parallel).
-        """
-        out = parallel.row_parallel_sum(product(x, self.weight[...].astype(x.dtype)))
+    def __call__(self, x: Float[Array, "... in"], execution: Execution) -> Float[Array, "... out"]:
+        """The map, in the type of x."""
+        weight = self.weight[...].astype(x.dtype)
+        if execution.matmul_dtype is None:
+            out = product(x, weight)
+        else:
+            out = quantized_product(x, weight, execution.matmul_dtype)
+        if self.row_parallel:
+            out = execution.parallel.row_parallel_sum(out)
         return out + self.bias[...].astype(x.dtype) if self.has_bias else out
 
 
@@ -98,13 +104,13 @@ class GatedMLP(nnx.Module):
         self.activation = config.hidden_act
 
     def __call__(
-        self, x: Float[Array, "batch time embed"], parallel: Parallelism = SINGLE_DEVICE
+        self, x: Float[Array, "batch time embed"], execution: Execution
     ) -> Float[Array, "batch time embed"]:
         """The MLP, in the type of x."""
-        x = parallel.column_parallel_input(x)
-        gate = checkpoint_name(self.gate_proj(x), CheckpointName.GATE_PROJ)
-        up = checkpoint_name(self.up_proj(x), CheckpointName.UP_PROJ)
-        return self.down_proj(ACTIVATIONS[self.activation](gate) * up, parallel)
+        x = execution.parallel.column_parallel_input(x)
+        gate = checkpoint_name(self.gate_proj(x, execution), CheckpointName.GATE_PROJ)
+        up = checkpoint_name(self.up_proj(x, execution), CheckpointName.UP_PROJ)
+        return self.down_proj(ACTIVATIONS[self.activation](gate) * up, execution)
 
 
 def softcapped(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:

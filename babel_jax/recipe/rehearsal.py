@@ -47,6 +47,7 @@ from babel_jax.recipe.rehearsal_text import (
 from babel_jax.run_files import DuringLine, StepLine, read_lines
 from babel_jax.tpu.shapes import Base, expanded, made_up_base, trained_shape
 from babel_jax.training.watch import DURING
+from babel_jax.workers import send
 
 log = logging.getLogger("babel")
 
@@ -212,14 +213,13 @@ def _run(
         text=True,
         start_new_session=True,  # Ctrl-C must reach only the parent process
     ) as worker:
-        assert worker.stdin is not None
         assert worker.stderr is not None
         try:
-            worker.stdin.write(json.dumps(request))
-            worker.stdin.close()
+            send(worker, request)
             for line in worker.stderr:
                 lines.append(line.rstrip())
                 log.info("  %s", line.rstrip())
+            worker.wait()
         finally:
             if worker.poll() is None and sys.exc_info()[0] is not None:
                 worker.kill()

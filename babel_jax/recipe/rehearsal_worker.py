@@ -30,6 +30,7 @@ from babel_jax.tpu.programs import Program, training_programs
 from babel_jax.tpu.shapes import base_from_json
 from babel_jax.training.hooks import Hook, Moment
 from babel_jax.training.mesh import make_mesh
+from babel_jax.workers import received
 
 
 class Compiled(logging.Handler):
@@ -109,7 +110,7 @@ class Preempt(Hook):
 
 def main() -> int:
     """All requested runs, one after the other."""
-    request = json.load(sys.stdin)
+    request = received()
     base = base_from_json(request["base"])
     logging.basicConfig(format="%(message)s")
     logging.getLogger("babel").setLevel(logging.INFO)

@@ -15,6 +15,7 @@ from babel_jax.config import Config
 from babel_jax.errors import BadInput
 from babel_jax.progress import Work
 from babel_jax.tpu.shapes import Base
+from babel_jax.workers import send
 
 log = logging.getLogger("babel")
 
@@ -73,11 +74,9 @@ def compiled_programs(
         ) as worker,
         Work[Any]("compiling", unit="programs") as progress,
     ):
-        assert worker.stdin is not None
         assert worker.stdout is not None
         try:
-            worker.stdin.write(json.dumps(request))
-            worker.stdin.close()
+            send(worker, request)
             for line in worker.stdout:
                 message = json.loads(line)
                 if "bad_input" in message:

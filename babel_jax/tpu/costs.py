@@ -1,6 +1,6 @@
 """Memory and least time of one compiled program on a chip, and what to change where it does not fit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from babel_jax.config import Config
@@ -63,10 +63,25 @@ def hbm_of(measurements: dict[str, Any], chip: Chip) -> dict[str, Any]:
 
 def seconds_of(measurements: dict[str, Any], chip: Chip) -> dict[str, float]:
     """Bounds on the time of one run at the published peaks, if all parts overlap."""
-    compute = measurements["hardware_flops"] * chip.devices / chip.bf16
+    compute = compute_seconds(measurements, chip.bf16, chip.narrow, chip.devices)
     return {"compute": compute, "hbm": measurements["hbm_bytes"] * chip.devices / chip.hbm} | wire_seconds(
         measurements["collectives"], chip
     )
+
+
+def compute_seconds(
+    measurements: dict[str, Any], peak: float, narrow: Mapping[str, float], devices: int = 1
+) -> float:
+    """The time of the products of one run at the peaks of a chip, in FLOP/s: `peak` is that of the type of
+    the run, `narrow` has those of narrower types.
+    """
+    wide, seconds = measurements["hardware_flops"], 0.0
+    for dtype, flops in measurements.get("narrow_flops", {}).items():
+        if flops:
+            wide -= flops
+            seconds += flops * devices / narrow[dtype]
+    result: float = seconds + wide * devices / peak
+    return result
 
 
 def programs_table(programs: Sequence[dict[str, Any]]) -> str:

@@ -58,7 +58,7 @@ def target_config(card: Gpu) -> str:
             'platform_name: "CUDA"',
             f"dnn_version_info {{ major: {_CUDNN[0]} minor: {_CUDNN[1]} }}",
             f"runtime_version {{ major: {_RUNTIME[0]} minor: {_RUNTIME[1]} patch: 0 }}",
-            f'device_description_str: "NVIDIA {card.title}"',
+            f'device_description_str: "{card.kind}"',
         ]
     )
 
@@ -77,4 +77,15 @@ def as_chip(device: str, capacity: float) -> Chip:
     capacity: the GiB that a program may take.
     """
     card = GPUS[device]
-    return Chip(device, (), card.bf16, card.hbm, card.link, card.link, capacity, devices=1, torus=1)
+    return Chip(
+        device,
+        (),
+        card.bf16,
+        card.hbm,
+        card.link,
+        card.link,
+        capacity,
+        devices=1,
+        torus=1,
+        narrow=card.narrow,
+    )

@@ -6,18 +6,18 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from babel_jax.config import ModelConfig
+from babel_jax.config import MatmulType, ModelConfig
 from babel_jax.model.attention_kernels import splash_block
 
 _LANES = 128  # of a matrix unit
 
 
-def program_flops(jaxpr: Any, config: ModelConfig, seq_len: int) -> float:
+def program_flops(jaxpr: Any, config: ModelConfig, seq_len: int, narrow: MatmulType | None = None) -> float:
     """The FLOPs of matrix products in a jaxpr, times the lengths of its scans. Inside `shard_map`, shapes are
     those of one device.
 
     Pallas kernels are splash attention over windows of `seq_len` tokens; the blocks that they do not skip
-    count.
+    count. narrow: counts only products in this type.
     """
     total = 0.0
     for equation in jaxpr.eqns:
@@ -26,6 +26,8 @@ def program_flops(jaxpr: Any, config: ModelConfig, seq_len: int) -> float:
         if not equation.outvars:
             continue
         if name == "dot_general":
+            if narrow is not None and not equation.invars[0].aval.dtype.name.startswith(narrow):
+                continue
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
             total += (
@@ -34,14 +36,15 @@ def program_flops(jaxpr: Any, config: ModelConfig, seq_len: int) -> float:
                 * math.prod(shape[axis] for axis in contracted)
             )
         elif name == "pallas_call":
-            total += _splash_flops(equation, config, seq_len)
+            total += 0.0 if narrow is not None else _splash_flops(equation, config, seq_len)
         elif name == "cond":
             total += max(
-                program_flops(branch.jaxpr, config, seq_len) for branch in equation.params["branches"]
+                program_flops(branch.jaxpr, config, seq_len, narrow) for branch in equation.params["branches"]
             )
         else:
             times = equation.params["length"] if name == "scan" else 1
-            total += times * sum(program_flops(inner, config, seq_len) for inner in _inner(equation.params))
+            inner = _inner(equation.params)
+            total += times * sum(program_flops(part, config, seq_len, narrow) for part in inner)
     return total
 
 

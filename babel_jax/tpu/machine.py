@@ -24,7 +24,7 @@ from babel_jax.model.decoder import count_parameters
 from babel_jax.model.flops import model_flops_per_token
 from babel_jax.progress import interval
 from babel_jax.tpu.compiling import Which, compiled_programs
-from babel_jax.tpu.costs import described_program, programs_table, short_of
+from babel_jax.tpu.costs import compute_seconds, described_program, programs_table, short_of
 from babel_jax.tpu.cuda import as_chip, has_compiler
 from babel_jax.tpu.kinds import STEP
 from babel_jax.tpu.shapes import Base, base_of, trained_shape
@@ -128,7 +128,7 @@ def _compiled(config: Config, base: Base, device: str, devices: int, which: Whic
     wire = sum(moved["bytes"] * moved["times"] for moved in measurements[number]["collectives"])
     return {
         "seconds": {
-            "compute": measurements[number]["hardware_flops"] / _peak(card, config),
+            "compute": compute_seconds(measurements[number], _peak(card, config), card.narrow),
             "memory": measurements[number]["hbm_bytes"] / card.hbm,
             "links": wire / card.link,
         },

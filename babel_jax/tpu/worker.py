@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from babel_jax.config import Config, ModelConfig
+from babel_jax.config import Config, MatmulType, ModelConfig
 from babel_jax.config.file import parse_settings
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.benchmarks.evaluate import batch_tokens_on
@@ -36,6 +36,7 @@ from babel_jax.tpu.programs import Program, copied_bytes, device_bytes, evaluati
 from babel_jax.tpu.shapes import Base, base_from_json, trained_shape
 from babel_jax.training.compilation import compiled_step
 from babel_jax.training.mesh import make_mesh, mesh_for
+from babel_jax.workers import received
 
 
 def target_devices(request: Mapping[str, Any]) -> list[Any]:
@@ -94,7 +95,10 @@ def measure_program(
     if program.function is None:
         return measurements | _copied(program)
     traced = program.function.trace(*program.arguments, **program.named)
-    measurements["hardware_flops"] = program_flops(traced.jaxpr.jaxpr, shape, program.seq_len)
+    jaxpr = traced.jaxpr.jaxpr
+    measurements["hardware_flops"] = program_flops(jaxpr, shape, program.seq_len)
+    narrow = {str(narrow): program_flops(jaxpr, shape, program.seq_len, narrow) for narrow in MatmulType}
+    measurements["narrow_flops"] = narrow
     try:
         compiled = _compiled(program, traced, mesh)
     except jax.errors.JaxRuntimeError as error:
@@ -224,7 +228,7 @@ def main() -> int:
     """Answers one request: first the names of the programs, then the measurements of each as soon as it is
     compiled.
     """
-    request = json.load(sys.stdin)
+    request = received()
     config = parse_settings(Config, request["config"], "config")
     base = base_from_json(request["base"])
     which, keep = request["which"], Path(request["hlo"]) if request.get("hlo") else None

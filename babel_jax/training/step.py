@@ -17,6 +17,7 @@ from babel_jax.model.decoder import abstract_params, describe
 from babel_jax.model.execution import Execution
 from babel_jax.model.parallel import CONTEXT, ROW_AXES, WINDOW_AXES
 from babel_jax.model.parameters import Parameter
+from babel_jax.model.quantized import check_matmul_type
 from babel_jax.model.sharding import parallelism_on, param_specs
 from babel_jax.training.loss import WindowLosses, summed_loss
 from babel_jax.training.mesh import batch_sharding, param_shardings, replicated
@@ -79,7 +80,9 @@ def summed_gradients(
         # The kernel depends on how many tokens of a window a device has.
         tokens = micro["tokens"].shape[1] // parallel.sequence_chunks
         kernel = kernel_for(training.attention, config, tokens, parallel.platform, training.compute_dtype)
-        execution = Execution(dtype, training.remat, kernel, parallel, training.scan_layers)
+        execution = Execution(
+            dtype, training.remat, kernel, parallel, training.scan_layers, training.matmul_dtype
+        )
 
         def loss(params: PyTree[Array]) -> tuple[Array, WindowLosses]:
             return summed_loss(config, params, micro, z_loss, execution)
@@ -224,6 +227,7 @@ def compiled_step(
             training.skip_spikes,
         )
 
+    check_matmul_type(training.matmul_dtype, mesh.devices.flat[0].device_kind)
     gradients_of = summed_gradients(config, training, settings.z_loss, mesh)
     shardings = state_shardings(config, optimizer, mesh, training.offload_optimizer_state)
     everywhere = replicated(mesh)

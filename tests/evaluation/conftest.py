@@ -12,10 +12,10 @@ from babel_jax.data.tokens.sentencepiece_tokenizer import train_sentencepiece
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.evaluation.benchmarks.harness import DecoderLM
 from babel_jax.evaluation.benchmarks.responses import Responses
-from babel_jax.model.decoder import init_params
 from babel_jax.model_folders.folder import Format, load_params, open_folder, save_folder
 from babel_jax.model_folders.hf_config import write_hf_config
 from babel_jax.training.mesh import make_mesh, param_shardings
+from tests.compiled import init_params
 
 MMMLU = [
     ("Mji mkuu wa Kenya ni upi?", "Nairobi", "Mombasa", "Kisumu", "Nakuru", "A", "high_school_geography"),

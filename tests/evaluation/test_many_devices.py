@@ -1,7 +1,6 @@
 """The same scores on one device, on eight, and on two processes with two devices each."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from babel_jax.evaluation.benchmarks.evaluate import Request, evaluate
+from tests.forced_devices import forced_devices
 
 pytestmark = pytest.mark.slow
 
@@ -19,12 +19,7 @@ def test_scores_do_not_depend_on_devices_and_processes(processes, devices, tiny_
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_COMPILATION_CACHE": "false",  # see training.compilation.compiled_in
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
+    environment = forced_devices(devices)
     script = Path(__file__).with_name("many_devices.py")
     started = [
         subprocess.Popen(

@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,10 +16,11 @@ from babel_jax.config import Family, LayerType, ModelConfig
 from babel_jax.evaluation.prefix_trees import Scored, planned_rows
 from babel_jax.evaluation.scoring import score
 from babel_jax.inference.generation import generate
-from babel_jax.model.decoder import forward, init_params
 from babel_jax.studies.packed_text import encode
 from babel_jax.studies.sensitivity import sensitivity
 from babel_jax.training.mesh import make_mesh
+from tests.compiled import init_params, logits_alone
+from tests.forced_devices import forced_devices
 from tests.studies.test_packed_text import Bytes
 
 SHAPE = {
@@ -93,8 +92,7 @@ def random_sequences(random, number):
 
 
 def alone(config, params, sequence):
-    logits = np.asarray(forward(config, params, jnp.asarray(sequence.tokens)[None]), np.float64)[0]
-    logits = logits[-len(sequence.targets) :]
+    logits = logits_alone(config, params, sequence.tokens)[-len(sequence.targets) :]
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     taken = log_p[np.arange(len(sequence.targets)), sequence.targets]
     return taken.sum(), bool((logits.argmax(-1) == sequence.targets).all())
@@ -168,16 +166,10 @@ def test_what_choices_are_scored_on_together_is_scored_once():
 
 @pytest.mark.slow
 def test_scores_continuations_and_sensitivities_are_the_same_on_every_mesh():
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path]),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_COMPILATION_CACHE": "false",  # see training.compilation.compiled_in
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
     command = [sys.executable, "-m", "tests.evaluation.score_on_meshes"]
     root = Path(__file__).parents[2]
     ended = subprocess.run(
-        command, env=environment, cwd=root, capture_output=True, text=True, timeout=900, check=False
+        command, env=forced_devices(8), cwd=root, capture_output=True, text=True, timeout=900, check=False
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     seen = [

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from babel_jax.config import ModelConfig
 from babel_jax.evaluation.bits_per_byte import scored_bits, sliding_windows, text_to_score
 from babel_jax.evaluation.scoring import score
-from babel_jax.model.decoder import forward, init_params
 from babel_jax.training.mesh import make_mesh
+from tests.compiled import forward, init_params
 
 
 class Bytes:
@@ -51,8 +51,6 @@ def test_the_bits_of_a_long_document():
     def scored(windows):
         return score(config, params, windows, make_mesh({}), 512)
 
-    logits_of = jax.jit(forward, static_argnums=0)
-
     found = scored_bits(text_to_score(Bytes(), texts, max_positions=16, max_bytes=1000), scored)
     # Of the first letter's three bytes, one is not predicted.
     assert found["my"].columns[:, 1].tolist() == [5]
@@ -66,7 +64,7 @@ def test_the_bits_of_a_long_document():
             start = max(0, stop - 17)
             before = np.zeros(16, np.int32)
             before[: place - start] = ids[start:place]
-            logits = np.asarray(logits_of(config, params, before[None]), np.float64)[0, place - start - 1]
+            logits = np.asarray(forward(config, params, before[None]), np.float64)[0, place - start - 1]
             bits -= (logits[ids[place]] - np.log(np.exp(logits).sum())) / np.log(2)
         assert row[0] == pytest.approx(bits, rel=1e-5)
         assert row[1] == len(ids) - 1

@@ -1,6 +1,5 @@
 import hashlib
 import json
-import os
 import subprocess
 import sys
 
@@ -17,6 +16,7 @@ from babel_jax.expansion.apply import expand_config, expand_params
 from babel_jax.expansion.plan import ExpansionPlan, TargetLayer, plan_from_settings
 from babel_jax.model.decoder import abstract_params, forward
 from babel_jax.model.execution import Execution
+from tests.forced_devices import forced_devices
 
 NOISE = ExpansionSettings(insert_after=(0, 2), init=Init.NOISE, noise_mean=0.01, noise_std=0.02, seed=7)
 
@@ -217,14 +217,8 @@ def test_noise_is_the_same_on_one_device_and_on_meshes_of_eight():
     }
     leaves = traverse_util.flatten_dict(expand_params(params, plan), sep="/")
     here = {path: hashlib.sha256(bits(leaf)).hexdigest() for path, leaf in leaves.items()}
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
     command = [sys.executable, "-c", ON_A_MESH, json.dumps(plan.model_dump())]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=forced_devices(8), check=False)
     assert done.returncode == 0, done.stderr
     there = [json.loads(line) for line in done.stdout.splitlines()]
     assert there == [here] * 4

@@ -16,8 +16,8 @@ from babel_jax.errors import BadInput
 from babel_jax.evaluation.prefix_trees import Scored
 from babel_jax.evaluation.scoring import score
 from babel_jax.inference.generation import generate
-from babel_jax.model.decoder import init_params
 from babel_jax.training.mesh import make_mesh
+from tests.compiled import init_params
 from tests.hostile.test_model_folders import folder
 
 CONFIG = ModelConfig(

@@ -4,9 +4,9 @@ import jax
 import pytest
 
 from babel_jax.data.tokens.tokenizers import open_tokenizer
-from babel_jax.model.decoder import init_params
 from babel_jax.model_folders.folder import Format, save_folder
 from babel_jax.model_folders.hf_config import write_hf_config
+from tests.compiled import init_params
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,7 @@ def tiny_folder(tiny_config, small_model, tmp_path_factory):
     tokenizer = open_tokenizer(small_model)
     tokenizer.save(files)
     config = tiny_config.model_copy(update={"vocab_size": tokenizer.vocab_size})
-    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+    params = init_params(config, jax.random.key(0))
     hf_config = write_hf_config(config, eos_token_id=tokenizer.eos_id)
     save_folder(folder, Format.HF, params, hf_config, files, shard_bytes=300_000)
     return folder

@@ -12,9 +12,9 @@ from babel_jax.config import ModelConfig
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.inference.chat import Conversation, talk
-from babel_jax.model.decoder import init_params
 from babel_jax.model_folders.folder import Format, save_folder
 from babel_jax.model_folders.hf_config import write_hf_config
+from tests.compiled import init_params
 
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"

@@ -14,7 +14,7 @@ from babel_jax.config import Family, LayerType, ModelConfig
 from babel_jax.errors import BadInput
 from babel_jax.inference.decoding import extend, likely, prefill
 from babel_jax.inference.generation import generate, padded_left
-from babel_jax.model.decoder import forward, init_params
+from tests.compiled import init_params, logits_alone
 
 SHAPE = {
     "vocab_size": 97,
@@ -129,7 +129,7 @@ def test_the_cache_changes_nothing(small: Any) -> None:
     prompt = PROMPTS[2]
     tokens = list(prompt)
     for _ in range(8):
-        tokens.append(int(forward(config, params, jnp.asarray([tokens]))[0, -1].argmax()))
+        tokens.append(int(logits_alone(config, params, tokens)[-1].argmax()))
     assert generate(config, params, [prompt], 8) == [tokens[len(prompt) :]]
 
 
@@ -138,7 +138,7 @@ def test_draws_depend_on_the_seed_and_follow_the_distribution(small: Any) -> Non
     prompt = PROMPTS[0]
     draw = [generate(config, params, [prompt] * 512, 1, temperature=10.0, seed=seed) for seed in (3, 3, 4)]
     assert draw[0] == draw[1] != draw[2]
-    logits = np.asarray(forward(config, params, jnp.asarray([prompt]))[0, -1], np.float64) / 10.0
+    logits = logits_alone(config, params, prompt)[-1] / 10.0
     expected = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     counts = np.bincount([row[0] for row in draw[0] + draw[2]], minlength=config.vocab_size)
     # Total variation distance of 1,024 draws.

@@ -1,6 +1,5 @@
 """Attention kernels and the cross-entropy in pieces, against the plain ones."""
 
-import os
 import re
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from babel_jax.model.execution import Execution
 from babel_jax.model.layers import softcapped
 from babel_jax.model.parallel import SINGLE_DEVICE, Parallelism
 from babel_jax.training.loss import summed_loss
+from tests.forced_devices import forced_devices
 
 BATCH, TIME = 2, 256
 SHAPE = ModelConfig(
@@ -152,9 +152,8 @@ mask = jnp.tril(jnp.ones((1, 16, 16), bool))
 attended = jax.jit(lambda q, k, v: flash_attention.flash_attention(q, k, v, mask, 1.0, None))
 print(attended.lower(rows, rows, rows).compile().as_text())
 """
-    flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     shown = subprocess.run(
-        [sys.executable, "-c", program], env=flags, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], env=forced_devices(4), capture_output=True, text=True, check=True
     ).stdout
     assert "ENTRY" in shown
     assert "all-gather" not in shown

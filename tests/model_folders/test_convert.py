@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +14,7 @@ from babel_jax.errors import BadInput
 from babel_jax.model_folders.folder import Format, load_params, open_folder, save_folder
 from babel_jax.model_folders.layout import leaf_shapes
 from babel_jax.model_folders.transfer import convert
+from tests.forced_devices import forced_devices
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", None])
@@ -112,14 +112,8 @@ for path in sys.argv[1:]:
 def test_each_device_of_a_mesh_is_given_its_part(tmp_path, write_model):
     source = write_model(tmp_path / "source")
     convert(source, tmp_path / "orbax")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
     command = [sys.executable, "-c", LOAD_ON_A_MESH, str(source), str(tmp_path / "orbax")]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=forced_devices(8), check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,7 +1,6 @@
 """Several real processes load one model and write one folder: 4 with 2 devices each, and 2 with 4."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pytest
 
 from babel_jax.model_folders.folder import load_params, open_folder
 from babel_jax.model_folders.layout import tensor_shapes
+from tests.forced_devices import forced_devices
 
 EXPORTS = ("tensor", "replicated")
 
@@ -34,16 +34,11 @@ def seen(request, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // request.param}",
-    }
     script = Path(__file__).with_name("many_processes.py")
     started = [
         subprocess.Popen(
             [sys.executable, script, str(process), str(request.param), str(port), *paths, folder / "out"],
-            env=environment,
+            env=forced_devices(8 // request.param),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

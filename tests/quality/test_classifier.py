@@ -3,7 +3,6 @@ rows that it scores.
 """
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -20,13 +19,14 @@ from babel_jax.config.quality import ClassifierSettings
 from babel_jax.config.training import Schedule
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.draws import Purpose, unit_draw
-from babel_jax.model.decoder import init_params
 from babel_jax.model_folders.folder import Format, save_folder
 from babel_jax.model_folders.hf_config import write_hf_config
 from babel_jax.quality.regressor import Regressor, pack_documents, with_head
 from babel_jax.training.mesh import make_mesh
+from tests.compiled import init_params
 from tests.evaluation import test_scoring
 from tests.evaluation.test_scoring import CONFIGS
+from tests.forced_devices import forced_devices
 
 SHAPE = {
     "vocab_size": 640,
@@ -41,7 +41,7 @@ SHAPE = {
 def base(chat_tokenizer, tmp_path_factory):
     """A model folder with random weights and an output projection of its own."""
     config = ModelConfig(**SHAPE, max_position_embeddings=256)
-    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+    params = init_params(config, jax.random.key(0))
     folder = tmp_path_factory.mktemp("base") / "hf"
     save_folder(folder, Format.HF, params, write_hf_config(config, eos_token_id=0), chat_tokenizer)
     return folder
@@ -111,16 +111,10 @@ def measured_regressor(config, mesh):
 
 @pytest.mark.slow
 def test_scores_and_losses_are_the_same_on_every_mesh_of_eight_devices():
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path]),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_COMPILATION_CACHE": "false",  # see training.compilation.compiled_in
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
     command = [sys.executable, "-m", "tests.quality.on_meshes"]
     root = Path(__file__).parents[2]
     ended = subprocess.run(
-        command, env=environment, cwd=root, capture_output=True, text=True, timeout=900, check=False
+        command, env=forced_devices(8), cwd=root, capture_output=True, text=True, timeout=900, check=False
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     lines = [line for line in ended.stdout.splitlines() if line.startswith("SEEN ")]

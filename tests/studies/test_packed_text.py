@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from babel_jax.config import ModelConfig
-from babel_jax.model.decoder import forward, init_params
 from babel_jax.studies.packed_text import encode
+from tests.compiled import forward, init_params, logits_alone
 
 
 class Bytes:
@@ -62,7 +62,7 @@ def bits_of(config, params, text):
 
 def alone(config, params, ids, first):
     """The bits of the tokens from the place `first` on of one document."""
-    logits = np.asarray(forward(config, params, jnp.asarray([ids])), np.float64)[0]
+    logits = logits_alone(config, params, ids)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     return -sum(log_p[place - 1, ids[place]] for place in range(first, len(ids))) / np.log(2)
 

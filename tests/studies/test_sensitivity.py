@@ -9,7 +9,6 @@ import pytest
 from babel_jax.config import ExpansionSettings, Family, LayerType, ModelConfig
 from babel_jax.expansion.apply import expand_config, expand_params
 from babel_jax.expansion.plan import plan_from_settings
-from babel_jax.model.decoder import init_params
 from babel_jax.studies.packed_text import encode
 from babel_jax.studies.sensitivity import (
     LayerEffect,
@@ -19,6 +18,7 @@ from babel_jax.studies.sensitivity import (
     sensitivity_table,
 )
 from babel_jax.training.mesh import make_mesh
+from tests.compiled import init_params
 from tests.studies.test_packed_text import Bytes, bits_of
 
 TEXTS = {"en": ["a short one", "another text, a bit longer, in two pieces"], "sw": ["habari ya asubuhi"]}

@@ -8,10 +8,10 @@ import pytest
 
 from babel_jax.config import Config, ModelConfig
 from babel_jax.config.file import parse_settings
-from babel_jax.model.decoder import init_params
 from babel_jax.training.deepening import Depth
 from babel_jax.training.metrics import Metrics
 from babel_jax.training.run import train_stages
+from tests.compiled import init_params
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +62,7 @@ def begin():
     """Fresh initial parameters of a config's shape."""
 
     def make(shape: ModelConfig) -> Any:
-        return jax.tree.map(jnp.copy, jax.jit(init_params, static_argnums=0)(shape, jax.random.key(0)))
+        return jax.tree.map(jnp.copy, init_params(shape, jax.random.key(0)))
 
     return make
 

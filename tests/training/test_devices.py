@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import pytest
 from babel_jax.errors import BadInput
 from babel_jax.model.parallel import AXES
 from babel_jax.training.mesh import check_batch, make_mesh, param_shardings
+from tests.forced_devices import forced_devices
 
 MESHES = [
     ({"data": 2, "context": 2}, {"devices": 4, "remat": "none"}),
@@ -26,17 +26,19 @@ MESHES = [
 
 
 def forced(devices: int, meshes: list) -> list:
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_COMPILATION_CACHE": "false",  # see training.compilation.compiled_in
-    }
     script = Path(__file__).with_name("eight_devices.py")
     found = subprocess.run(
-        [sys.executable, script, json.dumps(meshes)], env=environment, capture_output=True, text=True
+        [sys.executable, script, json.dumps(meshes)],
+        env=forced_devices(devices),
+        capture_output=True,
+        text=True,
     )
     assert found.returncode == 0, found.stderr[-2000:]
     return json.loads(found.stdout)
+
+
+# Products in int8: a row that `tensor` or `context` splits has a scale for each part.
+INT8 = {"matmul_dtype": "int8", "remat": "full"}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def one_device():
 
 @pytest.fixture(scope="module")
 def eight_devices():
-    return forced(8, MESHES)
+    return forced(8, [*MESHES, ({"fsdp": 2, "ring": 2, "context": 2, "tensor": 2}, INT8)])
 
 
 @pytest.mark.slow
@@ -65,6 +67,14 @@ def test_losses_are_those_of_one_device(one_device, eight_devices, number):
     assert found["share"] == 1 / math.prod(
         size for axis, size in sizes.items() if axis not in ("data", "ring")
     )
+
+
+@pytest.mark.slow
+def test_products_in_int8_on_every_axis(one_device, eight_devices):
+    found = eight_devices[len(MESHES)]
+    np.testing.assert_allclose(found["losses"], one_device["losses"], rtol=3e-3)
+    assert found["losses"] != pytest.approx(one_device["losses"], rel=1e-6)
+    assert found["norm"] == pytest.approx(one_device["norm"], rel=2e-2)
 
 
 class FakeMesh:

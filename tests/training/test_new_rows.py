@@ -1,7 +1,6 @@
 """Stages that train the rows of new tokens, and those alone."""
 
 import json
-import os
 import subprocess
 import sys
 from functools import partial
@@ -13,6 +12,7 @@ import pytest
 from flax import traverse_util
 
 from babel_jax.errors import BadInput
+from tests.forced_devices import forced_devices
 
 NEW = (3, 700, 701, 1279)
 TABLES = ("model/embed_tokens/weight", "lm_head/weight")
@@ -65,10 +65,8 @@ def test_a_stage_of_new_rows_needs_some(train, tmp_path):
 
 def test_on_a_mesh_whose_every_axis_is_over_1():
     script = Path(__file__).with_name("sixteen_devices.py")
-    flags = "--xla_force_host_platform_device_count=16"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     done = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, str(script)], env=forced_devices(16), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     alone, together = json.loads(done.stdout)

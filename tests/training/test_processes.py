@@ -1,7 +1,6 @@
 """`babel train` by several real processes: what one process gives, and one end for all."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from babel_jax.training.run_state import newest_step, read_json_lines
+from tests.forced_devices import forced_devices
 
 pytestmark = pytest.mark.slow
 WATCHED = "evaluation/during.jsonl"
@@ -27,11 +27,7 @@ def train(config, count, devices=4, orders="", overrides=(), of_each=None):
         port = free.getsockname()[1]
     started = []
     for number in range(count):
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // count}",
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        environment = forced_devices(devices // count) | {
             "BABEL_HEARTBEAT_SECONDS": "10",
             "TEST_ORDERS": orders,
         }

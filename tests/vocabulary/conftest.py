@@ -14,10 +14,10 @@ from babel_jax.config import Config, ModelConfig
 from babel_jax.config.file import parse_settings
 from babel_jax.data.sources.embedded import embedded_corpus, embedded_folder
 from babel_jax.data.tokens.sentencepiece_tokenizer import train_sentencepiece
-from babel_jax.model.decoder import init_params
 from babel_jax.model_folders.folder import Format, save_folder
 from babel_jax.model_folders.hf_config import write_hf_config
 from babel_jax.recipe.recipe import run_recipe
+from tests.compiled import init_params
 
 # The pattern of Qwen2's published tokenizer.json.
 QWEN2 = (
@@ -114,7 +114,7 @@ def make_model(tmp_path_factory):
             max_position_embeddings=128,
             **changes,
         )
-        params = jax.jit(init_params, static_argnums=0)(shape, jax.random.key(0))
+        params = init_params(shape, jax.random.key(0))
         folder = tmp_path_factory.mktemp("model") / "model"
         save_folder(folder, format, params, write_hf_config(shape, eos_token_id=2), files)
         return folder
