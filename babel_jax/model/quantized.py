@@ -22,7 +22,7 @@ _TYPES = {
 def quantized_product(
     x: Float[Array, "*batch in"], weight: Float[Array, "out in"], matmul_dtype: MatmulType
 ) -> Float[Array, "*batch out"]:
-    """x @ weight.T, in the type of x, from products in `matmul_dtype`, which are summed in int32 or float32.
+    """x @ weight.T, in the type of x, from products in `matmul_dtype` (those of int8 are summed in int32).
 
     Each row of x (a token) and each row of the weight (an output feature) has a scale: its largest absolute
     value. In the backward pass the same narrow values of x and weight are multiplied with the gradient, which
