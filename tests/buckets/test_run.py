@@ -43,7 +43,7 @@ def check_same(server, result, on_disk):
     assert any(name.startswith(events) for name in there)
 
 
-@pytest.mark.parametrize("kind", ["gcs", "s3"])
+@pytest.mark.parametrize("kind", ["gcs", pytest.param("s3", marks=pytest.mark.slow)])
 def test_a_run_in_a_bucket_is_that_on_disk(kind, request, config_in, on_disk, scratch, anew, monkeypatch):
     server, url = request.getfixturevalue(kind), {"gcs": "gs://bucket", "s3": "s3://bucket"}[kind]
     config = config_in(server, url)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from safetensors.numpy import load_file
 
 MANY = """
@@ -26,6 +27,7 @@ print(made)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"}
 
 
+@pytest.mark.slow
 def test_killed_at_its_nth_rename_or_sync_a_conversion_loses_nothing(tmp_path, write_model):
     write_model(tmp_path / "source", dtype="float32", shards=1)
     script = Path(__file__).with_name("kills_of_conversion.py")

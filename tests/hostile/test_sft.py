@@ -121,6 +121,7 @@ def killed():
     raise Killed
 
 
+@pytest.mark.slow
 def test_sigterm_then_killed_between_steps_then_the_newest_checkpoint_damaged(
     sft, undisturbed, tmp_path, monkeypatch
 ):

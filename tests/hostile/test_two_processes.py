@@ -57,6 +57,7 @@ def assert_refused(answer):
     assert "Traceback" not in answer["said"]
 
 
+@pytest.mark.slow
 def test_two_at_one_output(both, recipe_config, small_settings, small_model, small_prepared, shape, tmp_path):
     stage = {"name": "only", "steps": 6, "schedule": {"peak": 5e-3}, "mixture": {"max_epochs": 1000.0}}
     config = recipe_config(tmp_path / "run", small_settings, small_model, {"shape": shape}, stages=[stage])

@@ -56,6 +56,7 @@ def test_step_and_data_stay_and_layers_of_zeros_change_no_loss(train, tmp_path):
     assert deeper[5:] != pytest.approx(plain[5:], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_offloaded_moments_are_expanded_too(train, tmp_path):
     changes = {"deepen": [deepen(4, init="noise")]}
     whole, _, losses = train(tmp_path / "whole", **changes)

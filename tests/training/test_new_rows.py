@@ -63,6 +63,7 @@ def test_a_stage_of_new_rows_needs_some(train, tmp_path):
         train(tmp_path, new_rows=(), stages=stages("new_rows"))
 
 
+@pytest.mark.slow
 def test_on_a_mesh_whose_every_axis_is_over_1():
     script = Path(__file__).with_name("sixteen_devices.py")
     done = subprocess.run(
