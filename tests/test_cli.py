@@ -547,8 +547,13 @@ def test_sensitivity_ablate_and_auto(babel, trained, small_settings, tmp_path):
         (("init", "--new-layers", "-1"), "argument --new-layers: .* is not a whole number of 1 or more"),
         (("init", "--tokens", "9" * 5000), "argument --tokens: .*9 \\.\\.\\. 9"),
         (("convert",), "the following arguments are required: SRC, DST"),
-        (("trian",), "invalid choice: 'trian'"),
-        (("status", "run", "--loud"), "unrecognized arguments: --loud"),
+        (("trian",), "no command is named 'trian'; near: train"),
+        (("tokenizer", "reprot"), "no command is named 'reprot'; near: report"),
+        (("xyzzy",), "no command is named 'xyzzy'"),
+        (("status", "run", "--loud"), "no option is named --loud"),
+        (("plan", "a.toml", "--device", "l4", "--topolgy=v5e:8x8"), "named --topolgy; near: --topology"),
+        (("train", "a.toml", "b.toml"), "one argument too many: b.toml"),
+        (("train", "a.toml", "--set", "a=1", "b=2"), "has a --set of its own: --set b=2"),
     ],
 )
 def test_a_mistake_in_the_arguments_is_one_line(capsys, arguments, line):

@@ -1,6 +1,9 @@
 """The parser of `babel`: all commands, in groups."""
 
 import argparse
+import difflib
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from babel_jax import __version__
@@ -31,6 +34,8 @@ GROUPS = {
     "more": ("verify", "completion"),
 }
 _NAME_WIDTH = 18  # characters of the column of names in `babel --help`
+# argparse's message about a command that does not exist.
+_NO_COMMAND = re.compile(r"argument COMMAND: invalid choice: '(?P<name>[^']*)' \(choose from (?P<names>.*)\)")
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -38,6 +43,9 @@ class _OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with status 2. argparse would print all options before the message."""
+        if unknown := _NO_COMMAND.match(message):
+            names = re.findall(r"[\w-]+", unknown["names"])
+            message = f"no command is named {unknown['name']!r}{_near(unknown['name'], names)}"
         self.exit(2, f"babel: {one_line(message)}; see `{self.prog} --help`\n")
 
 
@@ -69,6 +77,23 @@ class BabelParser(_OneLineParser):
             subject.declare(self._declare)
         shells.declare(self._declare, self)
 
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """The options. What a command does not know ends the program with status 2 and one line, which has
+        the option with a similar name.
+        """
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            parser = self.commands[options.command]
+            name = unknown[0].partition("=")[0]
+            if name.startswith("-"):
+                known = [option for action in parser._actions for option in action.option_strings]
+                parser.error(f"no option is named {name}{_near(name, known)}")
+            hint = f"; each setting has a --set of its own: --set {unknown[0]}" if "=" in unknown[0] else ""
+            parser.error(f"one argument too many: {unknown[0]}{hint}")
+        return options
+
     def _declare(
         self, name: str, run: Run, does: str, *examples: str, resumes: bool = False
     ) -> argparse.ArgumentParser:
@@ -81,7 +106,7 @@ class BabelParser(_OneLineParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         made.add_argument("--json", action="store_true", help="print the result as one JSON object")
-        made.set_defaults(run=run, resumes=resumes)
+        made.set_defaults(run=run, resumes=resumes, command=name)
         made.does, made.examples = does, examples
         self.commands[name] = made
         return made
@@ -106,3 +131,9 @@ class BabelParser(_OneLineParser):
             parts.append(f"{title}:\n{rows}")
         parts.append("options:\n  -h, --help    show this help\n  --version     show the version")
         return "\n\n".join([*parts, self.epilog or ""]) + "\n"
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    """The names that are similar, as the end of a message."""
+    similar = difflib.get_close_matches(name, names, n=2, cutoff=0.7)
+    return f"; near: {', '.join(similar)}" if similar else ""
