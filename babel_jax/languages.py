@@ -137,7 +137,8 @@ def near_codes(name: str) -> str:
     # The other name of Filipino's standard; no field of the table has it.
     names |= {"tagalog": "tl"} if "tl" in LANGUAGES else {}
     close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4)
-    near = [f"{code} ({LANGUAGES[code].name})" for code in dict.fromkeys(names[one] for one in close)]
+    codes = dict.fromkeys(map(names.__getitem__, close))
+    near = [f"{code} ({LANGUAGES[code].name})" for code in codes]
     return f": did you mean {', '.join(near)}?" if near else ""
 
 

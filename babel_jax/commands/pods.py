@@ -71,6 +71,12 @@ def _tune(options: argparse.Namespace) -> Result:
 
 def declare(command: Commands) -> None:
     """Adds the commands of this file."""
+    _declare_plan(command)
+    _declare_rehearse(command)
+    _declare_tune(command)
+
+
+def _declare_plan(command: Commands) -> None:
     plan = command(
         "plan",
         _plan,
@@ -118,6 +124,8 @@ def declare(command: Commands) -> None:
         help="try meshes, pieces of the batch and remat policies, and rank those that fit",
     )
 
+
+def _declare_rehearse(command: Commands) -> None:
     rehearse = command(
         "rehearse",
         _rehearse,
@@ -136,6 +144,8 @@ def declare(command: Commands) -> None:
     )
     rehearse.add_argument("--out", help="a new folder to keep the rehearsal in (default: a temporary one)")
 
+
+def _declare_tune(command: Commands) -> None:
     tune = command(
         "tune",
         _tune,
