@@ -12,6 +12,7 @@ import logging
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from signal import SIGINT
 from typing import Any
 
 import jax
@@ -20,7 +21,8 @@ import tomli_w
 from babel_jax.claims import is_begun
 from babel_jax.config import AttentionKernel, Config, Stage
 from babel_jax.distributed.agreement import agreed
-from babel_jax.errors import BadInput
+from babel_jax.distributed.stopping import Stopped, stop_requests
+from babel_jax.errors import BadInput, Preempted
 from babel_jax.files import make_folder, read_text, write_text
 from babel_jax.hardware import name_of_kind
 from babel_jax.locks import only_process_in
@@ -84,8 +86,10 @@ def tune(
         if len(journal):
             log.info("tune: %d measurements are there already", len(journal))
         held.enter_context(_compiling(config, out))
-        bench, today = Bench(stage, model), candidates[0]
-        _visit_all(bench, journal, candidates, range(rounds), steps)
+        # A stop comes between two visits: XLA's compiler must not be interrupted.
+        stopped = held.enter_context(stop_requests(lambda: len(journal)))
+        turns = Turns(Bench(stage, model), journal, steps, stopped)
+        turns.visit_all(candidates, range(rounds))
         if not tries:
             # What follows from them is measured beside today's settings again.
             found = [measured(journal, one) for one in candidates]
@@ -93,9 +97,9 @@ def tune(
             more = later_candidates(config, possible, winners_of(found[0], found[1:]), too_large)
             more = [one for one in more if one.key not in {known.key for known in candidates}]
             if more:
-                _visit_all(bench, journal, [today, *more], range(rounds, 2 * rounds), steps)
+                turns.visit_all([candidates[0], *more], range(rounds, 2 * rounds))
             candidates += more
-        verdict = _confirmed(bench, journal, candidates, rounds, steps)
+        verdict = _confirmed(turns, candidates, rounds)
         found = [measured(journal, one) for one in candidates]
         if verdict is None:
             reasons = "; ".join(dict.fromkeys(one.failure or "" for one in found))
@@ -106,19 +110,17 @@ def tune(
         return _result(config, out, config_name, about, found, verdict)
 
 
-def _confirmed(
-    bench: Bench, journal: Journal, candidates: Sequence[Candidate], rounds: int, steps: int
-) -> Verdict | None:
+def _confirmed(turns: "Turns", candidates: Sequence[Candidate], rounds: int) -> Verdict | None:
     """The verdict on the fastest candidate, which is measured beside today's settings once more. Only these
     visits decide: of many candidates, the fastest one has also had luck.
     """
-    before, again = range(2 * rounds), range(2 * rounds, 3 * rounds)
+    journal, before, again = turns.journal, range(2 * rounds), range(2 * rounds, 3 * rounds)
     today, *others = (measured(journal, one, before) for one in candidates)
     first = verdict_of(today, others)
     if first is None or first.gain is None or first.fastest is today:
         return first
     both = [today.candidate, first.fastest.candidate]
-    _visit_all(bench, journal, both, again, steps)
+    turns.visit_all(both, again)
     one, other = (measured(journal, candidate, again) for candidate in both)
     return verdict_of(one, [other])
 
@@ -188,27 +190,47 @@ def _begin(out: Path, held: contextlib.ExitStack) -> None:
     write_text(out / MEASUREMENTS, _text_of(out / MEASUREMENTS))
 
 
-def _visit_all(
-    bench: Bench, journal: Journal, candidates: Sequence[Candidate], visits: Iterable[int], steps: int
-) -> None:
-    """Visits the candidates in turns: in their order, then backwards, and so on."""
-    turns: list[tuple[Candidate, int]] = []
-    for visit in visits:
-        turns += [(one, visit) for one in (candidates if visit % 2 == 0 else candidates[::-1])]
-    for candidate, visit in Work("tune", turns, unit="measurements", shown=jax.process_index() == 0):
-        if journal.get(candidate, visit) is not None or journal.failure(candidate) is not None:
-            continue
+class Turns:
+    """Visits of candidates in turns. `stopped` is the function of `stop_requests`."""
+
+    def __init__(self, bench: Bench, journal: Journal, steps: int, stopped: Stopped):
+        self.journal, self._bench, self._steps, self._stopped = journal, bench, steps, stopped
+        self._visits = 0
+
+    def visit_all(self, candidates: Sequence[Candidate], visits: Iterable[int]) -> None:
+        """Visits the candidates in their order, then backwards, and so on; leaves out what the journal has.
+
+        Raises KeyboardInterrupt after Ctrl-C, and Preempted after SIGTERM or SIGHUP, between two visits.
+        """
+        turns: list[tuple[Candidate, int]] = []
+        for visit in visits:
+            turns += [(one, visit) for one in (candidates if visit % 2 == 0 else candidates[::-1])]
+        for candidate, visit in Work("tune", turns, unit="measurements", shown=jax.process_index() == 0):
+            known = self.journal.get(candidate, visit) is not None
+            if not known and self.journal.failure(candidate) is None:
+                self.journal.add(candidate, visit, self._measured(candidate))
+                self._stop_if_asked()
+
+    def _measured(self, candidate: Candidate) -> dict[str, Any]:
         try:
-            found = bench.visit(candidate, steps)
+            found = self._bench.visit(candidate, self._steps)
         except Failed as failed:
             log.info("%s: %s", candidate.name, failed)
-            journal.add(candidate, visit, {"step_seconds": [], "failure": str(failed)})
-            continue
+            return {"step_seconds": [], "failure": str(failed)}
         seconds = statistics.median(found["step_seconds"])
         log.info("%s: %.4g s a step", candidate.name, seconds)
         tokens = candidate.config.training.global_batch_size * candidate.config.data.seq_len
-        figures = {"seconds": seconds, "tokens_per_second": tokens / seconds, "failure": None}
-        journal.add(candidate, visit, found | figures)
+        return found | {"seconds": seconds, "tokens_per_second": tokens / seconds, "failure": None}
+
+    def _stop_if_asked(self) -> None:
+        self._visits += 1
+        signal = self._stopped(self._visits)
+        if signal is None:
+            return
+        kept = f"kept {len(self.journal)} measurements"
+        if signal is SIGINT:
+            raise KeyboardInterrupt(kept)
+        raise Preempted(f"stopped by {signal.name}: {kept}")
 
 
 def _text_of(path: Path) -> str:

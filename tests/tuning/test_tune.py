@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -177,6 +178,24 @@ def test_out_of_memory_is_tried_again_alone(config, tune, tmp_path, monkeypatch)
     assert status == 0, err
     assert "remat=full: out of memory; once more, alone" in err
     assert {line["failure"] for line in lines_of(tmp_path)} == {None}
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [
+        (signal.SIGINT, 130, "babel: kept 1 measurements; the same command resumes"),
+        (signal.SIGTERM, 0, "stopped by SIGTERM: kept 1 measurements; the same command resumes"),
+    ],
+)
+def test_a_signal_stops_between_two_visits(tune, tmp_path, monkeypatch, number, status, said):
+    def timed(self, built, steps):
+        signal.raise_signal(number)
+        return {"step_seconds": [1.0], "device_peak_gib": None}
+
+    monkeypatch.setattr(Bench, "_timed", timed)
+    found, out, err = tune(*QUICK)
+    assert (found, (out or err).splitlines()[-1]) == (status, said)
+    assert len(lines_of(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("chip", [as_chip("h100", 79.6), CHIPS["v5e"]], ids=lambda chip: chip.name)
