@@ -419,7 +419,7 @@ def test_the_seconds_of_a_step_are_its_own(train, tmp_path, monkeypatch):
         return act
 
     monkeypatch.setattr(metrics, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
-    monkeypatch.setattr(run, "meet", slow(run.meet))
+    monkeypatch.setattr(run, "compiled_by_all", slow(run.compiled_by_all))
     monkeypatch.setattr(run.Checkpoints, "save", slow(run.Checkpoints.save))
     train(tmp_path)
     assert all(line["seconds"] < 100 for line in read_json_lines(tmp_path / "metrics.jsonl"))
