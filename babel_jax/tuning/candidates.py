@@ -93,9 +93,9 @@ def _values_of(text: str) -> tuple[str, list[Any]]:
     """The setting and the values of `training.remat=mlp,full`."""
     key, equals, listed = text.partition("=")
     name = key.strip().removeprefix("training.")
-    if not equals or not listed.strip() or not key.strip().startswith("training."):
+    if not equals or not listed.strip() or "." not in key:
         raise BadInput(f"--try {text}: not of the form training.remat=mlp,full")
-    if name not in TUNABLE:
+    if not key.strip().startswith("training.") or name not in TUNABLE:
         names = ", ".join(f"training.{one}" for one in TUNABLE)
         raise BadInput(f"--try {text}: {key.strip()} is not a setting to tune; valid: {names}")
     try:

@@ -240,6 +240,7 @@ def test_a_step_that_does_not_fit_is_told_before_it_runs(tune, tmp_path, monkeyp
         (["--stage", "third"], "--stage third: no such stage; the config has first, second"),
         (["--try", "training.remat=mlp"], "--try: no candidates: these are the settings of the config"),
         (["--try", "training.remat="], "--try training.remat=: not of the form training.remat=mlp,full"),
+        (["--try", "data.seq_len=64"], "data.seq_len is not a setting to tune; valid: training.remat, "),
         (["--try", "remat=full"], "--try remat=full: not of the form training.remat=mlp,full"),
         (["--try", "training.remat=half"], "--try: training.remat: Input should be 'none', 'dots'"),
         (["--try", "training.global_batch_size=4"], "training.global_batch_size is not a setting to tune"),
