@@ -27,6 +27,7 @@ from babel_jax.config.model import (
 from babel_jax.config.run import Config, EvaluationSettings
 from babel_jax.config.settings import Settings
 from babel_jax.config.training import (
+    BESIDE_THE_STEP,
     CHANGEABLE,
     AttentionKernel,
     ComputeType,
@@ -43,6 +44,7 @@ from babel_jax.config.training import (
 from babel_jax.config.vocabulary import Marks, RowInit, Shares, VocabularySettings
 
 __all__ = [
+    "BESIDE_THE_STEP",
     "CHANGEABLE",
     "Activation",
     "AttentionKernel",

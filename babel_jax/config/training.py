@@ -184,6 +184,18 @@ class AttentionKernel(Choice):
     CUDNN = "cudnn"
 
 
+# Settings that do not change the program of a step, and may differ when a run is resumed.
+BESIDE_THE_STEP = (
+    "recheck_every",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "keep_every",
+    "local_checkpoints",
+    "local_checkpoint_every",
+    "compilation_cache",
+)
+
 # Settings that may differ when a run is resumed. They change its results at most by rounding. An exception is
 # `skip_spikes`, which leaves out updates: one may want to set it after a spike.
 CHANGEABLE = (
@@ -194,15 +206,8 @@ CHANGEABLE = (
     "attention",
     "offload_optimizer_state",
     "skip_spikes",
-    "recheck_every",
-    "checkpoint_every",
-    "checkpoint_minutes",
-    "keep_checkpoints",
-    "keep_every",
-    "local_checkpoints",
-    "local_checkpoint_every",
-    "compilation_cache",
     "compiler_options",
+    *BESIDE_THE_STEP,
 )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from babel_jax.config import Config, Stage
+from babel_jax.config import BESIDE_THE_STEP, Config, Stage
 from babel_jax.distributed.agreement import agreed, first_text
 from babel_jax.files import open_to_append
 from babel_jax.model.decoder import count_parameters
@@ -22,17 +22,7 @@ from babel_jax.tuning.candidates import Candidate
 
 MEASUREMENTS = "measurements.jsonl"
 # Settings of `training` that do not change the program of a step.
-_WITHOUT_EFFECT = (
-    "max_skipped_steps",
-    "recheck_every",
-    "checkpoint_every",
-    "checkpoint_minutes",
-    "keep_checkpoints",
-    "keep_every",
-    "local_checkpoints",
-    "local_checkpoint_every",
-    "compilation_cache",
-)
+_WITHOUT_EFFECT = ("max_skipped_steps", *BESIDE_THE_STEP)
 _LIBRARIES = ("babel-jax", "jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
 
 

@@ -62,23 +62,33 @@ def qwen_files(corpus, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def llama_files(corpus, tmp_path_factory):
-    """A tokenizer.model as Llama 2's: BPE of characters with byte fallback, and a space before the text."""
+def sentencepiece_bpe(corpus):
+    """Trains a BPE of characters with byte fallback on English; gives the bytes of its tokenizer.model."""
+
+    def train(**settings):
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter("\n".join(corpus["en"]).split("\n")),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=900,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            minloglevel=2,
+            **settings,
+        )
+        return model.getvalue()
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def llama_files(sentencepiece_bpe, tmp_path_factory):
+    """A tokenizer.model as Llama 2's, with a space before the text."""
     folder = tmp_path_factory.mktemp("llama")
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter("\n".join(corpus["en"]).split("\n")),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=900,
-        byte_fallback=True,
-        split_digits=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
     # Mistral's published model has this score for its rare characters.
-    proto = ModelProto.FromString(model.getvalue())
+    proto = ModelProto.FromString(sentencepiece_bpe(split_digits=True))
     for piece in proto.pieces:
         if piece.type == ModelProto.SentencePiece.NORMAL and len(piece.piece) == 1:
             piece.score = -1e9

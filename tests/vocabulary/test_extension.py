@@ -1,6 +1,5 @@
 """Extended tokenizers of each kind: which ids they give, read by the libraries that others read them with."""
 
-import io
 import json
 import shutil
 
@@ -239,24 +238,12 @@ def extended(source, corpus, destination, **changes):
     return destination
 
 
-def test_user_defined_pieces_are_never_reused(corpus, tmp_path):
+def test_user_defined_pieces_are_never_reused(sentencepiece_bpe, corpus, tmp_path):
     """Gemma's chat tokens are such pieces of its tokenizer.model."""
     chat = ("<start_of_turn>", "<end_of_turn>", "<unused0>")
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter("\n".join(corpus["en"]).split("\n")),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=900,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=False,
-        user_defined_symbols=list(chat),
-        minloglevel=2,
-    )
+    model = sentencepiece_bpe(add_dummy_prefix=False, user_defined_symbols=list(chat))
     (tmp_path / "source").mkdir()
-    (tmp_path / "source" / "tokenizer.model").write_bytes(model.getvalue())
+    (tmp_path / "source" / "tokenizer.model").write_bytes(model)
     folder = extended(tmp_path / "source", corpus, tmp_path / "after", reuse_unused=True)
     before, after = (
         sentencepiece.SentencePieceProcessor(model_file=str(path / "tokenizer.model"))
