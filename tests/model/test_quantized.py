@@ -1,5 +1,6 @@
 """Products in int8 and float8, against plain NumPy and against products that are not quantized."""
 
+import contextlib
 from collections import Counter
 
 import jax
@@ -8,8 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from babel_jax.config import MatmulType
+from babel_jax.config import CHANGEABLE, MatmulType, OptimizerSettings, TrainingSettings
 from babel_jax.errors import BadInput
+from babel_jax.model import quantized
 from babel_jax.model.decoder import abstract_params
 from babel_jax.model.execution import Execution
 from babel_jax.model.layers import product
@@ -17,6 +19,9 @@ from babel_jax.model.quantized import check_matmul_type, quantized_product
 from babel_jax.tpu.costs import compute_seconds
 from babel_jax.tpu.flops import program_flops
 from babel_jax.training.loss import summed_loss
+from babel_jax.training.mesh import make_mesh
+from babel_jax.training.optimizer import AdamW
+from babel_jax.training.step import compiled_step, summed_gradients
 
 VALUES = {MatmulType.INT8: np.int8, MatmulType.FLOAT8: ml_dtypes.float8_e4m3fn}
 GRADIENTS = {MatmulType.INT8: np.int8, MatmulType.FLOAT8: ml_dtypes.float8_e5m2}
@@ -34,7 +39,7 @@ def arrays():
     return tuple(array.astype(np.float32) for array in (x, weight, gradient))
 
 
-def quantized(rows, dtype):
+def narrowed(rows, dtype):
     """Each row over its largest absolute value, times the largest number of the type, rounded; and scales."""
     # The bucket of int8's largest number is used whole, so its border is at 127.5.
     largest = 127.5 if dtype is np.int8 else float(ml_dtypes.finfo(dtype).max)
@@ -58,15 +63,15 @@ def test_forward_and_backward_by_their_definition(arrays, matmul_dtype):
     # The largest of a row is at the border of a bucket: -127.5 is -127 or -128, as rounding has it. So it is
     # a positive number here.
     x, weight, gradient = positive_largest(arrays[0]), positive_largest(arrays[1]), np.abs(arrays[2])
-    x_narrow, x_scale = quantized(x, VALUES[matmul_dtype])
-    w_narrow, w_scale = quantized(weight, VALUES[matmul_dtype])
+    x_narrow, x_scale = narrowed(x, VALUES[matmul_dtype])
+    w_narrow, w_scale = narrowed(weight, VALUES[matmul_dtype])
     out, backward = jax.vjp(lambda x, weight: quantized_product(x, weight, matmul_dtype), x, weight)
     np.testing.assert_allclose(out, (x_narrow @ w_narrow.T) * x_scale * w_scale.T, rtol=1e-5, atol=1e-9)
     # The gradient takes the scale of the other operand, and is then quantized by its own rows.
     of_x, of_weight = backward(gradient)
-    narrow, scale = quantized(gradient * w_scale.T, GRADIENTS[matmul_dtype])
+    narrow, scale = narrowed(gradient * w_scale.T, GRADIENTS[matmul_dtype])
     np.testing.assert_allclose(of_x, (narrow @ w_narrow) * scale, rtol=1e-5, atol=1e-9)
-    narrow, scale = quantized((gradient * x_scale).T, GRADIENTS[matmul_dtype])
+    narrow, scale = narrowed((gradient * x_scale).T, GRADIENTS[matmul_dtype])
     np.testing.assert_allclose(of_weight, (narrow @ x_narrow) * scale, rtol=1e-5, atol=1e-9)
 
 
@@ -156,6 +161,26 @@ def test_loss_and_gradients_are_near_those_of_wide_products(tiny_config, tiny_pa
     assert float(loss) == pytest.approx(float(wide_loss), rel=1e-3)
     for found, wanted in zip(jax.tree.leaves(gradients), jax.tree.leaves(wide), strict=True):
         assert error(np.asarray(found), np.asarray(wanted)) < 5 * LARGEST_ERROR[matmul_dtype]
+
+
+def test_the_train_step_takes_the_setting(tiny_config, windows, monkeypatch):
+    mesh, training = make_mesh({}), TrainingSettings(global_batch_size=2, matmul_dtype="int8")
+    batch = {**windows, "language": jnp.zeros(2, jnp.int32)}
+    gradients_of = summed_gradients(tiny_config, training, 0.0, mesh)
+    products = products_of(jax.make_jaxpr(gradients_of)(abstract_params(tiny_config), batch).jaxpr)
+    assert products["int8"] >= 7 * 3 * tiny_config.num_hidden_layers
+
+    # Of a chip with int8 alone, float8 is refused before anything is compiled.
+    monkeypatch.setattr(quantized, "narrow_peaks", lambda kind: {"int8": 1.0})
+    optimizer = AdamW(OptimizerSettings(), abstract_params(tiny_config))
+    for matmul_dtype, refused in (("int8", False), ("float8", True)):
+        training = TrainingSettings(global_batch_size=2, matmul_dtype=matmul_dtype)
+        with pytest.raises(BadInput, match="has no float8") if refused else contextlib.nullcontext():
+            compiled_step(tiny_config, optimizer, OptimizerSettings(), training, mesh)
+
+
+def test_a_run_is_not_resumed_with_products_in_another_type():
+    assert "matmul_dtype" not in CHANGEABLE
 
 
 @pytest.mark.parametrize(
