@@ -77,15 +77,5 @@ def as_chip(device: str, capacity: float) -> Chip:
     capacity: the GiB that a program may take.
     """
     card = GPUS[device]
-    return Chip(
-        device,
-        (),
-        card.bf16,
-        card.hbm,
-        card.link,
-        card.link,
-        capacity,
-        devices=1,
-        torus=1,
-        narrow=card.narrow,
-    )
+    link = card.link
+    return Chip(device, (), card.bf16, card.hbm, link, link, capacity, 1, 1, narrow=card.narrow)
