@@ -1,6 +1,7 @@
-"""The request of a process to a worker, a process that it starts: one line of JSON to the worker's standard
-input, which stays open. The worker ends as soon as that input ends, so it never outlives its parent, not even
-one that was killed.
+"""Workers: processes that a command starts, each for one request.
+
+The request is one line of JSON on the worker's standard input, which stays open. The worker ends when this
+input ends. So it ends with its parent, also when the parent is killed.
 """
 
 import json

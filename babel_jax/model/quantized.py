@@ -1,7 +1,8 @@
 """Products in int8 or float8, in training: each row of an operand is scaled to the range of the type.
 
-Qwix (google/qwix) quantizes, multiplies and defines the backward pass. Its public interface rewrites whole
-models; ours has one place with products of weights, so the function below that interface is called there.
+Qwix (google/qwix) does the work: it quantizes, multiplies and defines the backward pass. Its public interface
+replaces products in a whole model. Here only the products of `Linear` are replaced, so `Linear` calls the
+function that Qwix's interface calls.
 """
 
 import jax.numpy as jnp
@@ -25,8 +26,8 @@ def quantized_product(
     """x @ weight.T, in the type of x, from products in `matmul_dtype` (those of int8 are summed in int32).
 
     Each row of x (a token) and each row of the weight (an output feature) has a scale: its largest absolute
-    value. In the backward pass the same narrow values of x and weight are multiplied with the gradient, which
-    is multiplied with their scales and then quantized by its own rows.
+    value. The backward pass uses the narrow values of x and weight again. For each of its two products, the
+    gradient is first multiplied with the scales of the other operand, and then its rows are quantized too.
     """
     # Imported where it is used: Qwix takes a second to import.
     from qwix._src.core.dot_general_qt import DotGeneralQtConfig, dot_general_qt
