@@ -9,6 +9,7 @@ by which readers recognize a folder (LAST) are sent last, and readers here refus
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -118,7 +119,7 @@ def move(folder: Path, other: Path) -> None:
     with explain(url, "renamed"):
         system = filesystem(url)
         for name in stored_below(url):
-            tried(lambda name=name: system.cp_file(key(f"{url}/{name}"), key(f"{new}/{name}")))  # type: ignore[misc]
+            tried(functools.partial(system.cp_file, key(f"{url}/{name}"), key(f"{new}/{name}")))
         for name in stored_below(url):
             _delete(f"{url}/{name}")
 

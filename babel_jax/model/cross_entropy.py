@@ -85,7 +85,9 @@ def target_logits(
     return result
 
 
-def _forward(hidden: Array, weight: Array, targets: Array, softcap: float | None, parallel: Parallelism):  # type: ignore[no-untyped-def]
+def _forward(  # type: ignore[no-untyped-def]
+    hidden: Array, weight: Array, targets: Array, softcap: float | None, parallel: Parallelism
+):
     starts, parts = _parts(hidden, weight, parallel)
     size = parts.shape[1]
 

@@ -120,17 +120,23 @@ def read_judged(path: Path, dimensions: Iterable[str]) -> list[Judged]:
 
 
 def _document(value: Any, location: str) -> Judged:
-    texts = [value.get(key) for key in ("id", "language", "text")] if isinstance(value, dict) else [None]
-    scores = value.get("scores") if isinstance(value, dict) else None
-    numbers = [*scores.values(), value.get("score")] if isinstance(scores, dict) else [None]
-    are_numbers = all(_is_number(number) and -_HIGHEST <= number <= _HIGHEST for number in numbers)  # type: ignore[operator]
-    are_texts = all(isinstance(text, str) for text in texts)
-    if not are_numbers or not are_texts or value["language"] not in LANGUAGES:
+    if not _is_judged(value):
         raise BadInput(
             f"{location}: no judged document with its scores; remove the file and run `babel judge` again"
         )
     result: Judged = value
     return result
+
+
+def _is_judged(value: Any) -> bool:
+    """True for an object with texts of the names of `Judged`, and with scores that are numbers."""
+    if not isinstance(value, dict) or not isinstance(value.get("scores"), dict):
+        return False
+    for number in (*value["scores"].values(), value.get("score")):
+        if not _is_number(number) or not -_HIGHEST <= number <= _HIGHEST:
+            return False
+    are_texts = all(isinstance(value.get(name), str) for name in ("id", "language", "text"))
+    return are_texts and value["language"] in LANGUAGES
 
 
 def _sample(config: QualityConfig) -> Iterator[tuple[str, tuple[str, Row]]]:

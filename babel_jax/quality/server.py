@@ -165,7 +165,8 @@ def _bounded(
 ) -> Callable[..., http.client.HTTPConnection]:
     def connect(*arguments: Any, **names: Any) -> http.client.HTTPConnection:
         connection = kind(*arguments, **names)
-        connection.response_class = partial(_BoundedResponse, deadline=time.monotonic() + seconds)  # type: ignore[assignment]
+        response_class = partial(_BoundedResponse, deadline=time.monotonic() + seconds)
+        connection.response_class = response_class  # type: ignore[assignment]
         return connection
 
     return connect

@@ -91,7 +91,10 @@ def _codes(config: Config) -> list[str]:
 
 def _first_rows(source: Source, config: Config) -> list[Row]:
     """The first rows of a source on this machine; empty if it is elsewhere or does not exist yet."""
-    if source.path is None or "://" in source.path or not glob.glob(source.path):  # noqa: PTH207 - may be absolute
+    if source.path is None or "://" in source.path:
+        return []
+    # Path.glob refuses absolute patterns.
+    if not glob.glob(source.path):  # noqa: PTH207
         return []
     return list(itertools.islice(read_rows(source, config.data.bad_rows, RowCounts()), _ROWS))
 

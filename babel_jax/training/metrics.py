@@ -63,7 +63,8 @@ class Metrics:
             # Steps after the checkpoint are taken again, and write their lines again.
             lines = [line for line in lines if line["step"] < start_step]
             write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
-        self._file = open(self._path if writes else os.devnull, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        # close() closes the file.
+        self._file = open(self._path if writes else os.devnull, "a", encoding="utf-8")  # noqa: SIM115
         self._board = Board(folder / "tensorboard", start_step, writes)
         self._work = Work[Any](
             "train", total=total_steps, unit="steps", initial=start_step, keep=True, shown=writes

@@ -12,7 +12,11 @@ SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 # SentencePiece splits text in training, not in encoding: at spaces, at digits, and between letters and other
 # characters. Learned pieces keep to these bounds, so that the pieces of a text are those of its words.
 _PIECE_WORD = regex.compile(
-    rf"{SPACE}?[\p{{L}}\p{{M}}\u200c\u200d]+|{SPACE}?\p{{N}}|{SPACE}?[^\s\p{{L}}\p{{M}}\p{{N}}{SPACE}]+|{SPACE}+|\s+"
+    rf"{SPACE}?[\p{{L}}\p{{M}}\u200c\u200d]+"
+    rf"|{SPACE}?\p{{N}}"
+    rf"|{SPACE}?[^\s\p{{L}}\p{{M}}\p{{N}}{SPACE}]+"
+    rf"|{SPACE}+"
+    r"|\s+"
 )
 # A word is kept whole by the tokenizer, but one of so many characters is data, not language.
 MOST_CHARACTERS = 200

@@ -66,9 +66,10 @@ class Batches:
                 "of the processes"
             )
         supplies = prepared.supplies
-        missing = [
-            f"{row.language} {row.kind}" for row in mixture.rows if (row.language, row.kind) not in supplies
-        ]
+        missing = []
+        for row in mixture.rows:
+            if (row.language, row.kind) not in supplies:
+                missing.append(f"{row.language} {row.kind}")
         if missing:
             raise BadInput(f"{folder}: the mixture names {', '.join(missing)}, which is not prepared there")
 
@@ -81,7 +82,8 @@ class Batches:
             # Shares are of tokens. Half-empty windows hold the same tokens in twice as many windows.
             window_shares.append(row.share / supplies[row.language, row.kind].tokens_per_window)
 
-        # Each process reads its own rows of the global batch.
+        # Grain's step s * shares + share is this process's part of the global batch s: it is cut from one
+        # sequence, so another number of processes reads the same global batches.
         mixed = grain.MapDataset.select_from_datasets(sources, Selection(window_shares, orders))
         batches = mixed.batch(global_batch_size // shares)
         self._batches = batches.slice(slice(share, None, shares))
@@ -183,8 +185,10 @@ def _source(folder: Path, language: str, kind: str, number: int) -> grain.MapDat
     """The windows of one dataset in their order on disk; `number` is the language's in the run."""
     code = np.int32(number)
 
+    # Windows are stored as uint32. A view reads them as int32 without a copy: ids are far below 2**31.
     def as_int32(window: dict[str, np.ndarray]) -> dict[str, Any]:
         fields: dict[str, Any] = {field: values.view(np.int32) for field, values in window.items()}
         return {**fields, "language": code}
 
-    return grain.MapDataset.source(open_windows(dataset_folder(folder, language, kind))).map(as_int32)
+    windows = open_windows(dataset_folder(folder, language, kind))
+    return grain.MapDataset.source(windows).map(as_int32)

@@ -80,10 +80,7 @@ def make_mixture(available: Mapping[Dataset, int], settings: MixtureSettings, bu
     warning. There is also a warning if a language of `curated` gets another share than its setting says.
     Raises BadInput for a language without data, and for weights that do not fit `languages`.
     """
-    supply = {}
-    for dataset in sorted(available, key=lambda dataset: (position(dataset[0]), dataset[1])):
-        if available[dataset] > 0:
-            supply[dataset] = available[dataset]
+    supply = _with_text(available)
     languages = _languages(supply, settings)
 
     # Steps 1 and 2: shares of the whole budget.
@@ -101,32 +98,23 @@ def make_mixture(available: Mapping[Dataset, int], settings: MixtureSettings, bu
     base_supply = sum(supply[dataset] for dataset in base)
     passes = max(settings.max_epochs, (rest + base_tokens) / base_supply)
 
-    # Step 3: first among the languages, then among the kinds of each language.
+    # Step 3.
     rooms = {dataset: passes * supply[dataset] - tokens[dataset] for dataset in base}
-    datasets_of: dict[str, list[Dataset]] = {}
-    for dataset in base:
-        datasets_of.setdefault(dataset[0], []).append(dataset)
-    language_supply, language_rooms = {}, {}
-    for code, datasets in datasets_of.items():
-        language_supply[code] = sum(supply[dataset] for dataset in datasets)
-        language_rooms[code] = sum(rooms[dataset] for dataset in datasets)
-    by_language = water_fill(rest, _weights(language_supply, settings), language_rooms)
-    for code, datasets in datasets_of.items():
-        kind_weights = {dataset: _kind_weight(dataset, supply, settings) for dataset in datasets}
-        kind_rooms = {dataset: rooms[dataset] for dataset in datasets}
-        for dataset, more in water_fill(by_language[code], kind_weights, kind_rooms).items():
-            tokens[dataset] += more
+    for dataset, more in _shared_rest(rest, rooms, supply, settings).items():
+        tokens[dataset] += more
 
-    spent = sum(tokens.values())
-    rows = []
-    for dataset, supply_tokens in supply.items():
-        if tokens.get(dataset, 0.0) > 0:
-            share = tokens[dataset] / spent
-            epochs = share * budget_tokens / supply_tokens
-            rows.append(MixtureRow(*dataset, tokens=supply_tokens, share=share, epochs=epochs))
-    mixture = Mixture(tuple(rows))
+    mixture = Mixture(_rows(tokens, supply, budget_tokens))
     warnings = _warnings(mixture, settings, budget_tokens, passes, languages)
     return dataclasses.replace(mixture, warnings=tuple(warnings))
+
+
+def _with_text(available: Mapping[Dataset, int]) -> dict[Dataset, int]:
+    """The datasets that are not empty, in the registry's order of languages.
+
+    The order decides how sums of floats round, so it must not depend on the order on disk.
+    """
+    ordered = sorted(available, key=lambda dataset: (position(dataset[0]), dataset[1]))
+    return {dataset: available[dataset] for dataset in ordered if available[dataset] > 0}
 
 
 def _base(
@@ -136,11 +124,58 @@ def _base(
     settings: MixtureSettings,
 ) -> list[Dataset]:
     """The datasets that share the rest of the budget."""
-    wanted = [dataset for dataset in supply if dataset[0] in languages]
+    base = [dataset for dataset in supply if dataset[0] in languages]
     # Curated text with a share of its own gets nothing of the rest, unless nothing else is left.
-    base = [dataset for dataset in wanted if not (dataset in extra and dataset[1] == CURATED)] or wanted
+    without_extra = []
+    for dataset in base:
+        if dataset[1] != CURATED or dataset not in extra:
+            without_extra.append(dataset)
+    base = without_extra or base
     # If every language has a fixed share, there is no other language to take the rest.
-    return [dataset for dataset in base if dataset[0] not in settings.curated] or base
+    without_fixed_share = [dataset for dataset in base if dataset[0] not in settings.curated]
+    return without_fixed_share or base
+
+
+def _shared_rest(
+    rest: float,
+    rooms: Mapping[Dataset, float],
+    supply: Mapping[Dataset, int],
+    settings: MixtureSettings,
+) -> dict[Dataset, float]:
+    """The tokens of each dataset in step 3 of `make_mixture`: `rest` is shared among the languages, then
+    among the kinds of each language.
+
+    rooms: the tokens that each dataset can still take.
+    """
+    rooms_of: dict[str, dict[Dataset, float]] = {}
+    for dataset, room in rooms.items():
+        rooms_of.setdefault(dataset[0], {})[dataset] = room
+    language_supply, language_rooms = {}, {}
+    for code, kind_rooms in rooms_of.items():
+        language_supply[code] = sum(supply[dataset] for dataset in kind_rooms)
+        language_rooms[code] = sum(kind_rooms.values())
+    by_language = water_fill(rest, _weights(language_supply, settings), language_rooms)
+
+    tokens: dict[Dataset, float] = {}
+    for code, kind_rooms in rooms_of.items():
+        kind_weights = {dataset: _kind_weight(dataset, supply, settings) for dataset in kind_rooms}
+        tokens |= water_fill(by_language[code], kind_weights, kind_rooms)
+    return tokens
+
+
+def _rows(
+    tokens: Mapping[Dataset, float], supply: Mapping[Dataset, int], budget_tokens: int
+) -> tuple[MixtureRow, ...]:
+    """The datasets that get tokens, with their shares of the whole."""
+    # The sum differs from budget_tokens by rounding; shares must add up to 1.
+    spent = sum(tokens.values())
+    rows = []
+    for dataset, supply_tokens in supply.items():
+        if tokens.get(dataset, 0.0) > 0:
+            share = tokens[dataset] / spent
+            epochs = share * budget_tokens / supply_tokens
+            rows.append(MixtureRow(*dataset, tokens=supply_tokens, share=share, epochs=epochs))
+    return tuple(rows)
 
 
 def _kind_weight(dataset: Dataset, supply: Mapping[Dataset, int], settings: MixtureSettings) -> float:
@@ -240,7 +275,10 @@ def _tokens_of_share(
 def _curated(code: str, supply: Mapping[Dataset, int]) -> Dataset:
     """The dataset used as a language's curated text: of kind curated, else textbook, else its first kind."""
     kinds = [kind for language, kind in supply if language == code]
-    return code, next((kind for kind in (CURATED, TEXTBOOK) if kind in kinds), kinds[0])
+    for kind in (CURATED, TEXTBOOK):
+        if kind in kinds:
+            return code, kind
+    return code, kinds[0]
 
 
 def _weights(tokens: Mapping[str, int], settings: MixtureSettings) -> dict[str, float]:
@@ -251,17 +289,16 @@ def _weights(tokens: Mapping[str, int], settings: MixtureSettings) -> dict[str, 
         case Strategy.TEMPERATURE:
             # In proportion to the largest, so that no power overflows.
             most = max(tokens.values())
-            weights = {
-                code: max((count / most) ** (1 / settings.temperature), _LEAST_WEIGHT)
-                for code, count in tokens.items()
-            }
+            exponent = 1 / settings.temperature
+            weights = {}
+            for code, count in tokens.items():
+                weights[code] = max((count / most) ** exponent, _LEAST_WEIGHT)
         case Strategy.WEIGHTS:
             weights = {code: settings.weights[code] for code in tokens}
-    low = settings.low_resource_multiplier
-    return {
-        code: weight * (low if LANGUAGES[code].resource is Resource.LOW else 1.0)
-        for code, weight in weights.items()
-    }
+    for code in weights:
+        if LANGUAGES[code].resource is Resource.LOW:
+            weights[code] *= settings.low_resource_multiplier
+    return weights
 
 
 def _languages(supply: Mapping[Dataset, int], settings: MixtureSettings) -> tuple[str, ...]:

@@ -15,11 +15,11 @@ from typing import Any
 from babel_jax.config import CleaningSettings, DataSettings, Rule, Source
 from babel_jax.data.json_files import read_json
 from babel_jax.data.refining.cleaning import Cleaner
-from babel_jax.data.refining.decontamination import evaluation_text
+from babel_jax.data.refining.decontamination import EvaluationText, evaluation_text
 from babel_jax.data.refining.identification import identified_by
 from babel_jax.data.refining.personal import masked_text
 from babel_jax.data.refining.reasons import EVALUATION, EXAMPLE_CHARACTERS, EXAMPLES
-from babel_jax.data.refining.shards import ShardWriter, json_lines, part_files
+from babel_jax.data.refining.shards import Shard, ShardWriter, json_lines, part_files
 from babel_jax.data.sources.origins import changed_text, origin_of
 from babel_jax.data.sources.records import parts
 from babel_jax.data.sources.rows import RowCounts, read_rows
@@ -88,9 +88,8 @@ def sources_of(settings: DataSettings, language: str) -> list[Source]:
             asked = ", ".join(f"{key} = {value}" for key, value in source.where.items())
             name = f"{label} ({asked})" if asked else label
             seen[name] += 1
-            source = source.model_copy(
-                update={"name": name if seen[name] == 1 and asked else f"{name} #{seen[name]}"}
-            )
+            is_unique = seen[name] == 1 and bool(asked)
+            source = source.model_copy(update={"name": name if is_unique else f"{name} #{seen[name]}"})
         named.append(source)
     return named
 
@@ -147,76 +146,123 @@ def remove_aside(prepared: Path, language: str) -> None:
     remove_folder(_aside(prepared, language))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Judge:
+    """Cleans the documents of a part and decides which ones are dropped. None: the settings do not ask for
+    cleaning, or for a comparison with evaluation items.
+    """
+
+    language: str
+    cleaner: Cleaner | None
+    evaluation: EvaluationText | None
+
+    def __call__(self, text: str) -> tuple[str, str | None, str | None]:
+        """The clean text; the reason for which it is dropped, if any; and the evaluation file that has it.
+
+        Raises BadRowError for text that cannot be cleaned.
+        """
+        document = rule = file = None
+        if self.cleaner is not None:
+            document, rule = self.cleaner.judged(text)
+        # Evaluation items are not masked, so they are compared before personal data is.
+        if self.evaluation is not None and rule is None:
+            file = self.evaluation.file_of(text, self.language)
+        reason = rule if file is None else EVALUATION
+        if self.cleaner is not None and document is not None:
+            text = self.cleaner.without_personal_data(document) if reason is None else document.text
+        return text, reason, file
+
+
+@dataclasses.dataclass
+class _PartCounts:
+    """The documents that were read; the characters of the kept ones; by reason, the dropped ones and a few of
+    their texts; by evaluation file, the documents that share text with it.
+    """
+
+    documents: int = 0
+    characters: int = 0
+    dropped: Counter[str] = dataclasses.field(default_factory=Counter)
+    evaluation: Counter[str] = dataclasses.field(default_factory=Counter)
+    examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+    def add(self, text: str, reason: str | None, file: str | None) -> None:
+        """Counts a document that was judged."""
+        self.documents += 1
+        if file is not None:
+            self.evaluation[file] += 1
+        if reason is None:
+            self.characters += len(text)
+            return
+        self.dropped[reason] += 1
+        examples = self.examples.setdefault(str(reason), [])
+        if len(examples) < EXAMPLES:
+            # Twice as much is masked, so that the cut leaves no part of an address.
+            examples.append(masked_text(text[: 2 * EXAMPLE_CHARACTERS])[:EXAMPLE_CHARACTERS])
+
+
 def clean_part(task: CleaningTask) -> None:
     """Writes the shards of one part, its dropped documents, and last its counts."""
     settings = task.settings
     source = sources_of(settings, task.language)[task.source]
+    # Before the text is read: if the file changes meanwhile, the next run sees that its text is another.
     made_from = task.made_from()
     cleaner = None if settings.cleaning is None else Cleaner(_rules(settings.cleaning, source), task.language)
     evaluation = None if settings.decontamination is None else evaluation_text(settings.decontamination)
     identified: dict[str, str] = {}
     if cleaner is not None and Rule.LANGUAGE not in cleaner.settings.off:
         identified["identified_by"] = identified_by(task.language, cleaner.settings.language_model)
-    rows = RowCounts()
-    dropped, evaluation_files = Counter[str](), Counter[str]()
-    examples: dict[str, list[str]] = {}
-    documents = characters = 0
+
+    with explain_os_errors(task.stem.parent):
+        judge = _Judge(task.language, cleaner, evaluation)
+        rows, counts, shards = _write_shards(task, source, judge)
+        values = {
+            "source": source.label,
+            "made_from": made_from,
+            "rows": dataclasses.asdict(rows),
+            "documents": counts.documents,
+            "kept": counts.documents - counts.dropped.total(),
+            "characters": counts.characters,
+            "dropped": dict(sorted(counts.dropped.items())),
+            "masked": dict(sorted(cleaner.masked.items())) if cleaner is not None else {},
+            "evaluation": dict(sorted(counts.evaluation.items())),
+            **identified,
+            "examples": dict(sorted(counts.examples.items())),
+            "shards": [(shard.stem.name, shard.documents) for shard in shards],
+        }
+    with explain_os_errors(task.done):
+        write_text(task.done, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write_shards(
+    task: CleaningTask, source: Source, judge: _Judge
+) -> tuple[RowCounts, _PartCounts, list[Shard]]:
+    """Writes the kept documents of a part into shards, and the dropped ones into their file if the settings
+    ask for it.
+    """
+    settings = task.settings
+    rows, counts = RowCounts(), _PartCounts()
     dropped_file = Path(settings.folder) / "dropped" / task.language / f"{task.stem.name}.jsonl.zst"
     keep_dropped = settings.cleaning is not None and settings.cleaning.keep_dropped
-    with (
-        explain_os_errors(task.stem.parent),
-        json_lines(dropped_file if keep_dropped else None) as write_dropped,
-    ):
+    with json_lines(dropped_file if keep_dropped else None) as write_dropped:
         writer = ShardWriter(task.stem, settings.shard_documents, settings.deduplication)
         try:
             for row in read_rows(source, settings.bad_rows, rows, task.part):
-                text, rule, file = row.text, None, None
                 try:
-                    document, rule = cleaner.judged(text) if cleaner is not None else (None, None)
-                    # Evaluation items are not masked, so they are compared before personal data is.
-                    if evaluation is not None and rule is None:
-                        file = evaluation.file_of(text, task.language)
-                    if cleaner is not None and document is not None:
-                        is_kept = rule is None and file is None
-                        text = cleaner.without_personal_data(document) if is_kept else document.text
+                    text, reason, file = judge(row.text)
                 except BadRowError as problem:
                     rows.refuse(f"{row.source}, {row.id}", problem, settings.bad_rows)
                     continue
-
-                documents += 1
-                if file is not None:
-                    evaluation_files[file] += 1
-                reason = rule if file is None else EVALUATION
+                counts.add(text, reason, file)
                 cleaned = dataclasses.replace(row, text=text)
-                if reason is not None:
-                    dropped[reason] += 1
-                    if len(of_rule := examples.setdefault(str(reason), [])) < EXAMPLES:
-                        # Twice as much is masked, so that the cut leaves no part of an address.
-                        of_rule.append(masked_text(text[: 2 * EXAMPLE_CHARACTERS])[:EXAMPLE_CHARACTERS])
+                if reason is None:
+                    writer.add(cleaned)
+                else:
                     write_dropped({"reason": reason, "file": file, **dataclasses.asdict(cleaned)})
-                    continue
-                characters += len(text)
-                writer.add(cleaned)
             shards = writer.close()
         except BaseException:
             writer.abandon()
             raise
-        counts = {
-            "source": source.label,
-            "made_from": made_from,
-            "rows": dataclasses.asdict(rows),
-            "documents": documents,
-            "kept": documents - dropped.total(),
-            "characters": characters,
-            "dropped": dict(sorted(dropped.items())),
-            "masked": dict(sorted(cleaner.masked.items())) if cleaner is not None else {},
-            "evaluation": dict(sorted(evaluation_files.items())),
-            **identified,
-            "examples": dict(sorted(examples.items())),
-            "shards": [(shard.stem.name, shard.documents) for shard in shards],
-        }
-    with explain_os_errors(task.done):
-        write_text(task.done, json.dumps(counts, indent=2, ensure_ascii=False) + "\n")
+    return rows, counts, shards
 
 
 def _rules(cleaning: CleaningSettings, source: Source) -> CleaningSettings:

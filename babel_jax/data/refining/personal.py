@@ -79,9 +79,10 @@ _AREA_CODE = re.compile(r"[(\uff08](\d{2,5})[)\uff09]")
 _CONTEXT_CHARACTERS = 16
 # Words before a phone number, in Babel's 25 languages.
 _CONTEXT = re.compile(
-    r"(?:\b(?:tel|telp|tél|telf|phone|telephone|fax|whatsapp|viber|hotline|téléphone|telefon|telefono|teléfono|telefone|celular"
-    r"|móvil|cellulare|ponsel|waya|telepono|đt|sđt|điện thoại|тел|телефон|моб)\b"
-    r"|هاتف|تلفن|تليفون|جوال|موبايل|فون|फ़ोन|फोन|मोबाइल|ফোন|মোবাইল|தொலைபேசி|电话|手机|電話|電話番号|携帯|전화|휴대폰|โทร|โทรศัพท์|ဖုန်း)"
+    r"(?:\b(?:tel|telp|tél|telf|phone|telephone|fax|whatsapp|viber|hotline|téléphone|telefon|telefono"
+    r"|teléfono|telefone|celular|móvil|cellulare|ponsel|waya|telepono|đt|sđt|điện thoại|тел|телефон|моб)\b"
+    r"|هاتف|تلفن|تليفون|جوال|موبايل|فون|फ़ोन|फोन|मोबाइल|ফোন|মোবাইল|தொலைபேசி|电话|手机|電話|電話番号|携帯"
+    r"|전화|휴대폰|โทร|โทรศัพท์|ဖုန်း)"
     r"[^\d\n]{0,8}\Z",
     re.IGNORECASE,
 )

@@ -3,7 +3,9 @@
 from collections.abc import Iterable
 
 import tokenizers
-from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec  # type: ignore[attr-defined]  # made at import
+
+# Protocol buffers make these classes at import, so mypy does not see them.
+from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec  # type: ignore[attr-defined]
 from tokenizers import decoders, models, normalizers
 
 from babel_jax.errors import BadInput

@@ -56,39 +56,15 @@ def card(prepared: PreparedData, languages: Sequence[LanguageStatistics]) -> str
     """A dataset card: YAML front matter as hubs read it, then the content of the folder and how it was
     made.
     """
-    documents = sum(language.total("documents") for language in languages)
-    front = {
-        "pretty_name": prepared.folder.name,
-        "language": [language.code for language in languages],
-        "license": "other",
-        "task_categories": ["text-generation"],
-        "size_categories": [_size_category(documents)],
-        "tags": ["babel-jax", "multilingual", "pretraining"],
-    }
-    # Every JSON value is a YAML value.
-    front_lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()]
-
-    licences = set()
-    source_lines = []
-    for language in languages:
-        for name, source in language.sources.items():
-            licence = source.get("licence")
-            line = f"- {language.code}: {_markdown(name)}"
-            if licence:
-                licences.add(str(licence))
-                line += f" ({_markdown(licence)})"
-            source_lines.append(line)
-    named = "None was named."
-    if licences:
-        named = f"Named are: {', '.join(map(_markdown, sorted(licences)))}."
-
-    settings = {
-        name: value for name, value in read_json(prepared.folder / SETTINGS).items() if value is not None
-    }
+    source_lines, licences = _sources(languages)
+    settings = {}
+    for name, value in read_json(prepared.folder / SETTINGS).items():
+        if value is not None:
+            settings[name] = value
     return "\n".join(
         [
             "---",
-            *front_lines,
+            *_front_matter(prepared, languages),
             "---",
             "",
             f"# {_markdown(prepared.folder.name)}",
@@ -101,7 +77,7 @@ def card(prepared: PreparedData, languages: Sequence[LanguageStatistics]) -> str
             "",
             "## Sources and licences",
             "",
-            f"The licence of each text is the licence of its source. {named}",
+            f"The licence of each text is the licence of its source. {licences}",
             "",
             *source_lines,
             "",
@@ -113,6 +89,37 @@ def card(prepared: PreparedData, languages: Sequence[LanguageStatistics]) -> str
             "",
         ]
     )
+
+
+def _front_matter(prepared: PreparedData, languages: Sequence[LanguageStatistics]) -> list[str]:
+    """The lines of the card's YAML."""
+    documents = sum(language.total("documents") for language in languages)
+    front = {
+        "pretty_name": prepared.folder.name,
+        "language": [language.code for language in languages],
+        "license": "other",
+        "task_categories": ["text-generation"],
+        "size_categories": [_size_category(documents)],
+        "tags": ["babel-jax", "multilingual", "pretraining"],
+    }
+    # Every JSON value is a YAML value.
+    return [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()]
+
+
+def _sources(languages: Sequence[LanguageStatistics]) -> tuple[list[str], str]:
+    """A line for each source, and a sentence on the licences that the settings name."""
+    lines, licences = [], set()
+    for language in languages:
+        for name, source in language.sources.items():
+            licence = source.get("licence")
+            line = f"- {language.code}: {_markdown(name)}"
+            if licence:
+                licences.add(str(licence))
+                line += f" ({_markdown(licence)})"
+            lines.append(line)
+    if not licences:
+        return lines, "None was named."
+    return lines, f"Named are: {', '.join(map(_markdown, sorted(licences)))}."
 
 
 def _markdown_table(languages: Sequence[LanguageStatistics]) -> str:

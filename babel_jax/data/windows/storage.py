@@ -36,7 +36,10 @@ class _LocalInfo(tfds.core.DatasetInfo):  # type: ignore[misc]
         """Does nothing: the bucket of TFDS has none of our datasets."""
 
 
-class _WindowsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg, misc]
+class _WindowsBuilder(  # type: ignore[call-arg]
+    tfds.core.GeneratorBasedBuilder,  # type: ignore[misc]
+    skip_registration=True,
+):
     """Writes windows in the order in which they arrive."""
 
     name = DATASET

@@ -62,7 +62,9 @@ def _value(written: str) -> Decimal:
     digits = ""
     for letter in written.lstrip("-−"):
         digits += str(unicodedata.digit(letter)) if letter.isdigit() else letter
-    whole, point, fraction = re.fullmatch(r"(.*?)(?:([.,٫])(\d+))?", digits, re.DOTALL).groups()  # type: ignore[union-attr]
+    match = re.fullmatch(r"(.*?)(?:([.,٫])(\d+))?", digits, re.DOTALL)
+    assert match is not None, "every text matches"
+    whole, point, fraction = match.groups()
     if _GROUPS.fullmatch(digits) or point is None:
         return sign * Decimal(re.sub(r"\D", "", digits))
     if _GROUPS.fullmatch(whole) or whole.isdigit() or not whole:
