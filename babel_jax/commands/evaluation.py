@@ -12,6 +12,7 @@ def _evaluate(options: argparse.Namespace) -> Result:
     from babel_jax.config.file import declare_languages
     from babel_jax.evaluation.benchmarks.evaluate import Request, evaluate
 
+    # Before --languages is read: it may name languages that the config alone declares.
     if options.config:
         declare_languages(options.config)
     request = Request(
@@ -25,11 +26,12 @@ def _evaluate(options: argparse.Namespace) -> Result:
         trained_in=place(options.contamination) if options.contamination else None,
     )
     # Benchmarks take long, so their answers are always stored; bits per byte are not.
-    options.resumes = request.tasks != ("bits_per_byte",)
+    has_benchmarks = request.tasks != ("bits_per_byte",)
+    options.resumes = has_benchmarks
     out = None
     if options.out:
         out = output(options.out)
-    elif request.tasks != ("bits_per_byte",):
+    elif has_benchmarks:
         out = Path("runs/evaluation")
     return evaluate(options.model, options.baseline, request, out)
 
@@ -52,6 +54,22 @@ def declare(command: Commands) -> None:
         metavar="MODEL",
         help="compare with this one; may be repeated",
     )
+    _add_item_options(evaluate)
+    _add_prompt_options(evaluate)
+    evaluate.add_argument(
+        "--contamination",
+        metavar="RUN",
+        help="search for the items in the training windows of this run folder",
+    )
+    evaluate.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder for tables, plots and answers (default for benchmarks: runs/evaluation)",
+    )
+
+
+def _add_item_options(evaluate: argparse.ArgumentParser) -> None:
+    """Adds the options that choose tasks, languages and where their items come from."""
     evaluate.add_argument(
         "--tasks",
         type=words,
@@ -81,6 +99,10 @@ def declare(command: Commands) -> None:
             "items)"
         ),
     )
+
+
+def _add_prompt_options(evaluate: argparse.ArgumentParser) -> None:
+    """Adds the options that decide how many items are asked, and in which prompts."""
     evaluate.add_argument(
         "--few-shot", type=count, metavar="N", help="examples in each prompt (default: as the task says)"
     )
@@ -91,13 +113,3 @@ def declare(command: Commands) -> None:
         "--max-bytes", type=positive, default=200_000, help="of text for each language (default %(default)s)"
     )
     evaluate.add_argument("--chat", action="store_true", help="ask with the model's chat template")
-    evaluate.add_argument(
-        "--contamination",
-        metavar="RUN",
-        help="search for the items in the training windows of this run folder",
-    )
-    evaluate.add_argument(
-        "--out",
-        metavar="DIR",
-        help="folder for tables, plots and answers (default for benchmarks: runs/evaluation)",
-    )

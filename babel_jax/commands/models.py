@@ -47,6 +47,7 @@ def _expand(options: argparse.Namespace) -> Result:
     _check_expand_options(options)
     names = (*_POSITIONS, "init", "noise_mean", "noise_std", "seed")
     values = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    # --auto becomes --insert-after, so that a saved plan needs neither the text nor the measurement.
     if options.auto is not None:
         from babel_jax.studies.sensitivity_report import layers_by_sensitivity
 

@@ -73,6 +73,8 @@ class BabelParser(_OneLineParser):
         self._subparsers_action = self.add_subparsers(
             metavar="COMMAND", prog="babel", parser_class=CommandParser
         )
+        # Each file of commands imports JAX and the like within its functions alone: `babel --help` must take
+        # under 0.1 s, and builds all parsers.
         for subject in (runs, corpus, quality, models, tokenizer, evaluation, text, report, pods, verify):
             subject.declare(self._declare)
         shells.declare(self._declare, self)
@@ -84,6 +86,7 @@ class BabelParser(_OneLineParser):
         the option with a similar name.
         """
         options, unknown = self.parse_known_args(args, namespace)
+        # argparse would answer with the usage of `babel`; the parser of the command knows its own options.
         if unknown:
             parser = self.commands[options.command]
             name = unknown[0].partition("=")[0]

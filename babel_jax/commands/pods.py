@@ -53,9 +53,12 @@ def _tune(options: argparse.Namespace) -> Result:
 
     config = load_config(options.config, tuple(options.set))
     out = on_disk(options.out, "the folder of measurements")
+    # Before the imports that use JAX: it cannot join other processes after it has been used.
     cluster.join()
     from babel_jax.tuning.tune import tune
 
+    # The page shows the command with which a person applies the result, so values are quoted for a shell.
+    overrides = [f"--set {shlex.quote(one)}" for one in options.set]
     with preempted_by_sigterm():
         return tune(
             config,
@@ -65,7 +68,7 @@ def _tune(options: argparse.Namespace) -> Result:
             options.steps,
             options.rounds,
             Path(options.config).parent,
-            " ".join([options.config, *(f"--set {shlex.quote(one)}" for one in options.set)]),
+            " ".join([options.config, *overrides]),
         )
 
 

@@ -44,6 +44,7 @@ _QUESTIONS = {
 
 def _ask(options: argparse.Namespace) -> None:
     """Asks for missing options on a terminal. Without a terminal, raises BadInput."""
+    # The optional ones are asked for too if anything is missing: then a person is at the terminal.
     missing = [name for name in _QUESTIONS if getattr(options, name) is None]
     if missing and not sys.stdin.isatty():
         flags = " and ".join(f"--{name}" for name in missing)
@@ -93,7 +94,8 @@ def _prepare(options: argparse.Namespace) -> Result:
     for name in ("documents", "bytes", "tokens", "windows"):
         totals[name] = sum(counts[name] for counts in kinds)
     if sources:
-        totals["dropped"] = sum(sum(source["dropped"].values()) for source in sources)
+        dropped_by_source = [sum(source["dropped"].values()) for source in sources]
+        totals["dropped"] = sum(dropped_by_source)
     for name in ("rows", "bad", "empty", "duplicates"):
         totals[name] = sum(entry[name] for entry in entries)
     result = {"folder": config.data.folder, **totals}
@@ -125,6 +127,7 @@ def _run(config: "Config", profile: range | None) -> Result:
     from babel_jax.distributed.stopping import preempted_by_sigterm
     from babel_jax.recipe.recipe import run_recipe
 
+    # First of all: JAX cannot join other processes after it has been used.
     cluster.join()
     with preempted_by_sigterm():
         return run_recipe(config, profile=profile)
@@ -132,6 +135,12 @@ def _run(config: "Config", profile: range | None) -> Result:
 
 def declare(command: Commands) -> None:
     """Adds the commands of this file."""
+    _declare_demo(command)
+    _declare_init(command)
+    _declare_commands_of_configs(command)
+
+
+def _declare_demo(command: Commands) -> None:
     demo = command(
         "demo",
         _demo,
@@ -146,6 +155,8 @@ def declare(command: Commands) -> None:
     )
     demo.add_argument("--base", help="model folder to begin with (default: a model is trained first)")
 
+
+def _declare_init(command: Commands) -> None:
     init = command(
         "init",
         _init,
@@ -160,6 +171,9 @@ def declare(command: Commands) -> None:
     init.add_argument("--tokens", type=positive, metavar="N", help="budget of both stages together")
     init.add_argument("--out", default="my-run.toml", help="file to write (default %(default)s)")
 
+
+def _declare_commands_of_configs(command: Commands) -> None:
+    """Adds the commands that take a config file: prepare, train and sft."""
     prepare = command(
         "prepare", _prepare, "raw text to packed datasets", "babel prepare my-run.toml", resumes=True
     )

@@ -24,6 +24,7 @@ def _chat(options: argparse.Namespace) -> Result:
 
     sampling = {"temperature": options.temperature, "top_p": options.top_p, "seed": options.seed}
     conversation = Conversation(options.model, options.system, options.max_new_tokens, **sampling)
+    # Text from a pipe, or a caller that reads JSON, has no one who answers: all of the input is one turn.
     if sys.stdin.isatty() and not options.json:
         return talk(conversation)
     answer = conversation.answer(sys.stdin.read().rstrip("\n"))

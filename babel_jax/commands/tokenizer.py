@@ -37,6 +37,14 @@ def _extend(options: argparse.Namespace) -> Result:
 
 def declare(command: Commands) -> None:
     """Adds the commands of this file."""
+    _declare_report(command)
+    extend = _declare_extend(command)
+    _add_token_options(extend)
+    _add_row_options(extend)
+    add_transfer_options(extend)
+
+
+def _declare_report(command: Commands) -> None:
     report = command(
         "tokenizer report",
         _report,
@@ -56,6 +64,8 @@ def declare(command: Commands) -> None:
         "--out", default="runs/tokenizer", help="folder for page, table, plot and JSON (default %(default)s)"
     )
 
+
+def _declare_extend(command: Commands) -> argparse.ArgumentParser:
     extend = command(
         "tokenizer extend",
         _extend,
@@ -70,6 +80,11 @@ def declare(command: Commands) -> None:
         "--languages", type=words, required=True, metavar="my,ta", help="the languages that get new tokens"
     )
     extend.add_argument("--tokens", type=positive, required=True, metavar="N", help="number of new tokens")
+    return extend
+
+
+def _add_token_options(extend: argparse.ArgumentParser) -> None:
+    """Adds the options that decide which tokens are learned, and their ids."""
     extend.add_argument(
         "--shares",
         choices=_SHARES,
@@ -94,6 +109,10 @@ def declare(command: Commands) -> None:
         action="store_true",
         help="take ids without a token, and of tokens that no text gives",
     )
+
+
+def _add_row_options(extend: argparse.ArgumentParser) -> None:
+    """Adds the options about the rows of new tokens in the embedding."""
     extend.add_argument(
         "--init",
         choices=_INITS,
@@ -109,4 +128,3 @@ def declare(command: Commands) -> None:
         metavar="N",
         help="rows of larger tables are a multiple of N (default 128)",
     )
-    add_transfer_options(extend)
