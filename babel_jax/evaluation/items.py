@@ -278,6 +278,7 @@ def _pairs(task: str, ours: Measured, theirs: Measured) -> dict[str, _Pair]:
     for code in codes:
         our_parts, their_parts = our_task[code], their_task[code]
         sizes = [len(part.columns) for part in our_parts]
+        # Items are not stored with their text; other numbers of them are all that can be seen here.
         is_same = sizes == [len(part.columns) for part in their_parts]
         has_extremes = all(part.metric.extremes is not None for part in our_parts)
         pairs[code] = _Pair(

@@ -97,14 +97,16 @@ def score_model(
     if settings.suite_items and not config.data.conversations:
         measured |= run_suite(model_config, params, tokenizer, heldout, settings.suite_items, mesh, dtype)
 
-    # The means go to the log.
-    results = results_of(measured)
+    _log_means(results_of(measured), point)
+    return measured
+
+
+def _log_means(results: Results, point: str) -> None:
     for task, values in results.items():
         if values:
             means = class_means(scores_of(results, task))
             parts = [f"{group} {mean:.3f}" for group, mean in means.items() if mean is not None]
             log.info("%s, %s: %s", task.replace("_", " "), point, ", ".join(parts))
-    return measured
 
 
 def results_of(measured: Measured) -> Results:

@@ -66,17 +66,19 @@ def planned_rows(
         counts = [len(sequences[number].targets) for number in ordered]
         sizes = [len(sequences[number].tokens) for number in ordered]
 
-        candidates = [length for length in lengths if least <= length <= max(least, LONGEST_PACKED)]
+        # A row beyond LONGEST_PACKED is made only for a sequence that needs it: attention costs the square.
+        most = max(least, LONGEST_PACKED)
+        candidates = [length for length in lengths if least <= length <= most]
         runs = {length: list(_runs(sizes, shared, counts, length)) for length in candidates}
         best = min(candidates, key=lambda length: cost(len(runs[length]), length))
-        rows = [_row(sequences, ordered[start:stop], shared[start:stop], best) for start, stop in runs[best]]
-        planned.setdefault(best, []).extend(rows)
+        rows = planned.setdefault(best, [])
+        for start, stop in runs[best]:
+            rows.append(_row(sequences, ordered[start:stop], shared[start:stop], best))
     return dict(sorted(planned.items()))
 
 
 def shared_prefixes(ordered: Sequence[np.ndarray]) -> list[int]:
     """The number of first tokens that each sequence shares with the sequence before it."""
-    # The number of tokens that each sequence shares with the one before, in sorted order.
     shared = [0]
     for before, now in itertools.pairwise(ordered):
         common = min(len(before), len(now))
@@ -132,8 +134,10 @@ def _row(sequences: Sequence[Scored], members: Sequence[int], shared: Sequence[i
         filled = stop
 
         # Two sequences with the same target at the same token share one entry, which is computed once.
-        scored = zip(branch[len(branch) - len(targets) :].tolist(), targets.tolist(), strict=True)
-        entries = [entry_of.setdefault(entry, len(entry_of)) for entry in scored]
+        scored_places = branch[len(branch) - len(targets) :]
+        entries = []
+        for entry in zip(scored_places.tolist(), targets.tolist(), strict=True):
+            entries.append(entry_of.setdefault(entry, len(entry_of)))
         row.owners.append((number, np.array(entries, np.int32)))
 
     row.ends[branch] = filled

@@ -104,10 +104,9 @@ def _by_owner(rows: Sequence[Row], log_p: np.ndarray, greedy: np.ndarray) -> Ite
         for number, entries in row.owners:
             if not np.isfinite(row_log_p[entries]).all():
                 raise BadInput(NOT_FINITE)
-            yield (
-                number,
-                (float(row_log_p[entries].astype(np.float64).sum()), bool(row_greedy[entries].all())),
-            )
+            # float32 would lose digits in a sum over thousands of tokens.
+            log_likelihood = float(row_log_p[entries].astype(np.float64).sum())
+            yield number, (log_likelihood, bool(row_greedy[entries].all()))
 
 
 def rows_of_batch(length: int, batch_tokens: int, mesh: Mesh, axes: tuple[str, ...] = WINDOW_AXES) -> int:
@@ -250,6 +249,10 @@ def _of_entries(
         split = column.reshape(rows, count, -1, *column.shape[2:]).swapaxes(0, 1)
         return split.reshape(count, -1, *column.shape[2:])
 
+    def in_rows(scores: Array) -> Array:
+        """[chunks, batch x entries of a chunk] to [batch, entries]."""
+        return scores.reshape(count, rows, -1).swapaxes(0, 1).reshape(rows, entries)
+
     rows, entries = places.shape
 
     # Logits are held for one chunk at a time: [chunk, vocabulary] is the largest array here. A chunk has
@@ -264,8 +267,8 @@ def _of_entries(
         config.final_logit_softcapping,
         parallel,
     )
-    log_p, greedy = (part.reshape(count, rows, -1).swapaxes(0, 1).reshape(rows, entries) for part in scores)
-    return log_p, greedy
+    log_p, greedy = scores
+    return in_rows(log_p), in_rows(greedy)
 
 
 def _in_turn(column: Int[Array, "batch time"], parallel: Parallelism) -> Int[Array, "batch own"]:

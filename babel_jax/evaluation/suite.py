@@ -123,9 +123,25 @@ def run_suite(
     """At most `items` scored items of each task and language; a language without items of a task is left out
     of it. Accuracies are percentages; chrF++ is from 0 to 100.
     """
+    measured = _answered(config, params, tokenizer, choices(texts, items), mesh, compute_dtype)
+    asked = translations(texts, items)
+    measured |= _translated(config, params, tokenizer, asked, mesh, compute_dtype)
+    # In the order of the tables, whichever languages have items of which tasks.
+    return {task: measured[task] for task in (*CHOICE_TASKS, *TRANSLATION_TASKS) if task in measured}
+
+
+def _answered(
+    config: ModelConfig,
+    params: PyTree[Array],
+    tokenizer: Tokenizer,
+    choices: Sequence[Choice],
+    mesh: Mesh,
+    compute_dtype: DTypeLike,
+) -> dict[str, dict[str, list[Items]]]:
+    """The accuracy of each task and language of questions."""
     questions: list[Choice] = []
     sequences: list[Scored] = []
-    for question in choices(texts, items):
+    for question in choices:
         options = [_scored(tokenizer, question, option, config) for option in question.options]
         # An option of a single token has no preceding token, so it has no likelihood.
         if all(len(option.tokens) for option in options):
@@ -145,19 +161,30 @@ def run_suite(
     measured: dict[str, dict[str, list[Items]]] = {}
     for task, by_language in answers.items():
         measured[task] = {language: [accuracy(right)] for language, right in by_language.items()}
+    return measured
 
-    # A translation is the first line that the model writes after the prompt.
+
+def _translated(
+    config: ModelConfig,
+    params: PyTree[Array],
+    tokenizer: Tokenizer,
+    asked: Sequence[Translation],
+    mesh: Mesh,
+    compute_dtype: DTypeLike,
+) -> dict[str, dict[str, list[Items]]]:
+    """chrF++ of each task and language of translations."""
     pairs: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
-    to_translate = translations(texts, items)
-    prompts = [item.prompt for item in to_translate]
+    prompts = [item.prompt for item in asked]
     outputs = _continued(config, params, tokenizer, prompts, mesh, compute_dtype)
-    for item, text in zip(to_translate, outputs, strict=True):
+    for item, text in zip(asked, outputs, strict=True):
         hypotheses, references = pairs.setdefault((item.task, item.language), ([], []))
+        # The model writes on after the translation, as the prompt does: another pair of lines.
         hypotheses.append(text.split("\n")[0].strip())
         references.append(item.reference)
+    measured: dict[str, dict[str, list[Items]]] = {}
     for (task, language), (hypotheses, references) in pairs.items():
         measured.setdefault(task, {})[language] = [chrf_plus_plus(references, hypotheses)]
-    return {task: measured[task] for task in (*CHOICE_TASKS, *TRANSLATION_TASKS) if task in measured}
+    return measured
 
 
 def sentences(text: str, language: str) -> list[str]:
@@ -265,11 +292,9 @@ def _bytes_apart(left: str, right: str) -> int:
 def _aligned(text: str, language: str, english: str) -> list[tuple[str, str]]:
     """Sentences with their translations; the whole passages if the numbers of sentences differ."""
     text_sentences, english_sentences = sentences(text, language), sentences(english, _ENGLISH)
-    return (
-        list(zip(text_sentences, english_sentences, strict=True))
-        if len(text_sentences) == len(english_sentences)
-        else [(text, english)]
-    )
+    if len(text_sentences) != len(english_sentences):
+        return [(text, english)]
+    return list(zip(text_sentences, english_sentences, strict=True))
 
 
 def suite_tokens(config: ModelConfig) -> tuple[int, int]:

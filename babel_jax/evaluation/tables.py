@@ -1,5 +1,6 @@
 """Tables and plots of scores by language at several points of the recipe."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def points_table(results: PointResults, items: PointItems) -> str:
         return "Nothing was measured."
     # The change is from the first point to the last, over the same documents.
     changed = changes_between(items, names[0], names[-1])
-    codes = in_order(code for values in points.values() for code in values)
+    codes = in_order(set[str]().union(*points.values()))
     measured = results[names[-1]][BITS_PER_BYTE]
     lines = [
         "| language | class | " + " | ".join(names) + " | change, % [95%] | documents | bytes |",
@@ -111,63 +112,78 @@ def findings(results: PointResults, items: PointItems) -> list[str]:
         return []
     # The recipe's points in order: base, expanded, then the result of each stage.
     recovered, last = [*points][2], [*points][-1]
+    mean_changes = _MeanChanges(points, items)
     labels = groups_with_means(points["base"])
-    lines = []
+    every = labels.get("all", "its one language")
+    strong = labels.get("high", "high-resource languages")
 
-    def claim(text: str, interval: Interval | None, below: float) -> None:
-        """Claims that a change is below a bound."""
-        if interval is None or interval["difference"] is None:
-            return
-        point, high = interval["difference"], interval["high"]
-        verdict = TOO_LITTLE if high is None else "shown" if high < below else "NOT shown"
-        lines.append(f"- {verdict}: {text} {percent_text(point, interval)}.")
+    # The recipe's claims, in the order of its stages.
+    lines = _claim(
+        f"Expansion costs less than {_CHEAP:g}% bits per byte over {every}:",
+        mean_changes.of_group("base", "expanded", "all"),
+        _CHEAP,
+    )
+    lines += _claim(
+        f"Recovery wins it back where the base was strong: {recovered} against base over {strong}:",
+        mean_changes.of_group("base", recovered, "high"),
+    )
+    lines += _claim(
+        f"Low-resource languages gain most: {last} against base, their change minus that of high-resource "
+        "ones:",
+        mean_changes.of_low_minus_high("base", last),
+    )
+    # A run of one stage has no stage after its recovery.
+    if len(points) > 3:
+        lines += _claim(
+            f"The last stage helps them most: {last} against {recovered}, their change minus that of "
+            "high-resource ones:",
+            mean_changes.of_low_minus_high(recovered, last),
+        )
+    return [*lines, _no_language_is_worse(points, last, changes_between(items, "base", last))]
 
-    def point_change(since: str, until: str, group: str) -> Interval | None:
-        """The change of a mean; without items it has no interval."""
-        if (measured := changes_between(items, since, until)) and group in measured:
+
+@dataclasses.dataclass(frozen=True)
+class _MeanChanges:
+    """Changes of the means of bits per byte between two points, in percent; None if a group has no language.
+
+    Points without items give a change without an interval.
+    """
+
+    points: Points
+    items: PointItems
+
+    def of_group(self, since: str, until: str, group: str) -> Interval | None:
+        """The change of the mean of a group of languages."""
+        measured = changes_between(self.items, since, until)
+        if group in measured:
             return measured[group]
-        common = common_to({name: points[name] for name in (since, until)})
+        # Means are compared over the same languages only.
+        common = common_to({name: self.points[name] for name in (since, until)})
         before, after = class_means(common[since])[group], class_means(common[until])[group]
         if before is None or after is None:
             return None
         return {"difference": 100 * (after / before - 1), "low": None, "high": None}
 
-    def gain_of_low(since: str, until: str) -> Interval | None:
+    def of_low_minus_high(self, since: str, until: str) -> Interval | None:
         """The change over low-resource languages minus that over high-resource ones."""
-        if since in items and until in items:
-            return change_between_groups(BITS_PER_BYTE, items[until], items[since], "low", "high")
-        low, high = point_change(since, until, "low"), point_change(since, until, "high")
+        # The interval of a difference is not the difference of intervals: both are drawn together.
+        if since in self.items and until in self.items:
+            return change_between_groups(BITS_PER_BYTE, self.items[until], self.items[since], "low", "high")
+        low, high = self.of_group(since, until, "low"), self.of_group(since, until, "high")
         if low is None or high is None or low["difference"] is None or high["difference"] is None:
             return None
         return {"difference": low["difference"] - high["difference"], "low": None, "high": None}
 
-    # The recipe's claims, in the order of its stages.
-    every = labels.get("all", "its one language")
-    claim(
-        f"Expansion costs less than {_CHEAP:g}% bits per byte over {every}:",
-        point_change("base", "expanded", "all"),
-        _CHEAP,
-    )
-    strong = labels.get("high", "high-resource languages")
-    claim(
-        f"Recovery wins it back where the base was strong: {recovered} against base over {strong}:",
-        point_change("base", recovered, "high"),
-        0.0,
-    )
-    claim(
-        f"Low-resource languages gain most: {last} against base, their change minus that of high-resource "
-        "ones:",
-        gain_of_low("base", last),
-        0.0,
-    )
-    if len(points) > 3:
-        claim(
-            f"The last stage helps them most: {last} against {recovered}, their change minus that of "
-            "high-resource ones:",
-            gain_of_low(recovered, last),
-            0.0,
-        )
-    return [*lines, _no_language_is_worse(points, last, changes_between(items, "base", last))]
+
+def _claim(text: str, interval: Interval | None, below: float = 0.0) -> list[str]:
+    """The line of a claim that a change is below a bound; empty if the change is not known."""
+    if interval is None or interval["difference"] is None:
+        return []
+    # The whole interval must agree, so its upper end decides.
+    high, verdict = interval["high"], TOO_LITTLE
+    if high is not None:
+        verdict = "shown" if high < below else "NOT shown"
+    return [f"- {verdict}: {text} {percent_text(interval['difference'], interval)}."]
 
 
 def _no_language_is_worse(points: Points, last: str, changed: Mapping[str, Interval]) -> str:
@@ -209,17 +225,17 @@ def suite_table(results: PointResults) -> list[str]:
     for task in tasks:
         name = task.replace("_", " ") + (", accuracy %" if task in CHOICE_TASKS else ", chrF++")
         chance = f" (chance {CHANCE[task]:.0f})" if task in CHANCE else ""
-        by_point = [of_point.get(task, {}) for of_point in results.values()]
         scores = {}
         for point, of_point in results.items():
-            scores[point] = {code: value["score"] for code, value in of_point.get(task, {}).items()}
+            by_language = of_point.get(task, {})
+            scores[point] = {code: value["score"] for code, value in by_language.items()}
         common = common_to(scores)
-        codes = in_order(code for values in common.values() for code in values)
+        codes = in_order(set[str]().union(*common.values()))
         if not codes:
             continue
         means = [class_means(values) for values in common.values()]
         # The number of items is that of the first point that has the task.
-        counts = next(values for values in by_point if values)
+        counts = next(of_point[task] for of_point in results.values() if of_point.get(task))
         labels = groups_with_means(codes) or {"all": LANGUAGES[codes[0]].name}
         for group, label in labels.items():
             group_means = [of_point[group] for of_point in means]
@@ -237,7 +253,7 @@ def plot_points(path: Path, points: Points, losses: Mapping[str, Sequence[tuple[
     """A PNG: above, bars of the score by language at each point; below, the training loss by step and
     stage.
     """
-    codes = in_order(code for values in points.values() for code in values)
+    codes = in_order(set[str]().union(*points.values()))
     # The bars of a language fill four fifths of its room.
     width = 0.8 / max(1, len(points))
     with saved_figure(path, 2, (13, 8.5)) as (bars, curves):
@@ -247,14 +263,17 @@ def plot_points(path: Path, points: Points, losses: Mapping[str, Sequence[tuple[
             centers = [number + offset for number in range(len(codes))]
             bars.bar(centers, [values.get(code, float("nan")) for code in codes], width, label=name)
         languages = [LANGUAGES[code] for code in codes]
-        names = [f"{language.name}{'' if language.resource == 'high' else ' *'}" for language in languages]
+        names = []
+        for language in languages:
+            names.append(language.name if language.resource == "high" else f"{language.name} *")
         bars.set_xticks(range(len(codes)), names, rotation=45, ha="right")
         bars.set_ylabel("bits per byte, held out")
         bars.set_title("Bits per byte by language at each point of the recipe (* low-resource)")
         if points:
             bars.legend(ncols=len(points))
         for name, curve in losses.items():
-            curves.plot([step for step, _ in curve], [loss for _, loss in curve], label=name, linewidth=1)
+            steps, values_by_step = [step for step, _ in curve], [loss for _, loss in curve]
+            curves.plot(steps, values_by_step, label=name, linewidth=1)
         curves.set_xlabel("step of the run")
         curves.set_ylabel("loss, nats per token")
         curves.set_title("Training loss by stage")

@@ -89,7 +89,11 @@ def _with_options(row: Item) -> Item:
 
 
 def _mmlu_prox(row: Item) -> str | None:
-    given = [letter for letter, key in zip(LETTERS, PROX_OPTIONS, strict=True) if row[key] is not None]
+    # A row has ten options; those that its question lacks are null.
+    given = []
+    for letter, key in zip(LETTERS, PROX_OPTIONS, strict=True):
+        if row[key] is not None:
+            given.append(letter)
     not_text = [key for key in PROX_OPTIONS if not isinstance(row[key], str | None)]
     if not_text:
         return f"{not_text[0]} is neither a text nor null"

@@ -61,13 +61,7 @@ def contamination(
             all_runs += runs[task, code]
     wanted = np.unique(np.concatenate(all_runs))
 
-    # The hashes that occur in the training windows.
-    is_trained = np.zeros(len(wanted), bool)
-    for trained in _runs_of_windows(prepared, tokenizer) if len(wanted) else ():
-        indices = np.searchsorted(wanted, trained).clip(max=len(wanted) - 1)
-        is_trained[indices[wanted[indices] == trained]] = True
-    overlap = wanted[is_trained]
-
+    overlap = _in_windows(wanted, prepared, tokenizer)
     result: dict[str, dict[str, dict[str, int]]] = {}
     for (task, code), item_runs in runs.items():
         result.setdefault(task, {})[code] = {
@@ -76,6 +70,20 @@ def contamination(
             "overlapping": sum(bool(np.isin(of_item, overlap).any()) for of_item in item_runs),
         }
     return result
+
+
+def _in_windows(
+    wanted: Int[np.ndarray, "runs"], prepared: PreparedData, tokenizer: Tokenizer
+) -> Int[np.ndarray, "found"]:
+    """Those of the hashes, which are sorted, that occur in the training windows."""
+    # The hashes of all windows would not fit into memory, so each block of them is looked up in the items'.
+    is_trained = np.zeros(len(wanted), bool)
+    if not len(wanted):
+        return wanted
+    for trained in _runs_of_windows(prepared, tokenizer):
+        indices = np.searchsorted(wanted, trained).clip(max=len(wanted) - 1)
+        is_trained[indices[wanted[indices] == trained]] = True
+    return wanted[is_trained]
 
 
 def _runs_of(tokenizer: Tokenizer, item: Mapping[str, Any]) -> Int[np.ndarray, "runs"]:
@@ -89,8 +97,10 @@ def _runs_of(tokenizer: Tokenizer, item: Mapping[str, Any]) -> Int[np.ndarray, "
                 normalized = nfc(text)
                 forms[normalized] = None
                 forms[masked_text(normalized)] = None
-    hashed = [hashes(np.array(ids, np.uint64)) for ids in tokenizer.encode_batch(list(forms))]
-    return np.concatenate([np.zeros(0, np.uint64), *hashed])
+    runs = [np.zeros(0, np.uint64)]
+    for ids in tokenizer.encode_batch(list(forms)):
+        runs.append(hashes(np.array(ids, np.uint64)))
+    return np.concatenate(runs)
 
 
 def _runs_of_windows(prepared: PreparedData, tokenizer: Tokenizer) -> Iterator[Int[np.ndarray, "runs"]]:
@@ -114,6 +124,7 @@ def _runs_of_windows(prepared: PreparedData, tokenizer: Tokenizer) -> Iterator[I
 
 def _in_nfc(tokens: Windows, segments: Windows, tokenizer: Tokenizer) -> Iterator[Int[np.ndarray, "time"]]:
     """The tokens that the documents which are not in NFC would have in NFC."""
+    # Most text is in NFC; the few other documents are found by decoding, which is the slow part here.
     for window, segment_ids in zip(tokens, segments, strict=True):
         edges = np.flatnonzero(np.diff(segment_ids)) + 1
         for document, segment in zip(np.split(window, edges), np.split(segment_ids, edges), strict=True):

@@ -128,8 +128,12 @@ def _is_whole(benchmark: str, language: str, folder: Path, examples: bool = True
 def _tfds_folder(benchmark: str, language: str, folder: Path) -> Path | None:
     """The newest version of the data set that TFDS has prepared for a language; None if there is none."""
     versions = [file.parent for file in (folder / benchmark / language).glob("*/dataset_info.json")]
+
     # 10.0.0 is above 9.0.0.
-    return max(versions, key=lambda path: [part.zfill(9) for part in path.name.split(".")], default=None)
+    def version_of(path: Path) -> list[str]:
+        return [part.zfill(9) for part in path.name.split(".")]
+
+    return max(versions, key=version_of, default=None)
 
 
 def read_rows(
@@ -151,8 +155,9 @@ def read_rows(
     for split, rows in rows_of.items():
         problems: list[str] = []
         kept: list[Item] = []
+        name = _named(benchmark, language, split, folder, examples)
         for number, row in enumerate(map(source.normal, rows), 1):
-            location = f"{_named(benchmark, language, split, folder, examples)}:{number}"
+            location = f"{name}:{number}"
             # The keys show that the file is of this benchmark; then its values are checked.
             missing = [key for key in source.keys if key not in row]
             if missing:
@@ -236,7 +241,10 @@ def _plain(value: Any) -> Any:
 
 
 def _pairs(sources: Sequence[str], english: Sequence[str]) -> list[Item]:
-    return [{"source": source, "target": target} for source, target in zip(sources, english, strict=True)]
+    pairs = []
+    for source, target in zip(sources, english, strict=True):
+        pairs.append({"source": source, "target": target})
+    return pairs
 
 
 def _lines(file: Path) -> list[str]:

@@ -14,7 +14,6 @@ Files in its folder:
 import contextlib
 import dataclasses
 import functools
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,23 +32,14 @@ from babel_jax.distributed.agreement import agreed
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.benchmarks.contamination import contamination
 from babel_jax.evaluation.benchmarks.data import HARNESS, chosen_tasks, lacks, languages_of
-from babel_jax.evaluation.benchmarks.page import evaluation_page
 from babel_jax.evaluation.benchmarks.responses import Responses
-from babel_jax.evaluation.benchmarks.tables import as_csv, plot_means, plot_task, report_text, title_of
+from babel_jax.evaluation.benchmarks.result import result_of, write_result
 from babel_jax.evaluation.bits_per_byte import scored_bits, text_to_score
-from babel_jax.evaluation.items import (
-    BITS_PER_BYTE,
-    Items,
-    accuracy,
-    chrf_plus_plus,
-    differences,
-    means_of,
-    scores_of,
-)
+from babel_jax.evaluation.items import BITS_PER_BYTE, Items, accuracy, chrf_plus_plus
 from babel_jax.evaluation.scoring import score
-from babel_jax.files import make_folder, write_text
+from babel_jax.files import make_folder
 from babel_jax.lease import alone_in
-from babel_jax.model_folders.folder import ModelFolder, load_params, model_name, open_folder
+from babel_jax.model_folders.folder import ModelFolder, load_params, open_folder
 from babel_jax.model_folders.streaming import files_now, fingerprint
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.sending import settle
@@ -115,12 +105,12 @@ def evaluate(
             rows = _rows_of_tasks(tasks, request.limit)
             details[model]["contamination"] = contamination(request.trained_in, rows)
 
-        result = _result(model, items, details, missing)
+        result = result_of(model, items, details, missing)
         if out is not None:
             result["out"] = str(out)
             with agreed():
                 if first:
-                    _write(out, result)
+                    write_result(out, result)
                     settle(out)
     return result
 
@@ -167,14 +157,15 @@ def _tasks(request: Request) -> tuple[dict[str, _Part], dict[str, list[str]]]:
         ) from None
 
     # Tasks that the user names as the harness does.
+    named = [task for task in chosen if task.startswith(HARNESS)]
     parts: dict[str, _Part] = {}
-    for asked in [task for task in chosen if task.startswith(HARNESS)]:
+    for asked in named:
         for of_language in load_named(asked, request.languages, request.few_shot):
             for name, task in of_language.tasks.items():
                 if name in parts:
                     raise BadInput(f"{asked}: {name} is asked for twice; name it once")
                 parts[name] = _Part(asked, of_language.language, task, is_named=True)
-    chosen = [task for task in chosen if not task.startswith(HARNESS)]
+    chosen = [task for task in chosen if task not in named]
 
     # A benchmark without data is an error only if no other has any.
     present, missing = {}, {}
@@ -301,96 +292,3 @@ def _benchmarks(
         pooled = items_of(asked, [parts[name].task for name in names], samples)
         items.setdefault(asked, {})[code] = [pooled]
     return items, model.truncated
-
-
-def _result(
-    model: str,
-    items: dict[str, dict[str, dict[str, list[Items]]]],
-    details: dict[str, dict[str, Any]],
-    missing: dict[str, list[str]],
-) -> dict[str, Any]:
-    """The result of `evaluate`, with all models' items and figures; `model` is ours."""
-    # Differences are ours minus theirs, over the same items.
-    scores = {name: scores_of(tasks) for name, tasks in items.items()}
-    changes = {name: differences(items[model], tasks) for name, tasks in items.items() if name != model}
-    label = _labels(list(scores))
-
-    # What lowers the trust in a score is told beside it.
-    notes = []
-    for name, figures in details.items():
-        if count := figures.get("truncated"):
-            notes.append(
-                f"{label[name]}: {count} requests were longer than the model's positions; their beginnings "
-                "were cut."
-            )
-    for task, by_language in details[model].get("contamination", {}).items():
-        for code, counts in by_language.items():
-            notes.append(
-                f"{title_of(task)}, {code}: {counts['overlapping']} of {counts['items']} items share 13 "
-                f"tokens in a row with the training windows ({counts['long_enough']} are long enough to)."
-            )
-
-    # Figures of the other models.
-    fertilities = {name: figures["fertility"] for name, figures in details.items() if "fertility" in figures}
-    others = {}
-    for name in changes:
-        others[name] = {
-            "tasks": scores[name],
-            "means": _means(scores[name]),
-            "differences": changes[name],
-            **details[name],
-        }
-    return {
-        "model": model,
-        "tasks": scores[model],
-        "means": _means(scores[model]),
-        "task_means": {task: _means({task: by_language}) for task, by_language in scores[model].items()},
-        **details[model],
-        "missing": missing,
-        **({"baselines": others} if others else {}),
-        "summary": report_text(
-            _renamed(scores, label), _renamed(changes, label), missing, notes, _renamed(fertilities, label)
-        ),
-    }
-
-
-def _labels(models: Sequence[str]) -> dict[str, str]:
-    """A short name for each model: that of its folder or run if these differ, else its path."""
-    last = [model_name(Path(model)) for model in models]
-    return dict(zip(models, last if len(set(last)) == len(last) else models, strict=True))
-
-
-def _renamed(by_model: dict[str, Any], label: dict[str, str]) -> dict[str, Any]:
-    return {label[model]: value for model, value in by_model.items()}
-
-
-def _means(scores: dict[str, dict[str, dict[str, Any]]]) -> dict[str, float | None]:
-    """The means over the benchmarks; over bits per byte only if there are no benchmarks, because these scores
-    cannot be averaged together.
-    """
-    plain = {}
-    for task, by_language in scores.items():
-        plain[task] = {code: score["score"] for code, score in by_language.items()}
-    benchmarks = {task: values for task, values in plain.items() if task != BITS_PER_BYTE}
-    return means_of(benchmarks or plain)
-
-
-def _write(out: Path, result: dict[str, Any]) -> None:
-    """Writes the files of an evaluation."""
-    # Our model comes first in every table and plot.
-    by_model, differences_of = {result["model"]: result["tasks"]}, {}
-    for name, baseline in result.get("baselines", {}).items():
-        by_model[name] = baseline["tasks"]
-        differences_of[name] = baseline["differences"]
-    label = _labels(list(by_model))
-    changes = _renamed(differences_of, label)
-    scores = _renamed(by_model, label)
-    write_text(out / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    write_text(out / "scores.csv", as_csv(scores, changes))
-    write_text(out / "tables.md", result["summary"] + "\n")
-    write_text(out / "evaluation.html", evaluation_page(scores, changes))
-    for task in result["tasks"]:
-        plot_task(out / f"{task.replace(':', '-')}.png", task, scores)
-    means = _renamed({model: _means(by_task) for model, by_task in by_model.items()}, label)
-    is_bits = list(result["tasks"]) == [BITS_PER_BYTE]
-    plot_means(out / "means.png", means, "bits per byte" if is_bits else "mean score of the tasks, %")

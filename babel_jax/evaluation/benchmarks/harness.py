@@ -157,8 +157,12 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]
             for number, request_score in scores.items():
                 waiting[keys[number]][number] = request_score
             # Kept at once: a stopped evaluation computes no answer twice.
-            complete = {keys[number] for number in scores if None not in waiting[keys[number]].values()}
-            self.responses.add({key: answer(list(waiting[key].values())) for key in complete})
+            answers = {}
+            for key in dict.fromkeys(keys[number] for number in scores):
+                parts = list(waiting[key].values())
+                if None not in parts:
+                    answers[key] = answer(parts)
+            self.responses.add(answers)
 
         return score(
             self.config, self.params, sequences, self.mesh, self.batch_tokens, self.compute_dtype, done, what
@@ -182,7 +186,9 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]
         """
         unanswered = self._unanswered("generate_until", requests)
         limits = [self._limits(request) for request in unanswered]
-        prompts = [self._prompt(request, most) for request, (_, most) in zip(unanswered, limits, strict=True)]
+        prompts = []
+        for request, (_, most) in zip(unanswered, limits, strict=True):
+            prompts.append(self._prompt(request, most))
         new_size = bucket(max((most for _, most in limits), default=1), SMALLEST_BUCKET)
         progress = Work[Any]("generating answers", total=len(prompts), unit="requests")
         with progress:
@@ -297,8 +303,17 @@ def _rows_of_each(groups: Sequence[int], most: int, devices: int) -> int:
     few empty rows.
     """
     # For each group, the smallest size that needs no further batch; all sizes are multiples of `devices`.
-    sizes = {devices * -(-prompts // (devices * -(-prompts // most))) for prompts in groups}
-    return min(sizes, key=lambda size: (size + ROWS) * sum(-(-prompts // size) for prompts in groups))
+    sizes = set()
+    for prompts in groups:
+        batches = -(-prompts // most)
+        sizes.add(devices * -(-prompts // (devices * batches)))
+
+    # A step reads all weights once for each batch, which takes about as long as ROWS more rows.
+    def cost(size: int) -> int:
+        batches = sum(-(-prompts // size) for prompts in groups)
+        return (size + ROWS) * batches
+
+    return min(sizes, key=cost)
 
 
 def _stopped(text: str, until: Sequence[str]) -> tuple[str, bool]:

@@ -73,11 +73,11 @@ def load_named(
     wanted = set(by_language) if languages is None else {language(code).code for code in languages}
     if not wanted & by_language.keys():
         raise BadInput(f"{asked}: no data for {' '.join(sorted(wanted))}; it has {_few(sorted(by_language))}")
-    return [
-        Chosen(code, _loaded(asked, leaves, few_shot))
-        for code, leaves in by_language.items()
-        if code in wanted
-    ]
+    chosen = []
+    for code, leaves in by_language.items():
+        if code in wanted:
+            chosen.append(Chosen(code, _loaded(asked, leaves, few_shot)))
+    return chosen
 
 
 def languages_of_task(name: str) -> set[str]:

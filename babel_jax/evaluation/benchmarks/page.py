@@ -23,8 +23,9 @@ def evaluation_page(scores: Scores, differences: Differences) -> str:
 def _task_figure(task: str, scores: Scores, differences: Differences) -> Figure:
     plain: list[dict[str, float]] = []
     for by_task in scores.values():
-        plain.append({code: score["score"] for code, score in by_task.get(task, {}).items()})
-    codes = in_order(code for values in plain for code in values)
+        by_language = by_task.get(task, {})
+        plain.append({code: score["score"] for code, score in by_language.items()})
+    codes = in_order(set[str]().union(*plain))
     means = [means_of({task: values}) for values in plain]
     is_bits = task == BITS_PER_BYTE
     digits = 3 if is_bits else 1

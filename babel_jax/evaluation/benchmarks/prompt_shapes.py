@@ -9,6 +9,8 @@ import numpy as np
 from babel_jax.evaluation.prefix_trees import shared_prefixes
 from babel_jax.inference.generation import bucket
 
+Costs = dict[tuple[int, int], np.ndarray]  # by (shared, length)
+
 SHAPES, SHORTEST = 3, 64  # the most shapes of prompts, and the least padded length in tokens
 
 
@@ -42,26 +44,20 @@ def alike_prompts(
     )
 
     # runs[shared]: the number of the run of prompts with the same first `shared` tokens, for each prompt.
-    # costs[shared, length]: the tokens that a device computes for each prompt in this shape.
     runs: dict[int, np.ndarray] = {}
-    costs: dict[tuple[int, int], np.ndarray] = {}
+    # costs[shared, length]: the tokens that a device computes for each prompt in this shape.
+    costs: Costs = {}
     for shared in {0, *map(_floor, common.tolist())}:
         runs[shared] = np.cumsum(np.concatenate([[0], common < shared]))[: len(order)]
         mates = np.bincount(runs[shared])[runs[shared]].clip(max=batch_rows)
-        for length in {_padded_length(size - shared) for size in sizes[sizes > shared].tolist()}:
+        padded_lengths = {_padded_length(size - shared) for size in sizes[sizes > shared].tolist()}
+        for length in padded_lengths:
             row = (length + new_tokens) / devices
             of_each = (shared + batch_rows * row) / mates if shared else row
             costs[shared, length] = np.where((sizes > shared) & (sizes - shared <= length), of_each, np.inf)
 
-    # Begin with the longest shape, which all prompts fit, and replace each shape in turn.
-    shapes = [max(key for key in costs if key[0] == 0)] * SHAPES
-    for replaced in [*range(SHAPES)] * 2:
-        others = [costs[shape] for number, shape in enumerate(shapes) if number != replaced]
-        least = np.min(others, axis=0)
-        shapes[replaced] = min(costs, key=lambda shape: np.minimum(least, costs[shape]).sum())
-    shapes = sorted(set(shapes))
-
     # Each prompt takes its cheapest shape.
+    shapes = _best_shapes(costs)
     cheapest = np.argmin([costs[shape] for shape in shapes], axis=0)
     chosen = []
     for number, (shared, length) in enumerate(shapes):
@@ -69,9 +65,23 @@ def alike_prompts(
         for index in np.flatnonzero(cheapest == number):
             groups[runs[shared][index]].append(order[index])
         if groups:
-            by_length = [sorted(group, key=lambda number: len(prompts[number])) for group in groups.values()]
-            chosen.append(AlikePrompts(shared, length, by_length))
+            # Batches are cut from a group in order, so that rows of one batch have similar lengths.
+            for group in groups.values():
+                group.sort(key=lambda number: len(prompts[number]))
+            chosen.append(AlikePrompts(shared, length, list(groups.values())))
     return chosen
+
+
+def _best_shapes(costs: Costs) -> list[tuple[int, int]]:
+    """At most `SHAPES` shapes, which together cost little."""
+    # Begin with the longest shape, which all prompts fit, and replace each shape in turn: there are too many
+    # sets of shapes to compare all.
+    shapes = [max(shape for shape in costs if shape[0] == 0)] * SHAPES
+    for replaced in [*range(SHAPES)] * 2:
+        others = [costs[shape] for number, shape in enumerate(shapes) if number != replaced]
+        least = np.min(others, axis=0)
+        shapes[replaced] = min(costs, key=lambda shape: np.minimum(least, costs[shape]).sum())
+    return sorted(set(shapes))
 
 
 def _floor(size: int) -> int:

@@ -36,9 +36,9 @@ def _m3exam(row: Item) -> str | None:
 
 
 def _xcopa(row: Item) -> str | None:
-    empty = [key for key in ("premise", "choice1", "choice2") if not str(row[key]).strip()]
-    if empty:
-        return f"{empty[0]} is empty"
+    for key in ("premise", "choice1", "choice2"):
+        if not str(row[key]).strip():
+            return f"{key} is empty"
     if row["question"] not in ("cause", "effect"):
         return f"question is {row['question']!r}, neither cause nor effect"
     return None if is_one_of(row["label"], 2) else f"label is {row['label']!r}, neither 0 nor 1"
@@ -55,19 +55,28 @@ def _mgsm(row: Item) -> str | None:
 
 
 def _xnli(row: Item) -> str | None:
-    empty = [key for key in ("premise", "hypothesis") if not str(row[key]).strip()]
-    if empty:
-        return f"{empty[0]} is empty"
+    for key in ("premise", "hypothesis"):
+        if not str(row[key]).strip():
+            return f"{key} is empty"
     return None if is_one_of(row["label"], 3) else f"label is {row['label']!r}, not 0, 1 or 2"
 
 
 def _translation(row: Item) -> str | None:
-    return next((f"the {key} is empty" for key in ("source", "target") if not row[key].strip()), None)
+    for key in ("source", "target"):
+        if not row[key].strip():
+            return f"the {key} is empty"
+    return None
 
 
 def _same(*codes: str) -> dict[str, str]:
     return {code: code for code in codes}
 
+
+# The names of FLORES+. A folder and the official archive have those of Flores-200.
+_FLORES_PLUS = {}
+for _code, _language in REGISTRY.items():
+    if _code != "en" and "flores_plus" in _language.sets:
+        _FLORES_PLUS[_code] = _language.flores_plus
 
 SOURCES: dict[str, Source] = {
     "mmmlu": Source(
@@ -120,9 +129,7 @@ SOURCES: dict[str, Source] = {
     ),
     "flores200": Source(
         "openlanguagedata/flores_plus",
-        # The names of FLORES+. A folder and the official archive have those of Flores-200.
-        {code: one.flores_plus for code, one in REGISTRY.items() if "flores_plus" in one.sets and
-        code != "en"},
+        _FLORES_PLUS,
         ("devtest", "dev"),
         ("source", "target"),
         ("source", "target"),
@@ -160,6 +167,5 @@ def answer_index(row: Item) -> int | None:
 
 
 def _plain_label(label: str) -> str:
-    return "".join(
-        str(unicodedata.digit(letter, letter)) for letter in unicodedata.normalize("NFKC", label).casefold()
-    )
+    folded = unicodedata.normalize("NFKC", label).casefold()
+    return "".join(str(unicodedata.digit(letter, letter)) for letter in folded)

@@ -90,7 +90,9 @@ def overview(scores: Scores) -> list[str]:
     for model, by_task in scores.items():
         plain = {task: _plain(by_task.get(task, {})) for task in tasks}
         for group, label in _group_labels(plain).items():
-            cells = [_cell(means_of({task: plain[task]})[group], 1) for task in tasks]
+            # The mean of one task over its languages; the last column is the mean over tasks.
+            task_means = [means_of({task: plain[task]})[group] for task in tasks]
+            cells = [_cell(mean, 1) for mean in task_means]
             lines.append(f"| {model} | {label} | {' | '.join(cells)} | {_cell(means_of(plain)[group], 1)} |")
     ours = next(iter(scores.values()))
     counts = []
@@ -102,15 +104,24 @@ def overview(scores: Scores) -> list[str]:
     # The published means are over Babel's languages, no others.
     reported = [task for task in tasks if task in REPORTED]
     complete = [task for task in reported if set(of_babel(task)) == ours[task].keys()]
-    for model, means in PUBLISHED.items() if complete else ():
-        # Means over different tasks cannot be compared.
-        is_whole = len(complete) == len(means) == len(tasks)
-        mean = _cell(sum(means.values()) / len(means), 1) if is_whole else ""
-        cells = [_cell(means[task] if task in complete else None, 1) for task in tasks]
-        lines.append(f"| {model} (published) | all | {' | '.join(cells)} | {mean} |")
+    lines += _published_rows(tasks, complete)
     if len(complete) < len(reported):
         lines += ["", _NOT_PUBLISHED]
     return lines
+
+
+def _published_rows(tasks: Sequence[str], complete: Sequence[str]) -> list[str]:
+    """The rows of the published means; they are shown for the tasks in `complete`."""
+    if not complete:
+        return []
+    rows = []
+    for model, means in PUBLISHED.items():
+        # Means over different tasks cannot be compared.
+        is_whole = len(complete) == len(means) == len(tasks)
+        mean = _cell(sum(means.values()) / len(means), 1) if is_whole else ""
+        cells = [_cell(means[task], 1) if task in complete else "" for task in tasks]
+        rows.append(f"| {model} (published) | all | {' | '.join(cells)} | {mean} |")
+    return rows
 
 
 _NOT_PUBLISHED = (
@@ -169,23 +180,29 @@ def task_table(
         f"| language | class | items | {' | '.join([*plain, *more])} |",
         "| --- | --- | ---: |" + " ---: |" * (len(plain) + len(more)),
     ]
-    codes = in_order(code for values in plain.values() for code in values)
+    codes = in_order(set[str]().union(*plain.values()))
     items = next(iter(scores.values()))[task]
     rows: list[tuple[str, str, str, str]] = []
     for code in codes:
         number = str(items[code]["n"]) if code in items else ""
         rows.append((code, f"{LANGUAGES[code].name} ({code})", str(LANGUAGES[code].resource), number))
-    rows += [(group, f"**mean of {label}**", "", "") for group, label in groups_with_means(codes).items()]
+    for group, label in groups_with_means(codes).items():
+        rows.append((group, f"**mean of {label}**", "", ""))
 
-    # Values of each model by language and by group, so that all rows are made in the same way.
-    values = [{**by_language, **means_of({task: by_language})} for by_language in plain.values()]
-    fertilities = [{**by_language, **means_of({task: by_language})} for by_language in fertility.values()]
+    values = [_with_means(task, by_language) for by_language in plain.values()]
+    changes = [differences[other].get(task, {}) for other in others]
+    fertilities = [_with_means(task, by_language) for by_language in fertility.values()]
     for key, label, resource, number in rows:
         cells = [_cell(of_model.get(key), digits) for of_model in values]
-        cells += [_difference(differences[other].get(task, {}).get(key), digits) for other in others]
+        cells += [_difference(of_other.get(key), digits) for of_other in changes]
         cells += [_cell(of_model.get(key), 3) for of_model in fertilities]
         lines.append(f"| {label} | {resource} | {number} | {' | '.join(cells)} |")
     return lines
+
+
+def _with_means(task: str, by_language: Mapping[str, float]) -> dict[str, float | None]:
+    """Values by language and, below the names of the groups, their means: all rows are made in one way."""
+    return {**by_language, **means_of({task: by_language})}
 
 
 def as_csv(scores: Scores, differences: Differences) -> str:
@@ -216,13 +233,14 @@ def plot_task(path: Path, task: str, scores: Scores) -> None:
     first.
     """
     plain = {model: by_task.get(task, {}) for model, by_task in scores.items()}
-    codes = in_order(code for values in plain.values() for code in values)
+    codes = in_order(set[str]().union(*plain.values()))
     codes.sort(key=lambda code: LANGUAGES[code].resource is Resource.LOW)
     width = 0.8 / len(plain)
     with saved_figure(path, 1, (max(5.0, 2 + 0.5 * len(codes)), 4.5)) as axes:
         for index, (model, values) in enumerate(plain.items()):
             # The bars of a language are side by side, centered on its tick.
-            centers = [number + (index - (len(plain) - 1) / 2) * width for number in range(len(codes))]
+            offset = (index - (len(plain) - 1) / 2) * width
+            centers = [number + offset for number in range(len(codes))]
             heights = [values.get(code, {}).get("score", float("nan")) for code in codes]
             errors = [values.get(code, {}).get("stderr") or 0.0 for code in codes]
             axes.bar(
