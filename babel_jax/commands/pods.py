@@ -57,7 +57,7 @@ def _tune(options: argparse.Namespace) -> Result:
     cluster.join()
     from babel_jax.tuning.tune import tune
 
-    # The page shows the command with which a person applies the result, so values are quoted for a shell.
+    # The summary has the command that applies the result, so values are quoted for a shell.
     overrides = [f"--set {shlex.quote(one)}" for one in options.set]
     with preempted_by_sigterm():
         return tune(

@@ -176,10 +176,9 @@ def _prepared(
     folder = open_folder(model)
     model = source_name(folder.path) if hub_name(model) is not None else str(Path(model).resolve())
     check_vocabulary(folder.path, folder.config.vocab_size)
-    sources = [
-        source.model_dump(mode="json", exclude_none=True)
-        for source in corpus_sources(data or embedded_folder())
-    ]
+    sources = []
+    for source in corpus_sources(data or embedded_folder()):
+        sources.append(source.model_dump(mode="json", exclude_none=True))
     settings = {
         "out": str(out),
         "model": {"folder": model},
@@ -254,32 +253,46 @@ def _result(study: Study, variant: str, seed: int, tokens: int, runs: Path) -> d
     result: dict[str, Any] = {"variant": variant, "seed": seed, "before": before}
     if plan is not None:
         result["layers"] = list(plan.source_layers)
-    if tokens:
-        steps = max(1, round(tokens / study.config.training.global_batch_size / study.config.data.seq_len))
-        if variant == f"{UNEXPANDED}:compute":
-            steps = round(steps * _relative_flops(study))
-        training = _parts(variant)[2]
-        rate = {"new_layers_rate": _NEW_RATE_FACTOR} if training == NEW_RATE else {}
-        run_folder = runs / f"{variant.replace(':', '-')}-{seed}"
-        run_folder.mkdir(parents=True, exist_ok=True)
-        config = study.config.model_copy(
-            update={
-                "out": str(run_folder),
-                "seed": seed,
-                "stages": _stages(study.config.stages[0], steps, training == NEW_FIRST),
-                "optimizer": study.config.optimizer.model_copy(update=rate),
-            }
-        )
+    if not tokens:
+        return result
 
-        def evaluate_stage(_: Stage, __: ModelConfig, trained: PyTree[Array]) -> None:
-            result["after"] = _bits_per_byte(study, deeper, trained)
+    def evaluate_stage(_: Stage, __: ModelConfig, trained: PyTree[Array]) -> None:
+        # After each stage: the last one's figures stay.
+        result["after"] = _bits_per_byte(study, deeper, trained)
 
-        models = [Depth(0, deeper, plan.new_layers if plan is not None else ())]
-        train_stages(config, models, params, run_folder, evaluate_stage)
-        result["steps"] = steps
-        result["losses"] = [line["loss"] for line in read_lines(run_folder / "metrics.jsonl", StepLine)]
-        shutil.rmtree(run_folder)
+    run_folder = runs / f"{variant.replace(':', '-')}-{seed}"
+    run_folder.mkdir(parents=True, exist_ok=True)
+    steps = _steps(study, variant, tokens)
+    config = _training_config(study, variant, seed, steps, run_folder)
+    models = [Depth(0, deeper, plan.new_layers if plan is not None else ())]
+    train_stages(config, models, params, run_folder, evaluate_stage)
+    result["steps"] = steps
+    result["losses"] = [line["loss"] for line in read_lines(run_folder / "metrics.jsonl", StepLine)]
+    # Its checkpoints would fill the disk after a few variants.
+    shutil.rmtree(run_folder)
     return result
+
+
+def _steps(study: Study, variant: str, tokens: int) -> int:
+    """The steps that a variant is trained for."""
+    steps = max(1, round(tokens / study.config.training.global_batch_size / study.config.data.seq_len))
+    if variant == f"{UNEXPANDED}:compute":
+        steps = round(steps * _relative_flops(study))
+    return steps
+
+
+def _training_config(study: Study, variant: str, seed: int, steps: int, run_folder: Path) -> Config:
+    """The settings with which a variant is trained."""
+    training = _parts(variant)[2]
+    rate = {"new_layers_rate": _NEW_RATE_FACTOR} if training == NEW_RATE else {}
+    return study.config.model_copy(
+        update={
+            "out": str(run_folder),
+            "seed": seed,
+            "stages": _stages(study.config.stages[0], steps, training == NEW_FIRST),
+            "optimizer": study.config.optimizer.model_copy(update=rate),
+        }
+    )
 
 
 def _stages(stage: Stage, steps: int, new_first: bool) -> tuple[Stage, ...]:
@@ -348,4 +361,5 @@ def _bits_per_byte(study: Study, config: ModelConfig, params: PyTree[Array]) -> 
         compute_dtype=jnp.dtype(settings.training.compute_dtype),
         what="bits per byte",
     )
-    return {language: items.score for language, items in scored_bits(study.heldout, scorer).items()}
+    items = scored_bits(study.heldout, scorer)
+    return {language: of_language.score for language, of_language in items.items()}

@@ -63,10 +63,10 @@ def ablation_table(base: dict[str, float], results: Sequence[dict[str, Any]]) ->
         for point in points:
             for group in groups:
                 values = _over_seeds(results, variant, point, group)
+                # The deviation of the seeds, not of their mean; one seed has none.
                 spread = f" +- {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-                cells.append(
-                    f"{values.mean():.3f}{spread} ({100 * (values.mean() / _mean(base, group) - 1):+.1f}%)"
-                )
+                change = 100 * (values.mean() / _mean(base, group) - 1)
+                cells.append(f"{values.mean():.3f}{spread} ({change:+.1f}%)")
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -114,7 +114,8 @@ def _page(result: dict[str, Any], depth: int) -> str:
 
 
 def _over_seeds(results: Sequence[dict[str, Any]], variant: str, point: str, group: str) -> np.ndarray:
-    return np.array([_mean(result[point], group) for result in results if result["variant"] == variant])
+    of_variant = [result for result in results if result["variant"] == variant]
+    return np.array([_mean(result[point], group) for result in of_variant])
 
 
 def _mean(by_language: dict[str, float], group: str) -> float:
@@ -126,15 +127,15 @@ def _plot(path: Path, base: dict[str, float], results: Sequence[dict[str, Any]])
     """A PNG with a panel for each point: bars of the mean by variant, and a dot for each seed."""
     variants = list(dict.fromkeys(result["variant"] for result in results))
     # Without training there are no figures "after".
-    evaluated_points = {point for result in results for point in result}
+    evaluated_points = set().union(*results)
     points = [point for point in ("before", "after") if point in evaluated_points]
     with saved_figure(path, len(points), (10, 1.5 + 3.2 * len(points))) as axes:
         for point, ax in zip(points, np.atleast_1d(axes), strict=True):
             evaluated = [result for result in results if point in result]
             color = SERIES[3] if point == "before" else SERIES[2]
             for number, variant in enumerate(variants):
-                values = [_mean(result[point], "all") for result in evaluated if result["variant"] == variant]
-                ax.barh(number, np.mean(values) if values else np.nan, color=color, alpha=0.6)
+                values = _over_seeds(evaluated, variant, point, "all")
+                ax.barh(number, np.mean(values) if len(values) else np.nan, color=color, alpha=0.6)
                 ax.plot(values, [number] * len(values), ".", color=INK, markersize=5)
             ax.axvline(_mean(base, "all"), color=INK, linestyle="--", linewidth=1)
             ax.set_yticks(range(len(variants)), variants)

@@ -46,25 +46,34 @@ def catalogue_table() -> dict[str, Any]:
                 "unconfirmed": entry["unconfirmed"],
             }
         )
-    rows = [("corpus", "kind", "languages", "gated", "licence", "what it is")]
-    for corpus in corpora:
-        count = len(corpus["languages"])
-        languages = f"{count}" if count > 1 else corpus["languages"][0]
-        gated = "gated" if corpus["gated"] else ""
-        rows.append((corpus["name"], corpus["kind"], languages, gated, corpus["licence"], corpus["title"]))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = []
-    for row in rows:
-        first = "  ".join(cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True))
-        lines.append(
-            f"{first}  {row[5]} ({row[4]})" if row is not rows[0] else f"{first}  {row[5]} (licence)"
-        )
-    lines += [
+    lines = [
+        *_table_lines(corpora),
         "",
         'In a config: [[data.sources]] catalogue = "fineweb-2", language = "sw"',
         "babel catalogue check NAME: what it has today.",
     ]
     return {"corpora": corpora, "summary": "\n".join(lines)}
+
+
+def _table_lines(corpora: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each corpus: four columns of equal width, then the title with the licence, which are too
+    long for columns.
+    """
+    rows = [("corpus", "kind", "languages", "gated")]
+    descriptions = ["what it is (licence)"]
+    for corpus in corpora:
+        count = len(corpus["languages"])
+        languages = f"{count}" if count > 1 else corpus["languages"][0]
+        rows.append((corpus["name"], corpus["kind"], languages, "gated" if corpus["gated"] else ""))
+        descriptions.append(f"{corpus['title']} ({corpus['licence']})")
+    widths = []
+    for column in zip(*rows, strict=True):
+        widths.append(max(map(len, column)))
+    lines = []
+    for row, description in zip(rows, descriptions, strict=True):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join([*cells, description]))
+    return lines
 
 
 def check_catalogue(names: Sequence[str] = ()) -> dict[str, Any]:
@@ -199,13 +208,11 @@ def _compare_names(found: _Found, entry: dict[str, Any], sources: Iterable[Sourc
         path = hub_path(source.path or "")
         if path is not None and "{configuration}" in template:
             # The part of the path with the name of the language, in the listing of the folder above it.
-            depth = next(
-                number
-                for number, part in enumerate((hub_path(template) or path).path.split("/"))
-                if "{configuration}" in part
-            )
+            parts_of_template = (hub_path(template) or path).path.split("/")
+            depth = ["{configuration}" in part for part in parts_of_template].index(True)
             parts_of_path = path.path.split("/")
             there = names_in(path, "/".join(parts_of_path[:depth]))
+            # A folder's name ends with a slash in the listing.
             wanted = re.compile(re.escape(parts_of_path[depth]).replace(r"\*", ".*") + "/?")
             if not any(wanted.fullmatch(name) for name in there):
                 missing.append(f"{source.language} ({parts_of_path[depth]})")
@@ -221,6 +228,7 @@ def _compare_names(found: _Found, entry: dict[str, Any], sources: Iterable[Sourc
 
 def _first_there(sources: Sequence[Source]) -> Source:
     """The first source that has files; the last one if none has."""
+    # One language without files must not hide what the corpus has of the others.
     for source in sources[:-1]:
         try:
             parts(source)

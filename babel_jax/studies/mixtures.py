@@ -83,46 +83,58 @@ def mixture_report(config: Config, out: Path) -> dict[str, Any]:
     available = open_prepared(config.data.folder).available
     make_folder(out)
     rows = sorted(available, key=lambda key: (position(key[0]), key[1]))
-    warnings = [f"{stage.name}: {warning}" for stage in stages for warning in stage.warnings]
+    titles, warnings = [], []
+    for stage in stages:
+        titles.append(f"{stage.name} ({stage.tokens:,} tokens)")
+        warnings += [f"warning: {stage.name}: {warning}" for warning in stage.warnings]
     text = "\n".join(
         [
-            "# Mixtures of " + ", ".join(f"{stage.name} ({stage.tokens:,} tokens)" for stage in stages),
+            f"# Mixtures of {', '.join(titles)}",
             "",
             mixtures_table(stages, rows, available),
             "",
             "Uncapped: the share without the cap on epochs. `=` marks text that the cap limits: it is read",
             "max_epochs times, and the others get the tokens that it cannot take.",
-            *(f"warning: {warning}" for warning in warnings),
+            *warnings,
             "",
             f"Page: {out / 'mixture.html'}. Plot: {out / 'mixture.png'}",
         ]
     )
 
-    # The same figures for programs.
-    tokens_of = {key: {"language": key[0], "kind": key[1], "tokens": available[key]} for key in rows}
-    by_stage = {}
-    for stage in stages:
-        present = [key for key in rows if key in stage.parts]
-        by_stage[stage.name] = {
-            "tokens": stage.tokens,
-            "max_epochs": stage.max_epochs,
-            "rows": [{**tokens_of[key], **dataclasses.asdict(stage.parts[key])} for key in present],
-            "classes": {str(resource): stage.share(_of_class(rows, resource)) for resource in Resource},
-            "warnings": list(stage.warnings),
-        }
     result = {
         "data": config.data.folder,
         "out": str(out),
-        "available": list(tokens_of.values()),
-        "stages": by_stage,
+        "available": [_dataset_fields(key, available) for key in rows],
+        "stages": {stage.name: _stage_fields(stage, rows, available) for stage in stages},
     }
-
     plot_mixtures(out / "mixture.png", stages, rows, available)
     write_text(out / "mixture.html", _page(config.out, stages, rows, available))
     write_text(out / "mixture.csv", _csv(stages, rows, available))
     write_text(out / "mixture.md", text + "\n")
     write_text(out / "mixture.json", json.dumps(result, indent=2) + "\n")
     return {**result, "summary": text}
+
+
+def _dataset_fields(key: Dataset, available: dict[Dataset, int]) -> dict[str, Any]:
+    language, kind = key
+    return {"language": language, "kind": kind, "tokens": available[key]}
+
+
+def _stage_fields(
+    stage: StageMixture, rows: Sequence[Dataset], available: dict[Dataset, int]
+) -> dict[str, Any]:
+    """The figures of the table as plain values."""
+    stage_rows = []
+    for key in rows:
+        if key in stage.parts:
+            stage_rows.append({**_dataset_fields(key, available), **dataclasses.asdict(stage.parts[key])})
+    return {
+        "tokens": stage.tokens,
+        "max_epochs": stage.max_epochs,
+        "rows": stage_rows,
+        "classes": {str(resource): stage.share(_of_class(rows, resource)) for resource in Resource},
+        "warnings": list(stage.warnings),
+    }
 
 
 def mixtures_table(
@@ -289,6 +301,9 @@ def _csv(stages: Sequence[StageMixture], rows: Sequence[Dataset], available: dic
         heads += [f"{stage.name}_{field}" for field in fields]
     lines.writerow(heads)
     for key in rows:
-        values = [getattr(stage.parts.get(key), field, "") for stage in stages for field in fields]
+        # A dataset without a part in a stage has empty cells there.
+        values = []
+        for stage in stages:
+            values += [getattr(stage.parts.get(key), field, "") for field in fields]
         lines.writerow([key[0], LANGUAGES[key[0]].resource, key[1], available[key], *values])
     return text.getvalue()

@@ -86,7 +86,12 @@ def sensitivity(
     """
     batches, layers = _batches(texts, mesh), config.num_hidden_layers
     program = functools.partial(_run, mesh, config, jnp.dtype(compute_dtype))
-    streams = [program(_Part.EMBED, params, 0, None, batch.arrays)[0] for batch in batches]
+    # The residual streams of all batches stay in memory, so that each layer reads the text only once.
+    streams = []
+    for batch in batches:
+        stream, _ = program(_Part.EMBED, params, 0, None, batch.arrays)
+        streams.append(stream)
+    tokens = {language: _tokens(text) for language, text in texts.items()}
     effects: list[LayerEffect] = []
     for layer in Work("sensitivity", range(layers), unit="layers"):
         part = _Part.LAYER if layer in known else _Part.EFFECT
@@ -98,7 +103,6 @@ def sensitivity(
             effects.append(known[layer])
             continue
         cosines, removed, doubled = _by_language(batches, sums)
-        tokens = {language: _tokens(text) for language, text in texts.items()}
         effect = LayerEffect(
             {language: value / tokens[language] for language, value in cosines.items()},
             _bits_per_byte(removed, texts),
@@ -109,7 +113,8 @@ def sensitivity(
 
     nats = []
     for stream, batch in zip(streams, batches, strict=True):
-        nats.append(np.asarray(program(_Part.LOSS, params, layers, stream, batch.arrays)[1], np.float64))
+        _, of_rows = program(_Part.LOSS, params, layers, stream, batch.arrays)
+        nats.append(np.asarray(of_rows, np.float64))
     (whole,) = _by_language(batches, nats)
     return Sensitivity(
         _bits_per_byte(whole, texts),
@@ -127,6 +132,7 @@ def _batches(texts: Mapping[str, EncodedText], mesh: Mesh) -> list[_Batch]:
             for row in zip(*batch, strict=True):
                 if row[1].any():
                     windows.append((language, row))
+    # First the number of batches, then their rows: so the last batch is nearly full too.
     devices = rows_of_batch(1, 1, mesh, ROW_AXES)
     number = -(-len(windows) // (_ROWS_AT_ONCE * devices))
     rows = -(-len(windows) // number)
@@ -135,10 +141,9 @@ def _batches(texts: Mapping[str, EncodedText], mesh: Mesh) -> list[_Batch]:
     for start in range(0, len(windows), rows):
         some = windows[start : start + rows]
         padding = ((0, rows - len(some)), (0, 0))
-        columns = zip(*(row for _, row in some), strict=True)
-        arrays = [np.pad(np.stack(column), padding) for column in columns]
-        names = [language for language, _ in some] + [""] * (rows - len(some))
-        batches.append(_Batch(tuple(arrays), names))
+        languages, some_rows = zip(*some, strict=True)
+        arrays = [np.pad(np.stack(column), padding) for column in zip(*some_rows, strict=True)]
+        batches.append(_Batch(tuple(arrays), [*languages, *[""] * (rows - len(some))]))
     return batches
 
 
@@ -162,7 +167,10 @@ def _tokens(text: EncodedText) -> int:
 def _bits_per_byte(nats: ByLanguage, texts: Mapping[str, EncodedText]) -> ByLanguage:
     if not all(np.isfinite(value) for value in nats.values()):
         raise BadInput(NOT_FINITE)
-    return {language: value / float(np.log(2)) / texts[language].bytes for language, value in nats.items()}
+    bits = {}
+    for language, value in nats.items():
+        bits[language] = value / float(np.log(2)) / texts[language].bytes
+    return bits
 
 
 class _Part(enum.Enum):
@@ -267,11 +275,7 @@ def sensitivity_table(result: Sensitivity) -> str:
     """Markdown: a row for each layer. The changes are of bits per byte against the whole model, in percent:
     the mean over the languages, and each language where there are few.
     """
-    columns = ["all", *(list(result.model) if 1 < len(result.model) <= LANGUAGES_IN_TABLE else [])]
-    if len(result.model) == 1:
-        columns = list(result.model)
-    elif len(columns) == 1:
-        columns += [group for group in ("high", "low") if class_means(result.model)[group] is not None]
+    columns = _columns(result)
     heads = ["cosine"]
     for name in ("removed", "doubled"):
         heads += [f"{name}, {column}" for column in columns]
@@ -282,6 +286,19 @@ def sensitivity_table(result: Sensitivity) -> str:
             cells += [f"{_change(result, values[layer], column):+.1f}%" for column in columns]
         lines.append(f"| {layer} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _columns(result: Sensitivity) -> list[str]:
+    """The languages and groups of the table: a wide table would be hard to read, so many languages are shown
+    by their classes.
+    """
+    languages = list(result.model)
+    if len(languages) == 1:
+        return languages
+    if len(languages) <= LANGUAGES_IN_TABLE:
+        return ["all", *languages]
+    means = class_means(result.model)
+    return ["all", *(group for group in ("high", "low") if means[group] is not None)]
 
 
 def plot_sensitivity(path: Path, result: Sensitivity) -> None:

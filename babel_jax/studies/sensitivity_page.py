@@ -68,5 +68,7 @@ def _mean(by_language: ByLanguage, group: str) -> float:
 
 def _table(columns: dict[str, list[str]]) -> Table:
     """A row for each layer."""
-    rows = [[str(layer), *cells] for layer, cells in enumerate(zip(*columns.values(), strict=True))]
+    rows = []
+    for layer, cells in enumerate(zip(*columns.values(), strict=True)):
+        rows.append([str(layer), *cells])
     return Table(["Layer", *columns], rows)

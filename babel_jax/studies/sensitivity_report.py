@@ -57,7 +57,7 @@ def measure_sensitivity(
     if out is None:
         return sensitivity(folder.config, params, texts, mesh)
 
-    # Effects with another model or text do not count.
+    # Effects with another model or text do not count: the mark says of which ones they are.
     path, mark = out / LAYERS, fingerprint(model=files_now(folder.path), text=_digest(texts))
     kept: dict[str, dict[str, Any]] = {}
     if path.is_file() and (before := read_as(path, KnownLayers))["mark"] == mark:
@@ -68,10 +68,9 @@ def measure_sensitivity(
         kept[str(layer)] = effect._asdict()
         write_text(path, json.dumps({"mark": mark, "layers": kept}, indent=2) + "\n")
 
-    known = {
-        int(layer): LayerEffect(values["cosine"], values["removed"], values["doubled"])
-        for layer, values in kept.items()
-    }
+    known = {}
+    for layer, values in kept.items():
+        known[int(layer)] = LayerEffect(values["cosine"], values["removed"], values["doubled"])
     return sensitivity(folder.config, params, texts, mesh, known=known, found=keep)
 
 
@@ -93,7 +92,10 @@ def sensitivity_report(
     """
     make_folder(out)
     measures = measure_sensitivity(model, data, languages, max_bytes, out)
-    means = [f"{group} {mean:.3f}" for group, mean in class_means(measures.model).items() if mean is not None]
+    means = []
+    for group, mean in class_means(measures.model).items():
+        if mean is not None:
+            means.append(f"{group} {mean:.3f}")
     text = "\n".join(
         [
             f"# Sensitivity of the layers of {model_name(Path(model))}",

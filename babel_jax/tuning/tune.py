@@ -93,9 +93,11 @@ def tune(
         if not tries:
             # What follows from them is measured beside today's settings again.
             found = [measured(journal, one) for one in candidates]
-            too_large = _too_large(found)
-            more = later_candidates(config, possible, winners_of(found[0], found[1:]), too_large)
-            more = [one for one in more if one.key not in {known.key for known in candidates}]
+            winners, known = winners_of(found[0], found[1:]), {one.key for one in candidates}
+            more = []
+            for one in later_candidates(config, possible, winners, _too_large(found)):
+                if one.key not in known:
+                    more.append(one)
             if more:
                 turns.visit_all([candidates[0], *more], range(rounds, 2 * rounds))
             candidates += more
@@ -134,11 +136,12 @@ def _stage_of(config: Config, name: str | None, configs: Path | None) -> tuple[S
         raise BadInput(f"--stage {name}: no such stage; the config has {', '.join(names)}")
     models = models_of(config, base_of(config, configs))
     wanted = name or names[-1]
-    stage, first = next(
-        (stage, first)
-        for stage, first, last in planned_parts(config, models)
-        if last and stage.name == wanted
-    )
+    # The last part of a stage has its full depth: layers may be added during a stage.
+    last_parts: dict[str, tuple[Stage, int]] = {}
+    for part, first_step, is_last in planned_parts(config, models):
+        if is_last:
+            last_parts[part.name] = part, first_step
+    stage, first = last_parts[wanted]
     if config.data.seq_len > (longest := models[-1].config.max_position_embeddings):
         raise BadInput(f"data.seq_len = {config.data.seq_len} exceeds the model's {longest} positions")
     model = depth_at(models, first)
@@ -204,8 +207,11 @@ class Turns:
         """
         turns: list[tuple[Candidate, int]] = []
         for visit in visits:
-            turns += [(one, visit) for one in (candidates if visit % 2 == 0 else candidates[::-1])]
+            # Forwards and backwards: a machine that gets slower with time slows all candidates alike.
+            in_order = candidates if visit % 2 == 0 else candidates[::-1]
+            turns += [(one, visit) for one in in_order]
         for candidate, visit in Work("tune", turns, unit="measurements", shown=jax.process_index() == 0):
+            # A candidate that failed once fails again: what it needs does not change.
             known = self.journal.get(candidate, visit) is not None
             if not known and self.journal.failure(candidate) is None:
                 self.journal.add(candidate, visit, self._measured(candidate))
@@ -292,9 +298,11 @@ def _result(
 
 def _fragment(config: Config, found: Sequence[Measured], chosen: Candidate, lines: Sequence[str]) -> str:
     """The table [training] with the chosen value of every setting that was compared."""
-    names = dict.fromkeys(name for one in found for name in one.candidate.changes)
     values = json.loads(chosen.config.training.model_dump_json(exclude_none=True))
-    comments = "".join(
-        f"# {line}\n" for line in [*lines, "Or: put these lines into [training] of the config."]
-    )
-    return comments + tomli_w.dumps({"training": {name: values[name] for name in names}})
+    compared = {}
+    for one in found:
+        for name in one.candidate.changes:
+            compared[name] = values[name]
+    comments = "".join(f"# {line}\n" for line in lines)
+    comments += "# Or: put these lines into [training] of the config.\n"
+    return comments + tomli_w.dumps({"training": compared})

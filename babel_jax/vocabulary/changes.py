@@ -23,13 +23,16 @@ def figures_of(
     languages: dict[str, dict[str, float]] = {}
     seen: set[int] = set()
     for language, counts in words.counts.items():
-        before = sum(len(old.tokens_of(word)) * count for word, count in old_words.counts[language].items())
+        before = 0
+        for word, count in old_words.counts[language].items():
+            before += len(old.tokens_of(word)) * count
         tokens = unchanged = 0
         for word, count in counts.items():
             ids = after.tokens_of(word)
             tokens += len(ids) * count
             unchanged += count * (ids == old.tokens_of(word))
             seen.update(ids)
+        # Bytes are the same before and after, while the number of words is not if marks are joined to them.
         size = max(1, words.bytes[language])
         languages[language] = {
             "tokens_per_byte_before": before / size,
@@ -38,13 +41,18 @@ def figures_of(
         }
     unseen = [row for row in rows if row.id not in seen]
     lost = [row for row in unseen if after.tokens_of(row.text) != [row.id]]
-    reused = sum(row.id < len(old.texts) for row in rows if old.texts[row.id : row.id + 1] != [row.text])
+    reused = revived = 0
+    for row in rows:
+        if row.id < len(old.texts):
+            is_same_token = old.texts[row.id] == row.text
+            revived += is_same_token
+            reused += not is_same_token
     return {
         "kind": str(old.kind),
         "tokens": len(rows),
         "tokens_by_language": dict(Counter(row.language for row in rows if row.language)),
         "reused_ids": reused,
-        "revived": sum(old.texts[row.id : row.id + 1] == [row.text] for row in rows),
+        "revived": revived,
         "not_in_text": len(unseen),
         "unreachable": len(lost),
         "languages": languages,

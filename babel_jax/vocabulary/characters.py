@@ -40,6 +40,7 @@ def new_characters(base: Vocabulary, words: Words, settings: VocabularySettings)
             for character in set(word) - known:
                 if character.isprintable() and often[character] <= most:
                     counter[character] += count
+    # A character of several languages counts for the one that has it most often.
     found: dict[str, NewCharacter] = {}
     for group, language in enumerate(settings.languages):
         for character, count in counts[language].items():

@@ -90,6 +90,7 @@ def vocabulary_cost(
 def _cost(
     documents: Sequence[Row], sizes: Sequence[int], singles: int, english: Mapping[str | None, int]
 ) -> Cost:
+    # Rows with one id say the same, so their tokens can be compared; bytes of two scripts cannot.
     own = theirs = parallel = 0
     for row, size in zip(documents, sizes, strict=True):
         if row.id is not None and english.get(row.id):

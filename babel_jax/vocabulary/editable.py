@@ -86,9 +86,10 @@ class Vocabulary:
     def bytes_of(self, token: str) -> bytes:
         """The bytes of UTF-8 that a token stands for, with its space."""
         if self.kind is Kind.BYTES:
-            return (
-                bytes(_BYTE_OF[letter] for letter in token) if set(token) <= set(_BYTE_OF) else token.encode()
-            )
+            # An added token may have letters that stand for no byte: it is text as it is.
+            if not set(token) <= set(_BYTE_OF):
+                return token.encode()
+            return bytes(_BYTE_OF[letter] for letter in token)
         if _BYTE_PIECE.fullmatch(token):
             return bytes([int(token[3:5], 16)])
         return token.replace(SPACE, " ").encode()
@@ -118,6 +119,7 @@ def open_vocabulary(path: Path | str) -> Vocabulary:
     # tokenizer.json.
     added = {token["content"]: token["id"] for token in description.get("added_tokens") or ()}
     added |= {token.content: token.id for token in tokenizer.added_tokens}
+    # A unigram model lists its pieces by id; BPE maps texts to ids.
     listed = description["model"]["vocab"]
     ids = {entry[0]: number for number, entry in enumerate(listed)} if isinstance(listed, list) else listed
     texts = [""] * (max([*ids.values(), *added.values()], default=-1) + 1)

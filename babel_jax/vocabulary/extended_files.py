@@ -2,8 +2,7 @@
 SentencePiece and llama.cpp read the same ids from them.
 
 - Added tokens are entries of the vocabulary too, with their own ids: `tokenizers` gives an added token that
-  the
-  vocabulary lacks the first id after the vocabulary, which would now be another one.
+  the vocabulary lacks the first id after the vocabulary, which would now be another one.
 - New merges come after all old ones, in the spelling of the file.
 - vocab.json and merges.txt, from which slow tokenizers read, are written where the folder has them.
 """
@@ -14,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]  # made at import
+# Protocol buffers make this class at import, so mypy does not see it.
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
 from babel_jax.data.tokens.special_tokens import TOKENIZER_CONFIG, read_object
 from babel_jax.data.tokens.tokenizer import SENTENCEPIECE_MODEL, TOKENIZER_JSON, write_config
@@ -49,6 +49,7 @@ def extended_description(
     # Without the tokens that are replaced; with the added ones, whose ids must not move.
     kept = set(base.texts)
     vocabulary = {text: number for text, number in model["vocab"].items() if text in kept}
+    # Ids after the last entry: added tokens among them need entries too (see the top of this file).
     if new and max(new.values()) >= len(vocabulary):
         vocabulary |= base.added
     model["vocab"] = dict(sorted({**vocabulary, **new}.items(), key=lambda entry: entry[1]))
@@ -128,6 +129,7 @@ def write_tokenizer_files(
         write_text(folder / TOKENIZER_JSON, json.dumps(description, ensure_ascii=False, indent=2) + "\n")
     if model is not None:
         write_bytes(folder / SENTENCEPIECE_MODEL, model)
+        # The folder's tokenizer is its model; a tokenizer.json beside it would be the old one's.
         if not is_json and (folder / TOKENIZER_JSON).is_file():
             (folder / TOKENIZER_JSON).unlink()
     if (folder / VOCAB_JSON).is_file():

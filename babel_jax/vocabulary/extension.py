@@ -77,13 +77,11 @@ def extend_vocabulary(
         vocabulary = dataclasses.replace(vocabulary, description=joined(vocabulary.description))
         words = count_words(vocabulary.splitter, texts)
 
-    # Ids without a token come first, then ids of tokens that no text gives, then those after the last one.
-    reused: tuple[int, ...] = ()
-    if settings.reuse_unused:
-        holes = {number for number, text in enumerate(vocabulary.texts) if not text}
-        reused = tuple(sorted(holes | set(unreachable(vocabulary, _used_ids(vocabulary, words)).dead)))
-    dropped = set(reused)
-    kept = ["" if number in dropped else text for number, text in enumerate(vocabulary.texts)]
+    # Without their texts, the tokens that are replaced are no parts of new ones.
+    reused = _reusable_ids(vocabulary, words) if settings.reuse_unused else ()
+    kept = list(vocabulary.texts)
+    for number in reused:
+        kept[number] = ""
     base = dataclasses.replace(vocabulary, texts=kept)
 
     characters = new_characters(base, words, settings)
@@ -93,11 +91,13 @@ def extend_vocabulary(
     if len(tokens) < settings.tokens:
         raise BadInput(_too_many(len(tokens), settings))
 
-    # Learned ids are numbers of `known`; in the files a new token has the id that `final` gives.
-    beyond = range(len(kept), len(kept) + len(tokens) - min(len(reused), len(tokens)))
-    final = [*range(len(kept)), *[*reused, *beyond][: len(tokens)]]
+    # Learned ids are numbers of `known`; in the files a new token has the id that `final` gives: first the
+    # reused ids, then those after the last one.
+    new_ids = [*reused[: len(tokens)]]
+    new_ids += range(len(kept), len(kept) + len(tokens) - len(new_ids))
+    final = [*range(len(kept)), *new_ids]
+    new = {token.text: number for token, number in zip(tokens, new_ids, strict=True)}
     names = [*known, *(token.text for token in learned.tokens)]
-    new = {token.text: final[len(kept) + number] for number, token in enumerate(tokens)}
     merges = tuple((names[left], names[right]) for left, right, _ in learned.merges)
     description = extended_description(base, new, merges, learned)
     model = extended_model(base, new, description) if base.model is not None else None
@@ -111,6 +111,13 @@ def extend_vocabulary(
         rows += _revived(old, after, old_words, words)
     figures = figures_of(old, after, old_words, words, rows)
     return Extension(settings, description, model, tuple(rows), merges, len(after_texts), figures)
+
+
+def _reusable_ids(vocabulary: Vocabulary, words: Words) -> tuple[int, ...]:
+    """Ids without a token, and ids of tokens that no text gives; ascending."""
+    holes = {number for number, text in enumerate(vocabulary.texts) if not text}
+    dead = unreachable(vocabulary, _used_ids(vocabulary, words)).dead
+    return tuple(sorted(holes.union(dead)))
 
 
 def _check(vocabulary: Vocabulary, settings: VocabularySettings) -> None:
@@ -147,6 +154,8 @@ def _learned(
     is_unknown = settings.marks is Marks.JOIN
     weights, quotas = _quotas(words, settings, max(0, settings.tokens - used_up - is_unknown))
     protected_group = len(settings.languages)
+
+    # A word of several languages is one word with a count for each group.
     collected: dict[str, dict[int, int]] = {}
     for language, counts in words.counts.items():
         group, weight = weights.get(language, (protected_group, 1.0))
@@ -191,14 +200,19 @@ def _quotas(
 ) -> tuple[dict[str, tuple[int, float]], dict[int, int]]:
     """The group and the weight of each language, and the quota of each group."""
     count = len(settings.languages)
+    weights: dict[str, tuple[int, float]] = {}
+    quotas: dict[int, int] = {}
     if settings.shares is Shares.EQUAL:
-        quotas = {group: tokens // count + (group < tokens % count) for group in range(count)}
-        return {language: (group, 1.0) for group, language in enumerate(settings.languages)}, quotas
+        # The first languages get the tokens that are left over.
+        for group, language in enumerate(settings.languages):
+            weights[language] = (group, 1.0)
+            quotas[group] = tokens // count + (group < tokens % count)
+        return weights, quotas
     # One group, in which each language's text has the weight of the largest.
     most = max(words.bytes[language] for language in settings.languages)
-    return {language: (0, most / max(1, words.bytes[language])) for language in settings.languages}, {
-        0: tokens
-    }
+    for language in settings.languages:
+        weights[language] = (0, most / max(1, words.bytes[language]))
+    return weights, {0: tokens}
 
 
 def _with_characters(base: Vocabulary, characters: Sequence[str]) -> Callable[[str], list[int]]:
@@ -232,6 +246,7 @@ def _rows(
     settings: VocabularySettings,
 ) -> list[NewRow]:
     """The new rows, with the old tokens that each one stands for."""
+    # A new token may be made of new ones; the rows of old ones alone are trained.
     parts: dict[int, tuple[int, ...]] = {}
     rows = []
     for number, token in enumerate(tokens, start=existing):

@@ -121,7 +121,11 @@ def _tokenizer_files(
 ) -> dict[str, bytes]:
     """The files of the extended tokenizer that differ from the old ones. scratch: an empty folder."""
     copy_other_files(folder.path, scratch)
-    before = {file.name: file.read_bytes() for file in scratch.iterdir() if file.is_file()}
+    before = _contents(scratch)
     write_tokenizer_files(vocabulary, extension.description, extension.model, scratch)
-    after = {file.name: file.read_bytes() for file in scratch.iterdir() if file.is_file()}
-    return {name: content for name, content in after.items() if before.get(name) != content}
+    # Only these files replace those that `transfer` copies from the source.
+    return {name: content for name, content in _contents(scratch).items() if before.get(name) != content}
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}

@@ -113,10 +113,10 @@ def _sums(
 
     def add(total: Array, term: tuple[Array, Array]) -> tuple[Array, None]:
         source, weight = term
-        return total + weight[:, None] * jnp.take(table, source, axis=0, mode="clip").astype(
-            jnp.float32
-        ), None
+        rows = jnp.take(table, source, axis=0, mode="clip").astype(jnp.float32)
+        return total + weight[:, None] * rows, None
 
+    # Term by term: all at once would hold [new, terms, embed].
     zeros = jnp.zeros((sources.shape[0], table.shape[1]), jnp.float32)
     total, _ = jax.lax.scan(add, zeros, (sources.T, weights.T))
     return total + (1 - jnp.sum(weights, axis=1))[:, None] * mean
@@ -131,6 +131,7 @@ def growth_change(growth: Growth) -> Change:
     gathered: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     needed = np.unique(growth.sources)
     positions = np.searchsorted(needed, growth.sources).astype(np.int32)
+    # Several threads write pieces at once: one of them reads the table, and the others wait for it.
     lock = threading.Lock()
 
     def old(name: str, source: Source) -> tuple[np.ndarray, np.ndarray]:
@@ -143,6 +144,7 @@ def growth_change(growth: Growth) -> Change:
                     rows = source.read_rows(*piece)
                     inside = needed[(needed >= piece.start) & (needed < piece.stop)] - piece.start
                     found.append(rows[inside])
+                    # float64, because a table may have hundreds of thousands of rows.
                     total = total + rows.astype(np.float32).sum(axis=0, dtype=np.float64)
                 mean = (np.asarray(total) / growth.old_rows).astype(np.float32)
                 gathered[name] = np.concatenate(found), mean
@@ -158,6 +160,7 @@ def growth_change(growth: Growth) -> Change:
             result[: kept_stop - piece.start] = source.read_rows(piece.name, piece.start, kept_stop)
         inside = np.flatnonzero((growth.ids >= piece.start) & (growth.ids < piece.stop))
         if inside.size:
+            # On the CPU, in whose memory the rows are.
             with lock, jax.default_device(jax.local_devices(backend="cpu")[0]):
                 sums = _sums_compiled(table, positions[inside], growth.weights[inside], mean)
                 result[growth.ids[inside] - piece.start] = np.asarray(sums.astype(table.dtype))

@@ -78,20 +78,27 @@ class _Learner:
         self._texts = list(texts)
         self._ids = {text: number for number, text in enumerate(texts)}
         self._existing = len(texts)
-        groups = {group for word in words for group in word.counts} | set(limits.quotas)
+        groups = set(limits.quotas)
+        for word in words:
+            groups.update(word.counts)
         self._counts: dict[int, dict[Pair, int]] = {group: {} for group in groups}
+        # The words that have a pair, by number; some of them may have lost it since.
         self._where: dict[Pair, set[int]] = {}
+        # Merges that follow from a merge at once, without a new token.
         self._aliases: list[tuple[Pair, int]] = []
         for number in range(len(self._words)):
             for pair in _pairs(self._words[number]):
                 self._add(pair, number, 1)
+        # Entries are not removed when a count changes, which a heap cannot do fast: `_best` drops old ones.
         self._heaps: dict[int, list[tuple[int, Pair]]] = {}
         for group in limits.quotas:
             self._heaps[group] = [(-count, pair) for pair, count in self._counts[group].items()]
             heapq.heapify(self._heaps[group])
         self._refused = set(limits.forbidden)
-        protected = [] if limits.protected is None else words
-        total = sum(word.counts.get(limits.protected or 0, 0) for word in protected)
+        # The number of protected words (each as often as it occurs) that may still change.
+        total = 0
+        if limits.protected is not None:
+            total = sum(word.counts.get(limits.protected, 0) for word in words)
         self._may_change = limits.tolerance * total
         self._tokens: list[NewToken] = []
         self._merges: list[tuple[int, int, int]] = []
@@ -100,6 +107,7 @@ class _Learner:
         learned = dict.fromkeys(self._limits.quotas, 0)
         open_groups = {group for group, quota in self._limits.quotas.items() if quota}
         while open_groups:
+            # The group that has the smallest part of its quota, so that all are done at about the same time.
             group = min(open_groups, key=lambda group: (learned[group] / self._limits.quotas[group], group))
             best = self._best(group)
             if best is None:

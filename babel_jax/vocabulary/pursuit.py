@@ -88,9 +88,10 @@ def donor_growth(
             numbers.append(number)
             targets.append(target)
 
+    # Rows that the donor cannot give keep the means of `growth`, so both share its columns.
     chosen, weights = pursue(table[donor.theirs], np.stack(targets) if targets else table[:0], TERMS)
-    missing = max(0, TERMS - growth.sources.shape[1])
-    sources, factors = (np.pad(array, ((0, 0), (0, missing))) for array in (growth.sources, growth.weights))
+    columns = ((0, 0), (0, max(0, TERMS - growth.sources.shape[1])))
+    sources, factors = np.pad(growth.sources, columns), np.pad(growth.weights, columns)
     sources[numbers], factors[numbers] = 0, 0
     sources[numbers, :TERMS], factors[numbers, :TERMS] = ours[chosen], weights
     return dataclasses.replace(growth, sources=sources, weights=factors)
@@ -133,9 +134,11 @@ def pursue(atoms: np.ndarray, targets: np.ndarray, terms: int) -> tuple[np.ndarr
         rest, weights = wanted, np.zeros((len(wanted), 0), np.float32)
         for term in range(terms):
             likeness = np.abs(rest @ unit.T)
+            # An atom that is chosen already would make the system of weights singular.
             np.put_along_axis(likeness, chosen[:, :term], -1.0, axis=1)
             chosen[:, term] = likeness.argmax(axis=1)
             basis = atoms[chosen[:, : term + 1]]
+            # The small number keeps it solvable if two atoms are nearly the same.
             gram = basis @ basis.swapaxes(1, 2) + 1e-6 * np.eye(term + 1, dtype=np.float32)
             weights = np.linalg.solve(gram, basis @ wanted[:, :, None])[:, :, 0]
             rest = wanted - np.einsum("nt,ntw->nw", weights, basis)
@@ -157,7 +160,11 @@ def donor_table(folder: Path) -> np.ndarray:
 
 def _shared(ours: Vocabulary, theirs: Vocabulary, donor_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids of the tokens with the same bytes: int64[shared] each, ours and the donor's."""
-    known = {theirs.bytes_of(text): number for text, number in theirs.ids.items() if number < donor_rows}
+    # A tokenizer may have more ids than its model has rows.
+    known = {}
+    for text, number in theirs.ids.items():
+        if number < donor_rows:
+            known[theirs.bytes_of(text)] = number
     pairs = []
     for text, number in ours.ids.items():
         other = known.get(ours.bytes_of(text))

@@ -47,11 +47,10 @@ def unreachable(vocabulary: Vocabulary, used: Mapping[int, int]) -> Unreachable:
     for before, after in _CONTEXTS:
         tried = [f"{before}{plain}{after}" for plain in waiting.values()]
         encodings = vocabulary.library.encode_batch_fast(tried)
-        found = [
-            number for number, encoding in zip(waiting, encodings, strict=True) if number in encoding.ids
-        ]
-        for number in found:
-            del waiting[number]
+        # A copy of the numbers, because those that are found leave `waiting`.
+        for number, encoding in zip(list(waiting), encodings, strict=True):
+            if number in encoding.ids:
+                del waiting[number]
     by_splitting = sorted(waiting)
     return Unreachable(
         tuple(by_merges), tuple(by_splitting), _replaceable(vocabulary, {*by_merges, *by_splitting})
@@ -62,11 +61,13 @@ def _replaceable(vocabulary: Vocabulary, dead: set[int]) -> tuple[int, ...]:
     """The dead tokens that are no part of a token that is alive."""
     if vocabulary.kind is not Kind.BYTES:
         return tuple(sorted(dead))
+    # For each token, the tokens that merges make of it; -1 for a merge whose result is no token.
     uses: dict[int, set[int]] = {}
     for left, right in merges_of(vocabulary):
         result = vocabulary.ids.get(left + right)
         for part in (left, right):
             uses.setdefault(vocabulary.ids[part], set()).add(-1 if result is None else result)
+    # A token that is kept may keep others: until nothing changes.
     found = set(dead)
     while kept := {number for number in found if not uses.get(number, set()) <= found}:
         found -= kept

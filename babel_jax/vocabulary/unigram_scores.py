@@ -22,6 +22,7 @@ def new_scores(base: Vocabulary, new: Mapping[str, int], learned: Learned) -> li
     scores: dict[str, float] = {piece: float(score) for piece, score in listed}
     total = max(1, sum(token.count for token in learned.tokens))
     counts = {token.text: token.count for token in learned.tokens}
+    # No new piece is less likely than the rarest old one; -1000 is the score of pieces that are never chosen.
     floor = min(score for score in scores.values() if score > -1000.0)
     for text in new:
         scores[text] = max(floor, _rounded(math.log(max(1, counts.get(text, 1)) / total)))
@@ -36,13 +37,16 @@ def new_scores(base: Vocabulary, new: Mapping[str, int], learned: Learned) -> li
             base.description["model"]["unk_id"],
             base.description["model"].get("byte_fallback", False),
         )
-        losing = [text for text in longer if [token.id for token in library.tokenize(text)] != [new[text]]]
-        if not losing:
-            break
-        for text in losing:
+        # All pieces that lose are raised at once: a library for each would take too long to build.
+        is_final = True
+        for text in longer:
             ids = [token.id for token in library.tokenize(text)]
-            best = sum(float(str(entries[number][1])) for number in ids)
-            scores[text] = _rounded(best + 2 * _STEP)
+            if ids != [new[text]]:
+                is_final = False
+                best = sum(float(str(entries[number][1])) for number in ids)
+                scores[text] = _rounded(best + 2 * _STEP)
+        if is_final:
+            break
     return entries
 
 

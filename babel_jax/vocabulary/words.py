@@ -71,7 +71,6 @@ def count_words(splitter: Splitter, texts: Mapping[str, Iterable[str]]) -> Words
             # Lines are counted apart: the pre-tokenizer is slow on very long strings.
             for line in re.split(r"(?<=\n)", text):
                 counter.update(splitter(line))
-        by_language[language] = {
-            word: count for word, count in counter.items() if len(word) <= MOST_CHARACTERS
-        }
+        short = {word: count for word, count in counter.items() if len(word) <= MOST_CHARACTERS}
+        by_language[language] = short
     return Words(by_language, sizes)
