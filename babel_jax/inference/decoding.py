@@ -97,10 +97,8 @@ def prefill(
         if prefix.shape[0]:
             none = jnp.zeros((1,), jnp.int32)
             _, seen = advance(prefix[None], none, empty(1, prefix.shape[0]), shared)
-            keys, values = (
-                all.at[:, :, :, : prefix.shape[0]].set(part)
-                for all, part in zip(cache[:2], seen[:2], strict=True)
-            )
+            keys = cache[0].at[:, :, :, : prefix.shape[0]].set(seen[0])
+            values = cache[1].at[:, :, :, : prefix.shape[0]].set(seen[1])
             cache = Cache(keys, values, shared)
         logits, cache = advance(tokens, padding, cache, shared)
         return cache, logits
@@ -140,17 +138,6 @@ def extend(
         sampling: Sampling | None,
         repetition: Repetition | None,
     ) -> Decoding:
-        def unfinished(state: Decoding) -> Int[Array, ""]:
-            """The unfinished rows of all devices: all take the same steps, because they gather parameters."""
-            left = jnp.sum(~state.finished).astype(jnp.int32)
-            if parallel.is_single_device:
-                return left
-            # The sum takes a value of the logits too, so that it comes after the gathers for the logits. XLA
-            # for CPU runs collectives in any order that the data allow; with another order on each device,
-            # they would wait for each other for ever.
-            after = jax.lax.bitcast_convert_type(state.logits[0, 0], jnp.int32)
-            return parallel.all_reduce(jnp.stack([left, after]), ROW_AXES)[0]
-
         def more(carry: tuple[Decoding, Array]) -> Bool[Array, ""]:
             state, left = carry
             return (state.step < until) & (left > 0)
@@ -166,9 +153,9 @@ def extend(
                 config, execution, params, chosen[:, None], padding, state.cache, state.shared
             )
             state = Decoding(state.shared, state.step + 1, new, finished, cache, logits)
-            return state, unfinished(state)
+            return state, _unfinished(state, parallel)
 
-        return jax.lax.while_loop(more, one_more, (state, unfinished(state)))[0]
+        return jax.lax.while_loop(more, one_more, (state, _unfinished(state, parallel)))[0]
 
     specs = state_specs(_BY_ROWS)
     of_sampling: Any = SAME if sampling is None else Sampling(SAME, SAME, SAME, _BY_ROWS)
@@ -178,15 +165,21 @@ def extend(
     return _readable_everywhere(extended(params, state, padding, until, eos_ids, sampling, repetition), mesh)
 
 
+def _unfinished(state: Decoding, parallel: Parallelism) -> Int[Array, ""]:
+    """The unfinished rows of all devices: all take the same steps, because they gather parameters."""
+    left = jnp.sum(~state.finished).astype(jnp.int32)
+    if parallel.is_single_device:
+        return left
+    # The sum takes a value of the logits too, so that it comes after the gathers for the logits. XLA for CPU
+    # runs collectives in any order that the data allow; with another order on each device, they would wait
+    # for each other for ever.
+    after = jax.lax.bitcast_convert_type(state.logits[0, 0], jnp.int32)
+    return parallel.all_reduce(jnp.stack([left, after]), ROW_AXES)[0]
+
+
 SAME: Any = PartitionSpec()
-
-
 _BY_ROWS: Any = PartitionSpec(ROW_AXES)
-
-
 _BY_LAYER: Any = PartitionSpec(None, ROW_AXES, TENSOR)
-
-
 _CACHE: Any = Cache(_BY_LAYER, _BY_LAYER, SAME)
 
 

@@ -52,16 +52,7 @@ def generate(
     if not prompts or max_new_tokens < 1:
         return [[] for _ in prompts]
     _check(config, prompts, max_new_tokens)
-    if not 0.0 <= temperature < float("inf") or not 0.0 < top_p <= 1.0 or (top_k is not None and top_k < 1):
-        raise BadInput(
-            f"temperature = {temperature}, top_p = {top_p}, top_k = {top_k}: need temperature >= 0, 0 < "
-            "top_p <= 1, top_k >= 1"
-        )
-    if not 1.0 / MOST_PENALTY <= repetition_penalty <= MOST_PENALTY:
-        raise BadInput(
-            f"repetition_penalty = {repetition_penalty}: a number above 0, and at most {MOST_PENALTY:g}, is "
-            "needed"
-        )
+    _check_choice(temperature, top_k, top_p, repetition_penalty)
 
     rows, time = rows_of(mesh, len(prompts)), bucket(max(len(prompt) for prompt in prompts), SMALLEST_BUCKET)
     tokens, padding = padded_left(prompts, rows, time)
@@ -89,6 +80,19 @@ def generate(
         jax.block_until_ready(state.tokens)
     new = np.asarray(state.tokens)[: len(prompts), : int(state.step)]
     return [until_first(row, eos_ids) for row in new.tolist()]
+
+
+def _check_choice(temperature: float, top_k: int | None, top_p: float, repetition_penalty: float) -> None:
+    if not 0.0 <= temperature < float("inf") or not 0.0 < top_p <= 1.0 or (top_k is not None and top_k < 1):
+        raise BadInput(
+            f"temperature = {temperature}, top_p = {top_p}, top_k = {top_k}: need temperature >= 0, 0 < "
+            "top_p <= 1, top_k >= 1"
+        )
+    if not 1.0 / MOST_PENALTY <= repetition_penalty <= MOST_PENALTY:
+        raise BadInput(
+            f"repetition_penalty = {repetition_penalty}: a number above 0, and at most {MOST_PENALTY:g}, is "
+            "needed"
+        )
 
 
 def generation_programs(

@@ -6,6 +6,7 @@ but cuDNN take soft-capped scores.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -107,10 +108,8 @@ def _splash(
     key of the second half.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_masks
 
-    size = source // parallel.sequence_chunks
-    scale, softcap = config.query_pre_attn_scalar**-0.5, config.attn_logit_softcapping
+    size, scale = source // parallel.sequence_chunks, config.query_pre_attn_scalar**-0.5
     parts = parallel.chunks_by_half()
     ids = jnp.ones((1, source), jnp.int32) if segment_ids is None else segment_ids
     query_ids = jnp.split(parallel.sequence_shard(ids), len(parts), axis=1)
@@ -118,31 +117,7 @@ def _splash(
     def in_window(window: int | None, half: int, query: Array, key: Array, value: Array) -> Array:
         batch, heads, _, _ = query.shape
         seen = key.shape[2]
-        block_q, block_kv = (splash_block(tokens, config.head_dim) for tokens in (size, seen))
-        blocks = splash.BlockSizes(
-            block_q=block_q, block_kv=block_kv, block_kv_compute=min(block_kv, 512),
-            block_q_dkv=block_q, block_kv_dkv=block_kv, block_kv_dkv_compute=min(block_kv, 512),
-            use_fused_bwd_kernel=True,
-        )  # fmt: skip
-        shape = (size * len(parts[half]), seen)
-        mask = (
-            splash_masks.CausalMask(shape)
-            if window is None
-            else splash_masks.LocalMask(shape, (window - 1, 0), 0)
-        )
-        mask.q_sequence = np.concatenate(
-            [np.arange(part * size, (part + 1) * size, dtype=np.int32) for part in parts[half]]
-        )
-        of_all = splash.make_splash_mha(
-            splash_masks.MultiHeadMask([mask] * heads), block_sizes=blocks, attn_logits_soft_cap=softcap,
-            head_shards=1,
-            q_seq_shards=len(parts[half]), residual_checkpoint_name=CheckpointName.ATTENTION_OUTPUT,
-            interpret=parallel.platform != "tpu",
-        )  # fmt: skip
-        # Arrays of the kernel are [heads, blocks of queries, blocks of keys] and [places].
-        kernel = jax.tree.map(
-            lambda rows: parallel.context_shard(rows, axis=1 if rows.ndim == 3 else 0), of_all
-        )
+        kernel = _splash_kernel(config, window, heads, seen, size, parts[half], parallel)
         segments = splash.SegmentIds(
             *(jnp.broadcast_to(rows, (batch, rows.shape[1])) for rows in (query_ids[half], ids[:, :seen]))
         )
@@ -165,6 +140,51 @@ def _splash(
         return out.swapaxes(1, 2).reshape(*query.shape[:2], -1)
 
     return splash_attention
+
+
+def _splash_kernel(
+    config: ModelConfig,
+    window: int | None,
+    heads: int,
+    seen: int,
+    size: int,
+    chunks: Sequence[int],
+    parallel: Parallelism,
+) -> Callable[..., Array]:
+    """The kernel of this device for queries of one of `chunks`, each of `size` tokens, and `seen` keys."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_masks
+
+    block_q, block_kv = (splash_block(tokens, config.head_dim) for tokens in (size, seen))
+    blocks = splash.BlockSizes(
+        block_q=block_q, block_kv=block_kv, block_kv_compute=min(block_kv, 512),
+        block_q_dkv=block_q, block_kv_dkv=block_kv, block_kv_dkv_compute=min(block_kv, 512),
+        use_fused_bwd_kernel=True,
+    )  # fmt: skip
+    shape = (size * len(chunks), seen)
+    mask = (
+        splash_masks.CausalMask(shape)
+        if window is None
+        else splash_masks.LocalMask(shape, (window - 1, 0), 0)
+    )
+    # Chunks are in the order of the devices; the mask takes the positions of their queries from here.
+    mask.q_sequence = np.concatenate(
+        [np.arange(chunk * size, (chunk + 1) * size, dtype=np.int32) for chunk in chunks]
+    )
+    of_all = splash.make_splash_mha(
+        splash_masks.MultiHeadMask([mask] * heads),
+        block_sizes=blocks,
+        attn_logits_soft_cap=config.attn_logit_softcapping,
+        head_shards=1,
+        q_seq_shards=len(chunks),
+        residual_checkpoint_name=CheckpointName.ATTENTION_OUTPUT,
+        interpret=parallel.platform != "tpu",
+    )
+    # Arrays of the kernel are [heads, blocks of queries, blocks of keys] and [places].
+    own: Callable[..., Array] = jax.tree.map(
+        lambda rows: parallel.context_shard(rows, axis=1 if rows.ndim == 3 else 0), of_all
+    )
+    return own
 
 
 def _cudnn(config: ModelConfig, window_masks: Array, parallel: Parallelism) -> AttentionFn:

@@ -1,6 +1,7 @@
 """`babel verify`: checks that the files of a folder are, to the bit, as this program wrote them."""
 
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,46 @@ def verify_folder(folder: Path) -> dict[str, Any]:
         raise BadInput(f"{folder}: no such folder")
     start = time.monotonic()
 
+    steps = _steps_in(files_present)
+    results, without = _checked(folder, steps)
+    damaged: dict[Path, str] = {}
+    for result in results:
+        damaged |= result.damaged
+    files, size = sum(result.files for result in results), sum(result.bytes for result in results)
+    if damaged:
+        raise BadInput(_damage(folder, damaged))
+    if not files:
+        raise BadInput(
+            f"{folder}: nothing in it has digests (SHA256SUMS): it is of an earlier version or of another "
+            "program"
+        )
+
+    without += _without_digests(folder, steps)
+    seconds = time.monotonic() - start
+    summary = f"{folder}: {files:,} files of {size:,} bytes are as they were written ({seconds:.1f} s)"
+    if without:
+        names = _by_folder(folder, without)
+        more = " ..." if len(names) > _NAMED else ""
+        summary += f"; {len(without)} without digests: {', '.join(names[:_NAMED])}{more}"
+    return {
+        "folder": str(folder),
+        "files": files,
+        "bytes": size,
+        "seconds": seconds,
+        "without_digests": [str(path.relative_to(folder)) for path in without],
+        "summary": summary,
+    }
+
+
+def _steps_in(files: Iterable[Path]) -> list[Path]:
+    """The folders of checkpoints among these files."""
+    metadata = [path for path in files if path.name == METADATA]
+    return sorted(path.parent for path in metadata if path.parent.name.isdecimal())
+
+
+def _checked(folder: Path, steps: list[Path]) -> tuple[list[Checked], list[Path]]:
+    """The checks of all lists of digests, and the checkpoints that have none."""
     # Checkpoints are checked as wholes, all other lists of digests file by file.
-    metadata = [path for path in files_present if path.name == METADATA]
-    steps = sorted(path.parent for path in metadata if path.parent.name.isdecimal())
     lists = []
     for path in lists_below(folder):
         if not any(path.is_relative_to(step) for step in steps):
@@ -43,42 +81,18 @@ def verify_folder(folder: Path) -> dict[str, Any]:
             else:
                 results.append(checked)
                 progress.update(checked.bytes)
+    return results, without
 
-    damaged: dict[Path, str] = {}
-    for result in results:
-        damaged |= result.damaged
-    files, size = sum(result.files for result in results), sum(result.bytes for result in results)
-    if damaged:
-        named = ", ".join(
-            f"{path.relative_to(folder)} ({reason})" for path, reason in list(damaged.items())[:_NAMED]
-        )
-        more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
-        raise BadInput(
-            f"{folder}: {len(damaged)} damaged: {named}{more}; fetch the folder again, or make it anew"
-        )
-    if not files:
-        raise BadInput(
-            f"{folder}: nothing in it has digests (SHA256SUMS): it is of an earlier version or of another "
-            "program"
-        )
 
-    without += _without_digests(folder, steps)
-    seconds = time.monotonic() - start
-    summary = f"{folder}: {files:,} files of {size:,} bytes are as they were written ({seconds:.1f} s)"
-    if without:
-        names = _by_folder(folder, without)
-        summary += (
-            f"; {len(without)} without digests: "
-            f"{', '.join(names[:_NAMED])}{' ...' if len(names) > _NAMED else ''}"
-        )
-    return {
-        "folder": str(folder),
-        "files": files,
-        "bytes": size,
-        "seconds": seconds,
-        "without_digests": [str(path.relative_to(folder)) for path in without],
-        "summary": summary,
-    }
+def _damage(folder: Path, damaged: Mapping[Path, str]) -> str:
+    """A line about damaged files, which names the first ones with the reasons."""
+    named = []
+    for path, reason in list(damaged.items())[:_NAMED]:
+        named.append(f"{path.relative_to(folder)} ({reason})")
+    more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
+    return (
+        f"{folder}: {len(damaged)} damaged: {', '.join(named)}{more}; fetch the folder again, or make it anew"
+    )
 
 
 def _by_folder(folder: Path, paths: list[Path]) -> list[str]:

@@ -15,11 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from babel_jax.config import Config
+from babel_jax.config import Config, ModelConfig
 from babel_jax.data.sources.embedded import embedded_corpus
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.points import point_names, read_points
@@ -256,70 +256,99 @@ def _points(
     text: str,
 ) -> list[Point]:
     """The parts of the run, read from the run folder, with True for those that ran."""
-    points: list[Point] = []
+    last = trained_shape(scaled, base.config)
+    evaluated = read_points(Path(scaled.out), point_names(scaled))
+    return [
+        *_points_before_training(scaled, base, evaluated, text),
+        *_training_points(scaled, last, mesh, preemptions),
+        *_evaluation_points(scaled, evaluated),
+        *_file_points(config, Path(scaled.out), last),
+        _programs_point(programs),
+    ]
 
-    def add(part: str, ran: bool, evidence: str) -> None:
-        points.append(Point(part, ran, evidence))
 
-    out = Path(scaled.out)
-    first, last = expanded(scaled, base.config), trained_shape(scaled, base.config)
-    evaluated = read_points(out, point_names(scaled))
-    add("text", Path(scaled.data.folder).is_dir(), f"{text}; windows of {scaled.data.seq_len} tokens")
+def _points_before_training(
+    scaled: Config, base: Base, evaluated: Mapping[str, Any], text: str
+) -> list[Point]:
+    """Text, vocabulary and expansion. evaluated: the results of the points of the run."""
+    windows = f"{text}; windows of {scaled.data.seq_len} tokens"
+    points = [Point("text", Path(scaled.data.folder).is_dir(), windows)]
+    first = expanded(scaled, base.config)
     if scaled.vocabulary is not None:
         rows = f"{base.config.vocab_size:,} rows to {first.vocab_size:,}"
         how = f"{rows}, for {scaled.vocabulary.tokens} new tokens"
-        add("vocabulary", "extended" in evaluated, how)
+        points.append(Point("vocabulary", "extended" in evaluated, how))
     if scaled.expansion is not None:
         layers = f"{base.config.num_hidden_layers} layers to {first.num_hidden_layers}"
-        add("expansion", "expanded" in evaluated or scaled.model.folder is None, layers)
+        # A model of random weights is made with all layers, and not evaluated before training.
+        ran = "expanded" in evaluated or scaled.model.folder is None
+        points.append(Point("expansion", ran, layers))
+    return points
 
-    # Training: steps, deepenings and preemptions.
-    steps = {line["step"]: line for line in read_lines(out / "metrics.jsonl", StepLine)}
+
+def _training_points(scaled: Config, last: ModelConfig, mesh: Mesh, preemptions: list[str]) -> list[Point]:
+    """Stages, deepenings and preemptions. last: the model at the end."""
+    points = []
+    steps = {line["step"]: line for line in read_lines(Path(scaled.out) / "metrics.jsonl", StepLine)}
     for number, stage in enumerate(scaled.stages):
         numbers = range(number * stage_steps(scaled), (number + 1) * stage_steps(scaled))
         losses = [steps[step]["loss"] for step in numbers if step in steps]
         finite = [loss for loss in losses if loss is not None and math.isfinite(loss)]
         how = f"{len(losses)} steps, {len(finite)} finite losses, training {stage.train.replace('_', ' ')}"
-        add(f"stage {stage.name}", len(finite) == stage_steps(scaled), how)
+        points.append(Point(f"stage {stage.name}", len(finite) == stage_steps(scaled), how))
     for deepening in scaled.deepen:
         how = f"to {last.num_hidden_layers} layers in the end"
-        add(f"deepening at step {deepening.step}", deepening.step in steps, how)
+        points.append(Point(f"deepening at step {deepening.step}", deepening.step in steps, how))
     if scaled.stages:
         how = preemptions[0] if preemptions else "no SIGTERM came before the stage's end"
-        add("preemption", bool(preemptions), how)
+        points.append(Point("preemption", bool(preemptions), how))
         how = "the second preemption did not come"
         if len(preemptions) > 1:
             how = f"{preemptions[1]}, on {_mesh_text(other_mesh(mesh))}"
-        add("resumed on another mesh", len(preemptions) > 1, how)
+        points.append(Point("resumed on another mesh", len(preemptions) > 1, how))
+    return points
 
-    # Evaluation at each point and between steps. A model of random weights has no points before training.
+
+def _evaluation_points(scaled: Config, evaluated: Mapping[str, Any]) -> list[Point]:
+    """The evaluation at each point and between steps. evaluated: the results of the points of the run."""
+    # A model of random weights has no points before training.
     before_training = []
     if scaled.model.folder is not None:
         before_training = ["base"]
         before_training += ["extended"] if scaled.vocabulary is not None else []
         before_training += ["expanded"] if scaled.expansion is not None else []
+    points = []
     # A stage may have the result "base", as in tiny-base.toml.
     for name in [*before_training, *(stage.result for stage in scaled.stages)]:
         tasks = evaluated.get(name, {})
         counts = ", ".join(f"{task.replace('_', ' ')} of {len(by_code)}" for task, by_code in tasks.items())
-        add(f"evaluation {name}", bool(tasks.get("bits_per_byte")), counts and f"{counts} languages")
+        how = counts and f"{counts} languages"
+        points.append(Point(f"evaluation {name}", bool(tasks.get("bits_per_byte")), how))
     if scaled.evaluation.every is not None:
-        during = read_lines(out / "evaluation" / DURING, DuringLine)
+        during = read_lines(Path(scaled.out) / "evaluation" / DURING, DuringLine)
         numbers_of_steps = ", ".join(str(line["step"]) for line in during)
-        add("evaluation between steps", bool(during), f"after {numbers_of_steps} steps")
+        points.append(Point("evaluation between steps", bool(during), f"after {numbers_of_steps} steps"))
+    return points
 
-    # The files at the end.
+
+def _file_points(config: Config, out: Path, last: ModelConfig) -> list[Point]:
+    """The files at the end: the export must have the depth and the rows of the last model."""
+    depth = rows = 0
     hf = out / "hf"
-    exported = open_folder(hf).config if hf.is_dir() else None
-    depth, rows_of_export = (
-        (exported.num_hidden_layers, exported.vocab_size) if exported is not None else (0, 0)
-    )
-    ran = (depth, rows_of_export) == (last.num_hidden_layers, last.vocab_size)
-    add("export", ran, f"{depth} layers, {rows_of_export:,} rows, in {config.export_dtype}")
+    if hf.is_dir():
+        exported = open_folder(hf).config
+        depth, rows = exported.num_hidden_layers, exported.vocab_size
+    is_whole = (depth, rows) == (last.num_hidden_layers, last.vocab_size)
+    how = f"{depth} layers, {rows:,} rows, in {config.export_dtype}"
     has_files = (out / "samples.json").is_file() and (out / "report.html").is_file()
-    add("samples and report", has_files, "samples.json, report.html")
+    return [
+        Point("export", is_whole, how),
+        Point("samples and report", has_files, "samples.json, report.html"),
+    ]
 
-    # Every program that ran must be in the list that `babel plan` compiles.
+
+def _programs_point(programs: list[dict[str, Any]]) -> Point:
+    """Every program that ran must be in the list that `babel plan` compiles."""
     missing: dict[str, None] = {}  # a dict keeps the order
     names: set[str] = set()
     for of_process in programs:
@@ -328,8 +357,7 @@ def _points(
     how = f"{len(names)} kinds of programs, each in the list of babel plan"
     if missing:
         how = f"not in the list of babel plan: {', '.join(missing)}"
-    add("programs", not missing, how)
-    return points
+    return Point("programs", not missing, how)
 
 
 def stage_steps(config: Config) -> int:
@@ -339,9 +367,10 @@ def stage_steps(config: Config) -> int:
 
 def _table(points: list[Point]) -> str:
     width = max(len(point.what) for point in points)
-    return "\n".join(
-        f"{'ran' if point.ran else 'NOT':<4} {point.what:<{width}}  {point.how}" for point in points
-    )
+    lines = []
+    for point in points:
+        lines.append(f"{'ran' if point.ran else 'NOT':<4} {point.what:<{width}}  {point.how}")
+    return "\n".join(lines)
 
 
 def _mesh_text(mesh: Mesh) -> str:
