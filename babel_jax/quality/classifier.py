@@ -64,13 +64,12 @@ def train_classifier(config: QualityConfig) -> dict[str, Any]:
     with alone_in(out), new_folder(out / CLASSIFIER) as partial:
         # The draw is by id: a document stays held out when more documents are judged.
         judged = read_judged(out / JUDGED, config.judge.dimensions)
-        is_heldout: list[bool] = []
+        draws = [unit_draw(Purpose.CLASSIFIER_HELDOUT, document["id"]) for document in judged]
+        is_heldout = np.array(draws) < settings.heldout_fraction
         heldout: list[Judged] = []
         trained: list[Judged] = []
-        for document in judged:
-            draw = unit_draw(Purpose.CLASSIFIER_HELDOUT, document["id"])
-            is_heldout.append(draw < settings.heldout_fraction)
-            (heldout if is_heldout[-1] else trained).append(document)
+        for document, held in zip(judged, is_heldout, strict=True):
+            (heldout if held else trained).append(document)
         counts = _counts(config, trained, heldout)
         log.info("%s", counts_table(counts))
 
@@ -82,14 +81,13 @@ def train_classifier(config: QualityConfig) -> dict[str, Any]:
         loaded = load_params(folder, dtype=jnp.float32, shardings=param_shardings(folder.config, mesh))
         params = with_head(loaded, tied.hidden_size, len(config.judge.dimensions))
         regressor = Regressor(tied, params, open_tokenizer(folder.path), settings, mesh)
-        losses = regressor.train(
-            [document["text"] for document in trained], _targets(trained, config), config.seed
-        )
+        texts = [document["text"] for document in trained]
+        losses = regressor.train(texts, _targets(trained, config), config.seed)
 
         # The grids calibrate a language's scores; agreement is of held-out documents alone.
         raw = _raw_scores(regressor, [document["text"] for document in judged])
         grids = _grids([document["language"] for document in judged], raw)
-        agreement = _agreement(heldout, raw[np.array(is_heldout, bool)], config)
+        agreement = _agreement(heldout, raw[is_heldout], config)
         # The model is a usual model folder; the head and the calibration are beside it.
         hf_config = write_hf_config(tied, folder.hf_config, "float32")
         save_folder(partial / "hf", Format.HF, {"model": regressor.params["model"]}, hf_config, folder.path)

@@ -26,7 +26,8 @@ from babel_jax.files import write_text
 from babel_jax.model.decoder import abstract_params
 from babel_jax.recipe.recipe import run_recipe
 from babel_jax.tpu.kinds import ORBAX_PROGRAM
-from babel_jax.tpu.programs import Program, training_programs
+from babel_jax.tpu.program import Program
+from babel_jax.tpu.programs import training_programs
 from babel_jax.tpu.shapes import base_from_json
 from babel_jax.training.hooks import Hook, Moment
 from babel_jax.training.mesh import make_mesh

@@ -148,23 +148,12 @@ def described(
 
     steps: those of the steps of all stages, which may train less and so take less time.
     """
-    mesh, training = measurements["mesh"], config.training
-    chips = math.prod(mesh.values()) // chip.devices
+    mesh = measurements["mesh"]
     parameters = count_parameters(shape)
-    tokens_per_step = training.global_batch_size * config.data.seq_len
-    model_flops = model_flops_per_token(shape, config.data.seq_len) * tokens_per_step / chips
-    hardware_flops = measurements["hardware_flops"] * chip.devices
-    minimum = _least_wire(config, mesh, parameters) * chip.devices
+    result: dict[str, Any] = {"topology": topology, "slices": slices}
+    result |= _work_of_step(config, shape, chip, measurements, parameters)
     hbm = _hbm_of_state(config, mesh, parameters, chip)
-    host = hbm.pop("host")
-    result: dict[str, Any] = {
-        "topology": topology, "slices": slices, "chips": chips, "mesh": mesh, "parameters": parameters,
-        "seq_len": config.data.seq_len, "tokens_per_step": tokens_per_step, "remat": str(training.remat),
-        "gradient_accumulation": training.gradient_accumulation,
-        "compile_seconds": round(measurements["compile_seconds"], 1),
-        "model_flops": model_flops, "hardware_flops": hardware_flops, "wire_bytes_minimum": minimum,
-        "host_gib": host,
-    }  # fmt: skip
+    result["host_gib"] = hbm.pop("host")
     if short := measurements.get("out_of_memory"):
         hbm |= {"arguments": None, "temporaries": None, "needs": short["needs"] or None}
         tries = (
@@ -173,37 +162,76 @@ def described(
         )
         summary = f"{_head(result, shape)}\n{tries}"
         return result | dict.fromkeys(_UNKNOWN) | {"fits": False, "hbm_gib": hbm, "summary": summary}
+
     hbm |= {name: measurements[name] / _GIB * chip.devices for name in ("arguments", "temporaries", "peak")}
-    fits = hbm_of(measurements, chip)["total"] <= chip.capacity
     hbm["activations"] = max(0.0, hbm["temporaries"] - hbm["gradients"])
-    seconds = seconds_of(measurements, chip)
-    bound = max(seconds.values())
-    tokens_per_day = tokens_per_step / bound * _DAY
-    price, stages = config.prices.get(chip.name), []
-    bounds = _bounds_by_stage(steps, chip)
-    for stage in config.stages:
-        stages.append(_stage(stage, tokens_per_step, bounds.get(stage.name, bound), chips, price))
     forecast = measurements.get("forecast")
     expected = None if forecast is None else forecast["seconds"]
     result |= {
         "forecast_seconds": expected,
-        "forecast_mfu": None if not expected else model_flops / chip.bf16 / expected,
+        "forecast_mfu": None if not expected else result["model_flops"] / chip.bf16 / expected,
         "forecast": forecast and {name: value for name, value in forecast.items() if name != "kernels"},
-        "fits": fits,
+        "fits": hbm_of(measurements, chip)["total"] <= chip.capacity,
         "hbm_gib": hbm,
         "collectives": by_axes(measurements["collectives"]),
-        "wire_bytes": sum(moved["bytes"] * moved["times"] for moved in measurements["collectives"])
-        * chip.devices,
+        "wire_bytes": _wire_bytes(measurements) * chip.devices,
+    }
+    result |= _time_and_cost(config, chip, measurements, result, _bounds_by_stage(steps, chip))
+    return result | {"summary": _summary(result, shape, chip)}
+
+
+def _work_of_step(
+    config: Config, shape: ModelConfig, chip: Chip, measurements: dict[str, Any], parameters: int
+) -> dict[str, Any]:
+    """The sizes of a step, and the least work of a chip in it; they are known even if it does not fit."""
+    mesh, training = measurements["mesh"], config.training
+    chips = math.prod(mesh.values()) // chip.devices
+    tokens_per_step = training.global_batch_size * config.data.seq_len
+    return {
+        "chips": chips, "mesh": mesh, "parameters": parameters,
+        "seq_len": config.data.seq_len, "tokens_per_step": tokens_per_step, "remat": str(training.remat),
+        "gradient_accumulation": training.gradient_accumulation,
+        "compile_seconds": round(measurements["compile_seconds"], 1),
+        "model_flops": model_flops_per_token(shape, config.data.seq_len) * tokens_per_step / chips,
+        "hardware_flops": measurements["hardware_flops"] * chip.devices,
+        "wire_bytes_minimum": _least_wire(config, mesh, parameters) * chip.devices,
+    }  # fmt: skip
+
+
+def _time_and_cost(
+    config: Config,
+    chip: Chip,
+    measurements: dict[str, Any],
+    work: dict[str, Any],
+    bounds: dict[str, float],
+) -> dict[str, Any]:
+    """The least time of a step at the published rates, and the least time and cost of each stage.
+
+    work: of `_work_of_step`. bounds: the least seconds of a step of each stage that was compiled.
+    """
+    seconds = seconds_of(measurements, chip)
+    bound = max(seconds.values())
+    price = config.prices.get(chip.name)
+    stages = []
+    for stage in config.stages:
+        of_stage = bounds.get(stage.name, bound)
+        stages.append(_stage(stage, work["tokens_per_step"], of_stage, work["chips"], price))
+    return {
         "seconds": seconds,
         "bound_by": max(seconds, key=lambda name: seconds[name]),
         "step_seconds_bound": bound,
-        "mfu_bound": model_flops / chip.bf16 / bound,
-        "tokens_per_second": tokens_per_step / bound,
-        "tokens_per_day": tokens_per_day,
+        "mfu_bound": work["model_flops"] / chip.bf16 / bound,
+        "tokens_per_second": work["tokens_per_step"] / bound,
+        "tokens_per_day": work["tokens_per_step"] / bound * _DAY,
         "stages": stages,
         "chip_hours": sum(stage["chip_hours"] for stage in stages),
     }
-    return result | {"summary": _summary(result, shape, chip)}
+
+
+def _wire_bytes(measurements: dict[str, Any]) -> int:
+    """The bytes that a device exchanges in a step."""
+    total: int = sum(moved["bytes"] * moved["times"] for moved in measurements["collectives"])
+    return total
 
 
 def _bounds_by_stage(steps: Sequence[dict[str, Any]], chip: Chip) -> dict[str, float]:

@@ -7,10 +7,9 @@ run really compiled.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, partial
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +52,7 @@ from babel_jax.tpu.kinds import (
     STEP,
     SUITE,
 )
+from babel_jax.tpu.program import Program, merged
 from babel_jax.tpu.shapes import Base, growth_of, larger, models_of
 from babel_jax.training.deepening import Depth, depth_at
 from babel_jax.training.mesh import batch_sharding, check_batch, param_shardings, replicated
@@ -65,35 +65,6 @@ from babel_jax.vocabulary.growth import Growth, growing
 BENCHMARK_ROWS, BENCHMARK_PROMPT, BENCHMARK_NEW = 8, 2048, 256
 
 
-class Program(NamedTuple):
-    """A jitted function with the arguments of its largest call, as shapes. `beside` has the other arrays on
-    the devices during the call.
-
-    `kind` is its kind of work, `points` are the points of the run at which it is called. `seq_len` is the
-    length of the windows of a train step, else 0. `compiler_options` are those of a train step.
-    """
-
-    kind: str
-    points: tuple[str, ...]
-    function: Any  # None for a copy without a program of ours
-    arguments: tuple[Any, ...]
-    named: Mapping[str, Any] = MappingProxyType({})
-    beside: Any = ()
-    seq_len: int = 0
-    compiler_options: Mapping[str, Any] = MappingProxyType({})
-
-    @property
-    def name(self) -> str:
-        """The kind of work, and when."""
-        return self.kind + (f": {', '.join(self.points)}" if self.points else "")
-
-    @property
-    def key(self) -> Any:
-        """Equal for programs that compile to the same."""
-        leaves, structure = jax.tree.flatten((self.arguments, dict(self.named)))
-        return (self.kind, id(self.function), structure, tuple(map(str, leaves)))
-
-
 def placed(params: PyTree[Any], shardings: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:
     """Shapes with shardings."""
     return jax.tree.map(
@@ -101,31 +72,6 @@ def placed(params: PyTree[Any], shardings: PyTree[Any]) -> PyTree[jax.ShapeDtype
         params,
         shardings,
     )
-
-
-def device_bytes(arrays: PyTree[jax.ShapeDtypeStruct]) -> int:
-    """The memory that arrays take on each device."""
-    total = 0
-    for leaf in jax.tree.leaves(arrays):
-        if leaf.sharding.memory_kind != "pinned_host":
-            total += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    return total
-
-
-def copied_bytes(arrays: PyTree[jax.ShapeDtypeStruct]) -> int:
-    """The memory of Orbax's copies on a device while it saves: its part of each array that other devices also
-    have.
-    """
-    total = 0
-    for leaf in jax.tree.leaves(arrays):
-        shard = device_bytes([leaf])
-        copies = (
-            leaf.sharding.mesh.size
-            * math.prod(leaf.sharding.shard_shape(leaf.shape))
-            // max(1, math.prod(leaf.shape))
-        )
-        total += shard // copies if copies > 1 else 0
-    return total
 
 
 def training_programs(config: Config, base: Base, mesh: Mesh) -> list[Program]:
@@ -138,26 +84,26 @@ def training_programs(config: Config, base: Base, mesh: Mesh) -> list[Program]:
     check_batch(
         mesh, config.training.global_batch_size, config.training.gradient_accumulation, config.data.seq_len
     )
-    return _merged(_training_programs(config, base, mesh))
+    return merged(_training_programs(config, base, mesh))
 
 
 def _training_programs(config: Config, of_run: Base, mesh: Mesh) -> Iterator[Program]:
-    base, plan = of_run.config, None
-    if config.expansion is not None:
-        plan = plan_from_settings(config.expansion, base.num_hidden_layers)
     models = models_of(config, of_run)
-    first = models[0].config
     for stage, at, _ in planned_parts(config, models):
         check_trained(stage, depth_at(models, at))
+    yield from _before_training(config, of_run.config, models[0].config, mesh)
+    yield from _training(config, models, mesh)
+    yield from _after_training(config, models[-1].config, mesh)
+
+
+def _before_training(config: Config, base: ModelConfig, first: ModelConfig, mesh: Mesh) -> Iterator[Program]:
+    """From the base model to `first`, which the first stage trains: each model is evaluated, but random
+    weights are not.
+    """
     params = params_on(mesh, base)
-    # The base model: initialized, or read and evaluated.
     if config.model.folder is None:
-        yield Program(
-            INITIAL,
-            (),
-            initializing(param_shardings(base, mesh)),
-            (base, jax.eval_shape(lambda: jax.random.key(0))),
-        )
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        yield Program(INITIAL, (), initializing(param_shardings(base, mesh)), (base, key))
     else:
         yield from reading(mesh, base, params)
         yield from _measuring(config, "base", base, mesh, params)
@@ -168,17 +114,22 @@ def _training_programs(config: Config, of_run: Base, mesh: Mesh) -> Iterator[Pro
         yield Program(GROWTH, (), program, (params, *_shapes(growth, mesh)))
         params = params_on(mesh, grown)
         yield from _measuring(config, "extended", grown, mesh, params)
-    if plan is not None:
-        deeper = param_shardings(first, mesh)
-        yield Program(EXPANSION, (), expanding(deeper), (params, plan))
+    if config.expansion is not None:
+        plan = plan_from_settings(config.expansion, base.num_hidden_layers)
+        yield Program(EXPANSION, (), expanding(param_shardings(first, mesh)), (params, plan))
         params = params_on(mesh, first)
         if config.model.folder is not None:
             yield from _measuring(config, "expanded", first, mesh, params)
 
+
+def _training(config: Config, models: Sequence[Depth], mesh: Mesh) -> Iterator[Program]:
+    """The programs of all stages: optimizer, step, checks, checkpoint and evaluation."""
+    languages = planned_languages(config)
+
     # Stages with the same depth and the same trained layers share a setup, and so a program.
     @cache
     def setup_at(start: int, trained: Trained) -> Setup:
-        return setup_of(config, mesh, depth_at(models, start), trained, planned_languages(config))
+        return setup_of(config, mesh, depth_at(models, start), trained, languages)
 
     before: Setup | None = None
     for stage, at, last_of_stage in planned_parts(config, models):
@@ -186,25 +137,13 @@ def _training_programs(config: Config, of_run: Base, mesh: Mesh) -> Iterator[Pro
         state = setup.abstract
         # Between stages the optimizer's state is carried over, if the trained layers or the depth change.
         if before is None:
-            made = beginning(setup.optimizer, setup.shardings, planned_languages(config))
+            made = beginning(setup.optimizer, setup.shardings, languages)
             yield Program(OPTIMIZER, (), made, (state.params,))
         elif before is not setup:
+            carrying = carrying_over(before, setup, config.optimizer)
             arguments = (before.abstract.params, before.abstract.opt_state)
-            yield Program(
-                CARRYING, (_what(setup),), carrying_over(before, setup, config.optimizer), arguments
-            )
-        step = step_program(config, setup, mesh, stage.name)
-        yield step
-        if config.training.recheck_every is not None:
-            yield Program(
-                RECHECK,
-                (stage.name,),
-                setup.bit_checks.of_gradients,
-                (state.params, step.arguments[1]),
-                beside=state.opt_state,
-            )
-        if setup.bit_checks.has_replicas:
-            yield Program(REPLICAS, (), setup.bit_checks.of_params, (state.params,), beside=state.opt_state)
+            yield Program(CARRYING, (_what(setup),), carrying, arguments)
+        yield from _step_and_checks(config, setup, mesh, stage.name)
         yield Program(CHECKPOINT, (), None, (state,))
         points = [stage.result] if last_of_stage else []
         if config.evaluation.every is not None:
@@ -213,8 +152,21 @@ def _training_programs(config: Config, of_run: Base, mesh: Mesh) -> Iterator[Pro
             yield from _measuring(config, point, setup.model.config, mesh, state.params, state.opt_state)
         before = setup
 
-    # After the last stage: the export, and samples of the model's text.
-    last = models[-1].config
+
+def _step_and_checks(config: Config, setup: Setup, mesh: Mesh, stage: str) -> Iterator[Program]:
+    """The train step, and the programs that compare its results to the bit."""
+    state, checks = setup.abstract, setup.bit_checks
+    step = step_program(config, setup, mesh, stage)
+    yield step
+    if config.training.recheck_every is not None:
+        arguments = (state.params, step.arguments[1])
+        yield Program(RECHECK, (stage,), checks.of_gradients, arguments, beside=state.opt_state)
+    if checks.has_replicas:
+        yield Program(REPLICAS, (), checks.of_params, (state.params,), beside=state.opt_state)
+
+
+def _after_training(config: Config, last: ModelConfig, mesh: Mesh) -> Iterator[Program]:
+    """The export, and samples of the model's text."""
     params = params_on(mesh, last)
     yield Program(EXPORT, ("type",), in_type, (params, jnp.dtype(config.export_dtype)))
     yield from _exporting(mesh, last, params, jnp.dtype(config.export_dtype))
@@ -240,7 +192,7 @@ def evaluation_programs(
         function, arguments = scoring_program(mesh, config, dtype, params, length, batch_tokens)
         programs.append(Program(LOG_LIKELIHOODS, (f"{length:,} tokens",), function, arguments))
     sizes = (BENCHMARK_ROWS * mesh.size, BENCHMARK_PROMPT, BENCHMARK_NEW)
-    return _merged([*programs, *_generating((GENERATION,), mesh, config, dtype, params, sizes)])
+    return merged([*programs, *_generating((GENERATION,), mesh, config, dtype, params, sizes)])
 
 
 def planned_languages(config: Config) -> int:
@@ -262,10 +214,9 @@ def step_program(config: Config, setup: Setup, mesh: Mesh, stage: str) -> Progra
     if config.data.conversations:
         fields["loss_mask"] = rest
     sharding = batch_sharding(mesh)
-    batch = {
-        name: jax.ShapeDtypeStruct((windows, *shape), jnp.int32, sharding=sharding)
-        for name, shape in fields.items()
-    }
+    batch = {}
+    for name, shape in fields.items():
+        batch[name] = jax.ShapeDtypeStruct((windows, *shape), jnp.int32, sharding=sharding)
     rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
     return Program(
         STEP,
@@ -285,9 +236,8 @@ def reading(mesh: Mesh, config: ModelConfig, params: PyTree[jax.ShapeDtypeStruct
     for place, leaf in traverse_util.flatten_dict(params).items():
         steps = reading_steps(leaf.sharding, leaf.shape, is_stacked(place))
         if not steps[0].is_equivalent_to(steps[-1], len(leaf.shape)):
-            moves.append(
-                (math.prod(leaf.shape), mover(tuple(steps[1:]), leaf.dtype), leaf.update(sharding=steps[0]))
-            )
+            move = mover(tuple(steps[1:]), leaf.dtype)
+            moves.append((math.prod(leaf.shape), move, leaf.update(sharding=steps[0])))
     if moves:
         _, function, leaf = max(moves, key=lambda move: move[0])
         yield Program(READING, (), function, (leaf,), beside=params)
@@ -383,16 +333,3 @@ def planned_parts(config: Config, models: Sequence[Depth]) -> list[tuple[Stage, 
 def _what(setup: Setup) -> str:
     names = {Trained.NEW_LAYERS: "new layers of ", Trained.NEW_ROWS: "new rows of "}
     return f"{names.get(setup.trained, '')}{setup.model.config.num_hidden_layers} layers"
-
-
-def _merged(programs: Iterator[Program] | list[Program]) -> list[Program]:
-    """Programs that compile to the same as one program, with all names, and with the largest `beside`."""
-    merged: dict[Any, Program] = {}
-    for program in programs:
-        if (known := merged.get(program.key)) is not None:
-            beside = max(known.beside, program.beside, key=device_bytes)
-            program = known._replace(
-                points=tuple(dict.fromkeys([*known.points, *program.points])), beside=beside
-            )
-        merged[program.key] = program
-    return list(merged.values())

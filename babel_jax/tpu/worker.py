@@ -32,7 +32,8 @@ from babel_jax.tpu.forecast import forecast_of
 from babel_jax.tpu.hlo import Collective
 from babel_jax.tpu.hlo import Program as Moved
 from babel_jax.tpu.kinds import STEP
-from babel_jax.tpu.programs import Program, copied_bytes, device_bytes, evaluation_programs, training_programs
+from babel_jax.tpu.program import Program, copied_bytes, device_bytes
+from babel_jax.tpu.programs import evaluation_programs, training_programs
 from babel_jax.tpu.shapes import Base, base_from_json, trained_shape
 from babel_jax.training.compilation import compiled_step
 from babel_jax.training.mesh import make_mesh, mesh_for

@@ -33,8 +33,7 @@ _STEPS_BETWEEN_COMPARISONS = 100
 class Metrics:
     """Writes `metrics.jsonl` and `tensorboard/` in a run folder, and shows progress.
 
-    The values of a step are
-    fetched during the next step, so that the device never waits for the host.
+    The values of a step are fetched during the next step, so that the device never waits for the host.
     """
 
     def __init__(
@@ -55,9 +54,8 @@ class Metrics:
         self._writes = writes = jax.process_index() == 0  # all processes see the same values
         if writes:
             lines = read_lines(self._path, StepLine)
-            if again := {
-                line["step"]: line.get("seconds", 0.0) for line in lines if line["step"] >= start_step
-            }:
+            again = {line["step"]: line.get("seconds", 0.0) for line in lines if line["step"] >= start_step}
+            if again:
                 goodput.lose(again)
                 goodput.save(start_step - 1)  # before the lines go that say so
             # Steps after the checkpoint are taken again, and write their lines again.
@@ -129,35 +127,49 @@ class Metrics:
             "gradient_norm": float(host["gradient_norm"]),
             "skipped": int(host["skipped"]),
         }
-        # Counted over all processes, by the step itself.
-        tokens = {code: int(host["tokens"][i]) for i, code in enumerate(self._languages) if host["tokens"][i]}
-        self._tokens.update(tokens)
-        # Tokens of text: here, and wherever tokens are counted, padding is left out.
-        line["tokens"] = sum(tokens.values())
-        line |= {
+        line |= self._speed(host["tokens"], seconds)
+        line |= _device_memory() | self._stragglers(line["step"])
+        line |= self._by_language(host)
+        self._write(line)
+        self._skipped = int(line["skipped"])
+        return self._skipped
+
+    def _speed(self, tokens: np.ndarray, seconds: float) -> dict[str, Any]:
+        """Tokens, time and goodput of a step. tokens: int32[languages], without padding as wherever tokens
+        are counted; the step itself counts them over all processes.
+        """
+        of_step = int(tokens.sum(dtype=np.int64))
+        speed = {
+            "tokens": of_step,
             "total_steps": self._total_steps,
             "seconds": seconds,
-            "tokens_per_second": line["tokens"] / seconds,
+            "tokens_per_second": of_step / seconds,
             "goodput": self._goodput.fraction(),
+            "time_spent": {str(on): round(spent, 3) for on, spent in self._goodput.seconds.items()},
         }
-        line["time_spent"] = {str(on): round(spent, 3) for on, spent in self._goodput.seconds.items()}
         # Utilization of the model's FLOPs (MFU): what is computed twice does not count.
         if self._peak is not None:
-            line["model_flop_utilization"] = line["tokens_per_second"] * self._flops / self._peak
-        line |= _device_memory() | self._stragglers(line["step"])
-        # Languages that this batch has no target of have no loss.
-        targets, nats = host["targets"], host["nats"]
-        line["loss_by_language"] = {
-            code: float(nats[i] / targets[i]) for i, code in enumerate(self._languages) if targets[i]
-        }
-        line["tokens_by_language"] = {
-            code: self._tokens[code] for code in self._languages if self._tokens[code]
-        }
-        line["epochs_by_language"] = {
-            code: tokens / self._available[code]
-            for code, tokens in line["tokens_by_language"].items()
-            if code in self._available
-        }
+            speed["model_flop_utilization"] = of_step / seconds * self._flops / self._peak
+        return speed
+
+    def _by_language(self, host: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+        """The losses of a step by language; tokens and epochs since the start of the run."""
+        losses: dict[str, float] = {}
+        tokens: dict[str, float] = {}
+        epochs: dict[str, float] = {}
+        for index, code in enumerate(self._languages):
+            self._tokens[code] += int(host["tokens"][index])
+            # A batch may have windows of a language and no target of it.
+            if host["targets"][index]:
+                losses[code] = float(host["nats"][index] / host["targets"][index])
+            if self._tokens[code]:
+                tokens[code] = self._tokens[code]
+                if code in self._available:
+                    epochs[code] = self._tokens[code] / self._available[code]
+        return {"loss_by_language": losses, "tokens_by_language": tokens, "epochs_by_language": epochs}
+
+    def _write(self, line: dict[str, Any]) -> None:
+        """Writes the line of a step everywhere."""
         # JSON knows no NaN: a loss that is not finite is null.
         self._file.write(json.dumps(_finite(line)) + "\n")
         self._file.flush()
@@ -169,8 +181,6 @@ class Metrics:
             f"{line['tokens_per_second']:,.0f} tokens/s"
         )
         self._work.update()
-        self._skipped = int(line["skipped"])
-        return self._skipped
 
     def log_evaluation(self, step: int, results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
         """Writes scores by task and language, after `step` steps, to TensorBoard."""

@@ -1,6 +1,7 @@
 """The staged run: from a config and parameters through a list of stages, resumable at any step."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -74,51 +75,66 @@ def train_stages(
     parts = Parts(config, stages, models, mesh, run_folder, len(languages))
     watch = watch or Watch(run_folder, None, lambda *_: {})
     keep, keep_every = config.training.keep_checkpoints, config.training.keep_every
+    folder = run_folder / "checkpoints"
     with (
         Checkpoints(
-            run_folder / "checkpoints",
-            parts.model_after,
-            keep,
-            keep_every,
-            lambda: watch.best_step,
-            languages,
+            folder, parts.model_after, keep, keep_every, lambda: watch.best_step, languages
         ) as checkpoints,
         Profile(run_folder / "tensorboard", profile) as traced,
     ):
-        start, current, state, local = parts.beginning(checkpoints, make_params)
+        progress = _Progress(*parts.beginning(checkpoints, make_params))
+        start, end = progress.start, stages[-1].end
         if jax.process_index() == 0:
             note_text(run_folder / "data.json", open_prepared(config.data.folder).fingerprint, start)
         watch.resume_at(start)
-
-        # Stage by stage, and within a stage depth by depth.
-        end, seq_len = stages[-1].end, config.data.seq_len
         available = _tokens_by_language(config)
-        with Metrics(run_folder, seq_len, available, start, end, goodput, languages) as metrics:
+        with Metrics(run_folder, config.data.seq_len, available, start, end, goodput, languages) as metrics:
             tools = Tools(config, checkpoints, metrics, goodput, traced, watch, end)
             loop = Loop(mesh, tools, hooks, {}, languages)
             for number, plan in enumerate(stages):
                 # A run that was stopped in on_stage_end resumes at the end of that stage, and calls it again.
                 if start > plan.end:
                     continue
-                for first, last in parts.of(plan):
-                    if start >= last:
-                        continue
-                    # The state changes its shape where the model is deepened, or where other layers are
-                    # trained.
-                    before, current = current, parts.setup(first, plan.stage.train)
-                    if before is not current:
-                        state = carried_over(state, before, current, config.optimizer)
-                    metrics.of(current.model.config)
-                    if first > start:
-                        local = parts.local_checkpoints(first, last)
-                    with closing(local):
-                        steps = range(max(start, first), last)
-                        state = _train_steps(loop, plan, number, steps, current, state, local)
+                _train_stage(loop, parts, plan, number, progress)
                 with goodput.spent(Spent.EVALUATION):
-                    on_stage_end(plan.stage, current.model.config, state.params)
+                    on_stage_end(plan.stage, progress.current.model.config, progress.state.params)
             if start < end and jax.process_index() == 0:
                 goodput.save(end - 1)
-    return state.params
+    return progress.state.params
+
+
+@dataclasses.dataclass
+class _Progress:
+    """How far a run is: the step at which this process began or resumed, the setup of the current part, the
+    state, and the checkpoints on local disks.
+
+    It is changed in place: a second reference to a state would keep its arrays on the devices.
+    """
+
+    start: int
+    current: Setup
+    state: TrainState
+    local: LocalCheckpoints | None
+
+
+def _train_stage(loop: "Loop", parts: Parts, plan: PlannedStage, number: int, progress: _Progress) -> None:
+    """Trains the parts of a stage, each of one depth, that are not done yet."""
+    start, tools = progress.start, loop.tools
+    for first, last in parts.of(plan):
+        if start >= last:
+            continue
+        # The state changes its shape where the model is deepened, or where other layers are trained.
+        before, progress.current = progress.current, parts.setup(first, plan.stage.train)
+        if before is not progress.current:
+            progress.state = carried_over(progress.state, before, progress.current, tools.config.optimizer)
+        tools.metrics.of(progress.current.model.config)
+        if first > start:
+            progress.local = parts.local_checkpoints(first, last)
+        with closing(progress.local):
+            steps = range(max(start, first), last)
+            progress.state = _train_steps(
+                loop, plan, number, steps, progress.current, progress.state, progress.local
+            )
 
 
 class Loop(NamedTuple):

@@ -95,20 +95,7 @@ def summed_gradients(
         if training.gradient_accumulation == 1:
             (total, windows), gradients = of_one(params, batch)
         else:
-            micro_batches = jax.tree.map(
-                lambda rows: _interleaved(rows, training.gradient_accumulation), batch
-            )
-
-            def add(
-                so_far: tuple[Array, PyTree[Array]], micro: dict[str, Array]
-            ) -> tuple[tuple[Array, PyTree[Array]], WindowLosses]:
-                (total, windows), gradients = of_one(params, micro)
-                return (so_far[0] + total, jax.tree.map(jnp.add, so_far[1], gradients)), windows
-
-            # Gradients add up in the type of the parameters.
-            start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-            (total, gradients), windows = jax.lax.scan(add, start, micro_batches)
-            windows = jax.tree.map(lambda rows: rows.swapaxes(0, 1).reshape(-1), windows)
+            total, windows, gradients = _accumulated(of_one, params, batch, training.gradient_accumulation)
 
         def of_all(gradient: Array, parameter: Parameter) -> Array:
             return parallel.all_reduce_gradient(gradient, parameter.logical_axes)
@@ -130,6 +117,30 @@ def summed_gradients(
         out_specs=(PartitionSpec(), windows, specs),
         check_vma=False,
     )
+
+
+def _accumulated(
+    of_one: Callable[..., tuple[tuple[Array, WindowLosses], PyTree[Array]]],
+    params: PyTree[Array],
+    batch: dict[str, Array],
+    pieces: int,
+) -> tuple[Array, WindowLosses, PyTree[Array]]:
+    """The sums of `of_one(params, piece)` over the pieces of a batch: of losses and of gradients; the losses
+    of each window are in the order of the batch.
+    """
+    micro_batches = jax.tree.map(lambda rows: _interleaved(rows, pieces), batch)
+
+    def add(
+        so_far: tuple[Array, PyTree[Array]], micro: dict[str, Array]
+    ) -> tuple[tuple[Array, PyTree[Array]], WindowLosses]:
+        (total, windows), gradients = of_one(params, micro)
+        return (so_far[0] + total, jax.tree.map(jnp.add, so_far[1], gradients)), windows
+
+    # Gradients add up in the type of the parameters.
+    start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    (total, gradients), windows = jax.lax.scan(add, start, micro_batches)
+    windows = jax.tree.map(lambda rows: rows.swapaxes(0, 1).reshape(-1), windows)
+    return total, windows, gradients
 
 
 def train_step(

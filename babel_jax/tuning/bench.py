@@ -30,7 +30,8 @@ from babel_jax.progress import working
 from babel_jax.tpu.costs import seconds_of
 from babel_jax.tpu.cuda import as_chip
 from babel_jax.tpu.flops import program_flops
-from babel_jax.tpu.programs import device_bytes, planned_languages, step_program
+from babel_jax.tpu.program import device_bytes
+from babel_jax.tpu.programs import planned_languages, step_program
 from babel_jax.tpu.worker import measured_program, out_of_hbm
 from babel_jax.training.compilation import compiled_by_all
 from babel_jax.training.deepening import Depth
