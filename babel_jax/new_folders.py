@@ -209,11 +209,8 @@ def _move_into_place(partial: Path, final: Path) -> None:
 
 def _half_written(folder: Path) -> list[Path]:
     """Files that a killed process was writing."""
-    return [
-        path
-        for path in folder.rglob("*")
-        if path.name.endswith((PARTIAL, _TENSORSTORE_PARTIAL)) and not path.is_dir()
-    ]
+    endings = (PARTIAL, _TENSORSTORE_PARTIAL)
+    return [path for path in folder.rglob("*") if path.name.endswith(endings) and not path.is_dir()]
 
 
 class Progress:

@@ -91,3 +91,42 @@ def test_no_name_is_undefined():
         if not any(token.start <= at < token.end for token in strings):
             undefined.append(f"{path.name}:{place['row']}: {entry['message']}")
     assert not undefined
+
+
+MOST_LINES = 60  # of a function, with its docstring
+MOST_CHARACTERS = 110  # of a line
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+def test_no_function_is_long():
+    long = []
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, FUNCTIONS):
+                assert node.end_lineno is not None
+                lines = node.end_lineno - node.lineno + 1
+                if lines > MOST_LINES and node.name != "transfer":
+                    long.append(f"{module}.{node.name} has {lines} lines")
+    assert not long, f"split them where the task changes: {long}"
+
+
+def test_no_comprehension_is_inside_of_another_one():
+    nested = []
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, COMPREHENSIONS):
+                inside = [one for one in ast.walk(node) if isinstance(one, COMPREHENSIONS)]
+                if len(inside) > 1:
+                    nested.append(f"{module}:{node.lineno}")
+    assert not nested, f"write loops, or give the inner one a name: {nested}"
+
+
+def test_no_line_is_long():
+    """ruff allows longer lines that end with a pragma (`# type: ignore`, `# noqa`) or have no space."""
+    long = []
+    for module, path in MODULES.items():
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if len(line) > MOST_CHARACTERS:
+                long.append(f"{module}:{number}")
+    assert not long

@@ -64,9 +64,11 @@ def _exchange(message: str) -> list[str]:
     data = np.zeros(_MESSAGE_BYTES, np.uint8)
     encoded = np.frombuffer(message.encode()[:_MESSAGE_BYTES], np.uint8)
     data[: len(encoded)] = encoded
-    return [
-        bytes(row).rstrip(b"\0").decode(errors="ignore") for row in multihost_utils.process_allgather(data)
-    ]
+    messages = []
+    for row in multihost_utils.process_allgather(data):
+        # A message that was too long may end within a character.
+        messages.append(bytes(row).rstrip(b"\0").decode(errors="ignore"))
+    return messages
 
 
 def texts_of_all(text: str) -> list[str]:

@@ -99,12 +99,10 @@ def initialized(described: dict[str, Any], key: PRNGKeyArray, dtype: DTypeLike) 
     The random stream of a leaf depends on `key` and on its path alone: not on the other leaves, not on the
     mesh.
     """
-    leaves = {
-        path: parameter.initializer(
-            jax.random.fold_in(key, zlib.crc32(path.encode())), parameter.shape, dtype
-        )
-        for path, parameter in traverse_util.flatten_dict(described, sep="/").items()
-    }
+    leaves = {}
+    for path, parameter in traverse_util.flatten_dict(described, sep="/").items():
+        key_of_leaf = jax.random.fold_in(key, zlib.crc32(path.encode()))
+        leaves[path] = parameter.initializer(key_of_leaf, parameter.shape, dtype)
     return traverse_util.unflatten_dict(leaves, sep="/")
 
 

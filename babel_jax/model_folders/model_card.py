@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
@@ -57,51 +57,15 @@ def card_files(
     """
     before = front_matter(source) if source is not None else {}
     ours = TAG in _several(before.get("tags"))
-    base: str | None
-    commit: str | None
-    fetched = None if source is None else hub_origin(source.resolve())
-    if fetched is not None:
-        base, commit = fetched.repo, fetched.revision
-    elif ours:
-        base = _text(before.get(_MADE_FROM)) or _text(before.get("base_model"))
-        commit = _text(before.get(_COMMIT))
-    else:
-        base, commit = None if source is None else _name(source, hf_config), None
-    if base:
-        origin = markdown_code(base) + (f" at commit {markdown_code(commit)}" if commit else "")
-    else:
-        origin = "a model that babel-jax trained from random weights" if ours else "random weights"
-
-    # Our languages come first, in the registry's order, then all others.
-    known = [one_line(code, _LONGEST_VALUE) for code in _several(before.get("language"))]
-    codes = sorted({*known, *languages}, key=position)
+    origin = _origin(source, before, hf_config, ours)
     kind = f"{hf_config['num_hidden_layers']} layers ({hf_config.get('model_type', 'decoder')})"
     title = one_line(name, _LONGEST_VALUE) if name else f"A model of {kind}"
-    is_hub_id = base is not None and _HUB_ID.fullmatch(base) is not None
-    licence, licence_name = _licence(before)
-    data = ModelCardData(
-        base_model=base if is_hub_id else None,
-        language=codes or None,
-        library_name="transformers",
-        pipeline_tag=_text(before.get("pipeline_tag")) or "text-generation",
-        tags=[TAG, *tags],
-        # The hub reads the name only as a part of the results.
-        model_name=title if results else None,
-        eval_results=list(results) or None,
-        license=licence,
-        license_name=licence_name,
-        license_link=_text(before.get("license_link")),
-    )
-    if base and not is_hub_id:
-        # The hub ignores this key; the next card reads it.
-        data[_MADE_FROM] = base
-    if commit:
-        data[_COMMIT] = commit
+    data = _metadata(before, origin, title, languages, tags, results)
     foreign = _foreign_card(source, ours)
     loads = "It loads in `transformers` as it is." if in_hf_format else "It is a folder in Orbax's format."
     body = [
         f"# {markdown_text(title)}",
-        f"A model of {kind}, made by babel-jax {__version__} from {origin}. {loads}"
+        f"A model of {kind}, made by babel-jax {__version__} from {origin.text}. {loads}"
         + (f" The card of the base is kept in `{BASE_CARD}`." if foreign is not None else ""),
         _licence_line(_text(before.get("license_name")) or _text(before.get("license")), source),
         _snippet(prompt or "The", in_hf_format),
@@ -114,6 +78,75 @@ def card_files(
         CARD: card,
         BASE_CARD: read_bytes(foreign, foreign.parent, MOST_BESIDE_BYTES).decode("utf-8", "replace"),
     }
+
+
+class _Origin(NamedTuple):
+    """What a model was made from: the name of the base and its commit on the hub, each if it is known, and a
+    phrase in Markdown.
+    """
+
+    base: str | None
+    commit: str | None
+    text: str
+
+
+def _origin(
+    source: Path | None, before: Mapping[str, Any], hf_config: Mapping[str, Any], ours: bool
+) -> _Origin:
+    """The origin of a model made from the folder `source`. before, ours: the metadata of the folder's card,
+    and True if this project wrote that card.
+    """
+    base: str | None
+    commit: str | None = None
+    fetched = None if source is None else hub_origin(source.resolve())
+    if fetched is not None:
+        base, commit = fetched.repo, fetched.revision
+    elif ours:
+        # The base of the base: a folder between two steps of our own is nothing that others can get.
+        base = _text(before.get(_MADE_FROM)) or _text(before.get("base_model"))
+        commit = _text(before.get(_COMMIT))
+    else:
+        base = None if source is None else _name(source, hf_config)
+    if base:
+        text = markdown_code(base) + (f" at commit {markdown_code(commit)}" if commit else "")
+    else:
+        text = "a model that babel-jax trained from random weights" if ours else "random weights"
+    return _Origin(base, commit, text)
+
+
+def _metadata(
+    before: Mapping[str, Any],
+    origin: _Origin,
+    title: str,
+    languages: Sequence[str],
+    tags: Sequence[str],
+    results: Sequence[EvalResult],
+) -> ModelCardData:
+    """The front matter. before: that of the source's card."""
+    # Our languages come first, in the registry's order, then all others.
+    known = [one_line(code, _LONGEST_VALUE) for code in _several(before.get("language"))]
+    codes = sorted({*known, *languages}, key=position)
+    is_hub_id = origin.base is not None and _HUB_ID.fullmatch(origin.base) is not None
+    licence, licence_name = _licence(before)
+    data = ModelCardData(
+        base_model=origin.base if is_hub_id else None,
+        language=codes or None,
+        library_name="transformers",
+        pipeline_tag=_text(before.get("pipeline_tag")) or "text-generation",
+        tags=[TAG, *tags],
+        # The hub reads the name only as a part of the results.
+        model_name=title if results else None,
+        eval_results=list(results) or None,
+        license=licence,
+        license_name=licence_name,
+        license_link=_text(before.get("license_link")),
+    )
+    if origin.base and not is_hub_id:
+        # The hub ignores this key; the next card reads it.
+        data[_MADE_FROM] = origin.base
+    if origin.commit:
+        data[_COMMIT] = origin.commit
+    return data
 
 
 def _licence(before: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -167,12 +200,10 @@ def markdown_text(text: object) -> str:
 
 
 def _foreign_card(source: Path | None, ours: bool) -> Path | None:
-    names = (BASE_CARD,) if ours else (CARD,)
-    return (
-        next((source / name for name in names if (source / name).is_file()), None)
-        if source is not None
-        else None
-    )
+    if source is None:
+        return None
+    card = source / (BASE_CARD if ours else CARD)
+    return card if card.is_file() else None
 
 
 class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]

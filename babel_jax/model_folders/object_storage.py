@@ -44,13 +44,7 @@ def stand_in(url: str) -> Path:
                 # Raises the true error if the folder may not be read: `isdir` returns False then.
                 tried(lambda: system.ls(root))
             raise BadInput(f"{without_secrets(url)}: no such model folder")
-        entries = {_file_name(entry): entry for entry in tried(lambda: system.ls(root, detail=True))}
-        entries.pop("", None)
-        if UNFINISHED in entries:
-            raise BadInput(
-                f"{without_secrets(url)}: not whole: a command is writing it, or was killed as it did; run "
-                "that command again"
-            )
+        entries = _entries(system, root, url)
         if not any(name.endswith(_SHARD) for name in entries):
             if _PARAMS in entries and url.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
                 return _copy_without_values(url)
@@ -58,47 +52,66 @@ def stand_in(url: str) -> Path:
                 f"{without_secrets(url)}: holds no safetensors files; Orbax folders can be read on "
                 f"{' and '.join(f'{scheme}://' for scheme in SCHEMES)} alone, so convert the model first"
             )
-
-        # Small files are copied; shards are listed.
         parent = Path(tempfile.mkdtemp(prefix="babel-"))
         atexit.register(shutil.rmtree, parent, ignore_errors=True)
         local = parent / (url.rsplit("/", 1)[-1].strip(".") or "model")
         local.mkdir()
-        shards = {}
-        for name, entry in entries.items():
-            if entry["type"] == "directory":
-                if name in FOLDERS_BESIDE:
-                    (local / name).mkdir()
-                    for below in system.ls(entry["name"], detail=True):
-                        if below["type"] == "file" and _file_name(below):
-                            _fetch(system, below, local / name / _file_name(below), url)
-            elif name.endswith(_SHARD):
-                shards[str(entry["name"])] = local / name
-            elif not name.endswith(WEIGHT_SUFFIXES) or name.endswith(_INDEX):
-                _fetch(system, entry, local / name, url)
-
-        # The header of each shard: first its length, from the first 8 bytes, then the rest.
-        sizes = {
-            str(entry["name"]): int(entry["size"]) for entry in entries.values() if entry["type"] == "file"
-        }
-        starts = tried(lambda: system.cat_ranges(list(shards), 0, 8, on_error="raise"))
-        lengths = [struct.unpack("<Q", data)[0] for data in starts]
-        for (name, file), length in zip(shards.items(), lengths, strict=True):
-            if 8 + length > sizes[name] or length > MOST_HEADER_BYTES:
-                raise BadInput(
-                    f"{without_secrets(url)}/{file.name}: truncated or damaged, or not a safetensors file; "
-                    "copy it there again"
-                )
-        headers = tried(
-            lambda: system.cat_ranges(list(shards), 0, [8 + length for length in lengths], on_error="raise")
-        )
-        for (name, file), header in zip(shards.items(), headers, strict=True):
-            with open(file, "wb") as handle:
-                handle.write(header)
-                handle.truncate(sizes[name])
+        _copy_small_files(system, entries, local, url)
+        _make_shards(system, entries, local, url)
     _URLS[local.resolve()] = url
     show_as(str(local), without_secrets(url))
     return local
+
+
+def _entries(system: Any, root: str, url: str) -> dict[str, Mapping[str, Any]]:
+    """The files and folders of a remote model folder by name. Raises BadInput for one that is not whole."""
+    entries = {_file_name(entry): entry for entry in tried(lambda: system.ls(root, detail=True))}
+    entries.pop("", None)
+    if UNFINISHED in entries:
+        raise BadInput(
+            f"{without_secrets(url)}: not whole: a command is writing it, or was killed as it did; run "
+            "that command again"
+        )
+    return entries
+
+
+def _copy_small_files(system: Any, entries: Mapping[str, Mapping[str, Any]], local: Path, url: str) -> None:
+    """Copies all that is beside the parameters."""
+    for name, entry in entries.items():
+        if entry["type"] == "directory":
+            if name in FOLDERS_BESIDE:
+                (local / name).mkdir()
+                for below in system.ls(entry["name"], detail=True):
+                    if below["type"] == "file" and _file_name(below):
+                        _fetch(system, below, local / name / _file_name(below), url)
+        elif not name.endswith(WEIGHT_SUFFIXES) or name.endswith(_INDEX):
+            _fetch(system, entry, local / name, url)
+
+
+def _make_shards(system: Any, entries: Mapping[str, Mapping[str, Any]], local: Path, url: str) -> None:
+    """Makes each safetensors file: its header, followed by a hole as large as the values."""
+    shards: dict[str, Path] = {}
+    sizes: dict[str, int] = {}
+    for name, entry in entries.items():
+        if entry["type"] != "directory" and name.endswith(_SHARD):
+            shards[str(entry["name"])] = local / name
+            sizes[str(entry["name"])] = int(entry["size"])
+
+    # The header of each shard: first its length, from the first 8 bytes, then the rest.
+    starts = tried(lambda: system.cat_ranges(list(shards), 0, 8, on_error="raise"))
+    lengths = [struct.unpack("<Q", data)[0] for data in starts]
+    for (name, file), length in zip(shards.items(), lengths, strict=True):
+        if 8 + length > sizes[name] or length > MOST_HEADER_BYTES:
+            raise BadInput(
+                f"{without_secrets(url)}/{file.name}: truncated or damaged, or not a safetensors file; "
+                "copy it there again"
+            )
+    ends = [8 + length for length in lengths]
+    headers = tried(lambda: system.cat_ranges(list(shards), 0, ends, on_error="raise"))
+    for (name, file), header in zip(shards.items(), headers, strict=True):
+        with open(file, "wb") as handle:
+            handle.write(header)
+            handle.truncate(sizes[name])
 
 
 def _copy_without_values(url: str) -> Path:

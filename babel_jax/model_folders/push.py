@@ -7,7 +7,7 @@ sends what the hub lacks, because the hub knows the files that it has by their d
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def push_folder(
     reached.
     """
     import huggingface_hub
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub import CommitOperationDelete, HfApi
 
     repo = repo_name(name)
     folder = _checked(fetched(location))
@@ -51,8 +51,6 @@ def push_folder(
             "login`"
         )
     branch = revision or _MAIN
-    files = {path.relative_to(folder.path).as_posix(): path for path in _files(folder.path)}
-    digests = {path.relative_to(folder.path).as_posix(): digest for path, digest in _digests(folder.path)}
     api = HfApi(library_name="babel-jax")
     with explained(repo, revision=branch), _errors_of_sending(repo):
         # An answer that is lost on its way does no harm to any of these calls: they may be repeated.
@@ -61,35 +59,20 @@ def push_folder(
             patiently(lambda: api.create_branch(repo, branch=branch, exist_ok=True), repo)
         head = patiently(lambda: api.model_info(repo, revision=branch), repo)
         there = [sibling.rfilename for sibling in head.siblings or ()]
-        removed = [path for path in there if _is_weights(path) and path not in files]
-
-        additions = []
-        for path, file in files.items():
-            addition = CommitOperationAdd(path, str(file))
-            if path in digests:
-                # Known, so that the file is not read again.
-                addition.upload_info.sha256 = bytes.fromhex(digests[path])
-            additions.append(addition)
+        additions = _additions(folder.path)
         sizes = {addition.path_in_repo: addition.upload_info.size for addition in additions}
+        removed = [path for path in there if _is_weights(path) and path not in sizes]
+        operations: list[Any] = [*additions, *(CommitOperationDelete(path) for path in removed)]
         with Work[Any](f"sending {repo}", total=sum(sizes.values()), unit="B", keep=True) as work:
             for addition in additions:
                 if _is_weights(addition.path_in_repo):
                     patiently(_sender(api, repo, branch, addition), repo)
                     work.update(sizes[addition.path_in_repo])
-            operations: list[Any] = [*additions, *(CommitOperationDelete(path) for path in removed)]
-            commit = patiently(
-                lambda: api.create_commit(
-                    repo,
-                    operations,
-                    commit_message=f"{folder.path.name}, by babel-jax",
-                    revision=branch,
-                    parent_commit=head.sha,
-                ),
-                repo,
-            )
-    is_new = commit.oid != head.sha
-    summary = f"{repo}: {len(files)} files of {sum(sizes.values()):,} bytes, commit {commit.oid[:12]}: {url}"
-    if not is_new:
+            message = f"{folder.path.name}, by babel-jax"
+            commit = patiently(_committer(api, repo, branch, operations, message, head.sha), repo)
+    summary = f"{repo}: {len(sizes)} files of {sum(sizes.values()):,} bytes, commit {commit.oid[:12]}: {url}"
+    # The hub makes no commit of files that it has already.
+    if commit.oid == head.sha:
         summary = f"{repo}: has these files already, commit {commit.oid[:12]}: {url}"
     if removed:
         summary += f"\nremoved there, as weights of an earlier model: {', '.join(removed)}"
@@ -97,15 +80,39 @@ def push_folder(
         "name": repo,
         "url": url,
         "commit": commit.oid,
-        "files": len(files),
+        "files": len(sizes),
         "bytes": sum(sizes.values()),
         "removed": removed,
         "summary": summary,
     }
 
 
-def _sender(api: Any, repo: str, branch: str, addition: Any) -> Any:
+def _additions(folder: Path) -> list[Any]:
+    """The files of a folder, as parts of a commit."""
+    from huggingface_hub import CommitOperationAdd
+
+    digests = dict(_digests(folder))
+    additions = []
+    for file in _files(folder):
+        addition = CommitOperationAdd(file.relative_to(folder).as_posix(), str(file))
+        if file in digests:
+            # Known, so that the file is not read again.
+            addition.upload_info.sha256 = bytes.fromhex(digests[file])
+        additions.append(addition)
+    return additions
+
+
+def _sender(api: Any, repo: str, branch: str, addition: Any) -> Callable[[], Any]:
     return lambda: api.preupload_lfs_files(repo, [addition], revision=branch, free_memory=False)
+
+
+def _committer(
+    api: Any, repo: str, branch: str, operations: list[Any], message: str, parent: str | None
+) -> Callable[[], Any]:
+    """Commits onto `parent`: the hub refuses if somebody else has committed since."""
+    return lambda: api.create_commit(
+        repo, operations, commit_message=message, revision=branch, parent_commit=parent
+    )
 
 
 def _checked(path: Path) -> ModelFolder:

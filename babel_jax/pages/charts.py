@@ -76,6 +76,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
         high = low + 1.0
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
+    # The tolerances here keep a value that is a tick, up to rounding, from adding one more.
     step = next(step * power for step in (1, 2, 5, 10) if step * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(multiple * step, 12) for multiple in range(first, last + 1)]
@@ -101,8 +102,11 @@ def lines(
     """Curves on one axis; the curves of `raw` are drawn thin, below the others."""
     height = 280
     points = list(itertools.chain.from_iterable(curves.values()))
-    xs, ys = ticks(0, max(x for x, _ in points)), ticks(min(y for _, y in points), max(y for _, y in points))
-    plot = _Plot((xs[0], max(x for x, _ in points) or 1), (ys[0], ys[-1]), height)
+    last, values = max(x for x, _ in points), [y for _, y in points]
+    # The axis of steps ends with the last one, not with a tick: else a part of the width would be empty. Thin
+    # curves do not count for the other axis: their peaks would flatten the means.
+    xs, ys = ticks(0, last), ticks(min(values), max(values))
+    plot = _Plot((xs[0], last or 1), (ys[0], ys[-1]), height)
     parts = [plot.grid(xs, ys, x_label, y_label)]
     for name, curve in raw.items():
         parts.append(f'<polyline class="raw s{series[name]}" points="{plot.path(curve)}"/>')
@@ -227,9 +231,8 @@ def layers(sources: Sequence[int], new: Mapping[int, str], depth: int) -> Markup
         f'<text class="axis" x="10" y="12">before: {depth}</text>',
         f'<text class="axis" x="230" y="12">after: {count}</text>',
     ]
-    parts += [
-        f'<text class="tick" x="{x}" y="{height - 6}" text-anchor="middle">input</text>' for x in (60, 280)
-    ]
+    for x in (60, 280):
+        parts.append(f'<text class="tick" x="{x}" y="{height - 6}" text-anchor="middle">input</text>')
     every = 1 if pitch == 20 else 10
     for layer in range(depth):
         parts.append(box(10, layer, "kept", offset))
@@ -265,7 +268,8 @@ class _Rows:
 
     @property
     def height(self) -> int:
-        return sum(_HEAD + self.pitch * len(rows) for rows in self.groups.values()) + _BOTTOM
+        rows = sum(map(len, self.groups.values()))
+        return _HEAD * len(self.groups) + self.pitch * rows + _BOTTOM
 
     @property
     def bottom(self) -> int:
@@ -274,7 +278,8 @@ class _Rows:
     @property
     def left(self) -> int:
         """The width of the labels."""
-        longest = max((len(label) for rows in self.groups.values() for label in rows), default=0)
+        labels = itertools.chain.from_iterable(self.groups.values())
+        longest = max(map(len, labels), default=0)
         return min(max(_LABELS, _CHARACTER * longest), _MOST_LABELS)
 
     def at(self, value: float) -> float:
@@ -290,17 +295,16 @@ class _Rows:
                 y += self.pitch
 
     def grid(self) -> str:
-        parts = [
-            f'<line class="grid" x1="{self.at(x):.1f}" x2="{self.at(x):.1f}" y1="4" y2="{self.bottom}"/>'
-            for x in self.xs
-        ]
-        parts += [
-            (
-                f'<text class="tick" x="{self.at(x):.1f}" y="{self.bottom + 14}" '
+        grid_lines, numbers = [], []
+        for x in self.xs:
+            across = f"{self.at(x):.1f}"
+            grid_lines.append(f'<line class="grid" x1="{across}" x2="{across}" y1="4" y2="{self.bottom}"/>')
+            numbers.append(
+                f'<text class="tick" x="{across}" y="{self.bottom + 14}" '
                 f'text-anchor="middle">{number(x)}</text>'
             )
-            for x in self.xs
-        ]
+        # SVG draws in this order: the lines come first, so that all else is drawn over them.
+        parts = [*grid_lines, *numbers]
         center = (self.left + WIDTH) / 2
         parts.append(
             f'<text class="axis" x="{center:.0f}" y="{self.height - 3}" '
@@ -334,7 +338,8 @@ class _Plot:
     height: int
 
     def at(self, x: float, y: float) -> tuple[float, float]:
-        # Fractions of the width and of the height; an empty range counts as 1.
+        # Fractions of the width and of the height; an empty range counts as 1. Thin curves may leave the
+        # range: they are drawn along its edge.
         across = (x - self.x[0]) / ((self.x[1] - self.x[0]) or 1)
         up = (y - self.y[0]) / ((self.y[1] - self.y[0]) or 1)
         high = self.height - _TOP - _BOTTOM

@@ -9,7 +9,6 @@ scored/xx.jsonl  rows with their `score`; xx.json, written last, has their origi
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import logging
 from collections import Counter
@@ -24,7 +23,7 @@ from jaxtyping import Float
 from babel_jax.config import Source
 from babel_jax.config.quality import Calibration, QualityConfig
 from babel_jax.data.sources.records import source_files
-from babel_jax.data.sources.rows import Row, RowCounts, read_rows
+from babel_jax.data.sources.rows import Row, rows_of_all
 from babel_jax.data.sources.streams import file_version
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.disk_errors import explain_os_errors
@@ -148,9 +147,7 @@ def score_sources(config: QualityConfig, languages: Sequence[str] | None = None)
             if before.get("made") == mark:
                 counted[code] = {name: value for name, value in before.items() if name != "made"}
                 continue
-            rows = itertools.chain.from_iterable(
-                read_rows(source, config.bad_rows, RowCounts()) for source in sources
-            )
+            rows = rows_of_all(sources, config.bad_rows)
             counted[code] = _score_language(
                 rows, out / SCORED / f"{code}.jsonl", code, regressor, quality["grids"], config
             )
@@ -228,19 +225,18 @@ def agreement_table(agreement: dict[str, dict[str, Any]], good: float) -> str:
     ]
     for code, entry in agreement.items():
         name = f"{LANGUAGES[code].name} ({code})" if code in LANGUAGES else "**all**"
-        values = [
-            "" if entry[key] is None else f"{entry[key]:.3f}" for key in ("spearman", "roc_auc", "error")
-        ]
+        values = []
+        for key in ("spearman", "roc_auc", "error"):
+            values.append("" if entry[key] is None else f"{entry[key]:.3f}")
         lines.append(f"| {name} | {entry['n']} | {100 * entry['good']:.0f} | {' | '.join(values)} |")
     return "\n".join(lines)
 
 
 def counts_table(counts: dict[str, dict[str, int]]) -> str:
     """A line for each language: the number of judged documents to train on, and of held-out ones."""
-    lines = [
-        f"{code}: {count['trained']:,} documents to train on, {count['heldout']:,} held out"
-        for code, count in counts.items()
-    ]
+    lines = []
+    for code, count in counts.items():
+        lines.append(f"{code}: {count['trained']:,} documents to train on, {count['heldout']:,} held out")
     return "\n".join(lines)
 
 

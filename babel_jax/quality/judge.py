@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from babel_jax.config.quality import JudgeSettings, QualityConfig
-from babel_jax.data.sources.rows import Row, RowCounts, read_rows
+from babel_jax.data.sources.rows import Row, rows_of_all
 from babel_jax.disk_errors import explain_os_errors
 from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput, one_line
@@ -145,9 +145,7 @@ def _sample(config: QualityConfig) -> Iterator[tuple[str, tuple[str, Row]]]:
     """
     for code in in_order(source.language for source in config.sources):
         sources = [source for source in config.sources if source.language == code]
-        rows = itertools.chain.from_iterable(
-            read_rows(source, config.bad_rows, RowCounts()) for source in sources
-        )
+        rows = rows_of_all(sources, config.bad_rows)
         progress = Work(f"sampling {code}", rows, unit="rows")
         chosen = heapq.nsmallest(config.judge.documents, progress, key=_draw)
         if not chosen:

@@ -187,10 +187,9 @@ def write_vocabulary_text(config: Config, sources: Sequence[Mapping[str, Any]], 
         for source in sources:
             if source["language"] == code and source["text_key"] == "text":
                 texts += [row.text for row in read_rows(Source(**source), config.data.bad_rows, RowCounts())]
-        lines = [
-            json.dumps({"id": str(number), "text": text}, ensure_ascii=False) + "\n"
-            for number, text in enumerate(texts)
-        ]
+        lines = []
+        for number, text in enumerate(texts):
+            lines.append(json.dumps({"id": str(number), "text": text}, ensure_ascii=False) + "\n")
         write_text(folder / f"{code}.jsonl", "".join(lines))
 
 

@@ -61,7 +61,10 @@ def run_card(
 
 
 def _languages_of(mixtures: Mapping[str, Any]) -> set[str]:
-    return {row["language"] for mixture in mixtures.values() for row in mixture["rows"]}
+    languages: set[str] = set()
+    for mixture in mixtures.values():
+        languages.update(row["language"] for row in mixture["rows"])
+    return languages
 
 
 def _intended_use(config: Config, trained: Sequence[str]) -> str:
@@ -86,7 +89,8 @@ def _training_section(config: Config, mixtures: Mapping[str, Any]) -> str:
         "| --- | ---: | ---: | --- | --- |",
     ]
     for stage in config.stages:
-        tokens = sum(_tokens(row) for row in mixtures.get(stage.name, {}).get("rows", []))
+        rows = mixtures.get(stage.name, {}).get("rows", [])
+        tokens = sum(_tokens(row) for row in rows)
         size = f"{tokens:,.0f}" if tokens else ""
         trained = str(stage.train).replace("_", " ")
         lines.append(
@@ -108,6 +112,7 @@ def _data_section(config: Config, mixtures: Mapping[str, Any]) -> str:
     """Tokens and passes by language over all stages, and the sources with their licences."""
     if not mixtures:
         return ""
+    # What is read adds up over the stages; what there is does not: all stages read the same text.
     read: dict[str, float] = {}
     available: dict[str, dict[str, int]] = {}
     for mixture in mixtures.values():
@@ -190,8 +195,11 @@ def _results(points: Mapping[str, Results]) -> list[EvalResult]:
     for task in last:
         scores = scores_of(last, task)
         means = class_means(scores)
-        rows = [(group, label, means[group]) for group, label in groups_with_means(scores).items()]
-        rows += [(code, LANGUAGES[code].name, score) for code, score in scores.items()]
+        rows: list[tuple[str, str, float | None]] = []
+        for group, label in groups_with_means(scores).items():
+            rows.append((group, label, means[group]))
+        for code, score in scores.items():
+            rows.append((code, LANGUAGES[code].name, score))
         for config_name, label, value in rows:
             if value is not None:
                 results.append(

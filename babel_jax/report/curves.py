@@ -51,11 +51,13 @@ def rate_figure(record: RunRecord) -> Figure | None:
     for name, curve in curves.items():
         rates = [rate for _, rate in curve]
         rows.append([name, *(f"{rate:.3g}" for rate in (rates[0], max(rates), rates[-1]))])
+    # More points than the chart has units of width would only make the page larger.
+    shown = {name: averaged(curve, 400) for name, curve in curves.items()}
     return Figure(
         "rate",
         "Learning rate",
         "The rate of each step.",
-        [("", "", lines({name: averaged(curve, 400) for name, curve in curves.items()}, series, "step", ""))],
+        [("", "", lines(shown, series, "step", ""))],
         Table(["Stage", "First", "Highest", "Last"], rows),
         series,
     )

@@ -54,7 +54,7 @@ def _task_figure(record: RunRecord, task: str) -> Figure:
     title, words = _TASKS.get(task, (TITLES.get(task, task), "score; more is better"))
     scores = {name: scores_of(results, task) for name, results in points.items()}
     names = list(points)
-    codes = in_order(code for values in scores.values() for code in values)
+    codes = in_order(set[str]().union(*scores.values()))
     is_bits = task in LOWER_IS_BETTER
     groups = _rows_by_group(scores, codes)
 
@@ -83,7 +83,8 @@ def _task_figure(record: RunRecord, task: str) -> Figure:
         sentence += f" The dashed line is chance ({CHANCE[task]:.0f}%)."
     if any("[?]" in row[1] for row in rows):
         sentence += f" [?]: not enough text to tell; an interval needs {FEWEST_ITEMS} documents."
-    highest = max((value for values in scores.values() for value in values.values()), default=0.0)
+    # The scores of a model that cannot translate yet would only take room.
+    highest = max((max(values.values()) for values in scores.values()), default=0.0)
     is_folded = task in TRANSLATION_TASKS and highest < _CANNOT_TRANSLATE
     if is_folded:
         sentence += f" All scores are below {_CANNOT_TRANSLATE}: the model cannot translate yet."
@@ -111,7 +112,7 @@ def _rows_by_group(
     common = common_to(scores)
     means = [class_means(values) for values in common.values()]
     groups: dict[str, dict[str, tuple[str, list[float | None]]]] = {}
-    labels = groups_with_means({code for values in common.values() for code in values})
+    labels = groups_with_means(set[str]().union(*common.values()))
     for group in ("all", "high", "low"):
         if group in labels:
             # "all 25" and "14 low": the chart has little room.
@@ -208,18 +209,16 @@ def expansion_figures(record: RunRecord) -> Iterator[Figure]:
         begins = ""
         if new:
             begins = f" New layers are filled; they begin as {' or '.join(dict.fromkeys(new.values()))}."
+        rows = []
+        for target, layer in enumerate(plan.layers):
+            state = f"new: {new[target]}" if target in new else "kept"
+            rows.append([str(target), str(layer.source), state])
         yield Figure(
             f"expansion-{index}",
             f"Expansion: {plan.depth} layers become {len(plan.layers)}",
             f"The source of each layer of the deeper model, with the input at the bottom.{begins}",
             [("", "", layers(plan.source_layers, labels, plan.depth))],
-            Table(
-                ["Layer", "Taken from", "State"],
-                [
-                    [str(target), str(layer.source), f"new: {new[target]}" if target in new else "kept"]
-                    for target, layer in enumerate(plan.layers)
-                ],
-            ),
+            Table(["Layer", "Taken from", "State"], rows),
         )
 
 

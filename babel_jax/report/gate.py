@@ -89,10 +89,11 @@ def gate_text(gate: Mapping[str, Any] | None) -> str:
 
 
 def _changes(gate: Mapping[str, Any], name: str) -> list[str]:
-    return [
-        f"{LANGUAGES[code].name} {percent_text(change, gate['intervals'].get(code))}"
-        for code, change in gate[name].items()
-    ]
+    changes = []
+    for code, change in gate[name].items():
+        interval = gate["intervals"].get(code)
+        changes.append(f"{LANGUAGES[code].name} {percent_text(change, interval)}")
+    return changes
 
 
 def _worst_first(changes: Mapping[str, float]) -> dict[str, float]:

@@ -62,6 +62,7 @@ def _sections(record: RunRecord, gate: dict[str, Any] | None, run_folder: Path) 
         assert gate is not None
         return percent_text(gate["changes"][code], gate["intervals"].get(code))
 
+    # What decides comes first: better or worse than the parent, and by how much.
     result_tiles = tiles(record, gate)
     result = _part("gate", gate=gate, tiles=result_tiles, percent_of=percent_of)
     evaluated = evaluation_figures(record)

@@ -125,6 +125,7 @@ def read_run(folder: Path) -> RunRecord:
         for name, results in models.items():
             if name not in run_points:
                 points[name] = {**points.get(name, {}), **results["tasks"]}
+    # A folder from elsewhere may have languages that nobody declared here: they have no name to show.
     for name, results in points.items():
         points[name] = _of_known_languages(results)
     goodput = _object(folder / "goodput.json", GoodputFile)

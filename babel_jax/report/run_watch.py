@@ -71,6 +71,7 @@ def run_state(run_folder: Path) -> dict[str, Any]:
     """{"out", "finished", "step", "total_steps", "stage", "loss", "rate", "gradient_norm",
     "tokens_per_second", "seconds_left", "languages", "summary"}; values of steps are absent before the first.
     """
+    # Of a run in a bucket, only these files are fetched: checkpoints are large.
     pull(run_folder, lambda name: name in (_METRICS, "config.toml") or name.startswith("evaluation/"))
     status = run_status(run_folder)
     lines = read_last_lines(run_folder / _METRICS, StepLine, _MEAN_OF)
@@ -105,8 +106,12 @@ def _languages(
     scores = _newest_scores(run_folder)
     languages: dict[str, dict[str, Any]] = {}
     for code, tokens in last.get("tokens_by_language", {}).items():
-        losses = [line["loss_by_language"].get(code) for line in recent if "loss_by_language" in line]
-        known = [loss for loss in losses if loss is not None]
+        # A small batch has no window of some languages.
+        known = []
+        for line in recent:
+            loss = line.get("loss_by_language", {}).get(code)
+            if loss is not None:
+                known.append(loss)
         languages[code] = {
             "loss": sum(known) / len(known) if known else None,
             "tokens": tokens,
@@ -118,6 +123,7 @@ def _languages(
 
 def _newest_scores(run_folder: Path) -> Mapping[str, Any]:
     """The last measured bits per byte by language: between steps, or at a point of the run."""
+    # By the time of writing: the file of a point does not say at which step it was measured.
     measured: list[tuple[float, Mapping[str, Any]]] = []
     between = run_folder / "evaluation" / DURING
     if lines := read_last_lines(between, DuringLine, 1):

@@ -190,8 +190,9 @@ def by_axes(collectives: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         total[0] += collective["bytes"] * collective["times"]
         total[1] += collective["times"]
     ordered = sorted(sums.items(), key=lambda item: -item[1][0])
-    return [
-        {"kind": kind, "axes": axes, "bytes": moved, "times": times}
-        for (kind, axes), (moved, times) in ordered
-        if axes
-    ]
+    table = []
+    for (kind, axes), (moved, times) in ordered:
+        # Without axes nothing is moved: each device is a group of its own.
+        if axes:
+            table.append({"kind": kind, "axes": axes, "bytes": moved, "times": times})
+    return table

@@ -140,9 +140,8 @@ class Program:
 
     def _collectives_in(self, name: str, times: int) -> Iterator[Collective]:
         instructions = self.computations[name]
-        if name.startswith("async_collective_fusion") or any(
-            _DONE in instruction.rest for instruction in instructions
-        ):
+        waits = any(_DONE in instruction.rest for instruction in instructions)
+        if name.startswith("async_collective_fusion") or waits:
             return
         shapes = self.shapes_of(name)
         for instruction in instructions:
@@ -233,9 +232,10 @@ class Program:
             return _in_hbm(instruction.shape) + sum(map(_in_hbm, operands))
         (called,) = called_by(instruction.rest, "calls")
         parts = self._parts_read(called)
-        read = sum(
-            min(_in_hbm(shape), parts.get(number, _in_hbm(shape))) for number, shape in enumerate(operands)
-        )
+        read = 0
+        for number, shape in enumerate(operands):
+            whole = _in_hbm(shape)
+            read += min(whole, parts.get(number, whole))
         return read + max(0, _in_hbm(instruction.shape) - self._not_written(called))
 
     def _parts_read(self, name: str) -> dict[int, int]:

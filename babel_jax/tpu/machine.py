@@ -335,9 +335,10 @@ def _time(days: float) -> str:
 def _memory_line(result: dict[str, Any], card: Gpu, usable: float) -> str:
     """The memory of a train step and whether the run fits, with the method."""
     memory = result["memory_gib"]
-    parts = ", ".join(
-        f"{name} {value:.2f}" for name, value in memory.items() if name != "total" and value is not None
-    )
+    parts = []
+    for name, value in memory.items():
+        if name != "total" and value is not None:
+            parts.append(f"{name} {value:.2f}")
     most = max((program["hbm_gib"]["total"] or 0 for program in result.get("programs", [])), default=0)
     if not result["fits"]:
         verdict = "does not fit"
@@ -352,4 +353,4 @@ def _memory_line(result: dict[str, Any], card: Gpu, usable: float) -> str:
         by = "by the model of memory, not compiled"
         if card.cuda is not None:
             by += "; to compile, on a machine with or without a card: pip install 'babel-jax[gpu]'"
-    return f"memory of a device: {total} of {card.capacity:.1f} GiB, {verdict} ({parts}); {by}"
+    return f"memory of a device: {total} of {card.capacity:.1f} GiB, {verdict} ({', '.join(parts)}); {by}"

@@ -110,10 +110,9 @@ def _candidates(config: Config) -> Iterator[list[Config]]:
     pieces = [count for count in divisors(batch) if count & (count - 1) == 0][:6]
     for mesh in meshes:
         for count in pieces:
-            changes = [
-                {"mesh": dict(mesh), "gradient_accumulation": count, "remat": remat} for remat in _POLICIES
-            ]
-            yield [
-                config.model_copy(update={"training": config.training.model_copy(update=change)})
-                for change in changes
-            ]
+            candidates = []
+            for remat in _POLICIES:
+                change = {"mesh": dict(mesh), "gradient_accumulation": count, "remat": remat}
+                training = config.training.model_copy(update=change)
+                candidates.append(config.model_copy(update={"training": training}))
+            yield candidates

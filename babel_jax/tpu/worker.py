@@ -210,10 +210,10 @@ def out_of_hbm(message: str) -> dict[str, float] | None:
     if "RESOURCE_EXHAUSTED" not in message or "memory space vmem" in message:
         return None
     units = {"K": 2**-20, "M": 2**-10, "G": 1.0, "T": 2**10}
-    sizes = [
-        float(size) * units[unit]
-        for size, unit in re.findall(r"(\d+(?:\.\d+)?)\s?([KMGT])(?:i?B)?\b", message)
-    ]
+    # "HLO temporaries (91.47G) exceed available HBM (15.75G)": first what is needed, then what there is.
+    sizes = []
+    for size, unit in re.findall(r"(\d+(?:\.\d+)?)\s?([KMGT])(?:i?B)?\b", message):
+        sizes.append(float(size) * units[unit])
     return {
         "needs": sizes[0] if sizes else 0.0,
         "has": sizes[1] if len(sizes) > 1 else 0.0,

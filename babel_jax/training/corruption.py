@@ -6,6 +6,7 @@ Fleets of accelerators have such chips (Hochschild et al. 2021, "Cores that don'
 equal bit by bit. Parameters that are replicated must be equal on all devices.
 """
 
+import math
 import socket
 from collections import Counter
 from collections.abc import Sequence
@@ -148,11 +149,9 @@ def _groups_of_replicas(mesh: Mesh, spec: PartitionSpec) -> list[np.ndarray]:
     for axes in spec:
         cut |= {axes} if isinstance(axes, str) else set(axes or ())
     # Axes that cut the leaf first: each row of the rest is then one group of replicas.
-    order = [number for number, axis in enumerate(AXES) if axis in cut] + [
-        number for number, axis in enumerate(AXES) if axis not in cut
-    ]
+    order = sorted(range(len(AXES)), key=lambda number: AXES[number] not in cut)
     places = np.arange(mesh.size).reshape(mesh.devices.shape).transpose(order)
-    replicas = int(np.prod([mesh.shape[axis] for axis in AXES if axis not in cut]))
+    replicas = math.prod(mesh.shape[axis] for axis in AXES if axis not in cut)
     return list(places.reshape(-1, replicas))
 
 
@@ -166,4 +165,5 @@ def _minority(sums: np.ndarray, group: np.ndarray) -> set[int]:
         return set()
     if counts[0][1] == counts[1][1]:
         return set(group.tolist())
-    return {int(device) for device, value in zip(group, sums.tolist(), strict=True) if value != counts[0][0]}
+    most_frequent = counts[0][0]
+    return {int(device) for device in group[sums != most_frequent]}

@@ -162,11 +162,10 @@ def check_batch(mesh: Mesh, global_batch_size: int, gradient_accumulation: int, 
     # Each device of `context` has one part of a window's first half and one of its second half.
     context = mesh.shape[CONTEXT]
     if context > 1 and seq_len % (2 * context):
-        fit = [
-            size
-            for size in divisors(seq_len)
-            if size <= 2 * context and (size == 1 or seq_len % (2 * size) == 0)
-        ]
+        fit = []
+        for size in divisors(seq_len):
+            if size <= 2 * context and (size == 1 or seq_len % (2 * size) == 0):
+                fit.append(size)
         raise BadInput(
             f"training.mesh: context = {context} cuts windows into {2 * context} parts, which does not "
             f"divide data.seq_len = {seq_len}; "
@@ -222,7 +221,8 @@ def window_share(mesh: Mesh) -> tuple[int, int]:
 def global_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """The global arrays of a batch, from this process's share of its windows (see `window_share`)."""
     sharding, (_, shares) = batch_sharding(mesh), window_share(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows, (len(rows) * shares, *rows.shape[1:]))
-        for name, rows in batch.items()
-    }
+    arrays = {}
+    for name, rows in batch.items():
+        shape = (len(rows) * shares, *rows.shape[1:])
+        arrays[name] = jax.make_array_from_process_local_data(sharding, rows, shape)
+    return arrays

@@ -1,5 +1,6 @@
 """What measurements say: the fastest candidate, or that the difference is within the spread."""
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ class Measured(NamedTuple):
         """The median over all counted steps."""
         if self.failure is not None or not self.step_seconds:
             return None
-        return statistics.median([second for visit in self.step_seconds for second in visit])
+        return statistics.median(itertools.chain.from_iterable(self.step_seconds))
 
     @property
     def spread(self) -> float:
@@ -67,7 +68,7 @@ def measured(journal: Journal, candidate: Candidate, visits: range | None = None
     def largest(name: str, among: Sequence[dict[str, Any]]) -> float | None:
         return max((line[name] for line in among if line.get(name) is not None), default=None)
 
-    # A program that came from the cache was compiled earlier.
+    # A program that came from the cache was compiled earlier: its seconds are those of reading it.
     compiled = [line for line in lines if not line.get("compiled_before")]
     return Measured(
         candidate,

@@ -90,11 +90,11 @@ def pairing_tasks(settings: DataSettings, language: str) -> list[PairingTask]:
     documents = sum(shard.documents for shard in shards_of(cleaned_folder(settings, language)))
     buckets = max(1, -(-documents // settings.deduplication.bucket_documents))
     bands = 1 + (settings.deduplication.bands if settings.deduplication.near else 0)
-    return [
-        PairingTask(settings, language, band, bucket, buckets)
-        for band in range(bands)
-        for bucket in range(buckets)
-    ]
+    tasks = []
+    for band in range(bands):
+        for bucket in range(buckets):
+            tasks.append(PairingTask(settings, language, band, bucket, buckets))
+    return tasks
 
 
 def pair_bucket(task: PairingTask) -> None:

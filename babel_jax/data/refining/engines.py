@@ -87,10 +87,9 @@ class _Processes:
                 self._number, multiprocessing.get_context("spawn"), _end_with_parent
             )
             with _quiet(), deaf_children():
-                futures = {
-                    self._pool.submit(_run, function, languages, task): number
-                    for number, task in missing.items()
-                }
+                futures = {}
+                for number, task in missing.items():
+                    futures[self._pool.submit(_run, function, languages, task)] = number
             try:
                 for future in as_completed(futures):
                     result = future.result()

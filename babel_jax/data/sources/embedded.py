@@ -26,10 +26,10 @@ def embedded_folder() -> Path:
 
 def embedded_corpus() -> dict[str, list[Row]]:
     """The rows of the embedded corpus by language."""
-    return {
-        source.language: list(read_rows(source, BadRows.REFUSE, RowCounts()))
-        for source in corpus_sources(embedded_folder())
-    }
+    corpus = {}
+    for source in corpus_sources(embedded_folder()):
+        corpus[source.language] = list(read_rows(source, BadRows.REFUSE, RowCounts()))
+    return corpus
 
 
 def corpus_sources(folder: Path | str) -> tuple[Source, ...]:

@@ -6,7 +6,7 @@ import math
 import operator
 import re
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,12 @@ class RowCounts:
         self.bad += other.bad
         self.empty += other.empty
         self.located = (self.located + other.located)[:MAX_LOCATED]
+
+
+def rows_of_all(sources: Iterable[Source], bad_rows: BadRows) -> Iterator[Row]:
+    """The usable rows of several sources, one after the other; see `read_rows`."""
+    for source in sources:
+        yield from read_rows(source, bad_rows, RowCounts())
 
 
 def read_rows(

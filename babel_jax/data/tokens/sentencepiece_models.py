@@ -66,9 +66,9 @@ def as_tokenizer_json(model: bytes, location: str) -> str:
 
 
 def _unigram(proto: ModelProto) -> models.Unigram:
-    vocabulary = [
-        (piece.piece, piece.score if piece.type == _KINDS.NORMAL else _NEVER) for piece in proto.pieces
-    ]
+    vocabulary = []
+    for piece in proto.pieces:
+        vocabulary.append((piece.piece, piece.score if piece.type == _KINDS.NORMAL else _NEVER))
     unknown = next(number for number, piece in enumerate(proto.pieces) if piece.type == _KINDS.UNKNOWN)
     return models.Unigram(vocabulary, unk_id=unknown, byte_fallback=True)
 

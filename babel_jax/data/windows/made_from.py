@@ -113,10 +113,10 @@ def origins_of_sources(settings: DataSettings, language: str) -> list[dict[str, 
     if is_refined(settings):
         for counts in part_counts(cleaned_folder(settings, language)):
             known |= counts["made_from"].get("files", {})
-    return [
-        {**source.model_dump(mode="json"), **origin_of(source, known=known)}
-        for source in sources_of(settings, language)
-    ]
+    origins = []
+    for source in sources_of(settings, language):
+        origins.append({**source.model_dump(mode="json"), **origin_of(source, known=known)})
+    return origins
 
 
 def first_change(
@@ -126,8 +126,8 @@ def first_change(
     sources = sources_of(settings, language)
     if len(sources) != len(before):
         return f"then {len(before)} sources, now {len(sources)}"
-    changes = [
-        changed_text(earlier, source, recheck=recheck)
-        for earlier, source in zip(before, sources, strict=True)
-    ]
-    return next((f"changed: {change}" for change in changes if change is not None), None)
+    for earlier, source in zip(before, sources, strict=True):
+        change = changed_text(earlier, source, recheck=recheck)
+        if change is not None:
+            return f"changed: {change}"
+    return None
