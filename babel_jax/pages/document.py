@@ -37,6 +37,7 @@ class Section:
 
 def paired(figures: Sequence[Figure]) -> list[Figure]:
     """The figures, so arranged that no narrow one is alone in a row: its table is shown beside its chart."""
+    # Two narrow figures share a row. A wide one begins a new row, and may leave the one before it alone.
     arranged: list[Figure] = []
     has_partner = True
     for figure in figures:

@@ -204,7 +204,8 @@ def package_rows(code: str) -> list[Row]:
     alike = [other for other in corpus if LANGUAGES[other].script == script and other != "en"]
     if alike:
         return corpus[alike[0]]
-    letters = [chr(point) for point in range(_LAST_CODE_POINT) if letters_of(script).match(chr(point))]
+    of_script = letters_of(script)
+    letters = [letter for letter in map(chr, range(_LAST_CODE_POINT)) if of_script.match(letter)]
     rows = []
     for row in corpus["sw"]:
         text = "".join(letters[ord(one) % len(letters)] if one.isalpha() else one for one in row.text)

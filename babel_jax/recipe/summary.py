@@ -79,5 +79,9 @@ def _goodput_line(parts: dict[str, float] | None) -> list[str]:
     if parts is None:
         return []
     largest_first = sorted(parts.items(), key=lambda item: -item[1])
-    rest = [f"{name} {part:.1%}" for name, part in largest_first if name != "step" and part >= 0.001]
+    rest = []
+    for name, part in largest_first:
+        # Smaller parts would be shown as 0.0%.
+        if name != "step" and part >= 0.001:
+            rest.append(f"{name} {part:.1%}")
     return [f"Goodput {parts['step']:.1%} of the wall time of training; the rest: {', '.join(rest)}."]

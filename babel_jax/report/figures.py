@@ -251,6 +251,7 @@ def _devices(steps: Sequence[Mapping[str, Any]]) -> str:
         )
         words += f" The fullest device of process 0 held {fullest['device_memory_peak_gib']:.1f}{limit} GiB."
     if compared := [step for step in steps if "slowest_process" in step]:
+        # By the difference: in the first steps all processes are slow alike.
         worst = max(
             compared, key=lambda step: step["slowest_process_seconds"] - step["median_process_seconds"]
         )

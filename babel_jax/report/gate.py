@@ -46,6 +46,7 @@ def regression_gate(
         elif interval["high"] > tolerance:
             unclear[code] = change
 
+    # A language that is surely worse decides, whatever is unknown about others.
     tasks = _worse_tasks(items, model)
     verdict = FAILED if worse or tasks else TOO_LITTLE if unknown else PASSED
     return {

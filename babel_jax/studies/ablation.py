@@ -121,6 +121,7 @@ def ablate(
     in Babel-9B. `overrides` are settings of configs/ablation.toml. Raises BadInput for arguments that do not
     fit.
     """
+    # A variant that is misspelled is told now, and not after hours of the others.
     for variant in variants:
         _check(variant)
     study = _prepared(model, data, out, new_layers, tokens, overrides)
@@ -128,6 +129,7 @@ def ablate(
     # All variants of one depth compile the same train step.
     with compiled_in(out / "compiled"):
         base = _bits_per_byte(study, study.model_config, study.params)
+        # Seed by seed: a study that is stopped has all variants with the first seeds, and can be compared.
         for seed in seeds:
             for variant in variants:
                 path = out / "results" / f"{variant.replace(':', '-')}-{seed}.json"
@@ -244,7 +246,7 @@ def _result(study: Study, variant: str, seed: int, tokens: int, runs: Path) -> d
     deeper = expand_config(study.model_config, plan) if plan is not None else study.model_config
 
     def params() -> PyTree[Array]:
-        # Training donates its arrays, so each training gets its own copy.
+        # Training donates its arrays: it would leave nothing for the next variant, so it gets a copy.
         if plan is None:
             return jax.tree.map(jnp.copy, study.params)
         return expanding(param_shardings(deeper, make_mesh(study.config.training.mesh)))(study.params, plan)
@@ -299,6 +301,7 @@ def _stages(stage: Stage, steps: int, new_first: bool) -> tuple[Stage, ...]:
     """The stage over so many steps. With `new_first`, a stage before it trains the new layers alone, at its
     peak rate, for a part of the steps.
     """
+    # Both stages together have the steps of the other variants, so that all read as many tokens.
     alone = round(_NEW_FIRST_FRACTION * steps) if new_first else 0
     stages = (stage.model_copy(update={"steps": steps - alone, "tokens": None}),)
     if not alone:
@@ -337,6 +340,7 @@ def _plan(study: Study, variant: str, seed: int) -> ExpansionPlan | None:
         positions = {"insert_after": layers_to_double(result, count)}
     else:
         positions = {"new_layers": count}
+    # Only noise is drawn: the plans of all other inits are the same for every seed.
     seeded = {"seed": seed} if INITS[init]["init"] is Init.NOISE else {}
     return plan_from_settings(ExpansionSettings(**{**positions, **INITS[init], **seeded}), depth)
 

@@ -89,6 +89,7 @@ def check_catalogue(names: Sequence[str] = ()) -> dict[str, Any]:
         raise BadInput(f"no corpus or benchmark {unknown[0]!r}; known are {', '.join(known)}")
     chosen = list(names) or list(known)
     checked, skipped = [], {}
+    # All entries are asked for, also after one that differs: the weekly job shows everything at once.
     for name in Work("checking", chosen, unit="entries"):
         if name in SOURCES:
             checked.append(_benchmark(name))
@@ -126,6 +127,7 @@ def _corpus(name: str) -> dict[str, Any]:
     entry = catalogue()[name]
     found = _Found(name, "corpus")
     with found.problems_of():
+        # The entry is expanded as in a config, so that the check reads what a run would read.
         sources = [Source(**given) for given in expand({"catalogue": name}, Source.model_fields)]
         repo = _repo_of(sources[0])
         if repo is not None:

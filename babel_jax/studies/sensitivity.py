@@ -222,6 +222,7 @@ def _run(
         removed, doubled = jnp.split(_nats(config, params, both, twice, parallel), 2)
         return after, jnp.stack([jnp.sum(cosines, axis=1), removed, doubled], axis=1)
 
+    # The number of the layer is traced, so that one program serves all layers.
     arguments = (params, layer, stream, window)
     if parallel.is_single_device:
         return of_own_windows(*arguments)
@@ -328,6 +329,7 @@ def plot_sensitivity(path: Path, result: Sensitivity) -> None:
                 changes.plot(layers, change, style, color=color, marker=".", label=f"{name}, {label}")
         cosines.set_ylabel("cosine of the stream before and after")
         cosines.set_title("Similarity of each layer's input and output")
+        # Some layers cost a thousand times as much as others, and some changes are below zero.
         changes.set_yscale("symlog", linthresh=1)
         changes.set_ylabel("change of bits per byte, %")
         changes.set_xlabel("layer")

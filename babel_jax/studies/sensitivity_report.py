@@ -64,6 +64,7 @@ def measure_sensitivity(
         kept = before["layers"]
         log.info("sensitivity: %d of %d layers are known", len(kept), folder.config.num_hidden_layers)
 
+    # After each layer: a pass over a large model may take minutes.
     def keep(layer: int, effect: LayerEffect) -> None:
         kept[str(layer)] = effect._asdict()
         write_text(path, json.dumps({"mark": mark, "layers": kept}, indent=2) + "\n")

@@ -62,9 +62,11 @@ def _slices(kind: str) -> list[tuple[int, ...]]:
 
 def _near(kind: str, extents: str) -> list[str]:
     """Slices with a similar number of chips; of equally similar ones, the most cubic first."""
-    wanted = math.prod(max(1, int(part)) for part in re.findall(r"\d+", extents) or ["256"])
+    given = re.findall(r"\d+", extents) or ["256"]
+    wanted = math.prod(max(1, int(part)) for part in given)
 
     def distance(shape: tuple[int, ...]) -> tuple[float, int]:
         return abs(math.prod(shape) - wanted) / (math.prod(shape) + wanted), max(shape)
 
-    return [f"{kind}:{'x'.join(map(str, shape))}" for shape in sorted(_slices(kind), key=distance)[:4]]
+    nearest = sorted(_slices(kind), key=distance)[:4]
+    return [f"{kind}:{'x'.join(map(str, shape))}" for shape in nearest]

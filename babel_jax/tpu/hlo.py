@@ -126,9 +126,8 @@ class Program:
             for instruction in self.computations[waiting.pop()]:
                 if instruction.operation == "constant" and (value := re.match(r"(\d+)\)", instruction.rest)):
                     constants.append(int(value.group(1)))
-                waiting += [
-                    called for called in called_by(instruction.rest, "calls") if called in self.computations
-                ]
+                called = called_by(instruction.rest, "calls")
+                waiting += [name for name in called if name in self.computations]
         return max(constants)
 
     def collectives(self) -> list[Collective]:
@@ -366,10 +365,13 @@ def _group(rest: str) -> tuple[int, ...]:
         rest,
     ):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
-        ids = _numbered(match[2] or ",".join(map(str, sizes.values())), match[3]).reshape(*sizes.values())
-        return tuple(
-            ids[tuple(slice(None) if f"'{name}'" in match[4] else 0 for name in sizes)].flatten().tolist()
-        )
+        numbers = match[2] or ",".join(map(str, sizes.values()))
+        ids = _numbered(numbers, match[3]).reshape(*sizes.values())
+        # The first group: all places of the axes that are named, and the first of all others.
+        index: list[slice | int] = []
+        for name in sizes:
+            index.append(slice(None) if f"'{name}'" in match[4] else 0)
+        return tuple(ids[tuple(index)].flatten().tolist())
     return ()
 
 

@@ -328,11 +328,10 @@ def newest_step(folder: Path) -> int:
         steps = [path.name for path in folder.glob("*")]
     else:
         # In a bucket a step has its final name while it is being written: its mark is what counts.
-        steps = [
-            path.parent.name
-            for path in listing(folder)
-            if path.name == SUCCESS and path.parent.parent == folder
-        ]
+        steps = []
+        for path in listing(folder):
+            if path.name == SUCCESS and path.parent.parent == folder:
+                steps.append(path.parent.name)
     return max((int(step) for step in steps if step.isdecimal()), default=0)
 
 

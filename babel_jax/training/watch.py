@@ -37,9 +37,8 @@ class Watch:
     def resume_at(self, step: int) -> None:
         """Reads the evaluations up to `step`. Later ones come from the interrupted run; they are deleted."""
         if self._every is not None:
-            self._lines = [
-                line for line in read_lines(self._folder / DURING, DuringLine) if line["step"] <= step
-            ]
+            lines = read_lines(self._folder / DURING, DuringLine)
+            self._lines = [line for line in lines if line["step"] <= step]
             self._write()
 
     def due(self, step: int) -> bool:
@@ -58,7 +57,11 @@ class Watch:
     @property
     def best_step(self) -> int | None:
         """The step with the lowest mean bits per byte so far; the first one, where several are equal."""
-        means = {line["step"]: _mean(line) for line in self._lines if line["tasks"].get("bits_per_byte")}
+        means = {}
+        for line in self._lines:
+            # Without held-out text there is nothing to choose by.
+            if line["tasks"].get("bits_per_byte"):
+                means[line["step"]] = _mean(line)
         return min(means, key=lambda step: means[step], default=None)
 
     def _write(self) -> None:

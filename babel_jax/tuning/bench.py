@@ -148,6 +148,7 @@ class Bench:
         check_batch(mesh, training.global_batch_size, training.gradient_accumulation, config.data.seq_len)
         window_share(mesh)
         setup = setup_of(config, mesh, self._model, self._stage.train, planned_languages(config))
+        # Before the compiler, which may take minutes for a program that cannot fit.
         self._check_memory(device_bytes(setup.abstract), "parameters and moments take")
         program = step_program(config, setup, mesh, self._stage.name)
 
@@ -220,6 +221,7 @@ class Bench:
 
     def _take_state(self, setup: Setup) -> TrainState:
         """A state for the setup. It is used up by the next step."""
+        # Without a reference from here, so that a state that is not used is freed before another one is made.
         state, of, self._state, self._state_of = self._state, self._state_of, None, None
         if state is not None and of is not None and _same(of.abstract, setup.abstract):
             return state

@@ -59,6 +59,7 @@ def _as_toml(value: Any) -> str:
 
 def candidate_of(config: Config, changes: Mapping[str, Any]) -> Candidate:
     """The config with other values of `training`. Raises BadInput for a value that no setting takes."""
+    # Through the text of all settings, so that changed values are checked like those of a config file.
     values = json.loads(config.model_dump_json(exclude_none=True))
     before = dict(values["training"])
     values["training"] |= changes
@@ -83,6 +84,7 @@ def asked_candidates(config: Config, tries: Sequence[str]) -> list[Candidate]:
         found.append(candidate_of(config, dict(zip(values, combination, strict=True))))
         if len(found) > MOST_CANDIDATES:
             raise BadInput(f"--try: more than {MOST_CANDIDATES} combinations; name fewer values")
+    # A combination may be the config itself, or the same as another one after its values are read.
     unique = list({candidate.key: candidate for candidate in found}.values())
     if len(unique) == 1:
         raise BadInput("--try: no candidates: these are the settings of the config; name other values too")
@@ -131,6 +133,7 @@ def default_candidates(config: Config, possible: Possible) -> list[Candidate]:
 
 def _single_changes(config: Config, possible: Possible) -> Iterator[dict[str, Any]]:
     training = config.training
+    # The number of candidates is small: each is compiled and visited several times.
     for remat in Remat:
         yield {"remat": str(remat)}
     if not training.scan_layers or possible.shape.num_hidden_layers <= _MOST_WRITTEN_OUT:
@@ -174,6 +177,7 @@ def later_candidates(
     found = []
     if len(winners) > 1:
         found.append(candidate_of(config, winners))
+    # Half as many rows at once need about half of the activations.
     smaller = 2 * config.training.gradient_accumulation
     if too_large and smaller in possible.micro_batches:
         # Policies are in the order of what they keep: the last one keeps least.

@@ -60,6 +60,7 @@ def mark_of(config: Config, stage: Stage, model: Depth) -> str:
     """A digest of all that decides the programs of the candidates and their time: the settings of the step,
     the model, the devices and the versions.
     """
+    # Paths and budgets are left out: with other text of the same shapes the step takes as long.
     training = json.loads(config.training.model_dump_json(exclude=set(_WITHOUT_EFFECT)))
     decides = {
         "training": training,

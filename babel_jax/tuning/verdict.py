@@ -104,6 +104,7 @@ def verdict_of(today: Measured, others: Sequence[Measured]) -> Verdict | None:
     fastest = min(ran, key=lambda one: one.seconds or 0.0)
     if today.seconds is None:
         return Verdict(fastest, None, fastest.spread, fastest)
+    # A gain within the spread of either may be luck; then the user's settings stay.
     gain, spread = _gain(fastest, today), max(fastest.spread, today.spread)
     return Verdict(fastest, gain, spread, fastest if gain > max(spread, LEAST_GAIN) else today)
 
@@ -112,6 +113,7 @@ def winners_of(today: Measured, others: Sequence[Measured]) -> dict[str, Any]:
     """For each setting, the value with which the step is faster than today's by more than the spread: the
     fastest of them. Only candidates that change one setting count.
     """
+    # Of several settings at once, nobody knows which one made the step faster.
     single: dict[str, list[Measured]] = {}
     for one in others:
         if len(one.candidate.changes) == 1:

@@ -105,13 +105,14 @@ class HuggingFaceTokenizer(Tokenizer):
         check_ids(self._raw, self._added, path)
 
         ids = self._raw.get_vocab(with_added_tokens=True)
-        if len(set(ids.values())) < len(ids):
-            seen: dict[int, str] = {}
-            twice = next(token for token, number in ids.items() if seen.setdefault(number, token) != token)
-            raise BadInput(
-                f"{path}: the tokens {seen[ids[twice]]!r} and {twice!r} have the same id {ids[twice]}; fetch "
-                "the tokenizer again"
-            )
+        seen: dict[int, str] = {}
+        for token, number in ids.items():
+            if number in seen:
+                raise BadInput(
+                    f"{path}: the tokens {seen[number]!r} and {token!r} have the same id {number}; fetch the "
+                    "tokenizer again"
+                )
+            seen[number] = token
         self.vocab_size = max(ids.values(), default=-1) + 1
         if changed:
             content += json.dumps([dataclasses.asdict(token) for token in changed]).encode()
