@@ -218,15 +218,15 @@ def change_between_groups(
     a group has no language.
     """
     pairs = {task: _pairs(task, ours, theirs)}
-    groups = [pair for pair in (_pair_of_group(pairs, first), _pair_of_group(pairs, second)) if pair]
-    if len(groups) < 2:
+    one, other = _pair_of_group(pairs, first), _pair_of_group(pairs, second)
+    if one is None or other is None:
         return None
     # The two groups take the places of ours and theirs.
     between = _Pair(
-        np.stack([_percent(*pair.scores) for pair in groups]),
-        np.stack([_percent(*pair.draws) for pair in groups]),
-        min(pair.items for pair in groups),
-        all(pair.is_enough for pair in groups),
+        np.stack([_percent(*one.scores), _percent(*other.scores)]),
+        np.stack([_percent(*one.draws), _percent(*other.draws)]),
+        min(one.items, other.items),
+        one.is_enough and other.is_enough,
     )
     return between.interval(np.subtract)
 

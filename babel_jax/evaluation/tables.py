@@ -223,26 +223,35 @@ def suite_table(results: PointResults) -> list[str]:
     ]
     lines.append("| --- | --- | ---: |" + " ---: |" * len(results))
     for task in tasks:
-        name = task.replace("_", " ") + (", accuracy %" if task in CHOICE_TASKS else ", chrF++")
-        chance = f" (chance {CHANCE[task]:.0f})" if task in CHANCE else ""
-        scores = {}
-        for point, of_point in results.items():
-            by_language = of_point.get(task, {})
-            scores[point] = {code: value["score"] for code, value in by_language.items()}
-        common = common_to(scores)
-        codes = in_order(set[str]().union(*common.values()))
-        if not codes:
-            continue
-        means = [class_means(values) for values in common.values()]
-        # The number of items is that of the first point that has the task.
-        counts = next(of_point[task] for of_point in results.values() if of_point.get(task))
-        labels = groups_with_means(codes) or {"all": LANGUAGES[codes[0]].name}
-        for group, label in labels.items():
-            group_means = [of_point[group] for of_point in means]
-            cells = ["" if mean is None else f"{mean:.1f}" for mean in group_means]
-            items = sum(counts[code]["n"] for code in codes if _is_in(code, group))
-            lines.append(f"| {name}{chance} | {label} | {items} | " + " | ".join(cells) + " |")
+        lines += _suite_rows(task, [of_point.get(task, {}) for of_point in results.values()])
     return [*lines, ""]
+
+
+def _suite_rows(task: str, by_point: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """The rows of a task, one for each group of languages. by_point: the results by language."""
+    name = task.replace("_", " ") + (", accuracy %" if task in CHOICE_TASKS else ", chrF++")
+    chance = f" (chance {CHANCE[task]:.0f})" if task in CHANCE else ""
+    scores = {}
+    for number, by_language in enumerate(by_point):
+        scores[str(number)] = {code: value["score"] for code, value in by_language.items()}
+    # Points are compared over the languages that all of them have.
+    common = list(common_to(scores).values())
+    codes = in_order(set[str]().union(*common))
+    if not codes:
+        return []
+
+    # The number of items is that of the first point that has the task.
+    counts = next(by_language for by_language in by_point if by_language)
+    labels = groups_with_means(codes) or {"all": LANGUAGES[codes[0]].name}
+    rows = []
+    for group, label in labels.items():
+        cells = []
+        for values in common:
+            mean = class_means(values)[group]
+            cells.append("" if mean is None else f"{mean:.1f}")
+        items = sum(counts[code]["n"] for code in codes if _is_in(code, group))
+        rows.append(f"| {name}{chance} | {label} | {items} | {' | '.join(cells)} |")
+    return rows
 
 
 def _is_in(code: str, group: str) -> bool:
@@ -260,11 +269,14 @@ def plot_points(path: Path, points: Points, losses: Mapping[str, Sequence[tuple[
         for index, (name, values) in enumerate(points.items()):
             # The bars of a language are side by side, centered on its tick.
             offset = (index - (len(points) - 1) / 2) * width
-            centers = [number + offset for number in range(len(codes))]
-            bars.bar(centers, [values.get(code, float("nan")) for code in codes], width, label=name)
-        languages = [LANGUAGES[code] for code in codes]
+            centers, heights = [], []
+            for number, code in enumerate(codes):
+                centers.append(number + offset)
+                heights.append(values.get(code, float("nan")))
+            bars.bar(centers, heights, width, label=name)
         names = []
-        for language in languages:
+        for code in codes:
+            language = LANGUAGES[code]
             names.append(language.name if language.resource == "high" else f"{language.name} *")
         bars.set_xticks(range(len(codes)), names, rotation=45, ha="right")
         bars.set_ylabel("bits per byte, held out")
@@ -272,8 +284,8 @@ def plot_points(path: Path, points: Points, losses: Mapping[str, Sequence[tuple[
         if points:
             bars.legend(ncols=len(points))
         for name, curve in losses.items():
-            steps, values_by_step = [step for step, _ in curve], [loss for _, loss in curve]
-            curves.plot(steps, values_by_step, label=name, linewidth=1)
+            steps, losses_by_step = zip(*curve, strict=True) if curve else ((), ())
+            curves.plot(steps, losses_by_step, label=name, linewidth=1)
         curves.set_xlabel("step of the run")
         curves.set_ylabel("loss, nats per token")
         curves.set_title("Training loss by stage")

@@ -47,7 +47,7 @@ def ablation_table(base: dict[str, float], results: Sequence[dict[str, Any]]) ->
     standard deviation over seeds.
     """
     groups = [group for group, mean in class_means(base).items() if mean is not None]
-    points = ["before", "after"] if all("after" in result for result in results) else ["before"]
+    points = _points_of(results)
 
     # Columns: each point, by group of languages.
     heads = []
@@ -73,44 +73,55 @@ def ablation_table(base: dict[str, float], results: Sequence[dict[str, Any]]) ->
 
 def _page(result: dict[str, Any], depth: int) -> str:
     """One HTML page: for each group of languages the means of each variant, before and after training."""
-    base, results = result["base"], result["results"]
-    points = ["before", "after"] if all("after" in each for each in results) else ["before"]
-    series = {point: index for index, point in zip((0, 3), points, strict=False)}
-    variants = list(dict.fromkeys(each["variant"] for each in results))
-    labels = groups_with_means(base) or {"all": next(iter(base))}
+    labels = groups_with_means(result["base"]) or {"all": next(iter(result["base"]))}
     figures = []
     for group, label in labels.items():
-        rows: dict[str, list[float | None]] = {}
-        table = [["the model as it is", f"{_mean(base, group):.3f}", *[""] * (2 * len(points) - 1)]]
-        for variant in variants:
-            values = [_over_seeds(results, variant, point, group) for point in points]
-            rows[variant] = [float(of_point.mean()) for of_point in values]
-            cells = []
-            for of_point in values:
-                spread = f" ± {of_point.std(ddof=1):.3f}" if len(of_point) > 1 else ""
-                change = 100 * (of_point.mean() / _mean(base, group) - 1)
-                cells += [f"{of_point.mean():.3f}{spread}", f"{change:+.1f}%"]
-            table.append([variant, *cells])
-        heads = ["Variant"]
-        for point in points:
-            heads += [f"{point.capitalize()} training", "Change"]
-        chart = dots({"Variants": rows}, series, "bits per byte", {"the model as it is": _mean(base, group)})
-        figures.append(
-            Figure(
-                f"group-{group}",
-                f"Bits per byte: {label}",
-                "Means over languages and seeds; fewer are better. The dashed line is the model as it is; ± "
-                "is the deviation over seeds.",
-                [("", "", chart)],
-                Table(heads, table),
-                series,
-                open_table=True,
-            )
-        )
+        figures.append(_group_figure(group, label, result["base"], result["results"]))
     facts = [f"{depth} layers", f"{result['new_layers']} new", f"{result['tokens']:,} tokens of training"]
     return page_text(
         "ablation of new layers", result["model"], facts, [Section("variants", "Variants", figures)]
     )
+
+
+def _group_figure(
+    group: str, label: str, base: dict[str, float], results: Sequence[dict[str, Any]]
+) -> Figure:
+    """The means over a group of languages by variant, as a chart and a table."""
+    points = _points_of(results)
+    # The colours of a run's base and of its trained model.
+    series = {point: index for index, point in zip((0, 3), points, strict=False)}
+    rows: dict[str, list[float | None]] = {}
+    table = [["the model as it is", f"{_mean(base, group):.3f}", *[""] * (2 * len(points) - 1)]]
+    for variant in dict.fromkeys(result["variant"] for result in results):
+        means: list[float | None] = []
+        cells = []
+        for point in points:
+            values = _over_seeds(results, variant, point, group)
+            means.append(float(values.mean()))
+            spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
+            change = 100 * (values.mean() / _mean(base, group) - 1)
+            cells += [f"{values.mean():.3f}{spread}", f"{change:+.1f}%"]
+        rows[variant] = means
+        table.append([variant, *cells])
+    heads = ["Variant"]
+    for point in points:
+        heads += [f"{point.capitalize()} training", "Change"]
+    chart = dots({"Variants": rows}, series, "bits per byte", {"the model as it is": _mean(base, group)})
+    return Figure(
+        f"group-{group}",
+        f"Bits per byte: {label}",
+        "Means over languages and seeds; fewer are better. The dashed line is the model as it is; ± is the "
+        "deviation over seeds.",
+        [("", "", chart)],
+        Table(heads, table),
+        series,
+        open_table=True,
+    )
+
+
+def _points_of(results: Sequence[dict[str, Any]]) -> list[str]:
+    """The points that all results have: a study without tokens has no training."""
+    return ["before", "after"] if all("after" in result for result in results) else ["before"]
 
 
 def _over_seeds(results: Sequence[dict[str, Any]], variant: str, point: str, group: str) -> np.ndarray:

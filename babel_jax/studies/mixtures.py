@@ -15,7 +15,7 @@ from babel_jax.data.batches.mixture import Dataset, MixtureRow, make_mixture
 from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.errors import BadInput
 from babel_jax.files import make_folder, write_text
-from babel_jax.languages import LANGUAGES, Resource, in_order, position
+from babel_jax.languages import LANGUAGES, Resource, position
 from babel_jax.pages.charts import Figure, Table, bars
 from babel_jax.pages.document import Section, page_text
 from babel_jax.plots import BAD, INK, saved_figure
@@ -184,8 +184,8 @@ def plot_mixtures(
     """A PNG with a panel for each stage: the share of each language by kind, the most that its text allows,
     and its share without the cap.
     """
-    codes = in_order(code for code, _ in rows)
-    kinds = sorted({kind for _, kind in rows})
+    datasets_of = _by_language(rows)
+    codes, kinds = list(datasets_of), sorted({kind for _, kind in rows})
     with saved_figure(path, len(stages), (13, 1 + 4 * len(stages))) as panels:
         for stage, axes in zip(stages, [panels] if len(stages) == 1 else panels, strict=True):
             # Bars: the kinds of a language, one on another.
@@ -197,8 +197,7 @@ def plot_mixtures(
 
             # Marks: the share without the cap, and the share that the cap allows.
             wanted, reach = [], []
-            for code in codes:
-                datasets = [key for key in rows if key[0] == code]
+            for datasets in datasets_of.values():
                 tokens = sum(available[key] for key in datasets)
                 wanted.append(100 * stage.share(datasets, "uncapped_share"))
                 reach.append(100 * stage.max_epochs * tokens / stage.tokens)
@@ -238,8 +237,7 @@ def _page(
     figures = []
     for index, stage in enumerate(stages):
         groups: dict[str, dict[str, list[float]]] = {}
-        for code in in_order(code for code, _ in rows):
-            datasets = [key for key in rows if key[0] == code]
+        for code, datasets in _by_language(rows).items():
             shares = [100 * stage.share(datasets), 100 * stage.share(datasets, "uncapped_share")]
             title = f"{LANGUAGES[code].resource.capitalize()}-resource"
             groups.setdefault(title, {})[LANGUAGES[code].name] = shares
@@ -265,7 +263,7 @@ def _page(
             )
         )
     tokens = f"{sum(available.values()):,} tokens of text"
-    facts = [tokens, f"{len({code for code, _ in rows})} languages", f"{len(stages)} stages"]
+    facts = [tokens, f"{len(_by_language(rows))} languages", f"{len(stages)} stages"]
     return page_text("mixture of a babel-jax run", name, facts, [Section("stages", "Stages", figures)])
 
 
@@ -276,8 +274,7 @@ def _part(row: MixtureRow, wanted: float, max_epochs: float) -> DatasetPart:
 def _shortages(stage: StageMixture) -> list[str]:
     """A line for each language that the cap on epochs keeps below its share."""
     lines = []
-    for code in dict.fromkeys(code for code, _ in stage.parts):
-        datasets = [key for key in stage.parts if key[0] == code]
+    for code, datasets in _by_language(stage.parts).items():
         share, wanted = stage.share(datasets), stage.share(datasets, "uncapped_share")
         if share < wanted * (1 - 1e-6) and any(stage.parts[key].at_cap for key in datasets):
             passes = max(stage.parts[key].epochs for key in datasets)
@@ -286,6 +283,14 @@ def _shortages(stage: StageMixture) -> list[str]:
                 f"tokens in {passes:.3g} passes, and its part would be {100 * wanted:.3g}%"
             )
     return lines
+
+
+def _by_language(datasets: Iterable[Dataset]) -> dict[str, list[Dataset]]:
+    """The datasets of each language; languages in the registry's order."""
+    by_language: dict[str, list[Dataset]] = {}
+    for key in sorted(datasets, key=lambda key: position(key[0])):
+        by_language.setdefault(key[0], []).append(key)
+    return by_language
 
 
 def _of_class(rows: Sequence[Dataset], resource: Resource) -> list[Dataset]:

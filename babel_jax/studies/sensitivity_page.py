@@ -1,5 +1,7 @@
 """The page of a study of layers: how much each one matters, for all languages and by class."""
 
+from collections.abc import Mapping, Sequence
+
 from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.languages import LANGUAGES, groups_with_means
 from babel_jax.pages.charts import Figure, Table, lines
@@ -15,50 +17,61 @@ def sensitivity_page(model: str, result: Sensitivity) -> str:
     """
     labels = groups_with_means(result.model) or {"all": LANGUAGES[next(iter(result.model))].name}
     series = dict(zip(labels.values(), (2, 3, 1), strict=False))
-    cosine, cells = {}, {}
-    for group, label in labels.items():
-        cosine[label] = [(layer, _mean(values, group)) for layer, values in enumerate(result.cosine)]
-        cells[label] = [f"{mean:.3f}" for _, mean in cosine[label]]
     figures = [
-        Figure(
-            "cosine",
-            "Similarity of each layer's input and output",
-            "Cosine of the residual stream before and after a layer, the mean over tokens. A layer near 1 "
-            "changes little.",
-            [("", "", lines(cosine, series, "layer", "cosine"))],
-            _table(cells),
-            series,
-        )
+        _cosine_figure(result, labels, series),
+        _change_figure("doubled", "Each layer passed twice", result, result.doubled, labels, series),
+        _change_figure("removed", "Each layer removed", result, result.removed, labels, series),
     ]
-    kinds = {
-        "doubled": ("Each layer passed twice", result.doubled),
-        "removed": ("Each layer removed", result.removed),
-    }
-    for name, (title, values_by_layer) in kinds.items():
-        curves, cells = {}, {}
-        for group, label in labels.items():
-            whole = _mean(result.model, group)
-            change = [100 * (_mean(values, group) / whole - 1) for values in values_by_layer]
-            curves[label] = [(layer, min(value, _WORST)) for layer, value in enumerate(change)]
-            cells[label] = [f"{value:+.1f}%" for value in change]
-        if 1 < len(result.model) <= LANGUAGES_IN_TABLE:
-            for code, whole in result.model.items():
-                costs = [100 * (values[code] / whole - 1) for values in values_by_layer]
-                cells[LANGUAGES[code].name] = [f"{cost:+.1f}%" for cost in costs]
-        figures.append(
-            Figure(
-                name,
-                title,
-                f"Change of bits per byte in percent; the chart ends at {_WORST:.0f}%, the table does not.",
-                [("", "", lines(curves, series, "layer", "%"))],
-                _table(cells),
-                series,
-            )
-        )
     means = class_means(result.model)
     facts = [f"{len(result.cosine)} layers"]
     facts += [f"{label}: {means[group]:.3f} bits per byte" for group, label in labels.items()]
     return page_text("sensitivity of layers", model, facts, [Section("layers", "Layers", figures)])
+
+
+def _cosine_figure(result: Sensitivity, labels: Mapping[str, str], series: Mapping[str, int]) -> Figure:
+    curves, cells = {}, {}
+    for group, label in labels.items():
+        means = [_mean(values, group) for values in result.cosine]
+        curves[label] = list(enumerate(means))
+        cells[label] = [f"{mean:.3f}" for mean in means]
+    return Figure(
+        "cosine",
+        "Similarity of each layer's input and output",
+        "Cosine of the residual stream before and after a layer, the mean over tokens. A layer near 1 "
+        "changes little.",
+        [("", "", lines(curves, series, "layer", "cosine"))],
+        _table(cells),
+        series,
+    )
+
+
+def _change_figure(
+    name: str,
+    title: str,
+    result: Sensitivity,
+    values_by_layer: Sequence[ByLanguage],
+    labels: Mapping[str, str],
+    series: Mapping[str, int],
+) -> Figure:
+    """The change of bits per byte by layer, for groups; in the table also for languages, if they are few."""
+    curves, cells = {}, {}
+    for group, label in labels.items():
+        whole = _mean(result.model, group)
+        changes = [100 * (_mean(values, group) / whole - 1) for values in values_by_layer]
+        curves[label] = [(layer, min(change, _WORST)) for layer, change in enumerate(changes)]
+        cells[label] = [f"{change:+.1f}%" for change in changes]
+    if 1 < len(result.model) <= LANGUAGES_IN_TABLE:
+        for code, whole in result.model.items():
+            changes = [100 * (values[code] / whole - 1) for values in values_by_layer]
+            cells[LANGUAGES[code].name] = [f"{change:+.1f}%" for change in changes]
+    return Figure(
+        name,
+        title,
+        f"Change of bits per byte in percent; the chart ends at {_WORST:.0f}%, the table does not.",
+        [("", "", lines(curves, series, "layer", "%"))],
+        _table(cells),
+        series,
+    )
 
 
 def _mean(by_language: ByLanguage, group: str) -> float:

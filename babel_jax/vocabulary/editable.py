@@ -118,7 +118,8 @@ def open_vocabulary(path: Path | str) -> Vocabulary:
     # A tokenizer.model's user-defined pieces, such as Gemma's <start_of_turn>, are added tokens of its
     # tokenizer.json.
     added = {token["content"]: token["id"] for token in description.get("added_tokens") or ()}
-    added |= {token.content: token.id for token in tokenizer.added_tokens}
+    for token in tokenizer.added_tokens:
+        added[token.content] = token.id
     # A unigram model lists its pieces by id; BPE maps texts to ids.
     listed = description["model"]["vocab"]
     ids = {entry[0]: number for number, entry in enumerate(listed)} if isinstance(listed, list) else listed
@@ -126,9 +127,11 @@ def open_vocabulary(path: Path | str) -> Vocabulary:
     for text, number in [*ids.items(), *added.items()]:
         texts[number] = text
     nameless = _named_without_id(folder, set(texts))
-    added |= {token: len(texts) + number for number, token in enumerate(nameless)}
-    entries = [_special(token, added[token]) for token in nameless]
-    description = description | {"added_tokens": [*(description.get("added_tokens") or ()), *entries]}
+    entries = [*(description.get("added_tokens") or ())]
+    for number, text in enumerate(nameless, len(texts)):
+        added[text] = number
+        entries.append(_special(text, number))
+    description = description | {"added_tokens": entries}
     return Vocabulary(tokenizer, kind, description, model, [*texts, *nameless], added)
 
 

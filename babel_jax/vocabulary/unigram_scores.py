@@ -20,8 +20,11 @@ def new_scores(base: Vocabulary, new: Mapping[str, int], learned: Learned) -> li
     """
     listed = base.description["model"]["vocab"]
     scores: dict[str, float] = {piece: float(score) for piece, score in listed}
-    total = max(1, sum(token.count for token in learned.tokens))
-    counts = {token.text: token.count for token in learned.tokens}
+    counts, total = {}, 0
+    for token in learned.tokens:
+        counts[token.text] = token.count
+        total += token.count
+    total = max(1, total)
     # No new piece is less likely than the rarest old one; -1000 is the score of pieces that are never chosen.
     floor = min(score for score in scores.values() if score > -1000.0)
     for text in new:

@@ -209,8 +209,10 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]
                         length,
                         new_size,
                     )
-                    keys = [self.responses.key("generate_until", unanswered[number].args) for number in batch]
-                    self.responses.add(dict(zip(keys, texts, strict=True)))
+                    answers = {}
+                    for number, text in zip(batch, texts, strict=True):
+                        answers[self.responses.key("generate_until", unanswered[number].args)] = text
+                    self.responses.add(answers)
                     progress.update(len(batch))
         return self._answers("generate_until", requests)
 

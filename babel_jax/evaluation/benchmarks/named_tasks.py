@@ -9,7 +9,7 @@ import difflib
 import functools
 import logging
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import lm_eval.tasks
@@ -103,13 +103,28 @@ def _named_in(text: str) -> set[str]:
         return {known.code} if known is not None else set()
     # Of two languages, both must be known: pcm-en is not English.
     if (pair := _PAIR.search(text)) is not None:
-        codes = [known_language(part) for part in pair.groups()]
-        return {code.code for code in codes if code is not None} if all(codes) else set()
-    with_script = [known.code for part in _WITH_SCRIPT.findall(text) if (known := known_language(part))]
+        both = _known_codes(pair.groups())
+        return set(both) if len(both) == len(pair.groups()) else set()
+    # A code with a script is surer than a word that may be a code.
+    with_script = _known_codes(_WITH_SCRIPT.findall(text))
     if with_script:
         return set(with_script)
-    words = (_by_any_name(word) for word in _WORD.findall(text) if word not in _NOT_CODES)
-    return {code for code in words if code is not None}
+    found = set()
+    for word in _WORD.findall(text):
+        code = None if word in _NOT_CODES else _by_any_name(word)
+        if code is not None:
+            found.add(code)
+    return found
+
+
+def _known_codes(parts: Iterable[str]) -> list[str]:
+    """Our codes of the parts that are codes of languages."""
+    codes = []
+    for part in parts:
+        known = known_language(part)
+        if known is not None:
+            codes.append(known.code)
+    return codes
 
 
 # Words of names that are codes of languages too.

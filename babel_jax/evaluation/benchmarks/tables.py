@@ -240,15 +240,18 @@ def plot_task(path: Path, task: str, scores: Scores) -> None:
         for index, (model, values) in enumerate(plain.items()):
             # The bars of a language are side by side, centered on its tick.
             offset = (index - (len(plain) - 1) / 2) * width
-            centers = [number + offset for number in range(len(codes))]
-            heights = [values.get(code, {}).get("score", float("nan")) for code in codes]
-            errors = [values.get(code, {}).get("stderr") or 0.0 for code in codes]
+            centers, heights, errors = [], [], []
+            for number, code in enumerate(codes):
+                score = values.get(code, {})
+                centers.append(number + offset)
+                heights.append(score.get("score", float("nan")))
+                errors.append(score.get("stderr") or 0.0)
             axes.bar(
                 centers, heights, width, yerr=errors, capsize=2, error_kw={"linewidth": 0.8}, label=model
             )
-        languages = [LANGUAGES[code] for code in codes]
         names = []
-        for language in languages:
+        for code in codes:
+            language = LANGUAGES[code]
             names.append(language.name + (" *" if language.resource is Resource.LOW else ""))
         axes.set_xticks(range(len(codes)), names, rotation=45, ha="right")
         axes.set_ylabel(metric_label(task))
