@@ -16,9 +16,9 @@ from babel_jax.config.file import load_config, parse_settings
 from babel_jax.errors import BadInput
 from babel_jax.expansion.plan import ExpansionPlan
 from babel_jax.model_folders.folder import ModelFolder as ModelFolder
-from babel_jax.model_folders.folder import load_params as load_params
 from babel_jax.model_folders.folder import open_folder
-from babel_jax.model_folders.folder import save_folder as save_folder
+from babel_jax.model_folders.params import load_params as load_params
+from babel_jax.model_folders.params import save_folder as save_folder
 
 _S = TypeVar("_S", bound=Settings)
 
@@ -53,7 +53,7 @@ def expand(
     Returns the figures of `babel expand --json`, with `new_layers`. Raises BadInput for a plan that does not
     fit the model.
     """
-    from babel_jax.expansion.apply import expand_folder
+    from babel_jax.expansion.folders import expand_folder
     from babel_jax.expansion.plan import plan_from_settings
 
     if not isinstance(plan, ExpansionPlan):

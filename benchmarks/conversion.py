@@ -1,5 +1,5 @@
-"""Seconds and peak memory of `babel convert` and `babel expand` beside `cp` of the same bytes, transformers
-and mergekit.
+"""Seconds, processor seconds and peak memory of `babel convert` and `babel expand` beside `cp` of the same
+bytes, transformers and mergekit.
 
     python benchmarks/conversion.py [--shape 0.5b] [--rounds 3] [--scratch DIR]
 
@@ -82,8 +82,8 @@ def mergekit_plan(path: Path, source: Path, insert_after: list[int], layers: int
     path.write_text(json.dumps({"slices": slices, "merge_method": "passthrough", "dtype": "bfloat16"}))
 
 
-def run(command: list[str]) -> tuple[float, int]:
-    """Seconds and peak resident bytes of a command. Raises RuntimeError where it fails."""
+def run(command: list[str]) -> tuple[float, float, int]:
+    """Seconds, processor seconds and peak resident bytes of a command. Raises RuntimeError where it fails."""
     start = time.perf_counter()
     process = os.posix_spawnp(
         command[0],
@@ -94,7 +94,8 @@ def run(command: list[str]) -> tuple[float, int]:
     _, status, usage = os.wait4(process, 0)
     if status:
         raise RuntimeError(f"{' '.join(command)} ended with status {os.waitstatus_to_exitcode(status)}")
-    return time.perf_counter() - start, usage.ru_maxrss * 1024
+    seconds = time.perf_counter() - start
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
 def main() -> None:
@@ -133,9 +134,11 @@ def main() -> None:
         commands = {
             "cp": ["cp", "-r", str(source), str(out)],
             "cp, and on disk": ["sh", "-c", 'cp -r "$0" "$1" && sync -f "$1"', str(source), str(out)],
+            "convert hf to hf": [*babel, "convert", str(source), str(out), "--to", "hf", *limit],
             "convert hf to orbax": [*babel, "convert", str(source), str(out), *limit],
             "convert orbax to hf": [*babel, "convert", str(orbax), str(out), *limit],
             "expand hf, copy": [*babel, "expand", str(source), str(out), *among],
+            "expand hf, identity": [*babel, "expand", str(source), str(out), *among, "--init", "identity"],
             "expand hf, noise": [*babel, "expand", str(source), str(out), *among, "--init", "noise"],
             "expand orbax, copy": [*babel, "expand", str(orbax), str(out), *among],
         }
@@ -149,28 +152,31 @@ def main() -> None:
                     str(scratch / "merge.yml"),
                     str(out),
                 ]
-        found: dict[str, list[tuple[float, int, int]]] = {name: [] for name in commands}
+        found: dict[str, list[tuple[float, float, int, int]]] = {name: [] for name in commands}
         for _ in range(arguments.rounds):
             for name, command in commands.items():
                 time.sleep(arguments.pause)
-                seconds, memory = run(command)
+                seconds, processor, memory = run(command)
                 written = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-                found[name].append((seconds, memory, written))
+                found[name].append((seconds, processor, memory, written))
                 shutil.rmtree(out)
     print(
         f"{arguments.shape}: {size / 2**30:.2f} GiB, {layers} layers, {len(insert_after)} inserted; medians "
         f"of {arguments.rounds} rounds"
     )
-    print(f"{'':<26} {'seconds':>8} {'GiB written':>12} {'GiB/s':>7} {'time / cp':>10} {'peak GiB':>9}")
-    copied = statistics.median(seconds / written for seconds, _, written in found["cp"])
+    print(
+        f"{'':<26} {'seconds':>8} {'processor':>10} {'GiB written':>12} {'GiB/s':>7} {'time / cp':>10} "
+        f"{'peak GiB':>9}"
+    )
+    copied = statistics.median(seconds / written for seconds, _, _, written in found["cp"])
     for name, each in found.items():
-        seconds, memory = (statistics.median(one[place] for one in each) for place in (0, 1))
-        written = each[0][2]
+        seconds, processor, memory = (statistics.median(one[place] for one in each) for place in (0, 1, 2))
+        written = each[0][3]
         line = (
             f"{written / 2**30:>12.2f} {written / 2**30 / seconds:>7.2f} "
             f"{seconds / written / copied:>10.2f} {memory / 2**30:>9.2f}"
         )
-        print(f"{name:<26} {seconds:>8.2f} {line}")
+        print(f"{name:<26} {seconds:>8.2f} {processor:>10.2f} {line}")
 
 
 if __name__ == "__main__":

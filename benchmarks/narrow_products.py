@@ -22,7 +22,8 @@ from babel_jax.data.sources.embedded import embedded_corpus
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.model.decoder import abstract_params, init_params
 from babel_jax.model.execution import Execution
-from babel_jax.model_folders.folder import load_params, open_folder
+from babel_jax.model_folders.folder import open_folder
+from babel_jax.model_folders.params import load_params
 from babel_jax.training.loss import summed_loss
 from babel_jax.training.mesh import global_batch, make_mesh
 from babel_jax.training.optimizer import AdamW

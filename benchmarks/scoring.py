@@ -25,8 +25,9 @@ from babel_jax.config.quality import ClassifierSettings
 from babel_jax.data.sources.embedded import embedded_corpus
 from babel_jax.data.tokens.sentencepiece_tokenizer import train_sentencepiece
 from babel_jax.model.decoder import init_params
-from babel_jax.model_folders.folder import Format, load_params, open_folder, save_folder
+from babel_jax.model_folders.folder import Format, open_folder
 from babel_jax.model_folders.hf_config import write_hf_config
+from babel_jax.model_folders.params import load_params, save_folder
 from babel_jax.quality.regressor import Regressor, with_head
 
 BATCH, SEQ_LEN, DIMENSIONS = 16, 512, 3

@@ -30,7 +30,8 @@ from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.evaluation.bits_per_byte import first_bytes, scored_bits, text_to_score
 from babel_jax.evaluation.items import BITS, BITS_PER_BYTE, Items, Measured, changes, scores_of
 from babel_jax.evaluation.scoring import score
-from babel_jax.model_folders.folder import load_params, open_folder
+from babel_jax.model_folders.folder import open_folder
+from babel_jax.model_folders.params import load_params
 from babel_jax.training.mesh import global_batch, make_mesh
 from babel_jax.training.optimizer import AdamW
 from babel_jax.training.step import compiled_step, placed_state, state_shardings

@@ -18,12 +18,28 @@ EXAMPLES = re.findall(r"```python\n(.+?)```", PAGE.read_text(encoding="utf-8"), 
 # need them.
 FOR_PREPARED_DATA = ("tensorflow_datasets", "grain", "array_record", "rensa", "py3langid", "pyarrow")
 NEVER_AT_ONCE = ("torch", "transformers", "lm_eval", "ray", "datasets", "matplotlib")
+# What a conversion or an expansion of a local Hugging Face folder does without: JAX alone takes as long to
+# import as a small model to copy.
+FOR_OTHER_FOLDERS = (
+    "jax",
+    "flax",
+    "orbax",
+    "tensorstore",
+    "fsspec",
+    "huggingface_hub",
+    "sentencepiece",
+    "tokenizers",
+    *FOR_PREPARED_DATA,
+    *NEVER_AT_ONCE,
+)
 LACKS = {
     "babel_jax": ("jax", "numpy", "pydantic"),
     "babel_jax.cli": ("jax", "flax", "pydantic", *FOR_PREPARED_DATA, *NEVER_AT_ONCE),
     "babel_jax.inference.generate": (*FOR_PREPARED_DATA, *NEVER_AT_ONCE),
     "babel_jax.inference.chat": (*FOR_PREPARED_DATA, *NEVER_AT_ONCE),
     "babel_jax.expansion.apply": ("tokenizers", *FOR_PREPARED_DATA, *NEVER_AT_ONCE),
+    "babel_jax.expansion.folders": FOR_OTHER_FOLDERS,
+    "babel_jax.model_folders.transfer": FOR_OTHER_FOLDERS,
     "babel_jax.tpu.plan": (*FOR_PREPARED_DATA, *NEVER_AT_ONCE),
     "babel_jax.quality.judge": ("jax", "flax", "grain", *NEVER_AT_ONCE),
 }
@@ -53,6 +69,21 @@ def test_the_examples_of_the_page_run(base, rows_of, write_rows, tmp_path, monke
     assert deeper["tasks"]["bits_per_byte"] == baseline["tasks"]["bits_per_byte"]
     assert Path("run/hf/model.safetensors").is_file()
     assert "99" in shown[-1]
+
+
+def test_commands_from_hf_to_hf_import_no_jax(base, tmp_path):
+    source, deeper = str(base["hf"]), str(tmp_path / "deeper")
+    script = f"""
+import sys
+from babel_jax.cli import main
+assert main(["expand", {source!r}, {deeper!r}, "--append", "1", "--init", "identity"]) == 0
+assert main(["convert", {deeper!r}, {deeper + "2"!r}, "--to", "hf"]) == 0
+print("", *sys.modules, sep="\\n")
+"""
+    command = [sys.executable, "-c", script]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert not {*FOR_OTHER_FOLDERS} & {*shown}
+    assert "babel_jax.expansion.folders" in shown
 
 
 @pytest.mark.parametrize("module", LACKS)

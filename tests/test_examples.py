@@ -15,8 +15,9 @@ import pytest
 from babel_jax.cli import main
 from babel_jax.commands.parser import BabelParser
 from babel_jax.config import ModelConfig
-from babel_jax.model_folders.folder import Format, save_folder
+from babel_jax.model_folders.folder import Format
 from babel_jax.model_folders.hf_config import write_hf_config
+from babel_jax.model_folders.params import save_folder
 from tests.compiled import init_params
 from tests.hub.corpora import put_corpus
 

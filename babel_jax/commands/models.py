@@ -40,7 +40,7 @@ def _convert(options: argparse.Namespace) -> Result:
 def _expand(options: argparse.Namespace) -> Result:
     from babel_jax.config import ExpansionSettings
     from babel_jax.config.file import parse_settings
-    from babel_jax.expansion.apply import expand_folder
+    from babel_jax.expansion.folders import expand_folder
     from babel_jax.expansion.plan import plan_from_settings, save_plan
     from babel_jax.model_folders.folder import open_folder
 

@@ -1,1 +1,1 @@
-"""Depth expansion: the layers of the deeper model (plan), and the model made from the plan (apply)."""
+"""Depth expansion: the layers of the deeper model (plan), its parameters (apply) and its folder (folders)."""

@@ -1,10 +1,10 @@
-"""The deeper model of a plan: parameters, config, and whole model folders."""
+"""The parameters of a plan's deeper model, in memory or some rows at a time."""
 
 import functools
 import statistics
 import threading
 import zlib
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,18 +13,9 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float, PyTree, UInt32
 
-from babel_jax import __version__
-from babel_jax.config import Init, ModelConfig
-from babel_jax.errors import BadInput
-from babel_jax.expansion.card import TAG, UNTRAINED, expansion_section
-from babel_jax.expansion.plan import PROVENANCE, ExpansionPlan, plan_from_json
-from babel_jax.model.parameters import Place, is_stacked
-from babel_jax.model_folders.folder import Format, open_folder, source_name
-from babel_jax.model_folders.hf_config import needs_layer_types, read_hf_config
-from babel_jax.model_folders.model_card import card_files
-from babel_jax.model_folders.names import tensor_name, tensor_place
-from babel_jax.model_folders.streaming import Piece, Source
-from babel_jax.model_folders.transfer import Change, transfer
+from babel_jax.config import Init
+from babel_jax.expansion.plan import ExpansionPlan, is_output, next_layer
+from babel_jax.model.shapes import Place, is_stacked
 
 
 def expand_params(params: PyTree[Array], plan: ExpansionPlan) -> PyTree[Array]:
@@ -40,7 +31,7 @@ def expand_params(params: PyTree[Array], plan: ExpansionPlan) -> PyTree[Array]:
     for place, leaf in leaves.items():
         if is_stacked(place):
             plan.check(leaf.shape[0], "plan")
-            expanded[place] = _expand_leaf(leaf, _path_hash(place), plan, _is_output(place))
+            expanded[place] = _expand_leaf(leaf, _path_hash(place), plan, is_output(place))
         else:
             expanded[place] = leaf
     return traverse_util.unflatten_dict(expanded)
@@ -52,98 +43,6 @@ def expanding(shardings: PyTree[jax.sharding.Sharding]) -> Any:
     Each device computes its own part.
     """
     return jax.jit(expand_params, static_argnums=1, out_shardings=shardings)
-
-
-def expand_config(config: ModelConfig, plan: ExpansionPlan) -> ModelConfig:
-    """The config of the deeper model.
-
-    Raises BadInput for a plan of another depth, and for an output scale that would have no effect.
-    """
-    # A norm after the projection divides a scale out again.
-    plan.check(config.num_hidden_layers, "plan")
-    if config.post_norms and any(layer.output_scale not in (0.0, 1.0) for layer in plan.layers):
-        raise BadInput(
-            f"plan: output_scale must be 0 or 1 in a {config.family} model, whose norms after attention "
-            "and MLP undo any other"
-        )
-    return config.with_layers(plan.source_layers)
-
-
-def expand_hf_config(hf: dict[str, Any], plan: ExpansionPlan, source_name: str) -> dict[str, Any]:
-    """The config.json of the deeper model, with the plan and its source model under `babel_expansion`; all
-    other keys are kept.
-
-    `max_window_layers` stays the number of leading layers with full attention. If new layers break this
-    pattern (full after sliding), `layer_types` has the type of each layer.
-    """
-    config = expand_config(read_hf_config(hf, f"config.json of {source_name}"), plan)
-    # All keys stay, also those that this program does not know: other programs may need them.
-    deeper = {**hf, "num_hidden_layers": len(plan.layers)}
-    if hf.get("layer_types") is not None:
-        deeper["layer_types"] = [hf["layer_types"][source] for source in plan.source_layers]
-    elif needs_layer_types(config):
-        deeper["layer_types"] = [str(kind) for kind in config.layer_types]
-    if hf.get("max_window_layers") is not None:
-        # The first layer with a window, if there is one.
-        sliding = [
-            target for target, source in enumerate(plan.source_layers) if source >= hf["max_window_layers"]
-        ]
-        deeper["max_window_layers"] = (
-            sliding[0] if sliding else max(hf["max_window_layers"], len(plan.layers))
-        )
-    provenance = {
-        "babel_jax": __version__,
-        "source": source_name,
-        "source_num_hidden_layers": plan.depth,
-        **plan.model_dump(),
-    }
-    # An expansion of an expansion keeps the history of both.
-    before = {"before": hf[PROVENANCE]} if PROVENANCE in hf else {}
-    return {**deeper, PROVENANCE: {**provenance, **before}}
-
-
-def new_layers_of(hf: dict[str, Any]) -> tuple[int, ...]:
-    """The positions of the layers that the last expansion added, from `babel_expansion` of a config.json;
-    empty without it.
-
-    Raises BadInput if it is no plan, or its depth differs from the model's.
-    """
-    if PROVENANCE not in hf:
-        return ()
-    provenance = hf[PROVENANCE]
-    location = f"config.json: {PROVENANCE}"
-    layers = {"layers": provenance.get("layers")} if isinstance(provenance, dict) else provenance
-    plan = plan_from_json(layers, location)
-    if len(plan.layers) != hf.get("num_hidden_layers"):
-        raise BadInput(
-            f"{location}: a plan of {len(plan.layers)} layers in a model of {hf.get('num_hidden_layers')}; "
-            "remove it"
-        )
-    return plan.new_layers
-
-
-def expand_folder(
-    source: Path | str, destination: Path | str, plan: ExpansionPlan, **options: Any
-) -> dict[str, Any]:
-    """Writes the deeper model of a model folder in the same format, with a new card; returns the figures of
-    `summary` and `new_layers`.
-
-    options: those of `transfer`. Raises BadInput for a plan of another depth, and as `open_folder` and
-    `transfer` do.
-    """
-    folder = open_folder(source)
-    plan.check(folder.config.num_hidden_layers, str(folder.path))
-    hf_config = expand_hf_config(folder.hf_config, plan, source_name(folder.path))
-    card = card_files(
-        hf_config,
-        folder.path,
-        [expansion_section(hf_config), UNTRAINED],
-        name=Path(str(destination)).name,
-        tags=[TAG],
-        in_hf_format=folder.format is Format.HF,
-    )
-    written = transfer(folder, destination, folder.format, hf_config, _change(plan), texts=card, **options)
-    return {**written, "new_layers": list(plan.new_layers)}
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "is_output"))
@@ -164,7 +63,7 @@ def _expand_leaf(
     if zero:
         expanded = expanded.at[np.asarray(zero)].set(0)
     if average:
-        next_layers = leaf[np.asarray([_next_layer(plan, target) for target in average])]
+        next_layers = leaf[np.asarray([next_layer(plan, target) for target in average])]
         expanded = expanded.at[np.asarray(average)].set(_mean(expanded[np.asarray(average)], next_layers))
     if noise:
         arguments = [_noise_arguments(plan, target, path_hash) for target in noise]
@@ -178,18 +77,6 @@ def _expand_leaf(
         scale = jnp.asarray([plan.layers[target].output_scale for target in scaled], jnp.float32)
         expanded = expanded.at[np.asarray(scaled)].set(jax.vmap(_scaled)(expanded[np.asarray(scaled)], scale))
     return expanded
-
-
-def _is_output(place: Place) -> bool:
-    """True for a leaf of the last projection of attention or MLP; its output is added to the residual
-    stream.
-    """
-    return place[-2] in ("o_proj", "down_proj")
-
-
-def _next_layer(plan: ExpansionPlan, target: int) -> int:
-    """The source layer after the one that a new layer copies; the last layer has none and stays itself."""
-    return min(plan.source_layers[target] + 1, plan.depth - 1)
 
 
 @jax.jit
@@ -250,46 +137,32 @@ def _with_noise(
 _with_noise_compiled = jax.jit(_with_noise)
 
 
-def _change(plan: ExpansionPlan) -> Change:
-    """The change of tensors that `plan` makes, for `transfer`."""
-    # A change uses all cores and more memory than the rest, so pieces are changed one after the other.
-    one_at_a_time = threading.Lock()
+# A change uses all cores and more memory than the rest, so pieces are changed one after the other.
+_one_at_a_time = threading.Lock()
 
-    def source_of(name: str) -> str:
-        place, target = tensor_place(name)
-        return name if target is None else tensor_name(place, plan.source_layers[target])
 
-    # A tensor that keeps its name and its bytes is not rewritten: its file is cloned.
-    new = set(plan.new_layers)
+def changed_rows(
+    plan: ExpansionPlan,
+    place: Place,
+    target: int,
+    rows: np.ndarray,
+    first: int,
+    next_rows: Callable[[], np.ndarray],
+) -> np.ndarray:
+    """Rows of one tensor of the deeper model's layer `target`, from row `first` on: the same bits as those of
+    `expand_params`.
 
-    def kept(name: str) -> bool:
-        place, target = tensor_place(name)
-        if target is None:
-            return True
-        return (
-            target not in new
-            and source_of(name) == name
-            and (plan.layers[target].output_scale == 1.0 or not _is_output(place))
-        )
-
-    def values(piece: Piece, source: Source) -> np.ndarray:
-        place, target = tensor_place(piece.name)
-        rows = source.read_rows(source_of(piece.name), piece.start, piece.stop)
-        if target is None:
-            return rows
-        layer = plan.layers[target]
-        if layer.init is Init.ZERO:
-            return np.zeros_like(rows)
-        # The same jitted functions as for a model in memory, so both ways give the same bits.
-        with one_at_a_time, jax.default_device(jax.local_devices(backend="cpu")[0]):
-            if layer.init is Init.NOISE:
-                arguments = _noise_arguments(plan, target, _path_hash(place))
-                rows = np.asarray(_with_noise_compiled(rows, *arguments, jnp.uint32(piece.start)))
-            if layer.init is Init.AVERAGE:
-                next_name = tensor_name(place, _next_layer(plan, target))
-                rows = np.asarray(_mean(rows, source.read_rows(next_name, piece.start, piece.stop)))
-            if layer.output_scale != 1.0 and _is_output(place):
-                rows = np.asarray(_scaled(rows, jnp.float32(layer.output_scale)))
-        return rows
-
-    return Change(plan.model_dump_json(), source_of, kept, values)
+    rows: the same rows of its source layer. next_rows: returns those of the layer after it. Threads may call
+    this.
+    """
+    layer = plan.layers[target]
+    # The same jitted functions as for a model in memory, so both ways give the same bits.
+    with _one_at_a_time, jax.default_device(jax.local_devices(backend="cpu")[0]):
+        if layer.init is Init.NOISE:
+            arguments = _noise_arguments(plan, target, _path_hash(place))
+            rows = np.asarray(_with_noise_compiled(rows, *arguments, jnp.uint32(first)))
+        if layer.init is Init.AVERAGE:
+            rows = np.asarray(_mean(rows, next_rows()))
+        if layer.output_scale != 1.0 and is_output(place):
+            rows = np.asarray(_scaled(rows, jnp.float32(layer.output_scale)))
+    return rows

@@ -31,6 +31,7 @@ from babel_jax.config.model import MOST_LAYERS
 from babel_jax.config.settings import NonNegative
 from babel_jax.errors import BadInput
 from babel_jax.files import read_json, write_text
+from babel_jax.model.shapes import Place
 
 PROVENANCE = "babel_expansion"  # the key of config.json under which an expanded model keeps its plan
 
@@ -227,6 +228,18 @@ def _new_layer(settings: ExpansionSettings, source: int) -> dict[str, Any]:
     if settings.init in (Init.IDENTITY, Init.SCALED):
         return {"source": source, "output_scale": 0.0 if settings.init is Init.IDENTITY else 0.5}
     return {"source": source, "init": settings.init}
+
+
+def is_output(place: Place) -> bool:
+    """True for a leaf of the last projection of attention or MLP; its output is added to the residual
+    stream. `output_scale` multiplies it.
+    """
+    return place[-2] in ("o_proj", "down_proj")
+
+
+def next_layer(plan: ExpansionPlan, target: int) -> int:
+    """The source layer after the one that a new layer copies; the last layer has none and stays itself."""
+    return min(plan.source_layers[target] + 1, plan.depth - 1)
 
 
 def load_plan(path: Path) -> ExpansionPlan:

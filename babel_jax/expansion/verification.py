@@ -8,7 +8,8 @@ from babel_jax.errors import BadInput
 from babel_jax.expansion.apply import expand_params
 from babel_jax.expansion.plan import ExpansionPlan
 from babel_jax.model.decoder import count_parameters, forward
-from babel_jax.model_folders.folder import load_params, open_folder
+from babel_jax.model_folders.folder import open_folder
+from babel_jax.model_folders.params import load_params
 from babel_jax.model_folders.transfer import layers_differ_in_type
 
 _TOKENS = 64

@@ -10,8 +10,9 @@ from babel_jax.data.tokens.prompts import Message, PromptTokenizer
 from babel_jax.distributed.signals import interruptible
 from babel_jax.errors import BadInput, printable
 from babel_jax.inference.generation import generate
-from babel_jax.model_folders.folder import load_params, open_folder
+from babel_jax.model_folders.folder import open_folder
 from babel_jax.model_folders.generation_defaults import stored_repetition_penalty
+from babel_jax.model_folders.params import load_params
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
 
 _HOW_TO_LEAVE = "Ctrl-D leaves the conversation; Ctrl-C drops the answer that is being written."

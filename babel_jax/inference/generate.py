@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.inference.generation import generate
-from babel_jax.model_folders.folder import load_params, open_folder
+from babel_jax.model_folders.folder import open_folder
 from babel_jax.model_folders.generation_defaults import stored_repetition_penalty
+from babel_jax.model_folders.params import load_params
 
 
 def generate_text(

@@ -104,21 +104,3 @@ def initialized(described: dict[str, Any], key: PRNGKeyArray, dtype: DTypeLike) 
         key_of_leaf = jax.random.fold_in(key, zlib.crc32(path.encode()))
         leaves[path] = parameter.initializer(key_of_leaf, parameter.shape, dtype)
     return traverse_util.unflatten_dict(leaves, sep="/")
-
-
-Place = tuple[str, ...]
-
-
-LAYERS: Place = ("model", "layers")
-# The tables with a row for each token: the input embedding, and the head if it is not tied to it.
-TABLES: tuple[Place, ...] = (("model", "embed_tokens", "weight"), ("lm_head", "weight"))
-
-
-def is_table(place: Place) -> bool:
-    """Whether the leaf at `place` has a row for each token."""
-    return place in TABLES
-
-
-def is_stacked(place: Place) -> bool:
-    """Whether the leaf at `place` has the layer as its first axis."""
-    return place[: len(LAYERS)] == LAYERS

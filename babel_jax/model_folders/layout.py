@@ -3,22 +3,12 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from flax import traverse_util
-
 from babel_jax.config import ModelConfig
 from babel_jax.errors import BadInput
-from babel_jax.model.decoder import abstract_params
-from babel_jax.model.parameters import Place, is_stacked
+from babel_jax.model.shapes import Shape, is_stacked, leaf_shapes
 from babel_jax.model_folders.names import tensor_name
 
-Shape = tuple[int, ...]
-
 _SHOWN = 3
-
-
-def leaf_shapes(config: ModelConfig) -> dict[Place, Shape]:
-    """The shape of every leaf of the parameter tree, by its place; leaves under the layers are stacked."""
-    return {place: leaf.shape for place, leaf in traverse_util.flatten_dict(abstract_params(config)).items()}
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, Shape]:

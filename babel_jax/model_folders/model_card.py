@@ -9,10 +9,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
-from huggingface_hub import EvalResult, ModelCardData
 
 from babel_jax import __version__
 from babel_jax.errors import one_line
@@ -22,6 +21,9 @@ from babel_jax.languages import position
 from babel_jax.model_files import MOST_BESIDE_BYTES
 from babel_jax.model_folders.folder import model_name
 from babel_jax.model_folders.hub_licences import HUB_LICENCES
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 CARD, BASE_CARD = "README.md", "README.base.md"
 TAG = "babel-jax"
@@ -43,7 +45,7 @@ def card_files(
     name: str = "",
     languages: Sequence[str] = (),
     tags: Sequence[str] = (),
-    results: Sequence[EvalResult] = (),
+    results: Sequence["EvalResult"] = (),
     prompt: str = "",
     in_hf_format: bool = True,
 ) -> dict[str, str]:
@@ -71,7 +73,11 @@ def card_files(
         _snippet(prompt or "The", in_hf_format),
         *sections,
     ]
-    card = f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(part for part in body if part) + "\n"
+    card = (
+        f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True).strip()}\n---\n\n"
+        + "\n\n".join(part for part in body if part)
+        + "\n"
+    )
     if foreign is None:
         return {CARD: card}
     return {
@@ -120,33 +126,33 @@ def _metadata(
     title: str,
     languages: Sequence[str],
     tags: Sequence[str],
-    results: Sequence[EvalResult],
-) -> ModelCardData:
-    """The front matter. before: that of the source's card."""
+    results: Sequence["EvalResult"],
+) -> dict[str, Any]:
+    """The front matter, in the order of the hub's own cards. before: that of the source's card."""
     # Our languages come first, in the registry's order, then all others.
     known = [one_line(code, _LONGEST_VALUE) for code in _several(before.get("language"))]
     codes = sorted({*known, *languages}, key=position)
     is_hub_id = origin.base is not None and _HUB_ID.fullmatch(origin.base) is not None
     licence, licence_name = _licence(before)
-    data = ModelCardData(
-        base_model=origin.base if is_hub_id else None,
-        language=codes or None,
-        library_name="transformers",
-        pipeline_tag=_text(before.get("pipeline_tag")) or "text-generation",
-        tags=[TAG, *tags],
-        # The hub reads the name only as a part of the results.
-        model_name=title if results else None,
-        eval_results=list(results) or None,
-        license=licence,
-        license_name=licence_name,
-        license_link=_text(before.get("license_link")),
-    )
-    if origin.base and not is_hub_id:
-        # The hub ignores this key; the next card reads it.
-        data[_MADE_FROM] = origin.base
-    if origin.commit:
-        data[_COMMIT] = origin.commit
-    return data
+    data: dict[str, Any] = {
+        "base_model": origin.base if is_hub_id else None,
+        "language": codes,
+        "library_name": "transformers",
+        "license": licence,
+        "license_name": licence_name,
+        "license_link": _text(before.get("license_link")),
+        "pipeline_tag": _text(before.get("pipeline_tag")) or "text-generation",
+        "tags": [*dict.fromkeys([TAG, *tags])],
+        # The hub ignores these two keys; the next card reads them.
+        _MADE_FROM: None if is_hub_id else origin.base,
+        _COMMIT: origin.commit,
+    }
+    if results:
+        # Imported here: most cards have no results, and a short command would wait for it.
+        from huggingface_hub.repocard_data import eval_results_to_model_index
+
+        data["model-index"] = eval_results_to_model_index(title, [*results])
+    return {key: value for key, value in data.items() if value}
 
 
 def _licence(before: Mapping[str, Any]) -> tuple[str | None, str | None]:

@@ -6,7 +6,7 @@ Any other name is its path.
 
 import re
 
-from babel_jax.model.parameters import LAYERS, Place, is_stacked
+from babel_jax.model.shapes import LAYERS, Place, is_stacked
 
 _LAYER_NAME = re.compile(r"model\.layers\.(0|[1-9][0-9]*)\.(.+)")
 

@@ -16,8 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from babel_jax.buckets import SCHEMES, explain, tried, without_secrets
 from babel_jax.errors import BadInput, show_as
 from babel_jax.model_files import FOLDERS_BESIDE, MOST_BESIDE_BYTES, WEIGHT_SUFFIXES
@@ -36,6 +34,9 @@ def stand_in(url: str) -> Path:
     Raises BadInput if the folder is missing, incomplete or unreadable, or fsspec lacks the package for such
     URLs.
     """
+    # Imported where it is used: it takes as long as the rest of a short command on local folders.
+    import fsspec
+
     url = url.rstrip("/")
     with explain(url):
         system, root = tried(lambda: fsspec.core.url_to_fs(url))
@@ -139,6 +140,8 @@ class RemoteFiles:
     """The remote files that a local folder stands in for. Threads may share it."""
 
     def __init__(self, url: str):
+        import fsspec
+
         self.url = url
         with explain(url):
             self._system, self._root = fsspec.core.url_to_fs(url)

@@ -24,9 +24,9 @@ from babel_jax.disk_errors import is_full
 from babel_jax.distributed.agreement import agreed
 from babel_jax.errors import BadInput, one_line
 from babel_jax.files import read_json, regular_file, sync_file, sync_folder, write_text
-from babel_jax.model.parameters import Place
+from babel_jax.model.shapes import Place, Shape, leaf_shapes
 from babel_jax.model_files import PARAMS
-from babel_jax.model_folders.layout import Shape, check_shapes, leaf_shapes
+from babel_jax.model_folders.layout import check_shapes
 from babel_jax.model_folders.names import tensor_place
 from babel_jax.model_folders.safetensors_files import Specs
 from babel_jax.model_folders.safetensors_header import DTYPES

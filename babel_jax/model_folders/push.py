@@ -17,7 +17,7 @@ from babel_jax.hub.names import repo_name
 from babel_jax.hub.patience import explained, patiently
 from babel_jax.model_files import WEIGHT_SUFFIXES
 from babel_jax.model_folders.folder import Format, ModelFolder, open_folder
-from babel_jax.model_folders.hf_params import open_hf_tensors
+from babel_jax.model_folders.hf_tensors import open_hf_tensors
 from babel_jax.model_folders.model_card import CARD, front_matter
 from babel_jax.new_folders import MARK
 from babel_jax.places import fetched

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from babel_jax.errors import BadInput
-from babel_jax.model_folders.layout import Shape
+from babel_jax.model.shapes import Shape
 from babel_jax.model_folders.safetensors_files import Specs
 from babel_jax.new_folders import Progress
 from babel_jax.progress import Work

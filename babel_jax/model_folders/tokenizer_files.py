@@ -8,9 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.message import DecodeError
-from sentencepiece import sentencepiece_model_pb2
-
 from babel_jax.errors import BadInput
 from babel_jax.files import read_bytes, read_json
 
@@ -99,6 +96,10 @@ def _ids_of_json(values: Any, path: Path) -> dict[str, int]:
 
 
 def _ids_of_pieces(model: bytes, path: Path) -> dict[str, int]:
+    # Imported where they are used: most folders have a tokenizer.json.
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
     try:
         parsed = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
     except DecodeError as error:

@@ -21,15 +21,12 @@ from babel_jax import __version__
 from babel_jax.digests import EarlySums, files_below, write_sums
 from babel_jax.errors import BadInput
 from babel_jax.files import write_bytes, write_text
-from babel_jax.model.parameters import Place
+from babel_jax.model.shapes import Place, leaf_shapes
 from babel_jax.model_files import CONFIG
 from babel_jax.model_folders.folder import Format, ModelFolder, copy_other_files, open_folder
 from babel_jax.model_folders.hf_config import in_both_spellings, read_hf_config
-from babel_jax.model_folders.hf_params import open_hf_tensors
-from babel_jax.model_folders.layout import (
-    leaf_shapes,
-    tensor_shapes,
-)
+from babel_jax.model_folders.hf_tensors import open_hf_tensors
+from babel_jax.model_folders.layout import tensor_shapes
 from babel_jax.model_folders.names import tensor_place
 from babel_jax.model_folders.safetensors_files import SHARD_BYTES, Specs, StoredTensors, TensorFiles
 from babel_jax.model_folders.streaming import (

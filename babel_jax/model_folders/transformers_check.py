@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from babel_jax.errors import one_line
-from babel_jax.model_folders.layout import Shape
+from babel_jax.model.shapes import Shape
 from babel_jax.new_folders import Unverified
 
 _SECONDS = 600  # a large model's modules are made on torch's meta device, without memory for values

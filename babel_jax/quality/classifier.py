@@ -32,8 +32,9 @@ from babel_jax.errors import BadInput
 from babel_jax.files import make_folder, read_json, write_text
 from babel_jax.languages import LANGUAGES, in_order
 from babel_jax.lease import alone_in
-from babel_jax.model_folders.folder import Format, load_params, open_folder, save_folder
+from babel_jax.model_folders.folder import Format, open_folder
 from babel_jax.model_folders.hf_config import write_hf_config
+from babel_jax.model_folders.params import load_params, save_folder
 from babel_jax.model_folders.streaming import fingerprint
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.new_folders import new_folder

@@ -18,10 +18,12 @@ from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.distributed.agreement import agreed, first_says
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.points import point_file, score_model, write_point
-from babel_jax.expansion.apply import expand_config, expanding, new_layers_of
+from babel_jax.expansion.apply import expanding
+from babel_jax.expansion.folders import expand_config, new_layers_of
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
 from babel_jax.model.decoder import initializing
-from babel_jax.model_folders.folder import ModelFolder, load_params, open_folder
+from babel_jax.model_folders.folder import ModelFolder, open_folder
+from babel_jax.model_folders.params import load_params
 from babel_jax.model_folders.tokenizer_files import is_padding
 from babel_jax.places import place
 from babel_jax.progress import working

@@ -13,20 +13,13 @@ from babel_jax.config import Config, ModelConfig
 from babel_jax.data.tokens.chat_format import open_chat_format, write_chat_files
 from babel_jax.data.tokens.tokenizer import Tokenizer
 from babel_jax.data.windows.prepared import open_prepared
-from babel_jax.expansion.apply import expand_hf_config
+from babel_jax.expansion.folders import expand_hf_config
 from babel_jax.expansion.plan import ExpansionPlan
 from babel_jax.model.decoder import forward
 from babel_jax.model.parameters import in_type
-from babel_jax.model_folders.folder import (
-    Format,
-    ModelFolder,
-    copy_other_files,
-    load_params,
-    open_folder,
-    save_folder,
-    source_name,
-)
+from babel_jax.model_folders.folder import Format, ModelFolder, copy_other_files, open_folder, source_name
 from babel_jax.model_folders.hf_config import stored_eos_token_ids, write_hf_config
+from babel_jax.model_folders.params import load_params, save_folder
 from babel_jax.places import place
 from babel_jax.report.card import run_card
 from babel_jax.report.samples import beginning

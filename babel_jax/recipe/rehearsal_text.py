@@ -19,8 +19,9 @@ from babel_jax.expansion.plan import PROVENANCE as EXPANDED
 from babel_jax.files import make_folder, write_text
 from babel_jax.languages import BABEL, LANGUAGES, in_order
 from babel_jax.model.decoder import init_params
-from babel_jax.model_folders.folder import Format, save_folder
+from babel_jax.model_folders.folder import Format
 from babel_jax.model_folders.hf_config import write_hf_config
+from babel_jax.model_folders.params import save_folder
 from babel_jax.tpu.shapes import Base
 from babel_jax.vocabulary.card import PROVENANCE as EXTENDED
 from babel_jax.vocabulary.texts import letters_of

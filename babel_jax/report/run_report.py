@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from babel_jax.config.file import load_config
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.data.windows.prepared import open_prepared
-from babel_jax.model_folders.folder import load_params, open_folder
+from babel_jax.model_folders.folder import open_folder
+from babel_jax.model_folders.params import load_params
 from babel_jax.report.gate import gate_text
 from babel_jax.report.page import PAGE, write_report
 from babel_jax.report.record import SAMPLES, run_folder_of

@@ -33,12 +33,14 @@ from babel_jax.data.windows.prepared import is_prepared, open_prepared
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.bits_per_byte import TextToScore, scored_bits, text_to_score
 from babel_jax.evaluation.scoring import score
-from babel_jax.expansion.apply import expand_config, expanding
+from babel_jax.expansion.apply import expanding
+from babel_jax.expansion.folders import expand_config
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
 from babel_jax.files import make_folder, read_json, write_text
 from babel_jax.hub.names import hub_name
 from babel_jax.model.flops import model_flops_per_token
-from babel_jax.model_folders.folder import load_params, open_folder, source_name
+from babel_jax.model_folders.folder import open_folder, source_name
+from babel_jax.model_folders.params import load_params
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.run_files import AblationResult, StepLine, read_as, read_lines
 from babel_jax.studies.ablation_report import write_ablation

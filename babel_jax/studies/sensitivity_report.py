@@ -15,7 +15,8 @@ from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.bits_per_byte import class_means
 from babel_jax.files import make_folder, write_text
-from babel_jax.model_folders.folder import load_params, model_name, open_folder
+from babel_jax.model_folders.folder import model_name, open_folder
+from babel_jax.model_folders.params import load_params
 from babel_jax.model_folders.streaming import files_now, fingerprint
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.run_files import KnownLayers, read_as

@@ -29,7 +29,8 @@ from babel_jax.expansion.plan import plan_from_settings
 from babel_jax.inference.generation import generation_programs
 from babel_jax.languages import BABEL
 from babel_jax.model.decoder import abstract_params, initializing
-from babel_jax.model.parameters import in_type, is_stacked
+from babel_jax.model.parameters import in_type
+from babel_jax.model.shapes import is_stacked
 from babel_jax.model_folders.resharding import gatherer, mover, reading_steps
 from babel_jax.report.samples import sample_tokens
 from babel_jax.tpu.kinds import (

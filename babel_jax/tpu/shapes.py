@@ -10,7 +10,7 @@ from babel_jax.buckets import is_url
 from babel_jax.config import Config, ModelConfig, Trained
 from babel_jax.config.file import configs_folder, load_config, parse_settings
 from babel_jax.errors import BadInput
-from babel_jax.expansion.apply import expand_config, new_layers_of
+from babel_jax.expansion.folders import expand_config, new_layers_of
 from babel_jax.expansion.plan import PRESET_SOURCES, plan_from_settings
 from babel_jax.hub.names import hub_name
 from babel_jax.model_folders.folder import open_folder

@@ -12,9 +12,10 @@ from jaxtyping import Array, PyTree
 
 from babel_jax.config import Deepening, ModelConfig, Moments
 from babel_jax.errors import BadInput
-from babel_jax.expansion.apply import expand_config, expand_params
+from babel_jax.expansion.apply import expand_params
+from babel_jax.expansion.folders import expand_config
 from babel_jax.expansion.plan import ExpansionPlan, plan_from_settings
-from babel_jax.model.parameters import is_stacked
+from babel_jax.model.shapes import is_stacked
 
 
 class Depth(NamedTuple):

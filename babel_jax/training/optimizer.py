@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from babel_jax.config import OptimizerRule, OptimizerSettings, Schedule, ScheduleKind, Trained
 from babel_jax.errors import BadInput
-from babel_jax.model.parameters import Shaped, is_stacked, is_table
+from babel_jax.model.parameters import Shaped
+from babel_jax.model.shapes import is_stacked, is_table
 
 _ROWS_MULTIPLE = 128  # of rows with moments; the tensor axis of any mesh in use divides it
 _NO_ROW = np.iinfo(np.int32).max

@@ -15,7 +15,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float, Int, PyTree
 
 from babel_jax.config import ModelConfig, RowInit
-from babel_jax.model.parameters import TABLES
+from babel_jax.model.shapes import TABLES
 from babel_jax.model_folders.names import tensor_name, tensor_place
 from babel_jax.model_folders.streaming import Piece, Source, pieces
 from babel_jax.model_folders.transfer import Change

@@ -23,7 +23,8 @@ from babel_jax.data.windows.prepare import prepare
 from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.data.windows.storage import open_windows
 from babel_jax.errors import BadInput
-from babel_jax.model_folders.folder import Format, load_params, open_folder
+from babel_jax.model_folders.folder import Format, open_folder
+from babel_jax.model_folders.params import load_params
 from babel_jax.model_folders.transfer import convert
 from babel_jax.places import place, url_of
 from babel_jax.sending import UNFINISHED

@@ -12,8 +12,9 @@ from babel_jax.data.tokens.sentencepiece_tokenizer import train_sentencepiece
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.evaluation.benchmarks.harness import DecoderLM
 from babel_jax.evaluation.benchmarks.responses import Responses
-from babel_jax.model_folders.folder import Format, load_params, open_folder, save_folder
+from babel_jax.model_folders.folder import Format, open_folder
 from babel_jax.model_folders.hf_config import write_hf_config
+from babel_jax.model_folders.params import load_params, save_folder
 from babel_jax.training.mesh import make_mesh, param_shardings
 from tests.compiled import init_params
 

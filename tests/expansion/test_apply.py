@@ -12,7 +12,8 @@ from scipy import stats
 
 from babel_jax.config import ExpansionSettings, Family, Init, LayerType, ModelConfig
 from babel_jax.errors import BadInput
-from babel_jax.expansion.apply import expand_config, expand_params
+from babel_jax.expansion.apply import expand_params
+from babel_jax.expansion.folders import expand_config
 from babel_jax.expansion.plan import ExpansionPlan, TargetLayer, plan_from_settings
 from babel_jax.model.decoder import abstract_params, forward
 from babel_jax.model.execution import Execution

@@ -10,10 +10,12 @@ from safetensors.numpy import save_file
 import babel_jax
 from babel_jax.config import ExpansionSettings, Family, Init, LayerType
 from babel_jax.errors import BadInput
-from babel_jax.expansion.apply import expand_folder, expand_hf_config, expand_params
+from babel_jax.expansion.apply import expand_params
+from babel_jax.expansion.folders import expand_folder, expand_hf_config
 from babel_jax.expansion.plan import plan_from_json, plan_from_settings
 from babel_jax.model.decoder import forward
-from babel_jax.model_folders.folder import load_params, open_folder
+from babel_jax.model_folders.folder import open_folder
+from babel_jax.model_folders.params import load_params
 from babel_jax.model_folders.transfer import convert
 
 AMONG = ExpansionSettings(insert_after=(1, 2))

@@ -9,11 +9,12 @@ import pytest
 
 from babel_jax.config import ExpansionSettings, Family, Init, LayerType, ModelConfig
 from babel_jax.errors import BadInput
-from babel_jax.expansion.apply import expand_folder
+from babel_jax.expansion.folders import expand_folder
 from babel_jax.expansion.plan import plan_from_settings
 from babel_jax.model.decoder import forward
 from babel_jax.model_folders import transformers_check
-from babel_jax.model_folders.folder import Format, load_params, open_folder
+from babel_jax.model_folders.folder import Format, open_folder
+from babel_jax.model_folders.params import load_params
 from babel_jax.model_folders.transfer import convert
 
 TOKENS = np.arange(24, dtype=np.int32)[None] * 7 % 48

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from babel_jax.commands import models
 from babel_jax.config import ExpansionSettings, Init, ModelConfig
 from babel_jax.errors import BadInput
-from babel_jax.expansion.apply import expand_config
+from babel_jax.expansion.folders import expand_config
 from babel_jax.expansion.plan import (
     PRESETS,
     ExpansionPlan,

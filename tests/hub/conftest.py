@@ -4,8 +4,9 @@ import jax
 import pytest
 
 from babel_jax.data.tokens.tokenizers import open_tokenizer
-from babel_jax.model_folders.folder import Format, save_folder
+from babel_jax.model_folders.folder import Format
 from babel_jax.model_folders.hf_config import write_hf_config
+from babel_jax.model_folders.params import save_folder
 from tests.compiled import init_params
 
 

@@ -17,7 +17,8 @@ from babel_jax.config import ModelSource
 from babel_jax.errors import BadInput
 from babel_jax.hub import models, patience
 from babel_jax.hub.names import HubName, hub_name, hub_origin
-from babel_jax.model_folders.folder import load_params, model_name, open_folder
+from babel_jax.model_folders.folder import model_name, open_folder
+from babel_jax.model_folders.params import load_params
 from babel_jax.model_folders.transfer import convert
 
 COMMIT = "0123456789" * 4

@@ -10,7 +10,8 @@ import pytest
 
 from babel_jax.cli import main
 from babel_jax.errors import BadInput
-from babel_jax.model_folders.folder import load_params, open_folder
+from babel_jax.model_folders.folder import open_folder
+from babel_jax.model_folders.params import load_params
 from babel_jax.model_folders.push import push_folder
 from babel_jax.model_folders.transfer import convert
 

@@ -12,8 +12,9 @@ from babel_jax.config import ModelConfig
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.inference.chat import Conversation, talk
-from babel_jax.model_folders.folder import Format, save_folder
+from babel_jax.model_folders.folder import Format
 from babel_jax.model_folders.hf_config import write_hf_config
+from babel_jax.model_folders.params import save_folder
 from tests.compiled import init_params
 
 TEMPLATE = (

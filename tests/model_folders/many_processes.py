@@ -14,9 +14,10 @@ from flax import traverse_util
 from safetensors.numpy import load_file
 
 from babel_jax.errors import BadInput
-from babel_jax.model.parameters import is_stacked
-from babel_jax.model_folders.folder import Format, load_params, open_folder, save_folder
+from babel_jax.model.shapes import is_stacked
+from babel_jax.model_folders.folder import Format, open_folder
 from babel_jax.model_folders.names import tensor_names
+from babel_jax.model_folders.params import load_params, save_folder
 from babel_jax.model_folders.safetensors_files import StoredTensors, TensorFiles
 from babel_jax.training.mesh import make_mesh, param_shardings, replicated
 

@@ -10,7 +10,8 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models
 
 from babel_jax.errors import BadInput
-from babel_jax.model_folders.folder import Format, load_params, open_folder, save_folder
+from babel_jax.model_folders.folder import Format, open_folder
+from babel_jax.model_folders.params import load_params, save_folder
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.model_folders.transfer import convert
 

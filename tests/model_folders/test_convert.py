@@ -11,8 +11,9 @@ from flax import traverse_util
 
 from babel_jax.config import Family
 from babel_jax.errors import BadInput
-from babel_jax.model_folders.folder import Format, load_params, open_folder, save_folder
-from babel_jax.model_folders.layout import leaf_shapes
+from babel_jax.model.shapes import leaf_shapes
+from babel_jax.model_folders.folder import Format, open_folder
+from babel_jax.model_folders.params import load_params, save_folder
 from babel_jax.model_folders.transfer import convert
 from tests.forced_devices import forced_devices
 
@@ -94,7 +95,8 @@ LOAD_ON_A_MESH = """
 import sys
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from babel_jax.model_folders.folder import load_params, open_folder
+from babel_jax.model_folders.folder import open_folder
+from babel_jax.model_folders.params import load_params
 
 assert jax.device_count() == 8
 mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))

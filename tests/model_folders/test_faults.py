@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from babel_jax.errors import BadInput
-from babel_jax.model_folders.folder import Format, load_params, open_folder, save_folder
+from babel_jax.model_folders.folder import Format, open_folder
 from babel_jax.model_folders.layout import tensor_shapes
 from babel_jax.model_folders.orbax_params import LeafFiles
+from babel_jax.model_folders.params import load_params, save_folder
 from babel_jax.model_folders.safetensors_files import TensorFiles
 from babel_jax.model_folders.transfer import convert
 from babel_jax.new_folders import resumable_folder

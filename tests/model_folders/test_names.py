@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from babel_jax.model.parameters import LAYERS, is_stacked
+from babel_jax.model.shapes import LAYERS, is_stacked
 from babel_jax.model_folders.names import tensor_name, tensor_names, tensor_place
 
 words = st.from_regex(r"[a-z][a-z_]{0,12}", fullmatch=True)

@@ -10,8 +10,9 @@ import pytest
 from babel_jax import buckets
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
-from babel_jax.model_folders.folder import Format, load_params, open_folder, save_folder
+from babel_jax.model_folders.folder import Format, open_folder
 from babel_jax.model_folders.object_storage import RemoteFiles
+from babel_jax.model_folders.params import load_params, save_folder
 from babel_jax.model_folders.transfer import convert
 
 

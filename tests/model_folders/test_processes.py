@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from babel_jax.model_folders.folder import load_params, open_folder
+from babel_jax.model_folders.folder import open_folder
 from babel_jax.model_folders.layout import tensor_shapes
+from babel_jax.model_folders.params import load_params
 from tests.forced_devices import forced_devices
 
 EXPORTS = ("tensor", "replicated")

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from babel_jax.expansion.apply import expand_folder
+from babel_jax.expansion.folders import expand_folder
 from babel_jax.expansion.plan import plan_from_json
 from babel_jax.files import link_file, share_file
 from babel_jax.model_folders import safetensors_files

@@ -13,10 +13,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from babel_jax.errors import BadInput
-from babel_jax.expansion.apply import expand_folder
+from babel_jax.expansion.folders import expand_folder
 from babel_jax.expansion.plan import plan_from_json
-from babel_jax.model_folders.folder import Format, load_params, open_folder
+from babel_jax.model_folders.folder import Format, open_folder
 from babel_jax.model_folders.hf_config import write_hf_config
+from babel_jax.model_folders.params import load_params
 from babel_jax.model_folders.safetensors_files import StoredTensors
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.model_folders.transfer import convert

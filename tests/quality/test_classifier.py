@@ -19,8 +19,9 @@ from babel_jax.config.quality import ClassifierSettings
 from babel_jax.config.training import Schedule
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.draws import Purpose, unit_draw
-from babel_jax.model_folders.folder import Format, save_folder
+from babel_jax.model_folders.folder import Format
 from babel_jax.model_folders.hf_config import write_hf_config
+from babel_jax.model_folders.params import save_folder
 from babel_jax.quality.regressor import Regressor, pack_documents, with_head
 from babel_jax.training.mesh import make_mesh
 from tests.compiled import init_params

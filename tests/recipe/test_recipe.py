@@ -13,7 +13,8 @@ from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.locks import only_process_in
 from babel_jax.model.decoder import forward
-from babel_jax.model_folders.folder import load_params, open_folder
+from babel_jax.model_folders.folder import open_folder
+from babel_jax.model_folders.params import load_params
 from babel_jax.recipe.recipe import run_recipe
 from babel_jax.training.run_state import read_json_lines
 

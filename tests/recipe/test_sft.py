@@ -19,7 +19,8 @@ from babel_jax.evaluation.bits_per_byte import conversations_to_score, scored_bi
 from babel_jax.evaluation.scoring import score
 from babel_jax.inference.generate import generate_text
 from babel_jax.inference.generation import generate
-from babel_jax.model_folders.folder import load_params, open_folder
+from babel_jax.model_folders.folder import open_folder
+from babel_jax.model_folders.params import load_params
 from babel_jax.training.loss import summed_loss
 from babel_jax.training.mesh import make_mesh
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from babel_jax.config import ExpansionSettings, Family, LayerType, ModelConfig
-from babel_jax.expansion.apply import expand_config, expand_params
+from babel_jax.expansion.apply import expand_params
+from babel_jax.expansion.folders import expand_config
 from babel_jax.expansion.plan import plan_from_settings
 from babel_jax.studies.packed_text import encode
 from babel_jax.studies.sensitivity import (

@@ -11,7 +11,7 @@ from flax import traverse_util
 
 from babel_jax.config import ExpansionSettings, OptimizerRule, OptimizerSettings, Trained
 from babel_jax.errors import BadInput
-from babel_jax.expansion.apply import expand_hf_config, new_layers_of
+from babel_jax.expansion.folders import expand_hf_config, new_layers_of
 from babel_jax.expansion.plan import plan_from_settings
 from babel_jax.model.decoder import abstract_params
 from babel_jax.model_folders.hf_config import write_hf_config

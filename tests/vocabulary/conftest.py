@@ -14,8 +14,9 @@ from babel_jax.config import Config, ModelConfig
 from babel_jax.config.file import parse_settings
 from babel_jax.data.sources.embedded import embedded_corpus, embedded_folder
 from babel_jax.data.tokens.sentencepiece_tokenizer import train_sentencepiece
-from babel_jax.model_folders.folder import Format, save_folder
+from babel_jax.model_folders.folder import Format
 from babel_jax.model_folders.hf_config import write_hf_config
+from babel_jax.model_folders.params import save_folder
 from babel_jax.recipe.recipe import run_recipe
 from tests.compiled import init_params
 

@@ -10,7 +10,7 @@ import numpy as np
 from flax import traverse_util
 
 from babel_jax.config import ModelConfig
-from babel_jax.model.parameters import TABLES
+from babel_jax.model.shapes import TABLES
 from babel_jax.training.mesh import make_mesh, param_shardings
 from babel_jax.vocabulary.growth import Growth, grow_config, growing
 

@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 
 from babel_jax.config import RowInit, VocabularySettings
 from babel_jax.errors import BadInput
-from babel_jax.model_folders.folder import Format, load_params, open_folder
+from babel_jax.model_folders.folder import Format, open_folder
+from babel_jax.model_folders.params import load_params
 from babel_jax.vocabulary import pursuit
 from babel_jax.vocabulary.card import PROVENANCE, new_rows_of
 from babel_jax.vocabulary.editable import open_vocabulary

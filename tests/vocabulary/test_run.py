@@ -14,7 +14,8 @@ from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.data.windows.prepared import open_prepared
 from babel_jax.draws import Purpose, unit_draw
 from babel_jax.errors import BadInput
-from babel_jax.model_folders.folder import load_params, open_folder
+from babel_jax.model_folders.folder import open_folder
+from babel_jax.model_folders.params import load_params
 from babel_jax.recipe.recipe import run_recipe
 from babel_jax.vocabulary.texts import texts_of
 

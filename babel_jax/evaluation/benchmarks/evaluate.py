@@ -39,7 +39,8 @@ from babel_jax.evaluation.items import BITS_PER_BYTE, Items, accuracy, chrf_plus
 from babel_jax.evaluation.scoring import score
 from babel_jax.files import make_folder
 from babel_jax.lease import alone_in
-from babel_jax.model_folders.folder import ModelFolder, load_params, open_folder
+from babel_jax.model_folders.folder import ModelFolder, open_folder
+from babel_jax.model_folders.params import load_params
 from babel_jax.model_folders.streaming import files_now, fingerprint
 from babel_jax.model_folders.tokenizer_files import check_vocabulary
 from babel_jax.sending import settle
