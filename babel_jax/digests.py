@@ -10,6 +10,8 @@ import dataclasses
 import hashlib
 import os
 import re
+import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +24,7 @@ SUMS = "SHA256SUMS"
 EDITABLE = ("README.md",)  # files that the user is asked to edit; their digests are not compared
 MOST_LIST_BYTES = 256 * 2**20  # some two million files
 _THREADS = min(8, os.cpu_count() or 1)  # hashing leaves Python's lock, so threads share the cores
+_READ_BYTES = 2**18  # at a time
 _LINE = re.compile(r"(\\?)([0-9a-f]{64}) [ *](.+)")
 
 
@@ -58,25 +61,96 @@ def files_below(folder: Path) -> list[Path]:
     return [path for path in visible if not is_list(path) and path.name not in (MARK, UNFINISHED)]
 
 
+class _Growth:
+    """The length of the beginning of a file that several threads are writing, each at its own place."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._written: dict[int, int] = {}  # after the beginning: the start and end of each part
+        self._length = 0
+        self._abandoned = False
+
+    def add(self, start: int, stop: int) -> None:
+        """Notes that the bytes from `start` to before `stop` are written."""
+        with self._changed:
+            if stop > start:
+                self._written[start] = stop
+            while self._length in self._written:
+                self._length = self._written.pop(self._length)
+            self._changed.notify_all()
+
+    def finish(self, abandoned: bool = False) -> None:
+        """Notes that the whole file is written, or that nobody needs its digest."""
+        with self._changed:
+            self._length, self._abandoned = sys.maxsize, abandoned
+            self._changed.notify_all()
+
+    def longer_than(self, length: int) -> int:
+        """Waits until the beginning is longer than `length`; returns its length.
+
+        Raises CancelledError if nobody needs the digest.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._length > length)
+            if self._abandoned:
+                raise concurrent.futures.CancelledError
+            return self._length
+
+
+def _sum_as_it_grows(path: Path, growth: _Growth) -> str:
+    """The SHA-256 of a file of its final size, computed while its bytes are written."""
+    digest, done = hashlib.sha256(), 0
+    buffer = memoryview(bytearray(_READ_BYTES))
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        while done < size:
+            length = min(growth.longer_than(done), size)
+            count = file.readinto(buffer[: length - done])
+            if not count:
+                raise OSError(f"{path} became shorter while it was read")
+            digest.update(buffer[:count])
+            done += count
+    return digest.hexdigest()
+
+
 class EarlySums:
-    """Digests of files that are computed while the process waits for the disk. As a context manager: at its
-    end, files that were not begun are left out.
+    """Digests of files that are computed while the process writes them or waits for the disk. As a context
+    manager: at its end, files that were not begun are left out.
     """
 
     def __init__(self) -> None:
         self._pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
         self._begun: dict[Path, tuple[tuple[int, int], concurrent.futures.Future[str]]] = {}
+        self._growing: dict[Path, tuple[_Growth, concurrent.futures.Future[str]]] = {}
+        self._lock = threading.Lock()
 
     def __enter__(self) -> "EarlySums":
         return self
 
     def __exit__(self, *_: object) -> None:
+        for growth, _future in self._growing.values():
+            growth.finish(abandoned=True)
         self._pool.shutdown(cancel_futures=True)
+
+    def written(self, file: Path, start: int, stop: int) -> None:
+        """Notes that the bytes from `start` to before `stop` of a file have their last values; the file has
+        its last size. Threads may call this.
+        """
+        with self._lock:
+            if file not in self._growing:
+                growth = _Growth()
+                self._growing[file] = growth, self._pool.submit(_sum_as_it_grows, file, growth)
+        self._growing[file][0].add(start, stop)
 
     def begin(self, files: Iterable[Path]) -> None:
         """Begins to compute the digests of files that are written, though perhaps not yet on disk."""
         for file in files:
-            self._begun[file] = (_state(file), self._pool.submit(file_sum, file))
+            if file in self._growing:
+                growth, digest = self._growing[file]
+                growth.finish()
+            else:
+                digest = self._pool.submit(file_sum, file)
+            self._begun[file] = (_state(file), digest)
 
     def sum_of(self, file: Path) -> str:
         """The digest of a file; computed anew if the file has another size or time than at its `begin`."""

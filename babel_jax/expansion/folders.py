@@ -120,31 +120,21 @@ def _change(plan: ExpansionPlan) -> Change:
         place, target = tensor_place(name)
         return name if target is None else tensor_name(place, plan.source_layers[target])
 
-    # A tensor that keeps its name and its bytes is not rewritten: its file is cloned.
-    new = set(plan.new_layers)
-
-    def kept(name: str) -> bool:
+    def copied(name: str) -> bool:
         place, target = tensor_place(name)
         if target is None:
             return True
-        return (
-            target not in new
-            and source_of(name) == name
-            and (plan.layers[target].output_scale == 1.0 or not is_output(place))
-        )
+        layer = plan.layers[target]
+        return layer.init is Init.COPY and (layer.output_scale == 1.0 or not is_output(place))
 
     def values(piece: Piece, source: Source) -> np.ndarray:
         place, target = tensor_place(piece.name)
+        assert target is not None  # what is outside of the layers is copied
         rows = source.read_rows(source_of(piece.name), piece.start, piece.stop)
-        if target is None:
-            return rows
         layer = plan.layers[target]
         if layer.init is Init.ZERO:
             return np.zeros_like(rows)
-        scale = layer.output_scale if is_output(place) else 1.0
-        if layer.init is Init.COPY and scale == 1.0:
-            return rows
-        if layer.init is Init.COPY and scale == 0.0:
+        if layer.init is Init.COPY and layer.output_scale == 0.0:
             # The signs of zeros and NaNs are those of the product that `expand_params` computes.
             return (rows.astype(np.float32) * np.float32(0.0)).astype(rows.dtype)
         from babel_jax.expansion.apply import changed_rows
@@ -155,4 +145,4 @@ def _change(plan: ExpansionPlan) -> Change:
 
         return changed_rows(plan, place, target, rows, piece.start, next_rows)
 
-    return Change(plan.model_dump_json(), source_of, kept, values)
+    return Change(plan.model_dump_json(), source_of, copied, values)

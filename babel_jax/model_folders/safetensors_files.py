@@ -6,7 +6,8 @@ import json
 import math
 import struct
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from babel_jax.files import (
     link_file,
     open_to_write,
     preallocate,
-    read_json,
     share_file,
     sync_file,
     write_text,
@@ -32,8 +32,8 @@ from babel_jax.model_folders.safetensors_header import (
     explain_damage,
     read_header,
 )
+from babel_jax.model_folders.safetensors_index import SINGLE, read_index, single_file
 
-SINGLE = "model.safetensors"
 # The default of transformers and huggingface_hub: large enough for few files, small enough to fetch again
 # after a broken download.
 SHARD_BYTES = 5_000_000_000
@@ -41,6 +41,7 @@ SHARD_BYTES = 5_000_000_000
 # host: 2 MiB pages are 10 times as slow, and writes of 128 KiB to 1 MiB 1.3 to 3 times (0.3 s for 1 GB in
 # writes of 64 KiB).
 _WRITE_BYTES = 2**16
+_READ_BYTES = 2**18  # at a time, of what is copied: a buffer that stays in the processor's cache
 
 Specs = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 # The beginnings of names in a model that was saved without its output layer, and the prefix that they lack.
@@ -68,8 +69,8 @@ class StoredTensors:
         self._remote = remote_of(folder)
         self._headers: dict[Path, Header] = {}
 
-        index = _read_index(folder)
-        for file in sorted({folder / name for name in index.values()}) if index else [_single_file(folder)]:
+        index = read_index(folder)
+        for file in sorted({folder / name for name in index.values()}) if index else [single_file(folder)]:
             self._headers[file] = read_header(file, folder)
             for name in self._headers[file].tensors:
                 if self.file_of.setdefault(name, file) != file:
@@ -134,6 +135,26 @@ class StoredTensors:
             self.bytes_read += values.nbytes
         return values
 
+    def read_blocks(self, name: str, start: int, stop: int) -> Iterator[memoryview]:
+        """The bytes of rows `start` to `stop` of a tensor, in blocks. A block is overwritten by the next."""
+        if self._remote is not None:
+            yield self.read_rows(name, start, stop).reshape(-1).view(np.uint8).data
+            return
+        file, row_bytes = self.file_of[name], math.prod(self.shape(name)[1:]) * self.dtype(name).itemsize
+        offset = self._tensors[name].begin + start * row_bytes
+        end = offset + (stop - start) * row_bytes
+        buffer = memoryview(bytearray(_READ_BYTES))
+        with open(self._headers[file].path, "rb", buffering=0) as handle:
+            handle.seek(offset)
+            while offset < end:
+                block = buffer[: min(len(buffer), end - offset)]
+                with explain_damage(file):
+                    _fill(block, handle)
+                yield block
+                offset += len(block)
+        with self._counting:
+            self.bytes_read += (stop - start) * row_bytes
+
     def _read_bytes(self, data: memoryview, file: Path, offset: int) -> None:
         with explain_damage(file):
             if self._remote is not None:
@@ -178,6 +199,7 @@ class TensorFiles:
         process: int = 0,
         whole_files: Mapping[Path, list[str]] | None = None,
         hard_links: bool = False,
+        written: Callable[[Path, int, int], None] = lambda file, start, stop: None,
     ):
         """Plans shards of at most `shard_bytes` for the tensors of `specs`, in order, and writes their
         headers. Files of an interrupted run are continued. A tensor larger than `shard_bytes` gets its own
@@ -186,9 +208,10 @@ class TensorFiles:
         whole_files: files of another folder that become shards of this one unchanged; see `share`.
         hard_links: they may become one file with the originals. owners: if several processes write one
         folder, the process of each tensor. No file has tensors of two processes; all processes plan the same
-        files, and each writes its own.
+        files, and each writes its own. written: receives each file and the bytes of it that were just
+        written, from `start` to before `stop`; several threads call it.
         """
-        self._folder, self._specs, self._hard_links = folder, specs, hard_links
+        self._folder, self._specs, self._hard_links, self._written = folder, specs, hard_links, written
         owners = owners or dict.fromkeys(specs, 0)
         whole_files = whole_files or {}
         self._shards = _plan_shards(specs, shard_bytes, owners, list(whole_files.values()))
@@ -232,16 +255,22 @@ class TensorFiles:
 
     def write(self, name: str, start: int, values: np.ndarray) -> None:
         """Writes rows of a tensor from row `start` on."""
+        dtype = self._specs[name][1]
+        assert values.dtype == dtype, (name, values.dtype, dtype)
+        self.write_blocks(name, start, [np.ascontiguousarray(values).reshape(-1).view(np.uint8).data])
+
+    def write_blocks(self, name: str, start: int, blocks: Iterable[memoryview]) -> None:
+        """Writes the bytes of rows of a tensor from row `start` on."""
         file, offset = self._position[name]
         shape, dtype = self._specs[name]
-        assert values.dtype == dtype, (name, values.dtype, dtype)
-        row_bytes = math.prod(shape[1:]) * dtype.itemsize
-        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
-        offset += start * row_bytes
+        begin = end = offset + start * math.prod(shape[1:]) * dtype.itemsize
         with open_to_write(file, buffering=0) as handle:
-            handle.seek(offset)
-            while data:
-                data = data[handle.write(data[:_WRITE_BYTES]) :]
+            handle.seek(begin)
+            for block in blocks:
+                end += len(block)
+                while block:
+                    block = block[handle.write(block[:_WRITE_BYTES]) :]
+        self._written(file, begin, end)
 
     def sync(self) -> None:
         """Returns when everything written is on disk."""
@@ -290,6 +319,7 @@ class TensorFiles:
             handle.write(struct.pack("<Q", len(text)) + text)
             handle.flush()
             preallocate(handle, 8 + len(text) + offset)
+        self._written(file, 0, 8 + len(text))
         for name in names:
             self._position[name] = (file, 8 + len(text) + header[name]["data_offsets"][0])
 
@@ -324,61 +354,15 @@ def _size(shape: tuple[int, ...], dtype: np.dtype) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
-def _read_index(folder: Path) -> dict[str, str]:
-    """The index's map from tensor to file name; empty without an index. All its files must exist."""
-    path = folder / INDEX
-    if not _is_there(path):
-        return {}
-    index = read_json(path, folder)
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise BadInput(f"{path}: not a safetensors index (a JSON object with a weight_map); fetch it again")
-    if not weight_map:
-        raise BadInput(f"{path}: names no tensors")
-    files = sorted(set(weight_map.values()))
-    outside = [file for file in files if Path(file).name != file or "\0" in file]
-    if outside:
-        raise BadInput(f"{path}: names files outside of the folder: {', '.join(outside)}")
-    if _is_there(folder / SINGLE) and SINGLE not in files:
-        # transformers reads the file, and vLLM reads the files of the index.
-        raise BadInput(
-            f"{folder}: holds {SINGLE} and an index that does not name it; remove the one that does not count"
-        )
-    missing = [file for file in files if not _is_there(folder / file)]
-    if missing:
-        raise BadInput(
-            f"{path}: names {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} missing; "
-            "fetch the folder again"
-        )
-    return weight_map
-
-
-def _is_there(file: Path) -> bool:
-    try:
-        return file.exists() or file.is_symlink()
-    except OSError:  # the name is impossible on this file system
-        return False
-
-
-def _single_file(folder: Path) -> Path:
-    files = [folder / SINGLE] if (folder / SINGLE).exists() else sorted(folder.glob("*.safetensors"))
-    if len(files) > 1:
-        raise BadInput(
-            f"{folder}: {len(files)} safetensors files and no {INDEX} that says which of them count; fetch "
-            "the index too"
-        )
-    if not files:
-        raise BadInput(
-            f"{folder}: no safetensors files; other weight formats must be converted to safetensors first"
-        )
-    return files[0]
-
-
 def _read_into(data: memoryview, file: Path, offset: int) -> None:
     with open(file, "rb", buffering=0) as handle:
         handle.seek(offset)
-        while data:
-            count = handle.readinto(data)
-            if not count:
-                raise OSError("it ends too early")
-            data = data[count:]
+        _fill(data, handle)
+
+
+def _fill(data: memoryview, handle: RawIOBase) -> None:
+    while data:
+        count = handle.readinto(data)
+        if not count:
+            raise OSError("it ends too early")
+        data = data[count:]

@@ -89,13 +89,13 @@ def workers_within(memory_limit: int) -> int:
 
 def stream(
     specs: Specs,
-    read: Callable[[Piece], np.ndarray],
+    move: Callable[[Piece], None],
     sink: Sink,
     progress: Progress,
     memory_limit: int,
     all_written: Callable[[], None] = lambda: None,
 ) -> None:
-    """Writes the tensors of `specs` into `sink`, except those in `progress`; `read` returns their pieces.
+    """Writes the tensors of `specs` into `sink`, except those in `progress`; `move` writes one piece.
 
     Tensors are recorded as done when they are on disk, about once per GiB. Several pieces are read and
     written at once. `all_written` is called when the last piece is written, before the wait for the disk.
@@ -106,10 +106,10 @@ def stream(
     done = sum(size for name, size in sizes.items() if name in progress.done)
     bar = Work[Any]("writing the model", total=sum(sizes.values()), unit="B", initial=done, keep=True)
 
-    def move(piece: Piece) -> None:
-        values = read(piece)
-        sink.write(piece.name, piece.start, values)
-        bar.update(values.nbytes)
+    def move_and_count(piece: Piece) -> None:
+        move(piece)
+        rows = specs[piece.name][0][0]
+        bar.update(sizes[piece.name] * (piece.stop - piece.start) // rows)
 
     # Tensors count as done only after a sync, so a stop loses at most one batch.
     remaining = [name for name in specs if name not in progress.done]
@@ -118,7 +118,9 @@ def stream(
             batch: list[str] = []
             while remaining and sum(sizes[name] for name in batch) < _BYTES_BETWEEN_SYNCS:
                 batch.append(remaining.pop(0))
-            submit(move, itertools.chain.from_iterable(pieces(name, *specs[name]) for name in batch))
+            submit(
+                move_and_count, itertools.chain.from_iterable(pieces(name, *specs[name]) for name in batch)
+            )
             if not remaining:
                 all_written()
             sink.sync()

@@ -51,16 +51,16 @@ MEMORY_LIMIT = 4 * 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """The change of tensors from one folder to another. `values(piece, source)` returns a piece of the new
-    model; it may read the old model.
+    """The change of tensors from one folder to another.
 
-    `kept(name)` is True if the tensor is copied unchanged from the source tensor of the same name.
-    `description` identifies `values`: a folder that was begun is resumed only if it is equal.
+    `copied(name)` is True if the tensor has the bytes of the source tensor `source_of(name)`. For any other
+    tensor, `values(piece, source)` returns a piece of the new model; it may read the old model. `description`
+    identifies the change: a folder that was begun is resumed only if it is equal.
     """
 
     description: str
     source_of: Callable[[str], str]
-    kept: Callable[[str], bool]
+    copied: Callable[[str], bool]
     values: Callable[[Piece, Source], np.ndarray]
 
 
@@ -118,7 +118,7 @@ def transfer(
     # The mark identifies the output: a folder that was begun with another mark is not resumed.
     whole_files = {}
     if share and to is Format.HF and isinstance(stored, StoredTensors):
-        whole_files = stored.whole_files(lambda name: name in specs and change.kept(name))
+        whole_files = stored.whole_files(lambda name: name in specs and _is_kept(name, change))
     layout = {"shard_bytes": shard_bytes, "whole_files": [file.name for file in whole_files]}
     if to is Format.ORBAX:
         layout["rows_of_pieces"] = [rows_of_piece(*spec) for spec in specs.values()]
@@ -127,7 +127,17 @@ def transfer(
     )
 
     def read(piece: Piece) -> np.ndarray:
+        if change.copied(piece.name):
+            return stored.read_rows(change.source_of(piece.name), piece.start, piece.stop)
         return change.values(piece, stored)
+
+    def move(piece: Piece) -> None:
+        # From file to file in small blocks: arrays of whole pieces would cost as much time again for memory.
+        if isinstance(sink, TensorFiles) and isinstance(stored, StoredTensors) and change.copied(piece.name):
+            blocks = stored.read_blocks(change.source_of(piece.name), piece.start, piece.stop)
+            sink.write_blocks(piece.name, piece.start, blocks)
+        else:
+            sink.write(piece.name, piece.start, read(piece))
 
     with EarlySums() as sums, resumable_folder(path, mark) as (partial, progress):
         copy_other_files(source.path, partial)
@@ -139,7 +149,12 @@ def transfer(
         sink: Sink
         if to is Format.HF:
             sink = files = TensorFiles(
-                partial, specs, shard_bytes, whole_files=whole_files, hard_links=hard_links
+                partial,
+                specs,
+                shard_bytes,
+                whole_files=whole_files,
+                hard_links=hard_links,
+                written=sums.written,
             )
             progress.add(files.share(progress.done))
         else:
@@ -149,7 +164,7 @@ def transfer(
             _check_room(partial, specs, progress.done)
             sink = LeafFiles(partial, specs, rows_of_piece)
         # The processor is idle while the disk writes.
-        stream(specs, read, sink, progress, memory_limit, lambda: sums.begin(files_below(partial)))
+        stream(specs, move, sink, progress, memory_limit, lambda: sums.begin(files_below(partial)))
         sink.close()
         written = ModelFolder(partial, to, config, hf_config)
         verified = {}
@@ -190,6 +205,11 @@ def summary(folder: ModelFolder, start: float) -> dict[str, Any]:
         "seconds": time.monotonic() - start,
         "peak_rss_bytes": peak,
     }
+
+
+def _is_kept(name: str, change: Change) -> bool:
+    """True if the tensor is the source tensor of the same name."""
+    return change.copied(name) and change.source_of(name) == name
 
 
 def _check_room(folder: Path, specs: Specs, done: set[str]) -> None:

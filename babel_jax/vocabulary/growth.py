@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from babel_jax.config import ModelConfig, RowInit
 from babel_jax.model.shapes import TABLES
-from babel_jax.model_folders.names import tensor_name, tensor_place
+from babel_jax.model_folders.names import tensor_place
 from babel_jax.model_folders.streaming import Piece, Source, pieces
 from babel_jax.model_folders.transfer import Change
 from babel_jax.vocabulary.extension import NewRow
@@ -127,7 +127,6 @@ _sums_compiled = jax.jit(_sums)
 
 def growth_change(growth: Growth) -> Change:
     """The change of tensors, for `transfer`."""
-    tables = {tensor_name(place, None) for place in TABLES}
     gathered: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     needed = np.unique(growth.sources)
     positions = np.searchsorted(needed, growth.sources).astype(np.int32)
@@ -151,8 +150,6 @@ def growth_change(growth: Growth) -> Change:
         return gathered[name]
 
     def values(piece: Piece, source: Source) -> np.ndarray:
-        if piece.name not in tables:
-            return source.read_rows(*piece)
         kept_stop = min(piece.stop, growth.old_rows)
         table, mean = old(piece.name, source)
         result = np.broadcast_to(mean.astype(table.dtype), (piece.stop - piece.start, len(mean))).copy()
@@ -166,7 +163,7 @@ def growth_change(growth: Growth) -> Change:
                 result[growth.ids[inside] - piece.start] = np.asarray(sums.astype(table.dtype))
         return result
 
-    def kept(name: str) -> bool:
+    def copied(name: str) -> bool:
         return tensor_place(name)[0] not in TABLES
 
-    return Change(growth.digest, lambda name: name, kept, values)
+    return Change(growth.digest, lambda name: name, copied, values)

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import random
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from babel_jax.digests import read_sums
 from babel_jax.errors import BadInput
 from babel_jax.model_folders.folder import Format, open_folder
 from babel_jax.model_folders.layout import tensor_shapes
@@ -165,6 +167,33 @@ def test_stopped_midway_the_same_command_goes_on(
     assert written[:9] + written[10:] == list(tensor_shapes(open_folder(source).config))
     assert not (tmp_path / "out.partial").exists()
     assert bits_of(tmp_path / "out", tmp_path / "again", read_bits) == bits
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_a_copy_stopped_midway_goes_on_and_its_list_of_digests_is_right(
+    tmp_path, write_model, read_bits, monkeypatch, error
+):
+    """Digests are computed while the bytes are written, and the second call writes a part of them alone."""
+    source = write_model(tmp_path / "hf")
+    monkeypatch.setattr("babel_jax.model_folders.streaming._BYTES_BETWEEN_SYNCS", 1)
+    written = []
+
+    def fail_at_tenth(self, name, start, blocks, write=TensorFiles.write_blocks):
+        written.append(name)
+        if len(written) == 10:
+            raise error
+        write(self, name, start, blocks)
+
+    monkeypatch.setattr(TensorFiles, "write_blocks", fail_at_tenth)
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else BadInput):
+        convert(source, tmp_path / "out", Format.HF, share=False)
+    assert (tmp_path / "out.partial").is_dir()
+    convert(source, tmp_path / "out", Format.HF, share=False)
+    assert written[:9] + written[10:] == list(tensor_shapes(open_folder(source).config))
+    assert read_bits(tmp_path / "out") == read_bits(source)
+    listed = read_sums(tmp_path / "out" / "SHA256SUMS")
+    assert listed == {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in listed}
+    assert len(listed) == len(list((tmp_path / "out").iterdir())) - 1
 
 
 def test_what_was_begun_for_another_source_or_cut_in_its_list_does_not_count(

@@ -1,11 +1,14 @@
 """How tensors are cut for streaming, which is also how an Orbax folder stores them."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from babel_jax.model_folders.safetensors_files import TensorFiles
+from babel_jax.errors import BadInput
+from babel_jax.model_folders import safetensors_files
+from babel_jax.model_folders.safetensors_files import StoredTensors, TensorFiles
 from babel_jax.model_folders.streaming import PIECE_BYTES, pieces, rows_of_piece
 
 
@@ -38,3 +41,18 @@ def test_pieces_of_several_writes_are_on_disk_in_full(tmp_path):
     files.write("large", 1, values[1:])
     files.write("large", 0, values[:1])
     np.testing.assert_array_equal(load_file(tmp_path / "model.safetensors")["large"], values)
+
+
+def test_blocks_are_the_bytes_of_the_rows_and_a_file_that_ends_too_early_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(safetensors_files, "_READ_BYTES", 100)
+    values = np.arange(7 * 30, dtype=np.float32).reshape(7, 30)
+    save_file({"first": values, "last": values + 1}, tmp_path / "model.safetensors")
+    stored = StoredTensors(tmp_path)
+    for start, stop in ((0, 7), (2, 3), (6, 7)):
+        blocks = [bytes(block) for block in stored.read_blocks("last", start, stop)]
+        assert b"".join(blocks) == (values + 1)[start:stop].tobytes()
+        assert max(map(len, blocks)) <= 100
+    with open(tmp_path / "model.safetensors", "r+b") as file:
+        file.truncate((tmp_path / "model.safetensors").stat().st_size - 1)
+    with pytest.raises(BadInput, match=r"model\.safetensors: .*it ends too early"):
+        list(stored.read_blocks("last", 6, 7))

@@ -3,10 +3,13 @@ compare.
 """
 
 import hashlib
+import itertools
 import json
 import os
+import random
 import shutil
 import subprocess
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 import pytest
@@ -193,3 +196,36 @@ def test_a_file_that_changes_after_its_early_digest_is_read_again(tmp_path):
     expected = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
     assert found == expected
     assert len(found) == 3
+
+
+@pytest.mark.parametrize("gap", [False, True])
+def test_a_digest_is_that_of_a_file_whose_parts_are_written_in_any_order(tmp_path, gap):
+    """A run that resumes does not report the parts that were written before: the gap."""
+    data = random.Random(0).randbytes(1_000_003)
+    cuts = [0, 8, 9, 300_000, 300_001, 999_999, len(data)]
+    parts = [*itertools.pairwise(cuts)]
+    random.Random(1).shuffle(parts)
+    path = tmp_path / "weights"
+    with EarlySums() as sums, open(path, "wb", buffering=0) as file:
+        file.truncate(len(data))
+        for start, stop in parts:
+            file.seek(start)
+            file.write(data[start:stop])
+            if not (gap and start == 9):
+                sums.written(path, start, stop)
+        sums.begin([path])
+        assert sums.sum_of(path) == hashlib.sha256(data).hexdigest()
+
+
+def test_a_digest_is_ready_before_it_is_asked_for_and_ends_with_its_command(tmp_path):
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    for path in (whole, half):
+        path.write_bytes(b"weights")
+    with EarlySums() as sums:
+        sums.written(half, 0, 3)
+        sums.written(whole, 3, 7)
+        sums.written(whole, 0, 3)
+        assert sums._growing[whole][1].result(timeout=60) == hashlib.sha256(b"weights").hexdigest()
+    # Nobody waits for a file that was not finished.
+    with pytest.raises(CancelledError):
+        sums._growing[half][1].result(timeout=60)
