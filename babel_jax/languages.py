@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import difflib
 import functools
+import re
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -130,7 +131,16 @@ def language(name: str) -> Language:
 
 
 def near_codes(name: str) -> str:
-    """`: did you mean id (Indonesian)?` for an unknown code or name; empty if none is near."""
+    """`: did you mean id (Indonesian)?` for an unknown code or name; empty if none is near.
+
+    For a locale such as en_US, the languages without its region.
+    """
+    base, _, region = name.replace("-", "_").partition("_")
+    if re.fullmatch(r"[A-Za-z]{2}|[0-9]{3}", region) and (known := known_language(base)) is not None:
+        # Chinese has two scripts, so two languages of the table.
+        fitting = [one for one in LANGUAGES.values() if one.iso639_3 == known.iso639_3]
+        choices = " or ".join(f"{one.code} ({one.name})" for one in fitting)
+        return f": write {choices}; a language here has no region ({region})"
     names = {code: code for code in LANGUAGES}
     names |= {one.name.lower(): code for code, one in LANGUAGES.items()}
     names |= {one.own_name.lower(): code for code, one in LANGUAGES.items()}

@@ -46,6 +46,18 @@ def leased(folder: Path, beat: float = _SECONDS_BETWEEN_BEATS) -> Iterator[None]
         yield
 
 
+def seems_held(folder: Path) -> bool:
+    """True if a job has lately renewed its lease of a folder on disk, by this host's clock.
+
+    For display only: another host's clock may differ.
+    """
+    try:
+        silent_seconds = time.time() - (folder / NAME).stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return silent_seconds < _BEATS_OF_PATIENCE * _SECONDS_BETWEEN_BEATS
+
+
 @contextlib.contextmanager
 def alone_in_bucket(folder: Path) -> Iterator[None]:
     """Keeps other machines from making the same folder of a bucket while the block runs. Raises InUse if a

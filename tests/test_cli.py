@@ -103,6 +103,8 @@ def test_prepare(babel, config_file):
     assert found["windows"] > 0
     assert found["tokens"] > 0
     assert set(found["languages"]) == {"en", "zh", "sw", "ha"}
+    for name in ("overlaps", "heldout_documents"):
+        assert found[name] == sum(entry[name] for entry in found["languages"].values())
 
 
 def test_train_and_its_result(babel, config_file, trained):

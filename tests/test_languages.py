@@ -124,6 +124,10 @@ def test_unknown_codes_are_refused_with_near_ones():
         language("idn")
     with pytest.raises(BadInput, match=r"did you mean yo \(Yoruba\)"):
         language("Yoruba")
+    with pytest.raises(BadInput, match=r"'en_US': write en \(English\); a language here has no region"):
+        language("en_US")
+    with pytest.raises(BadInput, match=r"write zh \(Chinese\) or zho_Hant \(Chinese \(Traditional\)\); .*SG"):
+        language("zh-SG")
 
 
 def test_the_order_has_babels_first_and_keeps_what_is_given():

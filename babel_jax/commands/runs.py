@@ -96,7 +96,7 @@ def _prepare(options: argparse.Namespace) -> Result:
     if sources:
         dropped_by_source = [sum(source["dropped"].values()) for source in sources]
         totals["dropped"] = sum(dropped_by_source)
-    for name in ("rows", "bad", "empty", "duplicates"):
+    for name in ("rows", "bad", "empty", "duplicates", "overlaps", "heldout_documents"):
         totals[name] = sum(entry[name] for entry in entries)
     result = {"folder": config.data.folder, **totals}
     return result | report if options.json else result

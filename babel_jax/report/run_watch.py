@@ -11,7 +11,8 @@ from babel_jax.config.file import load_config
 from babel_jax.distributed.signals import interruptible
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.points import point_file, point_names, read_points
-from babel_jax.places import pull
+from babel_jax.lease import seems_held
+from babel_jax.places import pull, url_of
 from babel_jax.progress import interval
 from babel_jax.report.page import PAGE, write_report
 from babel_jax.report.run_status import run_status
@@ -32,10 +33,14 @@ def watch_run(
     """Shows the state of a run every so many seconds until it is finished or Ctrl-C comes, or once where
     `show` is None; returns the last state, with `summary`.
 
-    Raises BadInput for a folder that is none of a run.
+    If there is no such folder yet, waits for it. Raises BadInput for a folder that is none of a run, and
+    without `show` for one that is not there.
     """
     while True:
-        state = run_state(run_folder)
+        if show is not None and url_of(run_folder) is None and not run_folder.exists():
+            state = _not_begun(run_folder)
+        else:
+            state = run_state(run_folder)
         if show is None or state["finished"]:
             return state
         show(state["summary"])
@@ -44,6 +49,11 @@ def watch_run(
                 wait(every)
         except KeyboardInterrupt:
             return state
+
+
+def _not_begun(run_folder: Path) -> dict[str, Any]:
+    summary = f"{run_folder}: no such folder yet; waiting for a run with this `out` to begin"
+    return {"out": str(run_folder), "finished": False, "summary": summary}
 
 
 def on_terminal(text: str) -> None:
@@ -60,7 +70,8 @@ def with_page(
     """
 
     def shown(text: str) -> None:
-        write_report(run_folder, run_folder / PAGE, refresh=max(1, round(every)))
+        if run_folder.exists():
+            write_report(run_folder, run_folder / PAGE, refresh=max(1, round(every)))
         if show is not None:
             show(text)
 
@@ -68,8 +79,10 @@ def with_page(
 
 
 def run_state(run_folder: Path) -> dict[str, Any]:
-    """{"out", "finished", "step", "total_steps", "stage", "loss", "rate", "gradient_norm",
+    """{"out", "finished", "stopped", "step", "total_steps", "stage", "loss", "rate", "gradient_norm",
     "tokens_per_second", "seconds_left", "languages", "summary"}; values of steps are absent before the first.
+
+    stopped: True if no process seems to be at work in the folder of an unfinished run; None in a bucket.
     """
     # Of a run in a bucket, only these files are fetched: checkpoints are large.
     pull(run_folder, lambda name: name in (_METRICS, "config.toml") or name.startswith("evaluation/"))
@@ -86,6 +99,7 @@ def run_state(run_folder: Path) -> dict[str, Any]:
     state: dict[str, Any] = {
         "out": status["out"],
         "finished": status["finished"],
+        "stopped": None if url_of(run_folder) else not (status["finished"] or seems_held(run_folder)),
         "step": step,
         "total_steps": total,
         "stage": last["stage"],
@@ -146,6 +160,8 @@ def _text(state: dict[str, Any]) -> Iterator[str]:
     left = "time left unknown"
     if state["finished"]:
         left = "finished"
+    elif state["stopped"]:
+        left = "stopped: no process is at work in it; the command that began it resumes"
     elif state["seconds_left"] is not None:
         left = f"{interval(state['seconds_left'])} left"
     of = "" if state["total_steps"] is None else f" of {state['total_steps']:,}"

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 
 import pytest
 
@@ -29,6 +30,8 @@ def line(step, **values):
 
 
 def write(folder, lines):
+    # As a process does that is at work in the folder.
+    (folder / "lease.json").write_text("{}")
     (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
 
 
@@ -47,6 +50,32 @@ def test_the_state_of_a_run(tmp_path):
         "en                 -           1,000       -          -",
         "sw            4.5000           3,000    0.25     1.8750",
     ]
+
+
+def test_a_run_that_stopped_or_was_killed_is_told(tmp_path):
+    write(tmp_path, [line(0)])
+    assert run_state(tmp_path)["stopped"] is False
+    os.utime(tmp_path / "lease.json", (time.time() - 3600,) * 2)
+    killed = run_state(tmp_path)
+    (tmp_path / "lease.json").unlink()
+    stopped = run_state(tmp_path)
+    assert killed["stopped"] is stopped["stopped"] is True
+    words = "stopped: no process is at work in it; the command that began it resumes"
+    assert stopped["summary"].splitlines()[0] == f"{tmp_path}: step 1 of 40, stage recovery, {words}"
+
+
+def test_a_folder_that_is_not_there_yet_is_waited_for(tmp_path):
+    shown = []
+
+    def wait(seconds):
+        if (tmp_path / "run").is_dir():
+            raise KeyboardInterrupt
+        (tmp_path / "run").mkdir()
+        write(tmp_path / "run", [line(0)])
+
+    last = watch_run(tmp_path / "run", 5, shown.append, wait)
+    assert shown[0].startswith(f"{tmp_path / 'run'}: no such folder yet; waiting for a run")
+    assert last["step"] == 1
 
 
 def test_it_is_shown_until_the_run_is_finished(tmp_path):

@@ -60,6 +60,8 @@ from babel_jax.sending import drafted
 
 log = logging.getLogger("babel")
 
+_FEWEST_HELDOUT = 6  # documents of a language
+
 
 def prepare(
     settings: DataSettings, tokenizer: Path | str | None = None, recheck: bool = False
@@ -139,6 +141,7 @@ def _prepared(
     for code in languages:
         _warn_about_losses(code, entries[code], settings)
     _tell_of_labels(entries)
+    _warn_about_few_heldout(entries, settings)
 
     # The report is the same, to the byte, however many workers there were: languages are in a fixed order.
     report = {
@@ -347,6 +350,18 @@ def _rows(settings: DataSettings, language: str, counts: RowCounts) -> Iterator[
     return itertools.chain.from_iterable(
         read_rows(source, settings.bad_rows, counts, check=check) for source in sources
     )
+
+
+def _warn_about_few_heldout(entries: Mapping[str, Mapping[str, Any]], settings: DataSettings) -> None:
+    few = [code for code, entry in entries.items() if entry["heldout_documents"] < _FEWEST_HELDOUT]
+    if few and settings.heldout_fraction:
+        log.warning(
+            "%s: fewer than %d held-out documents, so a figure measured on them says little; raise "
+            "data.heldout_fraction (%g), or add text",
+            ", ".join(few),
+            _FEWEST_HELDOUT,
+            settings.heldout_fraction,
+        )
 
 
 def _write_heldout(path: Path, rows: Sequence[Row]) -> None:

@@ -99,6 +99,17 @@ def test_the_report_counts_what_is_there(small_prepared, small_model):
     )
 
 
+@pytest.mark.parametrize(("fraction", "told"), [(0.05, True), (0.5, False), (0.0, False)])
+def test_few_heldout_documents_are_told(tmp_path, small_model, write_rows, rows_of, caplog, fraction, told):
+    path = write_rows(tmp_path / "sw.jsonl", rows_of("sw", ("web",)))
+    sources = (Source(language="sw", path=str(path)),)
+    settings = DataSettings(
+        folder=str(tmp_path / "data"), seq_len=64, heldout_fraction=fraction, sources=sources
+    )
+    prepare(settings, small_model)
+    assert ("sw: fewer than 6 held-out documents" in caplog.text) is told
+
+
 def test_duplicates_and_heldout_text_are_not_trained_on(tmp_path, small_model, write_rows, rows_of):
     rows = rows_of("sw", ("web",))
     again = [{**row, "id": f"again-{row['id']}"} for row in rows]
