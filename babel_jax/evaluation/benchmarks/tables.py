@@ -90,10 +90,12 @@ def overview(scores: Scores) -> list[str]:
     for model, by_task in scores.items():
         plain = {task: _plain(by_task.get(task, {})) for task in tasks}
         for group, label in _group_labels(plain).items():
-            # The mean of one task over its languages; the last column is the mean over tasks.
-            task_means = [means_of({task: plain[task]})[group] for task in tasks]
-            cells = [_cell(mean, 1) for mean in task_means]
-            lines.append(f"| {model} | {label} | {' | '.join(cells)} | {_cell(means_of(plain)[group], 1)} |")
+            # The mean of each task over its languages, then the mean over tasks.
+            cells = []
+            for task in tasks:
+                cells.append(_cell(means_of({task: plain[task]})[group], 1))
+            cells.append(_cell(means_of(plain)[group], 1))
+            lines.append(f"| {model} | {label} | {' | '.join(cells)} |")
     ours = next(iter(scores.values()))
     counts = []
     for task in tasks:
