@@ -34,6 +34,7 @@ from babel_jax.model.execution import PLAIN, Execution
 from babel_jax.model.layers import GatedMLP, RMSNorm, product, rope_tables, softcapped
 from babel_jax.model.parallel import SINGLE_DEVICE, Parallelism
 from babel_jax.model.parameters import bind, declare, descriptions, initialized, stack
+from babel_jax.model.quantized import layer_scales, quantize_layer
 from babel_jax.model.rematerialization import rematerialized
 
 Rope = tuple[Float[Array, "#batch time half"], ...]
@@ -123,20 +124,25 @@ class DecoderStack(nnx.Module):
         graphdef, stacked = nnx.split(self.layers)
 
         def run_layer(
-            carry: tuple[Array, Cache | None], this: tuple[nnx.State[Any, Any], Array, Array]
+            carry: tuple[Array, Cache | None], this: tuple[nnx.State[Any, Any], Any, Array, Array]
         ) -> tuple[tuple[Array, Cache | None], None]:
-            state, which, layer = this
+            state, scales, which, layer = this
             x, cache = carry
-            decoder_layer = nnx.merge(graphdef, parallel.gather_layer(state, execution.compute_dtype))
+            if scales is None:
+                weights = execution.parallel.gather_layer(state, execution.compute_dtype)
+            else:
+                weights = quantize_layer(state, scales, execution)
+            decoder_layer = nnx.merge(graphdef, weights)
             return decoder_layer(x, rope, attention_fn, which, layer, cache, execution), None
 
-        parallel = execution.parallel
+        scales = None if execution.matmul_dtype is None else layer_scales(stacked, execution)
         # One traced layer for the whole depth: the scan carries the residual stream and the cache.
         x = self.embedded(tokens, execution)
         layers = np.arange(len(self.windows), dtype=np.int32)
         run = rematerialized(run_layer, execution)
         unroll = 1 if execution.scan_layers else len(layers)
-        (x, cache), _ = jax.lax.scan(run, (x, cache), (stacked, self._which_window(), layers), unroll=unroll)
+        of_layers = (stacked, scales, self._which_window(), layers)
+        (x, cache), _ = jax.lax.scan(run, (x, cache), of_layers, unroll=unroll)
         # All layers wrote at the same place; only now is that place filled.
         if cache is not None:
             cache = cache._replace(filled=cache.filled + tokens.shape[1])

@@ -19,7 +19,7 @@ from babel_jax.model.checkpoint_names import CheckpointName
 from babel_jax.model.execution import Execution
 from babel_jax.model.parallel import SINGLE_DEVICE, Parallelism
 from babel_jax.model.parameters import declare
-from babel_jax.model.quantized import quantized_product
+from babel_jax.model.quantized import QuantizedWeight, quantized_product
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
     Activation.SILU: jax.nn.silu,
@@ -83,11 +83,11 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... in"], execution: Execution) -> Float[Array, "... out"]:
         """The map, in the type of x."""
-        weight = self.weight[...].astype(x.dtype)
-        if execution.matmul_dtype is None:
-            out = product(x, weight)
+        weight = self.weight.get_value()
+        if isinstance(weight, QuantizedWeight):
+            out = quantized_product(x, weight)
         else:
-            out = quantized_product(x, weight, execution.matmul_dtype)
+            out = product(x, weight.astype(x.dtype))
         if self.row_parallel:
             out = execution.parallel.row_parallel_sum(out)
         return out + self.bias[...].astype(x.dtype) if self.has_bias else out

@@ -105,12 +105,26 @@ class Parallelism:
         Backward: the gradient is reduce-scattered over the same axes, in `dtype`. A leaf that is not sharded
         over WEIGHT_AXES is returned as it is, in its own type.
         """
-        split = [axis for axis, axes in enumerate(mesh_axes(logical_axes)) if axes == WEIGHT_AXES]
-        if not split or not self.gather_stages:
+        split = self.gathered_axis(logical_axes)
+        if split is None:
             return leaf
-        whole = _gathered(self.gather_stages, self.scatter_stages, split[0], leaf.astype(dtype))
+        whole = _gathered(self.gather_stages, self.scatter_stages, split, leaf.astype(dtype))
         result: Float[Array, "..."] = checkpoint_name(whole, CheckpointName.GATHERED_WEIGHT)
         return result
+
+    def gathered_axis(self, logical_axes: tuple[str | None, ...]) -> int | None:
+        """The axis of a parameter that is sharded over WEIGHT_AXES, None if it has no such axis."""
+        split = [axis for axis, axes in enumerate(mesh_axes(logical_axes)) if axes == WEIGHT_AXES]
+        return split[0] if split and self.gather_stages else None
+
+    def gather_over_weight_axes(self, leaf: Array, axis: int | None) -> Array:
+        """All-gathers `axis` over WEIGHT_AXES (None: returns `leaf`); not to be differentiated."""
+        return leaf if axis is None else _all_gathered(self.gather_stages, axis, leaf)
+
+    def max_over_weight_shards(self, x: Array) -> Array:
+        """The maximum over WEIGHT_AXES; not to be differentiated."""
+        axes = tuple(axis for axis in WEIGHT_AXES if self.size(axis) > 1)
+        return jax.lax.pmax(x, axes) if axes else x
 
     def gather_layer(self, state: nnx.State[Any, Any], dtype: DTypeLike) -> nnx.State[Any, Any]:
         """`gather_weight` for all parameters of one layer of a stack."""
@@ -225,9 +239,13 @@ SINGLE_DEVICE = Parallelism()
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _gathered(gather_stages: Any, scatter_stages: Any, axis: int, leaf: Array) -> Array:
+    return _all_gathered(gather_stages, axis, leaf)
+
+
+def _all_gathered(stages: Any, axis: int, leaf: Array) -> Array:
     # Stages in order, each along one axis of the torus.
     leaf = jnp.moveaxis(leaf, axis, 0)
-    for stage in gather_stages:
+    for stage in stages:
         leaf = jax.lax.all_gather(leaf, stage, tiled=True)
     return jnp.moveaxis(leaf, 0, axis)
 

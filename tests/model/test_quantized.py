@@ -15,7 +15,7 @@ from babel_jax.model import quantized
 from babel_jax.model.decoder import abstract_params
 from babel_jax.model.execution import Execution
 from babel_jax.model.layers import product
-from babel_jax.model.quantized import check_matmul_type, quantized_product
+from babel_jax.model.quantized import check_matmul_type, quantized_product, quantized_weight, row_scales
 from babel_jax.tpu.costs import compute_seconds
 from babel_jax.tpu.flops import program_flops
 from babel_jax.training.loss import summed_loss
@@ -49,6 +49,12 @@ def narrowed(rows, dtype):
     return narrow.astype(np.float32), scale
 
 
+def multiplied(x, weight, matmul_dtype):
+    """The product of one device."""
+    of = (("mlp", "embed"), Execution(x.dtype, matmul_dtype=matmul_dtype))
+    return quantized_product(x, quantized_weight(weight, row_scales(weight, *of), *of))
+
+
 def positive_largest(rows):
     largest = np.take_along_axis(rows, np.abs(rows).argmax(axis=1, keepdims=True), axis=1)
     return rows * np.sign(largest)
@@ -65,10 +71,11 @@ def test_forward_and_backward_by_their_definition(arrays, matmul_dtype):
     x, weight, gradient = positive_largest(arrays[0]), positive_largest(arrays[1]), np.abs(arrays[2])
     x_narrow, x_scale = narrowed(x, VALUES[matmul_dtype])
     w_narrow, w_scale = narrowed(weight, VALUES[matmul_dtype])
-    out, backward = jax.vjp(lambda x, weight: quantized_product(x, weight, matmul_dtype), x, weight)
+    x, weight = jnp.asarray(x), jnp.asarray(weight)
+    out, backward = jax.vjp(lambda x, weight: multiplied(x, weight, matmul_dtype), x, weight)
     np.testing.assert_allclose(out, (x_narrow @ w_narrow.T) * x_scale * w_scale.T, rtol=1e-5, atol=1e-9)
     # The gradient takes the scale of the other operand, and is then quantized by its own rows.
-    of_x, of_weight = backward(gradient)
+    of_x, of_weight = backward(jnp.asarray(gradient))
     narrow, scale = narrowed(gradient * w_scale.T, GRADIENTS[matmul_dtype])
     np.testing.assert_allclose(of_x, (narrow @ w_narrow) * scale, rtol=1e-5, atol=1e-9)
     narrow, scale = narrowed((gradient * x_scale).T, GRADIENTS[matmul_dtype])
@@ -81,10 +88,10 @@ def test_rows_of_any_size_keep_their_precision(arrays, matmul_dtype, dtype):
     x, weight, gradient = arrays
 
     def gradients(multiply):
-        out, backward = jax.vjp(multiply, x.astype(dtype), weight.astype(dtype))
-        return out, *backward(gradient.astype(dtype))
+        out, backward = jax.vjp(multiply, jnp.asarray(x, dtype), jnp.asarray(weight, dtype))
+        return out, *backward(jnp.asarray(gradient, dtype))
 
-    found = gradients(lambda x, weight: quantized_product(x, weight, matmul_dtype))
+    found = gradients(lambda x, weight: multiplied(x, weight, matmul_dtype))
     wanted = gradients(product)
     for of_found, of_wanted in zip(found[:2], wanted[:2], strict=True):
         assert of_found.dtype == dtype
@@ -97,7 +104,7 @@ def test_a_row_of_zeros_is_zero_and_what_is_not_finite_shows(arrays):
     x, weight, _ = arrays
     x = x.copy()
     x[0], x[1, 3], x[2, 5] = 0.0, np.nan, np.inf
-    out = np.asarray(quantized_product(jnp.asarray(x), jnp.asarray(weight), MatmulType.INT8))
+    out = np.asarray(multiplied(jnp.asarray(x), jnp.asarray(weight), MatmulType.INT8))
     assert (out[0] == 0.0).all()
     assert not np.isfinite(out[1]).any()
     assert not np.isfinite(out[2]).any()
