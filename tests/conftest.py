@@ -35,11 +35,14 @@ from babel_jax.config import Config, DataSettings, Family, LayerType, ModelConfi
 from babel_jax.config.file import parse_settings
 from babel_jax.data.tokens.sentencepiece_tokenizer import train_sentencepiece
 from babel_jax.data.windows.prepare import prepare
+from babel_jax.model_folders import transformers_check
 from babel_jax.recipe.recipe import run_recipe
+from tests import transformers_process
 from tests.compiled import init_params
 from tests.hub.fixtures import hub, hub_server  # noqa: F401 - fixtures for all tests
 
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
+REAL_CHECK = transformers_check._ask
 # Small programs are kept too: commands that tests start as processes find them.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
@@ -61,6 +64,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     until = os.environ.get("SLOW_TESTS_UNTIL")
     if until and time.time() > float(until) and item.get_closest_marker("slow"):
         pytest.skip("CI's time is over; `make test-slow` runs it")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_process_of_transformers():
+    """`real_transformers_check` gives a test the program's own check."""
+    with pytest.MonkeyPatch.context() as patch:
+        asked = transformers_process.shared_by(transformers_check._ask)
+        patch.setattr(transformers_check, "_ask", asked)
+        yield
+
+
+@pytest.fixture
+def real_transformers_check(monkeypatch):
+    monkeypatch.setattr(transformers_check, "_ask", REAL_CHECK)
 
 
 @pytest.fixture(scope="session")

@@ -130,7 +130,9 @@ def test_a_mistral_that_was_expanded_into_the_other_dialect_is_read_and_mended(t
 
 
 @pytest.mark.slow
-def test_verify_asks_transformers_for_its_model_of_the_config(tmp_path, write_small_model, monkeypatch):
+def test_verify_asks_transformers_for_its_model_of_the_config(
+    tmp_path, write_small_model, monkeypatch, real_transformers_check
+):
     source = write_small_model(tmp_path / "source", config_of(Family.MISTRAL))
     pytest.importorskip("transformers")
     assert convert(source, tmp_path / "good", verify=True)["verified"]["transformers"].startswith(
