@@ -1,4 +1,4 @@
-"""One process of transformers for all folders that tests write. The program itself starts one for each folder,
+"""One process of transformers for all folders that tests write. The program starts one for each folder,
 which imports transformers anew: about five seconds each time.
 """
 
@@ -33,7 +33,7 @@ for folder in map(json.loads, sys.stdin):
 
 
 def shared_by(ask: Ask) -> Ask:
-    """Asks one process. Children of this process, which a test may kill, ask by `ask`, as the program does."""
+    """Asks one process. Children of this process, which a test may kill, ask by `ask`."""
     owner, started = os.getpid(), []
 
     def process() -> Any:

@@ -303,37 +303,37 @@ def qwen(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def qwens_own(qwen):
+    """The tokenizer of `qwen` in transformers."""
+    transformers = pytest.importorskip("transformers")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(qwen / "tokenizer.json"), eos_token="<|im_end|>"
+    )
+
+
 @pytest.mark.parametrize("marked", [True, False], ids=["generation", "plain"])
-@pytest.mark.parametrize("answer", ["Yes.", "Habari ya asubuhi.", "مرحبا بك", "你好。", "\n\nOne."])
-def test_a_token_that_joins_header_and_answer_begins_the_answer(qwen, tmp_path, answer, marked):
-    transformers = pytest.importorskip("transformers")
-    theirs = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(qwen / "tokenizer.json"), eos_token="<|im_end|>"
-    )
-    talk = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": answer}]
-    expected = theirs.apply_chat_template(
-        talk, chat_template=SPACED, return_dict=True, return_assistant_tokens_mask=True
-    )
-    path = tmp_path / "template.jinja"
-    path.write_text(
-        SPACED if marked else SPACED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
-    )
-    encoded = open_chat_format(qwen, path).encode(talk)
-    assert encoded.ids == expected["input_ids"]
-    assert encoded.targets == [bool(one) for one in expected["assistant_masks"]]
+def test_a_token_that_joins_header_and_answer_begins_the_answer(qwen, qwens_own, tmp_path, marked):
+    without = SPACED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    ours = with_template(qwen, tmp_path, SPACED if marked else without)
+    for answer in ("Yes.", "Habari ya asubuhi.", "مرحبا بك", "你好。", "\n\nOne."):
+        talk = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": answer}]
+        expected = qwens_own.apply_chat_template(
+            talk, chat_template=SPACED, return_dict=True, return_assistant_tokens_mask=True
+        )
+        encoded = ours.encode(talk)
+        assert encoded.ids == expected["input_ids"], answer
+        assert encoded.targets == [bool(one) for one in expected["assistant_masks"]], answer
 
 
-def test_what_the_assistant_thinks_is_in_tokens_and_what_users_write_in_letters(qwen):
-    transformers = pytest.importorskip("transformers")
-    theirs = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(qwen / "tokenizer.json"), eos_token="<|im_end|>"
-    )
+def test_what_the_assistant_thinks_is_in_tokens_and_what_users_write_in_letters(qwen, qwens_own):
     thought = "<think>\nTwo and two.\n</think>\n\n4 <tool_call>"
     talk = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": thought}]
     format = open_chat_format(qwen)
     encoded = format.encode(talk)
     assert (
-        encoded.ids == theirs.apply_chat_template(talk, chat_template=CHATML, return_dict=True)["input_ids"]
+        encoded.ids
+        == qwens_own.apply_chat_template(talk, chat_template=CHATML, return_dict=True)["input_ids"]
     )
     assert {151667, 151668, 151657} <= set(encoded.ids)
     by_user = format.encode([{"role": "user", "content": thought}, {"role": "assistant", "content": "4"}])
