@@ -3,6 +3,7 @@ meshes of eight devices.
 """
 
 import json
+import re
 import sys
 
 import jax
@@ -62,6 +63,10 @@ def run(mesh_sizes: dict[str, int], **settings: object) -> dict[str, object]:
         }
         state, metrics = step(state, global_batch(batch, mesh), jnp.float32(1e-2))
         losses.append(float(metrics["loss"]))
+    narrow_gathers = 0
+    if training.matmul_dtype is not None:
+        program = step.lower(state, global_batch(batch, mesh), jnp.float32(1e-2)).compile().as_text()
+        narrow_gathers = len(re.findall(r"= s8\S+ all-gather\(", program))
     checks = BitChecks(CONFIG, settings, training, mesh)
     checks.check_gradients(3, state.params, global_batch(batch, mesh))
     checks.check_replicas(3, state.params)
@@ -72,6 +77,7 @@ def run(mesh_sizes: dict[str, int], **settings: object) -> dict[str, object]:
         "share": share,
         "memory": leaf.sharding.memory_kind,
         "norm": float(metrics["gradient_norm"]),
+        "narrow_gathers": narrow_gathers,
         "compiled": step._cache_size(),
         "other_replicas": refusal_of_other_replicas(checks, state.params, mesh),
     }

@@ -37,8 +37,12 @@ def forced(devices: int, meshes: list) -> list:
     return json.loads(found.stdout)
 
 
-# Products in int8: a row that `tensor` or `context` splits has a scale for each part.
+# Products in int8: a row that `tensor` splits has a scale for each part.
 INT8 = {"matmul_dtype": "int8", "remat": "full"}
+INT8_MESHES = [
+    ({"fsdp": 2, "ring": 2, "context": 2, "tensor": 2}, INT8),
+    ({"fsdp": 4, "ring": 2, "context": 2}, INT8),
+]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,7 @@ def one_device():
 
 @pytest.fixture(scope="module")
 def eight_devices():
-    return forced(8, [*MESHES, ({"fsdp": 2, "ring": 2, "context": 2, "tensor": 2}, INT8)])
+    return forced(8, [*MESHES, *INT8_MESHES])
 
 
 @pytest.mark.slow
@@ -75,6 +79,17 @@ def test_products_in_int8_on_every_axis(one_device, eight_devices):
     np.testing.assert_allclose(found["losses"], one_device["losses"], rtol=3e-3)
     assert found["losses"] != pytest.approx(one_device["losses"], rel=1e-6)
     assert found["norm"] == pytest.approx(one_device["norm"], rel=2e-2)
+
+
+@pytest.mark.slow
+def test_weights_are_gathered_in_int8_with_the_scales_of_whole_rows(eight_devices):
+    in_int8 = forced(1, [({}, INT8)])[0]
+    found = eight_devices[len(MESHES) + 1]
+    # The forward pass is that of one device, to rounding. Each device quantizes gradients of its own tokens.
+    assert found["losses"][0] == pytest.approx(in_int8["losses"][0], rel=2e-6)
+    np.testing.assert_allclose(found["losses"], in_int8["losses"], rtol=1e-3)
+    # Seven matrices of the one layer in the program, in the forward pass and to compute it again.
+    assert (in_int8["narrow_gathers"], found["narrow_gathers"]) == (0, 2 * 7)
 
 
 class FakeMesh:
