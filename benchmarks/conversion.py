@@ -85,10 +85,12 @@ def mergekit_plan(path: Path, source: Path, insert_after: list[int], layers: int
 def run(command: list[str]) -> tuple[float, float, int]:
     """Seconds, processor seconds and peak resident bytes of a command. Raises RuntimeError where it fails."""
     start = time.perf_counter()
+    # As on a user's machine: without compiled files, Python compiles this project's files at each start.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     process = os.posix_spawnp(
         command[0],
         command,
-        {**os.environ, "JAX_PLATFORMS": "cpu"},
+        {**environment, "JAX_PLATFORMS": "cpu"},
         file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
     )
     _, status, usage = os.wait4(process, 0)

@@ -41,6 +41,8 @@ LACKS = {
     "babel_jax.expansion.folders": FOR_OTHER_FOLDERS,
     "babel_jax.model_folders.transfer": FOR_OTHER_FOLDERS,
     "babel_jax.tpu.plan": (*FOR_PREPARED_DATA, *NEVER_AT_ONCE),
+    "babel_jax.training.board": ("torch", "boto3", "botocore"),
+    "babel_jax.recipe.recipe": ("boto3", *NEVER_AT_ONCE),
     "babel_jax.quality.judge": ("jax", "flax", "grain", *NEVER_AT_ONCE),
 }
 

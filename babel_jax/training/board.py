@@ -4,13 +4,32 @@ tensorboardX's own SummaryWriter writes in another thread, from a queue. On a fu
 the next write waits for ever.
 """
 
+import contextlib
 import os
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
+
+@contextlib.contextmanager
+def _without(*modules: str) -> Iterator[None]:
+    """Lets imports of these modules fail during the block, except of modules that are imported already."""
+    hidden = [name for name in modules if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+
+
+# tensorboardX imports these if they are installed. That takes two seconds, and nothing here uses
+# them.
+with _without("torch", "boto3"):
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.summary import scalar
 
 
 class Board:
