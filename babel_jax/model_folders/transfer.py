@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import hashlib
 import json
 import math
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from babel_jax import __version__
+from babel_jax.config import ModelConfig
 from babel_jax.digests import EarlySums, files_below, write_sums
 from babel_jax.errors import BadInput
 from babel_jax.files import write_bytes, write_text
@@ -95,86 +97,152 @@ def transfer(
     piece.
     """
     start = time.monotonic()
-    path = place(destination)
-    if not (
-        path / MARK
-    ).is_file():  # of a process that was killed, or just now gives the folder its name: see below
-        check_free(path)
-    if path.resolve().is_relative_to(source.path.resolve()):
-        raise BadInput(f"{path}: inside of the folder that is read; give another place")
+    path = _free_place(source, destination)
     workers_within(memory_limit)
     config = read_hf_config(hf_config, str(path / CONFIG))
     hf_config = in_both_spellings(hf_config, str(path / CONFIG))
     check_vocabulary(source.path, source.config.vocab_size)
-
     before = files_now(source.path)
     stored = _stored(source)
-    specs = {
-        name: (shape, stored.dtype(change.source_of(name))) for name, shape in tensor_shapes(config).items()
-    }
-    if to is Format.ORBAX:
-        _check_types(source.path, specs)
+    tensors = _new_tensors(source.path, stored, config, to, change, shard_bytes, share, hard_links)
+    mark = tensors.mark(before, hf_config, change.description)
 
-    # The mark identifies the output: a folder that was begun with another mark is not resumed.
-    whole_files = {}
-    if share and to is Format.HF and isinstance(stored, StoredTensors):
-        whole_files = stored.whole_files(lambda name: name in specs and _is_kept(name, change))
-    layout = {"shard_bytes": shard_bytes, "whole_files": [file.name for file in whole_files]}
-    if to is Format.ORBAX:
-        layout["rows_of_pieces"] = [rows_of_piece(*spec) for spec in specs.values()]
-    mark = fingerprint(
-        version=__version__, source=before, config=hf_config, to=to, change=change.description, layout=layout
-    )
-
-    def read(piece: Piece) -> np.ndarray:
-        if change.copied(piece.name):
-            return stored.read_rows(change.source_of(piece.name), piece.start, piece.stop)
-        return change.values(piece, stored)
-
-    def move(piece: Piece) -> None:
-        # From file to file in small blocks: arrays of whole pieces would cost as much time again for memory.
-        if isinstance(sink, TensorFiles) and isinstance(stored, StoredTensors) and change.copied(piece.name):
-            blocks = stored.read_blocks(change.source_of(piece.name), piece.start, piece.stop)
-            sink.write_blocks(piece.name, piece.start, blocks)
-        else:
-            sink.write(piece.name, piece.start, read(piece))
-
+    pieces = _Pieces(stored, change)
     with EarlySums() as sums, resumable_folder(path, mark) as (partial, progress):
         copy_other_files(source.path, partial)
-        for name, text in {**texts, CONFIG: json.dumps(hf_config, indent=2) + "\n"}.items():
-            if isinstance(text, bytes):
-                write_bytes(partial / name, text)
-            else:
-                write_text(partial / name, text)
-        sink: Sink
-        if to is Format.HF:
-            sink = files = TensorFiles(
-                partial,
-                specs,
-                shard_bytes,
-                whole_files=whole_files,
-                hard_links=hard_links,
-                written=sums.written,
-            )
-            progress.add(files.share(progress.done))
-        else:
-            # Orbax and TensorStore are an eighth of the time to start; from HF to HF they are not needed.
-            from babel_jax.model_folders.orbax_params import LeafFiles
-
-            _check_room(partial, specs, progress.done)
-            sink = LeafFiles(partial, specs, rows_of_piece)
+        _write_texts(partial, {**texts, CONFIG: json.dumps(hf_config, indent=2) + "\n"})
+        sink = tensors.sink(partial, progress, sums)
+        move = functools.partial(pieces.move, sink=sink)
         # The processor is idle while the disk writes.
-        stream(specs, move, sink, progress, memory_limit, lambda: sums.begin(files_below(partial)))
+        stream(tensors.specs, move, sink, progress, memory_limit, lambda: sums.begin(files_below(partial)))
         sink.close()
         written = ModelFolder(partial, to, config, hf_config)
         verified = {}
         if verify:
-            digest = _verified(written, specs, read, memory_limit, sink, progress)
+            digest = _verified(written, tensors.specs, pieces.read, memory_limit, sink, progress)
             loaded = loaded_by_transformers(partial, source.path, tensor_shapes(config))
             verified = {"verified": {**digest, "transformers": loaded}}
         check_unchanged(source.path, before)
         write_sums(partial, sum_of=sums.sum_of)
     return {**summary(dataclasses.replace(written, path=path), start), **verified}
+
+
+def _free_place(source: ModelFolder, destination: Path | str) -> Path:
+    """The place of the new folder. Raises BadInput if something else is there, or if it is in the source."""
+    path = place(destination)
+    # A mark is of a process that was killed, or just now gives the folder its name: the folder is resumed.
+    if not (path / MARK).is_file():
+        check_free(path)
+    if path.resolve().is_relative_to(source.path.resolve()):
+        raise BadInput(f"{path}: inside of the folder that is read; give another place")
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class _NewTensors:
+    """The tensors of the new folder, and how they are cut into files and pieces.
+
+    whole_files: files of the source whose tensors are all unchanged, with the names of their tensors.
+    """
+
+    to: Format
+    specs: Specs
+    shard_bytes: int
+    whole_files: dict[Path, list[str]]
+    hard_links: bool
+
+    def mark(self, source: Mapping[str, Any], hf_config: Mapping[str, Any], change: str) -> str:
+        """Identifies the output: a folder that was begun with another mark is not resumed.
+
+        source: its files. change: the description of the change.
+        """
+        # Pieces that are on disk are kept, so all must have been cut in the same way.
+        whole_files = [file.name for file in self.whole_files]
+        layout: dict[str, Any] = {"shard_bytes": self.shard_bytes, "whole_files": whole_files}
+        if self.to is Format.ORBAX:
+            layout["rows_of_pieces"] = [rows_of_piece(*spec) for spec in self.specs.values()]
+        return fingerprint(
+            version=__version__,
+            source=source,
+            config=hf_config,
+            to=self.to,
+            change=change,
+            layout=layout,
+        )
+
+    def sink(self, folder: Path, progress: Progress, sums: EarlySums) -> Sink:
+        """Takes the pieces and writes them into a folder; whole files are there at once."""
+        if self.to is Format.HF:
+            files = TensorFiles(
+                folder,
+                self.specs,
+                self.shard_bytes,
+                whole_files=self.whole_files,
+                hard_links=self.hard_links,
+                written=sums.written,
+            )
+            progress.add(files.share(progress.done))
+            return files
+        # Orbax and TensorStore are an eighth of the time to start; from HF to HF they are not needed.
+        from babel_jax.model_folders.orbax_params import LeafFiles
+
+        _check_room(folder, self.specs, progress.done)
+        return LeafFiles(folder, self.specs, rows_of_piece)
+
+
+def _new_tensors(
+    path: Path,
+    stored: Source,
+    config: ModelConfig,
+    to: Format,
+    change: Change,
+    shard_bytes: int,
+    share: bool,
+    hard_links: bool,
+) -> _NewTensors:
+    """The tensors of a model of `config` that `change` makes of those stored in the folder `path`."""
+    specs = {}
+    for name, shape in tensor_shapes(config).items():
+        specs[name] = (shape, stored.dtype(change.source_of(name)))
+    if to is Format.ORBAX:
+        _check_types(path, specs)
+    whole_files: dict[Path, list[str]] = {}
+    if share and to is Format.HF and isinstance(stored, StoredTensors):
+        whole_files = stored.whole_files(lambda name: name in specs and _is_kept(name, change))
+    return _NewTensors(to, specs, shard_bytes, whole_files, hard_links)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pieces:
+    """The pieces of the new tensors, made of the stored ones."""
+
+    stored: Source
+    change: Change
+
+    def read(self, piece: Piece) -> np.ndarray:
+        """The values of a piece."""
+        if self.change.copied(piece.name):
+            return self.stored.read_rows(self.change.source_of(piece.name), piece.start, piece.stop)
+        return self.change.values(piece, self.stored)
+
+    def move(self, piece: Piece, sink: Sink) -> None:
+        """Writes a piece."""
+        is_copied = self.change.copied(piece.name)
+        # From file to file in small blocks: arrays of whole pieces would cost as much time again for memory.
+        if is_copied and isinstance(sink, TensorFiles) and isinstance(self.stored, StoredTensors):
+            source = self.change.source_of(piece.name)
+            blocks = self.stored.read_blocks(source, piece.start, piece.stop)
+            sink.write_blocks(piece.name, piece.start, blocks)
+        else:
+            sink.write(piece.name, piece.start, self.read(piece))
+
+
+def _write_texts(folder: Path, texts: Mapping[str, str | bytes]) -> None:
+    for name, text in texts.items():
+        if isinstance(text, bytes):
+            write_bytes(folder / name, text)
+        else:
+            write_text(folder / name, text)
 
 
 def convert(
@@ -214,9 +282,10 @@ def _is_kept(name: str, change: Change) -> bool:
 
 def _check_room(folder: Path, specs: Specs, done: set[str]) -> None:
     """Raises the error of a full disk now if the output cannot fit, instead of hours later."""
-    needed = sum(
-        math.prod(shape) * dtype.itemsize for name, (shape, dtype) in specs.items() if name not in done
-    )
+    needed = 0
+    for name, (shape, dtype) in specs.items():
+        if name not in done:
+            needed += math.prod(shape) * dtype.itemsize
     if needed > shutil.disk_usage(folder).free:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
