@@ -58,7 +58,8 @@ def shared_by(ask: Ask) -> Ask:
     def answered(folder: Path) -> tuple[dict[str, Any], str]:
         if os.getpid() != owner:
             return ask(folder)
-        print(json.dumps(str(folder)), file=process().stdin, flush=True)
+        # A test may have changed the working folder since the process was started.
+        print(json.dumps(os.path.abspath(folder)), file=process().stdin, flush=True)
         printed, failure = json.loads(process().stdout.readline())
         if failure:
             return {}, one_line(failure, 300)
