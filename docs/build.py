@@ -32,6 +32,7 @@ def build(out: Path) -> Path:
     if out.exists():
         shutil.rmtree(out)
     shutil.copytree(DOCS, pages, ignore=shutil.ignore_patterns("*.py", "*.toml", "__pycache__"))
+    # In docs/reference these three say where the generated pages are.
     (pages / "reference" / "commands.md").write_text(commands_page(), encoding="utf-8")
     (pages / "reference" / "settings.md").write_text(settings_page(), encoding="utf-8")
     (pages / "reference" / "languages.md").write_text(languages_page(), encoding="utf-8")

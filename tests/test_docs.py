@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,17 @@ def test_every_command_is_on_the_page(site):
 def test_every_public_name_is_on_the_page(site):
     page = (site / "python" / "reference" / "index.html").read_text(encoding="utf-8")
     assert 'id="babel_jax.api.evaluate"' in page
+
+
+def test_links_lead_to_files_where_the_site_is_not_built():
+    """As a forge shows the pages: there, pages that `docs/build.py` makes are short ones that say so."""
+    pages = [*DOCS.rglob("*.md"), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]
+    dead = []
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+            if "://" not in link and not (page.parent / link).exists():
+                dead.append(f"{page.name}: {link}")
+    assert not dead
 
 
 def test_every_command_is_in_one_group():
