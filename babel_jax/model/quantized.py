@@ -1,8 +1,8 @@
 """Products in int8 or float8, in training: each row of an operand is scaled to the range of the type.
 
 Qwix (google/qwix) does the work: it quantizes, multiplies and defines the backward pass. Its public interface
-replaces products in a whole model. Here only the products of `Linear` are replaced, and weights are narrow
-before they are gathered, so this file calls the functions that Qwix's interface calls.
+replaces the products of a whole model. We replace those of `Linear` alone, and quantize weights before the
+all-gather. So this file calls Qwix's internal functions.
 """
 
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ _TYPES: dict[MatmulType, Any] = {
     MatmulType.INT8: jnp.dtype(jnp.int8),
     MatmulType.FLOAT8: jnp.dtype(jnp.float8_e4m3fn),
 }
-# float8 of gradients has more exponent bits and fewer of the mantissa (Micikevicius et al. 2022, FP8 Formats
+# For gradients, float8 has more exponent bits and fewer mantissa bits (Micikevicius et al. 2022, FP8 Formats
 # for Deep Learning).
 _TYPES_OF_GRADIENTS = {jnp.dtype(jnp.int8): jnp.int8, jnp.dtype(jnp.float8_e4m3fn): jnp.float8_e5m2}
 # rows @ weight.T, as `jax.lax.dot_general` takes it.
@@ -35,8 +35,8 @@ _DIMENSIONS = (((1,), (1,)), ((), ()))
 class QuantizedWeight(NamedTuple):
     """A weight of `Linear`: about `values * scales[:, None]`.
 
-    `wide` is the weight in the type of the activations. No product reads it, so the compiler leaves it out.
-    It is here because narrow values have no gradient in JAX: the gradient of the weight is that of `wide`.
+    `wide` is the weight in the type of the activations. It only carries the gradient: JAX has no gradient for
+    narrow values, so the weight gets that of `wide`. No product reads `wide`, so the compiler removes it.
     """
 
     values: Shaped[Array, "out in"]
@@ -45,8 +45,8 @@ class QuantizedWeight(NamedTuple):
 
 
 class RowScales(NamedTuple):
-    """Scales of the rows of a weight, in the type of the activations: of the rows that this device has, and
-    of all rows.
+    """Scales of the rows of a weight, in the type of the activations. `own`: of the rows that this device
+    has. `whole`: of all rows.
     """
 
     own: Float[Array, "*layers out_shard"]
@@ -58,21 +58,22 @@ def row_scales(
     logical_axes: tuple[str | None, ...],
     execution: Execution,
 ) -> RowScales:
-    """For each row (an output feature) its largest absolute value over the largest number of the type.
+    """For each row (an output feature) its largest absolute value, divided by the largest number of the
+    narrow type.
 
-    Rows that WEIGHT_AXES split have one scale on all their devices. Where `tensor` splits rows, it splits the
-    sum of the product too: each device has a scale of its own for its part of a row.
+    If WEIGHT_AXES cut the axis `in`, the parts of a row are on several devices, which use one scale. If
+    `tensor` cuts it, each device sums its own part of the row, and has a scale of its own.
     """
     from qwix._src.core.qarray import compute_scale_zero_point
 
     constant = jax.lax.stop_gradient(weight).astype(execution.compute_dtype)
     largest = jnp.max(jnp.abs(constant), axis=-1)
-    of_rows, of_columns = mesh_axes(logical_axes)[-2:]
-    if of_columns == WEIGHT_AXES:
+    axes_of_rows, axes_of_columns = mesh_axes(logical_axes)[-2:]
+    if axes_of_columns == WEIGHT_AXES:
         largest = execution.parallel.max_over_weight_shards(largest)
     scales, _ = compute_scale_zero_point({"absmax": largest}, _narrow_type(execution))
     whole = scales
-    if of_rows == WEIGHT_AXES:
+    if axes_of_rows == WEIGHT_AXES:
         whole = execution.parallel.gather_over_weight_axes(scales, scales.ndim - 1)
     return RowScales(scales, whole)
 
@@ -85,8 +86,8 @@ def quantized_weight(
 ) -> QuantizedWeight:
     """The weight in `matmul_dtype`, all-gathered over WEIGHT_AXES as narrow values.
 
-    Quantizing before the gather is less work on each device, and half of the bytes between devices. Backward:
-    the gradient is reduce-scattered in the type of the activations, as `Parallelism.gather_weight` does.
+    So each device quantizes its shard alone, and sends half as many bytes as in bfloat16. Backward: the
+    gradient is reduce-scattered in the type of the activations, as `Parallelism.gather_weight` does.
     """
     from qwix._src.core.qarray import quantize_with_scale_zero_point
 
@@ -105,13 +106,13 @@ def _narrow_type(execution: Execution) -> Any:
 
 
 def layer_scales(layers: nnx.State[Any, Any], execution: Execution) -> nnx.State[Any, Any]:
-    """`row_scales` for all matrices of a stack of layers, once for a step; None for other parameters."""
+    """The `row_scales` of every matrix in a stack of layers; None for other parameters. They are computed
+    once a step.
+    """
 
     def scales(param: nnx.Variable[Any]) -> nnx.Variable[Any]:
-        is_matrix = len(param.logical_axes) > 2
-        value = param.get_value()
-        of_rows = row_scales(value, param.logical_axes, execution) if is_matrix else None
-        return param.replace(of_rows)
+        value, axes = param.get_value(), param.logical_axes
+        return param.replace(row_scales(value, axes, execution) if _is_matrix(axes[1:]) else None)
 
     return _mapped(scales, layers)
 
@@ -123,14 +124,19 @@ def quantize_layer(
 ) -> nnx.State[Any, Any]:
     """`quantized_weight` for all matrices of one layer of a stack; other parameters stay as they are."""
 
-    def quantized(param: nnx.Variable[Any], of_rows: nnx.Variable[Any]) -> nnx.Variable[Any]:
+    def quantized(param: nnx.Variable[Any], row_scales: nnx.Variable[Any]) -> nnx.Variable[Any]:
         axes = param.logical_axes[1:]
-        if len(axes) < 2:
+        if not _is_matrix(axes):
             return param
-        weight = quantized_weight(param.get_value(), of_rows.get_value(), axes, execution)
+        weight = quantized_weight(param.get_value(), row_scales.get_value(), axes, execution)
         return param.replace(weight)
 
     return _mapped(quantized, state, scales)
+
+
+def _is_matrix(logical_axes: tuple[str | None, ...]) -> bool:
+    """True for the weight of a `Linear`; `logical_axes` are those of one layer."""
+    return len(logical_axes) > 1
 
 
 def _mapped(change: Any, *states: nnx.State[Any, Any]) -> nnx.State[Any, Any]:
@@ -141,12 +147,12 @@ def _mapped(change: Any, *states: nnx.State[Any, Any]) -> nnx.State[Any, Any]:
 
 
 def quantized_product(x: Float[Array, "*batch in"], weight: QuantizedWeight) -> Float[Array, "*batch out"]:
-    """x @ weight.T, in the type of x, from products in the type of the weight's values (those of int8 are
-    summed in int32).
+    """x @ weight.T. Products are in the type of the weight's values (int8 is summed in int32); the result has
+    the type of x.
 
-    Each row of x (a token) and each row of the weight (an output feature) has a scale: its largest absolute
-    value. The backward pass uses the narrow values of x and weight again. For each of its two products, the
-    gradient is first multiplied with the scales of the other operand, and then its rows are quantized too.
+    Each row of x (a token) has a scale, as each row of the weight has (see `row_scales`). The backward pass
+    uses the narrow values of x and weight again. For each of its two products, it multiplies the gradient by
+    the scales of the other operand, and then quantizes the rows of the gradient.
     """
     rows = x.reshape(-1, x.shape[-1])
     return jnp.asarray(_product(rows, weight)).reshape(*x.shape[:-1], -1)
@@ -175,14 +181,15 @@ def _forward(rows: Array, weight: QuantizedWeight) -> Any:
 def _backward(residuals: Any, gradient: Array) -> tuple[Array, QuantizedWeight]:
     from qwix._src.core.dot_general_qt import dot_general_qt_bwd
 
-    of_rows, of_weight, *_ = dot_general_qt_bwd(_DIMENSIONS, residuals, gradient)
+    gradient_of_x, of_weight, *_ = dot_general_qt_bwd(_DIMENSIONS, residuals, gradient)
+    # Qwix's residuals: x and the weight as they were given, then both as they were multiplied.
     narrow = residuals[3]
-    # Integers have no gradient: JAX wants its type for none.
+    # JAX wants zeros of type float0 as the gradient of an array of integers.
     is_float = jnp.issubdtype(narrow.qvalue.dtype, jnp.floating)
     none: Any = (
         jnp.zeros_like(narrow.qvalue) if is_float else np.zeros(narrow.qvalue.shape, jax.dtypes.float0)
     )
-    return of_rows, QuantizedWeight(none, jnp.zeros_like(narrow.scale[:, 0]), of_weight)
+    return gradient_of_x, QuantizedWeight(none, jnp.zeros_like(narrow.scale[:, 0]), of_weight)
 
 
 _product.defvjp(_forward, _backward)

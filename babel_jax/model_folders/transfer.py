@@ -57,7 +57,7 @@ class Change:
 
     `copied(name)` is True if the tensor has the bytes of the source tensor `source_of(name)`. For any other
     tensor, `values(piece, source)` returns a piece of the new model; it may read the old model. `description`
-    identifies the change: a folder that was begun is resumed only if it is equal.
+    identifies the change: a partly written folder is resumed only if its description is the same.
     """
 
     description: str
@@ -84,17 +84,18 @@ def transfer(
     hard_links: bool = False,
     texts: Mapping[str, str | bytes] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Writes the model folder that `change` makes of `source`, in pieces; returns the figures of `summary`.
+    """Applies `change` to `source` and writes the result, piece by piece. Returns what `summary` returns.
 
     share: safetensors files whose tensors are all unchanged are cloned from the source, if the disk can.
-    hard_links: if it cannot, they become one file with the source's, so that a program that writes in place
-    changes both. texts: files by name that replace the source's.
+    hard_links: if it cannot, these files are hard links. A program that changes one in place then changes the
+    source's too. texts: files by name that replace the source's.
 
-    After a stop or a kill, the same call resumes. verify: read everything back, compare the sha256 of every
-    tensor with the expected one before the folder gets its name, and ask transformers for its model of
-    config.json; tensors that differ are written again by the next call. Raises BadInput if the source is
-    damaged or changes meanwhile, the destination exists, the disk is full, or the memory is too small for one
-    piece.
+    verify: reads everything back before the folder gets its name. Compares the sha256 of each tensor. Lets
+    transformers build the model of config.json. After a difference, the next call writes again all tensors of
+    each file that has a wrong one. After a stop or a kill, the same call resumes.
+
+    Raises BadInput if the source is damaged or changes meanwhile, if the destination exists, or if the memory
+    is too small for one piece; OSError if the disk is full.
     """
     start = time.monotonic()
     path = _free_place(source, destination)
@@ -113,7 +114,7 @@ def transfer(
         _write_texts(partial, {**texts, CONFIG: json.dumps(hf_config, indent=2) + "\n"})
         sink = tensors.sink(partial, progress, sums)
         move = functools.partial(pieces.move, sink=sink)
-        # The processor is idle while the disk writes.
+        # Checksums begin after the last piece: the processor is idle while the disk syncs.
         stream(tensors.specs, move, sink, progress, memory_limit, lambda: sums.begin(files_below(partial)))
         sink.close()
         written = ModelFolder(partial, to, config, hf_config)
@@ -128,9 +129,9 @@ def transfer(
 
 
 def _free_place(source: ModelFolder, destination: Path | str) -> Path:
-    """The place of the new folder. Raises BadInput if something else is there, or if it is in the source."""
+    """The place of the new folder. Raises BadInput if the place is taken, or lies inside the source."""
     path = place(destination)
-    # A mark is of a process that was killed, or just now gives the folder its name: the folder is resumed.
+    # A mark means that a process was killed, or is about to rename the folder. Such a folder is resumed.
     if not (path / MARK).is_file():
         check_free(path)
     if path.resolve().is_relative_to(source.path.resolve()):
@@ -156,7 +157,7 @@ class _NewTensors:
 
         source: its files. change: the description of the change.
         """
-        # Pieces that are on disk are kept, so all must have been cut in the same way.
+        # Written pieces are kept, so a resumed run must cut the tensors in the same way.
         whole_files = [file.name for file in self.whole_files]
         layout: dict[str, Any] = {"shard_bytes": self.shard_bytes, "whole_files": whole_files}
         if self.to is Format.ORBAX:
@@ -171,7 +172,7 @@ class _NewTensors:
         )
 
     def sink(self, folder: Path, progress: Progress, sums: EarlySums) -> Sink:
-        """Takes the pieces and writes them into a folder; whole files are there at once."""
+        """The sink of the pieces. Makes the whole files at once, before the first piece."""
         if self.to is Format.HF:
             files = TensorFiles(
                 folder,
@@ -183,7 +184,7 @@ class _NewTensors:
             )
             progress.add(files.share(progress.done))
             return files
-        # Orbax and TensorStore are an eighth of the time to start; from HF to HF they are not needed.
+        # Imported here alone: it is an eighth of the time to start, and HF to HF does not need it.
         from babel_jax.model_folders.orbax_params import LeafFiles
 
         _check_room(folder, self.specs, progress.done)
@@ -200,7 +201,7 @@ def _new_tensors(
     share: bool,
     hard_links: bool,
 ) -> _NewTensors:
-    """The tensors of a model of `config` that `change` makes of those stored in the folder `path`."""
+    """The tensors that `change` makes of those stored in the folder `path`. The new model has `config`."""
     specs = {}
     for name, shape in tensor_shapes(config).items():
         specs[name] = (shape, stored.dtype(change.source_of(name)))
@@ -220,15 +221,15 @@ class _Pieces:
     change: Change
 
     def read(self, piece: Piece) -> np.ndarray:
-        """The values of a piece."""
+        """The values of a piece, as an array."""
         if self.change.copied(piece.name):
             return self.stored.read_rows(self.change.source_of(piece.name), piece.start, piece.stop)
         return self.change.values(piece, self.stored)
 
     def move(self, piece: Piece, sink: Sink) -> None:
-        """Writes a piece."""
+        """Writes a piece: an unchanged one from file to file in small blocks, any other as an array."""
         is_copied = self.change.copied(piece.name)
-        # From file to file in small blocks: arrays of whole pieces would cost as much time again for memory.
+        # Memory for arrays of whole pieces would double the time.
         if is_copied and isinstance(sink, TensorFiles) and isinstance(self.stored, StoredTensors):
             source = self.change.source_of(piece.name)
             blocks = self.stored.read_blocks(source, piece.start, piece.stop)
@@ -258,8 +259,8 @@ def convert(
 
 
 def summary(folder: ModelFolder, start: float) -> dict[str, Any]:
-    """The figures that `--json` prints about a folder just written. `seconds` count from `start`;
-    `peak_rss_bytes` is of the process.
+    """The figures that `--json` prints about a folder just written. `seconds` are since `start`;
+    `peak_rss_bytes` is of the whole process.
     """
     shapes = leaf_shapes(folder.config)
     # The kernel counts kibibytes on Linux and bytes on macOS.
@@ -281,7 +282,7 @@ def _is_kept(name: str, change: Change) -> bool:
 
 
 def _check_room(folder: Path, specs: Specs, done: set[str]) -> None:
-    """Raises the error of a full disk now if the output cannot fit, instead of hours later."""
+    """Raises OSError (ENOSPC) now if the output cannot fit, not hours later."""
     needed = 0
     for name, (shape, dtype) in specs.items():
         if name not in done:
@@ -330,8 +331,8 @@ def _verified(
     sink: Sink,
     progress: Progress,
 ) -> dict[str, Any]:
-    """The number and a digest of all tensors, read back. Raises Unverified if a tensor differs; it then
-    counts as not written.
+    """The number and a digest of all tensors, read back. Raises Unverified if a tensor differs, and marks all
+    tensors of its file as not written.
     """
     expected = digests(specs, read, memory_limit)
     try:
@@ -341,7 +342,7 @@ def _verified(
         progress.forget(list(specs))
         raise Unverified(f"{error}; run the command again: it writes all anew") from error
 
-    # A tensor that differs is written anew by the next call; the other tensors stay.
+    # The next call writes a file anew that has a wrong tensor; other files stay.
     wrong = [name for name in specs if actual[name] != expected[name]]
     if wrong:
         progress.forget(sink.together(wrong))

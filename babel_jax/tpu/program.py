@@ -10,16 +10,17 @@ from jaxtyping import PyTree
 
 
 class Program(NamedTuple):
-    """A jitted function with the arguments of its largest call, as shapes. `beside` has the other arrays on
-    the devices during the call.
+    """A jitted function, and the shapes of the arguments of its largest call.
 
-    `kind` is its kind of work, `points` are the points of the run at which it is called. `seq_len` is the
-    length of the windows of a train step, else 0. `compiler_options` are those of a train step.
+    kind: its kind of work. points: the points of the run at which it is called. function: None if Orbax
+    copies arrays and no program of ours runs. named: its keyword arguments. beside: the other arrays on the
+    devices during the call. seq_len: the length of the windows of a train step, else 0. compiler_options:
+    those of a train step.
     """
 
     kind: str
     points: tuple[str, ...]
-    function: Any  # None for a copy without a program of ours
+    function: Any
     arguments: tuple[Any, ...]
     named: Mapping[str, Any] = MappingProxyType({})
     beside: Any = ()
@@ -33,13 +34,13 @@ class Program(NamedTuple):
 
     @property
     def key(self) -> Any:
-        """Equal for programs that compile to the same."""
+        """Equal if two programs compile to the same executable."""
         leaves, structure = jax.tree.flatten((self.arguments, dict(self.named)))
         return (self.kind, id(self.function), structure, tuple(map(str, leaves)))
 
 
 def device_bytes(arrays: PyTree[jax.ShapeDtypeStruct]) -> int:
-    """The memory that arrays take on each device."""
+    """The bytes that arrays take on each device; those in host memory do not count."""
     total = 0
     for leaf in jax.tree.leaves(arrays):
         if leaf.sharding.memory_kind != "pinned_host":
@@ -48,9 +49,7 @@ def device_bytes(arrays: PyTree[jax.ShapeDtypeStruct]) -> int:
 
 
 def copied_bytes(arrays: PyTree[jax.ShapeDtypeStruct]) -> int:
-    """The memory of Orbax's copies on a device while it saves: its part of each array that other devices also
-    have.
-    """
+    """The bytes that Orbax copies on one device while it saves: of a shard that n devices have, one n-th."""
     total = 0
     for leaf in jax.tree.leaves(arrays):
         shard = device_bytes([leaf])
@@ -64,7 +63,7 @@ def copied_bytes(arrays: PyTree[jax.ShapeDtypeStruct]) -> int:
 
 
 def merged(programs: Iterable[Program]) -> list[Program]:
-    """Programs that compile to the same as one program, with all names, and with the largest `beside`."""
+    """Merges programs with equal keys; the result has all their points, and the largest `beside`."""
     by_key: dict[Any, Program] = {}
     for program in programs:
         if (known := by_key.get(program.key)) is not None:

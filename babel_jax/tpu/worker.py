@@ -35,7 +35,7 @@ from babel_jax.tpu.kinds import STEP
 from babel_jax.tpu.program import Program, copied_bytes, device_bytes
 from babel_jax.tpu.programs import evaluation_programs, training_programs
 from babel_jax.tpu.shapes import Base, base_from_json, trained_shape
-from babel_jax.training.compilation import compiled_step
+from babel_jax.training.compilation import compiled_program
 from babel_jax.training.mesh import make_mesh, mesh_for
 from babel_jax.workers import received
 
@@ -172,7 +172,7 @@ def _compiled(program: Program, traced: Any, mesh: Mesh) -> Any:
     lowered: jax.stages.Lowered = traced.lower()
     if program.kind != STEP:
         return lowered.compile()
-    return compiled_step(lowered, mesh.devices.flat[0].platform, program.compiler_options)
+    return compiled_program(lowered, mesh.devices.flat[0].platform, program.compiler_options)
 
 
 def _spans(

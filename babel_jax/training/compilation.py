@@ -57,7 +57,7 @@ _TPU_OPTIONS = {
 }
 
 
-def compiled_step(
+def compiled_program(
     lowered: jax.stages.Lowered, platform: str, changes: Mapping[str, bool | int | float | str]
 ) -> jax.stages.Compiled:
     """The compiled train step, on TPUs with our options and on all platforms with `changes`, which is
@@ -79,13 +79,13 @@ def compiled_step(
 def compiled_by_all(
     lowered: jax.stages.Lowered, changes: Mapping[str, bool | int | float | str]
 ) -> jax.stages.Compiled:
-    """`compiled_step` for the devices of this job, by all of its processes; they meet afterwards. Else
+    """`compiled_program` for the devices of this job, by all of its processes; they meet afterwards. Else
     devices would wait in a collective operation for a host that still compiles.
 
     An option that the compiler does not know is told by all processes.
     """
     with agreed():
-        compiled = compiled_step(lowered, jax.default_backend(), changes)
+        compiled = compiled_program(lowered, jax.default_backend(), changes)
     meet()
     return compiled
 

@@ -57,7 +57,8 @@ class Metrics:
             again = {line["step"]: line.get("seconds", 0.0) for line in lines if line["step"] >= start_step}
             if again:
                 goodput.lose(again)
-                goodput.save(start_step - 1)  # before the lines go that say so
+                # Before these lines are deleted: only they show what was lost.
+                goodput.save(start_step - 1)
             # Steps after the checkpoint are taken again, and write their lines again.
             lines = [line for line in lines if line["step"] < start_step]
             write_text(self._path, "".join(json.dumps(line) + "\n" for line in lines))
@@ -113,7 +114,6 @@ class Metrics:
         """
         if self._waiting is None:
             return self._skipped
-        # The step before: its values are there by now, so that the device does not wait for the host.
         line, values = self._waiting
         self._waiting = None
         asked = time.monotonic()
@@ -122,6 +122,7 @@ class Metrics:
         # Up to `asked` this process worked; after that it waited for devices, and so for the slowest process.
         self._own_seconds, self._own_steps = self._own_seconds + asked - self._last_time, self._own_steps + 1
         seconds, self._last_time = now - self._last_time, now
+        # What the step returns is written only if it is named here.
         line |= {
             "loss": float(host["loss"]),
             "gradient_norm": float(host["gradient_norm"]),
@@ -135,8 +136,8 @@ class Metrics:
         return self._skipped
 
     def _speed(self, tokens: np.ndarray, seconds: float) -> dict[str, Any]:
-        """Tokens, time and goodput of a step. tokens: int32[languages], without padding as wherever tokens
-        are counted; the step itself counts them over all processes.
+        """Tokens, time and goodput of a step. tokens: int32[languages], without padding, summed over all
+        processes.
         """
         of_step = int(tokens.sum(dtype=np.int64))
         speed = {
@@ -147,7 +148,7 @@ class Metrics:
             "goodput": self._goodput.fraction(),
             "time_spent": {str(on): round(spent, 3) for on, spent in self._goodput.seconds.items()},
         }
-        # Utilization of the model's FLOPs (MFU): what is computed twice does not count.
+        # Utilization of the model's FLOPs (MFU): what is computed again in the backward pass does not count.
         if self._peak is not None:
             speed["model_flop_utilization"] = of_step / seconds * self._flops / self._peak
         return speed
@@ -196,7 +197,6 @@ class Metrics:
         """As `flush`, and syncs to disk: a run that resumes at a checkpoint needs the lines of all steps
         before it.
         """
-        # A checkpoint without the lines of its steps would lose them for ever.
         last = None if self._waiting is None else self._waiting[0]["step"]
         skipped = self.flush()
         if self._writes and last is not None:
@@ -208,11 +208,11 @@ class Metrics:
         return skipped
 
     def _stragglers(self, step: int) -> dict[str, Any]:
-        """Every 100 steps of several processes: the seconds of host work a step, of the slowest process and
-        the median.
+        """With several processes, every 100 steps: the seconds of host work per step, in the slowest process
+        and at the median.
 
-        This shows slow hosts and disks. A slow device makes all processes wait alike; a trace (`--profile`)
-        shows it.
+        This shows slow hosts and disks. It does not show a slow device, because then all processes wait
+        equally; use `--profile`.
         """
         if jax.process_count() == 1 or (step + 1) % _STEPS_BETWEEN_COMPARISONS:
             return {}
@@ -243,7 +243,7 @@ class Metrics:
 
 
 def _device_memory() -> dict[str, float]:
-    """Memory of the fullest device of this process, GiB. Empty where the backend does not tell (CPU)."""
+    """Memory of the fullest device of this process, GiB. Empty if the backend reports no memory (CPU)."""
     found = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
     names = {
         "bytes_in_use": "device_memory_gib",
@@ -253,7 +253,7 @@ def _device_memory() -> dict[str, float]:
     memory = {}
     for theirs, ours in names.items():
         values = [stats[theirs] for stats in found if theirs in stats]
-        # Every device must tell: the fullest one may be the one that does not.
+        # Only if every device reports: else the fullest one might be missing.
         if values and len(values) == len(found):
             memory[ours] = max(values) / 2**30
     return memory

@@ -202,10 +202,10 @@ class AdamW:
         state: optax.OptState,
         params: PyTree[Array],
         rate: Float[Array, ""],
-        finite: Bool[Array, ""] | bool = True,
+        kept: Bool[Array, ""] | bool = True,
         offload: bool = False,
     ) -> tuple[PyTree[Array], optax.OptState]:
-        """New parameters and moments. Where `finite` is false, the old ones, bit by bit.
+        """New parameters and moments. Where `kept` is false, the old ones, bit by bit.
 
         With `offload` the moments of one parameter at a time are copied from the hosts' memory and back.
         """
@@ -213,7 +213,7 @@ class AdamW:
         # on the devices.
         before, structure = state.inner_state, cast(Any, jax.tree.structure(params))
         trees = (params, gradients, before.mu, before.nu, self.rules, self._rates, self.trained)
-        last, found = jnp.asarray(finite), []
+        last, found = jnp.asarray(kept), []
         for param, gradient, mu, nu, rule, factor, trained in zip(
             *map(structure.flatten_up_to, trees), strict=True
         ):
@@ -232,14 +232,14 @@ class AdamW:
             moved = part - rate * factor * (direction + rule.weight_decay * part)
             # A step that is skipped keeps the old values, bit by bit.
             pairs = ((moved, part), (after.mu, mu), (after.nu, nu))
-            moved, mu, nu = (jnp.where(finite, new, old) for new, old in pairs)
+            moved, mu, nu = (jnp.where(kept, new, old) for new, old in pairs)
             if offload:
                 mu, nu, last = jax.lax.optimization_barrier((mu, nu, last))
                 mu, nu = jax.device_put((mu, nu), jax.memory.Space.Host)
             if self._rows is not None:
                 moved = param.at[self._rows].set(moved, mode="drop")
             found.append((moved, mu, nu))
-        count = jnp.where(finite, optax.safe_increment(before.count), before.count)
+        count = jnp.where(kept, optax.safe_increment(before.count), before.count)
         params, mu, nu = (structure.unflatten(values) for values in zip(*found, strict=True))
         return params, state._replace(inner_state=before._replace(count=count, mu=mu, nu=nu))
 
@@ -256,16 +256,20 @@ def learning_rate(schedule: Schedule, step: int, steps: int) -> float:
     `final_fraction` of the peak; or constant, and over the last `decay_fraction` of the steps a linear fall
     to `final_fraction` of the peak (warmup-stable-decay, Hu et al. 2024).
     """
-    # Step 0 already has a rate over 0.
+    # Step 0 already has a rate above 0: an update with the rate 0 would be lost.
     warmup = round(schedule.warmup_fraction * steps)
     if step < warmup:
         return schedule.peak * (step + 1) / warmup
     final = schedule.peak * schedule.final_fraction
-    if schedule.kind is ScheduleKind.COSINE:
-        done = (step - warmup) / max(1, steps - warmup)
-        return final + (schedule.peak - final) * 0.5 * (1.0 + math.cos(math.pi * done))
-    # The last step has the final rate.
-    decay = round(schedule.decay_fraction * steps)
-    if schedule.kind is ScheduleKind.WSD and step >= steps - decay:
-        return schedule.peak - (schedule.peak - final) * (step - (steps - decay) + 1) / decay
-    return schedule.peak
+    match schedule.kind:
+        case ScheduleKind.CONSTANT:
+            return schedule.peak
+        case ScheduleKind.COSINE:
+            done = (step - warmup) / max(1, steps - warmup)
+            return final + (schedule.peak - final) * 0.5 * (1.0 + math.cos(math.pi * done))
+        case ScheduleKind.WSD:
+            # The last step has the final rate.
+            decay = round(schedule.decay_fraction * steps)
+            if step < steps - decay:
+                return schedule.peak
+            return schedule.peak - (schedule.peak - final) * (step - (steps - decay) + 1) / decay

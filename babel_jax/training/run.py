@@ -56,18 +56,18 @@ def train_stages(
 
     `models` is the output of `depths()`. `make_params()` returns the parameters of models[0]. It is called
     when there is no checkpoint, and its arrays are donated. Moments are kept from stage to stage; the rate's
-    schedule begins anew. `on_stage_end` is called before anything of the next stage is saved. A run that was
-    stopped in it, or that resumes at the end of a stage, calls it again. `watch` evaluates between steps;
-    `profile` names the steps to trace. `hooks` are called after the run's own; on a step after which the run
-    stops, their `after` is not called.
+    schedule begins anew. `on_stage_end` is called before anything of the next stage is saved. If a run stops
+    during this call, or resumes at the end of a stage, it is called again. `watch` evaluates between steps;
+    `profile` names the steps to trace. `hooks` are called after the run's own. If the run stops after a step,
+    their `after` is not called for that step.
     Raises BadInput where settings and data do not fit, and when too many updates in a row were skipped.
     """
-    # All that can be wrong in the settings is told before anything is compiled.
+    # Settings are checked before anything is compiled.
     goodput = Goodput(run_folder / "goodput.json")
     stages = _agreed_stages(config, run_folder)
     check_models(stages, models)
     for plan in stages:
-        _tell(plan, config)
+        _log_stage(plan, config)
     if not stages:
         return make_params()
     mesh = _checked_mesh(config)
@@ -92,7 +92,7 @@ def train_stages(
             tools = Tools(config, checkpoints, metrics, goodput, traced, watch, end)
             loop = Loop(mesh, tools, hooks, {}, languages)
             for number, plan in enumerate(stages):
-                # A run that was stopped in on_stage_end resumes at the end of that stage, and calls it again.
+                # At the end of a stage itself, on_stage_end is called again.
                 if start > plan.end:
                     continue
                 _train_stage(loop, parts, plan, number, progress)
@@ -105,10 +105,11 @@ def train_stages(
 
 @dataclasses.dataclass
 class _Progress:
-    """How far a run is: the step at which this process began or resumed, the setup of the current part, the
-    state, and the checkpoints on local disks.
+    """How far a run is. It is changed in place: a second reference to an old state would keep its arrays on
+    the devices.
 
-    It is changed in place: a second reference to a state would keep its arrays on the devices.
+    start: the step at which this process began or resumed. current: the setup of the part of the stage that
+    is trained now. local: the checkpoints on local disks.
     """
 
     start: int
@@ -118,12 +119,12 @@ class _Progress:
 
 
 def _train_stage(loop: "Loop", parts: Parts, plan: PlannedStage, number: int, progress: _Progress) -> None:
-    """Trains the parts of a stage, each of one depth, that are not done yet."""
+    """Trains the unfinished parts of a stage. Each part has one depth."""
     start, tools = progress.start, loop.tools
     for first, last in parts.of(plan):
         if start >= last:
             continue
-        # The state changes its shape where the model is deepened, or where other layers are trained.
+        # A deeper model, or other trained layers, need a state of another shape.
         before, progress.current = progress.current, parts.setup(first, plan.stage.train)
         if before is not progress.current:
             progress.state = carried_over(progress.state, before, progress.current, tools.config.optimizer)
@@ -140,7 +141,7 @@ def _train_stage(loop: "Loop", parts: Parts, plan: PlannedStage, number: int, pr
 class Loop(NamedTuple):
     """What the loops of all stages share.
 
-    `hooks` are those beside the run's own, `programs` compiled steps, `languages` the order of the run.
+    hooks: the caller's. programs: the compiled program of each jitted step. languages: in the run's order.
     """
 
     mesh: Mesh
@@ -159,10 +160,10 @@ def _train_steps(
     state: TrainState,
     local: LocalCheckpoints | None,
 ) -> TrainState:
-    """Takes `steps` (numbers in the run) of a stage. Returns the state, already written to disk.
+    """Trains these steps of a stage, counted from the start of the run. The state that it returns is saved.
 
-    Raises BadInput when too many updates in a row were skipped, and between two steps KeyboardInterrupt after
-    Ctrl-C and Preempted after SIGTERM or SIGHUP; all leave a checkpoint.
+    Raises BadInput when too many updates in a row were skipped. After Ctrl-C it raises KeyboardInterrupt, and
+    after SIGTERM or SIGHUP Preempted, both between two steps. Each leaves a checkpoint.
     """
     tools, mesh = loop.tools, loop.mesh
     config, goodput, training = tools.config, tools.goodput, tools.config.training
@@ -204,7 +205,7 @@ def _as_step(goodput: Goodput, step: int) -> Iterator[None]:
 
 
 def _program(loop: Loop, step: Step, *arguments: Any) -> Step:
-    """The compiled step; compiled at its first call."""
+    """The compiled step. Compiles it the first time."""
     if step not in loop.programs:
         with loop.tools.metrics.aside(Spent.COMPILE), working("compiling the train step"):
             options = loop.tools.config.training.compiler_options
@@ -213,15 +214,15 @@ def _program(loop: Loop, step: Step, *arguments: Any) -> Step:
     return loop.programs[step]
 
 
-def _tell(plan: PlannedStage, config: Config) -> None:
-    """Logs a stage in one line, and one for each warning. The tables are in files."""
+def _log_stage(plan: PlannedStage, config: Config) -> None:
+    """Logs one line for the stage and one for each warning; mixture.txt has the tables."""
     languages = {row.language for row in plan.mixture.rows}
     tokens = f"{plan.tokens:,} tokens of {len(languages)} language{'s' if len(languages) != 1 else ''}"
     log.info("stage %s: steps %d to %d, %s", plan.stage.name, plan.start + 1, plan.end, tokens)
     if plan.asked is not None:
         log.warning(
-            "stage %s: max_passes = %g allows %s tokens of the %s that its budget asks for",
-            plan.stage.name, plan.stage.max_passes, f"{plan.tokens:,}", f"{plan.asked:,}",
+            "stage %s: its budget is %s tokens, but max_passes = %g allows only %s",
+            plan.stage.name, f"{plan.asked:,}", plan.stage.max_passes, f"{plan.tokens:,}",
         )  # fmt: skip
     for warning in plan.mixture.warnings:
         log.warning("stage %s: %s", plan.stage.name, warning)

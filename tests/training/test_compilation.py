@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from babel_jax.training.compilation import Profile, compiled_step
+from babel_jax.training.compilation import Profile, compiled_program
 
 PROGRAM = """
 import json, pathlib, sys
@@ -75,7 +75,7 @@ def test_on_tpus_a_step_has_our_options_and_a_run_may_change_each():
             given.append(compiler_options)
 
     for platform, changes in (("cpu", {}), ("tpu", {}), ("tpu", {"xla_enable_async_all_gather": False})):
-        compiled_step(Lowered(), platform, changes)
+        compiled_program(Lowered(), platform, changes)
     on_cpu, on_tpu, changed = given
     assert on_cpu is None
     # Gathers start ahead, and run beside the products of the tensor core.

@@ -18,7 +18,9 @@ def result_of(
     details: dict[str, dict[str, Any]],
     missing: dict[str, list[str]],
 ) -> dict[str, Any]:
-    """The result of `evaluate`, with all models' items and figures; `model` is ours."""
+    """Makes the result of `evaluate` from the scored items and other figures (`details`) of all models.
+    `model` is compared with the others.
+    """
     # Differences are ours minus theirs, over the same items.
     scores = {name: scores_of(tasks) for name, tasks in items.items()}
     changes, others = {}, {}
@@ -36,7 +38,7 @@ def result_of(
         if "fertility" in figures:
             fertilities[name] = figures["fertility"]
 
-    # Results have the models' paths; tables, for people, have short names.
+    # The result names models by path; its tables use short names.
     label = _labels(list(scores))
     summary = report_text(
         _renamed(scores, label),
@@ -58,7 +60,7 @@ def result_of(
 
 
 def _notes(model: str, details: dict[str, dict[str, Any]], label: dict[str, str]) -> list[str]:
-    """Sentences on requests that were cut and on items that were trained on: both make scores doubtful."""
+    """Notes on what makes scores doubtful: requests that were cut, and items in the training text."""
     notes = []
     for name, figures in details.items():
         if count := figures.get("truncated"):
@@ -70,13 +72,13 @@ def _notes(model: str, details: dict[str, dict[str, Any]], label: dict[str, str]
         for code, counts in by_language.items():
             notes.append(
                 f"{title_of(task)}, {code}: {counts['overlapping']} of {counts['items']} items share 13 "
-                f"tokens in a row with the training windows ({counts['long_enough']} are long enough to)."
+                f"tokens in a row with the training windows ({counts['long_enough']} have 13 tokens or more)."
             )
     return notes
 
 
 def _labels(models: Sequence[str]) -> dict[str, str]:
-    """A short name for each model: that of its folder or run if these differ, else its path."""
+    """A short name for each model: the name of its folder or run if all names differ, else its path."""
     last = [model_name(Path(model)) for model in models]
     return dict(zip(models, last if len(set(last)) == len(last) else models, strict=True))
 
@@ -86,8 +88,8 @@ def _renamed(by_model: dict[str, Any], label: dict[str, str]) -> dict[str, Any]:
 
 
 def _means(scores: dict[str, dict[str, dict[str, Any]]]) -> dict[str, float | None]:
-    """The means over the benchmarks; over bits per byte only if there are no benchmarks, because these scores
-    cannot be averaged together.
+    """The means over the benchmarks. Bits per byte cannot be averaged with them, so they count only if they
+    are alone.
     """
     plain = {}
     for task, by_language in scores.items():
