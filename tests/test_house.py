@@ -4,6 +4,7 @@ names each of them.
 
 import ast
 import json
+import re
 import subprocess
 import sys
 import tokenize
@@ -72,6 +73,13 @@ def test_the_table_names_every_folder():
         assert f"`{folder}/`" in page or f"`{name}/`" in page or f"`{name.rpartition('/')[2]}/`" in page, (
             folder
         )
+
+
+def test_places_of_a_change_are_there():
+    page = (ROOT / "docs" / "concepts" / "code.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([a-z_/]+\.py)`", page.partition("## What a change touches")[2])
+    assert len(named) > 30
+    assert not [path for path in named if not (ROOT / "babel_jax" / path).is_file()]
 
 
 def test_no_name_is_undefined():
