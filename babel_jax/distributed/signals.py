@@ -141,7 +141,11 @@ class _Answers:
     def answer_early(self) -> None:
         """Called by the thread if the handler does not answer."""
         self._early += 1
-        self._answer()
+        # A Ctrl-C that comes again was answered when it came first: it is not a second one.
+        if self._again:
+            self._again -= 1
+        else:
+            self._answer()
 
     def expect_again(self) -> None:
         """The last Ctrl-C was lost in a callback, and comes again."""

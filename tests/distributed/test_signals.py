@@ -67,6 +67,37 @@ def test_control_c_in_a_callback_is_not_lost(place):
         patiently(place, signal.SIGINT)
 
 
+LONG_IN_C = """
+import gc, hashlib, signal, time
+from babel_jax.distributed.signals import interruptible
+
+def lost(phase, _):
+    if phase == "start" and not begun:
+        begun.append(phase)
+        signal.raise_signal(signal.SIGINT)
+
+def in_c(phase, _):
+    if phase == "stop" and len(begun) == 1:
+        begun.append(phase)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 3_000_000)
+
+begun = []
+try:
+    with interruptible():
+        gc.callbacks += [lost, in_c]
+        gc.collect()
+        time.sleep(10)
+except KeyboardInterrupt:
+    print("in order")
+"""
+
+
+def test_control_c_that_comes_again_during_long_work_in_c_is_not_a_second_one():
+    ended = subprocess.run([sys.executable, "-c", LONG_IN_C], capture_output=True, text=True, timeout=60)
+    assert (ended.stdout, ended.returncode) == ("in order\n", 0), ended.stderr
+    assert ended.stderr == "babel: stopping; again to end at once\n"
+
+
 def test_a_signal_that_was_swallowed_stops_the_run_after_its_next_step():
     with preempted():
         with contextlib.suppress(BaseException):  # as a library may

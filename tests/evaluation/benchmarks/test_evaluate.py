@@ -370,8 +370,7 @@ def test_items_are_looked_for_in_a_run_s_windows(tiny_folder, benchmarks, tmp_pa
     assert found["contamination"] == {"xcopa": {"id": {"items": 2, "long_enough": 2, "overlapping": 1}}}
     assert (
         "XCOPA, id: 1 of 2 items share 13 tokens in a row with the training windows "
-        "(2 have 13 tokens or more)."
-        in found["summary"]
+        "(2 have 13 tokens or more)." in found["summary"]
     )
 
 
