@@ -55,6 +55,7 @@ def test_every_name_is_there():
         babel_jax.nothing  # noqa: B018
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_run(base, rows_of, write_rows, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(base["hf"], "base")
