@@ -137,63 +137,65 @@ def bits_of(folder: Path, scratch: Path, read_bits):
     return read_bits(scratch)
 
 
-@pytest.mark.parametrize("format", Format)
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_stopped_midway_the_same_command_goes_on(
-    tmp_path, write_model, read_bits, monkeypatch, error, format
-):
-    """Tensors that were noted as done are not written again."""
-    source = write_model(tmp_path / "hf")
-    bits = read_bits(source)
-    if format is Format.HF:
-        convert(source, tmp_path / "orbax")
-        source = tmp_path / "orbax"
-    sink = TensorFiles if format is Format.HF else LeafFiles
+def stopped_and_resumed(monkeypatch, sink, method, error, write_folder, out):
+    """Writes `out` twice. The first time, the tenth call of the sink's method raises `error`. Gives the names
+    of the tensors that were written, of both times together.
+    """
     monkeypatch.setattr("babel_jax.model_folders.streaming._BYTES_BETWEEN_SYNCS", 1)
     written = []
 
-    def fail_at_tenth(self, name, start, values, write=sink.write):
+    def fail_at_tenth(self, name, start, values, write=getattr(sink, method)):
         written.append(name)
         if len(written) == 10:
             raise error
         write(self, name, start, values)
 
-    monkeypatch.setattr(sink, "write", fail_at_tenth)
+    monkeypatch.setattr(sink, method, fail_at_tenth)
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else BadInput):
-        convert(source, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    assert (tmp_path / "out.partial").is_dir()
-    convert(source, tmp_path / "out")
-    assert written[:9] + written[10:] == list(tensor_shapes(open_folder(source).config))
+        write_folder()
+    assert not out.exists()
+    assert out.with_name(f"{out.name}.partial").is_dir()
+    write_folder()
+    return written[:9] + written[10:]
+
+
+STOPS = pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+
+
+@pytest.mark.parametrize("format", Format)
+@STOPS
+def test_stopped_midway_the_same_command_goes_on(
+    tmp_path, write_model, read_bits, monkeypatch, error, format
+):
+    """Tensors that were noted as done are not written again."""
+    source, out = write_model(tmp_path / "hf"), tmp_path / "out"
+    bits = read_bits(source)
+    if format is Format.HF:
+        convert(source, tmp_path / "orbax")
+        source = tmp_path / "orbax"
+    sink = TensorFiles if format is Format.HF else LeafFiles
+    written = stopped_and_resumed(monkeypatch, sink, "write", error, lambda: convert(source, out), out)
+    assert written == list(tensor_shapes(open_folder(source).config))
     assert not (tmp_path / "out.partial").exists()
-    assert bits_of(tmp_path / "out", tmp_path / "again", read_bits) == bits
+    assert bits_of(out, tmp_path / "again", read_bits) == bits
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+@STOPS
 def test_a_copy_stopped_midway_goes_on_and_its_list_of_digests_is_right(
     tmp_path, write_model, read_bits, monkeypatch, error
 ):
     """Digests are computed while the bytes are written, and the second call writes a part of them alone."""
-    source = write_model(tmp_path / "hf")
-    monkeypatch.setattr("babel_jax.model_folders.streaming._BYTES_BETWEEN_SYNCS", 1)
-    written = []
+    source, out = write_model(tmp_path / "hf"), tmp_path / "out"
 
-    def fail_at_tenth(self, name, start, blocks, write=TensorFiles.write_blocks):
-        written.append(name)
-        if len(written) == 10:
-            raise error
-        write(self, name, start, blocks)
+    def copy():
+        convert(source, out, Format.HF, share=False)
 
-    monkeypatch.setattr(TensorFiles, "write_blocks", fail_at_tenth)
-    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else BadInput):
-        convert(source, tmp_path / "out", Format.HF, share=False)
-    assert (tmp_path / "out.partial").is_dir()
-    convert(source, tmp_path / "out", Format.HF, share=False)
-    assert written[:9] + written[10:] == list(tensor_shapes(open_folder(source).config))
-    assert read_bits(tmp_path / "out") == read_bits(source)
-    listed = read_sums(tmp_path / "out" / "SHA256SUMS")
+    written = stopped_and_resumed(monkeypatch, TensorFiles, "write_blocks", error, copy, out)
+    assert written == list(tensor_shapes(open_folder(source).config))
+    assert read_bits(out) == read_bits(source)
+    listed = read_sums(out / "SHA256SUMS")
     assert listed == {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in listed}
-    assert len(listed) == len(list((tmp_path / "out").iterdir())) - 1
+    assert len(listed) == len(list(out.iterdir())) - 1
 
 
 def test_what_was_begun_for_another_source_or_cut_in_its_list_does_not_count(

@@ -1,11 +1,9 @@
 """Small tokenizers of each kind, made by the libraries that make published ones, and models of them."""
 
-import io
 import json
 
 import jax
 import pytest
-import sentencepiece
 import tokenizers
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
@@ -19,6 +17,7 @@ from babel_jax.model_folders.hf_config import write_hf_config
 from babel_jax.model_folders.params import save_folder
 from babel_jax.recipe.recipe import run_recipe
 from tests.compiled import init_params
+from tests.sentencepiece_models import trained_bpe
 
 # The pattern of Qwen2's published tokenizer.json.
 QWEN2 = (
@@ -67,19 +66,7 @@ def sentencepiece_bpe(corpus):
     """Trains a BPE of characters with byte fallback on English; gives the bytes of its tokenizer.model."""
 
     def train(**settings):
-        model = io.BytesIO()
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter("\n".join(corpus["en"]).split("\n")),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=900,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            minloglevel=2,
-            **settings,
-        )
-        return model.getvalue()
+        return trained_bpe("\n".join(corpus["en"]).split("\n"), vocab_size=900, **settings)
 
     return train
 

@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from babel_jax.data.tokens.prompts import PromptTokenizer
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
+from tests.sentencepiece_models import trained_bpe
 
 TEXTS = [
     "Habari ya asubuhi",
@@ -269,21 +270,9 @@ def test_a_continuation_of_half_a_character(tmp_path):
 
 
 def train_bpe(path: Path, lines, **settings) -> Path:
-    """A SentencePiece BPE model with byte fallback."""
-    with open(path, "wb") as file:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=file,
-            model_type="bpe",
-            vocab_size=1000,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            hard_vocab_limit=False,
-            minloglevel=2,
-            **settings,
-        )
+    """A SentencePiece BPE model with byte fallback and pieces of spaces alone."""
+    of_spaces = {"allow_whitespace_only_pieces": True, "hard_vocab_limit": False}
+    path.write_bytes(trained_bpe(lines, vocab_size=1000, **of_spaces, **settings))
     return path
 
 
