@@ -118,6 +118,12 @@ LANGUAGES: dict[str, Language] = dict(REGISTRY)
 _POSITIONS = {code: number for number, code in enumerate(REGISTRY)}
 
 
+# As operating systems and BCP 47 write them: language, perhaps a script, region, encoding.
+_LOCALE = re.compile(
+    r"(?P<language>[a-z]{2,3}(_[a-z]{4})?)(?P<region>_([a-z]{2}|[0-9]{3}))?(?P<rest>[.@].+)?", re.IGNORECASE
+)
+
+
 def language(name: str) -> Language:
     """The language of a code: ours, ISO 639-1 or 639-3 (also of a macrolanguage, such as `fas`), the name in
     Flores-200 or FLORES+, with `_` or `-`, in any case. For an unknown one, raises BadInput with near codes.
@@ -133,14 +139,11 @@ def language(name: str) -> Language:
 def near_codes(name: str) -> str:
     """`: did you mean id (Indonesian)?` for an unknown code or name; empty if none is near.
 
-    For a locale such as en_US, the languages without its region.
+    For a locale such as en_US or sr_RS.UTF-8@latin, the language alone.
     """
-    base, _, region = name.replace("-", "_").partition("_")
-    if re.fullmatch(r"[A-Za-z]{2}|[0-9]{3}", region) and (known := known_language(base)) is not None:
-        # Chinese has two scripts, so two languages of the table.
-        fitting = [one for one in LANGUAGES.values() if one.iso639_3 == known.iso639_3]
-        choices = " or ".join(f"{one.code} ({one.name})" for one in fitting)
-        return f": write {choices}; a language here has no region ({region})"
+    locale = _LOCALE.fullmatch(name.replace("-", "_"))
+    if locale is not None and (locale["region"] or locale["rest"]):
+        return f": {_without_region(locale, name[locale.end('language') :].lstrip('-_'))}"
     names = {code: code for code in LANGUAGES}
     names |= {one.name.lower(): code for code, one in LANGUAGES.items()}
     names |= {one.own_name.lower(): code for code, one in LANGUAGES.items()}
@@ -150,6 +153,25 @@ def near_codes(name: str) -> str:
     codes = dict.fromkeys(map(names.__getitem__, close))
     near = [f"{code} ({LANGUAGES[code].name})" for code in codes]
     return f": did you mean {', '.join(near)}?" if near else ""
+
+
+def _without_region(locale: re.Match[str], region: str) -> str:
+    """What to write in place of a locale. Letters that are alike say nothing here: fy_NL (Frisian) is not nl
+    (Dutch).
+    """
+    why = f"a language here has no region or encoding ({region})"
+    base, _, script = locale["language"].partition("_")
+    known = known_language(locale["language"])
+    if known is None:
+        other = known_language(base) if script else None
+        in_other_script = "" if other is None else f" ({other.code} is in {other.script})"
+        return f"{why}, and {locale['language']} is unknown too{in_other_script}"
+
+    # Chinese has two scripts, so two languages of the table.
+    fitting = [known]
+    if not script:
+        fitting += [one for one in LANGUAGES.values() if one.iso639_3 == known.iso639_3 and one != known]
+    return f"write {' or '.join(f'{one.code} ({one.name})' for one in fitting)}; {why}"
 
 
 def known_language(name: str) -> Language | None:

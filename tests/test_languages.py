@@ -1,6 +1,8 @@
 """The languages against figures of the report that stand in the design, and against Unicode."""
 
 import json
+import locale
+import re
 import unicodedata
 from pathlib import Path
 
@@ -22,7 +24,9 @@ from babel_jax.languages import (
     Resource,
     declare,
     in_order,
+    known_language,
     language,
+    near_codes,
     with_order,
 )
 from babel_jax.scripts import SCRIPTS as WRITINGS
@@ -128,6 +132,36 @@ def test_unknown_codes_are_refused_with_near_ones():
         language("en_US")
     with pytest.raises(BadInput, match=r"write zh \(Chinese\) or zho_Hant \(Chinese \(Traditional\)\); .*SG"):
         language("zh-SG")
+
+
+def test_locales_of_the_standard_library_are_answered_with_their_language_alone():
+    """Letters that are alike would say nothing: of am_ET.UTF-8 (Amharic) they made pap (Papiamento)."""
+    for name in {name for name in locale.locale_alias.values() if "_" in name}:
+        known = known_language(re.split(r"[_.@]", name)[0])
+        wanted = "a language here has no region" if known is None else f"write {known.code} ("
+        assert known_language(name) is not None or near_codes(name).startswith(f": {wanted}"), name
+
+
+WHY = "a language here has no region or encoding"
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("zh-Hant-TW", f"write zho_Hant (Chinese (Traditional)); {WHY} (TW)"),
+        ("sr-Latn-RS", f"{WHY} (RS), and sr_Latn is unknown too (sr is in Cyrl)"),
+        ("sr_RS.UTF-8@latin", f"write sr (Serbian); {WHY} (RS.UTF-8@latin)"),
+        ("fy_NL", f"{WHY} (NL), and fy is unknown too"),
+        ("eo.UTF-8", f"write eo (Esperanto); {WHY} (.UTF-8)"),
+    ],
+)
+def test_locales_with_script_encoding_or_an_unknown_language(name, answer):
+    assert near_codes(name) == f": {answer}"
+
+
+@pytest.mark.parametrize("name", ["kiswahili", "indonesia", "tagalok", "हिंदी", "русски", "zho_Hantt"])
+def test_names_that_are_no_locales_have_near_ones(name):
+    assert near_codes(name).startswith(": did you mean ")
 
 
 def test_the_order_has_babels_first_and_keeps_what_is_given():
