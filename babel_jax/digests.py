@@ -62,11 +62,13 @@ def files_below(folder: Path) -> list[Path]:
 
 
 class _Growth:
-    """The length of the beginning of a file that several threads are writing, each at its own place."""
+    """How many bytes are written without a gap from the start of a file, while several threads write it, each
+    at its own place.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._written: dict[int, int] = {}  # after the beginning: the start and end of each part
+        self._written: dict[int, int] = {}  # beyond a gap: the start and end of each part
         self._length = 0
         self._abandoned = False
 
@@ -86,7 +88,7 @@ class _Growth:
             self._changed.notify_all()
 
     def longer_than(self, length: int) -> int:
-        """Waits until the beginning is longer than `length`; returns its length.
+        """Waits until more than `length` bytes are written without a gap; returns how many.
 
         Raises CancelledError if nobody needs the digest.
         """

@@ -14,7 +14,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def _without(*modules: str) -> Iterator[None]:
-    """Lets imports of these modules fail during the block, except of modules that are imported already."""
+    """Makes imports of these modules fail during the block. Modules that are imported already stay."""
     hidden = [name for name in modules if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
@@ -24,8 +24,8 @@ def _without(*modules: str) -> Iterator[None]:
             del sys.modules[name]
 
 
-# tensorboardX imports these if they are installed. That takes two seconds, and nothing here uses
-# them.
+# tensorboardX imports torch and boto3 if they are installed, and has no switch for that. The imports take two
+# seconds, and nothing here uses them.
 with _without("torch", "boto3"):
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog
