@@ -12,7 +12,7 @@ WORKDIR /opt/babel-jax
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY babel_jax ./babel_jax
 COPY configs ./configs
-RUN pip install --no-cache-dir --constraint constraints.txt hatchling editables \
+RUN pip install --no-cache-dir --constraint constraints.txt editables hatchling setuptools \
     && pip install --no-cache-dir --constraint constraints.txt --no-build-isolation ".[${EXTRAS}]"
 
 # No user of its own: the devices of a TPU host belong to root.

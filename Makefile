@@ -42,8 +42,10 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
+# setuptools builds `promise`, which tensorflow-datasets needs and which has no wheel. A new environment of Python 3.11 has a setuptools
+# that cannot build wheels, and one of Python 3.12 has none.
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install --quiet --constraint constraints.txt editables hatchling
+	$(BIN)/pip install --quiet --constraint constraints.txt editables hatchling setuptools
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable .
 	touch $@
 

@@ -10,9 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 log = logging.getLogger("babel")
 
@@ -57,7 +58,7 @@ class Work(Generic[Row]):
         self._initial, self._rows, self._keep, self._shown = initial, rows, keep, shown
         self._note, self._told = "", False
         self._since = _clock()
-        self._bar: tqdm[Row] | None = None
+        self._bar: "tqdm[Row] | None" = None
 
     def __iter__(self) -> Iterator[Row]:
         assert self._rows is not None
@@ -116,12 +117,17 @@ class Work(Generic[Row]):
     def counts(self) -> str:
         """The counts with their unit: `2,000 of 3,000 rows`."""
         if self.unit == "B":
+            from tqdm import tqdm
+
             whole = "" if self.total is None else f" of {tqdm.format_sizeof(self.total, 'B')}"
             return f"{tqdm.format_sizeof(self.done, 'B')}{whole}"
         whole = "" if self.total is None else f" of {self.total:,}"
         return f"{self.done:,}{whole} {self.unit}"
 
     def _draw(self) -> None:
+        # Here, since it takes longer to import than everything else that `babel --help` needs.
+        from tqdm import tqdm
+
         self._bar = tqdm(
             desc=self.what,
             total=self.total,

@@ -2,6 +2,7 @@
 helps nobody.
 """
 
+import json
 import os
 import runpy
 import subprocess
@@ -20,18 +21,23 @@ def run(name: str, *arguments: str) -> str:
     ).stdout
 
 
+@pytest.fixture(scope="module")
+def path_of_scripts() -> list[str]:
+    """sys.path of a script of this environment, without the script's own folder."""
+    script = [sys.executable, "-c", "import json, sys; print(json.dumps(sys.path[1:]))"]
+    return json.loads(subprocess.run(script, capture_output=True, cwd=FOLDER, check=True).stdout)
+
+
 @pytest.mark.parametrize(
     "name",
     sorted(file.name for file in FOLDER.glob("*.py") if "__main__" in file.read_text(encoding="utf-8")),
 )
-def test_a_benchmark_finds_what_it_imports(name, monkeypatch, capsys):
+def test_a_benchmark_finds_what_it_imports(name, path_of_scripts, monkeypatch, capsys):
     if name in NEEDS_TORCH:
         pytest.importorskip("torch")
-    # In this process, which has imported most of it already. A script's path has its own folder, and not the
-    # folder of `tests`.
+    # In this process, which has imported most of it already, by the path that the script would have.
     monkeypatch.setattr(sys, "argv", [name, "--help"])
-    elsewhere = [folder for folder in sys.path if Path(folder) != FOLDER.parent]
-    monkeypatch.setattr(sys, "path", [str(FOLDER), *elsewhere])
+    monkeypatch.setattr(sys, "path", [str(FOLDER), *path_of_scripts])
     for module in [module for module in sys.modules if module.partition(".")[0] == "tests"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setattr(os, "environ", dict(os.environ))
