@@ -22,5 +22,7 @@ OTHER_WEIGHTS = (
 # Weights of any framework and their indexes. No other file of a model is large, and the others are still
 # valid for a model with changed weights.
 WEIGHT_SUFFIXES = (SAFETENSORS, *OTHER_WEIGHTS, ".index.json")
-MOST_BESIDE_BYTES = 2**27  # of any other file: the largest tokenizers have 40 MB
+TOKENIZER_JSON, SENTENCEPIECE_MODEL = "tokenizer.json", "tokenizer.model"
+MOST_TOKENIZER_BYTES = 48 * 2**20  # of one of these two that is read: Gemma 3's tokenizer.json has 33 MB
+MOST_BESIDE_BYTES = 2**27  # of any other file
 FOLDERS_BESIDE = ("additional_chat_templates",)

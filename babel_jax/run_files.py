@@ -96,7 +96,7 @@ class MixtureRow(_Part):
     epochs: float
 
 
-class Mixture(_Part):
+class StageMixture(_Part):
     """A stage of mixture.json."""
 
     rows: list[MixtureRow]

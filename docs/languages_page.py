@@ -1,6 +1,6 @@
 """The page of the registry of languages, and of the benchmarks that each of Babel's has."""
 
-from babel_jax.evaluation.benchmarks.sources import SOURCES, of_babel
+from babel_jax.evaluation.benchmarks.datasets import DATASETS, of_babel
 from babel_jax.evaluation.benchmarks.tables import title_of
 from babel_jax.languages import BABEL, REGISTRY
 
@@ -32,11 +32,11 @@ what they ask.
 def languages_page() -> str:
     """Markdown: the benchmarks of each of Babel's languages, then all languages."""
     lines = [_HEAD.format(count=len(REGISTRY)), _BENCHMARKS]
-    titles = [title_of(benchmark) for benchmark in SOURCES]
+    titles = [title_of(benchmark) for benchmark in DATASETS]
     lines.append(f"| language | number | {' | '.join(titles)} |")
     lines.append("| --- | ---: |" + " :---: |" * len(titles))
     for code in BABEL:
-        has = [code in of_babel(benchmark) for benchmark in SOURCES]
+        has = [code in of_babel(benchmark) for benchmark in DATASETS]
         # English: MMLU stands in for MMMLU.
         has[0] = has[0] or code == "en"
         cells = ["x" if one else "" for one in has]

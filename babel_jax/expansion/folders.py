@@ -17,7 +17,7 @@ from babel_jax.model_folders.folder import Format, open_folder, source_name
 from babel_jax.model_folders.hf_config import needs_layer_types, read_hf_config
 from babel_jax.model_folders.model_card import card_files
 from babel_jax.model_folders.names import tensor_name, tensor_place
-from babel_jax.model_folders.streaming import Piece, Source
+from babel_jax.model_folders.streaming import Piece, TensorSource
 from babel_jax.model_folders.transfer import Change, transfer
 
 
@@ -127,7 +127,7 @@ def _change(plan: ExpansionPlan) -> Change:
         layer = plan.layers[target]
         return layer.init is Init.COPY and (layer.output_scale == 1.0 or not is_output(place))
 
-    def values(piece: Piece, source: Source) -> np.ndarray:
+    def values(piece: Piece, source: TensorSource) -> np.ndarray:
         place, target = tensor_place(piece.name)
         assert target is not None  # what is outside of the layers is copied
         rows = source.read_rows(source_of(piece.name), piece.start, piece.stop)

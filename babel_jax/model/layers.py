@@ -5,6 +5,7 @@ Weights are float32 masters, cast to the type of the activations where they are 
 
 from collections.abc import Callable
 from functools import partial
+from typing import assert_never
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +142,8 @@ def rope_frequencies(config: ModelConfig) -> Float[np.ndarray, "half"]:
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
         frequencies = kept * frequencies + (1.0 - kept) * frequencies / scaling.factor
+    elif scaling.rope_type is not RopeType.DEFAULT:
+        assert_never(scaling.rope_type)
     return frequencies.astype(np.float32)
 
 

@@ -38,7 +38,7 @@ class Piece(NamedTuple):
 
 
 @runtime_checkable
-class Source(Protocol):
+class TensorSource(Protocol):
     """Tensors by their Hugging Face names, read in pieces by several threads."""
 
     def dtype(self, name: str) -> np.dtype: ...
@@ -46,7 +46,7 @@ class Source(Protocol):
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray: ...
 
 
-class Sink(Protocol):
+class TensorSink(Protocol):
     """Tensors being written in pieces by several threads."""
 
     def write(self, name: str, start: int, values: np.ndarray) -> None: ...
@@ -90,7 +90,7 @@ def workers_within(memory_limit: int) -> int:
 def stream(
     specs: Specs,
     move: Callable[[Piece], None],
-    sink: Sink,
+    sink: TensorSink,
     progress: Progress,
     memory_limit: int,
     all_written: Callable[[], None] = lambda: None,

@@ -10,9 +10,8 @@ from typing import Any
 
 from babel_jax.errors import BadInput
 from babel_jax.files import read_bytes, read_json
+from babel_jax.model_files import MOST_TOKENIZER_BYTES, SENTENCEPIECE_MODEL, TOKENIZER_JSON
 
-TOKENIZER_JSON, SENTENCEPIECE_MODEL = "tokenizer.json", "tokenizer.model"
-MOST_TOKENIZER_BYTES = 2**27
 _CONFIG, _ADDED = "tokenizer_config.json", "added_tokens.json"
 _PADDING = re.compile(r"[<\[]\|?pad\|?[>\]]", re.IGNORECASE)
 

@@ -33,8 +33,8 @@ from babel_jax.model_folders.names import tensor_place
 from babel_jax.model_folders.safetensors_files import SHARD_BYTES, Specs, StoredTensors, TensorFiles
 from babel_jax.model_folders.streaming import (
     Piece,
-    Sink,
-    Source,
+    TensorSink,
+    TensorSource,
     check_unchanged,
     digests,
     files_now,
@@ -63,7 +63,7 @@ class Change:
     description: str
     source_of: Callable[[str], str]
     copied: Callable[[str], bool]
-    values: Callable[[Piece, Source], np.ndarray]
+    values: Callable[[Piece, TensorSource], np.ndarray]
 
 
 # The same tensors: a conversion.
@@ -171,7 +171,7 @@ class _NewTensors:
             layout=layout,
         )
 
-    def sink(self, folder: Path, progress: Progress, sums: EarlySums) -> Sink:
+    def sink(self, folder: Path, progress: Progress, sums: EarlySums) -> TensorSink:
         """The sink of the pieces. Makes the whole files at once, before the first piece."""
         if self.to is Format.HF:
             files = TensorFiles(
@@ -193,7 +193,7 @@ class _NewTensors:
 
 def _new_tensors(
     path: Path,
-    stored: Source,
+    stored: TensorSource,
     config: ModelConfig,
     to: Format,
     change: Change,
@@ -217,7 +217,7 @@ def _new_tensors(
 class _Pieces:
     """The pieces of the new tensors, made of the stored ones."""
 
-    stored: Source
+    stored: TensorSource
     change: Change
 
     def read(self, piece: Piece) -> np.ndarray:
@@ -226,7 +226,7 @@ class _Pieces:
             return self.stored.read_rows(self.change.source_of(piece.name), piece.start, piece.stop)
         return self.change.values(piece, self.stored)
 
-    def move(self, piece: Piece, sink: Sink) -> None:
+    def move(self, piece: Piece, sink: TensorSink) -> None:
         """Writes a piece: an unchanged one from file to file in small blocks, any other as an array."""
         is_copied = self.change.copied(piece.name)
         # Memory for arrays of whole pieces would double the time.
@@ -291,7 +291,7 @@ def _check_room(folder: Path, specs: Specs, done: set[str]) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _stored(folder: ModelFolder) -> Source:
+def _stored(folder: ModelFolder) -> TensorSource:
     if folder.format is Format.HF:
         return open_hf_tensors(folder.path, folder.config)
     from babel_jax.model_folders.orbax_params import StoredLeaves
@@ -328,7 +328,7 @@ def _verified(
     specs: Specs,
     read: Callable[[Piece], np.ndarray],
     memory_limit: int,
-    sink: Sink,
+    sink: TensorSink,
     progress: Progress,
 ) -> dict[str, Any]:
     """The number and a digest of all tensors, read back. Raises Unverified if a tensor differs, and marks all

@@ -23,7 +23,7 @@ from babel_jax.model_folders.params import load_params, save_folder
 from babel_jax.places import place
 from babel_jax.report.card import run_card
 from babel_jax.report.samples import beginning
-from babel_jax.run_files import Mixture, read_as
+from babel_jax.run_files import StageMixture, read_as
 from babel_jax.vocabulary.larger import NOT_OF_THE_MODEL
 
 
@@ -80,7 +80,7 @@ def export(
     )
     exported = in_type(params, jnp.dtype(config.export_dtype))
     mixture = place(config.out) / "mixture.json"
-    mixtures = read_as(mixture, dict[str, Mixture]) if mixture.is_file() else {}
+    mixtures = read_as(mixture, dict[str, StageMixture]) if mixture.is_file() else {}
     source = folder.path if folder is not None else None
     card = run_card(config, hf_config, source, mixtures, _prompt(config))
     with tempfile.TemporaryDirectory() as scratch:

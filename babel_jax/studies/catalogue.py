@@ -17,7 +17,7 @@ from babel_jax.data.sources.parquet import parquet_rows
 from babel_jax.data.sources.records import parts, read_records
 from babel_jax.data.sources.streams import BadRowError, web_file_of
 from babel_jax.errors import BadInput, one_line
-from babel_jax.evaluation.benchmarks.sources import SOURCES
+from babel_jax.evaluation.benchmarks.datasets import DATASETS
 from babel_jax.hub.datasets import hub_path, names_in
 from babel_jax.hub.patience import explained, patiently
 from babel_jax.progress import Work
@@ -83,7 +83,7 @@ def check_catalogue(names: Sequence[str] = ()) -> dict[str, Any]:
     "problems"}], "changed": [names], "skipped": {name: reason}, "summary", "exit_status"}. A problem is one
     line. Raises BadInput for an unknown name.
     """
-    known = {**catalogue(), **SOURCES}
+    known = {**catalogue(), **DATASETS}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise BadInput(f"no corpus or benchmark {unknown[0]!r}; known are {', '.join(known)}")
@@ -91,7 +91,7 @@ def check_catalogue(names: Sequence[str] = ()) -> dict[str, Any]:
     checked, skipped = [], {}
     # All entries are asked for, also after one that differs: the weekly job shows everything at once.
     for name in Work("checking", chosen, unit="entries"):
-        if name in SOURCES:
+        if name in DATASETS:
             checked.append(_benchmark(name))
         elif (reason := _not_checked(name)) is not None:
             skipped[name] = reason
@@ -140,7 +140,7 @@ def _corpus(name: str) -> dict[str, Any]:
 
 
 def _benchmark(name: str) -> dict[str, Any]:
-    benchmark = SOURCES[name]
+    benchmark = DATASETS[name]
     found = _Found(name, "benchmark")
     language, configuration = next(iter(benchmark.configs.items()))
     with found.problems_of():

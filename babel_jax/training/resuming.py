@@ -7,8 +7,7 @@ from pathlib import Path
 
 from babel_jax.errors import BadInput
 from babel_jax.files import write_text
-from babel_jax.run_files import Mixture as MixtureFile
-from babel_jax.run_files import TextRead, read_as
+from babel_jax.run_files import StageMixture, TextRead, read_as
 from babel_jax.training.stages import PlannedStage
 
 log = logging.getLogger("babel")
@@ -40,7 +39,7 @@ def check_totals(stages: Sequence[PlannedStage], run_folder: Path) -> None:
     share.
     """
     path = run_folder / "mixture.json"
-    before = read_as(path, dict[str, MixtureFile]) if path.is_file() else {}
+    before = read_as(path, dict[str, StageMixture]) if path.is_file() else {}
     for plan in stages:
         # A run of an earlier version has more of the language than its config says now.
         rows = before.get(plan.stage.name, {}).get("rows", [])

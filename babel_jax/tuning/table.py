@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from babel_jax.config import Config
-from babel_jax.tuning.verdict import LEAST_GAIN, Measured, Verdict
+from babel_jax.tuning.verdict import LEAST_GAIN, MeasuredCandidate, Verdict
 
 
-def table_of(found: Sequence[Measured], config: Config) -> str:
+def table_of(found: Sequence[MeasuredCandidate], config: Config) -> str:
     """A line for each candidate: today's settings, then the others, the fastest first, then those that did
     not run.
     """

@@ -47,7 +47,7 @@ from babel_jax.tuning.candidates import (
 )
 from babel_jax.tuning.journal import MEASUREMENTS, Journal, described_device, described_step, mark_of
 from babel_jax.tuning.table import table_of, verdict_lines
-from babel_jax.tuning.verdict import Measured, Verdict, measured, verdict_of, winners_of
+from babel_jax.tuning.verdict import MeasuredCandidate, Verdict, measured, verdict_of, winners_of
 
 log = logging.getLogger("babel")
 
@@ -252,7 +252,7 @@ def _compiling(config: Config, out: Path) -> contextlib.AbstractContextManager[N
     return compiled_in(out / "compiled") if config.training.compilation_cache else contextlib.nullcontext()
 
 
-def _too_large(found: Sequence[Measured]) -> list[str]:
+def _too_large(found: Sequence[MeasuredCandidate]) -> list[str]:
     """The remat policies that did not fit; all candidates change one setting."""
     policies = []
     for one in found:
@@ -266,7 +266,7 @@ def _result(
     out: Path,
     config_name: str,
     about: dict[str, Any],
-    found: Sequence[Measured],
+    found: Sequence[MeasuredCandidate],
     verdict: Verdict,
 ) -> dict[str, Any]:
     """The result of `tune`; writes the chosen settings."""
@@ -296,7 +296,9 @@ def _result(
     }
 
 
-def _fragment(config: Config, found: Sequence[Measured], chosen: Candidate, lines: Sequence[str]) -> str:
+def _fragment(
+    config: Config, found: Sequence[MeasuredCandidate], chosen: Candidate, lines: Sequence[str]
+) -> str:
     """The table [training] with the chosen value of every setting that was compared."""
     values = json.loads(chosen.config.training.model_dump_json(exclude_none=True))
     compared = {}

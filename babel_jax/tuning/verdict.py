@@ -13,7 +13,7 @@ from babel_jax.tuning.journal import Journal
 LEAST_GAIN = 0.01
 
 
-class Measured(NamedTuple):
+class MeasuredCandidate(NamedTuple):
     """A candidate with all of its visits. `seconds`: the median of its steps, None if it did not run.
 
     spread: how far the medians of its visits are apart, as a part of `seconds`.
@@ -61,7 +61,7 @@ class Measured(NamedTuple):
         }
 
 
-def measured(journal: Journal, candidate: Candidate, visits: range | None = None) -> Measured:
+def measured(journal: Journal, candidate: Candidate, visits: range | None = None) -> MeasuredCandidate:
     """What the journal has of a candidate; with `visits`, only of these."""
     lines = [line for line in journal.of(candidate) if visits is None or line["visit"] in visits]
 
@@ -70,7 +70,7 @@ def measured(journal: Journal, candidate: Candidate, visits: range | None = None
 
     # A program that came from the cache was compiled earlier: its seconds are those of reading it.
     compiled = [line for line in lines if not line.get("compiled_before")]
-    return Measured(
+    return MeasuredCandidate(
         candidate,
         [line["step_seconds"] for line in lines if line["step_seconds"]],
         largest("compile_seconds", compiled or lines),
@@ -90,13 +90,13 @@ class Verdict(NamedTuple):
     - chosen: `fastest`, or today's settings if the gain is not larger than the spread and LEAST_GAIN
     """
 
-    fastest: Measured
+    fastest: MeasuredCandidate
     gain: float | None
     spread: float
-    chosen: Measured
+    chosen: MeasuredCandidate
 
 
-def verdict_of(today: Measured, others: Sequence[Measured]) -> Verdict | None:
+def verdict_of(today: MeasuredCandidate, others: Sequence[MeasuredCandidate]) -> Verdict | None:
     """The verdict; None if no candidate ran."""
     ran = [one for one in (today, *others) if one.seconds is not None]
     if not ran:
@@ -109,12 +109,12 @@ def verdict_of(today: Measured, others: Sequence[Measured]) -> Verdict | None:
     return Verdict(fastest, gain, spread, fastest if gain > max(spread, LEAST_GAIN) else today)
 
 
-def winners_of(today: Measured, others: Sequence[Measured]) -> dict[str, Any]:
+def winners_of(today: MeasuredCandidate, others: Sequence[MeasuredCandidate]) -> dict[str, Any]:
     """For each setting, the value with which the step is faster than today's by more than the spread: the
     fastest of them. Only candidates that change one setting count.
     """
     # Of several settings at once, nobody knows which one made the step faster.
-    single: dict[str, list[Measured]] = {}
+    single: dict[str, list[MeasuredCandidate]] = {}
     for one in others:
         if len(one.candidate.changes) == 1:
             (name,) = one.candidate.changes
@@ -127,7 +127,7 @@ def winners_of(today: Measured, others: Sequence[Measured]) -> dict[str, Any]:
     return winners
 
 
-def _gain(one: Measured, today: Measured) -> float:
+def _gain(one: MeasuredCandidate, today: MeasuredCandidate) -> float:
     assert one.seconds is not None
     assert today.seconds is not None
     return 1.0 - one.seconds / today.seconds

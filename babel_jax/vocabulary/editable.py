@@ -13,16 +13,12 @@ import tokenizers
 
 from babel_jax.data.tokens.sentencepiece_models import as_tokenizer_json
 from babel_jax.data.tokens.special_tokens import read_side_files
-from babel_jax.data.tokens.tokenizer import (
-    MOST_TOKENIZER_BYTES,
-    SENTENCEPIECE_MODEL,
-    TOKENIZER_JSON,
-    Tokenizer,
-)
+from babel_jax.data.tokens.tokenizer import Tokenizer
 from babel_jax.data.tokens.tokenizer_json import loaded_tokenizer, parsed_tokenizer
 from babel_jax.data.tokens.tokenizers import open_tokenizer
 from babel_jax.errors import BadInput
 from babel_jax.files import read_bytes
+from babel_jax.model_files import MOST_TOKENIZER_BYTES, SENTENCEPIECE_MODEL, TOKENIZER_JSON
 from babel_jax.vocabulary.words import SPACE, Splitter
 
 # transformers adds missing special tokens in this order.

@@ -17,8 +17,9 @@ from typing import Any
 from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
 from babel_jax.data.tokens.special_tokens import TOKENIZER_CONFIG, read_object
-from babel_jax.data.tokens.tokenizer import SENTENCEPIECE_MODEL, TOKENIZER_JSON, write_config
+from babel_jax.data.tokens.tokenizer import write_config
 from babel_jax.files import read_text, write_bytes, write_text
+from babel_jax.model_files import SENTENCEPIECE_MODEL, TOKENIZER_JSON
 from babel_jax.vocabulary.editable import Kind, Vocabulary
 from babel_jax.vocabulary.marks import GPT2_PATTERN, QWEN2_PATTERN, patterns
 from babel_jax.vocabulary.merges import Learned

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from babel_jax.config import ModelConfig, RowInit
 from babel_jax.model.shapes import TABLES
 from babel_jax.model_folders.names import tensor_place
-from babel_jax.model_folders.streaming import Piece, Source, pieces
+from babel_jax.model_folders.streaming import Piece, TensorSource, pieces
 from babel_jax.model_folders.transfer import Change
 from babel_jax.vocabulary.extension import NewRow
 
@@ -133,7 +133,7 @@ def growth_change(growth: Growth) -> Change:
     # Several threads write pieces at once: one of them reads the table, and the others wait for it.
     lock = threading.Lock()
 
-    def old(name: str, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    def old(name: str, source: TensorSource) -> tuple[np.ndarray, np.ndarray]:
         """The old rows that new rows need, and the mean of all; the table is read once."""
         with lock:
             if name not in gathered:
@@ -149,7 +149,7 @@ def growth_change(growth: Growth) -> Change:
                 gathered[name] = np.concatenate(found), mean
         return gathered[name]
 
-    def values(piece: Piece, source: Source) -> np.ndarray:
+    def values(piece: Piece, source: TensorSource) -> np.ndarray:
         kept_stop = min(piece.stop, growth.old_rows)
         table, mean = old(piece.name, source)
         result = np.broadcast_to(mean.astype(table.dtype), (piece.stop - piece.start, len(mean))).copy()

@@ -15,8 +15,8 @@ from scipy import stats
 
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.benchmarks.data import languages_of, read_rows
+from babel_jax.evaluation.benchmarks.datasets import answer_index, option_labels
 from babel_jax.evaluation.benchmarks.numbers import last_number, same_number
-from babel_jax.evaluation.benchmarks.sources import answer_index, option_labels
 from babel_jax.evaluation.benchmarks.tables import overview, task_table
 from babel_jax.evaluation.benchmarks.tasks import load_tasks
 from babel_jax.evaluation.items import (

@@ -8,7 +8,7 @@ from babel_jax.cli import main
 from babel_jax.config import BadRows, Source
 from babel_jax.config.catalogue import catalogue, expand
 from babel_jax.data.sources.rows import RowCounts, read_rows
-from babel_jax.evaluation.benchmarks.sources import SOURCES
+from babel_jax.evaluation.benchmarks.datasets import DATASETS
 from babel_jax.hub.datasets import dataset_commit
 from babel_jax.studies.catalogue import catalogue_table, check_catalogue
 from tests.hub.corpora import encoded, put_corpus
@@ -75,7 +75,7 @@ def test_what_has_changed(hub, capsys):
 
 def test_benchmarks(hub):
     name = "xcopa"
-    benchmark = SOURCES[name]
+    benchmark = DATASETS[name]
     configuration = next(iter(benchmark.configs.values()))
     row = dict.fromkeys(benchmark.keys, "a")
     files = {f"{configuration}/{split}.parquet": encoded("a.parquet", [row]) for split in benchmark.splits}

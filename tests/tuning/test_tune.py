@@ -28,7 +28,7 @@ from babel_jax.tuning.candidates import (
     later_candidates,
 )
 from babel_jax.tuning.journal import Journal, mark_of
-from babel_jax.tuning.verdict import Measured, verdict_of, winners_of
+from babel_jax.tuning.verdict import MeasuredCandidate, verdict_of, winners_of
 
 VALUES = {
     "out": "run",
@@ -272,7 +272,7 @@ def test_bad_input_is_one_line(tune, options, message, tmp_path, monkeypatch):
 
 def measured(changes, *visits, failure=None):
     config = parse_settings(Config, VALUES, "test")
-    return Measured(candidate_of(config, changes), list(visits), 1.0, 1.0, None, None, None, failure)
+    return MeasuredCandidate(candidate_of(config, changes), list(visits), 1.0, 1.0, None, None, None, failure)
 
 
 def test_a_difference_within_the_spread_keeps_todays_settings():

@@ -69,7 +69,7 @@ def normalize(text: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class MeasuredText:
     """A text with its language, code points, their kinds, and the number of each kind. The rules compute the
     rest.
     """
@@ -107,12 +107,12 @@ class Measured:
         return float(np.count_nonzero(space[:-1] & ~space[1:]) + (len(space) > 0 and not space[0]))
 
 
-def text_features(text: str, language: str) -> Measured:
+def text_features(text: str, language: str) -> MeasuredText:
     """The code points of a text, their kinds, and the number of each kind."""
     points = code_points(text)
     point_kinds = kinds(points)
     counts = np.bincount(point_kinds, minlength=len(Kind))
-    return Measured(text, language, points, point_kinds, counts)
+    return MeasuredText(text, language, points, point_kinds, counts)
 
 
 @dataclasses.dataclass
@@ -133,7 +133,7 @@ class Cleaner:
             return document.text, rule
         return self.without_personal_data(document), None
 
-    def judged(self, text: str) -> tuple[Measured, Rule | None]:
+    def judged(self, text: str) -> tuple[MeasuredText, Rule | None]:
         """The features of the normalized text, and the rule that drops it, if any."""
         document = text_features(normalize(text), self.language)
         for rule, drops in _RULES.items():
@@ -141,7 +141,7 @@ class Cleaner:
                 return document, rule
         return document, None
 
-    def without_personal_data(self, document: Measured) -> str:
+    def without_personal_data(self, document: MeasuredText) -> str:
         """The text with personal data masked, if the settings ask for it."""
         if not self.settings.mask_personal_data:
             return document.text
@@ -151,28 +151,28 @@ class Cleaner:
 # --- The rules: True drops the document. Cheap rules come first. ------------------------------------------
 
 
-def _characters(document: Measured, settings: CleaningSettings) -> bool:
+def _characters(document: MeasuredText, settings: CleaningSettings) -> bool:
     return len(document.text) < settings.min_characters
 
 
-def _encoding(document: Measured, settings: CleaningSettings) -> bool:
+def _encoding(document: MeasuredText, settings: CleaningSettings) -> bool:
     damaged = int(document.counts[Kind.DAMAGED])
     if "Ã" in document.text or "Â" in document.text or "â€" in document.text:
         damaged += len(_MOJIBAKE.findall(document.text))
     return damaged > settings.max_damaged_fraction * len(document.text)
 
 
-def _digits(document: Measured, settings: CleaningSettings) -> bool:
+def _digits(document: MeasuredText, settings: CleaningSettings) -> bool:
     return int(document.counts[Kind.DIGIT]) > settings.max_digit_fraction * len(document.text)
 
 
-def _letters(document: Measured, settings: CleaningSettings) -> bool:
+def _letters(document: MeasuredText, settings: CleaningSettings) -> bool:
     letters = int(document.counts[[Kind.LETTER, Kind.MARK]].sum())
     spaces = int(document.counts[[Kind.SPACE, Kind.FORMAT]].sum())
     return letters < settings.min_letter_fraction * (len(document.text) - spaces)
 
 
-def _words(document: Measured, settings: CleaningSettings) -> bool:
+def _words(document: MeasuredText, settings: CleaningSettings) -> bool:
     """True if too many words have no letter. For scripts without spaces, the rule `letters` does this."""
     writing = LANGUAGES[document.language].writing
     if writing.characters_a_word is not None or not len(document.kinds):
@@ -186,33 +186,33 @@ def _words(document: Measured, settings: CleaningSettings) -> bool:
     return bool(np.count_nonzero(has_letter) < settings.min_word_fraction * np.count_nonzero(is_word))
 
 
-def _symbols(document: Measured, settings: CleaningSettings) -> bool:
+def _symbols(document: MeasuredText, settings: CleaningSettings) -> bool:
     symbols = len(_SYMBOLS.findall(document.text))
     return symbols > 0 and symbols > settings.max_symbols_per_word * document.words()
 
 
-def _bullets(document: Measured, settings: CleaningSettings) -> bool:
+def _bullets(document: MeasuredText, settings: CleaningSettings) -> bool:
     lines = document.lines()
     bullets = sum(line.startswith(_BULLETS) for line in lines)
     return bullets > settings.max_bullet_lines * len(lines)
 
 
-def _ellipses(document: Measured, settings: CleaningSettings) -> bool:
+def _ellipses(document: MeasuredText, settings: CleaningSettings) -> bool:
     lines = document.lines()
     ellipses = sum(line.endswith(_ELLIPSES) for line in lines)
     return ellipses > settings.max_ellipsis_lines * len(lines)
 
 
-def _placeholder(document: Measured, settings: CleaningSettings) -> bool:
+def _placeholder(document: MeasuredText, settings: CleaningSettings) -> bool:
     return _PLACEHOLDER in document.text.lower()
 
 
-def _lines(document: Measured, settings: CleaningSettings) -> bool:
+def _lines(document: MeasuredText, settings: CleaningSettings) -> bool:
     lines, characters = repeated_fractions(document.lines())
     return lines > settings.max_repeated_lines or characters > settings.max_repeated_line_characters
 
 
-def _paragraphs(document: Measured, settings: CleaningSettings) -> bool:
+def _paragraphs(document: MeasuredText, settings: CleaningSettings) -> bool:
     if "\n\n" not in document.text:
         return False
     paragraphs = [part for part in document.text.split("\n\n") if part and not part.isspace()]
@@ -222,7 +222,7 @@ def _paragraphs(document: Measured, settings: CleaningSettings) -> bool:
     )
 
 
-def _repetition(document: Measured, settings: CleaningSettings) -> bool:
+def _repetition(document: MeasuredText, settings: CleaningSettings) -> bool:
     units, lengths, in_a_word = document.units()
     for size, most in enumerate(settings.max_commonest_ngram, 2):
         if commonest_ngram(units, lengths, size * in_a_word) > most:
@@ -238,12 +238,12 @@ def _repetition(document: Measured, settings: CleaningSettings) -> bool:
     return False
 
 
-def _language(document: Measured, settings: CleaningSettings) -> bool:
+def _language(document: MeasuredText, settings: CleaningSettings) -> bool:
     probability = probability_of(document.text, document.language, settings.language_model)
     return probability is not None and probability < settings.min_language_probability
 
 
-_RULES: dict[Rule, Callable[[Measured, CleaningSettings], bool]] = {
+_RULES: dict[Rule, Callable[[MeasuredText, CleaningSettings], bool]] = {
     Rule.CHARACTERS: _characters,
     Rule.ENCODING: _encoding,
     Rule.DIGITS: _digits,

@@ -16,13 +16,7 @@ from babel_jax.data.tokens.special_tokens import (
     SideFiles,
     read_side_files,
 )
-from babel_jax.data.tokens.tokenizer import (
-    MOST_TOKENIZER_BYTES,
-    SENTENCEPIECE_MODEL,
-    TOKENIZER_JSON,
-    Tokenizer,
-    write_config,
-)
+from babel_jax.data.tokens.tokenizer import Tokenizer, write_config
 from babel_jax.data.tokens.tokenizer_json import (
     check_ids,
     loaded_tokenizer,
@@ -31,6 +25,7 @@ from babel_jax.data.tokens.unigram import train_unigram
 from babel_jax.errors import BadInput, one_line
 from babel_jax.files import read_bytes, write_bytes, write_text
 from babel_jax.json_text import parse_json
+from babel_jax.model_files import MOST_TOKENIZER_BYTES, SENTENCEPIECE_MODEL, TOKENIZER_JSON
 
 
 class SentencePieceTokenizer(Tokenizer):

@@ -24,10 +24,6 @@ from babel_jax.data.tokens.tokenizer_json import (
 from babel_jax.errors import BadInput
 from babel_jax.files import write_text
 
-TOKENIZER_JSON, SENTENCEPIECE_MODEL = "tokenizer.json", "tokenizer.model"
-MOST_TOKENIZER_BYTES = 48 * 2**20  # Gemma 3's tokenizer.json has 33 MB
-
-
 _CODE_FILE = "tokenization_babel.py"
 
 

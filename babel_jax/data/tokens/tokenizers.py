@@ -19,15 +19,7 @@ from babel_jax.data.tokens.special_tokens import (
     AddedToken,
     read_side_files,
 )
-from babel_jax.data.tokens.tokenizer import (
-    MOST_TOKENIZER_BYTES,
-    OTHER_FILES,
-    SENTENCEPIECE_MODEL,
-    TOKENIZER_JSON,
-    Tokenizer,
-    is_control,
-    write_config,
-)
+from babel_jax.data.tokens.tokenizer import OTHER_FILES, Tokenizer, is_control, write_config
 from babel_jax.data.tokens.tokenizer_json import (
     check_ids,
     loaded_tokenizer,
@@ -40,6 +32,7 @@ from babel_jax.errors import BadInput
 from babel_jax.files import read_bytes, write_bytes
 from babel_jax.hub.models import hub_model
 from babel_jax.hub.names import hub_name
+from babel_jax.model_files import MOST_TOKENIZER_BYTES, SENTENCEPIECE_MODEL, TOKENIZER_JSON
 from babel_jax.places import place, pull
 
 MOST_BEGIN_IDS = 16  # published tokenizers begin a text with at most one token, GLM's with two

@@ -6,14 +6,14 @@ import functools
 import json
 from typing import Any
 
-from babel_jax.evaluation.benchmarks.broad_sources import (
-    BROAD_SOURCES,
+from babel_jax.evaluation.benchmarks.broad_datasets import (
+    BROAD_DATASETS,
     LETTERS,
     PROX_OPTIONS,
     SUBJECTS,
     TOPICS,
 )
-from babel_jax.evaluation.benchmarks.source import Item
+from babel_jax.evaluation.benchmarks.dataset import Item
 
 Configs = dict[str, dict[str, Any]]
 
@@ -44,7 +44,7 @@ def belebele(code: str) -> Configs:
     """Questions about a passage, with four answers."""
     answers = [f"{letter}: {{{{mc_answer{number}}}}}" for number, letter in enumerate(_FOUR, 1)]
     return {
-        f"belebele_{BROAD_SOURCES['belebele'].configs.get(code, code)}": {
+        f"belebele_{BROAD_DATASETS['belebele'].configs.get(code, code)}": {
             "output_type": "multiple_choice",
             "test_split": "test",
             "doc_to_text": "P: {{flores_passage}}\nQ: {{question.strip()}}\n"

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from babel_jax.errors import BadInput, one_line
-from babel_jax.evaluation.benchmarks.broad_sources import BROAD_SOURCES
+from babel_jax.evaluation.benchmarks.broad_datasets import BROAD_DATASETS
+from babel_jax.evaluation.benchmarks.dataset import Item
+from babel_jax.evaluation.benchmarks.datasets import DATASETS, REPORTED
 from babel_jax.evaluation.benchmarks.flores_archive import FOLDERS, flores_folder
-from babel_jax.evaluation.benchmarks.source import Item
-from babel_jax.evaluation.benchmarks.sources import REPORTED, SOURCES
 from babel_jax.evaluation.items import BITS_PER_BYTE
 from babel_jax.json_text import parse_json
 from babel_jax.languages import BABEL, LANGUAGES, in_order, language
@@ -29,9 +29,9 @@ from babel_jax.languages import BABEL, LANGUAGES, in_order, language
 log = logging.getLogger("babel")
 
 # Bits per byte are of plain text: a task without questions.
-TASKS = (*SOURCES, BITS_PER_BYTE)
+TASKS = (*DATASETS, BITS_PER_BYTE)
 HARNESS = "lm-eval:"  # before the name of any task of the harness
-_GROUPS = {"all": REPORTED, "broad": tuple(BROAD_SOURCES)}
+_GROUPS = {"all": REPORTED, "broad": tuple(BROAD_DATASETS)}
 # The benchmarks whose prompts need words of each language.
 _WITH_OWN_WORDS = ("xcopa", "mgsm", "xnli", "mmlu_prox")
 # For English, MMLU takes the place of MMMLU.
@@ -67,7 +67,7 @@ def languages_of(
     """
     wanted = {language(code).code for code in languages} if languages else set(BABEL)
     if folder is None:
-        available = {*SOURCES[benchmark].configs, *(["en"] if benchmark == "mmmlu" else [])}
+        available = {*DATASETS[benchmark].configs, *(["en"] if benchmark == "mmmlu" else [])}
     else:
         available = set()
         for code in _possible(benchmark):
@@ -83,20 +83,20 @@ def languages_of(
 
 def _possible(benchmark: str) -> Collection[str]:
     """The languages that the benchmark has prompts for."""
-    return SOURCES[benchmark].configs if benchmark in _WITH_OWN_WORDS else LANGUAGES
+    return DATASETS[benchmark].configs if benchmark in _WITH_OWN_WORDS else LANGUAGES
 
 
 def lacks(benchmark: str, codes: Sequence[str], folder: Path | None) -> str:
     """The message for a benchmark without data for any of the languages `codes`."""
-    has = in_order(SOURCES[benchmark].configs)
+    has = in_order(DATASETS[benchmark].configs)
     known = " ".join(has) if len(has) <= len(BABEL) else f"{len(has)} languages, not these"
     possible = [code for code in codes if code in _possible(benchmark)]
     if folder is None or not possible:
-        return f"{benchmark}: no data for {' '.join(codes) or 'en'}; {SOURCES[benchmark].hub} has {known}"
+        return f"{benchmark}: no data for {' '.join(codes) or 'en'}; {DATASETS[benchmark].hub} has {known}"
     files = ", ".join(str(file) for file in files_of(benchmark, possible[0], folder))
     return (
         f"{benchmark}: no data for {' '.join(possible)} in {folder}; for {possible[0]} it needs {files} "
-        f"(from {SOURCES[benchmark].hub})"
+        f"(from {DATASETS[benchmark].hub})"
     )
 
 
@@ -117,7 +117,7 @@ def files_of(benchmark: str, language: str, folder: Path, examples: bool = True)
 
 
 def _splits(benchmark: str, examples: bool) -> tuple[str, ...]:
-    splits = SOURCES[benchmark].splits
+    splits = DATASETS[benchmark].splits
     return splits if examples else splits[:1]
 
 
@@ -147,7 +147,7 @@ def read_rows(
     benchmark. Users cannot correct rows of the hub, so its rows without an answer, or with an empty choice,
     are left out and counted.
     """
-    source = SOURCES[benchmark]
+    source = DATASETS[benchmark]
     if folder is not None:
         rows_of = _from_folder(benchmark, language, folder, examples)
     else:
@@ -182,7 +182,7 @@ def read_rows(
 
 def _named(benchmark: str, language: str, split: str, folder: Path | None, examples: bool) -> str:
     if folder is None:
-        return f"{SOURCES[benchmark].hub} {language} {split}"
+        return f"{DATASETS[benchmark].hub} {language} {split}"
     if not _is_whole(benchmark, language, folder, examples):
         return f"{_tfds_folder(benchmark, language, folder)} {split}"
     return str(next(file for file in files_of(benchmark, language, folder) if split in file.name))
@@ -274,7 +274,7 @@ def _json_lines(file: Path) -> list[Item]:
 
 
 def _from_hub(benchmark: str, language: str, examples: bool) -> dict[str, list[Item]]:
-    source = SOURCES[benchmark]
+    source = DATASETS[benchmark]
     if benchmark == "mmmlu" and language == "en":
         rows = _hub_rows(benchmark, language, *_MMLU, "test")
         return {"test": [_as_mmmlu(row) for row in rows]}

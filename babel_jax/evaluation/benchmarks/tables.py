@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from babel_jax.evaluation.benchmarks.sources import REPORTED, SOURCES, of_babel
+from babel_jax.evaluation.benchmarks.datasets import DATASETS, REPORTED, of_babel
 from babel_jax.evaluation.items import BITS_PER_BYTE, GROUPS, means_of
 from babel_jax.languages import (
     LANGUAGES,
@@ -160,7 +160,7 @@ def _group_labels(scores: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
 
 def _languages_of(task: str, evaluated: Iterable[str]) -> Iterable[str]:
     """Babel's languages that a benchmark has. A task of the harness has what was evaluated."""
-    return of_babel(task) if task in SOURCES else evaluated
+    return of_babel(task) if task in DATASETS else evaluated
 
 
 def _of_group(codes: Iterable[str], group: str) -> list[str]:

@@ -26,9 +26,9 @@ from babel_jax.errors import BadInput, one_line
 from babel_jax.evaluation.benchmarks import broad_tasks
 from babel_jax.evaluation.benchmarks.broad_tasks import first_of, mean_of, of_one_kind
 from babel_jax.evaluation.benchmarks.data import read_rows
+from babel_jax.evaluation.benchmarks.dataset import Item
+from babel_jax.evaluation.benchmarks.datasets import DATASETS, answer_index, option_labels
 from babel_jax.evaluation.benchmarks.numbers import same_number
-from babel_jax.evaluation.benchmarks.source import Item
-from babel_jax.evaluation.benchmarks.sources import SOURCES, answer_index, option_labels
 from babel_jax.languages import LANGUAGES
 
 log = logging.getLogger("babel")
@@ -234,7 +234,7 @@ def load_tasks(
     for config in configs.values():
         if not shots:
             # There is no other split than the evaluated one; the harness asks for one all the same.
-            evaluated = SOURCES[benchmark].splits[0]
+            evaluated = DATASETS[benchmark].splits[0]
             config |= {
                 "fewshot_split": evaluated,
                 "test_split": evaluated,

@@ -15,8 +15,8 @@ import pytest
 from babel_jax.errors import BadInput
 from babel_jax.evaluation.benchmarks import flores_archive
 from babel_jax.evaluation.benchmarks.data import chosen_tasks, languages_of, read_rows
+from babel_jax.evaluation.benchmarks.datasets import DATASETS, of_babel
 from babel_jax.evaluation.benchmarks.evaluate import Request, evaluate
-from babel_jax.evaluation.benchmarks.sources import SOURCES, of_babel
 from babel_jax.evaluation.benchmarks.tasks import load_tasks
 from babel_jax.languages import BABEL
 
@@ -67,21 +67,21 @@ def test_prompts_are_those_of_the_harness(benchmark, benchmarks):
 def test_each_of_babels_languages_has_at_least_three_benchmarks():
     """English has no pair of its own in Flores-200, and MMLU stands in for MMMLU."""
     for code in BABEL:
-        has = [benchmark for benchmark in SOURCES if code in of_babel(benchmark)]
+        has = [benchmark for benchmark in DATASETS if code in of_babel(benchmark)]
         assert len(has) >= 3, (code, has)
 
 
 def test_names_of_configurations_are_those_of_the_harness():
     for benchmark, folder in (("global_mmlu", "global_mmlu/full"), ("mmlu_prox", "mmlu_prox")):
         theirs = {path.name for path in (BUNDLED / folder).iterdir() if len(path.name) in (2, 3)}
-        assert set(SOURCES[benchmark].configs.values()) == theirs
+        assert set(DATASETS[benchmark].configs.values()) == theirs
     include = {path.name for path in (BUNDLED / "include/default").iterdir() if path.name[0].isupper()}
-    assert set(SOURCES["include"].configs.values()) == include
-    assert SOURCES["include"].configs["tl"] == "Tagalog"
-    assert SOURCES["global_mmlu"].configs["tl"] == "fil"
-    assert SOURCES["belebele"].configs["zh"] == "zho_Hans"
-    assert SOURCES["flores200"].configs["zh"] == "cmn_Hans"
-    counts = {name: len(SOURCES[name].configs) for name in ("belebele", "sib200", "flores200")}
+    assert set(DATASETS["include"].configs.values()) == include
+    assert DATASETS["include"].configs["tl"] == "Tagalog"
+    assert DATASETS["global_mmlu"].configs["tl"] == "fil"
+    assert DATASETS["belebele"].configs["zh"] == "zho_Hans"
+    assert DATASETS["flores200"].configs["zh"] == "cmn_Hans"
+    counts = {name: len(DATASETS[name].configs) for name in ("belebele", "sib200", "flores200")}
     assert counts == {"belebele": 122, "sib200": 205, "flores200": 211}
 
 

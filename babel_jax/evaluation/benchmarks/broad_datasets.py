@@ -6,7 +6,7 @@ The names of their configurations follow from the registry: names of Flores-200,
 English.
 """
 
-from babel_jax.evaluation.benchmarks.source import Item, Source, is_one_of
+from babel_jax.evaluation.benchmarks.dataset import Dataset, Item, is_one_of
 from babel_jax.languages import REGISTRY, language
 
 LETTERS = "ABCDEFGHIJ"
@@ -104,8 +104,8 @@ def _mmlu_prox(row: Item) -> str | None:
     return None if isinstance(row["cot_content"], str | None) else "cot_content is neither a text nor null"
 
 
-BROAD_SOURCES = {
-    "belebele": Source(
+BROAD_DATASETS = {
+    "belebele": Dataset(
         "facebook/belebele",
         _of_set("belebele"),
         ("test",),
@@ -113,7 +113,7 @@ BROAD_SOURCES = {
         (*_BELEBELE_TEXTS, "correct_answer_num"),
         _belebele,
     ),
-    "sib200": Source(
+    "sib200": Dataset(
         "Davlan/sib200",
         _of_set("sib200"),
         ("test", "validation"),
@@ -121,7 +121,7 @@ BROAD_SOURCES = {
         ("text", "category"),
         _sib200,
     ),
-    "global_mmlu": Source(
+    "global_mmlu": Dataset(
         "CohereLabs/Global-MMLU",
         _by_code(_GLOBAL_MMLU),
         ("test", "dev"),
@@ -129,7 +129,7 @@ BROAD_SOURCES = {
         ("question", *_OPTIONS, "answer", "subject"),
         _global_mmlu,
     ),
-    "include": Source(
+    "include": Dataset(
         "CohereLabs/include-base-44",
         _by_name(_INCLUDE),
         ("test", "validation"),
@@ -138,7 +138,7 @@ BROAD_SOURCES = {
         _include,
         _with_options,
     ),
-    "mmlu_prox": Source(
+    "mmlu_prox": Dataset(
         "li-lab/MMLU-ProX",
         _by_code(_MMLU_PROX),
         ("test", "validation"),

@@ -12,7 +12,7 @@ def _as_it_is(row: Item) -> Item:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Dataset:
     """The data set of a benchmark, and the checks of its rows.
 
     - hub: the data set on the hub

@@ -1,5 +1,5 @@
 """The data sets of all benchmarks by name, with the checks of their rows: those of the report's six here, the
-others in broad_sources.py.
+others in broad_datasets.py.
 """
 
 import math
@@ -7,8 +7,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from babel_jax.evaluation.benchmarks.broad_sources import BROAD_SOURCES
-from babel_jax.evaluation.benchmarks.source import Item, Source, is_one_of
+from babel_jax.evaluation.benchmarks.broad_datasets import BROAD_DATASETS
+from babel_jax.evaluation.benchmarks.dataset import Dataset, Item, is_one_of
 from babel_jax.languages import BABEL, REGISTRY
 
 
@@ -78,8 +78,8 @@ for _code, _language in REGISTRY.items():
     if _code != "en" and "flores_plus" in _language.sets:
         _FLORES_PLUS[_code] = _language.flores_plus
 
-SOURCES: dict[str, Source] = {
-    "mmmlu": Source(
+DATASETS: dict[str, Dataset] = {
+    "mmmlu": Dataset(
         "openai/MMMLU",
         {
             "ar": "AR_XY", "bn": "BN_BD", "de": "DE_DE", "es": "ES_LA", "fr": "FR_FR", "hi": "HI_IN",
@@ -91,7 +91,7 @@ SOURCES: dict[str, Source] = {
         ("Question", "Subject"),
         _mmmlu,
     ),
-    "m3exam": Source(
+    "m3exam": Dataset(
         "chiayewken/m3exam",
         {
             "en": "english", "zh": "chinese", "pt": "portuguese", "sw": "swahili", "vi": "vietnamese",
@@ -103,7 +103,7 @@ SOURCES: dict[str, Source] = {
         ("question_text", "level", "subject_category"),
         _m3exam,
     ),
-    "xcopa": Source(
+    "xcopa": Dataset(
         "cambridgeltl/xcopa",
         _same("zh", "id", "sw", "ta", "vi", "tr", "it", "th"),
         ("test", "validation"),
@@ -111,7 +111,7 @@ SOURCES: dict[str, Source] = {
         ("premise", "choice1", "choice2", "question"),
         _xcopa,
     ),
-    "mgsm": Source(
+    "mgsm": Dataset(
         "juletxara/mgsm",
         _same("en", "zh", "es", "fr", "bn", "ru", "de", "ja", "sw", "th"),
         ("test", "train"),
@@ -119,7 +119,7 @@ SOURCES: dict[str, Source] = {
         ("question",),
         _mgsm,
     ),
-    "xnli": Source(
+    "xnli": Dataset(
         "facebook/xnli",
         _same("en", "zh", "hi", "es", "ar", "fr", "ru", "ur", "de", "sw", "vi", "tr", "th"),
         ("validation",),
@@ -127,7 +127,7 @@ SOURCES: dict[str, Source] = {
         ("premise", "hypothesis"),
         _xnli,
     ),
-    "flores200": Source(
+    "flores200": Dataset(
         "openlanguagedata/flores_plus",
         _FLORES_PLUS,
         ("devtest", "dev"),
@@ -135,7 +135,7 @@ SOURCES: dict[str, Source] = {
         ("source", "target"),
         _translation,
     ),
-    **BROAD_SOURCES,
+    **BROAD_DATASETS,
 }  # fmt: skip
 # The six of the report; `--tasks all` means these.
 REPORTED = ("mmmlu", "m3exam", "xcopa", "mgsm", "xnli", "flores200")
@@ -143,7 +143,7 @@ REPORTED = ("mmmlu", "m3exam", "xcopa", "mgsm", "xnli", "flores200")
 
 def of_babel(benchmark: str) -> list[str]:
     """Those of Babel's 25 languages that a benchmark has."""
-    return [code for code in BABEL if code in SOURCES[benchmark].configs]
+    return [code for code in BABEL if code in DATASETS[benchmark].configs]
 
 
 def option_labels(options: Sequence[str]) -> list[str]:
