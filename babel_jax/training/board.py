@@ -44,6 +44,7 @@ class Board:
             folder.mkdir(parents=True, exist_ok=True)
             # Two starts within a second have files of their own.
             self._events = EventsWriter(str(folder / "events"), f".{os.getpid()}.{time.time_ns() % 10**9}")
+            # A file must begin with its version. START makes TensorBoard drop later steps of earlier files.
             for event in (
                 Event(file_version="brain.Event:2"),
                 Event(session_log=SessionLog(status=SessionLog.START)),

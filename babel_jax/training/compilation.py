@@ -121,6 +121,7 @@ class Profile:
     def after(self, step: int, values: PyTree[Array]) -> None:
         """To be called after a step, with its metrics."""
         if self._running and step >= self._steps.stop - 1:
+            # The trace must not end before the devices have finished the last step.
             jax.block_until_ready(values)
             jax.profiler.stop_trace()
             settle(self._folder)

@@ -47,12 +47,14 @@ class BitChecks:
 
         def of_gradients(params: PyTree[Array], batch: dict[str, Array]) -> UInt32[Array, "devices values"]:
             total, windows, gradients = gradients_of(params, batch)
+            # The losses of windows come first: `check_gradients` needs them as the first column.
             values = (windows.nats, gradients, total)
             return _by_device(values, (PartitionSpec(WINDOW_AXES), specs, PartitionSpec()), mesh)
 
         def of_params(params: PyTree[Array]) -> UInt32[Array, "devices leaves"]:
             return _by_device(params, specs, mesh)
 
+        # All processes see the checksums of all devices, so all of them raise the same error.
         self.of_gradients = jax.jit(of_gradients, out_shardings=everywhere)
         self.of_params = jax.jit(of_params, out_shardings=everywhere)
         self._params_specs = jax.tree.leaves(specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
@@ -139,6 +141,7 @@ def _by_device(
 
 def _checksum(part: Array) -> UInt32[Array, ""]:
     """The sum of all bit patterns, modulo 2**32: a single bit that differs changes it."""
+    # Bits, and not values: a NaN is not equal to itself, and 0.0 is equal to -0.0.
     bits = jax.lax.bitcast_convert_type(part, jnp.dtype(f"uint{8 * part.dtype.itemsize}"))
     return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
 

@@ -42,6 +42,7 @@ def depths(
     """The models of a run, in order. Raises BadInput for a plan that does not fit the depth before it."""
     found = [Depth(0, config, new_layers, new_rows=new_rows)]
     for number, deepening in enumerate(deepenings):
+        # Each plan is for the model that the plan before it has made.
         config = found[-1].config
         try:
             plan = plan_from_settings(deepening.expansion, config.num_hidden_layers)

@@ -59,6 +59,7 @@ class Goodput:
             before = read_as(path, GoodputFile)
         except FileNotFoundError:
             return
+        # A damaged file costs some figures. Training need not stop for it.
         except BadInput as problem:
             log.warning("%s; goodput is counted from now on", problem)
             return
@@ -80,6 +81,8 @@ class Goodput:
         """Counts repeated steps as lost; `seconds` has the time that each took at first."""
         # Steps after `last_step` were never counted.
         lost = sum(time for step, time in seconds.items() if step <= self._last_step)
+        # The times come from metrics.jsonl, another file, so their sum may be larger than the steps counted
+        # here.
         lost = min(lost, self.seconds[Spent.STEP])
         self.seconds[Spent.STEP] -= lost
         self.seconds[Spent.LOST] += lost

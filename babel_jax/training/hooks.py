@@ -171,9 +171,9 @@ class Evaluate(Hook):
     setup: Setup
 
     def after(self, moment: Moment) -> None:
-        # The line of this step is written first, so that its time has no evaluation in it.
         if not self.watch.due(moment.taken):
             return
+        # The line of this step is written first, so that its time has no evaluation in it.
         with self.goodput.spent(Spent.STEP):
             moment.skipped = self.metrics.flush()
         with self.metrics.aside(Spent.EVALUATION):
@@ -200,9 +200,11 @@ class Save(Hook):
         # Steps without a checkpoint wait for nothing.
         if not (is_due or stops or is_best):
             return
+        # First the metrics, then the checkpoint: a run that resumes here needs the lines of all steps before.
         with self.tools.goodput.spent(Spent.STEP):
             moment.skipped = self.tools.metrics.sync()
         with self.tools.metrics.aside(Spent.CHECKPOINT):
+            # Corrupted parameters must be found before a checkpoint has them.
             self.checks.check_replicas(moment.taken, moment.state.params)
             self.tools.checkpoints.save(moment.taken, moment.state, moment.stage)
 
@@ -241,6 +243,8 @@ class StopAfterSkipping(Hook):
         # The checkpoint is there: Save has run before this hook.
         if moment.skipped < training.max_skipped_steps:
             return
+        # Skipped updates do not change the parameters, so the newest checkpoint has those from before the
+        # first one.
         reason = "loss or gradient was not finite"
         if training.skip_spikes is not None:
             reason += f", or more than {training.skip_spikes:g} deviations above those before,"

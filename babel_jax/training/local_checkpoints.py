@@ -55,10 +55,12 @@ class LocalCheckpoints:
         assert config.training.local_checkpoints is not None
         leaves, tree = jax.tree.flatten(abstract)
         self._tree: Any = tree
+        # Orbax takes a dict of arrays. Its keys are the numbers of the leaves, in the order of the tree.
         self._abstract = {str(number): leaf for number, leaf in enumerate(leaves)}
         folder = Path(config.training.local_checkpoints)
         self._own = folder / _run_id(run_folder) / f"process_{jax.process_index()}"
         self._steps = self._own / _key(config, mesh, first, leaves)
+        # Orbax wants a second folder, for checkpoints that all processes share. It stays empty.
         empty = self._steps / "empty"
         with agreed(), explain_storage_errors(folder):
             empty.mkdir(parents=True, exist_ok=True)
@@ -67,6 +69,7 @@ class LocalCheckpoints:
                 if other != self._steps:
                     shutil.rmtree(other)
             self._delete_unless(lambda found: found > step and self._is_whole(found))
+        # Each process has now deleted the steps that it cannot read, so all can agree on one.
         self.newest = self._newest_complete(mesh)
         with agreed(), explain_storage_errors(folder):
             self._delete_unless(lambda found: found == self.newest)
@@ -88,6 +91,7 @@ class LocalCheckpoints:
         arrays = {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(state))}
         with explain_storage_errors(self._steps):
             self._manager.save(step, ocp.args.Composite(**{_ARRAYS: ocp.args.PyTreeSave(arrays)}))
+            # The processes of replica 0 write nothing, and have no such folder.
             if (own := self._steps / str(step)).is_dir():
                 write_sums(own)
         _same_operation()
@@ -168,6 +172,7 @@ def _manager(steps: Path, empty: Path, mesh: Mesh, abstract: dict[str, Any]) -> 
         if not multihost.is_runtime_to_distributed_ids_initialized():
             multihost.initialize_runtime_to_distributed_ids()
         multihost.initialize_distributed_to_device_ids()
+        # Every save is to the local disk. `Checkpoints` alone writes to the run folder.
         options = emergency.CheckpointManagerOptions(
             local=emergency.LocalCheckpointOptions(save_interval_steps=1, max_to_keep=_KEPT),
             persistent=emergency.PersistentCheckpointOptions(should_save_fn=lambda step, newest: False),
@@ -175,6 +180,8 @@ def _manager(steps: Path, empty: Path, mesh: Mesh, abstract: dict[str, Any]) -> 
             cleanup_tmp_directories=True,
             enable_async_checkpointing=False,
         )
+        # `_same_operation` needs these two names. A release that lacks them must fail here, and not at the
+        # first save.
         _ = OperationIdGenerator.next_operation_id, OperationIdGenerator.get_current_operation_id
     except (ImportError, AttributeError, TypeError) as error:
         raise BadInput(
@@ -216,6 +223,7 @@ def _run_id(run_folder: Path) -> str:
 
 def _key(config: Config, mesh: Mesh, first: int, leaves: list[Any]) -> str:
     """A digest of all that a local checkpoint depends on."""
+    # Settings that a resumed run may change are not in the digest, so changing them loses no checkpoint.
     training = config.training.model_copy(update=dict.fromkeys(CHANGEABLE))
     settings = config.model_copy(update={"training": training}).model_dump(mode="json")
     devices = [(device.process_index, device.id) for device in mesh.devices.flat]

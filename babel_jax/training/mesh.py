@@ -65,6 +65,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[Any] | None = None) ->
         )
     else:
         placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    # Auto: outside of `shard_map` the compiler places small arrays and sums, such as the gradient norm.
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -95,6 +96,8 @@ def _fitted(wanted: dict[str, int], devices: int) -> dict[str, int]:
         for axis, size in wanted.items():
             rest = known // size if size > 1 else known
             if size > 1 and devices % rest == 0:
+                # Without a -1 one size alone makes the product fit. With a -1 any divisor fits: the two
+                # nearest are named.
                 near = (
                     [devices // rest]
                     if -1 not in values
@@ -116,6 +119,7 @@ def _ring(devices: Sequence[Any], sizes: dict[str, int]) -> int:
     larger.
     """
     extents = torus(devices)
+    # With one dimension, or none, a gather over all of fsdp already runs along one dimension.
     if len(extents) < 2:
         return 1
     left = extents[-1] // math.gcd(extents[-1], sizes[CONTEXT] * sizes[TENSOR])
@@ -162,6 +166,7 @@ def check_batch(mesh: Mesh, global_batch_size: int, gradient_accumulation: int, 
     # Each device of `context` has one part of a window's first half and one of its second half.
     context = mesh.shape[CONTEXT]
     if context > 1 and seq_len % (2 * context):
+        # For the message: the sizes of context that this window length allows.
         fit = []
         for size in divisors(seq_len):
             if size <= 2 * context and (size == 1 or seq_len % (2 * size) == 0):
@@ -223,6 +228,7 @@ def global_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     sharding, (_, shares) = batch_sharding(mesh), window_share(mesh)
     arrays = {}
     for name, rows in batch.items():
+        # All shares have the same number of windows, and this process has one share.
         shape = (len(rows) * shares, *rows.shape[1:])
         arrays[name] = jax.make_array_from_process_local_data(sharding, rows, shape)
     return arrays

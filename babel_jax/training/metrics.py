@@ -70,7 +70,9 @@ class Metrics:
         )
         self._languages = tuple(languages)
         self._seq_len, self._available, self._total_steps = seq_len, available, total_steps
+        # The counts of tokens resume from the last line that is kept.
         self._tokens: Counter[str] = Counter(lines[-1].get("tokens_by_language", {}) if lines else {})
+        # `of` sets the FLOPs before the first step.
         self._flops, self._peak = 0.0, peak_flops(jax.devices()[0].device_kind, jax.device_count())
         self._waiting: tuple[dict[str, Any], dict[str, Array]] | None = None
         self._skipped = 0  # updates in a row, up to the last written step
@@ -117,6 +119,7 @@ class Metrics:
         line, values = self._waiting
         self._waiting = None
         asked = time.monotonic()
+        # Waits until the devices have finished the step.
         host = jax.device_get(values)
         now = time.monotonic()
         # Up to `asked` this process worked; after that it waited for devices, and so for the slowest process.
@@ -200,6 +203,7 @@ class Metrics:
         last = None if self._waiting is None else self._waiting[0]["step"]
         skipped = self.flush()
         if self._writes and last is not None:
+            # The lines reach the disk here, before the checkpoint that is saved after them.
             self._board.flush()
             os.fsync(self._file.fileno())
             push(self._path)
@@ -237,6 +241,7 @@ class Metrics:
         for name, value in line.items():
             if isinstance(value, int | float) and name != "step":
                 self._board.add_scalar(f"train/{name}", value, step)
+            # For example: loss_by_language/sw.
             elif isinstance(value, dict):
                 for code, one in value.items():
                     self._board.add_scalar(f"{name}/{code}", one, step)

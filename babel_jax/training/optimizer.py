@@ -42,6 +42,7 @@ def rule_of_each(settings: OptimizerSettings, params: PyTree[Shaped]) -> PyTree[
             "'.*' at the end"
         )
 
+    # Patterns are searched in paths such as model/layers/self_attn/q_proj/weight.
     flat = traverse_util.flatten_dict(params, sep="/")
     return traverse_util.unflatten_dict({path: first(path) for path in flat}, sep="/")
 
@@ -74,6 +75,7 @@ class AdamW:
             self._rows = np.full(-(-len(new_rows) // _ROWS_MULTIPLE) * _ROWS_MULTIPLE, _NO_ROW)
             self._rows[: len(new_rows)] = new_rows
             has_rows = traverse_util.path_aware_map(lambda path, _: is_table(tuple(map(str, path))), params)
+        # If only some rows are trained, a leaf that has none of these rows is frozen.
         self.trained = jax.tree.map(
             lambda has_new, rule: not rule.freeze and (self._rows is None or has_new),
             has_rows,
@@ -86,7 +88,10 @@ class AdamW:
         self._adam = optax.scale_by_adam(
             settings.b1, settings.b2, settings.eps, mu_dtype=jnp.dtype(settings.first_moment)
         )
+        # Frozen leaves get no moments, so they cost no memory.
         self._moments = optax.masked(self._adam, self.trained)
+        # A number for each leaf, or an array with one factor for each layer, if new layers have their own
+        # rate.
         self._rates = jax.tree.map(
             lambda param, under_layers, rule: (
                 rule.rate * (self._factors(param, new_layers) if under_layers else 1.0)
@@ -147,13 +152,16 @@ class AdamW:
         rows, rows_before = self._rows, before._rows
 
         def carried(fresh: Array, old: Array) -> Array:
+            # From some rows to all rows: the other rows begin with zeros. `drop` leaves out the padding.
             if rows is None and rows_before is not None:
                 return fresh.at[rows_before].set(old, mode="drop")
+            # Both train all rows, or both the same ones: unchanged. From all rows to some: these rows alone.
             return old if rows is None or rows_before is not None else _rows_of(old, rows)
 
         def is_masked(leaf: Any) -> bool:
             return isinstance(leaf, optax.MaskedNode)
 
+        # A leaf that one of the two optimizers freezes keeps its fresh value: zeros, or no moments.
         def moments(fresh: PyTree, old: PyTree) -> PyTree:
             return jax.tree.map(
                 lambda new, was: new if is_masked(new) or is_masked(was) else carried(new, was),
@@ -174,6 +182,8 @@ class AdamW:
         `other`.
         """
         state = jax.eval_shape(self.init, params)
+        # The tree of shardings must have the structure of the state, which has a MaskedNode for each frozen
+        # leaf.
         with_moments = jax.tree.map(
             lambda sharding, trained: sharding if trained else optax.MaskedNode(),
             param_shardings,
@@ -213,6 +223,7 @@ class AdamW:
         # on the devices.
         before, structure = state.inner_state, cast(Any, jax.tree.structure(params))
         trees = (params, gradients, before.mu, before.nu, self.rules, self._rates, self.trained)
+        # `last` is a value of the parameter before. With `offload`, each copy waits for it.
         last, found = jnp.asarray(kept), []
         for param, gradient, mu, nu, rule, factor, trained in zip(
             *map(structure.flatten_up_to, trees), strict=True
@@ -224,6 +235,8 @@ class AdamW:
                 # After the moments of the parameter before; else XLA would copy all moments at once.
                 mu, nu, last = jax.lax.optimization_barrier((mu, nu, last))
                 mu, nu = jax.device_put((mu, nu), jax.memory.Space.Device)
+            # If only some rows are trained, the update is of these rows, and `moved` is written back into the
+            # leaf.
             part = param
             if self._rows is not None:
                 part, gradient = _rows_of(param, self._rows), _rows_of(gradient, self._rows)
@@ -239,6 +252,7 @@ class AdamW:
             if self._rows is not None:
                 moved = param.at[self._rows].set(moved, mode="drop")
             found.append((moved, mu, nu))
+        # Adam's bias correction counts the updates that are in the moments, so skipped ones do not count.
         count = jnp.where(kept, optax.safe_increment(before.count), before.count)
         params, mu, nu = (structure.unflatten(values) for values in zip(*found, strict=True))
         return params, state._replace(inner_state=before._replace(count=count, mu=mu, nu=nu))

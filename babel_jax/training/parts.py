@@ -79,6 +79,7 @@ class Parts:
         """
         if self._config.training.local_checkpoints is None or step >= self._stages[-1].end:
             return None
+        # The part of `step` begins at the last start that is not after it.
         starts: list[int] = []
         for plan in self._stages:
             starts += [first for first, _ in self.of(plan)]
@@ -107,6 +108,7 @@ class Parts:
             setup = self.setup(0, self._stages[0].stage.train)
             state = placed_state(setup.optimizer, make_params(), setup.shardings, self._languages)
             return Beginning(0, setup, state, local)
+        # If the model is deepened at `start`, the checkpoint still has the model of the step before.
         _, stage, state = restored
         log.info("resuming after step %d of %d", start, end)
         return Beginning(start, self.setup(start - 1, trained_in[stage]), state, local)
@@ -142,6 +144,7 @@ def check_models(stages: Sequence[PlannedStage], models: Sequence[Depth]) -> Non
         for first, _ in parts_of(plan, models):
             check_trained(plan.stage, depth_at(models, first))
     steps = stages[-1].end if stages else 0
+    # A deepening that would never happen is a mistake in the config.
     for model in models[1:]:
         if model.start >= steps:
             raise BadInput(f"deepen: step {model.start} is not before the end; the run has {steps} steps")

@@ -29,6 +29,7 @@ def note_text(path: Path, fingerprint: str, step: int) -> None:
             step,
             path,
         )
+    # One entry for each change of the text, and not for each start.
     if not known or known[-1]["fingerprint"] != fingerprint:
         known.append({"from_step": step, "fingerprint": fingerprint})
     write_text(path, json.dumps({"text": known}, indent=2) + "\n")
@@ -44,6 +45,7 @@ def check_totals(stages: Sequence[PlannedStage], run_folder: Path) -> None:
         # A run of an earlier version has more of the language than its config says now.
         rows = before.get(plan.stage.name, {}).get("rows", [])
         for code in plan.stage.mixture.curated if rows else ():
+            # A language has one row for each kind of its text.
             had = sum(row["share"] for row in rows if row["language"] == code)
             has = plan.mixture.languages.get(code, 0.0)
             if abs(had - has) > 1e-6:

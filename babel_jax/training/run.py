@@ -73,6 +73,7 @@ def train_stages(
     mesh = _checked_mesh(config)
     languages = run_order(config, stages)
     parts = Parts(config, stages, models, mesh, run_folder, len(languages))
+    # A watch whose `every` is None never evaluates.
     watch = watch or Watch(run_folder, None, lambda *_: {})
     keep, keep_every = config.training.keep_checkpoints, config.training.keep_every
     folder = run_folder / "checkpoints"
@@ -84,6 +85,7 @@ def train_stages(
     ):
         progress = _Progress(*parts.beginning(checkpoints, make_params))
         start, end = progress.start, stages[-1].end
+        # If the text is prepared anew before a later resume, this file shows the change.
         if jax.process_index() == 0:
             note_text(run_folder / "data.json", open_prepared(config.data.folder).fingerprint, start)
         watch.resume_at(start)
@@ -98,6 +100,7 @@ def train_stages(
                 _train_stage(loop, parts, plan, number, progress)
                 with goodput.spent(Spent.EVALUATION):
                     on_stage_end(plan.stage, progress.current.model.config, progress.state.params)
+            # The file was saved at the last checkpoint. The evaluation after that checkpoint counts too.
             if start < end and jax.process_index() == 0:
                 goodput.save(end - 1)
     return progress.state.params
@@ -128,7 +131,10 @@ def _train_stage(loop: "Loop", parts: Parts, plan: PlannedStage, number: int, pr
         before, progress.current = progress.current, parts.setup(first, plan.stage.train)
         if before is not progress.current:
             progress.state = carried_over(progress.state, before, progress.current, tools.config.optimizer)
+        # A deeper model needs more FLOPs for each token, and so does its utilization.
         tools.metrics.of(progress.current.model.config)
+        # The first part has the local checkpoints that `Parts.beginning` opened. Each later part opens its
+        # own.
         if first > start:
             progress.local = parts.local_checkpoints(first, last)
         with closing(progress.local):
@@ -167,9 +173,11 @@ def _train_steps(
     """
     tools, mesh = loop.tools, loop.mesh
     config, goodput, training = tools.config, tools.goodput, tools.config.training
+    # If one process cannot open the data, all processes end with its message.
     with agreed():
         batches = _batches(config, plan, number, loop).iterate(steps.start - plan.start)
     save_times = SaveTimes(steps.start, training.checkpoint_every, training.checkpoint_minutes)
+    # The first step's time does not include what came before it, such as opening the data.
     tools.metrics.restart_clock()
     with stop_requests(lambda: tools.checkpoints.saved) as stopped:
         # The loop: a batch and its rate, the hooks before, the step, the hooks after.
@@ -185,9 +193,11 @@ def _train_steps(
             train_step = _program(loop, current.step, state, batch, rate_on_devices)
             with _as_step(goodput, step):
                 moment.state, moment.values = train_step(state, batch, rate_on_devices)
+            # The arrays of the old state were donated to the step. Only the new state may be read.
             state = moment.state
             for hook in hooks:
                 hook.after(moment)
+    # Save has begun to write the last step in the background. The part ends when that write has ended.
     with goodput.spent(Spent.CHECKPOINT), working("writing the checkpoint"):
         tools.checkpoints.wait()
     return state
@@ -207,6 +217,7 @@ def _as_step(goodput: Goodput, step: int) -> Iterator[None]:
 def _program(loop: Loop, step: Step, *arguments: Any) -> Step:
     """The compiled step. Compiles it the first time."""
     if step not in loop.programs:
+        # Compiled apart from the first call, so that this time counts as compilation and not as a step.
         with loop.tools.metrics.aside(Spent.COMPILE), working("compiling the train step"):
             options = loop.tools.config.training.compiler_options
             lowered = cast(jax.stages.Wrapped, step).lower(*arguments)
@@ -236,6 +247,8 @@ def _agreed_stages(config: Config, run_folder: Path) -> list[PlannedStage]:
     with agreed():
         stages = plan_stages(config)
         if jax.process_index() == 0:
+            # This check reads the mixture.json of the earlier start, so it comes before the new file is
+            # written.
             if newest_step(run_folder / "checkpoints"):
                 check_totals(stages, run_folder)
             mixtures = {plan.stage.name: plan.mixture.to_json() for plan in stages}

@@ -63,9 +63,12 @@ class Checkpoints:
         self._native = native(self._folder)  # for Orbax, which writes into a bucket itself
         with agreed(), explain_storage_errors(folder):
             self._folder.mkdir(parents=True, exist_ok=True)
+        # A step is deleted when none of these policies keeps it.
         kept: list[PreservationPolicy] = [LatestN(keep), _Named(best_step)]
         if keep_every is not None:
             kept.append(EveryNSteps(keep_every))
+        # Another thread writes while training goes on. Where a process cannot write, the barrier fails at
+        # once.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(kept),
             enable_async_checkpointing=True,
@@ -212,6 +215,7 @@ class Checkpoints:
         """The state, read by this process alone. Else Orbax would wait for the others, which may have found
         damage. `languages`: the order in which it was saved.
         """
+        # The saved counts have one entry for each language of the run that saved them, maybe not of this one.
         counts, saved = abstract.windows_seen, abstract
         if self._languages is not None:
             saved = dataclasses.replace(abstract, windows_seen=counts.update(shape=(len(languages),)))

@@ -51,6 +51,7 @@ def noted_in(step: Path) -> Note:
             f"{step / METADATA}: missing, damaged or of another version: it does not name the stage and the "
             "model"
         )
+    # A note without a digest is taken only in the exact form of earlier versions: else damage could hide so.
     is_old = found_sum is None and noted.keys() == _NOTED_BEFORE
     if not is_old and found_sum != _sum_of(noted):
         raise BadInput(f"{step / METADATA}: not as it was written")
@@ -68,6 +69,7 @@ def check_state(
     """
     folder = step / STATE
     lists = lists_below(folder)
+    # Versions that write digests always leave lists, so without lists the note must be of an earlier version.
     if not lists:
         return (
             Checked(0, 0, {folder: "the digests of its files are missing"})

@@ -42,6 +42,7 @@ def plan_stages(config: Config) -> list[PlannedStage]:
     windows_per_step = config.training.global_batch_size
     planned, start = [], 0
     for stage in config.stages:
+        # The most tokens that the stage may read: `max_passes` times all prepared text.
         most = (
             round(stage.max_passes * sum(available.values())) if stage.max_passes is not None else sys.maxsize
         )
@@ -50,6 +51,7 @@ def plan_stages(config: Config) -> list[PlannedStage]:
         if stage.steps:
             mixture, tokens = make_mixture_of_steps(supplies, stage.mixture, stage.steps * windows_per_step)
             steps, asked = stage.steps, tokens
+        # A stage by steps that would read more than `max_passes` allows is planned again, by tokens.
         if not stage.steps or tokens > most:
             tokens = max(1, min(most, stage.tokens or most))
             mixture = make_mixture(available, stage.mixture, tokens)

@@ -92,11 +92,13 @@ def summed_gradients(
     def of_own_windows(
         params: PyTree[Array], batch: dict[str, Array]
     ) -> tuple[Array, WindowLosses, PyTree[Array]]:
+        # One piece needs no loop, and no second copy of the gradients to add to.
         if training.gradient_accumulation == 1:
             (total, windows), gradients = of_one(params, batch)
         else:
             total, windows, gradients = _accumulated(of_one, params, batch, training.gradient_accumulation)
 
+        # Until here each device has sums over its own tokens alone.
         def of_all(gradient: Array, parameter: Parameter) -> Array:
             return parallel.all_reduce_gradient(gradient, parameter.logical_axes)
 
@@ -107,8 +109,10 @@ def summed_gradients(
             jax.tree.map(of_all, gradients, describe(config)),
         )
 
+    # On one device there are no collectives, so `shard_map` is not needed.
     if parallel.is_single_device:
         return of_own_windows
+    # Each window's losses stay on the devices that have the window. The total is the same on all devices.
     windows = PartitionSpec(WINDOW_AXES)
     return jax.shard_map(
         of_own_windows,
@@ -128,6 +132,8 @@ def _accumulated(
     """The sums of `of_one(params, piece)` over the pieces of a batch: of losses and of gradients; the losses
     of each window are in the order of the batch.
     """
+    # Piece i has the windows i, i + pieces, i + 2 * pieces, ... of the global batch, on any number of
+    # devices.
     micro_batches = jax.tree.map(lambda rows: _interleaved(rows, pieces), batch)
 
     def add(
@@ -139,6 +145,7 @@ def _accumulated(
     # Gradients add up in the type of the parameters.
     start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
     (total, gradients), windows = jax.lax.scan(add, start, micro_batches)
+    # The inverse of `_interleaved`: back to the order of the batch.
     windows = jax.tree.map(lambda rows: rows.swapaxes(0, 1).reshape(-1), windows)
     return total, windows, gradients
 
@@ -168,6 +175,7 @@ def train_step(
     norm = optimizer.norm(gradients) / targets
     factor = jnp.minimum(1.0, optimizer.clip_norm / (norm + 1e-12)) / targets
     loss = jnp.sum(windows.nats) / targets
+    # Whether the update is kept is decided on the devices: for an `if` the host would wait for the step.
     newest = jnp.stack([loss, norm])
     kept = jnp.isfinite(norm) & jnp.isfinite(total)
     if skip_spikes is not None:
@@ -175,6 +183,7 @@ def train_step(
     gradients = jax.tree.map(lambda gradient: gradient * factor, gradients)
     params, opt_state = optimizer.update(gradients, state.opt_state, params, rate, kept, offload)
 
+    # `language` is the index of each window's language in the run's order, so one sum gives all languages.
     def by_language(values: Array) -> Array:
         return jax.ops.segment_sum(values, batch["language"], num_segments=len(state.windows_seen))
 

@@ -70,6 +70,7 @@ class Watch:
                 return
             make_folder(self._folder)
             write_text(self._folder / DURING, "".join(json.dumps(line) + "\n" for line in self._lines))
+            # A run that resumes before its best step has lost that step, so an older file must not stay.
             if (best := self.best_step) is not None:
                 (mean,) = (_mean(line) for line in self._lines if line["step"] == best)
                 found = {"step": best, "bits_per_byte": mean, "checkpoint": f"checkpoints/{best}"}
