@@ -125,6 +125,8 @@ def _splash(
         return result
 
     def of_half(which: Int[Array, ""], half: int, query: Array, key: Array, value: Array) -> Array:
+        # Of two halves, the first sees half of the keys and the second all; a window that is not cut sees
+        # all.
         seen = source // len(parts) * (half + 1)
         given = (rows.swapaxes(1, 2) for rows in (query, key[:, :seen], value[:, :seen]))
         result: Array = jax.lax.switch(
@@ -133,6 +135,7 @@ def _splash(
         return result
 
     def splash_attention(which: Int[Array, ""], query: Array, key: Array, value: Array) -> Array:
+        # The kernel does not scale scores, so the queries are scaled.
         halves = jnp.split(query * scale, len(parts), axis=1)
         out = jnp.concatenate(
             [of_half(which, half, part, key, value) for half, part in enumerate(halves)], axis=2
@@ -162,6 +165,7 @@ def _splash_kernel(
         use_fused_bwd_kernel=True,
     )  # fmt: skip
     shape = (size * len(chunks), seen)
+    # LocalMask counts the tokens before the query. The window counts the query too.
     mask = (
         splash_masks.CausalMask(shape)
         if window is None

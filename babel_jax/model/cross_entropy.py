@@ -53,6 +53,7 @@ def looked_up(
         start, part = piece
         # Float32: the gradients of a frequent token are summed over thousands of places.
         table = parallel.gather_weight(part, _AXES, dtype).astype(jnp.float32)
+        # Each id is in one piece of one device. All other pieces add 0 for it.
         place = tokens - (first + start)
         here = (place >= 0) & (place < size)
         return x + jnp.where(here[..., None], jnp.take(table, jnp.where(here, place, 0), axis=0), 0.0), None
@@ -106,6 +107,7 @@ def _forward(  # type: ignore[no-untyped-def]
     tokens = hidden.shape[:1]
     carry = (jnp.full(tokens, jnp.finfo(jnp.float32).min), jnp.zeros(tokens), jnp.zeros(tokens))
     (largest, total, picked), logits = jax.lax.scan(add, carry, (starts, parts))
+    # Each device of the tensor axis has summed its own rows; the sums need one common maximum.
     overall = parallel.max_over_features(largest)
     log_z = overall + jnp.log(parallel.all_reduce(total * jnp.exp(largest - overall), (TENSOR,)))
     return (parallel.all_reduce(picked, (TENSOR,)), log_z), (hidden, weight, targets, log_z, logits)
@@ -118,6 +120,7 @@ def _backward(softcap: float | None, parallel: Parallelism, saved, gradients):  
 
     def add(of_hidden: Array, piece: tuple[Array, Array, Array | None]) -> tuple[Array, Array]:
         start, part, logits = piece
+        # `to_part` is the backward pass of the gather: it scatters the gradient of the piece to its devices.
         table, to_part = jax.vjp(lambda part: _table(part, hidden.dtype, parallel), part)
         if logits is None:
             logits = softcapped(product(hidden, table, jnp.float32), softcap)
@@ -176,6 +179,7 @@ def scored_targets(
             place = targets[number] - start
             here = (place >= 0) & (place < size)
             found = jnp.take_along_axis(logits, jnp.where(here, place, 0)[:, None], axis=-1)[:, 0]
+            # A logit must be larger than the largest so far: of equal ones, the lower id stays.
             new = (
                 new_largest,
                 total,

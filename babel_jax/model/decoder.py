@@ -121,6 +121,7 @@ class DecoderStack(nnx.Module):
         cache: Cache | None = None,
     ) -> tuple[Float[Array, "batch time embed"], Cache | None]:
         """Hidden states after the final norm, and the cache with these tokens in it."""
+        # The module of one layer without its arrays, and the stacked arrays, which the scan cuts into layers.
         graphdef, stacked = nnx.split(self.layers)
 
         def run_layer(
@@ -128,6 +129,7 @@ class DecoderStack(nnx.Module):
         ) -> tuple[tuple[Array, Cache | None], None]:
             state, scales, which, layer = this
             x, cache = carry
+            # Narrow values are gathered after their quantization, others in the compute type.
             if scales is None:
                 weights = execution.parallel.gather_layer(state, execution.compute_dtype)
             else:
@@ -140,6 +142,7 @@ class DecoderStack(nnx.Module):
         x = self.embedded(tokens, execution)
         layers = np.arange(len(self.windows), dtype=np.int32)
         run = rematerialized(run_layer, execution)
+        # Without scan_layers the same loop is written out, layer by layer.
         unroll = 1 if execution.scan_layers else len(layers)
         of_layers = (stacked, scales, self._which_window(), layers)
         (x, cache), _ = jax.lax.scan(run, (x, cache), of_layers, unroll=unroll)

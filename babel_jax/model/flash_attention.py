@@ -78,6 +78,7 @@ def _by_windows(
     Windows that may lie on several devices (all programs of several devices but those under `shard_map`) are
     worked at all at once: a loop over them would gather them on every device.
     """
+    # The scores of one window have 4 bytes for each head, query and key.
     batch, time, heads, _ = query.shape
     rows = (query, key, value, jnp.broadcast_to(mask, (batch, *mask.shape[1:])), *others)
     together = max(1, _SCORE_BYTES // (4 * heads * time * key.shape[1]))
@@ -138,6 +139,7 @@ def _window(
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         z = jnp.sum(weights, axis=-1, keepdims=True)
+        # The weights are rounded for the product, and z is not: it is summed before. The division comes last.
         weights = weights.astype(value.dtype)
         out = jnp.einsum("krs,ksd->krd", weights, value[:, keys], preferred_element_type=jnp.float32) / z
         outs.append(out.astype(value.dtype).reshape(shape))
@@ -170,8 +172,10 @@ def _window_backward(
         flat_log_z, flat_inner, flat_d_out = (
             x[:, :, queries].reshape(kv_heads, -1, x.shape[-1]) for x in (log_z, inner, d_out)
         )
+        # The softmax again, from log Z: no second pass for maximum and sum.
         weights = jnp.exp(scores - flat_log_z)
         d_weights = jnp.einsum("krd,ksd->krs", flat_d_out, value[:, keys], preferred_element_type=jnp.float32)
+        # The gradient of the scores, by FlashAttention-2: weights * (d_weights - inner).
         of_rows, of_key = pull(weights * (d_weights - flat_inner))
         of_value = jnp.einsum(
             "krs,krd->ksd", weights.astype(value.dtype), flat_d_out, preferred_element_type=jnp.float32

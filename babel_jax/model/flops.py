@@ -10,6 +10,7 @@ def model_flops_per_token(config: ModelConfig, seq_len: int) -> float:
     Causal attention counts half of the square, or its sliding window. Recomputation is not counted. Each
     sequence counts as one document.
     """
+    # The lookup of an input embedding multiplies nothing. A tied table is multiplied as the head.
     embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     heads = config.num_attention_heads * config.head_dim
     seen = sum(_mean_seen(window, seq_len) for window in config.windows)

@@ -51,6 +51,7 @@ GPU = ("gpu", "cuda")  # platforms, as devices and as compilers name them
 
 def mesh_axes(logical_axes: tuple[str | None, ...]) -> tuple[tuple[str, ...], ...]:
     """For each axis of a parameter with these logical axes the mesh axes that it is split over."""
+    # A matrix has two axes beside `layers`. A vector, such as a norm or a bias, has one.
     matrix = sum(name != "layers" for name in logical_axes) > 1
     rules = (RULES[name] for name in logical_axes)
     return tuple(axes if matrix or axes == (TENSOR,) else () for axes in rules)

@@ -59,6 +59,7 @@ def stack(layer: M, count: int) -> M:
             jax.ShapeDtypeStruct((count, *one.shape), one.dtype), logical_axes=("layers", *param.logical_axes)
         )
 
+    # The structure of the module stays; only the shapes and names of its parameters change.
     graphdef, state = nnx.split(layer)
     return nnx.merge(
         graphdef, jax.tree.map(stacked, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))

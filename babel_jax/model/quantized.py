@@ -72,6 +72,7 @@ def row_scales(
     if axes_of_columns == WEIGHT_AXES:
         largest = execution.parallel.max_over_weight_shards(largest)
     scales, _ = compute_scale_zero_point({"absmax": largest}, _narrow_type(execution))
+    # Every device multiplies with the whole weight, so it needs the scales of all rows.
     whole = scales
     if axes_of_rows == WEIGHT_AXES:
         whole = execution.parallel.gather_over_weight_axes(scales, scales.ndim - 1)
@@ -94,6 +95,7 @@ def quantized_weight(
     parallel, dtype = execution.parallel, execution.compute_dtype
     constant = jax.lax.stop_gradient(weight).astype(dtype)
     narrow = quantize_with_scale_zero_point(constant, _narrow_type(execution), scales.own[:, None], None)
+    # The narrow values are gathered for the product. `wide` is gathered only for its backward pass.
     values = parallel.gather_over_weight_axes(narrow.qvalue, parallel.gathered_axis(logical_axes))
     values = checkpoint_name(values, CheckpointName.GATHERED_WEIGHT)
     wide = parallel.gather_weight(weight, logical_axes, dtype)
@@ -173,6 +175,7 @@ def _forward(rows: Array, weight: QuantizedWeight) -> Any:
     config = qwix.DotGeneralQtConfig(
         lhs_qtype=of_values, dlhs_grad_qtype=of_gradients, drhs_grad_qtype=of_gradients
     )
+    # One scale for each row of x, which is one token.
     largest = calibrate(rows, HowToQuantize(qtype=of_values, channelwise_axes=[0]))
     narrow = QArray(weight.values, weight.scales[:, None])
     return qwix.dot_general_qt_fwd(rows, narrow, largest, None, _DIMENSIONS, config)

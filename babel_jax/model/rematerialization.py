@@ -40,6 +40,7 @@ def rematerialized(layer: Any, execution: Execution) -> Any:
     if remat is Remat.NONE:
         if execution.parallel.is_single_device:
             return layer
+        # A gathered weight that is kept would be whole on every device until the backward pass.
         policy = policies.save_anything_except_these_names(CheckpointName.GATHERED_WEIGHT)
     elif remat is Remat.DOTS:
         policy = policies.dots_with_no_batch_dims_saveable

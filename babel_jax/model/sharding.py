@@ -32,6 +32,7 @@ def parallelism_on(mesh: Mesh, whole_windows: bool = False) -> Parallelism:
     fsdp = tuple(axis for axis in (FSDP,) if axis in sizes)
     ring = tuple(axis for axis in (RING, CONTEXT) if axis in sizes)
     scatter_stages = tuple(axes for axes in (fsdp, ring) if axes)
+    # One stage over all axes. A torus of three dimensions needs two.
     gather_stages = tuple(axes for axes in (fsdp + ring,) if axes)
     if len(torus(list(mesh.devices.flat))) > 2:
         gather_stages = tuple(reversed(scatter_stages))
