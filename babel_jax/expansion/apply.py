@@ -53,6 +53,7 @@ def _expand_leaf(
     is_output: bool,
 ) -> Float[Array, "target_layers ..."]:
     """One leaf of the deeper model; `is_output` is True for projections that `output_scale` multiplies."""
+    # Each layer begins as the copy of its source.
     expanded = jnp.take(leaf, np.asarray(plan.source_layers), axis=0, mode="clip")
 
     def targets_with(init: Init) -> list[int]:
@@ -63,9 +64,11 @@ def _expand_leaf(
     if zero:
         expanded = expanded.at[np.asarray(zero)].set(0)
     if average:
+        # The mean of the copied layer and the source layer after it.
         next_layers = leaf[np.asarray([next_layer(plan, target) for target in average])]
         expanded = expanded.at[np.asarray(average)].set(_mean(expanded[np.asarray(average)], next_layers))
     if noise:
+        # For `vmap`: each column has one row for each noisy layer.
         arguments = [_noise_arguments(plan, target, path_hash) for target in noise]
         columns = [jnp.stack(values) for values in zip(*arguments, strict=True)]
         noisy = jax.vmap(_with_noise)(expanded[np.asarray(noise)], *columns)

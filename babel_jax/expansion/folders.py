@@ -137,6 +137,7 @@ def _change(plan: ExpansionPlan) -> Change:
         if layer.init is Init.COPY and layer.output_scale == 0.0:
             # The signs of zeros and NaNs are those of the product that `expand_params` computes.
             return (rows.astype(np.float32) * np.float32(0.0)).astype(rows.dtype)
+        # Only now: JAX takes seconds to import, and a plan of copies and zeros does not come here.
         from babel_jax.expansion.apply import changed_rows
 
         def next_rows() -> np.ndarray:

@@ -108,6 +108,7 @@ class ExpansionPlan(Settings):
     @model_validator(mode="after")
     def _keeps_the_source(self) -> Self:
         new = set(self.new_layers)
+        # Without its new layers, a plan must read 0, 1, 2, ...: the source model, layer by layer.
         kept = [layer.source for target, layer in enumerate(self.layers) if target not in new]
         if kept != list(range(len(kept))):
             raise ValueError(
@@ -133,6 +134,7 @@ class ExpansionPlan(Settings):
         kept: set[int] = set()
         new = []
         for target, layer in enumerate(self.layers):
+            # The first copy of a source layer is that layer itself.
             if layer.init is Init.COPY and layer.source not in kept:
                 kept.add(layer.source)
             else:
@@ -169,6 +171,7 @@ def plan_from_settings(settings: ExpansionSettings, num_layers: int) -> Expansio
         plan = load_plan(Path(settings.plan))
         plan.check(num_layers, settings.plan)
         return plan
+    # The layers that get a copy: named one by one, by a preset, or spread evenly.
     after = settings.insert_after
     if settings.preset is not None:
         if settings.preset not in PRESETS:
@@ -215,9 +218,11 @@ def spread_layers(count: int, num_layers: int) -> tuple[int, ...]:
             f"new_layers = {count}: the model has {num_layers} layers to copy; for several copies of a layer "
             "give a plan file"
         )
+    # The middle, or earlier if there is no room for `count` layers at a distance of two.
     start = min(num_layers // 2, num_layers - 2 * count + 1)
     if start >= 0:
         return tuple(range(start, start + 2 * count, 2))
+    # More than half of the layers get a copy: a distance of two is too much.
     return tuple(number * num_layers // count for number in range(count))
 
 

@@ -27,6 +27,7 @@ def logits_difference(
     0: both have the same tensors to the bit, and the same program.
     """
     before, after = open_folder(source), open_folder(written)
+    # Both models are in memory at the same time.
     if 2 * _FLOAT32 * count_parameters(after.config) > memory_limit:
         return "not compared: the model exceeds the memory limit"
     if plan is not None and layers_differ_in_type(before):
