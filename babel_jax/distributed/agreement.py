@@ -60,7 +60,9 @@ def meet() -> None:
 
 
 def _exchange(message: str) -> list[str]:
+    # A meeting may take long. The collective operation after it has a time limit.
     meet()
+    # An all-gather needs arrays of one size on all processes.
     data = np.zeros(_MESSAGE_BYTES, np.uint8)
     encoded = np.frombuffer(message.encode()[:_MESSAGE_BYTES], np.uint8)
     data[: len(encoded)] = encoded
@@ -88,6 +90,7 @@ def first_text(text: str) -> str:
     if jax.process_count() == 1:
         return text
     data = np.frombuffer(text.encode(), np.uint8)
+    # A broadcast needs arrays of one size too, so the length is sent first.
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     return bytes(multihost_utils.broadcast_one_to_all(np.resize(data, length))).decode()
 
@@ -116,6 +119,7 @@ def new_folder_of_all(final: Path) -> Iterator[Path]:
 
         # Process 0 chose the name of the partial folder.
         partial = final.with_name(first_text(partial.name))
+        # The processes share no disk for a bucket, so each fills a folder on its own disk.
         in_parts = jax.process_count() > 1 and url_of(final) is not None
         with agreed():
             if in_parts:
@@ -124,6 +128,7 @@ def new_folder_of_all(final: Path) -> Iterator[Path]:
                 if jax.process_index() != 0:
                     partial.mkdir()
                     made.callback(shutil.rmtree, partial, ignore_errors=True)
+            # Process 0 has made the folder. A process that does not see it has another disk.
             if not partial.is_dir():
                 raise BadInput(
                     f"{partial}: not seen by all processes; give a folder on a disk that they share"
@@ -149,11 +154,13 @@ def write_sums_of_all(folder: Path) -> None:
         return
     with agreed():
         files = {str(path): path.stat().st_size for path in files_below(folder)}
+    # Digests need every byte again, so the processes share the reading.
     owners, process = shared_out(files), jax.process_index()
     part = f"{SUMS}.process_{process}"
     with agreed():
         write_sums(folder, [Path(path) for path in files if owners[path] == process], part)
     with agreed():
+        # The block above ended on all processes, so all parts of the list are on disk.
         if process == 0:
             merge_sums(folder)
 
@@ -165,6 +172,7 @@ def _write_sums_of_parts(folder: Path, final: Path) -> None:
         if process != 0:
             send_part(folder, final)
     with agreed():
+        # The parts are in the bucket now. Process 0 fetches only their lists of digests.
         if process == 0:
             fetch_part(final, folder, is_list)
             merge_sums(folder)

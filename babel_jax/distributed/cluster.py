@@ -47,6 +47,7 @@ def join() -> None:
         return
     by_hand = _by_hand(os.environ)
     heartbeat = _number(os.environ, "BABEL_HEARTBEAT_SECONDS", _HEARTBEAT_SECONDS, least=1)
+    # Empty: the user said that there is one process. None: no variable is set, so the cluster decides.
     if by_hand == {} or (by_hand is None and not _cluster_of_several()):
         return
     seconds = _number(os.environ, "BABEL_CONNECT_SECONDS", _SECONDS_TO_CONNECT, least=1)
@@ -68,6 +69,7 @@ def join() -> None:
     # Gloo prints to standard output, which must have the command's result alone.
     sys.stdout.flush()
     sys.stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    # Python keeps a copy of the old standard output. Code in C writes to descriptor 1, now standard error.
     os.dup2(2, 1)
     if jax.process_index() != 0:
         log.setLevel(logging.WARNING)
@@ -135,6 +137,7 @@ def _by_hand(environment: Mapping[str, str]) -> dict[str, Any] | None:
     """
     if environment.get("JAX_NUM_PROCESSES") == "1":
         return {}
+    # In a cluster the address may be set alone: the cluster has the two numbers itself.
     missing = [name for name in _BY_HAND if not environment.get(name)]
     if len(missing) == len(_BY_HAND) or (
         missing == ["JAX_NUM_PROCESSES", "JAX_PROCESS_ID"] and _cluster_of_several()

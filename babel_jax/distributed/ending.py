@@ -87,6 +87,7 @@ def _watch() -> None:
     # This process may be about to print its own message.
     if _finished.wait(_SECONDS_OF_GRACE) or not _ends.acquire(blocking=False):
         return
+    # The acquired lock is kept: no other thread may print a reason now.
     print(
         shown(printable(f"babel: process {note['process']} of {note['of']} ended: {note['line']}")),
         file=sys.stderr,
@@ -106,6 +107,7 @@ def _meet_and_end(status: int) -> NoReturn:
     with contextlib.suppress(Exception):
         _client().wait_at_barrier(_LEAVE, _SECONDS_TO_MEET * 1000)
         # All processes are here, so none waits for a process that has ended.
+        # A shutdown that hangs must not keep the process: then the timer ends it.
         late = threading.Timer(_SECONDS_TO_DISCONNECT, end, [status])
         late.daemon = True
         late.start()

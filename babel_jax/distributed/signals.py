@@ -72,14 +72,17 @@ def held_back(number: signal.Signals) -> Iterator[None]:
     def for_other_signals(one: int, handler: Any) -> Any:
         return before if one == number else install(one, handler)
 
+    # A library that wants to handle this signal gets the old handler back, and changes nothing.
     signal.signal = for_other_signals  # type: ignore[assignment]
     try:
         yield
     finally:
         signal.signal = install
+        # None: the handler was not installed by Python, and only sigaction restores it.
         if before is not None:
             signal.signal(number, before)
         libc.sigaction(number, action, None)
+        # The handlers are in place again, so the signal that was held back reaches its own.
         if came:
             signal.raise_signal(number)
 
@@ -128,6 +131,7 @@ class _Answers:
 
     def handle(self, *_: object) -> None:
         """The handler, in the main thread."""
+        # The thread has answered this Ctrl-C already.
         if self._early:
             self._early -= 1
         else:
@@ -174,6 +178,7 @@ def _heard_by_thread() -> Iterator[None]:
         yield
         return
     _handled.clear()
+    # Python's handler in C writes the number of each signal into this pipe at once, also during C code.
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -183,6 +188,7 @@ def _heard_by_thread() -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(before)
+        # The thread ends at the end of the pipe.
         os.close(writing)
         hearing.join(2 * _SECONDS_TO_HANDLE)
 
@@ -191,6 +197,7 @@ def _hear(reading: int) -> None:
     while number := os.read(reading, 1):
         if number[0] != signal.SIGINT:
             continue
+        # While Python code runs, the handler comes first. The thread answers only if it does not.
         if _handled.wait(_SECONDS_TO_HANDLE):
             _handled.clear()
         elif _blocks:
@@ -247,6 +254,7 @@ def preempted(numbers: tuple[signal.Signals, ...] = STOPS) -> Iterator[None]:
         stack.enter_context(_sent_again(Preempted, lambda: _came[-1]))
         try:
             yield
+        # A message for the user stays as it is, also after a signal.
         except BadInput:
             raise
         except Exception as error:
@@ -276,6 +284,7 @@ def _sent_again(
             hook(unraisable)
             return
         before()
+        # A moment later, when the callback has ended.
         again = threading.Timer(_SECONDS_TO_SEND_AGAIN, os.kill, (os.getpid(), number()))
         again.daemon = True
         again.start()

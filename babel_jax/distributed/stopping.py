@@ -33,6 +33,7 @@ def stop_requests(saved: Callable[[], int] = lambda: 0) -> Iterator[Stopped]:
 
     def note(number: int, _: FrameType | None = None) -> None:
         came.append(signal.Signals(number))
+        # JAX's own handler of SIGTERM tells the other processes.
         if several:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -44,6 +45,7 @@ def stop_requests(saved: Callable[[], int] = lambda: 0) -> Iterator[Stopped]:
     def stopped(step: int) -> signal.Signals | None:
         if not several:
             return came[0] if came else None
+        # JAX agrees on a step that no process has passed yet.
         if not multihost_utils.reached_preemption_sync_point(step):
             return None
         # The same signal on all: a process that ends in another way would be lost to the others.
@@ -91,6 +93,7 @@ class SaveTimes:
     def due(self, step: int) -> bool:
         """True if a checkpoint must be saved after `step` steps. It must be called after every step."""
         due = step % self._every == 0
+        # All processes have the same answers, so they ask after the same step.
         if self._seconds is not None and step >= self._ask:
             wait = _of_first(self._steps_to_wait(step))
             due, self._ask = due or wait == 0, step + max(wait, 1)
@@ -107,6 +110,7 @@ class SaveTimes:
         self._asked_step, self._asked_at = step, now
         if left <= 0:
             return 0
+        # A single process needs no communication, so it may ask after every step.
         if jax.process_count() == 1:
             return 1
         steps_left = min(left / max(seconds_a_step, 1e-9), 1e6)
