@@ -143,6 +143,7 @@ class Selection(grain.transforms.DatasetSelectionMap):  # type: ignore[misc]
 
     def __init__(self, shares: Sequence[float], orders: Sequence[ShuffledEpochs]):
         # Integer weights that add up to about _SHARE_UNITS, each at least 1; the edges are their sums.
+        # Rounded sums, and not rounded weights: the errors of many small shares do not add up.
         edges = np.rint(np.cumsum(shares) / np.sum(shares) * _SHARE_UNITS).astype(int)
         weights = np.maximum(np.diff(edges, prepend=0), 1)
         self._edges = [0, *np.cumsum(weights).tolist()]
@@ -167,6 +168,7 @@ class Selection(grain.transforms.DatasetSelectionMap):  # type: ignore[misc]
         before, after = index, index + 1
         while last - first > 1:
             low, high = self._edges[first], self._edges[last]
+            # The edge next to the middle of the weights, with one dataset or more on each side.
             middle = min(max(bisect.bisect(self._edges, (low + high) // 2), first + 1), last - 1)
             weight, whole = self._edges[middle] - low, high - low
 

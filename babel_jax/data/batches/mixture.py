@@ -154,6 +154,7 @@ def _shared_rest(
     for code, kind_rooms in rooms_of.items():
         language_supply[code] = sum(supply[dataset] for dataset in kind_rooms)
         language_rooms[code] = sum(kind_rooms.values())
+    # First among languages, so that a language with many kinds gets no more than one with few.
     by_language = water_fill(rest, _weights(language_supply, settings), language_rooms)
 
     tokens: dict[Dataset, float] = {}
@@ -222,6 +223,7 @@ def make_mixture_of_steps(
     """
     available = {key: supply.tokens for key, supply in supplies.items()}
     fullest = max((supply.tokens_per_window for supply in supplies.values()), default=1.0)
+    # Begins with the most tokens: all windows as full as those of the fullest dataset.
     budget = windows * max(1, round(fullest))
     for _ in range(_REPETITIONS):
         mixture = make_mixture(available, settings, budget)
@@ -247,6 +249,7 @@ def water_fill(
     So there is a level L with share = min(L * weight, capacity). Any tokens above the sum of all capacities
     are not shared.
     """
+    # In the order in which the capacities are reached as the level rises.
     order = sorted(weights, key=lambda key: capacities[key] / weights[key])
     # Summed from the end: subtraction from the total would round away small weights beside large ones.
     weights_left = list(itertools.accumulate(weights[key] for key in reversed(order)))[::-1]
@@ -266,6 +269,7 @@ def _tokens_of_share(
     """
     first = _curated(code, supply)
     others = [key for key in supply if key[0] == code and key != first]
+    # The curated kind alone, up to its cap. The other kinds get what is left.
     first_tokens = min(total, settings.max_epochs * supply[first])
     weights = {key: _kind_weight(key, supply, settings) for key in others}
     capacities = {key: settings.max_epochs * supply[key] for key in others}
@@ -295,6 +299,7 @@ def _weights(tokens: Mapping[str, int], settings: MixtureSettings) -> dict[str, 
                 weights[code] = max((count / most) ** exponent, _LEAST_WEIGHT)
         case Strategy.WEIGHTS:
             weights = {code: settings.weights[code] for code in tokens}
+    # After the strategy, so that the multiplier means the same with each strategy.
     for code in weights:
         if LANGUAGES[code].resource is Resource.LOW:
             weights[code] *= settings.low_resource_multiplier

@@ -54,6 +54,7 @@ def _table() -> UInt8[np.ndarray, "1114112"]:
             kinds[number] = Kind.FORMAT
         else:
             kinds[number] = _KINDS.get(category[0], Kind.OTHER)
+    # By category these are control characters; in a text they separate words.
     kinds[[ord(space) for space in "\t\n\r\v\f"]] = Kind.SPACE
     kinds[0xFFFD] = Kind.DAMAGED
     return kinds

@@ -79,6 +79,7 @@ def sources_of(settings: DataSettings, language: str) -> list[Source]:
     its conditions, such as "corpus (lang = sw)".
     """
     of_language = [source for source in settings.sources if source.language == language]
+    # Only a label that several sources have needs more words.
     times = Counter(source.label for source in of_language)
     seen = Counter[str]()
     named = []
@@ -88,6 +89,7 @@ def sources_of(settings: DataSettings, language: str) -> list[Source]:
             asked = ", ".join(f"{key} = {value}" for key, value in source.where.items())
             name = f"{label} ({asked})" if asked else label
             seen[name] += 1
+            # Sources that also ask for the same get a number: "corpus (lang = sw) #2".
             is_unique = seen[name] == 1 and bool(asked)
             source = source.model_copy(update={"name": name if is_unique else f"{name} #{seen[name]}"})
         named.append(source)
@@ -114,6 +116,7 @@ def forget_other_text(
     folder, links = cleaned_folder(settings, language), Path(settings.folder) / "links" / language
     wanted = {task.done: task for task in tasks}
     done = part_files(folder)
+    # A part is other text if its task is gone, or if its file now has another content.
     other = []
     for path in done:
         task = wanted.get(path)
@@ -131,6 +134,7 @@ def forget_other_text(
             remove_folder(links)
             remove_aside(Path(settings.folder), language)
         else:
+            # No documents have been compared yet, so each part may be removed alone. Its mark goes first.
             for path in other:
                 path.unlink()
                 for shard in folder.glob(f"{path.stem}-*"):
@@ -193,6 +197,7 @@ class _PartCounts:
         if reason is None:
             self.characters += len(text)
             return
+        # Only the first documents of each reason are kept as examples.
         self.dropped[reason] += 1
         examples = self.examples.setdefault(str(reason), [])
         if len(examples) < EXAMPLES:
@@ -215,6 +220,7 @@ def clean_part(task: CleaningTask) -> None:
     with explain_os_errors(task.stem.parent):
         judge = _Judge(task.language, cleaner, evaluation)
         rows, counts, shards = _write_shards(task, source, judge)
+        # The figures of the report; `_write_shards` has written all files that they count.
         values = {
             "source": source.label,
             "made_from": made_from,
@@ -254,6 +260,7 @@ def _write_shards(
                     continue
                 counts.add(text, reason, file)
                 cleaned = dataclasses.replace(row, text=text)
+                # The text that cleaning changed, but the id, kind and score of the row.
                 if reason is None:
                     writer.add(cleaned)
                 else:

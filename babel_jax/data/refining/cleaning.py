@@ -88,6 +88,7 @@ class MeasuredText:
         """(hashes, lengths, units per word): units are words, 1 per word; in a script without spaces they are
         characters.
         """
+        # A script without spaces: its characters are the units, a fixed number of which count as a word.
         if (in_a_word := LANGUAGES[self.language].writing.characters_a_word) is not None:
             return *clusters(self.points, self.kinds), in_a_word
         words = self.text.split()
@@ -103,6 +104,7 @@ class MeasuredText:
         if LANGUAGES[self.language].writing.characters_a_word is not None:
             units, _, in_a_word = self.units()
             return len(units) / in_a_word
+        # A word begins at each character that is no space, after a space or at the start.
         space = self.kinds == Kind.SPACE
         return float(np.count_nonzero(space[:-1] & ~space[1:]) + (len(space) > 0 and not space[0]))
 
@@ -157,6 +159,7 @@ def _characters(document: MeasuredText, settings: CleaningSettings) -> bool:
 
 def _encoding(document: MeasuredText, settings: CleaningSettings) -> bool:
     damaged = int(document.counts[Kind.DAMAGED])
+    # Most texts have none of these letters, and a search for them is faster than the pattern.
     if "Ã" in document.text or "Â" in document.text or "â€" in document.text:
         damaged += len(_MOJIBAKE.findall(document.text))
     return damaged > settings.max_damaged_fraction * len(document.text)

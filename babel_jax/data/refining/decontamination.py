@@ -97,6 +97,7 @@ class _Table:
         return cls(hashes, files[first])
 
     def first_file(self, hashes: UInt64[np.ndarray, "n"]) -> int | None:
+        # The bits exclude most hashes of a document before the slower binary search.
         possible = hashes[self._filter[hashes >> np.uint64(64 - _FILTER_BITS)]]
         if not len(possible) or not len(self._hashes):
             return None
@@ -111,6 +112,7 @@ def runs_of_item(text: str, settings: DecontaminationSettings) -> Runs:
     Under True: runs of `dense_characters`, at least half of which are Chinese, Japanese or Korean. Under
     False: runs of `characters`.
     """
+    # Short runs identify a text only if most of it is in Chinese, Japanese or Korean script.
     folded = fold(text)
     dense = ngrams(folded.astype(np.uint64), settings.dense_characters)
     return {
@@ -176,6 +178,7 @@ def _strings_of(part: str) -> Iterator[str]:
 
 
 def _strings(record: Any) -> Iterator[str]:
+    # A list of what is left, and no recursion: objects and lists may contain others in any depth.
     waiting = [record]
     while waiting:
         value = waiting.pop()

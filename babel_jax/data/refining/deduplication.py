@@ -56,6 +56,7 @@ def signatures(texts: Sequence[str], settings: DeduplicationSettings) -> Signatu
     inside = np.ones(count, bool)
     for back in range(1, size):
         inside[ends[:-1] - back] = False
+    # Where the shingles of each text begin: a text has size - 1 fewer shingles than characters.
     offsets = np.concatenate([[0], np.cumsum(lengths - size + 1)]).astype(np.uint64)
     matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
         hashes[inside], offsets, settings.bands * settings.rows, _SEED
@@ -72,6 +73,7 @@ def band_keys(
     """
     keys = [digest[:, 0]]
     if signature is not None:
+        # Documents share a key of a band only if all MinHash values of the band are equal.
         bands = signature.reshape(len(signature), settings.bands, settings.rows).astype(np.uint64)
         hashes = np.zeros(bands.shape[:2], np.uint64)
         for row in range(settings.rows):
@@ -120,6 +122,7 @@ def components(links: Links) -> tuple[Int64[np.ndarray, "linked"], Int64[np.ndar
     """The documents with any link, ascending, and the number of the connected component of each."""
     linked, indices = np.unique(links, return_inverse=True)
     indices = indices.reshape(-1, 2)
+    # Indices among the linked documents: the graph has no node for the many documents without a link.
     edges = (np.ones(len(indices), bool), (indices[:, 0], indices[:, 1]))
     graph = scipy.sparse.coo_matrix(edges, shape=(len(linked), len(linked)))
     _, labels = scipy.sparse.csgraph.connected_components(graph, directed=False)

@@ -87,8 +87,10 @@ class _Documents:
 def pairing_tasks(settings: DataSettings, language: str) -> list[PairingTask]:
     """A task for each bucket of each band of a language. The parts of the language must be cleaned."""
     assert settings.deduplication is not None
+    # More documents make more buckets, so that the memory of a task stays the same.
     documents = sum(shard.documents for shard in shards_of(cleaned_folder(settings, language)))
     buckets = max(1, -(-documents // settings.deduplication.bucket_documents))
+    # Band 0 finds equal texts, and is always there.
     bands = 1 + (settings.deduplication.bands if settings.deduplication.near else 0)
     tasks = []
     for band in range(bands):
@@ -116,6 +118,7 @@ def pair_bucket(task: PairingTask) -> None:
     order = np.argsort(all_keys, kind="stable")
 
     def are_alike(left: Int64[np.ndarray, "n"], right: Int64[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+        # In pieces: the signatures of all pairs together may be too many for memory.
         results = []
         for start in range(0, len(left), _PAIRS_AT_ONCE):
             pairs = slice(start, start + _PAIRS_AT_ONCE)
@@ -182,6 +185,7 @@ def remove_duplicates(task: RemovalTask) -> None:
                     }
                 )
 
+        # A shard without duplicates gets no mask: `Shard.rows` then yields all documents.
         for number, indices in documents.by_shard(removed):
             mask = np.zeros(documents.shards[number].documents, bool)
             mask[removed[indices] - documents.starts[number]] = True

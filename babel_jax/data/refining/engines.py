@@ -97,6 +97,7 @@ class _Processes:
                     yield missing.pop(number), result
             except BrokenProcessPool:
                 self.close()
+                # A run that finishes some tasks between two kills makes progress, and may try again.
                 fruitless = 0 if len(missing) < before else fruitless + 1
                 if fruitless == _ATTEMPTS:
                     raise BadInput(

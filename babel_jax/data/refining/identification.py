@@ -50,6 +50,7 @@ def language_probabilities(text: str, code: str = BABEL[0]) -> dict[str, float]:
 
 def _pieces(text: str) -> str:
     head = text[:_PIECE_BYTES]
+    # As many characters as fill _PIECE_BYTES bytes in this script: a Thai character has 3 bytes.
     size = _PIECE_BYTES * len(head) // max(1, len(head.encode()))
     if len(text) > _PIECES * size:
         step = (len(text) - size) // (_PIECES - 1)
@@ -96,6 +97,7 @@ class _FastTextModel:
                 f"data.cleaning.language_model: {path} is no model in fastText's format: "
                 f"{one_line(error, 150)}"
             ) from None
+        # Labels of one language differ between models, such as __label__yo and __label__yor_Latn.
         self.labels: dict[str, set[str]] = {}
         for name in names:
             known = known_language(name.removeprefix(_LABEL))

@@ -172,6 +172,7 @@ def _without_addresses(text: str, masked: Counter[str]) -> str:
     """
     kept, end = [], 0
     for domain in _DOMAIN.finditer(text):
+        # No further back than a local part may be long, and not into the address before.
         start = max(end, domain.start() - _LOCAL_CHARACTERS)
         local = _local_part(text[start : domain.start()])
         if local:
@@ -198,6 +199,7 @@ def is_card(text: str) -> bool:
     """
     digits = _digits(text)
     first_six = int(digits[:6] or 0)
+    # A check digit alone is not enough: one random number in ten has a correct one.
     if not any(first_six in prefixes and len(digits) in lengths for prefixes, lengths in _ISSUERS):
         return False
 
@@ -228,6 +230,7 @@ def _is_phone(match: re.Match[str], countries: tuple[str, ...], looked_up: Itera
 
     if _is_another_number(written, groups, digits):
         return False
+    # 1 000 000 may be an amount or a phone number, and 0 at the start is never an amount.
     amount = digits[0] != "0" and _THOUSANDS.fullmatch(written) is not None
     in_context = _CONTEXT.search(before) or (digits[0] == "0" and _WEAK_CONTEXT.search(before))
     if in_context and not (amount and len(groups[0]) < 3):
@@ -291,6 +294,7 @@ def _is_international(digits: str, groups: tuple[str, ...]) -> bool:
         number = library.parse(f"+{digits}", None)
     except library.NumberParseException:
         return False
+    # The first group is the country code alone, or the code with two or more digits after it.
     code = str(number.country_code)
     return library.is_valid_number(number) and (_digits(groups[0]) == code or len(groups[0]) > len(code) + 1)
 

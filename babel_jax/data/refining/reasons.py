@@ -41,6 +41,7 @@ def reason(rule: str, settings: Mapping[str, Any] | None) -> str:
     if rule not in {str(known) for known in _WORDS}:
         return rule
     words, names = _WORDS[Rule(rule)]
+    # Settings that the folder does not name had their defaults.
     values = CleaningSettings().model_dump(mode="json") | dict(settings or {})
     shown = [f"{name} = {_value(values[name])}" for name in names]
     return f"{words}: {', '.join(shown)}" if shown else words

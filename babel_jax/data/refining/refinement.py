@@ -59,6 +59,7 @@ def refine(settings: DataSettings, languages: Sequence[str], workers: Workers, r
     if settings.deduplication is None:
         return
 
+    # A language whose duplicates were removed needs no pairs: their arrays are gone.
     removals = [RemovalTask(settings, code) for code in languages]
     removals = [task for task in removals if not task.done.is_file()]
     pairing: list[PairingTask] = []
@@ -95,6 +96,7 @@ def refined_counts(settings: DataSettings, language: str) -> tuple[RowCounts, di
     removed = read_json(RemovalTask(settings, language).done) if settings.deduplication is not None else {}
     for counts in part_counts(folder):
         rows.add(RowCounts(**counts["rows"]))
+        # A source has several parts, whose counts are added.
         label = counts["source"]
         names = ("documents", "kept", "characters", "dropped", "masked", "evaluation")
         of_part = {name: counts[name] for name in names}

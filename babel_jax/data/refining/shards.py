@@ -62,6 +62,7 @@ class Shard:
         path = self.beside(name)
         status = path.stat()
         shape, dtype, begin = _header(path, status.st_mtime_ns, status.st_size)
+        # An empty file cannot be mapped.
         if not math.prod(shape):
             return np.empty(shape, dtype)
         with open(path, "rb") as file:
@@ -74,6 +75,7 @@ class Shard:
 
     def rows(self) -> Iterator[Row]:
         """Its documents, without those marked as duplicates."""
+        # Before the duplicates are found, no document is marked.
         removed = (
             self.array("removed") if self.beside("removed").is_file() else np.zeros(self.documents, bool)
         )
@@ -131,6 +133,7 @@ class ShardWriter:
         """Adds a document."""
         self._waiting.append(row)
         self._waiting_characters += len(row.text)
+        # Batches bound the memory; a full shard ends its batch early.
         full = self._written + len(self._waiting) == self._most
         if self._waiting_characters >= _BATCH_CHARACTERS or full:
             self._flush()

@@ -18,6 +18,7 @@ def conversation_text(messages: Any) -> str:
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ValueError("a conversation is a list of messages, each an object")
     normalized = [_message(message, number) for number, message in enumerate(messages)]
+    # A system message may come before the first speaker.
     spoken = [message["role"] for message in normalized if message["role"] != "system"]
     if "assistant" not in spoken:
         raise ValueError("no message of the assistant")

@@ -48,6 +48,7 @@ def corpus_sources(folder: Path | str) -> tuple[Source, ...]:
         if suffix is None:
             continue
         name = path.name.removesuffix(suffix)
+        # Files of one language under several of its codes are found together: yo.jsonl and yor.jsonl.
         if (known := known_language(name)) is not None:
             paths.setdefault(known.code, []).append(path)
         elif _CODE.fullmatch(name):

@@ -43,6 +43,7 @@ class TextOfPages:
         assert process.stdin is not None
         assert process.stdout is not None
         page = html.encode("utf-8", "replace")
+        # One limit for sending and receiving: the length comes first, then the text.
         end = time.monotonic() + self._seconds
         try:
             process.stdin.write(_LENGTH.pack(len(page)) + page)
@@ -103,6 +104,7 @@ def _serve() -> None:
 
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     pages, texts = sys.stdin.buffer, sys.stdout.buffer
+    # The input ends when the parent has ended; `close` kills this process.
     while head := pages.read(_LENGTH.size):
         page = pages.read(_LENGTH.unpack(head)[0]).decode("utf-8", "replace")
         try:

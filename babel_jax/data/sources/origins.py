@@ -32,6 +32,7 @@ def origin_of(source: Source, part: str | None = None, known: Mapping[str, Any] 
     files = {}
     for file in names:
         version = file_version(file)
+        # The digest of the last reading counts for a file of the same size and version.
         earlier = (known or {}).get(file, {})
         is_unchanged = {**earlier, **version} == earlier
         digest = earlier.get("digest") if is_unchanged else None
@@ -92,6 +93,7 @@ def _is_same(file: str, before: Mapping[str, Any], recheck: bool) -> bool:
     now = file_version(file)
     if now["bytes"] != before["bytes"]:
         return False
+    # Entries of earlier versions have no digest, so the size alone tells.
     if "digest" not in before:
         if recheck:
             raise BadInput(

@@ -36,6 +36,7 @@ def parquet_records(path: str, source: Source) -> Iterator[Record]:
         opened(path) as source_file,
         pyarrow.parquet.ParquetFile(source_file) as file,
     ):
+        # Only the footer of the file is read here.
         names = file.schema_arrow.names
     if source.text_key not in names:
         raise BadInput(
@@ -108,6 +109,7 @@ def _check_expansion(path: str, metadata: Any, wanted: Sequence[str] | None) -> 
                     f"{MAX_EXPANSION} times its size, which no text does; leave it out, or write it "
                     "without compression"
                 )
+            # Arrow holds a whole value in memory. One row alone in its group is skipped later instead.
             if chunk.num_values > 1 and size > _PARQUET_LONGEST_BYTES * chunk.num_values:
                 raise BadInput(
                     f"{path}: the values of its column {chunk.path_in_schema!r} have over "
@@ -159,6 +161,7 @@ def _parquet_row(
         if isinstance(scalar, pyarrow.DictionaryScalar):
             scalar = scalar.value
         if isinstance(scalar, pyarrow.BinaryScalar | pyarrow.LargeBinaryScalar | pyarrow.BinaryViewScalar):
+            # The size is known before the bytes are copied out of Arrow's memory.
             buffer = scalar.as_buffer()
             if buffer is not None and buffer.size >= MAX_DOCUMENT_BYTES:
                 return too_long()

@@ -74,6 +74,7 @@ def dataset_version(source: Source) -> str:
         info = _tfds(source).dataset_info
         splits = {name: (split.num_examples, split.num_bytes) for name, split in sorted(info.splits.items())}
         return f"{info.full_name} {splits}"
+    # The files' commits or times stand for their content, so no file is read.
     datasets = imported("datasets", source.label, "hf")
     with explained(source.label, lambda: "nothing"):
         builder = datasets.load_dataset_builder(
@@ -97,6 +98,7 @@ def parts(source: Source) -> list[str]:
         length = len(_tfds(source))
         starts = range(0, max(length, 1), _TFDS_PART)
         return [f"{start}:{min(start + _TFDS_PART, length)}" for start in starts]
+    # Files of known formats are read here. Others are read by the package, in its shards.
     files = dataset_files(source)
     if files is not None:
         return files
@@ -226,6 +228,7 @@ def _remote_files(source: Source) -> list[str]:
         if glob.has_magic(path):
             raise BadInput(f"{path}: a web server lists no files; name one file, or a list of files (.paths)")
         return [path]
+    # A bucket or another store that fsspec knows.
     system, name = remote(path)
     try:
         files = [match for match in sorted(system.glob(name)) if system.isfile(match)]
@@ -237,6 +240,7 @@ def _remote_files(source: Source) -> list[str]:
 def _no_file_on_hub(path: HubPath, source: Source) -> str:
     """The message for a path on the hub without a file: with the folders that there are instead."""
     parts = path.path.split("/")
+    # From the deepest folder up: the first one that exists shows where the path goes wrong.
     for depth in range(len(parts) - 1, -1, -1):
         beside = list_folders(path, "/".join(parts[:depth]))
         if beside:

@@ -31,6 +31,7 @@ def pinned_sources(sources: Sequence[Source], folder: Path) -> tuple[Source, ...
         if repo is None:
             pinned.append(source)
             continue
+        # One commit for each data set and branch: all sources of it read the same files.
         key = f"{repo}@{asked or 'main'}"
         if asked is not None and is_commit(asked):
             commits[key] = asked

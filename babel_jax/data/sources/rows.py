@@ -103,6 +103,7 @@ def read_rows(
             "such as web"
         )
     chosen = [part] if part is not None else parts(source)
+    # One file after the other: only one is open at a time.
     records = itertools.chain.from_iterable(read_records(source, name) for name in chosen)
     for location, record in records:
         if source.where and isinstance(record, dict) and not _is_wanted(record, source):
@@ -133,6 +134,7 @@ _COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operato
 
 def _is_wanted(record: dict[str, Any], source: Source) -> bool:
     for key, asked in source.where.items():
+        # A condition is a comparison, such as ">= 3", or a text that must be equal.
         value, compared = record.get(key), comparison(asked)
         if compared is None:
             if _as_text(value) != asked:
@@ -229,6 +231,7 @@ def _with_translation(
         return ""
     if len(text) + len(other) >= MAX_DOCUMENT_BYTES:
         raise too_long()
+    # Names of languages, as the template writes them; a swap exchanges them with the texts.
     names = language(source.language).name, language(parallel.language).name
     if parallel.swap and unit_draw(Purpose.PARALLEL, identifier) < 0.5:
         text, other, names = other, text, names[::-1]
@@ -242,6 +245,7 @@ def _score(value: Any, key: str) -> float | None:
         raise BadRowError(f"{key} {value!r} is not a number")
     try:
         score = float(value)
+    # A whole number of JSON may be larger than any float.
     except OverflowError:
         score = math.inf
     # Shards keep scores in 32 bits.

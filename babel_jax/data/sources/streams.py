@@ -117,6 +117,7 @@ def file_version(path: str) -> dict[str, Any]:
         on_web = web_file_of(path)
         if on_web is not None:
             return {"bytes": on_web.size, "version": on_web.version}
+        # Other stores give the size, and some kind of version under a key of their own.
         system, name = remote(path)
         info = system.info(name)
         versions = [f"{key}={info[key]}" for key in _VERSIONS if info.get(key) is not None]
@@ -188,6 +189,7 @@ def explained(path: str, reached: Any) -> Iterator[None]:
     except FileNotFoundError as error:
         raise _gone(path) from error
     except Exception as error:  # Arrow, fsspec's stores and the WARC parser each raise errors of their own
+        # This limit of Arrow looks like damage, and the file is whole.
         if _TOO_MUCH_THRIFT in str(error):
             raise BadInput(
                 f"{path}: the description of its columns (footer, statistics) is larger than Arrow reads; "

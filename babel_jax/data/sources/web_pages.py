@@ -36,6 +36,7 @@ def page_records(path: str, source: Source) -> Iterator[tuple[str, Any]]:
     warc = imported("fastwarc.warc", path, "warc")
     imported("resiliparse.extract.html2text", path, "warc")
     number = 0
+    # Text of WET files, and answers of servers in WARC files. Requests and metadata have no text.
     kinds = warc.WarcRecordType.conversion | warc.WarcRecordType.response
     pages = _pages()
     with explained(path, lambda: f"record {number}"), decompressed(path) as stream:
@@ -108,6 +109,7 @@ def _without_codings(content: bytes, headers: Any) -> bytes:
         codings = headers.get(header, "").lower().replace(" ", "").split(",")
         if len(codings) > _MAX_CODINGS:
             raise BadRowError(f"{header} names {len(codings)} codings, which no page has")
+        # The header names codings in the order in which they were applied, so the last is removed first.
         for name in reversed(codings):
             if name in readers:
                 with contextlib.suppress(OSError):

@@ -78,6 +78,7 @@ class ChatFormat:
         self._chat_template = template
         # The tokenizer of prompts, with offsets.
         self._tokenizer = tokenizer.with_controls
+        # In the assistant's messages only special tokens become letters. Elsewhere all control tokens do.
         special = [token.content for token in tokenizer.added_tokens if token.special]
         ordinary = [token.content for token in tokenizer.added_tokens if not token.special]
         others = [content for content in ordinary if is_control(content)]
@@ -96,6 +97,7 @@ class ChatFormat:
 
         Raises BadInput if this is no control token.
         """
+        # The shortest conversation with an answer shows how the template ends a turn.
         probe = self.encode([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
         answer_ids = [token for token, target in zip(probe.ids, probe.targets, strict=True) if target]
         last = self._tokenizer.id_to_token(answer_ids[-1]) if answer_ids else ""
@@ -203,6 +205,7 @@ class ChatFormat:
         Raises BadInput if the conversations up to each turn are too long together. Their length grows with
         the square of the number of turns.
         """
+        # up_to[n] is the number of characters before message n.
         lengths = [len(message["content"]) + _MESSAGE_CHARACTERS for message in conversation]
         up_to = [0, *itertools.accumulate(lengths)]
         costs = [up_to[turn] + up_to[turn + 1] for turn in turns]
@@ -327,6 +330,7 @@ def write_chat_files(folder: Path, format: ChatFormat, eos_ids: Sequence[int]) -
     ends a turn, and `eos_ids`, at which generation stops.
     """
     write_text(folder / TEMPLATE_FILE, format.template)
+    # The template has a file of its own now: a second one in the config could contradict it.
     config = read_object(folder / TOKENIZER_CONFIG)
     config.pop("chat_template", None)
     write_text(
@@ -364,6 +368,7 @@ def _touched(token_spans: Sequence[tuple[int, int]], spans: Sequence[tuple[int, 
     """
     touched, number = [], 0
     for first, last in token_spans:
+        # Both lists are sorted, so one pass is enough: spans that end before this token are left behind.
         while number < len(spans) and spans[number][1] <= first:
             number += 1
         touched.append(number < len(spans) and last > spans[number][0])

@@ -54,6 +54,7 @@ class ChatTemplate:
     def _ask(self, request: object, fault: str) -> dict[str, Any]:
         """The answer of the process, which is started if needed. `fault` begins the message of an error."""
         if self._process is None:
+            # A new process must compile the template before it takes conversations.
             self._start()
             if not (isinstance(request, dict) and "template" in request):
                 self._ask({"template": self.text}, fault)

@@ -23,6 +23,7 @@ class PromptTokenizer:
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
         self.tokenizer = open_tokenizer(self.folder)
+        # The eos_token that tokenizer files name. `tokenizer.eos_id` prefers the id of the config.
         named = self.tokenizer.named_tokens.get("eos_token")
         named_id = self.tokenizer.token_id(named) if named else None
         self.bos_id = self.tokenizer.bos_id
@@ -75,6 +76,7 @@ class PromptTokenizer:
         Without `add_generation_prompt` the model continues the last message: the text that the template
         writes after it is left out. Raises BadInput if the folder has no chat template, or it fails.
         """
+        # Marks of the assistant's part are for training; a prompt is the text alone.
         rendered = without_marks(self.template().render([messages], [add_generation_prompt])[0])
         if add_generation_prompt or not messages:
             return rendered

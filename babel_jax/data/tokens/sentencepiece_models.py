@@ -41,6 +41,7 @@ def as_tokenizer_json(model: bytes, location: str) -> str:
         "treats white space as a suffix, or keeps it": proto.trainer_spec.treat_whitespace_as_suffix
         or not normalizer.escape_whitespaces,
     }
+    # All obstacles in one message, so that none is found only after another was removed.
     present = [obstacle for obstacle, is_present in obstacles.items() if is_present]
     if present:
         raise BadInput(
@@ -49,6 +50,7 @@ def as_tokenizer_json(model: bytes, location: str) -> str:
         )
 
     exported = tokenizers.Tokenizer(_unigram(proto) if is_unigram else _bpe(proto))
+    # SentencePiece writes a space as U+2581. Decoding turns it back, then joins the bytes of rare characters.
     spaces = normalizers.Replace(" ", _SPACE)
     decoding = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if normalizer.add_dummy_prefix:
@@ -81,6 +83,7 @@ def _bpe(proto: ModelProto) -> models.BPE:
     """
     ids = {piece.piece: number for number, piece in enumerate(proto.pieces)}
     scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == _KINDS.NORMAL}
+    # By falling score: the list order then is SentencePiece's order of merges.
     merges = sorted(
         _splits(scores), key=lambda pair: (-scores[pair[0] + pair[1]], ids[pair[0]], ids[pair[1]])
     )

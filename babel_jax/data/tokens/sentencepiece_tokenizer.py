@@ -117,6 +117,7 @@ class SentencePieceTokenizer(Tokenizer):
         """
         write_text(folder / TOKENIZER_JSON, self.with_controls.to_str(pretty=True))
         write_bytes(folder / SENTENCEPIECE_MODEL, self._model)
+        # Names by token: transformers needs the text of each special token, not its id.
         names = {
             "bos_token": self.bos_id,
             "eos_token": self.eos_id,

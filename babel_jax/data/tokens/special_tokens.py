@@ -128,6 +128,7 @@ def _names(values: Mapping[str, Any], path: Path) -> tuple[dict[str, str], list[
     """The named special tokens, and the further ones, of tokenizer_config.json or special_tokens_map.json."""
     named: dict[str, str] = {}
     for name, value in values.items():
+        # Models may name tokens of their own, such as image_token. A flag such as add_bos_token is no token.
         if name not in _STANDARD_NAMES and not (name.endswith("_token") and isinstance(value, str | dict)):
             continue
         if value is not None:
@@ -187,6 +188,7 @@ def _listed_tokens(values: Mapping[str, Any], special: set[str], path: Path) -> 
     """The tokens of an added_tokens.json: {"<pad>": 32000, ..}."""
     tokens = []
     for content, number in values.items():
+        # This file has ids alone; whether a token is special is known from the names.
         is_special = content in special
         number = _checked_id(number, content, path)
         tokens.append(

@@ -58,6 +58,7 @@ def compiled_template(template: str) -> jinja2.Template:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
+    # As in transformers, whose functions published templates use.
     environment.filters["tojson"] = _to_json
     environment.globals |= {
         "raise_exception": _raise,
@@ -84,6 +85,7 @@ def _raise(message: str) -> None:
 
 
 def _rendered(template: jinja2.Template, request: dict[str, Any]) -> str:
+    # Piece by piece: a template that writes without an end stops at the bound, before memory does.
     pieces, length = [], 0
     for piece in template.generate(**request):
         length += len(piece)
@@ -116,6 +118,7 @@ def _message_of(error: BaseException) -> str:
 
 def main() -> None:
     """Answers requests until the standard input ends."""
+    # The parent decides when this process ends: it has its own answer to Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))

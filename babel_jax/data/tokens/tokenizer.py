@@ -81,6 +81,7 @@ class Tokenizer(ABC):
         if no side file names them.
         """
         named_eos = self._named_id("eos_token")
+        # A model's config may name several ids at which generation stops. The first one ends a document.
         eos_id = _first_id(*self._side.eos_ids[:1], named_eos, defaults.get("eos_token"))
         if eos_id is None:
             folder, named = self.path.parent, self._side.named.get("eos_token")

@@ -123,6 +123,8 @@ def _template_ids(processor: object) -> int:
         part = waiting.pop()
         if not isinstance(part, dict):
             continue
+        # A sequence of processors has others inside. A template names special tokens, each of which may be
+        # many ids.
         inner, single, special = part.get("processors"), part.get("single"), part.get("special_tokens")
         waiting += inner if isinstance(inner, list) else []
         if not isinstance(single, list) or not isinstance(special, dict):
@@ -184,6 +186,7 @@ def merged_tokens(
         }
         tokens[token["content"]] = AddedToken(token["content"], token["id"], **flags)
 
+    # The same token with the same flags in both files needs no change.
     changed = [token for token in side.added if tokens.get(token.content) != token]
     for token in changed:
         known = tokens.get(token.content)

@@ -97,6 +97,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self._raw.encode_special_tokens = True
         check_ids(self._raw, self._added, path)
 
+        # Two tokens with one id could not be told apart in decoding.
         ids = self._raw.get_vocab(with_added_tokens=True)
         seen: dict[int, str] = {}
         for token, number in ids.items():
@@ -107,6 +108,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 )
             seen[number] = token
         self.vocab_size = max(ids.values(), default=-1) + 1
+        # Tokens that side files add or change give other ids, so they belong to the fingerprint.
         if changed:
             content += json.dumps([dataclasses.asdict(token) for token in changed]).encode()
         self._finish(content, {})

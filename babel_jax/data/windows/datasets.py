@@ -45,6 +45,7 @@ def write_dataset(
     counts = {"tokens": 0, "documents": 0, "bytes": 0, "windows": 0}
     progress = Work[Row](f"tokenizing {language} {kind}", total=documents, unit="documents")
     with progress, new_folder(dataset) as partial:
+        # Conversations stay whole and have a mask. Other text is cut where a window ends.
         if settings.conversations:
             assert settings.tokenizer is not None
             format = opened_chat_format(settings.tokenizer, settings.chat_template)

@@ -95,6 +95,7 @@ def _append(
 
 def _windows(tokens: UInt32[np.ndarray, "total"], owners: np.ndarray, seq_len: int) -> Iterator[Window]:
     """Splits a whole number of windows; owner -1 is padding."""
+    # One row for each window.
     owners = owners.reshape(-1, seq_len)
 
     # Document numbers become numbers within the window: the first document of a window is segment 1.

@@ -163,6 +163,7 @@ def _prepared(
         (folder / SUMS).unlink(missing_ok=True)
         write_json(folder / REPORT, report)
     if not (folder / SUMS).is_file() and os.access(folder, os.W_OK):
+        # Windows have digests of their own, beside them.
         files = [folder / SETTINGS, folder / REPORT]
         for code in languages:
             files += [language_file(folder, code), heldout_file(folder, code)]
@@ -221,6 +222,7 @@ def _warn_about_losses(language: str, entry: dict[str, Any], settings: DataSetti
 
 def _tell_of_labels(entries: Mapping[str, dict[str, Any]]) -> None:
     """Logs the languages of whose documents only the label of the source says that they are in it."""
+    # One line for all languages: a line for each would hide other messages.
     trusted = []
     for code in in_order(entries):
         sources = entries[code].get("cleaning", {}).values()
@@ -343,6 +345,7 @@ def _rows(settings: DataSettings, language: str, counts: RowCounts) -> Iterator[
         return refined_rows(settings, language)
     # A conversation that its template refuses is a bad row.
     check = None
+    # Only conversations are written by a template.
     if settings.conversations:
         assert settings.tokenizer is not None
         check = opened_chat_format(settings.tokenizer, settings.chat_template).check

@@ -127,6 +127,7 @@ def _warnings(languages: Sequence[LanguageStatistics], settings: Mapping[str, An
     """A box with the sources of which cleaning drops more than half; empty if there are none."""
     lines = []
     for language in languages:
+        # Sources that were not cleaned have a licence and no counts.
         cleaned = {name: source for name, source in language.sources.items() if "documents" in source}
         for line in losses(cleaned, settings):
             lines.append(Markup("<li>{}, {}.</li>").format(LANGUAGES[language.code].name, line))
@@ -151,6 +152,7 @@ def _section(language: LanguageStatistics, settings: Mapping[str, Any] | None) -
             Table(["Kind", "Documents", "Tokens", "Bytes", "Windows"], kinds),
         )
     ]
+    # Only rows with a quality score have this figure.
     if language.scores:
         tenths, rows = {}, []
         for number, count in enumerate(language.scores):

@@ -98,6 +98,7 @@ def write_windows(
             file_format="array_record",
         )
         builder.download_and_prepare()
+    # TFDS makes folders of its own names; only the version folder is kept.
     (build / DATASET / name / VERSION).rename(folder / VERSION)
     shutil.rmtree(build)
 
@@ -109,6 +110,7 @@ def open_windows(folder: Path) -> Any:
     A dataset in a bucket is first copied to the scratch space as a whole. Raises BadInput where the copy
     differs from the digests.
     """
+    # Files that were just copied from a bucket are compared with their digests: a copy may be damaged.
     if copied := pull(folder):
         lists = [path for path in folder.glob(f"{SUMS}*") if is_list(path)]
         checked = check_sums(lists, folder, lambda sizes: copied, stored=False)

@@ -79,10 +79,12 @@ def survey(
     for number, row in enumerate(rows):
         # The id alone decides: the translation of a held-out row is held out too.
         draw = unit_draw(Purpose.HELDOUT, row.id)
+        # Texts that are distinct already need no digest: the row's number stands for the text.
         text = number.to_bytes(8, "big") if are_distinct else _digest(row.text)
         fates.append(_LEFT_OUT)
         is_heldout = draw < heldout_fraction
 
+        # The first row of a text counts. Held-out and training texts are compared with each other at the end.
         if text in (heldout_texts if is_heldout else first_seen):
             duplicates += 1
         elif is_heldout:
