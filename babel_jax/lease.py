@@ -104,6 +104,8 @@ def _enter(held: contextlib.ExitStack, folder: Path) -> None:
         # If this process cannot write into the folder, it needs no lease: it only reads.
         if not locked and os.access(folder, os.W_OK):
             entered.enter_context(leased(folder))
+        # Only if both were entered, the outer stack takes them over. Else the inner stack leaves what it
+        # entered.
         held.enter_context(entered.pop_all())
 
 
@@ -152,6 +154,7 @@ def _take(path: Path, folder: Path, found: dict[str, Any] | None, lease: str) ->
     """
     aside = unguessable(path)
     with explain_os_errors(path):
+        # Another job may have taken the lease since `found` was read, so the moved file is compared with it.
         with contextlib.suppress(FileNotFoundError):
             path.rename(aside)
             if (moved := _read(aside)) != found:
@@ -182,12 +185,14 @@ def _is_over(found: dict[str, Any], locked: bool) -> bool:
     if found.get("machine") != _machine():
         return False
     process = found.get("process")
+    # With the lock of the folder in hand, the job has ended. Without it, the number of its process may tell.
     if locked or not isinstance(process, int) or process < 1:
         return locked
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return True
+    # A process of another user has this number: it may be the job.
     except PermissionError:
         pass
     return False
@@ -206,6 +211,7 @@ def _wait_for_silence(path: Path, folder: Path, found: dict[str, Any], beat: flo
             told = True
         time.sleep(beat / 4)
         now = _read(path)
+        # The job has ended, and has removed its lease.
         if now is None:
             return
         if now != found:
@@ -217,6 +223,8 @@ def _keep(path: Path, folder: Path, holder: str, beat: float, ended: threading.E
     while not ended.wait(beat):
         try:
             found = _read(path)
+            # Another job took this one for dead, for example after a disk hung. Two jobs would damage the
+            # folder.
             if found is not None and found.get("holder") != holder:
                 print(
                     f"babel: {folder}: taken over by a job on {found.get('host')}; this one ends",
@@ -275,6 +283,7 @@ def _leased_in_bucket(url: str, beat: float) -> Iterator[None]:
         keeper.join()
         # If the lease cannot be removed, others take it over after eight beats.
         with contextlib.suppress(ValueError):
+            # Deletes the lease only if it is still the one that this job wrote last.
             store.write(NAME, None, if_equal=held[0]).result()
 
 
