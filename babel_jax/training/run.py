@@ -73,7 +73,6 @@ def train_stages(
     mesh = _checked_mesh(config)
     languages = run_order(config, stages)
     parts = Parts(config, stages, models, mesh, run_folder, len(languages))
-    # A watch whose `every` is None never evaluates.
     watch = watch or Watch(run_folder, None, lambda *_: {})
     keep, keep_every = config.training.keep_checkpoints, config.training.keep_every
     folder = run_folder / "checkpoints"
@@ -85,7 +84,6 @@ def train_stages(
     ):
         progress = _Progress(*parts.beginning(checkpoints, make_params))
         start, end = progress.start, stages[-1].end
-        # If the text is prepared anew before a later resume, this file shows the change.
         if jax.process_index() == 0:
             note_text(run_folder / "data.json", open_prepared(config.data.folder).fingerprint, start)
         watch.resume_at(start)
