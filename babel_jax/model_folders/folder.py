@@ -90,6 +90,7 @@ def model_name(folder: Path) -> str:
     on_hub = hub_origin(named)
     if on_hub is not None:
         return on_hub.repo.split("/")[1]
+    # RUN/hf and RUN/run/hf are named by RUN: "hf" says nothing about a model.
     for exported in (Format.HF, "run"):
         if named.name == exported:
             named = named.parent
@@ -110,6 +111,8 @@ def copy_other_files(source: Path, destination: Path) -> None:
     MOST_BESIDE_BYTES.
     """
     for file in sorted(source.iterdir()):
+        # Weights, config.json, marks and lists of digests belong to the source alone; the new folder gets its
+        # own.
         is_parameters = file.name in (CONFIG, PARAMS, MARK) or file.name.endswith(WEIGHT_SUFFIXES)
         if is_parameters or file.name.startswith(".") or is_list(file):
             continue
@@ -124,6 +127,7 @@ def copy_other_files(source: Path, destination: Path) -> None:
 
 
 def _format(path: Path, weights: bool) -> Format:
+    # The files decide, not the name of the folder. Both formats in one folder would be two models.
     orbax = (path / PARAMS).is_dir()
     hf = any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json"))
     if orbax and hf:

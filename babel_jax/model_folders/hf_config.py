@@ -68,6 +68,7 @@ def read_hf_config(hf: dict[str, Any], location: str) -> ModelConfig:
         Family.GEMMA2: (*_NEEDED, "num_key_value_heads", "head_dim", "query_pre_attn_scalar"),
     }.get(family, (*_NEEDED, "num_key_value_heads"))
     _check_keys(hf, needed, location)
+    # The decoder has one activation for each family.
     if hf.get(traits.activation_key, traits.activation) != traits.activation:
         given = f"{traits.activation_key} = {hf[traits.activation_key]!r}"
         raise BadInput(
@@ -78,6 +79,7 @@ def read_hf_config(hf: dict[str, Any], location: str) -> ModelConfig:
     window, layer_types = _windows(hf, traits.windows, location)
     biases = traits.biases is Biases.ATTENTION_BIAS and hf.get("attention_bias", False)
     shape_keys = (*_NEEDED, "num_key_value_heads", "head_dim", "initializer_range")
+    # Keys that are null or missing get the defaults of `ModelConfig`.
     values = {key: hf[key] for key in shape_keys if hf.get(key) is not None}
     if traits.gemma2:
         values |= {key: hf.get(key, default) for key, default in _SOFTCAPS.items()}
@@ -329,6 +331,7 @@ def _windows(hf: dict[str, Any], windows: Windows, location: str) -> tuple[int |
                 f"{location}: {given}: a {hf['model_type']} model has no sliding window; set it to null"
             )
         return None, []
+    # Mistral: without layer_types all layers have the window, and null means no window.
     if windows is Windows.ALL:
         window = hf.get("sliding_window", _SLIDING_WINDOW)
         if types is None:
@@ -339,6 +342,7 @@ def _windows(hf: dict[str, Any], windows: Windows, location: str) -> tuple[int |
         return (
             (hf.get("sliding_window", _SLIDING_WINDOW), types) if LayerType.SLIDING in types else (None, [])
         )
+    # Qwen: the window holds only with use_sliding_window, and from layer max_window_layers on.
     window = hf.get("sliding_window", _SLIDING_WINDOW) if hf.get("use_sliding_window", False) else None
     if types is None and window is not None:
         if hf.get("max_window_layers") is None:

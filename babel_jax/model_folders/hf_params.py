@@ -73,6 +73,7 @@ def _read_leaf(
     readers: ThreadPoolExecutor,
 ) -> Array:
     """A leaf, read in this sharding; a part that several devices of this process have is read once."""
+    # One leaf is one array of one type, so all its layers must agree.
     names = tensor_names(place, layers)
     types = sorted({str(stored.dtype(name)) for name in names})
     if dtype is None and len(types) > 1:
@@ -98,6 +99,7 @@ def _read_leaf(
             def read(number: int) -> None:
                 values[number] = stored.read_rows(chosen[number], start, stop)[:, *of_tensor[1:]]
 
+            # `list` waits for all, and raises the first error.
             list(readers.map(read, range(len(chosen))))
             parts[str(index)] = values if is_stacked(place) else values[0]
         return parts[str(index)]
@@ -132,6 +134,7 @@ def save_hf_params(
             place, layer = tensor_place(name)
             values = jax.block_until_ready(gathered(leaves[place], layer))
             if owners[name] == jax.process_index():
+                # At most one layer waits on the host: the layer before must be written first.
                 if layer is None or layer != before:
                     wait(writing)
                 before = layer
@@ -146,6 +149,7 @@ def save_hf_params(
 
 def _owners(specs: Specs) -> dict[str, int]:
     """The process that writes each tensor; all tensors of a layer have the same one."""
+    # A unit is a layer, or a tensor outside the layers.
     units: dict[str, list[str]] = {}
     for name in specs:
         layer = tensor_place(name)[1]

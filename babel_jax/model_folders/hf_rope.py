@@ -26,6 +26,7 @@ def read_rope(hf: dict[str, Any], location: str) -> tuple[float, RopeScaling]:
     Raises BadInput for other types of scaling, and if transformers 4 and 5 would read different values.
     """
     tables = {name: hf[name] for name in _TABLES if hf.get(name)}
+    # Gemma 3, for example, has one table for each type of layer.
     for name, table in tables.items():
         if not isinstance(table, dict) or any(isinstance(value, dict) for value in table.values()):
             raise BadInput(
@@ -66,6 +67,7 @@ def _read_theta(hf: dict[str, Any], tables: dict[str, dict[str, Any]], location:
 
 
 def _read_scaling(table: dict[str, Any], name: str, hf: dict[str, Any], location: str) -> RopeScaling:
+    # Older files call the key `type`.
     rope_type = table.get("rope_type", table.get("type", "default"))
     if rope_type not in list(RopeType):
         raise BadInput(

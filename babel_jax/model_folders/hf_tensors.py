@@ -38,6 +38,7 @@ def _equal(stored: StoredTensors, left: str, right: str) -> bool:
     shape, dtype = stored.shape(left), stored.dtype(left)
     if (shape, dtype) != (stored.shape(right), stored.dtype(right)):
         return False
+    # In pieces, so that neither copy is whole in memory.
     for _, start, stop in pieces(left, shape, dtype):
         left_rows, right_rows = stored.read_rows(left, start, stop), stored.read_rows(right, start, stop)
         if left_rows.tobytes() != right_rows.tobytes():

@@ -19,6 +19,7 @@ def tensor_shapes(config: ModelConfig) -> dict[str, Shape]:
     outside = {tensor_name(place, None): shape for place, shape in leaves.items() if not is_stacked(place)}
     stacked = {place: shape for place, shape in leaves.items() if is_stacked(place)}
     shapes = dict(outside)
+    # Layer after layer, as files are written: a shard then has neighbouring layers.
     for layer in range(config.num_hidden_layers):
         for place, shape in stacked.items():
             shapes[tensor_name(place, layer)] = shape[1:]

@@ -57,6 +57,7 @@ def card_files(
     loads a folder `in_hf_format`. The front matter is valid for the hub: a base whose name is no OWNER/NAME
     is in the text alone, and a licence that the hub does not know is "other" with its name.
     """
+    # The source's card has its licence and languages. A card of ours also names the base of the source.
     before = front_matter(source) if source is not None else {}
     ours = TAG in _several(before.get("tags"))
     origin = _origin(source, before, hf_config, ours)

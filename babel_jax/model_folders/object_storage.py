@@ -46,6 +46,7 @@ def stand_in(url: str) -> Path:
                 tried(lambda: system.ls(root))
             raise BadInput(f"{without_secrets(url)}: no such model folder")
         entries = _entries(system, root, url)
+        # An Orbax folder is read by TensorStore itself, so only its small files are copied.
         if not any(name.endswith(_SHARD) for name in entries):
             if _PARAMS in entries and url.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
                 return _copy_without_values(url)
@@ -53,6 +54,7 @@ def stand_in(url: str) -> Path:
                 f"{without_secrets(url)}: holds no safetensors files; Orbax folders can be read on "
                 f"{' and '.join(f'{scheme}://' for scheme in SCHEMES)} alone, so convert the model first"
             )
+        # Inside a folder of its own the copy can have the model's name, which tables show.
         parent = Path(tempfile.mkdtemp(prefix="babel-"))
         atexit.register(shutil.rmtree, parent, ignore_errors=True)
         local = parent / (url.rsplit("/", 1)[-1].strip(".") or "model")
@@ -112,6 +114,7 @@ def _make_shards(system: Any, entries: Mapping[str, Mapping[str, Any]], local: P
     for (name, file), header in zip(shards.items(), headers, strict=True):
         with open(file, "wb") as handle:
             handle.write(header)
+            # A hole: the file has the size that its header says, and takes no room on the disk.
             handle.truncate(sizes[name])
 
 
@@ -150,6 +153,7 @@ class RemoteFiles:
         """The bytes `start` to `stop` of a file."""
         with explain(f"{self.url}/{name}"):
             data = tried(lambda: self._system.cat_file(f"{self._root}/{name}", start=start, end=stop))
+            # A file that was replaced by a shorter one gives fewer bytes without an error.
             if len(data) != stop - start:
                 raise BadInput(
                     f"{without_secrets(self.url)}/{name}: shorter than when it was opened; run the command "

@@ -137,11 +137,13 @@ class LeafFiles:
         dtype.
         """
         self._path = (folder / PARAMS).absolute()
+        # The shape of one layer's row, its type, and the number of layers (0 outside the layers).
         leaves: dict[Place, tuple[Shape, np.dtype, int]] = {}
         for name, (shape, dtype) in specs.items():
             place, layer = tensor_place(name)
             layers = leaves[place][2] + 1 if place in leaves else 1
             leaves[place] = (shape, dtype, 0 if layer is None else layers)
+        # A folder that an earlier run began has this file, and is continued.
         if not (self._path / "orbax.checkpoint").is_file():
             shutil.rmtree(self._path, ignore_errors=True)
             small = {place: np.zeros(1, dtype) for place, (_, dtype, _) in leaves.items()}
@@ -219,6 +221,7 @@ def _open_leaf(
         "fill_missing_data_reads": False,
         "store_data_equal_to_fill_value": True,
     }
+    # Without a shape, the array exists and is only opened.
     if shape is None or chunk is None:
         return tensorstore.open(spec, context=context, open=True)
     spec["metadata"] = {
@@ -227,6 +230,7 @@ def _open_leaf(
         "data_type": str(np.dtype(dtype)),
         "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
     }
+    # An array that an earlier run made in this shape keeps its chunks. Any other one is replaced.
     try:
         tensorstore.open(spec, context=context, open=True).result()
     except ValueError:
@@ -243,6 +247,7 @@ def _check_files(path: Path) -> None:
     """Raises BadInput if a file is irregular, missing, or of another size than was written. Orbax checkpoints
     of other programs have no list of sizes.
     """
+    # Links that lead out of the folder, and pipes and devices, are refused before Orbax opens them.
     if url_of(path) is None:
         for file in sorted(path.rglob("*")):
             if file.is_symlink() or not file.is_dir():

@@ -70,6 +70,7 @@ def save_folder(
     path = place(path)
     config = read_hf_config(hf_config, str(path / CONFIG))
     leaves = traverse_util.flatten_dict(params)
+    # Before anything is written: the parameters must be the model of the config.
     shapes = {"/".join(place): tuple(leaf.shape) for place, leaf in leaves.items()}
     expected = {"/".join(place): shape for place, shape in leaf_shapes(config).items()}
     check_shapes(shapes, expected, path, lambda _: path)

@@ -44,6 +44,7 @@ def push_folder(
     from huggingface_hub import CommitOperationDelete, HfApi
 
     repo = repo_name(name)
+    # All checks of the folder come before the first request to the hub.
     folder = _checked(fetched(location))
     if huggingface_hub.get_token() is None:
         raise BadInput(
@@ -57,6 +58,7 @@ def push_folder(
         url = str(patiently(lambda: api.create_repo(repo, private=private, exist_ok=True), repo))
         if branch != _MAIN:
             patiently(lambda: api.create_branch(repo, branch=branch, exist_ok=True), repo)
+        # What the hub has now: the commit is made onto this state, and refused if it changes.
         head = patiently(lambda: api.model_info(repo, revision=branch), repo)
         there = [sibling.rfilename for sibling in head.siblings or ()]
         additions = _additions(folder.path)
@@ -65,6 +67,7 @@ def push_folder(
         operations: list[Any] = [*additions, *(CommitOperationDelete(path) for path in removed)]
         with Work[Any](f"sending {repo}", total=sum(sizes.values()), unit="B", keep=True) as work:
             for addition in additions:
+                # Small files are sent in the commit itself.
                 if _is_weights(addition.path_in_repo):
                     patiently(_sender(api, repo, branch, addition), repo)
                     work.update(sizes[addition.path_in_repo])
@@ -127,6 +130,7 @@ def _checked(path: Path) -> ModelFolder:
             f"{path}: in Orbax's format, which the hub's programs do not read; send its conversion: babel "
             f"convert {path} FOLDER --to hf"
         )
+    # First the headers of the weights, which are quick to read, then the digests of all bytes.
     open_hf_tensors(folder.path, folder.config, compare_copy=False)
     lists = lists_below(path)
     with Work[Any](f"checking {path.name}", unit="B") as work:

@@ -47,6 +47,7 @@ def reading_steps(wanted: Sharding, shape: Shape, stacked: bool) -> list[Shardin
             across += [(axis, dimension) for axis in axes]
     rows_alone = [axes if dimension in by_bytes else [] for dimension, axes in enumerate(spread)]
     read = _filled([axis for axis, _ in across], rows_alone, by_bytes, mesh, shape)
+    # Each dimension of `by_bytes` hands over its axes of columns in one move.
     steps = [read]
     for source in by_bytes:
         moved = [(axis, dimension) for axis, dimension in across if axis in read[source]]
@@ -115,6 +116,7 @@ def gatherer(
     kept = []
     for axes in ends:
         kept.append(tuple(axis for axis in axes if axis in inside))
+    # One layer of a stacked leaf has no axis of layers, so the specs lose their first entry.
     before = sharding.update(spec=PartitionSpec(*sharding.spec[1:])) if stacked else sharding
     after = NamedSharding(mesh, PartitionSpec(*(kept[1:] if stacked else kept)))
 
@@ -129,6 +131,7 @@ def host_values(values: Array) -> np.ndarray:
     """The values of an array of which this process has all parts."""
     if not isinstance(values, jax.Array) or values.is_fully_addressable:
         return np.asarray(values)
+    # Several devices may hold the same part, which is copied once.
     values_on_host = np.empty(values.shape, values.dtype)
     for shard in {str(shard.index): shard for shard in values.addressable_shards}.values():
         values_on_host[shard.index] = shard.data

@@ -73,6 +73,7 @@ class StoredTensors:
         for file in sorted({folder / name for name in index.values()}) if index else [single_file(folder)]:
             self._headers[file] = read_header(file, folder)
             for name in self._headers[file].tensors:
+                # A tensor in two files is accepted only if both copies are equal.
                 if self.file_of.setdefault(name, file) != file:
                     self._check_same(name, self.file_of[name], file)
         for name, file_name in index.items():
@@ -97,6 +98,7 @@ class StoredTensors:
         """
         first, second = self._headers[first_file].tensors[name], self._headers[second_file].tensors[name]
         same = (first.dtype, first.shape) == (second.dtype, second.shape)
+        # In pieces, because a tensor may have gigabytes.
         for start in range(0, first.size if same else 0, _COMPARED_BYTES):
             count = min(_COMPARED_BYTES, first.size - start)
             left, right = bytearray(count), bytearray(count)
@@ -140,6 +142,7 @@ class StoredTensors:
         if self._remote is not None:
             yield self.read_rows(name, start, stop).reshape(-1).view(np.uint8).data
             return
+        # One small buffer for the whole range: it stays in the processor's cache.
         file, row_bytes = self.file_of[name], math.prod(self.shape(name)[1:]) * self.dtype(name).itemsize
         offset = self._tensors[name].begin + start * row_bytes
         end = offset + (stop - start) * row_bytes
@@ -289,6 +292,7 @@ class TensorFiles:
             raise BadInput(
                 f"{self._folder}: {missing[0]} is not there; give a folder on a disk that all processes share"
             )
+        # A single file needs no index.
         if len(self._shards) > 1:
             weight_map: dict[str, str] = {}
             for file, names in self._shards.items():
@@ -301,6 +305,7 @@ class TensorFiles:
 
     def _lay_out(self, file: Path, names: list[str]) -> None:
         """Writes the header of a file and reserves the space of its tensors."""
+        # Offsets count from the end of the header, tensor after tensor without a gap.
         header: dict[str, Any] = {METADATA: {"format": FORMAT}}
         offset = 0
         for name in names:

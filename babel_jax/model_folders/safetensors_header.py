@@ -72,6 +72,7 @@ def read_header(file: Path, below: Path) -> Header:
     tensors = {}
     for name, entry in entries.items():
         if name != METADATA:
+            # Offsets in the header count from its end.
             begin, end = entry["data_offsets"]
             tensors[name] = StoredTensor(
                 entry["dtype"], tuple(entry["shape"]), 8 + length + begin, end - begin

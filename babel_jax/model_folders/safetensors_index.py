@@ -21,6 +21,7 @@ def read_index(folder: Path) -> dict[str, str]:
     if not weight_map:
         raise BadInput(f"{path}: names no tensors")
     files = sorted(set(weight_map.values()))
+    # An index may come from a stranger, and must not make us read other files.
     outside = [file for file in files if Path(file).name != file or "\0" in file]
     if outside:
         raise BadInput(f"{path}: names files outside of the folder: {', '.join(outside)}")

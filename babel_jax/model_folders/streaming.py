@@ -118,6 +118,7 @@ def stream(
             batch: list[str] = []
             while remaining and sum(sizes[name] for name in batch) < _BYTES_BETWEEN_SYNCS:
                 batch.append(remaining.pop(0))
+            # `submit` returns when all pieces of the batch are written.
             submit(
                 move_and_count, itertools.chain.from_iterable(pieces(name, *specs[name]) for name in batch)
             )
@@ -152,6 +153,7 @@ def _workers(number: int) -> Iterator[Callable[[Callable[..., None], Iterable[An
         def submit(function: Callable[..., None], arguments: Iterable[Any]) -> None:
             running: set[Future[None]] = set()
             for argument in arguments:
+                # No more than `number` arguments are taken at once: a piece is in memory from then on.
                 if len(running) == number:
                     finished, running = wait(running, return_when=FIRST_COMPLETED)
                     for future in finished:

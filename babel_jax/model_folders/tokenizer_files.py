@@ -73,6 +73,7 @@ def _ids(folder: Path) -> dict[str, int] | None:
         except FileNotFoundError:
             return None
         ids = _ids_of_pieces(pieces, folder / SENTENCEPIECE_MODEL)
+    # Tokens of the files beside it count too: a tokenizer of transformers has them.
     return {**ids, **_added(folder)}
 
 

@@ -103,6 +103,7 @@ def transfer(
     config = read_hf_config(hf_config, str(path / CONFIG))
     hf_config = in_both_spellings(hf_config, str(path / CONFIG))
     check_vocabulary(source.path, source.config.vocab_size)
+    # The state of the source's files now. It is compared with the state at the end.
     before = files_now(source.path)
     stored = _stored(source)
     tensors = _new_tensors(source.path, stored, config, to, change, shard_bytes, share, hard_links)
@@ -202,6 +203,7 @@ def _new_tensors(
     hard_links: bool,
 ) -> _NewTensors:
     """The tensors that `change` makes of those stored in the folder `path`. The new model has `config`."""
+    # Each new tensor has the type of the tensor that it is made from.
     specs = {}
     for name, shape in tensor_shapes(config).items():
         specs[name] = (shape, stored.dtype(change.source_of(name)))
@@ -334,6 +336,7 @@ def _verified(
     """The number and a digest of all tensors, read back. Raises Unverified if a tensor differs, and marks all
     tensors of its file as not written.
     """
+    # The values are computed a second time from the source, then read back from the new folder.
     expected = digests(specs, read, memory_limit)
     try:
         stored = _stored(written)

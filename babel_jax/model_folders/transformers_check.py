@@ -49,6 +49,7 @@ def loaded_by_transformers(written: Path, source: Path, expected: Mapping[str, S
         raise Unverified(
             f"{written}: transformers does not load its config.json ({failure}); tell the developers"
         )
+    # Without torch, transformers reads the config and makes no model.
     if answer["shapes"] is not None:
         theirs = {name: tuple(shape) for name, shape in answer["shapes"].items()}
         wrong = sorted(
@@ -65,6 +66,7 @@ def loaded_by_transformers(written: Path, source: Path, expected: Mapping[str, S
 
 def _ask(folder: Path) -> tuple[dict[str, Any], str]:
     """The answer of transformers for one folder, and a line with the reason if there is none."""
+    # Offline: the folder must be enough, and nothing may be fetched.
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     command = [sys.executable, "-c", _PROGRAM, str(folder)]
     try:
