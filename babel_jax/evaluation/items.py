@@ -272,6 +272,7 @@ def _pairs(task: str, ours: Measured, theirs: Measured) -> dict[str, _Pair]:
     our_task, their_task = ours.get(task, {}), theirs.get(task, {})
     # Only languages that both were scored on can be compared.
     codes = [code for code in our_task if code in their_task]
+    # Of the two items that are added, ours wins the first and theirs the second.
     our_draws = _draws(_with_extremes({task: our_task}, best_first=True))
     their_draws = _draws(_with_extremes({task: their_task}, best_first=False))
     pairs = {}

@@ -135,6 +135,7 @@ def _cost_of_token(config: ModelConfig, length: int) -> float:
     """The multiplications for one token in one layer, in a row of `length` tokens."""
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     # Projections and MLP cost the same for each token; attention grows with the row.
+    # Projections of queries and output (heads), of keys and values (kv_heads), and the three of the MLP.
     matrices = config.hidden_size * (2 * config.head_dim * (heads + kv_heads) + 3 * config.intermediate_size)
     return float(matrices + 2 * length * heads * config.head_dim)
 

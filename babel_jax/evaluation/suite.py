@@ -245,6 +245,7 @@ def _continuations(language: str, passages: Sequence[tuple[str, Sequence[str]]])
                     return
                 continue
 
+            # Seeded by passage and cut, so that every model gets the same options.
             wrong = random.Random(f"{identifier} {cut}").sample(others, _CHOICES - 1)
             context = space.join(passage[:cut])
             options = tuple(context + space + sentence for sentence in (passage[cut], *wrong))
@@ -270,6 +271,7 @@ def _clozes(language: str, passages: Sequence[tuple[str, Sequence[str]]]) -> Ite
         spans = words(sentence, language)[1:]
         if not spans:
             continue
+        # Seeded by the sentence: the questions are the same for all models and in every process.
         draws = random.Random(f"{number}")
         start, stop = max(spans, key=lambda span: (span[1] - span[0], draws.random()))
 
@@ -326,6 +328,7 @@ def _continued(
     """The text that the model generates after each prompt, greedily."""
     longest, new = suite_tokens(config)
     begin = tokenizer.begin_ids
+    # A prompt that is too long loses its beginning: the sentence to translate is at the end.
     room = longest - new - len(begin)
     encoded = [[*begin, *ids[-room:]] for ids in tokenizer.encode_batch(prompts)]
     for start in range(0, len(encoded), SUITE_ROWS):

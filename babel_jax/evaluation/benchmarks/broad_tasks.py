@@ -133,6 +133,7 @@ def mmlu_prox(sampler: type, code: str) -> Configs:
         lines.append((row["cot_content"] or "").replace(stored, answer) + "\n\n" if with_answer else answer)
         return "\n".join(lines)
 
+    # The answer is read by the last sentence of a solution, in which the letter may be in parentheses.
     pattern = last.replace("({})", rf"\(?([{LETTERS}])\)?")
     pattern = pattern.removeprefix("the ") if code == "en" else pattern
     extract = [{"function": "regex", "regex_pattern": pattern}, {"function": "take_first"}]

@@ -45,6 +45,7 @@ def contamination(
             f"{run}: not a run folder (it has no config.toml); give the folder that `babel train` made"
         )
     config = load_config(path)
+    # Tokens are compared, so the items must be tokenized as the windows were.
     prepared = open_prepared(config.data.folder)
     tokenizer = open_tokenizer(config.data.tokenizer or config.model.folder or run / "hf")
     if tokenizer.fingerprint != prepared.tokenizer_fingerprint:
@@ -81,6 +82,7 @@ def _in_windows(
     if not len(wanted):
         return wanted
     for trained in _runs_of_windows(prepared, tokenizer):
+        # The place of each run of the windows among the items' runs, if it is there.
         indices = np.searchsorted(wanted, trained).clip(max=len(wanted) - 1)
         is_trained[indices[wanted[indices] == trained]] = True
     return wanted[is_trained]
@@ -126,6 +128,7 @@ def _in_nfc(tokens: Windows, segments: Windows, tokenizer: Tokenizer) -> Iterato
     """The tokens that the documents which are not in NFC would have in NFC."""
     # Most text is in NFC; the few other documents are found by decoding, which is the slow part here.
     for window, segment_ids in zip(tokens, segments, strict=True):
+        # A window is cut where its segment id changes: each part is one document, or padding.
         edges = np.flatnonzero(np.diff(segment_ids)) + 1
         for document, segment in zip(np.split(window, edges), np.split(segment_ids, edges), strict=True):
             if segment[0] > 0:
@@ -139,6 +142,7 @@ def hashes(tokens: Int[np.ndarray, "*n time"]) -> Int[np.ndarray, "*n runs"]:
     runs = max(0, tokens.shape[-1] - LENGTH + 1)
     mixed = (tokens + np.uint64(1)) * _FACTOR
     mixed ^= mixed >> np.uint64(29)
+    # A polynomial over the tokens of each run, modulo 2**64.
     hashed = np.zeros((*tokens.shape[:-1], runs), np.uint64)
     for offset in range(LENGTH):
         hashed = hashed * _FACTOR + mixed[..., offset : offset + runs]

@@ -66,6 +66,7 @@ def languages_of(
     prompts for every language, so a folder may have translations. Raises BadInput for an unknown language.
     """
     wanted = {language(code).code for code in languages} if languages else set(BABEL)
+    # The hub's languages are known from the table. MMMLU has no English there, but MMLU is its original.
     if folder is None:
         available = {*DATASETS[benchmark].configs, *(["en"] if benchmark == "mmmlu" else [])}
     else:
@@ -73,6 +74,7 @@ def languages_of(
         for code in _possible(benchmark):
             if _is_whole(benchmark, code, folder, examples) or _tfds_folder(benchmark, code, folder):
                 available.add(code)
+    # Languages beyond Babel's are evaluated if the folder has them.
     if folder is not None and not languages:
         wanted |= available
     # English is the other side of every pair of Flores-200.
@@ -203,6 +205,7 @@ def _from_folder(benchmark: str, language: str, folder: Path, examples: bool) ->
     if benchmark == "flores200":
         # For each split, the file of the language and the English one.
         texts = [_lines(file) for file in files]
+        # Line n of both files is the same sentence.
         rows = {}
         for split, sources, english in zip(splits, texts[::2], texts[1::2], strict=True):
             if len(sources) != len(english):
@@ -250,6 +253,7 @@ def _pairs(sources: Sequence[str], english: Sequence[str]) -> list[Item]:
 def _lines(file: Path) -> list[str]:
     """The lines of a text file, without a byte order mark at its start and blank lines at its end."""
     try:
+        # utf-8-sig drops a byte order mark, which some editors of Windows write.
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInput(f"{file}: not UTF-8 ({error.reason} at byte {error.start})") from None
@@ -311,6 +315,7 @@ def _hub_rows(benchmark: str, language: str, path: str, config: str, split: str)
             return list(datasets.load_dataset(path, config, split=split))
     except Exception as error:
         # The library raises errors of its own, of the network's and of the file system's.
+        # The names of the files that the user can give in place of the hub's.
         files = ", ".join(str(file) for file in files_of(benchmark, language, Path("DIR")))
         raise BadInput(
             f"{path} ({config}) cannot be had from the hub: {one_line(error, 150)}; on a "

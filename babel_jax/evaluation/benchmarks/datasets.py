@@ -150,6 +150,7 @@ def option_labels(options: Sequence[str]) -> list[str]:
     """The labels of the options of an M3Exam question: "(1) ..." and "1. ..." give 1; A, B, ... if there are
     no labels.
     """
+    # Labels must all differ: else the first letters of the answers would be taken for labels.
     matches = [re.match(r"\W*(\w)(?=[\W_])", str(option)) for option in options]
     labels = [match.group(1) for match in matches if match]
     if len(set(labels)) == len(options):

@@ -181,6 +181,7 @@ def _tasks(request: Request) -> tuple[dict[str, _Part], dict[str, list[str]]]:
         if benchmark in request.tasks:
             log.warning("left out: %s", lacks(benchmark, missing[benchmark], request.data))
 
+    # All rows are read and checked here, before a model is loaded.
     for benchmark, codes in present.items():
         for code in codes:
             for name, task in load_tasks(benchmark, code, request.data, request.few_shot).items():
@@ -279,6 +280,7 @@ def _benchmarks(
     items: dict[str, dict[str, list[Items]]] = {}
     named: dict[tuple[str, str], list[str]] = {}
     for name, part in parts.items():
+        # The tasks that the user named count together, as one score of a language.
         if part.is_named:
             named.setdefault((part.benchmark, part.language), []).append(name)
             continue

@@ -31,6 +31,7 @@ def flores_folder() -> Path:
     folder = home / FOLDERS[1]
     if folder.is_dir():
         return home
+    # Under a name of this process, so that two processes may fetch at the same time.
     partial = home / f"{FOLDERS[1]}.{os.getpid()}.partial"
     try:
         with working(f"fetching {URL}"):
@@ -56,6 +57,7 @@ def _extract(folder: Path) -> None:
         tarfile.open(fileobj=answer, mode="r|gz") as archive,
     ):
         for member in archive:
+            # An archive may name any path; only the files of sentences are written, below our folder.
             name = _MEMBER.fullmatch(member.name)
             file = archive.extractfile(member) if name is not None and member.isreg() else None
             if name is None or file is None:

@@ -108,6 +108,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]
         """For each (context, continuation): log p(continuation | context), and True if greedy decoding gives
         the continuation.
         """
+        # An empty choice has no token to score.
         for request in requests:
             if not request.args[1]:
                 raise BadInput(
@@ -175,6 +176,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]
         whole = np.array(context + continuation, np.int32)
         if len(whole) - 1 > self.max_length:
             self.responses.cut.add(key)
+        # The last token is only a target, so one token more than the model's positions fits.
         kept = whole[-(self.max_length + 1) :]
         return Scored(kept[:-1], kept[1:][-len(continuation) :])
 
@@ -189,6 +191,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]
         prompts = []
         for request, (_, most) in zip(unanswered, limits, strict=True):
             prompts.append(self._prompt(request, most))
+        # One size for all batches, because it is part of the shape of each program.
         new_size = bucket(max((most for _, most in limits), default=1), SMALLEST_BUCKET)
         progress = Work[Any]("generating answers", total=len(prompts), unit="requests")
         with progress:
@@ -262,9 +265,11 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]
             self.config, new_size, self.compute_dtype, self.params, prefix, tokens, padding, rows, mesh=mesh
         )
 
+        # Rows that fill up the batch count as finished from the start.
         eos, step, texts = np.array(self.tokens.end_ids, np.int32), 0, [""] * len(prompts)
         finished = np.arange(size) >= len(prompts)
         while step < max(most for _, most in limits) and not finished.all():
+            # STEPS new tokens for all rows, then the host looks for stop strings and finished rows.
             until_step = np.int32(min(step + STEPS, new_size))
             state = state._replace(finished=on_mesh(mesh, finished, ()))
             state = extend(
@@ -284,6 +289,7 @@ class DecoderLM(TemplateLM):  # type: ignore[misc]
 
     def _unanswered(self, kind: str, requests: Iterable[Instance]) -> list[Instance]:
         """The requests without a response, each once."""
+        # Equal requests have equal answers, and one computation.
         by_key = {self.responses.key(kind, request.args): request for request in requests}
         return [request for key, request in by_key.items() if key not in self.responses]
 

@@ -58,6 +58,7 @@ def load_named(
         hint = f"did you mean {', '.join(near)}? " if near else ""
         raise BadInput(f"{asked}: the harness has no task of this name: {hint}`lm-eval ls tasks` lists them")
     by_language: dict[str, list[str]] = {}
+    # One language for each task: a task whose language is unknown could not be put into a table.
     unknown = []
     for leaf in _leaves(name, set()):
         found = {language(given).code} if given else languages_of_task(leaf)
@@ -146,6 +147,7 @@ def _leaves(name: str, seen: set[str]) -> Iterator[str]:
     have no name of their own.
     """
     manager = _manager()
+    # A group may contain a task twice, directly and by another group.
     if name in seen:
         return
     seen.add(name)
@@ -172,6 +174,7 @@ def _loaded(asked: str, leaves: Collection[str], few_shot: int | None) -> dict[s
         # The harness and `datasets` raise errors of all kinds: of the network, of moved names, of scripts.
         except Exception as error:
             raise BadInput(f"{asked}: {leaf} cannot be had: {one_line(error, 200)}") from error
+        # The harness's own number of examples, unless the user gives another.
         shots = task.get_config("num_fewshot") or 0
         task.set_config(key="num_fewshot", value=shots if few_shot is None else few_shot)
         task.set_fewshot_seed(seed=_SEED)

@@ -65,6 +65,7 @@ def _value(written: str) -> Decimal:
     match = re.fullmatch(r"(.*?)(?:([.,٫])(\d+))?", digits, re.DOTALL)
     assert match is not None, "every text matches"
     whole, point, fraction = match.groups()
+    # 1,000 and 1.000 are a thousand, and a number without a separator is itself.
     if _GROUPS.fullmatch(digits) or point is None:
         return sign * Decimal(re.sub(r"\D", "", digits))
     if _GROUPS.fullmatch(whole) or whole.isdigit() or not whole:

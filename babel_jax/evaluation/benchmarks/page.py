@@ -94,6 +94,7 @@ def _task_table(
     for number, row in enumerate(task_rows):
         is_worse = False
         cells = [row.label]
+        # One comparison in which ours is worse marks the whole row.
         for of_model in differences.values():
             change = of_model.get(task, {}).get(row.key)
             is_worse = is_worse or (change is not None and _is_worse(change, is_bits))

@@ -47,8 +47,10 @@ def alike_prompts(
     runs: dict[int, np.ndarray] = {}
     # costs[shared, length]: the tokens that a device computes for each prompt in this shape.
     costs: Costs = {}
+    # Only some lengths of beginnings are tried, because each pair of lengths is an array over all prompts.
     for shared in {0, *map(_floor, common.tolist())}:
         runs[shared] = np.cumsum(np.concatenate([[0], common < shared]))[: len(order)]
+        # Prompts with the same beginning share its cost, as many as a batch has rows.
         mates = np.bincount(runs[shared])[runs[shared]].clip(max=batch_rows)
         padded_lengths = {_padded_length(size - shared) for size in sizes[sizes > shared].tolist()}
         for length in padded_lengths:

@@ -67,6 +67,7 @@ def _read_by_first(path: Path | None) -> str:
     if path is not None and jax.process_index() == 0 and path.is_file():
         content = path.read_bytes()
     if path is not None and jax.process_count() > 1:
+        # The length first: an array that is broadcast has the same size on all processes.
         size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
         padded = np.frombuffer(content.ljust(size, b"\0")[:size], np.uint8)
         content = np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()

@@ -25,6 +25,7 @@ def result_of(
     scores = {name: scores_of(tasks) for name, tasks in items.items()}
     changes, others = {}, {}
     for name, tasks in items.items():
+        # Every other model is compared with ours, and with no other one.
         if name != model:
             changes[name] = differences(items[model], tasks)
             others[name] = {

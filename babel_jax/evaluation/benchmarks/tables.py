@@ -146,6 +146,7 @@ def _group_labels(scores: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
             evaluated |= set(_of_group(by_language, group))
             covered |= of_task
             is_complete = is_complete and of_task == set(_of_group(by_language, group))
+        # A group with the same languages as all would repeat the row of all.
         if not evaluated or (group != "all" and evaluated == every):
             continue
         kind = "" if group == "all" else f"{group}-resource "
@@ -173,6 +174,7 @@ def task_table(
     """A row for each language and for the means; columns: each model, ours minus each other model with its
     95% interval, and tokens per byte.
     """
+    # Bits per byte are near 1, other scores from 0 to 100.
     digits = 3 if task == BITS_PER_BYTE else 1
     plain = {model: _plain(by_task.get(task, {})) for model, by_task in scores.items()}
     others = list(differences)
@@ -188,6 +190,7 @@ def task_table(
     for code in codes:
         number = str(items[code]["n"]) if code in items else ""
         rows.append((code, f"{LANGUAGES[code].name} ({code})", str(LANGUAGES[code].resource), number))
+    # Rows of means have no number of items: it differs from language to language.
     for group, label in groups_with_means(codes).items():
         rows.append((group, f"**mean of {label}**", "", ""))
 

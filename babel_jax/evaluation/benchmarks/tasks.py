@@ -59,6 +59,7 @@ class _SameKind(ContextSampler):  # type: ignore[misc]
 
     def sample(self, n: int, eval_doc: Item | None = None, df: Any = None, **_: Any) -> list[Item]:
         assert eval_doc is not None
+        # The examples may be from the evaluated split, and then contain the item.
         same = self._by_kind.get(self._kind(eval_doc), [])
         return list(itertools.islice((row for row in same if row != eval_doc), n))
 
@@ -175,6 +176,7 @@ def _xnli(code: str) -> dict[str, dict[str, Any]]:
 
 
 def _flores(code: str) -> dict[str, dict[str, Any]]:
+    # The two directions differ in the names of languages and keys alone.
     def direction(
         name: str, source: str, target: str, source_key: str, target_key: str
     ) -> dict[str, dict[str, Any]]:
@@ -224,6 +226,7 @@ def load_tasks(
     shots = BENCHMARKS[benchmark].few_shot if few_shot is None else few_shot
     rows = read_rows(benchmark, code, folder, examples=shots > 0)
     try:
+        # Arrow needs one type for each key.
         data = _as_datasets(rows)
     except pyarrow.ArrowException as error:
         raise BadInput(
@@ -241,6 +244,7 @@ def load_tasks(
                 "fewshot_config": {"sampler": "first_n"},
             }
             config |= {"training_split": None, "validation_split": None}
+        # Examples of the item's kind come from another split than `fewshot_split` says: see `of_one_kind`.
         elif "process_docs" in config.get("fewshot_config", {}):
             dev = rows[_OF_ONE_KIND[benchmark][1]]
             config["fewshot_config"]["process_docs"] = lambda _, dev=dev: dev
