@@ -68,12 +68,14 @@ class Conversation:
     def _prompt(self, messages: Sequence[Message]) -> list[int]:
         """The ids of the messages, without the oldest turns that do not fit the model."""
         room = self._config.max_position_embeddings - self._max_new_tokens
+        # The system message holds for the whole conversation, so it is never left out.
         kept = [message for message in messages if message["role"] == "system"]
         turns = [message for message in messages if message["role"] != "system"]
         while True:
             ids = self._format.prompt([*kept, *turns])
             if len(ids) <= room or len(turns) == 1:
                 return ids
+            # A question leaves with its answer: templates want the user to speak first.
             turns = turns[2:]
 
 

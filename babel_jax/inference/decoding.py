@@ -106,6 +106,7 @@ def prefill(
     in_specs = (param_specs(config), SAME, _BY_ROWS, _BY_ROWS)
     cache, logits = _on_rows(mesh, of_own_rows, in_specs, (_CACHE, _BY_ROWS))(params, prefix, tokens, padding)
     new = jnp.zeros((batch, new_size), jnp.int32)
+    # No new token yet; the logits are those after each prompt's last token.
     state = Decoding(shared, jnp.zeros((), jnp.int32), new, jnp.arange(batch) >= rows, cache, logits)
     return _readable_everywhere(state, mesh)
 
@@ -152,6 +153,7 @@ def extend(
             logits, cache = _advance(
                 config, execution, params, chosen[:, None], padding, state.cache, state.shared
             )
+            # Finished rows take the same steps, and their further tokens are cut off by the caller.
             state = Decoding(state.shared, state.step + 1, new, finished, cache, logits)
             return state, _unfinished(state, parallel)
 
@@ -281,6 +283,7 @@ def likely(
     The second rule is nucleus sampling (Holtzman et al. 2020).
     """
     descending = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
+    # top_k first: the probabilities of top_p are those among the kept tokens.
     descending = jnp.where(jnp.arange(logits.shape[-1]) < top_k, descending, -jnp.inf)
     probability = jax.nn.softmax(descending, axis=-1)
     # A token is dropped if the likelier tokens alone reach top_p.

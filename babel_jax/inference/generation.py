@@ -68,6 +68,7 @@ def generate(
     state = prefill(
         config, new_size, compute_dtype, params, nothing_shared, tokens, padding, len(prompts), mesh=mesh
     )
+    # One row for each prompt: True for each token of the vocabulary that the prompt has.
     repetition = None
     if repetition_penalty != 1.0:
         in_prompt = np.zeros((rows, config.vocab_size), bool)
@@ -114,6 +115,7 @@ def generation_programs(
     prompt_ids = jax.ShapeDtypeStruct((rows, bucket(tokens, SMALLEST_BUCKET)), jnp.int32)
     padding, eos = jax.ShapeDtypeStruct((rows,), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
     prefill_args = (config, new_size, compute_dtype, params, none, prompt_ids, padding, number)
+    # The state that prefill returns, as shapes: extend takes this state.
     state = jax.eval_shape(partial(prefill, *prefill_args[:3], mesh=mesh), *prefill_args[3:])
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), state_specs(SAME))
     state = jax.tree.map(

@@ -84,6 +84,7 @@ class Beginning:
     def make_params(self) -> PyTree[Array]:
         """The parameters before the first step; evaluates the points `base`, `extended` and `expanded`."""
         config, mesh = self.config, make_mesh(self.config.training.mesh)
+        # The model as it is before anything is added, in the point `base`.
         shardings = param_shardings(self.base_config, mesh)
         if self.folder is None:
             params = initializing(shardings)(self.base_config, jax.random.key(config.seed))
@@ -100,6 +101,7 @@ class Beginning:
                 jnp.dtype(config.training.compute_dtype),
                 PARENT_SAMPLES,
             )
+        # First the new rows, then the new layers. The model is evaluated after each.
         if self.larger is not None:
             with working("adding the rows of new tokens"):
                 larger = growing(param_shardings(self.larger_config, mesh))
@@ -119,6 +121,7 @@ def beginning_of(config: Config) -> Beginning:
 
     Raises BadInput, in all processes, where a part is missing or was made with other settings.
     """
+    # In this order: the folder, its larger vocabulary, the text (windows need that tokenizer), and the plan.
     with agreed():
         folder = open_folder(config.model.folder) if config.model.folder is not None else None
     larger = larger_model(config, folder)
@@ -152,6 +155,7 @@ def check_fit(config: Config, model_config: ModelConfig, tokenizer: Tokenizer) -
     """
     prepared = open_prepared(config.data.folder)
     prepared.check_tokenizer(tokenizer, config.data.conversations)
+    # Windows of conversations fit one chat template alone, and windows of text fit none.
     chat = open_chat_format(tokenizer.path, config.data.chat_template) if config.data.conversations else None
     if prepared.chat_template != (chat.fingerprint if chat is not None else None):
         if chat and prepared.chat_template:

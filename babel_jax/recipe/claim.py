@@ -31,6 +31,7 @@ def check_same(config: Config) -> None:
     mine = config.model_dump(mode="json")
     if same_on_all(json.dumps(mine)):
         return
+    # Only now, since it is seldom needed: the whole config of process 0, to name the keys that differ.
     first = json.loads(first_text(json.dumps(mine)))
     with agreed():
         if changed := changes(first, mine):
@@ -54,6 +55,7 @@ def claim(run_folder: Path, config: Config) -> Config:
         # Not below data/: prepared data may be in the run folder, and another process may be writing it.
         with contextlib.suppress(OSError):
             remove_left_files([*run_folder.iterdir(), *run_folder.glob("evaluation/*")])
+    # Nothing was computed with an earlier config, so the new one takes its place.
     if not any((run_folder / name).exists() for name in ("evaluation", "metrics.jsonl", "summary.json")):
         config = config.in_order(config.order)
         config.save(path)
@@ -70,6 +72,7 @@ def claim(run_folder: Path, config: Config) -> Config:
             f"{run_folder}: the run is finished, and a finished run takes no new language "
             f"({', '.join(added)}); give another out, and {run_folder / 'hf'} as model.folder"
         )
+    # Compared without the added languages: all else must be as it was.
     as_before = without_languages(config, added, before)
     if _until(before, steps) == _until(as_before, steps):
         if added:
@@ -96,6 +99,7 @@ def without_languages(config: Config, added: Collection[str], before: Config) ->
     stages = []
     for stage in config.stages:
         mixture = stage.mixture
+        # A language may be named in any of these four settings of a mixture.
         kept: dict[str, Any] = {"languages": tuple(code for code in mixture.languages if code not in added)}
         for name in ("weights", "curated", "curated_extra"):
             shares = getattr(mixture, name)

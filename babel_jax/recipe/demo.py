@@ -75,6 +75,7 @@ def demo(
 
     log.info("demo, 3 of 3: more layers, training on in two stages, evaluation, export and report")
     result = run_recipe(config, compare_export=True)
+    # The files that people look for are copied to where they asked for the demo.
     for name in ("summary.md", "summary.json", "summary.png", PAGE):
         shutil.copyfile(out / "run" / name, out / name)
     summary = "\n".join([result["summary"], "", *_words_of(out / "run")])
@@ -111,6 +112,7 @@ def _tokenizer(folder: Path, corpus: str | None) -> Path:
     if not folder.is_dir():
         texts = []
         for source in corpus_sources(corpus or embedded_folder()):
+            # The first rows of each language, so that no language fills the vocabulary.
             remaining_bytes = _TOKENIZER_BYTES // 4
             for row in read_rows(source, BadRows.REFUSE, RowCounts()):
                 if remaining_bytes <= 0:

@@ -65,6 +65,7 @@ def export(
     folder: the model that the run began with; None for a model from random weights. plans: all expansions
     since then. files: the folder of the tokenizer and the other files, beside the weights.
     """
+    # The config.json of the source, with each expansion of this run noted in it.
     base = None
     if folder is not None:
         base = folder.hf_config
@@ -79,11 +80,13 @@ def export(
         model_config, base, str(config.export_dtype), eos_token_id=eos, pad_token_id=tokenizer.pad_id
     )
     exported = in_type(params, jnp.dtype(config.export_dtype))
+    # For the card: what the model was trained on.
     mixture = place(config.out) / "mixture.json"
     mixtures = read_as(mixture, dict[str, StageMixture]) if mixture.is_file() else {}
     source = folder.path if folder is not None else None
     card = run_card(config, hf_config, source, mixtures, _prompt(config))
     with tempfile.TemporaryDirectory() as scratch:
+        # The files beside the weights are put together first, so that the model folder is written in one go.
         beside = Path(scratch)
         if files is not None:
             copy_other_files(files, beside)

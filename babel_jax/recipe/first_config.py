@@ -143,6 +143,7 @@ def _text(
     peak = next(rate for most, rate in _RATES if parameters <= most)
     run, prepared = (f"runs/{Path(file_name).stem}/{folder}" for folder in _FOLDERS)
     has_english = any(source.language == "en" for source in sources) and len(sources) > 1
+    # A third of the budget for recovery, the rest for continued training.
     recovery = max(1, tokens // 3)
     return _template().render(
         # Names in comments: a comment ends with its line.

@@ -74,6 +74,7 @@ def _checked(folder: Path, steps: list[Path]) -> tuple[list[Checked], list[Path]
     without: list[Path] = []
     with Work[Any]("verify", unit="B", keep=True) as progress:
         results = [check_sums(lists, folder, seen=progress.update)]
+        # A damaged note or list of a checkpoint counts as damage, and stops no other check.
         for step in steps:
             checked = _check_step(step)
             if checked is None:

@@ -73,6 +73,7 @@ def run_recipe(
     `export_difference`). profile: the steps to trace. hooks: called around each step.
     """
     run_folder = place(config.out)
+    # Before anything is read or written: processes with different configs would wait for each other for ever.
     check_same(config)
     # Of several processes of one run, the first one holds the lease for all.
     with contextlib.ExitStack() as held:
@@ -86,6 +87,7 @@ def run_recipe(
             pull(run_folder, is_beside_checkpoints, fresh=True)
         if config.training.compilation_cache:
             held.enter_context(compiled_in(run_folder / "compiled"))
+        # At the end of the run, also of one that fails: what the bucket lacks is sent there.
         held.callback(settle, run_folder, RAW)
         return _run(config, run_folder, compare_export, profile, hooks)
 
@@ -94,6 +96,7 @@ def _run(
     config: Config, run_folder: Path, compare_export: bool, profile: range | None, hooks: Sequence[Hook]
 ) -> dict[str, Any]:
     first = jax.process_index() == 0
+    # A model on the hub is fixed to one commit, so that a resumed run begins with the same weights.
     config = with_commit(config, run_folder)
     with agreed():
         if first:
@@ -117,6 +120,7 @@ def _run(
         return results_of(score_model(config, f"after {step} steps", model_config, params, tokenizer))
 
     watch = Watch(run_folder, config.evaluation.every, evaluate_step)
+    # `train_stages` calls make_params only if there is no checkpoint.
     params = train_stages(
         config, models, beginning.make_params, run_folder, evaluate_stage, watch, profile, hooks
     )
@@ -131,6 +135,7 @@ def _run(
     if first_says(not (run_folder / "hf").is_dir()):
         source, files = beginning.exported_like, beginning.files
         export(run_folder / "hf", config, last, source, plans, params, tokenizer, files)
+    # The exported folder is read again from disk, and its logits are compared with those in memory.
     difference = export_difference(run_folder / "hf", params, last) if compare_export else None
     mesh, dtype = make_mesh(config.training.mesh), jnp.dtype(config.training.compute_dtype)
     with working("generating samples"):
@@ -152,5 +157,6 @@ def _finished(run_folder: Path) -> dict[str, Any] | None:
             text = json.dumps(read_as(path, Summary))
         except BadInput as problem:
             log.warning("%s; it is made anew from the last checkpoint", problem)
+    # Process 0 alone reads the file, so that all processes have the same answer.
     text = first_text(text)
     return json.loads(text) if text else None

@@ -99,6 +99,7 @@ def rehearse(
         log.info("rehearsal on %s, resumed on %s", _mesh_text(mesh), _mesh_text(other_mesh(mesh)))
 
         # The runs of each process. Without stages nothing can be preempted.
+        # One process begins. A second one resumes twice: on another mesh, and on the first mesh again.
         first, second = PREEMPTED_AFTER
         begun: list[dict[str, Any]] = [{"mesh": mesh, "preempt_after": first}]
         resumed: list[dict[str, Any]] = [
@@ -153,6 +154,7 @@ def _prepared(config: Config, base: Base, mesh: Mesh, folder: Path) -> tuple[Con
     small = Base(scaled_shape(base.config, mesh, entries), base.new_layers, rows)
 
     # The rehearsal has its own text, tokenizer and window length; other settings of data stay.
+    # The folders and sizes of the rehearsal replace those of the config.
     data = {
         **_DATA,
         "folder": str(folder / "data"),
@@ -195,6 +197,7 @@ def _run(
     package = str(Path(__file__).parents[2])
     # The worker has a CPU with many devices, whatever this process uses.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
+    # As many CPU devices as asked for, in one process.
     environment |= {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {_QUICK_TO_COMPILE} {_PATIENT}",
@@ -234,6 +237,7 @@ def _reason(lines: list[str]) -> str:
     """The reason why a process ended: this project's error line, or XLA's line about devices that waited for
     each other, or else the last line.
     """
+    # The last line of ours is the reason; lines before it may be warnings.
     errors = [line.removeprefix("babel: ") for line in lines if line.startswith("babel: ")]
     waited = [line for line in lines if "Termination timeout" in line]
     if errors:
@@ -291,6 +295,7 @@ def _training_points(scaled: Config, last: ModelConfig, mesh: Mesh, preemptions:
     points = []
     steps = {line["step"]: line for line in read_lines(Path(scaled.out) / "metrics.jsonl", StepLine)}
     for number, stage in enumerate(scaled.stages):
+        # Every step of a stage must have left a line with a finite loss.
         numbers = range(number * stage_steps(scaled), (number + 1) * stage_steps(scaled))
         losses = [steps[step]["loss"] for step in numbers if step in steps]
         finite = [loss for loss in losses if loss is not None and math.isfinite(loss)]

@@ -56,6 +56,7 @@ def scaled_mesh(sizes: Mapping[str, int], devices: int, slices: int = 1) -> Mesh
             f"{'a multiple of ' if over_one else ''}{least} devices; "
             f"give --devices {near}"
         )
+    # All devices are used: the remaining ones extend the first axis over 1.
     if over_one:
         scaled[over_one[0]] *= devices // least
     return {**scaled, RING: ring}
@@ -77,6 +78,7 @@ def check_divides(config: Config, shape: ModelConfig) -> None:
     sizes[FSDP] = max(1, sizes[FSDP] // sizes[RING])
     abstract: Any = AbstractMesh(tuple(sizes.values()), tuple(sizes))
     param_shardings(shape, abstract)
+    # The smallest batch that the mesh allows: only windows and parameters are checked here.
     groups = math.prod(sizes[axis] for axis in (DATA, FSDP, RING))
     check_batch(abstract, groups, 1, config.data.seq_len)
 
@@ -131,6 +133,7 @@ def scaled_config(
     training = config.training
     pieces = min(_ACCUMULATION, training.gradient_accumulation)
     values = config.model_dump(mode="json", exclude_none=True)
+    # Only sizes change. The settings that choose between code paths stay, because they are rehearsed.
     values["out"] = str(out)
     values["model"] = dict(model)
     values["data"] = {**values["data"], **data}
@@ -145,6 +148,7 @@ def scaled_config(
     # One process has no local checkpoints.
     for name in ("checkpoint_minutes", "keep_every", "local_checkpoints", "local_checkpoint_every"):
         values["training"].pop(name, None)
+    # A few texts, and one evaluation between steps in each stage.
     evaluation = values["evaluation"]
     evaluation |= {"batch_size": devices, "max_bytes": 300, "suite_items": min(1, evaluation["suite_items"])}
     if "every" in evaluation:
@@ -176,6 +180,7 @@ def _deepened_at(config: Config) -> list[int]:
     stages = [max(0, bisect.bisect_right(starts, deepening.step) - 1) for deepening in config.deepen]
     steps = []
     for number, stage_number in enumerate(stages):
+        # Several deepenings of one stage come at its last steps, in their order.
         later = stages[number:].count(stage_number)
         if later > STEPS - 2:
             raise BadInput(

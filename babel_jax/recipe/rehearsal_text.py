@@ -58,6 +58,7 @@ def write_sources(config: Config, folder: Path) -> tuple[list[dict[str, Any]], l
     given = config.data.sources or [None] * len(languages_of(config))
     for number, (source, code) in enumerate(zip(given, _codes(config), strict=True)):
         rows = _first_rows(source, config) if source is not None else []
+        # The user's own rows first: they show whether its files can be read.
         if rows:
             user_languages.append(code)
         elif config.data.conversations:
@@ -135,6 +136,7 @@ def write_tokenizer(folder: Path, texts: Sequence[str]) -> int:
     entries.
     """
     make_folder(folder)
+    # Byte level: every text of every language can be written, however small the vocabulary.
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.normalizer = tokenizers.normalizers.NFC()
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -205,6 +207,7 @@ def package_rows(code: str) -> list[Row]:
     alike = [other for other in corpus if LANGUAGES[other].script == script and other != "en"]
     if alike:
         return corpus[alike[0]]
+    # A fixed exchange of letters: the text means nothing, but has the words and sentences of the other text.
     of_script = letters_of(script)
     letters = [letter for letter in map(chr, range(_LAST_CODE_POINT)) if of_script.match(letter)]
     rows = []

@@ -56,6 +56,7 @@ class Compiled(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Records one program."""
+        # The message of a compilation has two arguments first: the program's name, and its arguments.
         if (
             not str(record.msg).startswith("Compiling")
             or not isinstance(record.args, tuple)
@@ -79,6 +80,7 @@ def missing(seen: dict[str, int], planned: list[Program]) -> list[str]:
         known[name] = max(size, known.get(name, 0))
     unplanned = []
     for name, size in sorted(seen.items()):
+        # JAX's versions write the name as jit_NAME or jit(NAME).
         plain = name.removeprefix("jit_").removeprefix("jit(").removesuffix(")")
         if size > known.get(plain, 0):
             planned_size = f", planned {known[plain]:,}" if plain in known else ""
@@ -122,6 +124,7 @@ def main() -> int:
     try:
         programs, lacking = set[str](), list[str]()
         for requested in request["runs"]:
+            # Each run has its own mesh; all other settings are the same.
             training = {**request["config"]["training"], "mesh": requested["mesh"]}
             config = parse_settings(Config, {**request["config"], "training": training}, "rehearsal")
             with Compiled(least) as compiled:

@@ -48,6 +48,7 @@ def summarize(
             *_goodput_line(goodput),
         ]
     )
+    # Only a run that was asked to compare has this figure.
     if export_difference is not None:
         text += (
             f"\nThe exported model ({config.export_dtype}), read again, gives logits that differ by at most "
