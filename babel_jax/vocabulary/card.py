@@ -58,6 +58,7 @@ def new_rows_of(hf: Mapping[str, Any]) -> tuple[int, ...]:
     size = hf.get("vocab_size")
     rows: list[int] = []
     for run in runs if isinstance(runs, list) else [None]:
+        # `type(end) is int`, because JSON's true and false are ints for `isinstance`.
         ends = run if isinstance(run, list) and all(type(end) is int for end in run) else []
         if len(ends) != 2 or not isinstance(size, int) or not 0 <= ends[0] < ends[1] <= size:
             raise BadInput(

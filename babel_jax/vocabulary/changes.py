@@ -28,6 +28,7 @@ def figures_of(
             before += len(old.tokens_of(word)) * count
         tokens = unchanged = 0
         for word, count in counts.items():
+            # A word is unchanged if the new tokenizer still writes it in its old tokens.
             ids = after.tokens_of(word)
             tokens += len(ids) * count
             unchanged += count * (ids == old.tokens_of(word))
@@ -40,10 +41,12 @@ def figures_of(
             "unchanged_words": unchanged / max(1, sum(counts.values())),
         }
     unseen = [row for row in rows if row.id not in seen]
+    # A token that is unseen in this text must at least be the one token of its own text.
     lost = [row for row in unseen if after.tokens_of(row.text) != [row.id]]
     reused = revived = 0
     for row in rows:
         if row.id < len(old.texts):
+            # An old id has its old token again, or a new token in place of one without use.
             is_same_token = old.texts[row.id] == row.text
             revived += is_same_token
             reused += not is_same_token

@@ -38,6 +38,8 @@ def new_characters(base: Vocabulary, words: Words, settings: VocabularySettings)
         counter = counts[language] = Counter()
         for word, count in words.counts[language].items():
             for character in set(word) - known:
+                # A character that protected languages use often stays bytes, so that their words keep their
+                # tokens.
                 if character.isprintable() and often[character] <= most:
                     counter[character] += count
     # A character of several languages counts for the one that has it most often.

@@ -69,6 +69,7 @@ def vocabulary_cost(
         singles[code] = sum(counts[number] for number in single)
         used.update(counts)
 
+    # The tokens of each English row by its id; translations have the same id.
     english: dict[str | None, int] = {}
     for row, size in zip(rows.get(ENGLISH, ()), sizes.get(ENGLISH, ()), strict=True):
         english[row.id] = size

@@ -98,6 +98,7 @@ def open_vocabulary(path: Path | str) -> Vocabulary:
     """
     tokenizer = open_tokenizer(path)
     folder = tokenizer.path.parent
+    # A folder with both files keeps both: the model is extended beside its tokenizer.json.
     model = None
     if (folder / SENTENCEPIECE_MODEL).is_file() and tokenizer.path.name in (
         TOKENIZER_JSON,
@@ -122,6 +123,7 @@ def open_vocabulary(path: Path | str) -> Vocabulary:
     texts = [""] * (max([*ids.values(), *added.values()], default=-1) + 1)
     for text, number in [*ids.items(), *added.items()]:
         texts[number] = text
+    # These ids are taken: transformers gives them out when it loads the tokenizer.
     nameless = _named_without_id(folder, set(texts))
     entries = [*(description.get("added_tokens") or ())]
     for number, text in enumerate(nameless, len(texts)):

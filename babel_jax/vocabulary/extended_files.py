@@ -54,10 +54,12 @@ def extended_description(
     if new and max(new.values()) >= len(vocabulary):
         vocabulary |= base.added
     model["vocab"] = dict(sorted({**vocabulary, **new}.items(), key=lambda entry: entry[1]))
+    # Older files write a merge as "a b", newer ones as ["a", "b"].
     as_text = bool(model["merges"]) and isinstance(model["merges"][0], str)
     old = model["merges"]
     if len(vocabulary) < len(model["vocab"]) - len(new) or "" in base.texts:
         old = [entry for entry in old if _is_kept(entry, kept)]
+    # SentencePiece may reach a piece by any of its splits, so all of them are listed.
     ordered = merges if base.kind is Kind.BYTES else _all_splits(base, new, merges)
     model["merges"] = [*old, *(" ".join(pair) if as_text else list(pair) for pair in ordered)]
     return description
@@ -136,6 +138,7 @@ def write_tokenizer_files(
     if (folder / VOCAB_JSON).is_file():
         write_text(folder / VOCAB_JSON, json.dumps(description["model"]["vocab"], ensure_ascii=False))
     if (folder / MERGES_TXT).is_file():
+        # The first line names the version of the format.
         head = read_text(folder / MERGES_TXT, folder, 2**27).partition("\n")[0]
         lines = [head] if head.startswith("#version") else []
         for entry in description["model"]["merges"]:
@@ -143,6 +146,7 @@ def write_tokenizer_files(
         write_text(folder / MERGES_TXT, "\n".join(lines) + "\n")
     changed = description["pre_tokenizer"] != base.description["pre_tokenizer"]
     if is_json and (changed or not _is_read_as_it_is(base, folder)):
+        # The settings of our class replace those of the same name; all others stay.
         before = read_object(folder / TOKENIZER_CONFIG)
         write_config(folder, {})
         after = read_object(folder / TOKENIZER_CONFIG)

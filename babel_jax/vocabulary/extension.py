@@ -73,6 +73,7 @@ def extend_vocabulary(
     _check(vocabulary, settings)
     old, old_words = vocabulary, count_words(vocabulary.splitter, texts)
     words = old_words
+    # Other words, so the text is counted a second time. `old_words` stay for the figures.
     if settings.marks is Marks.JOIN:
         vocabulary = dataclasses.replace(vocabulary, description=joined(vocabulary.description))
         words = count_words(vocabulary.splitter, texts)
@@ -84,6 +85,7 @@ def extend_vocabulary(
         kept[number] = ""
     base = dataclasses.replace(vocabulary, texts=kept)
 
+    # Characters first: merges are learned on top of them.
     characters = new_characters(base, words, settings)
     known = [*kept, *(character.text for character in characters)]
     learned = _learned(base, words, known, len(characters), settings)
@@ -102,6 +104,7 @@ def extend_vocabulary(
     description = extended_description(base, new, merges, learned)
     model = extended_model(base, new, description) if base.model is not None else None
 
+    # The extended vocabulary itself, to measure what it changes.
     after_texts = [*kept, *[""] * (max([*final, -1]) + 1 - len(kept))]
     for text, number in new.items():
         after_texts[number] = text
@@ -164,6 +167,7 @@ def _learned(
             groups[group] = groups.get(group, 0) + max(1, round(count * weight))
 
     tokens_of = _with_characters(base, known[len(base.texts) :])
+    # Pairs of llama.cpp's text must never be merged: see LLAMA_CPP_TEXT.
     forbidden: dict[tuple[int, int], None] = {}
     for word in base.splitter(LLAMA_CPP_TEXT):
         forbidden |= dict.fromkeys(itertools.pairwise(tokens_of(word)))
@@ -201,6 +205,7 @@ def _quotas(
     """The group and the weight of each language, and the quota of each group."""
     count = len(settings.languages)
     weights: dict[str, tuple[int, float]] = {}
+    # Equal shares: each language is a group with its own quota.
     quotas: dict[int, int] = {}
     if settings.shares is Shares.EQUAL:
         # The first languages get the tokens that are left over.

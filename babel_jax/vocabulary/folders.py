@@ -104,6 +104,7 @@ def extended_model(
     """
     settings = extension.settings
     old_rows = folder.config.vocab_size
+    # Embedding and head get whole multiples of rows, which a mesh divides.
     rows = padded_rows(old_rows, extension.size, settings.multiple)
     if settings.donor is not None:
         donor = donor or open_donor(vocabulary, settings.donor)

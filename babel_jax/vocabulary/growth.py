@@ -98,6 +98,7 @@ def _grown(
     rows: int,
 ) -> Float[Array, "rows embed"]:
     mean = jnp.mean(table.astype(jnp.float32), axis=0, dtype=jnp.float32)
+    # Every added row begins as the mean; the rows of new tokens are then set.
     padding = jnp.broadcast_to(mean.astype(table.dtype), (rows - table.shape[0], table.shape[1]))
     grown = jnp.concatenate([table, padding])
     return grown.at[ids].set(_sums(table, sources, weights, mean).astype(table.dtype))
@@ -128,6 +129,7 @@ _sums_compiled = jax.jit(_sums)
 def growth_change(growth: Growth) -> Change:
     """The change of tensors, for `transfer`."""
     gathered: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    # Only rows that a sum needs stay in memory, renumbered from 0.
     needed = np.unique(growth.sources)
     positions = np.searchsorted(needed, growth.sources).astype(np.int32)
     # Several threads write pieces at once: one of them reads the table, and the others wait for it.
@@ -150,6 +152,7 @@ def growth_change(growth: Growth) -> Change:
         return gathered[name]
 
     def values(piece: Piece, source: TensorSource) -> np.ndarray:
+        # A piece may have old rows, rows of new tokens, and rows that no token has.
         kept_stop = min(piece.stop, growth.old_rows)
         table, mean = old(piece.name, source)
         result = np.broadcast_to(mean.astype(table.dtype), (piece.stop - piece.start, len(mean))).copy()

@@ -78,12 +78,14 @@ def planned_growth(config: Config, old_rows: int, tokenizer_size: int | None) ->
     settings = config.vocabulary
     if settings is None or config.model.folder is None:
         return None
+    # The real growth, if a command has made it already for these settings.
     path = larger_folder(config)
     if (path / MADE_FROM).is_file():
         growth = read_growth(path / GROWTH)
         made_with = read_json(path / MADE_FROM).get("vocabulary")
         if made_with == settings.model_dump(mode="json") and growth.old_rows == old_rows:
             return growth
+    # An upper bound: the plan must not find less memory than the run will need.
     first = old_rows if tokenizer_size is None else tokenizer_size
     rows = padded_rows(old_rows, first + settings.tokens, settings.multiple)
     terms = 1 if settings.init is RowInit.ALL else MOST_TOKEN_CHARACTERS * _MOST_CHARACTER_BYTES

@@ -45,6 +45,7 @@ def with_marks(pattern: str) -> str:
         is_before_word = found.string[found.end() : found.end() + 1] == "?"
         return found[0] if is_before_word else found[0].replace(_LETTER, _LETTER + _MARK)
 
+    # Outside of a class \p{L} becomes a class of both; inside a class the marks are added to it.
     parts, end = [], 0
     for found in _CLASS.finditer(pattern):
         parts += [pattern[end : found.start()].replace(_LETTER, f"[{_LETTER}{_MARK}]"), changed_class(found)]

@@ -157,6 +157,7 @@ class _Learner:
         allowed = known is None or (not self._limits.by_text and known >= self._existing)
         allowed = allowed and self._limits.allowed(text)
         if allowed and self._limits.protected is not None:
+            # Each merge uses up a part of the protected words that may change; nothing gives it back.
             changed = self._counts[self._limits.protected].get(pair, 0)
             allowed = changed <= self._may_change
             if allowed:
@@ -177,6 +178,7 @@ class _Learner:
             self._words[place] = self._merge_in(place, pair, number, raised)
         for group, heap in self._heaps.items():
             counts = self._counts[group]
+            # A pair whose count rose needs a new entry: its old entries have too small a count.
             for new in raised:
                 if new in counts:
                     heapq.heappush(heap, (-counts[new], new))
@@ -189,6 +191,7 @@ class _Learner:
 
     def _merge_in(self, place: int, pair: Pair, number: int, raised: set[Pair]) -> list[int]:
         """A word with each occurrence of a pair replaced, from the left; counts only its changed pairs."""
+        # From the left, as encoders do: in a a a the first two are merged.
         left, right = pair
         ids, result = self._words[place], []
         position, last = 0, len(ids) - 1

@@ -77,6 +77,7 @@ def donor_growth(
     A new token that the donor writes in several tokens has the mean of their rows. One that is no whole text,
     such as half of a character, is the mean of its parts.
     """
+    # Counted from the mean: see the top of this file.
     ours, center = donor.ours, donor.table[donor.theirs].mean(axis=0)
     table = donor.table - center
     growth = mean_growth(rows, RowInit.PARTS, old_rows, all_rows)
@@ -141,6 +142,7 @@ def pursue(atoms: np.ndarray, targets: np.ndarray, terms: int) -> tuple[np.ndarr
             # The small number keeps it solvable if two atoms are nearly the same.
             gram = basis @ basis.swapaxes(1, 2) + 1e-6 * np.eye(term + 1, dtype=np.float32)
             weights = np.linalg.solve(gram, basis @ wanted[:, :, None])[:, :, 0]
+            # What the chosen atoms together do not explain, for the next step.
             rest = wanted - np.einsum("nt,ntw->nw", weights, basis)
         all_chosen[start : start + _BATCH], all_weights[start : start + _BATCH] = chosen, weights
     return all_chosen, all_weights

@@ -35,6 +35,7 @@ def unreachable(vocabulary: Vocabulary, used: Mapping[int, int]) -> Unreachable:
     waiting: dict[int, str] = {}
     for text, number in vocabulary.ids.items():
         content = vocabulary.bytes_of(text)
+        # Single bytes are kept: any text can be written with them.
         if number in used or len(content) < 2:
             continue
         if vocabulary.tokens_of(text) != [number]:

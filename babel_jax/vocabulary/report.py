@@ -41,6 +41,7 @@ def tokenizer_report(
         raise BadInput(f"{data}: no text")
     make_folder(out)
     name = model_name(vocabulary.folder)
+    # The same rows for Markdown and for the page.
     table = [row_of(code, entry) for code, entry in cost.languages.items()]
     lines = [f"| {' | '.join(HEADS)} |", "| --- |" + " ---: |" * (len(HEADS) - 1)]
     lines += [f"| {' | '.join(cells)} |" for cells in table]
