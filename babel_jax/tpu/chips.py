@@ -19,6 +19,7 @@ def chip_of(topology: str) -> Chip:
     kind, _, extents = topology.partition(":")
     if kind not in CHIPS:
         near = difflib.get_close_matches(kind.replace("7x", "tpu7x"), CHIPS, n=1, cutoff=0.3)
+        # The user may have meant another chip of the same generation: v5 is near v5e and v5p.
         near = [name for name in CHIPS if name in near or name[:2] == kind[:2]] or list(CHIPS)
         raise BadInput(
             f"--topology {topology}: no chip is named {kind!r}; near: {', '.join(near)}; for example "

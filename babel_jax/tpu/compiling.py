@@ -56,6 +56,7 @@ def compiled_programs(
         "base": base.to_json(),
         **request,
     }
+    # The worker must import this package, also if it is not installed.
     paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     environment |= _ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths)}
@@ -81,6 +82,7 @@ def compiled_programs(
                 message = json.loads(line)
                 if "bad_input" in message:
                     raise BadInput(message["bad_input"])
+                # The first message is the list of programs, which gives the progress its total.
                 if "programs" in message:
                     progress.total = len(message["programs"])
                     continue

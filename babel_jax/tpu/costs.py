@@ -50,6 +50,7 @@ def hbm_of(measurements: dict[str, Any], chip: Chip) -> dict[str, Any]:
     the chip ("beside"), the total, and the capacity.
     """
     parts = ("arguments", "temporaries", "results", "beside")
+    # Without the compiler's program its parts are unknown. What is beside it is known from shapes.
     if "out_of_memory" in measurements:
         known: dict[str, Any] = dict.fromkeys(parts) | {
             "beside": measurements.get("beside", 0) / _GIB * chip.devices,
@@ -75,6 +76,7 @@ def compute_seconds(
     """The time of the products of one run at the peaks of a chip, in FLOP/s: `peak` is that of the type of
     the run, `narrow` has those of narrower types.
     """
+    # Products in narrower types run at their own peaks, all others at that of the run's type.
     wide, seconds = measurements["hardware_flops"], 0.0
     for dtype, flops in measurements.get("narrow_flops", {}).items():
         if flops:
@@ -150,6 +152,7 @@ def advice(config: Config, mesh: dict[str, int]) -> str:
     training, tries = config.training, []
     if training.remat != "full":
         tries.append('training.remat = "full"')
+    # More pieces help only if a device has several windows of a piece.
     windows = training.global_batch_size // training.gradient_accumulation
     if windows > mesh["data"] * mesh["fsdp"] * mesh["ring"]:
         tries.append(f"training.gradient_accumulation = {training.gradient_accumulation * 2}")

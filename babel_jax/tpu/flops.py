@@ -28,6 +28,7 @@ def program_flops(jaxpr: Any, config: ModelConfig, seq_len: int, narrow: MatmulT
         if name == "dot_general":
             if narrow is not None and not equation.invars[0].aval.dtype.name.startswith(narrow):
                 continue
+            # Two FLOPs, a product and a sum, for each element of the result and each contracted index.
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
             total += (
@@ -38,6 +39,7 @@ def program_flops(jaxpr: Any, config: ModelConfig, seq_len: int, narrow: MatmulT
         elif name == "pallas_call":
             total += 0.0 if narrow is not None else _splash_flops(equation, config, seq_len)
         elif name == "cond":
+            # Only one branch runs; the largest is counted.
             total += max(
                 program_flops(branch.jaxpr, config, seq_len, narrow) for branch in equation.params["branches"]
             )
@@ -99,6 +101,8 @@ def _splash_flops(equation: Any, config: ModelConfig, seq_len: int) -> float:
     (*batch, heads, time, head_dim), source = query, key[-2]
     block_q, block_kv = (splash_block(tokens, head_dim) for tokens in (time, source))
     products = 5 if "dkv" in equation.params["name"] else 2
+    # With a context axis, a kernel has queries of one half of the window: the firsts of all devices are
+    # averaged.
     firsts = range(source // 2 if time < source == seq_len else 0, source, time)
     areas = []
     for window in config.windows:

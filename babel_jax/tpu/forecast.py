@@ -162,6 +162,7 @@ def forecast_of(
     reader = _Reader(program, chip, kernel_flops, wire_seconds, sources)
     kernels: list[Kernel] = []
     for name, times in program.times.items():
+        # The instructions within a fusion are one kernel, which the fusion itself stands for.
         if name not in program.fused:
             kernels += reader.kernels_of(name, times)
     return Forecast(kernels, reader.async_copies)
@@ -211,6 +212,7 @@ class _Reader:
                 continue
             ended = self.program.ended(instruction)
             if ended is not None:
+                # Exposed is what is left of the collective when the computation needs its result.
                 if ended in ends:
                     end, seconds, start = ends.pop(ended)
                     kernels.append(self._collective(start, times, seconds, max(0.0, end - now)))
@@ -247,6 +249,7 @@ class _Reader:
     def _kernel(self, instruction: Instruction, shapes: dict[str, str], times: int) -> Kernel | None:
         """The kernel of an instruction, or None if it takes no time of the computation."""
         operation, rest = instruction.operation, instruction.rest
+        # They run beside the computation, so they add no time here.
         if operation in _ASYNC_COPIES:
             self.async_copies += times
             return None
@@ -263,6 +266,7 @@ class _Reader:
             cycles = int(found.group(1))
             seconds = cycles / self.clock
             return Kernel(kind, name, source, times, cycles, seconds * times, Estimate.COMPILER)
+        # No estimate: small instructions, which are bound by memory.
         moved = self.program.moved_by(instruction, shapes)
         if moved == 0:
             return None

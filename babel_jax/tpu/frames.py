@@ -20,6 +20,7 @@ def frame_sources(text: str) -> dict[int, str]:
             tables[table][int(numbered.group(1))] = numbered.group(2)
         elif line and not line[0].isdigit():
             table = ""
+    # Three tables that refer to each other: a frame to its place and its caller, a place to its file.
     names = {number: name.strip('"') for number, name in tables["FileNames"].items()}
     places: dict[int, tuple[str, int]] = {}
     for number, row in tables["FileLocations"].items():
@@ -35,6 +36,7 @@ def frame_sources(text: str) -> dict[int, str]:
 def _innermost(
     number: int, frames: Mapping[int, tuple[int, int]], places: Mapping[int, tuple[str, int]]
 ) -> str:
+    # From the innermost call outwards, until a file of this package.
     seen: set[int] = set()
     first = ""
     while number in frames and number not in seen:

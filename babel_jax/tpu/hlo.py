@@ -121,6 +121,7 @@ class Program:
         """The number of iterations of a loop: as it says, or the largest constant of its condition."""
         if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
             return int(known.group(1))
+        # The condition compares a counter with the number of iterations, which is a constant in it.
         constants, waiting = [1], called_by(loop.rest, "condition")
         while waiting:
             for instruction in self.computations[waiting.pop()]:
@@ -139,6 +140,7 @@ class Program:
 
     def _collectives_in(self, name: str, times: int) -> Iterator[Collective]:
         instructions = self.computations[name]
+        # A computation that only waits for a collective would count it a second time.
         waits = any(_DONE in instruction.rest for instruction in instructions)
         if name.startswith("async_collective_fusion") or waits:
             return
@@ -152,6 +154,7 @@ class Program:
         """The collective that an instruction starts, with the key by which `ended` names its end; the key is
         None if the instruction waits for the end itself.
         """
+        # On TPUs a fusion may start a collective and compute beside it.
         if instruction.operation == "fusion":
             (called,) = called_by(instruction.rest, "calls")
             collectives = list(self._collectives_in(called, 1))
@@ -230,6 +233,7 @@ class Program:
         if instruction.operation != "fusion":
             return _in_hbm(instruction.shape) + sum(map(_in_hbm, operands))
         (called,) = called_by(instruction.rest, "calls")
+        # A fusion that reads a slice of an operand, for example one layer's weights, moves the slice alone.
         parts = self._parts_read(called)
         read = 0
         for number, shape in enumerate(operands):
@@ -298,6 +302,7 @@ def _collective(
         return None
     operands = [shapes.get(operand, "") for operand in _operands(instruction.rest)]
     moved = sum(map(array_bytes, operands))
+    # A gather's result is what arrives on a device.
     if kind == "all-gather":
         # The type of a start is (operands, results), of a gather at once only the results.
         parts = _split(instruction.shape)

@@ -80,6 +80,7 @@ def plan_machine(
     mesh = mesh_of(config, devices)
     _check_batch(config, mesh)
     memory = memory_of(config, shape, mesh, is_cpu=device == _CPU)
+    # JAX takes only a part of a card's memory, unless a variable says more.
     usable = card.capacity * (_MOST_USED if device == _CPU else _USED)
     fits = memory.total <= card.capacity * _MOST_USED
     result: dict[str, Any] = {
@@ -123,6 +124,7 @@ def _compiled(config: Config, base: Base, device: str, devices: int, which: Whic
     request = {"which": which, "device": device, "devices": devices}
     measurements = compiled_programs(config, base, f"{devices} x {card.title}", request)
     programs = [described_program(config, of_program, chip) for of_program in measurements]
+    # The figures at the top are those of the train step.
     number = [program["kind"] for program in programs].index(STEP)
     step, tight = programs[number], [program for program in programs if not program["fits"]]
     wire = sum(moved["bytes"] * moved["times"] for moved in measurements[number]["collectives"])
@@ -173,6 +175,7 @@ def memory_of(config: Config, shape: ModelConfig, mesh: dict[str, int], is_cpu: 
     """The memory of the last stage's train step on one device; all parameters are trained."""
     training, parts = config.training, mesh["fsdp"] * mesh["context"]
     count, width = count_parameters(shape), 2 if training.compute_dtype == "bfloat16" else 4
+    # All devices that have different parameters.
     spread = parts * mesh["tensor"]
     moments = 4 + (2 if config.optimizer.first_moment == "bfloat16" else 4)
     windows = training.global_batch_size / training.gradient_accumulation / mesh["data"] / mesh["fsdp"]
@@ -252,6 +255,7 @@ def _advice(config: Config, shape: ModelConfig, mesh: dict[str, int], card: Gpu,
 def _changes(config: Config, mesh: dict[str, int], device: str) -> Iterator[tuple[Config, list[str]]]:
     """Configs that need less memory, with the options that make them; those that cost least time first."""
     training = config.training
+    # At most one window of each device in a piece.
     most = training.global_batch_size // (mesh["data"] * mesh["fsdp"])
     pieces = [n for n in range(training.gradient_accumulation, most + 1) if most % n == 0]
     remats = [training.remat] if device == _CPU else _REMATS[_REMATS.index(training.remat) :]
@@ -289,6 +293,7 @@ def _this_machine(config: Config) -> Gpu:
     ones = jnp.ones((size, size), dtype)
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(ones, ones))
+    # The best of many runs: a busy machine slows down single ones.
     best, end = math.inf, time.monotonic() + 1.0
     while time.monotonic() < end:
         began = time.monotonic()

@@ -79,6 +79,7 @@ def plan(
     programs = [described_program(config, of_program, chip) for of_program in measurements]
     if kernels is not None:
         write_text(kernels, _kernels_text(target, measurements))
+    # These have no train step, so no time, cost or utilization of one.
     if which in (Which.EVALUATE, Which.REST):
         result = result_without_step(shape, topology, slices, chip, measurements)
     else:
@@ -154,6 +155,7 @@ def described(
     result |= _work_of_step(config, shape, chip, measurements, parameters)
     hbm = _hbm_of_state(config, mesh, parameters, chip)
     result["host_gib"] = hbm.pop("host")
+    # The compiler gives no program that does not fit, only how much it needs.
     if short := measurements.get("out_of_memory"):
         hbm |= {"arguments": None, "temporaries": None, "needs": short["needs"] or None}
         tries = (
@@ -164,6 +166,7 @@ def described(
         return result | dict.fromkeys(_UNKNOWN) | {"fits": False, "hbm_gib": hbm, "summary": summary}
 
     hbm |= {name: measurements[name] / _GIB * chip.devices for name in ("arguments", "temporaries", "peak")}
+    # Gradients are temporaries too; what is left of them is activations and work space.
     hbm["activations"] = max(0.0, hbm["temporaries"] - hbm["gradients"])
     forecast = measurements.get("forecast")
     expected = None if forecast is None else forecast["seconds"]
@@ -249,6 +252,7 @@ def _least_wire(config: Config, mesh: dict[str, int], parameters: int) -> int:
     """
     if math.prod(mesh[axis] for axis in WEIGHT_AXES) == 1:
         return 0
+    # Weights and gradients are sent in the type of the run.
     width = 2 if config.training.compute_dtype == "bfloat16" else 4
     return 3 * width * parameters // mesh["tensor"] * config.training.gradient_accumulation
 

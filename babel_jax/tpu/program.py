@@ -53,6 +53,7 @@ def copied_bytes(arrays: PyTree[jax.ShapeDtypeStruct]) -> int:
     total = 0
     for leaf in jax.tree.leaves(arrays):
         shard = device_bytes([leaf])
+        # How many devices have the same shard: the devices of the mesh by the number of different shards.
         copies = (
             leaf.sharding.mesh.size
             * math.prod(leaf.sharding.shard_shape(leaf.shape))

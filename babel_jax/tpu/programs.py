@@ -107,6 +107,7 @@ def _before_training(config: Config, base: ModelConfig, first: ModelConfig, mesh
         yield Program(INITIAL, (), initializing(param_shardings(base, mesh)), (base, key))
     else:
         yield from reading(mesh, base, params)
+        # The same order as in `Beginning.make_params`, of which this is the list.
         yield from _measuring(config, "base", base, mesh, params)
         yield from _sampling(config, mesh, base, params, "parent")
     growth, grown = growth_of(config, base), larger(config, base)
@@ -233,6 +234,7 @@ def reading(mesh: Mesh, config: ModelConfig, params: PyTree[jax.ShapeDtypeStruct
     """The move of the largest leaf from its sharding for reading to its final one, while all parameters are
     on the devices.
     """
+    # The largest leaf is enough: leaves are moved one after the other.
     moves = []
     for place, leaf in traverse_util.flatten_dict(params).items():
         steps = reading_steps(leaf.sharding, leaf.shape, is_stacked(place))
@@ -281,6 +283,7 @@ def _measuring(
     score = partial(scoring_program, mesh, model, dtype, params, row_lengths(longest)[-1])
     function, arguments = score(tokens_of_batch(config))
     yield Program(BITS_PER_BYTE, (point,), function, arguments, beside=beside)
+    # Conversations have no suite: its questions are made from plain text.
     if not settings.suite_items or config.data.conversations:
         return
     function, arguments = score(SUITE_BATCH_TOKENS)

@@ -43,8 +43,10 @@ def search(config: Config, topology: str, slices: int = 1) -> dict[str, Any]:
         for candidate in meshes:
             settings = {"mesh": candidate.training.mesh, "remat": str(candidate.training.remat)}
             settings["gradient_accumulation"] = candidate.training.gradient_accumulation
+            # Candidates of a group are ordered by speed, so the first one that fits ends the group.
             try:
                 planned = plan(candidate, topology, slices, Which.STEP)
+            # A mesh or batch that does not divide is the same for every policy of the group.
             except BadInput as error:
                 tried.append(settings | {"fits": False, "why": str(error)})
                 break

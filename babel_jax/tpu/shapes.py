@@ -95,6 +95,7 @@ def made_up_base(config: Config, configs: Path | None = None) -> tuple[Base, boo
         assert config.model.folder is not None
         if is_url(config.model.folder) or Path(config.model.folder).exists():
             raise
+    # Any shape will do, as a rehearsal scales it down; only layers and rows must be enough.
     shape = next(iter(PRESET_SOURCES.values()))
     after = config.expansion.insert_after if config.expansion is not None else ()
     count = config.expansion.new_layers if config.expansion is not None else 0
@@ -135,6 +136,7 @@ def _base_in(source: str) -> Base:
 def _exported(config: Config, base: Base) -> Base:
     """The model that a run exports."""
     shape, rows = trained_shape(config, base.config), new_rows(config, base)
+    # The new layers of the last deepening are those that a later stage may train alone.
     if config.deepen:
         return Base(shape, depths(expanded(config, base.config), (), config.deepen)[-1].new_layers, rows)
     if config.expansion is None:
