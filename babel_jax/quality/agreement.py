@@ -6,6 +6,8 @@ from jaxtyping import Bool, Float
 
 def ranks(values: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
     """Ranks from 1; equal values share the mean of their ranks."""
+    # `last` is the highest rank of each value's run of equal values; half of the run is taken off for the
+    # mean.
     _, indices, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[indices]
@@ -38,6 +40,7 @@ def quantile_of(values: Float[np.ndarray, "n"], grid: list[float]) -> Float[np.n
     """The fraction, from 0 to 1, of the values behind the grid that are below each value; equal values count
     half.
     """
+    # Between two points of the grid the fraction is interpolated; `right > left` means a value on a point.
     grid_values = np.asarray(grid)
     left, right = np.searchsorted(grid_values, values, "left"), np.searchsorted(grid_values, values, "right")
     below, above = np.clip(left - 1, 0, len(grid_values) - 1), np.clip(left, 0, len(grid_values) - 1)

@@ -70,6 +70,7 @@ def train_classifier(config: QualityConfig) -> dict[str, Any]:
         trained: list[Judged] = []
         for document, held in zip(judged, is_heldout, strict=True):
             (heldout if held else trained).append(document)
+        # Languages without a document to train on are refused before the model is loaded.
         counts = _counts(config, trained, heldout)
         log.info("%s", counts_table(counts))
 
@@ -148,6 +149,7 @@ def score_sources(config: QualityConfig, languages: Sequence[str] | None = None)
             if before.get("made") == mark:
                 counted[code] = {name: value for name, value in before.items() if name != "made"}
                 continue
+            # The result is written first, then its mark: a stop between the two scores the language again.
             rows = rows_of_all(sources, config.bad_rows)
             counted[code] = _score_language(
                 rows, out / SCORED / f"{code}.jsonl", code, regressor, quality["grids"], config
@@ -249,6 +251,7 @@ def _counts(
     Raises BadInput for a language without a document to train on, because its scores would be learned from
     other languages.
     """
+    # Languages of sources count too: they are to be scored later.
     of_trained = Counter(document["language"] for document in trained)
     of_heldout = Counter(document["language"] for document in heldout)
     languages = {source.language for source in config.sources} | of_trained.keys() | of_heldout.keys()
@@ -292,6 +295,8 @@ def _score_language(
     def texts() -> Iterator[str]:
         for row in rows:
             waiting.append(row)
+            # The judge read this part of a text, so the classifier was trained on such parts. All of it is
+            # written.
             yield row.text[: config.judge.max_characters]
 
     with contextlib.ExitStack() as stack:
@@ -339,6 +344,7 @@ def _raw_scores(regressor: Regressor, texts: Sequence[str]) -> Float[np.ndarray,
 
 def _grids(languages: Sequence[str], raw: Float[np.ndarray, "documents"]) -> dict[str, list[float]]:
     """The quantiles of the raw scores, by language and for all together."""
+    # One grid for each language, because raw scores of two languages do not mean the same.
     codes = np.array(languages)
     grids = {code: quantile_grid(raw[codes == code]) for code in dict.fromkeys(languages)}
     return grids | {ALL: quantile_grid(raw)}

@@ -64,6 +64,7 @@ def judge(config: QualityConfig, replies: Path | None = None) -> dict[str, Any]:
     make_folder(out)
     with alone_in(out):
         sample = dict(_sample(config))
+        # The sample decides the names of the requests, by which replies are found again.
         requests = {name: _request(config.judge, *document) for name, document in sample.items()}
         _write_prompts(out / PROMPTS, requests)
         if config.judge.endpoint is not None:
@@ -78,6 +79,7 @@ def parse_reply(content: str, settings: JudgeSettings) -> dict[str, float]:
     """
     problem = "no JSON object"
     content = content[:_MOST_REPLY_CHARACTERS]
+    # Judges write words around the object, or several objects: each opening brace is tried.
     starts = (start for start, letter in enumerate(content) if letter == "{")
     for start in itertools.islice(starts, _MOST_OBJECTS):
         try:
@@ -111,6 +113,7 @@ def read_judged(path: Path, dimensions: Iterable[str]) -> list[Judged]:
         judged.append(_document(parse_json(line, f"{path}:{number}"), f"{path}:{number}"))
     if not judged:
         raise BadInput(f"{path}: no document was judged; look at the replies beside it")
+    # The classifier learns a column for each dimension, so the dimensions must be the same.
     if set(judged[0]["scores"]) != set(dimensions):
         raise BadInput(
             f"{path}: judged on {', '.join(judged[0]['scores'])}, not on judge.dimensions; run `babel "
@@ -176,6 +179,7 @@ def _write_prompts(path: Path, requests: dict[str, dict[str, Any]]) -> None:
         request = {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}
         lines.append(json.dumps(request, ensure_ascii=False) + "\n")
     text = "".join(lines)
+    # Names of requests are numbers of the sample: old replies would go to other documents.
     if path.exists() and path.with_name(REPLIES).exists() and not _has_content(path, text.encode()):
         raise BadInput(
             f"{path}: there are replies to other prompts in this folder; give another out, or remove "
@@ -193,6 +197,7 @@ def _ask(settings: JudgeSettings, requests: dict[str, dict[str, Any]], path: Pat
     or at the end. If many refusals in a row stop the command, their prompts are asked again the next time.
     """
     server = Server(settings)
+    # A prompt that was answered, or refused for good, is not asked again.
     answered = {name for name, _, _ in _replies(path)} if path.exists() else set()
     waiting = [name for name in requests if name not in answered]
     most = min(_REFUSED_IN_A_ROW, len(requests))
@@ -212,6 +217,7 @@ def _ask(settings: JudgeSettings, requests: dict[str, dict[str, Any]], path: Pat
             status, body = server.post(requests[name])
             line = json.dumps({"custom_id": name, "response": {"status_code": status, "body": body}})
             with lock:
+                # An answer shows that the server works, so the refusals before it were about their prompts.
                 if status == 200:
                     write([*refused, line])
                     refused.clear()
@@ -299,6 +305,7 @@ def _read(config: QualityConfig, sample: dict[str, tuple[str, Row]], path: Path)
     missing = len(sample) - len(judged)
     summary = [f"{len(sample)} prompts in {out / PROMPTS}, {len(judged)} judged in {out / JUDGED}"]
     summary += [f"{count} replies left out: {reason}" for reason, count in unreadable.items()]
+    # Without a server, somebody else runs the prompts.
     if missing and config.judge.endpoint is None:
         summary.append(
             f"{missing} wait for replies: run the prompts as a batch, and give its results with --replies "

@@ -162,6 +162,8 @@ class Regressor:
         targets[windows.window, windows.end] = scores
         count = len(windows.tokens)
         steps = max(1, math.ceil(settings.epochs * count / settings.batch_size))
+        # Norms and biases have no weight decay. The head's weights start from zero, and learn ten times as
+        # fast.
         rules = (
             OptimizerRule(pattern="(norm|bias)"),
             OptimizerRule(pattern=f"^{HEAD}/", rate=10.0),
@@ -170,6 +172,7 @@ class Regressor:
         optimizer = AdamW(OptimizerSettings(rules=rules), self.params)
         abstract_moments = optimizer.shardings(self.params, self._shardings, replicated(self._mesh))
         moments = jax.jit(optimizer.init, out_shardings=abstract_moments)(self.params)
+        # Parameters and moments are donated: only one copy of them is on the devices.
         step = jax.jit(
             self._step(optimizer),
             donate_argnums=(0, 1),
@@ -233,6 +236,7 @@ class Regressor:
         def step(
             params: PyTree[Array], moments: PyTree[Array], batch: list[Array], rate: Float[Array, ""]
         ) -> tuple[PyTree[Array], PyTree[Array], Float[Array, ""]]:
+            # As in the train step of a run: one factor makes means of sums, and clips.
             total, known, gradients = gradients_of(params, *batch)
             known = jnp.maximum(known, 1.0)
             norm = optimizer.norm(gradients) / known

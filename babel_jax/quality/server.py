@@ -36,6 +36,7 @@ class Server:
     def __init__(self, settings: JudgeSettings):
         """Raises BadInput for a key that an HTTP header cannot hold. The key is not in the message."""
         self._settings = settings
+        # The key is in this object alone, and `url` is safe to show.
         self._key = _key(settings.key_variable)
         self._url = f"{(settings.endpoint or '').rstrip('/')}/chat/completions"
         self.url = redacted(self._url, self._key)  # for messages
@@ -89,6 +90,7 @@ class Server:
 
         Raises RecursionError for values that are nested deeply.
         """
+        # A server on this machine may need no key.
         headers = {
             "Content-Type": "application/json",
             **({"Authorization": f"Bearer {self._key}"} if self._key else {}),
@@ -139,6 +141,7 @@ class _BoundedReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
+        # A time limit of the socket is for one read. This deadline is for the whole answer.
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("the answer was not complete within judge.timeout_seconds")
