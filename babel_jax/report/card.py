@@ -140,6 +140,7 @@ def _sources(config: Config) -> list[str]:
     """A table of the sources with their licences; a file is named without its folder."""
     languages: dict[tuple[str, str], list[str]] = {}
     for source in config.data.sources:
+        # A path of this machine says nothing to readers of the card.
         name = source.label if source.name or source.path is None else Path(source.path).name
         languages.setdefault((name, source.licence or "not named"), []).append(source.language)
     if not languages:
@@ -192,6 +193,7 @@ def _results(points: Mapping[str, Results]) -> list[EvalResult]:
         return []
     last = points[[*points][-1]]
     results = []
+    # The hub's model-index has one entry for each figure.
     for task in last:
         scores = scores_of(last, task)
         means = class_means(scores)

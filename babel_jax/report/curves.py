@@ -93,6 +93,7 @@ def during_figure(record: RunRecord) -> Figure | None:
     all_curves: dict[str, list[tuple[float, float]]] = {label: [] for label in labels.values()}
     rows = []
     for line in record.during:
+        # A group without a score at this step has a gap in its curve, and an empty cell.
         means = class_means(scores_of(line["tasks"], BITS_PER_BYTE))
         cells = [str(line["step"])]
         for group, label in labels.items():
@@ -135,6 +136,7 @@ def language_loss_figure(record: RunRecord) -> Figure | None:
 
     drawings, rows = [], []
     for code, curve in drawn.items():
+        # Small charts: thirty means show the course of a curve.
         smooth = averaged(curve, 30)
         note = f"{smooth[0][1]:.2f} → {smooth[-1][1]:.2f}"
         drawings.append((LANGUAGES[code].name, note, spark(smooth)))

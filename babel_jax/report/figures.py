@@ -49,6 +49,7 @@ def evaluation_figures(record: RunRecord) -> list[Figure]:
 
 def _task_figure(record: RunRecord, task: str) -> Figure:
     """The figure of one task. The change is that over the points of the run itself."""
+    # Only points that have this task; a point keeps its colour over all figures.
     points = {name: results for name, results in record.points.items() if results.get(task)}
     series = {name: [*record.points].index(name) for name in points}
     title, words = _TASKS.get(task, (TITLES.get(task, task), "score; more is better"))
@@ -143,6 +144,7 @@ def _change(
     values = [value for name, value in zip(names, row, strict=True) if name in record.own_points]
     if len(values) < 2 or values[0] is None or values[-1] is None:
         return "", ""
+    # Bits per byte change in percent, scores in points.
     is_bits = task in LOWER_IS_BETTER
     change = values[-1] - values[0]
     if is_bits:
@@ -158,6 +160,7 @@ def mixture_figures(record: RunRecord) -> Iterator[Figure]:
     """The share of each language in each stage's tokens, and the passes over its text at the end."""
     if record.mixtures:
         names = list(record.mixtures)
+        # A stage has the same colour here as in the curves.
         series = {name: index for index, name in enumerate(names, STAGES)}
         shares = {name: _shares(mixture["rows"]) for name, mixture in record.mixtures.items()}
         drawn = set[str]().union(*shares.values())
@@ -202,6 +205,7 @@ def expansion_figures(record: RunRecord) -> Iterator[Figure]:
     """Each expansion, drawn as layers."""
     for index, (_, plan) in enumerate(record.plans):
         new, labels = {}, {}
+        # Long words for the table, short ones for the drawing.
         for target in plan.new_layers:
             layer = plan.layers[target]
             new[target] = initial_state(plan, target)

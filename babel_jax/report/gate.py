@@ -69,6 +69,7 @@ def gate_text(gate: Mapping[str, Any] | None) -> str:
     """The gate in one line."""
     if gate is None:
         return "There is no parent model to compare with."
+    # Parts of the sentence that have nothing to say are left out, except the first.
     details = [f"worse in bits per byte: {', '.join(_changes(gate, 'worse')) or 'none'}"]
     if gate["tasks"]:
         tasks = []
@@ -110,6 +111,7 @@ def _worse_tasks(items: PointItems, model: str) -> dict[str, dict[str, float]]:
         if task in LOWER_IS_BETTER:
             continue
         for code, interval in intervals.items():
+            # `intervals` also has groups of languages, which are not named.
             high, change = interval["high"], interval["difference"]
             if code in LANGUAGES and high is not None and change is not None and high < 0:
                 tasks.setdefault(task, {})[code] = change

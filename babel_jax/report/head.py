@@ -48,6 +48,7 @@ def facts(record: RunRecord) -> list[str]:
         words.append(f"peak rate {' and '.join(f'{rate:g}' for rate in dict.fromkeys(rates))}")
     if total := sum(record.goodput.values()):
         words.append(f"{duration(total)} of wall time")
+    # The median, because single steps may be much slower.
     speeds = sorted(step["tokens_per_second"] for step in steps if step.get("tokens_per_second"))
     if speeds:
         words.append(f"{number(speeds[len(speeds) // 2])} tokens/s")
@@ -85,6 +86,7 @@ def tiles(record: RunRecord, gate: dict[str, Any] | None) -> list[Tile]:
         return found
     before = class_means(evaluated[PARENT_POINT])
     changed = changes_between(record.items, PARENT_POINT, last)
+    # A run with few languages has no groups; then "all" stands for its one language.
     for group in ("all", "high", "low"):
         parent, model = before[group], means[group]
         if parent is None or model is None or (group not in labels and group != "all"):

@@ -42,6 +42,7 @@ def write_report(
     refresh: seconds after which a browser loads the page again.
     """
     record = read_run(run_folder)
+    # The gate compares the run's last point with its parent; points of other models do not count.
     own = record.own_points
     gate = regression_gate(record.points, record.items, own[-1] if own else None, tolerance)
     sections = [part for part in _sections(record, gate, run_folder) if part.figures or part.body]

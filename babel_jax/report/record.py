@@ -120,6 +120,7 @@ def read_run(folder: Path) -> RunRecord:
     for path in sorted((folder / "evaluation").glob("*.json")):
         if path.stem in run_points or "tasks" not in _object(path, Any):
             continue
+        # An evaluation has its own model and the models that it was compared with.
         evaluation = read_as(path, Evaluation)
         models = {evaluation.get("model", path.stem): evaluation, **evaluation.get("baselines", {})}
         for name, results in models.items():

@@ -22,6 +22,7 @@ def report_run(path: Path, out: Path | None = None, tolerance: float = 0.0) -> d
     Missing samples are generated first.
     """
     run_folder = run_folder_of(path)
+    # A run that was stopped after its export has a model and no samples.
     if (run_folder / "hf").is_dir() and not (run_folder / SAMPLES).is_file():
         folder, data = open_folder(run_folder / "hf"), load_config(run_folder / "config.toml").data.folder
         write_samples(

@@ -94,6 +94,7 @@ def run_state(run_folder: Path) -> dict[str, Any]:
         return {"out": status["out"], "finished": status["finished"], "summary": status["summary"]}
     last, recent = lines[-1], lines
     step, total = last["step"] + 1, last.get("total_steps")
+    # The time left follows from the last steps: earlier ones may be of another stage or machine.
     seconds = _mean(recent, "seconds")
     left = None if total is None or seconds is None else seconds * (total - step)
     state: dict[str, Any] = {

@@ -47,6 +47,7 @@ def write_samples(
         for row in data.heldout(code)[:1]:
             if prompt := beginning(row.text, code):
                 encoded[code] = [*tokenizer.begin_ids, *tokenizer.encode(prompt)][:longest]
+    # One batch for all languages, so one program.
     written = generate(
         config,
         params,
