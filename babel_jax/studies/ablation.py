@@ -253,6 +253,7 @@ def _result(study: Study, variant: str, seed: int, tokens: int, runs: Path) -> d
             return jax.tree.map(jnp.copy, study.params)
         return expanding(param_shardings(deeper, make_mesh(study.config.training.mesh)))(study.params, plan)
 
+    # The expanded model before training shows what the expansion alone costs.
     before = _bits_per_byte(study, deeper, params())
     result: dict[str, Any] = {"variant": variant, "seed": seed, "before": before}
     if plan is not None:
@@ -279,6 +280,7 @@ def _result(study: Study, variant: str, seed: int, tokens: int, runs: Path) -> d
 
 def _steps(study: Study, variant: str, tokens: int) -> int:
     """The steps that a variant is trained for."""
+    # `parent:compute` gets the steps that the deeper model's FLOPs would pay for.
     steps = max(1, round(tokens / study.config.training.global_batch_size / study.config.data.seq_len))
     if variant == f"{UNEXPANDED}:compute":
         steps = round(steps * _relative_flops(study))
@@ -329,6 +331,7 @@ def _plan(study: Study, variant: str, seed: int) -> ExpansionPlan | None:
     if position == "after":
         positions: dict[str, Any] = {"append": count}
     elif position == "auto":
+        # Layers are chosen on the held-out text, by the loss with each of them applied twice.
         evaluation, seq_len = study.config.evaluation, study.config.data.seq_len
         packed = encode(
             study.tokenizer,

@@ -93,6 +93,7 @@ def _group_figure(
     rows: dict[str, list[float | None]] = {}
     table = [["the model as it is", f"{_mean(base, group):.3f}", *[""] * (2 * len(points) - 1)]]
     for variant in dict.fromkeys(result["variant"] for result in results):
+        # A dot for each point in the chart; mean, spread and change in the table.
         means: list[float | None] = []
         cells = []
         for point in points:

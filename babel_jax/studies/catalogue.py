@@ -91,6 +91,7 @@ def check_catalogue(names: Sequence[str] = ()) -> dict[str, Any]:
     checked, skipped = [], {}
     # All entries are asked for, also after one that differs: the weekly job shows everything at once.
     for name in Work("checking", chosen, unit="entries"):
+        # Benchmarks are data sets on the hub, without an entry in the catalogue.
         if name in DATASETS:
             checked.append(_benchmark(name))
         elif (reason := _not_checked(name)) is not None:
@@ -213,6 +214,7 @@ def _compare_names(found: _Found, entry: dict[str, Any], sources: Iterable[Sourc
             parts_of_template = (hub_path(template) or path).path.split("/")
             depth = ["{configuration}" in part for part in parts_of_template].index(True)
             parts_of_path = path.path.split("/")
+            # One listing of the folder answers for all languages.
             there = names_in(path, "/".join(parts_of_path[:depth]))
             # A folder's name ends with a slash in the listing.
             wanted = re.compile(re.escape(parts_of_path[depth]).replace(r"\*", ".*") + "/?")

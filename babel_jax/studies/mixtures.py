@@ -101,6 +101,7 @@ def mixture_report(config: Config, out: Path) -> dict[str, Any]:
         ]
     )
 
+    # The figures of the table as plain values, for programs.
     result = {
         "data": config.data.folder,
         "out": str(out),
@@ -276,6 +277,7 @@ def _shortages(stage: StageMixture) -> list[str]:
     lines = []
     for code, datasets in _by_language(stage.parts).items():
         share, wanted = stage.share(datasets), stage.share(datasets, "uncapped_share")
+        # Below its share because its own text is too short, and not because another language took more.
         if share < wanted * (1 - 1e-6) and any(stage.parts[key].at_cap for key in datasets):
             passes = max(stage.parts[key].epochs for key in datasets)
             lines.append(

@@ -44,6 +44,7 @@ def encode(
 
     def one_language(documents: Sequence[str]) -> EncodedText:
         chosen = first_bytes(documents, max_bytes)
+        # The last document is cut within its bytes; `ignore` drops a character that was cut in two.
         if max_bytes is not None and chosen:
             before = sum(len(text.encode()) for text in chosen[:-1])
             chosen[-1] = chosen[-1].encode()[: max_bytes - before].decode(errors="ignore")
@@ -84,6 +85,7 @@ def _windows(encoded: Sequence[Sequence[int]], seq_len: int, begin: int = 0) -> 
         counts[: begin + 1 if begin else 0] = 0
         position = 0
         while position < len(ids) - 1:
+            # A piece of one token would have no target.
             if seq_len - filled < 2:
                 yield tuple(window[:fields])
                 window, filled, segment = np.zeros((3, seq_len), np.int32), 0, 0

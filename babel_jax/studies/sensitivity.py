@@ -96,6 +96,7 @@ def sensitivity(
     for layer in Work("sensitivity", range(layers), unit="layers"):
         part = _Part.LAYER if layer in known else _Part.EFFECT
         sums = []
+        # The stream moves on by one layer, also for layers whose effect is known.
         for number, batch in enumerate(batches):
             streams[number], of_rows = program(part, params, layer, streams[number], batch.arrays)
             sums.append(np.asarray(of_rows, np.float64))
@@ -207,6 +208,7 @@ def _run(
             return embedded(config, params, tokens, execution), jnp.zeros((len(tokens), 0))
         if part is _Part.LOSS:
             return stream, _nats(config, params, stream, window, parallel)[:, None]
+        # Without the layer, the later layers read `stream`; with the layer twice, they read `again`.
         after = run_layers(config, params, layer, layer + 1, stream, segment_ids, execution)
         if part is _Part.LAYER:
             return after, jnp.zeros((len(tokens), 0))

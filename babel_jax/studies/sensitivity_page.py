@@ -60,6 +60,7 @@ def _change_figure(
         changes = [100 * (_mean(values, group) / whole - 1) for values in values_by_layer]
         curves[label] = [(layer, min(change, _WORST)) for layer, change in enumerate(changes)]
         cells[label] = [f"{change:+.1f}%" for change in changes]
+    # A few languages fit into the table, each with a column.
     if 1 < len(result.model) <= LANGUAGES_IN_TABLE:
         for code, whole in result.model.items():
             changes = [100 * (values[code] / whole - 1) for values in values_by_layer]

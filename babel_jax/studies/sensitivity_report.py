@@ -50,6 +50,7 @@ def measure_sensitivity(
     seq_len = min(_SEQ_LEN, folder.config.max_position_embeddings)
     documents = read_texts(data, languages)
     texts = encode(tokenizer, documents, seq_len=seq_len, batch_size=1, max_bytes=max_bytes)
+    # A language without a byte to measure is left out.
     texts = {language: text for language, text in texts.items() if text.bytes}
     if not texts:
         raise BadInput(f"{data}: no text of two tokens or more")
