@@ -73,6 +73,7 @@ def list_files(path: HubPath) -> list[str]:
     fixed = 0
     while fixed < len(parts) - 1 and not _MAGIC.search(parts[fixed]):
         fixed += 1
+    # A star in a folder's name needs the listing of all folders below.
     is_deep = len(parts) - fixed > 1
     listing = _listing(path.repo, commit, "/".join(parts[:fixed]), is_deep)
     pattern = _pattern(path.path)
@@ -149,6 +150,7 @@ def _pattern(glob: str) -> re.Pattern[str]:
     """A glob in which a star does not match a slash, and ** matches any number of folders."""
     parts = []
     for match in re.finditer(r"\*\*/|\*\*|\*|\?|\[[^]/]+\]|.", glob, re.DOTALL):
+        # The longest signs come first in the expression: **/ before ** before *.
         part = match[0]
         if part.startswith("[") and len(part) > 1:
             parts.append(part.replace("[!", "[^", 1))
@@ -216,6 +218,7 @@ def kept_or_made(key: str, make: Callable[[], Any]) -> Any:
     # Without a place to keep it, each process asks the hub.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Renamed into place, because several processes may write the same listing.
         partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
         partial.write_text(json.dumps(value), encoding="utf-8")
         os.replace(partial, path)

@@ -51,6 +51,7 @@ def hub_model(name: HubName, weights: bool = True) -> Path:
         files = _files(name.repo, commit, folder)
         if CONFIG not in files:
             raise BadInput(f"{name}: has no {CONFIG}, so it is no model of transformers")
+        # Small files come from huggingface_hub as they are; only weights are fetched by `_fetch`.
         small = [path for path, file in files.items() if _is_beside(path, file.size)]
         _snapshot(name.repo, commit, small)
         if weights:
@@ -127,6 +128,7 @@ def _is_beside(path: str, size: int) -> bool:
 def _weights(name: HubName, files: dict[str, Any], folder: Path) -> list[str]:
     """The weights: the files that the index names, else all safetensors files at the top."""
     at_top = [path for path in files if path.endswith(SAFETENSORS) and "/" not in path]
+    # A repository may have further safetensors files; the index says which ones are the model.
     if INDEX in files:
         index = json.loads((folder / INDEX).read_bytes())
         named = sorted({str(file) for file in index.get("weight_map", {}).values()})
@@ -166,6 +168,7 @@ def _fetch(paths: Sequence[str], name: HubName, blobs: Path) -> None:
     if not missing:
         return
     blobs.mkdir(parents=True, exist_ok=True)
+    # Bytes that came before a stop are not fetched again, so they need no room.
     there = sum(_partial_bytes(blobs, file) for file in missing)
     total = sum(file.size for file in missing)
     free = shutil.disk_usage(blobs).free - _FREE_BYTES
@@ -189,6 +192,7 @@ def _fetch(paths: Sequence[str], name: HubName, blobs: Path) -> None:
             for future in as_completed(
                 [pool.submit(_fetch_blob, name, file, blobs, came) for file in missing]
             ):
+                # The first error stops all downloads; what came of each file stays for the next call.
                 future.result()
         except BaseException:
             stopped.set()
@@ -216,6 +220,7 @@ def _fetch_blob(name: HubName, file: Any, blobs: Path, came: Callable[[int], Non
         if blob.exists():
             partial.unlink(missing_ok=True)
             return
+        # There are more bytes than the file has, so they cannot be its beginning.
         if handle.tell() > file.size:
             handle.truncate(0)
 

@@ -50,6 +50,7 @@ def patiently(operation: Callable[[], T], what: str, progress: Callable[[], obje
             _answered = True
             return result
         except Exception as error:
+            # Bytes came since the last try, so the hub is not out of order: all counts begin anew.
             if progress() != known:
                 since, known, attempt = _clock(), progress(), 0
             reason, most = _why_to_wait(error)
@@ -71,6 +72,7 @@ def patiently(operation: Callable[[], T], what: str, progress: Callable[[], obje
             if wait >= _SAID_FROM_SECONDS:
                 log.warning("%s: the hub answers %s; next try in %.0f s", what, reason, wait)
             attempt += 1
+            # In short sleeps, so that a stop need not wait for a long pause.
             until = _clock() + wait
             while (left := until - _clock()) > 0:
                 _sleep(min(left, _SECONDS_BETWEEN_LOOKS))
@@ -180,6 +182,7 @@ def _unreached(repo: str, error: Exception) -> str:
     where = f"and {constants.HF_HUB_CACHE} (HF_HOME) does not have all of it"
     if constants.is_offline_mode():
         return f"{repo}: HF_HUB_OFFLINE is set, {where}; unset it, or fetch it on a machine with a network"
+    # The innermost error names the reason, such as a host name that is not known.
     cause: BaseException | None = error
     while cause is not None and cause.__cause__ is not None:
         cause = cause.__cause__

@@ -69,6 +69,7 @@ class RangedFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         wanted = memoryview(buffer).cast("B")
+        # At most the rest of one block: readers ask again for more.
         number, skipped = divmod(self._position, BLOCK_BYTES)
         if self._position >= self._file.size or not len(wanted):
             return 0
@@ -83,6 +84,7 @@ class RangedFile(io.RawIOBase):
             return self._blocks[number]
         kept = None if self._folder is None else self._folder / f"{number:06d}"
         length = min(BLOCK_BYTES, self._file.size - number * BLOCK_BYTES)
+        # From the disk if a whole block is there; else from the network.
         block = None
         if kept is not None and kept.is_file():
             block = kept.read_bytes()
@@ -110,6 +112,7 @@ class RangedFile(io.RawIOBase):
         if self._location is None:
             self._location = _location(self._file)
         headers = {"Range": f"bytes={start}-{start + length - 1}", "Accept-Encoding": "identity"}
+        # The key goes to the hub alone; an address of the storage is signed already.
         if self._file.repo and _is_of_hub(self._location):
             headers |= build_hf_headers()
         answer = get_session().get(
@@ -124,6 +127,7 @@ class RangedFile(io.RawIOBase):
         if answer.status_code >= 400:
             _raise_for(answer)
         content: bytes = answer.content
+        # A server that knows no ranges sends the whole file.
         if answer.status_code == 200:
             content = content[start : start + length]
         if len(content) != length:
@@ -232,6 +236,7 @@ def _keep(path: Path, block: bytes) -> None:
 def _trim(above: Path, used: Path, most: int) -> None:
     """Removes the blocks of other files, the ones opened longest ago first, until they have `most` bytes."""
     with contextlib.suppress(OSError):
+        # The time of a folder is that of its last opening.
         folders = list(_sizes(above))
         left = sum(size for _, folder, size in folders if folder != used)
         for _, folder, size in sorted(folders):
