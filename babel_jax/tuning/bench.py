@@ -147,6 +147,7 @@ class Bench:
         mesh, training = make_mesh(config.training.mesh), config.training
         check_batch(mesh, training.global_batch_size, training.gradient_accumulation, config.data.seq_len)
         window_share(mesh)
+        # The same setup and step as a run has, so that the measured program is the one that will run.
         setup = setup_of(config, mesh, self._model, self._stage.train, planned_languages(config))
         # Before the compiler, which may take minutes for a program that cannot fit.
         self._check_memory(device_bytes(setup.abstract), "parameters and moments take")
@@ -200,6 +201,7 @@ class Bench:
         # With a rate of 0 the weights stay as they are, and random text cannot make them diverge.
         rate = everywhere(np.float32(0.0), built.mesh)
         state, peak = self._take_state(built.setup), _memory_stats().get("peak_bytes_in_use", 0)
+        # The values of a step are read when the next one has been sent.
         arrivals: list[float] = []
         waiting: dict[str, Array] | None = None
         for _ in range(STEPS_BEFORE + steps):
@@ -250,6 +252,7 @@ def _program_bytes(compiled: jax.stages.Compiled) -> int | None:
     """The memory of a device that a program needs, its arguments included; None if the compiler does not
     tell.
     """
+    # Results that take the memory of donated arguments need none of their own.
     memory: Any = compiled.memory_analysis()
     if memory is None:
         return None

@@ -138,6 +138,7 @@ def _single_changes(config: Config, possible: Possible) -> Iterator[dict[str, An
         yield {"remat": str(remat)}
     if not training.scan_layers or possible.shape.num_hidden_layers <= _MOST_WRITTEN_OUT:
         yield {"scan_layers": not training.scan_layers}
+    # Twice and half as many pieces: a step further each way.
     for count in possible.micro_batches:
         if count in (2 * training.gradient_accumulation, training.gradient_accumulation / 2):
             yield {"gradient_accumulation": count}
@@ -174,6 +175,7 @@ def later_candidates(
 
     too_large: the remat policies that did not fit.
     """
+    # The changes of each setting were found alone; together they may help more, or cancel out.
     found = []
     if len(winners) > 1:
         found.append(candidate_of(config, winners))

@@ -86,6 +86,7 @@ class Journal:
         text = ""
         with agreed():
             if jax.process_index() == 0:
+                # Lines with another mark are of other settings, devices or versions; they stay in the file.
                 before = [line for line in read_lines(self._path, TuneLine) if line["mark"] == mark]
                 text = json.dumps(before)
         for line in json.loads(first_text(text)):

@@ -13,6 +13,7 @@ def table_of(found: Sequence[MeasuredCandidate], config: Config) -> str:
     not run.
     """
     tokens = config.training.global_batch_size * config.data.seq_len
+    # found[0] is the config as it is.
     ran = [one for one in found[1:] if one.seconds is not None]
     ran.sort(key=lambda one: one.seconds or 0.0)
     failed = [one for one in found[1:] if one.seconds is None]

@@ -145,6 +145,7 @@ def _stage_of(config: Config, name: str | None, configs: Path | None) -> tuple[S
     if config.data.seq_len > (longest := models[-1].config.max_position_embeddings):
         raise BadInput(f"data.seq_len = {config.data.seq_len} exceeds the model's {longest} positions")
     model = depth_at(models, first)
+    # A stage that its model does not fit would fail only after minutes of compilation.
     check_trained(stage, model)
     return stage, model
 
@@ -168,6 +169,7 @@ def _check_devices(config: Config) -> None:
 
 def _possible(config: Config, model: Depth) -> Possible:
     training, mesh = config.training, make_mesh(config.training.mesh)
+    # Every number of pieces that divides the batch evenly on this mesh.
     counts = []
     for count in range(1, training.global_batch_size + 1):
         if training.global_batch_size % count == 0 and _divides(config, mesh, count):
