@@ -80,9 +80,11 @@ def stored_below(url: str) -> dict[str, Stored]:
         except FileNotFoundError:
             return {}
 
+    # With a slash at its end, so that runs/a does not find the files of runs/ab.
     start = key(url).rstrip("/") + "/"
     with explain(url):
         entries = tried(find)
+        # A bucket that is not there and a folder without files look alike; the first one is an error.
         if not entries:
             tried(lambda: _check_bucket(url))
         stored = {}
@@ -117,6 +119,7 @@ def _check_bucket(url: str) -> None:
 
 
 def _described(entry: Mapping[str, Any]) -> Stored:
+    # Google's client and Amazon's give a file's facts under other names.
     etag = str(entry.get("ETag") or entry.get("etag") or "").strip('"')
     # Google gives the MD5 in base64; Amazon's ETag of a file sent in one part is its MD5.
     digest, md5 = entry.get("md5Hash"), None
@@ -171,6 +174,7 @@ def kvstore_spec(url: str) -> dict[str, Any] | str:
     """The spec with which TensorStore opens a URL."""
     if not url.startswith("s3://"):
         return url
+    # TensorStore takes the endpoint of an S3 store of another provider only in this form.
     bucket, _, path = key(url).partition("/")
     spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": path}
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
@@ -196,6 +200,7 @@ def let_orbax_speak_s3() -> None:
     def normalized(path: str) -> str:
         return re.sub(r"^(gs|s3):/(?=[^/])", r"\1://", os.path.normpath(path))
 
+    # Orbax has no setting for this, so four names in its modules are replaced.
     for module, name, value in (
         (gcs_utils, "_GCS_PATH_PREFIX", prefixes),
         (
@@ -222,6 +227,7 @@ def tried(operation: Callable[[], Any]) -> Any:
         except (BadInput, FileNotFoundError, PermissionError, FileExistsError, ImportError):
             raise
         except Exception as error:
+            # A store that refuses will refuse again, so only other failures are waited for.
             if attempt + 1 == _ATTEMPTS or _is_refusal(error):
                 raise
             time.sleep(_FIRST_WAIT_SECONDS * 2**attempt)

@@ -49,6 +49,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], within: str = "")
 def _changes_of_value(before: Any, now: Any, key: str) -> list[Change]:
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         return changes(before, now, f"{key}.")
+    # Lists of another length have no pairs to compare, so they are named as a whole.
     if _are_tables(before) and _are_tables(now) and len(before) == len(now):
         found: list[Change] = []
         for number, (left, right) in enumerate(zip(before, now, strict=True)):

@@ -70,6 +70,7 @@ def _main(arguments: list[str] | None) -> int:
         return _failed(INTERRUPTED, _stopped(str(interrupt), options.resumes))
     except Preempted as stopped:
         result = {"preempted": True, "summary": f"{stopped}; the same command resumes"}
+    # From here on the error is no message for the user: a reason is looked for, else it is a fault of ours.
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads(sys.stdout):
             return _print("", sys.stdout) or _READERLESS
@@ -81,6 +82,8 @@ def _main(arguments: list[str] | None) -> int:
             )
         if reason is not None:
             return _failed(2, reason)
+        # One process: Python shows the traceback. Of several processes, one must not leave the others
+        # waiting.
         if not cluster.joined():
             raise
         if (lost := cluster.lost_process(error)) is not None:
@@ -118,6 +121,7 @@ def _print(text: str, stream: TextIO) -> int:
 
     If nobody reads the stream any more (`| head`, a closed terminal), the text is dropped.
     """
+    # Paths of working copies become URLs, and secrets of the environment are removed.
     text = shown(text)
     try:
         stream.write(text)
@@ -168,6 +172,7 @@ def _errors_told_once() -> Iterator[None]:
         looks = record.getMessage().startswith("Metadata file does not exist")
         return record.levelno < logging.ERROR and not looks
 
+    # The same errors come a second time as exceptions, which are shown as one line.
     hook = sys.unraisablehook
     for logger in loggers:
         logger.addFilter(is_no_error)

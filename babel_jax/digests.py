@@ -77,6 +77,7 @@ class _Growth:
         with self._changed:
             if stop > start:
                 self._written[start] = stop
+            # A part that begins where the known length ends extends it; later parts wait for theirs.
             while self._length in self._written:
                 self._length = self._written.pop(self._length)
             self._changed.notify_all()
@@ -106,6 +107,7 @@ def _sum_as_it_grows(path: Path, growth: _Growth) -> str:
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         while done < size:
+            # Only bytes that have their last values may be read.
             length = min(growth.longer_than(done), size)
             count = file.readinto(buffer[: length - done])
             if not count:
@@ -139,6 +141,7 @@ class EarlySums:
         its last size. Threads may call this.
         """
         with self._lock:
+            # The first bytes of a file start the thread that follows it.
             if file not in self._growing:
                 growth = _Growth()
                 self._growing[file] = growth, self._pool.submit(_sum_as_it_grows, file, growth)
@@ -202,6 +205,7 @@ def read_sums(path: Path) -> dict[Path, str]:
     """
     digests = {}
     for number, line in enumerate(read_text(path, most_bytes=MOST_LIST_BYTES).split("\n")[:-1], 1):
+        # A list may be of a stranger: a name must not lead out of its folder.
         match = _LINE.fullmatch(line)
         name = Path(_unescaped(match[3]) if match[1] else match[3]) if match else Path()
         if match is None or name.is_absolute() or ".." in name.parts:

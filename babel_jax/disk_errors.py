@@ -71,6 +71,7 @@ def os_error_line(error: Exception, path: Path | None = None) -> str | None:
     number = _number_of(error)
     if number in _BAD_NAMES:
         return f"{one_line(location, 300)}: {os.strerror(number)}; give another name"
+    # Too many open files: of this process, or of the system.
     if number in (errno.EMFILE, errno.ENFILE):
         return f"{location}: {os.strerror(number)}; raise the limit (ulimit -n)"
     # A missing file may be a fault of the program, so it keeps its traceback.

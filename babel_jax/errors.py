@@ -41,6 +41,7 @@ def redacted(text: str, key: str | None) -> str:
     """A text in which [key] replaces the key, also in the forms that URLs, JSON and Python give it."""
     if not key or len(key) < _LEAST_SECRET or not text:
         return text
+    # A server may give the key back in a URL, in JSON or in a Python error.
     forms = {
         key,
         urllib.parse.quote(key, safe=""),

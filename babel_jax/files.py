@@ -63,6 +63,7 @@ def regular_file(path: Path, below: Path | None = None) -> Path:
 
 
 def _leads_inside(real: Path, folder: Path) -> bool:
+    # In the hub's cache, snapshots/COMMIT/FILE is a link to blobs/DIGEST.
     in_cache = folder.parent.name == "snapshots" and real.parent == folder.parent.parent / "blobs"
     return in_cache or real.is_relative_to(folder)
 
@@ -87,6 +88,7 @@ def read_bytes(path: Path, below: Path | None = None, most_bytes: int = MOST_TEX
     Raises BadInput if it has more than `most_bytes`, and as `regular_file`.
     """
     with explain_os_errors(path), open_regular(path, below) as file:
+        # One byte more than allowed shows that the file is too large, however large it is.
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
         raise BadInput(f"{path}: larger than the {most_bytes:,} bytes that such a file may have")
@@ -237,10 +239,12 @@ def open_to_append(path: Path) -> BinaryIO:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.ESPIPE):
             raise BadInput(f"{path}: a link or no regular file; remove it") from None
         raise
+    # The opened file is looked at, not its name: the name may lead elsewhere by now.
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
         file.close()
         raise BadInput(f"{path}: no regular file; remove it")
+    # A line that a kill has cut off gets its end, so that the next one begins a line.
     if status.st_size and os.pread(file.fileno(), 1, status.st_size - 1) != b"\n":
         file.write(b"\n")
     return file

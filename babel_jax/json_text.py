@@ -52,6 +52,7 @@ _MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # The usual case costs one comparison: a search for the key comes only if there is one.
     made = dict(pairs)
     if len(made) == len(pairs):
         return made
@@ -81,6 +82,7 @@ def _moderate(digits: str) -> int:
 
 
 def _check_depth(value: Any) -> None:
+    # Level by level, without recursion: the depth is what is measured.
     level = [value]
     for _ in range(MOST_DEPTH):
         below: list[Any] = []

@@ -88,6 +88,7 @@ def _read_registry() -> dict[str, Language]:
     text = (Path(__file__).parent / "languages.csv").read_text(encoding="utf-8")
     found = {}
     for row in csv.DictReader(text.splitlines()):
+        # Empty cells: the class follows from the share, and FLORES+ has the names of Flores-200.
         share = float(row["common_crawl_percent"]) if row["common_crawl_percent"] else None
         flores = row["flores"] or f"{row['iso639_3']}_{row['script']}"
         found[row["code"]] = Language(
@@ -149,6 +150,7 @@ def near_codes(name: str) -> str:
     names |= {one.own_name.lower(): code for code, one in LANGUAGES.items()}
     # The other name of Filipino's standard; no field of the table has it.
     names |= {"tagalog": "tl"} if "tl" in LANGUAGES else {}
+    # Codes and names are searched together, and one language may be found by several of them.
     close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.4)
     codes = dict.fromkeys(map(names.__getitem__, close))
     near = [f"{code} ({LANGUAGES[code].name})" for code in codes]
@@ -194,6 +196,7 @@ def _by_name() -> dict[str, str]:
         found.setdefault(_plain(one.flores), one.code)
     # The languages in a second script have all codes of the first one, with their script.
     of_first = {one.iso639_3: one.aliases for one in LANGUAGES.values() if "_" not in one.code}
+    # `setdefault`: the first language that claims a name keeps it.
     for one in LANGUAGES.values():
         aliases = (*one.aliases, *of_first.get(one.iso639_3, ()))
         names = [one.flores_plus, *one.aliases]

@@ -36,6 +36,7 @@ def lock(file: int | BinaryIO, what: Path) -> bool:
 
 def _holder_of(file: int | BinaryIO) -> str:
     """The process that has locked an open file, such as " (process 4711)"; empty if Linux does not tell."""
+    # /proc/locks names a file by the numbers of its device and its inode.
     status = os.fstat(file if isinstance(file, int) else file.fileno())
     place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     with contextlib.suppress(OSError):

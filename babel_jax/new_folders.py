@@ -58,6 +58,7 @@ def _marked(partial: Path, final: Path) -> Iterator[BinaryIO]:
         # Of a folder for a bucket, `sending.begin` refuses other processes of this machine.
         if not locked and url_of(final) is None:
             held.enter_context(lease_in(final.with_name(f".{final.name}.lease"), final))
+        # Between opening and locking, another process may have renamed the folder or removed the mark.
         found, opened = mark.lstat(), os.fstat(file.fileno())
         if (found.st_dev, found.st_ino) != (opened.st_dev, opened.st_ino):
             raise FileNotFoundError(mark)
@@ -97,6 +98,7 @@ def _remove_leftovers(final: Path, partial: Path) -> None:
     """Removes the folders that killed processes were filling. Without locks no other process fills one,
     because this process has the lease.
     """
+    # Only names that `unguessable` makes; a user's folder with a like name stays.
     ours = re.compile(re.escape(f"{final.name[:100]}.") + "[0-9a-f]{16}" + re.escape(PARTIAL))
     for path in final.parent.iterdir():
         if path == partial or not ours.fullmatch(path.name) or not is_ours(path):
@@ -186,6 +188,7 @@ def _remove_one(path: Path) -> None:
 
 
 def _move_into_place(partial: Path, final: Path) -> None:
+    # Contents first, then the names: after a power cut a renamed folder must have all its files.
     for file in sorted(partial.rglob("*")):
         if file.is_file():
             sync_file(file)
@@ -224,6 +227,7 @@ class Progress:
         """
         self._file = mark
         lines = self._file.read().decode("utf-8", "replace").splitlines(keepends=True)
+        # The last line counts only with its line end: a kill may have cut it off.
         begun, *done = [line[:-1] for line in lines if line.endswith("\n")] or [""]
         self._lines, self._fingerprint = done if begun == fingerprint else [], fingerprint
         self.done = {part for line in self._lines for part in line.split()}

@@ -77,6 +77,7 @@ def place(location: Path | str) -> Path:
         return Path(location)
     url = clean(str(location))
     with _CHANGING:
+        # The same URL twice in one process is one working copy.
         for copy in COPIES.values():
             if copy.url == url:
                 return copy.root
@@ -166,6 +167,7 @@ def path_of(native_path: Any) -> Path:
     """The path on disk for an output of `native`, or for a path below one."""
     url = str(native_path)
     for copy in list(COPIES.values()):
+        # The whole name or a part of it before a slash: gs://b/run is no part of gs://b/run2.
         if url == copy.url or url.startswith(f"{copy.url}/"):
             return copy.root / url[len(copy.url) + 1 :]
     return Path(url)
@@ -211,6 +213,7 @@ def pull(folder: Path, wanted: Callable[[str], bool] = lambda name: True, fresh:
     url, copy = url_of(folder), copy_of(folder)
     if url is None or copy is None:
         return []
+    # The bucket is asked each time: another process may have written since.
     stored = stored_in(folder)
     if UNFINISHED in stored:
         raise BadInput(
@@ -228,6 +231,7 @@ def pull(folder: Path, wanted: Callable[[str], bool] = lambda name: True, fresh:
         if wanted(name) and is_whole and not _is_here(copy, folder / name, file):
             missing[name] = file
 
+    # Checked before anything is fetched, and not found out in the middle.
     needed = sum(file.size for file in missing.values())
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free - FREE_BYTES
@@ -239,6 +243,7 @@ def pull(folder: Path, wanted: Callable[[str], bool] = lambda name: True, fresh:
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(lambda item: _fetch(f"{url}/{item[0]}", folder / item[0], item[1]), missing.items()))
+    # Only now, when all files came: a fetch that failed leaves no record of a file.
     for name, file in missing.items():
         note(copy, folder / name, file.version)
     if missing or fresh:
@@ -277,6 +282,7 @@ def _fetch(url: str, path: Path, stored: Stored) -> None:
     def fetch() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         filesystem(url).get_file(key(url), str(partial))
+        # A connection that broke may give fewer bytes without an error. Then the fetch is repeated.
         size = partial.stat().st_size
         if size != stored.size:
             raise ConnectionError(f"{size} of {stored.size} bytes came")

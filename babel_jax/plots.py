@@ -20,6 +20,7 @@ def saved_figure(path: Path, rows: int, size: tuple[float, float]) -> Iterator[A
     """
     import matplotlib
 
+    # No window: this back end only writes files.
     matplotlib.use("agg")
     from matplotlib import pyplot
 

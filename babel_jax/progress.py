@@ -109,6 +109,7 @@ class Work(Generic[Row]):
         if self._note:
             parts.append(self._note)
         parts.append(f"{interval(seconds)} so far")
+        # The rate is of this start alone: what was done before took no time now.
         new = self.done - self._initial
         if self.total is not None and 0 < new <= self.total - self._initial:
             parts.append(f"{interval(seconds / new * (self.total - self.done))} left")
@@ -150,6 +151,7 @@ class Work(Generic[Row]):
             return False
         if age < SECONDS_TO_FIRST_LINE:
             return False
+        # The first line of a work comes at once; after that, one line a minute for all works together.
         is_first, self._told = not self._told, True
         if is_first or _clock() - _last_line >= SECONDS_BETWEEN_LINES:
             log.info("%s", self.line())
@@ -176,6 +178,7 @@ def look() -> None:
     is_terminal = sys.stderr.isatty()
     if os.environ.get(_NOT_SHOWN) and not is_terminal:
         return
+    # From the innermost: its line is the most exact one, and then the minute is used up.
     for work in reversed(list(_active)):
         if work.show(is_terminal):
             _last_line = _clock()

@@ -205,6 +205,7 @@ def read_lines(path: Path, kind: Any) -> list[dict[str, Any]]:
         return values
     with open_regular(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(MOST_LINE_BYTES), b""), 1):
+            # Only the last line can be cut off, by a kill while it was written.
             if not line.endswith(b"\n"):
                 break
             location = f"{path}:{number}"
@@ -245,6 +246,7 @@ def _checked(value: Any, kind: Any, location: str) -> Any:
     try:
         _adapter(kind).validate_python(value)
     except ValidationError as error:
+        # One error is enough for a line; the input is left out, as it may be long.
         first = error.errors(include_input=False, include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"]) or "the whole"
         raise BadInput(

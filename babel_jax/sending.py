@@ -118,6 +118,7 @@ def move(folder: Path, other: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     with explain(url, "renamed"):
         system = filesystem(url)
+        # First all copies, then the deletions: a kill between them loses nothing.
         for name in stored_below(url):
             tried(functools.partial(system.cp_file, key(f"{url}/{name}"), key(f"{new}/{name}")))
         for name in stored_below(url):
@@ -134,6 +135,7 @@ def settle(folder: Path, left_out: Iterable[str] = ()) -> None:
     copy = copy_of(folder)
     if copy is None or url_of(folder) is None:
         return
+    # Files with another size or time than when they were sent.
     files = files_of(folder, tuple(left_out))
     changed = [path for path in files if copy.sent.get(str(path.relative_to(copy.root))) != state_of(path)]
     for path in sorted(changed, key=lambda path: path.name in LAST):
@@ -171,6 +173,7 @@ def begin(folder: Path) -> None:
     check_access(folder)
     mark, name = _maker(), key(f"{url}/{UNFINISHED}")
     with explain(url, "written"), contextlib.suppress(FileNotFoundError):
+        # The mark of another process: of a killed one it is replaced, of a living one it is respected.
         other = json.loads(tried(lambda: filesystem(url).cat_file(name)))
         is_another = other.get("host") == mark["host"] and other.get("process") != mark["process"]
         if is_another and _is_alive(other.get("process")):
@@ -199,6 +202,7 @@ def publish(partial: Path, folder: Path) -> None:
         name = str(path.relative_to(partial))
         _send_unless(path, f"{url}/{name}", stored.get(name))
 
+    # Everything but the files by which readers know the folder.
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(send, first))
     # Files that an earlier attempt left.
@@ -208,6 +212,7 @@ def publish(partial: Path, folder: Path) -> None:
     _check_sizes(url, partial, first)
     if missing := sorted(_listed(partial) - stored_below(url).keys() - names):
         raise BadInput(f"{url}/{missing[0]}: another process has not sent it; run the command again")
+    # All other files are there and have their sizes, so the folder may now be recognized.
     for path in files:
         if path.name in LAST:
             _send(path, f"{url}/{path.relative_to(partial)}")
@@ -277,6 +282,7 @@ def drafted(
             begin(folder)
         before = _snapshot(folder)
 
+        # In the block the folder is a plain folder on this disk: nothing is sent before it is complete.
         copy.draft = True
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -45,6 +45,7 @@ def _expand(options: argparse.Namespace) -> Result:
     from babel_jax.model_folders.folder import open_folder
 
     _check_expand_options(options)
+    # Only options that were given: the rest has the defaults of the settings.
     names = (*_POSITIONS, "init", "noise_mean", "noise_std", "seed")
     values = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     # --auto becomes --insert-after, so that a saved plan needs neither the text nor the measurement.
@@ -73,6 +74,7 @@ def _check_expand_options(options: argparse.Namespace) -> None:
                 return f"--{name.replace('_', '-')}"
         return None
 
+    # An option without effect is a mistake of the user, who expects one.
     of_noise = first_given("noise_mean", "noise_std", "seed")
     of_text = first_given("data", "languages", "max_bytes")
     of_layer = first_given("init") or of_noise

@@ -74,6 +74,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """
     if not high > low:
         high = low + 1.0
+    # The step is the next of 1, 2 or 5 times a power of ten.
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     # The tolerances here keep a value that is a tick, up to rounding, from adding one more.
@@ -108,6 +109,7 @@ def lines(
     xs, ys = ticks(0, last), ticks(min(values), max(values))
     plot = _Plot((xs[0], last or 1), (ys[0], ys[-1]), height)
     parts = [plot.grid(xs, ys, x_label, y_label)]
+    # SVG draws in order: the thin curves come first, below the means.
     for name, curve in raw.items():
         parts.append(f'<polyline class="raw s{series[name]}" points="{plot.path(curve)}"/>')
     for name, curve in curves.items():
@@ -241,6 +243,7 @@ def layers(sources: Sequence[int], new: Mapping[int, str], depth: int) -> Markup
                 f'<text class="tick" x="60" y="{middle(layer, offset) + 4:.1f}" '
                 f'text-anchor="middle">{layer}</text>'
             )
+    # A curve from each layer's source to the layer, with a tip at its end.
     for target, source in enumerate(sources):
         start, end, kind = middle(source, offset), middle(target), "new" if target in new else "kept"
         parts.append(
