@@ -128,7 +128,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
 ) -> str:
-    """The text with which a model folder continues a prompt.
+    """The continuation of a prompt by the model in a folder.
 
     `temperature` 0 takes the likeliest token at each position.
     """

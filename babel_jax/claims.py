@@ -36,7 +36,7 @@ def is_begun(folder: Path, settings: str, kind: str, option: str) -> bool:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> list[Change]:
-    """The settings that differ, in the order of `now`; those that only `before` has come last.
+    """The settings that differ, in the order of `now`; settings that only `before` has come last.
 
     A table in both is entered, and so is a list of as many tables; other values are compared whole.
     """

@@ -104,7 +104,7 @@ def _main(arguments: list[str] | None) -> int:
 
 
 def _stopped(saved: str, resumes: bool) -> str:
-    """What is kept after Ctrl-C: `saved step 9 of 40; the same command resumes`."""
+    """The message after Ctrl-C: `saved step 9 of 40; the same command resumes`."""
     where = f" in {stopped_in()}" if stopped_in() else ""
     return f"{saved or f'stopped{where}'}; the same command {'resumes' if resumes else 'begins again'}"
 

@@ -15,8 +15,8 @@ class Chip:
     - devices: JAX devices per chip
     - torus: dimensions of a slice
     - kinds: beginnings of `jax.Device.device_kind`
-    - flops_per_cycle: of the matrix units of one JAX device, for the clock
-    - narrow: peaks of products in narrower types, by the type; a type that is not there has no unit
+    - flops_per_cycle: of the matrix units of one JAX device, to compute the clock
+    - narrow: peaks of products in narrower types, by the type; a missing type has no unit
 
     Source: the pages of cloud.google.com/tpu/docs for v4, v5e, v5p, v6e and tpu7x. ici of v5e and v6e is half
     of the bidirectional figure there. dcn is the pod's rate divided by its chips (v5e 6.4 and v6e 25.6 Tbps
@@ -65,7 +65,7 @@ class Cuda:
     """The properties of a card that XLA's compiler for CUDA asks for.
 
     - capability: CUDA's compute capability
-    - cores: streaming multiprocessors; fpus, threads and shared_memory (bytes) are of one of them
+    - cores: streaming multiprocessors; fpus, threads and shared_memory (bytes) are for each of them
     - shared_memory_per_block: bytes, with the opt-in of cudaFuncSetAttribute
     - l2: bytes
     - clock: GHz

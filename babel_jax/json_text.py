@@ -82,7 +82,7 @@ def _moderate(digits: str) -> int:
 
 
 def _check_depth(value: Any) -> None:
-    # Level by level, without recursion: the depth is what is measured.
+    # Level by level, without recursion: the number of levels is the depth.
     level = [value]
     for _ in range(MOST_DEPTH):
         below: list[Any] = []

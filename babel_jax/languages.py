@@ -158,8 +158,8 @@ def near_codes(name: str) -> str:
 
 
 def _without_region(locale: re.Match[str], region: str) -> str:
-    """What to write in place of a locale. Letters that are alike say nothing here: fy_NL (Frisian) is not nl
-    (Dutch).
+    """The advice for a locale: the code to write instead. Codes with similar letters are no advice: fy_NL
+    (Frisian) is not nl (Dutch).
     """
     why = f"a language here has no region or encoding ({region})"
     base, _, script = locale["language"].partition("_")
@@ -220,7 +220,7 @@ def declare(languages: Iterable[Language]) -> None:
 
 
 def declared() -> list[Language]:
-    """What was declared in this process, for `declare` in another one."""
+    """The languages that were declared in this process, for `declare` in another process."""
     return [one for code, one in LANGUAGES.items() if REGISTRY.get(code) != one]
 
 
@@ -257,13 +257,13 @@ def with_order(first: Iterable[str], more: Iterable[str]) -> tuple[str, ...]:
 
 
 def is_of(code: str, resource: Resource) -> bool:
-    """True if the language is of the class."""
+    """True if the language has this resource class."""
     return LANGUAGES[code].resource is resource
 
 
 def groups_with_means(codes: Iterable[str]) -> dict[str, str]:
     """{group: label} of the groups `high`, `low` and `all` whose mean over these languages says more than the
-    rows of the languages: a group of one language is left out, and a class that has all languages.
+    rows of the languages. Left out are a group of one language, and a class that has all of these languages.
     """
     present = in_order(codes)
     labels = {}

@@ -262,7 +262,7 @@ class _Pair:
 
 
 def _percent(ours: Any, theirs: Any) -> Any:
-    # A draw in which the other has no score counts as no change.
+    # A draw in which the other model's score is 0 counts as no change.
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     return 100 * (np.divide(ours, theirs, out=np.ones_like(ours), where=theirs > 0) - 1)
 

@@ -273,7 +273,7 @@ def _of_entries(
 
 
 def _in_turn(column: Int[Array, "batch time"], parallel: Parallelism) -> Int[Array, "batch own"]:
-    """The entries of this device: every n-th one of n devices of the context axis."""
+    """The entries of this device: every n-th entry, for n devices on the context axis."""
     devices = parallel.size(CONTEXT)
     # Entries 0, n, 2n, ... come first, then 1, n + 1, ...: each device's are together.
     by_device = column.reshape(column.shape[0], -1, devices).swapaxes(1, 2).reshape(column.shape)

@@ -152,11 +152,11 @@ def changed_rows(
     first: int,
     next_rows: Callable[[], np.ndarray],
 ) -> np.ndarray:
-    """Rows of one tensor of the deeper model's layer `target`, from row `first` on: the same bits as those of
+    """Rows of one tensor of layer `target` of the deeper model, from row `first` on; the same bits as by
     `expand_params`.
 
-    rows: the same rows of its source layer. next_rows: returns those of the layer after it. Threads may call
-    this.
+    rows: the same rows of the source layer. next_rows: returns the same rows of the layer after the source
+    layer. Threads may call this function.
     """
     layer = plan.layers[target]
     # The same jitted functions as for a model in memory, so both ways give the same bits.

@@ -107,7 +107,7 @@ def _files(repo: str, commit: str, folder: Path) -> dict[str, Any]:
     try:
         return {file.path: file for file in get_cached_repo_tree(repo, revision=commit)}
     except CachedRepoTreeNotFoundError:
-        # A cache of an earlier huggingface_hub, and no network: what is there is all that is known.
+        # A cache of an earlier huggingface_hub, and no network: only the files in the cache are known.
         found = {}
         for path in folder.rglob("*"):
             if path.is_file():

@@ -101,7 +101,7 @@ def masked(
 def attention_by_masks(
     config: ModelConfig, window_masks: Bool[Array, "windows #batch time source"]
 ) -> AttentionFn:
-    """`flash_attention` with one of these masks."""
+    """`flash_attention` with the mask of the layer's window."""
     scale, softcap = config.query_pre_attn_scalar**-0.5, config.attn_logit_softcapping
     return masked(
         window_masks, lambda query, key, value, mask: flash_attention(query, key, value, mask, scale, softcap)

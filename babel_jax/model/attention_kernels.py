@@ -29,8 +29,8 @@ _BLOCK = 1024  # the largest, of heads of 128; not tuned on hardware
 def kernel_for(
     kernel: AttentionKernel, config: ModelConfig, time: int, platform: str, dtype: ComputeType
 ) -> AttentionKernel:
-    """What `auto` means on a platform (cpu, gpu, tpu) for windows, or parts of windows, of `time` tokens; any
-    other choice is kept.
+    """The kernel that `auto` chooses on a platform (cpu, gpu, tpu) for windows, or parts of windows, of
+    `time` tokens; any other choice is returned.
 
     Raises BadInput for splash attention where it has no blocks of such a length, and for cuDNN where it would
     fail or give something else.

@@ -19,7 +19,7 @@ from babel_jax.model.layers import product, softcapped
 from babel_jax.model.parallel import GPU, TENSOR, Parallelism
 
 _AXES = ("vocab", "embed")
-# The most elements of the logits of a piece, or of its part of the table if that has more. On GPUs 1 GiB,
+# The most elements of a piece's logits, or of its rows of the table if these have more. On GPUs 1 GiB,
 # because each piece reads and writes the running sums once more.
 _LARGEST_PIECE = 2**26
 _LARGEST_PIECE_ON_GPU = 2**28
@@ -42,7 +42,7 @@ def looked_up(
 ) -> Float[Array, "batch time embed"]:
     """Rows of the table; NaN for ids beyond it.
 
-    The gradients of one row's many tokens are summed in float32.
+    If a token occurs many times, the gradients of its row are summed in float32.
     """
     rows = weight.shape[0]
     count = pieces(rows, tokens.size, weight.shape[1] * parallel.weight_shards, parallel.platform)

@@ -1,9 +1,9 @@
 """Attention in plain JAX, a few windows at a time, with the backward pass of FlashAttention-2 (Dao 2023,
 algorithm 2).
 
-Scores are the one thing whose size grows with the square of the sequence. They live for a few windows and a
-quarter of the queries, are never kept, and come back in the backward pass from log Z, so they stay in the
-cache of a CPU's cores.
+Only the size of the scores grows with the square of the sequence. At a time they exist for a few windows and
+a quarter of the queries, so they stay in the cache of a CPU's cores. They are not kept for the backward pass,
+which computes them again from log Z.
 """
 
 from collections.abc import Callable, Iterator
@@ -73,10 +73,10 @@ flash_attention.defvjp(_forward, _backward)
 def _by_windows(
     function: Callable[..., Any], query: Array, key: Array, value: Array, mask: Array, *others: Array
 ) -> Any:
-    """The function over one window, for as many at a time as the scores of one allow.
+    """Applies a function of one window to all windows, as many at a time as `_SCORE_BYTES` allows.
 
-    Windows that may lie on several devices (all programs of several devices but those under `shard_map`) are
-    worked at all at once: a loop over them would gather them on every device.
+    Windows that may be sharded over several devices (in every program of several devices, except under
+    `shard_map`) are computed all at once: a loop over them would gather them on every device.
     """
     # The scores of one window have 4 bytes for each head, query and key.
     batch, time, heads, _ = query.shape

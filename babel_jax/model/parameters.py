@@ -90,7 +90,7 @@ def bind(module: M, params: PyTree[Array]) -> M:
 
 @partial(jax.jit, static_argnums=1)
 def in_type(params: PyTree[Array], dtype: DTypeLike) -> PyTree[Array]:
-    """All parameters in one type; they lie where they lay."""
+    """All parameters in one type; each stays on its devices."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 

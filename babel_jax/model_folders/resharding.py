@@ -165,7 +165,9 @@ def _split(sharding: NamedSharding, dimensions: int) -> tuple[Mesh, list[list[st
 def _filled(
     axes: list[str], ends: list[list[str]], order: tuple[int, ...], mesh: Mesh, shape: Shape
 ) -> list[list[str]]:
-    """`ends` with each of `axes` added to the first dimension of `order` that it divides, if any."""
+    """A copy of `ends` with each axis added to the first dimension in `order` that it divides. An axis that
+    divides no dimension is left out.
+    """
     filled = [list(axes) for axes in ends]
     for axis in axes:
         for dimension in order:

@@ -37,8 +37,8 @@ def quantile_grid(values: Float[np.ndarray, "n"], points: int = 101) -> list[flo
 
 
 def quantile_of(values: Float[np.ndarray, "n"], grid: list[float]) -> Float[np.ndarray, "n"]:
-    """The fraction, from 0 to 1, of the values behind the grid that are below each value; equal values count
-    half.
+    """For each value, the fraction (0 to 1) of lower values among the values that the grid was made from.
+    Equal values count half.
     """
     # Between two points of the grid the fraction is interpolated; `right > left` means a value on a point.
     grid_values = np.asarray(grid)

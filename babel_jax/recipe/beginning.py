@@ -1,4 +1,4 @@
-"""What a run begins with: the model, its larger vocabulary and new layers, the tokenizer and the text."""
+"""The beginning of a run: the model, its larger vocabulary and new layers, the tokenizer and the text."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ from babel_jax.vocabulary.larger import LargerModel
 
 @dataclasses.dataclass(frozen=True)
 class Beginning:
-    """What a run begins with.
+    """The beginning of a run.
 
     - folder: the model folder, None for a model from random weights; its shape is `base_config`
     - larger: the model's larger vocabulary, None without [vocabulary]

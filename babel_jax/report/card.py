@@ -173,7 +173,7 @@ def _evaluation_section(points: Mapping[str, Results], items: PointItems) -> str
 
 
 def _limits_section(points: Mapping[str, Results], items: PointItems) -> str:
-    """What was measured to be worse, and what was not measured."""
+    """The section on limits: the comparison with the parent, and the languages that were not measured."""
     lines = ["## Limits", ""]
     gate = regression_gate(points, items, [*points][-1] if points else None)
     if gate is not None:

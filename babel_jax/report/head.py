@@ -126,7 +126,7 @@ def sources_figure(record: RunRecord) -> Figure | None:
 
 
 def next_commands(record: RunRecord, run_folder: Path) -> list[tuple[str, str]]:
-    """(what for, command) of what a user may do with a finished model; empty for a run under way."""
+    """(purpose, command) of each command to use a finished model; empty for an unfinished run."""
     if not record.summary:
         return []
     hf = shlex.quote(str(run_folder / "hf"))

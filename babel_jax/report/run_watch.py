@@ -57,7 +57,7 @@ def _not_begun(run_folder: Path) -> dict[str, Any]:
 
 
 def on_terminal(text: str) -> None:
-    """Shows a text in place of what the terminal has."""
+    """Clears the terminal and shows a text."""
     sys.stdout.write(f"{_CLEAR}{text}\n(Ctrl-C leaves; the run continues)\n")
     sys.stdout.flush()
 

@@ -161,7 +161,7 @@ def _benchmark(name: str) -> dict[str, Any]:
 
 
 class _Found:
-    """What is there of an entry."""
+    """The results of the check of one entry."""
 
     def __init__(self, name: str, of: str):
         self.problems: list[str] = []

@@ -59,7 +59,7 @@ def measure_sensitivity(
     if out is None:
         return sensitivity(folder.config, params, texts, mesh)
 
-    # Effects with another model or text do not count: the mark says of which ones they are.
+    # Effects with another model or text do not count: the mark identifies the model and the text.
     path, mark = out / LAYERS, fingerprint(model=files_now(folder.path), text=_digest(texts))
     kept: dict[str, dict[str, Any]] = {}
     if path.is_file() and (before := read_as(path, KnownLayers))["mark"] == mark:

@@ -73,8 +73,8 @@ def seconds_of(measurements: dict[str, Any], chip: Chip) -> dict[str, float]:
 def compute_seconds(
     measurements: dict[str, Any], peak: float, narrow: Mapping[str, float], devices: int = 1
 ) -> float:
-    """The time of the products of one run at the peaks of a chip, in FLOP/s: `peak` is that of the type of
-    the run, `narrow` has those of narrower types.
+    """The time of the products of one run at the peaks of a chip, in FLOP/s: `peak` is the peak of the run's
+    type, `narrow` has the peaks of narrower types.
     """
     # Products in narrower types run at their own peaks, all others at that of the run's type.
     wide, seconds = measurements["hardware_flops"], 0.0

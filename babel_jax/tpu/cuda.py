@@ -64,7 +64,7 @@ def target_config(card: Gpu) -> str:
 
 
 def card_devices(device: str, count: int) -> list[Any]:
-    """So many devices of one machine with these cards, to compile for."""
+    """`count` devices of one machine with this card, to compile for."""
     described = topologies.get_topology_desc(
         platform="cuda", target_config=target_config(GPUS[device]), topology=f"1x1x{count}"
     )

@@ -47,7 +47,7 @@ _ALLOCATION = 'custom_call_target="AllocateBuffer"'
 
 
 class Kind(StrEnum):
-    """What a kernel does."""
+    """The kind of a kernel's work."""
 
     PRODUCTS = "products"
     ATTENTION = "attention"
@@ -57,7 +57,7 @@ class Kind(StrEnum):
 
 
 class Estimate(StrEnum):
-    """Where the time of a kernel is from."""
+    """The source of a kernel's time."""
 
     COMPILER = "compiler"
     FLOPS = "FLOPs at the peak"

@@ -118,7 +118,9 @@ class Program:
                         self._count(called, times)
 
     def trips_of(self, loop: Instruction) -> int:
-        """The number of iterations of a loop: as it says, or the largest constant of its condition."""
+        """The number of iterations of a loop: from its `known_trip_count`, or the largest constant of its
+        condition.
+        """
         if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
             return int(known.group(1))
         # The condition compares a counter with the number of iterations, which is a constant in it.

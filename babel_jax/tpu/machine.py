@@ -42,7 +42,7 @@ _COMPILED_PARTS = ("arguments", "temporaries", "results", "total")
 
 
 class Memory(NamedTuple):
-    """What a train step keeps on one device, in GiB."""
+    """The memory of a train step on one device, in GiB."""
 
     parameters: float
     optimizer: float
@@ -236,8 +236,8 @@ def seconds_of_step(config: Config, shape: ModelConfig, mesh: dict[str, int], ca
 
 
 def _peak(card: Gpu, config: Config) -> float:
-    """The FLOP/s of products in the type of the run. TensorFloat-32, in which XLA multiplies float32 on these
-    cards, has half of bfloat16's peak on each of them (the same data sheets). The CPU's is measured.
+    """The FLOP/s of products in the type of the run. XLA multiplies float32 on these cards in TensorFloat-32,
+    whose peak is half of bfloat16's (the same data sheets). The peak of a CPU is measured.
     """
     in_float32 = config.training.compute_dtype == "float32" and card.cuda is not None
     return card.bf16 / 2 if in_float32 else card.bf16

@@ -147,7 +147,8 @@ def described(
 ) -> dict[str, Any]:
     """The result of `plan`, from the measurements of the compiled train step.
 
-    steps: those of the steps of all stages, which may train less and so take less time.
+    steps: the measurements of the train steps of all stages. A stage that trains fewer parameters takes less
+    time.
     """
     mesh = measurements["mesh"]
     parameters = count_parameters(shape)

@@ -18,8 +18,8 @@ log = logging.getLogger("babel")
 
 
 class Spent(StrEnum):
-    """What wall time goes to. A step that is repeated after a restart counts its first time as lost. The time
-    between two starts is down.
+    """The uses of wall time. If a step is repeated after a restart, its first time counts as `lost`. The time
+    between two starts counts as `down`.
     """
 
     STEP = "step"
@@ -41,7 +41,7 @@ def seconds_since_epoch() -> float:
 
 
 class Goodput:
-    """Seconds by what they went to. Each moment counts once.
+    """The seconds of a run by their use (`Spent`). Each moment counts once.
 
     The seconds are in a file, so that a resumed run adds to them.
     """
@@ -116,7 +116,7 @@ class Goodput:
 
 
 def goodput_of(path: Path) -> dict[str, float] | None:
-    """The parts of a run's wall time by what they went to, from its file; None where there is none."""
+    """The fraction of a run's wall time for each use, from its file; None without a file that can be read."""
     try:
         seconds = read_as(path, GoodputFile)["seconds"]
     except (FileNotFoundError, BadInput):

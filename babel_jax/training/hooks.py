@@ -65,7 +65,7 @@ class Hook:
 
 @dataclasses.dataclass
 class Tools:
-    """What the hooks of all stages share."""
+    """The objects that the hooks of all stages share."""
 
     config: Config
     checkpoints: Checkpoints
@@ -139,7 +139,7 @@ class NoticeFailedWrite(Hook):
 
 @dataclasses.dataclass
 class Log(Hook):
-    """Hands the metrics of this step over, and writes those of the step before."""
+    """Gives the metrics of this step to `Metrics`, which writes the metrics of the step before."""
 
     metrics: Metrics
     goodput: Goodput

@@ -115,8 +115,8 @@ def _fitted(wanted: dict[str, int], devices: int) -> dict[str, int]:
 
 
 def _ring(devices: Sequence[Any], sizes: dict[str, int]) -> int:
-    """What `context` and `tensor` leave of one dimension of the torus. 1 without a torus, or if fsdp is not
-    larger.
+    """The number of devices along one dimension of the torus, divided by the devices that `context` and
+    `tensor` take of it. 1 without a torus, or if fsdp is not larger.
     """
     extents = torus(devices)
     # With one dimension, or none, a gather over all of fsdp already runs along one dimension.

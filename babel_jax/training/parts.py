@@ -33,8 +33,8 @@ _TRAINED = {
 
 
 class Beginning(NamedTuple):
-    """What a start of a run begins with: the number of steps that are done, the setup and state after them,
-    and the local checkpoints of the part (None without).
+    """The state from which a run begins or resumes: the number of finished steps, the setup and state after
+    them, and the local checkpoints of the part (None without).
     """
 
     start: int

@@ -1,4 +1,4 @@
-"""What a run compares, before its first step, with what its run folder already holds."""
+"""Checks before the first step of a run: its text and its mixtures against the files of its run folder."""
 
 import json
 import logging

@@ -106,8 +106,8 @@ def train_stages(
 
 @dataclasses.dataclass
 class _Progress:
-    """How far a run is. It is changed in place: a second reference to an old state would keep its arrays on
-    the devices.
+    """The progress of a run. It is changed in place: a second reference to an old state would keep its arrays
+    on the devices.
 
     start: the step at which this process began or resumed. current: the setup of the part of the stage that
     is trained now. local: the checkpoints on local disks.
@@ -143,7 +143,7 @@ def _train_stage(loop: "Loop", parts: Parts, plan: PlannedStage, number: int, pr
 
 
 class Loop(NamedTuple):
-    """What the loops of all stages share.
+    """The objects that the loops of all stages share.
 
     hooks: the caller's. programs: the compiled program of each jitted step. languages: in the run's order.
     """

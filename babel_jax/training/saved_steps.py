@@ -16,8 +16,8 @@ from babel_jax.files import read_json
 from babel_jax.languages import BABEL
 
 STATE, METADATA, SUCCESS = "default", "_CHECKPOINT_METADATA", "commit_success.txt"  # Orbax's names
-_NOTED_SUM = "sha256"  # of what else is noted
-_NOTED_BEFORE = {"stage", "model"}  # by versions without digests
+_NOTED_SUM = "sha256"  # the key of the digest of the other entries
+_NOTED_BEFORE = {"stage", "model"}  # the keys in notes of versions without digests
 
 
 def is_note(name: str) -> bool:
@@ -26,8 +26,8 @@ def is_note(name: str) -> bool:
 
 
 class Note(NamedTuple):
-    """What is noted beside a state: the stage, the model's config as JSON values, and the languages of the
-    run in the order of the state's counts.
+    """The note beside a state: the stage, the model's config as JSON values, and the languages of the run in
+    the order of the state's counts.
     """
 
     stage: str

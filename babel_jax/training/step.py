@@ -28,7 +28,9 @@ from babel_jax.training.spikes import is_spike, no_recent, with_newest
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a run carries from step to step. The leaves are arrays, or their shapes, or their shardings."""
+    """The state that a run carries from step to step. The leaves are arrays, or their shapes, or their
+    shardings.
+    """
 
     params: PyTree
     opt_state: PyTree

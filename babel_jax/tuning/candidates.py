@@ -109,7 +109,7 @@ def _values_of(text: str) -> tuple[str, list[Any]]:
 
 
 class Possible(NamedTuple):
-    """What limits the candidates of a config on the devices at hand.
+    """The limits of the candidates of a config on the devices of this job.
 
     - shape: the model of the stage
     - platform: of JAX, such as tpu
@@ -147,7 +147,7 @@ def _single_changes(config: Config, possible: Possible) -> Iterator[dict[str, An
 
 
 def _other_kernels(config: Config, possible: Possible) -> list[AttentionKernel]:
-    """Kernels of attention on this platform, except the one that the config means."""
+    """Kernels of attention on this platform, except the kernel that the config chooses."""
     own = {"tpu": AttentionKernel.SPLASH} | dict.fromkeys(GPU, AttentionKernel.CUDNN)
     kernels = [AttentionKernel.XLA]
     if possible.platform in own:

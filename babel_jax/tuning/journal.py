@@ -27,7 +27,7 @@ _LIBRARIES = ("babel-jax", "jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-
 
 
 def described_device() -> dict[str, Any]:
-    """The devices of the job, and the versions of what compiles for them."""
+    """The devices of the job, and the versions of the libraries that compile for them."""
     versions = {}
     for name in _LIBRARIES:
         try:

@@ -9,8 +9,8 @@ from babel_jax.tuning.verdict import LEAST_GAIN, MeasuredCandidate, Verdict
 
 
 def table_of(found: Sequence[MeasuredCandidate], config: Config) -> str:
-    """A line for each candidate: today's settings, then the others, the fastest first, then those that did
-    not run.
+    """A line for each candidate: today's settings, then the others, the fastest first, then candidates that
+    did not run.
     """
     tokens = config.training.global_batch_size * config.data.seq_len
     # found[0] is the config as it is.
@@ -47,7 +47,9 @@ def _number(value: float | None, form: str) -> str:
 def verdict_lines(
     verdict: Verdict, about: Mapping[str, Any], options: Sequence[str], config_name: str
 ) -> list[str]:
-    """What was found, and how to use it. options: of --set, for the chosen candidate."""
+    """The lines of the verdict: the gain, and the command to use it. options: the arguments of --set for the
+    chosen candidate.
+    """
     device, fastest = about["device"], verdict.fastest
     lines = [f"{device['devices']} x {device['kind']}, stage {about['step']['stage']}"]
     if verdict.gain is None:

@@ -1,4 +1,4 @@
-"""What measurements say: the fastest candidate, or that the difference is within the spread."""
+"""The verdict from the measurements: the fastest candidate, or that the difference is within the spread."""
 
 import itertools
 import statistics
@@ -16,7 +16,7 @@ LEAST_GAIN = 0.01
 class MeasuredCandidate(NamedTuple):
     """A candidate with all of its visits. `seconds`: the median of its steps, None if it did not run.
 
-    spread: how far the medians of its visits are apart, as a part of `seconds`.
+    spread: the difference between the highest and the lowest median of its visits, divided by `seconds`.
     """
 
     candidate: Candidate
@@ -62,13 +62,13 @@ class MeasuredCandidate(NamedTuple):
 
 
 def measured(journal: Journal, candidate: Candidate, visits: range | None = None) -> MeasuredCandidate:
-    """What the journal has of a candidate; with `visits`, only of these."""
+    """The candidate with its measurements in the journal; with `visits`, only with these visits."""
     lines = [line for line in journal.of(candidate) if visits is None or line["visit"] in visits]
 
     def largest(name: str, among: Sequence[dict[str, Any]]) -> float | None:
         return max((line[name] for line in among if line.get(name) is not None), default=None)
 
-    # A program that came from the cache was compiled earlier: its seconds are those of reading it.
+    # A program that came from the cache was compiled earlier: its seconds are only the time to read it.
     compiled = [line for line in lines if not line.get("compiled_before")]
     return MeasuredCandidate(
         candidate,
@@ -110,8 +110,8 @@ def verdict_of(today: MeasuredCandidate, others: Sequence[MeasuredCandidate]) ->
 
 
 def winners_of(today: MeasuredCandidate, others: Sequence[MeasuredCandidate]) -> dict[str, Any]:
-    """For each setting, the value with which the step is faster than today's by more than the spread: the
-    fastest of them. Only candidates that change one setting count.
+    """For each setting, the fastest value with which the step is faster than today's by more than the spread.
+    Only candidates that change one setting count.
     """
     # Of several settings at once, nobody knows which one made the step faster.
     single: dict[str, list[MeasuredCandidate]] = {}

@@ -1,4 +1,4 @@
-"""What config.json and the card say of a larger vocabulary."""
+"""The entries about a larger vocabulary in config.json and in the model card."""
 
 import contextlib
 from collections.abc import Mapping, Sequence

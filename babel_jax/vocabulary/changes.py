@@ -1,4 +1,4 @@
-"""What an extension changes: tokens per byte, and the words that stay in the tokens that they were in."""
+"""The effect of an extension: tokens per byte, and the fraction of words whose tokens stay the same."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ def figures_of(
     """The figures of `babel tokenizer extend --json`.
 
     old_words, words: the same text split as the tokenizer did before, and as it does now. unchanged_words:
-    the part of a language's words that have the same tokens. not_in_text: new tokens that only longer ones
-    are made of. unreachable: new tokens that no text gives; 0 unless something is wrong.
+    the fraction of a language's words that have the same tokens. not_in_text: new tokens that occur only as
+    parts of longer ones. unreachable: new tokens that no text gives; 0 unless something is wrong.
     """
     languages: dict[str, dict[str, float]] = {}
     seen: set[int] = set()
@@ -41,12 +41,12 @@ def figures_of(
             "unchanged_words": unchanged / max(1, sum(counts.values())),
         }
     unseen = [row for row in rows if row.id not in seen]
-    # A token that is unseen in this text must at least be the one token of its own text.
+    # A token that does not occur in this text must at least be the only token of its own text.
     lost = [row for row in unseen if after.tokens_of(row.text) != [row.id]]
     reused = revived = 0
     for row in rows:
         if row.id < len(old.texts):
-            # An old id has its old token again, or a new token in place of one without use.
+            # An old id has its old token again, or a new token in place of an unused one.
             is_same_token = old.texts[row.id] == row.text
             revived += is_same_token
             reused += not is_same_token

@@ -27,8 +27,8 @@ _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class Kind(StrEnum):
-    """How a tokenizer makes tokens of words: by merges of bytes (GPT-2, Qwen, Llama 3), by merges of
-    characters (Llama 2, Mistral, Gemma), or by the likeliest pieces.
+    """The method by which a tokenizer splits words into tokens: by merges of bytes (GPT-2, Qwen, Llama 3), by
+    merges of characters (Llama 2, Mistral, Gemma), or by the likeliest pieces.
     """
 
     BYTES = "byte-level BPE"
@@ -40,7 +40,7 @@ class Kind(StrEnum):
 class Vocabulary:
     """A tokenizer's content.
 
-    description   the content of its tokenizer.json, or of an equal one
+    description   the content of its tokenizer.json, or of an equivalent one
     model         the bytes of its tokenizer.model, if the folder has one
     texts         the token of each id, as the file writes it; an empty text for an id without a token
     added         the ids of the added tokens: special and chat tokens

@@ -34,7 +34,7 @@ class LargerModel(NamedTuple):
 
 
 def larger_folder(config: Config) -> Path:
-    """Where the larger model of a run is, or will be."""
+    """The folder of a run's larger model, also before it is made."""
     return place(f"{config.data.folder}-vocabulary")
 
 
@@ -71,9 +71,10 @@ def read_growth(file: Path) -> Growth:
 def planned_growth(config: Config, old_rows: int, tokenizer_size: int | None) -> Growth | None:
     """The growth of a run's tables, for a plan; None for a run without one.
 
-    It is that of the larger model, if `babel prepare` or `babel train` made it already with these settings.
-    Before that it is as large as it can become. New tokens follow the last one of the tokenizer (without it:
-    the last one of the `old_rows` rows), and each stands for as many old tokens as a token may have bytes.
+    If `babel prepare` or `babel train` made the larger model already with these settings, the growth is read
+    from it. Before that, the growth is the largest possible. New tokens follow the last one of the tokenizer
+    (without it: the last one of the `old_rows` rows), and each stands for as many old tokens as a token may
+    have bytes.
     """
     settings = config.vocabulary
     if settings is None or config.model.folder is None:

@@ -16,7 +16,7 @@ Pair = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-    """A word as ids of existing tokens; `counts`: how often it occurs, by the number of its group."""
+    """A word as ids of existing tokens; `counts`: its occurrences by the number of the group."""
 
     ids: Sequence[int]
     counts: Mapping[int, int]
@@ -44,12 +44,13 @@ class Learned:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What may be learned.
+    """The limits of the tokens that may be learned.
 
-    quotas: the number of tokens for each group. least: a pair must occur so often in its group. protected:
-    the group whose words should stay as they are, if any; `tolerance`: the part of its words that may change.
-    forbidden: pairs that are never merged. allowed: says if a text may be a token. by_text: SentencePiece
-    merges any two pieces whose text together is a piece; other encoders merge listed pairs alone.
+    quotas: the number of tokens for each group. least: the least occurrences of a pair in its group.
+    protected: the group whose words should stay as they are, if any; `tolerance`: the part of its words that
+    may change. forbidden: pairs that are never merged. allowed: says if a text may be a token. by_text:
+    SentencePiece merges any two pieces whose text together is a piece; other encoders merge listed pairs
+    alone.
     """
 
     quotas: Mapping[int, int]
@@ -173,7 +174,7 @@ class _Learner:
             return
         self._merges.append((*pair, number))
         raised: set[Pair] = set()
-        # Words in which the pair was and is no more are found too; they stay as they are.
+        # Words that no longer contain the pair are found too; they do not change.
         for place in sorted(places):
             self._words[place] = self._merge_in(place, pair, number, raised)
         for group, heap in self._heaps.items():

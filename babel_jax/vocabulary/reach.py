@@ -18,7 +18,8 @@ class Unreachable:
     """Ids of tokens that no text gives.
 
     by_merges: no order of merges leads to them. by_splitting: the normalizer or the pre-tokenizer never
-    leaves their text whole. dead: those of both that no other token is made of, so that they may be replaced.
+    leaves their text whole. dead: the ids of both that are no part of another token, so that they may be
+    replaced.
     """
 
     by_merges: tuple[int, ...]

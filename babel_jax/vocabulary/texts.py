@@ -34,9 +34,9 @@ def texts_of(
 ) -> dict[str, list[str]]:
     """Texts by language, up to `max_bytes` of each. Protected languages without a source have the package's.
 
-    heldout_fraction: of the rows are left out, those that `survey` holds out to measure the model by.
-    Raises BadInput for another language without a source, for text in another script than its language's,
-    and for rows that cannot be read, unless they are to be skipped.
+    heldout_fraction: this fraction of the rows is left out, the rows that `survey` holds out to measure the
+    model. Raises BadInput for another language without a source, for text in another script than its
+    language's, and for rows that cannot be read, unless they are to be skipped.
     """
     by_language: dict[str, list[Source]] = {}
     for source in sources:

@@ -10,7 +10,8 @@ import tokenizers
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 # SentencePiece splits text in training, not in encoding: at spaces, at digits, and between letters and other
-# characters. Learned pieces keep to these bounds, so that the pieces of a text are those of its words.
+# characters. Learned pieces do not cross these bounds, so that the pieces of a text are the pieces of its
+# words.
 _PIECE_WORD = regex.compile(
     rf"{SPACE}?[\p{{L}}\p{{M}}\u200c\u200d]+"
     rf"|{SPACE}?\p{{N}}"

@@ -307,7 +307,7 @@ def _weights(tokens: Mapping[str, int], settings: MixtureSettings) -> dict[str, 
 
 
 def _languages(supply: Mapping[Dataset, int], settings: MixtureSettings) -> tuple[str, ...]:
-    """The languages that take part: those of `weights`, else of `languages`, else all with text."""
+    """The languages of the mixture: the keys of `weights`, else `languages`, else all languages with text."""
     with_data = tuple(dict.fromkeys(code for code, _ in supply))
     named = dict.fromkeys([*settings.languages, *settings.weights, *settings.curated_languages])
     missing = [code for code in named if code not in with_data]

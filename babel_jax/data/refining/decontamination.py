@@ -37,7 +37,7 @@ Runs = dict[bool, UInt64[np.ndarray, "ngrams"]]
 
 
 class EvaluationText:
-    """The n-grams of evaluation files, in which documents are looked up."""
+    """The n-grams of evaluation files, to find documents that share one."""
 
     def __init__(self, settings: DecontaminationSettings):
         """Reads the files: every string of JSON lines and Parquet rows, every paragraph of text files.
@@ -109,8 +109,8 @@ class _Table:
 def runs_of_item(text: str, settings: DecontaminationSettings) -> Runs:
     """Hashes of all runs of letters and digits of an evaluation item.
 
-    Under True: runs of `dense_characters`, at least half of which are Chinese, Japanese or Korean. Under
-    False: runs of `characters`.
+    True: runs of `dense_characters` characters of which at least half are Chinese, Japanese or Korean. False:
+    runs of `characters` characters.
     """
     # Short runs identify a text only if most of it is in Chinese, Japanese or Korean script.
     folded = fold(text)
@@ -122,8 +122,8 @@ def runs_of_item(text: str, settings: DecontaminationSettings) -> Runs:
 
 
 def runs_of_document(text: str, language: str, settings: DecontaminationSettings) -> Runs:
-    """Hashes of the runs of a document, to look up among those of items; dense runs only for languages of
-    dense characters.
+    """Hashes of the runs of a document, to compare with the hashes of items. Under True only for a language
+    in a Chinese, Japanese or Korean script.
     """
     folded = fold(text).astype(np.uint64)
     runs = {True: ngrams(folded, settings.dense_characters)} if LANGUAGES[language].script in _DENSE else {}
@@ -178,7 +178,7 @@ def _strings_of(part: str) -> Iterator[str]:
 
 
 def _strings(record: Any) -> Iterator[str]:
-    # A list of what is left, and no recursion: objects and lists may contain others in any depth.
+    # A list of the values that remain, and no recursion: objects and lists may be nested to any depth.
     waiting = [record]
     while waiting:
         value = waiting.pop()

@@ -23,7 +23,7 @@ Links = Int64[np.ndarray, "links 2"]
 
 _SEED = 20250304
 # Rounds of comparison under one key of a band. After these, the remaining documents of the key are not
-# compared: the key is a common phrase then, and alike documents nearly always share another band.
+# compared: such a key is a common phrase, and duplicates nearly always share another band.
 _ROUNDS = 64
 
 
@@ -67,7 +67,7 @@ def signatures(texts: Sequence[str], settings: DeduplicationSettings) -> Signatu
 def band_keys(
     digest: Digests, signature: Signatures | None, settings: DeduplicationSettings
 ) -> UInt64[np.ndarray, "bands documents"]:
-    """The keys of each document by band. Documents with the same key in a band may be alike.
+    """The keys of each document by band. Documents with the same key in a band may be duplicates.
 
     Band 0 is a digest of the text; each other band is a hash of some MinHash values.
     """
@@ -87,10 +87,10 @@ def links_in_band(
     documents: Int64[np.ndarray, "n"],
     are_alike: Callable[..., Bool[np.ndarray, "pairs"]],
 ) -> Links:
-    """The pairs of alike documents among those with the same key; `keys` must be sorted.
+    """The pairs of duplicates among the documents with the same key; `keys` must be sorted.
 
-    For each key, the first document is compared with all others; then the first of the documents that were
-    not like it, and so on.
+    For each key, the first document is compared with all others. Then the first of the documents that differ
+    from it is compared with the rest of them, and so on.
     """
     # The group of each document: its key's number. Documents alone in their group have no pair.
     group = np.cumsum(_starts_of_runs(keys))
@@ -130,8 +130,8 @@ def components(links: Links) -> tuple[Int64[np.ndarray, "linked"], Int64[np.ndar
 
 
 def survivors(component: Int64[np.ndarray, "n"], *preferences: np.ndarray) -> Int64[np.ndarray, "n"]:
-    """For each document, the index of the document that stays of its component: the one with the highest
-    first preference, then the highest second, and so on, then the first.
+    """For each document, the index of the document that its component keeps: the document with the highest
+    first preference; among equal ones the highest second preference, and so on; at last the lowest index.
     """
     # lexsort sorts by its last key first: by component, then by preference, then by index.
     descending = [-preference for preference in reversed(preferences)]

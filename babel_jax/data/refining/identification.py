@@ -23,14 +23,15 @@ BY_SOURCE = "the source's label"
 
 
 def identified_by(code: str, model: str | None) -> str:
-    """What decides about a language: the file name of the model, "py3langid", or `BY_SOURCE`."""
+    """The method that identifies a language: the file name of the model, "py3langid", or `BY_SOURCE`."""
     if model is not None:
         return Path(model).name if code in _model(model).labels else BY_SOURCE
     return "py3langid" if code in _known() else BY_SOURCE
 
 
 def probability_of(text: str, code: str, model: str | None = None) -> float | None:
-    """The probability that a text is in a language; None if only the label of its source tells.
+    """The probability that a text is in a language; None if no model knows the language, so that the label of
+    the text's source counts.
 
     model: the path of a model in fastText's format. Of a long text, pieces from its beginning, middle and end
     are read. Raises BadInput for a model that cannot be read.

@@ -127,16 +127,16 @@ _ALL_COUNTRIES = tuple(
 
 
 def _countries_of(language: str) -> tuple[str, ...]:
-    """The countries of a language; those of all languages for one that is not in the table."""
+    """The countries of a language; for a language that is not in the table, all countries."""
     return tuple(_COUNTRIES[language].split()) if language in _COUNTRIES else _ALL_COUNTRIES
 
 
 def mask(text: str, masked: Counter[str], digits: int, language: str | None = None) -> str:
     """The text with "[email]", "[phone]" and "[card]" in the place of personal data; `masked` counts them.
 
-    digits: the number of digits in the text. National phone numbers are those of the countries of `language`,
-    or of all languages. Raises BadRowError for a document with more than MAX_LOOKED_UP numbers that may be
-    phone numbers.
+    digits: the number of digits in the text. National phone numbers have the formats of the countries of
+    `language`, or of all countries. Raises BadRowError for a document with more than MAX_LOOKED_UP numbers
+    that may be phone numbers.
     """
     if "@" in text:
         text = _without_addresses(text, masked)

@@ -59,7 +59,7 @@ def refine(settings: DataSettings, languages: Sequence[str], workers: Workers, r
     if settings.deduplication is None:
         return
 
-    # A language whose duplicates were removed needs no pairs: their arrays are gone.
+    # A language whose duplicates were removed needs no pairs, and the arrays to find them are deleted.
     removals = [RemovalTask(settings, code) for code in languages]
     removals = [task for task in removals if not task.done.is_file()]
     pairing: list[PairingTask] = []

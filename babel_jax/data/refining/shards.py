@@ -56,7 +56,7 @@ class Shard:
     documents: int
 
     def array(self, name: str) -> np.ndarray:
-        """One of its arrays, mapped into memory only while it is used: if all were kept open, all would
+        """An array of the shard, mapped into memory only while it is used: if all were kept open, all would
         become resident.
         """
         path = self.beside(name)
@@ -70,11 +70,11 @@ class Shard:
         return np.frombuffer(mapped, dtype, math.prod(shape), begin).reshape(shape)
 
     def beside(self, name: str) -> Path:
-        """The file of one of its arrays."""
+        """The file of an array of the shard."""
         return self.stem.with_name(f"{self.stem.name}.{name}.npy")
 
     def rows(self) -> Iterator[Row]:
-        """Its documents, without those marked as duplicates."""
+        """The documents of the shard, except documents that are marked as duplicates."""
         # Before the duplicates are found, no document is marked.
         removed = (
             self.array("removed") if self.beside("removed").is_file() else np.zeros(self.documents, bool)

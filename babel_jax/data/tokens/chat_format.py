@@ -326,8 +326,8 @@ def open_chat_format(folder: Path | str, template: Path | str | None = None) -> 
 
 
 def write_chat_files(folder: Path, format: ChatFormat, eos_ids: Sequence[int]) -> None:
-    """Turns the files beside a model's config.json into those of a chat model: the template, the token that
-    ends a turn, and `eos_ids`, at which generation stops.
+    """Changes the files beside a model's config.json for a chat model: the template, the token that ends a
+    turn, and `eos_ids`, at which generation stops.
     """
     write_text(folder / TEMPLATE_FILE, format.template)
     # The template has a file of its own now: a second one in the config could contradict it.
@@ -368,7 +368,7 @@ def _touched(token_spans: Sequence[tuple[int, int]], spans: Sequence[tuple[int, 
     """
     touched, number = [], 0
     for first, last in token_spans:
-        # Both lists are sorted, so one pass is enough: spans that end before this token are left behind.
+        # Both lists are sorted, so one pass is enough: spans that end before this token are skipped.
         while number < len(spans) and spans[number][1] <= first:
             number += 1
         touched.append(number < len(spans) and last > spans[number][0])

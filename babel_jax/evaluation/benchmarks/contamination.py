@@ -76,7 +76,7 @@ def contamination(
 def _in_windows(
     wanted: Int[np.ndarray, "runs"], prepared: PreparedData, tokenizer: Tokenizer
 ) -> Int[np.ndarray, "found"]:
-    """Those of the hashes, which are sorted, that occur in the training windows."""
+    """The hashes of `wanted` that occur in the training windows. `wanted` must be sorted."""
     # The hashes of all windows would not fit into memory, so each block of them is looked up in the items'.
     is_trained = np.zeros(len(wanted), bool)
     if not len(wanted):

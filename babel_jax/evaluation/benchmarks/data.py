@@ -39,7 +39,8 @@ _MMLU = ("cais/mmlu", "all")
 
 
 def chosen_tasks(names: Sequence[str]) -> list[str]:
-    """Task names, in which `all` means the report's six benchmarks and `broad` those in many languages.
+    """Task names, with `all` replaced by the report's six benchmarks and `broad` by the benchmarks in many
+    languages.
 
     Raises BadInput for an unknown name, with similar names.
     """
@@ -59,8 +60,8 @@ def chosen_tasks(names: Sequence[str]) -> list[str]:
 def languages_of(
     benchmark: str, languages: Sequence[str] | None, folder: Path | None, examples: bool = True
 ) -> tuple[list[str], list[str]]:
-    """The languages that a benchmark has data for, and the languages that it lacks; of `languages`, or
-    without them of Babel's 25 and all others that the folder has.
+    """(languages with data, languages without data) of a benchmark. The languages are `languages`, or without
+    them Babel's 25 and all others in the folder.
 
     examples: False where prompts have no examples, so that their split is not needed. Most benchmarks have
     prompts for every language, so a folder may have translations. Raises BadInput for an unknown language.

@@ -142,7 +142,7 @@ REPORTED = ("mmmlu", "m3exam", "xcopa", "mgsm", "xnli", "flores200")
 
 
 def of_babel(benchmark: str) -> list[str]:
-    """Those of Babel's 25 languages that a benchmark has."""
+    """The languages of Babel's 25 that a benchmark has."""
     return [code for code in BABEL if code in DATASETS[benchmark].configs]
 
 

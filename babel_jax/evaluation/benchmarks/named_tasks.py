@@ -48,8 +48,8 @@ def load_named(
 ) -> list[Chosen]:
     """The tasks of `lm-eval:NAME` or `lm-eval:NAME=LANGUAGE` by language, with their rows.
 
-    Raises BadInput for an unknown name, a task whose language is not known, languages that it does not have,
-    and rows that cannot be had.
+    Raises BadInput for an unknown name, a task whose language is not known, languages that the task does not
+    have, and rows that cannot be loaded.
     """
     name, _, given = asked.removeprefix(HARNESS).partition("=")
     manager = _manager()

@@ -29,9 +29,10 @@ def alike_prompts(
 ) -> list[AlikePrompts]:
     """All prompts, in at most `SHAPES` combinations of `shared` and `length`; each is a program to compile.
 
-    Each shape is chosen, twice in turn, as the one that saves most tokens beside the others. It has a short
-    length for short prompts, or a common beginning (the examples of a task), which each of the `devices`
-    computes once for each batch of about `batch_rows`. A row also costs `new_tokens`, even if it is empty.
+    In two rounds, each shape is replaced by the shape that saves most tokens beside the others. It has a
+    short length for short prompts, or a common beginning (the examples of a task), which each of the
+    `devices` computes once for each batch of about `batch_rows`. A row also costs `new_tokens`, even if it is
+    empty.
     """
     if not prompts:
         return []

@@ -160,7 +160,7 @@ def _group_labels(scores: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
 
 
 def _languages_of(task: str, evaluated: Iterable[str]) -> Iterable[str]:
-    """Babel's languages that a benchmark has. A task of the harness has what was evaluated."""
+    """The languages of Babel's 25 that a benchmark has; the evaluated ones for a task of the harness."""
     return of_babel(task) if task in DATASETS else evaluated
 
 
