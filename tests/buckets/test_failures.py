@@ -32,11 +32,14 @@ PARTS = (
 )
 
 
-def test_rights_that_end_in_the_middle_of_a_run(gcs, config_in, on_disk, tmp_path, capsys, anew):
+@pytest.mark.parametrize(
+    "parts", [PARTS[1::3], pytest.param(PARTS, marks=pytest.mark.slow)], ids=["quick", "all"]
+)
+def test_rights_that_end_in_the_middle_of_a_run(gcs, config_in, on_disk, tmp_path, capsys, anew, parts):
     """One line wherever it happens, and once the rights are back the same command goes on."""
     config = config_in(gcs, "gs://bucket")
     config.save(tmp_path / "run.toml")
-    for part in PARTS:
+    for part in parts:
         gcs.fault = lambda method, path, part=part: (
             Fault(status=403) if method != "GET" and f"run/{part}" in path else None
         )

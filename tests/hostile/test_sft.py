@@ -91,6 +91,7 @@ def assert_one_line(said):
     return line
 
 
+@pytest.mark.slow
 def test_a_full_disk_then_ended_in_its_writes(sft, undisturbed, tmp_path, monkeypatch):
     expected, count = undisturbed
     with faults(monkeypatch, count // 2, errno.ENOSPC):
