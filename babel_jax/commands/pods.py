@@ -16,6 +16,7 @@ def _plan(options: argparse.Namespace) -> Result:
 
     config = load_config(options.config, tuple(options.set))
     if options.device is not None:
+        # The plan of one machine would ignore these options.
         if options.search or options.evaluate or options.slices != 1 or options.kernels is not None:
             raise BadInput(
                 "babel plan: --search, --evaluate, --slices and --kernels are for --topology; leave them out"

@@ -49,6 +49,7 @@ def _ask(options: argparse.Namespace) -> None:
     if missing and not sys.stdin.isatty():
         flags = " and ".join(f"--{name}" for name in missing)
         raise BadInput(f"babel init: give {flags} (it asks for them on a terminal)")
+    # An empty answer is asked for again: these options have no default.
     for name in missing:
         answer = ""
         while not answer:

@@ -28,6 +28,7 @@ def _extend(options: argparse.Namespace) -> Result:
         "languages", "tokens", "shares", "protect", "least", "marks", "reuse_unused", "init", "donor",
         "multiple",
     )  # fmt: skip
+    # Options that were not given keep the defaults of VocabularySettings.
     values = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     settings = parse_settings(VocabularySettings, values, "babel tokenizer extend")
     texts = texts_of(corpus_sources(options.data), settings.languages, settings.protect, settings.max_bytes)

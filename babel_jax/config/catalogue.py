@@ -51,6 +51,7 @@ def expand(given: Any, valid: Collection[str]) -> list[Any]:
     if "language" in given:
         wanted = [language(given["language"]).code]
     missing = [code for code in wanted if code not in configurations]
+    # Languages beyond the table: a name by the corpus's rule, except where text is known to be missing.
     if (
         missing
         and missing[0] not in entry["absent"]
@@ -67,6 +68,7 @@ def expand(given: Any, valid: Collection[str]) -> list[Any]:
             f"{name} has no text in {', '.join(missing)}; it has {' '.join(configurations)}; corpora with "
             f"{missing[0]}: {', '.join(others) or 'none'}"
         )
+    # Parameters fill blanks in the names of files. All other keys replace keys of the catalogue.
     filled = {key: str(given.get(key, default)) for key, default in parameters.items()}
     settings = {
         key: value

@@ -72,6 +72,7 @@ class Parallel(Settings):
     @field_validator("template")
     @classmethod
     def _has_both(cls, template: str) -> str:
+        # The names in the braces of the template.
         names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
         if not {"text", "translation"} <= set(names) <= {"text", "translation", "language", "other"}:
             raise ValueError(
@@ -251,6 +252,8 @@ class DataSettings(Settings):
     @model_validator(mode="after")
     def _of_one_form(self) -> Self:
         for source in self.sources:
+            # The key of the text decides if a source has conversations, and all sources must agree with
+            # `conversations`.
             if (source.text_key in CONVERSATION_KEYS) != self.conversations:
                 raise ValueError(
                     f"conversations = {str(self.conversations).lower()} and a source with text_key = "
@@ -325,6 +328,7 @@ class MixtureSettings(Settings):
                 f"curated and curated_extra both name {', '.join(both)}; curated is a total, curated_extra "
                 "comes on top"
             )
+        # At 1 or more nothing would be left for the other languages and kinds.
         total = sum(self.curated.values()) + sum(self.curated_extra.values())
         if total >= 1.0:
             raise ValueError(

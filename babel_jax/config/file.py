@@ -80,6 +80,7 @@ def _keep_languages(mixture: dict[str, Any], languages: Collection[str]) -> None
             mixture[name] = {code: share for code, share in mixture[name].items() if code in languages}
     if "languages" in mixture:
         mixture["languages"] = [code for code in mixture["languages"] if code in languages]
+    # Weights of which no language is left: the mixture has its default strategy.
     if mixture.get("strategy") == "weights" and not mixture.get("weights"):
         del mixture["strategy"]
 
@@ -121,6 +122,8 @@ def parse_settings(kind: type[S], values: dict[str, Any], location: str) -> S:
     try:
         return kind.model_validate_json(as_json)
     except ValidationError as error:
+        # A default that is computed from other settings fails as well if one of them is wrong. Only the wrong
+        # one is told.
         mistakes = [problem for problem in error.errors() if problem["type"] != "default_factory_not_called"]
         raise BadInput(f"{location}: " + "; ".join(_explain(kind, mistake) for mistake in mistakes)) from None
 
@@ -132,6 +135,7 @@ def _override(values: dict[str, Any], override: str) -> None:
             f"--set {override}: not of the form key=value, for example training.global_batch_size=16"
         )
     try:
+        # Text without quotes is no TOML, such as runs/one in --set out=runs/one. It is a string then.
         value = _toml(f"value = {text}")["value"]
     except ValueError:
         value = text
@@ -172,6 +176,7 @@ def _explain(kind: type[BaseModel], problem: ErrorDetails) -> str:
     location = problem["loc"]
     key = ".".join(str(part) for part in location) or "config"
     if problem["type"] == "extra_forbidden":
+        # The table that has the unknown key decides which keys are valid.
         valid = sorted(_class_at(kind, location[:-1]).model_fields)
         near = difflib.get_close_matches(str(location[-1]), valid, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -179,6 +184,8 @@ def _explain(kind: type[BaseModel], problem: ErrorDetails) -> str:
     if problem["type"] == "missing":
         return f"{key}: missing; this key is needed"
     message = problem["msg"].removeprefix("Value error, ")
+    # Our own validators (value_error) word the whole message. Other messages get the given value, unless it
+    # may be a secret.
     hidden = problem["type"] == "value_error" or location[-1] in _MAY_HOLD_SECRETS
     return f"{key}: {message}" + ("" if hidden else f" (given: {problem['input']!r})")
 
@@ -186,6 +193,7 @@ def _explain(kind: type[BaseModel], problem: ErrorDetails) -> str:
 def _class_at(kind: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
     """The settings class at a location such as ("stages", 0, "schedule")."""
     for part in location:
+        # The number of an entry in a list does not change the class.
         if isinstance(part, int):
             continue
         kind = _classes_in(kind.model_fields[part].annotation)[0]

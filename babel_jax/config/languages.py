@@ -133,6 +133,8 @@ class LanguageSettings(Settings):
         if known is None:
             iso = self.iso639_3 or self.code.split("_")[0]
             name = f"{iso}_{self.script}"
+            # A declared language: its names in data sets and its class follow from the code, the script and
+            # the share of the web.
             share = class_of_share(self.common_crawl_percent)
             base = {"iso639_3": iso, "resource": share, "flores": name, "flores_plus": name}
             made = Language(code=self.code, **{**base, **given})
@@ -161,6 +163,7 @@ class WithLanguages(Settings):
                 if one.code == other.code:
                     raise ValueError(f"{one.code} is declared twice")
         declared = [one.to_language() for one in languages]
+        # Tables show names, so two languages with one name could not be told apart.
         names = {known.name: known.code for known in REGISTRY.values()}
         for made in declared:
             if names.setdefault(made.name, made.code) != made.code:

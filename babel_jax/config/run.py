@@ -77,10 +77,12 @@ class Config(WithLanguages):
             raise ValueError(
                 f"data.seq_len = {self.data.seq_len} exceeds model.shape.max_position_embeddings = {longest}"
             )
+        # Checkpoints have the name of their stage, so two stages cannot have the same name.
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stages: names must differ; given {', '.join(names)}")
 
+        # New tokens get rows in the tables of the model, so the tokenizer must be the model's own.
         if self.vocabulary is not None and (self.model.folder is None or self.data.tokenizer is not None):
             raise ValueError(
                 "vocabulary: it extends the tokenizer of model.folder; give that, and leave out "
