@@ -16,6 +16,8 @@ from babel_jax.tpu.plan import plan
 _CONTEXTS, _TENSORS = (2, 4, 8, 16), (2, 4)
 # Tokens of a window on one device. Shorter parts save nothing, and more keys and values are gathered.
 _LEAST_TOKENS = 1024
+# Forecasts within this factor of the shortest count as equal.
+_NEAR = 1.02
 _OF_CANDIDATES = (
     "fits",
     "forecast_seconds",
@@ -33,8 +35,8 @@ def search(config: Config, topology: str, slices: int = 1) -> dict[str, Any]:
     """The best plan. `candidates` has all plans that fit, sorted by the compiler's forecast of the time of a
     step (without a forecast, by its bound), and the reasons why others do not fit.
 
-    A forecast ignores latency. So among forecasts that differ by less than 2%, the plan with fewer bytes on
-    the wire comes first, then the one with more free memory.
+    A forecast ignores latency. So among the plans whose forecast is within 2% of the shortest, the best is
+    the one with the fewest bytes on the wire, and of these the one with the smallest temporaries.
     """
     chip_of(topology)
     tried, fits = [], []
@@ -62,7 +64,7 @@ def search(config: Config, topology: str, slices: int = 1) -> dict[str, Any]:
         reasons = sorted({candidate["why"] for candidate in tried})
         raise BadInput(f"none of the candidates fits {topology}: {'; '.join(reasons)}")
 
-    best = min(fits, key=_rank)
+    best = _best(fits)
     fitting = [candidate for candidate in tried if candidate["fits"]]
     fitting.sort(key=_expected)
     others = [candidate for candidate in tried if not candidate["fits"]]
@@ -87,13 +89,10 @@ def _expected(planned: dict[str, Any]) -> float:
     return float(planned["forecast_seconds"] or planned["step_seconds_bound"])
 
 
-def _rank(planned: dict[str, Any]) -> tuple[float, int, float]:
-    hbm, seconds = planned["hbm_gib"], _expected(planned)
-    return (
-        round(seconds, 2 - len(str(int(seconds)))),
-        planned["wire_bytes"],
-        hbm["temporaries"],
-    )
+def _best(fits: list[dict[str, Any]]) -> dict[str, Any]:
+    shortest = min(_expected(planned) for planned in fits)
+    near = [planned for planned in fits if _expected(planned) <= _NEAR * shortest]
+    return min(near, key=lambda planned: (planned["wire_bytes"], planned["hbm_gib"]["temporaries"]))
 
 
 def _candidates(config: Config) -> Iterator[list[Config]]:

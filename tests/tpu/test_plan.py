@@ -288,6 +288,20 @@ def test_the_search_ranks_what_fits(tiny_toml, monkeypatch):
     assert found["mesh"] == MEASURED["mesh"]
 
 
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+def test_the_best_plan_is_within_2_percent_of_the_fastest(scale):
+    def planned(seconds, wire_bytes, temporaries):
+        memory = {"temporaries": temporaries}
+        return {"forecast_seconds": scale * seconds, "wire_bytes": wire_bytes, "hbm_gib": memory}
+
+    fastest, fewer, smaller, slow = (
+        planned(1.0, 9, 1), planned(1.019, 8, 2), planned(1.015, 8, 1), planned(1.03, 1, 0),
+    )  # fmt: skip
+    assert search_module._best([slow, fewer, smaller, fastest]) == smaller
+    assert search_module._best([slow, fewer, fastest]) == fewer
+    assert search_module._best([slow, fastest]) == fastest
+
+
 @pytest.mark.slow
 def test_the_heads_of_gemma2_leave_the_kernel_room_in_vmem(tiny_toml):
     """Of 256, on 8,192 tokens."""
