@@ -132,7 +132,8 @@ def _train_stage(loop: "Loop", parts: Parts, plan: PlannedStage, number: int, pr
         # A deeper model needs more FLOPs for each token, and so does its utilization.
         tools.metrics.of(progress.current.model.config)
         # The first part has the local checkpoints that `Parts.beginning` opened. Each later part opens its
-        # own.
+        # own. The part's last step is given as the saved one, so local checkpoints of an earlier try of this
+        # part are deleted.
         if first > start:
             progress.local = parts.local_checkpoints(first, last)
         with closing(progress.local):
