@@ -41,12 +41,15 @@ FREE = {
     "while",
     "conditional",
     "call",
+    "call-start",
     "after-all",
     "partition-id",
     "iota",
 }
 # The parts of an asynchronous collective on TPUs.
 _START, _DONE = '"AsyncCollectiveStart"', '"AsyncCollectiveDone"'
+# These start a computation that runs beside the others, such as a collective on a SparseCore.
+_CALLS_BESIDE = ("call-start", "async-start")
 # These operations read only the part of their first operand that they return.
 _READ_IN_PART = {"slice", "dynamic-slice", "gather"}
 
@@ -90,6 +93,8 @@ class Program:
                 self.computations[current].append(Instruction(*match.groups()))
         self.times: dict[str, int] = defaultdict(int)
         self.fused: set[str] = set()
+        # Computations of collectives that run beside the computation that starts them.
+        self.beside: set[str] = set()
         self._count(entry, 1)
 
     def _count(self, name: str, times: int) -> None:
@@ -107,6 +112,8 @@ class Program:
                 if called in self.computations:
                     if instruction.operation == "fusion":
                         self.fused.add(called)
+                    if instruction.operation in _CALLS_BESIDE and any(self._collectives_in(called, 1)):
+                        self.beside.add(called)
                     if instruction.operation not in (
                         "all-reduce",
                         "reduce-scatter",
@@ -164,6 +171,10 @@ class Program:
                 return None
             chain = self._chain(called, _START)
             return collectives[0], chain
+        if instruction.operation in _CALLS_BESIDE:
+            (called,) = called_by(instruction.rest, "calls|to_apply")
+            started = next(self._collectives_in(called, 1), None)
+            return None if started is None else (started, instruction.name)
         collective = _collective(instruction, shapes, 1, False)
         if collective is None:
             return None

@@ -7,6 +7,7 @@ import pytest
 from babel_jax.cli import main
 from babel_jax.hardware import CHIPS
 from babel_jax.tpu.forecast import Estimate, Kind, clock_of, forecast_of, kernels_table
+from babel_jax.tpu.hlo import Program
 
 CHIP = CHIPS["v5e"]
 CLOCK = clock_of(CHIP)
@@ -136,6 +137,36 @@ def test_the_links_carry_one_collective_after_the_other():
     exposed = forecast(text, wire=5000 / CLOCK).by_kind()[Kind.COLLECTIVES]
     # In each of three iterations, and the all-reduce after them.
     assert exposed == pytest.approx((3 * 4000 + 5000) / CLOCK)
+
+
+# Libtpu's text of a scatter on the SparseCore: a call that runs beside the others, until `call-done`.
+SCATTER = """%called (gradient: bf16[32,128], ready: token[]) -> bf16[8,128] {
+  %ready = token[] parameter(1)
+  %gradient = bf16[32,128]{1,0} parameter(0)
+  ROOT %scatter = bf16[8,128]{1,0} reduce-scatter(%gradient), replica_groups={{0,1,2,3}}, to_apply=%add
+}, execution_thread="sparsecore"
+
+"""
+STARTS = '((bf16[32,128]{1,0}, token[]), bf16[8,128]{1,0}) call-start(%mine), async_execution_thread="sparsecore", to_apply=%called'  # noqa: E501
+
+
+def test_a_scatter_on_the_sparse_core_runs_beside_products():
+    """Three scatters of 10,000 cycles, each beside a product of 6,000."""
+    start = TEXT.index("%start (")
+    text = TEXT[:start] + SCATTER + TEXT[start:]
+    changes = {
+        "  %begun = ": f"  %begun = {STARTS}",
+        "  %whole = ": "  %whole = bf16[8,128]{1,0} call-done(%begun)",
+    }
+    for name, changed in changes.items():
+        line = next(line for line in text.splitlines() if line.startswith(name))
+        text = text.replace(line, changed)
+    result = forecast(text)
+    assert result.by_kind()[Kind.COLLECTIVES] == pytest.approx((3 * 4000 + 10_000) / CLOCK)
+    assert result.described()["hidden_collectives"] == pytest.approx(3 * 6000 / CLOCK)
+    assert result.by_kind()[Kind.ELEMENTWISE] == forecast().by_kind()[Kind.ELEMENTWISE]
+    scatters = [moved for moved in Program(text).collectives() if moved.kind == "reduce-scatter"]
+    assert [(moved.bytes, moved.times) for moved in scatters] == [(32 * 128 * 2, 3)]
 
 
 def test_kernels_have_their_line_in_this_package():
