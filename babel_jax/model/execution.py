@@ -18,6 +18,7 @@ class Execution:
     `kernel`: what computes attention, never `auto`. `parallel`: the mesh axes that the pass runs on.
     `scan_layers`: one compiled layer in a loop; False writes every layer into the program.
     `matmul_dtype`: type of the products with weights inside layers, if narrower than `compute_dtype`.
+    `tokens_minor`: kept values of the MLP have the tokens along lanes in memory (see `rematerialization`).
     """
 
     compute_dtype: DTypeLike = jnp.float32
@@ -26,6 +27,7 @@ class Execution:
     parallel: Parallelism = SINGLE_DEVICE
     scan_layers: bool = True
     matmul_dtype: MatmulType | None = None
+    tokens_minor: bool = False
 
 
 PLAIN = Execution()

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -21,6 +20,7 @@ from babel_jax.model.execution import Execution
 from babel_jax.model.parallel import SINGLE_DEVICE, Parallelism
 from babel_jax.model.parameters import declare
 from babel_jax.model.quantized import QuantizedWeight, quantized_product
+from babel_jax.model.rematerialization import mlp_value
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
     Activation.SILU: jax.nn.silu,
@@ -109,8 +109,8 @@ class GatedMLP(nnx.Module):
     ) -> Float[Array, "batch time embed"]:
         """The MLP, in the type of x."""
         x = execution.parallel.column_parallel_input(x)
-        gate = checkpoint_name(self.gate_proj(x, execution), CheckpointName.GATE_PROJ)
-        up = checkpoint_name(self.up_proj(x, execution), CheckpointName.UP_PROJ)
+        gate = mlp_value(self.gate_proj(x, execution), CheckpointName.GATE_PROJ, execution)
+        up = mlp_value(self.up_proj(x, execution), CheckpointName.UP_PROJ, execution)
         return self.down_proj(ACTIVATIONS[self.activation](gate) * up, execution)
 
 

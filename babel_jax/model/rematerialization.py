@@ -3,6 +3,9 @@
 from typing import Any
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
+from jaxtyping import Array, Float
 
 from babel_jax.config import Remat
 from babel_jax.model.checkpoint_names import CheckpointName
@@ -32,6 +35,20 @@ _KEPT = {
         CheckpointName.UP_PROJ,
     ),
 }
+
+
+def mlp_value(
+    x: Float[Array, "batch time features"], name: CheckpointName, execution: Execution
+) -> Float[Array, "batch time features"]:
+    """`x` under a name that policies know.
+
+    With `execution.tokens_minor` a value that the policy keeps has the tokens along lanes in memory. XLA for
+    v6e reads it so in the backward pass, but would write it with the features along lanes, and copy it.
+    """
+    if execution.tokens_minor and name in _KEPT.get(execution.remat, ()):
+        x = with_layout_constraint(x, Layout(major_to_minor=(0, 2, 1)))
+    result: Float[Array, "batch time features"] = checkpoint_name(x, name)
+    return result
 
 
 def rematerialized(layer: Any, execution: Execution) -> Any:

@@ -172,7 +172,7 @@ def _compiled(program: Program, traced: Any, mesh: Mesh) -> Any:
     lowered: jax.stages.Lowered = traced.lower()
     if program.kind != STEP:
         return lowered.compile()
-    return compiled_program(lowered, mesh.devices.flat[0].platform, program.compiler_options)
+    return compiled_program(lowered, mesh.devices.flat[0], program.compiler_options)
 
 
 def _spans(

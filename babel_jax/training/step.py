@@ -12,10 +12,11 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
 from babel_jax.config import ModelConfig, OptimizerSettings, TrainingSettings
+from babel_jax.hardware import name_of_kind
 from babel_jax.model.attention_kernels import kernel_for
 from babel_jax.model.decoder import abstract_params, describe
 from babel_jax.model.execution import Execution
-from babel_jax.model.parallel import CONTEXT, ROW_AXES, WINDOW_AXES
+from babel_jax.model.parallel import CONTEXT, ROW_AXES, WINDOW_AXES, Parallelism
 from babel_jax.model.parameters import Parameter
 from babel_jax.model.quantized import check_matmul_type
 from babel_jax.model.sharding import parallelism_on, param_specs
@@ -74,7 +75,7 @@ def summed_gradients(
     """
     # Everything that is static under jit is made here, once for each program.
     parallel, specs = parallelism_on(mesh), param_specs(config)
-    dtype = jnp.dtype(training.compute_dtype)
+    execution = _execution(training, parallel, mesh.devices.flat[0].device_kind)
 
     def of_one(
         params: PyTree[Array], micro: dict[str, Array]
@@ -82,12 +83,10 @@ def summed_gradients(
         # The kernel depends on how many tokens of a window a device has.
         tokens = micro["tokens"].shape[1] // parallel.sequence_chunks
         kernel = kernel_for(training.attention, config, tokens, parallel.platform, training.compute_dtype)
-        execution = Execution(
-            dtype, training.remat, kernel, parallel, training.scan_layers, training.matmul_dtype
-        )
+        chosen = dataclasses.replace(execution, kernel=kernel)
 
         def loss(params: PyTree[Array]) -> tuple[Array, WindowLosses]:
-            return summed_loss(config, params, micro, z_loss, execution)
+            return summed_loss(config, params, micro, z_loss, chosen)
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
@@ -122,6 +121,18 @@ def summed_gradients(
         in_specs=(specs, windows),
         out_specs=(PartitionSpec(), windows, specs),
         check_vma=False,
+    )
+
+
+def _execution(training: TrainingSettings, parallel: Parallelism, device_kind: str) -> Execution:
+    """How such devices compute a forward pass; without the kernel of attention."""
+    return Execution(
+        jnp.dtype(training.compute_dtype),
+        training.remat,
+        parallel=parallel,
+        scan_layers=training.scan_layers,
+        matmul_dtype=training.matmul_dtype,
+        tokens_minor=name_of_kind(device_kind) == "v6e",
     )
 
 

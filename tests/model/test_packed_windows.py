@@ -77,6 +77,21 @@ def test_rematerialization_changes_no_gradient(tiny_config, tiny_params, remat):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("remat", "constraints"), [(Remat.FULL, 0), (Remat.GATE, 1), (Remat.MLP, 2)])
+def test_the_layout_of_kept_values_changes_no_bit(tiny_config, tiny_params, remat, constraints):
+    """On v6e the kept values of the MLP are laid out for the backward pass; other values are left alone."""
+    tokens = jnp.asarray(np.random.default_rng(2).integers(0, 512, (2, 16)))
+
+    def loss(params, tokens_minor):
+        execution = Execution(remat=remat, tokens_minor=tokens_minor)
+        return jnp.mean(jnp.square(forward(tiny_config, params, tokens, execution=execution)))
+
+    trace = str(jax.make_jaxpr(loss, static_argnums=1)(tiny_params, True))
+    assert trace.count("layout_constraint[") == constraints
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    jax.tree.map(np.testing.assert_array_equal, gradient(tiny_params, True), gradient(tiny_params, False))
+
+
 @settings(max_examples=50)
 @given(data=st.data(), window=st.none() | st.integers(1, 40))
 def test_the_mask_by_its_definition(data, window):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
 import pytest
@@ -66,6 +67,13 @@ def test_processes_of_one_host_trace_into_folders_of_their_own(tmp_path, monkeyp
     assert sorted(trace.relative_to(tmp_path).parts[0] for trace in traces) == ["process-0", "process-1"]
 
 
+class Device(NamedTuple):
+    """What the compiler's options depend on."""
+
+    platform: str
+    device_kind: str
+
+
 def test_on_tpus_a_step_has_our_options_and_a_run_may_change_each():
     """The options that are given to XLA, with a stand-in for the lowered step."""
     given = []
@@ -74,11 +82,26 @@ def test_on_tpus_a_step_has_our_options_and_a_run_may_change_each():
         def compile(self, compiler_options):
             given.append(compiler_options)
 
-    for platform, changes in (("cpu", {}), ("tpu", {}), ("tpu", {"xla_enable_async_all_gather": False})):
-        compiled_program(Lowered(), platform, changes)
-    on_cpu, on_tpu, changed = given
+    v5e, v6e = Device("tpu", "TPU v5 lite"), Device("tpu", "TPU v6 lite")
+    for device, changes in (
+        (Device("cpu", "cpu"), {}),
+        (v5e, {}),
+        (v5e, {"xla_enable_async_all_gather": False}),
+        (v6e, {}),
+        (Device("tpu", "TPU v5"), {}),
+    ):
+        compiled_program(Lowered(), device, changes)
+    on_cpu, on_tpu, changed, on_v6e, on_v5p = given
     assert on_cpu is None
     # Gathers start ahead, and run beside the products of the tensor core.
     assert on_tpu["xla_enable_async_all_gather"] is True
     assert on_tpu["xla_tpu_overlap_compute_collective_tc"] is True
     assert changed == on_tpu | {"xla_enable_async_all_gather": False}
+    # v5e has no SparseCore. On v5p and v6e scatters run there.
+    offload = "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter"
+    assert offload not in on_tpu
+    assert on_v6e[offload] is on_v5p[offload] is True
+    assert on_tpu.items() <= on_v6e.items()
+    # Half of the VMEM, and so half of a kernel's part.
+    vmem = "xla_tpu_scoped_vmem_limit_kib"
+    assert on_v5p[vmem] * 2 == on_v6e[vmem]
