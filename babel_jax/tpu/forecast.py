@@ -162,8 +162,8 @@ def forecast_of(
     reader = _Reader(program, chip, kernel_flops, wire_seconds, sources)
     kernels: list[Kernel] = []
     for name, times in program.times.items():
-        # The instructions within a fusion are one kernel, which the fusion itself stands for. A collective that
-        # runs beside the computation is counted where it is started.
+        # The instructions within a fusion are one kernel, which the fusion itself stands for. A collective
+        # that runs beside the computation is counted where it is started.
         if name not in program.fused | program.beside:
             kernels += reader.kernels_of(name, times)
     return Forecast(kernels, reader.async_copies)
