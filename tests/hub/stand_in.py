@@ -234,7 +234,6 @@ class _Handler(BaseHTTPRequestHandler):
             if name != "Content-Length":
                 self.send_header(name, value)
         self.send_header("Content-Length", length)
-        self.end_headers()
         sent = b"" if self.command == "HEAD" else content
         fault = getattr(self, "fault", None)
         if fault is not None and fault.cut_after is not None:
@@ -249,9 +248,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.headers.get("Range"),
             self.has_key,
         )
+        # Before anything is sent: a client that has the answer goes on, and tests then count requests.
         with self.hub.lock:
             self.hub.requests.append(request)
         try:
+            self.end_headers()
             if fault is not None and fault.bytes_per_second:
                 step = max(1, int(fault.bytes_per_second / 20))
                 for start in range(0, len(sent), step):

@@ -161,6 +161,7 @@ def test_a_candidate_that_cannot_run_is_a_line(tune, tmp_path):
     assert json.loads(out)["candidates"][2]["seconds"] is None
 
 
+@pytest.mark.slow
 def test_out_of_memory_is_tried_again_alone(config, tune, tmp_path, monkeypatch):
     """The message is the one of XLA on an H100; the state that the step took is gone."""
     failures = []
