@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import jax
@@ -139,6 +140,10 @@ DAMAGES = {
     "the tokenizer is damaged": (
         lambda f: (f / "tokenizer.json").write_text("{"),
         ["tokenizer cannot be read"],
+    ),
+    "the tokenizer is too large": (
+        lambda f: [(f / "tokenizer.json").touch(), os.truncate(f / "tokenizer.json", 48 * 2**20 + 1)],
+        ["tokenizer cannot be read", "larger than the 50,331,648 bytes"],
     ),
     "the SentencePiece model is damaged": (
         lambda f: (f / "tokenizer.model").write_bytes(b"abc"),
