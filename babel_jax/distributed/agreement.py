@@ -111,8 +111,8 @@ def new_folder_of_all(final: Path) -> Iterator[Path]:
     one fails.
 
     A folder for a bucket has a part on the disk of each process; `write_sums_of_all` sends the parts of the
-    other processes. It is the last call of the block: process 0 renames at the block's end without waiting,
-    and after that call all processes have written.
+    other processes. `write_sums_of_all` must be the last call of the block. Process 0 renames the folder at
+    the end of the block and waits for no other process; after that call, all processes have written.
     """
     with contextlib.ExitStack() as made:
         with agreed():

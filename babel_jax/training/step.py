@@ -125,7 +125,7 @@ def summed_gradients(
 
 
 def _execution(training: TrainingSettings, parallel: Parallelism, device_kind: str) -> Execution:
-    """How such devices compute a forward pass; without the kernel of attention."""
+    """The `Execution` of a step on devices of this kind. `of_one` adds the kernel of attention."""
     return Execution(
         jnp.dtype(training.compute_dtype),
         training.remat,
