@@ -184,10 +184,13 @@ def _is_over(found: dict[str, Any], locked: bool) -> bool:
     """
     if found.get("machine") != _machine():
         return False
+    # With the lock of the folder in hand, the job has ended.
+    if locked:
+        return True
+    # Without the lock, the number of the job's process may tell.
     process = found.get("process")
-    # With the lock of the folder in hand, the job has ended. Without it, the number of its process may tell.
-    if locked or not isinstance(process, int) or process < 1:
-        return locked
+    if not isinstance(process, int) or process < 1:
+        return False
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):

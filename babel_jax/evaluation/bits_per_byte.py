@@ -145,6 +145,12 @@ def class_means(by_language: Mapping[str, float]) -> dict[str, float | None]:
     return means
 
 
+def class_mean(by_language: Mapping[str, float], group: str) -> float:
+    """The mean over all languages ("all") or over one resource class; NaN if no language has a value."""
+    mean = class_means(by_language)[group]
+    return float("nan") if mean is None else mean
+
+
 def common_to(points: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """The values of each point for the languages that all points have, so that their means can be compared. A
     run may get a language between two points, and a baseline may lack one. Points without any value stay

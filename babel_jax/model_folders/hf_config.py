@@ -331,24 +331,30 @@ def _windows(hf: dict[str, Any], windows: Windows, location: str) -> tuple[int |
                 f"{location}: {given}: a {hf['model_type']} model has no sliding window; set it to null"
             )
         return None, []
-    # Mistral: without layer_types all layers have the window, and null means no window.
-    if windows is Windows.ALL:
-        window = hf.get("sliding_window", _SLIDING_WINDOW)
-        if types is None:
-            return (None, []) if window is None else (window, [str(LayerType.SLIDING)] * layers)
-        return (window, types) if any(kind != LayerType.FULL for kind in types) else (None, [])
-    if windows is Windows.ALTERNATING:
-        types = types or [str(LayerType.FULL if layer % 2 else LayerType.SLIDING) for layer in range(layers)]
-        return (
-            (hf.get("sliding_window", _SLIDING_WINDOW), types) if LayerType.SLIDING in types else (None, [])
-        )
-    # Qwen: the window holds only with use_sliding_window, and from layer max_window_layers on.
-    window = hf.get("sliding_window", _SLIDING_WINDOW) if hf.get("use_sliding_window", False) else None
-    if types is None and window is not None:
-        if hf.get("max_window_layers") is None:
-            raise BadInput(f"{location}: missing max_window_layers, which use_sliding_window = true needs")
-        full = min(hf["max_window_layers"], layers)
-        types = [str(LayerType.FULL)] * full + [str(LayerType.SLIDING)] * (layers - full)
-    if types is None or all(kind == LayerType.FULL for kind in types):
+    # Qwen: the window holds only with use_sliding_window.
+    used = windows is not Windows.BY_LAYER or hf.get("use_sliding_window", False)
+    window = hf.get("sliding_window", _SLIDING_WINDOW) if used else None
+    if types is None:
+        types = _types_without_list(hf, windows, window, location)
+    if all(kind == LayerType.FULL for kind in types):
         return None, []
     return window, types
+
+
+def _types_without_list(hf: dict[str, Any], windows: Windows, window: int | None, location: str) -> list[str]:
+    """The type of each layer where config.json has no layer_types; empty if no layer has the window."""
+    layers = hf["num_hidden_layers"]
+    full, sliding = str(LayerType.FULL), str(LayerType.SLIDING)
+    # Gemma 2: every second layer has the window, beginning with the first.
+    if windows is Windows.ALTERNATING:
+        return [full if layer % 2 else sliding for layer in range(layers)]
+    if window is None:
+        return []
+    # Mistral: all layers have the window.
+    if windows is Windows.ALL:
+        return [sliding] * layers
+    # Qwen: the layers from max_window_layers on have the window.
+    if hf.get("max_window_layers") is None:
+        raise BadInput(f"{location}: missing max_window_layers, which use_sliding_window = true needs")
+    before = min(hf["max_window_layers"], layers)
+    return [full] * before + [sliding] * (layers - before)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from babel_jax.evaluation.bits_per_byte import class_means
+from babel_jax.evaluation.bits_per_byte import class_mean, class_means
 from babel_jax.files import write_text
 from babel_jax.languages import groups_with_means
 from babel_jax.pages.charts import Figure, Table, dots
@@ -65,7 +65,7 @@ def ablation_table(base: dict[str, float], results: Sequence[dict[str, Any]]) ->
                 values = _over_seeds(results, variant, point, group)
                 # The deviation of the seeds, not of their mean; one seed has none.
                 spread = f" +- {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-                change = 100 * (values.mean() / _mean(base, group) - 1)
+                change = 100 * (values.mean() / class_mean(base, group) - 1)
                 cells.append(f"{values.mean():.3f}{spread} ({change:+.1f}%)")
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -91,7 +91,7 @@ def _group_figure(
     # The colours of a run's base and of its trained model.
     series = {point: index for index, point in zip((0, 3), points, strict=False)}
     rows: dict[str, list[float | None]] = {}
-    table = [["the model as it is", f"{_mean(base, group):.3f}", *[""] * (2 * len(points) - 1)]]
+    table = [["the model as it is", f"{class_mean(base, group):.3f}", *[""] * (2 * len(points) - 1)]]
     for variant in dict.fromkeys(result["variant"] for result in results):
         # A dot for each point in the chart; mean, spread and change in the table.
         means: list[float | None] = []
@@ -100,14 +100,14 @@ def _group_figure(
             values = _over_seeds(results, variant, point, group)
             means.append(float(values.mean()))
             spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-            change = 100 * (values.mean() / _mean(base, group) - 1)
+            change = 100 * (values.mean() / class_mean(base, group) - 1)
             cells += [f"{values.mean():.3f}{spread}", f"{change:+.1f}%"]
         rows[variant] = means
         table.append([variant, *cells])
     heads = ["Variant"]
     for point in points:
         heads += [f"{point.capitalize()} training", "Change"]
-    chart = dots({"Variants": rows}, series, "bits per byte", {"the model as it is": _mean(base, group)})
+    chart = dots({"Variants": rows}, series, "bits per byte", {"the model as it is": class_mean(base, group)})
     return Figure(
         f"group-{group}",
         f"Bits per byte: {label}",
@@ -127,12 +127,7 @@ def _points_of(results: Sequence[dict[str, Any]]) -> list[str]:
 
 def _over_seeds(results: Sequence[dict[str, Any]], variant: str, point: str, group: str) -> np.ndarray:
     of_variant = [result for result in results if result["variant"] == variant]
-    return np.array([_mean(result[point], group) for result in of_variant])
-
-
-def _mean(by_language: dict[str, float], group: str) -> float:
-    mean = class_means(by_language)[group]
-    return float("nan") if mean is None else mean
+    return np.array([class_mean(result[point], group) for result in of_variant])
 
 
 def _plot(path: Path, base: dict[str, float], results: Sequence[dict[str, Any]]) -> None:
@@ -149,10 +144,10 @@ def _plot(path: Path, base: dict[str, float], results: Sequence[dict[str, Any]])
                 values = _over_seeds(evaluated, variant, point, "all")
                 ax.barh(number, np.mean(values) if len(values) else np.nan, color=color, alpha=0.6)
                 ax.plot(values, [number] * len(values), ".", color=INK, markersize=5)
-            ax.axvline(_mean(base, "all"), color=INK, linestyle="--", linewidth=1)
+            ax.axvline(class_mean(base, "all"), color=INK, linestyle="--", linewidth=1)
             ax.set_yticks(range(len(variants)), variants)
             ax.invert_yaxis()
             ax.set_xlabel("bits per byte, mean over languages (dots: seeds; dashed: the model as it is)")
             ax.set_title("Before training" if point == "before" else "After recovery")
-            low = min([_mean(base, "all"), *(_mean(result[point], "all") for result in evaluated)])
+            low = min([class_mean(base, "all"), *(class_mean(result[point], "all") for result in evaluated)])
             ax.set_xlim(left=0.9 * low)

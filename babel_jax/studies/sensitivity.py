@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from babel_jax.config import ModelConfig
 from babel_jax.errors import NOT_FINITE, BadInput
-from babel_jax.evaluation.bits_per_byte import class_means
+from babel_jax.evaluation.bits_per_byte import class_mean, class_means
 from babel_jax.evaluation.scoring import rows_of_batch
 from babel_jax.model.cross_entropy import target_logits
 from babel_jax.model.decoder import embedded, normed, output_table, run_layers
@@ -344,8 +344,7 @@ def _mean(by_language: ByLanguage, group: str = "all") -> float:
     """The mean over a group of languages, or the value of one language."""
     if group in by_language:
         return by_language[group]
-    mean = class_means(by_language)[group]
-    return float("nan") if mean is None else mean
+    return class_mean(by_language, group)
 
 
 def _change(result: Sensitivity, by_language: ByLanguage, group: str) -> float:

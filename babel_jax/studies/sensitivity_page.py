@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from babel_jax.evaluation.bits_per_byte import class_means
+from babel_jax.evaluation.bits_per_byte import class_mean, class_means
 from babel_jax.languages import LANGUAGES, groups_with_means
 from babel_jax.pages.charts import Figure, Table, lines
 from babel_jax.pages.document import Section, page_text
@@ -31,7 +31,7 @@ def sensitivity_page(model: str, result: Sensitivity) -> str:
 def _cosine_figure(result: Sensitivity, labels: Mapping[str, str], series: Mapping[str, int]) -> Figure:
     curves, cells = {}, {}
     for group, label in labels.items():
-        means = [_mean(values, group) for values in result.cosine]
+        means = [class_mean(values, group) for values in result.cosine]
         curves[label] = list(enumerate(means))
         cells[label] = [f"{mean:.3f}" for mean in means]
     return Figure(
@@ -56,8 +56,8 @@ def _change_figure(
     """The change of bits per byte by layer, for groups; in the table also for languages, if they are few."""
     curves, cells = {}, {}
     for group, label in labels.items():
-        whole = _mean(result.model, group)
-        changes = [100 * (_mean(values, group) / whole - 1) for values in values_by_layer]
+        whole = class_mean(result.model, group)
+        changes = [100 * (class_mean(values, group) / whole - 1) for values in values_by_layer]
         curves[label] = [(layer, min(change, _WORST)) for layer, change in enumerate(changes)]
         cells[label] = [f"{change:+.1f}%" for change in changes]
     # A few languages fit into the table, each with a column.
@@ -73,11 +73,6 @@ def _change_figure(
         _table(cells),
         series,
     )
-
-
-def _mean(by_language: ByLanguage, group: str) -> float:
-    mean = class_means(by_language)[group]
-    return float("nan") if mean is None else mean
 
 
 def _table(columns: dict[str, list[str]]) -> Table:

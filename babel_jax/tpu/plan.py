@@ -159,11 +159,9 @@ def described(
     # The compiler gives no program that does not fit, only how much it needs.
     if short := measurements.get("out_of_memory"):
         hbm |= {"arguments": None, "temporaries": None, "needs": short["needs"] or None}
-        tries = (
-            f"needs {short['needs']:.1f} of {short['has'] or chip.capacity:.1f} GiB: try "
-            f"{advice(config, mesh)}"
-        )
-        summary = f"{_head(result, shape)}\n{tries}"
+        capacity = short["has"] or chip.capacity
+        needs = f"needs {short['needs']:.1f} of {capacity:.1f} GiB: try {advice(config, mesh)}"
+        summary = f"{_head(result, shape)}\n{needs}"
         return result | dict.fromkeys(_UNKNOWN) | {"fits": False, "hbm_gib": hbm, "summary": summary}
 
     hbm |= {name: measurements[name] / _GIB * chip.devices for name in ("arguments", "temporaries", "peak")}

@@ -313,6 +313,10 @@ def without(key):
         ({**GEMMA_9B, "hidden_activation": "gelu"}, ["hidden_activation = 'gelu'", "gelu_pytorch_tanh"]),
         ({**GEMMA_9B, "query_pre_attn_scalar": None}, ["missing query_pre_attn_scalar"]),
         ({**GEMMA_9B, "sliding_window": None}, ["sliding_window is not set"]),
+        (
+            {**GEMMA_9B, "layer_types": ["chunked_attention"] * GEMMA_9B["num_hidden_layers"]},
+            ["layer_types", "chunked_attention"],
+        ),
         ({**GEMMA_9B, "use_bidirectional_attention": True}, ["use_bidirectional_attention"]),
         ({**LLAMA, "layer_types": ["sliding_attention"] * 4}, ["sliding_attention", "llama"]),
         ({**LLAMA, "layer_types": ["full_attention"] * 3}, ["layer_types", "3", "4"]),
