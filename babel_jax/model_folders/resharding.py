@@ -76,7 +76,7 @@ def mover(steps: tuple[Sharding, ...], dtype: np.dtype) -> Callable[[Array], Arr
     """The program of `moved`, for arrays of one dtype in the sharding before the first of `steps`."""
     # Moved as integers: XLA may compute bfloat16 in float32, on CPU also in collectives, which changes NaNs.
     # The barriers keep XLA from removing the two conversions.
-    bits = jnp.dtype(f"uint{8 * dtype.itemsize}")
+    bits = _bits_of(dtype)
 
     def move_leaf(values: Array) -> Array:
         moving = jax.lax.optimization_barrier(jax.lax.bitcast_convert_type(values, bits))
@@ -96,10 +96,23 @@ def gathered(leaf: Array, layer: int | None) -> Array:
     if not isinstance(leaf.sharding, NamedSharding):
         if not leaf.is_fully_addressable:
             raise TypeError(f"arrays of several processes need a NamedSharding; this has {leaf.sharding}")
-        return leaf if layer is None else leaf[layer]
+        return leaf if layer is None else _layer_of(leaf, np.int32(layer))
     if layer is None and leaf.is_fully_addressable:
         return leaf
     return gatherer(leaf.sharding, leaf.ndim, leaf.dtype, layer is not None)(leaf, np.int32(layer or 0))
+
+
+@jax.jit
+def _layer_of(leaf: Array, layer: Array) -> Array:
+    """One layer of a stacked leaf, cut out as integers: of bfloat16, XLA's older emitters for CPU change NaNs."""
+    bits = jax.lax.bitcast_convert_type(leaf, _bits_of(leaf.dtype))
+    one = jax.lax.dynamic_index_in_dim(bits, layer, keepdims=False)
+    return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(one), leaf.dtype)
+
+
+def _bits_of(dtype: np.dtype) -> np.dtype:
+    """The unsigned integers of the same width."""
+    return jnp.dtype(f"uint{8 * dtype.itemsize}")
 
 
 @functools.cache
@@ -121,7 +134,7 @@ def gatherer(
     after = NamedSharding(mesh, PartitionSpec(*(kept[1:] if stacked else kept)))
 
     def gather_tensor(leaf: Array, layer: Array) -> Array:
-        values = jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False) if stacked else leaf
+        values = _layer_of(leaf, layer) if stacked else leaf
         return mover((before, after), dtype)(values)
 
     return jax.jit(gather_tensor, out_shardings=after)
