@@ -104,7 +104,9 @@ def gathered(leaf: Array, layer: int | None) -> Array:
 
 @jax.jit
 def _layer_of(leaf: Array, layer: Array) -> Array:
-    """One layer of a stacked leaf, cut out as integers: of bfloat16, XLA's older emitters for CPU change NaNs."""
+    """One layer of a stacked leaf. It is cut out as integers, because some of XLA's emitters for CPU change
+    NaNs of bfloat16.
+    """
     bits = jax.lax.bitcast_convert_type(leaf, _bits_of(leaf.dtype))
     one = jax.lax.dynamic_index_in_dim(bits, layer, keepdims=False)
     return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(one), leaf.dtype)
