@@ -33,6 +33,10 @@ class EvaluationSettings(Settings):
     """Items of each task and language of the offline suite (evaluation/suite.py); 0 leaves the suite out.
     Unit: items.
     """
+    suite_translations: bool = True
+    """The offline suite translates sentences too, which takes as long as the rest of it and bits per byte
+    together. A model of a few million parameters translates nothing.
+    """
     every: Positive | None = None
     """Evaluates after every so many steps too, not only at the ends of stages. Unit: steps."""
 

@@ -95,7 +95,8 @@ def score_model(
     bits = scored_bits(to_score, scorer)
     measured: dict[str, dict[str, list[Items]]] = {BITS_PER_BYTE: {code: [bits[code]] for code in bits}}
     if settings.suite_items and not config.data.conversations:
-        measured |= run_suite(model_config, params, tokenizer, heldout, settings.suite_items, mesh, dtype)
+        items, translate = settings.suite_items, settings.suite_translations
+        measured |= run_suite(model_config, params, tokenizer, heldout, items, mesh, dtype, translate)
 
     _log_means(results_of(measured), point)
     return measured

@@ -119,13 +119,15 @@ def run_suite(
     items: int,
     mesh: Mesh,
     compute_dtype: DTypeLike = jnp.float32,
+    translate: bool = True,
 ) -> dict[str, dict[str, list[Items]]]:
     """At most `items` scored items of each task and language; a language without items of a task is left out
-    of it. Accuracies are percentages; chrF++ is from 0 to 100.
+    of it. Accuracies are percentages; chrF++ is from 0 to 100. translate: with the tasks of translation.
     """
     measured = _answered(config, params, tokenizer, choices(texts, items), mesh, compute_dtype)
-    asked = translations(texts, items)
-    measured |= _translated(config, params, tokenizer, asked, mesh, compute_dtype)
+    if translate:
+        asked = translations(texts, items)
+        measured |= _translated(config, params, tokenizer, asked, mesh, compute_dtype)
     # In the order of the tables, whichever languages have items of which tasks.
     return {task: measured[task] for task in (*CHOICE_TASKS, *TRANSLATION_TASKS) if task in measured}
 

@@ -288,6 +288,8 @@ def _measuring(
         return
     function, arguments = score(SUITE_BATCH_TOKENS)
     yield Program(SUITE, (point,), function, arguments, beside=beside)
+    if not settings.suite_translations:
+        return
     yield from _generating(
         (SUITE, point), mesh, model, dtype, params, (SUITE_ROWS, *suite_tokens(model)), beside=beside
     )

@@ -111,6 +111,8 @@ def test_scores_are_those_of_each_item_alone(tiny_config, passages, small_model)
     texts = {code: passages[code] for code in ("en", "sw", "th")}
     found = scores_of(run_suite(config, params, tokenizer, texts, 3, make_mesh({})))
     assert list(found) == ["continuation", "cloze", "to_english", "from_english"]
+    asked = scores_of(run_suite(config, params, tokenizer, texts, 3, make_mesh({}), translate=False))
+    assert asked == {task: found[task] for task in ("continuation", "cloze")}
 
     run = jax.jit(forward, static_argnums=0)
 

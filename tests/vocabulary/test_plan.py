@@ -13,7 +13,7 @@ from flax import traverse_util
 from babel_jax.cli import main
 from babel_jax.errors import BadInput
 from babel_jax.model.decoder import count_parameters
-from babel_jax.tpu.kinds import BITS_PER_BYTE, GROWTH, STEP
+from babel_jax.tpu.kinds import BITS_PER_BYTE, GROWTH, STEP, SUITE
 from babel_jax.tpu.programs import training_programs
 from babel_jax.tpu.shapes import base_from_json, base_of, expanded, new_rows, trained_shape
 from babel_jax.training.mesh import make_mesh
@@ -62,6 +62,19 @@ def test_every_program_of_a_run_with_a_larger_vocabulary(settings_of, make_model
     ]
     assert moments[0] == 2 * 128 * base.config.hidden_size * (1 if tied else 2)
     assert moments[1] == 2 * count_parameters(trained_shape(config, base.config))
+
+
+def test_a_run_whose_suite_does_not_translate_generates_nothing_at_its_points(settings_of):
+    """The suite's questions are one program; translations are two more, the first of them `prefill`."""
+    prefill, kinds = f"{SUITE}, prefill", {}
+    for translates in (True, False):
+        evaluation = {"suite_items": 1, "suite_translations": translates}
+        config = settings_of(evaluation=evaluation)
+        programs = training_programs(config, base_of(config), make_mesh({}, jax.devices()[:1]))
+        kinds[translates] = {program.kind for program in programs}
+    assert SUITE in kinds[True] & kinds[False]
+    assert {kind for kind in kinds[True] if kind.startswith(f"{SUITE}, ")} >= {prefill}
+    assert not any(kind.startswith(f"{SUITE}, ") for kind in kinds[False])
 
 
 def test_a_plan_takes_the_larger_model_that_is_there(done, settings_of):
