@@ -81,6 +81,7 @@ import sys
 from babel_jax.cli import main
 assert main(["expand", {source!r}, {deeper!r}, "--append", "1", "--init", "identity"]) == 0
 assert main(["convert", {deeper!r}, {deeper + "2"!r}, "--to", "hf"]) == 0
+assert main(["expand", {source!r}, {deeper + "3"!r}, "--append", "1", "--init", "noise"]) == 0
 print("", *sys.modules, sep="\\n")
 """
     command = [sys.executable, "-c", script]

@@ -1,9 +1,7 @@
 """The parameters of a plan's deeper model, in memory or some rows at a time."""
 
 import functools
-import statistics
 import threading
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +12,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float, PyTree, UInt32
 
 from babel_jax.config import Init
+from babel_jax.expansion.noise import noise_table, path_hash
 from babel_jax.expansion.plan import ExpansionPlan, is_output, next_layer
 from babel_jax.model.shapes import Place, is_stacked
 
@@ -31,7 +30,7 @@ def expand_params(params: PyTree[Array], plan: ExpansionPlan) -> PyTree[Array]:
     for place, leaf in leaves.items():
         if is_stacked(place):
             plan.check(leaf.shape[0], "plan")
-            expanded[place] = _expand_leaf(leaf, _path_hash(place), plan, is_output(place))
+            expanded[place] = _expand_leaf(leaf, jnp.uint32(path_hash(place)), plan, is_output(place))
         else:
             expanded[place] = leaf
     return traverse_util.unflatten_dict(expanded)
@@ -92,27 +91,9 @@ def _scaled(values: Float[Array, "..."], scale: Float[Array, ""]) -> Float[Array
     return (values.astype(jnp.float32) * scale).astype(values.dtype)
 
 
-def _path_hash(place: Place) -> UInt32[Array, ""]:
-    result: UInt32[Array, ""] = jnp.uint32(zlib.crc32("/".join(place).encode()))
-    return result
-
-
-@functools.cache
-def _quantiles() -> Float[np.ndarray, "65536"]:
-    """Equally likely values of a normal distribution with mean 0 and standard deviation 1.
-
-    Noise is drawn from this table, because functions such as erf_inv differ in the last bit between shapes,
-    back ends and versions.
-    """
-    normal = statistics.NormalDist()
-    values = np.array([normal.inv_cdf((number + 0.5) / 2**16) for number in range(2**16)])
-    result: Float[np.ndarray, "65536"] = values / values.std()
-    return result
-
-
 def _noise_arguments(plan: ExpansionPlan, target: int, path_hash: UInt32[Array, ""]) -> tuple[Array, ...]:
     layer = plan.layers[target]
-    table = (layer.noise_mean + layer.noise_std * _quantiles()).astype(np.float32)
+    table = noise_table(layer.noise_mean, layer.noise_std)
     return jnp.uint32(layer.seed), path_hash, jnp.uint32(target), jnp.asarray(table)
 
 
@@ -162,7 +143,7 @@ def changed_rows(
     # The same jitted functions as for a model in memory, so both ways give the same bits.
     with _one_at_a_time, jax.default_device(jax.local_devices(backend="cpu")[0]):
         if layer.init is Init.NOISE:
-            arguments = _noise_arguments(plan, target, _path_hash(place))
+            arguments = _noise_arguments(plan, target, jnp.uint32(path_hash(place)))
             rows = np.asarray(_with_noise_compiled(rows, *arguments, jnp.uint32(first)))
         if layer.init is Init.AVERAGE:
             rows = np.asarray(_mean(rows, next_rows()))

@@ -1,6 +1,7 @@
 """The config and the model folder of a plan's deeper model.
 
-JAX is imported only for layers that begin with noise, a mean or a scale other than 0.
+JAX is imported only for layers that begin with a mean, a scale other than 0, or noise that NumPy may round
+otherwise.
 """
 
 from pathlib import Path
@@ -12,6 +13,7 @@ from babel_jax import __version__
 from babel_jax.config import Init, ModelConfig
 from babel_jax.errors import BadInput
 from babel_jax.expansion.card import TAG, UNTRAINED, expansion_section
+from babel_jax.expansion.noise import is_exact_in_numpy, noise_table, noisy_rows, path_hash
 from babel_jax.expansion.plan import PROVENANCE, ExpansionPlan, is_output, next_layer, plan_from_json
 from babel_jax.model_folders.folder import Format, open_folder, source_name
 from babel_jax.model_folders.hf_config import needs_layer_types, read_hf_config
@@ -137,6 +139,11 @@ def _change(plan: ExpansionPlan) -> Change:
         if layer.init is Init.COPY and layer.output_scale == 0.0:
             # The signs of zeros and NaNs are those of the product that `expand_params` computes.
             return (rows.astype(np.float32) * np.float32(0.0)).astype(rows.dtype)
+        is_scaled = layer.output_scale != 1.0 and is_output(place)
+        if layer.init is Init.NOISE and not is_scaled:
+            table = noise_table(layer.noise_mean, layer.noise_std)
+            if is_exact_in_numpy(table, rows.dtype):
+                return noisy_rows(rows, layer.seed, path_hash(place), target, table, piece.start)
         # Only now: JAX takes seconds to import, and a plan of copies and zeros does not come here.
         from babel_jax.expansion.apply import changed_rows
 

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import babel_jax
 from babel_jax.config import ExpansionSettings, Family, Init, LayerType
@@ -115,6 +115,21 @@ def test_transformers_loads_the_deeper_folder(tmp_path, write_small_model, small
     ours = jax.jit(forward, static_argnums=0)(folder.config, load_params(folder), tokens)
     np.testing.assert_allclose(ours, logits.numpy(), atol=1e-4)
     assert (np.argmax(ours, -1) == logits.numpy().argmax(-1)).all()
+
+
+@pytest.mark.parametrize("std", [0.0, 1e-34, 0.25])
+def test_noise_on_denormals_has_the_bits_of_a_model_in_memory(tmp_path, write_small_model, std):
+    """XLA for CPU takes denormals for zeros, so noise of 0 changes them."""
+    source = write_small_model(tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    for value in tensors.values():
+        value *= 1e-38
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    settings = {"init": Init.NOISE, "noise_mean": 0.0, "noise_std": std}
+    plan = plan_from_settings(AMONG.model_copy(update=settings), 4)
+    expand_folder(source, tmp_path / "deeper", plan)
+    whole = jax.jit(expand_params, static_argnums=1)(load_params(open_folder(source)), plan)
+    assert layer_bits(whole) == layer_bits(load_params(open_folder(tmp_path / "deeper")))
 
 
 def test_config_tells_the_plan_and_where_it_comes_from(tmp_path, write_small_model):
