@@ -3,10 +3,11 @@ docs/pods/index.md.
 
     python benchmarks/pod_plans.py [--results FILE] [--only v5p] [--rest] [--table]
 
-Each plan is one `babel plan --step-only` (1 to 5 minutes on two cores) and is written as soon as it is there:
-the same command goes on. `--rest` compiles the other programs of the runs too (about 10 minutes a row); rows
-that differ in the train step alone share them. `--table` prints what is there: a table of the steps, and one
-of all programs. MaxText's figures are those of its own ahead-of-time check: MaxText 0.2.5, jax 0.12.0, its
+Each plan is one `babel plan --step-only` (3 to 10 minutes on two cores) and is written as soon as it is there:
+the same command goes on. A step that was compiled with other options of the compiler than those of a run is
+compiled again. `--rest` compiles the other programs of the runs too (about 10 minutes a row); rows that
+differ in the train step alone share them. `--table` prints what is there: a table of the steps, and one of
+all programs. MaxText's figures are those of its own ahead-of-time check: MaxText 0.2.5, jax 0.12.0, its
 Qwen2.5-7B config with 34 layers and the shape of Babel-83B, one window of 4,096 tokens a chip, pure FSDP,
 float32 parameters and Adam, full remat.
 """
@@ -19,8 +20,10 @@ from typing import Any
 from babel_jax.config.file import configs_folder, load_config
 from babel_jax.errors import BadInput
 from babel_jax.files import write_text
+from babel_jax.tpu.chips import chip_of
 from babel_jax.tpu.compiling import Which
 from babel_jax.tpu.plan import plan
+from babel_jax.training.compilation import tpu_options
 
 # Model, topology, slices, settings; those that stand for all of MaxText's are without remat and seq_len.
 LONG = ("data.seq_len=32768",)
@@ -39,7 +42,12 @@ PLANS: list[tuple[str, str, int, tuple[str, ...]]] = [
     ("babel-9b", "v6e:8x8", 1, ("training.global_batch_size=64", "training.remat=mlp")),
     ("babel-83b", "v6e:16x16", 1, ("training.global_batch_size=256",)),
     ("babel-83b", "v6e:16x16", 1, ("training.global_batch_size=256", "training.remat=attention")),
-    ("babel-83b", "v6e:16x16", 1, ("training.global_batch_size=128", HALVES, "training.remat=gate", OFFLOAD)),
+    (
+        "babel-83b",
+        "v6e:16x16",
+        1,
+        ("training.global_batch_size=128", HALVES, "training.remat=projections", OFFLOAD),
+    ),
     (
         "babel-9b",
         "v5p:4x4x4",
@@ -100,7 +108,7 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         "| model | pod | settings | HBM a chip, GiB: arguments + temporaries of capacity | hardware / model "
         "FLOPs | wire GB (of the least) "
-        "| seconds a step, at least | binds | MFU at most | MaxText: GiB, wire GB |",
+        "| seconds a step: at least, forecast | binds | MFU: at most, forecast | MaxText: GiB, wire GB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for model, topology, slices, settings in PLANS:
@@ -120,10 +128,23 @@ def table(results: dict[str, Any]) -> str:
             f"| {model} | {pod} | {shown} | {hbm['arguments']:.2f} + {hbm['temporaries']:.2f} of "
             f"{hbm['capacity']:g} "
             f"| {found['hardware_flops'] / found['model_flops']:.3f} | {wire / 1e9:.1f} ({wire / least:.3f}) "
-            f"| {found['step_seconds_bound']:.2f} | {found['bound_by']} | {found['mfu_bound']:.0%} | "
-            f"{theirs} |"
+            f"| {found['step_seconds_bound']:.2f}, {_shown(found.get('forecast_seconds'), '.2f')} "
+            f"| {found['bound_by']} "
+            f"| {found['mfu_bound']:.0%}, {_shown(found.get('forecast_mfu'), '.0%')} | {theirs} |"
         )
     return "\n".join(lines)
+
+
+def _shown(value: float | None, form: str) -> str:
+    """A figure of the forecast, or a mark that there is none."""
+    return "?" if value is None else format(value, form)
+
+
+def is_current(found: dict[str, Any] | None, topology: str, which: Which) -> bool:
+    """False for a plan that is missing, or whose step was compiled with other options of the compiler."""
+    if found is None:
+        return False
+    return which is not Which.STEP or found.get("compiler_options") == tpu_options(chip_of(topology).name)
 
 
 def programs_table(results: dict[str, Any]) -> str:
@@ -182,11 +203,13 @@ def page(results: dict[str, Any]) -> str:
 def compiled(
     model: str, topology: str, slices: int, settings: tuple[str, ...], which: Which
 ) -> dict[str, Any]:
-    """One plan, or under `error` why there is none."""
+    """One plan, or under `error` why there is none; a step with its options of the compiler."""
+    options = {"compiler_options": tpu_options(chip_of(topology).name)} if which is Which.STEP else {}
     try:
-        return plan(load_config(configs_folder() / f"{model}.toml", settings), topology, slices, which)
+        config = load_config(configs_folder() / f"{model}.toml", settings)
+        return plan(config, topology, slices, which) | options
     except BadInput as error:
-        return {"fits": False, "error": str(error)}
+        return {"fits": False, "error": str(error)} | options
 
 
 def main() -> None:
@@ -207,7 +230,8 @@ def main() -> None:
             [(rest_name_of(*row), Which.REST)] if arguments.rest else []
         )
         for name, which in wanted:
-            if arguments.table or name in results or arguments.only not in name_of(*row):
+            current = is_current(results.get(name), row[1], which)
+            if arguments.table or current or arguments.only not in name_of(*row):
                 continue
             results[name] = compiled(*row, which)
             print(name, results[name].get("summary", results[name]), "", sep="\n", flush=True)

@@ -70,12 +70,16 @@ class Collective(NamedTuple):
     A gather counts its result, a scatter its operand, and an all-reduce its operand twice. A collective
     between slices has no group: it goes through the hosts, and each device exchanges with its counterparts in
     the other slices.
+
+    `rings`: through how many rings of devices it runs at once, in both directions; None if the text does not
+    say. A ring takes the links of one dimension, even if it winds through two.
     """
 
     kind: str
     bytes: int
     times: int
     group: tuple[int, ...]
+    rings: int | None = None
 
 
 class Program:
@@ -324,7 +328,9 @@ def _collective(
         moved = sum(map(array_bytes, results))
     elif kind == "all-reduce":
         kind, moved = ("reduce-scatter", moved) if is_scatter else (kind, 2 * moved)
-    return Collective(kind, moved, times, _group(instruction.rest))
+    # libtpu lists the rings of a collective on the SparseCore, each direction apart.
+    directions = instruction.rest.count('"phase_rings":')
+    return Collective(kind, moved, times, _group(instruction.rest), (directions + 1) // 2 or None)
 
 
 def array_bytes(shape: str) -> int:

@@ -131,7 +131,10 @@ def measured_program(
     def described(collective: Collective) -> dict[str, Any]:
         group = [flat[index].id for index in collective.group]
         sizes = {"kind": collective.kind, "bytes": collective.bytes, "times": collective.times}
-        return sizes | _spans(group, coordinates, mesh)
+        spans = _spans(group, coordinates, mesh)
+        if collective.rings is not None:
+            spans["dimensions"] = min(spans["dimensions"], collective.rings)
+        return sizes | spans
 
     measurements: dict[str, Any] = {
         "arguments": memory.argument_size_in_bytes,

@@ -55,6 +55,9 @@ _TPU_OPTIONS = {
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
     "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
     "xla_tpu_overlap_compute_collective_tc": True,
+    # Without it a small gather over two dimensions of the torus (of the keys' and values' weights) becomes an
+    # all-reduce, which waits for the gathers before it.
+    "xla_tpu_prefer_async_allgather_to_allreduce": True,
 }
 # Scatters of gradients run beside products, on the SparseCore. Without these options libtpu waits for each
 # scatter. The last three are how MaxText and axlearn run collectives there.
@@ -70,17 +73,19 @@ _WITH_SPARSE_CORE = ("v5p", "v6e")
 _SCOPED_VMEM = {"v5e": 98_304, "v5p": 49_152, "v6e": 98_304}
 
 
-def _options_on(device: jax.Device) -> dict[str, bool | int]:
-    """Our options for the train step on devices such as `device`."""
-    if device.platform != "tpu":
-        return {}
+def tpu_options(chip: str | None) -> dict[str, bool | int]:
+    """Our options for the train step on TPUs. chip: its name in `hardware.CHIPS`."""
     options: dict[str, bool | int] = dict(_TPU_OPTIONS)
-    chip = name_of_kind(device.device_kind)
     if chip in _WITH_SPARSE_CORE:
         options |= _SPARSE_CORE_OPTIONS
     if chip in _SCOPED_VMEM:
         options["xla_tpu_scoped_vmem_limit_kib"] = _SCOPED_VMEM[chip]
     return options
+
+
+def _options_on(device: jax.Device) -> dict[str, bool | int]:
+    """Our options for the train step on devices such as `device`."""
+    return tpu_options(name_of_kind(device.device_kind)) if device.platform == "tpu" else {}
 
 
 def compiled_program(

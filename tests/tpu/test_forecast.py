@@ -166,7 +166,19 @@ def test_a_scatter_on_the_sparse_core_runs_beside_products():
     assert result.described()["hidden_collectives"] == pytest.approx(3 * 6000 / CLOCK)
     assert result.by_kind()[Kind.ELEMENTWISE] == forecast().by_kind()[Kind.ELEMENTWISE]
     scatters = [moved for moved in Program(text).collectives() if moved.kind == "reduce-scatter"]
-    assert [(moved.bytes, moved.times) for moved in scatters] == [(32 * 128 * 2, 3)]
+    assert [(moved.bytes, moved.times, moved.rings) for moved in scatters] == [(32 * 128 * 2, 3, None)]
+
+
+@pytest.mark.parametrize(("directions", "rings"), [(2, 1), (4, 2), (1, 1)])
+def test_the_rings_of_a_scatter_on_the_sparse_core(directions, rings):
+    """As libtpu writes them: each ring twice, once for each direction."""
+    listed = ",".join(
+        ['{"phase_rings":[{"ring_type":"ICI_RING_TYPE_UNIDIR_CW","core_count":"16"}]}'] * directions
+    )
+    config = f'backend_config={{"ici_strategy_config":{{"color_strategies":[{listed}]}}}}'
+    text = SCATTER.replace("%called", "ENTRY %called").replace("to_apply=%add", f"to_apply=%add, {config}")
+    (scatter,) = Program(text).collectives()
+    assert scatter.rings == rings
 
 
 def test_kernels_have_their_line_in_this_package():
