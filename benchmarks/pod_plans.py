@@ -3,8 +3,8 @@ docs/pods/index.md.
 
     python benchmarks/pod_plans.py [--results FILE] [--only v5p] [--rest] [--table]
 
-Each plan is one `babel plan --step-only` (3 to 10 minutes on two cores) and is written as soon as it is there:
-the same command goes on. A step that was compiled with other options of the compiler than those of a run is
+Each plan is one `babel plan --step-only` (3 to 10 minutes on two cores) and is written as soon as it is
+there: the same command goes on. A step that was compiled with other options of the compiler than a run has is
 compiled again. `--rest` compiles the other programs of the runs too (about 10 minutes a row); rows that
 differ in the train step alone share them. `--table` prints what is there: a table of the steps, and one of
 all programs. MaxText's figures are those of its own ahead-of-time check: MaxText 0.2.5, jax 0.12.0, its

@@ -48,6 +48,8 @@ FREE = {
 }
 # The parts of an asynchronous collective on TPUs.
 _START, _DONE = '"AsyncCollectiveStart"', '"AsyncCollectiveDone"'
+# Fusions that compute while an asynchronous collective runs.
+_BESIDE_COLLECTIVE = "async_collective_fusion"
 # These start a computation that runs beside the others, such as a collective on a SparseCore.
 _CALLS_BESIDE = ("call-start", "async-start")
 # These operations read only the part of their first operand that they return.
@@ -155,7 +157,7 @@ class Program:
         instructions = self.computations[name]
         # A computation that only waits for a collective would count it a second time.
         waits = any(_DONE in instruction.rest for instruction in instructions)
-        if name.startswith("async_collective_fusion") or waits:
+        if name.startswith(_BESIDE_COLLECTIVE) or waits:
             return
         shapes = self.shapes_of(name)
         for instruction in instructions:
@@ -250,13 +252,18 @@ class Program:
         if instruction.operation != "fusion":
             return _in_hbm(instruction.shape) + sum(map(_in_hbm, operands))
         (called,) = called_by(instruction.rest, "calls")
+        results = _split(instruction.shape)
+        # A fusion beside which a collective runs takes and returns the collective's buffers.
+        if called.startswith(_BESIDE_COLLECTIVE) or self._chain(called, _DONE):
+            for result, operand in _passed_on(instruction.rest):
+                operands[operand] = results[result] = ""
         # A fusion that reads a slice of an operand, for example one layer's weights, moves the slice alone.
         parts = self._parts_read(called)
         read = 0
         for number, shape in enumerate(operands):
             whole = _in_hbm(shape)
             read += min(whole, parts.get(number, whole))
-        return read + max(0, _in_hbm(instruction.shape) - self._not_written(called))
+        return read + max(0, sum(map(_in_hbm, results)) - self._not_written(called))
 
     def _parts_read(self, name: str) -> dict[int, int]:
         """The bytes read, by parameter number, for parameters that a fused computation only slices or writes
@@ -361,6 +368,14 @@ def _operands(rest: str) -> list[str]:
             end = index
             break
     return re.findall(r"%([\w.\-]+)", rest[:end])
+
+
+def _passed_on(rest: str) -> Iterator[tuple[int, int]]:
+    """The numbers of results of a fusion that are an operand, with the number of the operand."""
+    if listed := re.search(r"output_to_operand_aliasing=\{(.*?)\)\}", rest):
+        # {} is the result of a fusion that has only one.
+        for result, operand in re.findall(r"\{(\d*)\}: \((\d+)", listed.group(1)):
+            yield int(result or 0), int(operand)
 
 
 def called_by(rest: str, keys: str) -> list[str]:

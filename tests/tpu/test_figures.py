@@ -241,6 +241,50 @@ def test_what_is_brought_onto_the_chip_ahead_is_read_once_and_in_part():
     assert Program(PREFETCHED).hbm_bytes() == (25 + 50 + 2 + 2) * 4096 * 4
 
 
+# A gather that runs beside a product: three fusions take its buffers and return them.
+BESIDE = """\
+%start (p: bf16[8,128]) -> (bf16[8,128], bf16[32,128], u32[]) {
+  %p = bf16[8,128]{1,0} parameter(0)
+  %all-gather.1 = bf16[32,128]{1,0} all-gather(%p), replica_groups={{0,1,2,3}}, dimensions={0}, frontend_attributes={chain_id="7"}
+  ROOT %begin = (bf16[8,128]{1,0}, bf16[32,128]{1,0}, u32[]{:S(2)}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.3 (p.1: bf16[8,128], whole.1: bf16[32,128], rows.1: bf16[64,64]) -> (bf16[64,64], bf16[8,128], bf16[32,128]) {
+  %p.1 = bf16[8,128]{1,0} parameter(0)
+  %whole.1 = bf16[32,128]{1,0} parameter(1)
+  %rows.1 = bf16[64,64]{1,0} parameter(2)
+  %product = bf16[64,64]{1,0} convolution(%rows.1, %rows.1), dim_labels=bf_io->bf
+  ROOT %both = (bf16[64,64]{1,0}, bf16[8,128]{1,0}, bf16[32,128]{1,0}) tuple(%product, %p.1, %whole.1)
+}
+
+%done (q: bf16[8,128], whole.2: bf16[32,128]) -> bf16[32,128] {
+  %q = bf16[8,128]{1,0} parameter(0)
+  %whole.2 = bf16[32,128]{1,0} parameter(1)
+  ROOT %end = bf16[32,128]{1,0} custom-call(%q, %whole.2), custom_call_target="AsyncCollectiveDone", frontend_attributes={chain_id="7"}
+}
+
+ENTRY %main (x: bf16[8,128], rows: bf16[64,64]) -> bf16[32,128] {
+  %x = bf16[8,128]{1,0} parameter(0)
+  %rows = bf16[64,64]{1,0} parameter(1)
+  %begun = (bf16[8,128]{1,0}, bf16[32,128]{1,0}, u32[]{:S(2)}) fusion(%x), kind=kCustom, output_to_operand_aliasing={{0}: (0, {})}, calls=%start
+  %mine = bf16[8,128]{1,0} get-tuple-element(%begun), index=0
+  %buffer = bf16[32,128]{1,0} get-tuple-element(%begun), index=1
+  %beside = (bf16[64,64]{1,0}, bf16[8,128]{1,0}, bf16[32,128]{1,0}) fusion(%mine, %buffer, %rows), kind=kOutput, output_to_operand_aliasing={{1}: (0, {}), {2}: (1, {})}, calls=%async_collective_fusion.3
+  %sent = bf16[8,128]{1,0} get-tuple-element(%beside), index=1
+  %filled = bf16[32,128]{1,0} get-tuple-element(%beside), index=2
+  ROOT %whole = bf16[32,128]{1,0} fusion(%sent, %filled), kind=kCustom, output_to_operand_aliasing={{}: (1, {})}, calls=%done
+}
+"""  # noqa: E501
+
+
+def test_buffers_of_a_gather_are_not_moved_by_the_product_beside_it():
+    """The start counts the shard twice and the whole once, the product what it reads and writes itself, and
+    the end the shard.
+    """
+    shard, whole, rows = 8 * 128 * 2, 32 * 128 * 2, 64 * 64 * 2
+    assert Program(BESIDE).hbm_bytes() == 2 * shard + whole + 2 * rows + shard
+
+
 def test_heads_of_64_take_as_many_flops_in_splash_attention_as_heads_of_128():
     """Half of the lanes of a matrix unit idle."""
 
