@@ -274,7 +274,7 @@ ENTRY %main (x: bf16[8,128], rows: bf16[64,64]) -> bf16[32,128] {
   %filled = bf16[32,128]{1,0} get-tuple-element(%beside), index=2
   ROOT %whole = bf16[32,128]{1,0} fusion(%sent, %filled), kind=kCustom, output_to_operand_aliasing={{}: (1, {})}, calls=%done
 }
-"""  # noqa: E501
+"""
 
 
 def test_buffers_of_a_gather_are_not_moved_by_the_product_beside_it():
