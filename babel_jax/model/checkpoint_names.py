@@ -18,3 +18,5 @@ class CheckpointName(StrEnum):
     RESIDUAL = "residual"
     GATE_PROJ = "gate_proj"
     UP_PROJ = "up_proj"
+    # The largest absolute value of each token that a narrow product multiplies.
+    TOKEN_MAXIMA = "token_maxima"

@@ -177,6 +177,8 @@ def _forward(rows: Array, weight: QuantizedWeight) -> Any:
     )
     # One scale for each row of x, which is one token.
     largest = calibrate(rows, HowToQuantize(qtype=of_values, channelwise_axes=[0]))
+    # A number a token: kept, so that the backward pass does not read the rows once more for it.
+    largest = {key: checkpoint_name(value, CheckpointName.TOKEN_MAXIMA) for key, value in largest.items()}
     narrow = QArray(weight.values, weight.scales[:, None])
     return qwix.dot_general_qt_fwd(rows, narrow, largest, None, _DIMENSIONS, config)
 

@@ -11,7 +11,7 @@ from babel_jax.config import Remat
 from babel_jax.model.checkpoint_names import CheckpointName
 from babel_jax.model.execution import Execution
 
-# What each policy keeps. Gathered weights are never kept.
+# What each policy keeps, beside TOKEN_MAXIMA. Gathered weights are never kept.
 _KEPT = {
     Remat.FULL: (),
     Remat.ATTENTION: (CheckpointName.ATTENTION_OUTPUT,),
@@ -62,7 +62,7 @@ def rematerialized(layer: Any, execution: Execution) -> Any:
     elif remat is Remat.DOTS:
         policy = policies.dots_with_no_batch_dims_saveable
     else:
-        policy = policies.save_only_these_names(*_KEPT[remat])
+        policy = policies.save_only_these_names(*_KEPT[remat], CheckpointName.TOKEN_MAXIMA)
         if CheckpointName.ATTENTION_OUTPUT in _KEPT[remat]:
             policy = policies.save_from_both_policies(policy, _is_cudnn_attention)
     # Inside a scan, forward and backward pass are two loops, which the compiler does not merge. So the

@@ -132,7 +132,8 @@ def _execution(training: TrainingSettings, parallel: Parallelism, device_kind: s
         parallel=parallel,
         scan_layers=training.scan_layers,
         matmul_dtype=training.matmul_dtype,
-        tokens_minor=name_of_kind(device_kind) == "v6e",
+        # Narrow products read these values with the features along lanes.
+        tokens_minor=name_of_kind(device_kind) == "v6e" and training.matmul_dtype is None,
     )
 
 

@@ -15,13 +15,14 @@ from babel_jax.model import quantized
 from babel_jax.model.decoder import abstract_params
 from babel_jax.model.execution import Execution
 from babel_jax.model.layers import product
+from babel_jax.model.parallel import Parallelism
 from babel_jax.model.quantized import check_matmul_type, quantized_product, quantized_weight, row_scales
 from babel_jax.tpu.costs import compute_seconds
 from babel_jax.tpu.flops import program_flops
 from babel_jax.training.loss import summed_loss
 from babel_jax.training.mesh import make_mesh
 from babel_jax.training.optimizer import AdamW
-from babel_jax.training.step import compiled_step, summed_gradients
+from babel_jax.training.step import _execution, compiled_step, summed_gradients
 
 VALUES = {MatmulType.INT8: np.int8, MatmulType.FLOAT8: ml_dtypes.float8_e4m3fn}
 GRADIENTS = {MatmulType.INT8: np.int8, MatmulType.FLOAT8: ml_dtypes.float8_e5m2}
@@ -217,3 +218,10 @@ def test_a_type_that_a_chip_does_not_have_is_refused(matmul_dtype, kind, valid):
 )
 def test_other_types_are_taken(matmul_dtype, kind):
     check_matmul_type(matmul_dtype and MatmulType(matmul_dtype), kind)
+
+
+@pytest.mark.parametrize(("matmul_dtype", "tokens_minor"), [(None, True), (MatmulType.INT8, False)])
+def test_kept_values_have_the_layout_that_products_read(matmul_dtype, tokens_minor):
+    training = TrainingSettings(global_batch_size=1, matmul_dtype=matmul_dtype)
+    execution = _execution(training, Parallelism(), "TPU v6 lite")
+    assert execution.tokens_minor == tokens_minor

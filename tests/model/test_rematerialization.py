@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from babel_jax.config import AttentionKernel, ModelConfig, Remat
+from babel_jax.config import AttentionKernel, MatmulType, ModelConfig, Remat
 from babel_jax.model.checkpoint_names import CheckpointName
 from babel_jax.model.decoder import describe
 from babel_jax.model.execution import Execution
@@ -33,10 +33,13 @@ def shard(parameter):
     return jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
 
 
-@pytest.mark.parametrize("kernel", [AttentionKernel.XLA, AttentionKernel.SPLASH])
-def test_every_name_is_in_the_program_of_a_layer(kernel):
+@pytest.mark.parametrize(
+    ("kernel", "matmul_dtype"),
+    [(AttentionKernel.XLA, None), (AttentionKernel.SPLASH, None), (AttentionKernel.XLA, MatmulType.INT8)],
+)
+def test_every_name_is_in_the_program_of_a_layer(kernel, matmul_dtype):
     parallel = Parallelism((("context", 2),), gather_stages=(("context",),), scatter_stages=(("context",),))
-    execution = Execution(remat=Remat.MLP, kernel=kernel, parallel=parallel)
+    execution = Execution(remat=Remat.MLP, kernel=kernel, parallel=parallel, matmul_dtype=matmul_dtype)
 
     def loss(params, batch):
         return summed_loss(CONFIG, params, batch, execution=execution)[0]
@@ -44,4 +47,24 @@ def test_every_name_is_in_the_program_of_a_layer(kernel):
     batch = {name: jax.ShapeDtypeStruct((1, TOKENS), jnp.int32) for name in ("tokens", "segment_ids")}
     program = jax.make_jaxpr(jax.grad(loss), axis_env=[("context", 2)])
     text = str(program(jax.tree.map(shard, describe(CONFIG)), batch))
-    assert set(re.findall(r"name\[name=(\w+)\]", text)) >= {str(name) for name in CheckpointName}
+    # Only narrow products look for the largest value of a token.
+    absent = {CheckpointName.TOKEN_MAXIMA} if matmul_dtype is None else set()
+    assert set(re.findall(r"name\[name=(\w+)\]", text)) >= {
+        str(name) for name in set(CheckpointName) - absent
+    }
+
+
+def test_the_backward_pass_does_not_look_for_the_largest_values_again():
+    """The program has as many maxima as one that recomputes nothing."""
+
+    def maxima(remat):
+        execution = Execution(remat=remat, matmul_dtype=MatmulType.INT8)
+
+        def loss(params, batch):
+            return summed_loss(CONFIG, params, batch, execution=execution)[0]
+
+        params = jax.tree.map(lambda one: jax.ShapeDtypeStruct(one.shape, jnp.float32), describe(CONFIG))
+        batch = {name: jax.ShapeDtypeStruct((1, TOKENS), jnp.int32) for name in ("tokens", "segment_ids")}
+        return str(jax.make_jaxpr(jax.grad(loss))(params, batch)).count("reduce_max[")
+
+    assert maxima(Remat.MLP) == maxima(Remat.NONE)
