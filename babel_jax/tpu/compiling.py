@@ -40,6 +40,9 @@ _ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "-1",
 }
 
+# In libtpu's warning about an option that is not for the chip; "incorrect results, hang, SDC" come after it.
+_UNSAFE = "not supported/recommended"
+
 
 def compiled_programs(
     config: Config, base: Base, target: str, request: Mapping[str, Any]
@@ -63,10 +66,11 @@ def compiled_programs(
     command = [sys.executable, "-m", "babel_jax.tpu.worker"]
     measurements: list[dict[str, Any]] = []
     with (
+        tempfile.TemporaryDirectory() as logs,
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
             command,
-            env=environment,
+            env=environment | {"TPU_LOG_DIR": logs},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -93,9 +97,21 @@ def compiled_programs(
             # It is finished, or its results are no longer needed.
             worker.kill()
         worker.wait()
+        for warning in _warnings_of(Path(logs)):
+            log.warning("the compiler warns: %s", warning)
         if not measurements or len(measurements) != progress.total:
             errors.seek(0)
             raise RuntimeError(
                 f"the compiler stopped with status {worker.returncode}:\n{errors.read()[-4000:]}"
             )
     return measurements
+
+
+def _warnings_of(logs: Path) -> list[str]:
+    """The warnings of libtpu about options that are unsafe on the chip, each once."""
+    found: dict[str, None] = {}
+    for path in sorted(logs.glob("*.log.WARNING.*")):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if _UNSAFE in line:
+                found[line.partition("] ")[2]] = None
+    return list(found)

@@ -47,27 +47,33 @@ def compiled_in(folder: Path) -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-# Gathers of weights run beside products. Without these options libtpu 0.0.42 waits for each gather on v5p:
-# the forecast of a step of Babel-9B on v5p:4x4x4 is 0.95 seconds, and with them 0.89.
+# Gathers of weights run beside products. Without these options libtpu 0.0.42 waits for each gather on v5p.
 _TPU_OPTIONS = {
     "xla_enable_async_all_gather": True,
-    "xla_tpu_enable_async_collective_fusion": True,
-    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
-    "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
     "xla_tpu_overlap_compute_collective_tc": True,
     # Without it a small gather over two dimensions of the torus (of the keys' and values' weights) becomes an
     # all-reduce, which waits for the gathers before it.
     "xla_tpu_prefer_async_allgather_to_allreduce": True,
 }
-# Scatters of gradients run beside products, on the SparseCore. Without these options libtpu waits for each
-# scatter. The last three are how MaxText and axlearn run collectives there.
+# libtpu has continuation fusion, which gathers in the steps of a product, for v5e alone. On other chips
+# libtpu 0.0.42 logs that it may give wrong results or hang, and libtpu 0.0.52 refuses the program.
+_CONTINUATION_FUSION = (
+    "xla_tpu_enable_async_collective_fusion",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather",
+    "xla_tpu_enable_async_collective_fusion_multiple_steps",
+)
+_WITH_CONTINUATION_FUSION = ("v5e",)
+# Gathers, and scatters of gradients, run beside products on the SparseCore. Without these options libtpu
+# waits for each of them. The last three are how MaxText and axlearn run collectives there.
 _SPARSE_CORE_OPTIONS = {
+    "xla_tpu_enable_sparse_core_collective_offload_all_gather": True,
+    "xla_tpu_enable_sparse_core_collective_offload_2d_all_gather": True,
     "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
     "xla_tpu_use_tc_device_shape_on_sc": True,
     "xla_sc_enable_instruction_fusion": False,
     "xla_sc_disable_megacore_partitioning": True,
 }
-_WITH_SPARSE_CORE = ("v5p", "v6e")
+_WITH_SPARSE_CORE = ("v5p", "v6e", "tpu7x")
 # KiB of the chip's VMEM that one kernel may use, by chip: three quarters, as MaxText and axlearn have it on
 # v6e, in place of libtpu's 16 or 32 MiB. Products in larger tiles read their operands less often.
 _SCOPED_VMEM = {"v5e": 98_304, "v5p": 49_152, "v6e": 98_304}
@@ -76,6 +82,7 @@ _SCOPED_VMEM = {"v5e": 98_304, "v5p": 49_152, "v6e": 98_304}
 def tpu_options(chip: str | None) -> dict[str, bool | int]:
     """Our options for the train step on TPUs. chip: its name in `hardware.CHIPS`."""
     options: dict[str, bool | int] = dict(_TPU_OPTIONS)
+    options |= dict.fromkeys(_CONTINUATION_FUSION, chip in _WITH_CONTINUATION_FUSION)
     if chip in _WITH_SPARSE_CORE:
         options |= _SPARSE_CORE_OPTIONS
     if chip in _SCOPED_VMEM:

@@ -70,6 +70,25 @@ def test_a_chip_of_v4_is_one_device_and_nothing_passes_between_slices_where_ther
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def test_libtpu_warns_of_none_of_our_options(tiny_toml, topology, caplog):
+    """libtpu 0.0.42 logs that continuation fusion may give wrong results on all chips but v5e."""
+    config = load_config(tiny_toml, ("training.global_batch_size=8",))
+    plan_module.plan(config, topology, which=Which.STEP)
+    assert "the compiler warns" not in caplog.text
+
+
+@pytest.mark.slow
+def test_what_libtpu_warns_of_is_told(tiny_toml, caplog):
+    option = "xla_tpu_enable_async_collective_fusion"
+    unsafe = (f"training.compiler_options={{{option}=true, {option}_fuse_all_gather=true}}",)
+    plan_module.plan(load_config(tiny_toml, unsafe), "v6e:2x2", which=Which.STEP)
+    (warning,) = [record.getMessage() for record in caplog.records if "compiler warns" in record.getMessage()]
+    assert "AllGather" in warning
+    assert "incorrect results" in warning
+
+
+@pytest.mark.slow
 def test_gathers_and_scatters_of_weights_are_not_made_all_reduces(tiny_toml):
     """Left to itself, the compiler transposes some gradients on v6e so that their scatters become
     all-reduces, twice the bytes.

@@ -97,11 +97,15 @@ def test_on_tpus_a_step_has_our_options_and_a_run_may_change_each():
     assert on_tpu["xla_enable_async_all_gather"] is True
     assert on_tpu["xla_tpu_overlap_compute_collective_tc"] is True
     assert changed == on_tpu | {"xla_enable_async_all_gather": False}
-    # v5e has no SparseCore. On v5p and v6e scatters run there.
-    offload = "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter"
-    assert offload not in on_tpu
-    assert on_v6e[offload] is on_v5p[offload] is True
-    assert on_tpu.items() <= on_v6e.items()
+    # v5e has no SparseCore. On v5p and v6e gathers and scatters run there.
+    for collective in ("all_gather", "2d_all_gather", "reduce_scatter"):
+        offload = f"xla_tpu_enable_sparse_core_collective_offload_{collective}"
+        assert offload not in on_tpu
+        assert on_v6e[offload] is on_v5p[offload] is True
+    # On v5e gathers run in the steps of a product, which libtpu calls unsafe on every other chip.
+    fused = "xla_tpu_enable_async_collective_fusion"
+    for option in (fused, f"{fused}_fuse_all_gather", f"{fused}_multiple_steps"):
+        assert (on_tpu[option], on_v5p[option], on_v6e[option]) == (True, False, False)
     # Half of the VMEM, and so half of a kernel's part.
     vmem = "xla_tpu_scoped_vmem_limit_kib"
     assert on_v5p[vmem] * 2 == on_v6e[vmem]
