@@ -97,8 +97,7 @@ def compiled_programs(
             # It is finished, or its results are no longer needed.
             worker.kill()
         worker.wait()
-        for warning in _warnings_of(Path(logs)):
-            log.warning("the compiler warns: %s", warning)
+        _tell_warnings(Path(logs))
         if not measurements or len(measurements) != progress.total:
             errors.seek(0)
             raise RuntimeError(
@@ -107,11 +106,12 @@ def compiled_programs(
     return measurements
 
 
-def _warnings_of(logs: Path) -> list[str]:
-    """The warnings of libtpu about options that are unsafe on the chip, each once."""
-    found: dict[str, None] = {}
+def _tell_warnings(logs: Path) -> None:
+    """Logs the warnings of libtpu about options that are unsafe on the chip, each once."""
+    warnings: dict[str, None] = {}
     for path in sorted(logs.glob("*.log.WARNING.*")):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             if _UNSAFE in line:
-                found[line.partition("] ")[2]] = None
-    return list(found)
+                warnings[line.partition("] ")[2]] = None
+    for warning in warnings:
+        log.warning("the compiler warns: %s", warning)
