@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 from babel_jax.hardware import Chip
 from babel_jax.tpu.frames import frame_sources
-from babel_jax.tpu.hlo import FREE, Collective, Instruction, Program, called_by
+from babel_jax.tpu.hlo import FREE, Program
+from babel_jax.tpu.hlo_instruction import Collective, Instruction, called_by
 
 # libtpu 0.0.50 writes a value near 2^63 where it has no estimate.
 _MOST_CYCLES = 2**62

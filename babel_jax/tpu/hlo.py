@@ -4,33 +4,24 @@ runs.
 XLA's cost analysis counts the body of a loop once, but a layer is one iteration of a loop.
 """
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import NamedTuple
 
-import numpy as np
+from babel_jax.tpu.hlo_instruction import (
+    Collective,
+    Instruction,
+    array_bytes,
+    arrays_of,
+    called_by,
+    collective_of,
+    in_hbm,
+    operands_of,
+    passed_on,
+)
 
-_BYTES = {
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "bf16": 2,
-    "f16": 2,
-    "s16": 2,
-    "u16": 2,
-    "f32": 4,
-    "s32": 4,
-    "u32": 4,
-    "s64": 8,
-    "u64": 8,
-    "f64": 8,
-}
-_ARRAY = re.compile(r"\b(" + "|".join(_BYTES) + r")\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # Instructions that move no bytes themselves.
 FREE = {
     "parameter",
@@ -54,34 +45,6 @@ _BESIDE_COLLECTIVE = "async_collective_fusion"
 _CALLS_BESIDE = ("call-start", "async-start")
 # These operations read only the part of their first operand that they return.
 _READ_IN_PART = {"slice", "dynamic-slice", "gather"}
-
-
-class Instruction(NamedTuple):
-    """One line: `shape` is the type of the result; `rest` is the text from the first operand on."""
-
-    name: str
-    shape: str
-    operation: str
-    rest: str
-
-
-class Collective(NamedTuple):
-    """A collective that runs `times` per step among the devices of `group` (and in other groups of the same
-    form); `bytes` are counted for one run.
-
-    A gather counts its result, a scatter its operand, and an all-reduce its operand twice. A collective
-    between slices has no group: it goes through the hosts, and each device exchanges with its counterparts in
-    the other slices.
-
-    `rings`: through how many rings of devices it runs at once, in both directions; None if the text does not
-    say. A ring takes the links of one dimension, even if it winds through two.
-    """
-
-    kind: str
-    bytes: int
-    times: int
-    group: tuple[int, ...]
-    rings: int | None = None
 
 
 class Program:
@@ -161,7 +124,7 @@ class Program:
             return
         shapes = self.shapes_of(name)
         for instruction in instructions:
-            collective = _collective(instruction, shapes, times, name.startswith("all-reduce-scatter"))
+            collective = collective_of(instruction, shapes, times, name.startswith("all-reduce-scatter"))
             if collective is not None:
                 yield collective
 
@@ -181,7 +144,7 @@ class Program:
             (called,) = called_by(instruction.rest, "calls|to_apply")
             started = next(self._collectives_in(called, 1), None)
             return None if started is None else (started, instruction.name)
-        collective = _collective(instruction, shapes, 1, False)
+        collective = collective_of(instruction, shapes, 1, False)
         if collective is None:
             return None
         waits = not instruction.operation.endswith("-start") and instruction.operation != "send"
@@ -192,7 +155,7 @@ class Program:
         if instruction.operation == "fusion":
             return self._chain(called_by(instruction.rest, "calls")[0], _DONE)
         if instruction.operation.endswith("-done"):
-            return next(iter(_operands(instruction.rest)), None)
+            return next(iter(operands_of(instruction.rest)), None)
         return None
 
     def _chain(self, name: str, target: str) -> str | None:
@@ -237,33 +200,33 @@ class Program:
         """The bytes of `hbm_bytes` in one run of an instruction. shapes: see `shapes_of`."""
         if instruction.operation in FREE or instruction.operation.endswith("-done"):
             return 0
-        operands = [shapes.get(operand, "") for operand in _operands(instruction.rest)]
+        operands = [shapes.get(operand, "") for operand in operands_of(instruction.rest)]
         if instruction.operation == "dynamic-update-slice":
-            return 2 * _in_hbm(operands[1])
+            return 2 * in_hbm(operands[1])
         if instruction.operation in _READ_IN_PART:
-            return 2 * _in_hbm(instruction.shape)
+            return 2 * in_hbm(instruction.shape)
         if instruction.operation in ("slice-start", "dynamic-slice-start"):
             # Their type is ((source, ...), slice, context).
-            source, *_, sliced, _ = _split(instruction.shape)
-            return _in_hbm(sliced) + (array_bytes(sliced) if _in_hbm(source) else 0)
+            source, *_, sliced, _ = arrays_of(instruction.shape)
+            return in_hbm(sliced) + (array_bytes(sliced) if in_hbm(source) else 0)
         if instruction.operation in ("copy-start", "all-gather-start", "collective-permute-start"):
             # The type is a tuple that contains the source.
-            return _in_hbm(instruction.shape)
+            return in_hbm(instruction.shape)
         if instruction.operation != "fusion":
-            return _in_hbm(instruction.shape) + sum(map(_in_hbm, operands))
+            return in_hbm(instruction.shape) + sum(map(in_hbm, operands))
         (called,) = called_by(instruction.rest, "calls")
-        results = _split(instruction.shape)
+        results = arrays_of(instruction.shape)
         # A fusion beside which a collective runs takes and returns the collective's buffers.
         if called.startswith(_BESIDE_COLLECTIVE) or self._chain(called, _DONE):
-            for result, operand in _passed_on(instruction.rest):
+            for result, operand in passed_on(instruction.rest):
                 operands[operand] = results[result] = ""
         # A fusion that reads a slice of an operand, for example one layer's weights, moves the slice alone.
         parts = self._parts_read(called)
         read = 0
         for number, shape in enumerate(operands):
-            whole = _in_hbm(shape)
+            whole = in_hbm(shape)
             read += min(whole, parts.get(number, whole))
-        return read + max(0, sum(map(_in_hbm, results)) - self._not_written(called))
+        return read + max(0, sum(map(in_hbm, results)) - self._not_written(called))
 
     def _parts_read(self, name: str) -> dict[int, int]:
         """The bytes read, by parameter number, for parameters that a fused computation only slices or writes
@@ -278,7 +241,7 @@ class Program:
         # The bytes that each user of a parameter reads; None means all.
         users: dict[int, list[int | None]] = defaultdict(list)
         for instruction in inside:
-            for number, operand in enumerate(_operands(instruction.rest)):
+            for number, operand in enumerate(operands_of(instruction.rest)):
                 if operand in parameters:
                     size = None
                     if instruction.operation == "fusion":
@@ -306,116 +269,6 @@ class Program:
             if instruction.operation == "fusion":
                 total += self._not_written(called_by(instruction.rest, "calls")[0])
             elif instruction.operation == "dynamic-update-slice":
-                update = shapes.get(_operands(instruction.rest)[1], "")
+                update = shapes.get(operands_of(instruction.rest)[1], "")
                 total += array_bytes(instruction.shape) - array_bytes(update)
         return total
-
-
-def _collective(
-    instruction: Instruction, shapes: dict[str, str], times: int, is_scatter: bool
-) -> Collective | None:
-    """The collective of an instruction, None for another instruction. is_scatter: an all-reduce is a
-    reduce-scatter in fused form: the sums are formed along the ring, and each device keeps its part.
-    """
-    kind = instruction.operation.removesuffix("-start")
-    if kind == "send" and (between := re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)):
-        kind = between.group(1).lower().replace("_", "-")
-        sent = array_bytes(_split(instruction.shape)[0])
-        return Collective(kind, 2 * sent if kind == "all-reduce" else sent, times, ())
-    if kind not in _COLLECTIVES:
-        return None
-    operands = [shapes.get(operand, "") for operand in _operands(instruction.rest)]
-    moved = sum(map(array_bytes, operands))
-    # A gather's result is what arrives on a device.
-    if kind == "all-gather":
-        # The type of a start is (operands, results), of a gather at once only the results.
-        parts = _split(instruction.shape)
-        count = sum(len(_split(operand)) for operand in operands)
-        results = parts[count : 2 * count] if instruction.operation.endswith("-start") else parts
-        moved = sum(map(array_bytes, results))
-    elif kind == "all-reduce":
-        kind, moved = ("reduce-scatter", moved) if is_scatter else (kind, 2 * moved)
-    # libtpu lists the rings of a collective on the SparseCore, each direction apart.
-    directions = instruction.rest.count('"phase_rings":')
-    return Collective(kind, moved, times, _group(instruction.rest), (directions + 1) // 2 or None)
-
-
-def array_bytes(shape: str) -> int:
-    """The bytes of an array type, or of all arrays in a tuple type."""
-    return sum(_array_size(kind, extents) for kind, extents, _ in _ARRAY.findall(shape))
-
-
-def _in_hbm(shape: str) -> int:
-    """`array_bytes` without arrays in on-chip memory, S(1) and up."""
-    arrays = [array for array in _ARRAY.findall(shape) if "S(" not in array[2]]
-    return sum(_array_size(kind, extents) for kind, extents, _ in arrays)
-
-
-def _array_size(kind: str, extents: str) -> int:
-    """The bytes of an array such as ("bf16", "8,128")."""
-    return _BYTES[kind] * math.prod(int(extent) for extent in extents.split(",") if extent)
-
-
-def _split(shape: str) -> list[str]:
-    return [match.group(0) for match in _ARRAY.finditer(shape)]
-
-
-def _operands(rest: str) -> list[str]:
-    depth, end = 1, len(rest)
-    for index, letter in enumerate(rest):
-        depth += (letter == "(") - (letter == ")")
-        if depth == 0:
-            end = index
-            break
-    return re.findall(r"%([\w.\-]+)", rest[:end])
-
-
-def _passed_on(rest: str) -> Iterator[tuple[int, int]]:
-    """The numbers of results of a fusion that are an operand, with the number of the operand."""
-    if listed := re.search(r"output_to_operand_aliasing=\{(.*?)\)\}", rest):
-        # {} is the result of a fusion that has only one.
-        for result, operand in re.findall(r"\{(\d*)\}: \((\d+)", listed.group(1)):
-            yield int(result or 0), int(operand)
-
-
-def called_by(rest: str, keys: str) -> list[str]:
-    """The computations that an instruction calls under these keys: {a, b} or a single name."""
-    names: list[str] = []
-    for several, single in re.findall(rf"\b(?:{keys})=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", rest):
-        names += several.split(",") if several else [single]
-    return [name.strip().lstrip("%") for name in names]
-
-
-def _group(rest: str) -> tuple[int, ...]:
-    """The first group of devices of a collective; for a permutation, the first pair of different devices."""
-    # A collective-permute.
-    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
-        for source, target in re.findall(r"\{(\d+),(\d+)", pairs.group(1) + "}"):
-            if source != target:
-                return int(source), int(target)
-    # Groups as lists: {{0,1},{2,3}}.
-    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
-        return tuple(map(int, match.group(1).split(",")))
-    # Groups as a reshaped range of numbers: [2,4]<=[8].
-    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        return tuple(_numbered(match[3], match[4]).reshape(int(match[1]), int(match[2]))[0].tolist())
-    if match := re.search(
-        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}",
-        rest,
-    ):
-        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
-        numbers = match[2] or ",".join(map(str, sizes.values()))
-        ids = _numbered(numbers, match[3]).reshape(*sizes.values())
-        # The first group: all places of the axes that are named, and the first of all others.
-        index: list[slice | int] = []
-        for name in sizes:
-            index.append(slice(None) if f"'{name}'" in match[4] else 0)
-        return tuple(ids[tuple(index)].flatten().tolist())
-    return ()
-
-
-def _numbered(sizes: str, order: str | None) -> np.ndarray:
-    """Devices numbered over axes of these sizes, with the axes then put into an order."""
-    dims = [int(size) for size in sizes.split(",")]
-    ids = np.arange(math.prod(dims)).reshape(dims)
-    return ids.transpose([int(axis) for axis in order.split(",")]) if order else ids

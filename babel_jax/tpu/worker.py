@@ -29,8 +29,8 @@ from babel_jax.tpu.costs import wire_seconds
 from babel_jax.tpu.cuda import card_devices
 from babel_jax.tpu.flops import pallas_flops, program_flops
 from babel_jax.tpu.forecast import forecast_of
-from babel_jax.tpu.hlo import Collective
 from babel_jax.tpu.hlo import Program as Moved
+from babel_jax.tpu.hlo_instruction import Collective
 from babel_jax.tpu.kinds import STEP
 from babel_jax.tpu.program import Program, copied_bytes, device_bytes
 from babel_jax.tpu.programs import evaluation_programs, training_programs
