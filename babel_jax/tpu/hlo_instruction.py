@@ -9,22 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-_BYTES = {
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "bf16": 2,
-    "f16": 2,
-    "s16": 2,
-    "u16": 2,
-    "f32": 4,
-    "s32": 4,
-    "u32": 4,
-    "s64": 8,
-    "u64": 8,
-    "f64": 8,
-}
-_ARRAY = re.compile(r"\b(" + "|".join(_BYTES) + r")\[([\d,]*)\](\{[^}]*\})?")
+# An array type, such as bf16[8,128]{1,0:T(8,128)S(1)}: kind, bits of an element (none for pred), extents, and
+# layout.
+_ARRAY = re.compile(r"\b(pred|(?:bf|[fsuc])(\d+)\w*)\[([\d,]*)\](\{[^}]*\})?")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -87,18 +74,19 @@ def collective_of(
 
 def array_bytes(shape: str) -> int:
     """The bytes of an array type, or of all arrays in a tuple type."""
-    return sum(_array_size(kind, extents) for kind, extents, _ in _ARRAY.findall(shape))
+    return sum(_array_size(bits, extents) for _, bits, extents, _ in _ARRAY.findall(shape))
 
 
 def in_hbm(shape: str) -> int:
     """`array_bytes` without arrays in on-chip memory, S(1) and up."""
-    arrays = [array for array in _ARRAY.findall(shape) if "S(" not in array[2]]
-    return sum(_array_size(kind, extents) for kind, extents, _ in arrays)
+    arrays = [(bits, extents) for _, bits, extents, layout in _ARRAY.findall(shape) if "S(" not in layout]
+    return sum(_array_size(bits, extents) for bits, extents in arrays)
 
 
-def _array_size(kind: str, extents: str) -> int:
-    """The bytes of an array such as ("bf16", "8,128")."""
-    return _BYTES[kind] * math.prod(int(extent) for extent in extents.split(",") if extent)
+def _array_size(bits: str, extents: str) -> int:
+    """The bytes of an array of elements of so many bits, such as ("16", "8,128"); a pred has a byte."""
+    elements = math.prod(int(extent) for extent in extents.split(",") if extent)
+    return math.ceil(elements * int(bits or 8) / 8)
 
 
 def arrays_of(shape: str) -> list[str]:

@@ -13,6 +13,7 @@ from babel_jax.model.parallel import WEIGHT_AXES, Parallelism, mesh_axes
 from babel_jax.tpu.chips import chip_of
 from babel_jax.tpu.flops import pallas_flops, program_flops
 from babel_jax.tpu.hlo import Program
+from babel_jax.tpu.hlo_instruction import array_bytes
 from babel_jax.tpu.worker import out_of_hbm
 from babel_jax.training.loss import summed_loss
 
@@ -35,6 +36,26 @@ from babel_jax.training.loss import summed_loss
 def test_a_topology_that_does_not_exist_is_refused_with_the_near_ones(topology, message):
     with pytest.raises(BadInput, match=message):
         chip_of(topology)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ("pred[3,5]{1,0}", 15),
+        ("s4[7]{0}", 4),
+        ("f8e4m3fn[8,128]{1,0:T(8,128)(4,1)}", 1024),
+        ("f8e4m3b11fnuz[16]{0}", 16),
+        ("f8e5m2[]", 1),
+        ("bf16[2,3]{1,0}", 12),
+        ("c64[2]{0}", 16),
+        ("(f32[4]{0}, token[], u32[]{:S(2)})", 20),
+        ("token[]", 0),
+        ("opaque[]", 0),
+    ],
+)
+def test_arrays_of_every_type_have_bytes(shape, size):
+    """The names are XLA's (primitive types of its documentation). An 8-bit float had none before."""
+    assert array_bytes(shape) == size
 
 
 @pytest.mark.parametrize(

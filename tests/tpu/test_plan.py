@@ -89,6 +89,20 @@ def test_what_libtpu_warns_of_is_told(tiny_toml, caplog):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("topology", "matmul_dtype"), [("tpu7x:2x2x1", "float8"), ("v6e:2x4", "int8")])
+def test_narrow_weights_are_gathered_as_one_byte_each(tiny_toml, topology, matmul_dtype):
+    """In bfloat16 each weight of a layer takes two."""
+    larger = ("training.global_batch_size=8", "model.shape.intermediate_size=4096")
+    gathered = {}
+    for settings in (larger, (*larger, f"training.matmul_dtype={matmul_dtype}")):
+        found = plan_module.plan(load_config(tiny_toml, settings), topology, which=Which.STEP)
+        gathers = [one["bytes"] for one in found["collectives"] if one["kind"] == "all-gather"]
+        gathered[settings] = sum(gathers)
+    whole, narrow = gathered.values()
+    assert 0.45 < narrow / whole < 0.65
+
+
+@pytest.mark.slow
 def test_gathers_and_scatters_of_weights_are_not_made_all_reduces(tiny_toml):
     """Left to itself, the compiler transposes some gradients on v6e so that their scatters become
     all-reduces, twice the bytes.
