@@ -114,4 +114,4 @@ def _tell_warnings(logs: Path) -> None:
             if _UNSAFE in line:
                 warnings[line.partition("] ")[2]] = None
     for warning in warnings:
-        log.warning("the compiler warns: %s", warning)
+        log.warning("the compiler warns (its options: training.compiler_options): %s", warning)
