@@ -34,8 +34,8 @@ class EvaluationSettings(Settings):
     Unit: items.
     """
     suite_translations: bool = True
-    """The offline suite translates sentences too, which takes as long as the rest of it and bits per byte
-    together. A model of a few million parameters translates nothing.
+    """True keeps the tasks of translation in the offline suite. They take as long as its other tasks and bits
+    per byte together, and a model of a few million parameters scores 0 in them.
     """
     every: Positive | None = None
     """Evaluates after every so many steps too, not only at the ends of stages. Unit: steps."""

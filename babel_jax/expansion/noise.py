@@ -1,6 +1,6 @@
 """The noise of new layers: the table that it is drawn from, and rows with noise in NumPy, without JAX.
 
-To import JAX and to compile for each shape takes longer than the noise of a model of some billion parameters.
+To import JAX, and to compile a program for each shape, takes longer than to draw the noise of a small model.
 The random numbers are those of `jax.random` (Threefry-2x32, Salmon et al. 2011), so `noisy_rows` has the bits
 of `expansion.apply`, which computes with JAX.
 """
@@ -49,7 +49,9 @@ def path_hash(place: Place) -> int:
 
 
 def is_exact_in_numpy(table: np.ndarray, dtype: np.dtype) -> bool:
-    """True if NumPy adds noise of this table to the bit as XLA for CPU, which takes denormals for zeros."""
+    """True if sums with this table have the same bits in NumPy and in XLA for CPU, which takes denormals for
+    zeros.
+    """
     return str(dtype) in _TYPES and bool(np.abs(table).min() > _LEAST)
 
 

@@ -32,8 +32,8 @@ class Collective(NamedTuple):
     between slices has no group: it goes through the hosts, and each device exchanges with its counterparts in
     the other slices.
 
-    `rings`: through how many rings of devices it runs at once, in both directions; None if the text does not
-    say. A ring takes the links of one dimension, even if it winds through two.
+    `rings`: the number of rings of devices that it uses at once, None if the text does not say. The two
+    directions of a ring count once. A ring takes the links of one dimension, also where it winds through two.
     """
 
     kind: str
